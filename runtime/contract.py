@@ -1,0 +1,83 @@
+"""The routing contract, version 1: what a checkpoint says about its routing (docs/routing-contract.md).
+
+It stands in a checkpoint's ``config.json`` under ``"dynexport"`` and in every bundle's manifest. Every field that is
+left out takes its default here; every field that is not known is an error, never ignored.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, field_validator
+
+from dynexport.runtime.errors import DynexportError
+
+CONTRACT_VERSION = 1
+
+SkipRule = Literal["official", "balanced", "modulo"]
+
+
+class _Contract(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Dense(_Contract):
+    """Every token runs in every layer."""
+
+    strategy: Literal["dense"] = "dense"
+
+
+class UnifiedSkip(_Contract):
+    """Unified Layer Skipping (arXiv 2404.06954): the prompt runs in all layers, generated tokens in the kept ones.
+
+    Attributes:
+        speedups: the target ratios r >= 1; one kept set each.
+        rule: how a kept set follows from a ratio.
+        keep: overrides the rule; indices of the kept layers.
+    """
+
+    strategy: Literal["unified-skip"] = "unified-skip"
+    speedups: tuple[float, ...] = (2.0, 3.0)
+    rule: SkipRule = "official"
+    keep: tuple[int, ...] | None = None
+
+    @field_validator("speedups")
+    @classmethod
+    def _finite_ratios(cls, speedups: tuple[float, ...]) -> tuple[float, ...]:
+        if not speedups:
+            raise ValueError("expected at least one ratio, found none")
+        for ratio in speedups:
+            if not math.isfinite(ratio) or ratio < 1:
+                raise ValueError(f"expected finite ratios >= 1, found {ratio}")
+        return tuple(dict.fromkeys(speedups))
+
+
+Contract = Annotated[Dense | UnifiedSkip, Field(discriminator="strategy")]
+_ADAPTER: TypeAdapter[Dense | UnifiedSkip] = TypeAdapter(Contract)
+
+
+def parse_contract(fields: dict[str, Any], where: str) -> Dense | UnifiedSkip:
+    """Read contract fields as they stand in a config or a manifest.
+
+    Args:
+        fields: the JSON object under ``"dynexport"``.
+        where: what to name in an error, such as the config's path.
+
+    Raises:
+        DynexportError: on an unknown strategy or field, or a value outside its range.
+    """
+    try:
+        return _ADAPTER.validate_python(fields)
+    except ValidationError as error:
+        raise DynexportError(f"{where}: {first_problem(error)}") from error
+
+
+def first_problem(error: ValidationError) -> str:
+    """The first problem of a pydantic error as "field: message", in one line."""
+    problem = error.errors(include_url=False)[0]
+    field = ".".join(str(part) for part in problem["loc"])
+    message = problem["msg"].removeprefix("Value error, ").replace("\n", " ")
+    found = problem.get("input")
+    shown = "" if isinstance(found, dict | list | tuple) or "found" in message else f", found {found!r}"
+    return f"{field}: {message}{shown}" if field else f"{message}{shown}"
