@@ -1,0 +1,149 @@
+"""A decoder family as data: everything that a graph, a reference or a cost model needs to know of a model."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+import numpy as np
+
+Array = np.ndarray
+NormKind = Literal["rms", "layer"]
+Activation = Literal["silu", "gelu", "gelu_tanh", "relu"]
+Residual = Literal["sequential", "parallel"]
+
+
+@dataclass(frozen=True)
+class Rotary:
+    """Rotary position embedding (arXiv 2104.09864) of the first ``dim`` channels of every head.
+
+    Attributes:
+        dim: rotated channels per head, even.
+        inverse_frequencies: float32 [dim / 2], scaling already applied.
+        attention_scaling: multiplies cos and sin.
+    """
+
+    dim: int
+    inverse_frequencies: tuple[float, ...]
+    attention_scaling: float = 1.0
+
+    def tables(self, length: int) -> tuple[Array, Array]:
+        """cos and sin, each float32 [length, dim / 2]."""
+        frequencies = np.asarray(self.inverse_frequencies, dtype=np.float32)
+        angles = np.arange(length, dtype=np.float32)[:, None] * frequencies[None]
+        scaling = np.float32(self.attention_scaling)
+        return np.cos(angles) * scaling, np.sin(angles) * scaling
+
+
+@dataclass(frozen=True)
+class LearnedPositions:
+    """A learned table added to the token embedding; ``offset`` leading rows are never used (opt: 2)."""
+
+    offset: int = 0
+
+
+@dataclass(frozen=True)
+class Alibi:
+    """Attention with linear biases (arXiv 2108.12409)."""
+
+    heads: int
+
+    def slopes(self) -> Array:
+        """float32 [heads], as in the paper's reference code for any number of heads."""
+        power = 2 ** math.floor(math.log2(self.heads))
+        base = 2.0 ** (-(2.0 ** -(math.log2(power) - 3)))
+        slopes = [base**i for i in range(1, power + 1)]
+        extra = 2.0 ** (-(2.0 ** -(math.log2(2 * power) - 3)))
+        slopes += [extra**i for i in range(1, 2 * (self.heads - power), 2)]
+        return np.asarray(slopes, dtype=np.float32)
+
+
+Positions = Rotary | LearnedPositions | Alibi
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where a tensor of the graph comes from in the checkpoint.
+
+    Attributes:
+        names: checkpoint tensors, read one after the other.
+        combine: makes the graph's tensor from them; by default they are stacked along their first axis.
+    """
+
+    names: tuple[str, ...]
+    combine: Callable[[list[Array]], Array] | None = None
+
+    def build(self, read: Callable[[str], Array]) -> Array:
+        """Read and combine; float32."""
+        parts = [read(name) for name in self.names]
+        if self.combine is not None:
+            return self.combine(parts)
+        return parts[0] if len(parts) == 1 else np.concatenate(parts)
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """One decoder-only model. Sizes are in elements, lengths in tokens.
+
+    Attributes:
+        attention_scale: multiplies q.k before softmax.
+        windows: per layer, how many latest positions a token sees (its own included), or None for all.
+        rotary_layers: per layer, whether rotary positions are applied (smollm3 leaves some out).
+        post_norms: gemma2's norms after attention and after the MLP, before the residual add.
+        sources: tensor of the graph -> where it comes from. ``{i}`` is already filled in.
+    """
+
+    family: str
+    hidden_size: int
+    layers: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+    intermediate_size: int
+    vocab_size: int
+    max_length: int
+    positions: Positions
+    norm: NormKind = "rms"
+    norm_epsilon: float = 1e-5
+    activation: Activation = "silu"
+    gated_mlp: bool = True
+    residual: Residual = "sequential"
+    attention_scale: float = 0.0
+    attention_softcap: float | None = None
+    logits_softcap: float | None = None
+    embedding_scale: float | None = None
+    embedding_norm: bool = False
+    qk_norm: bool = False
+    post_norms: bool = False
+    shared_parallel_norm: bool = False
+    qkv_bias: bool = False
+    attention_output_bias: bool = False
+    mlp_bias: bool = False
+    head_bias: bool = False
+    tied_embeddings: bool = False
+    windows: tuple[int | None, ...] = ()
+    rotary_layers: tuple[bool, ...] = ()
+    sources: Mapping[str, Source] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        defaults: dict[str, object] = {}
+        if not self.attention_scale:
+            defaults["attention_scale"] = self.head_dim**-0.5
+        if not self.windows:
+            defaults["windows"] = (None,) * self.layers
+        if not self.rotary_layers:
+            defaults["rotary_layers"] = (isinstance(self.positions, Rotary),) * self.layers
+        for name, value in defaults.items():
+            object.__setattr__(self, name, value)
+
+    @property
+    def needs_key_positions(self) -> bool:
+        """Whether attention looks at the original positions of cached keys (windows, ALiBi)."""
+        return isinstance(self.positions, Alibi) or any(window is not None for window in self.windows)
+
+    @property
+    def kv_bytes_per_token_and_layer(self) -> int:
+        """Bytes of one token's float32 key and value in one layer."""
+        return 2 * self.kv_heads * self.head_dim * 4

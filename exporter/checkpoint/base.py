@@ -1,0 +1,41 @@
+"""What every kind of checkpoint offers to the rest: a Hugging Face config, and tensors read one at a time."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Collection
+from typing import Any
+
+import numpy as np
+
+
+class Checkpoint(ABC):
+    """A model on disk, under Hugging Face names and layouts whatever the format.
+
+    Attributes:
+        source: what the user named, for messages and the manifest.
+        config: the fields of ``config.json``.
+        files: small text files that a bundle carries on, name -> content: ``tokenizer.json`` where there is a
+            tokenizer, ``chat_template.jinja`` where there is a template, ``generation_config.json`` (``eos_token_id``).
+    """
+
+    source: str
+    config: dict[str, Any]
+    files: dict[str, bytes]
+
+    @property
+    @abstractmethod
+    def names(self) -> Collection[str]:
+        """Names of all tensors."""
+
+    @abstractmethod
+    def shape(self, name: str) -> tuple[int, ...]:
+        """Shape of a tensor, without reading it. Raises DynexportError when there is none of that name."""
+
+    @abstractmethod
+    def read(self, name: str) -> np.ndarray:
+        """One tensor as float32 (bf16 and fp16 are widened, quantised blocks dequantised), in memory of its own.
+
+        Raises:
+            DynexportError: when it is absent, truncated or of an unsupported dtype; the message names the file.
+        """
