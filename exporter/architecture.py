@@ -88,11 +88,11 @@ class Architecture:
     """One decoder-only model. Sizes are in elements, lengths in tokens.
 
     Attributes:
-        attention_scale: multiplies q.k before softmax.
+        attention_scale: multiplies q.k before softmax; None is head_dim ** -0.5.
         windows: per layer, how many latest positions a token sees (its own included), or None for all.
         rotary_layers: per layer, whether rotary positions are applied (smollm3 leaves some out).
         post_norms: gemma2's norms after attention and after the MLP, before the residual add.
-        sources: tensor of the graph -> where it comes from. ``{i}`` is already filled in.
+        sources: tensor of the graph -> where it comes from, for those whose Hugging Face name differs.
     """
 
     family: str
@@ -110,18 +110,16 @@ class Architecture:
     activation: Activation = "silu"
     gated_mlp: bool = True
     residual: Residual = "sequential"
-    attention_scale: float = 0.0
+    attention_scale: float | None = None
     attention_softcap: float | None = None
     logits_softcap: float | None = None
     embedding_scale: float | None = None
     embedding_norm: bool = False
     qk_norm: bool = False
     post_norms: bool = False
-    shared_parallel_norm: bool = False
     qkv_bias: bool = False
     attention_output_bias: bool = False
     mlp_bias: bool = False
-    head_bias: bool = False
     tied_embeddings: bool = False
     windows: tuple[int | None, ...] = ()
     rotary_layers: tuple[bool, ...] = ()
@@ -129,8 +127,6 @@ class Architecture:
 
     def __post_init__(self) -> None:
         defaults: dict[str, object] = {}
-        if not self.attention_scale:
-            defaults["attention_scale"] = self.head_dim**-0.5
         if not self.windows:
             defaults["windows"] = (None,) * self.layers
         if not self.rotary_layers:
@@ -139,9 +135,13 @@ class Architecture:
             object.__setattr__(self, name, value)
 
     @property
-    def needs_key_positions(self) -> bool:
-        """Whether attention looks at the original positions of cached keys (windows, ALiBi)."""
-        return isinstance(self.positions, Alibi) or any(window is not None for window in self.windows)
+    def scale(self) -> float:
+        """What multiplies q.k before softmax."""
+        return self.head_dim**-0.5 if self.attention_scale is None else self.attention_scale
+
+    def needs_key_positions(self, layer: int) -> bool:
+        """Whether a layer's attention looks at the original positions of cached keys (windows, ALiBi)."""
+        return isinstance(self.positions, Alibi) or self.windows[layer] is not None
 
     @property
     def kv_bytes_per_token_and_layer(self) -> int:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, field_validator, model_validator
 
 from dynexport.runtime.errors import DynexportError
 
@@ -45,12 +45,18 @@ class UnifiedSkip(_Contract):
     @field_validator("speedups")
     @classmethod
     def _finite_ratios(cls, speedups: tuple[float, ...]) -> tuple[float, ...]:
-        if not speedups:
-            raise ValueError("expected at least one ratio, found none")
         for ratio in speedups:
             if not math.isfinite(ratio) or ratio < 1:
                 raise ValueError(f"expected finite ratios >= 1, found {ratio}")
         return tuple(dict.fromkeys(speedups))
+
+    @model_validator(mode="after")
+    def _something_kept(self) -> UnifiedSkip:
+        if self.keep is None and not self.speedups:
+            raise ValueError("speedups: expected at least one ratio, or keep, found neither")
+        if self.keep is not None and not self.keep:
+            raise ValueError("keep: expected at least one layer, found none")
+        return self
 
 
 Contract = Annotated[Dense | UnifiedSkip, Field(discriminator="strategy")]

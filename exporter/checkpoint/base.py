@@ -16,7 +16,8 @@ class Checkpoint(ABC):
         source: what the user named, for messages and the manifest.
         config: the fields of ``config.json``.
         files: small text files that a bundle carries on, name -> content: ``tokenizer.json`` where there is a
-            tokenizer, ``chat_template.jinja`` where there is a template, ``generation_config.json`` (``eos_token_id``).
+            tokenizer, ``chat_template.jinja`` where there is a template, ``generation_config.json``
+            (``eos_token_id``).
     """
 
     source: str
@@ -34,8 +35,8 @@ class Checkpoint(ABC):
 
     @abstractmethod
     def read(self, name: str) -> np.ndarray:
-        """One tensor as float32 (bf16 and fp16 are widened, quantised blocks dequantised), in memory of its own.
+        """One tensor as float32 in memory of its own; bf16 and fp16 are widened, quantised blocks expanded.
 
         Raises:
-            DynexportError: when it is absent, truncated or of an unsupported dtype; the message names the file.
+            DynexportError: when it is absent, truncated or of an unsupported dtype; it names the file.
         """

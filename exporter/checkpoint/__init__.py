@@ -1,0 +1,75 @@
+"""Where a user's word for a model - a directory, a .gguf file, a hub id - becomes a checkpoint."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from tokenizers import Tokenizer
+
+from dynexport.exporter.checkpoint.base import Checkpoint
+from dynexport.exporter.checkpoint.gguf_file import GgufFile
+from dynexport.exporter.checkpoint.hub import download, is_hub_id
+from dynexport.exporter.checkpoint.safetensors_directory import SafetensorsDirectory
+from dynexport.runtime.errors import DynexportError
+
+__all__ = ["Checkpoint", "open_checkpoint"]
+
+
+def open_checkpoint(model: str | Path, *, tokenizer: Path | None = None) -> Checkpoint:
+    """Open a model; tensors are read later, one at a time.
+
+    Args:
+        model: a Hugging Face directory, a ``.gguf`` file, or a hub id ``owner/name``, which is downloaded.
+        tokenizer: a ``tokenizer.json``, or a directory that holds one, to take instead of the model's own.
+
+    Raises:
+        DynexportError: when there is no such model, or it is damaged or of an unsupported kind.
+    """
+    override = None if tokenizer is None else _read_tokenizer(tokenizer)
+    checkpoint = _open(model, needs_tokenizer=override is None)
+    if override is not None:
+        checkpoint.files["tokenizer.json"] = override
+    return checkpoint
+
+
+def _open(model: str | Path, *, needs_tokenizer: bool) -> Checkpoint:
+    source, path = str(model), Path(model)
+    try:
+        path = path.expanduser()
+        is_directory, is_file = path.is_dir(), path.is_file()
+    except (OSError, RuntimeError) as error:
+        raise DynexportError(f"{source:.200}: cannot be looked up ({error})") from error
+    if is_directory:
+        return SafetensorsDirectory(path, source)
+    if is_file and path.suffix == ".gguf":
+        return GgufFile(path, source, build_tokenizer=needs_tokenizer)
+    if is_file:
+        raise DynexportError(
+            f"{source}: expected a Hugging Face directory or a .gguf file, found another kind of file; "
+            "name the directory that holds config.json"
+        )
+    if isinstance(model, str) and is_hub_id(model):
+        return SafetensorsDirectory(download(model), source)
+    raise DynexportError(
+        f"{source:.200}: no such file or directory; expected a Hugging Face directory, a .gguf file "
+        "or a hub id such as owner/name"
+    )
+
+
+def _read_tokenizer(path: Path) -> bytes:
+    """The bytes of a ``tokenizer.json`` that the tokenizers library accepts."""
+    file = path / "tokenizer.json" if path.is_dir() else path
+    try:
+        content = file.read_bytes()
+    except OSError as error:
+        raise DynexportError(
+            f"{file}: the tokenizer cannot be read ({error.strerror}); "
+            "name a tokenizer.json or a directory with one"
+        ) from error
+    try:
+        Tokenizer.from_buffer(content)
+    except Exception as error:  # the library raises bare Exception
+        raise DynexportError(
+            f"{file}: expected a tokenizer.json of the tokenizers library, found something else ({error})"
+        ) from error
+    return content

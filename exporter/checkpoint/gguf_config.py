@@ -1,0 +1,222 @@
+"""The config.json of the Hugging Face model that a GGUF file was made from, as far as its metadata tells."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from dynexport.exporter.checkpoint.gguf_header import GgufHeader
+from dynexport.exporter.checkpoint.gguf_layout import GgufFamily
+from dynexport.runtime.errors import DynexportError
+
+# Not in the metadata; llama.cpp has them in its code (src/llama-model.cpp, src/models/smollm3.cpp).
+_DEFAULT_ROPE_BASE = 10000.0
+_SMOLLM3_NO_ROPE_INTERVAL = 4
+_GEMMA2_27B_LAYERS = 46
+# convert_hf_to_gguf.py computes rope_freqs with these, whatever the model's config says of the last one.
+_LLAMA3_ROPE = {"low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 8192}
+
+
+class Metadata:
+    """Typed access to the metadata of a GGUF file.
+
+    Args:
+        header: of the file.
+    """
+
+    def __init__(self, header: GgufHeader) -> None:
+        self.header = header
+        self._values = header.metadata
+        self.architecture = str(header.metadata.get("general.architecture"))
+
+    def error(self, key: str, expected: str) -> DynexportError:
+        """An error that names the key, what was expected and what was found."""
+        found = f"{self._values[key]!r:.80}" if key in self._values else "nothing"
+        return DynexportError(
+            f"{self.header.path}: metadata {key}: expected {expected}, found {found}; "
+            "convert the Hugging Face directory instead"
+        )
+
+    def key(self, name: str) -> str:
+        """The full key of a value of the architecture."""
+        return f"{self.architecture}.{name}"
+
+    def optional(self, key: str, kind: type | tuple[type, ...], expected: str) -> Any:
+        """A value under its full key, or None. A list of equal values, one a layer, counts as one."""
+        value = self._values.get(key)
+        if isinstance(value, list) and kind is not list and value and all(item == value[0] for item in value):
+            value = value[0]
+        if value is not None and (
+            not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool)
+        ):
+            raise self.error(key, expected)
+        return value
+
+    def integer(self, name: str, default: int | None = None) -> int:
+        """A size of the architecture, greater than 0."""
+        key = self.key(name)
+        value = self.optional(key, int, "an integer > 0")
+        if value is None and default is not None:
+            return default
+        if value is None or value < 1:
+            raise self.error(key, "an integer > 0")
+        return int(value)
+
+    def number(self, name: str) -> float | None:
+        """A number of the architecture, or None."""
+        value = self.optional(self.key(name), (int, float), "a number")
+        return None if value is None else float(value)
+
+    def token(self, name: str) -> int | None:
+        """The id of a special token, such as ``bos``, or None."""
+        value = self.optional(f"tokenizer.ggml.{name}_token_id", int, "a token id")
+        return None if value is None else int(value)
+
+
+def read_config(metadata: Metadata, family: GgufFamily, read: Callable[[str], np.ndarray]) -> dict[str, Any]:
+    """The fields of config.json.
+
+    Args:
+        metadata: of the file.
+        family: of its architecture.
+        read: reads a tensor by its GGUF name, float32.
+
+    Raises:
+        DynexportError: when a field is missing or of the wrong type, or the model is an unsupported variant.
+    """
+    if metadata.optional(metadata.key("expert_count"), int, "an integer"):
+        raise metadata.error(metadata.key("expert_count"), "none: mixtures of experts are not supported")
+    config = _sizes(metadata)
+    config["architectures"] = [family.class_name]
+    config["model_type"] = family.architecture
+    config["tie_word_embeddings"] = "output.weight" not in metadata.header.tensors
+    config.update(_rope(metadata, config["head_dim"], read))
+    for name in ("bos", "eos"):
+        config[f"{name}_token_id"] = metadata.token(name)
+    config["pad_token_id"] = metadata.token("padding")
+    config.update(_specials(metadata, config))
+    return config
+
+
+def _sizes(metadata: Metadata) -> dict[str, Any]:
+    heads, hidden = metadata.integer("attention.head_count"), metadata.integer("embedding_length")
+    epsilon = metadata.number("attention.layer_norm_rms_epsilon")
+    embedding = metadata.header.tensors.get("token_embd.weight")
+    if embedding is None or len(embedding.shape) != 2:
+        raise DynexportError(
+            f"{metadata.header.path}: tensor token_embd.weight: expected a matrix, found none; "
+            "name the file of a whole model"
+        )
+    if epsilon is None:
+        raise metadata.error(metadata.key("attention.layer_norm_rms_epsilon"), "a number")
+    return {
+        "hidden_size": hidden,
+        "num_hidden_layers": metadata.integer("block_count"),
+        "num_attention_heads": heads,
+        "num_key_value_heads": metadata.integer("attention.head_count_kv", heads),
+        "head_dim": metadata.integer("attention.key_length", max(1, hidden // heads)),
+        "intermediate_size": metadata.integer("feed_forward_length"),
+        "vocab_size": embedding.shape[0],
+        "max_position_embeddings": metadata.integer("context_length"),
+        "rms_norm_eps": epsilon,
+        "hidden_act": "silu",
+    }
+
+
+def _rope(metadata: Metadata, head_dim: int, read: Callable[[str], np.ndarray]) -> dict[str, Any]:
+    base = metadata.number("rope.freq_base") or _DEFAULT_ROPE_BASE
+    dim = metadata.integer("rope.dimension_count", head_dim)
+    fields: dict[str, Any] = {"rope_theta": base, "rope_scaling": _scaling(metadata)}
+    if dim != head_dim:
+        fields["partial_rotary_factor"] = dim / head_dim
+    tensors = metadata.header.tensors
+    if "rope_freqs.weight" in tensors:
+        fields["rope_scaling"] = _llama3_scaling(metadata, read("rope_freqs.weight"), base, dim)
+    if "rope_factors_long.weight" in tensors and "rope_factors_short.weight" in tensors:
+        long, short = (read(f"rope_factors_{which}.weight").tolist() for which in ("long", "short"))
+        fields["rope_scaling"] = {"rope_type": "longrope", "long_factor": long, "short_factor": short}
+        fields["original_max_position_embeddings"] = metadata.integer("rope.scaling.original_context_length")
+    return fields
+
+
+def _scaling(metadata: Metadata) -> dict[str, Any] | None:
+    """Scaling that numbers alone describe: linear, yarn, or another that a family may refuse by its name."""
+    kind = metadata.optional(metadata.key("rope.scaling.type"), str, "a string")
+    factor = metadata.number("rope.scaling.factor")
+    old_factor = metadata.number("rope.scale_linear")
+    if kind is None and old_factor not in (None, 1.0):
+        kind, factor = "linear", old_factor
+    if kind in (None, "none"):
+        return None
+    scaling: dict[str, Any] = {"rope_type": kind, "factor": factor}
+    for name, key in (
+        ("original_max_position_embeddings", "original_context_length"),
+        ("attention_factor", "attn_factor"),
+        ("beta_fast", "yarn_beta_fast"),
+        ("beta_slow", "yarn_beta_slow"),
+    ):
+        value = metadata.number(f"rope.scaling.{key}")
+        if value is not None:
+            scaling[name] = int(value) if name == "original_max_position_embeddings" else value
+    return scaling
+
+
+def _llama3_scaling(metadata: Metadata, factors: np.ndarray, base: float, dim: int) -> dict[str, Any]:
+    """The llama3 scaling behind a table of per-channel factors [dim / 2].
+
+    Raises:
+        DynexportError: when the table is not one that the known parameters make.
+    """
+    factor = float(factors.max(initial=1.0))
+    low, high, context = _LLAMA3_ROPE.values()
+    wavelengths = 2 * math.pi * base ** (np.arange(0, dim, 2) / dim)
+    smooth = np.clip((context / wavelengths - low) / (high - low), 0.0, 1.0)
+    expected = 1 / ((1 - smooth) / factor + smooth)
+    if factors.shape != expected.shape or not np.allclose(factors, expected, rtol=1e-3):
+        raise DynexportError(
+            f"{metadata.header.path}: tensor rope_freqs.weight: expected the table of llama3 scaling, "
+            "found another; convert the Hugging Face directory instead"
+        )
+    return {"rope_type": "llama3", "factor": factor, **_LLAMA3_ROPE}
+
+
+def _specials(metadata: Metadata, config: dict[str, Any]) -> dict[str, Any]:
+    """What only one family has."""
+    window = metadata.optional(metadata.key("attention.sliding_window"), int, "an integer") or None
+    biased = {
+        name for name in metadata.header.tensors if name.startswith("blk.0.") and name.endswith(".bias")
+    }
+    kind = config["model_type"]
+    if kind == "llama" and window is not None:
+        return {"model_type": "mistral", "architectures": ["MistralForCausalLM"], "sliding_window": window}
+    if kind in ("llama", "smollm3"):
+        fields: dict[str, Any] = {
+            "attention_bias": "blk.0.attn_q.bias" in biased,
+            "mlp_bias": "blk.0.ffn_up.bias" in biased,
+        }
+        if kind == "smollm3":
+            layers = range(1, config["num_hidden_layers"] + 1)
+            fields["no_rope_layers"] = [int(i % _SMOLLM3_NO_ROPE_INTERVAL != 0) for i in layers]
+        return fields
+    if kind == "gemma2":
+        return _gemma2(metadata, config, window)
+    if kind == "phi3":
+        return {"sliding_window": window}
+    return {"use_sliding_window": False, "attention_bias": "blk.0.attn_q.bias" in biased}
+
+
+def _gemma2(metadata: Metadata, config: dict[str, Any], window: int | None) -> dict[str, Any]:
+    heads, hidden = config["num_attention_heads"], config["hidden_size"]
+    is_27b = config["num_hidden_layers"] == _GEMMA2_27B_LAYERS
+    return {
+        "hidden_act": "gelu_pytorch_tanh",
+        "hidden_activation": "gelu_pytorch_tanh",
+        "attention_bias": False,
+        "attn_logit_softcapping": metadata.number("attn_logit_softcapping"),
+        "final_logit_softcapping": metadata.number("final_logit_softcapping"),
+        "query_pre_attn_scalar": hidden // heads if is_27b else config["head_dim"],
+        "sliding_window": window or 4096,
+    }

@@ -1,0 +1,128 @@
+"""A GGUF file of llama.cpp, shown as the Hugging Face checkpoint that it was converted from."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection
+from pathlib import Path
+
+import numpy as np
+from gguf.quants import dequantize, quant_shape_to_byte_shape
+
+from dynexport.exporter.checkpoint.base import Checkpoint
+from dynexport.exporter.checkpoint.gguf_config import Metadata, read_config
+from dynexport.exporter.checkpoint.gguf_header import GgufTensor, read_header
+from dynexport.exporter.checkpoint.gguf_layout import FAMILIES, GgufFamily
+from dynexport.exporter.checkpoint.gguf_tokenizer import tokenizer_files
+from dynexport.runtime.errors import DynexportError
+
+_VALUES_AT_A_TIME = 1 << 22
+
+
+class GgufFile(Checkpoint):
+    """A GGUF file.
+
+    Args:
+        path: the file.
+        source: what the user named; by default the path.
+        build_tokenizer: whether to make a ``tokenizer.json``; not when the user has another.
+
+    Raises:
+        DynexportError: when it is damaged, of an unsupported architecture, or one part of several.
+    """
+
+    def __init__(self, path: Path, source: str | None = None, *, build_tokenizer: bool = True) -> None:
+        self.source = str(path) if source is None else source
+        self._header = read_header(path)
+        metadata = Metadata(self._header)
+        self._family = _find_family(metadata)
+        layers = metadata.integer("block_count")
+        if layers > len(self._header.tensors):
+            raise metadata.error(
+                metadata.key("block_count"), f"no more than {len(self._header.tensors)} tensors"
+            )
+        self._stored = self._family.hugging_face_names(self._header.tensors, layers, path)
+        self.config = read_config(metadata, self._family, self._read_stored)
+        self.files = tokenizer_files(metadata, build=build_tokenizer)
+
+    @property
+    def names(self) -> Collection[str]:
+        """Hugging Face names of all tensors."""
+        return self._stored.keys()
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """Shape of a tensor. Raises DynexportError when there is none of that name."""
+        return self._header.tensors[self._stored_name(name)].shape
+
+    def read(self, name: str) -> np.ndarray:
+        """A tensor as float32 in Hugging Face's layout.
+
+        Raises:
+            DynexportError: when it is absent, of a type that cannot be dequantised, unreadable, or of a shape
+                that does not go with the metadata.
+        """
+        stored = self._stored_name(name)
+        values = self._read_stored(stored)
+        try:
+            heads, kv_heads = self.config["num_attention_heads"], self.config["num_key_value_heads"]
+            return self._family.to_hugging_face(name, values, heads, kv_heads)
+        except ValueError as error:
+            raise DynexportError(
+                f"{self._header.path}: tensor {stored}: expected rows of {heads} heads ({kv_heads} of k) "
+                f"of even size, found {values.shape[0]} rows; the file is damaged, download it again"
+            ) from error
+
+    def _stored_name(self, name: str) -> str:
+        stored: str | None = self._stored.get(name)
+        if stored is None:
+            raise DynexportError(
+                f"{self.source}: no tensor {name} among its {len(self._stored)}; the file is not a whole "
+                f"{self._family.architecture}"
+            )
+        return stored
+
+    def _read_stored(self, stored: str) -> np.ndarray:
+        """A tensor by its GGUF name, float32, as it is laid out there."""
+        path, tensor = self._header.path, self._header.tensors[stored]
+        try:
+            content = np.fromfile(path, np.uint8, tensor.size, offset=tensor.offset)
+        except OSError as error:
+            raise DynexportError(f"{path}: tensor {stored}: cannot be read ({error.strerror})") from error
+        if content.size != tensor.size:
+            raise DynexportError(
+                f"{path}: tensor {stored}: expected {tensor.size} bytes, found {content.size}; "
+                "the file has changed since it was opened"
+            )
+        try:
+            return _dequantise(content, tensor)
+        except NotImplementedError as error:
+            raise DynexportError(
+                f"{path}: tensor {stored}: {tensor.kind.name} cannot be dequantised; use a file of another "
+                "quantisation or the Hugging Face directory"
+            ) from error
+
+
+def _dequantise(content: np.ndarray, tensor: GgufTensor) -> np.ndarray:
+    """The values of a tensor, float32; some rows at a time: the gguf package makes two copies."""
+    width = tensor.shape[-1] if tensor.shape else 1
+    values = np.empty((math.prod(tensor.shape) // max(width, 1), width), np.float32)
+    rows = content.reshape(len(values), *quant_shape_to_byte_shape((width,), tensor.kind))
+    step = max(1, _VALUES_AT_A_TIME // max(width, 1))
+    for start in range(0, len(rows), step):
+        values[start : start + step] = dequantize(rows[start : start + step], tensor.kind)
+    return values.reshape(tensor.shape)
+
+
+def _find_family(metadata: Metadata) -> GgufFamily:
+    """The family of a file. Raises DynexportError when it is unsupported or the file is one of several."""
+    path = metadata.header.path
+    parts = metadata.optional("split.count", int, "an integer") or 1
+    if parts > 1:
+        raise DynexportError(f"{path}: is one of {parts} parts; join them with llama-gguf-split --merge")
+    family = FAMILIES.get(metadata.architecture)
+    if family is None:
+        raise DynexportError(
+            f"{path}: general.architecture: expected one of {', '.join(sorted(FAMILIES))}, found "
+            f"{metadata.architecture!r}; convert the Hugging Face directory instead"
+        )
+    return family

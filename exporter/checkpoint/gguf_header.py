@@ -1,0 +1,217 @@
+"""Reading a GGUF file's metadata and tensor table, where ``gguf.GGUFReader`` takes seconds for a vocabulary,
+believes the counts of a damaged file, and maps the whole of it."""
+
+from __future__ import annotations
+
+import math
+import struct
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+from gguf.constants import GGML_QUANT_SIZES, GGUF_DEFAULT_ALIGNMENT, GGMLQuantizationType
+
+from dynexport.runtime.errors import DynexportError
+
+# https://github.com/ggml-org/ggml/blob/master/docs/gguf.md; in versions 2 and 3 all counts are 64 bits wide.
+_VERSIONS = (2, 3)
+_FLOAT32, _STRING, _ARRAY = 6, 8, 9
+_SCALARS = {
+    0: "u1",
+    1: "i1",
+    2: "<u2",
+    3: "<i2",
+    4: "<u4",
+    5: "<i4",
+    6: "<f4",
+    7: "?",
+    10: "<u8",
+    11: "<i8",
+    12: "<f8",
+}
+_MAX_DIMENSIONS = 4
+
+
+@dataclass(frozen=True)
+class GgufTensor:
+    """One row of the tensor table.
+
+    Attributes:
+        kind: how the values are stored.
+        shape: outermost first, as in numpy.
+        offset: from the start of the file, in bytes.
+        size: in bytes.
+    """
+
+    kind: GGMLQuantizationType
+    shape: tuple[int, ...]
+    offset: int
+    size: int
+
+
+@dataclass(frozen=True)
+class GgufHeader:
+    """What stands before the tensors.
+
+    Attributes:
+        path: the file.
+        metadata: key -> number, bool, string, or list of one of these.
+        tensors: name -> where it is, all of it inside the file.
+    """
+
+    path: Path
+    metadata: dict[str, Any]
+    tensors: dict[str, GgufTensor]
+
+
+def read_header(path: Path) -> GgufHeader:
+    """Read and check everything but the tensors.
+
+    Raises:
+        DynexportError: when the file is not GGUF of a supported version, or is damaged or truncated.
+    """
+    try:
+        with path.open("rb") as file:
+            return _read(_Cursor(file, path, path.stat().st_size))
+    except OSError as error:
+        raise DynexportError(f"{path}: cannot be read ({error.strerror})") from error
+
+
+class _Cursor:
+    """Reads values one after the other and never past the end.
+
+    Args:
+        file: at its start.
+        path: for messages.
+        size: of the file, in bytes.
+    """
+
+    def __init__(self, file: BinaryIO, path: Path, size: int) -> None:
+        self._file, self.path, self.size = file, path, size
+        self.position = 0
+
+    def error(self, message: str) -> DynexportError:
+        """An error that says where in the file it is."""
+        return DynexportError(
+            f"{self.path}: byte {self.position}: {message}; "
+            "the file is damaged or incomplete, download it again"
+        )
+
+    def take(self, count: int) -> bytes:
+        """The next bytes."""
+        if count > self.size - self.position:
+            raise self.error(f"expected {count} more bytes, found {self.size - self.position}")
+        content = self._file.read(count)
+        self.position += count
+        return content
+
+    def number(self, layout: str) -> int:
+        """An integer, by the letter of the struct module."""
+        return int(struct.unpack("<" + layout, self.take(struct.calcsize("<" + layout)))[0])
+
+    def string(self) -> str:
+        """A length and as many bytes of UTF-8."""
+        content = self.take(self.number("Q"))
+        try:
+            return content.decode()
+        except UnicodeDecodeError as error:
+            raise self.error(f"expected UTF-8 text, found {content[:20]!r}") from error
+
+    def value(self) -> Any:
+        """A metadata value: its type, then itself."""
+        kind = self.number("I")
+        if kind == _ARRAY:
+            return self._array()
+        return self.string() if kind == _STRING else self._scalars(kind, 1)[0]
+
+    def _array(self) -> list[Any]:
+        kind, count = self.number("I"), self.number("Q")
+        if kind == _STRING:
+            # each takes 8 bytes at least: a made-up count ends at the end of the file
+            return [self.string() for _ in range(count)]
+        return self._scalars(kind, count)
+
+    def _scalars(self, kind: int, count: int) -> list[Any]:
+        if kind not in _SCALARS:
+            raise self.error(f"expected a metadata type of {sorted(_SCALARS)} or {_STRING}, found {kind}")
+        dtype = np.dtype(_SCALARS[kind])
+        values = np.frombuffer(self.take(count * dtype.itemsize), dtype)
+        if kind == _FLOAT32:
+            # 1e-05, not 9.999999747378752e-06: the decimal that was meant, which rounds to the same float32
+            return [float(str(value)) for value in values]
+        items: list[Any] = values.tolist()
+        return items
+
+
+def _read(cursor: _Cursor) -> GgufHeader:
+    _check_version(cursor)
+    tensor_count, metadata_count = cursor.number("Q"), cursor.number("Q")
+    metadata: dict[str, Any] = {}
+    for _ in range(metadata_count):
+        key = cursor.string()
+        if key in metadata:
+            raise cursor.error(f"metadata key {key!r} is there twice")
+        metadata[key] = cursor.value()
+    rows: dict[str, tuple[GGMLQuantizationType, tuple[int, ...], int]] = {}
+    for _ in range(tensor_count):
+        name = cursor.string()
+        if name in rows:
+            raise cursor.error(f"tensor {name!r} is there twice")
+        rows[name] = _read_row(cursor, name)
+    start = _align(cursor, metadata.get("general.alignment", GGUF_DEFAULT_ALIGNMENT))
+    tensors = {name: _place(cursor, name, start, *row) for name, row in rows.items()}
+    return GgufHeader(cursor.path, metadata, tensors)
+
+
+def _check_version(cursor: _Cursor) -> None:
+    magic = cursor.take(min(4, cursor.size))
+    if magic != b"GGUF":
+        raise DynexportError(f"{cursor.path}: expected a GGUF file, found one that starts with {magic!r}")
+    version = cursor.number("I")
+    if version & 0xFFFF == 0:
+        raise DynexportError(
+            f"{cursor.path}: big-endian GGUF is not supported; convert the Hugging Face directory"
+        )
+    if version not in _VERSIONS:
+        raise DynexportError(
+            f"{cursor.path}: expected GGUF version {' or '.join(map(str, _VERSIONS))}, found {version}; "
+            "write it again with a current llama.cpp"
+        )
+
+
+def _read_row(cursor: _Cursor, name: str) -> tuple[GGMLQuantizationType, tuple[int, ...], int]:
+    """Type, shape (outermost first) and offset from the start of the tensor data."""
+    dimensions = cursor.number("I")
+    if dimensions > _MAX_DIMENSIONS:
+        raise cursor.error(f"tensor {name}: expected up to {_MAX_DIMENSIONS} dimensions, found {dimensions}")
+    shape = tuple(cursor.number("Q") for _ in range(dimensions))[::-1]
+    kind = cursor.number("I")
+    try:
+        return GGMLQuantizationType(kind), shape, cursor.number("Q")
+    except ValueError as error:
+        raise cursor.error(f"tensor {name}: expected a known ggml type, found {kind}") from error
+
+
+def _align(cursor: _Cursor, alignment: Any) -> int:
+    """Where the tensor data starts."""
+    if type(alignment) is not int or alignment < 1 or alignment & (alignment - 1):
+        raise cursor.error(f"general.alignment: expected a power of two, found {alignment!r}")
+    return math.ceil(cursor.position / alignment) * alignment
+
+
+def _place(
+    cursor: _Cursor, name: str, start: int, kind: GGMLQuantizationType, shape: tuple[int, ...], offset: int
+) -> GgufTensor:
+    block, block_bytes = GGML_QUANT_SIZES[kind]
+    if shape and shape[-1] % block:
+        raise cursor.error(
+            f"tensor {name}: expected rows of a multiple of {block} {kind.name}, found {shape[-1]}"
+        )
+    size = math.prod(shape) // block * block_bytes
+    if start + offset + size > cursor.size:
+        raise DynexportError(
+            f"{cursor.path}: tensor {name}: expected {size} bytes from byte {start + offset}, "
+            f"found a file of {cursor.size} bytes; it is incomplete, download it again"
+        )
+    return GgufTensor(kind, shape, start + offset, size)

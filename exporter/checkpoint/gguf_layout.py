@@ -1,0 +1,118 @@
+"""How the tensors of a GGUF family differ in name and layout from the Hugging Face model they come from."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import gguf
+import numpy as np
+
+from dynexport.runtime.errors import DynexportError
+
+_OUTER = ("model.embed_tokens", "model.norm", "lm_head")
+_LLAMA = (
+    "input_layernorm",
+    "self_attn.q_proj",
+    "self_attn.k_proj",
+    "self_attn.v_proj",
+    "self_attn.o_proj",
+    "post_attention_layernorm",
+    "mlp.gate_proj",
+    "mlp.up_proj",
+    "mlp.down_proj",
+)
+_QWEN3 = (*_LLAMA, "self_attn.q_norm", "self_attn.k_norm")
+_GEMMA2 = (*_LLAMA, "pre_feedforward_layernorm", "post_feedforward_layernorm")
+_PHI3 = (
+    "input_layernorm",
+    "self_attn.qkv_proj",
+    "self_attn.o_proj",
+    "post_attention_layernorm",
+    "mlp.gate_up_proj",
+    "mlp.down_proj",
+)
+# Rotary tables and scalings: they belong to the config in Hugging Face's format.
+_ROTARY = ("rope_freqs.weight", "rope_factors_long.weight", "rope_factors_short.weight")
+
+
+@dataclass(frozen=True)
+class GgufFamily:
+    """One ``general.architecture``.
+
+    Attributes:
+        architecture: as the GGUF names it.
+        class_name: the Hugging Face model class.
+        modules: of a layer, under their Hugging Face names.
+        permuted: whether rows of q and k are reordered for ggml's interleaved rotary positions.
+        shifted_norms: whether norm weights are stored with 1 added.
+    """
+
+    architecture: str
+    class_name: str
+    modules: tuple[str, ...] = _LLAMA
+    permuted: bool = False
+    shifted_norms: bool = False
+
+    def hugging_face_names(self, stored: Collection[str], layers: int, path: Path) -> dict[str, str]:
+        """Hugging Face name -> GGUF name of every stored tensor, those of rotary scalings left out.
+
+        Raises:
+            DynexportError: when there is a tensor that this family does not have.
+        """
+        kind = {name: kind for kind, name in gguf.MODEL_ARCH_NAMES.items()}[self.architecture]
+        translate = gguf.get_tensor_name_map(kind, layers).get_name
+        inner = (f"model.layers.{i}.{module}" for i in range(layers) for module in self.modules)
+        named = {}
+        for module in (*_OUTER, *inner):
+            translated = translate(module)
+            for suffix in ("weight", "bias"):
+                if f"{translated}.{suffix}" in stored:
+                    named[f"{module}.{suffix}"] = f"{translated}.{suffix}"
+        unknown = sorted(set(stored) - set(named.values()) - set(_ROTARY))
+        if unknown:
+            raise DynexportError(
+                f"{path}: tensor {unknown[0]}: a plain {self.architecture} has none of this name; "
+                "convert the Hugging Face directory instead"
+            )
+        return named
+
+    def to_hugging_face(self, name: str, values: np.ndarray, heads: int, kv_heads: int) -> np.ndarray:
+        """Undo what the conversion to GGUF did to the values of a tensor.
+
+        Args:
+            name: its Hugging Face name.
+            values: float32, as stored.
+            heads: of q.
+            kv_heads: of k.
+        """
+        if self.shifted_norms and name.endswith("norm.weight"):
+            return values - np.float32(1)
+        if self.permuted and ".self_attn.q_proj." in name:
+            return _deinterleave(values, heads)
+        if self.permuted and ".self_attn.k_proj." in name:
+            return _deinterleave(values, kv_heads)
+        return values
+
+
+def _deinterleave(values: np.ndarray, heads: int) -> np.ndarray:
+    """Rows of each head from (0, half, 1, half + 1, ...) back to (0, 1, ..., half, half + 1, ...).
+
+    The inverse of ``LlamaModel.permute`` in llama.cpp's convert_hf_to_gguf.py.
+    """
+    rows, *rest = values.shape
+    return values.reshape(heads, rows // heads // 2, 2, *rest).swapaxes(1, 2).reshape(values.shape)
+
+
+FAMILIES: Mapping[str, GgufFamily] = {
+    family.architecture: family
+    for family in (
+        GgufFamily("llama", "LlamaForCausalLM", permuted=True),
+        GgufFamily("smollm3", "SmolLM3ForCausalLM", permuted=True),
+        GgufFamily("qwen2", "Qwen2ForCausalLM"),
+        GgufFamily("qwen3", "Qwen3ForCausalLM", _QWEN3),
+        GgufFamily("gemma2", "Gemma2ForCausalLM", _GEMMA2, shifted_norms=True),
+        GgufFamily("phi3", "Phi3ForCausalLM", _PHI3),
+    )
+}

@@ -1,0 +1,134 @@
+"""A Hugging Face directory, as ``save_pretrained`` writes it and the hub serves it."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from dynexport.exporter.checkpoint.base import Checkpoint
+from dynexport.exporter.checkpoint.safetensors_file import SafetensorsFile
+from dynexport.exporter.checkpoint.small_files import find_file, parse_object, read_file
+from dynexport.runtime.errors import DynexportError
+
+_WEIGHTS = "model.safetensors"
+_INDEX = "model.safetensors.index.json"
+_CARRIED = ("tokenizer.json", "tokenizer_config.json", "generation_config.json")
+
+
+class SafetensorsDirectory(Checkpoint):
+    """A directory with ``config.json`` and safetensors, in one file or in shards behind an index; no pickles.
+
+    Args:
+        directory: the directory.
+        source: what the user named; by default the directory.
+
+    Raises:
+        DynexportError: when a file is missing or damaged, or the index names what is not there.
+    """
+
+    def __init__(self, directory: Path, source: str | None = None) -> None:
+        self.source = str(directory) if source is None else source
+        self.config = _read_config(directory)
+        self.files = _read_carried(directory)
+        self._homes = _find_tensors(directory)
+
+    @property
+    def names(self) -> Collection[str]:
+        """Names of all tensors."""
+        return self._homes.keys()
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """Shape of a tensor. Raises DynexportError when there is none of that name."""
+        return self._home(name).shape(name)
+
+    def read(self, name: str) -> np.ndarray:
+        """A tensor as float32. Raises DynexportError when it is absent, unreadable or of another dtype."""
+        return self._home(name).read(name)
+
+    def _home(self, name: str) -> SafetensorsFile:
+        home = self._homes.get(name)
+        if home is None:
+            raise DynexportError(
+                f"{self.source}: no tensor {name} among its {len(self._homes)}; "
+                "config.json describes another model, use the one that was saved with the weights"
+            )
+        return home
+
+
+def _read_config(directory: Path) -> dict[str, Any]:
+    path = find_file(directory, "config.json")
+    if path is None:
+        hint = "; name the .gguf file itself" if any(directory.glob("*.gguf")) else ""
+        raise DynexportError(
+            f"{directory}: expected config.json in a Hugging Face model directory, found none{hint}"
+        )
+    return parse_object(read_file(path), path)
+
+
+def _read_carried(directory: Path) -> dict[str, bytes]:
+    """The files that a bundle carries on; a chat template inside tokenizer_config.json is taken out of it."""
+    files = {name: read_file(path) for name in _CARRIED if (path := find_file(directory, name))}
+    if path := find_file(directory, "chat_template.jinja"):
+        files["chat_template.jinja"] = read_file(path)
+    elif "tokenizer_config.json" in files:
+        settings = parse_object(files["tokenizer_config.json"], directory / "tokenizer_config.json")
+        template = _default_template(settings.get("chat_template"))
+        if template is not None:
+            files["chat_template.jinja"] = template.encode()
+    return files
+
+
+def _default_template(value: Any) -> str | None:
+    """A chat template that stands alone, or the one named "default" of several."""
+    if isinstance(value, list):
+        named = {item.get("name"): item.get("template") for item in value if isinstance(item, dict)}
+        value = named.get("default")
+    return value if isinstance(value, str) else None
+
+
+def _find_tensors(directory: Path) -> dict[str, SafetensorsFile]:
+    """Tensor name -> the file that holds it."""
+    if path := find_file(directory, _WEIGHTS):
+        file = SafetensorsFile(path)
+        return dict.fromkeys(file.names, file)
+    if path := find_file(directory, _INDEX):
+        return _read_shards(directory, path)
+    if any(directory.glob("pytorch_model*.bin*")) or any(directory.glob("*.pth")):
+        raise DynexportError(
+            f"{directory}: expected {_WEIGHTS}, found only pickled weights (pytorch_model.bin); "
+            "pickles can run code and are not loaded, re-save the model as safetensors with save_pretrained"
+        )
+    raise DynexportError(
+        f"{directory}: expected {_WEIGHTS} or {_INDEX}, found neither; add the model's weights"
+    )
+
+
+def _read_shards(directory: Path, index: Path) -> dict[str, SafetensorsFile]:
+    weights = parse_object(read_file(index), index).get("weight_map")
+    if not isinstance(weights, dict) or not weights:
+        raise DynexportError(
+            f'{index}: expected an object "weight_map" of tensor names, found {weights!r:.80}'
+        )
+    shards = {str(shard): _open_shard(directory, index, shard) for shard in set(map(str, weights.values()))}
+    held = {shard: set(file.names) for shard, file in shards.items()}
+    for name, shard in weights.items():
+        if name not in held[str(shard)]:
+            raise DynexportError(
+                f"{index}: tensor {name}: expected in {shard}, not found there; download both again"
+            )
+    return {name: shards[shard] for name, shard in weights.items()}
+
+
+def _open_shard(directory: Path, index: Path, shard: str) -> SafetensorsFile:
+    """A shard; what an index names must lie beside it, so that no index can point to other files."""
+    if Path(shard).name != shard or "\\" in shard or not shard.endswith(".safetensors"):
+        raise DynexportError(
+            f"{index}: expected plain names of .safetensors files beside it, found {shard!r}"
+        )
+    path = find_file(directory, shard)
+    if path is None:
+        raise DynexportError(f"{index}: names the shard {shard}, which is not there; complete the download")
+    return SafetensorsFile(path)

@@ -1,0 +1,110 @@
+"""Reading single tensors of a safetensors file into memory of their own: its library maps the file, and every
+page that was read then counts as ours."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+from safetensors import SafetensorError, safe_open
+
+from dynexport.runtime.errors import DynexportError
+
+_DTYPES: dict[str, Any] = {
+    "F32": np.dtype("<f4"),
+    "F16": np.dtype("<f2"),
+    "BF16": np.dtype(ml_dtypes.bfloat16),
+    "F64": np.dtype("<f8"),
+}
+
+
+@dataclass(frozen=True)
+class _Entry:
+    dtype: str
+    shape: tuple[int, ...]
+    offset: int
+
+
+class SafetensorsFile:
+    """One safetensors file.
+
+    Args:
+        path: the file. Its header is read and checked now, its tensors are not.
+
+    Raises:
+        DynexportError: when the header is damaged or does not fit the file.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._entries = _read_header(path)
+
+    @property
+    def names(self) -> list[str]:
+        """Names of all tensors."""
+        return list(self._entries)
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """Shape of a tensor of this file."""
+        return self._entries[name].shape
+
+    def read(self, name: str) -> np.ndarray:
+        """A tensor of this file as float32.
+
+        Raises:
+            DynexportError: when its dtype is none of F32, F16, BF16 and F64, or the file has changed since it
+                was opened.
+        """
+        entry = self._entries[name]
+        if entry.dtype not in _DTYPES:
+            raise DynexportError(
+                f"{self.path}: tensor {name}: expected dtype {', '.join(_DTYPES)}, found {entry.dtype}; "
+                "re-save the model in one of these"
+            )
+        count = math.prod(entry.shape)
+        try:
+            values = np.fromfile(self.path, _DTYPES[entry.dtype], count, offset=entry.offset)
+        except OSError as error:
+            raise DynexportError(f"{self.path}: tensor {name}: cannot be read ({error.strerror})") from error
+        if values.size != count:
+            raise DynexportError(
+                f"{self.path}: tensor {name}: expected {count} values, found {values.size}; "
+                "the file has changed since it was opened"
+            )
+        return values.astype(np.float32, copy=False).reshape(entry.shape)
+
+
+def _read_header(path: Path) -> dict[str, _Entry]:
+    """Tensor name -> where it is. The safetensors library checks the header first: sizes, offsets, holes."""
+    try:
+        with safe_open(path, framework="numpy"):
+            pass
+        with path.open("rb") as file:
+            length = int.from_bytes(file.read(8), "little")
+            header = json.loads(file.read(length), object_pairs_hook=_unique)
+    except (SafetensorError, OSError, ValueError, RecursionError) as error:
+        size = path.stat().st_size if path.exists() else 0
+        raise DynexportError(
+            f"{path}: expected a safetensors file, found {size} bytes that are not one ({error}); "
+            "it is damaged or incomplete, download it again"
+        ) from error
+    header.pop("__metadata__", None)
+    return {
+        name: _Entry(value["dtype"], tuple(value["shape"]), 8 + length + value["data_offsets"][0])
+        for name, value in header.items()
+    }
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A JSON object, without the silent loss of repeated keys."""
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        names = [name for name, _ in pairs]
+        repeated = next(name for name in names if names.count(name) > 1)
+        raise ValueError(f"{repeated!r} is there twice")
+    return found

@@ -1,0 +1,67 @@
+"""The small files beside the weights: found without leaving it, parsed with errors that name them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from dynexport.runtime.errors import DynexportError
+
+
+def find_file(directory: Path, name: str) -> Path | None:
+    """A file of a directory, or None when there is none of that name.
+
+    Args:
+        directory: of the checkpoint.
+        name: a plain file name.
+
+    Raises:
+        DynexportError: when it cannot be looked up, or is a link that leads out of the directory. Links into
+            the blobs of a hub cache, where snapshots are made of them, are followed.
+    """
+    path = directory / name
+    try:
+        if not path.is_file():
+            return None
+    except OSError as error:
+        raise DynexportError(f"{directory}: {name:.80}: cannot be looked up ({error.strerror})") from error
+    home, target = directory.resolve(), path.resolve()
+    roots = [home]
+    if home.parent.name == "snapshots":
+        repository = home.parent.parent
+        roots += [repository / "blobs", repository.parent / "blobs"]
+    if not any(target.is_relative_to(root) for root in roots):
+        raise DynexportError(
+            f"{path}: expected a file inside the directory, found a link to {target}; copy the file there"
+        )
+    return path
+
+
+def read_file(path: Path) -> bytes:
+    """All of a file. Raises DynexportError when it cannot be read."""
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise DynexportError(f"{path}: cannot be read ({error.strerror}); check its permissions") from error
+
+
+def parse_object(content: bytes, path: Path) -> dict[str, Any]:
+    """A JSON object.
+
+    Args:
+        content: the JSON text, UTF-8.
+        path: the file it is from, for messages.
+
+    Raises:
+        DynexportError: when it is not JSON, or not an object.
+    """
+    try:
+        value = json.loads(content)
+    except (ValueError, RecursionError) as error:
+        raise DynexportError(
+            f"{path}: expected JSON, found something else ({error}); restore it from where the model is from"
+        ) from error
+    if not isinstance(value, dict):
+        raise DynexportError(f"{path}: expected a JSON object, found {type(value).__name__}")
+    return value

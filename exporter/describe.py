@@ -1,0 +1,117 @@
+"""What the manifest of a bundle says: sizes, costs, special tokens, inputs and outputs, versions."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from importlib import metadata
+from typing import Any
+
+import onnx_ir as ir
+
+from dynexport.exporter.architecture import Architecture
+from dynexport.exporter.checkpoint import Checkpoint
+from dynexport.exporter.strategies.strategy import GraphPlan
+from dynexport.runtime import manifest as m
+from dynexport.runtime.errors import DynexportError
+
+_TOOLS = ("dynexport", "numpy", "onnx", "onnx-ir", "onnxruntime", "onnxscript", "safetensors", "torch", "transformers")
+_LAYER_PREFIX = "model.layers."
+# Of these a step reads single rows only, unless a tied head multiplies by the whole table.
+_TABLES = ("model.embed_tokens.", "model.embed_positions.")
+
+
+def describe_model(architecture: Architecture, parameters: int) -> m.Model:
+    """Sizes that a runtime needs; ``parameters`` counts the elements of all weights."""
+    return m.Model(
+        family=architecture.family,
+        layers=architecture.layers,
+        hidden_size=architecture.hidden_size,
+        heads=architecture.heads,
+        kv_heads=architecture.kv_heads,
+        head_dim=architecture.head_dim,
+        vocab_size=architecture.vocab_size,
+        max_length=architecture.max_length,
+        parameters=parameters,
+    )
+
+
+def describe_graph(model: ir.Model, plan: GraphPlan) -> m.Graph:
+    """One graph with its inputs and outputs."""
+    return m.Graph(
+        name=plan.name,
+        file=f"{plan.name}.onnx",
+        layers=plan.layers,
+        conditional=plan.conditional,
+        inputs=tuple(_tensor(value) for value in model.graph.inputs),
+        outputs=tuple(_tensor(value) for value in model.graph.outputs),
+    )
+
+
+def describe_cost(architecture: Architecture, bytes_read: dict[str, int]) -> m.Cost:
+    """Bytes that a decode step reads, from what each stored parameter costs to read."""
+    layers = [0] * architecture.layers
+    shared = 0
+    for name, size in bytes_read.items():
+        if name.startswith(_LAYER_PREFIX):
+            layers[int(name.removeprefix(_LAYER_PREFIX).split(".")[0])] += size
+        elif not name.startswith(_TABLES) or (architecture.tied_embeddings and name.startswith(_TABLES[0])):
+            shared += size
+    kv_per_token = architecture.kv_bytes_per_token_and_layer
+    return m.Cost(shared=shared, layers=tuple(layers), kv_per_token=kv_per_token)
+
+
+def describe_tokens(checkpoint: Checkpoint) -> m.Tokens:
+    """Special tokens: generation_config.json where it names them, else config.json.
+
+    Raises:
+        DynexportError: when one is not a token id.
+    """
+    try:
+        generation = json.loads(checkpoint.files.get("generation_config.json", b"{}"))
+    except ValueError as error:
+        raise DynexportError(f"{checkpoint.source}: generation_config.json: expected JSON ({error})") from error
+
+    def ids(name: str) -> tuple[int, ...]:
+        value = generation.get(name) if isinstance(generation, dict) else None
+        value = checkpoint.config.get(name) if value is None else value
+        values = value if isinstance(value, list) else [] if value is None else [value]
+        for item in values:
+            if isinstance(item, bool) or not isinstance(item, int):
+                raise DynexportError(f"{checkpoint.source}: {name}: expected token ids, found {item!r}")
+        return tuple(values)
+
+    first = {name: (ids(f"{name}_token_id") or (None,))[0] for name in ("bos", "pad")}
+    return m.Tokens(bos=first["bos"], pad=first["pad"], eos=ids("eos_token_id"))
+
+
+def describe_source(checkpoint: Checkpoint) -> dict[str, Any]:
+    """Which checkpoint this was: its name, its config and the config's hash."""
+    config = json.dumps(checkpoint.config, sort_keys=True)
+    return {
+        "model": checkpoint.source,
+        "config_sha256": hashlib.sha256(config.encode()).hexdigest(),
+        "config": checkpoint.config,
+    }
+
+
+def tool_versions() -> dict[str, str]:
+    """Versions of the packages that made the bundle."""
+    versions = {}
+    for name in _TOOLS:
+        try:
+            versions[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return versions
+
+
+def position_layers(graph: m.Graph) -> tuple[int, ...]:
+    """Layers whose cache also holds original positions."""
+    names = (spec.name for spec in graph.inputs if spec.name.endswith(".position"))
+    return tuple(int(name.split(".")[1]) for name in names)
+
+
+def _tensor(value: ir.Value) -> m.TensorSpec:
+    shape = tuple(dim if isinstance(dim, int) else str(dim.value) for dim in value.shape or ())
+    return m.TensorSpec(name=value.name or "", dtype=value.dtype.name.lower() if value.dtype else "", shape=shape)

@@ -1,0 +1,61 @@
+"""BLOOM and BLOOMZ (the family of the Unified Layer Skipping paper): ALiBi, LayerNorm also on the embedding."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from dynexport.exporter.architecture import Alibi, Architecture
+from dynexport.exporter.families.family import Family, deinterleave_qkv, renamed
+from dynexport.exporter.families.fields import Fields
+
+_OUTER = {
+    "model.embed_tokens": "transformer.word_embeddings",
+    "model.embed_norm": "transformer.word_embeddings_layernorm",
+    "model.norm": "transformer.ln_f",
+}
+_INNER = {
+    "input_layernorm": "input_layernorm",
+    "self_attn.qkv_proj": "self_attention.query_key_value",
+    "self_attn.o_proj": "self_attention.dense",
+    "post_attention_layernorm": "post_attention_layernorm",
+    "mlp.up_proj": "mlp.dense_h_to_4h",
+    "mlp.down_proj": "mlp.dense_4h_to_h",
+}
+
+
+def _read(fields: Fields) -> Architecture:
+    hidden = fields.integer("hidden_size", "n_embed")
+    heads = fields.integer("n_head", "num_attention_heads")
+    layers = fields.integer("n_layer", "num_hidden_layers")
+    fields.only("apply_residual_connection_post_layernorm", False)
+    if hidden % heads:
+        raise fields.error("hidden_size", hidden, f"a multiple of {heads} heads")
+    sources = renamed(layers, _OUTER, _INNER, "transformer.h.{i}.")
+    for name in list(sources):
+        if "qkv_proj" in name:
+            sources[name] = replace(sources[name], combine=deinterleave_qkv(heads, hidden // heads))
+    return Architecture(
+        family=fields.family,
+        hidden_size=hidden,
+        layers=layers,
+        heads=heads,
+        kv_heads=heads,
+        head_dim=hidden // heads,
+        intermediate_size=4 * hidden,
+        vocab_size=fields.integer("vocab_size"),
+        max_length=fields.integer("seq_length", "max_position_embeddings", default=2048),
+        positions=Alibi(heads),
+        norm="layer",
+        norm_epsilon=fields.number("layer_norm_epsilon", 1e-5),
+        activation="gelu_tanh",
+        gated_mlp=False,
+        embedding_norm=True,
+        qkv_bias=True,
+        attention_output_bias=True,
+        mlp_bias=True,
+        tied_embeddings=fields.flag("tie_word_embeddings", True),
+        sources=sources,
+    )
+
+
+FAMILY = Family("bloom", "BLOOM, BLOOMZ", "ALiBi, LayerNorm on the embedding", _read, base_prefix="transformer.")

@@ -1,0 +1,111 @@
+"""What a family file declares, and the helpers that several of them share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from dynexport.exporter.architecture import Architecture, Array, Source
+from dynexport.exporter.families.fields import Fields
+
+
+@dataclass(frozen=True)
+class Family:
+    """One Hugging Face ``model_type``.
+
+    Attributes:
+        model_type: as in config.json.
+        title: what people call it.
+        features: what sets it apart, for the table in the docs.
+        read: config fields -> architecture.
+        base_prefix: the prefix that checkpoints of the bare model leave out (``transformer.`` of gpt2).
+    """
+
+    model_type: str
+    title: str
+    features: str
+    read: Callable[[Fields], Architecture]
+    base_prefix: str = "model."
+
+
+def llama_like(fields: Fields, **overrides: Any) -> Architecture:
+    """The shape that llama, mistral, qwen, smollm3, gemma2 and phi3 share; ``overrides`` is what differs.
+
+    q, k and v are stacked into one ``qkv_proj``: fewer, larger matrix products at decode.
+    """
+    heads = fields.integer("num_attention_heads")
+    hidden = fields.integer("hidden_size")
+    layers = fields.integer("num_hidden_layers")
+    head_dim = fields.integer("head_dim", default=max(1, hidden // heads))
+    if "head_dim" not in overrides and fields.get("head_dim") is None and hidden % heads:
+        raise fields.error("hidden_size", hidden, f"a multiple of {heads} heads")
+    values: dict[str, Any] = {
+        "family": fields.family,
+        "hidden_size": hidden,
+        "layers": layers,
+        "heads": heads,
+        "kv_heads": fields.integer("num_key_value_heads", default=heads),
+        "head_dim": head_dim,
+        "intermediate_size": fields.integer("intermediate_size"),
+        "vocab_size": fields.integer("vocab_size"),
+        "max_length": fields.integer("max_position_embeddings", default=2048),
+        "norm_epsilon": fields.number("rms_norm_eps", 1e-6),
+        "tied_embeddings": fields.flag("tie_word_embeddings", False),
+    }
+    if "positions" not in overrides:
+        values["positions"] = fields.rotary(head_dim)
+    if "activation" not in overrides:
+        values["activation"] = fields.activation("hidden_act", default="silu")
+    values["sources"] = stacked_qkv(layers, bias=bool(overrides.get("qkv_bias")))
+    return Architecture(**{**values, **overrides})
+
+
+def stacked_qkv(layers: int, *, bias: bool) -> dict[str, Source]:
+    """Sources of ``qkv_proj`` from separate q, k and v projections."""
+    return {
+        f"model.layers.{i}.self_attn.qkv_proj.{kind}": Source(
+            tuple(f"model.layers.{i}.self_attn.{part}_proj.{kind}" for part in "qkv")
+        )
+        for i in range(layers)
+        for kind in (("weight", "bias") if bias else ("weight",))
+    }
+
+
+def layer_windows(fields: Fields, layers: int, window: int | None) -> tuple[int | None, ...]:
+    """Per-layer windows from ``layer_types``, or ``window`` everywhere."""
+    kinds = fields.get("layer_types")
+    if kinds is None or window is None:
+        return (window,) * layers
+    known = {"sliding_attention": window, "full_attention": None}
+    if not isinstance(kinds, list) or len(kinds) != layers or any(kind not in known for kind in kinds):
+        raise fields.error("layer_types", kinds, f"{layers} of sliding_attention or full_attention")
+    return tuple(known[kind] for kind in kinds)
+
+
+def renamed(layers: int, outer: dict[str, str], inner: dict[str, str], prefix: str) -> dict[str, Source]:
+    """Sources for a family whose modules have other names, weights and biases alike.
+
+    Args:
+        outer: module of the graph -> module of the checkpoint.
+        inner: the same within a layer; ``prefix`` holds ``{i}``.
+    """
+    modules = dict(outer)
+    for i in range(layers):
+        modules |= {f"model.layers.{i}.{ours}": prefix.format(i=i) + theirs for ours, theirs in inner.items()}
+    return {
+        f"{ours}.{kind}": Source((f"{theirs}.{kind}",))
+        for ours, theirs in modules.items()
+        for kind in ("weight", "bias")
+    }
+
+
+def deinterleave_qkv(heads: int, head_dim: int) -> Callable[[list[Array]], Array]:
+    """For fused projections stored head by head as [heads, 3, head_dim, ...] (gpt-neox, bloom): to [3, heads, ...]."""
+
+    def combine(parts: list[Array]) -> Array:
+        (fused,) = parts
+        rest = fused.shape[1:]
+        return fused.reshape(heads, 3, head_dim, *rest).swapaxes(0, 1).reshape(3 * heads * head_dim, *rest)
+
+    return combine

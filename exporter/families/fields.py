@@ -1,0 +1,132 @@
+"""Reading a Hugging Face config: every value is checked, and an error names the field and the value."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any, TypeVar
+
+from dynexport.exporter.architecture import Activation, Rotary
+from dynexport.runtime.errors import DynexportError
+
+T = TypeVar("T")
+
+ACTIVATIONS: dict[str, Activation] = {
+    "silu": "silu",
+    "swish": "silu",
+    "gelu": "gelu",
+    "gelu_new": "gelu_tanh",
+    "gelu_fast": "gelu_tanh",
+    "gelu_pytorch_tanh": "gelu_tanh",
+    "relu": "relu",
+}
+_LARGEST = 1 << 31
+
+
+class Fields:
+    """The fields of one config.json.
+
+    Args:
+        config: the JSON object.
+        family: its model_type, for messages.
+    """
+
+    def __init__(self, config: Mapping[str, Any], family: str) -> None:
+        self._config = config
+        self.family = family
+
+    def get(self, name: str, default: Any = None) -> Any:
+        """The value as it stands, or ``default`` where it is absent or null."""
+        value = self._config.get(name)
+        return default if value is None else value
+
+    def error(self, name: str, value: Any, expected: str) -> DynexportError:
+        """An error that names the field, what was expected and what was found."""
+        return DynexportError(f"config.json ({self.family}): {name}: expected {expected}, found {value!r}")
+
+    def integer(self, *names: str, default: int | None = None, at_least: int = 1) -> int:
+        """A size: the first of ``names`` that is present."""
+        for name in names:
+            value = self._config.get(name)
+            if value is not None:
+                if isinstance(value, bool) or not isinstance(value, int) or not at_least <= value < _LARGEST:
+                    raise self.error(name, value, f"an integer from {at_least}")
+                return int(value)
+        if default is None:
+            raise self.error(names[0], None, f"an integer from {at_least}")
+        return default
+
+    def number(self, name: str, default: float | None = None) -> float:
+        """A finite positive number."""
+        value = self._config.get(name, default)
+        if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value) or value <= 0:
+            raise self.error(name, value, "a finite number > 0")
+        return float(value)
+
+    def optional_number(self, name: str, default: float | None = None) -> float | None:
+        """A finite positive number; null where the model does without."""
+        if name in self._config and self._config[name] is None:
+            return None
+        return None if self.get(name, default) is None else self.number(name, default)
+
+    def flag(self, name: str, default: bool) -> bool:
+        """A boolean."""
+        value = self.get(name, default)
+        if not isinstance(value, bool):
+            raise self.error(name, value, "true or false")
+        return value
+
+    def only(self, name: str, supported: T, default: T | None = None) -> None:
+        """Insist on the one value of a field that this project supports."""
+        value = self.get(name, supported if default is None else default)
+        if value != supported:
+            raise self.error(name, value, f"{supported!r}, the only value supported")
+
+    def activation(self, *names: str, default: str) -> Activation:
+        """The MLP's activation function."""
+        name = next((name for name in names if self.get(name) is not None), names[0])
+        value = self.get(name, default)
+        if value not in ACTIVATIONS:
+            raise self.error(name, value, f"one of {', '.join(ACTIVATIONS)}")
+        return ACTIVATIONS[value]
+
+    def rotary(self, head_dim: int, *, theta: float = 10000.0, theta_name: str = "rope_theta", share: float = 1.0) -> Rotary:
+        """Rotary frequencies: transformers 5's ``rope_parameters``, or ``rope_theta`` with ``rope_scaling``.
+
+        Args:
+            head_dim: channels of a head.
+            theta: the family's default base.
+            theta_name: where older configs keep the base.
+            share: default of ``partial_rotary_factor``, the share of a head's channels that is rotated.
+        """
+        rope = self.get("rope_parameters") or self.get("rope_scaling") or {}
+        if not isinstance(rope, dict):
+            raise self.error("rope_parameters", rope, "an object")
+        scaling = Fields({**self._config, theta_name: self.get(theta_name, theta), **rope}, self.family)
+        share = scaling.number("partial_rotary_factor", share)
+        dim = int(head_dim * share)
+        if dim < 2 or dim % 2 or dim > head_dim:
+            raise self.error("partial_rotary_factor", share, f"an even number of the {head_dim} channels")
+        base = scaling.number("rope_theta" if "rope_theta" in rope else theta_name)
+        plain = [base ** (-i / dim) for i in range(0, dim, 2)]
+        return Rotary(dim, tuple(_scaled(plain, scaling)))
+
+
+def _scaled(frequencies: list[float], fields: Fields) -> list[float]:
+    """Apply ``rope_type``: default, linear, or llama3 (transformers' ``_compute_llama3_parameters``)."""
+    kind = fields.get("rope_type", fields.get("type", "default"))
+    if kind == "default":
+        return frequencies
+    if kind not in ("linear", "llama3"):
+        raise fields.error("rope_type", kind, "default, linear or llama3")
+    factor = fields.number("factor")
+    if kind == "linear":
+        return [frequency / factor for frequency in frequencies]
+    low, high = fields.number("low_freq_factor"), fields.number("high_freq_factor")
+    context = fields.number("original_max_position_embeddings")
+    scaled = []
+    for frequency in frequencies:
+        wavelength = 2 * math.pi / frequency
+        smooth = min(1.0, max(0.0, (context / wavelength - low) / (high - low)))
+        scaled.append((1 - smooth) * frequency / factor + smooth * frequency)
+    return scaled

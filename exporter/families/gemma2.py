@@ -1,0 +1,49 @@
+"""Gemma 2: norms on both sides of attention and MLP, soft-capped scores and logits, alternating windows."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from dynexport.exporter.architecture import Architecture, Array, Source
+from dynexport.exporter.families.family import Family, layer_windows, llama_like
+from dynexport.exporter.families.fields import Fields
+
+_NORMS = (
+    "input_layernorm",
+    "post_attention_layernorm",
+    "pre_feedforward_layernorm",
+    "post_feedforward_layernorm",
+)
+
+
+def _one_plus(parts: list[Array]) -> Array:
+    """Gemma stores w where the norm multiplies by 1 + w."""
+    return parts[0] + 1
+
+
+def _read(fields: Fields) -> Architecture:
+    hidden, layers = fields.integer("hidden_size"), fields.integer("num_hidden_layers")
+    head_dim = fields.integer("head_dim", default=256)
+    kinds = fields.get("layer_types")
+    window = fields.integer("sliding_window", default=4096)
+    alternating = tuple(window if i % 2 == 0 else None for i in range(layers))
+    fields.only("attention_bias", False)
+    architecture = llama_like(
+        fields,
+        head_dim=head_dim,
+        positions=fields.rotary(head_dim),
+        activation=fields.activation("hidden_activation", "hidden_act", default="gelu_pytorch_tanh"),
+        attention_scale=fields.number("query_pre_attn_scalar", 256.0) ** -0.5,
+        attention_softcap=fields.optional_number("attn_logit_softcapping", 50.0),
+        logits_softcap=fields.optional_number("final_logit_softcapping", 30.0),
+        embedding_scale=hidden**0.5,
+        post_norms=True,
+        windows=alternating if kinds is None else layer_windows(fields, layers, window),
+        tied_embeddings=fields.flag("tie_word_embeddings", True),
+    )
+    norms = ["model.norm.weight"] + [f"model.layers.{i}.{norm}.weight" for i in range(layers) for norm in _NORMS]
+    sources = {name: Source((name,), _one_plus) for name in norms}
+    return replace(architecture, sources={**architecture.sources, **sources})
+
+
+FAMILY = Family("gemma2", "Gemma 2", "post-norms, soft-capped scores and logits, scaled embeddings, alternating windows", _read)

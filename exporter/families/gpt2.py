@@ -1,0 +1,67 @@
+"""GPT-2: learned positions, LayerNorm, biases everywhere; its Conv1D weights are stored transposed."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+
+from dynexport.exporter.architecture import Architecture, Array, LearnedPositions
+from dynexport.exporter.families.family import Family, renamed
+from dynexport.exporter.families.fields import Fields
+
+_OUTER = {
+    "model.embed_tokens": "transformer.wte",
+    "model.embed_positions": "transformer.wpe",
+    "model.norm": "transformer.ln_f",
+}
+_INNER = {
+    "input_layernorm": "ln_1",
+    "self_attn.qkv_proj": "attn.c_attn",
+    "self_attn.o_proj": "attn.c_proj",
+    "post_attention_layernorm": "ln_2",
+    "mlp.up_proj": "mlp.c_fc",
+    "mlp.down_proj": "mlp.c_proj",
+}
+
+
+def _transposed(parts: list[Array]) -> Array:
+    return np.ascontiguousarray(parts[0].T)
+
+
+def _read(fields: Fields) -> Architecture:
+    hidden, heads = fields.integer("n_embd"), fields.integer("n_head")
+    layers = fields.integer("n_layer")
+    fields.only("scale_attn_weights", True)
+    fields.only("scale_attn_by_inverse_layer_idx", False)
+    fields.only("add_cross_attention", False)
+    if hidden % heads:
+        raise fields.error("n_embd", hidden, f"a multiple of {heads} heads")
+    sources = renamed(layers, _OUTER, _INNER, "transformer.h.{i}.")
+    for name in list(sources):
+        if name.endswith("_proj.weight"):
+            sources[name] = replace(sources[name], combine=_transposed)
+    return Architecture(
+        family=fields.family,
+        hidden_size=hidden,
+        layers=layers,
+        heads=heads,
+        kv_heads=heads,
+        head_dim=hidden // heads,
+        intermediate_size=fields.integer("n_inner", default=4 * hidden),
+        vocab_size=fields.integer("vocab_size"),
+        max_length=fields.integer("n_positions", "n_ctx", default=1024),
+        positions=LearnedPositions(),
+        norm="layer",
+        norm_epsilon=fields.number("layer_norm_epsilon", 1e-5),
+        activation=fields.activation("activation_function", default="gelu_new"),
+        gated_mlp=False,
+        qkv_bias=True,
+        attention_output_bias=True,
+        mlp_bias=True,
+        tied_embeddings=fields.flag("tie_word_embeddings", True),
+        sources=sources,
+    )
+
+
+FAMILY = Family("gpt2", "GPT-2", "learned positions, LayerNorm, biases", _read, base_prefix="transformer.")

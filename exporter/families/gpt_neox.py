@@ -1,0 +1,61 @@
+"""GPT-NeoX and Pythia: attention and MLP in parallel, rotary on a share of the channels, fused interleaved qkv."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from dynexport.exporter.architecture import Architecture
+from dynexport.exporter.families.family import Family, deinterleave_qkv, renamed
+from dynexport.exporter.families.fields import Fields
+
+_OUTER = {
+    "model.embed_tokens": "gpt_neox.embed_in",
+    "model.norm": "gpt_neox.final_layer_norm",
+    "lm_head": "embed_out",
+}
+_INNER = {
+    "input_layernorm": "input_layernorm",
+    "self_attn.qkv_proj": "attention.query_key_value",
+    "self_attn.o_proj": "attention.dense",
+    "post_attention_layernorm": "post_attention_layernorm",
+    "mlp.up_proj": "mlp.dense_h_to_4h",
+    "mlp.down_proj": "mlp.dense_4h_to_h",
+}
+
+
+def _read(fields: Fields) -> Architecture:
+    hidden, heads = fields.integer("hidden_size"), fields.integer("num_attention_heads")
+    layers = fields.integer("num_hidden_layers")
+    if hidden % heads:
+        raise fields.error("hidden_size", hidden, f"a multiple of {heads} heads")
+    head_dim = hidden // heads
+    bias = fields.flag("attention_bias", True)
+    sources = renamed(layers, _OUTER, _INNER, "gpt_neox.layers.{i}.")
+    for name in list(sources):
+        if "qkv_proj" in name:
+            sources[name] = replace(sources[name], combine=deinterleave_qkv(heads, head_dim))
+    return Architecture(
+        family=fields.family,
+        hidden_size=hidden,
+        layers=layers,
+        heads=heads,
+        kv_heads=heads,
+        head_dim=head_dim,
+        intermediate_size=fields.integer("intermediate_size"),
+        vocab_size=fields.integer("vocab_size"),
+        max_length=fields.integer("max_position_embeddings", default=2048),
+        positions=fields.rotary(head_dim, theta_name="rotary_emb_base", share=fields.number("rotary_pct", 0.25)),
+        norm="layer",
+        norm_epsilon=fields.number("layer_norm_eps", 1e-5),
+        activation=fields.activation("hidden_act", default="gelu"),
+        gated_mlp=False,
+        residual="parallel" if fields.flag("use_parallel_residual", True) else "sequential",
+        qkv_bias=bias,
+        attention_output_bias=bias,
+        mlp_bias=True,
+        tied_embeddings=fields.flag("tie_word_embeddings", False),
+        sources=sources,
+    )
+
+
+FAMILY = Family("gpt_neox", "GPT-NeoX, Pythia", "parallel residual, partial rotary", _read, base_prefix="gpt_neox.")

@@ -1,0 +1,61 @@
+"""OPT: learned positions with an offset of two, LayerNorm, ReLU."""
+
+from __future__ import annotations
+
+from dynexport.exporter.architecture import Architecture, LearnedPositions, Source
+from dynexport.exporter.families.family import Family, renamed
+from dynexport.exporter.families.fields import Fields
+
+_OUTER = {
+    "model.embed_tokens": "model.decoder.embed_tokens",
+    "model.embed_positions": "model.decoder.embed_positions",
+    "model.norm": "model.decoder.final_layer_norm",
+}
+_INNER = {
+    "input_layernorm": "self_attn_layer_norm",
+    "self_attn.o_proj": "self_attn.out_proj",
+    "post_attention_layernorm": "final_layer_norm",
+    "mlp.up_proj": "fc1",
+    "mlp.down_proj": "fc2",
+}
+_POSITION_OFFSET = 2
+
+
+def _read(fields: Fields) -> Architecture:
+    hidden, heads = fields.integer("hidden_size"), fields.integer("num_attention_heads")
+    layers = fields.integer("num_hidden_layers")
+    fields.only("do_layer_norm_before", True)
+    fields.only("word_embed_proj_dim", hidden)
+    fields.only("_remove_final_layer_norm", False)
+    fields.only("layer_norm_elementwise_affine", True)
+    if hidden % heads:
+        raise fields.error("hidden_size", hidden, f"a multiple of {heads} heads")
+    bias = fields.flag("enable_bias", True)
+    sources = renamed(layers, _OUTER, _INNER, "model.decoder.layers.{i}.")
+    for i in range(layers):
+        for kind in ("weight", "bias"):
+            parts = tuple(f"model.decoder.layers.{i}.self_attn.{part}_proj.{kind}" for part in "qkv")
+            sources[f"model.layers.{i}.self_attn.qkv_proj.{kind}"] = Source(parts)
+    return Architecture(
+        family=fields.family,
+        hidden_size=hidden,
+        layers=layers,
+        heads=heads,
+        kv_heads=heads,
+        head_dim=hidden // heads,
+        intermediate_size=fields.integer("ffn_dim"),
+        vocab_size=fields.integer("vocab_size"),
+        max_length=fields.integer("max_position_embeddings", default=2048),
+        positions=LearnedPositions(offset=_POSITION_OFFSET),
+        norm="layer",
+        activation=fields.activation("activation_function", default="relu"),
+        gated_mlp=False,
+        qkv_bias=bias,
+        attention_output_bias=bias,
+        mlp_bias=bias,
+        tied_embeddings=fields.flag("tie_word_embeddings", True),
+        sources=sources,
+    )
+
+
+FAMILY = Family("opt", "OPT", "learned positions, LayerNorm, ReLU", _read)

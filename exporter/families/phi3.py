@@ -1,0 +1,34 @@
+"""Phi-3 and Phi-4-mini: q, k, v and gate, up stored fused; rotary on a share of the channels."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from dynexport.exporter.architecture import Architecture, Array, Source
+from dynexport.exporter.families.family import Family, layer_windows, llama_like
+from dynexport.exporter.families.fields import Fields
+
+
+def _half(which: int) -> Callable[[list[Array]], Array]:
+    def combine(parts: list[Array]) -> Array:
+        rows = parts[0].shape[0] // 2
+        return parts[0][which * rows : (which + 1) * rows]
+
+    return combine
+
+
+def _read(fields: Fields) -> Architecture:
+    layers = fields.integer("num_hidden_layers")
+    fields.only("attention_bias", False)
+    window = fields.integer("sliding_window") if fields.get("sliding_window") is not None else None
+    gate_up = {
+        f"model.layers.{i}.mlp.{part}_proj.weight": Source(
+            (f"model.layers.{i}.mlp.gate_up_proj.weight",), _half(which)
+        )
+        for i in range(layers)
+        for which, part in enumerate(("gate", "up"))
+    }
+    return llama_like(fields, windows=layer_windows(fields, layers, window), sources=gate_up)
+
+
+FAMILY = Family("phi3", "Phi-3, Phi-4-mini", "fused qkv and gate-up, partial rotary, sliding window", _read)

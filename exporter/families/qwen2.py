@@ -1,0 +1,26 @@
+"""Qwen2 and Qwen2.5: llama with biases on q, k and v."""
+
+from __future__ import annotations
+
+from dynexport.exporter.architecture import Architecture
+from dynexport.exporter.families.family import Family, layer_windows, llama_like
+from dynexport.exporter.families.fields import Fields
+
+
+def qwen_windows(fields: Fields) -> tuple[int | None, ...]:
+    """Layers from ``max_window_layers`` on slide, when ``use_sliding_window`` is set."""
+    layers = fields.integer("num_hidden_layers")
+    if not fields.flag("use_sliding_window", False):
+        return (None,) * layers
+    window = fields.integer("sliding_window", default=4096)
+    if fields.get("layer_types") is not None:
+        return layer_windows(fields, layers, window)
+    first = fields.integer("max_window_layers", default=28, at_least=0)
+    return tuple(window if i >= first else None for i in range(layers))
+
+
+def _read(fields: Fields) -> Architecture:
+    return llama_like(fields, qkv_bias=True, windows=qwen_windows(fields))
+
+
+FAMILY = Family("qwen2", "Qwen2, Qwen2.5", "biases on q, k and v", _read)

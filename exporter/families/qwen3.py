@@ -1,0 +1,24 @@
+"""Qwen3 (dense): per-head norms on q and k before rotary."""
+
+from __future__ import annotations
+
+from dynexport.exporter.architecture import Architecture
+from dynexport.exporter.families.family import Family, llama_like
+from dynexport.exporter.families.fields import Fields
+from dynexport.exporter.families.qwen2 import qwen_windows
+
+
+def _read(fields: Fields) -> Architecture:
+    bias = fields.flag("attention_bias", False)
+    return llama_like(
+        fields,
+        head_dim=fields.integer("head_dim", default=128),
+        positions=fields.rotary(fields.integer("head_dim", default=128)),
+        qk_norm=True,
+        qkv_bias=bias,
+        attention_output_bias=bias,
+        windows=qwen_windows(fields),
+    )
+
+
+FAMILY = Family("qwen3", "Qwen3", "norms on q and k", _read)

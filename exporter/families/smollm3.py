@@ -1,0 +1,39 @@
+"""SmolLM3: llama with layers that have no rotary positions."""
+
+from __future__ import annotations
+
+from dynexport.exporter.architecture import Architecture
+from dynexport.exporter.families.family import Family, layer_windows, llama_like
+from dynexport.exporter.families.fields import Fields
+
+
+def _rotary_layers(fields: Fields, layers: int) -> tuple[bool, ...]:
+    """``no_rope_layers`` holds 1 where a layer is rotary; without it every fourth layer is not."""
+    listed = fields.get("no_rope_layers")
+    if listed is None:
+        interval = fields.integer("no_rope_layer_interval", default=4)
+        return tuple((i + 1) % interval != 0 for i in range(layers))
+    if not isinstance(listed, list) or len(listed) != layers or any(value not in (0, 1) for value in listed):
+        raise fields.error("no_rope_layers", listed, f"{layers} values of 0 or 1")
+    return tuple(bool(value) for value in listed)
+
+
+def _read(fields: Fields) -> Architecture:
+    layers = fields.integer("num_hidden_layers")
+    bias = fields.flag("attention_bias", False)
+    window = fields.integer("sliding_window") if fields.flag("use_sliding_window", False) else None
+    return llama_like(
+        fields,
+        positions=fields.rotary(
+            fields.integer("hidden_size") // fields.integer("num_attention_heads"), theta=2000000.0
+        ),
+        rotary_layers=_rotary_layers(fields, layers),
+        windows=layer_windows(fields, layers, window),
+        qkv_bias=bias,
+        attention_output_bias=bias,
+        mlp_bias=fields.flag("mlp_bias", False),
+        tied_embeddings=fields.flag("tie_word_embeddings", True),
+    )
+
+
+FAMILY = Family("smollm3", "SmolLM3", "layers without rotary positions", _read)

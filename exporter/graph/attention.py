@@ -1,0 +1,72 @@
+"""Self-attention over a cache: project, rotate, append, attend, project."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import onnx_ir as ir
+from onnxscript import nn
+
+from dynexport.exporter.architecture import Architecture, Rotary
+from dynexport.exporter.graph.layers import Linear, Norm
+from dynexport.exporter.graph.step import LayerCache, Step
+from dynexport.exporter.targets.target import AttentionInputs, Target
+
+
+class Attention(nn.Module):
+    """The attention of layer ``index``."""
+
+    def __init__(self, target: Target, architecture: Architecture, index: int) -> None:
+        super().__init__()
+        self.target, self.architecture, self.index = target, architecture, index
+        a = architecture
+        self.query_size, self.kv_size = a.heads * a.head_dim, a.kv_heads * a.head_dim
+        self.qkv_proj = Linear(target, a.hidden_size, self.query_size + 2 * self.kv_size, bias=a.qkv_bias)
+        self.o_proj = Linear(target, self.query_size, a.hidden_size, bias=a.attention_output_bias)
+        if a.qk_norm:
+            self.q_norm = Norm(target, "rms", a.head_dim, a.norm_epsilon)
+            self.k_norm = Norm(target, "rms", a.head_dim, a.norm_epsilon)
+
+    def forward(self, op: Any, hidden_states: ir.Value, step: Step, cache: LayerCache) -> tuple[ir.Value, LayerCache]:
+        """hidden_states [B, S, hidden] -> ([B, S, hidden], the cache with the S tokens appended)."""
+        a = self.architecture
+        query, key, value = op.Split(
+            self.qkv_proj(op, hidden_states), [self.query_size, self.kv_size, self.kv_size], axis=-1, _outputs=3
+        )
+        if a.qk_norm:
+            query = self._norm_heads(op, query, self.q_norm, a.heads)
+            key = self._norm_heads(op, key, self.k_norm, a.kv_heads)
+        if a.rotary_layers[self.index]:
+            query, key = self._rotate(op, query, a.heads, step), self._rotate(op, key, a.kv_heads, step)
+        row = step.row_of[self.index]
+        last_index, total_length = op.Gather(step.last_index, row), op.Gather(step.total_length, row)
+        position, bias = self._positions(op, step, cache, total_length)
+        inputs = AttentionInputs(
+            query, key, value, cache.key, cache.value, last_index, total_length, bias
+        )
+        output, present_key, present_value = self.target.attention(
+            op, inputs, heads=a.heads, kv_heads=a.kv_heads, scale=a.scale, softcap=a.attention_softcap
+        )
+        return self.o_proj(op, output), LayerCache(present_key, present_value, position)
+
+    def _norm_heads(self, op: Any, x: ir.Value, norm: Norm, heads: int) -> ir.Value:
+        split = op.Reshape(x, [0, 0, heads, self.architecture.head_dim])
+        return op.Reshape(norm(op, split), [0, 0, heads * self.architecture.head_dim])
+
+    def _rotate(self, op: Any, x: ir.Value, heads: int, step: Step) -> ir.Value:
+        positions = self.architecture.positions
+        assert isinstance(positions, Rotary)
+        partial = {} if positions.dim == self.architecture.head_dim else {"rotary_embedding_dim": positions.dim}
+        return op.RotaryEmbedding(x, step.cos, step.sin, step.position_ids, num_heads=heads, **partial)
+
+    def _positions(
+        self, op: Any, step: Step, cache: LayerCache, total_length: ir.Value
+    ) -> tuple[ir.Value | None, ir.Value | None]:
+        """The cache's positions with the new ones appended, and the bias that follows from them."""
+        window = self.architecture.windows[self.index]
+        if cache.position is None:
+            return None, step.bias.get(window)
+        start = op.Gather(step.cache_lengths, step.row_of[self.index])
+        position = op.TensorScatter(cache.position, step.position_ids, start, axis=1)
+        stop = op.Cast(op.Unsqueeze(total_length, [0]), to=ir.DataType.INT64)
+        return position, step.attention_bias(op, op.Slice(position, [0], stop, [1]), window)

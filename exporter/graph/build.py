@@ -1,0 +1,89 @@
+"""From an architecture and a plan to an ONNX model: the graph's inputs and outputs, and the modules between them."""
+
+from __future__ import annotations
+
+import onnx_ir as ir
+from onnxscript import GraphBuilder
+
+from dynexport.exporter.architecture import Architecture
+from dynexport.exporter.graph.decoder import CausalLM
+from dynexport.exporter.graph.step import BOOL, FLOAT, INT64, LayerCache, Step
+from dynexport.exporter.strategies.strategy import GraphPlan, Strategy
+from dynexport.exporter.targets.target import Target
+
+IR_VERSION = 11
+
+
+def build_graph(
+    architecture: Architecture, strategy: Strategy, target: Target, plan: GraphPlan
+) -> tuple[ir.Model, CausalLM]:
+    """Build one graph, its weights still without values.
+
+    Inputs: ``input_ids`` and ``position_ids`` int64 [B, S]; ``cache_lengths`` int64 [L, B]; ``layer_active`` bool [L]
+    in a conditional graph; ``logits_indices`` int64 [B, K]; ``past_key_values.{i}.key`` and ``.value`` float32
+    [B, kv_heads, M, head_dim], and ``.position`` int64 [B, M] where a layer needs it. L counts the plan's layers.
+    Outputs: ``logits`` float32 [B, K, vocab]; ``present.{i}.*`` like the inputs, to be bound to the same buffers.
+    """
+    graph = ir.Graph([], [], nodes=[], name=plan.name, opset_imports=dict(target.opset_imports))
+    builder = GraphBuilder(graph)
+    count = len(plan.layers)
+    input_ids = _input(graph, "input_ids", INT64, ["B", "S"])
+    position_ids = _input(graph, "position_ids", INT64, ["B", "S"])
+    cache_lengths = _input(graph, "cache_lengths", INT64, [count, "B"])
+    active = _input(graph, "layer_active", BOOL, [count]) if plan.conditional else None
+    logits_indices = _input(graph, "logits_indices", INT64, ["B", "K"])
+    caches = {i: _cache(graph, architecture, plan, i) for i in plan.layers}
+
+    model = CausalLM(target, architecture, plan.layers)
+    _register_parameters(graph, model)
+    step = Step.prepare(
+        builder.op,
+        architecture,
+        input_ids,
+        position_ids,
+        cache_lengths,
+        active,
+        layers=plan.layers,
+        contiguous=plan.contiguous,
+    )
+    logits, present = model(builder.op, input_ids, step, caches, logits_indices, strategy.run_layer)
+
+    _output(graph, logits, "logits", FLOAT, ["B", "K", architecture.vocab_size])
+    for i in plan.layers:
+        for past, value in zip(caches[i].values(), present[i].values(), strict=True):
+            name = past.name.replace("past_key_values", "present")
+            _output(graph, value, name, past.dtype, past.shape)
+    return ir.Model(graph, ir_version=IR_VERSION, producer_name="dynexport"), model
+
+
+def _register_parameters(graph: ir.Graph, model: CausalLM) -> None:
+    """Put every weight into the graph under its full name.
+
+    onnxscript would name a parameter when it is first used, by the scope of the outermost builder: inside an ``If``
+    that scope lacks the layer, and all layers' names would collide.
+    """
+    for name, parameter in model.named_parameters():
+        parameter.name = name
+        graph.initializers[name] = parameter
+        parameter._realized = True
+
+
+def _input(graph: ir.Graph, name: str, dtype: ir.DataType, shape: list[int | str]) -> ir.Value:
+    value = ir.Value(name=name, type=ir.TensorType(dtype), shape=ir.Shape(shape))
+    graph.inputs.append(value)
+    return value
+
+
+def _output(graph: ir.Graph, value: ir.Value, name: str, dtype: ir.DataType, shape: object) -> None:
+    value.name = name
+    value.type = ir.TensorType(dtype)
+    value.shape = ir.Shape(shape)
+    graph.outputs.append(value)
+
+
+def _cache(graph: ir.Graph, architecture: Architecture, plan: GraphPlan, layer: int) -> LayerCache:
+    shape = ["B", architecture.kv_heads, "M", architecture.head_dim]
+    key, value = (_input(graph, f"past_key_values.{layer}.{part}", FLOAT, shape) for part in ("key", "value"))
+    if plan.contiguous or not architecture.needs_key_positions(layer):
+        return LayerCache(key, value)
+    return LayerCache(key, value, _input(graph, f"past_key_values.{layer}.position", INT64, ["B", "M"]))

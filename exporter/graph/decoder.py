@@ -1,0 +1,135 @@
+"""The whole decoder: embedding, layers, final norm, head."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import onnx_ir as ir
+from onnxscript import nn
+
+from dynexport.exporter.architecture import Architecture, LearnedPositions
+from dynexport.exporter.graph.attention import Attention
+from dynexport.exporter.graph.layers import Embedding, Linear, Mlp, Norm
+from dynexport.exporter.graph.step import LayerCache, Step
+from dynexport.exporter.targets.target import Target
+
+
+class DecoderLayer(nn.Module):
+    """One decoder layer, pre-norm, with attention and MLP in sequence or in parallel."""
+
+    def __init__(self, target: Target, architecture: Architecture, index: int) -> None:
+        super().__init__()
+        a = self.architecture = architecture
+        self.index = index
+
+        def norm() -> Norm:
+            return Norm(target, a.norm, a.hidden_size, a.norm_epsilon)
+
+        self.input_layernorm = norm()
+        self.self_attn = Attention(target, a, index)
+        if a.post_norms:
+            self.post_attention_layernorm = norm()
+            self.pre_feedforward_layernorm = norm()
+            self.post_feedforward_layernorm = norm()
+        else:
+            self.post_attention_layernorm = norm()
+        self.mlp = Mlp(
+            target, a.hidden_size, a.intermediate_size, a.activation, gated=a.gated_mlp, bias=a.mlp_bias
+        )
+
+    def forward(self, op: Any, hidden_states: ir.Value, step: Step, cache: LayerCache) -> tuple[ir.Value, LayerCache]:
+        """hidden_states float32 [B, S, hidden] -> (the same after the layer, the cache after the layer)."""
+        attention, present = self.self_attn(op, self.input_layernorm(op, hidden_states), step, cache)
+        if self.architecture.residual == "parallel":
+            mlp = self.mlp(op, self.post_attention_layernorm(op, hidden_states))
+            return op.Add(op.Add(mlp, attention), hidden_states), present
+        if self.architecture.post_norms:
+            attention = self.post_attention_layernorm(op, attention)
+            normed, residual = self.pre_feedforward_layernorm(op, attention, hidden_states)
+            mlp = self.post_feedforward_layernorm(op, self.mlp(op, normed))
+        else:
+            normed, residual = self.post_attention_layernorm(op, attention, hidden_states)
+            mlp = self.mlp(op, normed)
+        return op.Add(residual, mlp), present
+
+
+RunLayer = Callable[[Any, DecoderLayer, ir.Value, Step, LayerCache], tuple[ir.Value, LayerCache]]
+
+
+class Decoder(nn.Module):
+    """Embedding, the given layers, final norm."""
+
+    def __init__(self, target: Target, architecture: Architecture, layers: Sequence[int]) -> None:
+        super().__init__()
+        a = self.architecture = architecture
+        self.embed_tokens = Embedding(target, a.vocab_size, a.hidden_size, tied=a.tied_embeddings)
+        if isinstance(a.positions, LearnedPositions):
+            rows = a.max_length + a.positions.offset
+            self.embed_positions = Embedding(target, rows, a.hidden_size, tied=False)
+        if a.embedding_norm:
+            self.embed_norm = Norm(target, a.norm, a.hidden_size, a.norm_epsilon)
+        self.layers = nn.ModuleList([])
+        for index in layers:
+            # Under its own number even where other layers are left out.
+            self.layers._register_child(str(index), DecoderLayer(target, a, index))
+        self.norm = Norm(target, a.norm, a.hidden_size, a.norm_epsilon)
+
+    def embed(self, op: Any, input_ids: ir.Value, position_ids: ir.Value) -> ir.Value:
+        """input_ids, position_ids int64 [B, S] -> hidden_states float32 [B, S, hidden]."""
+        a = self.architecture
+        hidden_states = self.embed_tokens(op, input_ids)
+        if isinstance(a.positions, LearnedPositions):
+            rows = op.Add(position_ids, a.positions.offset) if a.positions.offset else position_ids
+            hidden_states = op.Add(hidden_states, self.embed_positions(op, rows))
+        if a.embedding_scale is not None:
+            hidden_states = op.Mul(hidden_states, float(a.embedding_scale))
+        return self.embed_norm(op, hidden_states) if a.embedding_norm else hidden_states
+
+    def forward(
+        self,
+        op: Any,
+        input_ids: ir.Value,
+        step: Step,
+        caches: dict[int, LayerCache],
+        logits_indices: ir.Value,
+        run_layer: RunLayer,
+    ) -> tuple[ir.Value, dict[int, LayerCache]]:
+        """Normed hidden states [B, K, hidden] of the tokens at logits_indices, and the caches after the step."""
+        hidden_states = self.embed(op, input_ids, step.position_ids)
+        present = {}
+        for layer in self.layers:
+            hidden_states, present[layer.index] = run_layer(
+                op, layer, hidden_states, step, caches[layer.index]
+            )
+        wanted = op.GatherND(hidden_states, op.Unsqueeze(logits_indices, [-1]), batch_dims=1)
+        return self.norm(op, wanted), present
+
+
+class CausalLM(nn.Module):
+    """The decoder with its head. ``run_layer`` is how the strategy runs a layer: always, or under a condition."""
+
+    def __init__(self, target: Target, architecture: Architecture, layers: Sequence[int]) -> None:
+        super().__init__()
+        a = self.architecture = architecture
+        self.model = Decoder(target, a, layers)
+        if not a.tied_embeddings:
+            self.lm_head = Linear(target, a.hidden_size, a.vocab_size, bias=False)
+
+    def forward(
+        self,
+        op: Any,
+        input_ids: ir.Value,
+        step: Step,
+        caches: dict[int, LayerCache],
+        logits_indices: ir.Value,
+        run_layer: RunLayer,
+    ) -> tuple[ir.Value, dict[int, LayerCache]]:
+        """logits float32 [B, K, vocab] of the tokens at logits_indices int64 [B, K], and the caches after the step."""
+        hidden_states, present = self.model(op, input_ids, step, caches, logits_indices, run_layer)
+        a = self.architecture
+        tied = a.tied_embeddings
+        logits = self.model.embed_tokens.attend(op, hidden_states) if tied else self.lm_head(op, hidden_states)
+        if a.logits_softcap is not None:
+            logits = op.Mul(op.Tanh(op.Div(logits, a.logits_softcap)), a.logits_softcap)
+        return logits, present

@@ -1,0 +1,117 @@
+"""The leaves of the graph: modules that own weights. Each says under which name and in which storage."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import onnx_ir as ir
+from onnxscript import nn
+
+from dynexport.exporter.architecture import Activation, NormKind
+from dynexport.exporter.graph.storage import Plain, Storage, StoredWeight
+from dynexport.exporter.targets.target import Target
+
+PLAIN = Plain()
+
+
+class Weighted(nn.Module):
+    """A module with weights; ``stored`` has them by the end of their name."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stored: dict[str, StoredWeight] = {}
+
+    def store(self, name: str, shape: Sequence[int], storage: Storage = PLAIN) -> None:
+        """Declare a weight; its parameters become attributes ``name + suffix``."""
+        parts = storage.parameters(shape)
+        self.stored[name] = StoredWeight(tuple(shape), storage, parts)
+        for suffix, parameter in parts.items():
+            setattr(self, name + suffix, parameter)
+
+
+def stored_weights(module: nn.Module) -> Iterator[tuple[str, StoredWeight]]:
+    """Every weight with its full name, in the order of the graph."""
+    for name, child in module.named_modules():
+        if isinstance(child, Weighted):
+            for tensor, weight in child.stored.items():
+                yield f"{name}.{tensor}", weight
+
+
+class Linear(Weighted):
+    """y = x W^T + b with W [out_features, in_features], as in PyTorch."""
+
+    def __init__(self, target: Target, in_features: int, out_features: int, *, bias: bool) -> None:
+        super().__init__()
+        self.target = target
+        shape = (out_features, in_features)
+        self.store("weight", shape, target.weight_storage(shape))
+        self.has_bias = bias
+        if bias:
+            self.store("bias", [out_features])
+
+    def forward(self, op: Any, x: ir.Value) -> ir.Value:
+        """x float32 [..., in_features] -> [..., out_features]."""
+        y = self.target.matmul(op, x, self.stored["weight"])
+        return op.Add(y, self.bias) if self.has_bias else y
+
+
+class Embedding(Weighted):
+    """Rows of a table [count, features]; a tied head multiplies by the same table."""
+
+    def __init__(self, target: Target, count: int, features: int, *, tied: bool) -> None:
+        super().__init__()
+        self.target = target
+        shape = (count, features)
+        self.store("weight", shape, target.embedding_storage(shape, tied=tied))
+
+    def forward(self, op: Any, indices: ir.Value) -> ir.Value:
+        """indices int64 [...] -> float32 [..., features]."""
+        return self.target.gather_rows(op, indices, self.stored["weight"])
+
+    def attend(self, op: Any, x: ir.Value) -> ir.Value:
+        """x [..., features] -> x W^T [..., count]: the head of a model with tied embeddings."""
+        return self.target.matmul(op, x, self.stored["weight"])
+
+
+class Norm(Weighted):
+    """RMSNorm or LayerNorm over the last axis."""
+
+    def __init__(self, target: Target, kind: NormKind, features: int, epsilon: float) -> None:
+        super().__init__()
+        self.target, self.kind, self.epsilon = target, kind, epsilon
+        self.store("weight", [features])
+        if kind == "layer":
+            self.store("bias", [features])
+
+    @property
+    def shift(self) -> ir.Value | None:
+        """LayerNorm's bias; RMSNorm has none."""
+        return self.bias if self.kind == "layer" else None
+
+    def forward(self, op: Any, x: ir.Value, residual: ir.Value | None = None) -> Any:
+        """norm(x); or, with ``residual``, (norm(residual + x), residual + x) in one kernel where the target has it."""
+        if residual is None:
+            return self.target.norm(op, x, self.weight, self.shift, self.epsilon)
+        return self.target.add_norm(op, x, residual, self.weight, self.shift, self.epsilon)
+
+
+class Mlp(nn.Module):
+    """down(act(gate(x)) * up(x)), or down(act(up(x))) without a gate."""
+
+    def __init__(self, target: Target, hidden: int, intermediate: int, activation: Activation, *, gated: bool, bias: bool) -> None:
+        super().__init__()
+        self.target, self.activation, self.gated = target, activation, gated
+        if gated:
+            self.gate_proj = Linear(target, hidden, intermediate, bias=bias)
+        self.up_proj = Linear(target, hidden, intermediate, bias=bias)
+        self.down_proj = Linear(target, intermediate, hidden, bias=bias)
+
+    def forward(self, op: Any, x: ir.Value) -> ir.Value:
+        """x [B, S, hidden] -> [B, S, hidden]."""
+        up = self.up_proj(op, x)
+        if self.gated:
+            inner = op.Mul(self.target.activate(op, self.gate_proj(op, x), self.activation), up)
+        else:
+            inner = self.target.activate(op, up, self.activation)
+        return self.down_proj(op, inner)

@@ -1,0 +1,22 @@
+"""The routing strategies. Each file of this folder with a ``STRATEGY`` is one; nothing else has to be touched to add one."""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+from functools import cache
+
+from dynexport.exporter.strategies.strategy import Strategy
+
+__all__ = ["Strategy", "strategies"]
+
+
+@cache
+def strategies() -> dict[str, Strategy]:
+    """Name on the command line and in the contract -> strategy."""
+    found = {}
+    for module in pkgutil.iter_modules(__path__):
+        strategy = getattr(importlib.import_module(f"{__name__}.{module.name}"), "STRATEGY", None)
+        if isinstance(strategy, Strategy):
+            found[strategy.name] = strategy
+    return dict(sorted(found.items()))

@@ -1,0 +1,26 @@
+"""Dense: every token runs in every layer. The baseline that skipping is compared with."""
+
+from __future__ import annotations
+
+from dynexport.exporter.strategies.strategy import GraphPlan, Strategy
+from dynexport.runtime.contract import Dense, UnifiedSkip
+from dynexport.runtime.errors import DynexportError
+from dynexport.runtime.manifest import Speedup
+
+
+class DenseStrategy(Strategy):
+    """No conditions, no routes."""
+
+    name = "dense"
+    summary = "every token in every layer"
+
+    def speedups(self, contract: Dense | UnifiedSkip, layers: int) -> tuple[Speedup, ...]:
+        return ()
+
+    def graphs(self, speedups: tuple[Speedup, ...], layers: int, *, static: bool) -> tuple[GraphPlan, ...]:
+        if static:
+            raise DynexportError("--static: expected with --strategy unified-skip, found dense, which skips nothing")
+        return (GraphPlan("model", tuple(range(layers))),)
+
+
+STRATEGY = DenseStrategy()

@@ -1,0 +1,52 @@
+"""What a strategy decides: how a layer stands in the graph, which graphs a bundle has, which tokens run where."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import Any
+
+import onnx_ir as ir
+
+from dynexport.exporter.graph.decoder import DecoderLayer
+from dynexport.exporter.graph.step import LayerCache, Step
+from dynexport.runtime.contract import Dense, UnifiedSkip
+from dynexport.runtime.manifest import Speedup
+
+
+@dataclass(frozen=True)
+class GraphPlan:
+    """One graph of a bundle.
+
+    Attributes:
+        name: file stem and name in the manifest.
+        layers: the layers that it holds.
+        conditional: whether it has a ``layer_active`` input that says which of them run.
+        contiguous: whether every layer's cache always holds the positions 0, 1, 2, ..
+    """
+
+    name: str
+    layers: tuple[int, ...]
+    conditional: bool = False
+    contiguous: bool = True
+
+
+class Strategy(ABC):
+    """One way to route; docs/routing-contract.md says what each means."""
+
+    name: str
+    summary: str
+
+    @abstractmethod
+    def speedups(self, contract: Dense | UnifiedSkip, layers: int) -> tuple[Speedup, ...]:
+        """The kept set of every declared ratio. Raises DynexportError on one that cannot be met."""
+
+    @abstractmethod
+    def graphs(self, speedups: tuple[Speedup, ...], layers: int, *, static: bool) -> tuple[GraphPlan, ...]:
+        """The graphs to write; the first one takes prompts, at full depth."""
+
+    def run_layer(
+        self, op: Any, layer: DecoderLayer, hidden_states: ir.Value, step: Step, cache: LayerCache
+    ) -> tuple[ir.Value, LayerCache]:
+        """Write one layer into the graph; here, it always runs."""
+        return layer(op, hidden_states, step, cache)  # type: ignore[no-any-return]

@@ -1,0 +1,108 @@
+"""Unified Layer Skipping (arXiv 2404.06954): the prompt at full depth, generated tokens in the kept layers only.
+
+The whole layer, its cache append included, stands inside an ONNX ``If``: a skipped layer reads no weights and leaves
+no entry. Its caches pass through ``Identity``, which copies nothing where input and output are bound to one buffer.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import onnx_ir as ir
+
+from dynexport.exporter.graph.decoder import DecoderLayer
+from dynexport.exporter.graph.step import LayerCache, Step
+from dynexport.exporter.strategies.strategy import GraphPlan, Strategy
+from dynexport.runtime.contract import Dense, SkipRule, UnifiedSkip
+from dynexport.runtime.errors import DynexportError
+from dynexport.runtime.manifest import Speedup
+
+
+def kept_layers(rule: SkipRule, ratio: float, layers: int) -> tuple[int, ...]:
+    """The layers that a generated token runs in at a target ratio, ascending.
+
+    ``official`` is the paper's published code, ``balanced`` spreads evenly for any ratio, ``modulo`` is the rule of
+    secondary descriptions; docs/routing-contract.md has the formulas.
+
+    Raises:
+        DynexportError: when the ratio leaves fewer than two layers, or ``modulo`` gets a fraction.
+    """
+    if ratio == 1:
+        return tuple(range(layers))
+    count = int(layers / ratio)
+    if rule == "balanced" and ratio <= layers:
+        count = max(2, count)
+    if count < 2:
+        raise DynexportError(
+            f"speedup {ratio:g}: expected a ratio that keeps at least 2 of {layers} layers (at most {layers / 2:g}), "
+            f"found one that keeps {count}"
+        )
+    if rule == "balanced":
+        return tuple(sorted({round(j * (layers - 1) / (count - 1)) for j in range(count)}))
+    if rule == "modulo":
+        if ratio != int(ratio):
+            raise DynexportError(f"speedup {ratio:g}: expected an integer for the rule modulo, found a fraction")
+        lowest = [i for i in range(layers - 1) if i % int(ratio) == 0]
+        return (*lowest[: count - 1], layers - 1)
+    gap = int(layers / (count - 1))
+    inner = [i for i in range(1, layers - 1) if i % gap == 0]
+    return (0, *inner[: count - 2], layers - 1)
+
+
+def _declared(keep: tuple[int, ...], layers: int) -> Speedup:
+    """A kept set given by hand."""
+    wrong = [i for i in keep if not 0 <= i < layers]
+    if wrong:
+        raise DynexportError(f"keep: expected layers 0..{layers - 1}, found {wrong[0]}")
+    return Speedup(name="keep", ratio=None, keep=tuple(sorted(set(keep))))
+
+
+class UnifiedSkipStrategy(Strategy):
+    """One graph with a condition per layer; or, static, a full graph and one of the kept layers per ratio."""
+
+    name = "unified-skip"
+    summary = "prompt in every layer, generated tokens in a fixed share of them"
+
+    def speedups(self, contract: Dense | UnifiedSkip, layers: int) -> tuple[Speedup, ...]:
+        assert isinstance(contract, UnifiedSkip)
+        if contract.keep is not None:
+            return (_declared(contract.keep, layers),)
+        return tuple(
+            Speedup(name=f"{ratio:g}", ratio=ratio, keep=kept_layers(contract.rule, ratio, layers))
+            for ratio in contract.speedups
+        )
+
+    def graphs(self, speedups: tuple[Speedup, ...], layers: int, *, static: bool) -> tuple[GraphPlan, ...]:
+        everything = tuple(range(layers))
+        if not static:
+            return (GraphPlan("model", everything, conditional=True, contiguous=False),)
+        decode = (GraphPlan(f"decode-{s.name}", s.keep, contiguous=False) for s in speedups)
+        return (GraphPlan("model", everything, contiguous=False), *decode)
+
+    def run_layer(
+        self, op: Any, layer: DecoderLayer, hidden_states: ir.Value, step: Step, cache: LayerCache
+    ) -> tuple[ir.Value, LayerCache]:
+        if step.layer_active is None:
+            return super().run_layer(op, layer, hidden_states, step, cache)
+
+        def run(op: Any) -> list[ir.Value]:
+            output, present = layer(op, hidden_states, step, cache)
+            return [output, *present.values()]
+
+        def skip(op: Any) -> list[ir.Value]:
+            return [op.Identity(value) for value in (hidden_states, *cache.values())]
+
+        active = op.Gather(step.layer_active, step.row_of[layer.index])
+        count = 1 + len(cache.values())
+        names = [f"layer_{layer.index}_{kind}" for kind in ("run", "skip")]
+        run_graph, skip_graph = (
+            op.builder.subgraph(trace, [], [ir.Value() for _ in range(count)], name=name)
+            for trace, name in zip((run, skip), names, strict=True)
+        )
+        outputs = op.If(active, then_branch=run_graph, else_branch=skip_graph, _outputs=count)
+        for output, inner in zip(outputs, run_graph.outputs, strict=True):
+            output.type = inner.type
+        return outputs[0], LayerCache(*outputs[1:])
+
+
+STRATEGY = UnifiedSkipStrategy()

@@ -1,0 +1,1 @@
+"""How the graph's modules are lowered for an engine. Each file of this folder is one engine's way."""

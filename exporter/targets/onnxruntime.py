@@ -1,0 +1,137 @@
+"""ONNX Runtime: its fused kernels, its block-quantised products, caches updated in place by GroupQueryAttention.
+
+Why these operators: docs/architecture.md, "The ONNX Runtime lowering".
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
+
+import onnx_ir as ir
+
+from dynexport.exporter.architecture import Activation
+from dynexport.exporter.graph.storage import BlockQuantized, Plain, Storage, StoredWeight
+from dynexport.exporter.targets.target import AttentionInputs, Target
+
+Precision = Literal["fp32", "fp16", "int8", "int4"]
+
+OPSET = 24
+_MICROSOFT = "com.microsoft"
+# int8 activations, as onnxruntime-genai chooses on CPU: the level with VNNI and dot-product kernels.
+_ACCURACY_LEVEL = 4
+_STORAGES: dict[Precision, Storage] = {
+    "fp32": Plain(),
+    "fp16": Plain(ir.DataType.FLOAT16),
+    "int8": BlockQuantized(8),
+    "int4": BlockQuantized(4),
+}
+
+
+class OnnxRuntime(Target):
+    """Weights in ``precision``; norms, rotary, softmax and logits always in float32."""
+
+    opset_imports: Mapping[str, int] = {"": OPSET, _MICROSOFT: 1}
+
+    def __init__(self, precision: Precision) -> None:
+        self.storage = _STORAGES[precision]
+
+    def weight_storage(self, shape: Sequence[int]) -> Storage:
+        return self.storage
+
+    def embedding_storage(self, shape: Sequence[int], *, tied: bool) -> Storage:
+        # GatherBlockQuantized wants whole blocks.
+        if isinstance(self.storage, BlockQuantized) and shape[1] % self.storage.block_size:
+            return Plain()
+        return self.storage
+
+    def matmul(self, op: Any, x: ir.Value, weight: StoredWeight) -> ir.Value:
+        if isinstance(weight.storage, BlockQuantized):
+            rows, columns = weight.shape
+            y = op.MatMulNBits(
+                x,
+                weight.parts["_quantized"],
+                weight.parts["_scales"],
+                _domain=_MICROSOFT,
+                N=rows,
+                K=columns,
+                bits=weight.storage.bits,
+                block_size=weight.storage.block_size,
+                accuracy_level=_ACCURACY_LEVEL,
+            )
+        else:
+            y = op.FusedMatMul(x, _widened(op, weight.parts[""]), _domain=_MICROSOFT, transB=1)
+        return _float(y)
+
+    def gather_rows(self, op: Any, indices: ir.Value, weight: StoredWeight) -> ir.Value:
+        if isinstance(weight.storage, BlockQuantized):
+            rows, columns = weight.shape
+            table = op.Reshape(weight.parts["_quantized"], [rows, columns * weight.storage.bits // 8])
+            y = op.GatherBlockQuantized(
+                table,
+                indices,
+                weight.parts["_scales"],
+                _domain=_MICROSOFT,
+                bits=weight.storage.bits,
+                block_size=weight.storage.block_size,
+                gather_axis=0,
+                quantize_axis=1,
+            )
+            return _float(y)
+        return _widened(op, op.Gather(weight.parts[""], indices))
+
+    def norm(self, op: Any, x: ir.Value, weight: ir.Value, bias: ir.Value | None, epsilon: float) -> ir.Value:
+        if bias is None:
+            return _float(op.RMSNormalization(x, weight, axis=-1, epsilon=epsilon))
+        return _float(op.LayerNormalization(x, weight, bias, axis=-1, epsilon=epsilon))
+
+    def add_norm(
+        self, op: Any, x: ir.Value, residual: ir.Value, weight: ir.Value, bias: ir.Value | None, epsilon: float
+    ) -> tuple[ir.Value, ir.Value]:
+        kind = "SkipSimplifiedLayerNormalization" if bias is None else "SkipLayerNormalization"
+        inputs = [residual, x, weight] + ([] if bias is None else [bias])
+        outputs = getattr(op, kind)(*inputs, _domain=_MICROSOFT, _outputs=4, epsilon=epsilon)
+        for unused in outputs[1:3]:
+            unused.name = ""
+        return _float(outputs[0]), _float(outputs[3])
+
+    def activate(self, op: Any, x: ir.Value, activation: Activation) -> ir.Value:
+        if activation == "silu":
+            return _float(op.QuickGelu(x, _domain=_MICROSOFT, alpha=1.0))
+        if activation == "relu":
+            return _float(op.Relu(x))
+        return _float(op.Gelu(x, approximate="tanh" if activation == "gelu_tanh" else "none"))
+
+    def attention(self, op: Any, inputs: AttentionInputs, *, heads: int, kv_heads: int, scale: float, softcap: float | None) -> tuple[ir.Value, ir.Value, ir.Value]:
+        no_rotary = (None, None, None)
+        output, key, value = op.GroupQueryAttention(
+            inputs.query,
+            inputs.key,
+            inputs.value,
+            inputs.past_key,
+            inputs.past_value,
+            inputs.last_index,
+            inputs.total_length,
+            *(() if inputs.bias is None else (*no_rotary, inputs.bias)),
+            _domain=_MICROSOFT,
+            _outputs=3,
+            num_heads=heads,
+            kv_num_heads=kv_heads,
+            scale=scale,
+            softcap=softcap or 0.0,
+        )
+        return _float(output), _float(key), _float(value)
+
+
+def _widened(op: Any, value: ir.Value) -> ir.Value:
+    """float32; ONNX Runtime folds the cast of a stored float16 weight when it loads the session."""
+    if value.dtype == ir.DataType.FLOAT16:
+        return _float(op.Cast(value, to=ir.DataType.FLOAT))
+    return _float(value)
+
+
+def _float(value: ir.Value) -> ir.Value:
+    """Declare the type of an operator's result that shape inference does not know."""
+    if value.type is None:
+        value.type = ir.TensorType(ir.DataType.FLOAT)
+    return value

@@ -1,0 +1,148 @@
+"""Steps of a model over a cache: prompts at full depth, single tokens in the layers of a kept set."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from dynexport.runtime.bundle import Bundle
+from dynexport.runtime.cache import Cache
+from dynexport.runtime.engines.onnxruntime import Engine
+from dynexport.runtime.errors import DynexportError
+from dynexport.runtime.manifest import Speedup
+
+Array = np.ndarray
+Tokens = Sequence[int] | Array
+
+# Long prompts go in pieces: the scores of a piece against everything before it are what takes memory.
+CHUNK = 1024
+
+
+class Decoder:
+    """A bundle's graphs, loaded. Prompt and decode graphs of a static bundle are loaded when first needed.
+
+    Args:
+        threads: intra-op threads of ONNX Runtime; None lets it take one per physical core.
+    """
+
+    def __init__(self, bundle: Bundle, threads: int | None = None) -> None:
+        self.bundle = bundle
+        self.manifest = bundle.manifest
+        self.threads = threads
+        self._engines: dict[str, Engine] = {}
+
+    def cache(self, rows: int, slots: int) -> Cache:
+        """Room for ``rows`` sequences of ``slots`` tokens; at most the model's context."""
+        return Cache(self.manifest, rows, min(slots, self.manifest.model.max_length))
+
+    def prefill(self, cache: Cache, prompts: Sequence[Tokens], *, chunk: int = CHUNK, all_logits: bool = False) -> list[Array]:
+        """Run one prompt per row, in every layer, on top of what the cache holds.
+
+        Prompts that fit into one chunk on an empty cache run as one right-padded batch; others row by row.
+
+        Returns:
+            Per row float32 [1, vocab], the logits of its last token; or [len, vocab] with ``all_logits``.
+
+        Raises:
+            DynexportError: for an empty prompt, a token outside the vocabulary, or a prompt that does not fit.
+        """
+        rows = [self._checked(prompt, int(seen), cache.slots) for prompt, seen in zip(prompts, cache.positions, strict=True)]
+        if len(rows) > 1 and not cache.positions.any() and max(map(len, rows)) <= chunk:
+            return self._prefill_batch(cache, rows, all_logits)
+        return [self._prefill_row(cache.row(i), row, chunk, all_logits) for i, row in enumerate(rows)]
+
+    def step(self, cache: Cache, tokens: Tokens, speedup: Speedup, live: Array | None = None) -> Array:
+        """Feed one generated token per row through the kept layers.
+
+        Args:
+            tokens: int64 [rows].
+            live: bool [rows]; rows that have ended are computed along but leave no entry.
+
+        Returns:
+            float32 [rows, vocab].
+
+        Raises:
+            DynexportError: when a live row has no slot left.
+        """
+        live = np.ones(cache.rows, bool) if live is None else live
+        if (cache.positions[live] >= cache.slots).any():
+            raise DynexportError(f"cache: all {cache.slots} slots of a row are used; the context is exhausted")
+        ids = np.asarray(tokens, np.int64).reshape(-1, 1)
+        # A row that has ended writes over its last slot: it is never read again.
+        lengths = np.minimum(cache.lengths, cache.slots - 1)
+        engine = self._engine_for(speedup)
+        logits = engine.run(cache, self._inputs(engine, ids, cache.positions, lengths, speedup.keep, np.zeros_like(ids)))
+        kept = list(speedup.keep)
+        cache.lengths[kept] += live
+        cache.positions += live
+        return logits[:, 0]
+
+    def _prefill_batch(self, cache: Cache, rows: list[Array], all_logits: bool) -> list[Array]:
+        longest = max(map(len, rows))
+        ids = np.zeros((len(rows), longest), np.int64)
+        for i, row in enumerate(rows):
+            ids[i, : len(row)] = row
+        sizes = np.array([len(row) for row in rows], np.int64)
+        wanted = np.broadcast_to(np.arange(longest), ids.shape) if all_logits else sizes[:, None] - 1
+        logits = self._run_prompt(cache, ids, sizes, np.ascontiguousarray(wanted))
+        return [logits[i, : len(row)] if all_logits else logits[i] for i, row in enumerate(rows)]
+
+    def _prefill_row(self, cache: Cache, row: Array, chunk: int, all_logits: bool) -> Array:
+        pieces = []
+        for start in range(0, len(row), chunk):
+            ids = row[None, start : start + chunk]
+            size = ids.shape[1]
+            wanted = np.arange(size)[None] if all_logits else np.array([[size - 1]])
+            pieces.append(self._run_prompt(cache, ids, np.array([size]), wanted)[0])
+        return np.concatenate(pieces) if all_logits else pieces[-1]
+
+    def _run_prompt(self, cache: Cache, ids: Array, sizes: Array, wanted: Array) -> Array:
+        engine = self._engine(self.manifest.graphs[0].name)
+        everything = range(self.manifest.model.layers)
+        logits = engine.run(cache, self._inputs(engine, ids, cache.positions, cache.lengths, everything, wanted))
+        cache.lengths += sizes
+        cache.positions += sizes
+        return logits
+
+    def _inputs(self, engine: Engine, ids: Array, positions: Array, lengths: Array, keep: Sequence[int], wanted: Array) -> dict[str, Array]:
+        layers = list(engine.graph.layers)
+        # Only padding and ended rows ever reach past the tables of positions.
+        last_position = self.manifest.model.max_length - 1
+        return {
+            "input_ids": np.ascontiguousarray(ids),
+            "position_ids": np.minimum(positions[:, None] + np.arange(ids.shape[1]), last_position),
+            "cache_lengths": np.ascontiguousarray(lengths[layers]),
+            "layer_active": np.isin(layers, list(keep)),
+            "logits_indices": wanted,
+        }
+
+    def _engine_for(self, speedup: Speedup) -> Engine:
+        """The conditional graph serves every kept set; without one, the graph that holds just these layers."""
+        first = self.manifest.graphs[0]
+        if first.conditional:
+            return self._engine(first.name)
+        for graph in self.manifest.graphs:
+            if graph.layers == speedup.keep:
+                return self._engine(graph.name)
+        raise DynexportError(f"{self.bundle.path}: no graph for speedup {speedup.name}; convert again with it")
+
+    def _engine(self, name: str) -> Engine:
+        if name not in self._engines:
+            graph = next(graph for graph in self.manifest.graphs if graph.name == name)
+            self._engines[name] = Engine(self.bundle.path / graph.file, graph, self.threads)
+        return self._engines[name]
+
+    def _checked(self, prompt: Tokens, seen: int, slots: int) -> Array:
+        ids = np.asarray(prompt, dtype=object)
+        if ids.size == 0:
+            raise DynexportError("prompt: expected at least one token, found none")
+        vocabulary = self.manifest.model.vocab_size
+        for value in ids.tolist():
+            if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < vocabulary:
+                raise DynexportError(f"prompt: expected token ids 0..{vocabulary - 1}, found {value!r}")
+        if seen + len(ids) > slots:
+            raise DynexportError(
+                f"prompt: expected at most {slots - seen} tokens to fit the context of {slots}, found {len(ids)}"
+            )
+        return ids.astype(np.int64)

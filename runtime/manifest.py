@@ -1,0 +1,120 @@
+"""The manifest of a bundle: what every runtime, in any language, has to know to run it."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from dynexport.runtime.contract import Contract
+
+SCHEMA_VERSION = 1
+MANIFEST = "manifest.json"
+WEIGHTS = "model.data"
+GOLDEN = "golden.safetensors"
+
+Precision = Literal["fp32", "fp16", "int8", "int4"]
+Size = Annotated[int, Field(ge=1, lt=1 << 31)]
+Bytes = Annotated[int, Field(ge=0)]
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Speedup(_Part):
+    """One declared ratio.
+
+    Attributes:
+        name: as on the command line and in reports: "2", "1.5", or "keep".
+        ratio: the target, or None for a kept set given by hand.
+        keep: layers that a generated token runs in, ascending.
+    """
+
+    name: str
+    ratio: float | None
+    keep: tuple[int, ...]
+
+
+class TensorSpec(_Part):
+    """An input or output; dimensions are numbers or symbols: B batch, S new tokens, M cache slots, K logits rows."""
+
+    name: str
+    dtype: str
+    shape: tuple[int | str, ...]
+
+
+class Graph(_Part):
+    """One ONNX file.
+
+    Attributes:
+        layers: the layers that it holds, ascending; rows of ``cache_lengths`` and ``layer_active`` follow them.
+        conditional: whether ``layer_active`` says which layers run.
+    """
+
+    name: str
+    file: str
+    layers: tuple[int, ...]
+    conditional: bool
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+
+
+class Model(_Part):
+    """The sizes that a runtime needs."""
+
+    family: str
+    layers: Size
+    hidden_size: Size
+    heads: Size
+    kv_heads: Size
+    head_dim: Size
+    vocab_size: Size
+    max_length: Size
+    parameters: Size
+
+
+class Cost(_Part):
+    """Bytes that a decode step must read (weights as stored in the bundle, caches as float32).
+
+    Attributes:
+        shared: head and final norm, whatever is skipped.
+        layers: weights of each layer.
+        kv_per_token: key and value of one cached token in one layer.
+    """
+
+    shared: Bytes
+    layers: tuple[Bytes, ...]
+    kv_per_token: Bytes
+
+
+class Tokens(_Part):
+    """Special tokens. ``eos`` may be several; empty when the model has none."""
+
+    bos: int | None = None
+    eos: tuple[int, ...] = ()
+    pad: int | None = None
+
+
+class File(_Part):
+    """Size and hash of a file of the bundle."""
+
+    sha256: Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
+    bytes: Bytes
+
+
+class Manifest(_Part):
+    """``manifest.json``. ``files`` maps every other file of the bundle to its hash; names have no directories."""
+
+    schema_version: int
+    contract: Contract
+    precision: Precision
+    model: Model
+    speedups: tuple[Speedup, ...]
+    graphs: Annotated[tuple[Graph, ...], Field(min_length=1)]
+    cost: Cost
+    tokens: Tokens
+    key_positions: tuple[int, ...] = ()
+    source: dict[str, Any]
+    tools: dict[str, str]
+    files: dict[str, File]

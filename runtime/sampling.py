@@ -1,0 +1,133 @@
+"""Choosing the next token of each row from its logits."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dynexport.runtime.errors import DynexportError
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How tokens are chosen.
+
+    Attributes:
+        temperature: 0 takes the most probable token; above 0 one is drawn from softmax(logits / temperature).
+        top_p: draw from the smallest set of tokens whose probability reaches this, 0 < top_p <= 1.
+        top_k: draw from this many most probable tokens, before ``top_p``; 0 means all.
+        seed: makes the draws repeatable; None takes fresh entropy.
+
+    Raises:
+        DynexportError: when a field is outside its range.
+    """
+
+    temperature: float = 0.0
+    top_p: float = 1.0
+    top_k: int = 0
+    seed: int | None = None
+
+    def __post_init__(self) -> None:
+        _check(
+            "temperature",
+            self.temperature,
+            _is_number(self.temperature) and math.isfinite(self.temperature) and self.temperature >= 0,
+            "a finite number >= 0",
+        )
+        _check("top_p", self.top_p, _is_number(self.top_p) and 0 < self.top_p <= 1, "0 < top_p <= 1")
+        _check("top_k", self.top_k, _is_integer(self.top_k) and self.top_k >= 0, "an integer >= 0")
+        seed_fits = self.seed is None or (_is_integer(self.seed) and self.seed >= 0)
+        _check("seed", self.seed, seed_fits, "an integer >= 0, or none")
+
+
+class Sampler:
+    """Draws one token a row and step; a row's draws depend on its seed, its index and its own logits only."""
+
+    def __init__(self, sampling: Sampling, rows: int) -> None:
+        """Prepare the generators of ``rows`` rows."""
+        self._sampling = sampling
+        seeds = np.random.SeedSequence(sampling.seed).spawn(rows)
+        self._generators = [np.random.default_rng(seed) for seed in seeds]
+
+    def __call__(self, logits: NDArray[np.float32]) -> NDArray[np.int64]:
+        """Choose the next token of every row.
+
+        Args:
+            logits: float32 ``[rows, vocab]``; minus infinity excludes a token.
+
+        Returns:
+            int64 ``[rows]``. Of equally probable tokens, greedy choice takes the lowest id.
+
+        Raises:
+            DynexportError: when the shape is another one, a logit is NaN, or a row's largest is not finite.
+        """
+        rows = len(self._generators)
+        if logits.ndim != 2 or logits.shape[0] != rows or logits.shape[1] == 0:
+            raise DynexportError(f"logits: expected shape [{rows}, vocab], found {list(logits.shape)}")
+        _check_finite(logits)
+        if self._sampling.temperature == 0:
+            return np.asarray(np.argmax(logits, axis=1), dtype=np.int64)
+        chosen = [self._draw(row, generator) for row, generator in zip(logits, self._generators, strict=True)]
+        return np.array(chosen, dtype=np.int64)
+
+    def _draw(self, row: NDArray[np.float32], generator: np.random.Generator) -> int:
+        candidates = _top_k(row, self._sampling.top_k)
+        probabilities = _softmax(row[candidates], self._sampling.temperature)
+        if self._sampling.top_p < 1:
+            kept = _top_p(probabilities, self._sampling.top_p)
+            candidates, probabilities = candidates[kept], probabilities[kept]
+        cumulative = np.cumsum(probabilities)
+        cumulative /= cumulative[-1]  # the last is then exactly 1, above every draw
+        return int(candidates[np.searchsorted(cumulative, generator.random(), side="right")])
+
+
+def _top_k(row: NDArray[np.float32], count: int) -> NDArray[np.intp]:
+    """Indices of the ``count`` largest logits, ascending; of equal ones the lowest indices; all when 0."""
+    if count == 0 or count >= row.size:
+        return np.arange(row.size)
+    # The full sort that stable ties call for is needed only among those that reach the k-th largest.
+    reaching = np.flatnonzero(row >= np.partition(row, -count)[-count])
+    order = np.argsort(-row[reaching], kind="stable")
+    return np.sort(reaching[order[:count]])
+
+
+def _top_p(probabilities: NDArray[np.float64], threshold: float) -> NDArray[np.intp]:
+    """Indices of the smallest set whose probability reaches ``threshold``, ascending; never empty."""
+    # All tokens below this share of the rest add up to less than the rest, so none of them is needed: this
+    # spares a sort of the whole vocabulary.
+    likely = np.flatnonzero(probabilities >= (1 - threshold) / probabilities.size)
+    order = likely[np.argsort(-probabilities[likely], kind="stable")]
+    reached = int(np.searchsorted(np.cumsum(probabilities[order]), threshold, side="left"))
+    return np.sort(order[: reached + 1])
+
+
+def _softmax(logits: NDArray[np.float32], temperature: float) -> NDArray[np.float64]:
+    exact = logits.astype(np.float64)
+    with np.errstate(over="ignore"):  # a tiny temperature sends the others to minus infinity, which is meant
+        weights = np.exp((exact - exact.max()) / temperature)
+    return np.asarray(weights / weights.sum())
+
+
+def _check_finite(logits: NDArray[np.float32]) -> None:
+    largest = logits.max(axis=1)  # NaN where any logit is NaN
+    for row in np.flatnonzero(~np.isfinite(largest)):
+        raise DynexportError(
+            f"logits: row {row}: expected a finite largest logit and no NaN, found {largest[row]}; "
+            "the model's arithmetic has overflowed or its weights are corrupt"
+        )
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _is_integer(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _check(field: str, value: object, holds: bool, expected: str) -> None:
+    if not holds:
+        raise DynexportError(f"{field}: expected {expected}, found {value!r}")

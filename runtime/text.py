@@ -1,0 +1,457 @@
+"""Text to token ids and back: a bundle's tokenizer, its chat template, streamed text and stop strings."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from jinja2 import TemplateError, nodes
+from jinja2.exceptions import SecurityError
+from jinja2.ext import Extension, loopcontrols
+from jinja2.parser import Parser
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+from jinja2.utils import Namespace
+from tokenizers import Tokenizer
+
+from dynexport.runtime.errors import DynexportError
+
+TOKENIZER_FILE = "tokenizer.json"
+CONFIG_FILE = "tokenizer_config.json"
+TEMPLATE_FILE = "chat_template.jinja"
+TEXT_FILES = (TOKENIZER_FILE, CONFIG_FILE, TEMPLATE_FILE)
+
+_SPECIAL_NAMES = (
+    "bos_token",
+    "eos_token",
+    "unk_token",
+    "sep_token",
+    "pad_token",
+    "cls_token",
+    "mask_token",
+)
+_REPLACEMENT = "\ufffd"
+_MESSAGE_LIMIT = 300
+
+
+class Text:
+    """The tokenizer and the chat template of a bundle.
+
+    Every part is optional until it is used: encoding without a tokenizer, or a chat without a template, is an
+    error that says so.
+    """
+
+    def __init__(
+        self, tokenizer: Tokenizer | None, config: Mapping[str, Any], chat_template: str | None
+    ) -> None:
+        """Use ``from_directory`` or ``from_files``; this takes what they have read."""
+        self._tokenizer = tokenizer
+        self._chat_template = chat_template
+        self._special_tokens = _special_tokens(config)
+        self._special_ids: frozenset[int] = frozenset()
+        if tokenizer is not None:
+            tokenizer.no_truncation()  # a stored limit would cut a long prompt without a word
+            tokenizer.no_padding()
+            self._special_ids = _mark_special(tokenizer, self._special_tokens.values())
+        self._explicit_ends = "add_bos_token" in config or "add_eos_token" in config
+        self._first = self._end_ids(config, "bos_token")
+        self._last = self._end_ids(config, "eos_token")
+
+    @classmethod
+    def from_directory(cls, directory: Path) -> Text:
+        """Read tokenizer.json, tokenizer_config.json and chat_template.jinja, those that are there.
+
+        Raises:
+            DynexportError: when one of them cannot be read or is corrupt.
+        """
+        try:
+            present = [directory / name for name in TEXT_FILES if (directory / name).is_file()]
+            return cls.from_files({path.name: path.read_bytes() for path in present})
+        except OSError as error:
+            raise DynexportError(f"{directory}: cannot read the tokenizer: {_one_line(error)}") from error
+
+    @classmethod
+    def from_files(cls, files: Mapping[str, bytes]) -> Text:
+        """Build from file contents.
+
+        Args:
+            files: any of ``tokenizer.json``, ``tokenizer_config.json`` and ``chat_template.jinja``, by name;
+                other names are ignored. A template in tokenizer_config.json serves where the last is absent.
+
+        Raises:
+            DynexportError: when a file is corrupt, or asks for a begin or end token that the tokenizer lacks.
+        """
+        tokenizer = None
+        if TOKENIZER_FILE in files:
+            with _told_as(f"{TOKENIZER_FILE}: cannot be loaded by the tokenizers library"):
+                tokenizer = Tokenizer.from_str(files[TOKENIZER_FILE].decode("utf-8"))
+        config = _read_config(files.get(CONFIG_FILE, b"{}"))
+        if TEMPLATE_FILE not in files:
+            return cls(tokenizer, config, _template_in_config(config))
+        with _told_as(f"{TEMPLATE_FILE}: expected UTF-8 text"):
+            template = files[TEMPLATE_FILE].decode("utf-8")
+        return cls(tokenizer, config, template)
+
+    @property
+    def has_chat_template(self) -> bool:
+        """Whether ``chat`` can be used."""
+        return self._chat_template is not None
+
+    def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
+        """Token ids of a text, never truncated.
+
+        Args:
+            text: any string that UTF-8 can hold.
+            add_special_tokens: put the begin and end tokens around it that the tokenizer asks for.
+
+        Raises:
+            DynexportError: without a tokenizer, or when the tokenizer cannot encode the text.
+        """
+        tokenizer = self._require_tokenizer()
+        by_processor = add_special_tokens and not self._explicit_ends
+        with _told_as(f"{TOKENIZER_FILE}: cannot encode the text"):
+            ids: list[int] = tokenizer.encode(text, add_special_tokens=by_processor).ids
+        return [*self._first, *ids, *self._last] if add_special_tokens else ids
+
+    def decode(self, ids: Sequence[int], *, skip_special_tokens: bool = True) -> str:
+        """The text of token ids; ids that the tokenizer does not know add nothing.
+
+        Bytes that are not UTF-8 come out as U+FFFD.
+
+        Raises:
+            DynexportError: without a tokenizer, or when an id is negative or not a 32-bit integer.
+        """
+        tokenizer = self._require_tokenizer()
+        with _told_as(f"{TOKENIZER_FILE}: cannot decode token ids"):
+            text: str = tokenizer.decode(list(ids), skip_special_tokens=skip_special_tokens)
+        return text
+
+    def chat(self, messages: Sequence[Mapping[str, str]], add_generation_prompt: bool = True) -> list[int]:
+        """Token ids of a conversation, rendered by the chat template.
+
+        The template runs in a sandbox: it reaches the messages and the special tokens, and nothing else of
+        this process. Its running time and memory are not bounded.
+
+        Args:
+            messages: one or more, each with at least ``"role"`` and ``"content"``.
+            add_generation_prompt: end with what opens the assistant's turn.
+
+        Raises:
+            DynexportError: without messages, template or tokenizer, or when the template fails or refuses.
+        """
+        if self._chat_template is None:
+            raise DynexportError(
+                f"{TEMPLATE_FILE}: the bundle has no chat template; give a plain prompt instead"
+            )
+        conversation = _plain_messages(messages)
+        with _told_as(f"{TEMPLATE_FILE}: the chat template failed"):
+            rendered = (
+                _template_environment()
+                .from_string(self._chat_template)
+                .render(
+                    messages=conversation,
+                    tools=None,
+                    documents=None,
+                    add_generation_prompt=add_generation_prompt,
+                    **self._special_tokens,
+                )
+            )
+        return self.encode(rendered, add_special_tokens=False)
+
+    def is_silent(self, token_id: int, *, skip_special_tokens: bool = True) -> bool:
+        """Whether ``decode`` leaves this id out wherever it stands: it is special and skipped, or not known.
+
+        Raises:
+            DynexportError: without a tokenizer, or when the id is negative or not a 32-bit integer.
+        """
+        tokenizer = self._require_tokenizer()
+        if skip_special_tokens and token_id in self._special_ids:
+            return True
+        with _told_as(f"{TOKENIZER_FILE}: cannot look up token id {token_id}"):
+            return tokenizer.id_to_token(token_id) is None
+
+    def _require_tokenizer(self) -> Tokenizer:
+        if self._tokenizer is None:
+            raise DynexportError(
+                f"{TOKENIZER_FILE}: the bundle has no tokenizer; use token ids instead of text"
+            )
+        return self._tokenizer
+
+    def _end_ids(self, config: Mapping[str, Any], name: str) -> list[int]:
+        """The one id that ``add_bos_token`` or ``add_eos_token`` asks for, or none."""
+        if self._tokenizer is None or not config.get(f"add_{name}"):
+            return []
+        token = self._special_tokens.get(name)
+        token_id = None if token is None else self._tokenizer.token_to_id(token)
+        if token_id is None:
+            raise DynexportError(
+                f"{CONFIG_FILE}: add_{name} is true, but {TOKENIZER_FILE} does not have its {name}, {token!r}"
+            )
+        return [token_id]
+
+
+class StreamDecoder:
+    """Text of a token stream, piece by piece, each piece final.
+
+    The pieces together are ``text.decode`` of all ids. Bytes that may still become a character are held back,
+    so a character is never emitted in halves. Each push decodes a short window, whatever the stream's length.
+
+    One exception: a byte-fallback tokenizer's ``decode`` turns a run of byte tokens that is not UTF-8 wholly
+    into U+FFFD, good characters included; those complete before the bad byte came stay as emitted here.
+    """
+
+    # An unfinished character is at most 3 bytes, so at most 3 tokens. The rest of the window is context,
+    # which metaspace tokenizers need: they drop the leading space of the first token they see.
+    _UNFINISHED = 3
+    _CONTEXT = 8
+    _WINDOW = 3 * _CONTEXT  # reached only by bytes that never become a character
+
+    def __init__(self, text: Text, *, skip_special_tokens: bool = True) -> None:
+        """Start a stream; one decoder serves one sequence."""
+        self._text = text
+        self._skip_special_tokens = skip_special_tokens
+        self._window: list[int] = []
+        self._decoded = ""  # of the window
+        self._emitted = 0  # characters of it
+        self._waiting = 0  # tokens since the window last ended in a whole character
+        self._boundary = 0  # where the window will begin after it slides: between two characters
+
+    def push(self, token_id: int) -> str:
+        """Take one more id; return the text that it makes final, often one word, or the empty string.
+
+        Raises:
+            DynexportError: as ``Text.decode``.
+        """
+        if self._text.is_silent(token_id, skip_special_tokens=self._skip_special_tokens):
+            return ""
+        self._window.append(token_id)
+        self._decoded = self._decode_window()
+        piece = self._decoded[self._emitted : self._final_length()]
+        self._emitted += len(piece)
+        self._slide()
+        return piece
+
+    def finish(self) -> str:
+        """The text still held back, with U+FFFD for bytes that never became a character."""
+        piece = self._decoded[self._emitted :]
+        self._emitted += len(piece)
+        return piece
+
+    def _final_length(self) -> int:
+        """How many characters of the window no later token can change."""
+        whole = len(self._decoded.rstrip(_REPLACEMENT))
+        self._waiting = 0 if whole == len(self._decoded) else self._waiting + 1
+        # After too long a wait the bytes are known to be bad; only the last ones can still begin a character.
+        return whole if self._waiting <= self._UNFINISHED else len(self._decoded) - 1
+
+    def _slide(self) -> None:
+        if self._waiting == 0 and len(self._window) - self._boundary >= self._CONTEXT:
+            start = self._boundary
+        elif len(self._window) > self._WINDOW:
+            start = len(self._window) - self._CONTEXT
+        else:
+            return
+        held_back = max(0, len(self._decoded) - self._emitted)
+        del self._window[:start]
+        self._decoded = self._decode_window()
+        self._emitted = len(self._decoded) - held_back
+        self._boundary = len(self._window)
+
+    def _decode_window(self) -> str:
+        return self._text.decode(self._window, skip_special_tokens=self._skip_special_tokens)
+
+
+class StopStrings:
+    """Cuts streamed text before the first stop string, wherever the pieces are split.
+
+    The first is the one that is complete first; of those that end together, the longest.
+    """
+
+    def __init__(self, stops: Sequence[str]) -> None:
+        """Watch for any of ``stops``; none of them means that all text passes.
+
+        Raises:
+            DynexportError: when a stop string is empty.
+        """
+        if "" in stops:
+            raise DynexportError("stop: expected non-empty strings, found an empty one")
+        self._stops = tuple(stops)
+        self._held = ""
+        self._stopped = False
+
+    def push(self, text: str) -> tuple[str, bool]:
+        """Take a piece; return the text that no stop string can claim any more, and whether a stop was found.
+
+        After a stop was found every push returns ``("", True)``.
+        """
+        if self._stopped:
+            return "", True
+        self._held += text
+        found = [
+            (self._held.find(stop) + len(stop), self._held.find(stop))
+            for stop in self._stops
+            if stop in self._held
+        ]
+        if found:
+            self._stopped = True
+            return self._release(min(found)[1], drop_rest=True), True
+        return self._release(len(self._held) - self._undecided()), False
+
+    def finish(self) -> str:
+        """The text held back as the possible start of a stop string; nothing after a stop was found."""
+        return self._release(len(self._held))
+
+    def _undecided(self) -> int:
+        """Length of the longest end of the held text that a stop string begins with."""
+        longest = max((len(stop) for stop in self._stops), default=1)
+        for length in range(min(len(self._held), longest - 1), 0, -1):
+            if any(stop.startswith(self._held[-length:]) for stop in self._stops):
+                return length
+        return 0
+
+    def _release(self, length: int, *, drop_rest: bool = False) -> str:
+        piece = self._held[:length]
+        self._held = "" if drop_rest else self._held[length:]
+        return piece
+
+
+class _GenerationTag(Extension):
+    """``{% generation %}`` marks the assistant's text for training; here its body is simply rendered."""
+
+    tags = {"generation"}  # noqa: RUF012 - jinja declares it so
+
+    def parse(self, parser: Parser) -> list[nodes.Node]:
+        next(parser.stream)
+        return parser.parse_statements(("name:endgeneration",), drop_needle=True)
+
+
+class _GuardedNamespace(Namespace):
+    """Jinja's namespace, whose assignments bypass the sandbox's checks, without underscored names."""
+
+    def __init__(self, /, *args: Any, **kwargs: Any) -> None:
+        attributes = dict(*args, **kwargs)
+        for name in attributes:
+            _refuse_underscore(name)
+        super().__init__(attributes)
+
+    def __setitem__(self, name: str, value: Any) -> None:
+        _refuse_underscore(name)
+        super().__setitem__(name, value)
+
+
+def _refuse_underscore(name: object) -> None:
+    if isinstance(name, str) and name.startswith("_"):
+        raise SecurityError(f"a namespace cannot hold {name!r}")
+
+
+def _template_environment() -> ImmutableSandboxedEnvironment:
+    """The environment that transformers gives to chat templates."""
+    environment = ImmutableSandboxedEnvironment(
+        trim_blocks=True, lstrip_blocks=True, extensions=[_GenerationTag, loopcontrols]
+    )
+    environment.filters["tojson"] = _to_json
+    environment.globals["raise_exception"] = _raise_exception
+    environment.globals["strftime_now"] = _strftime_now
+    environment.globals["namespace"] = _GuardedNamespace
+    return environment
+
+
+def _to_json(
+    value: Any,
+    ensure_ascii: bool = False,
+    indent: int | None = None,
+    separators: tuple[str, str] | None = None,
+    sort_keys: bool = False,
+) -> str:
+    # Jinja's own filter escapes HTML, which models have never seen.
+    return json.dumps(
+        value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys
+    )
+
+
+def _raise_exception(message: str) -> None:
+    raise TemplateError(message)
+
+
+def _strftime_now(format: str) -> str:
+    return datetime.now().strftime(format)
+
+
+def _plain_messages(messages: Sequence[Mapping[str, str]]) -> list[dict[str, Any]]:
+    """Copies made of JSON values, so that a template meets no other object of this process; no nulls."""
+    if not messages:
+        raise DynexportError("messages: expected at least one, found none")
+    conversation = []
+    for index, message in enumerate(messages):
+        if not all(isinstance(message.get(key), str) for key in ("role", "content")):
+            raise DynexportError(f'messages[{index}]: expected text under "role" and "content"')
+        with _told_as(f"messages[{index}]: expected JSON values"):
+            fields = json.loads(json.dumps(dict(message)))
+        conversation.append({key: value for key, value in fields.items() if value is not None})
+    return conversation
+
+
+def _read_config(content: bytes) -> dict[str, Any]:
+    with _told_as(f"{CONFIG_FILE}: expected a JSON object"):
+        config = json.loads(content)
+    if not isinstance(config, dict):
+        raise DynexportError(f"{CONFIG_FILE}: expected a JSON object, found {type(config).__name__}")
+    return config
+
+
+def _template_in_config(config: Mapping[str, Any]) -> str | None:
+    """Where checkpoints kept the template before chat_template.jinja: as text, or as named texts."""
+    template = config.get("chat_template")
+    if isinstance(template, list):
+        named = {entry.get("name"): entry.get("template") for entry in template if isinstance(entry, dict)}
+        template = named.get("default")
+    if template is None or isinstance(template, str):
+        return template
+    raise DynexportError(f"{CONFIG_FILE}: chat_template: expected text, found {type(template).__name__}")
+
+
+def _special_tokens(config: Mapping[str, Any]) -> dict[str, str]:
+    """The special tokens that the config names, each given as text or as an object with "content"."""
+    tokens = {}
+    for name in _SPECIAL_NAMES:
+        value = config.get(name)
+        token = value.get("content") if isinstance(value, dict) else value
+        if isinstance(token, str):
+            tokens[name] = token
+        elif value is not None:
+            raise DynexportError(
+                f'{CONFIG_FILE}: {name}: expected text or an object with "content", found {value!r}'
+            )
+    return tokens
+
+
+def _mark_special(tokenizer: Tokenizer, tokens: Iterable[str]) -> frozenset[int]:
+    """Make the config's special tokens special, as transformers does; return the ids of all that are."""
+    added = {token.content for token in tokenizer.get_added_tokens_decoder().values()}
+    known = [token for token in tokens if tokenizer.token_to_id(token) is not None]
+    tokenizer.add_special_tokens([token for token in dict.fromkeys(known) if token not in added])
+    return frozenset(
+        token_id for token_id, token in tokenizer.get_added_tokens_decoder().items() if token.special
+    )
+
+
+@contextmanager
+def _told_as(what: str) -> Iterator[None]:
+    """Turn any failure of a library into one line that starts with ``what``."""
+    try:
+        yield
+    except BaseException as error:
+        # A Rust panic in tokenizers does not derive from Exception.
+        if isinstance(error, Exception) or type(error).__name__ == "PanicException":
+            raise DynexportError(f"{what}: {_one_line(error)}") from error
+        raise
+
+
+def _one_line(error: BaseException) -> str:
+    """The message without line breaks, control characters or endless length: it may quote hostile input."""
+    printable = "".join(character if character.isprintable() else " " for character in str(error))
+    line = " ".join(printable.split()) or type(error).__name__
+    return line if len(line) <= _MESSAGE_LIMIT else line[:_MESSAGE_LIMIT] + " ..."
