@@ -54,7 +54,9 @@ def _refuse_strangers(output: Path) -> None:
     if output.is_symlink() or (output.exists() and not output.is_dir()):
         raise DynexportError(f"{output}: expected a directory or nothing, found a file; choose another -o")
     if output.is_dir() and any(output.iterdir()) and not (output / MANIFEST).is_file():
-        raise DynexportError(f"{output}: expected an earlier bundle or nothing, found other files; choose another -o")
+        raise DynexportError(
+            f"{output}: expected an earlier bundle or nothing, found other files; choose another -o"
+        )
 
 
 def _clear_leftovers(output: Path) -> None:

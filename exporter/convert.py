@@ -71,7 +71,7 @@ def convert(
     Args:
         model: a Hugging Face directory, a hub id, or a ``.gguf`` file.
         output: the bundle's directory; an earlier bundle there is replaced when the new one is complete.
-        strategy: "dense" or "unified-skip"; None takes what config.json declares under "dynexport".
+        strategy: "dense" or "unified-skip"; None takes what config.json declares under "dynexport", else dense.
         speedups, rule, keep: override the contract's fields.
         precision: how projections and embeddings are stored; everything else is float32.
         max_length: the bundle's context in tokens; None takes the model's.
@@ -92,8 +92,12 @@ def convert(
         manifest = _write_graphs(part, checkpoint, architecture, contract, kept, precision, static, progress)
         for name, content in checkpoint.files.items():
             (part / name).write_bytes(content)
-        rows, note = write_golden(part / m.GOLDEN, checkpoint, manifest) if golden else (0, "left out as asked")
-        files = {path.name: file_entry(path) for path in sorted(part.iterdir()) if path.name not in manifest.files}
+        rows, note = (
+            write_golden(part / m.GOLDEN, checkpoint, manifest) if golden else (0, "left out as asked")
+        )
+        files = {
+            path.name: file_entry(path) for path in sorted(part.iterdir()) if path.name not in manifest.files
+        }
         manifest = manifest.model_copy(update={"files": {**manifest.files, **files}})
         (part / m.MANIFEST).write_text(manifest.model_dump_json(indent=1) + "\n")
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
@@ -154,12 +158,16 @@ def read_contract(
     """The checkpoint's contract with what the user asked for on top of it."""
     declared = checkpoint.config.get("dynexport")
     if declared is not None and not isinstance(declared, dict):
-        raise DynexportError(f"{checkpoint.source}: config.json: dynexport: expected an object, found {declared!r}")
-    name = strategy or (declared or {}).get("strategy")
+        raise DynexportError(
+            f"{checkpoint.source}: config.json: dynexport: expected an object, found {declared!r}"
+        )
+    name = strategy or (declared or {"strategy": "dense"}).get("strategy")
     if name not in strategies():
         known = " or ".join(strategies())
-        raise DynexportError(f"{checkpoint.source}: strategy: expected {known}, found {name!r}; give it with --strategy")
-    fields: dict[str, Any] = dict(declared) if declared and declared.get("strategy") == name else {"strategy": name}
+        raise DynexportError(f"{checkpoint.source}: strategy: expected {known}, found {name!r}")
+    fields: dict[str, Any] = (
+        dict(declared) if declared and declared.get("strategy") == name else {"strategy": name}
+    )
     if speedups:
         fields["speedups"] = tuple(speedups)
         fields.pop("keep", None)

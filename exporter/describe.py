@@ -15,7 +15,17 @@ from dynexport.exporter.strategies.strategy import GraphPlan
 from dynexport.runtime import manifest as m
 from dynexport.runtime.errors import DynexportError
 
-_TOOLS = ("dynexport", "numpy", "onnx", "onnx-ir", "onnxruntime", "onnxscript", "safetensors", "torch", "transformers")
+_TOOLS = (
+    "dynexport",
+    "numpy",
+    "onnx",
+    "onnx-ir",
+    "onnxruntime",
+    "onnxscript",
+    "safetensors",
+    "torch",
+    "transformers",
+)
 _LAYER_PREFIX = "model.layers."
 # Of these a step reads single rows only, unless a tied head multiplies by the whole table.
 _TABLES = ("model.embed_tokens.", "model.embed_positions.")
@@ -70,7 +80,9 @@ def describe_tokens(checkpoint: Checkpoint) -> m.Tokens:
     try:
         generation = json.loads(checkpoint.files.get("generation_config.json", b"{}"))
     except ValueError as error:
-        raise DynexportError(f"{checkpoint.source}: generation_config.json: expected JSON ({error})") from error
+        raise DynexportError(
+            f"{checkpoint.source}: generation_config.json: expected JSON ({error})"
+        ) from error
 
     def ids(name: str) -> tuple[int, ...]:
         value = generation.get(name) if isinstance(generation, dict) else None
@@ -114,4 +126,6 @@ def position_layers(graph: m.Graph) -> tuple[int, ...]:
 
 def _tensor(value: ir.Value) -> m.TensorSpec:
     shape = tuple(dim if isinstance(dim, int) else str(dim.value) for dim in value.shape or ())
-    return m.TensorSpec(name=value.name or "", dtype=value.dtype.name.lower() if value.dtype else "", shape=shape)
+    return m.TensorSpec(
+        name=value.name or "", dtype=value.dtype.name.lower() if value.dtype else "", shape=shape
+    )

@@ -110,7 +110,13 @@ class WeightFile:
         self._write(np.ascontiguousarray(value).data)
         dtype = ir.DataType.from_numpy(value.dtype)
         self.written[name] = ir.ExternalTensor(
-            self._path.name, offset, value.nbytes, dtype, shape=ir.Shape(value.shape), name=name, base_dir=self._path.parent
+            self._path.name,
+            offset,
+            value.nbytes,
+            dtype,
+            shape=ir.Shape(value.shape),
+            name=name,
+            base_dir=self._path.parent,
         )
         self.bytes_read[name] = value.size * (4 if dtype == ir.DataType.FLOAT16 else value.dtype.itemsize)
 

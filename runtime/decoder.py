@@ -36,7 +36,9 @@ class Decoder:
         """Room for ``rows`` sequences of ``slots`` tokens; at most the model's context."""
         return Cache(self.manifest, rows, min(slots, self.manifest.model.max_length))
 
-    def prefill(self, cache: Cache, prompts: Sequence[Tokens], *, chunk: int = CHUNK, all_logits: bool = False) -> list[Array]:
+    def prefill(
+        self, cache: Cache, prompts: Sequence[Tokens], *, chunk: int = CHUNK, all_logits: bool = False
+    ) -> list[Array]:
         """Run one prompt per row, in every layer, on top of what the cache holds.
 
         Prompts that fit into one chunk on an empty cache run as one right-padded batch; others row by row.
@@ -47,7 +49,10 @@ class Decoder:
         Raises:
             DynexportError: for an empty prompt, a token outside the vocabulary, or a prompt that does not fit.
         """
-        rows = [self._checked(prompt, int(seen), cache.slots) for prompt, seen in zip(prompts, cache.positions, strict=True)]
+        rows = [
+            self._checked(prompt, int(seen), cache.slots)
+            for prompt, seen in zip(prompts, cache.positions, strict=True)
+        ]
         if len(rows) > 1 and not cache.positions.any() and max(map(len, rows)) <= chunk:
             return self._prefill_batch(cache, rows, all_logits)
         return [self._prefill_row(cache.row(i), row, chunk, all_logits) for i, row in enumerate(rows)]
@@ -67,12 +72,16 @@ class Decoder:
         """
         live = np.ones(cache.rows, bool) if live is None else live
         if (cache.positions[live] >= cache.slots).any():
-            raise DynexportError(f"cache: all {cache.slots} slots of a row are used; the context is exhausted")
+            raise DynexportError(
+                f"cache: all {cache.slots} slots of a row are used; the context is exhausted"
+            )
         ids = np.asarray(tokens, np.int64).reshape(-1, 1)
         # A row that has ended writes over its last slot: it is never read again.
         lengths = np.minimum(cache.lengths, cache.slots - 1)
         engine = self._engine_for(speedup)
-        logits = engine.run(cache, self._inputs(engine, ids, cache.positions, lengths, speedup.keep, np.zeros_like(ids)))
+        logits = engine.run(
+            cache, self._inputs(engine, ids, cache.positions, lengths, speedup.keep, np.zeros_like(ids))
+        )
         kept = list(speedup.keep)
         cache.lengths[kept] += live
         cache.positions += live
@@ -100,12 +109,16 @@ class Decoder:
     def _run_prompt(self, cache: Cache, ids: Array, sizes: Array, wanted: Array) -> Array:
         engine = self._engine(self.manifest.graphs[0].name)
         everything = range(self.manifest.model.layers)
-        logits = engine.run(cache, self._inputs(engine, ids, cache.positions, cache.lengths, everything, wanted))
+        logits = engine.run(
+            cache, self._inputs(engine, ids, cache.positions, cache.lengths, everything, wanted)
+        )
         cache.lengths += sizes
         cache.positions += sizes
         return logits
 
-    def _inputs(self, engine: Engine, ids: Array, positions: Array, lengths: Array, keep: Sequence[int], wanted: Array) -> dict[str, Array]:
+    def _inputs(
+        self, engine: Engine, ids: Array, positions: Array, lengths: Array, keep: Sequence[int], wanted: Array
+    ) -> dict[str, Array]:
         layers = list(engine.graph.layers)
         # Only padding and ended rows ever reach past the tables of positions.
         last_position = self.manifest.model.max_length - 1
@@ -125,7 +138,9 @@ class Decoder:
         for graph in self.manifest.graphs:
             if graph.layers == speedup.keep:
                 return self._engine(graph.name)
-        raise DynexportError(f"{self.bundle.path}: no graph for speedup {speedup.name}; convert again with it")
+        raise DynexportError(
+            f"{self.bundle.path}: no graph for speedup {speedup.name}; convert again with it"
+        )
 
     def _engine(self, name: str) -> Engine:
         if name not in self._engines:

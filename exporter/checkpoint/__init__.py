@@ -38,7 +38,10 @@ def _open(model: str | Path, *, needs_tokenizer: bool) -> Checkpoint:
         path = path.expanduser()
         is_directory, is_file = path.is_dir(), path.is_file()
     except (OSError, RuntimeError) as error:
-        raise DynexportError(f"{source:.200}: cannot be looked up ({error})") from error
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise DynexportError(
+            f"{source:.200}: cannot be looked up ({reason}); name a path or a hub id"
+        ) from error
     if is_directory:
         return SafetensorsDirectory(path, source)
     if is_file and path.suffix == ".gguf":
@@ -70,6 +73,6 @@ def _read_tokenizer(path: Path) -> bytes:
         Tokenizer.from_buffer(content)
     except Exception as error:  # the library raises bare Exception
         raise DynexportError(
-            f"{file}: expected a tokenizer.json of the tokenizers library, found something else ({error})"
+            f"{file}: expected a tokenizer.json of the tokenizers library, found something else ({str(error)!r:.200})"
         ) from error
     return content

@@ -118,6 +118,13 @@ class _Cursor:
         except UnicodeDecodeError as error:
             raise self.error(f"expected UTF-8 text, found {content[:20]!r}") from error
 
+    def name(self) -> str:
+        """A string that can stand in a message."""
+        name = self.string()
+        if not name.isprintable():
+            raise self.error(f"expected a printable name, found {name!r:.80}")
+        return name
+
     def value(self) -> Any:
         """A metadata value: its type, then itself."""
         kind = self.number("I")
@@ -149,13 +156,13 @@ def _read(cursor: _Cursor) -> GgufHeader:
     tensor_count, metadata_count = cursor.number("Q"), cursor.number("Q")
     metadata: dict[str, Any] = {}
     for _ in range(metadata_count):
-        key = cursor.string()
+        key = cursor.name()
         if key in metadata:
             raise cursor.error(f"metadata key {key!r} is there twice")
         metadata[key] = cursor.value()
     rows: dict[str, tuple[GGMLQuantizationType, tuple[int, ...], int]] = {}
     for _ in range(tensor_count):
-        name = cursor.string()
+        name = cursor.name()
         if name in rows:
             raise cursor.error(f"tensor {name!r} is there twice")
         rows[name] = _read_row(cursor, name)

@@ -150,7 +150,7 @@ def _build(metadata: Metadata, splitting: _Splitting, tokens: list[str]) -> Toke
     except Exception as error:  # the library raises bare Exception for merges outside the vocabulary
         raise DynexportError(
             f"{metadata.header.path}: metadata tokenizer.ggml.merges: expected pairs of tokens, "
-            f"found others ({error}); name a tokenizer.json"
+            f"found others ({str(error)!r:.200}); name a tokenizer.json"
         ) from error
     tokenizer = Tokenizer(model)
     tokenizer.normalizer = splitting.normalizer()

@@ -117,7 +117,7 @@ def _read_shards(directory: Path, index: Path) -> dict[str, SafetensorsFile]:
     for name, shard in weights.items():
         if name not in held[str(shard)]:
             raise DynexportError(
-                f"{index}: tensor {name}: expected in {shard}, not found there; download both again"
+                f"{index}: tensor {name!r}: expected in {shard}, not found there; download both again"
             )
     return {name: shards[shard] for name, shard in weights.items()}
 

@@ -87,10 +87,12 @@ def _read_header(path: Path) -> dict[str, _Entry]:
         with path.open("rb") as file:
             length = int.from_bytes(file.read(8), "little")
             header = json.loads(file.read(length), object_pairs_hook=_unique)
+        if unprintable := [name for name in header if not name.isprintable()]:
+            raise ValueError(f"expected printable names, found {unprintable[0]!r}")
     except (SafetensorError, OSError, ValueError, RecursionError) as error:
         size = path.stat().st_size if path.exists() else 0
         raise DynexportError(
-            f"{path}: expected a safetensors file, found {size} bytes that are not one ({error}); "
+            f"{path}: expected a safetensors file, found {size} bytes that are not one ({str(error)!r:.200}); "
             "it is damaged or incomplete, download it again"
         ) from error
     header.pop("__metadata__", None)

@@ -59,7 +59,12 @@ class Fields:
     def number(self, name: str, default: float | None = None) -> float:
         """A finite positive number."""
         value = self._config.get(name, default)
-        if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value) or value <= 0:
+        if (
+            isinstance(value, bool)
+            or not isinstance(value, int | float)
+            or not math.isfinite(value)
+            or value <= 0
+        ):
             raise self.error(name, value, "a finite number > 0")
         return float(value)
 
@@ -90,7 +95,9 @@ class Fields:
             raise self.error(name, value, f"one of {', '.join(ACTIVATIONS)}")
         return ACTIVATIONS[value]
 
-    def rotary(self, head_dim: int, *, theta: float = 10000.0, theta_name: str = "rope_theta", share: float = 1.0) -> Rotary:
+    def rotary(
+        self, head_dim: int, *, theta: float = 10000.0, theta_name: str = "rope_theta", share: float = 1.0
+    ) -> Rotary:
         """Rotary frequencies: transformers 5's ``rope_parameters``, or ``rope_theta`` with ``rope_scaling``.
 
         Args:

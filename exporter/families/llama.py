@@ -14,4 +14,6 @@ def _read(fields: Fields) -> Architecture:
     )
 
 
-FAMILY = Family("llama", "Llama, SmolLM2", "RMSNorm, rotary (llama3 scaling), grouped-query attention, SwiGLU", _read)
+FAMILY = Family(
+    "llama", "Llama, SmolLM2", "RMSNorm, rotary (llama3 scaling), grouped-query attention, SwiGLU", _read
+)

@@ -27,11 +27,16 @@ class Attention(nn.Module):
             self.q_norm = Norm(target, "rms", a.head_dim, a.norm_epsilon)
             self.k_norm = Norm(target, "rms", a.head_dim, a.norm_epsilon)
 
-    def forward(self, op: Any, hidden_states: ir.Value, step: Step, cache: LayerCache) -> tuple[ir.Value, LayerCache]:
+    def forward(
+        self, op: Any, hidden_states: ir.Value, step: Step, cache: LayerCache
+    ) -> tuple[ir.Value, LayerCache]:
         """hidden_states [B, S, hidden] -> ([B, S, hidden], the cache with the S tokens appended)."""
         a = self.architecture
         query, key, value = op.Split(
-            self.qkv_proj(op, hidden_states), [self.query_size, self.kv_size, self.kv_size], axis=-1, _outputs=3
+            self.qkv_proj(op, hidden_states),
+            [self.query_size, self.kv_size, self.kv_size],
+            axis=-1,
+            _outputs=3,
         )
         if a.qk_norm:
             query = self._norm_heads(op, query, self.q_norm, a.heads)
@@ -41,9 +46,7 @@ class Attention(nn.Module):
         row = step.row_of[self.index]
         last_index, total_length = op.Gather(step.last_index, row), op.Gather(step.total_length, row)
         position, bias = self._positions(op, step, cache, total_length)
-        inputs = AttentionInputs(
-            query, key, value, cache.key, cache.value, last_index, total_length, bias
-        )
+        inputs = AttentionInputs(query, key, value, cache.key, cache.value, last_index, total_length, bias)
         output, present_key, present_value = self.target.attention(
             op, inputs, heads=a.heads, kv_heads=a.kv_heads, scale=a.scale, softcap=a.attention_softcap
         )
@@ -56,7 +59,9 @@ class Attention(nn.Module):
     def _rotate(self, op: Any, x: ir.Value, heads: int, step: Step) -> ir.Value:
         positions = self.architecture.positions
         assert isinstance(positions, Rotary)
-        partial = {} if positions.dim == self.architecture.head_dim else {"rotary_embedding_dim": positions.dim}
+        partial = (
+            {} if positions.dim == self.architecture.head_dim else {"rotary_embedding_dim": positions.dim}
+        )
         return op.RotaryEmbedding(x, step.cos, step.sin, step.position_ids, num_heads=heads, **partial)
 
     def _positions(

@@ -38,7 +38,9 @@ class DecoderLayer(nn.Module):
             target, a.hidden_size, a.intermediate_size, a.activation, gated=a.gated_mlp, bias=a.mlp_bias
         )
 
-    def forward(self, op: Any, hidden_states: ir.Value, step: Step, cache: LayerCache) -> tuple[ir.Value, LayerCache]:
+    def forward(
+        self, op: Any, hidden_states: ir.Value, step: Step, cache: LayerCache
+    ) -> tuple[ir.Value, LayerCache]:
         """hidden_states float32 [B, S, hidden] -> (the same after the layer, the cache after the layer)."""
         attention, present = self.self_attn(op, self.input_layernorm(op, hidden_states), step, cache)
         if self.architecture.residual == "parallel":
@@ -129,7 +131,9 @@ class CausalLM(nn.Module):
         hidden_states, present = self.model(op, input_ids, step, caches, logits_indices, run_layer)
         a = self.architecture
         tied = a.tied_embeddings
-        logits = self.model.embed_tokens.attend(op, hidden_states) if tied else self.lm_head(op, hidden_states)
+        logits = (
+            self.model.embed_tokens.attend(op, hidden_states) if tied else self.lm_head(op, hidden_states)
+        )
         if a.logits_softcap is not None:
             logits = op.Mul(op.Tanh(op.Div(logits, a.logits_softcap)), a.logits_softcap)
         return logits, present

@@ -99,7 +99,16 @@ class Norm(Weighted):
 class Mlp(nn.Module):
     """down(act(gate(x)) * up(x)), or down(act(up(x))) without a gate."""
 
-    def __init__(self, target: Target, hidden: int, intermediate: int, activation: Activation, *, gated: bool, bias: bool) -> None:
+    def __init__(
+        self,
+        target: Target,
+        hidden: int,
+        intermediate: int,
+        activation: Activation,
+        *,
+        gated: bool,
+        bias: bool,
+    ) -> None:
         super().__init__()
         self.target, self.activation, self.gated = target, activation, gated
         if gated:

@@ -114,7 +114,9 @@ class Step:
             masked = op.Unsqueeze(op.Where(op.Greater(distance, -window), 0.0, _MASKED), [1])
         if not isinstance(self.architecture.positions, Alibi):
             return masked
-        slopes = op.initializer(ir.tensor(self.architecture.positions.slopes()[:, None, None]), "alibi_slopes")
+        slopes = op.initializer(
+            ir.tensor(self.architecture.positions.slopes()[:, None, None]), "alibi_slopes"
+        )
         bias = op.Mul(op.Cast(op.Unsqueeze(distance, [1]), to=FLOAT), slopes)
         return bias if masked is None else op.Add(bias, masked)
 

@@ -20,8 +20,11 @@ _TEXT = (
     "was surprised; it happened every spring, and every spring the old bridge held. Still, the miller counted his "
     "sacks twice, moved the mule to higher ground, and sent his daughter to ask whether the ferry would run."
 )
+# Prompt lengths of the dense rows; rows of a kept set take the last. All rows have the same tokens, so that the
+# head, which needs the most memory, is computed for the last few positions of all of them.
 _PROMPT_LENGTHS = (1, 7, 33)
-_FORCED = 12
+_LENGTH = 41
+_COMPARED = 8
 
 
 @dataclass(frozen=True)
@@ -30,8 +33,8 @@ class GoldenRow:
 
     Attributes:
         speedup: name of the kept set that the forced tokens run in; "dense" is all layers.
-        tokens: int64 [prompt_length + forced].
-        logits: float32 [forced, vocab]: after the prompt, then after every forced token but the last.
+        tokens: int64 [length]; those after the prompt are fed one by one.
+        logits: float32 [n, vocab]: after each of the last n tokens.
     """
 
     speedup: str
@@ -50,14 +53,14 @@ def write_golden(path: Path, checkpoint: Checkpoint, manifest: Manifest) -> tupl
         raise
     layers = manifest.model.layers
     kept = {"dense": tuple(range(layers)), **{speedup.name: speedup.keep for speedup in manifest.speedups}}
-    rows = [(name, tokens, length) for name in kept for tokens, length in _sequences(checkpoint, manifest)]
-    runs = [unified_skip_runs(length, len(tokens), kept[name], layers) for name, tokens, length in rows]
-    logits = reference.logits([tokens for _, tokens, _ in rows], runs)
-    tensors = {}
-    for i, ((name, tokens, length), values) in enumerate(zip(rows, logits, strict=True)):
-        tensors[f"{i}.{name}.{length}.tokens"] = np.asarray(tokens, np.int64)
-        tensors[f"{i}.{name}.{length}.logits"] = np.ascontiguousarray(values[length - 1 : len(tokens) - 1])
-    save_file(tensors, path)
+    tokens = _sequence(checkpoint, manifest)
+    prompts = [length for length in _PROMPT_LENGTHS if length < len(tokens)]
+    rows = [(name, length) for name in kept for length in (prompts if name == "dense" else prompts[-1:])]
+    runs = [unified_skip_runs(length, len(tokens), kept[name], layers) for name, length in rows]
+    last = min(_COMPARED, len(tokens) - max(prompts))
+    logits = reference.logits([tokens] * len(rows), runs, last=last)
+    tensors = {f"{name}.{length}": values for (name, length), values in zip(rows, logits, strict=True)}
+    save_file({"tokens": np.asarray(tokens, np.int64), **tensors}, path)
     return len(rows), ""
 
 
@@ -71,27 +74,20 @@ def read_golden(path: Path) -> list[GoldenRow]:
         tensors = load_file(path)
     except (OSError, SafetensorError) as error:
         raise DynexportError(f"{path}: expected golden vectors, found: {error}") from error
+    tokens = tensors.pop("tokens")
     rows = []
-    for name in sorted(name for name in tensors if name.endswith(".tokens")):
-        base = name.removesuffix(".tokens")
-        _, rest = base.split(".", 1)
-        speedup, length = rest.rsplit(".", 1)
-        rows.append(GoldenRow(speedup, tensors[name], int(length), tensors[f"{base}.logits"]))
+    for name, logits in sorted(tensors.items()):
+        speedup, length = name.rsplit(".", 1)
+        rows.append(GoldenRow(speedup, tokens, int(length), logits))
     return rows
 
 
-def _sequences(checkpoint: Checkpoint, manifest: Manifest) -> list[tuple[list[int], int]]:
-    """(tokens, prompt length): real text where there is a tokenizer, else random ids, cut to the context."""
-    length = max(_PROMPT_LENGTHS) + _FORCED
+def _sequence(checkpoint: Checkpoint, manifest: Manifest) -> list[int]:
+    """Real text where there is a tokenizer, else random ids, cut to the context."""
     vocabulary = manifest.model.vocab_size
-    ids = np.random.default_rng(0).integers(0, vocabulary, length).tolist()
+    ids = np.random.default_rng(0).integers(0, vocabulary, _LENGTH).tolist()
     if "tokenizer.json" in checkpoint.files:
         encoded = Text.from_files(checkpoint.files).encode(_TEXT)
-        if len(encoded) >= length and max(encoded) < vocabulary:
+        if len(encoded) >= _LENGTH and max(encoded) < vocabulary:
             ids = encoded
-    rows = []
-    for prompt in _PROMPT_LENGTHS:
-        total = min(prompt + _FORCED, manifest.model.max_length)
-        if total > prompt:
-            rows.append((ids[:total], prompt))
-    return rows
+    return ids[: min(_LENGTH, manifest.model.max_length)]

@@ -86,7 +86,13 @@ class OnnxRuntime(Target):
         return _float(op.LayerNormalization(x, weight, bias, axis=-1, epsilon=epsilon))
 
     def add_norm(
-        self, op: Any, x: ir.Value, residual: ir.Value, weight: ir.Value, bias: ir.Value | None, epsilon: float
+        self,
+        op: Any,
+        x: ir.Value,
+        residual: ir.Value,
+        weight: ir.Value,
+        bias: ir.Value | None,
+        epsilon: float,
     ) -> tuple[ir.Value, ir.Value]:
         kind = "SkipSimplifiedLayerNormalization" if bias is None else "SkipLayerNormalization"
         inputs = [residual, x, weight] + ([] if bias is None else [bias])
@@ -102,7 +108,16 @@ class OnnxRuntime(Target):
             return _float(op.Relu(x))
         return _float(op.Gelu(x, approximate="tanh" if activation == "gelu_tanh" else "none"))
 
-    def attention(self, op: Any, inputs: AttentionInputs, *, heads: int, kv_heads: int, scale: float, softcap: float | None) -> tuple[ir.Value, ir.Value, ir.Value]:
+    def attention(
+        self,
+        op: Any,
+        inputs: AttentionInputs,
+        *,
+        heads: int,
+        kv_heads: int,
+        scale: float,
+        softcap: float | None,
+    ) -> tuple[ir.Value, ir.Value, ir.Value]:
         no_rotary = (None, None, None)
         output, key, value = op.GroupQueryAttention(
             inputs.query,

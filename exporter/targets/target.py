@@ -63,7 +63,13 @@ class Target(ABC):
 
     @abstractmethod
     def add_norm(
-        self, op: Any, x: ir.Value, residual: ir.Value, weight: ir.Value, bias: ir.Value | None, epsilon: float
+        self,
+        op: Any,
+        x: ir.Value,
+        residual: ir.Value,
+        weight: ir.Value,
+        bias: ir.Value | None,
+        epsilon: float,
     ) -> tuple[ir.Value, ir.Value]:
         """(norm(residual + x), residual + x)."""
 
@@ -72,5 +78,14 @@ class Target(ABC):
         """The activation function, element by element."""
 
     @abstractmethod
-    def attention(self, op: Any, inputs: AttentionInputs, *, heads: int, kv_heads: int, scale: float, softcap: float | None) -> tuple[ir.Value, ir.Value, ir.Value]:
+    def attention(
+        self,
+        op: Any,
+        inputs: AttentionInputs,
+        *,
+        heads: int,
+        kv_heads: int,
+        scale: float,
+        softcap: float | None,
+    ) -> tuple[ir.Value, ir.Value, ir.Value]:
         """Append key and value, attend causally: (output [B, S, heads * head_dim], present_key, present_value)."""

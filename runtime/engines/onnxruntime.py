@@ -58,7 +58,9 @@ class Engine:
         try:
             self._session.run_with_iobinding(binding)
         except Exception as error:  # as above
-            raise DynexportError(f"{self.graph.file}: ONNX Runtime failed in a step: {_one_line(error)}") from error
+            raise DynexportError(
+                f"{self.graph.file}: ONNX Runtime failed in a step: {_one_line(error)}"
+            ) from error
         logits: Array = binding.get_outputs()[0].numpy()
         return logits
 

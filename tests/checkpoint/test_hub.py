@@ -8,6 +8,7 @@ from typing import Any
 import huggingface_hub
 import numpy as np
 import pytest
+from huggingface_hub.utils import filter_repo_objects  # type: ignore[attr-defined]
 from safetensors.numpy import save_file
 
 from dynexport.exporter.checkpoint import open_checkpoint
@@ -33,20 +34,19 @@ def test_download(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     checkpoint = open_checkpoint("owner/name")
     assert checkpoint.source == asked["repo_id"] == "owner/name"
     assert list(checkpoint.names) == ["a"]
-    kept = huggingface_hub.utils.filter_repo_objects(
-        [
-            "config.json",
-            "model-00001-of-00002.safetensors",
-            "chat_template.jinja",
-            "pytorch_model.bin",
-            "a.pt",
-            "b.py",
-        ]
-        + ["onnx/config.json", "original/model.safetensors", "consolidated.safetensors", "tokenizer.model"],
-        allow_patterns=asked["allow_patterns"],
-        ignore_patterns=asked["ignore_patterns"],
+    wanted = ["config.json", "model-00001-of-00002.safetensors", "chat_template.jinja"]
+    others = [
+        "pytorch_model.bin",
+        "a.pt",
+        "b.py",
+        "onnx/config.json",
+        "consolidated.safetensors",
+        "tokenizer.model",
+    ]
+    kept = filter_repo_objects(
+        wanted + others, allow_patterns=asked["allow_patterns"], ignore_patterns=asked["ignore_patterns"]
     )
-    assert list(kept) == ["config.json", "model-00001-of-00002.safetensors", "chat_template.jinja"]
+    assert list(kept) == wanted
 
 
 @pytest.mark.parametrize("error", [OSError("no route\nto host"), ValueError(""), RuntimeError("401 denied")])
