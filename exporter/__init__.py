@@ -1,0 +1,18 @@
+"""The exporter: a checkpoint to a routed graph, a bundle, and a verdict on its parity with PyTorch."""
+
+from typing import Any
+
+__all__ = ["convert", "verify"]
+
+
+def __getattr__(name: str) -> Any:
+    # Only when asked for: the graph builder is a second of imports that most commands do without.
+    if name == "convert":
+        from dynexport.exporter.convert import convert
+
+        return convert
+    if name == "verify":
+        from dynexport.exporter.parity import verify
+
+        return verify
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 
@@ -24,12 +25,14 @@ class Decoder:
 
     Args:
         threads: intra-op threads of ONNX Runtime; None lets it take one per physical core.
+        profile: prefix of the files that ONNX Runtime's profiler writes, or None to run without it.
     """
 
-    def __init__(self, bundle: Bundle, threads: int | None = None) -> None:
+    def __init__(self, bundle: Bundle, threads: int | None = None, *, profile: Path | None = None) -> None:
         self.bundle = bundle
         self.manifest = bundle.manifest
         self.threads = threads
+        self._profile = profile
         self._engines: dict[str, Engine] = {}
 
     def cache(self, rows: int, slots: int) -> Cache:
@@ -145,8 +148,13 @@ class Decoder:
     def _engine(self, name: str) -> Engine:
         if name not in self._engines:
             graph = next(graph for graph in self.manifest.graphs if graph.name == name)
-            self._engines[name] = Engine(self.bundle.path / graph.file, graph, self.threads)
+            self._engines[name] = Engine(self.bundle.path / graph.file, graph, self.threads, self._profile)
         return self._engines[name]
+
+    def end_profiling(self) -> str:
+        """Path of the profile of the one graph that ran."""
+        (engine,) = self._engines.values()
+        return engine.end_profiling()
 
     def _checked(self, prompt: Tokens, seen: int, slots: int) -> Array:
         ids = np.asarray(prompt, dtype=object)

@@ -96,6 +96,11 @@ class Text:
         return cls(tokenizer, config, template)
 
     @property
+    def has_tokenizer(self) -> bool:
+        """Whether ``encode`` and ``decode`` can be used."""
+        return self._tokenizer is not None
+
+    @property
     def has_chat_template(self) -> bool:
         """Whether ``chat`` can be used."""
         return self._chat_template is not None

@@ -73,6 +73,7 @@ def _read_tokenizer(path: Path) -> bytes:
         Tokenizer.from_buffer(content)
     except Exception as error:  # the library raises bare Exception
         raise DynexportError(
-            f"{file}: expected a tokenizer.json of the tokenizers library, found something else ({str(error)!r:.200})"
+            f"{file}: expected a tokenizer.json of the tokenizers library, found something else "
+            f"({str(error)!r:.200})"
         ) from error
     return content

@@ -66,9 +66,14 @@ class Metadata:
         return int(value)
 
     def number(self, name: str) -> float | None:
-        """A number of the architecture, or None."""
-        value = self.optional(self.key(name), (int, float), "a number")
-        return None if value is None else float(value)
+        """A finite number >= 0 of the architecture, or None."""
+        key = self.key(name)
+        value = self.optional(key, (int, float), "a number")
+        if value is None:
+            return None
+        if not math.isfinite(value) or value < 0:
+            raise self.error(key, "a finite number >= 0")
+        return float(value)
 
     def token(self, name: str) -> int | None:
         """The id of a special token, such as ``bos``, or None."""

@@ -92,8 +92,8 @@ def _read_header(path: Path) -> dict[str, _Entry]:
     except (SafetensorError, OSError, ValueError, RecursionError) as error:
         size = path.stat().st_size if path.exists() else 0
         raise DynexportError(
-            f"{path}: expected a safetensors file, found {size} bytes that are not one ({str(error)!r:.200}); "
-            "it is damaged or incomplete, download it again"
+            f"{path}: expected a safetensors file, found {size} bytes that are not one "
+            f"({str(error)!r:.200}); it is damaged or incomplete, download it again"
         ) from error
     header.pop("__metadata__", None)
     return {

@@ -22,13 +22,16 @@ class Engine:
         path: the ONNX file, its external data beside it.
         graph: its entry in the manifest.
         threads: intra-op threads; None lets ONNX Runtime take one per physical core.
+        profile: prefix of a profile to write, or None.
     """
 
-    def __init__(self, path: Path, graph: Graph, threads: int | None = None) -> None:
+    def __init__(self, path: Path, graph: Graph, threads: int | None = None, profile: Path | None = None) -> None:
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 3
         if threads is not None:
             options.intra_op_num_threads = threads
+        if profile is not None:
+            options.enable_profiling, options.profile_file_prefix = True, str(profile)
         # Spinning workers of an idle session would take cores from the rest of the process.
         options.add_session_config_entry("session.force_spinning_stop", "1")
         try:
@@ -63,6 +66,10 @@ class Engine:
             ) from error
         logits: Array = binding.get_outputs()[0].numpy()
         return logits
+
+    def end_profiling(self) -> str:
+        """Write the profile; its path."""
+        return str(self._session.end_profiling())
 
     def _binding(self, cache: Cache) -> Any:
         """The caches stay bound from step to step; only a new cache is bound anew."""

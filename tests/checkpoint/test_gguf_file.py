@@ -494,6 +494,7 @@ def test_variants_that_are_not_supported(tmp_path: Path) -> None:
             "llama.attention.key_length",
         ),
         (lambda writer: writer.add_string("llama.rope.freq_base", "big"), "llama.rope.freq_base"),
+        (lambda writer: writer.add_rope_freq_base(float("nan")), "llama.rope.freq_base"),
     ]
     for customise, expected in cases:
         write_model(path, customise=customise)

@@ -1,0 +1,105 @@
+"""Perplexity on a text, through the very path that serves: prompts at full depth, then one step per token."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+
+import numpy as np
+from pydantic import BaseModel
+
+from dynexport.runtime.bundle import Bundle
+from dynexport.runtime.decoder import Decoder
+from dynexport.runtime.errors import DynexportError
+from dynexport.runtime.manifest import Speedup
+
+
+class Evaluation(BaseModel):
+    """Perplexity at one kept set over ``tokens`` decoded tokens, and its natural logarithm."""
+
+    name: str
+    layers: int
+    perplexity: float
+    mean_loss: float
+    tokens: int
+
+
+def evaluate(
+    bundle: Bundle,
+    ids: Sequence[int],
+    *,
+    speedups: Sequence[Speedup],
+    window: int = 256,
+    prompt_tokens: int = 64,
+    max_tokens: int = 2048,
+    batch: int = 8,
+    threads: int | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> list[Evaluation]:
+    """Teacher-forced loss of every token of a window after its prompt.
+
+    The text is cut into windows. The first ``prompt_tokens`` of each run at full depth, as a prompt does; each later
+    token is predicted from a decode step in the kept layers (the first of them from the prompt itself).
+
+    Args:
+        ids: the text.
+        speedups: kept sets to compare, on the same tokens.
+        max_tokens: use at most so many tokens of the text.
+        batch: windows that run together; it does not change the result.
+        progress: called with steps done and in all.
+
+    Raises:
+        DynexportError: when the text is shorter than a window, or a size is out of range.
+    """
+    limit = bundle.manifest.model.max_length
+    if not 1 <= prompt_tokens < window <= limit:
+        raise DynexportError(
+            f"window: expected 1 <= prompt_tokens < window <= {limit}, found {prompt_tokens} and {window}"
+        )
+    if batch < 1:
+        raise DynexportError(f"batch: expected at least 1, found {batch}")
+    count = min(len(ids), max_tokens) // window
+    if count < 1:
+        raise DynexportError(f"text: expected at least {window} tokens, found {min(len(ids), max_tokens)}")
+    windows = np.asarray(ids[: count * window], np.int64).reshape(count, window)
+    groups = [windows[start : start + batch] for start in range(0, count, batch)]
+    decoder = Decoder(bundle, threads)
+    total = len(speedups) * len(groups)
+    results = []
+    for number, speedup in enumerate(speedups):
+        losses = []
+        for done, group in enumerate(groups, start=1):
+            losses.append(_losses(decoder, group, prompt_tokens, speedup))
+            if progress is not None:
+                progress(number * len(groups) + done, total)
+        mean = float(np.concatenate([loss.ravel() for loss in losses]).mean())
+        tokens = count * (window - prompt_tokens)
+        results.append(
+            Evaluation(
+                name=speedup.name, layers=len(speedup.keep), perplexity=_exp(mean), mean_loss=mean, tokens=tokens
+            )
+        )
+    return results
+
+
+def _losses(decoder: Decoder, windows: np.ndarray, prompt: int, speedup: Speedup) -> np.ndarray:
+    """float64 [rows, window - prompt], -log p of every token after the prompt."""
+    rows, length = windows.shape
+    cache = decoder.cache(rows, length)
+    logits = np.concatenate(decoder.prefill(cache, list(windows[:, :prompt])))
+    losses = [_negative_log_likelihood(logits, windows[:, prompt])]
+    for position in range(prompt, length - 1):
+        logits = decoder.step(cache, windows[:, position], speedup)
+        losses.append(_negative_log_likelihood(logits, windows[:, position + 1]))
+    return np.stack(losses, axis=1)
+
+
+def _negative_log_likelihood(logits: np.ndarray, targets: np.ndarray) -> np.ndarray:
+    values = logits.astype(np.float64)
+    top = values.max(axis=-1, keepdims=True)
+    log_sum = top[:, 0] + np.log(np.exp(values - top).sum(axis=-1))
+    return np.asarray(log_sum - values[np.arange(len(targets)), targets])
+
+
+def _exp(value: float) -> float:
+    return math.exp(value) if value < 700 else math.inf

@@ -1,0 +1,172 @@
+"""From prompts to text: a batch of rows that end one by one, streamed as they come."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+import numpy as np
+
+from dynexport.runtime.bundle import Bundle
+from dynexport.runtime.decoder import Decoder, Tokens
+from dynexport.runtime.errors import DynexportError
+from dynexport.runtime.manifest import Speedup
+from dynexport.runtime.sampling import Sampler, Sampling
+from dynexport.runtime.text import StopStrings, StreamDecoder, Text
+
+FinishReason = Literal["eos", "stop", "length", "context"]
+_GREEDY = Sampling()
+
+
+@dataclass(frozen=True)
+class Piece:
+    """One generated token.
+
+    Attributes:
+        row: which prompt it continues.
+        text: what can be shown now; may be empty while a character or a stop string is incomplete.
+        finish_reason: set on a row's last token: "eos", "stop" (a stop string), "length" (max_new_tokens),
+            "context" (no room for another token).
+    """
+
+    row: int
+    token: int
+    text: str
+    finish_reason: FinishReason | None
+
+
+@dataclass
+class Generation:
+    """A finished row. ``ids`` are the generated tokens, an end-of-sequence token included."""
+
+    prompt_tokens: int
+    ids: list[int] = field(default_factory=list)
+    text: str = ""
+    finish_reason: FinishReason = "length"
+
+
+class Generator:
+    """Generates with a bundle.
+
+    Args:
+        bundle: an opened bundle.
+        threads: intra-op threads of ONNX Runtime; None lets it take one per physical core.
+    """
+
+    def __init__(self, bundle: Bundle, threads: int | None = None) -> None:
+        self.bundle = bundle
+        self.decoder = Decoder(bundle, threads)
+        self.text = bundle.text()
+
+    def generate(
+        self,
+        prompts: Sequence[Tokens],
+        *,
+        speedup: str | float | None = None,
+        max_new_tokens: int = 128,
+        sampling: Sampling = _GREEDY,
+        stop: Sequence[str] = (),
+    ) -> list[Generation]:
+        """All rows to their end; arguments and errors as for ``stream``."""
+        done = [Generation(len(prompt)) for prompt in prompts]
+        for piece in self.stream(
+            prompts, speedup=speedup, max_new_tokens=max_new_tokens, sampling=sampling, stop=stop
+        ):
+            row = done[piece.row]
+            row.ids.append(piece.token)
+            row.text += piece.text
+            row.finish_reason = piece.finish_reason or row.finish_reason
+        return done
+
+    def stream(
+        self,
+        prompts: Sequence[Tokens],
+        *,
+        speedup: str | float | None = None,
+        max_new_tokens: int = 128,
+        sampling: Sampling = _GREEDY,
+        stop: Sequence[str] = (),
+    ) -> Iterator[Piece]:
+        """Tokens as they come, row by row within a step.
+
+        Args:
+            prompts: token ids per row; lengths may differ.
+            speedup: a ratio that the bundle declares; 1 is full depth; None the first declared.
+            max_new_tokens: at most so many per row.
+            sampling: temperature 0 is greedy. A row's draws do not depend on its neighbours.
+            stop: strings that end a row; they are not part of its text.
+
+        Raises:
+            DynexportError: for a prompt that is empty, has unknown tokens or exceeds the context, or a bad argument.
+        """
+        if not prompts:
+            raise DynexportError("prompts: expected at least one, found none")
+        if max_new_tokens < 1:
+            raise DynexportError(f"max_new_tokens: expected at least 1, found {max_new_tokens}")
+        if stop and not self.text.has_tokenizer:
+            raise DynexportError(f"stop: expected a bundle with a tokenizer, found none in {self.bundle.path}")
+        keep = self.bundle.speedup(speedup)
+        eos = frozenset(self.bundle.manifest.tokens.eos)
+        limit = self.bundle.manifest.model.max_length
+        rows = [
+            _Row(i, len(prompt), self.text, stop, eos, max_new_tokens, limit)
+            for i, prompt in enumerate(prompts)
+        ]
+        return self._run(prompts, rows, keep, max_new_tokens, Sampler(sampling, len(rows)))
+
+    def _run(
+        self, prompts: Sequence[Tokens], rows: list[_Row], keep: Speedup, max_new_tokens: int, sampler: Sampler
+    ) -> Iterator[Piece]:
+        longest = max(len(prompt) for prompt in prompts)
+        cache = self.decoder.cache(len(rows), max(longest + max_new_tokens, 1))
+        logits = np.concatenate(self.decoder.prefill(cache, prompts))
+        live = np.ones(len(rows), bool)
+        while True:
+            tokens = sampler(logits)
+            for row in rows:
+                if live[row.index]:
+                    piece = row.push(int(tokens[row.index]))
+                    live[row.index] = piece.finish_reason is None
+                    yield piece
+            if not live.any():
+                return
+            logits = self.decoder.step(cache, tokens, keep, live)
+
+
+class _Row:
+    """What is left to do for one prompt."""
+
+    def __init__(
+        self, index: int, prompt: int, text: Text, stop: Sequence[str], eos: frozenset[int], new: int, limit: int
+    ) -> None:
+        self.index = index
+        self._eos = eos
+        self._left = new
+        self._room = limit - prompt
+        self._decoder = StreamDecoder(text) if text.has_tokenizer else None
+        self._stops = StopStrings(stop)
+
+    def push(self, token: int) -> Piece:
+        """Take one token: what can be shown now, and whether the row ends with it."""
+        self._left -= 1
+        self._room -= 1
+        if token in self._eos:
+            return self._end(token, "", "eos")
+        text, stopped = self._stops.push(self._decoder.push(token) if self._decoder else "")
+        if stopped:
+            return Piece(self.index, token, text, "stop")
+        if self._left == 0:
+            return self._end(token, text, "length")
+        if self._room < 0:
+            return self._end(token, text, "context")
+        return Piece(self.index, token, text, None)
+
+    def _end(self, token: int, text: str, reason: FinishReason) -> Piece:
+        """Release what was held back; the rest of the text may still complete a stop string."""
+        rest, stopped = self._stops.push(self._decoder.finish() if self._decoder else "")
+        text += rest if stopped else rest + self._stops.finish()
+        return Piece(self.index, token, text, "stop" if stopped else reason)
+
+
+__all__ = ["FinishReason", "Generation", "Generator", "Piece"]

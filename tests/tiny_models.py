@@ -1,0 +1,112 @@
+"""Tiny random models of every family, saved as transformers saves them, for all tests that need one."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+LAYERS = 4
+VOCABULARY = 97
+
+_SIZES = {
+    "hidden_size": 32,
+    "intermediate_size": 44,
+    "num_hidden_layers": LAYERS,
+    "num_attention_heads": 4,
+    "vocab_size": VOCABULARY,
+    "max_position_embeddings": 64,
+}
+_LLAMA_LIKE = {**_SIZES, "num_key_value_heads": 2, "pad_token_id": None}
+_PARTIAL_ROTARY = {"rope_type": "default", "rope_theta": 1e4, "partial_rotary_factor": 0.5}
+# One config a family. Windows are shorter than the sequences of the tests.
+FAMILIES: dict[str, dict[str, Any]] = {
+    "llama": _LLAMA_LIKE,
+    "mistral": {**_LLAMA_LIKE, "sliding_window": 5},
+    "qwen2": {**_LLAMA_LIKE, "tie_word_embeddings": True},
+    "qwen3": {**_LLAMA_LIKE, "head_dim": 16},
+    "smollm3": {**_LLAMA_LIKE, "no_rope_layers": [1, 0, 1, 0]},
+    "gemma2": {**_LLAMA_LIKE, "head_dim": 8, "sliding_window": 6, "query_pre_attn_scalar": 8},
+    "phi3": {**_LLAMA_LIKE, "rope_parameters": _PARTIAL_ROTARY},
+    "gpt2": {"n_embd": 32, "n_layer": LAYERS, "n_head": 4, "n_positions": 64, "vocab_size": VOCABULARY},
+    "opt": {
+        "hidden_size": 32,
+        "ffn_dim": 44,
+        "num_hidden_layers": LAYERS,
+        "num_attention_heads": 4,
+        "word_embed_proj_dim": 32,
+        "vocab_size": VOCABULARY,
+        "max_position_embeddings": 64,
+    },
+    "gpt_neox": {**_SIZES, "rope_parameters": _PARTIAL_ROTARY},
+    "bloom": {"hidden_size": 32, "n_layer": LAYERS, "n_head": 4, "vocab_size": VOCABULARY},
+}
+_LLAMA3_ROTARY = {
+    "rope_type": "llama3",
+    "rope_theta": 100.0,
+    "factor": 4.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 32,
+}
+# What a family's config can switch on besides: name -> family, config.
+VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
+    name: (family, {**FAMILIES[family], **fields})
+    for name, family, fields in (
+        (
+            "llama-biases-scaled-rotary",
+            "llama",
+            {
+                "attention_bias": True,
+                "mlp_bias": True,
+                "head_dim": 16,
+                "rope_parameters": _LLAMA3_ROTARY,
+                "tie_word_embeddings": True,
+            },
+        ),
+        ("llama-one-kv-head", "llama", {"num_key_value_heads": 1, "head_dim": 24}),
+        ("llama-narrow", "llama", {"hidden_size": 40, "head_dim": 10}),
+        (
+            "qwen2-windows",
+            "qwen2",
+            {"use_sliding_window": True, "sliding_window": 5, "max_window_layers": 2},
+        ),
+        ("qwen3-biases", "qwen3", {"attention_bias": True, "hidden_act": "gelu"}),
+        (
+            "smollm3-windows",
+            "smollm3",
+            {"use_sliding_window": True, "sliding_window": 5, "attention_bias": True, "mlp_bias": True},
+        ),
+        (
+            "gemma2-uncapped",
+            "gemma2",
+            {"attn_logit_softcapping": None, "final_logit_softcapping": None, "head_dim": 16},
+        ),
+        ("phi3-window", "phi3", {"sliding_window": 5, "rope_parameters": None}),
+        ("gpt2-narrow", "gpt2", {"n_embd": 36, "n_inner": 50, "activation_function": "relu"}),
+        ("gpt2-untied", "gpt2", {"tie_word_embeddings": False}),
+        ("opt-plain", "opt", {"enable_bias": False, "tie_word_embeddings": False}),
+        ("gpt_neox-sequential", "gpt_neox", {"use_parallel_residual": False, "attention_bias": False}),
+        ("bloom-six-heads", "bloom", {"hidden_size": 48, "n_head": 6}),
+    )
+}
+
+
+def save_model(directory: Path, family: str, config: dict[str, Any]) -> None:
+    """Save a model with random weights. Biases and norms are random too, so that a forgotten one shows."""
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    torch.manual_seed(0)
+    full = AutoConfig.for_model(family, **{"bos_token_id": 1, "eos_token_id": 2, **config})
+    model = AutoModelForCausalLM.from_config(full, dtype=torch.float32)
+    for parameter in model.parameters():
+        parameter.data += 0.2 * torch.randn_like(parameter)
+    model.save_pretrained(directory)
+
+
+def random_rows(*lengths: int, vocabulary: int = VOCABULARY, seed: int = 3) -> list[list[int]]:
+    """Rows of random token ids."""
+    generator = np.random.default_rng(seed)
+    return [generator.integers(0, vocabulary, length).tolist() for length in lengths]
