@@ -21,26 +21,18 @@ class Rotary:
 
     Attributes:
         dim: rotated channels per head, even.
-        inverse_frequencies: float32 [dim / 2], scaling already applied.
-        attention_scaling: multiplies cos and sin.
+        inverse_frequencies: [dim / 2], scaling already applied.
     """
 
     dim: int
     inverse_frequencies: tuple[float, ...]
-    attention_scaling: float = 1.0
-
-    def tables(self, length: int) -> tuple[Array, Array]:
-        """cos and sin, each float32 [length, dim / 2]."""
-        frequencies = np.asarray(self.inverse_frequencies, dtype=np.float32)
-        angles = np.arange(length, dtype=np.float32)[:, None] * frequencies[None]
-        scaling = np.float32(self.attention_scaling)
-        return np.cos(angles) * scaling, np.sin(angles) * scaling
 
 
 @dataclass(frozen=True)
 class LearnedPositions:
-    """A learned table added to the token embedding; ``offset`` leading rows are never used (opt: 2)."""
+    """A learned table of ``rows`` added to the token embedding; the first ``offset`` are never used (opt: 2)."""
 
+    rows: int
     offset: int = 0
 
 

@@ -27,7 +27,8 @@ def replacing(output: Path) -> Iterator[Path]:
     Raises:
         DynexportError: when ``output`` is something other than a bundle or an empty directory, or not writable.
     """
-    output = Path(os.path.abspath(output))
+    # Not resolve(): a link at the bundle's own place has to be seen, not followed.
+    output = Path.cwd() / output
     _refuse_strangers(output)
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
@@ -54,9 +55,7 @@ def _refuse_strangers(output: Path) -> None:
     if output.is_symlink() or (output.exists() and not output.is_dir()):
         raise DynexportError(f"{output}: expected a directory or nothing, found a file; choose another -o")
     if output.is_dir() and any(output.iterdir()) and not (output / MANIFEST).is_file():
-        raise DynexportError(
-            f"{output}: expected an earlier bundle or nothing, found other files; choose another -o"
-        )
+        raise DynexportError(f"{output}: expected an earlier bundle or nothing, found other files; choose another -o")
 
 
 def _clear_leftovers(output: Path) -> None:

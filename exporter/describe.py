@@ -80,9 +80,7 @@ def describe_tokens(checkpoint: Checkpoint) -> m.Tokens:
     try:
         generation = json.loads(checkpoint.files.get("generation_config.json", b"{}"))
     except ValueError as error:
-        raise DynexportError(
-            f"{checkpoint.source}: generation_config.json: expected JSON ({error})"
-        ) from error
+        raise DynexportError(f"{checkpoint.source}: generation_config.json: expected JSON ({error})") from error
 
     def ids(name: str) -> tuple[int, ...]:
         value = generation.get(name) if isinstance(generation, dict) else None
@@ -126,6 +124,4 @@ def position_layers(graph: m.Graph) -> tuple[int, ...]:
 
 def _tensor(value: ir.Value) -> m.TensorSpec:
     shape = tuple(dim if isinstance(dim, int) else str(dim.value) for dim in value.shape or ())
-    return m.TensorSpec(
-        name=value.name or "", dtype=value.dtype.name.lower() if value.dtype else "", shape=shape
-    )
+    return m.TensorSpec(name=value.name or "", dtype=value.dtype.name.lower() if value.dtype else "", shape=shape)

@@ -147,7 +147,13 @@ def _measure_decode(decoder: Decoder, cache: Cache, prompt: int, steps: int, spe
 
 
 def _result(
-    bundle: Bundle, speedup: Speedup, times: Sequence[float], dense: Sequence[float], prefill: float, context: int, batch: int
+    bundle: Bundle,
+    speedup: Speedup,
+    times: Sequence[float],
+    dense: Sequence[float],
+    prefill: float,
+    context: int,
+    batch: int,
 ) -> Result:
     seconds = statistics.median(times)
     measured = statistics.median(full / part for full, part in zip(dense, times, strict=True))
@@ -166,7 +172,13 @@ def _result(
 
 
 def _check(bundle: Bundle, prompt: int, new: int, batch: int, repeats: int, threads: int) -> None:
-    for name, value in (("prompt_tokens", prompt), ("new_tokens", new), ("batch", batch), ("repeats", repeats), ("threads", threads)):
+    for name, value in (
+        ("prompt_tokens", prompt),
+        ("new_tokens", new),
+        ("batch", batch),
+        ("repeats", repeats),
+        ("threads", threads),
+    ):
         if value < 1:
             raise DynexportError(f"{name}: expected at least 1, found {value}")
     limit = bundle.manifest.model.max_length

@@ -41,9 +41,7 @@ class Bundle:
             _check_file(directory, name, file.bytes, file.sha256)
         for graph in bundle.manifest.graphs:
             if graph.file not in bundle.manifest.files:
-                raise DynexportError(
-                    f"{directory}: graph {graph.name}: expected its file {graph.file} among files"
-                )
+                raise DynexportError(f"{directory}: graph {graph.name}: expected its file {graph.file} among files")
             _check_external_data(directory, graph, set(bundle.manifest.files))
         return bundle
 
@@ -72,9 +70,7 @@ class Bundle:
             if str(wanted) == speedup.name or _number(wanted) == speedup.ratio is not None:
                 return speedup
         names = ", ".join(speedup.name for speedup in declared)
-        raise DynexportError(
-            f"{self.path}: speedup: expected 1{', ' if names else ''}{names}; found {wanted}"
-        )
+        raise DynexportError(f"{self.path}: speedup: expected 1{', ' if names else ''}{names}; found {wanted}")
 
 
 def _number(value: str | float) -> float | None:
@@ -110,14 +106,10 @@ def _read_manifest(directory: Path) -> Manifest:
 def _check_file(directory: Path, name: str, size: int, sha256: str) -> None:
     path = directory / name
     if Path(name).name != name or path.is_symlink():
-        raise DynexportError(
-            f"{directory}: file {name!r}: expected a plain file of the bundle; it leads out of it"
-        )
+        raise DynexportError(f"{directory}: file {name!r}: expected a plain file of the bundle; it leads out of it")
     if not path.is_file() or path.stat().st_size != size:
         found = f"{path.stat().st_size} bytes" if path.is_file() else "none"
-        raise DynexportError(
-            f"{path}: expected {size} bytes, found {found}; the bundle is incomplete, convert again"
-        )
+        raise DynexportError(f"{path}: expected {size} bytes, found {found}; the bundle is incomplete, convert again")
     with path.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
     if digest != sha256:

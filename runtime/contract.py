@@ -68,6 +68,7 @@ class UnifiedSkip(_Contract):
 
 
 Contract = Annotated[Dense | UnifiedSkip, Field(discriminator="strategy")]
+STRATEGY_NAMES = tuple(str(kind.model_fields["strategy"].default) for kind in (Dense, UnifiedSkip))
 _ADAPTER: TypeAdapter[Dense | UnifiedSkip] = TypeAdapter(Contract)
 
 

@@ -53,8 +53,7 @@ class Decoder:
             DynexportError: for an empty prompt, a token outside the vocabulary, or a prompt that does not fit.
         """
         rows = [
-            self._checked(prompt, int(seen), cache.slots)
-            for prompt, seen in zip(prompts, cache.positions, strict=True)
+            self._checked(prompt, int(seen), cache.slots) for prompt, seen in zip(prompts, cache.positions, strict=True)
         ]
         if len(rows) > 1 and not cache.positions.any() and max(map(len, rows)) <= chunk:
             return self._prefill_batch(cache, rows, all_logits)
@@ -75,9 +74,7 @@ class Decoder:
         """
         live = np.ones(cache.rows, bool) if live is None else live
         if (cache.positions[live] >= cache.slots).any():
-            raise DynexportError(
-                f"cache: all {cache.slots} slots of a row are used; the context is exhausted"
-            )
+            raise DynexportError(f"cache: all {cache.slots} slots of a row are used; the context is exhausted")
         ids = np.asarray(tokens, np.int64).reshape(-1, 1)
         # A row that has ended writes over its last slot: it is never read again.
         lengths = np.minimum(cache.lengths, cache.slots - 1)
@@ -112,9 +109,7 @@ class Decoder:
     def _run_prompt(self, cache: Cache, ids: Array, sizes: Array, wanted: Array) -> Array:
         engine = self._engine(self.manifest.graphs[0].name)
         everything = range(self.manifest.model.layers)
-        logits = engine.run(
-            cache, self._inputs(engine, ids, cache.positions, cache.lengths, everything, wanted)
-        )
+        logits = engine.run(cache, self._inputs(engine, ids, cache.positions, cache.lengths, everything, wanted))
         cache.lengths += sizes
         cache.positions += sizes
         return logits
@@ -141,9 +136,7 @@ class Decoder:
         for graph in self.manifest.graphs:
             if graph.layers == speedup.keep:
                 return self._engine(graph.name)
-        raise DynexportError(
-            f"{self.bundle.path}: no graph for speedup {speedup.name}; convert again with it"
-        )
+        raise DynexportError(f"{self.bundle.path}: no graph for speedup {speedup.name}; convert again with it")
 
     def _engine(self, name: str) -> Engine:
         if name not in self._engines:

@@ -76,7 +76,11 @@ def evaluate(
         tokens = count * (window - prompt_tokens)
         results.append(
             Evaluation(
-                name=speedup.name, layers=len(speedup.keep), perplexity=_exp(mean), mean_loss=mean, tokens=tokens
+                name=speedup.name,
+                layers=len(speedup.keep),
+                perplexity=_exp(mean),
+                mean_loss=mean,
+                tokens=tokens,
             )
         )
     return results

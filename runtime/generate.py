@@ -9,6 +9,7 @@ from typing import Literal
 import numpy as np
 
 from dynexport.runtime.bundle import Bundle
+from dynexport.runtime.cache import Cache
 from dynexport.runtime.decoder import Decoder, Tokens
 from dynexport.runtime.errors import DynexportError
 from dynexport.runtime.manifest import Speedup
@@ -70,9 +71,7 @@ class Generator:
     ) -> list[Generation]:
         """All rows to their end; arguments and errors as for ``stream``."""
         done = [Generation(len(prompt)) for prompt in prompts]
-        for piece in self.stream(
-            prompts, speedup=speedup, max_new_tokens=max_new_tokens, sampling=sampling, stop=stop
-        ):
+        for piece in self.stream(prompts, speedup=speedup, max_new_tokens=max_new_tokens, sampling=sampling, stop=stop):
             row = done[piece.row]
             row.ids.append(piece.token)
             row.text += piece.text
@@ -87,6 +86,7 @@ class Generator:
         max_new_tokens: int = 128,
         sampling: Sampling = _GREEDY,
         stop: Sequence[str] = (),
+        cache: Cache | None = None,
     ) -> Iterator[Piece]:
         """Tokens as they come, row by row within a step.
 
@@ -96,6 +96,7 @@ class Generator:
             max_new_tokens: at most so many per row.
             sampling: temperature 0 is greedy. A row's draws do not depend on its neighbours.
             stop: strings that end a row; they are not part of its text.
+            cache: what earlier turns left, to go on from; None begins anew.
 
         Raises:
             DynexportError: for a prompt that is empty, has unknown tokens or exceeds the context, or a bad argument.
@@ -108,18 +109,17 @@ class Generator:
             raise DynexportError(f"stop: expected a bundle with a tokenizer, found none in {self.bundle.path}")
         keep = self.bundle.speedup(speedup)
         eos = frozenset(self.bundle.manifest.tokens.eos)
-        limit = self.bundle.manifest.model.max_length
+        longest = max(len(prompt) for prompt in prompts)
+        cache = cache or self.decoder.cache(len(prompts), longest + max_new_tokens)
+        room = [self.bundle.manifest.model.max_length - int(seen) for seen in cache.positions]
         rows = [
-            _Row(i, len(prompt), self.text, stop, eos, max_new_tokens, limit)
-            for i, prompt in enumerate(prompts)
+            _Row(i, self.text, stop, eos, max_new_tokens, room[i] - len(prompt)) for i, prompt in enumerate(prompts)
         ]
-        return self._run(prompts, rows, keep, max_new_tokens, Sampler(sampling, len(rows)))
+        return self._run(cache, prompts, rows, keep, Sampler(sampling, len(rows)))
 
     def _run(
-        self, prompts: Sequence[Tokens], rows: list[_Row], keep: Speedup, max_new_tokens: int, sampler: Sampler
+        self, cache: Cache, prompts: Sequence[Tokens], rows: list[_Row], keep: Speedup, sampler: Sampler
     ) -> Iterator[Piece]:
-        longest = max(len(prompt) for prompt in prompts)
-        cache = self.decoder.cache(len(rows), max(longest + max_new_tokens, 1))
         logits = np.concatenate(self.decoder.prefill(cache, prompts))
         live = np.ones(len(rows), bool)
         while True:
@@ -137,13 +137,11 @@ class Generator:
 class _Row:
     """What is left to do for one prompt."""
 
-    def __init__(
-        self, index: int, prompt: int, text: Text, stop: Sequence[str], eos: frozenset[int], new: int, limit: int
-    ) -> None:
+    def __init__(self, index: int, text: Text, stop: Sequence[str], eos: frozenset[int], new: int, room: int) -> None:
         self.index = index
         self._eos = eos
         self._left = new
-        self._room = limit - prompt
+        self._room = room
         self._decoder = StreamDecoder(text) if text.has_tokenizer else None
         self._stops = StopStrings(stop)
 

@@ -48,7 +48,7 @@ class Graph(_Part):
     """One ONNX file.
 
     Attributes:
-        layers: the layers that it holds, ascending; rows of ``cache_lengths`` and ``layer_active`` follow them.
+        layers: the layers that it holds, ascending: the rows of ``cache_lengths`` and ``layer_active``.
         conditional: whether ``layer_active`` says which layers run.
     """
 
@@ -104,7 +104,14 @@ class File(_Part):
 
 
 class Manifest(_Part):
-    """``manifest.json``. ``files`` maps every other file of the bundle to its hash; names have no directories."""
+    """``manifest.json``.
+
+    Attributes:
+        key_positions: layers whose cache also holds the original position of every entry.
+        source: the checkpoint: its name, its config.json and the hash of that.
+        tools: versions of the packages that made the bundle.
+        files: every other file of the bundle; names have no directories.
+    """
 
     schema_version: int
     contract: Contract
@@ -118,3 +125,9 @@ class Manifest(_Part):
     source: dict[str, Any]
     tools: dict[str, str]
     files: dict[str, File]
+
+    @property
+    def trained_for_its_strategy(self) -> bool:
+        """Whether the checkpoint itself declares this strategy: only then was it trained to be run so."""
+        declared = self.source.get("config", {}).get("dynexport") or {}
+        return bool(declared.get("strategy", "dense") == self.contract.strategy)

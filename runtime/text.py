@@ -44,9 +44,7 @@ class Text:
     error that says so.
     """
 
-    def __init__(
-        self, tokenizer: Tokenizer | None, config: Mapping[str, Any], chat_template: str | None
-    ) -> None:
+    def __init__(self, tokenizer: Tokenizer | None, config: Mapping[str, Any], chat_template: str | None) -> None:
         """Use ``from_directory`` or ``from_files``; this takes what they have read."""
         self._tokenizer = tokenizer
         self._chat_template = chat_template
@@ -148,9 +146,7 @@ class Text:
             DynexportError: without messages, template or tokenizer, or when the template fails or refuses.
         """
         if self._chat_template is None:
-            raise DynexportError(
-                f"{TEMPLATE_FILE}: the bundle has no chat template; give a plain prompt instead"
-            )
+            raise DynexportError(f"{TEMPLATE_FILE}: the bundle has no chat template; give a plain prompt instead")
         conversation = _plain_messages(messages)
         with _told_as(f"{TEMPLATE_FILE}: the chat template failed"):
             rendered = (
@@ -180,9 +176,7 @@ class Text:
 
     def _require_tokenizer(self) -> Tokenizer:
         if self._tokenizer is None:
-            raise DynexportError(
-                f"{TOKENIZER_FILE}: the bundle has no tokenizer; use token ids instead of text"
-            )
+            raise DynexportError(f"{TOKENIZER_FILE}: the bundle has no tokenizer; use token ids instead of text")
         return self._tokenizer
 
     def _end_ids(self, config: Mapping[str, Any], name: str) -> list[int]:
@@ -296,9 +290,7 @@ class StopStrings:
             return "", True
         self._held += text
         found = [
-            (self._held.find(stop) + len(stop), self._held.find(stop))
-            for stop in self._stops
-            if stop in self._held
+            (self._held.find(stop) + len(stop), self._held.find(stop)) for stop in self._stops if stop in self._held
         ]
         if found:
             self._stopped = True
@@ -372,9 +364,7 @@ def _to_json(
     sort_keys: bool = False,
 ) -> str:
     # Jinja's own filter escapes HTML, which models have never seen.
-    return json.dumps(
-        value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys
-    )
+    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
 
 
 def _raise_exception(message: str) -> None:
@@ -427,9 +417,7 @@ def _special_tokens(config: Mapping[str, Any]) -> dict[str, str]:
         if isinstance(token, str):
             tokens[name] = token
         elif value is not None:
-            raise DynexportError(
-                f'{CONFIG_FILE}: {name}: expected text or an object with "content", found {value!r}'
-            )
+            raise DynexportError(f'{CONFIG_FILE}: {name}: expected text or an object with "content", found {value!r}')
     return tokens
 
 
@@ -438,9 +426,7 @@ def _mark_special(tokenizer: Tokenizer, tokens: Iterable[str]) -> frozenset[int]
     added = {token.content for token in tokenizer.get_added_tokens_decoder().values()}
     known = [token for token in tokens if tokenizer.token_to_id(token) is not None]
     tokenizer.add_special_tokens([token for token in dict.fromkeys(known) if token not in added])
-    return frozenset(
-        token_id for token_id, token in tokenizer.get_added_tokens_decoder().items() if token.special
-    )
+    return frozenset(token_id for token_id, token in tokenizer.get_added_tokens_decoder().items() if token.special)
 
 
 @contextmanager

@@ -39,9 +39,7 @@ def _open(model: str | Path, *, needs_tokenizer: bool) -> Checkpoint:
         is_directory, is_file = path.is_dir(), path.is_file()
     except (OSError, RuntimeError) as error:
         reason = error.strerror if isinstance(error, OSError) else error
-        raise DynexportError(
-            f"{source:.200}: cannot be looked up ({reason}); name a path or a hub id"
-        ) from error
+        raise DynexportError(f"{source:.200}: cannot be looked up ({reason}); name a path or a hub id") from error
     if is_directory:
         return SafetensorsDirectory(path, source)
     if is_file and path.suffix == ".gguf":
@@ -66,14 +64,12 @@ def _read_tokenizer(path: Path) -> bytes:
         content = file.read_bytes()
     except OSError as error:
         raise DynexportError(
-            f"{file}: the tokenizer cannot be read ({error.strerror}); "
-            "name a tokenizer.json or a directory with one"
+            f"{file}: the tokenizer cannot be read ({error.strerror}); name a tokenizer.json or a directory with one"
         ) from error
     try:
         Tokenizer.from_buffer(content)
     except Exception as error:  # the library raises bare Exception
         raise DynexportError(
-            f"{file}: expected a tokenizer.json of the tokenizers library, found something else "
-            f"({str(error)!r:.200})"
+            f"{file}: expected a tokenizer.json of the tokenizers library, found something else ({str(error)!r:.200})"
         ) from error
     return content

@@ -49,9 +49,7 @@ class Metadata:
         value = self._values.get(key)
         if isinstance(value, list) and kind is not list and value and all(item == value[0] for item in value):
             value = value[0]
-        if value is not None and (
-            not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool)
-        ):
+        if value is not None and (not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool)):
             raise self.error(key, expected)
         return value
 
@@ -191,9 +189,7 @@ def _llama3_scaling(metadata: Metadata, factors: np.ndarray, base: float, dim: i
 def _specials(metadata: Metadata, config: dict[str, Any]) -> dict[str, Any]:
     """What only one family has."""
     window = metadata.optional(metadata.key("attention.sliding_window"), int, "an integer") or None
-    biased = {
-        name for name in metadata.header.tensors if name.startswith("blk.0.") and name.endswith(".bias")
-    }
+    biased = {name for name in metadata.header.tensors if name.startswith("blk.0.") and name.endswith(".bias")}
     kind = config["model_type"]
     if kind == "llama" and window is not None:
         return {"model_type": "mistral", "architectures": ["MistralForCausalLM"], "sliding_window": window}

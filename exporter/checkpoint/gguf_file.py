@@ -38,9 +38,7 @@ class GgufFile(Checkpoint):
         self._family = _find_family(metadata)
         layers = metadata.integer("block_count")
         if layers > len(self._header.tensors):
-            raise metadata.error(
-                metadata.key("block_count"), f"no more than {len(self._header.tensors)} tensors"
-            )
+            raise metadata.error(metadata.key("block_count"), f"no more than {len(self._header.tensors)} tensors")
         self._stored = self._family.hugging_face_names(self._header.tensors, layers, path)
         self.config = read_config(metadata, self._family, self._read_stored)
         self.files = tokenizer_files(metadata, build=build_tokenizer)

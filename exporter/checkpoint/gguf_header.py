@@ -94,8 +94,7 @@ class _Cursor:
     def error(self, message: str) -> DynexportError:
         """An error that says where in the file it is."""
         return DynexportError(
-            f"{self.path}: byte {self.position}: {message}; "
-            "the file is damaged or incomplete, download it again"
+            f"{self.path}: byte {self.position}: {message}; the file is damaged or incomplete, download it again"
         )
 
     def take(self, count: int) -> bytes:
@@ -177,9 +176,7 @@ def _check_version(cursor: _Cursor) -> None:
         raise DynexportError(f"{cursor.path}: expected a GGUF file, found one that starts with {magic!r}")
     version = cursor.number("I")
     if version & 0xFFFF == 0:
-        raise DynexportError(
-            f"{cursor.path}: big-endian GGUF is not supported; convert the Hugging Face directory"
-        )
+        raise DynexportError(f"{cursor.path}: big-endian GGUF is not supported; convert the Hugging Face directory")
     if version not in _VERSIONS:
         raise DynexportError(
             f"{cursor.path}: expected GGUF version {' or '.join(map(str, _VERSIONS))}, found {version}; "
@@ -212,9 +209,7 @@ def _place(
 ) -> GgufTensor:
     block, block_bytes = GGML_QUANT_SIZES[kind]
     if shape and shape[-1] % block:
-        raise cursor.error(
-            f"tensor {name}: expected rows of a multiple of {block} {kind.name}, found {shape[-1]}"
-        )
+        raise cursor.error(f"tensor {name}: expected rows of a multiple of {block} {kind.name}, found {shape[-1]}")
     size = math.prod(shape) // block * block_bytes
     if start + offset + size > cursor.size:
         raise DynexportError(

@@ -62,9 +62,7 @@ def _read_config(directory: Path) -> dict[str, Any]:
     path = find_file(directory, "config.json")
     if path is None:
         hint = "; name the .gguf file itself" if any(directory.glob("*.gguf")) else ""
-        raise DynexportError(
-            f"{directory}: expected config.json in a Hugging Face model directory, found none{hint}"
-        )
+        raise DynexportError(f"{directory}: expected config.json in a Hugging Face model directory, found none{hint}")
     return parse_object(read_file(path), path)
 
 
@@ -101,33 +99,25 @@ def _find_tensors(directory: Path) -> dict[str, SafetensorsFile]:
             f"{directory}: expected {_WEIGHTS}, found only pickled weights (pytorch_model.bin); "
             "pickles can run code and are not loaded, re-save the model as safetensors with save_pretrained"
         )
-    raise DynexportError(
-        f"{directory}: expected {_WEIGHTS} or {_INDEX}, found neither; add the model's weights"
-    )
+    raise DynexportError(f"{directory}: expected {_WEIGHTS} or {_INDEX}, found neither; add the model's weights")
 
 
 def _read_shards(directory: Path, index: Path) -> dict[str, SafetensorsFile]:
     weights = parse_object(read_file(index), index).get("weight_map")
     if not isinstance(weights, dict) or not weights:
-        raise DynexportError(
-            f'{index}: expected an object "weight_map" of tensor names, found {weights!r:.80}'
-        )
+        raise DynexportError(f'{index}: expected an object "weight_map" of tensor names, found {weights!r:.80}')
     shards = {str(shard): _open_shard(directory, index, shard) for shard in set(map(str, weights.values()))}
     held = {shard: set(file.names) for shard, file in shards.items()}
     for name, shard in weights.items():
         if name not in held[str(shard)]:
-            raise DynexportError(
-                f"{index}: tensor {name!r}: expected in {shard}, not found there; download both again"
-            )
+            raise DynexportError(f"{index}: tensor {name!r}: expected in {shard}, not found there; download both again")
     return {name: shards[shard] for name, shard in weights.items()}
 
 
 def _open_shard(directory: Path, index: Path, shard: str) -> SafetensorsFile:
     """A shard; what an index names must lie beside it, so that no index can point to other files."""
     if Path(shard).name != shard or "\\" in shard or not shard.endswith(".safetensors"):
-        raise DynexportError(
-            f"{index}: expected plain names of .safetensors files beside it, found {shard!r}"
-        )
+        raise DynexportError(f"{index}: expected plain names of .safetensors files beside it, found {shard!r}")
     path = find_file(directory, shard)
     if path is None:
         raise DynexportError(f"{index}: names the shard {shard}, which is not there; complete the download")

@@ -1,4 +1,4 @@
-"""The decoder families. Each file of this folder with a ``FAMILY`` is one; nothing else has to be touched to add one."""
+"""The decoder families. Each file of this folder with a ``FAMILY`` is one; adding one touches nothing else."""
 
 from __future__ import annotations
 

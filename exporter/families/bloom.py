@@ -58,6 +58,4 @@ def _read(fields: Fields) -> Architecture:
     )
 
 
-FAMILY = Family(
-    "bloom", "BLOOM, BLOOMZ", "ALiBi, LayerNorm on the embedding", _read, base_prefix="transformer."
-)
+FAMILY = Family("bloom", "BLOOM, BLOOMZ", "ALiBi, LayerNorm on the embedding", _read, base_prefix="transformer.")

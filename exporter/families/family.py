@@ -29,17 +29,29 @@ class Family:
     base_prefix: str = "model."
 
 
-def llama_like(fields: Fields, **overrides: Any) -> Architecture:
-    """The shape that llama, mistral, qwen, smollm3, gemma2 and phi3 share; ``overrides`` is what differs.
+def llama_like(
+    fields: Fields,
+    *,
+    head_dim: int | None = None,
+    rope_theta: float = 10000.0,
+    rotary_share: float | None = None,
+    **overrides: Any,
+) -> Architecture:
+    """The shape that llama, mistral, qwen, smollm3, gemma2 and phi3 share.
 
     q, k and v are stacked into one ``qkv_proj``: fewer, larger matrix products at decode.
+
+    Args:
+        head_dim, rope_theta, rotary_share: the family's defaults; ``head_dim`` None is hidden_size over heads,
+            ``rotary_share`` None that all channels of a head are rotated in every model of the family.
+        overrides: fields of the architecture that differ.
     """
     heads = fields.integer("num_attention_heads")
     hidden = fields.integer("hidden_size")
-    layers = fields.integer("num_hidden_layers")
-    head_dim = fields.integer("head_dim", default=max(1, hidden // heads))
-    if "head_dim" not in overrides and fields.get("head_dim") is None and hidden % heads:
+    layers = fields.layers("num_hidden_layers")
+    if head_dim is None and fields.get("head_dim") is None and hidden % heads:
         raise fields.error("hidden_size", hidden, f"a multiple of {heads} heads")
+    head_dim = fields.integer("head_dim", default=head_dim or hidden // heads)
     values: dict[str, Any] = {
         "family": fields.family,
         "hidden_size": hidden,
@@ -50,11 +62,10 @@ def llama_like(fields: Fields, **overrides: Any) -> Architecture:
         "intermediate_size": fields.integer("intermediate_size"),
         "vocab_size": fields.integer("vocab_size"),
         "max_length": fields.integer("max_position_embeddings", default=2048),
+        "positions": fields.rotary(head_dim, theta=rope_theta, share=rotary_share),
         "norm_epsilon": fields.number("rms_norm_eps", 1e-6),
         "tied_embeddings": fields.flag("tie_word_embeddings", False),
     }
-    if "positions" not in overrides:
-        values["positions"] = fields.rotary(head_dim)
     if "activation" not in overrides:
         values["activation"] = fields.activation("hidden_act", default="silu")
     values["sources"] = stacked_qkv(layers, bias=bool(overrides.get("qkv_bias")))
@@ -73,15 +84,7 @@ def stacked_qkv(layers: int, *, bias: bool) -> dict[str, Source]:
 
 
 def layer_windows(fields: Fields, layers: int, window: int | None) -> tuple[int | None, ...]:
-    """Per-layer windows from ``layer_types``, or ``window`` everywhere."""
-    kinds = fields.get("layer_types")
-    if kinds is None or window is None:
-        return (window,) * layers
-    known = {"sliding_attention": window, "full_attention": None}
-    if not isinstance(kinds, list) or len(kinds) != layers or any(kind not in known for kind in kinds):
-        raise fields.error("layer_types", kinds, f"{layers} of sliding_attention or full_attention")
-    return tuple(known[kind] for kind in kinds)
-
+XX
 
 def renamed(layers: int, outer: dict[str, str], inner: dict[str, str], prefix: str) -> dict[str, Source]:
     """Sources for a family whose modules have other names, weights and biases alike.

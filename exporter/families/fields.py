@@ -59,12 +59,7 @@ class Fields:
     def number(self, name: str, default: float | None = None) -> float:
         """A finite positive number."""
         value = self._config.get(name, default)
-        if (
-            isinstance(value, bool)
-            or not isinstance(value, int | float)
-            or not math.isfinite(value)
-            or value <= 0
-        ):
+        if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value) or value <= 0:
             raise self.error(name, value, "a finite number > 0")
         return float(value)
 

@@ -41,9 +41,7 @@ def _read(fields: Fields) -> Architecture:
         windows=alternating if kinds is None else layer_windows(fields, layers, window),
         tied_embeddings=fields.flag("tie_word_embeddings", True),
     )
-    norms = ["model.norm.weight"] + [
-        f"model.layers.{i}.{norm}.weight" for i in range(layers) for norm in _NORMS
-    ]
+    norms = ["model.norm.weight"] + [f"model.layers.{i}.{norm}.weight" for i in range(layers) for norm in _NORMS]
     sources = {name: Source((name,), _one_plus) for name in norms}
     return replace(architecture, sources={**architecture.sources, **sources})
 

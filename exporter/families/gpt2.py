@@ -35,6 +35,7 @@ def _read(fields: Fields) -> Architecture:
     fields.only("scale_attn_weights", True)
     fields.only("scale_attn_by_inverse_layer_idx", False)
     fields.only("add_cross_attention", False)
+    max_length = fields.integer("n_positions", "n_ctx", default=1024)
     if hidden % heads:
         raise fields.error("n_embd", hidden, f"a multiple of {heads} heads")
     sources = renamed(layers, _OUTER, _INNER, "transformer.h.{i}.")
@@ -50,8 +51,8 @@ def _read(fields: Fields) -> Architecture:
         head_dim=hidden // heads,
         intermediate_size=fields.integer("n_inner", default=4 * hidden),
         vocab_size=fields.integer("vocab_size"),
-        max_length=fields.integer("n_positions", "n_ctx", default=1024),
-        positions=LearnedPositions(),
+        max_length=max_length,
+        positions=LearnedPositions(max_length),
         norm="layer",
         norm_epsilon=fields.number("layer_norm_epsilon", 1e-5),
         activation=fields.activation("activation_function", default="gelu_new"),

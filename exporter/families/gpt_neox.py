@@ -44,9 +44,7 @@ def _read(fields: Fields) -> Architecture:
         intermediate_size=fields.integer("intermediate_size"),
         vocab_size=fields.integer("vocab_size"),
         max_length=fields.integer("max_position_embeddings", default=2048),
-        positions=fields.rotary(
-            head_dim, theta_name="rotary_emb_base", share=fields.number("rotary_pct", 0.25)
-        ),
+        positions=fields.rotary(head_dim, theta_name="rotary_emb_base", share=fields.number("rotary_pct", 0.25)),
         norm="layer",
         norm_epsilon=fields.number("layer_norm_eps", 1e-5),
         activation=fields.activation("hidden_act", default="gelu"),
@@ -60,6 +58,4 @@ def _read(fields: Fields) -> Architecture:
     )
 
 
-FAMILY = Family(
-    "gpt_neox", "GPT-NeoX, Pythia", "parallel residual, partial rotary", _read, base_prefix="gpt_neox."
-)
+FAMILY = Family("gpt_neox", "GPT-NeoX, Pythia", "parallel residual, partial rotary", _read, base_prefix="gpt_neox.")

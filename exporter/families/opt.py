@@ -28,6 +28,7 @@ def _read(fields: Fields) -> Architecture:
     fields.only("word_embed_proj_dim", hidden)
     fields.only("_remove_final_layer_norm", False)
     fields.only("layer_norm_elementwise_affine", True)
+    max_length = fields.integer("max_position_embeddings", default=2048)
     if hidden % heads:
         raise fields.error("hidden_size", hidden, f"a multiple of {heads} heads")
     bias = fields.flag("enable_bias", True)
@@ -45,8 +46,8 @@ def _read(fields: Fields) -> Architecture:
         head_dim=hidden // heads,
         intermediate_size=fields.integer("ffn_dim"),
         vocab_size=fields.integer("vocab_size"),
-        max_length=fields.integer("max_position_embeddings", default=2048),
-        positions=LearnedPositions(offset=_POSITION_OFFSET),
+        max_length=max_length,
+        positions=LearnedPositions(max_length + _POSITION_OFFSET, _POSITION_OFFSET),
         norm="layer",
         activation=fields.activation("activation_function", default="relu"),
         gated_mlp=False,

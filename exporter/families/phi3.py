@@ -22,9 +22,7 @@ def _read(fields: Fields) -> Architecture:
     fields.only("attention_bias", False)
     window = fields.integer("sliding_window") if fields.get("sliding_window") is not None else None
     gate_up = {
-        f"model.layers.{i}.mlp.{part}_proj.weight": Source(
-            (f"model.layers.{i}.mlp.gate_up_proj.weight",), _half(which)
-        )
+        f"model.layers.{i}.mlp.{part}_proj.weight": Source((f"model.layers.{i}.mlp.gate_up_proj.weight",), _half(which))
         for i in range(layers)
         for which, part in enumerate(("gate", "up"))
     }

@@ -27,9 +27,7 @@ class Attention(nn.Module):
             self.q_norm = Norm(target, "rms", a.head_dim, a.norm_epsilon)
             self.k_norm = Norm(target, "rms", a.head_dim, a.norm_epsilon)
 
-    def forward(
-        self, op: Any, hidden_states: ir.Value, step: Step, cache: LayerCache
-    ) -> tuple[ir.Value, LayerCache]:
+    def forward(self, op: Any, hidden_states: ir.Value, step: Step, cache: LayerCache) -> tuple[ir.Value, LayerCache]:
         """hidden_states [B, S, hidden] -> ([B, S, hidden], the cache with the S tokens appended)."""
         a = self.architecture
         query, key, value = op.Split(
@@ -59,10 +57,8 @@ class Attention(nn.Module):
     def _rotate(self, op: Any, x: ir.Value, heads: int, step: Step) -> ir.Value:
         positions = self.architecture.positions
         assert isinstance(positions, Rotary)
-        partial = (
-            {} if positions.dim == self.architecture.head_dim else {"rotary_embedding_dim": positions.dim}
-        )
-        return op.RotaryEmbedding(x, step.cos, step.sin, step.position_ids, num_heads=heads, **partial)
+        partial = {} if positions.dim == self.architecture.head_dim else {"rotary_embedding_dim": positions.dim}
+        return op.RotaryEmbedding(x, step.cos, step.sin, num_heads=heads, **partial)
 
     def _positions(
         self, op: Any, step: Step, cache: LayerCache, total_length: ir.Value

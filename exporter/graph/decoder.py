@@ -34,13 +34,9 @@ class DecoderLayer(nn.Module):
             self.post_feedforward_layernorm = norm()
         else:
             self.post_attention_layernorm = norm()
-        self.mlp = Mlp(
-            target, a.hidden_size, a.intermediate_size, a.activation, gated=a.gated_mlp, bias=a.mlp_bias
-        )
+        self.mlp = Mlp(target, a.hidden_size, a.intermediate_size, a.activation, gated=a.gated_mlp, bias=a.mlp_bias)
 
-    def forward(
-        self, op: Any, hidden_states: ir.Value, step: Step, cache: LayerCache
-    ) -> tuple[ir.Value, LayerCache]:
+    def forward(self, op: Any, hidden_states: ir.Value, step: Step, cache: LayerCache) -> tuple[ir.Value, LayerCache]:
         """hidden_states float32 [B, S, hidden] -> (the same after the layer, the cache after the layer)."""
         attention, present = self.self_attn(op, self.input_layernorm(op, hidden_states), step, cache)
         if self.architecture.residual == "parallel":
@@ -67,8 +63,7 @@ class Decoder(nn.Module):
         a = self.architecture = architecture
         self.embed_tokens = Embedding(target, a.vocab_size, a.hidden_size, tied=a.tied_embeddings)
         if isinstance(a.positions, LearnedPositions):
-            rows = a.max_length + a.positions.offset
-            self.embed_positions = Embedding(target, rows, a.hidden_size, tied=False)
+            self.embed_positions = Embedding(target, a.positions.rows, a.hidden_size, tied=False)
         if a.embedding_norm:
             self.embed_norm = Norm(target, a.norm, a.hidden_size, a.norm_epsilon)
         self.layers = nn.ModuleList([])
@@ -99,11 +94,12 @@ class Decoder(nn.Module):
     ) -> tuple[ir.Value, dict[int, LayerCache]]:
         """Normed hidden states [B, K, hidden] of the tokens at logits_indices, and the caches after the step."""
         hidden_states = self.embed(op, input_ids, step.position_ids)
+        # `dynexport verify` looks for the first layer that departs under these names.
+        hidden_states.name = "hidden_states.embedding"
         present = {}
         for layer in self.layers:
-            hidden_states, present[layer.index] = run_layer(
-                op, layer, hidden_states, step, caches[layer.index]
-            )
+            hidden_states, present[layer.index] = run_layer(op, layer, hidden_states, step, caches[layer.index])
+            hidden_states.name = f"hidden_states.{layer.index}"
         wanted = op.GatherND(hidden_states, op.Unsqueeze(logits_indices, [-1]), batch_dims=1)
         return self.norm(op, wanted), present
 
@@ -131,9 +127,7 @@ class CausalLM(nn.Module):
         hidden_states, present = self.model(op, input_ids, step, caches, logits_indices, run_layer)
         a = self.architecture
         tied = a.tied_embeddings
-        logits = (
-            self.model.embed_tokens.attend(op, hidden_states) if tied else self.lm_head(op, hidden_states)
-        )
+        logits = self.model.embed_tokens.attend(op, hidden_states) if tied else self.lm_head(op, hidden_states)
         if a.logits_softcap is not None:
             logits = op.Mul(op.Tanh(op.Div(logits, a.logits_softcap)), a.logits_softcap)
         return logits, present

@@ -1,10 +1,11 @@
-"""The inputs of one step of the decoder - S new tokens per row on top of what is cached - and what every layer derives from them."""
+"""The inputs of one step - S new tokens per row on top of what is cached - and what all layers derive from them."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import onnx_ir as ir
 
 from dynexport.exporter.architecture import Alibi, Architecture, Rotary
@@ -41,7 +42,7 @@ class Step:
         cache_lengths: int64 [L, B], entries in every layer's cache before the step.
         last_index: int32 [L, B], cache_lengths + S - 1.
         total_length: int32 [L], the longest row's entries after the step.
-        cos, sin: float32 [max_length, rotary dim / 2], or None.
+        cos, sin: float32 [B, S, rotary dim / 2] of the new tokens, or None.
         bias: the attention bias of layers whose entries are never out of step with their positions, by window.
         layer_active: bool [L], in a graph that can skip layers.
     """
@@ -79,7 +80,7 @@ class Step:
         """
         length = op.Shape(input_ids, start=1, end=2)
         total = op.Add(op.ReduceMax(cache_lengths, [1], keepdims=0), length)
-        cos, sin = _rotary_tables(op, architecture)
+        cos, sin = _rotation(op, architecture, position_ids)
         step = cls(
             architecture=architecture,
             row_of={layer: row for row, layer in enumerate(layers)},
@@ -114,18 +115,16 @@ class Step:
             masked = op.Unsqueeze(op.Where(op.Greater(distance, -window), 0.0, _MASKED), [1])
         if not isinstance(self.architecture.positions, Alibi):
             return masked
-        slopes = op.initializer(
-            ir.tensor(self.architecture.positions.slopes()[:, None, None]), "alibi_slopes"
-        )
+        slopes = op.initializer(ir.tensor(self.architecture.positions.slopes()[:, None, None]), "alibi_slopes")
         bias = op.Mul(op.Cast(op.Unsqueeze(distance, [1]), to=FLOAT), slopes)
         return bias if masked is None else op.Add(bias, masked)
 
 
-def _rotary_tables(op: Any, architecture: Architecture) -> tuple[ir.Value | None, ir.Value | None]:
+def _rotation(op: Any, architecture: Architecture, position_ids: ir.Value) -> tuple[ir.Value | None, ir.Value | None]:
+    # Computed, not looked up: tables for a context of a million tokens would be half a gigabyte in every graph.
     if not isinstance(architecture.positions, Rotary):
         return None, None
-    cos, sin = architecture.positions.tables(architecture.max_length)
-    return (
-        op.initializer(ir.tensor(cos, name="rotary_cos")),
-        op.initializer(ir.tensor(sin, name="rotary_sin")),
-    )
+    values = np.asarray(architecture.positions.inverse_frequencies, dtype=np.float32)
+    frequencies = op.initializer(ir.tensor(values), "inverse_frequencies")
+    angles = op.Mul(op.Cast(op.Unsqueeze(position_ids, [-1]), to=FLOAT), frequencies)
+    return op.Cos(angles), op.Sin(angles)

@@ -73,9 +73,7 @@ class BlockQuantized(Storage):
         )
 
         config = DefaultWeightOnlyQuantConfig(block_size=self.block_size, is_symmetric=True, bits=self.bits)
-        packed, scales, _ = DefaultWeightOnlyQuantizer(config).qbits_block_quant(
-            np.ascontiguousarray(weight.T)
-        )
+        packed, scales, _ = DefaultWeightOnlyQuantizer(config).qbits_block_quant(np.ascontiguousarray(weight.T))
         rows = weight.shape[0]
         return {
             "_quantized": packed.reshape(rows, -1, self.block_size * self.bits // 8),

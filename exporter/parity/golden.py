@@ -1,4 +1,4 @@
-"""Golden vectors: what PyTorch computes for a few rows, kept in the bundle so that a machine without torch can verify."""
+"""Golden vectors: PyTorch's logits for a few rows, kept in the bundle so that a machine without torch can verify."""
 
 from __future__ import annotations
 

@@ -60,9 +60,7 @@ class Reference:
         """
         return cls(Weights(checkpoint, streaming=streaming), checkpoint.source)
 
-    def logits(
-        self, tokens: Sequence[Sequence[int]], runs: Runs | None = None, *, last: int = 0
-    ) -> list[FloatArray]:
+    def logits(self, tokens: Sequence[Sequence[int]], runs: Runs | None = None, *, last: int = 0) -> list[FloatArray]:
         """Teacher-forced logits.
 
         Args:
@@ -146,9 +144,7 @@ class Reference:
         for row, row_tokens in enumerate(tokens):
             ids[row, : len(row_tokens)] = torch.tensor(row_tokens)
         with torch.no_grad(), self._routed(row_runs, outputs):
-            return self._model(
-                ids, attention_mask=torch.ones_like(ids), use_cache=False, logits_to_keep=last
-            ).logits
+            return self._model(ids, attention_mask=torch.ones_like(ids), use_cache=False, logits_to_keep=last).logits
 
     @contextmanager
     def _routed(self, runs: BoolArray, outputs: list[Any] | None) -> Iterator[None]:
@@ -204,9 +200,7 @@ class Reference:
             raise DynexportError(f"{self._source}: expected at least one row of tokens, found none")
         for row, ids in enumerate(tokens):
             if not 1 <= len(ids) <= longest:
-                raise DynexportError(
-                    f"{self._source}: row {row}: expected 1 to {longest} tokens, found {len(ids)}"
-                )
+                raise DynexportError(f"{self._source}: row {row}: expected 1 to {longest} tokens, found {len(ids)}")
             if not 0 <= min(ids) <= max(ids) < vocabulary:
                 unknown = next(token for token in ids if not 0 <= token < vocabulary)
                 raise DynexportError(
@@ -226,8 +220,7 @@ class Reference:
                 row_runs = runs(row, length) if callable(runs) else runs[row]
             if row_runs.shape != expected or row_runs.dtype != np.bool_:
                 raise DynexportError(
-                    f"runs of row {row}: expected bool {list(expected)}, "
-                    f"found {row_runs.dtype} {list(row_runs.shape)}"
+                    f"runs of row {row}: expected bool {list(expected)}, found {row_runs.dtype} {list(row_runs.shape)}"
                 )
             padded[row, :, :length] = row_runs
         return padded

@@ -37,9 +37,7 @@ class Weights:
         layers_name, self.layers = _decoder_layers(self.model)
         self._layer_names = [f"{layers_name}.{index}." for index in range(len(self.layers))]
         in_layers = layers_name + "."
-        self._load(
-            [name for name in self._parameter_names() if not (streaming and name.startswith(in_layers))]
-        )
+        self._load([name for name in self._parameter_names() if not (streaming and name.startswith(in_layers))])
         self.model.tie_weights()
 
     @contextmanager

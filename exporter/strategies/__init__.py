@@ -1,4 +1,4 @@
-"""The routing strategies. Each file of this folder with a ``STRATEGY`` is one; nothing else has to be touched to add one."""
+"""The routing strategies. Each file of this folder with a ``STRATEGY`` is one; adding one touches nothing else here."""
 
 from __future__ import annotations
 

@@ -19,9 +19,7 @@ class DenseStrategy(Strategy):
 
     def graphs(self, speedups: tuple[Speedup, ...], layers: int, *, static: bool) -> tuple[GraphPlan, ...]:
         if static:
-            raise DynexportError(
-                "--static: expected with --strategy unified-skip, found dense, which skips nothing"
-            )
+            raise DynexportError("--static: expected with --strategy unified-skip, found dense, which skips nothing")
         return (GraphPlan("model", tuple(range(layers))),)
 
 

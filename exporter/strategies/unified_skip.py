@@ -41,9 +41,7 @@ def kept_layers(rule: SkipRule, ratio: float, layers: int) -> tuple[int, ...]:
         return tuple(sorted({round(j * (layers - 1) / (count - 1)) for j in range(count)}))
     if rule == "modulo":
         if ratio != int(ratio):
-            raise DynexportError(
-                f"speedup {ratio:g}: expected an integer for the rule modulo, found a fraction"
-            )
+            raise DynexportError(f"speedup {ratio:g}: expected an integer for the rule modulo, found a fraction")
         lowest = [i for i in range(layers - 1) if i % int(ratio) == 0]
         return (*lowest[: count - 1], layers - 1)
     gap = int(layers / (count - 1))

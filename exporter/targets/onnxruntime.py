@@ -13,6 +13,7 @@ import onnx_ir as ir
 from dynexport.exporter.architecture import Activation
 from dynexport.exporter.graph.storage import BlockQuantized, Plain, Storage, StoredWeight
 from dynexport.exporter.targets.target import AttentionInputs, Target
+from dynexport.runtime.errors import DynexportError
 
 Precision = Literal["fp32", "fp16", "int8", "int4"]
 
@@ -20,6 +21,7 @@ OPSET = 24
 _MICROSOFT = "com.microsoft"
 # int8 activations, as onnxruntime-genai chooses on CPU: the level with VNNI and dot-product kernels.
 _ACCURACY_LEVEL = 4
+_HEAD_DIM_MULTIPLE = 8
 _STORAGES: dict[Precision, Storage] = {
     "fp32": Plain(),
     "fp16": Plain(ir.DataType.FLOAT16),
@@ -118,6 +120,12 @@ class OnnxRuntime(Target):
         scale: float,
         softcap: float | None,
     ) -> tuple[ir.Value, ir.Value, ir.Value]:
+        head_dim = inputs.past_key.shape[3]
+        if head_dim % _HEAD_DIM_MULTIPLE:
+            raise DynexportError(
+                f"head_dim: expected a multiple of {_HEAD_DIM_MULTIPLE}, as ONNX Runtime's GroupQueryAttention needs, "
+                f"found {head_dim}"
+            )
         no_rotary = (None, None, None)
         output, key, value = op.GroupQueryAttention(
             inputs.query,

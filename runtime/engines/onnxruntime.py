@@ -35,9 +35,7 @@ class Engine:
         # Spinning workers of an idle session would take cores from the rest of the process.
         options.add_session_config_entry("session.force_spinning_stop", "1")
         try:
-            self._session = onnxruntime.InferenceSession(
-                str(path), options, providers=["CPUExecutionProvider"]
-            )
+            self._session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
         except Exception as error:  # ONNX Runtime raises a class of its own for each status code
             raise DynexportError(f"{path}: ONNX Runtime refuses the graph: {_one_line(error)}") from error
         self.graph = graph
@@ -61,9 +59,7 @@ class Engine:
         try:
             self._session.run_with_iobinding(binding)
         except Exception as error:  # as above
-            raise DynexportError(
-                f"{self.graph.file}: ONNX Runtime failed in a step: {_one_line(error)}"
-            ) from error
+            raise DynexportError(f"{self.graph.file}: ONNX Runtime failed in a step: {_one_line(error)}") from error
         logits: Array = binding.get_outputs()[0].numpy()
         return logits
 

@@ -81,13 +81,9 @@ def error_of(action: Callable[[], object]) -> str:
 
 def make_model(architecture: str) -> tuple[Tensors, dict[str, str]]:
     """Random tensors under Hugging Face names, and their GGUF names."""
-    modules = {
-        ours: stored for ours, stored in OUTER.items() if ours != "lm_head" or architecture != "gemma2"
-    }
+    modules = {ours: stored for ours, stored in OUTER.items() if ours != "lm_head" or architecture != "gemma2"}
     for i in range(LAYERS):
-        modules |= {
-            f"model.layers.{i}.{ours}": f"blk.{i}.{stored}" for ours, stored in INNER[architecture].items()
-        }
+        modules |= {f"model.layers.{i}.{ours}": f"blk.{i}.{stored}" for ours, stored in INNER[architecture].items()}
     generator = np.random.default_rng(0)
     tensors, names = {}, {}
     for ours, stored in modules.items():
@@ -110,11 +106,7 @@ def as_stored(architecture: str, name: str, values: np.ndarray) -> np.ndarray:
         return values + 1
     for part, heads in (("q_proj", HEADS), ("k_proj", KV_HEADS)):
         if architecture in ("llama", "smollm3") and part in name:
-            return (
-                values.reshape(heads, 2, HEAD_DIM // 2, *values.shape[1:])
-                .swapaxes(1, 2)
-                .reshape(values.shape)
-            )
+            return values.reshape(heads, 2, HEAD_DIM // 2, *values.shape[1:]).swapaxes(1, 2).reshape(values.shape)
     return values
 
 
@@ -262,9 +254,7 @@ def test_linear_and_yarn_scaling(tmp_path: Path) -> None:
         writer.add_rope_scaling_factor(4.0)
         writer.add_rope_scaling_orig_ctx_len(32)
 
-    check_config(
-        tmp_path / "a.gguf", "llama", linear, {"rope_scaling": {"rope_type": "linear", "factor": 2.0}}
-    )
+    check_config(tmp_path / "a.gguf", "llama", linear, {"rope_scaling": {"rope_type": "linear", "factor": 2.0}})
     scaling = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32}
     check_config(tmp_path / "b.gguf", "qwen2", yarn, {"rope_scaling": scaling})
 
@@ -305,12 +295,8 @@ def test_llama3_scaling_is_recognised_by_its_table(tmp_path: Path) -> None:
     assert "rope_freqs.weight" in error_of(lambda: open_checkpoint(tmp_path / "model.gguf"))
 
 
-@pytest.mark.parametrize(
-    "kind", [GGMLQuantizationType.Q8_0, GGMLQuantizationType.F16, GGMLQuantizationType.BF16]
-)
-def test_quantised_blocks(
-    tmp_path: Path, kind: GGMLQuantizationType, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.mark.parametrize("kind", [GGMLQuantizationType.Q8_0, GGMLQuantizationType.F16, GGMLQuantizationType.BF16])
+def test_quantised_blocks(tmp_path: Path, kind: GGMLQuantizationType, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("dynexport.exporter.checkpoint.gguf_file._VALUES_AT_A_TIME", 100)
     tensors, _ = make_model("llama")
     values = tensors["model.embed_tokens.weight"]
@@ -346,9 +332,7 @@ def vocabulary(writer: GGUFWriter, pre: str, bos: int = 0) -> None:
     writer.add_eos_token_id(1)
 
 
-def encode(
-    path: Path, pre: str, text: str, customise: Callable[[GGUFWriter], None] = lambda writer: None
-) -> list[str]:
+def encode(path: Path, pre: str, text: str, customise: Callable[[GGUFWriter], None] = lambda writer: None) -> list[str]:
     """The tokens that the tokenizer of a file makes of a text; decoding them gives the text back."""
 
     def both(writer: GGUFWriter) -> None:
@@ -451,9 +435,7 @@ def test_bad_merges(tmp_path: Path, merges: list[str]) -> None:
     write_model(path, customise=customise)
     assert "tokenizer.ggml.merges" in error_of(lambda: open_checkpoint(path))
     other = tmp_path / "tokenizer.json"
-    Tokenizer.from_str('{"version": "1.0", "model": {"type": "BPE", "vocab": {}, "merges": []}}').save(
-        str(other)
-    )
+    Tokenizer.from_str('{"version": "1.0", "model": {"type": "BPE", "vocab": {}, "merges": []}}').save(str(other))
     assert open_checkpoint(path, tokenizer=other).files["tokenizer.json"] == other.read_bytes()
 
 
@@ -511,9 +493,7 @@ def test_missing_metadata_and_tensors(tmp_path: Path) -> None:
     assert "token_embd.weight" in error_of(lambda: open_checkpoint(path))
     write_model(path, without=("model.layers.1.mlp.up_proj.weight",))
     checkpoint = open_checkpoint(path)
-    assert "model.layers.1.mlp.up_proj.weight" in error_of(
-        lambda: checkpoint.read("model.layers.1.mlp.up_proj.weight")
-    )
+    assert "model.layers.1.mlp.up_proj.weight" in error_of(lambda: checkpoint.read("model.layers.1.mlp.up_proj.weight"))
 
 
 def test_rows_that_do_not_go_with_the_heads(tmp_path: Path) -> None:
@@ -523,9 +503,7 @@ def test_rows_that_do_not_go_with_the_heads(tmp_path: Path) -> None:
     writer.add_tensor("blk.0.attn_q.weight", np.ones((HEADS * HEAD_DIM - 1, HIDDEN), np.float32))
     finish(writer)
     checkpoint = open_checkpoint(path)
-    assert "blk.0.attn_q.weight" in error_of(
-        lambda: checkpoint.read("model.layers.0.self_attn.q_proj.weight")
-    )
+    assert "blk.0.attn_q.weight" in error_of(lambda: checkpoint.read("model.layers.0.self_attn.q_proj.weight"))
 
 
 def test_truncated_anywhere(tmp_path: Path) -> None:

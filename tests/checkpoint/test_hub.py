@@ -108,9 +108,7 @@ def test_a_path_is_never_downloaded(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_other_kinds_of_file(tmp_path: Path) -> None:
     (tmp_path / "model.bin").touch()
-    with pytest.raises(
-        DynexportError, match=r"model\.bin: expected a Hugging Face directory or a \.gguf file"
-    ):
+    with pytest.raises(DynexportError, match=r"model\.bin: expected a Hugging Face directory or a \.gguf file"):
         open_checkpoint(tmp_path / "model.bin")
 
 

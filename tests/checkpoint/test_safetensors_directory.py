@@ -88,9 +88,7 @@ def test_shards(directory: Path, tensors: Tensors) -> None:
     names = list(tensors)
     save_file({name: tensors[name] for name in names[:2]}, directory / "model-00001-of-00002.safetensors")
     save_file({name: tensors[name] for name in names[2:]}, directory / "model-00002-of-00002.safetensors")
-    write_index(
-        directory, {name: f"model-0000{1 + (i > 1)}-of-00002.safetensors" for i, name in enumerate(names)}
-    )
+    write_index(directory, {name: f"model-0000{1 + (i > 1)}-of-00002.safetensors" for i, name in enumerate(names)})
     check_tensors(SafetensorsDirectory(directory), tensors)
 
 
@@ -284,9 +282,7 @@ def test_index_without_a_map(directory: Path, weights: object) -> None:
 
 
 @pytest.mark.parametrize("name", ["model.safetensors", "tokenizer.json", "config.json"])
-def test_links_out_of_the_directory(
-    directory: Path, tmp_path_factory: pytest.TempPathFactory, name: str
-) -> None:
+def test_links_out_of_the_directory(directory: Path, tmp_path_factory: pytest.TempPathFactory, name: str) -> None:
     outside = tmp_path_factory.mktemp("outside") / "secret"
     outside.write_text("{}")
     (directory / name).unlink(missing_ok=True)

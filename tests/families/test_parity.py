@@ -17,7 +17,7 @@ import pytest
 from tiny_models import FAMILIES, LAYERS, VARIANTS, random_rows
 
 from dynexport.exporter.checkpoint import open_checkpoint
-from dynexport.exporter.convert import convert
+from dynexport.exporter.conversion import convert
 from dynexport.exporter.families import families
 from dynexport.exporter.reference import Reference
 from dynexport.runtime.bundle import Bundle
@@ -69,8 +69,7 @@ def converse(reference: Reference, first_kept: tuple[int, ...], second_kept: tup
         rows.append([token for part in row_parts for token in part])
         kept = (everywhere, first_kept, everywhere, second_kept)
         columns = [
-            np.repeat(np.isin(range(LAYERS), k)[:, None], len(p), 1)
-            for k, p in zip(kept, row_parts, strict=True)
+            np.repeat(np.isin(range(LAYERS), k)[:, None], len(p), 1) for k, p in zip(kept, row_parts, strict=True)
         ]
         runs.append(np.concatenate(columns, axis=1))
     return Conversation(*parts, reference.logits(rows, runs))
@@ -88,7 +87,7 @@ def decoder(
     @cache
     def make(name: str, strategy: str) -> Decoder:
         bundle = tmp_path_factory.mktemp("bundle") / "b"
-        convert(saved_model(name), bundle, max_length=64, golden=False, **STRATEGIES[strategy])
+        convert(saved_model(name), bundle, max_length=48, golden=False, **STRATEGIES[strategy])
         return Decoder(Bundle.open(bundle), threads=2)
 
     return make

@@ -174,9 +174,7 @@ def test_a_token_that_runs_nowhere_keeps_its_embedding(family_directory: Path) -
 def test_no_token_runs_in_a_layer(family_directory: Path) -> None:
     row = random_rows(6)[0]
     runs = unified_skip_runs(0, len(row), (), LAYERS)
-    [outputs] = Reference.from_checkpoint(Directory(family_directory), streaming=True).layer_outputs(
-        [row], [runs]
-    )
+    [outputs] = Reference.from_checkpoint(Directory(family_directory), streaming=True).layer_outputs([row], [runs])
     np.testing.assert_array_equal(outputs, np.repeat(outputs[:1], LAYERS, axis=0))
 
 

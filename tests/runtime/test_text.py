@@ -72,9 +72,7 @@ def byte_fallback() -> Tokenizer:
     """Llama 2's kind: ▁ for spaces, tokens for bytes outside the vocabulary, the first space dropped."""
     pieces = ["<unk>", *BYTES, *sorted(set("▁Thecatsonm"))]
     tokenizer = Tokenizer(
-        models.BPE(
-            {piece: index for index, piece in enumerate(pieces)}, [], byte_fallback=True, unk_token="<unk>"
-        )
+        models.BPE({piece: index for index, piece in enumerate(pieces)}, [], byte_fallback=True, unk_token="<unk>")
     )
     tokenizer.add_special_tokens(SPECIAL)
     tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
@@ -201,9 +199,7 @@ def byte_tokens() -> dict[int, int]:
             singles[spelled.encode()[0]] = token_id
     # Bytes from 0x80 up decode to nothing alone; GPT-2's table maps 0xA1-0xAC and 0xAE-0xFF to themselves,
     # and the others, in order, to what follows U+00FF.
-    others = [
-        byte for byte in range(256) if not (0x21 <= byte <= 0x7E or 0xA1 <= byte <= 0xAC or byte >= 0xAE)
-    ]
+    others = [byte for byte in range(256) if not (0x21 <= byte <= 0x7E or 0xA1 <= byte <= 0xAC or byte >= 0xAE)]
     for byte in range(0x80, 256):
         character = chr(256 + others.index(byte)) if byte in others else chr(byte)
         singles[byte] = tokenizer.token_to_id(character)
@@ -227,9 +223,7 @@ class TestStopStrings:
             emitted += piece
         assert (emitted + watcher.finish(), stopped) == before_first_stop(text, stops)
 
-    @given(
-        st.text("ab", max_size=12), st.lists(st.text("ab", min_size=1, max_size=4), min_size=1, max_size=3)
-    )
+    @given(st.text("ab", max_size=12), st.lists(st.text("ab", min_size=1, max_size=4), min_size=1, max_size=3))
     def test_nothing_is_held_back_without_need(self, text: str, stops: list[str]) -> None:
         watcher = StopStrings(stops)
         emitted, stopped = watcher.push(text)
@@ -365,9 +359,7 @@ class TestText:
         text = text_of(tokenizer, config)
         for written in ["", "the cat", "<s> sat</s>"]:
             assert text.encode(written) == oracle.encode(written)
-            assert text.encode(written, add_special_tokens=False) == oracle.encode(
-                written, add_special_tokens=False
-            )
+            assert text.encode(written, add_special_tokens=False) == oracle.encode(written, add_special_tokens=False)
             for skip in (True, False):
                 ids = text.encode(written)
                 found = text.decode(ids, skip_special_tokens=skip)

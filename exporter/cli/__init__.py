@@ -1,0 +1,1 @@
+"""The command line. Each file is one command; main.py gathers them."""

@@ -1,0 +1,135 @@
+"""``dynexport convert``: a checkpoint to a bundle."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from dynexport.exporter.cli.describe import NOT_TRAINED, bundle_report, describe_bundle, speedup_table
+from dynexport.exporter.cli.output import Output, bytes_text, json_option
+from dynexport.runtime.contract import STRATEGY_NAMES
+
+if TYPE_CHECKING:
+    from dynexport.exporter.conversion import Conversion
+
+
+@click.command(
+    epilog="""\b
+Examples:
+  dynexport convert ./SmolLM2-135M-Instruct --strategy unified-skip --speedup 2 --speedup 3 -o smollm2
+  dynexport convert model.gguf --strategy dense --precision int4 -o model-int4
+  dynexport convert ./model --strategy unified-skip --keep 0,2,4,7 -o model-skip"""
+)
+@click.argument("model")
+@click.option(
+    "-o",
+    "--output",
+    required=True,
+    type=click.Path(path_type=Path),
+    help="Directory of the bundle; an earlier bundle there is replaced.",
+)
+@click.option(
+    "--strategy",
+    type=click.Choice(STRATEGY_NAMES),
+    help="How tokens are routed.  [default: what config.json declares, else dense]",
+)
+@click.option("--speedup", "speedups", type=float, multiple=True, help="Target ratio; may be given several times.")
+@click.option(
+    "--rule",
+    type=click.Choice(["official", "balanced", "modulo"]),
+    help="How kept layers follow from a ratio.",
+)
+@click.option("--keep", metavar="0,2,..", help="Kept layers by hand, instead of a ratio.")
+@click.option(
+    "--precision",
+    type=click.Choice(["fp32", "fp16", "int8", "int4"]),
+    default="fp32",
+    show_default=True,
+    help="How weights are stored.",
+)
+@click.option("--max-length", type=int, help="Context of the bundle in tokens.  [default: the model's]")
+@click.option(
+    "--static",
+    is_flag=True,
+    help="A graph of just the kept layers per ratio, instead of one with conditions.",
+)
+@click.option(
+    "--golden/--no-golden",
+    default=True,
+    show_default=True,
+    help="Keep vectors computed by PyTorch in the bundle, to verify without PyTorch.",
+)
+@click.option(
+    "--tokenizer",
+    type=click.Path(path_type=Path),
+    help="tokenizer.json, or a directory with one, instead of the model's own.",
+)
+@json_option
+def convert(
+    model: str,
+    output: Path,
+    strategy: str | None,
+    speedups: tuple[float, ...],
+    rule: str | None,
+    keep: str | None,
+    precision: str,
+    max_length: int | None,
+    static: bool,
+    golden: bool,
+    tokenizer: Path | None,
+    json_path: str | None,
+) -> None:
+    """Convert MODEL: a Hugging Face directory, a hub id, or a .gguf file."""
+    from dynexport.exporter.conversion import convert as convert_model
+
+    out = Output(json_path)
+    with out.progress("converting") as bar:
+        done = convert_model(
+            model,
+            output,
+            strategy=strategy,
+            speedups=speedups,
+            rule=rule,  # type: ignore[arg-type]  # click has checked it
+            keep=None if keep is None else _layers(keep),
+            precision=precision,  # type: ignore[arg-type]  # as above
+            max_length=max_length,
+            static=static,
+            golden=golden,
+            tokenizer=tokenizer,
+            progress=bar.working_on,
+        )
+    manifest = done.manifest
+    out.facts(f"Bundle {done.output}", [*describe_bundle(manifest), *_describe_run(done)])
+    if manifest.speedups:
+        out.table("Kept layers", *speedup_table(manifest))
+    if manifest.speedups and not manifest.trained_for_its_strategy:
+        out.warn(NOT_TRAINED)
+    out.report(
+        {
+            **bundle_report(manifest),
+            "output": str(done.output),
+            "golden_rows": done.golden,
+            "peak_memory_bytes": done.peak_memory,
+            "seconds": done.seconds,
+        }
+    )
+
+
+def _describe_run(done: Conversion) -> list[tuple[str, str]]:
+    golden = f"{done.golden} rows of PyTorch's logits" if done.golden else f"none: {done.note}"
+    return [
+        ("golden vectors", golden),
+        ("peak memory", bytes_text(done.peak_memory)),
+        ("time", f"{done.seconds:.1f} s"),
+    ]
+
+
+def _layers(text: str) -> list[int]:
+    try:
+        return [int(part) for part in text.split(",") if part.strip()]
+    except ValueError as error:
+        raise click.BadParameter(
+            f"expected layer numbers separated by commas, found {text!r}", param_hint="--keep"
+        ) from error

@@ -1,0 +1,94 @@
+"""``dynexport doctor``: what this machine can do, and what is missing for the rest."""
+
+from __future__ import annotations
+
+from importlib import metadata
+
+import click
+
+from dynexport.exporter.cli.output import Output, bytes_text, json_option
+from dynexport.runtime.machine import Machine
+
+_NEEDED = (
+    "numpy",
+    "onnx",
+    "onnx-ir",
+    "onnxruntime",
+    "onnxscript",
+    "safetensors",
+    "tokenizers",
+    "gguf",
+    "pydantic",
+)
+_OPTIONAL = {
+    "torch": "golden vectors and verify --against",
+    "transformers": "golden vectors and verify --against",
+}
+
+
+@click.command(
+    epilog="""\b
+Examples:
+  dynexport doctor
+  dynexport doctor --json -"""
+)
+@json_option
+def doctor(json_path: str | None) -> None:
+    """Show the machine, the packages and the kernels that dynexport relies on."""
+    out = Output(json_path)
+    machine = Machine.this()
+    packages = {name: _version(name) for name in (*_NEEDED, *_OPTIONAL)}
+    kernels = _kernels()
+    out.facts(
+        "Machine",
+        [
+            ("processor", machine.cpu),
+            ("cores", str(machine.cores)),
+            ("memory", bytes_text(machine.memory_bytes)),
+            ("system", f"{machine.system}, Python {machine.python}"),
+        ],
+    )
+    rows = []
+    for name, version in packages.items():
+        use = _OPTIONAL.get(name, "everything")
+        rows.append(
+            [
+                name,
+                version or "missing",
+                use if version else f"needed for {use}: pip install 'dynexport[torch]'",
+            ]
+        )
+    out.table("Packages", ["package", "version", "for"], rows)
+    out.table(
+        "Kernels of ONNX Runtime's CPU provider",
+        ["operator", ""],
+        [[name, "there" if there else "MISSING: install onnxruntime>=1.31"] for name, there in kernels.items()],
+    )
+    out.report({"machine": machine.model_dump(), "packages": packages, "kernels": kernels})
+
+
+def _version(name: str) -> str | None:
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _kernels() -> dict[str, bool]:
+    """Whether ONNX Runtime has what the graphs are made of: asked of the library itself, not of its version."""
+    from onnxruntime.capi import onnxruntime_pybind11_state as state
+
+    there = {k.op_name for k in state.get_all_opkernel_def() if k.provider == "CPUExecutionProvider"}
+    wanted = (
+        "GroupQueryAttention",
+        "FusedMatMul",
+        "MatMulNBits",
+        "GatherBlockQuantized",
+        "SkipSimplifiedLayerNormalization",
+        "SkipLayerNormalization",
+        "RMSNormalization",
+        "RotaryEmbedding",
+        "TensorScatter",
+        "QuickGelu",
+    )
+    return {name: name in there for name in wanted}

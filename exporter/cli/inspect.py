@@ -1,0 +1,41 @@
+"""``dynexport inspect``: what is in a bundle."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from dynexport.exporter.cli.describe import bundle_report, describe_bundle, speedup_table
+from dynexport.exporter.cli.output import Output, bytes_text, json_option
+from dynexport.runtime.bundle import Bundle
+
+
+@click.command(
+    epilog="""\b
+Examples:
+  dynexport inspect smollm2
+  dynexport inspect smollm2 --json - | jq .speedups"""
+)
+@click.argument("bundle", type=click.Path(path_type=Path))
+@json_option
+def inspect(bundle: Path, json_path: str | None) -> None:
+    """Check BUNDLE's files against its manifest and show what is in it."""
+    out = Output(json_path)
+    manifest = Bundle.open(bundle).manifest
+    out.facts(f"Bundle {bundle}", [*describe_bundle(manifest), ("source", str(manifest.source["model"]))])
+    if manifest.speedups:
+        out.table("Kept layers", *speedup_table(manifest))
+    graph = manifest.graphs[0]
+    caches = ("past_key_values.", "present.")
+    interface = [
+        [spec.name, way, spec.dtype, " x ".join(map(str, spec.shape))]
+        for way, specs in (("input", graph.inputs), ("output", graph.outputs))
+        for spec in specs
+        if not spec.name.startswith(caches) or spec.name.split(".")[1] == "0"
+    ]
+    out.table(f"{graph.file} (caches of layer 0; the others alike)", ["tensor", "", "type", "shape"], interface)
+    files = [[name, bytes_text(file.bytes), file.sha256[:16]] for name, file in manifest.files.items()]
+    out.table("Files", ["name", "size", "sha256"], files)
+    out.facts("Made with", list(manifest.tools.items()))
+    out.report(bundle_report(manifest))

@@ -1,0 +1,91 @@
+"""The ``dynexport`` command: its sub-commands, and how errors reach a person."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import sys
+import tempfile
+import traceback
+from pathlib import Path
+from types import FrameType
+from typing import NoReturn
+
+import click
+
+from dynexport.exporter.cli.bench import bench
+from dynexport.exporter.cli.convert import convert
+from dynexport.exporter.cli.doctor import doctor
+from dynexport.exporter.cli.evaluate import evaluate
+from dynexport.exporter.cli.inspect import inspect
+from dynexport.exporter.cli.run import run
+from dynexport.exporter.cli.verify import verify
+from dynexport.runtime.errors import EXIT_BAD_INPUT, DynexportError
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.version_option(package_name="dynexport", prog_name="dynexport")
+@click.option("--debug", is_flag=True, help="Write the traceback of an error to a log file, and name it.")
+def cli(debug: bool) -> None:
+    """Deploy language models that do not run every layer for every token.
+
+    \b
+    Examples:
+      dynexport convert SmolLM2-135M-Instruct --strategy unified-skip --speedup 2 -o smollm2
+      dynexport verify smollm2 --against SmolLM2-135M-Instruct
+      dynexport run smollm2 --chat "What is the capital of France?" --speedup 1
+      dynexport bench smollm2
+    """
+
+
+for command in (convert, verify, run, bench, evaluate, inspect, doctor):
+    cli.add_command(command)
+
+
+def main() -> NoReturn:
+    """Run the command line; exit codes: 0 good, 1 a check failed, 2 bad usage or input."""
+    # So that temporary files are removed when we are asked to end.
+    signal.signal(signal.SIGTERM, _exit_on_signal)
+    try:
+        code = cli.main(standalone_mode=False)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(EXIT_BAD_INPUT)
+    except (click.Abort, KeyboardInterrupt):
+        _say("interrupted")
+        sys.exit(128 + signal.SIGINT)
+    except BrokenPipeError:
+        # Whoever read our output has seen enough; keep the interpreter from complaining at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(128 + signal.SIGPIPE)
+    except DynexportError as error:
+        _say(f"error: {error}", log=error)
+        sys.exit(EXIT_BAD_INPUT)
+    except MemoryError as error:
+        _say("error: out of memory; use a smaller model, batch or context", log=error)
+        sys.exit(EXIT_BAD_INPUT)
+    except Exception as error:
+        _say(
+            f"error: this is a bug in dynexport: {type(error).__name__}: {' '.join(str(error).split())}",
+            log=error,
+        )
+        sys.exit(EXIT_BAD_INPUT)
+    sys.exit(code if isinstance(code, int) else 0)
+
+
+def _exit_on_signal(number: int, frame: FrameType | None) -> NoReturn:
+    raise SystemExit(128 + number)
+
+
+def _say(text: str, log: BaseException | None = None) -> None:
+    """One line on standard error; under --debug the traceback goes to a file that is named there too."""
+    click.echo(text, err=True)
+    if log is not None and "--debug" in sys.argv[1:]:
+        descriptor, path = tempfile.mkstemp(prefix="dynexport-", suffix=".log")
+        os.close(descriptor)
+        Path(path).write_text("".join(traceback.format_exception(log)))
+        click.echo(f"traceback: {path}", err=True)
+
+
+logging.getLogger("huggingface_hub").setLevel(logging.ERROR)

@@ -1,0 +1,148 @@
+"""Where a command's words go: tables and progress for people, JSON for machines."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import click
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    Progress,
+    SpinnerColumn,
+    TaskProgressColumn,
+    TextColumn,
+    TimeElapsedColumn,
+)
+from rich.table import Table
+
+from dynexport.runtime.errors import DynexportError
+
+json_option = click.option(
+    "--json",
+    "json_path",
+    metavar="FILE",
+    help="Write the report as JSON; '-' for standard output, and nothing else there.",
+)
+
+
+class Output:
+    """Standard output for people, unless JSON goes there; then they are told on standard error.
+
+    Args:
+        json_path: where the report goes as JSON: a file, "-", or None for nowhere.
+    """
+
+    def __init__(self, json_path: str | None) -> None:
+        self._json_path = json_path
+        self.console = Console(stderr=json_path == "-", soft_wrap=True, highlight=False)
+        self._progress_console = Console(stderr=True)
+
+    def say(self, text: str) -> None:
+        """A line for people."""
+        self.console.print(text, markup=False)
+
+    def stream(self, text: str) -> None:
+        """A piece of text for people, shown at once and as it is."""
+        stream = sys.stderr if self._json_path == "-" else sys.stdout
+        stream.write(text)
+        stream.flush()
+
+    def warn(self, text: str) -> None:
+        """A line on standard error that people should not miss."""
+        Console(stderr=True, soft_wrap=True, highlight=False).print(f"warning: {text}", style="yellow", markup=False)
+
+    def table(self, title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+        """A table; the first column is text, the others are figures."""
+        table = Table(title=title, title_justify="left", title_style="bold")
+        for number, column in enumerate(columns):
+            table.add_column(column, justify="left" if number == 0 else "right", overflow="fold")
+        for row in rows:
+            table.add_row(*row)
+        self.console.print(table)
+
+    def facts(self, title: str, facts: Sequence[tuple[str, str]]) -> None:
+        """Names and values."""
+        table = Table(title=title, title_justify="left", title_style="bold", show_header=False)
+        table.add_column(style="dim")
+        table.add_column(overflow="fold")
+        for name, value in facts:
+            table.add_row(name, value)
+        self.console.print(table)
+
+    def report(self, fields: dict[str, Any]) -> None:
+        """Write the JSON report, if one was asked for.
+
+        Raises:
+            DynexportError: when the file cannot be written.
+        """
+        if self._json_path is None:
+            return
+        text = json.dumps(fields, indent=1) + "\n"
+        if self._json_path == "-":
+            sys.stdout.write(text)
+            sys.stdout.flush()
+            return
+        try:
+            Path(self._json_path).write_text(text)
+        except OSError as error:
+            raise DynexportError(f"--json {self._json_path}: expected a file to write, found: {error}") from error
+
+    @contextmanager
+    def progress(self, title: str) -> Iterator[ProgressBar]:
+        """A bar on standard error while the block runs; nothing where that is not a terminal."""
+        columns = (
+            SpinnerColumn(),
+            TextColumn("{task.description}"),
+            BarColumn(),
+            TaskProgressColumn(),
+            TimeElapsedColumn(),
+        )
+        disable = not self._progress_console.is_terminal
+        with Progress(*columns, console=self._progress_console, transient=True, disable=disable) as progress:
+            yield ProgressBar(progress, title)
+
+
+class ProgressBar:
+    """One bar."""
+
+    def __init__(self, progress: Progress, title: str) -> None:
+        self._progress, self._title = progress, title
+        self._task = progress.add_task(title, total=None)
+
+    def update(self, done: int, total: int) -> None:
+        """So many of so many."""
+        self._progress.update(self._task, completed=done, total=total)
+
+    def working_on(self, what: str, done: int, total: int) -> None:
+        """So many of so many, and what it is now."""
+        self._progress.update(self._task, completed=done, total=total, description=f"{self._title} {what}")
+
+    def stage(self, what: str) -> None:
+        """What it is now; nobody knows how long."""
+        self._progress.update(self._task, description=f"{self._title}: {what}", total=None)
+
+
+def bytes_text(size: float) -> str:
+    """A size as people write it."""
+    for unit in ("B", "KB", "MB", "GB"):
+        if size < 1000:
+            return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"
+        size /= 1000
+    return f"{size:.1f} TB"
+
+
+def layers_text(layers: Sequence[int]) -> str:
+    """Layer numbers with runs drawn together: 0-3, 7."""
+    runs: list[list[int]] = []
+    for layer in layers:
+        if runs and layer == runs[-1][1] + 1:
+            runs[-1][1] = layer
+        else:
+            runs.append([layer, layer])
+    return ", ".join(str(a) if a == b else f"{a}-{b}" for a, b in runs)

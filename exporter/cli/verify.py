@@ -1,0 +1,59 @@
+"""``dynexport verify``: does a bundle compute what PyTorch computes?"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import click
+
+from dynexport.exporter.cli.output import Output, json_option
+from dynexport.runtime.bundle import Bundle
+from dynexport.runtime.errors import EXIT_CHECK_FAILED, EXIT_GOOD
+from dynexport.runtime.machine import available_cores
+
+
+@click.command(
+    epilog="""\b
+Examples:
+  dynexport verify smollm2
+  dynexport verify smollm2 --against ./SmolLM2-135M-Instruct --new-tokens 256 --json report.json"""
+)
+@click.argument("bundle", type=click.Path(path_type=Path))
+@click.option(
+    "--against",
+    metavar="MODEL",
+    help="The checkpoint, run by PyTorch.  [default: the bundle's golden vectors]",
+)
+@click.option(
+    "--new-tokens",
+    type=int,
+    default=32,
+    show_default=True,
+    help="Tokens generated greedily per prompt and ratio.",
+)
+@click.option("--threads", type=int, default=available_cores, show_default="all cores", help="Threads of ONNX Runtime.")
+@json_option
+def verify(bundle: Path, against: str | None, new_tokens: int, threads: int, json_path: str | None) -> int:
+    """Check BUNDLE against PyTorch: logits, greedy tokens, batches, chunks, second turns. Exit code 1 if it fails."""
+    from dynexport.exporter.parity import verify as run_ladder
+
+    out = Output(json_path)
+    opened = Bundle.open(bundle)
+    with out.progress("verifying") as bar:
+        report = run_ladder(opened, against, threads=threads, new_tokens=new_tokens, progress=bar.stage)
+    rows = [["passed" if check.passed else "FAILED", check.name, _figures(check.metrics)] for check in report.checks]
+    out.table(f"{bundle} against {against or 'its golden vectors'}", ["", "check", "figures"], rows)
+    if report.first_departing_layer is not None:
+        out.say(f"the first layer whose output departs: {report.first_departing_layer}")
+    out.say("passed" if report.passed else "FAILED")
+    out.report(report.to_json())
+    return EXIT_GOOD if report.passed else EXIT_CHECK_FAILED
+
+
+def _figures(metrics: Mapping[str, object]) -> str:
+    """Metrics in one line, numbers short."""
+    shown = (
+        f"{name} {value:.3g}" if isinstance(value, float) else f"{name} {value}" for name, value in metrics.items()
+    )
+    return ", ".join(shown)

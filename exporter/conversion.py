@@ -1,0 +1,170 @@
+"""From a checkpoint to a bundle; the pipeline reads from top to bottom."""
+
+from __future__ import annotations
+
+import dataclasses
+import resource
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import onnx_ir as ir
+
+from dynexport.exporter import describe
+from dynexport.exporter.architecture import Architecture
+from dynexport.exporter.bundle_writer import file_entry, replacing
+from dynexport.exporter.checkpoint import Checkpoint, open_checkpoint
+from dynexport.exporter.families import find_family, read_architecture
+from dynexport.exporter.graph.build import build_graph
+from dynexport.exporter.parity.golden import write_golden
+from dynexport.exporter.strategies import strategies
+from dynexport.exporter.targets.onnxruntime import OnnxRuntime
+from dynexport.exporter.weights import WeightFile, WeightReader
+from dynexport.runtime import manifest as m
+from dynexport.runtime.contract import Dense, SkipRule, UnifiedSkip, parse_contract
+from dynexport.runtime.errors import DynexportError
+
+# Called with what is being worked on, the weights done so far, and how many there are.
+Progress = Callable[[str, int, int], None]
+
+
+@dataclass(frozen=True)
+class Conversion:
+    """What a conversion did.
+
+    Attributes:
+        output: the bundle.
+        manifest: its manifest.
+        golden: how many golden rows were written; 0 without torch.
+        note: why there are no golden vectors, or "".
+        seconds: wall time.
+        peak_memory: bytes, of this process since its start.
+    """
+
+    output: Path
+    manifest: m.Manifest
+    golden: int
+    note: str
+    seconds: float
+    peak_memory: int
+
+
+def convert(
+    model: str | Path,
+    output: str | Path,
+    *,
+    strategy: str | None = None,
+    speedups: Sequence[float] = (),
+    rule: SkipRule | None = None,
+    keep: Sequence[int] | None = None,
+    precision: m.Precision = "fp32",
+    max_length: int | None = None,
+    static: bool = False,
+    golden: bool = True,
+    tokenizer: Path | None = None,
+    progress: Progress | None = None,
+) -> Conversion:
+    """Convert a model into a bundle.
+
+    Args:
+        model: a Hugging Face directory, a hub id, or a ``.gguf`` file.
+        output: the bundle's directory; an earlier bundle there is replaced when the new one is complete.
+        strategy: "dense" or "unified-skip"; None takes what config.json declares under "dynexport", else dense.
+        speedups, rule, keep: override the contract's fields.
+        precision: how projections and embeddings are stored; everything else is float32.
+        max_length: the bundle's context in tokens; None takes the model's.
+        static: write a graph of the kept layers per ratio instead of one graph with conditions.
+        golden: write golden vectors, when torch and transformers are installed.
+        tokenizer: a tokenizer.json, or a directory with one, to take instead of the model's own.
+        progress: called with what is done, the bytes so far, and all bytes.
+
+    Raises:
+        DynexportError: for anything wrong with the model or the arguments; ``output`` is then left as it was.
+    """
+    started = time.perf_counter()
+    checkpoint = open_checkpoint(model, tokenizer=tokenizer)
+    architecture = _limited(read_architecture(checkpoint.config), max_length)
+    contract = read_contract(checkpoint, strategy, speedups, rule, keep)
+    kept = strategies()[contract.strategy].speedups(contract, architecture.layers)
+    with replacing(Path(output)) as part:
+        manifest = _write_graphs(part, checkpoint, architecture, contract, kept, precision, static, progress)
+        for name, content in checkpoint.files.items():
+            (part / name).write_bytes(content)
+        rows, note = write_golden(part / m.GOLDEN, checkpoint, manifest) if golden else (0, "left out as asked")
+        files = {path.name: file_entry(path) for path in sorted(part.iterdir()) if path.name not in manifest.files}
+        manifest = manifest.model_copy(update={"files": {**manifest.files, **files}})
+        (part / m.MANIFEST).write_text(manifest.model_dump_json(indent=1) + "\n")
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    return Conversion(Path(output), manifest, rows, note, time.perf_counter() - started, peak)
+
+
+def _limited(architecture: Architecture, max_length: int | None) -> Architecture:
+    if max_length is None:
+        return architecture
+    if not 1 <= max_length <= architecture.max_length:
+        raise DynexportError(f"max_length: expected 1..{architecture.max_length} tokens, found {max_length}")
+    return dataclasses.replace(architecture, max_length=max_length)
+
+
+def _write_graphs(
+    part: Path,
+    checkpoint: Checkpoint,
+    architecture: Architecture,
+    contract: Dense | UnifiedSkip,
+    kept: tuple[m.Speedup, ...],
+    precision: m.Precision,
+    static: bool,
+    progress: Progress | None,
+) -> m.Manifest:
+    """Write every graph and the one file of weights that they share; the manifest of it, other files still missing."""
+    strategy = strategies()[contract.strategy]
+    reader = WeightReader(checkpoint, find_family(checkpoint.config), architecture)
+    graphs = []
+    with WeightFile(part / m.WEIGHTS, progress) as weights:
+        for plan in strategy.graphs(kept, architecture.layers, static=static):
+            graph, modules = build_graph(architecture, strategy, OnnxRuntime(precision), plan)
+            weights.store(modules, reader)
+            ir.save(graph, part / f"{plan.name}.onnx")
+            graphs.append(describe.describe_graph(graph, plan))
+    return m.Manifest(
+        schema_version=m.SCHEMA_VERSION,
+        contract=contract,
+        precision=precision,
+        model=describe.describe_model(architecture, weights.elements),
+        speedups=kept,
+        graphs=tuple(graphs),
+        cost=describe.describe_cost(architecture, weights.bytes_read),
+        tokens=describe.describe_tokens(checkpoint),
+        key_positions=describe.position_layers(graphs[0]),
+        source=describe.describe_source(checkpoint),
+        tools=describe.tool_versions(),
+        files={m.WEIGHTS: weights.entry()},
+    )
+
+
+def read_contract(
+    checkpoint: Checkpoint,
+    strategy: str | None = None,
+    speedups: Sequence[float] = (),
+    rule: SkipRule | None = None,
+    keep: Sequence[int] | None = None,
+) -> Dense | UnifiedSkip:
+    """The checkpoint's contract with what the user asked for on top of it."""
+    declared = checkpoint.config.get("dynexport")
+    if declared is not None and not isinstance(declared, dict):
+        raise DynexportError(f"{checkpoint.source}: config.json: dynexport: expected an object, found {declared!r}")
+    name = strategy or (declared or {"strategy": "dense"}).get("strategy")
+    if name not in strategies():
+        known = " or ".join(strategies())
+        raise DynexportError(f"{checkpoint.source}: strategy: expected {known}, found {name!r}")
+    fields: dict[str, Any] = dict(declared) if declared and declared.get("strategy") == name else {"strategy": name}
+    if speedups:
+        fields["speedups"] = tuple(speedups)
+        fields.pop("keep", None)
+    if rule is not None:
+        fields["rule"] = rule
+    if keep is not None:
+        fields["keep"] = tuple(keep)
+    return parse_contract(fields, f"{checkpoint.source}: contract")

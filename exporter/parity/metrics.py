@@ -1,0 +1,108 @@
+"""How far logits are from other logits: figures only, no judgement (thresholds.py has that)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+FloatArray: TypeAlias = NDArray[np.float32]
+Metric: TypeAlias = float | int | bool | str | list[float] | list[int] | list[list[int]]
+Metrics: TypeAlias = dict[str, Metric]
+
+
+def compare_logits(reference: Sequence[FloatArray], candidate: Sequence[FloatArray]) -> Metrics:
+    """Compare logits position by position.
+
+    Args:
+        reference: per row float32 [n, vocab]; n may differ from row to row.
+        candidate: of the same shapes.
+
+    Returns:
+        ``positions``; ``max_abs``, ``mean_abs`` error; ``spread``, the standard deviation of the reference's logits
+        over the vocabulary, averaged over positions; ``max_relative``, the largest error in units of it;
+        ``mean_kl``, ``max_kl`` of KL(reference || candidate) in nats; ``agreed``, positions where both have the same
+        largest logit, and ``top1_agreement``, their share. Of each position where they differ:
+        ``disagreements`` [row, position] and ``margins``, by how much the reference prefers its own choice to the
+        candidate's. ``first_divergence`` per row, -1 where there is none. Errors are infinite where the candidate
+        has NaN or infinity.
+    """
+    rows = [_compare_row(r, c) for r, c in zip(reference, candidate, strict=True)]
+    errors, spreads, divergences = (np.concatenate(parts) for parts in zip(*(row[:3] for row in rows), strict=True))
+    margins = [row[3] for row in rows]
+    differing = [np.flatnonzero(~np.isnan(row)) for row in margins]
+    spread = float(spreads.mean())
+    max_abs = float(errors[:, 0].max())
+    disagreements = [[i, int(position)] for i, positions in enumerate(differing) for position in positions]
+    agreed = len(errors) - len(disagreements)
+    return {
+        "positions": len(errors),
+        "max_abs": max_abs,
+        "mean_abs": float(errors[:, 1].mean()),
+        "spread": spread,
+        "max_relative": max_abs / spread if spread else float(max_abs and np.inf),
+        "mean_kl": float(divergences.mean()),
+        "max_kl": float(divergences.max()),
+        "agreed": agreed,
+        "top1_agreement": agreed / len(errors),
+        "disagreements": disagreements,
+        "margins": [float(margins[row][position]) for row, position in disagreements],
+        "first_divergence": [int(positions[0]) if len(positions) else -1 for positions in differing],
+    }
+
+
+def compare_bits(expected: Sequence[FloatArray], found: Sequence[FloatArray]) -> Metrics:
+    """Whether logits are the same to the last bit: ``identical``, ``positions`` and ``max_abs`` (infinite for NaN)."""
+    pairs = list(zip(expected, found, strict=True))
+    return {
+        "identical": all(np.array_equal(a, b) for a, b in pairs),
+        "positions": sum(len(a) for a, _ in pairs),
+        "max_abs": max(float(_absolute_error(a, b).max()) for a, b in pairs),
+    }
+
+
+def relative_error(reference: FloatArray, candidate: FloatArray) -> float:
+    """The largest ||candidate - reference|| / ||reference|| of any vector; both float32 [..., size]."""
+    error = np.linalg.norm(_absolute_error(reference, candidate), axis=-1)
+    size = np.linalg.norm(reference.astype(np.float64), axis=-1)
+    return float((error / np.maximum(size, np.finfo(np.float32).tiny)).max())
+
+
+def _compare_row(
+    reference: FloatArray, candidate: FloatArray
+) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
+    """Of one row's positions: (max, mean) error [n, 2], spread [n], KL [n], margin [n], NaN where both agree.
+
+    Position by position: float64 of all of them at once is large for large vocabularies.
+    """
+    found = [_compare_position(r, c) for r, c in zip(reference, candidate, strict=True)]
+    table = np.array(found, np.float64).reshape(-1, 5)
+    return table[:, :2], table[:, 2], table[:, 3], table[:, 4]
+
+
+def _compare_position(reference: FloatArray, candidate: FloatArray) -> tuple[float, float, float, float, float]:
+    error = _absolute_error(reference, candidate)
+    wide = reference.astype(np.float64)
+    best, chosen = int(reference.argmax()), int(candidate.argmax())
+    margin = float(wide[best] - wide[chosen]) if best != chosen else np.nan
+    return float(error.max()), float(error.mean()), float(wide.std()), _divergence(wide, candidate), margin
+
+
+def _divergence(reference: NDArray[np.float64], candidate: FloatArray) -> float:
+    if not np.isfinite(candidate).all():
+        return float("inf")
+    log_p, log_q = _log_softmax(reference), _log_softmax(candidate.astype(np.float64))
+    # Rounding can bring the sum of equal distributions a little below its bound.
+    return max(0.0, float((np.exp(log_p) * (log_p - log_q)).sum()))
+
+
+def _log_softmax(logits: NDArray[np.float64]) -> NDArray[np.float64]:
+    shifted = logits - logits.max()
+    return np.asarray(shifted - np.log(np.exp(shifted).sum()))
+
+
+def _absolute_error(reference: FloatArray, candidate: FloatArray) -> NDArray[np.float64]:
+    error = np.abs(candidate.astype(np.float64) - reference)
+    return np.where(np.isfinite(candidate), error, np.inf)

@@ -1,0 +1,49 @@
+"""A chat over several turns on one cache: each turn feeds only what is new."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from dynexport.runtime.generate import Generator, Piece
+from dynexport.runtime.sampling import Sampling
+
+
+class Conversation:
+    """Messages so far, and the cache that holds them.
+
+    A turn's prompt runs in all layers, on top of entries that generated tokens left in the kept layers only
+    (docs/routing-contract.md, unified-skip).
+
+    Args:
+        generator: of a bundle with a tokenizer and a chat template.
+        system: a system message to begin with, or None.
+    """
+
+    def __init__(self, generator: Generator, system: str | None = None) -> None:
+        self._generator = generator
+        self._cache = generator.decoder.cache(1, generator.bundle.manifest.model.max_length)
+        self._cached: list[int] = []
+        self.messages: list[dict[str, str]] = [] if system is None else [{"role": "system", "content": system}]
+
+    def say(
+        self, content: str, *, speedup: str | float | None, max_new_tokens: int, sampling: Sampling
+    ) -> Iterator[Piece]:
+        """The answer to a user's message, as it comes; arguments and errors as for ``Generator.stream``."""
+        self.messages.append({"role": "user", "content": content})
+        rendered = self._generator.text.chat(self.messages)
+        if rendered[: len(self._cached)] != self._cached or len(rendered) == len(self._cached):
+            # The template tells earlier turns differently now; begin again at full depth.
+            self._cache.rewind()
+            self._cached = []
+        prompt = rendered[len(self._cached) :]
+        pieces = self._generator.stream(
+            [prompt], speedup=speedup, max_new_tokens=max_new_tokens, sampling=sampling, cache=self._cache
+        )
+        answer, ids = "", []
+        for piece in pieces:
+            answer += piece.text
+            ids.append(piece.token)
+            yield piece
+        # The last token of a turn is never fed.
+        self._cached = rendered + ids[:-1]
+        self.messages.append({"role": "assistant", "content": answer})

