@@ -5,8 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 from importlib import metadata
-from typing import Any
-
 import onnx_ir as ir
 
 from dynexport.exporter.architecture import Architecture
@@ -95,14 +93,11 @@ def describe_tokens(checkpoint: Checkpoint) -> m.Tokens:
     return m.Tokens(bos=first["bos"], pad=first["pad"], eos=ids("eos_token_id"))
 
 
-def describe_source(checkpoint: Checkpoint) -> dict[str, Any]:
+def describe_source(checkpoint: Checkpoint) -> m.Source:
     """Which checkpoint this was: its name, its config and the config's hash."""
     config = json.dumps(checkpoint.config, sort_keys=True)
-    return {
-        "model": checkpoint.source,
-        "config_sha256": hashlib.sha256(config.encode()).hexdigest(),
-        "config": checkpoint.config,
-    }
+    digest = hashlib.sha256(config.encode()).hexdigest()
+    return m.Source(model=checkpoint.source, config_sha256=digest, config=checkpoint.config)
 
 
 def tool_versions() -> dict[str, str]:

@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from pydantic import ValidationError
 
 from dynexport.runtime.contract import first_problem
 from dynexport.runtime.errors import DynexportError
 from dynexport.runtime.manifest import MANIFEST, SCHEMA_VERSION, Graph, Manifest, Speedup
-from dynexport.runtime.text import Text
+from dynexport.runtime.text import TEXT_FILES, Text
+
+if TYPE_CHECKING:
+    from onnx import TensorProto
 
 _LARGEST_MANIFEST = 64 << 20
 
@@ -47,7 +52,11 @@ class Bundle:
 
     def text(self) -> Text:
         """The tokenizer and chat template. Its methods raise DynexportError where the bundle has none."""
-        return Text.from_directory(self.path)
+        listed = [path for name in TEXT_FILES if (path := self.file(name))]
+        try:
+            return Text.from_files({path.name: path.read_bytes() for path in listed})
+        except OSError as error:
+            raise DynexportError(f"{self.path}: cannot read the tokenizer: {error}") from error
 
     def file(self, name: str) -> Path | None:
         """A file of the bundle, or None where it has none of that name."""
@@ -90,13 +99,13 @@ def _read_manifest(directory: Path) -> Manifest:
         raise DynexportError(
             f"{directory}: expected a bundle with a {MANIFEST}, found none; make one with: dynexport convert"
         ) from error
-    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:  # of a path as well as of the JSON
         raise DynexportError(f"{path}: expected JSON, found something else ({error})") from error
     found = fields.get("schema_version") if isinstance(fields, dict) else None
     if found != SCHEMA_VERSION:
-        raise DynexportError(
-            f"{path}: schema_version: expected {SCHEMA_VERSION}, found {found!r}; convert the model again"
-        )
+        newer = isinstance(found, int) and found > SCHEMA_VERSION
+        advice = "it is of a newer dynexport, update this one" if newer else "convert the model again"
+        raise DynexportError(f"{path}: schema_version: expected {SCHEMA_VERSION}, found {found!r:.40}; {advice}")
     try:
         return Manifest.model_validate(fields)
     except ValidationError as error:
@@ -110,8 +119,11 @@ def _check_file(directory: Path, name: str, size: int, sha256: str) -> None:
     if not path.is_file() or path.stat().st_size != size:
         found = f"{path.stat().st_size} bytes" if path.is_file() else "none"
         raise DynexportError(f"{path}: expected {size} bytes, found {found}; the bundle is incomplete, convert again")
-    with path.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    try:
+        with path.open("rb") as file:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise DynexportError(f"{path}: cannot be read ({error.strerror}); check its permissions") from error
     if digest != sha256:
         raise DynexportError(
             f"{path}: expected sha256 {sha256[:12]}.., found {digest[:12]}..; the file was changed, convert again"
@@ -127,12 +139,24 @@ def _check_external_data(directory: Path, graph: Graph, files: set[str]) -> None
         model = onnx.load(path, load_external_data=False)
     except Exception as error:  # protobuf raises its own kinds
         raise DynexportError(f"{path}: expected an ONNX model, found something else ({error})") from error
-    for tensor in model.graph.initializer:
+    for tensor in _tensors(model):
         for entry in tensor.external_data:
             if entry.key == "location" and entry.value not in files:
                 raise DynexportError(
                     f"{path}: tensor {tensor.name}: external data {entry.value!r} is not a file of the bundle"
                 )
+
+
+def _tensors(message: Any) -> Iterator[TensorProto]:
+    """Every tensor in a protobuf message: initializers, attributes, subgraphs, functions, wherever they stand."""
+    for field, value in message.ListFields():
+        if field.message_type is None:
+            continue
+        for part in [value] if hasattr(value, "ListFields") else value:
+            if field.message_type.full_name == "onnx.TensorProto":
+                yield part
+            else:
+                yield from _tensors(part)
 
 
 __all__ = ["Bundle"]

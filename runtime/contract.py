@@ -94,5 +94,5 @@ def first_problem(error: ValidationError) -> str:
     field = ".".join(str(part) for part in problem["loc"])
     message = problem["msg"].removeprefix("Value error, ").replace("\n", " ")
     found = problem.get("input")
-    shown = "" if isinstance(found, dict | list | tuple) or "found" in message else f", found {found!r}"
-    return f"{field}: {message}{shown}" if field else f"{message}{shown}"
+    shown = "" if isinstance(found, dict | list | tuple) or "found" in message else f", found {found!r:.80}"
+    return f"{field:.80}: {message}{shown}" if field else f"{message}{shown}"

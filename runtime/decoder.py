@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from numbers import Integral
 from pathlib import Path
 
 import numpy as np
@@ -26,9 +27,14 @@ class Decoder:
     Args:
         threads: intra-op threads of ONNX Runtime; None lets it take one per physical core.
         profile: prefix of the files that ONNX Runtime's profiler writes, or None to run without it.
+
+    Raises:
+        DynexportError: for less than one thread.
     """
 
     def __init__(self, bundle: Bundle, threads: int | None = None, *, profile: Path | None = None) -> None:
+        if threads is not None and threads < 1:
+            raise DynexportError(f"threads: expected at least 1, found {threads}")
         self.bundle = bundle
         self.manifest = bundle.manifest
         self.threads = threads
@@ -155,7 +161,7 @@ class Decoder:
             raise DynexportError("prompt: expected at least one token, found none")
         vocabulary = self.manifest.model.vocab_size
         for value in ids.tolist():
-            if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < vocabulary:
+            if isinstance(value, bool) or not isinstance(value, Integral) or not 0 <= int(value) < vocabulary:
                 raise DynexportError(f"prompt: expected token ids 0..{vocabulary - 1}, found {value!r}")
         if seen + len(ids) > slots:
             raise DynexportError(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from dynexport.runtime.contract import Contract
 
@@ -16,6 +16,7 @@ GOLDEN = "golden.safetensors"
 Precision = Literal["fp32", "fp16", "int8", "int4"]
 Size = Annotated[int, Field(ge=1, lt=1 << 31)]
 Bytes = Annotated[int, Field(ge=0)]
+Layers = Annotated[tuple[int, ...], Field(min_length=1)]
 
 
 class _Part(BaseModel):
@@ -33,7 +34,7 @@ class Speedup(_Part):
 
     name: str
     ratio: float | None
-    keep: tuple[int, ...]
+    keep: Layers
 
 
 class TensorSpec(_Part):
@@ -54,7 +55,7 @@ class Graph(_Part):
 
     name: str
     file: str
-    layers: tuple[int, ...]
+    layers: Layers
     conditional: bool
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
@@ -83,7 +84,7 @@ class Cost(_Part):
         kv_per_token: key and value of one cached token in one layer.
     """
 
-    shared: Bytes
+    shared: Annotated[int, Field(ge=1)]
     layers: tuple[Bytes, ...]
     kv_per_token: Bytes
 
@@ -94,6 +95,14 @@ class Tokens(_Part):
     bos: int | None = None
     eos: tuple[int, ...] = ()
     pad: int | None = None
+
+
+class Source(_Part):
+    """The checkpoint that the bundle was made from: what the user named, its config.json and the hash of that."""
+
+    model: str
+    config_sha256: str
+    config: dict[str, Any]
 
 
 class File(_Part):
@@ -108,7 +117,6 @@ class Manifest(_Part):
 
     Attributes:
         key_positions: layers whose cache also holds the original position of every entry.
-        source: the checkpoint: its name, its config.json and the hash of that.
         tools: versions of the packages that made the bundle.
         files: every other file of the bundle; names have no directories.
     """
@@ -122,12 +130,29 @@ class Manifest(_Part):
     cost: Cost
     tokens: Tokens
     key_positions: tuple[int, ...] = ()
-    source: dict[str, Any]
+    source: Source
     tools: dict[str, str]
     files: dict[str, File]
 
     @property
     def trained_for_its_strategy(self) -> bool:
         """Whether the checkpoint itself declares this strategy: only then was it trained to be run so."""
-        declared = self.source.get("config", {}).get("dynexport") or {}
+        declared = self.source.config.get("dynexport") or {}
         return bool(declared.get("strategy", "dense") == self.contract.strategy)
+
+    @model_validator(mode="after")
+    def _agrees_with_itself(self) -> Manifest:
+        layers = self.model.layers
+        if len(self.cost.layers) != layers:
+            raise ValueError(f"cost.layers: expected {layers} as in model.layers, found {len(self.cost.layers)}")
+        listed = {
+            "key_positions": self.key_positions,
+            **{f"layers of graph {graph.name}": graph.layers for graph in self.graphs},
+            **{f"keep of speedup {speedup.name}": speedup.keep for speedup in self.speedups},
+        }
+        for name, indices in listed.items():
+            if indices != tuple(sorted(set(indices))) or not set(indices) <= set(range(layers)):
+                raise ValueError(f"{name}: expected ascending layers 0..{layers - 1}, found others")
+        if len({speedup.name for speedup in self.speedups}) < len(self.speedups):
+            raise ValueError("speedups: expected a name for each, found one twice")
+        return self

@@ -6,7 +6,6 @@ import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import datetime
-from pathlib import Path
 from typing import Any
 
 from jinja2 import TemplateError, nodes
@@ -45,7 +44,7 @@ class Text:
     """
 
     def __init__(self, tokenizer: Tokenizer | None, config: Mapping[str, Any], chat_template: str | None) -> None:
-        """Use ``from_directory`` or ``from_files``; this takes what they have read."""
+        """Use ``from_files``; this takes what it has read."""
         self._tokenizer = tokenizer
         self._chat_template = chat_template
         self._special_tokens = _special_tokens(config)
@@ -57,19 +56,6 @@ class Text:
         self._explicit_ends = "add_bos_token" in config or "add_eos_token" in config
         self._first = self._end_ids(config, "bos_token")
         self._last = self._end_ids(config, "eos_token")
-
-    @classmethod
-    def from_directory(cls, directory: Path) -> Text:
-        """Read tokenizer.json, tokenizer_config.json and chat_template.jinja, those that are there.
-
-        Raises:
-            DynexportError: when one of them cannot be read or is corrupt.
-        """
-        try:
-            present = [directory / name for name in TEXT_FILES if (directory / name).is_file()]
-            return cls.from_files({path.name: path.read_bytes() for path in present})
-        except OSError as error:
-            raise DynexportError(f"{directory}: cannot read the tokenizer: {_one_line(error)}") from error
 
     @classmethod
     def from_files(cls, files: Mapping[str, bytes]) -> Text:

@@ -14,7 +14,7 @@ from tiny_models import FAMILIES, VARIANTS, save_model
 def saved_model(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
     """The directory of a family's tiny model, or of a variant's, by its name."""
     torch = pytest.importorskip("torch")
-    torch.set_num_threads(2)
+    torch.set_num_threads(1)  # more only get into the way of each other at these sizes
 
     @cache
     def save(name: str) -> Path:

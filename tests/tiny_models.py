@@ -66,7 +66,7 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
             },
         ),
         ("llama-one-kv-head", "llama", {"num_key_value_heads": 1, "head_dim": 24}),
-        ("llama-narrow", "llama", {"hidden_size": 40, "head_dim": 10}),
+        ("llama-narrow", "llama", {"hidden_size": 40, "head_dim": 8}),
         (
             "qwen2-windows",
             "qwen2",
@@ -84,7 +84,7 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
             {"attn_logit_softcapping": None, "final_logit_softcapping": None, "head_dim": 16},
         ),
         ("phi3-window", "phi3", {"sliding_window": 5, "rope_parameters": None}),
-        ("gpt2-narrow", "gpt2", {"n_embd": 36, "n_inner": 50, "activation_function": "relu"}),
+        ("gpt2-narrow", "gpt2", {"n_embd": 40, "n_head": 5, "n_inner": 50, "activation_function": "relu"}),
         ("gpt2-untied", "gpt2", {"tie_word_embeddings": False}),
         ("opt-plain", "opt", {"enable_bias": False, "tie_word_embeddings": False}),
         ("gpt_neox-sequential", "gpt_neox", {"use_parallel_residual": False, "attention_bias": False}),

@@ -68,7 +68,7 @@ def bundle_report(manifest: Manifest) -> dict[str, Any]:
         ],
         "graphs": [graph.model_dump(mode="json") for graph in manifest.graphs],
         "tokens": manifest.tokens.model_dump(),
-        "source": manifest.source["model"],
+        "source": manifest.source.model,
         "tools": manifest.tools,
         "files": {name: file.model_dump() for name, file in manifest.files.items()},
     }

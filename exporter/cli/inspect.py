@@ -23,7 +23,7 @@ def inspect(bundle: Path, json_path: str | None) -> None:
     """Check BUNDLE's files against its manifest and show what is in it."""
     out = Output(json_path)
     manifest = Bundle.open(bundle).manifest
-    out.facts(f"Bundle {bundle}", [*describe_bundle(manifest), ("source", str(manifest.source["model"]))])
+    out.facts(f"Bundle {bundle}", [*describe_bundle(manifest), ("source", manifest.source.model)])
     if manifest.speedups:
         out.table("Kept layers", *speedup_table(manifest))
     graph = manifest.graphs[0]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import logging
 import os
 import signal
@@ -23,10 +24,12 @@ from dynexport.exporter.cli.run import run
 from dynexport.exporter.cli.verify import verify
 from dynexport.runtime.errors import EXIT_BAD_INPUT, DynexportError
 
+_DEBUG = "--debug"
+
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
 @click.version_option(package_name="dynexport", prog_name="dynexport")
-@click.option("--debug", is_flag=True, help="Write the traceback of an error to a log file, and name it.")
+@click.option(_DEBUG, is_flag=True, help="Write the traceback of an error to a log file, and name it.")
 def cli(debug: bool) -> None:
     """Deploy language models that do not run every layer for every token.
 
@@ -34,7 +37,7 @@ def cli(debug: bool) -> None:
     Examples:
       dynexport convert SmolLM2-135M-Instruct --strategy unified-skip --speedup 2 -o smollm2
       dynexport verify smollm2 --against SmolLM2-135M-Instruct
-      dynexport run smollm2 --chat "What is the capital of France?" --speedup 1
+      dynexport run smollm2 --chat --prompt "What is the capital of France?" --speedup 1
       dynexport bench smollm2
     """
 
@@ -47,18 +50,29 @@ def main() -> NoReturn:
     """Run the command line; exit codes: 0 good, 1 a check failed, 2 bad usage or input."""
     # So that temporary files are removed when we are asked to end.
     signal.signal(signal.SIGTERM, _exit_on_signal)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")  # a terminal that cannot show a character shows "?"
     try:
-        code = cli.main(standalone_mode=False)
-    except click.ClickException as error:
+        # --debug is taken wherever it stands.
+        arguments = sys.argv[1:]
+        code = cli.main([word for word in arguments if word != _DEBUG], standalone_mode=False)
+    except click.exceptions.NoArgsIsHelpError as error:
         error.show()
+        sys.exit(EXIT_BAD_INPUT)
+    except click.ClickException as error:
+        context = getattr(error, "ctx", None)
+        see = f"; see {context.command_path} --help" if context is not None else ""
+        _say(f"error: {error.format_message()}{see}", log=error)
         sys.exit(EXIT_BAD_INPUT)
     except (click.Abort, KeyboardInterrupt):
         _say("interrupted")
         sys.exit(128 + signal.SIGINT)
-    except BrokenPipeError:
-        # Whoever read our output has seen enough; keep the interpreter from complaining at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(128 + signal.SIGPIPE)
+    except SystemExit as ending:
+        # Whoever read our output has seen enough. click and rich both end with 1, which here means a failed check.
+        if isinstance(ending.__context__, BrokenPipeError):
+            sys.exit(128 + signal.SIGPIPE)
+        raise
     except DynexportError as error:
         _say(f"error: {error}", log=error)
         sys.exit(EXIT_BAD_INPUT)
@@ -67,7 +81,7 @@ def main() -> NoReturn:
         sys.exit(EXIT_BAD_INPUT)
     except Exception as error:
         _say(
-            f"error: this is a bug in dynexport: {type(error).__name__}: {' '.join(str(error).split())}",
+            f"error: this is a bug in dynexport: {type(error).__name__}: {error}; run it again with {_DEBUG}",
             log=error,
         )
         sys.exit(EXIT_BAD_INPUT)
@@ -80,8 +94,9 @@ def _exit_on_signal(number: int, frame: FrameType | None) -> NoReturn:
 
 def _say(text: str, log: BaseException | None = None) -> None:
     """One line on standard error; under --debug the traceback goes to a file that is named there too."""
-    click.echo(text, err=True)
-    if log is not None and "--debug" in sys.argv[1:]:
+    # Messages quote hostile input: no line breaks, no escape sequences.
+    click.echo(" ".join("".join(c if c.isprintable() else " " for c in text).split()), err=True)
+    if log is not None and _DEBUG in sys.argv[1:]:
         descriptor, path = tempfile.mkstemp(prefix="dynexport-", suffix=".log")
         os.close(descriptor)
         Path(path).write_text("".join(traceback.format_exception(log)))

@@ -107,7 +107,8 @@ def _tokens(generator: Generator, prompt: str | None, ids: str | None, chat: boo
 
 def _show(out: Output, pieces: Iterable[Piece], *, as_ids: bool) -> dict[str, Any]:
     """Print tokens as they come; what they were."""
-    ids, text, reason = [], "", None
+    ids: list[int] = []
+    text, reason = "", None
     for piece in pieces:
         shown = (f",{piece.token}" if ids else str(piece.token)) if as_ids else piece.text
         out.stream(shown)

@@ -48,10 +48,10 @@ def read_architecture(config: Mapping[str, Any]) -> Architecture:
         DynexportError: naming the field and the value, for an unknown family or an unsupported field of a known one.
     """
     family = find_family(config)
-    architecture = family.read(Fields(config, family.model_type))
+    fields = Fields(config, family.model_type)
+    fields.only("is_causal", True)
+    architecture = family.read(fields)
     if architecture.heads % architecture.kv_heads:
-        raise DynexportError(
-            f"config.json ({family.model_type}): num_key_value_heads: expected a divisor of "
-            f"{architecture.heads} heads, found {architecture.kv_heads}"
-        )
+        expected = f"a divisor of {architecture.heads} heads"
+        raise fields.error("num_key_value_heads", architecture.kv_heads, expected)
     return architecture

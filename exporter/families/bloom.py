@@ -26,7 +26,7 @@ _INNER = {
 def _read(fields: Fields) -> Architecture:
     hidden = fields.integer("hidden_size", "n_embed")
     heads = fields.integer("n_head", "num_attention_heads")
-    layers = fields.integer("n_layer", "num_hidden_layers")
+    layers = fields.layers("n_layer", "num_hidden_layers")
     fields.only("apply_residual_connection_post_layernorm", False)
     if hidden % heads:
         raise fields.error("hidden_size", hidden, f"a multiple of {heads} heads")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -83,8 +83,22 @@ def stacked_qkv(layers: int, *, bias: bool) -> dict[str, Source]:
     }
 
 
-def layer_windows(fields: Fields, layers: int, window: int | None) -> tuple[int | None, ...]:
-XX
+def layer_windows(fields: Fields, window: int | None, sliding: Sequence[bool]) -> tuple[int | None, ...]:
+    """``window`` in the layers that ``layer_types`` calls sliding; in those of ``sliding`` where it is absent."""
+    kinds = fields.get("layer_types")
+    if kinds is not None:
+        known = ("sliding_attention", "full_attention")
+        if not isinstance(kinds, list) or len(kinds) != len(sliding) or any(kind not in known for kind in kinds):
+            raise fields.error("layer_types", kinds, f"{len(sliding)} of {' or '.join(known)}")
+        sliding = [kind == "sliding_attention" for kind in kinds]
+    return tuple(window if slides else None for slides in sliding)
+
+
+def same_window(fields: Fields, default: int | None) -> tuple[int | None, ...]:
+    """One ``sliding_window`` for all layers; transformers ignores ``layer_types`` in these families."""
+    fields.only("layer_types", None)
+    return (fields.optional_integer("sliding_window", default),) * fields.layers("num_hidden_layers")
+
 
 def renamed(layers: int, outer: dict[str, str], inner: dict[str, str], prefix: str) -> dict[str, Source]:
     """Sources for a family whose modules have other names, weights and biases alike.

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Any, TypeVar
+from typing import Any
 
 from dynexport.exporter.architecture import Activation, Rotary
 from dynexport.runtime.errors import DynexportError
-
-T = TypeVar("T")
 
 ACTIVATIONS: dict[str, Activation] = {
     "silu": "silu",
@@ -20,7 +18,19 @@ ACTIVATIONS: dict[str, Activation] = {
     "gelu_pytorch_tanh": "gelu_tanh",
     "relu": "relu",
 }
-_LARGEST = 1 << 31
+_ROPE_FIELDS = (
+    "rope_type",
+    "type",
+    "rope_theta",
+    "partial_rotary_factor",
+    "factor",
+    "low_freq_factor",
+    "high_freq_factor",
+    "original_max_position_embeddings",
+)
+_LARGEST_SIZE = (1 << 31) - 1
+_MOST_LAYERS = 4096
+_SMALLEST, _LARGEST = 1e-30, 1e30
 
 
 class Fields:
@@ -44,27 +54,37 @@ class Fields:
         """An error that names the field, what was expected and what was found."""
         return DynexportError(f"config.json ({self.family}): {name}: expected {expected}, found {value!r}")
 
-    def integer(self, *names: str, default: int | None = None, at_least: int = 1) -> int:
+    def integer(self, *names: str, default: int | None = None, at_least: int = 1, at_most: int = _LARGEST_SIZE) -> int:
         """A size: the first of ``names`` that is present."""
         for name in names:
             value = self._config.get(name)
             if value is not None:
-                if isinstance(value, bool) or not isinstance(value, int) or not at_least <= value < _LARGEST:
-                    raise self.error(name, value, f"an integer from {at_least}")
+                if isinstance(value, bool) or not isinstance(value, int) or not at_least <= value <= at_most:
+                    raise self.error(name, value, f"an integer from {at_least} to {at_most}")
                 return int(value)
         if default is None:
-            raise self.error(names[0], None, f"an integer from {at_least}")
+            raise self.error(names[0], None, f"an integer from {at_least} to {at_most}")
         return default
 
+    def optional_integer(self, name: str, default: int | None = None) -> int | None:
+        """A size; null where the model does without, whatever an absent field means."""
+        if name in self._config and self._config[name] is None:
+            return None
+        return default if self.get(name) is None else self.integer(name)
+
+    def layers(self, *names: str) -> int:
+        """How many layers; a hostile config cannot ask for a graph without end."""
+        return self.integer(*names, at_most=_MOST_LAYERS)
+
     def number(self, name: str, default: float | None = None) -> float:
-        """A finite positive number."""
+        """A positive number, far enough from what float32 cannot hold."""
         value = self._config.get(name, default)
-        if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value) or value <= 0:
-            raise self.error(name, value, "a finite number > 0")
+        if isinstance(value, bool) or not isinstance(value, int | float) or not _SMALLEST <= value <= _LARGEST:
+            raise self.error(name, value, f"a number from {_SMALLEST:g} to {_LARGEST:g}")
         return float(value)
 
     def optional_number(self, name: str, default: float | None = None) -> float | None:
-        """A finite positive number; null where the model does without."""
+        """A positive number; null where the model does without."""
         if name in self._config and self._config[name] is None:
             return None
         return None if self.get(name, default) is None else self.number(name, default)
@@ -76,22 +96,22 @@ class Fields:
             raise self.error(name, value, "true or false")
         return value
 
-    def only(self, name: str, supported: T, default: T | None = None) -> None:
-        """Insist on the one value of a field that this project supports."""
-        value = self.get(name, supported if default is None else default)
+    def only(self, name: str, supported: Any) -> None:
+        """Insist on the one value of a field that this project supports; an absent field is taken to have it."""
+        value = self.get(name, supported)
         if value != supported:
-            raise self.error(name, value, f"{supported!r}, the only value supported")
+            raise self.error(name, value, "no value" if supported is None else f"{supported!r}, the only one supported")
 
     def activation(self, *names: str, default: str) -> Activation:
         """The MLP's activation function."""
         name = next((name for name in names if self.get(name) is not None), names[0])
         value = self.get(name, default)
-        if value not in ACTIVATIONS:
+        if not isinstance(value, str) or value not in ACTIVATIONS:
             raise self.error(name, value, f"one of {', '.join(ACTIVATIONS)}")
         return ACTIVATIONS[value]
 
     def rotary(
-        self, head_dim: int, *, theta: float = 10000.0, theta_name: str = "rope_theta", share: float = 1.0
+        self, head_dim: int, *, theta: float = 10000.0, theta_name: str = "rope_theta", share: float | None = None
     ) -> Rotary:
         """Rotary frequencies: transformers 5's ``rope_parameters``, or ``rope_theta`` with ``rope_scaling``.
 
@@ -99,32 +119,41 @@ class Fields:
             head_dim: channels of a head.
             theta: the family's default base.
             theta_name: where older configs keep the base.
-            share: default of ``partial_rotary_factor``, the share of a head's channels that is rotated.
+            share: default of ``partial_rotary_factor``, the share of a head's channels that is rotated; None in a
+                family that always rotates all of them.
         """
-        rope = self.get("rope_parameters") or self.get("rope_scaling") or {}
+        name = "rope_parameters" if self.get("rope_scaling", {}) == {} else "rope_scaling"
+        rope = self.get(name, {})
         if not isinstance(rope, dict):
-            raise self.error("rope_parameters", rope, "an object")
-        scaling = Fields({**self._config, theta_name: self.get(theta_name, theta), **rope}, self.family)
-        share = scaling.number("partial_rotary_factor", share)
-        dim = int(head_dim * share)
+            raise self.error(name, rope, "an object")
+        fields = Fields({**self._config, theta_name: self.get(theta_name, theta), **rope}, self.family)
+        kind = rope.get("rope_type", rope.get("type", "default"))
+        if kind not in ("default", "linear", "llama3"):
+            raise self.error("rope_type", kind, "default, linear or llama3")
+        for key, value in rope.items():
+            if key not in _ROPE_FIELDS:
+                raise self.error(f"{name}.{key}", value, f"one of the fields {', '.join(_ROPE_FIELDS)}")
+        if share is None:
+            fields.only("partial_rotary_factor", 1.0)
+        factor = 1.0 if share is None else fields.number("partial_rotary_factor", share)
+        dim = int(head_dim * factor)
         if dim < 2 or dim % 2 or dim > head_dim:
-            raise self.error("partial_rotary_factor", share, f"an even number of the {head_dim} channels")
-        base = scaling.number("rope_theta" if "rope_theta" in rope else theta_name)
+            raise self.error("partial_rotary_factor", factor, f"an even number of the {head_dim} channels of a head")
+        base = fields.number("rope_theta" if "rope_theta" in rope else theta_name)
         plain = [base ** (-i / dim) for i in range(0, dim, 2)]
-        return Rotary(dim, tuple(_scaled(plain, scaling)))
+        return Rotary(dim, tuple(_scaled(plain, kind, fields)))
 
 
-def _scaled(frequencies: list[float], fields: Fields) -> list[float]:
-    """Apply ``rope_type``: default, linear, or llama3 (transformers' ``_compute_llama3_parameters``)."""
-    kind = fields.get("rope_type", fields.get("type", "default"))
+def _scaled(frequencies: list[float], kind: str, fields: Fields) -> list[float]:
+    """Frequencies of ``rope_type`` default, linear, or llama3 (transformers' ``_compute_llama3_parameters``)."""
     if kind == "default":
         return frequencies
-    if kind not in ("linear", "llama3"):
-        raise fields.error("rope_type", kind, "default, linear or llama3")
     factor = fields.number("factor")
     if kind == "linear":
         return [frequency / factor for frequency in frequencies]
     low, high = fields.number("low_freq_factor"), fields.number("high_freq_factor")
+    if high <= low:
+        raise fields.error("high_freq_factor", high, f"more than low_freq_factor, which is {low:g}")
     context = fields.number("original_max_position_embeddings")
     scaled = []
     for frequency in frequencies:

@@ -31,7 +31,7 @@ def _transposed(parts: list[Array]) -> Array:
 
 def _read(fields: Fields) -> Architecture:
     hidden, heads = fields.integer("n_embd"), fields.integer("n_head")
-    layers = fields.integer("n_layer")
+    layers = fields.layers("n_layer")
     fields.only("scale_attn_weights", True)
     fields.only("scale_attn_by_inverse_layer_idx", False)
     fields.only("add_cross_attention", False)

@@ -25,7 +25,7 @@ _INNER = {
 
 def _read(fields: Fields) -> Architecture:
     hidden, heads = fields.integer("hidden_size"), fields.integer("num_attention_heads")
-    layers = fields.integer("num_hidden_layers")
+    layers = fields.layers("num_hidden_layers")
     if hidden % heads:
         raise fields.error("hidden_size", hidden, f"a multiple of {heads} heads")
     head_dim = hidden // heads

@@ -23,7 +23,7 @@ _POSITION_OFFSET = 2
 
 def _read(fields: Fields) -> Architecture:
     hidden, heads = fields.integer("hidden_size"), fields.integer("num_attention_heads")
-    layers = fields.integer("num_hidden_layers")
+    layers = fields.layers("num_hidden_layers")
     fields.only("do_layer_norm_before", True)
     fields.only("word_embed_proj_dim", hidden)
     fields.only("_remove_final_layer_norm", False)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from dynexport.exporter.architecture import Architecture, Array, Source
-from dynexport.exporter.families.family import Family, layer_windows, llama_like
+from dynexport.exporter.families.family import Family, llama_like, same_window
 from dynexport.exporter.families.fields import Fields
 
 
@@ -18,15 +18,20 @@ def _half(which: int) -> Callable[[list[Array]], Array]:
 
 
 def _read(fields: Fields) -> Architecture:
-    layers = fields.integer("num_hidden_layers")
+    layers = fields.layers("num_hidden_layers")
     fields.only("attention_bias", False)
-    window = fields.integer("sliding_window") if fields.get("sliding_window") is not None else None
     gate_up = {
         f"model.layers.{i}.mlp.{part}_proj.weight": Source((f"model.layers.{i}.mlp.gate_up_proj.weight",), _half(which))
         for i in range(layers)
         for which, part in enumerate(("gate", "up"))
     }
-    return llama_like(fields, windows=layer_windows(fields, layers, window), sources=gate_up)
+    return llama_like(
+        fields,
+        rotary_share=1.0,
+        norm_epsilon=fields.number("rms_norm_eps", 1e-5),
+        windows=same_window(fields, None),
+        sources=gate_up,
+    )
 
 
 FAMILY = Family("phi3", "Phi-3, Phi-4-mini", "fused qkv and gate-up, partial rotary, sliding window", _read)

@@ -9,14 +9,9 @@ from dynexport.exporter.families.fields import Fields
 
 def qwen_windows(fields: Fields) -> tuple[int | None, ...]:
     """Layers from ``max_window_layers`` on slide, when ``use_sliding_window`` is set."""
-    layers = fields.integer("num_hidden_layers")
-    if not fields.flag("use_sliding_window", False):
-        return (None,) * layers
-    window = fields.integer("sliding_window", default=4096)
-    if fields.get("layer_types") is not None:
-        return layer_windows(fields, layers, window)
+    window = fields.optional_integer("sliding_window", 4096) if fields.flag("use_sliding_window", False) else None
     first = fields.integer("max_window_layers", default=28, at_least=0)
-    return tuple(window if i >= first else None for i in range(layers))
+    return layer_windows(fields, window, [i >= first for i in range(fields.layers("num_hidden_layers"))])
 
 
 def _read(fields: Fields) -> Architecture:

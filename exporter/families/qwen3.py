@@ -12,8 +12,7 @@ def _read(fields: Fields) -> Architecture:
     bias = fields.flag("attention_bias", False)
     return llama_like(
         fields,
-        head_dim=fields.integer("head_dim", default=128),
-        positions=fields.rotary(fields.integer("head_dim", default=128)),
+        head_dim=128,
         qk_norm=True,
         qkv_bias=bias,
         attention_output_bias=bias,

@@ -19,16 +19,15 @@ def _rotary_layers(fields: Fields, layers: int) -> tuple[bool, ...]:
 
 
 def _read(fields: Fields) -> Architecture:
-    layers = fields.integer("num_hidden_layers")
+    layers = fields.layers("num_hidden_layers")
     bias = fields.flag("attention_bias", False)
-    window = fields.integer("sliding_window") if fields.flag("use_sliding_window", False) else None
+    window = fields.optional_integer("sliding_window") if fields.flag("use_sliding_window", False) else None
+    rotary_layers = _rotary_layers(fields, layers)
     return llama_like(
         fields,
-        positions=fields.rotary(
-            fields.integer("hidden_size") // fields.integer("num_attention_heads"), theta=2000000.0
-        ),
-        rotary_layers=_rotary_layers(fields, layers),
-        windows=layer_windows(fields, layers, window),
+        rope_theta=2000000.0,
+        rotary_layers=rotary_layers,
+        windows=layer_windows(fields, window, [not rotary for rotary in rotary_layers]),
         qkv_bias=bias,
         attention_output_bias=bias,
         mlp_bias=fields.flag("mlp_bias", False),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import onnx_ir as ir
 from onnxscript import GraphBuilder
 
@@ -48,11 +50,12 @@ def build_graph(
     )
     logits, present = model(builder.op, input_ids, step, caches, logits_indices, strategy.run_layer)
 
-    _output(graph, logits, "logits", FLOAT, ["B", "K", architecture.vocab_size])
+    expected = _value("logits", FLOAT, ["B", "K", architecture.vocab_size])
+    _output(graph, logits, "logits", expected)
     for i in plan.layers:
         for past, value in zip(caches[i].values(), present[i].values(), strict=True):
-            name = past.name.replace("past_key_values", "present")
-            _output(graph, value, name, past.dtype, past.shape)
+            name = str(past.name).replace("past_key_values", "present")
+            _output(graph, value, name, past)
     return ir.Model(graph, ir_version=IR_VERSION, producer_name="dynexport"), model
 
 
@@ -68,21 +71,24 @@ def _register_parameters(graph: ir.Graph, model: CausalLM) -> None:
         parameter._realized = True
 
 
-def _input(graph: ir.Graph, name: str, dtype: ir.DataType, shape: list[int | str]) -> ir.Value:
-    value = ir.Value(name=name, type=ir.TensorType(dtype), shape=ir.Shape(shape))
+def _value(name: str, dtype: ir.DataType, shape: Sequence[int | str]) -> ir.Value:
+    return ir.Value(name=name, type=ir.TensorType(dtype), shape=ir.Shape(shape))
+
+
+def _input(graph: ir.Graph, name: str, dtype: ir.DataType, shape: Sequence[int | str]) -> ir.Value:
+    value = _value(name, dtype, shape)
     graph.inputs.append(value)
     return value
 
 
-def _output(graph: ir.Graph, value: ir.Value, name: str, dtype: ir.DataType, shape: object) -> None:
-    value.name = name
-    value.type = ir.TensorType(dtype)
-    value.shape = ir.Shape(shape)
+def _output(graph: ir.Graph, value: ir.Value, name: str, like: ir.Value) -> None:
+    """Make a value an output, with the type and shape of another."""
+    value.name, value.type, value.shape = name, like.type, like.shape
     graph.outputs.append(value)
 
 
 def _cache(graph: ir.Graph, architecture: Architecture, plan: GraphPlan, layer: int) -> LayerCache:
-    shape = ["B", architecture.kv_heads, "M", architecture.head_dim]
+    shape: list[int | str] = ["B", architecture.kv_heads, "M", architecture.head_dim]
     key, value = (_input(graph, f"past_key_values.{layer}.{part}", FLOAT, shape) for part in ("key", "value"))
     if plan.contiguous or not architecture.needs_key_positions(layer):
         return LayerCache(key, value)

@@ -85,7 +85,7 @@ def read_golden(path: Path) -> list[GoldenRow]:
 def _sequence(checkpoint: Checkpoint, manifest: Manifest) -> list[int]:
     """Real text where there is a tokenizer, else random ids, cut to the context."""
     vocabulary = manifest.model.vocab_size
-    ids = np.random.default_rng(0).integers(0, vocabulary, _LENGTH).tolist()
+    ids: list[int] = np.random.default_rng(0).integers(0, vocabulary, _LENGTH).tolist()
     if "tokenizer.json" in checkpoint.files:
         encoded = Text.from_files(checkpoint.files).encode(_TEXT)
         if len(encoded) >= _LENGTH and max(encoded) < vocabulary:

@@ -4,20 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, TypeAlias
 
 import numpy as np
 
 from dynexport.exporter.parity.cases import Case, Prompt, Score, generate, replay
 from dynexport.exporter.parity.golden import GoldenRow
 from dynexport.exporter.parity.metrics import FloatArray, Metrics, compare_bits, compare_logits
+from dynexport.exporter.parity.thresholds import Kind
 from dynexport.exporter.strategies import strategies
 from dynexport.runtime.bundle import Bundle
 from dynexport.runtime.decoder import Decoder
 from dynexport.runtime.manifest import Speedup
-
-Kind: TypeAlias = Literal["reference", "consistency", "exact"]
-"""Held to PyTorch; held to itself computed in another order; or held to be the same to the last bit."""
 
 _CHUNKS = (1, 3, 16)
 # Tokens fed one by one in checks that are about more than generating.
@@ -87,7 +84,6 @@ def greedy(decoder: Decoder, score: Score, prompts: Sequence[Prompt], speedup: S
     ]
     expected = [logits[-count:] for logits in score(cases)]
     metrics = compare_logits(expected, found)
-    metrics["tokens"] = [int(row.argmax()) for rows in found for row in rows]
     return Measurement(f"greedy/{speedup.name}", "reference", metrics, tuple(cases))
 
 

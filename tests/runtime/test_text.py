@@ -380,12 +380,10 @@ class TestText:
         tokenizer.enable_padding(length=64)
         assert text_of(tokenizer).encode(CORPUS) == TEXTS["byte level"].encode(CORPUS)
 
-    def test_from_a_directory(self, tmp_path: Path) -> None:
+    def test_every_part_is_optional_until_it_is_used(self) -> None:
         with pytest.raises(DynexportError, match=r"tokenizer\.json: the bundle has no tokenizer"):
-            Text.from_directory(tmp_path).encode("hi")
-        (tmp_path / "tokenizer.json").write_text(KINDS["byte level"].to_str(), encoding="utf-8")
-        (tmp_path / "chat_template.jinja").write_text(CHATML, encoding="utf-8")
-        text = Text.from_directory(tmp_path)
+            Text.from_files({}).encode("hi")
+        text = text_of(KINDS["byte level"], template=CHATML)
         assert text.decode(text.encode(CORPUS)) == CORPUS
         assert text.has_chat_template
 

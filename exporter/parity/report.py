@@ -1,0 +1,134 @@
+"""What a verification found: plain data, to be shown, saved, and judged again."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict
+
+from dynexport.exporter.parity.bisect import Place
+from dynexport.exporter.parity.ladder import Measurement
+from dynexport.exporter.parity.metrics import Metrics
+from dynexport.exporter.parity.thresholds import LIMITS, Kind, PrecisionLimits, judge
+from dynexport.runtime.manifest import Precision
+
+_HEADLINES = ("identical", "max_abs", "mean_kl", "top1_agreement")
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Check(_Part):
+    """One check, judged.
+
+    Attributes:
+        name: what was checked, and after slashes at which ratio or length.
+        kind: what it was held to.
+        skipped: whether tokens ran in fewer than all layers.
+        ambiguous: tokens that differ from the reference's within a near-tie: neither agreement nor failure.
+        failures: what is beyond its limit, one phrase each.
+    """
+
+    name: str
+    kind: Kind
+    skipped: bool
+    passed: bool
+    ambiguous: int
+    failures: tuple[str, ...]
+    metrics: Metrics
+
+    @classmethod
+    def judged(cls, measurement: Measurement, limits: PrecisionLimits) -> Check:
+        """A measurement held to limits."""
+        m = measurement
+        verdict = judge(m.kind, m.metrics, limits.of(m.kind, skipped=m.skipped))
+        return cls(
+            name=m.name,
+            kind=m.kind,
+            skipped=m.skipped,
+            passed=not verdict.failures,
+            ambiguous=verdict.ambiguous,
+            failures=verdict.failures,
+            metrics=m.metrics,
+        )
+
+    @property
+    def headlines(self) -> Metrics:
+        """The metrics to show where there is little room."""
+        return {name: self.metrics[name] for name in _HEADLINES if name in self.metrics}
+
+
+class Departure(_Part):
+    """Where a failed check goes astray.
+
+    Attributes:
+        check: its name.
+        first: the first layer whose output departs, or "embedding", or "head" (final norm and head).
+        limit: the relative error from which on it does.
+        errors: relative error of the hidden states after the embedding and after every layer, in order.
+    """
+
+    check: str
+    first: Place
+    limit: float
+    errors: dict[str, float]
+
+
+class Report(_Part):
+    """A whole verification.
+
+    Attributes:
+        bundle: its directory.
+        against: the model that PyTorch ran, or None where golden vectors stood for it.
+        max_abs_logit_error: the largest of any check against the reference.
+        token_agreement: share of tokens that are the reference's choice, near-ties left out.
+        ambiguous_tokens: those near-ties.
+    """
+
+    passed: bool
+    bundle: str
+    against: str | None
+    precision: Precision
+    max_abs_logit_error: float
+    token_agreement: float
+    ambiguous_tokens: int
+    checks: tuple[Check, ...]
+    departure: Departure | None = None
+
+    @classmethod
+    def of(cls, bundle: str, against: str | None, precision: Precision, checks: tuple[Check, ...]) -> Report:
+        """Sum up checks."""
+        compared = [check for check in checks if check.kind == "reference"]
+        agreed = sum(int(_number(check.metrics["agreed"])) for check in compared)
+        ambiguous = sum(check.ambiguous for check in compared)
+        decided = sum(int(_number(check.metrics["positions"])) for check in compared) - ambiguous
+        return cls(
+            passed=all(check.passed for check in checks),
+            bundle=bundle,
+            against=against,
+            precision=precision,
+            max_abs_logit_error=max((_number(check.metrics["max_abs"]) for check in compared), default=0.0),
+            token_agreement=agreed / decided if decided else 1.0,
+            ambiguous_tokens=ambiguous,
+            checks=checks,
+        )
+
+    @property
+    def first_departing_layer(self) -> Place | None:
+        """``departure.first``."""
+        return None if self.departure is None else self.departure.first
+
+    def judged_again(self, limits: PrecisionLimits) -> Report:
+        """The same metrics held to other limits."""
+        checks = tuple(Check.judged(Measurement(c.name, c.kind, c.metrics, skipped=c.skipped), limits) for c in self.checks)
+        return Report.of(self.bundle, self.against, self.precision, checks)
+
+    def to_json(self) -> dict[str, Any]:
+        """For ``json.dumps``; infinity and NaN become null. ``Report.from_json`` reads it."""
+        fields = self.model_dump(mode="json") | {"first_departing_layer": self.first_departing_layer}
+        finite = _without_infinity(fields)
+        assert isinstance(finite, dict)
+        return finite
+
