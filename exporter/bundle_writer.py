@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import glob
 import hashlib
 import os
 import shutil
@@ -41,6 +42,8 @@ def replacing(output: Path) -> Iterator[Path]:
         yield part
         _sync(part)
         _take_place(part, output)
+    except OSError as error:
+        raise DynexportError(f"{output}: cannot write the bundle ({error}); an earlier one is untouched") from error
     finally:
         shutil.rmtree(part, ignore_errors=True)
 
@@ -60,9 +63,10 @@ def _refuse_strangers(output: Path) -> None:
 
 def _clear_leftovers(output: Path) -> None:
     """Remove temporary siblings of runs that are no longer alive."""
-    for left in output.parent.glob(f".{output.name}.*{_SUFFIX}"):
+    for left in output.parent.glob(f".{glob.escape(output.name)}.*{_SUFFIX}"):
         owner = left.name.removesuffix(_SUFFIX).rsplit(".", 1)[-1]
-        if owner.isdigit() and not Path(f"/proc/{owner}").exists():
+        # Of our own number too: in a container every run may have the same one.
+        if owner == str(os.getpid()) or (owner.isdigit() and not Path(f"/proc/{owner}").exists()):
             shutil.rmtree(left, ignore_errors=True)
 
 

@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import onnx_ir as ir
 
@@ -84,6 +84,8 @@ def convert(
         DynexportError: for anything wrong with the model or the arguments; ``output`` is then left as it was.
     """
     started = time.perf_counter()
+    if precision not in get_args(m.Precision):
+        raise DynexportError(f"precision: expected one of {', '.join(get_args(m.Precision))}, found {precision!r}")
     checkpoint = open_checkpoint(model, tokenizer=tokenizer)
     architecture = _limited(read_architecture(checkpoint.config), max_length)
     contract = read_contract(checkpoint, strategy, speedups, rule, keep)
@@ -156,7 +158,7 @@ def read_contract(
     if declared is not None and not isinstance(declared, dict):
         raise DynexportError(f"{checkpoint.source}: config.json: dynexport: expected an object, found {declared!r}")
     name = strategy or (declared or {"strategy": "dense"}).get("strategy")
-    if name not in strategies():
+    if not isinstance(name, str) or name not in strategies():
         known = " or ".join(strategies())
         raise DynexportError(f"{checkpoint.source}: strategy: expected {known}, found {name!r}")
     fields: dict[str, Any] = dict(declared) if declared and declared.get("strategy") == name else {"strategy": name}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from importlib import metadata
+
 import onnx_ir as ir
 
 from dynexport.exporter.architecture import Architecture

@@ -96,6 +96,11 @@ class WeightFile:
         for done, (name, weight) in enumerate(weights, start=1):
             if any(parameter.name not in self.written for parameter in weight.parts.values()):
                 values = weight.storage.pack(reader.read(name, weight.shape))
+                if not all(np.isfinite(part).all() for part in values.values() if part.dtype == np.float16):
+                    raise DynexportError(
+                        f"{reader.checkpoint.source}: tensor {name}: expected weights up to 65504 for float16, found "
+                        "larger ones; choose another precision"
+                    )
                 for suffix, parameter in weight.parts.items():
                     self._append(parameter.name, values[suffix])
                 self.elements += math.prod(weight.shape)

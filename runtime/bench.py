@@ -89,10 +89,10 @@ def benchmark(
     Raises:
         DynexportError: when the lengths do not fit the context, or an argument is out of range.
     """
-    _check(bundle, prompt_tokens, new_tokens, batch, repeats, threads)
+    _check(bundle, prompt_tokens, new_tokens, batch, repeats)
     declared = bundle.manifest.speedups if speedup is None else (bundle.speedup(speedup),)
     dense = bundle.speedup(1)
-    kept = [dense, *(s for s in declared if s.name != dense.name)]
+    kept = [dense, *(s for s in declared if s.ratio != dense.ratio)]
     decoder = Decoder(bundle, threads)
     cache = decoder.cache(batch, prompt_tokens + new_tokens + _WARM_UP_STEPS)
     prompts = np.random.default_rng(0).integers(0, bundle.manifest.model.vocab_size, (batch, prompt_tokens))
@@ -171,13 +171,12 @@ def _result(
     )
 
 
-def _check(bundle: Bundle, prompt: int, new: int, batch: int, repeats: int, threads: int) -> None:
+def _check(bundle: Bundle, prompt: int, new: int, batch: int, repeats: int) -> None:
     for name, value in (
         ("prompt_tokens", prompt),
         ("new_tokens", new),
         ("batch", batch),
         ("repeats", repeats),
-        ("threads", threads),
     ):
         if value < 1:
             raise DynexportError(f"{name}: expected at least 1, found {value}")

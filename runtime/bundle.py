@@ -75,7 +75,7 @@ class Bundle:
         full = Speedup(name="dense", ratio=1.0, keep=tuple(range(model.layers)))
         if wanted is None:
             return declared[0] if declared else full
-        for speedup in (*declared, full):
+        for speedup in (full, *declared):
             if str(wanted) == speedup.name or _number(wanted) == speedup.ratio is not None:
                 return speedup
         names = ", ".join(speedup.name for speedup in declared)

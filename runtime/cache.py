@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 
 from dynexport.runtime.errors import DynexportError
@@ -28,8 +30,8 @@ class Cache:
                 for layer in range(model.layers)
                 for part in ("key", "value")
             }
-        except MemoryError as error:
-            size = 2 * model.layers * 4 * int(np.prod(shape))
+        except (MemoryError, ValueError) as error:  # the second where the size overflows
+            size = 2 * model.layers * 4 * math.prod(shape)
             raise DynexportError(
                 f"cache: {rows} rows of {slots} tokens need {size / 2**30:.1f} GiB, more than there is; "
                 "lower the batch or the number of tokens"

@@ -29,21 +29,22 @@ class Conversation:
         self, content: str, *, speedup: str | float | None, max_new_tokens: int, sampling: Sampling
     ) -> Iterator[Piece]:
         """The answer to a user's message, as it comes; arguments and errors as for ``Generator.stream``."""
-        self.messages.append({"role": "user", "content": content})
-        rendered = self._generator.text.chat(self.messages)
+        asked = [*self.messages, {"role": "user", "content": content}]
+        rendered = self._generator.text.chat(asked)
         if rendered[: len(self._cached)] != self._cached or len(rendered) == len(self._cached):
             # The template tells earlier turns differently now; begin again at full depth.
             self._cache.rewind()
             self._cached = []
         prompt = rendered[len(self._cached) :]
+        ids: list[int] = []
         pieces = self._generator.stream(
             [prompt], speedup=speedup, max_new_tokens=max_new_tokens, sampling=sampling, cache=self._cache
         )
-        answer, ids = "", []
+        answer = {"role": "assistant", "content": ""}
         for piece in pieces:
-            answer += piece.text
+            # Kept up with every token, as the caller may stop listening. The last one has not been fed.
+            self.messages = [*asked, answer]
+            self._cached = rendered + ids
+            answer["content"] += piece.text
             ids.append(piece.token)
             yield piece
-        # The last token of a turn is never fed.
-        self._cached = rendered + ids[:-1]
-        self.messages.append({"role": "assistant", "content": answer})

@@ -19,6 +19,8 @@ Tokens = Sequence[int] | Array
 
 # Long prompts go in pieces: the scores of a piece against everything before it are what takes memory.
 CHUNK = 1024
+# ONNX Runtime would start as many as it is told, until memory ends.
+_MOST_THREADS = 256
 
 
 class Decoder:
@@ -29,12 +31,12 @@ class Decoder:
         profile: prefix of the files that ONNX Runtime's profiler writes, or None to run without it.
 
     Raises:
-        DynexportError: for less than one thread.
+        DynexportError: for a number of threads that makes no sense.
     """
 
     def __init__(self, bundle: Bundle, threads: int | None = None, *, profile: Path | None = None) -> None:
-        if threads is not None and threads < 1:
-            raise DynexportError(f"threads: expected at least 1, found {threads}")
+        if threads is not None and not 1 <= threads <= _MOST_THREADS:
+            raise DynexportError(f"threads: expected 1..{_MOST_THREADS}, found {threads}")
         self.bundle = bundle
         self.manifest = bundle.manifest
         self.threads = threads

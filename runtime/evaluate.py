@@ -49,7 +49,8 @@ def evaluate(
         progress: called with steps done and in all.
 
     Raises:
-        DynexportError: when the text is shorter than a window, or a size is out of range.
+        DynexportError: when the text is shorter than a window, has tokens that the model lacks, or a size is out of
+            range.
     """
     limit = bundle.manifest.model.max_length
     if not 1 <= prompt_tokens < window <= limit:
@@ -58,10 +59,15 @@ def evaluate(
         )
     if batch < 1:
         raise DynexportError(f"batch: expected at least 1, found {batch}")
+    if max_tokens < window:
+        raise DynexportError(f"max_tokens: expected at least one window of {window}, found {max_tokens}")
     count = min(len(ids), max_tokens) // window
     if count < 1:
-        raise DynexportError(f"text: expected at least {window} tokens, found {min(len(ids), max_tokens)}")
+        raise DynexportError(f"text: expected at least {window} tokens, found {len(ids)}")
     windows = np.asarray(ids[: count * window], np.int64).reshape(count, window)
+    vocabulary = bundle.manifest.model.vocab_size
+    if unknown := windows[(windows < 0) | (windows >= vocabulary)].tolist():
+        raise DynexportError(f"text: expected token ids 0..{vocabulary - 1}, found {unknown[0]}")
     groups = [windows[start : start + batch] for start in range(0, count, batch)]
     decoder = Decoder(bundle, threads)
     total = len(speedups) * len(groups)

@@ -34,7 +34,14 @@ class Picture:
         )
 
     def text(
-        self, x: float, y: float, words: str, size: int = 13, fill: str = INK, anchor: str = "middle", bold: bool = False
+        self,
+        x: float,
+        y: float,
+        words: str,
+        size: int = 13,
+        fill: str = INK,
+        anchor: str = "middle",
+        bold: bool = False,
     ) -> None:
         """One line; ``y`` is its baseline."""
         weight = ' font-weight="600"' if bold else ""

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from dynexport.exporter.cli.arguments import numbers
 from dynexport.exporter.cli.describe import NOT_TRAINED, bundle_report, describe_bundle, speedup_table
 from dynexport.exporter.cli.output import Output, bytes_text, json_option
 from dynexport.runtime.contract import STRATEGY_NAMES
@@ -92,7 +93,7 @@ def convert(
             strategy=strategy,
             speedups=speedups,
             rule=rule,  # type: ignore[arg-type]  # click has checked it
-            keep=None if keep is None else _layers(keep),
+            keep=None if keep is None else numbers(keep, "--keep"),
             precision=precision,  # type: ignore[arg-type]  # as above
             max_length=max_length,
             static=static,
@@ -124,12 +125,3 @@ def _describe_run(done: Conversion) -> list[tuple[str, str]]:
         ("peak memory", bytes_text(done.peak_memory)),
         ("time", f"{done.seconds:.1f} s"),
     ]
-
-
-def _layers(text: str) -> list[int]:
-    try:
-        return [int(part) for part in text.split(",") if part.strip()]
-    except ValueError as error:
-        raise click.BadParameter(
-            f"expected layer numbers separated by commas, found {text!r}", param_hint="--keep"
-        ) from error

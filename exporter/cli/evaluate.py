@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 from pathlib import Path
 
 import click
@@ -56,7 +57,7 @@ def evaluate(
         results = measure(
             opened,
             ids,
-            speedups=[dense, *(s for s in compared if s.name != dense.name)],
+            speedups=[dense, *(s for s in compared if s.ratio != dense.ratio)],
             window=window,
             prompt_tokens=prompt_tokens,
             max_tokens=max_tokens,
@@ -92,8 +93,13 @@ def evaluate(
 
 def _read(path: Path, max_tokens: int) -> str:
     """Enough of the file for the tokens asked for; a token is rarely longer than 16 bytes."""
+    limit = 16 * max(1, max_tokens)
     try:
         with path.open("rb") as file:
-            return file.read(16 * max(1, max_tokens)).decode("utf-8", errors="ignore" if max_tokens else "strict")
+            content = file.read(limit)
+        # The cut may go through a character; the end of the file may not.
+        return codecs.getincrementaldecoder("utf-8")().decode(content, final=len(content) < limit)
     except OSError as error:
         raise DynexportError(f"{path}: expected a text file, found: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise DynexportError(f"{path}: expected UTF-8 text, found {error.reason} at byte {error.start}") from error

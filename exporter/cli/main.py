@@ -11,7 +11,7 @@ import tempfile
 import traceback
 from pathlib import Path
 from types import FrameType
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import click
 
@@ -27,7 +27,19 @@ from dynexport.runtime.errors import EXIT_BAD_INPUT, DynexportError
 _DEBUG = "--debug"
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+class _Commands(click.Group):
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except (BrokenPipeError, SystemExit) as error:
+            # Whoever read our output has seen enough; click and rich end with 1 then, which here is a failed check.
+            if isinstance(error, SystemExit) and not isinstance(error.__context__, BrokenPipeError):
+                raise
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for the flush at exit
+            sys.exit(128 + signal.SIGPIPE)
+
+
+@click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
 @click.version_option(package_name="dynexport", prog_name="dynexport")
 @click.option(_DEBUG, is_flag=True, help="Write the traceback of an error to a log file, and name it.")
 def cli(debug: bool) -> None:
@@ -68,11 +80,6 @@ def main() -> NoReturn:
     except (click.Abort, KeyboardInterrupt):
         _say("interrupted")
         sys.exit(128 + signal.SIGINT)
-    except SystemExit as ending:
-        # Whoever read our output has seen enough. click and rich both end with 1, which here means a failed check.
-        if isinstance(ending.__context__, BrokenPipeError):
-            sys.exit(128 + signal.SIGPIPE)
-        raise
     except DynexportError as error:
         _say(f"error: {error}", log=error)
         sys.exit(EXIT_BAD_INPUT)

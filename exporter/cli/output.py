@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import math
+import os
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -36,16 +38,21 @@ class Output:
 
     Args:
         json_path: where the report goes as JSON: a file, "-", or None for nowhere.
+
+    Raises:
+        DynexportError: when that file cannot be written, told before any work is done.
     """
 
     def __init__(self, json_path: str | None) -> None:
         self._json_path = json_path
-        self.console = Console(stderr=json_path == "-", soft_wrap=True, highlight=False)
-        self._progress_console = Console(stderr=True)
+        if json_path is not None and json_path != "-":
+            _check_writable(Path(json_path))
+        self.console = _console(stderr=json_path == "-")
+        self._errors = _console(stderr=True)
 
     def say(self, text: str) -> None:
         """A line for people."""
-        self.console.print(text, markup=False)
+        self.console.print(text)
 
     def stream(self, text: str) -> None:
         """A piece of text for people, shown at once and as it is."""
@@ -55,7 +62,7 @@ class Output:
 
     def warn(self, text: str) -> None:
         """A line on standard error that people should not miss."""
-        Console(stderr=True, soft_wrap=True, highlight=False).print(f"warning: {text}", style="yellow", markup=False)
+        self._errors.print(f"warning: {text}", style="yellow")
 
     def table(self, title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
         """A table; the first column is text, the others are figures."""
@@ -83,7 +90,7 @@ class Output:
         """
         if self._json_path is None:
             return
-        text = json.dumps(fields, indent=1) + "\n"
+        text = json.dumps(_finite(fields), indent=1, allow_nan=False) + "\n"
         if self._json_path == "-":
             sys.stdout.write(text)
             sys.stdout.flush()
@@ -91,20 +98,20 @@ class Output:
         try:
             Path(self._json_path).write_text(text)
         except OSError as error:
-            raise DynexportError(f"--json {self._json_path}: expected a file to write, found: {error}") from error
+            raise _not_writable(self._json_path, error.strerror) from error
 
     @contextmanager
     def progress(self, title: str) -> Iterator[ProgressBar]:
         """A bar on standard error while the block runs; nothing where that is not a terminal."""
         columns = (
             SpinnerColumn(),
-            TextColumn("{task.description}"),
+            TextColumn("{task.description}", markup=False),
             BarColumn(),
             TaskProgressColumn(),
             TimeElapsedColumn(),
         )
-        disable = not self._progress_console.is_terminal
-        with Progress(*columns, console=self._progress_console, transient=True, disable=disable) as progress:
+        disable = not self._errors.is_terminal
+        with Progress(*columns, console=self._errors, transient=True, disable=disable) as progress:
             yield ProgressBar(progress, title)
 
 
@@ -126,6 +133,33 @@ class ProgressBar:
     def stage(self, what: str) -> None:
         """What it is now; nobody knows how long."""
         self._progress.update(self._task, description=f"{self._title}: {what}", total=None)
+
+
+def _console(*, stderr: bool) -> Console:
+    # Without markup and emoji: a path may have brackets and colons.
+    return Console(stderr=stderr, soft_wrap=True, highlight=False, markup=False, emoji=False)
+
+
+def _check_writable(path: Path) -> None:
+    if path.is_dir():
+        raise _not_writable(path, "a directory")
+    if not path.parent.is_dir():
+        raise _not_writable(path, f"no directory {path.parent}")
+    if not os.access(path if path.exists() else path.parent, os.W_OK):
+        raise _not_writable(path, "one that may not be written")
+
+
+def _not_writable(path: str | Path, found: str | None) -> DynexportError:
+    return DynexportError(f"--json {path}: expected a file to write, found {found}")
+
+
+def _finite(value: Any) -> Any:
+    """JSON has no NaN and no infinity: they become null."""
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def bytes_text(size: float) -> str:

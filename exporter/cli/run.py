@@ -10,9 +10,11 @@ from typing import Any
 
 import click
 
+from dynexport.exporter.cli.arguments import numbers
 from dynexport.exporter.cli.output import Output, json_option
 from dynexport.runtime.bundle import Bundle
 from dynexport.runtime.conversation import Conversation
+from dynexport.runtime.errors import DynexportError
 from dynexport.runtime.generate import Generator, Piece
 from dynexport.runtime.machine import available_cores
 from dynexport.runtime.sampling import Sampling
@@ -93,13 +95,9 @@ def run(
 
 def _tokens(generator: Generator, prompt: str | None, ids: str | None, chat: bool) -> list[int]:
     if ids is not None:
-        try:
-            return [int(part) for part in ids.split(",") if part.strip()]
-        except ValueError as error:
-            raise click.BadParameter(
-                f"expected token ids separated by commas, found {ids!r}", param_hint="--ids"
-            ) from error
-    assert prompt is not None
+        return numbers(ids, "--ids")
+    if not prompt:
+        raise DynexportError("--prompt: expected text, found none")
     if chat:
         return generator.text.chat([{"role": "user", "content": prompt}])
     return generator.text.encode(prompt)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import reduce
 from typing import Any
 
 import numpy as np
@@ -110,14 +111,14 @@ class Step:
             float32 [B or 1, 1 or heads, S, T].
         """
         distance = op.Sub(op.Unsqueeze(key_positions, [1]), op.Unsqueeze(self.position_ids, [2]))
-        masked = None
+        terms = []
         if window is not None:
-            masked = op.Unsqueeze(op.Where(op.Greater(distance, -window), 0.0, _MASKED), [1])
-        if not isinstance(self.architecture.positions, Alibi):
-            return masked
-        slopes = op.initializer(ir.tensor(self.architecture.positions.slopes()[:, None, None]), "alibi_slopes")
-        bias = op.Mul(op.Cast(op.Unsqueeze(distance, [1]), to=FLOAT), slopes)
-        return bias if masked is None else op.Add(bias, masked)
+            terms.append(op.Unsqueeze(op.Where(op.Greater(distance, -window), 0.0, _MASKED), [1]))
+        if isinstance(self.architecture.positions, Alibi):
+            slopes = op.initializer(ir.tensor(self.architecture.positions.slopes()[:, None, None]), "alibi_slopes")
+            terms.append(op.Mul(op.Cast(op.Unsqueeze(distance, [1]), to=FLOAT), slopes))
+        bias: ir.Value = reduce(op.Add, terms)
+        return bias
 
 
 def _rotation(op: Any, architecture: Architecture, position_ids: ir.Value) -> tuple[ir.Value | None, ir.Value | None]:

@@ -30,8 +30,7 @@ def errors_by_layer(decoder: ProbeDecoder, reference: Reference, cases: Sequence
     expected = _expected(reference, cases)
     return {
         name: max(
-            relative_error(expected[name][row], _row(decoder.calls, name, row, case))
-            for row, case in enumerate(cases)
+            relative_error(expected[name][row], _row(decoder.calls, name, row, case)) for row, case in enumerate(cases)
         )
         for name in decoder.calls[0]
     }

@@ -60,12 +60,12 @@ def replay(
     cache = cache or decoder.cache(len(cases), max(len(case.tokens) for case in cases))
     pieces: list[list[FloatArray]] = []
     done = np.zeros(len(cases), np.int64)
-    for index, (start, stop) in enumerate(first.prompted):
+    ends = [start for start, _ in first.prompted[1:]] + [len(first.tokens)]
+    for index, end in enumerate(ends):
         prompts = [case.tokens[slice(*case.prompted[index])] for case in cases]
         pieces.append(decoder.prefill(cache, prompts, chunk=chunk, all_logits=True))
         done += [len(prompt) for prompt in prompts]
-        following = first.prompted[index + 1][0] if index + 1 < len(first.prompted) else len(first.tokens)
-        for _ in range(following - stop):
+        for _ in range(end - first.prompted[index][1]):
             logits = decoder.step(cache, [case.tokens[at] for case, at in zip(cases, done, strict=True)], first.speedup)
             pieces.append(list(logits[:, None]))
             done += 1

@@ -74,10 +74,12 @@ def read_golden(path: Path) -> list[GoldenRow]:
         tensors = load_file(path)
     except (OSError, SafetensorError) as error:
         raise DynexportError(f"{path}: expected golden vectors, found: {error}") from error
-    tokens = tensors.pop("tokens")
+    tokens = tensors.pop("tokens", np.zeros(0, np.int64))
     rows = []
     for name, logits in sorted(tensors.items()):
-        speedup, length = name.rsplit(".", 1)
+        speedup, _, length = name.rpartition(".")
+        if not length.isdigit() or not 1 <= int(length) < len(tokens) or not 1 <= len(logits) < len(tokens):
+            raise DynexportError(f"{path}: {name}: expected logits of a golden row, found something else")
         rows.append(GoldenRow(speedup, tokens, int(length), logits))
     return rows
 

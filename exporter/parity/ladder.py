@@ -1,4 +1,4 @@
-"""The checks, from a single pass at full depth to a conversation's second turn; each one function, and figures only."""
+"""The checks, from one pass at full depth to a conversation's second turn: each a function, and figures only."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from dynexport.runtime.decoder import Decoder
 from dynexport.runtime.manifest import Speedup
 
 _CHUNKS = (1, 3, 16)
-# Tokens fed one by one in checks that are about more than generating.
+# Tokens fed one by one where generating is not what is checked.
 _STEPS = 8
 
 
@@ -26,12 +26,14 @@ class Measurement:
     """One check, not judged yet.
 
     Attributes:
-        cases: what was compared with the reference, as one batch; empty where it was compared with itself.
+        skipped: whether tokens ran in fewer than all layers.
+        cases: what was compared with the reference, as one batch; empty in other checks.
     """
 
     name: str
     kind: Kind
     metrics: Metrics
+    skipped: bool = False
     cases: tuple[Case, ...] = ()
 
 
@@ -47,15 +49,12 @@ def kept_sets(bundle: Bundle) -> Measurement:
     return Measurement("kept_sets", "exact", metrics)
 
 
-def golden_rows(decoder: Decoder, rows: Sequence[GoldenRow]) -> list[Measurement]:
-    """What PyTorch computed when the bundle was made, row by row."""
-    found = []
-    for row in rows:
-        case = Case(tuple(row.tokens.tolist()), ((0, row.prompt_length),), _speedup(decoder, row.speedup))
-        logits = replay(decoder, [case])[0][-len(row.logits) :]
-        name = f"golden/{row.speedup}/{row.prompt_length}"
-        found.append(Measurement(name, "reference", compare_logits([row.logits], [logits]), (case,)))
-    return found
+def golden_row(decoder: Decoder, row: GoldenRow) -> Measurement:
+    """What PyTorch computed when the bundle was made."""
+    speedup = decoder.bundle.speedup(1 if row.speedup == "dense" else row.speedup)
+    case = Case(tuple(row.tokens.tolist()), ((0, row.prompt_length),), speedup)
+    found = replay(decoder, [case])[0][-len(row.logits) :]
+    return _against_reference(f"golden/{row.speedup}/{row.prompt_length}", decoder, [case], [row.logits], [found])
 
 
 def prompts_alone_and_together(decoder: Decoder, score: Score, prompts: Sequence[Prompt]) -> list[Measurement]:
@@ -63,67 +62,72 @@ def prompts_alone_and_together(decoder: Decoder, score: Score, prompts: Sequence
     full = decoder.bundle.speedup(1)
     cases = [Case(tuple(prompt), ((0, len(prompt)),), full) for prompt in prompts]
     expected = score(cases)
-    found = []
-    for case, logits in zip(cases, expected, strict=True):
-        metrics = compare_logits([logits], replay(decoder, [case]))
-        found.append(Measurement(f"prompt/{len(case.tokens)}", "reference", metrics, (case,)))
-    if len(cases) > 1:
-        metrics = compare_logits(expected, replay(decoder, cases))
-        found.append(Measurement("prompt/batch", "reference", metrics, tuple(cases)))
-    return found
+    found = [
+        _against_reference(f"prompt/{len(case.tokens)}", decoder, [case], [logits], replay(decoder, [case]))
+        for case, logits in zip(cases, expected, strict=True)
+    ]
+    together = _against_reference("prompt/batch", decoder, cases, expected, replay(decoder, cases))
+    return [*found, together]
 
 
 def greedy(decoder: Decoder, score: Score, prompts: Sequence[Prompt], speedup: Speedup, count: int) -> Measurement:
-    """The engine generates in a right-padded batch; the reference scores what it generated in one pass."""
-    cache = decoder.cache(len(prompts), max(map(len, prompts)) + count)
+    """The engine generates in a right-padded batch; the reference scores what it generated, in one pass.
+
+    Args:
+        count: tokens to generate; fewer where the context ends before.
+    """
+    longest = max(map(len, prompts))
+    count = min(count, decoder.manifest.model.max_length - longest + 1)
+    cache = decoder.cache(len(prompts), longest + count)
     first = np.concatenate(decoder.prefill(cache, prompts))
+    # What is generated last is never fed.
     fed, later = generate(decoder, cache, first, speedup, count - 1)
     found = [np.concatenate([a[None], b]) for a, b in zip(first, later, strict=True)]
     cases = [
         Case((*prompt, *tokens), ((0, len(prompt)),), speedup) for prompt, tokens in zip(prompts, fed, strict=True)
     ]
     expected = [logits[-count:] for logits in score(cases)]
-    metrics = compare_logits(expected, found)
-    return Measurement(f"greedy/{speedup.name}", "reference", metrics, tuple(cases))
+    return _against_reference(f"greedy/{speedup.name}", decoder, cases, expected, found)
 
 
-def second_turn(decoder: Decoder, score: Score, prompts: tuple[Prompt, Prompt], speedup: Speedup) -> Measurement:
+def second_turn(decoder: Decoder, score: Score, prompts: Sequence[Prompt], speedup: Speedup) -> Measurement:
     """A prompt, generated tokens, a further prompt that runs in every layer again, generated tokens."""
-    slots = sum(map(len, prompts)) + 2 * _STEPS
-    cache = decoder.cache(1, slots)
+    room = decoder.manifest.model.max_length - sum(map(len, prompts))
+    steps = min(_STEPS, room // len(prompts))
+    cache = decoder.cache(1, sum(map(len, prompts)) + steps * len(prompts))
     tokens: list[int] = []
     prompted = []
     found: list[FloatArray] = []
     for prompt in prompts:
         prompted.append((len(tokens), len(tokens) + len(prompt)))
         logits = decoder.prefill(cache, [prompt], all_logits=True)[0]
-        fed, later = generate(decoder, cache, logits[-1:], speedup, _STEPS)
+        fed, later = generate(decoder, cache, logits[-1:], speedup, steps)
         tokens += [*prompt, *fed[0]]
         found += [logits, later[0]]
     case = Case(tuple(tokens), tuple(prompted), speedup)
-    metrics = compare_logits(score([case]), [np.concatenate(found)])
-    return Measurement(f"second_turn/{speedup.name}", "reference", metrics, (case,))
+    return _against_reference(f"second_turn/{speedup.name}", decoder, [case], score([case]), [np.concatenate(found)])
 
 
 def batch_isolation(decoder: Decoder, prompts: Sequence[Prompt], speedup: Speedup) -> list[Measurement]:
-    """A row beside others is what it is alone, and exactly what it is beside other neighbours of the same lengths.
+    """A row beside others is what it is alone, and to the last bit what it is beside others of the same lengths.
 
-    Kernels that depend on the batch may round differently alone; beside other neighbours nothing may change.
+    Kernels may round differently for another batch size; for the same, a neighbour's tokens may change nothing.
     """
     cases = _forced(decoder, prompts, speedup)
     together = replay(decoder, cases)
     alone = [replay(decoder, [case])[0] for case in cases]
     vocabulary = decoder.manifest.model.vocab_size
-    others = [Case(tuple((token + 1) % vocabulary for token in case.tokens), case.prompted, speedup) for case in cases]
-    kept = [replay(decoder, [*others[:i], case, *others[i + 1 :]])[i] for i, case in enumerate(cases)]
+    others = [Case(tuple((t + 1) % vocabulary for t in case.tokens), case.prompted, speedup) for case in cases]
+    among_others = [replay(decoder, [*others[:i], case, *others[i + 1 :]])[i] for i, case in enumerate(cases)]
+    skipped = _skips(decoder, speedup)
     return [
-        Measurement(f"batch_isolation/{speedup.name}", "consistency", compare_logits(alone, together)),
-        Measurement(f"neighbours/{speedup.name}", "exact", compare_bits(together, kept)),
+        Measurement(f"batch_isolation/{speedup.name}", "consistency", compare_logits(alone, together), skipped),
+        Measurement(f"neighbours/{speedup.name}", "exact", compare_bits(together, among_others), skipped),
     ]
 
 
 def single_steps(decoder: Decoder, prompt: Prompt) -> Measurement:
-    """A prompt at once gives what its tokens give one by one at full depth."""
+    """A prompt at once gives what its tokens give one by one, in every layer."""
     full = decoder.bundle.speedup(1)
     at_once = replay(decoder, [Case(tuple(prompt), ((0, len(prompt)),), full)])
     stepped = replay(decoder, [Case(tuple(prompt), ((0, 1),), full)])
@@ -136,36 +140,45 @@ def chunked_prefill(decoder: Decoder, prompt: Prompt) -> list[Measurement]:
     at_once = replay(decoder, [case], chunk=len(prompt))
     return [
         Measurement(
-            f"chunked_prefill/{chunk}",
-            "consistency",
-            compare_logits(at_once, replay(decoder, [case], chunk=chunk)),
+            f"chunked_prefill/{chunk}", "consistency", compare_logits(at_once, replay(decoder, [case], chunk=chunk))
         )
         for chunk in _CHUNKS
         if chunk < len(prompt)
     ]
 
 
-def ratio_change(decoder: Decoder, fresh: Decoder, prompts: tuple[Prompt, Prompt], speedup: Speedup) -> Measurement:
-    """After a request at another depth, on its cache, a request gives exactly what it gives on a new decoder."""
-    first = _forced(decoder, prompts[:1], decoder.bundle.speedup(1))
-    second = _forced(decoder, prompts[1:], speedup)
-    slots = len(first[0].tokens) + len(second[0].tokens)
+def ratio_change(decoder: Decoder, fresh: Decoder, prompts: Sequence[Prompt], speedup: Speedup) -> Measurement:
+    """After a request at full depth, on its cache, another gives to the last bit what it gives on a new decoder.
+
+    Args:
+        fresh: nothing has run on it.
+        prompts: of the first request and of the one that is compared.
+    """
+    before = _forced(decoder, prompts[:1], decoder.bundle.speedup(1))
+    compared = _forced(decoder, prompts[1:2], speedup)
+    slots = max(len(case.tokens) for case in (*before, *compared))
     cache = decoder.cache(1, slots)
-    replay(decoder, first, cache=cache)
+    replay(decoder, before, cache=cache)
     cache.rewind()
-    used = replay(decoder, second, cache=cache)
-    new = replay(fresh, second, cache=fresh.cache(1, slots))
-    return Measurement(f"ratio_change/{speedup.name}", "exact", compare_bits(new, used))
+    used = replay(decoder, compared, cache=cache)
+    new = replay(fresh, compared, cache=fresh.cache(1, slots))
+    return Measurement(f"ratio_change/{speedup.name}", "exact", compare_bits(new, used), _skips(decoder, speedup))
+
+
+def _against_reference(
+    name: str, decoder: Decoder, cases: Sequence[Case], expected: list[FloatArray], found: list[FloatArray]
+) -> Measurement:
+    skipped = _skips(decoder, cases[0].speedup)
+    return Measurement(name, "reference", compare_logits(expected, found), skipped, tuple(cases))
+
+
+def _skips(decoder: Decoder, speedup: Speedup) -> bool:
+    return len(speedup.keep) < decoder.manifest.model.layers
 
 
 def _forced(decoder: Decoder, prompts: Sequence[Prompt], speedup: Speedup) -> list[Case]:
-    """The prompts, each over again as if generated: the same number of tokens in every row."""
-    longest = max(map(len, prompts))
-    fed = min(_STEPS, decoder.manifest.model.max_length - longest)
+    """The prompts, each begun anew as if that had been generated: by as many tokens in every row."""
+    fed = min(_STEPS, decoder.manifest.model.max_length - max(map(len, prompts)))
     return [
         Case(tuple(np.resize(prompt, len(prompt) + fed).tolist()), ((0, len(prompt)),), speedup) for prompt in prompts
     ]
-
-
-def _speedup(decoder: Decoder, name: str) -> Speedup:
-    return decoder.bundle.speedup(1 if name == "dense" else name)

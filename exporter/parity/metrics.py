@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 FloatArray: TypeAlias = NDArray[np.float32]
-Metric: TypeAlias = float | int | bool | str | list[float] | list[int] | list[list[int]]
+Metric: TypeAlias = bool | int | float | str | list[int] | list[float] | list[float | None] | list[list[int]] | None
 Metrics: TypeAlias = dict[str, Metric]
 
 
@@ -61,6 +61,11 @@ def compare_bits(expected: Sequence[FloatArray], found: Sequence[FloatArray]) ->
         "positions": sum(len(a) for a, _ in pairs),
         "max_abs": max(float(_absolute_error(a, b).max()) for a, b in pairs),
     }
+
+
+def number(metric: object) -> float:
+    """A metric that is a number, as one; infinity for the null that stands for it in a saved report."""
+    return float(metric) if isinstance(metric, int | float) else float("inf")
 
 
 def relative_error(reference: FloatArray, candidate: FloatArray) -> float:

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
 from dynexport.exporter.parity.bisect import Place
 from dynexport.exporter.parity.ladder import Measurement
-from dynexport.exporter.parity.metrics import Metrics
-from dynexport.exporter.parity.thresholds import LIMITS, Kind, PrecisionLimits, judge
+from dynexport.exporter.parity.metrics import Metrics, number
+from dynexport.exporter.parity.thresholds import Kind, PrecisionLimits, judge
 from dynexport.runtime.manifest import Precision
 
 _HEADLINES = ("identical", "max_abs", "mean_kl", "top1_agreement")
@@ -73,62 +74,73 @@ class Departure(_Part):
     check: str
     first: Place
     limit: float
-    errors: dict[str, float]
+    errors: dict[str, float | None]
 
 
 class Report(_Part):
-    """A whole verification.
+    """A whole verification. ``Report.model_validate`` reads what ``to_json`` wrote.
 
     Attributes:
         bundle: its directory.
         against: the model that PyTorch ran, or None where golden vectors stood for it.
-        max_abs_logit_error: the largest of any check against the reference.
+        max_abs_logit_error: the largest of any check against the reference; None for NaN or infinity.
         token_agreement: share of tokens that are the reference's choice, near-ties left out.
         ambiguous_tokens: those near-ties.
+        first_departing_layer: ``departure.first``.
     """
 
     passed: bool
     bundle: str
     against: str | None
     precision: Precision
-    max_abs_logit_error: float
+    max_abs_logit_error: float | None
     token_agreement: float
     ambiguous_tokens: int
-    checks: tuple[Check, ...]
+    first_departing_layer: Place | None = None
     departure: Departure | None = None
+    checks: tuple[Check, ...]
 
     @classmethod
-    def of(cls, bundle: str, against: str | None, precision: Precision, checks: tuple[Check, ...]) -> Report:
+    def of(
+        cls,
+        bundle: str,
+        against: str | None,
+        precision: Precision,
+        checks: Sequence[Check],
+        departure: Departure | None = None,
+    ) -> Report:
         """Sum up checks."""
         compared = [check for check in checks if check.kind == "reference"]
-        agreed = sum(int(_number(check.metrics["agreed"])) for check in compared)
         ambiguous = sum(check.ambiguous for check in compared)
-        decided = sum(int(_number(check.metrics["positions"])) for check in compared) - ambiguous
+        decided = sum(int(number(check.metrics["positions"])) for check in compared) - ambiguous
+        agreed = sum(int(number(check.metrics["agreed"])) for check in compared)
         return cls(
             passed=all(check.passed for check in checks),
             bundle=bundle,
             against=against,
             precision=precision,
-            max_abs_logit_error=max((_number(check.metrics["max_abs"]) for check in compared), default=0.0),
+            max_abs_logit_error=max((number(check.metrics["max_abs"]) for check in compared), default=0.0),
             token_agreement=agreed / decided if decided else 1.0,
             ambiguous_tokens=ambiguous,
-            checks=checks,
+            first_departing_layer=None if departure is None else departure.first,
+            departure=departure,
+            checks=tuple(checks),
         )
-
-    @property
-    def first_departing_layer(self) -> Place | None:
-        """``departure.first``."""
-        return None if self.departure is None else self.departure.first
 
     def judged_again(self, limits: PrecisionLimits) -> Report:
         """The same metrics held to other limits."""
-        checks = tuple(Check.judged(Measurement(c.name, c.kind, c.metrics, skipped=c.skipped), limits) for c in self.checks)
-        return Report.of(self.bundle, self.against, self.precision, checks)
+        checks = [Check.judged(Measurement(c.name, c.kind, c.metrics, skipped=c.skipped), limits) for c in self.checks]
+        return Report.of(self.bundle, self.against, self.precision, checks, self.departure)
 
     def to_json(self) -> dict[str, Any]:
-        """For ``json.dumps``; infinity and NaN become null. ``Report.from_json`` reads it."""
-        fields = self.model_dump(mode="json") | {"first_departing_layer": self.first_departing_layer}
-        finite = _without_infinity(fields)
-        assert isinstance(finite, dict)
-        return finite
+        """For ``json.dumps``; infinity and NaN, which JSON lacks, become null."""
+        fields: dict[str, Any] = _json(self.model_dump())
+        return fields
 
+
+def _json(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: _json(item) for name, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_json(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

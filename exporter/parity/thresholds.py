@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
-from dynexport.exporter.parity.metrics import Metric
+from dynexport.exporter.parity.metrics import Metric, number
 from dynexport.runtime.manifest import Precision
 
 Kind: TypeAlias = Literal["reference", "consistency", "exact"]
@@ -120,27 +120,22 @@ def judge(kind: Kind, metrics: Mapping[str, Metric], limits: Limits) -> Verdict:
     """
     if kind == "exact":
         return Verdict() if metrics["identical"] is True else Verdict(("not identical",))
-    spread, margins = metrics["spread"], metrics["margins"]
-    assert isinstance(spread, float) and isinstance(margins, list)
-    near_tie = limits.near_tie(spread)
-    ambiguous = sum(_within(margin, near_tie) for margin in margins)
-    compared = int(_number(metrics["positions"])) - ambiguous
-    differing, allowed = len(margins) - ambiguous, math.ceil((1 - limits.agreement) * compared)
-    failures = []
-    error = limits.allowed_error(spread)
-    if not _within(metrics["max_abs"], error):
-        failures.append(f"max_abs: expected at most {error:.3g}, found {_number(metrics['max_abs']):.3g}")
-    if not _within(metrics["mean_kl"], limits.mean_kl):
-        failures.append(f"mean_kl: expected at most {limits.mean_kl:.3g}, found {_number(metrics['mean_kl']):.3g}")
+    margins = metrics["margins"]
+    assert isinstance(margins, list)
+    spread, positions = number(metrics["spread"]), int(number(metrics["positions"]))
+    ambiguous = sum(_within(margin, limits.near_tie(spread)) for margin in margins)
+    differing, compared = len(margins) - ambiguous, positions - ambiguous
+    allowed = math.ceil((1 - limits.agreement) * compared - 1e-9)
+    failures = [
+        f"{name}: expected at most {limit:.3g}, found {number(metrics[name]):.3g}"
+        for name, limit in (("max_abs", limits.allowed_error(spread)), ("mean_kl", limits.mean_kl))
+        if not _within(metrics[name], limit)
+    ]
     if differing > allowed:
         failures.append(f"tokens: expected at most {allowed} of {compared} to differ, found {differing}")
     return Verdict(tuple(failures), ambiguous)
 
 
-def _within(value: object, limit: float) -> bool:
-    """False for NaN as well, and for the null that stands for it in a saved report; infinity passes no limit."""
-    return math.isfinite(_number(value)) and _number(value) <= limit
-
-
-def _number(value: object) -> float:
-    return float(value) if isinstance(value, int | float) else math.nan
+def _within(metric: object, limit: float) -> bool:
+    """Infinity is within no limit, not even where errors are not judged."""
+    return math.isfinite(number(metric)) and number(metric) <= limit

@@ -68,7 +68,8 @@ class UnifiedSkipStrategy(Strategy):
         if contract.keep is not None:
             return (_declared(contract.keep, layers),)
         return tuple(
-            Speedup(name=f"{ratio:g}", ratio=ratio, keep=kept_layers(contract.rule, ratio, layers))
+            # All digits: two ratios never share a name, which is also that of a graph's file.
+            Speedup(name=str(ratio).removesuffix(".0"), ratio=ratio, keep=kept_layers(contract.rule, ratio, layers))
             for ratio in contract.speedups
         )
 

@@ -120,8 +120,9 @@ class OnnxRuntime(Target):
         scale: float,
         softcap: float | None,
     ) -> tuple[ir.Value, ir.Value, ir.Value]:
+        assert inputs.past_key.shape is not None
         head_dim = inputs.past_key.shape[3]
-        if head_dim % _HEAD_DIM_MULTIPLE:
+        if not isinstance(head_dim, int) or head_dim % _HEAD_DIM_MULTIPLE:
             raise DynexportError(
                 f"head_dim: expected a multiple of {_HEAD_DIM_MULTIPLE}, as ONNX Runtime's GroupQueryAttention needs, "
                 f"found {head_dim}"

@@ -27,7 +27,7 @@ class Engine:
 
     def __init__(self, path: Path, graph: Graph, threads: int | None = None, profile: Path | None = None) -> None:
         options = onnxruntime.SessionOptions()
-        options.log_severity_level = 3
+        options.log_severity_level = 4  # what it has to say comes with its exceptions
         if threads is not None:
             options.intra_op_num_threads = threads
         if profile is not None:
@@ -40,6 +40,12 @@ class Engine:
             raise DynexportError(f"{path}: ONNX Runtime refuses the graph: {_one_line(error)}") from error
         self.graph = graph
         self._inputs = {spec.name for spec in graph.inputs}
+        found = {node.name for node in self._session.get_inputs()}
+        if found != self._inputs:
+            raise DynexportError(
+                f"{path}: expected the inputs that the manifest names, found {sorted(found ^ self._inputs)[0]!r:.80} "
+                "in one of the two only"
+            )
         self._bound: tuple[Cache, Any] | None = None
 
     def run(self, cache: Cache, inputs: dict[str, Array]) -> Array:
@@ -51,12 +57,12 @@ class Engine:
         Returns:
             logits float32 [B, K, vocab].
         """
-        binding = self._binding(cache)
-        for name, value in inputs.items():
-            if name in self._inputs:
-                binding.bind_cpu_input(name, value)
-        binding.bind_output("logits", "cpu")
         try:
+            binding = self._binding(cache)
+            for name, value in inputs.items():
+                if name in self._inputs:
+                    binding.bind_cpu_input(name, value)
+            binding.bind_output("logits", "cpu")
             self._session.run_with_iobinding(binding)
         except Exception as error:  # as above
             raise DynexportError(f"{self.graph.file}: ONNX Runtime failed in a step: {_one_line(error)}") from error

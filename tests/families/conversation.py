@@ -55,15 +55,15 @@ class Conversation:
         return cls(parts, kept, reference.logits(rows, runs))
 
 
-def follow(decoder: Decoder, talk: Conversation, rows: Sequence[int], chunk: int = SLOTS) -> float:
-    """The largest error of some rows, taken as one batch, in units of the logits' standard deviation."""
+def follow(decoder: Decoder, talk: Conversation, rows: Sequence[int], chunk: int = SLOTS) -> np.ndarray:
+    """Errors of all logits of some rows, taken as one batch, in units of the row's standard deviation."""
     cache = decoder.cache(len(rows), SLOTS)
     errors = []
 
     def compare(found: Sequence[np.ndarray], begin: np.ndarray) -> None:
         for logits, row, start in zip(found, rows, begin, strict=True):
             expected = talk.expected[row][start : start + len(logits)]
-            errors.append(np.abs(logits - expected).max() / talk.expected[row].std())
+            errors.append(np.abs(logits - expected).ravel() / talk.expected[row].std())
 
     for number, (part, keep) in enumerate(zip(talk.parts, talk.kept, strict=True)):
         tokens = [part[row] for row in rows]
@@ -74,7 +74,7 @@ def follow(decoder: Decoder, talk: Conversation, rows: Sequence[int], chunk: int
         for step in zip(*tokens, strict=True):
             begin = cache.positions.copy()
             compare(generate(decoder, cache, step, keep), begin)
-    return float(max(errors))
+    return np.concatenate(errors)
 
 
 def generate(decoder: Decoder, cache: Cache, tokens: Sequence[int], keep: Keep) -> np.ndarray:

@@ -31,8 +31,8 @@ STRATEGIES = {"dense": {"strategy": "dense"}, "conditional": SKIP, "static": {**
 DECLARED = ((0, 3), (0, 2, 3))
 KEPT_SETS = {
     "dense": [(EVERYTHING, EVERYTHING)],
-    # One graph serves any kept set, also without the first and the last layer, or none at all.
-    "conditional": [DECLARED, ((1, 2), ()), (EVERYTHING, (3,))],
+    # One graph serves any kept set, also without the first and the last layer.
+    "conditional": [DECLARED, ((1, 2), (1,)), (EVERYTHING, (3,))],
     "static": [DECLARED],
 }
 
@@ -66,9 +66,9 @@ def test_conversation(name: str, strategy: str, reference: Models, decoder: Deco
     run = decoder(name, strategy)
     for kept in KEPT_SETS[strategy]:
         talk = Conversation.forced(reference(name), *kept)
-        assert follow(run, talk, rows=[0, 1, 2, 3]) < TOLERANCE, "right-padded batch"
-        assert follow(run, talk, rows=[3]) < TOLERANCE, "one row"
-        assert follow(run, talk, rows=[2, 3], chunk=4) < TOLERANCE, "in pieces"
+        assert follow(run, talk, rows=[0, 1, 2, 3]).max() < TOLERANCE, "right-padded batch"
+        assert follow(run, talk, rows=[3]).max() < TOLERANCE, "one row"
+        assert follow(run, talk, rows=[2, 3], chunk=4).max() < TOLERANCE, "in pieces"
 
 
 @pytest.mark.parametrize("name", ["llama", "mistral", "gpt2", "opt", "bloom"])

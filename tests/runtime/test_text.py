@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import json
 from itertools import pairwise
-from pathlib import Path
 from typing import Any
 
 import pytest

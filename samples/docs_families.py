@@ -1,0 +1,55 @@
+"""Write the table of families in docs/families.md from the code: `python samples/docs_families.py`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from dynexport.exporter.checkpoint import gguf_layout
+from dynexport.exporter.families import families
+
+DOCS = Path(__file__).resolve().parents[1] / "docs"
+PAGE = DOCS / "families.md"
+_BEGIN, _END = "<!-- begin: {} -->\n", "<!-- end -->\n"
+# llama.cpp has no architecture of its own for these; what it stores them as.
+_STORED_AS = {"mistral": "llama"}
+
+
+def markdown(columns: list[str], rows: list[list[str]]) -> str:
+    """A table with columns of equal width."""
+    widths = [max(map(len, column)) for column in zip(columns, *rows, strict=True)]
+    lines = [columns, ["-" * width for width in widths], *rows]
+    return "".join(
+        "| " + " | ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)) + " |\n"
+        for line in lines
+    )
+
+
+def table() -> str:
+    """The families, one a row."""
+    rows = [
+        [family.title, f"`{family.model_type}`", family.features, _gguf(family.model_type)]
+        for family in sorted(families().values(), key=lambda family: family.title)
+    ]
+    return markdown(["Family", "`model_type`", "What sets it apart", "GGUF"], rows)
+
+
+def _gguf(model_type: str) -> str:
+    if model_type in _STORED_AS:
+        return f"yes, as `{_STORED_AS[model_type]}`"
+    return "yes" if model_type in gguf_layout.FAMILIES else "no"
+
+
+def with_table(page: str, script: str, content: str) -> str:
+    """The page with what stands between the script's marks replaced."""
+    before, rest = page.split(_BEGIN.format(script), 1)
+    _, after = rest.split(_END, 1)
+    return f"{before}{_BEGIN.format(script)}{content}{_END}{after}"
+
+
+def page() -> str:
+    """docs/families.md as it should be."""
+    return with_table(PAGE.read_text(), Path(__file__).name, table())
+
+
+if __name__ == "__main__":
+    PAGE.write_text(page())

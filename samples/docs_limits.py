@@ -1,0 +1,41 @@
+"""Write the table of limits in docs/verification.md from the code: `python samples/docs_limits.py`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from docs_families import DOCS, markdown, with_table
+
+from dynexport.exporter.parity.thresholds import LIMITS, Limits
+
+PAGE = DOCS / "verification.md"
+
+
+def table() -> str:
+    """The limits, one row per precision and kind of check; equal ones in one row."""
+    rows = []
+    for precision, limits in LIMITS.items():
+        kinds: dict[Limits, list[str]] = {}
+        for kind, limit in (
+            ("PyTorch, every layer", limits.full),
+            ("PyTorch, layers skipped", limits.skipped),
+            ("itself", limits.consistency),
+        ):
+            kinds.setdefault(limit, []).append(kind)
+        rows += [[f"`{precision}`", "; ".join(held), *_figures(limit)] for limit, held in kinds.items()]
+    columns = ["Precision", "Held to", "Largest error", "Mean KL, nats", "Equal tokens", "Layer departs at"]
+    return markdown(columns, rows)
+
+
+def _figures(limit: Limits) -> list[str]:
+    error = "not judged" if limit.error is None else f"{limit.error[0]:g} or {limit.error[1]:g} x spread"
+    return [error, f"{limit.mean_kl:g}", f"{limit.agreement:.0%}", f"{limit.layer:g}"]
+
+
+def page() -> str:
+    """docs/verification.md as it should be."""
+    return with_table(PAGE.read_text(), Path(__file__).name, table())
+
+
+if __name__ == "__main__":
+    PAGE.write_text(page())

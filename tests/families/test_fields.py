@@ -1,0 +1,301 @@
+"""Reading config.json: what is understood, what is refused, and that nothing else happens."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from tiny_models import FAMILIES, LAYERS, VARIANTS, save_model
+
+from dynexport.exporter.architecture import Architecture, Rotary
+from dynexport.exporter.conversion import convert
+from dynexport.exporter.families import families, read_architecture
+from dynexport.runtime.errors import DynexportError
+
+MISSING = object()
+LLAMA3 = {"factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 32}
+# Fields that transformers guesses a size for when they are absent; here they are given or refused.
+SIZES = ("max_position_embeddings", "num_key_value_heads")
+
+
+def config(family: str, **fields: Any) -> dict[str, Any]:
+    """A family's tiny config with some fields changed; MISSING takes one away."""
+    changed = {"model_type": family, **FAMILIES[family], **fields}
+    return {name: value for name, value in changed.items() if value is not MISSING}
+
+
+def refused(fields: dict[str, Any]) -> str:
+    with pytest.raises(DynexportError) as caught:
+        read_architecture(fields)
+    message = str(caught.value)
+    assert "\n" not in message
+    return message
+
+
+@pytest.mark.parametrize("model_type", ["mamba", "LLAMA", "", None, 3, ["llama"], {"llama": 1}, MISSING])
+def test_an_unknown_family_is_refused(model_type: Any) -> None:
+    message = refused(config("llama", model_type=model_type))
+    assert "model_type" in message and "bloom, gemma2, gpt2" in message
+    assert repr(None if model_type is MISSING else model_type) in message
+
+
+UNSUPPORTED = [
+    *[(family, "is_causal", False) for family in FAMILIES],
+    ("llama", "hidden_act", "relu6"),
+    ("llama", "partial_rotary_factor", 0.5),
+    ("mistral", "layer_types", ["sliding_attention", "full_attention"] * 2),
+    ("qwen2", "layer_types", ["chunked_attention"] * LAYERS),
+    ("qwen3", "hidden_act", "xielu"),
+    ("smollm3", "no_rope_layers", [1, 0]),
+    ("smollm3", "no_rope_layers", [1, 0, 1, 2]),
+    ("gemma2", "attention_bias", True),
+    ("gemma2", "use_bidirectional_attention", True),
+    ("gemma2", "hidden_activation", "quick_gelu"),
+    ("phi3", "attention_bias", True),
+    ("phi3", "layer_types", ["full_attention"] * LAYERS),
+    ("gpt2", "scale_attn_by_inverse_layer_idx", True),
+    ("gpt2", "scale_attn_weights", False),
+    ("gpt2", "add_cross_attention", True),
+    ("gpt2", "activation_function", "tanh"),
+    ("opt", "do_layer_norm_before", False),
+    ("opt", "word_embed_proj_dim", 16),
+    ("opt", "_remove_final_layer_norm", True),
+    ("opt", "layer_norm_elementwise_affine", False),
+    ("gpt_neox", "hidden_act", "gelu_10"),
+    ("bloom", "apply_residual_connection_post_layernorm", True),
+]
+
+
+@pytest.mark.parametrize(("family", "field", "value"), UNSUPPORTED)
+def test_an_unsupported_value_is_refused_by_name(family: str, field: str, value: Any) -> None:
+    message = refused(config(family, **{field: value}))
+    assert f"({family}): {field}: expected" in message and repr(value) in message
+
+
+@pytest.mark.parametrize(
+    ("family", "fields", "field", "value"),
+    [
+        ("llama", {"rope_scaling": {"rope_type": "dynamic", "factor": 2.0}}, "rope_type", "dynamic"),
+        ("llama", {"rope_scaling": {"type": "yarn", "factor": 2.0}}, "rope_type", "yarn"),
+        ("qwen2", {"rope_parameters": {"rope_type": "yarn", "beta_fast": 32.0}}, "rope_type", "yarn"),
+        ("phi3", {"rope_scaling": {"type": "longrope", "short_factor": [1.0]}}, "rope_type", "longrope"),
+        ("llama", {"rope_parameters": {"full_attention": {}}}, "rope_parameters.full_attention", {}),
+        ("llama", {"rope_scaling": {"type": "default", "mrope_section": [2]}}, "rope_scaling.mrope_section", [2]),
+        ("llama", {"rope_parameters": {"partial_rotary_factor": 0.5}}, "partial_rotary_factor", 0.5),
+        ("phi3", {"rope_parameters": {"partial_rotary_factor": 0.4}}, "partial_rotary_factor", 0.4),
+        ("gpt_neox", {"rope_parameters": MISSING, "rotary_pct": 0.4}, "partial_rotary_factor", 0.4),
+    ],
+)
+def test_unsupported_rotary_positions_are_refused(family: str, fields: dict[str, Any], field: str, value: Any) -> None:
+    message = refused(config(family, **fields))
+    assert f"({family}): {field}: expected" in message and repr(value) in message
+
+
+REQUIRED = {
+    "gpt2": ("n_embd", "n_layer", "n_head", "vocab_size"),
+    "bloom": ("hidden_size", "n_layer", "n_head", "vocab_size"),
+    "opt": ("hidden_size", "num_hidden_layers", "num_attention_heads", "ffn_dim", "vocab_size"),
+}
+USUAL = ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "vocab_size")
+SIZE_FIELDS = [(family, field) for family in FAMILIES for field in REQUIRED.get(family, USUAL)]
+
+
+@pytest.mark.parametrize(("family", "field"), SIZE_FIELDS)
+@pytest.mark.parametrize("value", [MISSING, None, "32", True, 32.0, 0, -1, 1 << 4000, [32]])
+def test_a_size_is_there_and_is_one(family: str, field: str, value: Any) -> None:
+    message = refused(config(family, **{field: value}))
+    assert f"{field}: expected an integer" in message
+    assert f"found {None if value is MISSING else value!r}" in message
+
+
+@pytest.mark.parametrize(
+    ("family", "field", "value"),
+    [
+        ("llama", "rms_norm_eps", "1e-6"),
+        ("llama", "rms_norm_eps", 0),
+        ("llama", "rms_norm_eps", math.nan),
+        ("llama", "rms_norm_eps", 10**400),
+        ("llama", "rope_theta", math.inf),
+        ("llama", "rope_theta", -1e4),
+        ("llama", "rope_scaling", "linear"),
+        ("llama", "attention_bias", "false"),
+        ("llama", "mlp_bias", 0),
+        ("llama", "tie_word_embeddings", []),
+        ("llama", "hidden_act", ["silu"]),
+        ("llama", "hidden_size", 33),
+        ("llama", "num_key_value_heads", 3),
+        ("llama", "num_hidden_layers", 5000),
+        ("mistral", "sliding_window", -5),
+        ("qwen2", "use_sliding_window", "yes"),
+        ("qwen2", "layer_types", [["sliding_attention"]] * LAYERS),
+        ("qwen2", "max_window_layers", -1),
+        ("smollm3", "no_rope_layers", "1010"),
+        ("gemma2", "final_logit_softcapping", 0.0),
+        ("gemma2", "query_pre_attn_scalar", -8),
+        ("gpt2", "n_inner", "128"),
+        ("gpt2", "layer_norm_epsilon", True),
+        ("opt", "enable_bias", "no"),
+        ("gpt_neox", "use_parallel_residual", "parallel"),
+        ("bloom", "layer_norm_epsilon", {}),
+    ],
+)
+def test_a_value_of_another_type_or_range_is_refused_by_name(family: str, field: str, value: Any) -> None:
+    message = refused(config(family, **{field: value}))
+    assert f"({family}): {field}: expected" in message and repr(value) in message
+
+
+@pytest.mark.parametrize("field", LLAMA3)
+@pytest.mark.parametrize("value", [MISSING, "8", 0, math.nan])
+def test_llama3_scaling_needs_its_numbers(field: str, value: Any) -> None:
+    rope = {"rope_type": "llama3", **LLAMA3, field: value}
+    rope = {name: item for name, item in rope.items() if item is not MISSING}
+    assert f"{field}: expected a number" in refused(config("llama", rope_scaling=rope))
+
+
+def test_llama3_scaling_needs_a_band() -> None:
+    rope = {"rope_type": "llama3", **LLAMA3, "high_freq_factor": 1.0}
+    assert "high_freq_factor: expected more than low_freq_factor" in refused(config("llama", rope_scaling=rope))
+
+
+def test_a_head_size_that_the_engine_refuses_is_refused_at_conversion(tmp_path: Path) -> None:
+    pytest.importorskip("transformers")
+    save_model(tmp_path / "model", "gpt2", {**FAMILIES["gpt2"], "n_embd": 40})
+    with pytest.raises(DynexportError, match=r"head_dim: expected a multiple of 8, .* found 10"):
+        convert(tmp_path / "model", tmp_path / "bundle", golden=False)
+
+
+JSON = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.sampled_from([0, 1, -1, 1 << 31, 10**400, 1e-300, 1e300, "silu", "default", "linear", "llama3"])
+    | st.floats()
+    | st.text(max_size=8),
+    lambda inner: (
+        st.lists(inner, max_size=LAYERS)
+        | st.dictionaries(st.sampled_from(["rope_type", "type", "rope_theta", *LLAMA3]) | st.text(max_size=4), inner)
+    ),
+    max_leaves=6,
+)
+
+
+class Listening(dict[str, Any]):
+    """A config that remembers what was asked of it."""
+
+    def __init__(self, fields: dict[str, Any]) -> None:
+        super().__init__(fields)
+        self.asked = {"rope_parameters", "partial_rotary_factor"}
+
+    def get(self, name: str, default: Any = None) -> Any:
+        self.asked.add(name)
+        return super().get(name, default)
+
+
+def known_fields(family: str) -> list[str]:
+    listening = Listening(config(family))
+    read_architecture(listening)
+    return sorted(listening.asked - {"model_type"})
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(data=st.data())
+def test_any_json_is_read_or_refused(family: str, data: st.DataObject) -> None:
+    known = known_fields(family)
+    values = data.draw(st.dictionaries(st.sampled_from(known), JSON, max_size=3))
+    try:
+        assert isinstance(read_architecture(config(family, **values)), Architecture)
+    except DynexportError as error:
+        assert "\n" not in str(error)
+        assert any(field in str(error) for field in (*known, "rope_type", *LLAMA3))
+
+
+def same(a: Architecture, b: Architecture) -> None:
+    """Equal but for functions, and for rotary frequencies to the last digits."""
+    for field in dataclasses.fields(Architecture):
+        left, right = getattr(a, field.name), getattr(b, field.name)
+        if field.name == "sources":
+            assert {name: source.names for name, source in left.items()} == {
+                name: source.names for name, source in right.items()
+            }
+        elif isinstance(left, Rotary):
+            assert left.dim == right.dim
+            np.testing.assert_allclose(left.inverse_frequencies, right.inverse_frequencies, rtol=1e-12)
+        else:
+            assert left == right, field.name
+
+
+@pytest.mark.parametrize("name", [*FAMILIES, *VARIANTS])
+def test_a_short_config_means_what_transformers_makes_of_it(name: str, saved_model: Callable[[str], Path]) -> None:
+    """The few fields that a test or an old checkpoint has, against all those that save_pretrained writes."""
+    transformers = pytest.importorskip("transformers")
+    family, fields = VARIANTS.get(name, (name, FAMILIES.get(name, {})))
+    saved = transformers.AutoConfig.from_pretrained(saved_model(name)).to_dict()
+    short = {"model_type": family, **fields}
+    short |= {field: saved[field] for field in SIZES if field in saved}
+    same(read_architecture(short), read_architecture(saved))
+
+
+@pytest.mark.parametrize("family", families())
+def test_the_least_config_means_what_transformers_makes_of_it(family: str) -> None:
+    transformers = pytest.importorskip("transformers")
+    default = transformers.AutoConfig.for_model(family)
+    wanted = (*REQUIRED.get(family, USUAL), *SIZES)
+    least = {name: getattr(default, name) for name in wanted if getattr(default, name, None) is not None}
+    same(read_architecture({"model_type": family, **least}), read_architecture(default.to_dict()))
+
+
+@pytest.mark.parametrize(
+    ("family", "old", "new"),
+    [
+        (
+            "llama",
+            {"rope_theta": 5e5, "rope_scaling": {"rope_type": "llama3", **LLAMA3}},
+            {"rope_parameters": {"rope_type": "llama3", "rope_theta": 5e5, **LLAMA3}},
+        ),
+        (
+            "llama",
+            {"rope_scaling": {"type": "linear", "factor": 2.0}},
+            {"rope_parameters": {"rope_type": "linear", "rope_theta": 1e4, "factor": 2.0}},
+        ),
+        (
+            "phi3",
+            {"rope_theta": 1e5, "partial_rotary_factor": 0.75, "rope_parameters": MISSING, "hidden_size": 64},
+            {
+                "rope_parameters": {"rope_type": "default", "rope_theta": 1e5, "partial_rotary_factor": 0.75},
+                "hidden_size": 64,
+            },
+        ),
+        (
+            "gpt_neox",
+            {"rotary_emb_base": 5000, "rotary_pct": 0.5, "rope_parameters": MISSING},
+            {"rope_parameters": {"rope_type": "default", "rope_theta": 5000, "partial_rotary_factor": 0.5}},
+        ),
+        (
+            "smollm3",
+            {"use_sliding_window": True, "sliding_window": 5},
+            {
+                "use_sliding_window": True,
+                "sliding_window": 5,
+                "layer_types": ["full_attention", "sliding_attention"] * 2,
+            },
+        ),
+        (
+            "gemma2",
+            {"hidden_act": "gelu_pytorch_tanh"},
+            {"hidden_activation": "gelu_pytorch_tanh", "layer_types": ["sliding_attention", "full_attention"] * 2},
+        ),
+        ("gpt2", {"n_ctx": 64, "n_positions": MISSING}, {"n_positions": 64}),
+        ("bloom", {"n_embed": 32, "hidden_size": MISSING, "num_attention_heads": 4, "n_head": MISSING}, {}),
+        ("mistral", {"sliding_window": MISSING}, {"sliding_window": 4096}),
+    ],
+)
+def test_older_configs_mean_the_same(family: str, old: dict[str, Any], new: dict[str, Any]) -> None:
+    same(read_architecture(config(family, **old)), read_architecture(config(family, **new)))

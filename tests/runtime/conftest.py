@@ -1,0 +1,26 @@
+"""Bundles that the tests of the runtime share."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from bundles import dense_bundle, ids_bundle, skip_bundle  # noqa: F401 - fixtures
+
+from dynexport.runtime import Bundle, Generator
+
+
+@pytest.fixture(scope="session")
+def bundle(skip_bundle: Path) -> Bundle:  # noqa: F811
+    return Bundle.open(skip_bundle)
+
+
+@pytest.fixture(scope="session")
+def generator(bundle: Bundle) -> Generator:
+    return Generator(bundle, threads=1)
+
+
+@pytest.fixture(scope="session")
+def short(ids_bundle: Path) -> Generator:  # noqa: F811
+    """Of a bundle with a context of 24 tokens and no tokenizer."""
+    return Generator(Bundle.open(ids_bundle), threads=1)

@@ -1,0 +1,84 @@
+"""Caches are written where they lie: a step adds its entries, and touches nothing else of them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from dynexport.runtime import Bundle, DynexportError, Generator
+from dynexport.runtime.cache import Cache
+
+LAYERS, KEPT = range(8), (0, 2, 4, 7)
+
+
+def test_a_step_adds_one_entry_in_the_kept_layers_and_changes_no_other_byte(generator: Generator) -> None:
+    decoder = generator.decoder
+    cache = decoder.cache(2, 12)
+    for buffer in cache.buffers.values():
+        buffer[...] = 7
+    decoder.prefill(cache, [[1, 2, 3], [4, 5, 6]])
+    before = {name: buffer.copy() for name, buffer in cache.buffers.items()}
+    decoder.step(cache, [7, 8], decoder.bundle.speedup(2))
+    for name, buffer in cache.buffers.items():
+        changed = np.unique(np.nonzero(buffer != before[name])[2 if buffer.ndim == 4 else 1])
+        assert changed.tolist() == ([3] if int(name.split(".")[0]) in KEPT else []), name
+    assert [cache.lengths[layer].tolist() for layer in LAYERS] == [[4, 4] if i in KEPT else [3, 3] for i in LAYERS]
+
+
+def test_buffers_are_those_that_the_engine_writes(generator: Generator) -> None:
+    decoder = generator.decoder
+    cache = decoder.cache(1, 12)
+    decoder.prefill(cache, [[1, 2, 3]])
+    decoder.step(cache, [4], decoder.bundle.speedup(2))
+    (engine,) = decoder._engines.values()
+    assert engine._bound is not None
+    addresses = {value.data_ptr() for value in engine._bound[1].get_outputs()}
+    assert {buffer.ctypes.data for buffer in cache.buffers.values()} <= addresses
+
+
+def test_a_step_does_not_touch_the_memory_of_unused_slots(generator: Generator) -> None:
+    """Untouched pages take no memory: copying the caches, even onto themselves, would make them take it all."""
+    decoder = generator.decoder
+    cache = Cache(decoder.manifest, 1, 1 << 20)
+    size = sum(buffer.nbytes for buffer in cache.buffers.values())
+    decoder.prefill(decoder.cache(1, 4), [[1]])
+    peak_before = _reset_peak_memory()
+    decoder.prefill(cache, [[1, 2, 3]])
+    for ratio in (2, 1):
+        decoder.step(cache, [4], decoder.bundle.speedup(ratio))
+    # Huge pages are 2 MB, and each buffer's two heads begin in pages of their own.
+    assert _status("VmHWM") - peak_before < size / 4
+    assert size >= 1 << 30
+
+
+def _status(field: str) -> int:
+    line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(field))
+    return int(line.split()[1]) << 10
+
+
+def _reset_peak_memory() -> int:
+    try:
+        Path("/proc/self/clear_refs").write_text("5")
+    except OSError:
+        pytest.skip("waits for a kernel that lets a process reset its peak memory")
+    return _status("VmHWM")
+
+
+def test_a_row_is_the_same_memory(bundle: Bundle) -> None:
+    cache = Cache(bundle.manifest, 3, 4)
+    row = cache.row(1)
+    row.buffers["0.key"][...] = 1
+    row.lengths += 2
+    row.positions += 3
+    assert cache.buffers["0.key"].sum(axis=(1, 2, 3)).astype(bool).tolist() == [False, True, False]
+    assert cache.lengths[0].tolist() == [0, 2, 0] and cache.positions.tolist() == [0, 3, 0]
+    cache.rewind()
+    assert not row.lengths.any() and not row.positions.any() and row.rows == 1
+
+
+@pytest.mark.parametrize("rows", [1 << 40, 1 << 62])
+def test_more_than_there_is_memory_for_is_told(bundle: Bundle, rows: int) -> None:
+    with pytest.raises(DynexportError, match=r"^cache: \d+ rows of 256 tokens need \d+\.\d GiB, more than there is"):
+        Cache(bundle.manifest, rows, 256)

@@ -1,0 +1,73 @@
+"""A chat on one cache: later turns say what a fresh start with all the messages would say."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from bundles import CHAT, talking_checkpoint
+
+from dynexport.exporter.conversion import convert
+from dynexport.runtime import Bundle, DynexportError, Generator, Sampling
+from dynexport.runtime.conversation import Conversation
+
+NEW = 8
+# Tells earlier answers without their text, as templates of reasoning models do.
+FORGETFUL = CHAT.replace("message.content", "('' if message.role == 'assistant' else message.content)")
+
+
+def say(conversation: Conversation, content: str, speedup: float = 1) -> list[int]:
+    pieces = conversation.say(content, speedup=speedup, max_new_tokens=NEW, sampling=Sampling())
+    return [piece.token for piece in pieces]
+
+
+def afresh(generator: Generator, messages: list[dict[str, str]]) -> list[int]:
+    """The answer to messages that nothing is cached of."""
+    prompt = generator.text.chat(messages)
+    return generator.generate([prompt], speedup=1, max_new_tokens=NEW)[0].ids
+
+
+@pytest.mark.parametrize("template", [CHAT, FORGETFUL], ids=["growing", "forgetful"])
+def test_every_turn_at_full_depth_is_what_a_fresh_start_says(tmp_path: Path, template: str) -> None:
+    convert(talking_checkpoint(tmp_path / "m", template=template), tmp_path / "b", golden=False)
+    generator = Generator(Bundle.open(tmp_path / "b"), threads=1)
+    conversation = Conversation(generator, system="Be brief.")
+    for content in ("Hello there", "And then?", "Why?"):
+        asked = [*conversation.messages, {"role": "user", "content": content}]
+        assert say(conversation, content) == afresh(generator, asked)
+        assert [message["role"] for message in conversation.messages[-2:]] == ["user", "assistant"]
+
+
+def test_a_later_turn_feeds_only_what_is_new(generator: Generator, monkeypatch: pytest.MonkeyPatch) -> None:
+    fed: list[int] = []
+    prefill = generator.decoder.prefill
+    monkeypatch.setattr(
+        generator.decoder, "prefill", lambda cache, prompts: fed.append(len(prompts[0])) or prefill(cache, prompts)
+    )
+    conversation = Conversation(generator)
+    ids = say(conversation, "Hello there", speedup=2)
+    special = len(generator.text.decode(ids)) < len(ids)
+    say(conversation, "And then?", speedup=2)
+    everything = len(generator.text.chat(conversation.messages[:3]))
+    assert special or fed[1] == everything - fed[0] - (NEW - 1)
+
+
+def test_an_answer_that_is_left_off_is_what_the_next_turn_goes_on_from(generator: Generator) -> None:
+    conversation = Conversation(generator)
+    pieces = conversation.say("Hello there", speedup=1, max_new_tokens=NEW, sampling=Sampling())
+    begun = next(pieces).text + next(pieces).text
+    pieces.close()
+    assert conversation.messages[-1] == {"role": "assistant", "content": begun}
+    asked = [*conversation.messages, {"role": "user", "content": "Go on"}]
+    assert say(conversation, "Go on") == afresh(generator, asked)
+
+
+def test_a_message_that_does_not_fit_is_not_kept(generator: Generator) -> None:
+    conversation = Conversation(generator)
+    say(conversation, "Hello")
+    before = list(conversation.messages)
+    with pytest.raises(DynexportError, match="prompt: expected at most"):
+        say(conversation, "e" * 300)
+    assert conversation.messages == before
+    asked = [*before, {"role": "user", "content": "Still there?"}]
+    assert say(conversation, "Still there?") == afresh(generator, asked)

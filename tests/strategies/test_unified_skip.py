@@ -1,0 +1,198 @@
+"""The kept sets of Unified Skip against the routing contract's formulas, written down once more."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from dynexport.exporter.conversion import convert
+from dynexport.exporter.strategies import strategies
+from dynexport.exporter.strategies.unified_skip import kept_layers
+from dynexport.runtime.contract import parse_contract
+from dynexport.runtime.errors import DynexportError
+from dynexport.runtime.manifest import Speedup
+
+RULES = ("official", "balanced", "modulo")
+
+
+def official(layers: int, ratio: float) -> set[int]:
+    keep = {0, layers - 1}
+    n = int(layers / ratio)
+    g = int(layers / (n - 1))
+    for i in range(1, layers - 1):
+        if i % g == 0 and len(keep) < n:
+            keep.add(i)
+    return keep
+
+
+def balanced(layers: int, ratio: float) -> set[int]:
+    n = max(2, int(layers / ratio))
+    return {round(j * (layers - 1) / (n - 1)) for j in range(n)}
+
+
+def modulo(layers: int, ratio: float) -> set[int]:
+    n = int(layers / ratio)
+    lowest_first = [i for i in range(layers - 1) if i % ratio == 0]
+    return {*lowest_first[: n - 1], layers - 1}
+
+
+FORMULAS: dict[str, Callable[[int, float], set[int]]] = {
+    "official": official,
+    "balanced": balanced,
+    "modulo": modulo,
+}
+
+
+@st.composite
+def targets(draw: st.DrawFn) -> tuple[str, int, float]:
+    """A rule, a number of layers, and a ratio that leaves at least two of them."""
+    rule = draw(st.sampled_from(RULES))
+    layers = draw(st.integers(4, 200))
+    whole = st.integers(2, layers // 2)
+    ratio = draw(whole if rule == "modulo" else whole | st.floats(1, layers / 2, exclude_min=True))
+    return rule, layers, float(ratio)
+
+
+@settings(deadline=None)
+@given(targets())
+def test_the_formulas(target: tuple[str, int, float]) -> None:
+    rule, layers, ratio = target
+    keep = kept_layers(rule, ratio, layers)
+    assert list(keep) == sorted(FORMULAS[rule](layers, ratio))
+    assert list(keep) == sorted(set(keep))
+    assert 0 in keep and layers - 1 in keep
+    assert 2 <= len(keep) <= max(2, int(layers / ratio))
+
+
+@pytest.mark.parametrize("rule", ["official", "balanced"])
+def test_whole_ratios_keep_exactly_their_share(rule: str) -> None:
+    for layers in range(4, 129):
+        for ratio in range(2, layers // 2 + 1):
+            assert len(kept_layers(rule, float(ratio), layers)) == layers // ratio, (layers, ratio)
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_a_ratio_of_one_keeps_everything(rule: str) -> None:
+    assert kept_layers(rule, 1.0, 7) == tuple(range(7))
+
+
+@pytest.mark.parametrize(
+    ("rule", "ratio", "expected"),
+    [
+        ("official", 2, (*range(0, 27, 2), 29)),
+        ("official", 3, (*range(0, 25, 3), 29)),
+        ("official", 5, (0, 6, 12, 18, 24, 29)),
+        ("official", 1.5, (*range(19), 29)),
+        ("balanced", 5, (0, 6, 12, 17, 23, 29)),
+        ("balanced", 20, (0, 29)),
+        ("modulo", 5, (0, 5, 10, 15, 20, 29)),
+        ("modulo", 4, (0, 4, 8, 12, 16, 20, 29)),
+    ],
+)
+def test_thirty_layers(rule: str, ratio: float, expected: tuple[int, ...]) -> None:
+    assert kept_layers(rule, float(ratio), 30) == expected
+
+
+def speedups(layers: int, **fields: Any) -> tuple[Speedup, ...]:
+    """As a conversion finds them: contract fields, then the strategy."""
+    strategy = strategies()["unified-skip"]
+    contract = parse_contract({"strategy": "unified-skip", **fields}, "config.json: dynexport")
+    return strategy.speedups(contract, layers)
+
+
+def test_names_and_order() -> None:
+    assert [(s.name, s.ratio, s.keep) for s in speedups(4, speedups=[2, 1.25, 1])] == [
+        ("2", 2.0, (0, 3)),
+        ("1.25", 1.25, (0, 2, 3)),
+        ("1", 1.0, (0, 1, 2, 3)),
+    ]
+
+
+def test_near_ratios_have_names_of_their_own() -> None:
+    """They name files too: "2" twice would have written one graph over the other."""
+    names = [speedup.name for speedup in speedups(8, speedups=[2, 2.0000001, 1.9999999])]
+    assert len(set(names)) == 3
+
+
+def test_keep_overrides_the_rule() -> None:
+    [speedup] = speedups(6, keep=[4, 1, 4], speedups=[2, 3], rule="modulo")
+    assert (speedup.name, speedup.ratio, speedup.keep) == ("keep", None, (1, 4))
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"speedups": [0]}, "expected finite ratios >= 1, found 0"),
+        ({"speedups": [-2]}, "expected finite ratios >= 1, found -2"),
+        ({"speedups": [0.99]}, "found 0.99"),
+        ({"speedups": [math.nan]}, "found nan"),
+        ({"speedups": [2, math.inf]}, "found inf"),
+        ({"speedups": []}, "expected at least one ratio"),
+        ({"speedups": ["fast"]}, "speedups.*'fast'"),
+        ({"speedups": 2}, "speedups"),
+        ({"speedups": [1e9]}, "speedup 1e[+]09: expected a ratio that keeps at least 2 of 6 layers"),
+        ({"speedups": [1e9], "rule": "balanced"}, "speedup 1e[+]09"),
+        ({"speedups": [1e9], "rule": "modulo"}, "speedup 1e[+]09"),
+        ({"speedups": [4]}, "speedup 4: .* found one that keeps 1"),
+        ({"speedups": [2.5], "rule": "modulo"}, "speedup 2.5: expected an integer"),
+        ({"rule": "random"}, "rule.*'random'"),
+        ({"keep": []}, "keep: expected at least one layer"),
+        ({"keep": [0, 6]}, r"keep: expected layers 0\.\.5, found 6"),
+        ({"keep": [-1]}, r"keep: expected layers 0\.\.5, found -1"),
+        ({"keep": [1.5]}, "keep"),
+        ({"kept": [1]}, "kept"),
+    ],
+)
+def test_what_cannot_be_met_is_refused_in_one_line(fields: dict[str, Any], message: str) -> None:
+    with pytest.raises(DynexportError, match=message) as caught:
+        speedups(6, **fields)
+    assert "\n" not in str(caught.value)
+
+
+@settings(deadline=None)
+@given(
+    st.dictionaries(
+        st.sampled_from(["speedups", "rule", "keep", "other"]),
+        st.recursive(
+            st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5) | st.sampled_from(RULES),
+            lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=3), inner, max_size=2),
+            max_leaves=5,
+        ),
+    )
+)
+def test_any_fields_are_met_or_refused(fields: dict[str, Any]) -> None:
+    try:
+        found = speedups(6, **fields)
+    except DynexportError as error:
+        assert "\n" not in str(error)
+    else:
+        assert all(set(speedup.keep) <= set(range(6)) for speedup in found)
+
+
+@pytest.mark.parametrize("static", [False, True])
+def test_graphs_of_a_bundle(static: bool, saved_model: Callable[[str], Path], tmp_path: Path) -> None:
+    done = convert(
+        saved_model("mistral"),
+        tmp_path / "bundle",
+        strategy="unified-skip",
+        speedups=(2.0, 1.25),
+        static=static,
+        golden=False,
+    )
+    graphs = [(graph.name, graph.layers, graph.conditional) for graph in done.manifest.graphs]
+    everything = (0, 1, 2, 3)
+    decode = [("decode-2", (0, 3), False), ("decode-1.25", (0, 2, 3), False)]
+    assert graphs == [("model", everything, not static)] + (decode if static else [])
+    files = {path.name for path in done.output.iterdir()}
+    assert {f"{name}.onnx" for name, _, _ in graphs} == {name for name in files if name.endswith(".onnx")}
+
+
+def test_dense_has_nothing_to_skip(saved_model: Callable[[str], Path], tmp_path: Path) -> None:
+    with pytest.raises(DynexportError, match="--static: expected with --strategy unified-skip"):
+        convert(saved_model("llama"), tmp_path / "bundle", strategy="dense", static=True)

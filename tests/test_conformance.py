@@ -1,0 +1,85 @@
+"""The conformance set: checkpoints of others with the answers of an independent float64 implementation.
+
+Each case holds ``config.json``, ``model.safetensors`` and ``expected.json``. Where the answer's best two tokens are a
+near-tie either may be taken; the answer's own token is then forced, so that all that follows is still compared.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from bundles import CONFORMANCE, dynexport
+
+from dynexport.exporter.conversion import convert
+from dynexport.runtime import Bundle, Generator
+
+TOLERANCE = 1e-4
+NEAR_TIE = 2e-3
+CASES = sorted(path.parent.name for path in CONFORMANCE.glob("*/expected.json"))
+KINDS = [(case, static) for case in CASES for static in (False, True) if not (static and case.startswith("dense"))]
+
+
+@dataclass(frozen=True)
+class Case:
+    """A converted checkpoint and its answers."""
+
+    path: Path
+    bundle: Bundle
+    expected: dict[str, Any]
+
+
+@pytest.fixture(scope="module", params=KINDS, ids=lambda kind: kind[0] + ("-static" if kind[1] else ""))
+def case(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Case:
+    name, static = request.param
+    path = tmp_path_factory.mktemp(name) / "bundle"
+    convert(CONFORMANCE / name, path, static=static, golden=False)
+    return Case(path, Bundle.open(path), json.loads((CONFORMANCE / name / "expected.json").read_text()))
+
+
+def decided(run: dict[str, Any]) -> list[int]:
+    """The expected tokens up to the first near-tie, from where on a rounding may change them."""
+    near = [i for i, margin in enumerate(run["logit_margins"]) if margin < NEAR_TIE]
+    return run["greedy"][: near[0]] if near else run["greedy"]
+
+
+def test_the_sizes_and_the_kept_set(case: Case) -> None:
+    manifest = case.bundle.manifest
+    assert manifest.model.max_length == case.expected["max_length"]
+    assert [list(speedup.keep) for speedup in manifest.speedups] == [case.expected["keep"]] * bool(
+        case.expected["keep"]
+    )
+
+
+def test_logits_and_tokens(case: Case) -> None:
+    decoder = Generator(case.bundle, threads=1).decoder
+    for run in case.expected["runs"]:
+        cache = decoder.cache(1, len(run["prompt"]) + len(run["greedy"]))
+        (logits,) = decoder.prefill(cache, [run["prompt"]])
+        assert np.abs(logits[0] - run["last_prompt_logits"]).max() < TOLERANCE
+        for token, margin in zip(run["greedy"], run["logit_margins"], strict=True):
+            second, best = np.partition(logits[0], -2)[-2:]
+            assert best - second == pytest.approx(margin, abs=2 * TOLERANCE)
+            assert logits[0].argmax() == token or margin < NEAR_TIE
+            logits = decoder.step(cache, [token], case.bundle.speedup(None))
+
+
+def test_generation_of_all_prompts_together(case: Case) -> None:
+    runs = case.expected["runs"]
+    done = Generator(case.bundle, threads=1).generate([run["prompt"] for run in runs], max_new_tokens=16)
+    for run, generation in zip(runs, done, strict=True):
+        assert len(generation.ids) == len(run["greedy"])
+        assert generation.ids[: len(decided(run))] == decided(run)
+
+
+def test_the_command_line(case: Case) -> None:
+    for run in case.expected["runs"]:
+        ids = ",".join(map(str, run["prompt"]))
+        ran = dynexport("run", case.path, "--ids", ids, "--max-new-tokens", 16, "--threads", 1, "--json", "-")
+        assert ran.code == 0, ran.err
+        assert ran.report["ids"][: len(decided(run))] == decided(run)
+        assert ran.report["finish_reason"] == "length"
