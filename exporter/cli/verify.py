@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -42,18 +43,29 @@ def verify(bundle: Path, against: str | None, new_tokens: int, threads: int, jso
     opened = Bundle.open(bundle)
     with out.progress("verifying") as bar:
         report = run_ladder(opened, against, threads=threads, new_tokens=new_tokens, progress=bar.stage)
-    rows = [["passed" if check.passed else "FAILED", check.name, _figures(check.metrics)] for check in report.checks]
-    out.table(f"{bundle} against {against or 'its golden vectors'}", ["", "check", "figures"], rows)
+    rows = [["passed" if check.passed else "FAILED", check.name, *_figures(check.headlines)] for check in report.checks]
+    columns = ["", "check", "largest error", "mean KL", "top-1 agreement"]
+    out.table(f"{bundle} against {against or 'its golden vectors'}", columns, rows)
+    for check in report.checks:
+        if check.failures:
+            out.say(f"{check.name}: {'; '.join(check.failures)}")
     if report.first_departing_layer is not None:
         out.say(f"the first layer whose output departs: {report.first_departing_layer}")
-    out.say("passed" if report.passed else "FAILED")
+    out.say(
+        f"{'passed' if report.passed else 'FAILED'}: {report.token_agreement:.2%} of tokens agree, "
+        f"{report.ambiguous_tokens} near-ties left out"
+    )
     out.report(report.to_json())
     return EXIT_GOOD if report.passed else EXIT_CHECK_FAILED
 
 
-def _figures(metrics: Mapping[str, object]) -> str:
-    """Metrics in one line, numbers short."""
-    shown = (
-        f"{name} {value:.3g}" if isinstance(value, float) else f"{name} {value}" for name, value in metrics.items()
-    )
-    return ", ".join(shown)
+def _figures(headlines: Mapping[str, Any]) -> list[str]:
+    """Error, KL and agreement; checks of exact equality have only the last word."""
+    if headlines.get("identical") is True:
+        return ["identical", "", ""]
+    error, divergence, agreement = (headlines.get(name) for name in ("max_abs", "mean_kl", "top1_agreement"))
+    return [
+        "-" if error is None else f"{error:.2g}",
+        "-" if divergence is None else f"{divergence:.2g}",
+        "-" if agreement is None else f"{agreement:.1%}",
+    ]

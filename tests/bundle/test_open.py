@@ -1,0 +1,276 @@
+"""Opening a bundle: damage of any kind is one line that names the place, and nothing outside of it is ever read."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from bundles import change_manifest, replace_file
+from onnx import TensorProto, helper
+
+from dynexport.runtime import Bundle, DynexportError, Generator
+
+Change = Callable[[dict[str, Any]], object]
+
+
+def refusal(bundle: Path) -> str:
+    """What opening and running it says, which must be one line without the traceback of another error."""
+    with pytest.raises(DynexportError) as caught:
+        Generator(Bundle.open(bundle), threads=1).generate([[1, 2, 3]], max_new_tokens=2)
+    message = str(caught.value)
+    assert message.isprintable() and len(message) < 1000
+    return message
+
+
+def test_a_bundle_opens(bundle: Path) -> None:
+    opened = Bundle.open(str(bundle))
+    assert opened.manifest.files.keys() == {path.name for path in bundle.iterdir()} - {"manifest.json"}
+    assert opened.file("model.onnx") == bundle / "model.onnx" and opened.file("manifest.json") is None
+    assert opened.text().has_chat_template
+
+
+@pytest.mark.parametrize("name", ["model.onnx", "model.data", "tokenizer.json", "chat_template.jinja"])
+@pytest.mark.parametrize("place", [0, -1])
+def test_a_flipped_bit(bundle: Path, name: str, place: int) -> None:
+    content = bytearray((bundle / name).read_bytes())
+    content[place] ^= 1
+    (bundle / name).write_bytes(content)
+    assert f"{bundle / name}: expected sha256 " in refusal(bundle)
+
+
+@pytest.mark.parametrize("name", ["model.onnx", "model.data", "tokenizer.json"])
+def test_a_missing_cut_or_longer_file(bundle: Path, name: str) -> None:
+    content = (bundle / name).read_bytes()
+    for changed, found in ((content + b" ", len(content) + 1), (content[:-1], len(content) - 1), (b"", 0)):
+        (bundle / name).write_bytes(changed)
+        assert f"{name}: expected {len(content)} bytes, found {found} bytes; the bundle is incomplete" in refusal(
+            bundle
+        )
+    (bundle / name).unlink()
+    assert f"{name}: expected {len(content)} bytes, found none" in refusal(bundle)
+
+
+def test_a_file_that_the_manifest_does_not_list_is_not_used(bundle: Path) -> None:
+    change_manifest(bundle, lambda fields: fields["files"].pop("tokenizer.json"))
+    assert not Bundle.open(bundle).text().has_tokenizer
+
+
+@pytest.mark.parametrize("version", [0, 2, "1", None, -1, [1], "x" * 1000])
+def test_other_schema_versions(bundle: Path, version: object) -> None:
+    change_manifest(bundle, lambda fields: fields.update(schema_version=version))
+    message = refusal(bundle)
+    assert "schema_version: expected 1, found " in message
+    assert ("update" if version == 2 else "convert the model again") in message
+
+
+def test_no_schema_version(bundle: Path) -> None:
+    change_manifest(bundle, lambda fields: fields.pop("schema_version"))
+    assert "schema_version: expected 1, found None; convert the model again" in refusal(bundle)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b"", b"{", b"\xff\xfe\x00", b"[" * 100_000, b'{"a": ' + b"9" * 5000 + b"}", b"not json\nat all"],
+    ids=["empty", "cut", "binary", "nested", "a huge number", "text"],
+)
+def test_a_manifest_that_is_not_json(bundle: Path, content: bytes) -> None:
+    (bundle / "manifest.json").write_bytes(content)
+    assert "manifest.json: expected JSON, found something else" in refusal(bundle)
+
+
+@pytest.mark.parametrize("content", [b"[]", b"null", b"3", b'"x"'])
+def test_a_manifest_that_is_no_object(bundle: Path, content: bytes) -> None:
+    (bundle / "manifest.json").write_bytes(content)
+    assert "manifest.json: schema_version: expected 1, found None" in refusal(bundle)
+
+
+def test_a_manifest_of_endless_size(bundle: Path) -> None:
+    with (bundle / "manifest.json").open("r+b") as file:
+        file.truncate(1 << 40)
+    assert "manifest.json: expected at most 67108864 bytes" in refusal(bundle)
+
+
+@pytest.mark.parametrize("make", [Path.mkdir, lambda path: None, Path.touch], ids=["empty", "absent", "a file"])
+def test_what_is_no_bundle(tmp_path: Path, make: Callable[[Path], None]) -> None:
+    make(tmp_path / "b")
+    assert "expected a bundle with a manifest.json, found none; make one with: dynexport convert" in refusal(
+        tmp_path / "b"
+    )
+
+
+def test_a_path_that_can_be_none(tmp_path: Path) -> None:
+    refusal(tmp_path / "with\0null")
+
+
+DAMAGED: dict[str, tuple[Change, str]] = {
+    "unknown field": (lambda f: f.update(surprise=1), "surprise: Extra inputs are not permitted"),
+    "long unknown field": (lambda f: f.update({"x" * 9999: 1}), "Extra inputs are not permitted"),
+    "missing field": (lambda f: f.pop("cost"), "cost: Field required"),
+    "another type": (lambda f: f.update(graphs=3), "graphs: "),
+    "no graph": (lambda f: f.update(graphs=[]), "graphs: "),
+    "a long value": (lambda f: f["model"].update(heads="x" * 9999), "model.heads: "),
+    "no layers": (lambda f: f["model"].update(layers=0), "model.layers: "),
+    "endless layers": (lambda f: f["model"].update(layers=2**31 - 1), "cost.layers: expected 2147483647"),
+    "another contract": (lambda f: f["contract"].update(strategy="guess"), "contract: "),
+    "kept layers that are not there": (lambda f: f["speedups"][0].update(keep=[0, 8]), "keep of speedup 2: expected"),
+    "kept layers twice": (lambda f: f["speedups"][0].update(keep=[0, 0]), "keep of speedup 2: expected ascending"),
+    "no kept layers": (lambda f: f["speedups"][0].update(keep=[]), "speedups.0.keep: "),
+    "a ratio twice": (lambda f: f["speedups"].append(f["speedups"][0]), "speedups: expected a name for each"),
+    "graph layers": (lambda f: f["graphs"][0].update(layers=[-1]), "layers of graph model: expected"),
+    "positions": (lambda f: f.update(key_positions=[8]), "key_positions: expected ascending layers 0..7"),
+    "free of cost": (lambda f: f["cost"].update(shared=0), "cost.shared: "),
+    "no source": (lambda f: f["source"].pop("model"), "source.model: Field required"),
+    "a hash that is none": (lambda f: f["files"]["model.data"].update(sha256="x"), "files.model.data.sha256: "),
+    "a graph without its file": (lambda f: f["graphs"][0].update(file="other.onnx"), "expected its file other.onnx"),
+    "an input that is not there": (lambda f: f["graphs"][0]["inputs"].pop(), "expected the inputs that the manifest"),
+    "other heads": (lambda f: f["model"].update(kv_heads=1), "Got invalid dimensions"),
+    "other head size": (lambda f: f["model"].update(head_dim=16), "Got invalid dimensions"),
+}
+
+
+@pytest.mark.parametrize(("change", "expected"), DAMAGED.values(), ids=DAMAGED)
+def test_a_manifest_that_is_wrong(bundle: Path, change: Change, expected: str) -> None:
+    change_manifest(bundle, change)
+    assert expected in refusal(bundle)
+
+
+@pytest.mark.parametrize("name", ["../secret", "/etc/hostname", "sub/file", "..", ".", "", "a\nb"])
+def test_names_of_files_that_leave_the_bundle(bundle: Path, name: str) -> None:
+    (bundle.parent / "secret").write_bytes(b"secret")
+    entry = {"sha256": "0" * 64, "bytes": 6}
+    change_manifest(bundle, lambda fields: fields["files"].update({name: entry}))
+    with pytest.raises(DynexportError):
+        Bundle.open(bundle)
+
+
+@pytest.mark.parametrize("name", ["model.onnx", "model.data", "tokenizer.json"])
+def test_links_are_no_files_of_a_bundle(bundle: Path, name: str) -> None:
+    shutil.move(bundle / name, bundle.parent / name)
+    (bundle / name).symlink_to(bundle.parent / name)
+    assert f"file '{name}': expected a plain file of the bundle; it leads out of it" in refusal(bundle)
+
+
+def outside(location: str) -> onnx.TensorProto:
+    """A tensor whose data lies elsewhere."""
+    tensor = TensorProto(name="stolen", data_type=TensorProto.UINT8, dims=[4])
+    tensor.data_location = TensorProto.EXTERNAL
+    tensor.external_data.add(key="location", value=location)
+    return tensor
+
+
+def as_initializer(model: onnx.ModelProto, tensor: onnx.TensorProto) -> None:
+    model.graph.initializer.append(tensor)
+
+
+def as_attribute(model: onnx.ModelProto, tensor: onnx.TensorProto) -> None:
+    model.graph.node.append(helper.make_node("Constant", [], ["stolen"], value=tensor))
+
+
+def as_list_attribute(model: onnx.ModelProto, tensor: onnx.TensorProto) -> None:
+    model.graph.node.append(helper.make_node("Constant", [], ["stolen"], values=[tensor]))
+
+
+def as_sparse_initializer(model: onnx.ModelProto, tensor: onnx.TensorProto) -> None:
+    model.graph.sparse_initializer.add(values=tensor, dims=[4])
+
+
+def branch(model: onnx.ModelProto) -> onnx.GraphProto:
+    """The body of a condition inside the graph."""
+    conditions = (node for node in model.graph.node if node.op_type == "If")
+    return next(conditions).attribute[0].g
+
+
+def in_a_branch(model: onnx.ModelProto, tensor: onnx.TensorProto) -> None:
+    branch(model).initializer.append(tensor)
+
+
+def as_attribute_in_a_branch(model: onnx.ModelProto, tensor: onnx.TensorProto) -> None:
+    branch(model).node.append(helper.make_node("Constant", [], ["stolen"], value=tensor))
+
+
+def in_a_function(model: onnx.ModelProto, tensor: onnx.TensorProto) -> None:
+    node = helper.make_node("Constant", [], ["y"], value=tensor)
+    model.functions.append(helper.make_function("d", "f", [], ["y"], [node], [helper.make_opsetid("", 24)]))
+
+
+PLACES = (
+    as_initializer,
+    as_attribute,
+    as_list_attribute,
+    as_sparse_initializer,
+    in_a_branch,
+    as_attribute_in_a_branch,
+    in_a_function,
+)
+
+
+@pytest.mark.parametrize("place", PLACES, ids=lambda place: place.__name__)
+@pytest.mark.parametrize("location", ["../secret", "/etc/hostname", "x/../../secret", "*/_ORT_MEM_ADDR_/*", ""])
+def test_external_data_outside_of_the_bundle(
+    bundle: Path, place: Callable[[onnx.ModelProto, onnx.TensorProto], None], location: str
+) -> None:
+    (bundle.parent / "secret").write_bytes(b"secret")
+    model = onnx.load(bundle / "model.onnx", load_external_data=False)
+    place(model, outside(location))
+    replace_file(bundle, "model.onnx", model.SerializeToString())
+    message = refusal(bundle)
+    assert f"model.onnx: tensor stolen: external data {location!r} is not a file of the bundle" in message
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("offset", "1" + "0" * 12), ("offset", "-4096"), ("offset", "x"), ("length", "1" + "0" * 12), ("length", "1")],
+)
+def test_external_data_beyond_its_file(bundle: Path, key: str, value: str) -> None:
+    model = onnx.load(bundle / "model.onnx", load_external_data=False)
+    tensor = next(tensor for tensor in model.graph.initializer if tensor.external_data)
+    next(entry for entry in tensor.external_data if entry.key == key).value = value
+    replace_file(bundle, "model.onnx", model.SerializeToString())
+    assert "model.onnx: ONNX Runtime refuses the graph: " in refusal(bundle)
+
+
+@pytest.mark.parametrize("content", [b"", b"not a model", bytes(range(256))])
+def test_a_graph_that_is_none(bundle: Path, content: bytes) -> None:
+    replace_file(bundle, "model.onnx", content)
+    assert "model.onnx: " in refusal(bundle)
+
+
+def test_weights_that_are_too_short_for_their_graph(bundle: Path) -> None:
+    replace_file(bundle, "model.data", (bundle / "model.data").read_bytes()[:-4096])
+    assert "model.onnx: ONNX Runtime refuses the graph: " in refusal(bundle)
+
+
+def test_weights_that_overflow_are_told_when_they_do(bundle: Path) -> None:
+    size = (bundle / "model.data").stat().st_size // 4
+    replace_file(bundle, "model.data", np.full(size, 3e38, np.float32).tobytes())
+    assert "logits: row 0: expected a finite largest logit and no NaN" in refusal(bundle)
+
+
+@pytest.mark.parametrize("name", ["tokenizer.json", "chat_template.jinja"])
+def test_text_files_that_are_none(bundle: Path, name: str) -> None:
+    replace_file(bundle, name, b"\xff\xfe")
+    assert f"{name}: " in refusal(bundle)
+
+
+def test_the_ratios_of_a_bundle(bundle: Path) -> None:
+    opened = Bundle.open(bundle)
+    (declared,) = opened.manifest.speedups
+    assert [opened.speedup(wanted) for wanted in (None, 2, "2", 2.0, "2.0")] == [declared] * 5
+    assert [opened.speedup(wanted).name for wanted in (1, "1", 1.0, "dense")] == ["dense"] * 4
+    for wanted in (0, -1, 3, "nan", float("inf"), "", "two"):
+        with pytest.raises(DynexportError, match=f"speedup: expected 1, 2; found {wanted}"):
+            opened.speedup(wanted)
+
+
+def test_a_bundle_says_whether_its_model_was_trained_for_its_strategy(bundle: Path) -> None:
+    manifest = json.loads((bundle / "manifest.json").read_text())
+    assert Bundle.open(bundle).manifest.trained_for_its_strategy
+    del manifest["source"]["config"]["dynexport"]
+    (bundle / "manifest.json").write_text(json.dumps(manifest))
+    assert not Bundle.open(bundle).manifest.trained_for_its_strategy
