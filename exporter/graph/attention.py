@@ -9,7 +9,7 @@ from onnxscript import nn
 
 from dynexport.exporter.architecture import Architecture, Rotary
 from dynexport.exporter.graph.layers import Linear, Norm
-from dynexport.exporter.graph.step import LayerCache, Step
+from dynexport.exporter.graph.step import LayerCache, LayerStep, attention_bias
 from dynexport.exporter.targets.target import AttentionInputs, Target
 
 
@@ -27,7 +27,9 @@ class Attention(nn.Module):
             self.q_norm = Norm(target, "rms", a.head_dim, a.norm_epsilon)
             self.k_norm = Norm(target, "rms", a.head_dim, a.norm_epsilon)
 
-    def forward(self, op: Any, hidden_states: ir.Value, step: Step, cache: LayerCache) -> tuple[ir.Value, LayerCache]:
+    def forward(
+        self, op: Any, hidden_states: ir.Value, step: LayerStep, cache: LayerCache
+    ) -> tuple[ir.Value, LayerCache]:
         """hidden_states [B, S, hidden] -> ([B, S, hidden], the cache with the S tokens appended)."""
         a = self.architecture
         query, key, value = op.Split(
@@ -41,10 +43,8 @@ class Attention(nn.Module):
             key = self._norm_heads(op, key, self.k_norm, a.kv_heads)
         if a.rotary_layers[self.index]:
             query, key = self._rotate(op, query, a.heads, step), self._rotate(op, key, a.kv_heads, step)
-        row = step.row_of[self.index]
-        last_index, total_length = op.Gather(step.last_index, row), op.Gather(step.total_length, row)
-        position, bias = self._positions(op, step, cache, total_length)
-        inputs = AttentionInputs(query, key, value, cache.key, cache.value, last_index, total_length, bias)
+        position, bias = self._positions(op, step, cache)
+        inputs = AttentionInputs(query, key, value, cache.key, cache.value, step.last_index, step.total_length, bias)
         output, present_key, present_value = self.target.attention(
             op, inputs, heads=a.heads, kv_heads=a.kv_heads, scale=a.scale, softcap=a.attention_softcap
         )
@@ -54,20 +54,17 @@ class Attention(nn.Module):
         split = op.Reshape(x, [0, 0, heads, self.architecture.head_dim])
         return op.Reshape(norm(op, split), [0, 0, heads * self.architecture.head_dim])
 
-    def _rotate(self, op: Any, x: ir.Value, heads: int, step: Step) -> ir.Value:
+    def _rotate(self, op: Any, x: ir.Value, heads: int, step: LayerStep) -> ir.Value:
         positions = self.architecture.positions
         assert isinstance(positions, Rotary)
         partial = {} if positions.dim == self.architecture.head_dim else {"rotary_embedding_dim": positions.dim}
         return op.RotaryEmbedding(x, step.cos, step.sin, num_heads=heads, **partial)
 
-    def _positions(
-        self, op: Any, step: Step, cache: LayerCache, total_length: ir.Value
-    ) -> tuple[ir.Value | None, ir.Value | None]:
+    def _positions(self, op: Any, step: LayerStep, cache: LayerCache) -> tuple[ir.Value | None, ir.Value | None]:
         """The cache's positions with the new ones appended, and the bias that follows from them."""
-        window = self.architecture.windows[self.index]
         if cache.position is None:
-            return None, step.bias.get(window)
-        start = op.Gather(step.cache_lengths, step.row_of[self.index])
-        position = op.TensorScatter(cache.position, step.position_ids, start, axis=1)
-        stop = op.Cast(op.Unsqueeze(total_length, [0]), to=ir.DataType.INT64)
-        return position, step.attention_bias(op, op.Slice(position, [0], stop, [1]), window)
+            return None, step.bias
+        position = op.TensorScatter(cache.position, step.position_ids, step.cache_length, axis=1)
+        stop = op.Cast(op.Unsqueeze(step.total_length, [0]), to=ir.DataType.INT64)
+        keys = op.Slice(position, [0], stop, [1])
+        return position, attention_bias(op, self.architecture, self.index, step.position_ids, keys)

@@ -11,7 +11,7 @@ from onnxscript import nn
 from dynexport.exporter.architecture import Architecture, LearnedPositions
 from dynexport.exporter.graph.attention import Attention
 from dynexport.exporter.graph.layers import Embedding, Linear, Mlp, Norm
-from dynexport.exporter.graph.step import LayerCache, Step
+from dynexport.exporter.graph.step import LayerCache, LayerStep, Step
 from dynexport.exporter.targets.target import Target
 
 
@@ -36,7 +36,9 @@ class DecoderLayer(nn.Module):
             self.post_attention_layernorm = norm()
         self.mlp = Mlp(target, a.hidden_size, a.intermediate_size, a.activation, gated=a.gated_mlp, bias=a.mlp_bias)
 
-    def forward(self, op: Any, hidden_states: ir.Value, step: Step, cache: LayerCache) -> tuple[ir.Value, LayerCache]:
+    def forward(
+        self, op: Any, hidden_states: ir.Value, step: LayerStep, cache: LayerCache
+    ) -> tuple[ir.Value, LayerCache]:
         """hidden_states float32 [B, S, hidden] -> (the same after the layer, the cache after the layer)."""
         attention, present = self.self_attn(op, self.input_layernorm(op, hidden_states), step, cache)
         if self.architecture.residual == "parallel":

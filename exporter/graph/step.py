@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import reduce
 from typing import Any
 
@@ -11,7 +11,7 @@ import onnx_ir as ir
 
 from dynexport.exporter.architecture import Alibi, Architecture, Rotary
 
-INT64, BOOL, FLOAT = ir.DataType.INT64, ir.DataType.BOOL, ir.DataType.FLOAT
+INT64, INT32, BOOL, FLOAT = ir.DataType.INT64, ir.DataType.INT32, ir.DataType.BOOL, ir.DataType.FLOAT
 # Added to the score of a key outside the window: exp() of it is 0, and no sum of it overflows.
 _MASKED = -1e30
 
@@ -34,30 +34,54 @@ class LayerCache:
 
 
 @dataclass(frozen=True)
-class Step:
-    """Values that all layers share.
+class LayerStep:
+    """What one layer has to know of the S tokens that run in it (of a routed layer: those that it runs).
 
     Attributes:
-        row_of: layer -> its row in cache_lengths, last_index, total_length and layer_active.
+        position_ids: int64 [B, S], their original positions.
+        cos, sin: float32 [B, S, rotary dim / 2], or None.
+        cache_length: int64 [B], entries in the layer's cache before the step.
+        last_index: int32 [B], cache_length + S - 1.
+        total_length: int32 scalar, the longest row's entries after the step.
+        bias: what windows and ALiBi add to the scores where that is known beforehand, float32 [B or 1, 1 or heads,
+            S, total_length]; where it is not, it follows from the positions in the cache.
+    """
+
+    position_ids: ir.Value
+    cos: ir.Value | None
+    sin: ir.Value | None
+    cache_length: ir.Value
+    last_index: ir.Value
+    total_length: ir.Value
+    bias: ir.Value | None = None
+
+
+@dataclass(frozen=True)
+class Step:
+    """The inputs of a step that all layers share; ``for_layer`` makes of them what one layer has to know.
+
+    Attributes:
+        layers: the layers of the graph: the rows of cache_lengths, layer_active, last_index and total_length.
         position_ids: int64 [B, S], original positions of the new tokens.
+        cos, sin: of these positions.
         cache_lengths: int64 [L, B], entries in every layer's cache before the step.
         last_index: int32 [L, B], cache_lengths + S - 1.
         total_length: int32 [L], the longest row's entries after the step.
-        cos, sin: float32 [B, S, rotary dim / 2] of the new tokens, or None.
-        bias: the attention bias of layers whose entries are never out of step with their positions, by window.
         layer_active: bool [L], in a graph that can skip layers.
+        alike: by window, where every cache holds exactly the positions 0, 1, 2, ..: then layers differ in nothing
+            else, and what they have to know is computed once.
     """
 
     architecture: Architecture
-    row_of: dict[int, int]
+    layers: tuple[int, ...]
     position_ids: ir.Value
+    cos: ir.Value | None
+    sin: ir.Value | None
     cache_lengths: ir.Value
     last_index: ir.Value
     total_length: ir.Value
-    cos: ir.Value | None
-    sin: ir.Value | None
-    bias: dict[int | None, ir.Value]
     layer_active: ir.Value | None
+    alike: dict[int | None, LayerStep]
 
     @classmethod
     def prepare(
@@ -76,52 +100,77 @@ class Step:
 
         Args:
             layers: the layers of the graph; rows of ``cache_lengths`` and ``layer_active`` follow them.
-            contiguous: every cache holds exactly the positions 0, 1, 2, .. (nothing is ever skipped), so that
-                biases depend on the step alone and are computed here rather than in every layer.
+            contiguous: every cache holds exactly the positions 0, 1, 2, ..: nothing is ever skipped.
         """
         length = op.Shape(input_ids, start=1, end=2)
         total = op.Add(op.ReduceMax(cache_lengths, [1], keepdims=0), length)
-        cos, sin = _rotation(op, architecture, position_ids)
         step = cls(
-            architecture=architecture,
-            row_of={layer: row for row, layer in enumerate(layers)},
-            position_ids=position_ids,
-            cache_lengths=cache_lengths,
-            last_index=op.Cast(op.Sub(op.Add(cache_lengths, length), 1), to=ir.DataType.INT32),
-            total_length=op.Cast(total, to=ir.DataType.INT32),
-            cos=cos,
-            sin=sin,
-            bias={},
-            layer_active=layer_active,
+            architecture,
+            layers,
+            position_ids,
+            *rotation(op, architecture, position_ids),
+            cache_lengths,
+            op.Cast(op.Sub(op.Add(cache_lengths, length), 1), to=INT32),
+            op.Cast(total, to=INT32),
+            layer_active,
+            alike={},
         )
-        windows = {architecture.windows[i] for i in layers if architecture.needs_key_positions(i)}
-        if contiguous and windows:
-            keys = op.Unsqueeze(op.Range(0, op.Gather(total, 0), 1), [0])
-            step.bias.update({window: step.attention_bias(op, keys, window) for window in windows})
+        if contiguous:
+            step._tell_alike(op, total)
         return step
 
-    def attention_bias(self, op: Any, key_positions: ir.Value, window: int | None) -> ir.Value:
-        """What ALiBi and a window add to the scores of a layer that has one of them.
+    def _tell_alike(self, op: Any, total: ir.Value) -> None:
+        """Compute what layers have to know once for each window; all caches hold ``total`` int64 [L] entries."""
+        keys = op.Unsqueeze(op.Range(0, op.Gather(total, 0), 1), [0])
+        for layer in self.layers:
+            window = self.architecture.windows[layer]
+            if window not in self.alike:
+                bias = attention_bias(op, self.architecture, layer, self.position_ids, keys)
+                self.alike[window] = replace(self._gathered(op, layer), bias=bias)
 
-        Args:
-            key_positions: int64 [B or 1, T].
-            window: positions that a query sees, its own included.
+    def row_of(self, layer: int) -> int:
+        """The layer's row."""
+        return self.layers.index(layer)
 
-        Returns:
-            float32 [B or 1, 1 or heads, S, T].
-        """
-        distance = op.Sub(op.Unsqueeze(key_positions, [1]), op.Unsqueeze(self.position_ids, [2]))
-        terms = []
-        if window is not None:
-            terms.append(op.Unsqueeze(op.Where(op.Greater(distance, -window), 0.0, _MASKED), [1]))
-        if isinstance(self.architecture.positions, Alibi):
-            slopes = op.initializer(ir.tensor(self.architecture.positions.slopes()[:, None, None]), "alibi_slopes")
-            terms.append(op.Mul(op.Cast(op.Unsqueeze(distance, [1]), to=FLOAT), slopes))
-        bias: ir.Value = reduce(op.Add, terms)
-        return bias
+    def for_layer(self, op: Any, layer: int) -> LayerStep:
+        """What a layer that runs all tokens has to know."""
+        return self.alike.get(self.architecture.windows[layer]) or self._gathered(op, layer)
+
+    def _gathered(self, op: Any, layer: int) -> LayerStep:
+        rows = (
+            op.Gather(values, self.row_of(layer)) for values in (self.cache_lengths, self.last_index, self.total_length)
+        )
+        return LayerStep(self.position_ids, self.cos, self.sin, *rows)
 
 
-def _rotation(op: Any, architecture: Architecture, position_ids: ir.Value) -> tuple[ir.Value | None, ir.Value | None]:
+def attention_bias(
+    op: Any, architecture: Architecture, layer: int, position_ids: ir.Value, key_positions: ir.Value
+) -> ir.Value | None:
+    """What ALiBi and the layer's window add to the scores; None where it has neither.
+
+    Args:
+        position_ids: int64 [B, S], of the queries.
+        key_positions: int64 [B or 1, T].
+
+    Returns:
+        float32 [B or 1, 1 or heads, S, T].
+    """
+    if not architecture.needs_key_positions(layer):
+        return None
+    window = architecture.windows[layer]
+    distance = op.Sub(op.Unsqueeze(key_positions, [1]), op.Unsqueeze(position_ids, [2]))
+    terms = []
+    if window is not None:
+        terms.append(op.Unsqueeze(op.Where(op.Greater(distance, -window), 0.0, _MASKED), [1]))
+    if isinstance(architecture.positions, Alibi):
+        slopes = op.initializer(ir.tensor(architecture.positions.slopes()[:, None, None]), "alibi_slopes")
+        terms.append(op.Mul(op.Cast(op.Unsqueeze(distance, [1]), to=FLOAT), slopes))
+    bias: ir.Value = reduce(op.Add, terms)
+    return bias
+
+
+def rotation(op: Any, architecture: Architecture, position_ids: ir.Value) -> tuple[ir.Value | None, ir.Value | None]:
+    """cos and sin of position_ids int64 [B, S], each float32 [B, S, rotary dim / 2]; None without rotary positions."""
     # Computed, not looked up: tables for a context of a million tokens would be half a gigabyte in every graph.
     if not isinstance(architecture.positions, Rotary):
         return None, None

@@ -49,4 +49,4 @@ class Strategy(ABC):
         self, op: Any, layer: DecoderLayer, hidden_states: ir.Value, step: Step, cache: LayerCache
     ) -> tuple[ir.Value, LayerCache]:
         """Write one layer into the graph; here, it always runs."""
-        return layer(op, hidden_states, step, cache)  # type: ignore[no-any-return]
+        return layer(op, hidden_states, step.for_layer(op, layer.index), cache)  # type: ignore[no-any-return]

@@ -87,13 +87,13 @@ class UnifiedSkipStrategy(Strategy):
             return super().run_layer(op, layer, hidden_states, step, cache)
 
         def run(op: Any) -> list[ir.Value]:
-            output, present = layer(op, hidden_states, step, cache)
+            output, present = layer(op, hidden_states, step.for_layer(op, layer.index), cache)
             return [output, *present.values()]
 
         def skip(op: Any) -> list[ir.Value]:
             return [op.Identity(value) for value in (hidden_states, *cache.values())]
 
-        active = op.Gather(step.layer_active, step.row_of[layer.index])
+        active = op.Gather(step.layer_active, step.row_of(layer.index))
         count = 1 + len(cache.values())
         names = [f"layer_{layer.index}_{kind}" for kind in ("run", "skip")]
         run_graph, skip_graph = (
