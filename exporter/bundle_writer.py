@@ -30,13 +30,13 @@ def replacing(output: Path) -> Iterator[Path]:
     """
     # Not resolve(): a link at the bundle's own place has to be seen, not followed.
     output = Path.cwd() / output
-    _refuse_strangers(output)
     try:
+        _refuse_strangers(output)
         output.parent.mkdir(parents=True, exist_ok=True)
         _clear_leftovers(output)
         part = output.parent / f".{output.name}.{os.getpid()}{_SUFFIX}"
         part.mkdir()
-    except OSError as error:
+    except (OSError, ValueError) as error:
         raise DynexportError(f"{output}: expected a place to write a bundle, found: {error}") from error
     try:
         yield part

@@ -1,7 +1,7 @@
 """Unified Layer Skipping (arXiv 2404.06954): the prompt at full depth, generated tokens in the kept layers only.
 
 The whole layer, its cache append included, stands inside an ONNX ``If``: a skipped layer reads no weights and leaves
-no entry. Its caches pass through ``Identity``, which copies nothing where input and output are bound to one buffer.
+no entry.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from typing import Any
 
 import onnx_ir as ir
 
+from dynexport.exporter.graph.conditional import run_if
 from dynexport.exporter.graph.decoder import DecoderLayer
 from dynexport.exporter.graph.step import LayerCache, Step
 from dynexport.exporter.strategies.strategy import GraphPlan, Strategy
@@ -86,24 +87,11 @@ class UnifiedSkipStrategy(Strategy):
         if step.layer_active is None:
             return super().run_layer(op, layer, hidden_states, step, cache)
 
-        def run(op: Any) -> list[ir.Value]:
-            output, present = layer(op, hidden_states, step.for_layer(op, layer.index), cache)
-            return [output, *present.values()]
-
-        def skip(op: Any) -> list[ir.Value]:
-            return [op.Identity(value) for value in (hidden_states, *cache.values())]
+        def run(op: Any) -> tuple[ir.Value, LayerCache]:
+            return layer(op, hidden_states, step.for_layer(op, layer.index), cache)  # type: ignore[no-any-return]
 
         active = op.Gather(step.layer_active, step.row_of(layer.index))
-        count = 1 + len(cache.values())
-        names = [f"layer_{layer.index}_{kind}" for kind in ("run", "skip")]
-        run_graph, skip_graph = (
-            op.builder.subgraph(trace, [], [ir.Value() for _ in range(count)], name=name)
-            for trace, name in zip((run, skip), names, strict=True)
-        )
-        outputs = op.If(active, then_branch=run_graph, else_branch=skip_graph, _outputs=count)
-        for output, inner in zip(outputs, run_graph.outputs, strict=True):
-            output.type = inner.type
-        return outputs[0], LayerCache(*outputs[1:])
+        return run_if(op, active, run, hidden_states, cache, f"layer_{layer.index}")
 
 
 STRATEGY = UnifiedSkipStrategy()
