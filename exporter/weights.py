@@ -40,16 +40,24 @@ class WeightReader:
             DynexportError: when it is absent, has another shape, or holds NaN or infinity.
         """
         source = self.architecture.sources.get(name, Source((name,)))
-        value = source.build(lambda part: self.checkpoint.read(self._stored_name(part)))
-        if value.shape != shape:
+        try:
+            value = source.build(self._read_part)
+        except (ValueError, IndexError):  # parts that do not go together
+            value = None
+        if value is None or value.shape != shape:
+            found = ", ".join(str(list(self.checkpoint.shape(self._stored_name(part)))) for part in source.names)
             raise DynexportError(
-                f"{self.checkpoint.source}: tensor {', '.join(source.names)}: expected shape {list(shape)} as "
-                f"config.json says, found {list(value.shape)}"
+                f"{self.checkpoint.source}: tensor {', '.join(source.names)}: expected what makes {list(shape)} as "
+                f"config.json says, found {found}"
             )
+        return value
+
+    def _read_part(self, name: str) -> np.ndarray:
+        value = self.checkpoint.read(self._stored_name(name))
         if not np.isfinite(value).all():
             raise DynexportError(
-                f"{self.checkpoint.source}: tensor {', '.join(source.names)}: expected finite numbers, found NaN or "
-                "infinity; the checkpoint is damaged"
+                f"{self.checkpoint.source}: tensor {name}: expected finite numbers, found NaN or infinity; the "
+                "checkpoint is damaged"
             )
         return value
 
@@ -95,7 +103,8 @@ class WeightFile:
         weights = list(stored_weights(model))
         for done, (name, weight) in enumerate(weights, start=1):
             if any(parameter.name not in self.written for parameter in weight.parts.values()):
-                values = weight.storage.pack(reader.read(name, weight.shape))
+                with np.errstate(over="ignore"):  # told below
+                    values = weight.storage.pack(reader.read(name, weight.shape))
                 if not all(np.isfinite(part).all() for part in values.values() if part.dtype == np.float16):
                     raise DynexportError(
                         f"{reader.checkpoint.source}: tensor {name}: expected weights up to 65504 for float16, found "

@@ -42,6 +42,7 @@ class Decoder:
         self.threads = threads
         self._profile = profile
         self._engines: dict[str, Engine] = {}
+        self._masks: dict[tuple[int, ...], Array] = {}
 
     def cache(self, rows: int, slots: int) -> Cache:
         """Room for ``rows`` sequences of ``slots`` tokens; at most the model's context."""
@@ -87,13 +88,18 @@ class Decoder:
         # A row that has ended writes over its last slot: it is never read again.
         lengths = np.minimum(cache.lengths, cache.slots - 1)
         engine = self._engine_for(speedup)
-        logits = engine.run(
-            cache, self._inputs(engine, ids, cache.positions, lengths, speedup.keep, np.zeros_like(ids))
-        )
-        kept = list(speedup.keep)
-        cache.lengths[kept] += live
+        active = self._active(speedup.keep)
+        inputs = self._inputs(engine, ids, cache.positions, lengths, active, np.zeros_like(ids))
+        logits = engine.run(cache, inputs)["logits"]
+        cache.lengths[active] += live
         cache.positions += live
         return logits[:, 0]
+
+    def _active(self, keep: tuple[int, ...]) -> Array:
+        """bool [layers], computed once for every kept set."""
+        if keep not in self._masks:
+            self._masks[keep] = np.isin(np.arange(self.manifest.model.layers), keep)
+        return self._masks[keep]
 
     def _prefill_batch(self, cache: Cache, rows: list[Array], all_logits: bool) -> list[Array]:
         longest = max(map(len, rows))
@@ -116,23 +122,24 @@ class Decoder:
 
     def _run_prompt(self, cache: Cache, ids: Array, sizes: Array, wanted: Array) -> Array:
         engine = self._engine(self.manifest.graphs[0].name)
-        everything = range(self.manifest.model.layers)
-        logits = engine.run(cache, self._inputs(engine, ids, cache.positions, cache.lengths, everything, wanted))
+        everything = self._active(tuple(range(self.manifest.model.layers)))
+        inputs = self._inputs(engine, ids, cache.positions, cache.lengths, everything, wanted)
+        logits = engine.run(cache, inputs)["logits"]
         cache.lengths += sizes
         cache.positions += sizes
         return logits
 
     def _inputs(
-        self, engine: Engine, ids: Array, positions: Array, lengths: Array, keep: Sequence[int], wanted: Array
+        self, engine: Engine, ids: Array, positions: Array, lengths: Array, active: Array, wanted: Array
     ) -> dict[str, Array]:
-        layers = list(engine.graph.layers)
+        layers = engine.layers
         # Only padding and ended rows ever reach past the tables of positions.
         last_position = self.manifest.model.max_length - 1
         return {
-            "input_ids": np.ascontiguousarray(ids),
+            "input_ids": ids,
             "position_ids": np.minimum(positions[:, None] + np.arange(ids.shape[1]), last_position),
-            "cache_lengths": np.ascontiguousarray(lengths[layers]),
-            "layer_active": np.isin(layers, list(keep)),
+            "cache_lengths": lengths[layers],
+            "layer_active": active[layers],
             "logits_indices": wanted,
         }
 

@@ -8,7 +8,13 @@ EXIT_BAD_INPUT = 2
 
 
 class DynexportError(Exception):
-    """Bad usage or input, told in one line: what, where, expected and found, what to do."""
+    """Bad usage or input, told in one line: what, where, expected and found, what to do.
+
+    Names and values of a hostile input may stand in it: what would break the line is escaped.
+    """
+
+    def __init__(self, message: str) -> None:
+        super().__init__("".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in message))
 
 
 def require_module(name: str, extra: str, purpose: str) -> object:

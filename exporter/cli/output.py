@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -141,12 +140,15 @@ def _console(*, stderr: bool) -> Console:
 
 
 def _check_writable(path: Path) -> None:
-    if path.is_dir():
-        raise _not_writable(path, "a directory")
-    if not path.parent.is_dir():
-        raise _not_writable(path, f"no directory {path.parent}")
-    if not os.access(path if path.exists() else path.parent, os.W_OK):
-        raise _not_writable(path, "one that may not be written")
+    try:
+        if path.exists() and not (path.is_file() or path.is_dir()):
+            return  # a pipe is opened once only
+        is_new = not path.exists()
+        path.open("ab").close()
+        if is_new:
+            path.unlink()
+    except OSError as error:
+        raise _not_writable(path, error.strerror) from error
 
 
 def _not_writable(path: str | Path, found: str | None) -> DynexportError:

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import onnx
-import onnxruntime
 
 from dynexport.exporter.parity.metrics import FloatArray
 from dynexport.runtime.bundle import Bundle
@@ -15,7 +13,7 @@ from dynexport.runtime.cache import Cache
 from dynexport.runtime.decoder import Decoder
 from dynexport.runtime.engines.onnxruntime import Array, Engine
 from dynexport.runtime.errors import DynexportError
-from dynexport.runtime.manifest import Graph
+from dynexport.runtime.manifest import Graph, TensorSpec
 
 EMBEDDING = "embedding"
 _PREFIX = "hidden_states."
@@ -46,33 +44,24 @@ class _ProbeEngine(Engine):
     def __init__(self, path: Path, graph: Graph, decoder: ProbeDecoder) -> None:
         self._decoder = decoder
         self._names = [f"{_PREFIX}{part}" for part in (EMBEDDING, *graph.layers)]
-        self._session = _session(path, self._names, decoder.threads)
-        self.graph = graph
-        self._inputs = {spec.name for spec in graph.inputs}
-        self._bound: tuple[Cache, Any] | None = None
+        shape = ("B", "S", decoder.manifest.model.hidden_size)
+        shown = tuple(TensorSpec(name=name, dtype="float", shape=shape) for name in self._names)
+        graph = graph.model_copy(update={"outputs": (*graph.outputs, *shown)})
+        super().__init__(path, graph, decoder.threads, model=_with_outputs(path, self._names))
 
-    def run(self, cache: Cache, inputs: dict[str, Array]) -> Array:
-        logits = super().run(cache, inputs)
-        assert self._bound is not None
-        # Outputs come in the order in which they were bound.
-        values = self._bound[1].get_outputs()[-len(self._names) :]
-        found = {name.removeprefix(_PREFIX): value.numpy() for name, value in zip(self._names, values, strict=True)}
+    def run(self, cache: Cache, inputs: dict[str, Array]) -> dict[str, Array]:
+        results = super().run(cache, inputs)
+        found = {name.removeprefix(_PREFIX): results[name] for name in self._names}
         states = {EMBEDDING: found[EMBEDDING]}
         before = EMBEDDING
         for layer in map(str, range(self._decoder.manifest.model.layers)):
             states[layer] = found.get(layer, states[before])
             before = layer
         self._decoder.calls.append(states)
-        return logits
-
-    def _binding(self, cache: Cache) -> Any:
-        binding = super()._binding(cache)
-        for name in self._names:
-            binding.bind_output(name, "cpu")
-        return binding
+        return results
 
 
-def _session(path: Path, names: Sequence[str], threads: int | None) -> onnxruntime.InferenceSession:
+def _with_outputs(path: Path, names: Sequence[str]) -> bytes:
     """The graph with these values as further outputs. Raises DynexportError when it lacks one."""
     model = onnx.load(path, load_external_data=False)
     produced = {output for node in model.graph.node for output in node.output}
@@ -82,9 +71,4 @@ def _session(path: Path, names: Sequence[str], threads: int | None) -> onnxrunti
                 f"{path}: expected a value {name} to look for the layer that departs, found none; convert again"
             )
         model.graph.output.append(onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, None))
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3
-    if threads is not None:
-        options.intra_op_num_threads = threads
-    options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(path.parent))
-    return onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    return bytes(model.SerializeToString())

@@ -10,22 +10,35 @@ import onnxruntime
 
 from dynexport.runtime.cache import Cache
 from dynexport.runtime.errors import DynexportError
-from dynexport.runtime.manifest import Graph
+from dynexport.runtime.manifest import Graph, TensorSpec
 
 Array = np.ndarray
+_DTYPES = {"float": np.float32, "int64": np.int64, "bool": np.bool_}
 
 
 class Engine:
     """A session of one graph.
+
+    Attributes:
+        layers: int64, the layers of the graph, ascending.
 
     Args:
         path: the ONNX file, its external data beside it.
         graph: its entry in the manifest.
         threads: intra-op threads; None lets ONNX Runtime take one per physical core.
         profile: prefix of a profile to write, or None.
+        model: bytes to take instead of the file's; external data is looked for beside it all the same.
     """
 
-    def __init__(self, path: Path, graph: Graph, threads: int | None = None, profile: Path | None = None) -> None:
+    def __init__(
+        self,
+        path: Path,
+        graph: Graph,
+        threads: int | None = None,
+        profile: Path | None = None,
+        *,
+        model: bytes | None = None,
+    ) -> None:
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 4  # what it has to say comes with its exceptions
         if threads is not None:
@@ -34,11 +47,16 @@ class Engine:
             options.enable_profiling, options.profile_file_prefix = True, str(profile)
         # Spinning workers of an idle session would take cores from the rest of the process.
         options.add_session_config_entry("session.force_spinning_stop", "1")
+        if model is not None:
+            options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(path.parent))
         try:
-            self._session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+            self._session = onnxruntime.InferenceSession(
+                model or str(path), options, providers=["CPUExecutionProvider"]
+            )
         except Exception as error:  # ONNX Runtime raises a class of its own for each status code
             raise DynexportError(f"{path}: ONNX Runtime refuses the graph: {_one_line(error)}") from error
         self.graph = graph
+        self.layers = np.array(graph.layers)
         self._inputs = {spec.name for spec in graph.inputs}
         found = {node.name for node in self._session.get_inputs()}
         if found != self._inputs:
@@ -46,45 +64,63 @@ class Engine:
                 f"{path}: expected the inputs that the manifest names, found {sorted(found ^ self._inputs)[0]!r:.80} "
                 "in one of the two only"
             )
-        self._bound: tuple[Cache, Any] | None = None
+        self._results = tuple(spec for spec in graph.outputs if not spec.name.startswith("present."))
+        self._bound: _Binding | None = None
 
-    def run(self, cache: Cache, inputs: dict[str, Array]) -> Array:
+    def run(self, cache: Cache, inputs: dict[str, Array]) -> dict[str, Array]:
         """One step; the cache's buffers are read and written in place.
 
         Args:
             inputs: arrays by name, as the manifest describes them; those that the graph lacks are left out.
 
         Returns:
-            logits float32 [B, K, vocab].
+            All outputs but the caches, by name: ``logits`` float32 [B, K, vocab].
         """
+        inputs = {name: value for name, value in inputs.items() if name in self._inputs}
         try:
-            binding = self._binding(cache)
-            for name, value in inputs.items():
-                if name in self._inputs:
-                    binding.bind_cpu_input(name, value)
-            binding.bind_output("logits", "cpu")
-            self._session.run_with_iobinding(binding)
+            if self._bound is None or not self._bound.fits(cache, inputs):
+                self._bound = _Binding(self._session, cache, inputs, self._inputs)
+            return self._bound.run(self._session, inputs, self._results)
         except Exception as error:  # as above
             raise DynexportError(f"{self.graph.file}: ONNX Runtime failed in a step: {_one_line(error)}") from error
-        logits: Array = binding.get_outputs()[0].numpy()
-        return logits
 
     def end_profiling(self) -> str:
         """Write the profile; its path."""
         return str(self._session.end_profiling())
 
-    def _binding(self, cache: Cache) -> Any:
-        """The caches stay bound from step to step; only a new cache is bound anew."""
-        if self._bound is None or self._bound[0] is not cache:
-            binding = self._session.io_binding()
-            binding.bind_output("logits", "cpu")
-            for name, buffer in cache.buffers.items():
-                if f"past_key_values.{name}" in self._inputs:
-                    value = onnxruntime.OrtValue.ortvalue_from_numpy(buffer)
-                    binding.bind_ortvalue_input(f"past_key_values.{name}", value)
-                    binding.bind_ortvalue_output(f"present.{name}", value)
-            self._bound = (cache, binding)
-        return self._bound[1]
+
+class _Binding:
+    """Inputs of one shape and the buffers of one cache, bound once: a step then only writes the inputs' values."""
+
+    def __init__(self, session: Any, cache: Cache, inputs: dict[str, Array], known: set[str]) -> None:
+        self._cache = cache
+        self._inputs = {name: np.array(value, order="C") for name, value in inputs.items()}
+        self._binding = session.io_binding()
+        for name, value in self._inputs.items():
+            self._binding.bind_ortvalue_input(name, onnxruntime.OrtValue.ortvalue_from_numpy(value))
+        for name, buffer in cache.buffers.items():
+            if f"past_key_values.{name}" in known:
+                shared = onnxruntime.OrtValue.ortvalue_from_numpy(buffer)
+                self._binding.bind_ortvalue_input(f"past_key_values.{name}", shared)
+                self._binding.bind_ortvalue_output(f"present.{name}", shared)
+
+    def fits(self, cache: Cache, inputs: dict[str, Array]) -> bool:
+        """Whether a step has this cache and inputs of these shapes."""
+        return cache is self._cache and all(value.shape == self._inputs[name].shape for name, value in inputs.items())
+
+    def run(self, session: Any, inputs: dict[str, Array], results: tuple[TensorSpec, ...]) -> dict[str, Array]:
+        """Run with these values; every result is an array of its own."""
+        for name, value in inputs.items():
+            np.copyto(self._inputs[name], value)
+        rows, count = self._inputs["input_ids"].shape
+        sizes = {"B": rows, "S": count, "K": self._inputs["logits_indices"].shape[1]}
+        found = {}
+        for spec in results:
+            shape = [sizes[dim] if isinstance(dim, str) else dim for dim in spec.shape]
+            found[spec.name] = np.empty(shape, _DTYPES[spec.dtype])
+            self._binding.bind_ortvalue_output(spec.name, onnxruntime.OrtValue.ortvalue_from_numpy(found[spec.name]))
+        session.run_with_iobinding(self._binding)
+        return found
 
 
 def _one_line(error: Exception) -> str:

@@ -146,9 +146,9 @@ def files_of_at_most(size: int) -> Iterator[None]:
 @pytest.mark.parametrize("size", [100, 100_000], ids=["in the graph", "in the weights"])
 def test_a_disk_that_fills_up(bundle: Path, size: int) -> None:
     before = contents(bundle.parent)
-    with pytest.raises(DynexportError, match=r"bundle: cannot write the bundle .* an earlier one is untouched"):
-        with files_of_at_most(size):
-            convert(CONFORMANCE / "skip-3x", bundle, golden=False)
+    message = r"bundle: cannot write the bundle .* an earlier one is untouched"
+    with pytest.raises(DynexportError, match=message), files_of_at_most(size):
+        convert(CONFORMANCE / "skip-3x", bundle, golden=False)
     assert contents(bundle.parent) == before
 
 

@@ -1,0 +1,144 @@
+"""The house's rules, held by reading the code: what is packaged, who may import whom, and what works without torch."""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import inspect
+import json
+import subprocess
+import sys
+import tomllib
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from bundles import CONFORMANCE, Ran, environment
+
+from dynexport.exporter.conversion import convert
+
+ROOT = Path(__file__).parent.parent
+FOLDERS = ("exporter", "runtime", "plugins")
+MODULES = sorted(path for folder in FOLDERS for path in (ROOT / folder).rglob("*.py"))
+# (importing, imported): the one may not import the other.
+FORBIDDEN = (
+    ("dynexport.runtime", "dynexport.exporter"),
+    ("dynexport.runtime", "torch"),
+    ("dynexport.runtime", "transformers"),
+    ("dynexport.runtime", "onnxscript"),
+    ("dynexport.plugins", "dynexport.exporter"),
+    ("dynexport.exporter", "dynexport.exporter.cli"),
+    ("dynexport.exporter.reference", "dynexport.exporter.graph"),
+    ("dynexport.exporter.graph", "dynexport.exporter.reference"),
+)
+PUBLIC = ("dynexport.runtime", "dynexport.exporter")
+WITHOUT_TORCH = """
+import sys
+
+class Absent:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in ("torch", "transformers"):
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+
+sys.meta_path.insert(0, Absent())
+from dynexport.exporter.cli.main import main
+main()
+"""
+
+
+def name_of(path: Path) -> str:
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    return ".".join(("dynexport", *parts)).removesuffix(".__init__")
+
+
+def imports(path: Path) -> Iterator[str]:
+    """Every module that a file names in an import, wherever it stands."""
+    for node in ast.walk(ast.parse(path.read_text(), path)):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: a relative import"
+            yield str(node.module)
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+def within(name: str, package: str) -> bool:
+    return name == package or name.startswith(f"{package}.")
+
+
+def test_every_package_is_listed_in_pyproject() -> None:
+    listed = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"]
+    found = {name_of(path) for path in MODULES if path.name == "__init__.py"}
+    # A package may also be a folder without code of its own.
+    assert found <= set(listed)
+    for package in listed:
+        assert (ROOT / Path(*package.split(".")[1:])).is_dir()
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_imports_run_one_way(path: Path) -> None:
+    name = name_of(path)
+    for importing, imported in FORBIDDEN:
+        if within(name, importing) and not within(name, imported):
+            wrong = [module for module in imports(path) if within(module, imported)]
+            assert not wrong, f"{name} imports {wrong[0]}"
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_every_file_says_its_reason(path: Path) -> None:
+    assert ast.get_docstring(ast.parse(path.read_text())), "no docstring"
+
+
+@pytest.mark.parametrize("package", PUBLIC)
+def test_public_names_exist_and_are_documented(package: str) -> None:
+    module = importlib.import_module(package)
+    assert module.__all__ == sorted(module.__all__)
+    for name in module.__all__:
+        assert inspect.getdoc(getattr(module, name)), f"{package}.{name}"
+
+
+def test_a_name_that_is_not_public_is_an_attribute_error() -> None:
+    with pytest.raises(AttributeError, match="has no attribute 'nonsense'"):
+        _ = importlib.import_module("dynexport.exporter").nonsense
+
+
+def test_the_runtime_alone_loads_no_torch_and_no_exporter() -> None:
+    script = "import sys, dynexport.runtime; print(sorted(sys.modules))"
+    ran = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, env=environment())
+    loaded = ast.literal_eval(ran.stdout)
+    heavy = ("torch", "transformers", "onnx", "onnxscript", "gguf", "rich", "dynexport.exporter")
+    assert [name for name in loaded if name.split(".")[0] in heavy or within(name, "dynexport.exporter")] == []
+
+
+def without_torch(*arguments: object) -> Ran:
+    """Run a command in a Python that has neither torch nor transformers."""
+    words = [sys.executable, "-c", WITHOUT_TORCH, *map(str, arguments)]
+    ran = subprocess.run(words, capture_output=True, text=True, env=environment())
+    return Ran(ran.returncode, ran.stdout, ran.stderr)
+
+
+def test_convert_and_run_without_torch(tmp_path: Path) -> None:
+    converted = without_torch("convert", CONFORMANCE / "skip-2x", "-o", tmp_path / "b")
+    assert (converted.code, converted.err) == (0, "")
+    out = " ".join(converted.out.replace("│", " ").split())
+    assert "golden vectors none: " in out and "pip install 'dynexport[torch]'" in out
+    run = json.loads((CONFORMANCE / "skip-2x" / "expected.json").read_text())["runs"][1]
+    ids = ",".join(map(str, run["prompt"]))
+    ran = without_torch("run", tmp_path / "b", "--ids", ids, "--max-new-tokens", 16, "--json", "-")
+    assert ran.report["ids"] == run["greedy"]
+
+
+def test_golden_vectors_are_verified_without_torch(tmp_path: Path) -> None:
+    pytest.importorskip("transformers")
+    assert convert(CONFORMANCE / "skip-2x", tmp_path / "b").golden > 0
+    ran = without_torch("verify", tmp_path / "b", "--json", "-", "--new-tokens", 4)
+    assert ran.code == 0, ran.err
+    assert ran.report["passed"] is True
+
+
+def test_what_needs_torch_says_how_to_install_it(tmp_path: Path) -> None:
+    convert(CONFORMANCE / "skip-2x", tmp_path / "b", golden=False)
+    ran = without_torch("verify", tmp_path / "b", "--against", CONFORMANCE / "skip-2x")
+    assert (ran.code, ran.out) == (2, "")
+    assert ran.err.startswith("error: ") and "pip install 'dynexport[torch]'" in ran.err
+    assert len(ran.err.splitlines()) == 1
