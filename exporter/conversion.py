@@ -90,8 +90,6 @@ def convert(
     architecture = _limited(read_architecture(checkpoint.config), max_length)
     contract = read_contract(checkpoint, strategy, speedups, rule, keep)
     kept = strategies()[contract.strategy].speedups(contract, architecture.layers)
-    if repeated := [speedup.name for i, speedup in enumerate(kept) if speedup.name in {s.name for s in kept[:i]}]:
-        raise DynexportError(f"speedup {repeated[0]}: expected ratios that differ by more, found two of this name")
     with replacing(Path(output)) as part:
         manifest = _write_graphs(part, checkpoint, architecture, contract, kept, precision, static, progress)
         for name, content in checkpoint.files.items():

@@ -42,15 +42,18 @@ class WeightReader:
         source = self.architecture.sources.get(name, Source((name,)))
         try:
             value = source.build(self._read_part)
-        except (ValueError, IndexError):  # parts that do not go together
-            value = None
-        if value is None or value.shape != shape:
-            found = ", ".join(str(list(self.checkpoint.shape(self._stored_name(part)))) for part in source.names)
-            raise DynexportError(
-                f"{self.checkpoint.source}: tensor {', '.join(source.names)}: expected what makes {list(shape)} as "
-                f"config.json says, found {found}"
-            )
+        except (ValueError, IndexError) as error:
+            parts = (self.checkpoint.shape(self._stored_name(part)) for part in source.names)
+            raise self._wrong_shape(source, shape, *parts) from error
+        if value.shape != shape:
+            raise self._wrong_shape(source, shape, value.shape)
         return value
+
+    def _wrong_shape(self, source: Source, shape: tuple[int, ...], *found: tuple[int, ...]) -> DynexportError:
+        return DynexportError(
+            f"{self.checkpoint.source}: tensor {', '.join(source.names)}: expected shape {list(shape)} as config.json "
+            f"says, found {', '.join(str(list(part)) for part in found)}"
+        )
 
     def _read_part(self, name: str) -> np.ndarray:
         value = self.checkpoint.read(self._stored_name(name))

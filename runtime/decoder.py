@@ -156,7 +156,9 @@ class Decoder:
     def _engine(self, name: str) -> Engine:
         if name not in self._engines:
             graph = next(graph for graph in self.manifest.graphs if graph.name == name)
-            self._engines[name] = Engine(self.bundle.path / graph.file, graph, self.threads, self._profile)
+            alone = len(self.manifest.graphs) == 1
+            path = self.bundle.path / graph.file
+            self._engines[name] = Engine(path, graph, self.threads, self._profile, alone=alone)
         return self._engines[name]
 
     def end_profiling(self) -> str:

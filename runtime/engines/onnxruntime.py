@@ -27,6 +27,7 @@ class Engine:
         graph: its entry in the manifest.
         threads: intra-op threads; None lets ONNX Runtime take one per physical core.
         profile: prefix of a profile to write, or None.
+        alone: whether no other session runs in turn with this one: then its workers may wait for the next step awake.
         model: bytes to take instead of the file's; external data is looked for beside it all the same.
     """
 
@@ -37,6 +38,7 @@ class Engine:
         threads: int | None = None,
         profile: Path | None = None,
         *,
+        alone: bool = True,
         model: bytes | None = None,
     ) -> None:
         options = onnxruntime.SessionOptions()
@@ -45,8 +47,9 @@ class Engine:
             options.intra_op_num_threads = threads
         if profile is not None:
             options.enable_profiling, options.profile_file_prefix = True, str(profile)
-        # Spinning workers of an idle session would take cores from the rest of the process.
-        options.add_session_config_entry("session.force_spinning_stop", "1")
+        if not alone:
+            # Spinning workers of one session would take the cores from the other.
+            options.add_session_config_entry("session.force_spinning_stop", "1")
         if model is not None:
             options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(path.parent))
         try:
