@@ -9,7 +9,7 @@ from onnxscript import nn
 
 from dynexport.exporter.architecture import Architecture, Rotary
 from dynexport.exporter.graph.layers import Linear, Norm
-from dynexport.exporter.graph.step import LayerCache, LayerStep, attention_bias
+from dynexport.exporter.graph.step import LayerCache, LayerStep, Rotation, attention_bias
 from dynexport.exporter.targets.target import AttentionInputs, Target
 
 
@@ -32,33 +32,52 @@ class Attention(nn.Module):
     ) -> tuple[ir.Value, LayerCache]:
         """hidden_states [B, S, hidden] -> ([B, S, hidden], the cache with the S tokens appended)."""
         a = self.architecture
-        query, key, value = op.Split(
-            self.qkv_proj(op, hidden_states),
-            [self.query_size, self.kv_size, self.kv_size],
-            axis=-1,
-            _outputs=3,
-        )
-        if a.qk_norm:
-            query = self._norm_heads(op, query, self.q_norm, a.heads)
-            key = self._norm_heads(op, key, self.k_norm, a.kv_heads)
-        if a.rotary_layers[self.index]:
-            query, key = self._rotate(op, query, a.heads, step), self._rotate(op, key, a.kv_heads, step)
+        query, key, value = self._project(op, hidden_states, step)
         position, bias = self._positions(op, step, cache)
-        inputs = AttentionInputs(query, key, value, cache.key, cache.value, step.last_index, step.total_length, bias)
+        rotation = step.rotation if a.rotary_layers[self.index] else None
+        inputs = AttentionInputs(
+            query,
+            key,
+            value,
+            cache.key,
+            cache.value,
+            step.last_index,
+            step.total_length,
+            bias,
+            (rotation.cos, rotation.sin, step.position_ids) if rotation and rotation.of_every_position else None,
+        )
         output, present_key, present_value = self.target.attention(
             op, inputs, heads=a.heads, kv_heads=a.kv_heads, scale=a.scale, softcap=a.attention_softcap
         )
         return self.o_proj(op, output), LayerCache(present_key, present_value, position)
 
+    def _project(
+        self, op: Any, hidden_states: ir.Value, step: LayerStep
+    ) -> tuple[ir.Value, ir.Value | None, ir.Value | None]:
+        """query, key and value; or all three packed as the first, where nothing has to be done to them apart."""
+        a = self.architecture
+        projected = self.qkv_proj(op, hidden_states)
+        rotation = step.rotation if a.rotary_layers[self.index] else None
+        rotate_here = rotation is not None and not rotation.of_every_position
+        if not (a.qk_norm or rotate_here):
+            return projected, None, None
+        query, key, value = op.Split(projected, [self.query_size, self.kv_size, self.kv_size], axis=-1, _outputs=3)
+        if a.qk_norm:
+            query = self._norm_heads(op, query, self.q_norm, a.heads)
+            key = self._norm_heads(op, key, self.k_norm, a.kv_heads)
+        if rotation is not None and rotate_here:
+            query, key = self._rotate(op, query, a.heads, rotation), self._rotate(op, key, a.kv_heads, rotation)
+        return query, key, value
+
     def _norm_heads(self, op: Any, x: ir.Value, norm: Norm, heads: int) -> ir.Value:
         split = op.Reshape(x, [0, 0, heads, self.architecture.head_dim])
         return op.Reshape(norm(op, split), [0, 0, heads * self.architecture.head_dim])
 
-    def _rotate(self, op: Any, x: ir.Value, heads: int, step: LayerStep) -> ir.Value:
+    def _rotate(self, op: Any, x: ir.Value, heads: int, rotation: Rotation) -> ir.Value:
         positions = self.architecture.positions
         assert isinstance(positions, Rotary)
         partial = {} if positions.dim == self.architecture.head_dim else {"rotary_embedding_dim": positions.dim}
-        return op.RotaryEmbedding(x, step.cos, step.sin, num_heads=heads, **partial)
+        return op.RotaryEmbedding(x, rotation.cos, rotation.sin, num_heads=heads, **partial)
 
     def _positions(self, op: Any, step: LayerStep, cache: LayerCache) -> tuple[ir.Value | None, ir.Value | None]:
         """The cache's positions with the new ones appended, and the bias that follows from them."""

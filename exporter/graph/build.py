@@ -47,6 +47,7 @@ def build_graph(
         active,
         layers=plan.layers,
         contiguous=plan.contiguous,
+        kernel_rotates=target.rotates_in_attention(architecture),
     )
     logits, present = model(builder.op, input_ids, step, caches, logits_indices, strategy.run_layer)
 

@@ -34,12 +34,27 @@ class LayerCache:
 
 
 @dataclass(frozen=True)
+class Rotation:
+    """Rotary angles.
+
+    Attributes:
+        cos, sin: float32 [max_length, rotary dim / 2] of every position, for an attention kernel that rotates itself;
+            or [B, S, rotary dim / 2] of the step's tokens.
+        of_every_position: which of the two.
+    """
+
+    cos: ir.Value
+    sin: ir.Value
+    of_every_position: bool
+
+
+@dataclass(frozen=True)
 class LayerStep:
     """What one layer has to know of the S tokens that run in it (of a routed layer: those that it runs).
 
     Attributes:
         position_ids: int64 [B, S], their original positions.
-        cos, sin: float32 [B, S, rotary dim / 2], or None.
+        rotation: rotary angles, or None.
         cache_length: int64 [B], entries in the layer's cache before the step.
         last_index: int32 [B], cache_length + S - 1.
         total_length: int32 scalar, the longest row's entries after the step.
@@ -48,8 +63,7 @@ class LayerStep:
     """
 
     position_ids: ir.Value
-    cos: ir.Value | None
-    sin: ir.Value | None
+    rotation: Rotation | None
     cache_length: ir.Value
     last_index: ir.Value
     total_length: ir.Value
@@ -63,7 +77,7 @@ class Step:
     Attributes:
         layers: the layers of the graph: the rows of cache_lengths, layer_active, last_index and total_length.
         position_ids: int64 [B, S], original positions of the new tokens.
-        cos, sin: of these positions.
+        rotation: rotary angles, or None.
         cache_lengths: int64 [L, B], entries in every layer's cache before the step.
         last_index: int32 [L, B], cache_lengths + S - 1.
         total_length: int32 [L], the longest row's entries after the step.
@@ -75,8 +89,7 @@ class Step:
     architecture: Architecture
     layers: tuple[int, ...]
     position_ids: ir.Value
-    cos: ir.Value | None
-    sin: ir.Value | None
+    rotation: Rotation | None
     cache_lengths: ir.Value
     last_index: ir.Value
     total_length: ir.Value
@@ -95,20 +108,23 @@ class Step:
         *,
         layers: tuple[int, ...],
         contiguous: bool,
+        kernel_rotates: bool,
     ) -> Step:
         """Compute the shared values once, before the first layer.
 
         Args:
             layers: the layers of the graph; rows of ``cache_lengths`` and ``layer_active`` follow them.
             contiguous: every cache holds exactly the positions 0, 1, 2, ..: nothing is ever skipped.
+            kernel_rotates: attention takes the angles of every position and rotates itself.
         """
         length = op.Shape(input_ids, start=1, end=2)
+        rotated = op.Range(0, architecture.max_length, 1) if kernel_rotates else position_ids
         total = op.Add(op.ReduceMax(cache_lengths, [1], keepdims=0), length)
         step = cls(
             architecture,
             layers,
             position_ids,
-            *rotation(op, architecture, position_ids),
+            rotation(op, architecture, rotated, of_every_position=kernel_rotates),
             cache_lengths,
             op.Cast(op.Sub(op.Add(cache_lengths, length), 1), to=INT32),
             op.Cast(total, to=INT32),
@@ -140,7 +156,7 @@ class Step:
         rows = (
             op.Gather(values, self.row_of(layer)) for values in (self.cache_lengths, self.last_index, self.total_length)
         )
-        return LayerStep(self.position_ids, self.cos, self.sin, *rows)
+        return LayerStep(self.position_ids, self.rotation, *rows)
 
 
 def attention_bias(
@@ -169,12 +185,16 @@ def attention_bias(
     return bias
 
 
-def rotation(op: Any, architecture: Architecture, position_ids: ir.Value) -> tuple[ir.Value | None, ir.Value | None]:
-    """cos and sin of position_ids int64 [B, S], each float32 [B, S, rotary dim / 2]; None without rotary positions."""
-    # Computed, not looked up: tables for a context of a million tokens would be half a gigabyte in every graph.
+def rotation(
+    op: Any, architecture: Architecture, positions: ir.Value, *, of_every_position: bool = False
+) -> Rotation | None:
+    """The angles of positions int64 [max_length] or [B, S]; None without rotary positions.
+
+    Computed, not stored: ONNX Runtime folds those of every position into a table when it loads the graph.
+    """
     if not isinstance(architecture.positions, Rotary):
-        return None, None
+        return None
     values = np.asarray(architecture.positions.inverse_frequencies, dtype=np.float32)
     frequencies = op.initializer(ir.tensor(values), "inverse_frequencies")
-    angles = op.Mul(op.Cast(op.Unsqueeze(position_ids, [-1]), to=FLOAT), frequencies)
-    return op.Cos(angles), op.Sin(angles)
+    angles = op.Mul(op.Cast(op.Unsqueeze(positions, [-1]), to=FLOAT), frequencies)
+    return Rotation(op.Cos(angles), op.Sin(angles), of_every_position)

@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 import onnx_ir as ir
 
-from dynexport.exporter.architecture import Activation
+from dynexport.exporter.architecture import Activation, Architecture, Rotary
 from dynexport.exporter.graph.storage import BlockQuantized, Plain, Storage, StoredWeight
 from dynexport.exporter.targets.target import AttentionInputs, Target
 from dynexport.runtime.errors import DynexportError
@@ -18,6 +18,7 @@ from dynexport.runtime.errors import DynexportError
 Precision = Literal["fp32", "fp16", "int8", "int4"]
 
 OPSET = 24
+_LARGEST_TABLES = 256 << 20
 _MICROSOFT = "com.microsoft"
 # int8 activations, as onnxruntime-genai chooses on CPU: the level with VNNI and dot-product kernels.
 _ACCURACY_LEVEL = 4
@@ -110,6 +111,14 @@ class OnnxRuntime(Target):
             return _float(op.Relu(x))
         return _float(op.Gelu(x, approximate="tanh" if activation == "gelu_tanh" else "none"))
 
+    def rotates_in_attention(self, architecture: Architecture) -> bool:
+        positions = architecture.positions
+        if not isinstance(positions, Rotary):
+            return False
+        # The kernel's own condition; and tables that nobody minds having in memory.
+        fits = positions.dim // 2 <= architecture.head_dim // 16 * 8
+        return fits and architecture.max_length * positions.dim * 4 <= _LARGEST_TABLES
+
     def attention(
         self,
         op: Any,
@@ -127,7 +136,9 @@ class OnnxRuntime(Target):
                 f"head_dim: expected a multiple of {_HEAD_DIM_MULTIPLE}, as ONNX Runtime's GroupQueryAttention needs, "
                 f"found {head_dim}"
             )
-        no_rotary = (None, None, None)
+        extra = [*(inputs.rotary or (None, None, None)), inputs.bias]
+        while extra and extra[-1] is None:
+            extra.pop()
         output, key, value = op.GroupQueryAttention(
             inputs.query,
             inputs.key,
@@ -136,9 +147,10 @@ class OnnxRuntime(Target):
             inputs.past_value,
             inputs.last_index,
             inputs.total_length,
-            *(() if inputs.bias is None else (*no_rotary, inputs.bias)),
+            *extra,
             _domain=_MICROSOFT,
             _outputs=3,
+            do_rotary=int(inputs.rotary is not None),
             num_heads=heads,
             kv_num_heads=kv_heads,
             scale=scale,

@@ -9,7 +9,7 @@ from typing import Any
 
 import onnx_ir as ir
 
-from dynexport.exporter.architecture import Activation
+from dynexport.exporter.architecture import Activation, Architecture
 from dynexport.exporter.graph.storage import Storage, StoredWeight
 
 
@@ -18,22 +18,25 @@ class AttentionInputs:
     """What attention over a cache needs in one layer; S new tokens after the cached ones.
 
     Attributes:
-        query: float32 [B, S, heads * head_dim], rotated already.
-        key, value: float32 [B, S, kv_heads * head_dim].
+        query: float32 [B, S, heads * head_dim]; or query, key and value packed along the last axis.
+        key, value: float32 [B, S, kv_heads * head_dim]; None where they are packed.
         past_key, past_value: float32 [B, kv_heads, M, head_dim], entries 0..cache_length-1 of a row in use.
         last_index: int32 [B], index of the row's last entry after the append: cache_length + S - 1.
         total_length: int32 scalar, the longest row's entries after the append.
         bias: float32 [B or 1, heads or 1, S, total_length] added to the scores, or None.
+        rotary: cos and sin float32 [max_length, rotary dim / 2] and position_ids int64 [B, S], consecutive in a row,
+            to rotate query and key by; None where they are as they should be.
     """
 
     query: ir.Value
-    key: ir.Value
-    value: ir.Value
+    key: ir.Value | None
+    value: ir.Value | None
     past_key: ir.Value
     past_value: ir.Value
     last_index: ir.Value
     total_length: ir.Value
     bias: ir.Value | None
+    rotary: tuple[ir.Value, ir.Value, ir.Value] | None = None
 
 
 class Target(ABC):
@@ -76,6 +79,10 @@ class Target(ABC):
     @abstractmethod
     def activate(self, op: Any, x: ir.Value, activation: Activation) -> ir.Value:
         """The activation function, element by element."""
+
+    @abstractmethod
+    def rotates_in_attention(self, architecture: Architecture) -> bool:
+        """Whether ``attention`` can be given rotary tables instead of rotated queries and keys."""
 
     @abstractmethod
     def attention(
