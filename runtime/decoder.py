@@ -81,18 +81,19 @@ class Decoder:
         Raises:
             DynexportError: when a live row has no slot left.
         """
-        live = np.ones(cache.rows, bool) if live is None else live
-        if (cache.positions[live] >= cache.slots).any():
+        positions = cache.positions if live is None else cache.positions[live]
+        if (positions >= cache.slots).any():
             raise DynexportError(f"cache: all {cache.slots} slots of a row are used; the context is exhausted")
         ids = np.asarray(tokens, np.int64).reshape(-1, 1)
         # A row that has ended writes over its last slot: it is never read again.
-        lengths = np.minimum(cache.lengths, cache.slots - 1)
+        lengths = cache.lengths if live is None else np.minimum(cache.lengths, cache.slots - 1)
         engine = self._engine_for(speedup)
         active = self._active(speedup.keep)
         inputs = self._inputs(engine, ids, cache.positions, lengths, active, np.zeros_like(ids))
         logits = engine.run(cache, inputs)["logits"]
-        cache.lengths[active] += live
-        cache.positions += live
+        ran = 1 if live is None else live
+        cache.lengths[active] += ran
+        cache.positions += ran
         return logits[:, 0]
 
     def _active(self, keep: tuple[int, ...]) -> Array:
