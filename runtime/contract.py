@@ -13,6 +13,7 @@ from pydantic import (
     BaseModel,
     ConfigDict,
     Field,
+    Strict,
     TypeAdapter,
     ValidationError,
     field_validator,
@@ -23,6 +24,9 @@ from dynexport.runtime.errors import DynexportError
 
 CONTRACT_VERSION = 1
 
+# Numbers as JSON has them: neither true nor "2" is one.
+_Number = Annotated[float, Strict()]
+_Layer = Annotated[int, Strict()]
 SkipRule = Literal["official", "balanced", "modulo"]
 
 
@@ -46,9 +50,9 @@ class UnifiedSkip(_Contract):
     """
 
     strategy: Literal["unified-skip"] = "unified-skip"
-    speedups: tuple[float, ...] = (2.0, 3.0)
+    speedups: tuple[_Number, ...] = (2.0, 3.0)
     rule: SkipRule = "official"
-    keep: tuple[int, ...] | None = None
+    keep: tuple[_Layer, ...] | None = None
 
     @field_validator("speedups")
     @classmethod

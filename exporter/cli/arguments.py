@@ -1,8 +1,17 @@
-"""Values as people type them on the command line."""
+"""Arguments that several commands share, and values as people type them."""
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import click
+
+from dynexport.runtime.machine import available_cores
+
+bundle_argument = click.argument("bundle", type=click.Path(path_type=Path))
+threads_option = click.option(
+    "--threads", type=int, default=available_cores, show_default="all cores", help="Threads of ONNX Runtime."
+)
 
 
 def numbers(text: str, option: str) -> list[int]:

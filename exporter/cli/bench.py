@@ -6,9 +6,9 @@ from pathlib import Path
 
 import click
 
+from dynexport.exporter.cli.arguments import bundle_argument, threads_option
 from dynexport.exporter.cli.output import Output, json_option
 from dynexport.runtime.bundle import Bundle
-from dynexport.runtime.machine import available_cores
 
 _SHOWN_OPERATORS = 6
 
@@ -19,13 +19,13 @@ Examples:
   dynexport bench smollm2
   dynexport bench smollm2 --prompt-tokens 512 --new-tokens 64 --batch 4 --speedup 2 --threads 2 --json bench.json"""
 )
-@click.argument("bundle", type=click.Path(path_type=Path))
+@bundle_argument
 @click.option("--prompt-tokens", type=int, default=256, show_default=True, help="Length of the prompt.")
 @click.option("--new-tokens", type=int, default=32, show_default=True, help="Decode steps measured per repetition.")
 @click.option("--batch", type=int, default=1, show_default=True, help="Rows.")
 @click.option("--speedup", help="Measure this ratio only.  [default: all that the bundle declares]")
 @click.option("--repeats", type=int, default=7, show_default=True, help="Times that all are measured in turn.")
-@click.option("--threads", type=int, default=available_cores, show_default="all cores", help="Threads of ONNX Runtime.")
+@threads_option
 @json_option
 def bench(
     bundle: Path,
@@ -70,7 +70,6 @@ def bench(
             str(result.layers),
             f"{result.prefill_tokens_per_second:.0f}",
             f"{result.decode_milliseconds:.2f}",
-            f"{result.tokens_per_second:.1f}",
             f"{result.speedup:.2f}x",
             f"{result.ideal_speedup:.2f}x",
             f"{result.efficiency:.2f}",
@@ -78,7 +77,7 @@ def bench(
         ]
         for result in measured.results
     ]
-    columns = ["", "layers", "prefill tok/s", "decode ms", "tok/s", "speed-up", "ideal", "efficiency", "GB/s"]
+    columns = ["", "layers", "prefill tok/s", "decode ms", "speed-up", "ideal", "efficiency", "GB/s"]
     out.table(f"{bundle}", columns, rows)
     shares = [f"{name} {share:.0%}" for name, share in list(measured.operators.items())[:_SHOWN_OPERATORS]]
     out.say(f"a full-depth step: {measured.engine_share:.0%} inside the engine; of that " + ", ".join(shares))

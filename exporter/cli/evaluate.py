@@ -7,11 +7,11 @@ from pathlib import Path
 
 import click
 
+from dynexport.exporter.cli.arguments import bundle_argument, threads_option
 from dynexport.exporter.cli.describe import NOT_TRAINED
 from dynexport.exporter.cli.output import Output, json_option
 from dynexport.runtime.bundle import Bundle
 from dynexport.runtime.errors import DynexportError
-from dynexport.runtime.machine import available_cores
 
 
 @click.command(
@@ -21,14 +21,14 @@ Examples:
   dynexport eval smollm2 --text book.txt
   dynexport eval smollm2 --text book.txt --speedup 2 --window 512 --max-tokens 8192 --json eval.json""",
 )
-@click.argument("bundle", type=click.Path(path_type=Path))
+@bundle_argument
 @click.option("--text", "text_path", required=True, type=click.Path(path_type=Path), help="A UTF-8 text file.")
 @click.option("--speedup", help="Compare this ratio only with full depth.  [default: all that the bundle declares]")
 @click.option("--window", type=int, default=256, show_default=True, help="Tokens per window.")
 @click.option("--prompt-tokens", type=int, default=64, show_default=True, help="Of these, run as prompt at full depth.")
 @click.option("--max-tokens", type=int, default=2048, show_default=True, help="Use at most so many tokens of the text.")
 @click.option("--batch", type=int, default=8, show_default=True, help="Windows that run together.")
-@click.option("--threads", type=int, default=available_cores, show_default="all cores", help="Threads of ONNX Runtime.")
+@threads_option
 @json_option
 def evaluate(
     bundle: Path,

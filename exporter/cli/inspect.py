@@ -6,6 +6,7 @@ from pathlib import Path
 
 import click
 
+from dynexport.exporter.cli.arguments import bundle_argument
 from dynexport.exporter.cli.describe import bundle_report, describe_bundle, speedup_table
 from dynexport.exporter.cli.output import Output, bytes_text, json_option
 from dynexport.runtime.bundle import Bundle
@@ -17,7 +18,7 @@ Examples:
   dynexport inspect smollm2
   dynexport inspect smollm2 --json - | jq .speedups"""
 )
-@click.argument("bundle", type=click.Path(path_type=Path))
+@bundle_argument
 @json_option
 def inspect(bundle: Path, json_path: str | None) -> None:
     """Check BUNDLE's files against its manifest and show what is in it."""

@@ -10,13 +10,12 @@ from typing import Any
 
 import click
 
-from dynexport.exporter.cli.arguments import numbers
+from dynexport.exporter.cli.arguments import bundle_argument, numbers, threads_option
 from dynexport.exporter.cli.output import Output, json_option
 from dynexport.runtime.bundle import Bundle
 from dynexport.runtime.conversation import Conversation
 from dynexport.runtime.errors import DynexportError
 from dynexport.runtime.generate import Generator, Piece
-from dynexport.runtime.machine import available_cores
 from dynexport.runtime.sampling import Sampling
 
 
@@ -28,7 +27,7 @@ Examples:
   dynexport run smollm2 --chat
   dynexport run smollm2 --ids 1,2,3 --max-new-tokens 16 --json -"""
 )
-@click.argument("bundle", type=click.Path(path_type=Path))
+@bundle_argument
 @click.option("--prompt", help="Text to continue; with --chat, a message to answer.")
 @click.option("--ids", metavar="1,2,3", help="Token ids to continue.")
 @click.option("--chat", is_flag=True, help="Use the chat template; without --prompt, talk until end of input.")
@@ -51,7 +50,7 @@ Examples:
 )
 @click.option("--seed", type=int, help="Makes sampling repeatable.")
 @click.option("--stop", multiple=True, help="Stop at this text; may be given several times.")
-@click.option("--threads", type=int, default=available_cores, show_default="all cores", help="Threads of ONNX Runtime.")
+@threads_option
 @json_option
 def run(
     bundle: Path,

@@ -8,10 +8,10 @@ from typing import Any
 
 import click
 
+from dynexport.exporter.cli.arguments import bundle_argument, threads_option
 from dynexport.exporter.cli.output import Output, json_option
 from dynexport.runtime.bundle import Bundle
 from dynexport.runtime.errors import EXIT_CHECK_FAILED, EXIT_GOOD
-from dynexport.runtime.machine import available_cores
 
 
 @click.command(
@@ -20,7 +20,7 @@ Examples:
   dynexport verify smollm2
   dynexport verify smollm2 --against ./SmolLM2-135M-Instruct --new-tokens 256 --json report.json"""
 )
-@click.argument("bundle", type=click.Path(path_type=Path))
+@bundle_argument
 @click.option(
     "--against",
     metavar="MODEL",
@@ -33,7 +33,7 @@ Examples:
     show_default=True,
     help="Tokens generated greedily per prompt and ratio.",
 )
-@click.option("--threads", type=int, default=available_cores, show_default="all cores", help="Threads of ONNX Runtime.")
+@threads_option
 @json_option
 def verify(bundle: Path, against: str | None, new_tokens: int, threads: int, json_path: str | None) -> int:
     """Check BUNDLE against PyTorch: logits, greedy tokens, batches, chunks, second turns. Exit code 1 if it fails."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from dynexport.exporter.architecture import Alibi, Architecture
-from dynexport.exporter.families.family import Family, deinterleave_qkv, renamed
+from dynexport.exporter.families.family import Family, deinterleave_qkv, layer_norm_like, renamed
 from dynexport.exporter.families.fields import Fields
 
 _OUTER = {
@@ -28,27 +28,20 @@ def _read(fields: Fields) -> Architecture:
     heads = fields.integer("n_head", "num_attention_heads")
     layers = fields.layers("n_layer", "num_hidden_layers")
     fields.only("apply_residual_connection_post_layernorm", False)
-    if hidden % heads:
-        raise fields.error("hidden_size", hidden, f"a multiple of {heads} heads")
     sources = renamed(layers, _OUTER, _INNER, "transformer.h.{i}.")
     for name in list(sources):
         if "qkv_proj" in name:
             sources[name] = replace(sources[name], combine=deinterleave_qkv(heads, hidden // heads))
-    return Architecture(
-        family=fields.family,
+    return layer_norm_like(
+        fields,
         hidden_size=hidden,
-        layers=layers,
         heads=heads,
-        kv_heads=heads,
-        head_dim=hidden // heads,
+        layers=layers,
         intermediate_size=4 * hidden,
-        vocab_size=fields.integer("vocab_size"),
         max_length=fields.integer("seq_length", "max_position_embeddings", default=2048),
         positions=Alibi(heads),
-        norm="layer",
         norm_epsilon=fields.number("layer_norm_epsilon", 1e-5),
         activation="gelu_tanh",
-        gated_mlp=False,
         embedding_norm=True,
         qkv_bias=True,
         attention_output_bias=True,

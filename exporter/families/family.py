@@ -72,6 +72,24 @@ def llama_like(
     return Architecture(**{**values, **overrides})
 
 
+def layer_norm_like(fields: Fields, *, hidden_size: int, heads: int, layers: int, **values: Any) -> Architecture:
+    """The shape that gpt2, opt, gpt-neox and bloom share: LayerNorm, a key head per query head, an MLP without gate."""
+    if hidden_size % heads:
+        raise fields.error("hidden_size", hidden_size, f"a multiple of {heads} heads")
+    return Architecture(
+        family=fields.family,
+        hidden_size=hidden_size,
+        layers=layers,
+        heads=heads,
+        kv_heads=heads,
+        head_dim=hidden_size // heads,
+        vocab_size=fields.integer("vocab_size"),
+        norm="layer",
+        gated_mlp=False,
+        **values,
+    )
+
+
 def stacked_qkv(layers: int, *, bias: bool) -> dict[str, Source]:
     """Sources of ``qkv_proj`` from separate q, k and v projections."""
     return {

@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 
 from dynexport.exporter.architecture import Architecture, Array, LearnedPositions
-from dynexport.exporter.families.family import Family, renamed
+from dynexport.exporter.families.family import Family, layer_norm_like, renamed
 from dynexport.exporter.families.fields import Fields
 
 _OUTER = {
@@ -36,27 +36,20 @@ def _read(fields: Fields) -> Architecture:
     fields.only("scale_attn_by_inverse_layer_idx", False)
     fields.only("add_cross_attention", False)
     max_length = fields.integer("n_positions", "n_ctx", default=1024)
-    if hidden % heads:
-        raise fields.error("n_embd", hidden, f"a multiple of {heads} heads")
     sources = renamed(layers, _OUTER, _INNER, "transformer.h.{i}.")
     for name in list(sources):
         if name.endswith("_proj.weight"):
             sources[name] = replace(sources[name], combine=_transposed)
-    return Architecture(
-        family=fields.family,
+    return layer_norm_like(
+        fields,
         hidden_size=hidden,
-        layers=layers,
         heads=heads,
-        kv_heads=heads,
-        head_dim=hidden // heads,
+        layers=layers,
         intermediate_size=fields.integer("n_inner", default=4 * hidden),
-        vocab_size=fields.integer("vocab_size"),
         max_length=max_length,
         positions=LearnedPositions(max_length),
-        norm="layer",
         norm_epsilon=fields.number("layer_norm_epsilon", 1e-5),
         activation=fields.activation("activation_function", default="gelu_new"),
-        gated_mlp=False,
         qkv_bias=True,
         attention_output_bias=True,
         mlp_bias=True,

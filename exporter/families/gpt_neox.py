@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from dynexport.exporter.architecture import Architecture
-from dynexport.exporter.families.family import Family, deinterleave_qkv, renamed
+from dynexport.exporter.families.family import Family, deinterleave_qkv, layer_norm_like, renamed
 from dynexport.exporter.families.fields import Fields
 
 _OUTER = {
@@ -26,29 +26,22 @@ _INNER = {
 def _read(fields: Fields) -> Architecture:
     hidden, heads = fields.integer("hidden_size"), fields.integer("num_attention_heads")
     layers = fields.layers("num_hidden_layers")
-    if hidden % heads:
-        raise fields.error("hidden_size", hidden, f"a multiple of {heads} heads")
     head_dim = hidden // heads
     bias = fields.flag("attention_bias", True)
     sources = renamed(layers, _OUTER, _INNER, "gpt_neox.layers.{i}.")
     for name in list(sources):
         if "qkv_proj" in name:
             sources[name] = replace(sources[name], combine=deinterleave_qkv(heads, head_dim))
-    return Architecture(
-        family=fields.family,
+    return layer_norm_like(
+        fields,
         hidden_size=hidden,
-        layers=layers,
         heads=heads,
-        kv_heads=heads,
-        head_dim=head_dim,
+        layers=layers,
         intermediate_size=fields.integer("intermediate_size"),
-        vocab_size=fields.integer("vocab_size"),
         max_length=fields.integer("max_position_embeddings", default=2048),
         positions=fields.rotary(head_dim, theta_name="rotary_emb_base", share=fields.number("rotary_pct", 0.25)),
-        norm="layer",
         norm_epsilon=fields.number("layer_norm_eps", 1e-5),
         activation=fields.activation("hidden_act", default="gelu"),
-        gated_mlp=False,
         residual="parallel" if fields.flag("use_parallel_residual", True) else "sequential",
         qkv_bias=bias,
         attention_output_bias=bias,

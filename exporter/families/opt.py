@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dynexport.exporter.architecture import Architecture, LearnedPositions, Source
-from dynexport.exporter.families.family import Family, renamed
+from dynexport.exporter.families.family import Family, layer_norm_like, renamed
 from dynexport.exporter.families.fields import Fields
 
 _OUTER = {
@@ -29,28 +29,21 @@ def _read(fields: Fields) -> Architecture:
     fields.only("_remove_final_layer_norm", False)
     fields.only("layer_norm_elementwise_affine", True)
     max_length = fields.integer("max_position_embeddings", default=2048)
-    if hidden % heads:
-        raise fields.error("hidden_size", hidden, f"a multiple of {heads} heads")
     bias = fields.flag("enable_bias", True)
     sources = renamed(layers, _OUTER, _INNER, "model.decoder.layers.{i}.")
     for i in range(layers):
         for kind in ("weight", "bias"):
             parts = tuple(f"model.decoder.layers.{i}.self_attn.{part}_proj.{kind}" for part in "qkv")
             sources[f"model.layers.{i}.self_attn.qkv_proj.{kind}"] = Source(parts)
-    return Architecture(
-        family=fields.family,
+    return layer_norm_like(
+        fields,
         hidden_size=hidden,
-        layers=layers,
         heads=heads,
-        kv_heads=heads,
-        head_dim=hidden // heads,
+        layers=layers,
         intermediate_size=fields.integer("ffn_dim"),
-        vocab_size=fields.integer("vocab_size"),
         max_length=max_length,
         positions=LearnedPositions(max_length + _POSITION_OFFSET, _POSITION_OFFSET),
-        norm="layer",
         activation=fields.activation("activation_function", default="relu"),
-        gated_mlp=False,
         qkv_bias=bias,
         attention_output_bias=bias,
         mlp_bias=bias,

@@ -1,4 +1,4 @@
-"""Phi-3 and Phi-4-mini: q, k, v and gate, up stored fused; rotary on a share of the channels."""
+"""Phi-3 (4k) and Phi-4: q, k, v and gate, up stored fused; rotary on a share of the channels."""
 
 from __future__ import annotations
 
@@ -34,4 +34,4 @@ def _read(fields: Fields) -> Architecture:
     )
 
 
-FAMILY = Family("phi3", "Phi-3, Phi-4-mini", "fused qkv and gate-up, partial rotary, sliding window", _read)
+FAMILY = Family("phi3", "Phi-3 (4k), Phi-4", "fused qkv and gate-up, partial rotary, sliding window", _read)

@@ -117,7 +117,7 @@ class _Binding:
             np.copyto(self._inputs[name], value)
         rows, count = self._inputs["input_ids"].shape
         sizes = {"B": rows, "S": count, "K": self._inputs["logits_indices"].shape[1]}
-        found = {}
+        found: dict[str, Array] = {}
         for spec in results:
             shape = [sizes[dim] if isinstance(dim, str) else dim for dim in spec.shape]
             found[spec.name] = np.empty(shape, _DTYPES[spec.dtype])
