@@ -133,14 +133,14 @@ class Decoder:
     def _inputs(
         self, engine: Engine, ids: Array, positions: Array, lengths: Array, active: Array, wanted: Array
     ) -> dict[str, Array]:
-        layers = engine.layers
-        # Only padding and ended rows ever reach past the tables of positions.
-        last_position = self.manifest.model.max_length - 1
+        whole = len(engine.layers) == len(active)
+        position_ids = positions[:, None] if ids.shape[1] == 1 else positions[:, None] + np.arange(ids.shape[1])
         return {
             "input_ids": ids,
-            "position_ids": np.minimum(positions[:, None] + np.arange(ids.shape[1]), last_position),
-            "cache_lengths": lengths[layers],
-            "layer_active": active[layers],
+            # Only padding and ended rows ever reach past the model's last position.
+            "position_ids": np.minimum(position_ids, self.manifest.model.max_length - 1),
+            "cache_lengths": lengths if whole else lengths[engine.layers],
+            "layer_active": active if whole else active[engine.layers],
             "logits_indices": wanted,
         }
 

@@ -18,6 +18,7 @@ from dynexport.runtime.errors import DynexportError
 Precision = Literal["fp32", "fp16", "int8", "int4"]
 
 OPSET = 24
+_TABLE_MULTIPLE = 8
 _LARGEST_TABLES = 256 << 20
 _MICROSOFT = "com.microsoft"
 # int8 activations, as onnxruntime-genai chooses on CPU: the level with VNNI and dot-product kernels.
@@ -116,7 +117,7 @@ class OnnxRuntime(Target):
         if not isinstance(positions, Rotary):
             return False
         # The kernel's own condition; and tables that nobody minds having in memory.
-        fits = positions.dim // 2 <= architecture.head_dim // 16 * 8
+        fits = positions.dim // 2 % _TABLE_MULTIPLE == 0
         return fits and architecture.max_length * positions.dim * 4 <= _LARGEST_TABLES
 
     def attention(

@@ -82,8 +82,8 @@ class Engine:
         inputs = {name: value for name, value in inputs.items() if name in self._inputs}
         try:
             if self._bound is None or not self._bound.fits(cache, inputs):
-                self._bound = _Binding(self._session, cache, inputs, self._inputs)
-            return self._bound.run(self._session, inputs, self._results)
+                self._bound = _Binding(self._session, cache, inputs, self._inputs, self._results)
+            return self._bound.run(self._session, inputs)
         except Exception as error:  # as above
             raise DynexportError(f"{self.graph.file}: ONNX Runtime failed in a step: {_one_line(error)}") from error
 
@@ -95,8 +95,21 @@ class Engine:
 class _Binding:
     """Inputs of one shape and the buffers of one cache, bound once: a step then only writes the inputs' values."""
 
-    def __init__(self, session: Any, cache: Cache, inputs: dict[str, Array], known: set[str]) -> None:
+    def __init__(
+        self,
+        session: Any,
+        cache: Cache,
+        inputs: dict[str, Array],
+        known: set[str],
+        results: tuple[TensorSpec, ...],
+    ) -> None:
         self._cache = cache
+        rows, count = inputs["input_ids"].shape
+        sizes = {"B": rows, "S": count, "K": inputs["logits_indices"].shape[1]}
+        self._results = [
+            (spec.name, [sizes[dim] if isinstance(dim, str) else dim for dim in spec.shape], _DTYPES[spec.dtype])
+            for spec in results
+        ]
         self._inputs = {name: np.array(value, order="C") for name, value in inputs.items()}
         self._binding = session.io_binding()
         for name, value in self._inputs.items():
@@ -111,17 +124,14 @@ class _Binding:
         """Whether a step has this cache and inputs of these shapes."""
         return cache is self._cache and all(value.shape == self._inputs[name].shape for name, value in inputs.items())
 
-    def run(self, session: Any, inputs: dict[str, Array], results: tuple[TensorSpec, ...]) -> dict[str, Array]:
+    def run(self, session: Any, inputs: dict[str, Array]) -> dict[str, Array]:
         """Run with these values; every result is an array of its own."""
         for name, value in inputs.items():
-            np.copyto(self._inputs[name], value)
-        rows, count = self._inputs["input_ids"].shape
-        sizes = {"B": rows, "S": count, "K": self._inputs["logits_indices"].shape[1]}
+            self._inputs[name][...] = value
         found: dict[str, Array] = {}
-        for spec in results:
-            shape = [sizes[dim] if isinstance(dim, str) else dim for dim in spec.shape]
-            found[spec.name] = np.empty(shape, _DTYPES[spec.dtype])
-            self._binding.bind_ortvalue_output(spec.name, onnxruntime.OrtValue.ortvalue_from_numpy(found[spec.name]))
+        for name, shape, dtype in self._results:
+            found[name] = np.empty(shape, dtype)
+            self._binding.bind_ortvalue_output(name, onnxruntime.OrtValue.ortvalue_from_numpy(found[name]))
         session.run_with_iobinding(self._binding)
         return found
 
