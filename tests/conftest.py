@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 from tiny_models import FAMILIES, VARIANTS, save_model
+
+# CI tries the same examples every time, so that a change is judged by what it changes; elsewhere they are new ones.
+settings.register_profile("ci", derandomize=True)
+if os.environ.get("CI"):
+    settings.load_profile("ci")
 
 
 @pytest.fixture(scope="session")
 def saved_model(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
     """The directory of a family's tiny model, or of a variant's, by its name."""
-    torch = pytest.importorskip("torch")
+    import torch
+
     torch.set_num_threads(1)  # more only get into the way of each other at these sizes
 
     @cache
