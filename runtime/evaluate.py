@@ -52,23 +52,10 @@ def evaluate(
         DynexportError: when the text is shorter than a window, has tokens that the model lacks, or a size is out of
             range.
     """
-    limit = bundle.manifest.model.max_length
-    if not 1 <= prompt_tokens < window <= limit:
-        raise DynexportError(
-            f"window: expected 1 <= prompt_tokens < window <= {limit}, found {prompt_tokens} and {window}"
-        )
     if batch < 1:
         raise DynexportError(f"batch: expected at least 1, found {batch}")
-    if max_tokens < window:
-        raise DynexportError(f"max_tokens: expected at least one window of {window}, found {max_tokens}")
-    count = min(len(ids), max_tokens) // window
-    if count < 1:
-        raise DynexportError(f"text: expected at least {window} tokens, found {len(ids)}")
-    windows = np.asarray(ids[: count * window], np.int64).reshape(count, window)
-    vocabulary = bundle.manifest.model.vocab_size
-    if unknown := windows[(windows < 0) | (windows >= vocabulary)].tolist():
-        raise DynexportError(f"text: expected token ids 0..{vocabulary - 1}, found {unknown[0]}")
-    groups = [windows[start : start + batch] for start in range(0, count, batch)]
+    windows = _windows(bundle, ids, window, prompt_tokens, max_tokens)
+    groups = [windows[start : start + batch] for start in range(0, len(windows), batch)]
     decoder = Decoder(bundle, threads)
     total = len(speedups) * len(groups)
     results = []
@@ -79,7 +66,7 @@ def evaluate(
             if progress is not None:
                 progress(number * len(groups) + done, total)
         mean = float(np.concatenate([loss.ravel() for loss in losses]).mean())
-        tokens = count * (window - prompt_tokens)
+        tokens = len(windows) * (window - prompt_tokens)
         results.append(
             Evaluation(
                 name=speedup.name,
@@ -90,6 +77,25 @@ def evaluate(
             )
         )
     return results
+
+
+def _windows(bundle: Bundle, ids: Sequence[int], window: int, prompt_tokens: int, max_tokens: int) -> np.ndarray:
+    """int64 [windows, window], the beginning of the text; arguments and errors as for ``evaluate``."""
+    limit = bundle.manifest.model.max_length
+    if not 1 <= prompt_tokens < window <= limit:
+        raise DynexportError(
+            f"window: expected 1 <= prompt_tokens < window <= {limit}, found {prompt_tokens} and {window}"
+        )
+    if max_tokens < window:
+        raise DynexportError(f"max_tokens: expected at least one window of {window}, found {max_tokens}")
+    count = min(len(ids), max_tokens) // window
+    if count < 1:
+        raise DynexportError(f"text: expected at least {window} tokens, found {len(ids)}")
+    windows = np.asarray(ids[: count * window], np.int64).reshape(count, window)
+    vocabulary = bundle.manifest.model.vocab_size
+    if unknown := windows[(windows < 0) | (windows >= vocabulary)].tolist():
+        raise DynexportError(f"text: expected token ids 0..{vocabulary - 1}, found {unknown[0]}")
+    return windows
 
 
 def _losses(decoder: Decoder, windows: np.ndarray, prompt: int, speedup: Speedup) -> np.ndarray:
