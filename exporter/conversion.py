@@ -23,7 +23,7 @@ from dynexport.exporter.strategies import strategies
 from dynexport.exporter.targets.onnxruntime import OnnxRuntime
 from dynexport.exporter.weights import WeightFile, WeightReader
 from dynexport.runtime import manifest as m
-from dynexport.runtime.contract import Dense, SkipRule, UnifiedSkip, parse_contract
+from dynexport.runtime.contract import AnyContract, SkipRule, parse_contract
 from dynexport.runtime.errors import DynexportError
 
 # Called with what is being worked on, the weights done so far, and how many there are.
@@ -114,7 +114,7 @@ def _write_graphs(
     part: Path,
     checkpoint: Checkpoint,
     architecture: Architecture,
-    contract: Dense | UnifiedSkip,
+    contract: AnyContract,
     kept: tuple[m.Speedup, ...],
     precision: m.Precision,
     static: bool,
@@ -126,7 +126,7 @@ def _write_graphs(
     graphs = []
     with WeightFile(part / m.WEIGHTS, progress) as weights:
         for plan in strategy.graphs(kept, architecture.layers, static=static):
-            graph, modules = build_graph(architecture, strategy, OnnxRuntime(precision), plan)
+            graph, modules = build_graph(architecture, strategy, OnnxRuntime(precision), plan, contract, checkpoint)
             weights.store(modules, reader)
             ir.save(graph, part / f"{plan.name}.onnx")
             graphs.append(describe.describe_graph(graph, plan))
@@ -140,6 +140,7 @@ def _write_graphs(
         cost=describe.describe_cost(architecture, weights.bytes_read),
         tokens=describe.describe_tokens(checkpoint),
         key_positions=describe.position_layers(graphs[0]),
+        routed=describe.routed_caches(contract, architecture.max_length, padded=static),
         source=describe.describe_source(checkpoint),
         tools=describe.tool_versions(),
         files={m.WEIGHTS: weights.entry()},
@@ -152,7 +153,7 @@ def read_contract(
     speedups: Sequence[float] = (),
     rule: SkipRule | None = None,
     keep: Sequence[int] | None = None,
-) -> Dense | UnifiedSkip:
+) -> AnyContract:
     """The checkpoint's contract with what the user asked for on top of it."""
     declared = checkpoint.config.get("dynexport")
     if declared is not None and not isinstance(declared, dict):

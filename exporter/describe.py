@@ -12,6 +12,7 @@ from dynexport.exporter.architecture import Architecture
 from dynexport.exporter.checkpoint import Checkpoint
 from dynexport.exporter.strategies.strategy import GraphPlan
 from dynexport.runtime import manifest as m
+from dynexport.runtime.contract import AnyContract, Mod
 from dynexport.runtime.errors import DynexportError
 
 _TOOLS = (
@@ -25,6 +26,8 @@ _TOOLS = (
     "torch",
     "transformers",
 )
+# Tokens of a step on a filled cache where routed layers are padded: each costs a slot of every routed layer.
+_PADDED_CHUNK = 64
 _LAYER_PREFIX = "model.layers."
 # Of these a step reads single rows only, unless a tied head multiplies by the whole table.
 _TABLES = ("model.embed_tokens.", "model.embed_positions.")
@@ -110,6 +113,22 @@ def tool_versions() -> dict[str, str]:
         except metadata.PackageNotFoundError:
             continue
     return versions
+
+
+def routed_caches(contract: AnyContract, max_length: int, *, padded: bool) -> m.RoutedCaches | None:
+    """What layers that choose their tokens have for a cache.
+
+    A padded step writes as many entries as it has room for, chosen or not: on a filled cache that needs slack.
+    """
+    if not isinstance(contract, Mod):
+        return None
+    slots = contract.slots(max_length)
+    if not padded:
+        return m.RoutedCaches(layers=contract.routed_layers, slots=slots, slack=1, chunk=None)
+    if contract.prefill == "topk":  # such a prompt cannot be cut
+        return m.RoutedCaches(layers=contract.routed_layers, slots=slots, slack=slots, chunk=None)
+    chunk = min(slots, _PADDED_CHUNK)
+    return m.RoutedCaches(layers=contract.routed_layers, slots=slots, slack=chunk, chunk=chunk)
 
 
 def position_layers(graph: m.Graph) -> tuple[int, ...]:

@@ -2,44 +2,52 @@
 
 from __future__ import annotations
 
-import math
-
 import numpy as np
 
 from dynexport.runtime.errors import DynexportError
 from dynexport.runtime.manifest import Manifest
+from dynexport.runtime.routes import RowLog
 
 
 class Cache:
     """Caches for ``rows`` sequences of up to ``slots`` tokens.
 
+    A layer that chooses its tokens has room for fewer entries, where the contract says so.
+
     Attributes:
-        buffers: "{layer}.key" and "{layer}.value" float32 [rows, kv_heads, slots, head_dim]; "{layer}.position"
-            int64 [rows, slots] for layers that need the original positions.
+        buffers: "{layer}.key" and "{layer}.value" float32 [rows, kv_heads, its slots, head_dim]; "{layer}.position"
+            int64 [rows, its slots] for layers that need the original positions.
         lengths: int64 [layers, rows], entries in use.
         positions: int64 [rows], tokens seen: the next token's original position.
+        overflow: int64 [R, rows], tokens that found a routed layer's cache full.
+        logs: what became of every token, per row; None where nobody wants to know.
+
+    Args:
+        record: keep logs.
     """
 
-    def __init__(self, manifest: Manifest, rows: int, slots: int) -> None:
+    def __init__(self, manifest: Manifest, rows: int, slots: int, *, record: bool = False) -> None:
         model = manifest.model
         self.slots = slots
-        shape = (rows, model.kv_heads, slots, model.head_dim)
+        needed = {layer: layer_slots(manifest, layer, slots) for layer in range(model.layers)}
         try:
             self.buffers = {
-                f"{layer}.{part}": np.zeros(shape, np.float32)
-                for layer in range(model.layers)
+                f"{layer}.{part}": np.zeros((rows, model.kv_heads, count, model.head_dim), np.float32)
+                for layer, count in needed.items()
                 for part in ("key", "value")
             }
         except (MemoryError, ValueError) as error:  # the second where the size overflows
-            size = 2 * model.layers * 4 * math.prod(shape)
+            size = 2 * 4 * rows * model.kv_heads * model.head_dim * sum(needed.values())
             raise DynexportError(
                 f"cache: {rows} rows of {slots} tokens need {size / 2**30:.1f} GiB, more than there is; "
                 "lower the batch or the number of tokens"
             ) from error
         for layer in manifest.key_positions:
-            self.buffers[f"{layer}.position"] = np.zeros((rows, slots), np.int64)
+            self.buffers[f"{layer}.position"] = np.zeros((rows, needed[layer]), np.int64)
         self.lengths = np.zeros((model.layers, rows), np.int64)
         self.positions = np.zeros(rows, np.int64)
+        self.overflow = np.zeros((len(manifest.routed.layers) if manifest.routed else 0, rows), np.int64)
+        self.logs = [RowLog() for _ in range(rows)] if record else None
 
     @property
     def rows(self) -> int:
@@ -53,9 +61,21 @@ class Cache:
         view.buffers = {name: buffer[index : index + 1] for name, buffer in self.buffers.items()}
         view.lengths = self.lengths[:, index : index + 1]
         view.positions = self.positions[index : index + 1]
+        view.overflow = self.overflow[:, index : index + 1]
+        view.logs = None if self.logs is None else self.logs[index : index + 1]
         return view
 
     def rewind(self) -> None:
         """Forget every entry; the memory stays."""
-        self.lengths[:] = 0
-        self.positions[:] = 0
+        for counts in (self.lengths, self.positions, self.overflow):
+            counts[:] = 0
+        for log in self.logs or ():
+            log.clear()
+
+
+def layer_slots(manifest: Manifest, layer: int, slots: int) -> int:
+    """Slots of a layer's buffer for rows of ``slots`` tokens, slack included."""
+    routed = manifest.routed
+    if routed is None or layer not in routed.layers:
+        return slots
+    return min(slots, routed.slots) + routed.slack

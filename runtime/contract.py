@@ -71,12 +71,90 @@ class UnifiedSkip(_Contract):
         return self
 
 
-Contract = Annotated[Dense | UnifiedSkip, Field(discriminator="strategy")]
-STRATEGY_NAMES = tuple(str(kind.model_fields["strategy"].default) for kind in (Dense, UnifiedSkip))
-_ADAPTER: TypeAdapter[Dense | UnifiedSkip] = TypeAdapter(Contract)
+class Decision(_Contract):
+    """How a routed layer decides, causally, whether a token runs: ``sigmoid(logit) comparison threshold``.
+
+    Attributes:
+        rule: "router": the logit is the router's score; "predictor": a small MLP's; "always": every token runs.
+    """
+
+    rule: Literal["router", "predictor", "always"] = "router"
+    threshold: _Number = Field(default=0.5, allow_inf_nan=False)
+    comparison: Literal[">", ">="] = ">"
 
 
-def parse_contract(fields: dict[str, Any], where: str) -> Dense | UnifiedSkip:
+class RoutedCache(_Contract):
+    """The cache of a routed layer: ``ceil(capacity * max_length)`` entries a row, and what happens when it is full.
+
+    Attributes:
+        overflow: "residual": the token is treated as not chosen, and counted; "error": generation stops.
+    """
+
+    capacity: _Number = Field(default=1.0, gt=0, le=1)
+    overflow: Literal["residual", "error"] = "residual"
+
+
+class Mod(_Contract):
+    """Mixture-of-Depths (arXiv 2404.02258): every routed layer runs the tokens that its router chooses.
+
+    Attributes:
+        routed_layers: layers with a router, ascending.
+        capacity: share of a sequence that top-k chooses.
+        rounding: of capacity * tokens.
+        router_input: "hidden": the layer's input; "normed": after the layer's input norm.
+        gate: g = the score, its sigmoid, or 1.
+        combine: "delta": h + g (y - h); "replace": g y.
+        decision: the causal rule.
+        prefill: "causal", or "topk" for the tokens of a prompt (training parity; not causal).
+        positions: "original", or "compact": a token's index among the layer's entries.
+        thresholds: layer -> threshold, instead of the one in ``decision``; calibration writes them.
+    """
+
+    strategy: Literal["mod"] = "mod"
+    routed_layers: tuple[_Layer, ...] = Field(min_length=1)
+    capacity: _Number = Field(default=0.125, gt=0, le=1)
+    rounding: Literal["floor", "ceil"] = "floor"
+    router_input: Literal["hidden", "normed"] = "hidden"
+    gate: Literal["raw", "sigmoid", "none"] = "raw"
+    combine: Literal["delta", "replace"] = "delta"
+    decision: Decision = Decision()
+    prefill: Literal["causal", "topk"] = "causal"
+    positions: Literal["original", "compact"] = "original"
+    cache: RoutedCache = RoutedCache()
+    thresholds: dict[int, _Number] = Field(default_factory=dict)
+
+    @field_validator("routed_layers")
+    @classmethod
+    def _ascending(cls, layers: tuple[int, ...]) -> tuple[int, ...]:
+        if len(set(layers)) < len(layers) or min(layers, default=0) < 0:
+            raise ValueError(f"expected different layers from 0, found {list(layers)}")
+        return tuple(sorted(layers))
+
+    @model_validator(mode="after")
+    def _thresholds_of_routed_layers(self) -> Mod:
+        unrouted = sorted(set(self.thresholds) - set(self.routed_layers))
+        if unrouted:
+            raise ValueError(f"thresholds: expected routed layers, found {unrouted[0]}")
+        if not all(math.isfinite(value) for value in self.thresholds.values()):
+            raise ValueError("thresholds: expected finite numbers, found NaN or infinity")
+        return self
+
+    def threshold(self, layer: int) -> float:
+        """The threshold of a routed layer."""
+        return self.thresholds.get(layer, self.decision.threshold)
+
+    def slots(self, max_length: int) -> int:
+        """Entries that a row may have in a routed layer's cache."""
+        return min(max_length, math.ceil(self.cache.capacity * max_length))
+
+
+AnyContract = Dense | UnifiedSkip | Mod
+Contract = Annotated[AnyContract, Field(discriminator="strategy")]
+STRATEGY_NAMES = tuple(str(kind.model_fields["strategy"].default) for kind in (Dense, UnifiedSkip, Mod))
+_ADAPTER: TypeAdapter[AnyContract] = TypeAdapter(Contract)
+
+
+def parse_contract(fields: dict[str, Any], where: str) -> AnyContract:
     """Read contract fields as they stand in a config or a manifest.
 
     Args:

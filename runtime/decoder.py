@@ -1,4 +1,4 @@
-"""Steps of a model over a cache: prompts at full depth, single tokens in the layers of a kept set."""
+"""Steps of a model over a cache: prompts, then single tokens; in all layers, a kept set, or where routers say."""
 
 from __future__ import annotations
 
@@ -10,9 +10,11 @@ import numpy as np
 
 from dynexport.runtime.bundle import Bundle
 from dynexport.runtime.cache import Cache
+from dynexport.runtime.contract import Mod
 from dynexport.runtime.engines.onnxruntime import Engine
 from dynexport.runtime.errors import DynexportError
 from dynexport.runtime.manifest import Speedup
+from dynexport.runtime.routes import RowLog, StepRoutes
 
 Array = np.ndarray
 Tokens = Sequence[int] | Array
@@ -44,57 +46,79 @@ class Decoder:
         self._engines: dict[str, Engine] = {}
         self._masks: dict[tuple[int, ...], Array] = {}
 
-    def cache(self, rows: int, slots: int) -> Cache:
+    def cache(self, rows: int, slots: int, *, record: bool = False) -> Cache:
         """Room for ``rows`` sequences of ``slots`` tokens; at most the model's context."""
-        return Cache(self.manifest, rows, min(slots, self.manifest.model.max_length))
+        return Cache(self.manifest, rows, min(slots, self.manifest.model.max_length), record=record)
 
     def prefill(
-        self, cache: Cache, prompts: Sequence[Tokens], *, chunk: int = CHUNK, all_logits: bool = False
+        self,
+        cache: Cache,
+        prompts: Sequence[Tokens],
+        *,
+        chunk: int = CHUNK,
+        all_logits: bool = False,
+        forced: Sequence[Array] | None = None,
     ) -> list[Array]:
-        """Run one prompt per row, in every layer, on top of what the cache holds.
+        """Run one prompt per row on top of what the cache holds: in every layer, or where its routers say.
 
-        Prompts that fit into one chunk on an empty cache run as one right-padded batch; others row by row.
+        Prompts that fit into one chunk on an empty cache run as one right-padded batch; others row by row. A prompt
+        whose tokens compete for a layer (``prefill: topk``) is never cut.
+
+        Args:
+            forced: bool [R, len] per row, decisions of routed layers to make instead of their routers'.
 
         Returns:
             Per row float32 [1, vocab], the logits of its last token; or [len, vocab] with ``all_logits``.
 
         Raises:
-            DynexportError: for an empty prompt, a token outside the vocabulary, or a prompt that does not fit.
+            DynexportError: for an empty prompt, a token outside the vocabulary, a prompt that does not fit, or a route
+                that the contract calls an error.
         """
         rows = [
             self._checked(prompt, int(seen), cache.slots) for prompt, seen in zip(prompts, cache.positions, strict=True)
         ]
+        wishes = [self._undecided(len(row)) for row in rows]
+        if forced is not None:
+            wishes = [wish.astype(np.int64) for wish in forced]
+        if isinstance(self.manifest.contract, Mod) and self.manifest.contract.prefill == "topk":
+            chunk = max(map(len, rows))
         if len(rows) > 1 and not cache.positions.any() and max(map(len, rows)) <= chunk:
-            return self._prefill_batch(cache, rows, all_logits)
-        return [self._prefill_row(cache.row(i), row, chunk, all_logits) for i, row in enumerate(rows)]
+            return self._prefill_batch(cache, rows, wishes, all_logits)
+        return [
+            self._prefill_row(cache.row(i), row, wish, chunk, all_logits)
+            for i, (row, wish) in enumerate(zip(rows, wishes, strict=True))
+        ]
 
-    def step(self, cache: Cache, tokens: Tokens, speedup: Speedup, live: Array | None = None) -> Array:
+    def step(
+        self, cache: Cache, tokens: Tokens, speedup: Speedup, live: Array | None = None, *, forced: Array | None = None
+    ) -> Array:
         """Feed one generated token per row through the kept layers.
 
         Args:
             tokens: int64 [rows].
             live: bool [rows]; rows that have ended are computed along but leave no entry.
+            forced: bool [R, rows], decisions of routed layers to make instead of their routers'.
 
         Returns:
             float32 [rows, vocab].
 
         Raises:
-            DynexportError: when a live row has no slot left.
+            DynexportError: when a live row has no slot left, or for a route that the contract calls an error.
         """
         positions = cache.positions if live is None else cache.positions[live]
         if (positions >= cache.slots).any():
             raise DynexportError(f"cache: all {cache.slots} slots of a row are used; the context is exhausted")
         ids = np.asarray(tokens, np.int64).reshape(-1, 1)
+        counts = np.ones(len(ids), np.int64) if live is None else live.astype(np.int64)
         # A row that has ended writes over its last slot: it is never read again.
         lengths = cache.lengths if live is None else np.minimum(cache.lengths, cache.slots - 1)
-        engine = self._engine_for(speedup)
-        active = self._active(speedup.keep)
-        inputs = self._inputs(engine, ids, cache.positions, lengths, active, np.zeros_like(ids))
-        logits = engine.run(cache, inputs)["logits"]
-        ran = 1 if live is None else live
-        cache.lengths[active] += ran
-        cache.positions += ran
-        return logits[:, 0]
+        inputs = self._inputs(ids, cache.positions, lengths, self._active(speedup.keep), np.zeros_like(ids))
+        if self.manifest.routed:
+            wish = self._undecided(1)[:, None] if forced is None else forced.astype(np.int64)[:, :, None]
+            inputs |= self._routing_inputs(ids, counts, wish, is_prompt=False)
+        results = self._engine_for(speedup).run(cache, inputs)
+        self._advance(cache, inputs["layer_active"], counts, results)
+        return results["logits"][:, 0]
 
     def _active(self, keep: tuple[int, ...]) -> Array:
         """bool [layers], computed once for every kept set."""
@@ -102,47 +126,84 @@ class Decoder:
             self._masks[keep] = np.isin(np.arange(self.manifest.model.layers), keep)
         return self._masks[keep]
 
-    def _prefill_batch(self, cache: Cache, rows: list[Array], all_logits: bool) -> list[Array]:
+    def _undecided(self, tokens: int) -> Array:
+        """int64 [R, tokens], the decisions left to the routers."""
+        return np.full((len(self.manifest.routed.layers) if self.manifest.routed else 0, tokens), -1, np.int64)
+
+    def _prefill_batch(self, cache: Cache, rows: list[Array], wishes: list[Array], all_logits: bool) -> list[Array]:
         longest = max(map(len, rows))
         ids = np.zeros((len(rows), longest), np.int64)
+        wish = np.zeros((len(wishes[0]), len(rows), longest), np.int64)
         for i, row in enumerate(rows):
-            ids[i, : len(row)] = row
+            ids[i, : len(row)], wish[:, i, : len(row)] = row, wishes[i]
         sizes = np.array([len(row) for row in rows], np.int64)
         wanted = np.broadcast_to(np.arange(longest), ids.shape) if all_logits else sizes[:, None] - 1
-        logits = self._run_prompt(cache, ids, sizes, np.ascontiguousarray(wanted))
+        logits = self._run_prompt(cache, ids, sizes, wish, np.ascontiguousarray(wanted))
         return [logits[i, : len(row)] if all_logits else logits[i] for i, row in enumerate(rows)]
 
-    def _prefill_row(self, cache: Cache, row: Array, chunk: int, all_logits: bool) -> Array:
-        pieces = []
-        for start in range(0, len(row), chunk):
-            ids = row[None, start : start + chunk]
+    def _prefill_row(self, cache: Cache, row: Array, wish: Array, chunk: int, all_logits: bool) -> Array:
+        pieces: list[Array] = []
+        start = 0
+        while start < len(row):
+            limit = self.manifest.routed.chunk if self.manifest.routed and cache.positions.any() else None
+            stop = start + min(chunk, limit or chunk)
+            ids = row[None, start:stop]
             size = ids.shape[1]
             wanted = np.arange(size)[None] if all_logits else np.array([[size - 1]])
-            pieces.append(self._run_prompt(cache, ids, np.array([size]), wanted)[0])
+            pieces.append(self._run_prompt(cache, ids, np.array([size]), wish[:, None, start:stop], wanted)[0])
+            start = stop
         return np.concatenate(pieces) if all_logits else pieces[-1]
 
-    def _run_prompt(self, cache: Cache, ids: Array, sizes: Array, wanted: Array) -> Array:
-        engine = self._engine(self.manifest.graphs[0].name)
+    def _run_prompt(self, cache: Cache, ids: Array, sizes: Array, wish: Array, wanted: Array) -> Array:
         everything = self._active(tuple(range(self.manifest.model.layers)))
-        inputs = self._inputs(engine, ids, cache.positions, cache.lengths, everything, wanted)
-        logits = engine.run(cache, inputs)["logits"]
-        cache.lengths += sizes
-        cache.positions += sizes
-        return logits
+        inputs = self._inputs(ids, cache.positions, cache.lengths, everything, wanted)
+        if self.manifest.routed:
+            inputs |= self._routing_inputs(ids, sizes, wish, is_prompt=True)
+        results = self._engine(self.manifest.graphs[0].name).run(cache, inputs)
+        self._advance(cache, everything, sizes, results)
+        return results["logits"]
 
-    def _inputs(
-        self, engine: Engine, ids: Array, positions: Array, lengths: Array, active: Array, wanted: Array
-    ) -> dict[str, Array]:
-        whole = len(engine.layers) == len(active)
+    def _inputs(self, ids: Array, positions: Array, lengths: Array, active: Array, wanted: Array) -> dict[str, Array]:
+        """Inputs for all layers of the model."""
         position_ids = positions[:, None] if ids.shape[1] == 1 else positions[:, None] + np.arange(ids.shape[1])
         return {
             "input_ids": ids,
             # Only padding and ended rows ever reach past the model's last position.
             "position_ids": np.minimum(position_ids, self.manifest.model.max_length - 1),
-            "cache_lengths": lengths if whole else lengths[engine.layers],
-            "layer_active": active if whole else active[engine.layers],
+            "cache_lengths": lengths,
+            "layer_active": active,
             "logits_indices": wanted,
         }
+
+    def _routing_inputs(self, ids: Array, counts: Array, wish: Array, *, is_prompt: bool) -> dict[str, Array]:
+        forced = np.broadcast_to(wish, (len(wish), *ids.shape))
+        return {"token_counts": counts, "forced_routes": forced, "is_prompt": np.array(is_prompt)}
+
+    def _advance(self, cache: Cache, active: Array, counts: Array, results: dict[str, Array]) -> None:
+        """Count the new entries: of active layers one for each of ``counts`` tokens, of routed ones for those chosen.
+
+        Nothing is counted when a route is an error: what the step has written is then never read.
+        """
+        routed, contract = self.manifest.routed, self.manifest.contract
+        routes = None
+        if routed is not None and isinstance(contract, Mod):
+            routes = StepRoutes.of(results)
+            routes.check(contract, routed.slots, counts)
+            cache.lengths[list(routed.layers)] += routes.chosen.sum(2) - counts
+            cache.overflow += routes.overflow
+        cache.lengths[active] += counts
+        cache.positions += counts
+        if cache.logs is not None:
+            self._record(cache.logs, active, counts, routes)
+
+    def _record(self, logs: list[RowLog], active: Array, counts: Array, routes: StepRoutes | None) -> None:
+        for row, (log, count) in enumerate(zip(logs, counts, strict=True)):
+            ran = np.repeat(active[:, None], count, axis=1)
+            if routes is not None and self.manifest.routed is not None:
+                ran[list(self.manifest.routed.layers)] = routes.chosen[:, row, :count]
+                log.scores.append(routes.scores[:, row, :count])
+                log.margins.append(routes.margins[:, row, :count])
+            log.ran.append(ran)
 
     def _engine_for(self, speedup: Speedup) -> Engine:
         """The conditional graph serves every kept set; without one, the graph that holds just these layers."""

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from dynexport.runtime.contract import Contract
+from dynexport.runtime.contract import Contract, Mod
 
 SCHEMA_VERSION = 1
 MANIFEST = "manifest.json"
@@ -38,7 +38,11 @@ class Speedup(_Part):
 
 
 class TensorSpec(_Part):
-    """An input or output; dimensions are numbers or symbols: B batch, S new tokens, M cache slots, K logits rows."""
+    """An input or output.
+
+    Dimensions are numbers or symbols: B batch, S new tokens, K logits rows, M cache slots, M_routed those of layers
+    that choose their tokens.
+    """
 
     name: str
     dtype: str
@@ -59,6 +63,22 @@ class Graph(_Part):
     conditional: bool
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
+
+
+class RoutedCaches(_Part):
+    """The caches of layers that choose their tokens.
+
+    Attributes:
+        layers: those layers, ascending: the rows of ``routes`` and ``forced_routes``.
+        slots: entries that a row may have there; fewer where a row never has as many tokens.
+        slack: further slots, which a step may fill with what is never read.
+        chunk: most tokens that a step may have while the caches hold entries; None for any number.
+    """
+
+    layers: Layers
+    slots: Size
+    slack: Size
+    chunk: Size | None
 
 
 class Model(_Part):
@@ -117,6 +137,7 @@ class Manifest(_Part):
 
     Attributes:
         key_positions: layers whose cache also holds the original position of every entry.
+        routed: of layers that choose their tokens; None where no layer does.
         tools: versions of the packages that made the bundle.
         files: every other file of the bundle; names have no directories.
     """
@@ -130,6 +151,7 @@ class Manifest(_Part):
     cost: Cost
     tokens: Tokens
     key_positions: tuple[int, ...] = ()
+    routed: RoutedCaches | None = None
     source: Source
     tools: dict[str, str]
     files: dict[str, File]
@@ -147,12 +169,16 @@ class Manifest(_Part):
             raise ValueError(f"cost.layers: expected {layers} as in model.layers, found {len(self.cost.layers)}")
         listed = {
             "key_positions": self.key_positions,
+            "routed.layers": self.routed.layers if self.routed else (),
             **{f"layers of graph {graph.name}": graph.layers for graph in self.graphs},
             **{f"keep of speedup {speedup.name}": speedup.keep for speedup in self.speedups},
         }
         for name, indices in listed.items():
             if indices != tuple(sorted(set(indices))) or not set(indices) <= set(range(layers)):
                 raise ValueError(f"{name}: expected ascending layers 0..{layers - 1}, found others")
+        chosen = self.contract.routed_layers if isinstance(self.contract, Mod) else ()
+        if chosen != (self.routed.layers if self.routed else ()):
+            raise ValueError(f"routed.layers: expected {list(chosen)} as in the contract, found others")
         if len({speedup.name for speedup in self.speedups}) < len(self.speedups):
             raise ValueError("speedups: expected a name for each, found one twice")
         return self

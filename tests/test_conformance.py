@@ -17,9 +17,11 @@ from bundles import CONFORMANCE, dynexport
 
 from dynexport.exporter.conversion import convert
 from dynexport.runtime import Bundle, Generator
+from dynexport.runtime.routes import RowLog
 
 TOLERANCE = 1e-4
 NEAR_TIE = 2e-3
+ROUTE_MARGIN = 1e-5
 CASES = sorted(path.parent.name for path in CONFORMANCE.glob("*/expected.json"))
 KINDS = [(case, static) for case in CASES for static in (False, True) if not (static and case.startswith("dense"))]
 
@@ -58,14 +60,29 @@ def test_the_sizes_and_the_kept_set(case: Case) -> None:
 def test_logits_and_tokens(case: Case) -> None:
     decoder = Generator(case.bundle, threads=1).decoder
     for run in case.expected["runs"]:
-        cache = decoder.cache(1, len(run["prompt"]) + len(run["greedy"]))
+        cache = decoder.cache(1, len(run["prompt"]) + len(run["greedy"]), record=True)
         (logits,) = decoder.prefill(cache, [run["prompt"]])
         assert np.abs(logits[0] - run["last_prompt_logits"]).max() < TOLERANCE
         for token, margin in zip(run["greedy"], run["logit_margins"], strict=True):
             second, best = np.partition(logits[0], -2)[-2:]
             assert best - second == pytest.approx(margin, abs=2 * TOLERANCE)
             assert logits[0].argmax() == token or margin < NEAR_TIE
+            processed = len(cache.logs[0].ran), cache.overflow.sum()  # the last token's step is not in the answer
             logits = decoder.step(cache, [token], case.bundle.speedup(None))
+        if case.bundle.manifest.routed:
+            check_routes(case, run, cache.logs[0], processed)
+
+
+def check_routes(case: Case, run: dict[str, Any], log: RowLog, processed: tuple[int, int]) -> None:
+    steps, overflow = processed
+    assert overflow == run["overflow"]
+    ran, scores, margins = (np.concatenate(part[:steps], axis=1).T for part in (log.ran, log.scores, log.margins))
+    expected = np.array(run["routes"], bool)
+    assert ran.shape[0] == len(expected) and np.isfinite(scores).all()
+    routed = list(case.bundle.manifest.routed.layers)
+    assert ((ran[:, routed] == expected) | (margins < ROUTE_MARGIN)).all()
+    assert np.delete(ran, routed, axis=1).all()
+    assert margins.min() == pytest.approx(run["smallest_route_margin"], abs=ROUTE_MARGIN)
 
 
 def test_generation_of_all_prompts_together(case: Case) -> None:

@@ -30,7 +30,7 @@ class Attention(nn.Module):
     def forward(
         self, op: Any, hidden_states: ir.Value, step: LayerStep, cache: LayerCache
     ) -> tuple[ir.Value, LayerCache]:
-        """hidden_states [B, S, hidden] -> ([B, S, hidden], the cache with the S tokens appended)."""
+        """hidden_states [B, S, hidden], or [1, N, hidden] -> (the same, the cache with the tokens appended)."""
         a = self.architecture
         query, key, value = self._project(op, hidden_states, step)
         position, bias = self._positions(op, step, cache)
@@ -49,6 +49,8 @@ class Attention(nn.Module):
         output, present_key, present_value = self.target.attention(
             op, inputs, heads=a.heads, kv_heads=a.kv_heads, scale=a.scale, softcap=a.attention_softcap
         )
+        if step.ragged is not None:
+            output = step.ragged.to_line(op, output, self.query_size)
         return self.o_proj(op, output), LayerCache(present_key, present_value, position)
 
     def _project(
@@ -57,6 +59,8 @@ class Attention(nn.Module):
         """query, key and value; or all three packed as the first, where nothing has to be done to them apart."""
         a = self.architecture
         projected = self.qkv_proj(op, hidden_states)
+        if step.ragged is not None:
+            projected = step.ragged.to_rows(op, projected)
         rotation = step.rotation if a.rotary_layers[self.index] else None
         rotate_here = rotation is not None and not rotation.of_every_position
         if not (a.qk_norm or rotate_here):

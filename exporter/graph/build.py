@@ -3,21 +3,30 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import onnx_ir as ir
 from onnxscript import GraphBuilder
 
 from dynexport.exporter.architecture import Architecture
+from dynexport.exporter.checkpoint import Checkpoint
 from dynexport.exporter.graph.decoder import CausalLM
+from dynexport.exporter.graph.routing import Routing, outputs
 from dynexport.exporter.graph.step import BOOL, FLOAT, INT64, LayerCache, Step
 from dynexport.exporter.strategies.strategy import GraphPlan, Strategy
 from dynexport.exporter.targets.target import Target
+from dynexport.runtime.contract import AnyContract, Mod
 
 IR_VERSION = 11
 
 
 def build_graph(
-    architecture: Architecture, strategy: Strategy, target: Target, plan: GraphPlan
+    architecture: Architecture,
+    strategy: Strategy,
+    target: Target,
+    plan: GraphPlan,
+    contract: AnyContract,
+    checkpoint: Checkpoint,
 ) -> tuple[ir.Model, CausalLM]:
     """Build one graph, its weights still without values.
 
@@ -25,6 +34,10 @@ def build_graph(
     in a conditional graph; ``logits_indices`` int64 [B, K]; ``past_key_values.{i}.key`` and ``.value`` float32
     [B, kv_heads, M, head_dim], and ``.position`` int64 [B, M] where a layer needs it. L counts the plan's layers.
     Outputs: ``logits`` float32 [B, K, vocab]; ``present.{i}.*`` like the inputs, to be bound to the same buffers.
+
+    A Mixture-of-Depths graph has further inputs: ``token_counts`` int64 [B], ``forced_routes`` int64 [R, B, S], and
+    ``is_prompt`` bool where prompts choose by top-k; and outputs: ``routes`` bool, ``route_scores`` and
+    ``route_margins`` float32 [R, B, S], ``overflow`` int64 [R, B]. R counts the routed layers.
     """
     graph = ir.Graph([], [], nodes=[], name=plan.name, opset_imports=dict(target.opset_imports))
     builder = GraphBuilder(graph)
@@ -34,9 +47,13 @@ def build_graph(
     cache_lengths = _input(graph, "cache_lengths", INT64, [count, "B"])
     active = _input(graph, "layer_active", BOOL, [count]) if plan.conditional else None
     logits_indices = _input(graph, "logits_indices", INT64, ["B", "K"])
-    caches = {i: _cache(graph, architecture, plan, i) for i in plan.layers}
+    routing = (
+        _routing(graph, builder.op, architecture, contract, plan, cache_lengths) if isinstance(contract, Mod) else None
+    )
+    caches = {i: _cache(graph, architecture, plan, contract, i) for i in plan.layers}
 
     model = CausalLM(target, architecture, plan.layers)
+    strategy.attach(model, contract, checkpoint, target)
     _register_parameters(graph, model)
     step = Step.prepare(
         builder.op,
@@ -48,6 +65,7 @@ def build_graph(
         layers=plan.layers,
         contiguous=plan.contiguous,
         kernel_rotates=target.rotates_in_attention(architecture),
+        routing=routing,
     )
     logits, present = model(builder.op, input_ids, step, caches, logits_indices, strategy.run_layer)
 
@@ -57,6 +75,11 @@ def build_graph(
         for past, value in zip(caches[i].values(), present[i].values(), strict=True):
             name = str(past.name).replace("past_key_values", "present")
             _output(graph, value, name, past)
+    if routing is not None:
+        for name, value in outputs(builder.op, routing).items():
+            dims: list[int | str] = [len(routing.routes), "B"] + ([] if name == "overflow" else ["S"])
+            dtype = {"routes": BOOL, "overflow": INT64}.get(name, FLOAT)
+            _output(graph, value, name, _value(name, dtype, dims))
     return ir.Model(graph, ir_version=IR_VERSION, producer_name="dynexport"), model
 
 
@@ -88,9 +111,30 @@ def _output(graph: ir.Graph, value: ir.Value, name: str, like: ir.Value) -> None
     graph.outputs.append(value)
 
 
-def _cache(graph: ir.Graph, architecture: Architecture, plan: GraphPlan, layer: int) -> LayerCache:
-    shape: list[int | str] = ["B", architecture.kv_heads, "M", architecture.head_dim]
+def _routing(
+    graph: ir.Graph, op: Any, architecture: Architecture, contract: Mod, plan: GraphPlan, cache_lengths: ir.Value
+) -> Routing:
+    count = len(contract.routed_layers)
+    return Routing.prepare(
+        op,
+        contract,
+        plan.layers,
+        cache_lengths,
+        _input(graph, "token_counts", INT64, ["B"]),
+        _input(graph, "forced_routes", INT64, [count, "B", "S"]),
+        _input(graph, "is_prompt", BOOL, []) if contract.prefill == "topk" else None,
+        slots=contract.slots(architecture.max_length),
+        padded=plan.padded,
+    )
+
+
+def _cache(
+    graph: ir.Graph, architecture: Architecture, plan: GraphPlan, contract: AnyContract, layer: int
+) -> LayerCache:
+    routed = isinstance(contract, Mod) and layer in contract.routed_layers
+    slots = "M_routed" if routed else "M"
+    shape: list[int | str] = ["B", architecture.kv_heads, slots, architecture.head_dim]
     key, value = (_input(graph, f"past_key_values.{layer}.{part}", FLOAT, shape) for part in ("key", "value"))
     if plan.contiguous or not architecture.needs_key_positions(layer):
         return LayerCache(key, value)
-    return LayerCache(key, value, _input(graph, f"past_key_values.{layer}.position", INT64, ["B", "M"]))
+    return LayerCache(key, value, _input(graph, f"past_key_values.{layer}.position", INT64, ["B", slots]))

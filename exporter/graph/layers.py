@@ -41,11 +41,13 @@ def stored_weights(module: nn.Module) -> Iterator[tuple[str, StoredWeight]]:
 class Linear(Weighted):
     """y = x W^T + b with W [out_features, in_features], as in PyTorch."""
 
-    def __init__(self, target: Target, in_features: int, out_features: int, *, bias: bool) -> None:
+    def __init__(
+        self, target: Target, in_features: int, out_features: int, *, bias: bool, storage: Storage | None = None
+    ) -> None:
         super().__init__()
         self.target = target
         shape = (out_features, in_features)
-        self.store("weight", shape, target.weight_storage(shape))
+        self.store("weight", shape, storage or target.weight_storage(shape))
         self.has_bias = bias
         if bias:
             self.store("bias", [out_features])

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from functools import reduce
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import onnx_ir as ir
 
 from dynexport.exporter.architecture import Alibi, Architecture, Rotary
+
+if TYPE_CHECKING:
+    from dynexport.exporter.graph.routing import Ragged, Routing
 
 INT64, INT32, BOOL, FLOAT = ir.DataType.INT64, ir.DataType.INT32, ir.DataType.BOOL, ir.DataType.FLOAT
 # Added to the score of a key outside the window: exp() of it is 0, and no sum of it overflows.
@@ -60,6 +63,7 @@ class LayerStep:
         total_length: int32 scalar, the longest row's entries after the step.
         bias: what windows and ALiBi add to the scores where that is known beforehand, float32 [B or 1, 1 or heads,
             S, total_length]; where it is not, it follows from the positions in the cache.
+        ragged: where the layer's tokens come in one line, how they become the rows that attention wants.
     """
 
     position_ids: ir.Value
@@ -68,6 +72,7 @@ class LayerStep:
     last_index: ir.Value
     total_length: ir.Value
     bias: ir.Value | None = None
+    ragged: Ragged | None = None
 
 
 @dataclass(frozen=True)
@@ -77,6 +82,7 @@ class Step:
     Attributes:
         layers: the layers of the graph: the rows of cache_lengths, layer_active, last_index and total_length.
         position_ids: int64 [B, S], original positions of the new tokens.
+        inverse_frequencies: what further angles are computed with, or None.
         rotation: rotary angles, or None.
         cache_lengths: int64 [L, B], entries in every layer's cache before the step.
         last_index: int32 [L, B], cache_lengths + S - 1.
@@ -84,17 +90,20 @@ class Step:
         layer_active: bool [L], in a graph that can skip layers.
         alike: by window, where every cache holds exactly the positions 0, 1, 2, ..: then layers differ in nothing
             else, and what they have to know is computed once.
+        routing: in a graph whose layers choose their tokens.
     """
 
     architecture: Architecture
     layers: tuple[int, ...]
     position_ids: ir.Value
+    inverse_frequencies: ir.Value | None
     rotation: Rotation | None
     cache_lengths: ir.Value
     last_index: ir.Value
     total_length: ir.Value
     layer_active: ir.Value | None
     alike: dict[int | None, LayerStep]
+    routing: Routing | None = None
 
     @classmethod
     def prepare(
@@ -109,6 +118,7 @@ class Step:
         layers: tuple[int, ...],
         contiguous: bool,
         kernel_rotates: bool,
+        routing: Routing | None = None,
     ) -> Step:
         """Compute the shared values once, before the first layer.
 
@@ -119,17 +129,20 @@ class Step:
         """
         length = op.Shape(input_ids, start=1, end=2)
         rotated = op.Range(0, architecture.max_length, 1) if kernel_rotates else position_ids
+        frequencies = inverse_frequencies(op, architecture)
         total = op.Add(op.ReduceMax(cache_lengths, [1], keepdims=0), length)
         step = cls(
             architecture,
             layers,
             position_ids,
-            rotation(op, architecture, rotated, of_every_position=kernel_rotates),
+            frequencies,
+            rotation(op, frequencies, rotated, of_every_position=kernel_rotates),
             cache_lengths,
             op.Cast(op.Sub(op.Add(cache_lengths, length), 1), to=INT32),
             op.Cast(total, to=INT32),
             layer_active,
             alike={},
+            routing=routing,
         )
         if contiguous:
             step._tell_alike(op, total)
@@ -185,16 +198,22 @@ def attention_bias(
     return bias
 
 
+def inverse_frequencies(op: Any, architecture: Architecture) -> ir.Value | None:
+    """The constant float32 [rotary dim / 2] that angles are computed with; None without rotary positions."""
+    if not isinstance(architecture.positions, Rotary):
+        return None
+    values = np.asarray(architecture.positions.inverse_frequencies, dtype=np.float32)
+    return op.initializer(ir.tensor(values), "inverse_frequencies")
+
+
 def rotation(
-    op: Any, architecture: Architecture, positions: ir.Value, *, of_every_position: bool = False
+    op: Any, frequencies: ir.Value | None, positions: ir.Value, *, of_every_position: bool = False
 ) -> Rotation | None:
     """The angles of positions int64 [max_length] or [B, S]; None without rotary positions.
 
     Computed, not stored: ONNX Runtime folds those of every position into a table when it loads the graph.
     """
-    if not isinstance(architecture.positions, Rotary):
+    if frequencies is None:
         return None
-    values = np.asarray(architecture.positions.inverse_frequencies, dtype=np.float32)
-    frequencies = op.initializer(ir.tensor(values), "inverse_frequencies")
     angles = op.Mul(op.Cast(op.Unsqueeze(positions, [-1]), to=FLOAT), frequencies)
     return Rotation(op.Cos(angles), op.Sin(angles), of_every_position)

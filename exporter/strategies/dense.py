@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dynexport.exporter.strategies.strategy import GraphPlan, Strategy
-from dynexport.runtime.contract import Dense, UnifiedSkip
+from dynexport.runtime.contract import AnyContract
 from dynexport.runtime.errors import DynexportError
 from dynexport.runtime.manifest import Speedup
 
@@ -14,7 +14,7 @@ class DenseStrategy(Strategy):
     name = "dense"
     summary = "every token in every layer"
 
-    def speedups(self, contract: Dense | UnifiedSkip, layers: int) -> tuple[Speedup, ...]:
+    def speedups(self, contract: AnyContract, layers: int) -> tuple[Speedup, ...]:
         return ()
 
     def graphs(self, speedups: tuple[Speedup, ...], layers: int, *, static: bool) -> tuple[GraphPlan, ...]:

@@ -8,9 +8,11 @@ from typing import Any
 
 import onnx_ir as ir
 
-from dynexport.exporter.graph.decoder import DecoderLayer
+from dynexport.exporter.checkpoint import Checkpoint
+from dynexport.exporter.graph.decoder import CausalLM, DecoderLayer
 from dynexport.exporter.graph.step import LayerCache, Step
-from dynexport.runtime.contract import Dense, UnifiedSkip
+from dynexport.exporter.targets.target import Target
+from dynexport.runtime.contract import AnyContract
 from dynexport.runtime.manifest import Speedup
 
 
@@ -23,12 +25,14 @@ class GraphPlan:
         layers: the layers that it holds.
         conditional: whether it has a ``layer_active`` input that says which of them run.
         contiguous: whether every layer's cache always holds the positions 0, 1, 2, ..
+        padded: whether routed layers run a fixed share of the tokens, whatever was chosen.
     """
 
     name: str
     layers: tuple[int, ...]
     conditional: bool = False
     contiguous: bool = True
+    padded: bool = False
 
 
 class Strategy(ABC):
@@ -38,12 +42,15 @@ class Strategy(ABC):
     summary: str
 
     @abstractmethod
-    def speedups(self, contract: Dense | UnifiedSkip, layers: int) -> tuple[Speedup, ...]:
+    def speedups(self, contract: AnyContract, layers: int) -> tuple[Speedup, ...]:
         """The kept set of every declared ratio. Raises DynexportError on one that cannot be met."""
 
     @abstractmethod
     def graphs(self, speedups: tuple[Speedup, ...], layers: int, *, static: bool) -> tuple[GraphPlan, ...]:
         """The graphs to write; the first one takes prompts, at full depth."""
+
+    def attach(self, model: CausalLM, contract: AnyContract, checkpoint: Checkpoint, target: Target) -> None:  # noqa: B027
+        """Give the model's layers the modules that routing needs; here, none."""
 
     def run_layer(
         self, op: Any, layer: DecoderLayer, hidden_states: ir.Value, step: Step, cache: LayerCache

@@ -14,7 +14,7 @@ from dynexport.exporter.graph.conditional import run_if
 from dynexport.exporter.graph.decoder import DecoderLayer
 from dynexport.exporter.graph.step import LayerCache, Step
 from dynexport.exporter.strategies.strategy import GraphPlan, Strategy
-from dynexport.runtime.contract import Dense, SkipRule, UnifiedSkip
+from dynexport.runtime.contract import AnyContract, SkipRule, UnifiedSkip
 from dynexport.runtime.errors import DynexportError
 from dynexport.runtime.manifest import Speedup
 
@@ -64,7 +64,7 @@ class UnifiedSkipStrategy(Strategy):
     name = "unified-skip"
     summary = "prompt in every layer, generated tokens in a fixed share of them"
 
-    def speedups(self, contract: Dense | UnifiedSkip, layers: int) -> tuple[Speedup, ...]:
+    def speedups(self, contract: AnyContract, layers: int) -> tuple[Speedup, ...]:
         assert isinstance(contract, UnifiedSkip)
         if contract.keep is not None:
             return (_declared(contract.keep, layers),)

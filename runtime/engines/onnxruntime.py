@@ -76,18 +76,25 @@ class Engine:
         """One step; the cache's buffers are read and written in place.
 
         Args:
-            inputs: arrays by name, as the manifest describes them; those that the graph lacks are left out.
+            inputs: arrays by name, as the manifest describes them, for all layers of the model; those that the graph
+                lacks are left out.
 
         Returns:
-            All outputs but the caches, by name: ``logits`` float32 [B, K, vocab].
+            All outputs but the caches, by name: ``logits`` float32 [B, K, vocab]; of a routed graph also ``routes``,
+            ``route_scores``, ``route_margins`` and ``overflow``.
         """
-        inputs = {name: value for name, value in inputs.items() if name in self._inputs}
+        inputs = {name: self._of_layers(name, value) for name, value in inputs.items() if name in self._inputs}
         try:
             if self._bound is None or not self._bound.fits(cache, inputs):
                 self._bound = _Binding(self._session, cache, inputs, self._inputs, self._results)
             return self._bound.run(self._session, inputs)
         except Exception as error:  # as above
             raise DynexportError(f"{self.graph.file}: ONNX Runtime failed in a step: {_one_line(error)}") from error
+
+    def _of_layers(self, name: str, value: Array) -> Array:
+        """What has a row for each layer of the model, with the rows of the graph's layers."""
+        by_layer = name in ("cache_lengths", "layer_active")
+        return value[self.layers] if by_layer and len(value) > len(self.layers) else value
 
     def end_profiling(self) -> str:
         """Write the profile; its path."""

@@ -202,8 +202,8 @@ def test_padding_that_leaks_fails(
     """Every row of a right-padded prompt is taken to be as long as the longest."""
     run = Decoder._run_prompt
 
-    def padded(self: Decoder, cache: Cache, ids: Any, sizes: Any, wanted: Any) -> Any:
-        return run(self, cache, ids, np.full_like(sizes, ids.shape[1]), wanted)
+    def padded(self: Decoder, cache: Cache, ids: Any, sizes: Any, *others: Any) -> Any:
+        return run(self, cache, ids, np.full_like(sizes, ids.shape[1]), *others)
 
     monkeypatch.setattr(Decoder, "_run_prompt", padded)
     assert failed(verify(convert_once(), saved_model("llama"), new_tokens=4, threads=1)) >= {
@@ -217,7 +217,9 @@ def test_batch_that_is_mixed_up_fails(
 ) -> None:
     prefill = Decoder._prefill_batch
     monkeypatch.setattr(
-        Decoder, "_prefill_batch", lambda self, cache, rows, wanted: prefill(self, cache, rows, wanted)[:1] * len(rows)
+        Decoder,
+        "_prefill_batch",
+        lambda self, cache, rows, *others: prefill(self, cache, rows, *others)[:1] * len(rows),
     )
     report = verify(convert_once(), saved_model("llama"), new_tokens=4, threads=1, prompts=[[5, 6], [7, 8]])
     assert {check.name for check in report.checks if not check.passed} >= {"prompt/batch", "greedy/2"}

@@ -1,0 +1,89 @@
+"""Mixture-of-Depths (arXiv 2404.02258): routed layers run the tokens that their routers choose, and cache only those.
+
+On ONNX Runtime a routed layer stands inside an ``If``: a layer that no token chose is skipped, and otherwise exactly
+the chosen tokens of all rows go through its products. The static form has neither a condition nor a shape that depends
+on a choice: every row has room for so many tokens, padded.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import onnx_ir as ir
+
+from dynexport.exporter.checkpoint import Checkpoint
+from dynexport.exporter.graph import routing
+from dynexport.exporter.graph.conditional import run_if
+from dynexport.exporter.graph.decoder import CausalLM, DecoderLayer
+from dynexport.exporter.graph.layers import PLAIN, Linear
+from dynexport.exporter.graph.step import BOOL, INT32, LayerCache, Step
+from dynexport.exporter.strategies.strategy import GraphPlan, Strategy
+from dynexport.exporter.targets.target import Target
+from dynexport.runtime.contract import AnyContract, Mod
+from dynexport.runtime.errors import DynexportError
+from dynexport.runtime.manifest import Speedup
+
+
+class ModStrategy(Strategy):
+    """One graph for prompts and decoding; routes, scores, margins and overflow are outputs."""
+
+    name = "mod"
+    summary = "a router per layer chooses the tokens that run in it"
+
+    def speedups(self, contract: AnyContract, layers: int) -> tuple[Speedup, ...]:
+        assert isinstance(contract, Mod)
+        if contract.routed_layers[-1] >= layers:
+            raise DynexportError(f"routed_layers: expected layers 0..{layers - 1}, found {contract.routed_layers[-1]}")
+        return ()
+
+    def graphs(self, speedups: tuple[Speedup, ...], layers: int, *, static: bool) -> tuple[GraphPlan, ...]:
+        return (GraphPlan("model", tuple(range(layers)), contiguous=False, padded=static),)
+
+    def attach(self, model: CausalLM, contract: AnyContract, checkpoint: Checkpoint, target: Target) -> None:
+        assert isinstance(contract, Mod)
+        hidden = model.architecture.hidden_size
+        for layer in model.model.layers:
+            if layer.index not in contract.routed_layers:
+                continue
+            name = f"model.layers.{layer.index}.mod_"
+            bias = f"{name}router.bias" in checkpoint.names
+            layer.mod_router = Linear(target, hidden, 1, bias=bias, storage=PLAIN)
+            if contract.decision.rule == "predictor":
+                layer.mod_predictor = routing.Predictor(
+                    target, hidden, _width(checkpoint, f"{name}predictor.fc1.weight")
+                )
+
+    def run_layer(
+        self, op: Any, layer: DecoderLayer, hidden_states: ir.Value, step: Step, cache: LayerCache
+    ) -> tuple[ir.Value, LayerCache]:
+        if step.routing is None or layer.index not in step.routing.contract.routed_layers:
+            return super().run_layer(op, layer, hidden_states, step, cache)
+        contract = step.routing.contract
+        x = layer.input_layernorm(op, hidden_states) if contract.router_input == "normed" else hidden_states
+        score = layer.mod_router(op, x)
+        logit = layer.mod_predictor(op, x) if contract.decision.rule == "predictor" else score
+        route = routing.decide(op, layer.index, score, logit, step.routing)
+
+        def run(op: Any, compacted: routing.Compacted) -> tuple[ir.Value, LayerCache]:
+            output, present = layer(op, compacted.hidden_states, compacted.step, cache)
+            return compacted.put_back(op, routing.gated(op, contract, compacted, output)), present
+
+        if step.routing.padded:
+            return run(op, routing.Padded(op, layer.index, route, hidden_states, step, step.routing))
+        anybody = op.Cast(op.ReduceMax(op.Cast(route.chosen, to=INT32), keepdims=0), to=BOOL)
+        return run_if(
+            op,
+            anybody,
+            lambda op: run(op, routing.Ragged(op, layer.index, route, hidden_states, step)),
+            hidden_states,
+            cache,
+            f"layer_{layer.index}",
+        )
+
+
+def _width(checkpoint: Checkpoint, name: str) -> int:
+    """P of a predictor's first weight [P, hidden]; where it is misshapen, reading it will say so."""
+    return (*checkpoint.shape(name), 1)[0]
+
+
+STRATEGY = ModStrategy()
