@@ -2,31 +2,42 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 from tokenizers import Tokenizer
 
+from dynexport.exporter.checkpoint.astramind import AstramindCheckpoint
 from dynexport.exporter.checkpoint.base import Checkpoint
 from dynexport.exporter.checkpoint.gguf_file import GgufFile
 from dynexport.exporter.checkpoint.hub import download, is_hub_id
 from dynexport.exporter.checkpoint.safetensors_directory import SafetensorsDirectory
 from dynexport.runtime.errors import DynexportError
 
-__all__ = ["Checkpoint", "open_checkpoint"]
+__all__ = ["IMPORTERS", "Checkpoint", "open_checkpoint"]
+
+# Name -> what turns a directory that other routing code has written into a checkpoint in our terms (docs/importing.md).
+IMPORTERS: dict[str, Callable[[SafetensorsDirectory], Checkpoint]] = {"astramind": AstramindCheckpoint}
 
 
-def open_checkpoint(model: str | Path, *, tokenizer: Path | None = None) -> Checkpoint:
+def open_checkpoint(model: str | Path, *, tokenizer: Path | None = None, importer: str | None = None) -> Checkpoint:
     """Open a model; tensors are read later, one at a time.
 
     Args:
         model: a Hugging Face directory, a ``.gguf`` file, or a hub id ``owner/name``, which is downloaded.
         tokenizer: a ``tokenizer.json``, or a directory that holds one, to take instead of the model's own.
+        importer: one of ``IMPORTERS``, for a directory that other routing code has written; its ``notes`` say what
+            changes.
 
     Raises:
-        DynexportError: when there is no such model, or it is damaged or of an unsupported kind.
+        DynexportError: when there is no such model or importer, or the model is damaged or of an unsupported kind.
     """
+    if importer is not None and importer not in IMPORTERS:
+        raise DynexportError(f"import: expected {' or '.join(IMPORTERS)}, found {importer!r:.80}")
     override = None if tokenizer is None else _read_tokenizer(tokenizer)
     checkpoint = _open(model, needs_tokenizer=override is None)
+    if importer is not None:
+        checkpoint = _import(checkpoint, importer)
     if override is not None:
         checkpoint.files["tokenizer.json"] = override
     return checkpoint
@@ -55,6 +66,15 @@ def _open(model: str | Path, *, needs_tokenizer: bool) -> Checkpoint:
         f"{source:.200}: no such file or directory; expected a Hugging Face directory, a .gguf file "
         "or a hub id such as owner/name"
     )
+
+
+def _import(checkpoint: Checkpoint, importer: str) -> Checkpoint:
+    if not isinstance(checkpoint, SafetensorsDirectory):
+        raise DynexportError(
+            f"{checkpoint.source}: import {importer}: expected a Hugging Face directory, found a .gguf file; "
+            "name the directory that the training has written"
+        )
+    return IMPORTERS[importer](checkpoint)
 
 
 def _read_tokenizer(path: Path) -> bytes:

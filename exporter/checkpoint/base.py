@@ -18,11 +18,13 @@ class Checkpoint(ABC):
         files: small text files that a bundle carries on, name -> content: ``tokenizer.json`` where there is a
             tokenizer, ``chat_template.jinja`` where there is a template, ``generation_config.json``
             (``eos_token_id``).
+        notes: what an importer had to assume or change, one plain line each.
     """
 
     source: str
     config: dict[str, Any]
     files: dict[str, bytes]
+    notes: tuple[str, ...] = ()
 
     @property
     @abstractmethod
