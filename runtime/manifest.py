@@ -118,11 +118,19 @@ class Tokens(_Part):
 
 
 class Source(_Part):
-    """The checkpoint that the bundle was made from: what the user named, its config.json and the hash of that."""
+    """The checkpoint that the bundle was made from.
+
+    Attributes:
+        model: what the user named.
+        config_sha256: the hash of ``config``.
+        config: its config.json, or what an importer made of that.
+        importer: how it was read, when other routing code has written it.
+    """
 
     model: str
     config_sha256: str
     config: dict[str, Any]
+    importer: str | None = None
 
 
 class File(_Part):

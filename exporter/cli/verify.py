@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -12,6 +12,9 @@ from dynexport.exporter.cli.arguments import bundle_argument, threads_option
 from dynexport.exporter.cli.output import Output, json_option
 from dynexport.runtime.bundle import Bundle
 from dynexport.runtime.errors import EXIT_CHECK_FAILED, EXIT_GOOD
+
+if TYPE_CHECKING:
+    from dynexport.exporter.parity import Check
 
 
 @click.command(
@@ -36,27 +39,52 @@ Examples:
 @threads_option
 @json_option
 def verify(bundle: Path, against: str | None, new_tokens: int, threads: int, json_path: str | None) -> int:
-    """Check BUNDLE against PyTorch: logits, greedy tokens, batches, chunks, second turns. Exit code 1 if it fails."""
+    """Check BUNDLE against PyTorch: logits, routes, greedy tokens, batches, chunks, second turns.
+
+    Exit code 1 if a check fails.
+    """
     from dynexport.exporter.parity import verify as run_ladder
 
     out = Output(json_path)
     opened = Bundle.open(bundle)
     with out.progress("verifying") as bar:
         report = run_ladder(opened, against, threads=threads, new_tokens=new_tokens, progress=bar.stage)
-    rows = [["passed" if check.passed else "FAILED", check.name, *_figures(check.headlines)] for check in report.checks]
+    title = f"{bundle} against {against or 'its golden vectors'}"
+    compared = [check for check in report.checks if check.kind != "routes"]
     columns = ["", "check", "largest error", "mean KL", "top-1 agreement"]
-    out.table(f"{bundle} against {against or 'its golden vectors'}", columns, rows)
+    out.table(title, columns, [[*_verdict(check), *_figures(check.headlines)] for check in compared])
+    routed = [check for check in report.checks if check.kind == "routes"]
+    if routed:
+        columns = ["", "decisions of routers", "tokens x layers", "run", "agreement", "flips", "their margins"]
+        out.table("", columns, [[*_verdict(check), *_route_figures(check.metrics)] for check in routed])
     for check in report.checks:
         if check.failures:
             out.say(f"{check.name}: {'; '.join(check.failures)}")
     if report.first_departing_layer is not None:
         out.say(f"the first layer whose output departs: {report.first_departing_layer}")
+    decided = "" if report.route_agreement is None else f"{report.route_agreement:.2%} of decisions agree; "
     out.say(
-        f"{'passed' if report.passed else 'FAILED'}: {report.token_agreement:.2%} of tokens agree, "
+        f"{'passed' if report.passed else 'FAILED'}: {decided}{report.token_agreement:.2%} of tokens agree, "
         f"{report.ambiguous_tokens} near-ties left out"
     )
     out.report(report.to_json())
     return EXIT_GOOD if report.passed else EXIT_CHECK_FAILED
+
+
+def _verdict(check: Check) -> list[str]:
+    return ["passed" if check.passed else "FAILED", check.name]
+
+
+def _route_figures(metrics: Mapping[str, Any]) -> list[str]:
+    """Decisions, share that run, agreement, and the flips that follow from no other."""
+    margins = metrics["flip_margins"]
+    return [
+        str(metrics["decisions"]),
+        f"{metrics['share']:.1%}",
+        f"{metrics['agreement']:.2%}",
+        str(len(margins)),
+        f"up to {max(margins):.2g}" if margins else "",
+    ]
 
 
 def _figures(headlines: Mapping[str, Any]) -> list[str]:

@@ -13,6 +13,7 @@ from dynexport.exporter.checkpoint import Checkpoint
 from dynexport.exporter.graph.decoder import CausalLM
 from dynexport.exporter.graph.routing import Routing, outputs
 from dynexport.exporter.graph.step import BOOL, FLOAT, INT64, LayerCache, Step
+from dynexport.exporter.graph.structure import check_structure
 from dynexport.exporter.strategies.strategy import GraphPlan, Strategy
 from dynexport.exporter.targets.target import Target
 from dynexport.runtime.contract import AnyContract, Mod
@@ -77,9 +78,10 @@ def build_graph(
             _output(graph, value, name, past)
     if routing is not None:
         for name, value in outputs(builder.op, routing).items():
-            dims: list[int | str] = [len(routing.routes), "B"] + ([] if name == "overflow" else ["S"])
+            shape: list[int | str] = [len(routing.routes), "B", "S"]
             dtype = {"routes": BOOL, "overflow": INT64}.get(name, FLOAT)
-            _output(graph, value, name, _value(name, dtype, dims))
+            _output(graph, value, name, _value(name, dtype, shape[:2] if name == "overflow" else shape))
+        check_structure(graph, architecture, routing)
     return ir.Model(graph, ir_version=IR_VERSION, producer_name="dynexport"), model
 
 

@@ -47,7 +47,7 @@ class Routing:
     """A routed graph's further inputs, what follows from them for all layers, and what its layers decide.
 
     Attributes:
-        padded: every routed layer runs ``most`` tokens of every row, whatever was chosen, so that no shape depends on it.
+        padded: routed layers run ``most`` tokens of every row, so that no shape depends on what was chosen.
         token_counts: int64 [B], how many of the S tokens are real; the others are padding and take no slot.
         is_prompt: bool scalar: choose by top-k; None in a graph that always decides causally.
         real: bool [1, B, S].

@@ -7,32 +7,33 @@ from typing import Literal, TypeAlias
 
 import numpy as np
 
-from dynexport.exporter.parity.cases import Case, replay
+from dynexport.exporter.parity.cases import replay
 from dynexport.exporter.parity.metrics import FloatArray, relative_error
 from dynexport.exporter.parity.probe import EMBEDDING, ProbeDecoder
-from dynexport.exporter.reference import Reference
+from dynexport.exporter.reference import Case, Oracle
 
 Place: TypeAlias = int | Literal["embedding", "head"]
 """A layer, or what stands before the first, or after the last: final norm and head."""
 
 
-def errors_by_layer(decoder: ProbeDecoder, reference: Reference, cases: Sequence[Case]) -> dict[str, float]:
+def errors_by_layer(decoder: ProbeDecoder, oracle: Oracle, cases: Sequence[Case]) -> dict[str, float]:
     """How far hidden states are from the reference's, after the embedding and after every layer.
 
     Args:
         decoder: nothing has run on it.
-        cases: run as one batch, as the check ran them that failed.
+        cases: run as one batch, as the check ran them that failed; routed layers as the reference routes them.
 
     Returns:
         The largest relative error of a token's hidden state, by "embedding" and the layers' numbers, in order.
     """
-    replay(decoder, cases, chunk=max(len(case.tokens) for case in cases))
-    expected = _expected(reference, cases)
+    told = [answer.routes.chosen for answer in oracle.answers(cases) if answer.routes is not None]
+    replay(decoder, cases, chunk=max(len(case.tokens) for case in cases), forced=told or None)
+    expected = oracle.hidden_states(cases)
     return {
         name: max(
-            relative_error(expected[name][row], _row(decoder.calls, name, row, case)) for row, case in enumerate(cases)
+            relative_error(expected[row][place], _row(decoder.calls, name, row, case)) for row, case in enumerate(cases)
         )
-        for name in decoder.calls[0]
+        for place, name in enumerate(decoder.calls[0])
     }
 
 
@@ -42,20 +43,6 @@ def first_departure(errors: Mapping[str, float], limit: float) -> Place:
         if not error <= limit:
             return "embedding" if name == EMBEDDING else int(name)
     return "head"
-
-
-def _expected(reference: Reference, cases: Sequence[Case]) -> dict[str, list[FloatArray]]:
-    """The reference's hidden states, per name and row float32 [length, hidden]."""
-    tokens = [case.tokens for case in cases]
-    layers = reference.layers
-    after = reference.layer_outputs(tokens, [case.runs(layers) for case in cases])
-    # What no layer touches is the embedding.
-    nowhere = [np.zeros((layers, len(row)), np.bool_) for row in tokens]
-    untouched = reference.layer_outputs(tokens, nowhere)
-    return {
-        EMBEDDING: [row[0] for row in untouched],
-        **{str(layer): [row[layer] for row in after] for layer in range(layers)},
-    }
 
 
 def _row(calls: Sequence[Mapping[str, FloatArray]], name: str, row: int, case: Case) -> FloatArray:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from typing import TypeAlias
 
 import numpy as np
 
 from dynexport.exporter.parity.metrics import FloatArray
-from dynexport.exporter.reference import BoolArray, unified_skip_runs
+from dynexport.exporter.reference import BoolArray, Case, RowRoutes
 from dynexport.runtime.cache import Cache
 from dynexport.runtime.decoder import CHUNK, Decoder
 from dynexport.runtime.manifest import Speedup
@@ -17,33 +16,13 @@ from dynexport.runtime.manifest import Speedup
 Prompt: TypeAlias = Sequence[int]
 
 
-@dataclass(frozen=True)
-class Case:
-    """One sequence, and which of its tokens are prompt.
-
-    Attributes:
-        tokens: all of them.
-        prompted: (start, stop) of what is given as prompt, in order, the first from 0; what lies outside was
-            generated, and is fed token by token.
-        speedup: where generated tokens run.
-    """
-
-    tokens: tuple[int, ...]
-    prompted: tuple[tuple[int, int], ...]
-    speedup: Speedup
-
-    def runs(self, layers: int) -> BoolArray:
-        """Which tokens run in which layer, for the reference: bool [layers, length]."""
-        (_, first), *later = self.prompted
-        return unified_skip_runs(first, len(self.tokens), self.speedup.keep, layers, segments=later)
-
-
-Score: TypeAlias = Callable[[Sequence[Case]], list[FloatArray]]
-"""The reference: per case float32 [length, vocab]."""
-
-
 def replay(
-    decoder: Decoder, cases: Sequence[Case], *, cache: Cache | None = None, chunk: int = CHUNK
+    decoder: Decoder,
+    cases: Sequence[Case],
+    *,
+    cache: Cache | None = None,
+    chunk: int = CHUNK,
+    forced: Sequence[BoolArray] | None = None,
 ) -> list[FloatArray]:
     """Run cases through the engine as one batch, with their own tokens whatever it would have chosen.
 
@@ -52,6 +31,7 @@ def replay(
             later prompts.
         cache: an empty one to use; None makes one.
         chunk: prompts go in pieces of this many tokens.
+        forced: per case bool [R, length], decisions of routed layers to make instead of the routers'.
 
     Returns:
         Per case float32 [length, vocab]: the logits after every token.
@@ -62,14 +42,36 @@ def replay(
     done = np.zeros(len(cases), np.int64)
     ends = [start for start, _ in first.prompted[1:]] + [len(first.tokens)]
     for index, end in enumerate(ends):
-        prompts = [case.tokens[slice(*case.prompted[index])] for case in cases]
-        pieces.append(decoder.prefill(cache, prompts, chunk=chunk, all_logits=True))
+        spans = [slice(*case.prompted[index]) for case in cases]
+        prompts = [case.tokens[span] for case, span in zip(cases, spans, strict=True)]
+        told = None if forced is None else [row[:, span] for row, span in zip(forced, spans, strict=True)]
+        pieces.append(decoder.prefill(cache, prompts, chunk=chunk, all_logits=True, forced=told))
         done += [len(prompt) for prompt in prompts]
         for _ in range(end - first.prompted[index][1]):
-            logits = decoder.step(cache, [case.tokens[at] for case, at in zip(cases, done, strict=True)], first.speedup)
+            tokens = [case.tokens[at] for case, at in zip(cases, done, strict=True)]
+            wish = None
+            if forced is not None:
+                wish = np.stack([row[:, at] for row, at in zip(forced, done, strict=True)], axis=1)
+            logits = decoder.step(cache, tokens, first.speedup, forced=wish)
             pieces.append(list(logits[:, None]))
             done += 1
     return [np.concatenate(row) for row in zip(*pieces, strict=True)]
+
+
+def routes(decoder: Decoder, cache: Cache) -> list[RowRoutes]:
+    """What a recording cache has seen routers decide, per row; none where no layer is routed."""
+    routed = decoder.manifest.routed
+    if routed is None or cache.logs is None:
+        return []
+    return [
+        RowRoutes(
+            np.concatenate(log.ran, axis=1)[list(routed.layers)],
+            np.concatenate(log.scores, axis=1),
+            np.concatenate(log.margins, axis=1),
+            cache.overflow[:, row].copy(),
+        )
+        for row, log in enumerate(cache.logs)
+    ]
 
 
 def generate(

@@ -1,4 +1,4 @@
-"""Golden vectors: PyTorch's logits for a few rows, kept in the bundle so that a machine without torch can verify."""
+"""Golden vectors: PyTorch's answers to a few rows, kept in the bundle so that a machine without torch can verify."""
 
 from __future__ import annotations
 
@@ -10,9 +10,10 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
 from dynexport.exporter.checkpoint import Checkpoint
-from dynexport.exporter.reference import Reference, unified_skip_runs
+from dynexport.exporter.reference import Answer, Case, RowRoutes
+from dynexport.exporter.strategies import strategies
 from dynexport.runtime.errors import DynexportError
-from dynexport.runtime.manifest import Manifest
+from dynexport.runtime.manifest import Manifest, Speedup
 from dynexport.runtime.text import Text
 
 _TEXT = (
@@ -25,66 +26,85 @@ _TEXT = (
 _PROMPT_LENGTHS = (1, 7, 33)
 _LENGTH = 41
 _COMPARED = 8
+# The fields of RowRoutes, each a tensor beside a row's logits.
+_ROUTE_PARTS = ("chosen", "score", "margin", "overflow")
 
 
 @dataclass(frozen=True)
 class GoldenRow:
-    """Teacher-forced logits of one sequence.
+    """The answer to one sequence.
 
     Attributes:
-        speedup: name of the kept set that the forced tokens run in; "dense" is all layers.
+        speedup: name of the kept set that the forced tokens run in; "dense" is all layers, or where routers say.
         tokens: int64 [length]; those after the prompt are fed one by one.
-        logits: float32 [n, vocab]: after each of the last n tokens.
+        answer: logits after each of the last few tokens, and routes.
     """
 
     speedup: str
     tokens: np.ndarray
     prompt_length: int
-    logits: np.ndarray
+    answer: Answer
 
 
 def write_golden(path: Path, checkpoint: Checkpoint, manifest: Manifest) -> tuple[int, str]:
     """Compute golden rows, reading one layer at a time, and write them; (rows, "") or (0, why there are none)."""
     try:
-        reference = Reference.from_checkpoint(checkpoint, streaming=True)
+        oracle = strategies()[manifest.contract.strategy].oracle(checkpoint, manifest, streaming=True)
     except DynexportError as error:
         if isinstance(error.__cause__, ImportError):
             return 0, str(error)
         raise
-    layers = manifest.model.layers
-    kept = {"dense": tuple(range(layers)), **{speedup.name: speedup.keep for speedup in manifest.speedups}}
+    full = Speedup(name="dense", ratio=1.0, keep=tuple(range(manifest.model.layers)))
     tokens = _sequence(checkpoint, manifest)
     prompts = [length for length in _PROMPT_LENGTHS if length < len(tokens)]
     if not prompts:
         return 0, f"a context of {len(tokens)} token leaves nothing to compare"
-    rows = [(name, length) for name in kept for length in (prompts if name == "dense" else prompts[-1:])]
-    runs = [unified_skip_runs(length, len(tokens), kept[name], layers) for name, length in rows]
-    last = min(_COMPARED, len(tokens) - max(prompts))
-    logits = reference.logits([tokens] * len(rows), runs, last=last)
-    tensors = {f"{name}.{length}": values for (name, length), values in zip(rows, logits, strict=True)}
-    save_file({"tokens": np.asarray(tokens, np.int64), **tensors}, path)
+    cases = [
+        Case(tuple(tokens), ((0, length),), speedup)
+        for speedup in (full, *manifest.speedups)
+        for length in (prompts if speedup is full else prompts[-1:])
+    ]
+    answers = oracle.answers(cases, last=min(_COMPARED, len(tokens) - max(prompts)))
+    tensors: dict[str, np.ndarray] = {"tokens": np.asarray(tokens, np.int64)}
+    for case, answer in zip(cases, answers, strict=True):
+        name = f"{case.speedup.name}.{case.prompted[0][1]}"
+        tensors[name] = answer.logits
+        if answer.routes is not None:
+            tensors |= {f"{name}.{part}": getattr(answer.routes, part) for part in _ROUTE_PARTS}
+    save_file(tensors, path)
     path.chmod(0o644)  # safetensors makes it for its owner alone
-    return len(rows), ""
+    return len(cases), ""
 
 
-def read_golden(path: Path) -> list[GoldenRow]:
+def read_golden(path: Path, manifest: Manifest) -> list[GoldenRow]:
     """The golden rows of a bundle.
 
     Raises:
-        DynexportError: when the file cannot be read.
+        DynexportError: when the file cannot be read, or holds something else.
     """
     try:
         tensors = load_file(path)
     except (OSError, SafetensorError) as error:
         raise DynexportError(f"{path}: expected golden vectors, found: {error}") from error
     tokens = tensors.pop("tokens", np.zeros(0, np.int64))
-    rows = []
-    for name, logits in sorted(tensors.items()):
-        speedup, _, length = name.rpartition(".")
-        if not length.isdigit() or not 1 <= int(length) < len(tokens) or not 1 <= len(logits) < len(tokens):
-            raise DynexportError(f"{path}: {name}: expected logits of a golden row, found something else")
-        rows.append(GoldenRow(speedup, tokens, int(length), logits))
-    return rows
+    names = sorted(name for name in tensors if name.rpartition(".")[2] not in _ROUTE_PARTS)
+    return [_golden_row(path, name, tokens, tensors, manifest) for name in names]
+
+
+def _golden_row(
+    path: Path, name: str, tokens: np.ndarray, tensors: dict[str, np.ndarray], manifest: Manifest
+) -> GoldenRow:
+    logits = tensors[name]
+    speedup, _, length = name.rpartition(".")
+    if not length.isdigit() or not 1 <= int(length) < len(tokens) or not 1 <= len(logits) < len(tokens):
+        raise DynexportError(f"{path}: {name}: expected logits of a golden row, found something else")
+    if manifest.routed is None:
+        return GoldenRow(speedup, tokens, int(length), Answer(logits))
+    parts = [tensors.get(f"{name}.{part}", np.zeros(0)) for part in _ROUTE_PARTS]
+    layers = len(manifest.routed.layers)
+    if [part.shape for part in parts] != [(layers, len(tokens))] * 3 + [(layers,)]:
+        raise DynexportError(f"{path}: {name}: expected routes of {layers} layers, found something else")
+    return GoldenRow(speedup, tokens, int(length), Answer(logits, RowRoutes(*parts)))
 
 
 def _sequence(checkpoint: Checkpoint, manifest: Manifest) -> list[int]:

@@ -7,12 +7,15 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from dynexport.exporter.parity.cases import Case, Prompt, Score, generate, replay
+from dynexport.exporter.parity.cases import Prompt, generate, replay, routes
 from dynexport.exporter.parity.golden import GoldenRow
-from dynexport.exporter.parity.metrics import FloatArray, Metrics, compare_bits, compare_logits
+from dynexport.exporter.parity.metrics import FloatArray, Metrics, compare_bits, compare_logits, compare_routes
 from dynexport.exporter.parity.thresholds import Kind
+from dynexport.exporter.reference import Answer, Case, Oracle
 from dynexport.exporter.strategies import strategies
 from dynexport.runtime.bundle import Bundle
+from dynexport.runtime.cache import Cache
+from dynexport.runtime.contract import Mod
 from dynexport.runtime.decoder import Decoder
 from dynexport.runtime.manifest import Speedup
 
@@ -49,28 +52,33 @@ def kept_sets(bundle: Bundle) -> Measurement:
     return Measurement("kept_sets", "exact", metrics)
 
 
-def golden_row(decoder: Decoder, row: GoldenRow) -> Measurement:
+def prompts_compete(bundle: Bundle) -> bool:
+    """Whether what a prompt's token does depends on the tokens after it: then a prompt in pieces is another prompt."""
+    contract = bundle.manifest.contract
+    return isinstance(contract, Mod) and contract.prefill == "topk"
+
+
+def golden_row(decoder: Decoder, row: GoldenRow) -> list[Measurement]:
     """What PyTorch computed when the bundle was made."""
     speedup = decoder.bundle.speedup(1 if row.speedup == "dense" else row.speedup)
     case = Case(tuple(row.tokens.tolist()), ((0, row.prompt_length),), speedup)
-    found = replay(decoder, [case])[0][-len(row.logits) :]
-    return _against_reference(f"golden/{row.speedup}/{row.prompt_length}", decoder, [case], [row.logits], [found])
+    return _replayed(f"golden/{row.speedup}/{row.prompt_length}", decoder, [case], [row.answer])
 
 
-def prompts_alone_and_together(decoder: Decoder, score: Score, prompts: Sequence[Prompt]) -> list[Measurement]:
+def prompts_alone_and_together(decoder: Decoder, oracle: Oracle, prompts: Sequence[Prompt]) -> list[Measurement]:
     """Logits after every token of every prompt: each prompt alone, then all as one right-padded batch."""
     full = decoder.bundle.speedup(1)
     cases = [Case(tuple(prompt), ((0, len(prompt)),), full) for prompt in prompts]
-    expected = score(cases)
-    found = [
-        _against_reference(f"prompt/{len(case.tokens)}", decoder, [case], [logits], replay(decoder, [case]))
-        for case, logits in zip(cases, expected, strict=True)
-    ]
-    together = _against_reference("prompt/batch", decoder, cases, expected, replay(decoder, cases))
-    return [*found, together]
+    answers = oracle.answers(cases)
+    found: list[Measurement] = []
+    for case, answer in zip(cases, answers, strict=True):
+        found += _replayed(f"prompt/{len(case.tokens)}", decoder, [case], [answer])
+    return found + _replayed("prompt/batch", decoder, cases, answers)
 
 
-def greedy(decoder: Decoder, score: Score, prompts: Sequence[Prompt], speedup: Speedup, count: int) -> Measurement:
+def greedy(
+    decoder: Decoder, oracle: Oracle, prompts: Sequence[Prompt], speedup: Speedup, count: int
+) -> list[Measurement]:
     """The engine generates in a right-padded batch; the reference scores what it generated, in one pass.
 
     Args:
@@ -78,23 +86,23 @@ def greedy(decoder: Decoder, score: Score, prompts: Sequence[Prompt], speedup: S
     """
     longest = max(map(len, prompts))
     count = min(count, decoder.manifest.model.max_length - longest + 1)
-    cache = decoder.cache(len(prompts), longest + count)
-    first = np.concatenate(decoder.prefill(cache, prompts))
+    cache = decoder.cache(len(prompts), longest + count, record=True)
+    first = decoder.prefill(cache, prompts, all_logits=True)
     # What is generated last is never fed.
-    fed, later = generate(decoder, cache, first, speedup, count - 1)
-    found = [np.concatenate([a[None], b]) for a, b in zip(first, later, strict=True)]
+    last = np.concatenate([logits[-1:] for logits in first])
+    fed, later = generate(decoder, cache, last, speedup, count - 1)
     cases = [
         Case((*prompt, *tokens), ((0, len(prompt)),), speedup) for prompt, tokens in zip(prompts, fed, strict=True)
     ]
-    expected = [logits[-count:] for logits in score(cases)]
-    return _against_reference(f"greedy/{speedup.name}", decoder, cases, expected, found)
+    found = [np.concatenate(parts) for parts in zip(first, later, strict=True)]
+    return _against_reference(f"greedy/{speedup.name}", decoder, cases, oracle.answers(cases), found, cache, count)
 
 
-def second_turn(decoder: Decoder, score: Score, prompts: Sequence[Prompt], speedup: Speedup) -> Measurement:
-    """A prompt, generated tokens, a further prompt that runs in every layer again, generated tokens."""
+def second_turn(decoder: Decoder, oracle: Oracle, prompts: Sequence[Prompt], speedup: Speedup) -> list[Measurement]:
+    """A prompt, generated tokens, a further prompt, generated tokens."""
     room = decoder.manifest.model.max_length - sum(map(len, prompts))
     steps = min(_STEPS, room // len(prompts))
-    cache = decoder.cache(1, sum(map(len, prompts)) + steps * len(prompts))
+    cache = decoder.cache(1, sum(map(len, prompts)) + steps * len(prompts), record=True)
     tokens: list[int] = []
     prompted = []
     found: list[FloatArray] = []
@@ -104,8 +112,9 @@ def second_turn(decoder: Decoder, score: Score, prompts: Sequence[Prompt], speed
         fed, later = generate(decoder, cache, logits[-1:], speedup, steps)
         tokens += [*prompt, *fed[0]]
         found += [logits, later[0]]
-    case = Case(tuple(tokens), tuple(prompted), speedup)
-    return _against_reference(f"second_turn/{speedup.name}", decoder, [case], score([case]), [np.concatenate(found)])
+    cases = [Case(tuple(tokens), tuple(prompted), speedup)]
+    answers = oracle.answers(cases)
+    return _against_reference(f"second_turn/{speedup.name}", decoder, cases, answers, [np.concatenate(found)], cache)
 
 
 def batch_isolation(decoder: Decoder, prompts: Sequence[Prompt], speedup: Speedup) -> list[Measurement]:
@@ -165,11 +174,46 @@ def ratio_change(decoder: Decoder, fresh: Decoder, prompts: Sequence[Prompt], sp
     return Measurement(f"ratio_change/{speedup.name}", "exact", compare_bits(new, used), _skips(decoder, speedup))
 
 
+def _replayed(name: str, decoder: Decoder, cases: Sequence[Case], answers: Sequence[Answer]) -> list[Measurement]:
+    """Run cases through the engine and compare."""
+    cache = decoder.cache(len(cases), max(len(case.tokens) for case in cases), record=True)
+    return _against_reference(name, decoder, cases, answers, replay(decoder, cases, cache=cache), cache)
+
+
 def _against_reference(
-    name: str, decoder: Decoder, cases: Sequence[Case], expected: list[FloatArray], found: list[FloatArray]
-) -> Measurement:
+    name: str,
+    decoder: Decoder,
+    cases: Sequence[Case],
+    answers: Sequence[Answer],
+    found: list[FloatArray],
+    cache: Cache,
+    last: int = 0,
+) -> list[Measurement]:
+    """Logits, and where layers are routed the decisions.
+
+    A row with another decision than the reference's has other logits from there on, however exact the arithmetic: such
+    rows run once more with the reference's routes, so that numeric errors and decisions are told apart.
+
+    Args:
+        found: per case float32 [length, vocab].
+        cache: which these were computed with, recording.
+        last: compare only so many last positions; 0: as many as an answer has.
+    """
+    expected = [answer.logits[-last:] for answer in answers]
     skipped = _skips(decoder, cases[0].speedup)
-    return Measurement(name, "reference", compare_logits(expected, found), skipped, tuple(cases))
+    measured = []
+    told = [answer.routes for answer in answers if answer.routes is not None]
+    if told:
+        decided = routes(decoder, cache)
+        measured.append(Measurement(f"routes/{name}", "routes", compare_routes(told, decided), skipped))
+        if any((a.chosen != b.chosen).any() for a, b in zip(told, decided, strict=True)):
+            again = replay(decoder, cases, forced=[row.chosen for row in told])
+            found = [
+                other if (a.chosen != b.chosen).any() else own
+                for own, other, a, b in zip(found, again, told, decided, strict=True)
+            ]
+    candidate = [logits[-len(row) :] for logits, row in zip(found, expected, strict=True)]
+    return [*measured, Measurement(name, "reference", compare_logits(expected, candidate), skipped, tuple(cases))]
 
 
 def _skips(decoder: Decoder, speedup: Speedup) -> bool:

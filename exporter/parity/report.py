@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict
 from dynexport.exporter.parity.bisect import Place
 from dynexport.exporter.parity.ladder import Measurement
 from dynexport.exporter.parity.metrics import Metrics, number
-from dynexport.exporter.parity.thresholds import Kind, PrecisionLimits, judge
+from dynexport.exporter.parity.thresholds import Kind, PrecisionLimits, judge, judge_routes
 from dynexport.runtime.manifest import Precision
 
 _HEADLINES = ("identical", "max_abs", "mean_kl", "top1_agreement")
@@ -44,7 +44,10 @@ class Check(_Part):
     def judged(cls, measurement: Measurement, limits: PrecisionLimits) -> Check:
         """A measurement held to limits."""
         m = measurement
-        verdict = judge(m.kind, m.metrics, limits.of(m.kind, skipped=m.skipped))
+        if m.kind == "routes":
+            verdict = judge_routes(m.metrics, limits.routes)
+        else:
+            verdict = judge(m.kind, m.metrics, limits.of(m.kind, skipped=m.skipped))
         return cls(
             name=m.name,
             kind=m.kind,
@@ -86,6 +89,9 @@ class Report(_Part):
         max_abs_logit_error: the largest of any check against the reference; None for NaN or infinity.
         token_agreement: share of tokens that are the reference's choice, near-ties left out.
         ambiguous_tokens: those near-ties.
+        route_agreement: share of routed layers' decisions that are the reference's; None where no layer is routed.
+        route_flips: decisions that are not, and follow from no other; ``flip_margins`` of the checks say how near the
+            reference was to them.
         first_departing_layer: ``departure.first``.
     """
 
@@ -96,6 +102,8 @@ class Report(_Part):
     max_abs_logit_error: float | None
     token_agreement: float
     ambiguous_tokens: int
+    route_agreement: float | None = None
+    route_flips: int = 0
     first_departing_layer: Place | None = None
     departure: Departure | None = None
     checks: tuple[Check, ...]
@@ -114,6 +122,8 @@ class Report(_Part):
         ambiguous = sum(check.ambiguous for check in compared)
         decided = sum(int(number(check.metrics["positions"])) for check in compared) - ambiguous
         agreed = sum(int(number(check.metrics["agreed"])) for check in compared)
+        routed = [check.metrics for check in checks if check.kind == "routes"]
+        decisions = sum(int(number(metrics["decisions"])) for metrics in routed)
         return cls(
             passed=all(check.passed for check in checks),
             bundle=bundle,
@@ -122,6 +132,8 @@ class Report(_Part):
             max_abs_logit_error=max((number(check.metrics["max_abs"]) for check in compared), default=0.0),
             token_agreement=agreed / decided if decided else 1.0,
             ambiguous_tokens=ambiguous,
+            route_agreement=sum(number(m["agreed"]) for m in routed) / decisions if decisions else None,
+            route_flips=sum(len(m["flips"]) for m in routed if isinstance(m["flips"], list)),
             first_departing_layer=None if departure is None else departure.first,
             departure=departure,
             checks=tuple(checks),

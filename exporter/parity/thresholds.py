@@ -13,8 +13,8 @@ from typing import Literal, TypeAlias
 from dynexport.exporter.parity.metrics import Metric, number
 from dynexport.runtime.manifest import Precision
 
-Kind: TypeAlias = Literal["reference", "consistency", "exact"]
-"""Held to PyTorch; held to itself computed in another order; or held to be the same to the last bit."""
+Kind: TypeAlias = Literal["reference", "consistency", "exact", "routes"]
+"""Held to PyTorch; to itself computed in another order; to be the same to the last bit; or to PyTorch's decisions."""
 
 
 @dataclass(frozen=True)
@@ -45,12 +45,27 @@ class Limits:
 
 
 @dataclass(frozen=True)
+class RouteLimits:
+    """What a comparison of decisions may show.
+
+    Attributes:
+        margin: a flip is a near-tie, and no failure, where the reference was as near to deciding the same. None where
+            flips are reported without being judged one by one.
+        agreement: share of all decisions that must be the same.
+    """
+
+    margin: float | None
+    agreement: float
+
+
+@dataclass(frozen=True)
 class PrecisionLimits:
-    """Limits of one precision: against PyTorch at full depth, with skipped layers, and against itself."""
+    """Limits of one precision: against PyTorch at full depth, with skipped layers, against itself; and of decisions."""
 
     full: Limits
     skipped: Limits
     consistency: Limits
+    routes: RouteLimits
 
     def of(self, kind: Kind, *, skipped: bool) -> Limits:
         """Those of a kind of check."""
@@ -83,7 +98,9 @@ class Verdict:
 _FLOAT32 = Limits(error=(1e-3, 1e-3), mean_kl=1e-5, agreement=1.0, layer=2e-4)
 
 LIMITS: dict[Precision, PrecisionLimits] = {
-    "fp32": PrecisionLimits(full=_FLOAT32, skipped=_FLOAT32, consistency=_FLOAT32),
+    "fp32": PrecisionLimits(
+        full=_FLOAT32, skipped=_FLOAT32, consistency=_FLOAT32, routes=RouteLimits(margin=1e-5, agreement=0.99)
+    ),
     # Weights that float16 cannot hold exactly (every weight times 1 + 1e-3 of noise); arithmetic stays float32, so that
     # the engine agrees with itself as fp32 does. Full depth: largest error 0.034 (0.011 of the spread), KL 9e-6, hidden
     # states 1.4e-3. Skipped: 0.77 (0.2), too much of the spread to tell near-ties by it; KL 4e-4, agreement 0.99,
@@ -92,6 +109,7 @@ LIMITS: dict[Precision, PrecisionLimits] = {
         full=Limits(error=(1e-3, 0.03), mean_kl=1e-4, agreement=1.0, layer=5e-3),
         skipped=Limits(error=None, mean_kl=5e-3, agreement=0.9, layer=0.1),
         consistency=_FLOAT32,
+        routes=RouteLimits(margin=1e-2, agreement=0.95),
     ),
     # Rounded weights are another model, and activations are rounded too: a difference in the last bit tips one of them,
     # and the next layers amplify it. Full depth: error 1.5, KL 0.009, agreement 0.92, hidden states 0.12; one by one
@@ -100,6 +118,7 @@ LIMITS: dict[Precision, PrecisionLimits] = {
         full=Limits(error=None, mean_kl=0.05, agreement=0.8, layer=0.3),
         skipped=Limits(error=None, mean_kl=2.0, agreement=0.25, layer=1.0),
         consistency=Limits(error=None, mean_kl=0.05, agreement=0.8, layer=0.3),
+        routes=RouteLimits(margin=None, agreement=0.8),
     ),
     # Full depth: error 16, KL 1.2 after a single token and 0.6 after more, agreement 0.56, hidden states 0.5; one by
     # one: KL 0.006, agreement 0.94. Skipped: KL 9, agreement 0, hidden states 2.4 - nothing is left of a model that was
@@ -108,6 +127,7 @@ LIMITS: dict[Precision, PrecisionLimits] = {
         full=Limits(error=None, mean_kl=2.0, agreement=0.4, layer=1.0),
         skipped=Limits(error=None, mean_kl=2.0, agreement=0.25, layer=1.0),
         consistency=Limits(error=None, mean_kl=0.05, agreement=0.8, layer=0.3),
+        routes=RouteLimits(margin=None, agreement=0.8),
     ),
 }
 
@@ -134,6 +154,26 @@ def judge(kind: Kind, metrics: Mapping[str, Metric], limits: Limits) -> Verdict:
     if differing > allowed:
         failures.append(f"tokens: expected at most {allowed} of {compared} to differ, found {differing}")
     return Verdict(tuple(failures), ambiguous)
+
+
+def judge_routes(metrics: Mapping[str, Metric], limits: RouteLimits) -> Verdict:
+    """Hold decisions, as ``compare_routes`` found them, to limits."""
+    margins = metrics["flip_margins"]
+    assert isinstance(margins, list)
+    limit = math.inf if limits.margin is None else limits.margin
+    wrong = [margin for margin in margins if not (limits.margin is None or _within(margin, limit))]
+    failures = []
+    if wrong:
+        failures.append(
+            f"decisions: expected those outside a margin of {limit:.3g} to be the same, found {len(wrong)} that are not"
+        )
+    if not number(metrics["agreement"]) >= limits.agreement:
+        failures.append(
+            f"decisions: expected {limits.agreement:.1%} to be the same, found {number(metrics['agreement']):.1%}"
+        )
+    if metrics["overflow"] != metrics["overflow_reference"] and not margins:
+        failures.append(f"overflow: expected {metrics['overflow_reference']}, found {metrics['overflow']}")
+    return Verdict(tuple(failures), len(margins) - len(wrong))
 
 
 def _within(metric: object, limit: float) -> bool:

@@ -11,13 +11,13 @@ from dynexport.exporter.checkpoint import open_checkpoint
 from dynexport.exporter.families import read_architecture
 from dynexport.exporter.parity import ladder
 from dynexport.exporter.parity.bisect import errors_by_layer, first_departure
-from dynexport.exporter.parity.cases import Case, Prompt, Score
+from dynexport.exporter.parity.cases import Prompt
 from dynexport.exporter.parity.golden import GoldenRow, read_golden
-from dynexport.exporter.parity.metrics import FloatArray
 from dynexport.exporter.parity.probe import ProbeDecoder
 from dynexport.exporter.parity.report import Check, Departure, Report
 from dynexport.exporter.parity.thresholds import LIMITS
-from dynexport.exporter.reference import Reference
+from dynexport.exporter.reference import Oracle
+from dynexport.exporter.strategies import strategies
 from dynexport.runtime.bundle import Bundle
 from dynexport.runtime.decoder import Decoder
 from dynexport.runtime.errors import DynexportError
@@ -62,21 +62,21 @@ def verify(
     rows = _prompts(bundle) if prompts is None else list(prompts)
     if not rows:
         raise DynexportError("prompts: expected at least one, found none")
-    reference = None if against is None else _reference(bundle, against)
+    oracle = None if against is None else _oracle(bundle, against)
     limits = LIMITS[bundle.manifest.precision]
     measured = []
-    for measurement in _climb(bundle, reference, Decoder(bundle, threads), rows, new_tokens):
+    for measurement in _climb(bundle, oracle, Decoder(bundle, threads), rows, new_tokens):
         measured.append(measurement)
         if progress is not None:
             progress(measurement.name)
     checks = [Check.judged(measurement, limits) for measurement in measured]
     departure = None
     failed = [m for m, check in zip(measured, checks, strict=True) if m.kind == "reference" and not check.passed]
-    if failed and reference is not None:
+    if failed and oracle is not None:
         if progress is not None:
             progress("looking for the layer that departs")
         limit = limits.of("reference", skipped=failed[0].skipped).layer
-        errors = errors_by_layer(ProbeDecoder(bundle, threads), reference, failed[0].cases)
+        errors = errors_by_layer(ProbeDecoder(bundle, threads), oracle, failed[0].cases)
         departure = Departure(
             check=failed[0].name, first=first_departure(errors, limit), limit=limit, errors=dict(errors)
         )
@@ -85,7 +85,7 @@ def verify(
 
 
 def _climb(
-    bundle: Bundle, reference: Reference | None, decoder: Decoder, prompts: list[Prompt], new_tokens: int
+    bundle: Bundle, oracle: Oracle | None, decoder: Decoder, prompts: list[Prompt], new_tokens: int
 ) -> Iterator[ladder.Measurement]:
     """All checks, the simplest first."""
     ratios = [bundle.speedup(1), *(speedup for speedup in bundle.manifest.speedups if speedup.ratio != 1)]
@@ -94,17 +94,17 @@ def _climb(
     half = max(1, bundle.manifest.model.max_length // 2)
     turns = [prompts[-1][:half], prompts[0][:half]]
     yield ladder.kept_sets(bundle)
-    if reference is None:
+    if oracle is None:
         for row in _golden(bundle):
-            yield ladder.golden_row(decoder, row)
+            yield from ladder.golden_row(decoder, row)
     else:
-        score = _scorer(reference)
-        yield from ladder.prompts_alone_and_together(decoder, score, prompts)
+        yield from ladder.prompts_alone_and_together(decoder, oracle, prompts)
         for speedup in ratios:
-            yield ladder.greedy(decoder, score, generated, speedup, new_tokens)
-            yield ladder.second_turn(decoder, score, turns, speedup)
-    yield ladder.single_steps(decoder, longest)
-    yield from ladder.chunked_prefill(decoder, longest)
+            yield from ladder.greedy(decoder, oracle, generated, speedup, new_tokens)
+            yield from ladder.second_turn(decoder, oracle, turns, speedup)
+    if not ladder.prompts_compete(bundle):
+        yield ladder.single_steps(decoder, longest)
+        yield from ladder.chunked_prefill(decoder, longest)
     for speedup in ratios:
         yield from ladder.batch_isolation(decoder, generated, speedup)
         yield ladder.ratio_change(decoder, Decoder(bundle, decoder.threads), (longest, prompts[0]), speedup)
@@ -140,26 +140,20 @@ def _golden(bundle: Bundle) -> list[GoldenRow]:
             f"{bundle.path}: expected golden vectors to verify with, found none; name the model with --against, "
             "or convert it where torch is installed"
         )
-    return read_golden(path)
+    return read_golden(path, bundle.manifest)
 
 
-def _reference(bundle: Bundle, against: str | Path) -> Reference:
+def _oracle(bundle: Bundle, against: str | Path) -> Oracle:
     """The model in PyTorch, when the bundle can have been made from it."""
-    checkpoint = open_checkpoint(against)
-    architecture, model = read_architecture(checkpoint.config), bundle.manifest.model
+    manifest = bundle.manifest
+    checkpoint = open_checkpoint(against, importer=manifest.source.importer)
+    architecture = read_architecture(checkpoint.config)
     for name in ("layers", "hidden_size", "vocab_size"):
-        expected, found = getattr(model, name), getattr(architecture, name)
+        expected, found = getattr(manifest.model, name), getattr(architecture, name)
         if expected != found:
             raise DynexportError(
                 f"{checkpoint.source}: {name}: expected {expected} as in {bundle.path}, found {found}; "
                 "name the model that the bundle was made from"
             )
     # One layer in memory at a time: the engine holds the whole model already.
-    return Reference.from_checkpoint(checkpoint, streaming=True)
-
-
-def _scorer(reference: Reference) -> Score:
-    def score(cases: Sequence[Case]) -> list[FloatArray]:
-        return reference.logits([case.tokens for case in cases], [case.runs(reference.layers) for case in cases])
-
-    return score
+    return strategies()[manifest.contract.strategy].oracle(checkpoint, manifest, streaming=True)

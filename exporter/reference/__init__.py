@@ -1,6 +1,19 @@
 """What the rest uses of the PyTorch golden; importing it does not import PyTorch."""
 
 from dynexport.exporter.reference.hugging_face import BoolArray, Reference, Runs, RunsFor
+from dynexport.exporter.reference.oracle import Answer, Case, KeptOracle, Oracle, RoutedOracle, RowRoutes
 from dynexport.exporter.reference.unified_skip import unified_skip_runs
 
-__all__ = ["BoolArray", "Reference", "Runs", "RunsFor", "unified_skip_runs"]
+__all__ = [
+    "Answer",
+    "BoolArray",
+    "Case",
+    "KeptOracle",
+    "Oracle",
+    "Reference",
+    "RoutedOracle",
+    "RowRoutes",
+    "Runs",
+    "RunsFor",
+    "unified_skip_runs",
+]

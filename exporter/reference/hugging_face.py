@@ -180,8 +180,7 @@ class Reference:
         """
         import torch
 
-        forward = type(self._weights.layers[index]).forward
-        inputs = _named(forward, args, kwargs)
+        inputs = _named(type(self._weights.layers[index]).forward, args, kwargs)
         after = inputs["hidden_states"].clone()
         if not runs.any():
             return after
@@ -189,9 +188,13 @@ class Reference:
             for row, row_runs in enumerate(runs):
                 chosen = torch.from_numpy(np.flatnonzero(row_runs))
                 if len(chosen):
-                    result = forward(layer, **_pick_all(inputs, row, len(runs), chosen))
-                    after[row, chosen] = (result[0] if self._returns_tuples else result)[0]
+                    after[row, chosen] = self._run_tokens(layer, _pick_all(inputs, row, len(runs), chosen))
         return after
+
+    def _run_tokens(self, layer: Any, inputs: dict[str, Any]) -> Any:
+        """The layer as transformers has it, over the tokens of one row: hidden states [tokens, hidden]."""
+        result = type(layer).forward(layer, **inputs)
+        return (result[0] if self._returns_tuples else result)[0]
 
     def _check_tokens(self, tokens: Sequence[Sequence[int]]) -> None:
         """Raise DynexportError on what the model has no embedding or no position for."""

@@ -17,11 +17,12 @@ from dynexport.exporter.graph.conditional import run_if
 from dynexport.exporter.graph.decoder import CausalLM, DecoderLayer
 from dynexport.exporter.graph.layers import PLAIN, Linear
 from dynexport.exporter.graph.step import BOOL, INT32, LayerCache, Step
+from dynexport.exporter.reference import Oracle, RoutedOracle
 from dynexport.exporter.strategies.strategy import GraphPlan, Strategy
 from dynexport.exporter.targets.target import Target
 from dynexport.runtime.contract import AnyContract, Mod
 from dynexport.runtime.errors import DynexportError
-from dynexport.runtime.manifest import Speedup
+from dynexport.runtime.manifest import Manifest, Speedup
 
 
 class ModStrategy(Strategy):
@@ -52,6 +53,10 @@ class ModStrategy(Strategy):
                 layer.mod_predictor = routing.Predictor(
                     target, hidden, _width(checkpoint, f"{name}predictor.fc1.weight")
                 )
+
+    def oracle(self, checkpoint: Checkpoint, manifest: Manifest, *, streaming: bool) -> Oracle:
+        assert isinstance(manifest.contract, Mod)
+        return RoutedOracle(checkpoint, manifest.contract, manifest.model.max_length, streaming=streaming)
 
     def run_layer(
         self, op: Any, layer: DecoderLayer, hidden_states: ir.Value, step: Step, cache: LayerCache

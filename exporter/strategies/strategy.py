@@ -11,9 +11,10 @@ import onnx_ir as ir
 from dynexport.exporter.checkpoint import Checkpoint
 from dynexport.exporter.graph.decoder import CausalLM, DecoderLayer
 from dynexport.exporter.graph.step import LayerCache, Step
+from dynexport.exporter.reference import KeptOracle, Oracle
 from dynexport.exporter.targets.target import Target
 from dynexport.runtime.contract import AnyContract
-from dynexport.runtime.manifest import Speedup
+from dynexport.runtime.manifest import Manifest, Speedup
 
 
 @dataclass(frozen=True)
@@ -51,6 +52,10 @@ class Strategy(ABC):
 
     def attach(self, model: CausalLM, contract: AnyContract, checkpoint: Checkpoint, target: Target) -> None:  # noqa: B027
         """Give the model's layers the modules that routing needs; here, none."""
+
+    def oracle(self, checkpoint: Checkpoint, manifest: Manifest, *, streaming: bool) -> Oracle:
+        """The PyTorch golden; here, whole layers are left out or not. Raises DynexportError as ``Reference`` does."""
+        return KeptOracle(checkpoint, streaming=streaming)
 
     def run_layer(
         self, op: Any, layer: DecoderLayer, hidden_states: ir.Value, step: Step, cache: LayerCache

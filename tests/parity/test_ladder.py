@@ -100,9 +100,9 @@ def test_layer_that_only_skipping_shows(
     """A cache that goes wrong in one layer, and only when tokens are fed one by one, is traced to that layer."""
     step = Decoder.step
 
-    def damaged(self: Decoder, cache: Cache, tokens: Any, speedup: Any, live: Any = None) -> Any:
+    def damaged(self: Decoder, cache: Cache, *args: Any, **options: Any) -> Any:
         cache.buffers["3.key"][:, :, 0] = 9
-        return step(self, cache, tokens, speedup, live)
+        return step(self, cache, *args, **options)
 
     monkeypatch.setattr(Decoder, "step", damaged)
     report = verify(convert_once(), saved_model("llama"), new_tokens=4, threads=1)
@@ -161,8 +161,8 @@ def test_wrong_inputs_fail(
     """The decoder tells the graph something wrong."""
     prepare = Decoder._inputs
 
-    def mutated(self: Decoder, engine: Any, ids: Any, positions: Any, *args: Any) -> dict[str, Any]:
-        inputs = prepare(self, engine, ids, positions, *args)
+    def mutated(self: Decoder, *args: Any) -> dict[str, Any]:
+        inputs = prepare(self, *args)
         changed = mutation(self, running[0], inputs)
         return inputs | changed
 
@@ -177,9 +177,9 @@ def remember_cache(monkeypatch: pytest.MonkeyPatch, method: str, running: list[C
     """Let ``running[0]`` be the cache that a method of the decoder was last called with."""
     original = getattr(Decoder, method)
 
-    def call(self: Decoder, cache: Cache, *args: Any) -> Any:
+    def call(self: Decoder, cache: Cache, *args: Any, **options: Any) -> Any:
         running[:] = [cache]
-        return original(self, cache, *args)
+        return original(self, cache, *args, **options)
 
     monkeypatch.setattr(Decoder, method, call)
 
@@ -188,8 +188,8 @@ def test_neighbours_that_leak_fail(convert_once: BundleOf, monkeypatch: pytest.M
     """However little: far less than rounding may change."""
     step = Decoder.step
 
-    def leaking(self: Decoder, *args: Any) -> Any:
-        logits = step(self, *args)
+    def leaking(self: Decoder, *args: Any, **options: Any) -> Any:
+        logits = step(self, *args, **options)
         return logits + 1e-6 * logits.sum(axis=0)
 
     monkeypatch.setattr(Decoder, "step", leaking)
@@ -236,7 +236,9 @@ def test_state_left_by_an_earlier_request_fails(convert_once: BundleOf, monkeypa
 
 def test_logits_that_are_not_finite_fail(convert_once: BundleOf, monkeypatch: pytest.MonkeyPatch) -> None:
     step = Decoder.step
-    monkeypatch.setattr(Decoder, "step", lambda self, *args: step(self, *args) * np.float32(np.nan))
+    monkeypatch.setattr(
+        Decoder, "step", lambda self, *args, **options: step(self, *args, **options) * np.float32(np.nan)
+    )
     report = verify(convert_once(), threads=1)
     assert failed(report) >= {"golden", "single_steps"}
     assert json.loads(json.dumps(report.to_json(), allow_nan=False))["max_abs_logit_error"] is None
@@ -250,7 +252,7 @@ def test_report_is_judged_again_after_saving(convert_once: BundleOf) -> None:
     read = Report.model_validate(saved)
     assert read == report == read.judged_again(LIMITS["fp32"])
     strict = LIMITS["fp32"].full.__class__(error=(0, 0), mean_kl=0, agreement=1, layer=0)
-    limits = LIMITS["fp32"].__class__(full=strict, skipped=strict, consistency=strict)
+    limits = LIMITS["fp32"].__class__(full=strict, skipped=strict, consistency=strict, routes=LIMITS["fp32"].routes)
     assert "golden" in failed(read.judged_again(limits))
 
 

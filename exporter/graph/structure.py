@@ -1,0 +1,272 @@
+"""What a routed graph must not hold, looked for in the finished graph, whatever has written it.
+
+A number of tokens. Stock export turns ``k = int(capacity * S)`` into the k of its example, and the graph is right at
+that one length. So every operand that sets a size or a place along an axis - k of TopK, ends of Slice, limits of
+Range, target shapes, lengths that attention is told - has to come from the inputs of a run; a constant may stand in it
+only where its axis cannot be that of tokens, and in the integer arithmetic before it only 0, 1 and what the contract
+declares. Not seen: a number of tokens that happens to be one of those.
+
+A decision by what is not known yet. From the hidden states that enter a layer to its routes, causally, there may only
+be operators that treat every token by itself, and the running sum over earlier ones; ``is_prompt`` alone may let top-k
+in. Not looked at: whether the layer's attention is causal, which is the kernel's work and compared with PyTorch.
+"""
+
+from __future__ import annotations
+
+from fractions import Fraction
+
+import onnx_ir as ir
+
+from dynexport.exporter.architecture import Architecture
+from dynexport.exporter.graph.routing import Routing
+from dynexport.runtime.contract import Mod
+
+
+class BrokenGraph(AssertionError):
+    """A bug of the exporter, found before the graph is written."""
+
+
+# Operand -> constants that may stand in it. Reshape, Split and Gather have rules of their own.
+_SIZES: dict[str, dict[int, frozenset[int]]] = {
+    "ConstantOfShape": {0: frozenset({1})},
+    "Expand": {1: frozenset({1})},
+    "GroupQueryAttention": {5: frozenset(), 6: frozenset()},
+    "Pad": {1: frozenset({0})},
+    "Range": {0: frozenset({0}), 1: frozenset()},
+    "Slice": {1: frozenset({0}), 2: frozenset()},
+    "TensorScatter": {2: frozenset()},
+    "Tile": {1: frozenset({1})},
+    "TopK": {1: frozenset()},
+}
+_ARITHMETIC = ("Add", "Sub", "Mul", "Div", "Mod", "Min", "Max")
+_NOT_COUNTED = (ir.DataType.BOOL, ir.DataType.FLOAT, ir.DataType.FLOAT16)
+_COMPARISONS = ("Equal", "Greater", "GreaterOrEqual", "Less", "LessOrEqual")
+_LOGIC = ("And", "Not", "Or", "Where", "Xor")
+_ELEMENT_BY_ELEMENT = {*_ARITHMETIC, *_COMPARISONS, *_LOGIC, "Abs", "Cast", "Identity", "Neg", "Sigmoid"}
+_DECIDED_WITH = ("cache_lengths", "token_counts", "forced_routes", "is_prompt")
+
+
+def check_structure(graph: ir.Graph, architecture: Architecture, routing: Routing) -> None:
+    """Look at a finished graph.
+
+    Args:
+        routing: with the routes of all routed layers.
+
+    Raises:
+        BrokenGraph: with the name of the node, input or output that must not be so.
+    """
+    _check_dimensions(graph, routing.contract)
+    sizes = _Sizes(graph, architecture, routing.contract)
+    for node in graph.all_nodes():
+        sizes.check(node)
+    for layer, route in zip(routing.contract.routed_layers, routing.routes, strict=True):
+        entrance = f"hidden_states.{layer - 1 if layer else 'embedding'}"
+        _Decisions(entrance, routing.is_prompt).check(route.chosen)
+
+
+def _check_dimensions(graph: ir.Graph, contract: Mod) -> None:
+    """Every input and output has a symbol where a run decides, and a number everywhere else."""
+    for value in (*graph.inputs, *graph.outputs):
+        expected = _dimensions(value.name or "", contract)
+        found = [dim if isinstance(dim, int) else dim.value for dim in value.shape or ()]
+        if len(found) != len(expected) or not all(
+            isinstance(dim, int) if symbol is None else dim == symbol
+            for dim, symbol in zip(found, expected, strict=True)
+        ):
+            raise BrokenGraph(f"{value.name}: expected dimensions {expected} (None: a number), found {found}")
+
+
+def _dimensions(name: str, contract: Mod) -> list[str | None]:
+    """The symbols of an input or output, None for a number."""
+    if name.startswith(("past_key_values.", "present.")):
+        _, layer, part = name.split(".")
+        slots = "M_routed" if int(layer) in contract.routed_layers else "M"
+        return ["B", slots] if part == "position" else ["B", None, slots, None]
+    by_name: dict[str, list[str | None]] = {
+        "cache_lengths": [None, "B"],
+        "input_ids": ["B", "S"],
+        "is_prompt": [],
+        "logits": ["B", "K", None],
+        "logits_indices": ["B", "K"],
+        "overflow": [None, "B"],
+        "position_ids": ["B", "S"],
+        "token_counts": ["B"],
+    }
+    return by_name.get(name, [None, "B", "S"])
+
+
+class _Sizes:
+    """Where the sizes of a graph come from."""
+
+    def __init__(self, graph: ir.Graph, architecture: Architecture, contract: Mod) -> None:
+        a, share = architecture, Fraction(str(contract.capacity))
+        self._max_length = a.max_length
+        self._features: set[tuple[int | None, ...]] = {()}
+        for heads in (a.heads, a.kv_heads):
+            self._features |= {(heads, a.head_dim), (heads * a.head_dim,)}
+        declared = {contract.slots(a.max_length), share.numerator, share.denominator, share.denominator - 1}
+        self._declared = {0, 1} | declared
+        self._of_the_run = _of_the_run(graph)
+
+    def check(self, node: ir.Node) -> None:
+        """Refuse a node whose sizes do not come from the inputs of a run."""
+        if node.op_type == "Reshape":
+            self._check_reshape(node)
+        elif node.op_type == "Split" and len(node.inputs) > 1:
+            self._check_split(node)
+        elif node.op_type == "Gather":
+            self._check_gather(node)
+        for place, fixed in _SIZES.get(node.op_type, {}).items():
+            if node.op_type == "Range" and place == 1:  # the rotary angles of all positions
+                fixed = fixed | {self._max_length}
+            for size in self._elements(node, node.inputs[place]):
+                if size is not None and size not in fixed:
+                    raise _broken(node, f"input {place} is the constant {size}: it holds at one number of tokens only")
+
+    def _elements(self, node: ir.Node, value: ir.Value | None) -> list[int | None]:
+        """The numbers in a size operand: a constant, or None for one or more that come from a run."""
+        if value is None:
+            return []
+        numbers = _integers(value)
+        if numbers is not None:
+            return [*numbers]
+        producer = value.producer()
+        if producer is not None and producer.op_type == "Concat":
+            return [number for part in producer.inputs for number in self._elements(node, part)]
+        if value not in self._of_the_run:
+            raise _broken(node, f"{value.name} is computed from constants alone, and a size follows from it")
+        self._check_arithmetic(node, value)
+        return [None]
+
+    def _check_arithmetic(self, node: ir.Node, size: ir.Value) -> None:
+        pending, seen = [size], set()
+        while pending:
+            value = pending.pop()
+            producer = value.producer()
+            if value in seen or producer is None or producer.op_type == "Shape" or value.dtype in _NOT_COUNTED:
+                continue
+            seen.add(value)
+            for operand in producer.inputs:
+                if operand is None:
+                    continue
+                if operand in self._of_the_run:
+                    pending.append(operand)
+                elif producer.op_type in _ARITHMETIC and not {*(_integers(operand) or [-1])} <= self._declared:
+                    raise _broken(
+                        producer, f"{operand.name}: not among the contract's numbers, and a size of {node.name} follows"
+                    )
+
+    def _check_reshape(self, node: ir.Node) -> None:
+        """Tokens are never behind features: constants are the model's features, at the end, or 0, 1 and -1."""
+        if node.inputs[0] not in self._of_the_run:
+            return
+        sizes = self._elements(node, node.inputs[1])
+        start = len(sizes)
+        while start and (sizes[start - 1] or 0) > 1:
+            start -= 1
+        if not {*sizes[:start]} <= {None, -1, 0, 1} or tuple(sizes[start:]) not in self._features:
+            raise _broken(node, f"its shape {sizes} (None: of the run) has constants that are no features of the model")
+
+    def _check_split(self, node: ir.Node) -> None:
+        sizes = self._elements(node, node.inputs[1])
+        if _attribute(node, "axis", 0) != -1 and any(size is not None for size in sizes):
+            raise _broken(node, f"cuts what may be tokens into the constant sizes {sizes}")
+
+    def _check_gather(self, node: ir.Node) -> None:
+        data, indices = node.inputs
+        assert data is not None and indices is not None
+        if data in self._of_the_run and indices not in self._of_the_run:
+            axis = _attribute(node, "axis", 0)
+            if data.shape is None or not isinstance(data.shape[axis], int):
+                raise _broken(node, f"picks the constant places {_integers(indices)} from what may be tokens")
+
+
+def _of_the_run(graph: ir.Graph) -> set[ir.Value]:
+    """Values that follow from the graph's inputs, in which sizes that shape inference knows are none."""
+    found = set(graph.inputs)
+    for node in graph.all_nodes():
+        if any(value in found for value in node.inputs) and not (node.op_type == "Shape" and _known(node)):
+            found.update(node.outputs)
+    return found
+
+
+def _known(shape: ir.Node) -> bool:
+    """Whether all dimensions that a Shape gives are numbers."""
+    (value,) = shape.inputs
+    if value is None or value.shape is None:
+        return False
+    dims = value.shape.dims[_attribute(shape, "start", 0) : _attribute(shape, "end", len(value.shape))]
+    return all(isinstance(dim, int) for dim in dims)
+
+
+class _Decisions:
+    """The way from the hidden states that enter a layer, under the name ``entrance``, to its routes."""
+
+    def __init__(self, entrance: str, is_prompt: ir.Value | None) -> None:
+        self._entrance, self._is_prompt = entrance, is_prompt
+        self._seen: dict[ir.Value, bool] = {}
+
+    def check(self, routes: ir.Value) -> None:
+        """Refuse what could let a token decide about an earlier one, or decisions by anything but the layer's input."""
+        self._by_tokens(routes)
+
+    def _by_tokens(self, value: ir.Value) -> bool:
+        """Whether a value follows from hidden states."""
+        if value.name == self._entrance:
+            return True
+        if value not in self._seen:
+            self._seen[value] = self._follows(value)
+        return self._seen[value]
+
+    def _follows(self, value: ir.Value) -> bool:
+        node = value.producer()
+        if node is None:
+            if value.name in _DECIDED_WITH or value.is_initializer():
+                return False
+            raise BrokenGraph(f"{value.name}: routes follow from it and not from {self._entrance} alone")
+        operands = [operand for operand in node.inputs if operand is not None]
+        chosen_by_top_k = node.op_type == "And" and any(operand is self._is_prompt for operand in operands)
+        if node.op_type == "Shape" or chosen_by_top_k:
+            return False
+        followed = [self._by_tokens(operand) for operand in operands]
+        if any(followed) and not _one_by_one(node, followed):
+            raise _broken(node, "a token may decide about an earlier one here, on the way to the routes")
+        return any(followed)
+
+
+def _one_by_one(node: ir.Node, followed: list[bool]) -> bool:
+    """Whether each token's result follows from that token, or from earlier ones of its row."""
+    if node.op_type == "CumSum":  # over [1, B, S]
+        return _integers(node.inputs[1]) in ([2], [-1]) and not _attribute(node, "reverse", 0)
+    if node.op_type == "Reshape":  # from [B, S, 1]
+        return _leads_with_one(node.inputs[1]) and not any(followed[1:])
+    if node.op_type in ("MatMul", "FusedMatMul"):
+        turned = any(_attribute(node, name, 0) for name in ("transA", "transBatchA", "transBatchB"))
+        return not any(followed[1:]) and not turned
+    if node.op_type in ("RMSNormalization", "LayerNormalization"):
+        return _attribute(node, "axis", -1) == -1 and not any(followed[1:])
+    return node.op_type in _ELEMENT_BY_ELEMENT
+
+
+def _leads_with_one(shape: ir.Value | None) -> bool:
+    """Whether a target shape is that of decisions: 1, then the run's sizes."""
+    producer = shape.producer() if shape is not None else None
+    return producer is not None and producer.op_type == "Concat" and _integers(producer.inputs[0]) == [1]
+
+
+def _integers(value: ir.Value | None) -> list[int] | None:
+    """The numbers of a constant; None for any other value."""
+    tensor = ir.convenience.get_const_tensor(value) if value is not None else None
+    return None if tensor is None else [int(number) for number in tensor.numpy().reshape(-1)]
+
+
+def _attribute(node: ir.Node, name: str, default: int) -> int:
+    attribute = node.attributes.get(name)
+    return default if attribute is None else attribute.as_int()
+
+
+def _broken(node: ir.Node, problem: str) -> BrokenGraph:
+    return BrokenGraph(f"{node.name} ({node.op_type}): {problem}")
+
+
+__all__ = ["BrokenGraph", "check_structure"]

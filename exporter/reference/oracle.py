@@ -1,0 +1,118 @@
+"""What verification asks of the PyTorch golden: the same few questions, whatever the strategy."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from dynexport.exporter.checkpoint.base import Checkpoint
+from dynexport.exporter.reference.hugging_face import BoolArray, FloatArray, Reference
+from dynexport.exporter.reference.mod import ModReference, RowRoutes
+from dynexport.exporter.reference.unified_skip import unified_skip_runs
+from dynexport.exporter.reference.weights import Weights
+from dynexport.runtime.contract import Mod
+from dynexport.runtime.manifest import Speedup
+
+
+@dataclass(frozen=True)
+class Case:
+    """One sequence, and which of its tokens are prompt.
+
+    Attributes:
+        tokens: all of them.
+        prompted: (start, stop) of what is given as prompt, in order, the first from 0; what lies outside was
+            generated, and is fed token by token.
+        speedup: where generated tokens run, unless routers say.
+    """
+
+    tokens: tuple[int, ...]
+    prompted: tuple[tuple[int, int], ...]
+    speedup: Speedup
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What PyTorch makes of a case.
+
+    Attributes:
+        logits: float32 [length or fewer, vocab], after each of the last tokens.
+        routes: the decisions of routed layers; None where no layer is routed.
+    """
+
+    logits: FloatArray
+    routes: RowRoutes | None = None
+
+
+class Oracle(ABC):
+    """A model in PyTorch."""
+
+    @abstractmethod
+    def answers(self, cases: Sequence[Case], *, last: int = 0) -> list[Answer]:
+        """Teacher-forced answers.
+
+        Args:
+            last: compute logits for this many last tokens only, all cases then being of one length; 0: for all.
+
+        Raises:
+            DynexportError: for tokens that the model does not have, or too many.
+        """
+
+    @abstractmethod
+    def hidden_states(self, cases: Sequence[Case]) -> list[FloatArray]:
+        """After the embedding and after every layer, float32 [1 + layers, length, hidden] per case."""
+
+
+class KeptOracle(Oracle):
+    """All tokens in all layers, or those of a kept set."""
+
+    def __init__(self, checkpoint: Checkpoint, *, streaming: bool) -> None:
+        self._reference = Reference.from_checkpoint(checkpoint, streaming=streaming)
+
+    def answers(self, cases: Sequence[Case], *, last: int = 0) -> list[Answer]:
+        logits = self._reference.logits([case.tokens for case in cases], self._runs(cases), last=last)
+        return [Answer(values) for values in logits]
+
+    def hidden_states(self, cases: Sequence[Case]) -> list[FloatArray]:
+        after = self._reference.layer_outputs([case.tokens for case in cases], self._runs(cases))
+        return _with_embedding(self._reference, cases, after)
+
+    def _runs(self, cases: Sequence[Case]) -> list[BoolArray]:
+        return [_kept_runs(case, self._reference.layers) for case in cases]
+
+
+class RoutedOracle(Oracle):
+    """Routed layers run the tokens that their routers choose."""
+
+    def __init__(self, checkpoint: Checkpoint, contract: Mod, max_length: int, *, streaming: bool) -> None:
+        weights = Weights(checkpoint, streaming=streaming)
+        self._routed = ModReference(weights, checkpoint, contract, max_length)
+        self._unrouted = Reference(weights, checkpoint.source)
+
+    def answers(self, cases: Sequence[Case], *, last: int = 0) -> list[Answer]:
+        tokens, prompted = [case.tokens for case in cases], [case.prompted for case in cases]
+        logits, routes = self._routed.routed_logits(tokens, prompted, last=last)
+        return [Answer(values, row) for values, row in zip(logits, routes, strict=True)]
+
+    def hidden_states(self, cases: Sequence[Case]) -> list[FloatArray]:
+        tokens, prompted = [case.tokens for case in cases], [case.prompted for case in cases]
+        after, _ = self._routed.routed_layer_outputs(tokens, prompted)
+        return _with_embedding(self._unrouted, cases, after)
+
+
+def _with_embedding(reference: Reference, cases: Sequence[Case], after: Sequence[FloatArray]) -> list[FloatArray]:
+    """What no layer touches is the embedding."""
+    nowhere = [np.zeros((reference.layers, len(case.tokens)), np.bool_) for case in cases]
+    untouched = reference.layer_outputs([case.tokens for case in cases], nowhere)
+    return [np.concatenate([first[:1], later]) for first, later in zip(untouched, after, strict=True)]
+
+
+def _kept_runs(case: Case, layers: int) -> BoolArray:
+    """Which tokens run in which layer: bool [layers, length]."""
+    (_, first), *later = case.prompted
+    return unified_skip_runs(first, len(case.tokens), case.speedup.keep, layers, segments=later)
+
+
+__all__ = ["Answer", "Case", "KeptOracle", "Oracle", "RoutedOracle", "RowRoutes"]

@@ -1,0 +1,131 @@
+"""Decisions of routed layers: what a flip is, how flips are judged, and that wrong routes fail a verification."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from bundles import CONFORMANCE
+
+from dynexport.exporter.conversion import convert
+from dynexport.exporter.parity import Report, verify
+from dynexport.exporter.parity.metrics import compare_routes
+from dynexport.exporter.parity.thresholds import RouteLimits, judge_routes
+from dynexport.exporter.reference import RowRoutes
+from dynexport.runtime.bundle import Bundle
+from dynexport.runtime.contract import Mod
+from dynexport.runtime.decoder import Decoder
+from dynexport.runtime.routes import StepRoutes
+
+pytest.importorskip("transformers")
+LIMITS = RouteLimits(margin=1e-5, agreement=0.9)
+
+
+def routes(chosen: list[list[int]], margin: float = 0.5, overflow: int = 0) -> RowRoutes:
+    decisions = np.array(chosen, bool)
+    layers = len(decisions)
+    filled = np.full(decisions.shape, margin, np.float32)
+    return RowRoutes(decisions, np.zeros(decisions.shape, np.float32), filled, np.full(layers, overflow, np.int64))
+
+
+def test_the_same_decisions() -> None:
+    metrics = compare_routes([routes([[1, 0], [0, 1]])] * 2, [routes([[1, 0], [0, 1]])] * 2)
+    assert (metrics["decisions"], metrics["agreement"], metrics["flips"], metrics["share"]) == (8, 1.0, [], 0.5)
+    assert not judge_routes(metrics, LIMITS).failures
+
+
+def test_a_flip_and_what_follows_from_it() -> None:
+    """The second layer's later token may differ because of the first; the first layer's earlier one may not."""
+    expected = routes([[1, 0, 0], [0, 1, 0]])
+    found = routes([[1, 1, 0], [0, 1, 1]])
+    metrics = compare_routes([expected], [found])
+    assert (metrics["flips"], metrics["followed"]) == ([[0, 0, 1]], 1)
+    independent = compare_routes([expected], [routes([[1, 1, 0], [1, 1, 0]])])
+    assert independent["flips"] == [[0, 0, 1], [0, 1, 0]]
+
+
+@pytest.mark.parametrize(("margin", "passes"), [(1e-6, True), (1e-3, False)])
+def test_flips_are_near_ties_or_failures(margin: float, passes: bool) -> None:
+    expected = routes([[1] * 20], margin)
+    found = routes([[0] + [1] * 19])
+    verdict = judge_routes(compare_routes([expected], [found]), LIMITS)
+    assert (not verdict.failures, verdict.ambiguous) == (passes, int(passes))
+
+
+def test_too_many_flips_fail_however_near() -> None:
+    verdict = judge_routes(compare_routes([routes([[1] * 4], 0.0)], [routes([[0, 1, 1, 0]])]), LIMITS)
+    assert "expected 90.0% to be the same, found 50.0%" in verdict.failures[0]
+
+
+def test_another_overflow_fails() -> None:
+    verdict = judge_routes(compare_routes([routes([[1]], overflow=2)], [routes([[1]], overflow=1)]), LIMITS)
+    assert verdict.failures == ("overflow: expected 2, found 1",)
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    path = tmp_path_factory.mktemp("mod") / "bundle"
+    convert(CONFORMANCE / "mod-router", path)
+    return Bundle.open(path)
+
+
+def failed(report: Report) -> set[str]:
+    return {check.name.split("/")[0] for check in report.checks if not check.passed}
+
+
+@pytest.mark.parametrize("case", ["mod-router", "mod-predictor-normed", "mod-topk", "mod-overflow", "mod-compact"])
+@pytest.mark.parametrize("static", [False, True], ids=["compacted", "padded"])
+def test_right_bundles_pass(case: str, static: bool, tmp_path: Path) -> None:
+    convert(CONFORMANCE / case, tmp_path / "bundle", static=static)
+    bundle = Bundle.open(tmp_path / "bundle")
+    for against in (None, CONFORMANCE / case):
+        report = verify(bundle, against, new_tokens=6, threads=1)
+        assert report.passed, [check.failures for check in report.checks if check.failures]
+        assert report.route_agreement == 1.0 and report.route_flips == 0
+        names = {check.name for check in report.checks if check.kind == "routes"}
+        expected = {"routes/golden/dense/33"} if against is None else {"routes/prompt/batch", "routes/greedy/dense"}
+        assert names >= expected
+
+
+def with_contract(bundle: Bundle, **fields: Any) -> Bundle:
+    """The bundle, said to have been made for another contract than its graph was."""
+    contract = Mod.model_validate({**bundle.manifest.contract.model_dump(), **fields})
+    return Bundle(bundle.path, bundle.manifest.model_copy(update={"contract": contract}))
+
+
+def test_another_threshold_fails_in_its_decisions_alone(bundle: Bundle) -> None:
+    """With the reference's routes forced, logits are right: the report tells a wrong rule from wrong arithmetic."""
+    report = verify(with_contract(bundle, thresholds={1: 0.6}), CONFORMANCE / "mod-router", new_tokens=6, threads=1)
+    assert failed(report) == {"routes"}
+    assert report.max_abs_logit_error is not None and report.max_abs_logit_error < 1e-4
+
+
+def test_another_gate_fails_in_its_logits(bundle: Bundle) -> None:
+    """The last routed layer's gate decides nothing any more; before it, decisions follow the wrong hidden states."""
+    report = verify(with_contract(bundle, gate="none"), CONFORMANCE / "mod-router", new_tokens=6, threads=1)
+    assert {"prompt", "greedy", "second_turn"} <= failed(report)
+    assert report.first_departing_layer == 1
+
+
+def test_routes_told_wrong_fail(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An engine that runs other tokens than it says it does."""
+    of = StepRoutes.of
+
+    def mistold(results: dict[str, Any]) -> StepRoutes:
+        return of(results | {"routes": results["routes"][::-1]})
+
+    monkeypatch.setattr(StepRoutes, "of", staticmethod(mistold))
+    assert "routes" in failed(verify(bundle, threads=1))
+
+
+def test_entries_counted_for_skipped_tokens_fail(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    advance = Decoder._advance
+
+    def every_token(self: Decoder, cache: Any, active: Any, counts: Any, results: Any) -> None:
+        advance(self, cache, active, counts, results)
+        cache.lengths[:] = cache.positions
+
+    monkeypatch.setattr(Decoder, "_advance", every_token)
+    assert {"golden", "single_steps", "chunked_prefill"} <= failed(verify(bundle, threads=1))
