@@ -139,3 +139,10 @@ class Architecture:
     def kv_bytes_per_token_and_layer(self) -> int:
         """Bytes of one token's float32 key and value in one layer."""
         return 2 * self.kv_heads * self.head_dim * 4
+
+    @property
+    def layer_flops_per_token(self) -> int:
+        """Of one layer's products for one token: two for every weight of its matrices."""
+        query, both = self.heads * self.head_dim, 2 * self.kv_heads * self.head_dim
+        attention = self.hidden_size * (query + both) + query * self.hidden_size
+        return 2 * (attention + (3 if self.gated_mlp else 2) * self.hidden_size * self.intermediate_size)

@@ -70,7 +70,12 @@ def describe_cost(architecture: Architecture, bytes_read: dict[str, int]) -> m.C
         elif not name.startswith(_TABLES) or (architecture.tied_embeddings and name.startswith(_TABLES[0])):
             shared += size
     kv_per_token = architecture.kv_bytes_per_token_and_layer
-    return m.Cost(shared=shared, layers=tuple(layers), kv_per_token=kv_per_token)
+    return m.Cost(
+        shared=shared,
+        layers=tuple(layers),
+        kv_per_token=kv_per_token,
+        layer_flops=architecture.layer_flops_per_token,
+    )
 
 
 def describe_tokens(checkpoint: Checkpoint) -> m.Tokens:

@@ -65,6 +65,14 @@ class Cache:
         view.logs = None if self.logs is None else self.logs[index : index + 1]
         return view
 
+    def mark(self) -> tuple[np.ndarray, ...]:
+        """How much is in use now, for ``restore``."""
+        return self.lengths.copy(), self.positions.copy(), self.overflow.copy()
+
+    def restore(self, mark: tuple[np.ndarray, ...]) -> None:
+        """Forget what came after a mark; logs keep it."""
+        self.lengths[:], self.positions[:], self.overflow[:] = mark
+
     def rewind(self) -> None:
         """Forget every entry; the memory stays."""
         for counts in (self.lengths, self.positions, self.overflow):

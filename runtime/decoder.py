@@ -31,18 +31,22 @@ class Decoder:
     Args:
         threads: intra-op threads of ONNX Runtime; None lets it take one per physical core.
         profile: prefix of the files that ONNX Runtime's profiler writes, or None to run without it.
+        alone: whether no other decoder runs in turn with this one.
 
     Raises:
         DynexportError: for a number of threads that makes no sense.
     """
 
-    def __init__(self, bundle: Bundle, threads: int | None = None, *, profile: Path | None = None) -> None:
+    def __init__(
+        self, bundle: Bundle, threads: int | None = None, *, profile: Path | None = None, alone: bool = True
+    ) -> None:
         if threads is not None and not 1 <= threads <= _MOST_THREADS:
             raise DynexportError(f"threads: expected 1..{_MOST_THREADS}, found {threads}")
         self.bundle = bundle
         self.manifest = bundle.manifest
         self.threads = threads
         self._profile = profile
+        self._alone = alone and len(self.manifest.graphs) == 1
         self._engines: dict[str, Engine] = {}
         self._masks: dict[tuple[int, ...], Array] = {}
 
@@ -218,9 +222,8 @@ class Decoder:
     def _engine(self, name: str) -> Engine:
         if name not in self._engines:
             graph = next(graph for graph in self.manifest.graphs if graph.name == name)
-            alone = len(self.manifest.graphs) == 1
             path = self.bundle.path / graph.file
-            self._engines[name] = Engine(path, graph, self.threads, self._profile, alone=alone)
+            self._engines[name] = Engine(path, graph, self.threads, self._profile, alone=self._alone)
         return self._engines[name]
 
     def end_profiling(self) -> str:

@@ -96,17 +96,19 @@ class Model(_Part):
 
 
 class Cost(_Part):
-    """Bytes that a decode step must read (weights as stored in the bundle, caches as float32).
+    """Bytes that a decode step must read (weights as stored in the bundle, caches as float32), and FLOPs.
 
     Attributes:
         shared: head and final norm, whatever is skipped.
-        layers: weights of each layer.
+        layers: weights of each layer, its router included.
         kv_per_token: key and value of one cached token in one layer.
+        layer_flops: of one layer's products for one token, two per weight.
     """
 
     shared: Annotated[int, Field(ge=1)]
     layers: tuple[Bytes, ...]
     kv_per_token: Bytes
+    layer_flops: Annotated[int, Field(ge=1)]
 
 
 class Tokens(_Part):

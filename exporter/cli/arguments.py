@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+import codecs
+import json
+from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import click
 
+from dynexport.runtime.errors import DynexportError
 from dynexport.runtime.machine import available_cores
 
 bundle_argument = click.argument("bundle", type=click.Path(path_type=Path))
 threads_option = click.option(
     "--threads", type=int, default=available_cores, show_default="all cores", help="Threads of ONNX Runtime."
+)
+text_option = click.option(
+    "--text", "text_path", required=True, type=click.Path(path_type=Path), help="A UTF-8 text file."
 )
 
 
@@ -26,3 +34,58 @@ def numbers(text: str, option: str) -> list[int]:
         raise click.BadParameter(
             f"expected whole numbers separated by commas, found {text!r:.80}", param_hint=option
         ) from error
+
+
+def settings(options: Iterable[str], option: str) -> dict[str, Any]:
+    """Fields from ``NAME=VALUE``: dots reach into objects, and a value is JSON where it can be read so, else text.
+
+    Raises:
+        click.BadParameter: when one has no name or no value, or sets what another has set; it names ``option``.
+    """
+    fields: dict[str, Any] = {}
+    for text in options:
+        name, equals, value = text.partition("=")
+        path = name.split(".")
+        if not equals or not all(path):
+            raise click.BadParameter(f"expected FIELD=VALUE, found {text!r:.80}", param_hint=option)
+        setting = _json_or_text(value)
+        for part in reversed(path):
+            setting = {part: setting}
+        if not _add(fields, setting):
+            raise click.BadParameter(f"expected {name:.80} once, found it set twice", param_hint=option)
+    return fields
+
+
+def _json_or_text(value: str) -> Any:
+    try:
+        return json.loads(value)
+    except (ValueError, RecursionError):
+        return value
+
+
+def _add(fields: dict[str, Any], more: dict[str, Any]) -> bool:
+    """Put ``more`` into ``fields``, objects within them likewise; False where a field has a value already."""
+    for name, value in more.items():
+        if name not in fields:
+            fields[name] = value
+        elif not (isinstance(fields[name], dict) and isinstance(value, dict) and _add(fields[name], value)):
+            return False
+    return True
+
+
+def read_text(path: Path, max_tokens: int) -> str:
+    """Enough of a text file for so many tokens; a token is rarely longer than 16 bytes.
+
+    Raises:
+        DynexportError: when it cannot be read, or is not UTF-8.
+    """
+    limit = 16 * max(1, max_tokens)
+    try:
+        with path.open("rb") as file:
+            content = file.read(limit)
+        # The cut may go through a character; the end of the file may not.
+        return codecs.getincrementaldecoder("utf-8")().decode(content, final=len(content) < limit)
+    except OSError as error:
+        raise DynexportError(f"{path}: expected a text file, found: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise DynexportError(f"{path}: expected UTF-8 text, found {error.reason} at byte {error.start}") from error

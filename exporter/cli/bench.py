@@ -3,27 +3,48 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
-from dynexport.exporter.cli.arguments import bundle_argument, threads_option
+from dynexport.exporter.cli.arguments import bundle_argument, read_text, threads_option
 from dynexport.exporter.cli.output import Output, json_option
 from dynexport.runtime.bundle import Bundle
 
+if TYPE_CHECKING:
+    from dynexport.runtime.bench import Result
+
 _SHOWN_OPERATORS = 6
+_DECODE = ["decode ms", "speed-up", "ideal", "efficiency", "GB/s"]
 
 
 @click.command(
     epilog="""\b
 Examples:
   dynexport bench smollm2
-  dynexport bench smollm2 --prompt-tokens 512 --new-tokens 64 --batch 4 --speedup 2 --threads 2 --json bench.json"""
+  dynexport bench smollm2 --prompt-tokens 512 --new-tokens 64 --batch 4 --speedup 2 --threads 2 --json bench.json
+  dynexport bench mod-model --baseline dense-model --text book.txt --skip-rate 0.5 --skip-rate 1"""
 )
 @bundle_argument
 @click.option("--prompt-tokens", type=int, default=256, show_default=True, help="Length of the prompt.")
 @click.option("--new-tokens", type=int, default=32, show_default=True, help="Decode steps measured per repetition.")
 @click.option("--batch", type=int, default=1, show_default=True, help="Rows.")
 @click.option("--speedup", help="Measure this ratio only.  [default: all that the bundle declares]")
+@click.option(
+    "--skip-rate",
+    "skip_rates",
+    type=float,
+    multiple=True,
+    help="Of a routed bundle: also make every token skip this share of its routed layers; several times.",
+)
+@click.option(
+    "--baseline",
+    type=click.Path(path_type=Path),
+    help="A dense bundle of the same model to measure against.  [default: BUNDLE with every layer forced to run]",
+)
+@click.option(
+    "--text", "text_path", type=click.Path(path_type=Path), help="A UTF-8 text for prompts.  [default: random tokens]"
+)
 @click.option("--repeats", type=int, default=7, show_default=True, help="Times that all are measured in turn.")
 @threads_option
 @json_option
@@ -33,14 +54,18 @@ def bench(
     new_tokens: int,
     batch: int,
     speedup: str | None,
+    skip_rates: tuple[float, ...],
+    baseline: Path | None,
+    text_path: Path | None,
     repeats: int,
     threads: int,
     json_path: str | None,
 ) -> None:
-    """Measure BUNDLE at full depth and at every ratio, in turn, and compare with the bytes that must be read.
+    """Measure BUNDLE with every layer for every token and as it skips, in turn, against the least there is to do.
 
     \b
-    ideal       bytes read at full depth / bytes read at the ratio (weights and K/V cache)
+    ideal       decode: bytes read by the dense steps / bytes read by these very steps (weights and K/V cache);
+                prefill: FLOPs of the dense prompt / FLOPs of what ran
     efficiency  measured speed-up / ideal
     """
     from dynexport.runtime.bench import benchmark
@@ -54,6 +79,9 @@ def bench(
             new_tokens=new_tokens,
             batch=batch,
             speedup=speedup,
+            skip_rates=skip_rates,
+            baseline=None if baseline is None else Bundle.open(baseline),
+            text=None if text_path is None else opened.text().encode(read_text(text_path, batch * prompt_tokens)),
             repeats=repeats,
             threads=threads,
             progress=bar.update,
@@ -62,23 +90,36 @@ def bench(
     out.say(f"{machine.cpu}, {threads} of {machine.cores} cores, ONNX Runtime {machine.onnxruntime}")
     out.say(
         f"{measured.precision}, batch {batch}, {prompt_tokens} prompt tokens, {new_tokens} decode steps, "
-        f"medians of {repeats} repetitions after a warm-up, every ratio in turn"
+        f"medians of {repeats} repetitions after a warm-up, all in turn"
     )
-    rows = [
-        [
-            result.name,
-            str(result.layers),
-            f"{result.prefill_tokens_per_second:.0f}",
-            f"{result.decode_milliseconds:.2f}",
-            f"{result.speedup:.2f}x",
-            f"{result.ideal_speedup:.2f}x",
-            f"{result.efficiency:.2f}",
-            f"{result.gigabytes_per_second:.1f}",
-        ]
-        for result in measured.results
-    ]
-    columns = ["", "layers", "prefill tok/s", "decode ms", "speed-up", "ideal", "efficiency", "GB/s"]
-    out.table(f"{bundle}", columns, rows)
+    if opened.manifest.routed is None:
+        columns = ["", "layers", "prefill tok/s", *_DECODE]
+        out.table(str(bundle), columns, [_decoding(r, f"{r.prefill_tokens_per_second:.0f}") for r in measured.results])
+    else:
+        out.table(f"{bundle}: the prompt", ["", "tok/s", "speed-up", "ideal"], [_prompt(r) for r in measured.results])
+        out.table(f"{bundle}: decoding", ["", "layers", *_DECODE], [_decoding(r) for r in measured.results])
     shares = [f"{name} {share:.0%}" for name, share in list(measured.operators.items())[:_SHOWN_OPERATORS]]
-    out.say(f"a full-depth step: {measured.engine_share:.0%} inside the engine; of that " + ", ".join(shares))
+    out.say(f"a dense step: {measured.engine_share:.0%} inside the engine; of that " + ", ".join(shares))
     out.report(measured.model_dump())
+
+
+def _prompt(result: Result) -> list[str]:
+    return [
+        result.name,
+        f"{result.prefill_tokens_per_second:.0f}",
+        f"{result.prefill_speedup:.2f}x",
+        f"{result.prefill_ideal_speedup:.2f}x",
+    ]
+
+
+def _decoding(result: Result, *more: str) -> list[str]:
+    return [
+        result.name,
+        f"{result.layers:.3g}",
+        *more,
+        f"{result.decode_milliseconds:.2f}",
+        f"{result.speedup:.2f}x",
+        f"{result.ideal_speedup:.2f}x",
+        f"{result.efficiency:.2f}",
+        f"{result.gigabytes_per_second:.1f}",
+    ]

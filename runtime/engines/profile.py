@@ -19,11 +19,11 @@ _STEPS = 8
 _CONTAINERS = frozenset({"If", "Loop", "Scan"})
 
 
-def operator_times(decoder: Decoder, cache: Cache, prompt: int, speedup: Speedup) -> tuple[float, dict[str, float]]:
+def operator_times(decoder: Decoder, cache: Cache, speedup: Speedup) -> tuple[float, dict[str, float]]:
     """Profile a few steps in a session of its own.
 
     Args:
-        cache: holding a prompt of ``prompt`` tokens; left as it was.
+        cache: holding a prompt, with room for a token; left as it was.
 
     Returns:
         The engine's share of a step's wall time, and operator -> share of all operators' time, largest first.
@@ -31,16 +31,15 @@ def operator_times(decoder: Decoder, cache: Cache, prompt: int, speedup: Speedup
     with tempfile.TemporaryDirectory() as directory:
         profiled = Decoder(decoder.bundle, decoder.threads, profile=Path(directory) / "profile")
         tokens = np.ones(cache.rows, np.int64)
+        mark = cache.mark()
         profiled.step(cache, tokens, speedup)
         start = time.perf_counter()
         for _ in range(_STEPS):
             # Always the same step: the cache may have room for few.
-            cache.lengths[:] = prompt
-            cache.positions[:] = prompt
+            cache.restore(mark)
             profiled.step(cache, tokens, speedup)
         wall = time.perf_counter() - start
-        cache.lengths[:] = prompt
-        cache.positions[:] = prompt
+        cache.restore(mark)
         events = json.loads(Path(profiled.end_profiling()).read_text())
     runs = [event for event in events if event.get("name") == "model_run"][-_STEPS:]
     first = runs[0]["ts"]

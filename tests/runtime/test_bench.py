@@ -22,15 +22,17 @@ def measured(bundle: Bundle) -> Benchmark:
     return benchmark(bundle, prompt_tokens=PROMPT, new_tokens=NEW, batch=BATCH, repeats=2, threads=1)
 
 
-def bytes_of_a_step(layers: tuple[int, ...]) -> int:
-    """What a decode step has to read: the kept layers, the final norm and the head, and the caches of the kept."""
+def bytes_of_steps(layers: tuple[int, ...]) -> int:
+    """What the decode steps have to read: the kept layers, the final norm and the head, and the caches of the kept."""
     tensors = load_file(CONFORMANCE / "skip-2x" / "model.safetensors")
     kept = tuple(f"model.layers.{layer}." for layer in layers)
     weights = sum(
         value.nbytes for name, value in tensors.items() if name.startswith((*kept, "lm_head.", "model.norm."))
     )
     key_and_value = 2 * 2 * 8 * 4  # two heads of 8 numbers
-    return weights + BATCH * (PROMPT + NEW // 2) * len(layers) * key_and_value
+    # Three steps of warm-up are not measured; a token attends to itself too.
+    entries = sum(PROMPT + step + 1 for step in range(3, 3 + NEW))
+    return NEW * weights + BATCH * entries * len(layers) * key_and_value
 
 
 def test_the_keys_of_the_report(measured: Benchmark) -> None:
@@ -46,11 +48,12 @@ def test_the_keys_of_the_report(measured: Benchmark) -> None:
 
 def test_the_ideal_is_the_ratio_of_the_bytes(measured: Benchmark) -> None:
     dense, skipped = measured.results
-    ideal = bytes_of_a_step(tuple(range(8))) / bytes_of_a_step(KEPT)
+    ideal = bytes_of_steps(tuple(range(8))) / bytes_of_steps(KEPT)
     assert skipped.ideal_speedup == pytest.approx(ideal, rel=1e-9)
     assert skipped.efficiency == pytest.approx(skipped.speedup / ideal)
-    read = bytes_of_a_step(KEPT) / (skipped.decode_milliseconds / 1e3) / 1e9
+    read = bytes_of_steps(KEPT) / NEW / (skipped.decode_milliseconds / 1e3) / 1e9
     assert skipped.gigabytes_per_second == pytest.approx(read)
+    assert (skipped.prefill_speedup, skipped.prefill_ideal_speedup, skipped.layers) == (1, 1, 4)
     assert (dense.speedup, dense.ideal_speedup, dense.efficiency, dense.layers) == (1, 1, 1, 8)
 
 
@@ -78,3 +81,62 @@ def test_sizes_are_at_least_one(bundle: Bundle, name: str) -> None:
 def test_lengths_that_do_not_fit_the_context(bundle: Bundle) -> None:
     with pytest.raises(DynexportError, match=r"prompt_tokens \+ new_tokens: expected at most 253 .* found 254"):
         benchmark(bundle, prompt_tokens=250, new_tokens=4, threads=1)
+
+
+@pytest.fixture(scope="module")
+def routed(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    path = tmp_path_factory.mktemp("mod") / "bundle"
+    convert(CONFORMANCE / "mod-overflow", path, golden=False)
+    return Bundle.open(path)
+
+
+def test_routed_layers_as_routers_decide_and_as_told(routed: Bundle, tmp_path: Path) -> None:
+    convert(CONFORMANCE / "mod-overflow", tmp_path / "dense", strategy="dense", golden=False)
+    found = benchmark(
+        routed,
+        baseline=Bundle.open(tmp_path / "dense"),
+        prompt_tokens=5,
+        new_tokens=3,
+        batch=2,
+        repeats=2,
+        skip_rates=[0, 0.5, 1],
+        threads=1,
+    )
+    assert (found.bundle, found.baseline) == (str(routed.path), str(tmp_path / "dense"))
+    results = {result.name: result for result in found.results}
+    assert list(results) == ["dense", "routed", "skip 0%", "skip 50%", "skip 100%"]
+    # The cache has room for 11 entries a layer, and 5 + 3 + 3 tokens are fed: nothing overflows.
+    assert [results[name].layers for name in ("dense", "skip 0%", "skip 50%", "skip 100%")] == [4, 4, 2, 0]
+    assert 0 < results["routed"].layers < 4
+    cost, model = routed.manifest.cost, routed.manifest.model
+    entries = 2 * sum(5 + step + 1 for step in range(3, 6))
+    dense_bytes = 3 * (cost.shared + sum(Bundle.open(tmp_path / "dense").manifest.cost.layers))
+    dense_bytes += entries * 4 * cost.kv_per_token
+    assert results["skip 100%"].ideal_speedup == pytest.approx(dense_bytes / (3 * cost.shared))
+    head = 2 * model.hidden_size * model.vocab_size
+    pairs = 4 * model.heads * model.head_dim * 15
+    assert results["skip 100%"].prefill_ideal_speedup == pytest.approx(
+        (4 * (5 * cost.layer_flops + pairs) + head) / head
+    )
+    assert 1 <= results["routed"].ideal_speedup <= results["skip 100%"].ideal_speedup
+
+
+def test_layer_flops_are_two_a_weight(routed: Bundle) -> None:
+    tensors = load_file(CONFORMANCE / "mod-overflow" / "model.safetensors")
+    matrices = [v.size for name, v in tensors.items() if ".layers.0." in name and v.ndim == 2 and "mod_" not in name]
+    assert routed.manifest.cost.layer_flops == 2 * sum(matrices)
+
+
+def test_prompts_from_a_text(routed: Bundle) -> None:
+    sizes = {"prompt_tokens": 4, "new_tokens": 1, "repeats": 1, "batch": 2, "threads": 1}
+    assert benchmark(routed, text=range(8), **sizes).results[0].name == "dense"
+    with pytest.raises(DynexportError, match="text: expected at least 8 tokens for the prompts, found 7"):
+        benchmark(routed, text=range(7), **sizes)
+
+
+@pytest.mark.parametrize("rate", [-0.1, 1.5, math.nan])
+def test_skip_rates_are_shares(routed: Bundle, bundle: Bundle, rate: float) -> None:
+    with pytest.raises(DynexportError, match="skip rates: expected shares from 0 to 1"):
+        benchmark(routed, prompt_tokens=4, skip_rates=[rate], threads=1)
+    with pytest.raises(DynexportError, match="skip rates: expected a bundle with routers, found unified-skip"):
+        benchmark(bundle, prompt_tokens=4, skip_rates=[0.5], threads=1)
