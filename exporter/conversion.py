@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 import resource
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, get_args
@@ -28,6 +29,7 @@ from dynexport.runtime.errors import DynexportError
 
 # Called with what is being worked on, the weights done so far, and how many there are.
 Progress = Callable[[str, int, int], None]
+_ROUTER = re.compile(r"model\.layers\.([0-9]{1,4})\.mod_router\.weight")
 
 
 @dataclass(frozen=True)
@@ -39,6 +41,7 @@ class Conversion:
         manifest: its manifest.
         golden: how many golden rows were written; 0 without torch.
         note: why there are no golden vectors, or "".
+        notes: what the importer had to assume or change, one line each.
         seconds: wall time.
         peak_memory: bytes, of this process since its start.
     """
@@ -47,6 +50,7 @@ class Conversion:
     manifest: m.Manifest
     golden: int
     note: str
+    notes: tuple[str, ...]
     seconds: float
     peak_memory: int
 
@@ -59,11 +63,13 @@ def convert(
     speedups: Sequence[float] = (),
     rule: SkipRule | None = None,
     keep: Sequence[int] | None = None,
+    fields: Mapping[str, Any] | None = None,
     precision: m.Precision = "fp32",
     max_length: int | None = None,
     static: bool = False,
     golden: bool = True,
     tokenizer: Path | None = None,
+    importer: str | None = None,
     progress: Progress | None = None,
 ) -> Conversion:
     """Convert a model into a bundle.
@@ -71,13 +77,15 @@ def convert(
     Args:
         model: a Hugging Face directory, a hub id, or a ``.gguf`` file.
         output: the bundle's directory; an earlier bundle there is replaced when the new one is complete.
-        strategy: "dense" or "unified-skip"; None takes what config.json declares under "dynexport", else dense.
+        strategy: "dense", "unified-skip" or "mod"; None takes what config.json declares under "dynexport", else dense.
         speedups, rule, keep: override the contract's fields.
+        fields: override any field of the contract, objects within it field by field; these go last.
         precision: how projections and embeddings are stored; everything else is float32.
         max_length: the bundle's context in tokens; None takes the model's.
         static: write a graph of the kept layers per ratio instead of one graph with conditions.
         golden: write golden vectors, when torch and transformers are installed.
         tokenizer: a tokenizer.json, or a directory with one, to take instead of the model's own.
+        importer: the routing code that has written ``model``, when that is not ours (docs/importing.md).
         progress: called with what is done, the bytes so far, and all bytes.
 
     Raises:
@@ -86,9 +94,9 @@ def convert(
     started = time.perf_counter()
     if precision not in get_args(m.Precision):
         raise DynexportError(f"precision: expected one of {', '.join(get_args(m.Precision))}, found {precision!r}")
-    checkpoint = open_checkpoint(model, tokenizer=tokenizer)
+    checkpoint = open_checkpoint(model, tokenizer=tokenizer, importer=importer)
     architecture = _limited(read_architecture(checkpoint.config), max_length)
-    contract = read_contract(checkpoint, strategy, speedups, rule, keep)
+    contract = read_contract(checkpoint, strategy, speedups, rule, keep, fields)
     kept = strategies()[contract.strategy].speedups(contract, architecture.layers)
     with replacing(Path(output)) as part:
         manifest = _write_graphs(part, checkpoint, architecture, contract, kept, precision, static, progress)
@@ -96,10 +104,12 @@ def convert(
             (part / name).write_bytes(content)
         rows, note = write_golden(part / m.GOLDEN, checkpoint, manifest) if golden else (0, "left out as asked")
         files = {path.name: file_entry(path) for path in sorted(part.iterdir()) if path.name not in manifest.files}
-        manifest = manifest.model_copy(update={"files": {**manifest.files, **files}})
+        source = manifest.source.model_copy(update={"importer": importer})
+        manifest = manifest.model_copy(update={"files": {**manifest.files, **files}, "source": source})
         (part / m.MANIFEST).write_text(manifest.model_dump_json(indent=1) + "\n")
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    return Conversion(Path(output), manifest, rows, note, time.perf_counter() - started, peak)
+    seconds = time.perf_counter() - started
+    return Conversion(Path(output), manifest, rows, note, checkpoint.notes, seconds, peak)
 
 
 def _limited(architecture: Architecture, max_length: int | None) -> Architecture:
@@ -153,8 +163,9 @@ def read_contract(
     speedups: Sequence[float] = (),
     rule: SkipRule | None = None,
     keep: Sequence[int] | None = None,
+    changes: Mapping[str, Any] | None = None,
 ) -> AnyContract:
-    """The checkpoint's contract with what the user asked for on top of it."""
+    """The checkpoint's contract with what the user asked for on top of it; ``changes`` may name any field."""
     declared = checkpoint.config.get("dynexport")
     if declared is not None and not isinstance(declared, dict):
         raise DynexportError(f"{checkpoint.source}: config.json: dynexport: expected an object, found {declared!r}")
@@ -170,4 +181,39 @@ def read_contract(
         fields["rule"] = rule
     if keep is not None:
         fields["keep"] = tuple(keep)
+    fields = merged(fields, changes or {})
+    if fields["strategy"] != name:
+        raise DynexportError(
+            f"{checkpoint.source}: contract: strategy: expected {name} among the fields to set, found "
+            f"{fields['strategy']!r:.80}; choose it with --strategy"
+        )
+    if name == "mod" and "routed_layers" not in fields:
+        raise _no_routed_layers(checkpoint)
     return parse_contract(fields, f"{checkpoint.source}: contract")
+
+
+def merged(fields: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """Fields with changes on top of them; where both are objects, field by field. Names become strings, as in JSON."""
+    result = {str(name): value for name, value in fields.items()}
+    for name, change in changes.items():
+        before = result.get(str(name))
+        if isinstance(before, Mapping) and isinstance(change, Mapping):
+            change = merged(before, change)
+        result[str(name)] = change
+    return result
+
+
+def _no_routed_layers(checkpoint: Checkpoint) -> DynexportError:
+    """What to do about a contract that does not say which layers are routed, from the routers that are there."""
+    found = sorted(int(match[1]) for name in checkpoint.names if (match := _ROUTER.fullmatch(name)))
+    if found:
+        advice = f"the checkpoint has routers in layers {found}: --set 'routed_layers={found}'"
+    else:
+        advice = (
+            "the checkpoint has no tensor model.layers.{i}.mod_router.weight either: give it routers, or name the "
+            "code that has written it with --import"
+        )
+    return DynexportError(
+        f"{checkpoint.source}: contract: routed_layers: expected the layers with a router, in config.json or with "
+        f"--set 'routed_layers=[1,3]', found none; {advice}"
+    )

@@ -176,8 +176,8 @@ def benchmark(
         DynexportError: when the lengths do not fit the context, or an argument is out of range.
     """
     _check(bundle, prompt_tokens, new_tokens, batch, repeats, skip_rates)
-    prompts = _prompts(bundle, text, batch, prompt_tokens)
     ways = _ways(bundle, baseline, speedup, skip_rates, (batch, prompt_tokens + new_tokens + _WARM_UP_STEPS), threads)
+    prompts = _prompts(bundle, text, batch, prompt_tokens)
     dense = ways[0]
     dense.cache.rewind()
     dense.decoder.prefill(dense.cache, list(prompts))  # warm-up

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import numpy as np
 
 from dynexport.runtime.errors import DynexportError
@@ -72,6 +75,20 @@ class Cache:
     def restore(self, mark: tuple[np.ndarray, ...]) -> None:
         """Forget what came after a mark; logs keep it."""
         self.lengths[:], self.positions[:], self.overflow[:] = mark
+
+    @contextmanager
+    def as_it_was_on_error(self) -> Iterator[None]:
+        """Within, entries may come piece by piece: when one fails, or is interrupted, none of them counts."""
+        counted = [(part, part.copy()) for part in (self.lengths, self.positions, self.overflow)]
+        steps = [len(log.ran) for log in self.logs or ()]
+        try:
+            yield
+        except BaseException:
+            for part, before in counted:
+                part[:] = before
+            for log, count in zip(self.logs or (), steps, strict=True):
+                log.keep(count)
+            raise
 
     def rewind(self) -> None:
         """Forget every entry; the memory stays."""

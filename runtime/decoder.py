@@ -69,7 +69,8 @@ class Decoder:
         whose tokens compete for a layer (``prefill: topk``) is never cut.
 
         Args:
-            forced: bool [R, len] per row, decisions of routed layers to make instead of their routers'.
+            forced: bool [R, len] per row, decisions of routed layers to make instead of their routers'; or int64, where
+                -1 leaves one to the router.
 
         Returns:
             Per row float32 [1, vocab], the logits of its last token; or [len, vocab] with ``all_logits``.
@@ -88,10 +89,11 @@ class Decoder:
             chunk = max(map(len, rows))
         if len(rows) > 1 and not cache.positions.any() and max(map(len, rows)) <= chunk:
             return self._prefill_batch(cache, rows, wishes, all_logits)
-        return [
-            self._prefill_row(cache.row(i), row, wish, chunk, all_logits)
-            for i, (row, wish) in enumerate(zip(rows, wishes, strict=True))
-        ]
+        with cache.as_it_was_on_error():
+            return [
+                self._prefill_row(cache.row(i), row, wish, chunk, all_logits)
+                for i, (row, wish) in enumerate(zip(rows, wishes, strict=True))
+            ]
 
     def step(
         self, cache: Cache, tokens: Tokens, speedup: Speedup, live: Array | None = None, *, forced: Array | None = None
@@ -101,7 +103,7 @@ class Decoder:
         Args:
             tokens: int64 [rows].
             live: bool [rows]; rows that have ended are computed along but leave no entry.
-            forced: bool [R, rows], decisions of routed layers to make instead of their routers'.
+            forced: bool or int64 [R, rows], as for ``prefill``.
 
         Returns:
             float32 [rows, vocab].

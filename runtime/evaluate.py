@@ -1,4 +1,4 @@
-"""Perplexity on a text, through the very path that serves: prompts at full depth, then one step per token."""
+"""Perplexity on a text, through the very path that serves: a prompt, then one step per token."""
 
 from __future__ import annotations
 
@@ -15,10 +15,17 @@ from dynexport.runtime.manifest import Speedup
 
 
 class Evaluation(BaseModel):
-    """Perplexity at one kept set over ``tokens`` decoded tokens, and its natural logarithm."""
+    """Perplexity at one kept set over ``tokens`` decoded tokens, and its natural logarithm.
+
+    Attributes:
+        name: of the kept set; "routed" where routers choose among all layers.
+        layers: that a token may run in.
+        depth: layers that a decoded token did run in, on average; NaN where none was fed back.
+    """
 
     name: str
     layers: int
+    depth: float
     perplexity: float
     mean_loss: float
     tokens: int
@@ -38,8 +45,9 @@ def evaluate(
 ) -> list[Evaluation]:
     """Teacher-forced loss of every token of a window after its prompt.
 
-    The text is cut into windows. The first ``prompt_tokens`` of each run at full depth, as a prompt does; each later
-    token is predicted from a decode step in the kept layers (the first of them from the prompt itself).
+    The text is cut into windows. The first ``prompt_tokens`` of each run as a prompt does, at full depth or where
+    routers say; each later token is predicted from a decode step in the kept layers (the first of them from the prompt
+    itself).
 
     Args:
         ids: the text.
@@ -54,38 +62,52 @@ def evaluate(
     """
     if batch < 1:
         raise DynexportError(f"batch: expected at least 1, found {batch}")
-    windows = _windows(bundle, ids, window, prompt_tokens, max_tokens)
-    groups = [windows[start : start + batch] for start in range(0, len(windows), batch)]
-    decoder = Decoder(bundle, threads)
-    total = len(speedups) * len(groups)
-    results = []
-    for number, speedup in enumerate(speedups):
-        losses = []
-        for done, group in enumerate(groups, start=1):
-            losses.append(_losses(decoder, group, prompt_tokens, speedup))
-            if progress is not None:
-                progress(number * len(groups) + done, total)
-        mean = float(np.concatenate([loss.ravel() for loss in losses]).mean())
-        tokens = len(windows) * (window - prompt_tokens)
-        results.append(
-            Evaluation(
-                name=speedup.name,
-                layers=len(speedup.keep),
-                perplexity=_exp(mean),
-                mean_loss=mean,
-                tokens=tokens,
-            )
-        )
-    return results
-
-
-def _windows(bundle: Bundle, ids: Sequence[int], window: int, prompt_tokens: int, max_tokens: int) -> np.ndarray:
-    """int64 [windows, window], the beginning of the text; arguments and errors as for ``evaluate``."""
     limit = bundle.manifest.model.max_length
     if not 1 <= prompt_tokens < window <= limit:
         raise DynexportError(
             f"window: expected 1 <= prompt_tokens < window <= {limit}, found {prompt_tokens} and {window}"
         )
+    windows = text_windows(bundle, ids, window, max_tokens)
+    groups = [windows[start : start + batch] for start in range(0, len(windows), batch)]
+    decoder = Decoder(bundle, threads)
+    total = len(speedups) * len(groups)
+    results = []
+    for number, speedup in enumerate(speedups):
+        losses, depths = [], []
+        for done, group in enumerate(groups, start=1):
+            loss, depth = _losses(decoder, group, prompt_tokens, speedup)
+            losses.append(loss.ravel())
+            depths.append(depth)
+            if progress is not None:
+                progress(number * len(groups) + done, total)
+        mean = float(np.concatenate(losses).mean())
+        results.append(
+            Evaluation(
+                name="routed" if bundle.manifest.routed else speedup.name,
+                layers=len(speedup.keep),
+                depth=float(np.concatenate(depths).mean()),
+                perplexity=_exp(mean),
+                mean_loss=mean,
+                tokens=len(windows) * (window - prompt_tokens),
+            )
+        )
+    return results
+
+
+def text_windows(bundle: Bundle, ids: Sequence[int], window: int, max_tokens: int) -> np.ndarray:
+    """The beginning of a text, cut.
+
+    Args:
+        ids: the text.
+        window: tokens per row, at least 1.
+        max_tokens: use at most so many tokens of the text.
+
+    Returns:
+        int64 [windows, window], at least one.
+
+    Raises:
+        DynexportError: when the text is shorter than a window, or has tokens that the model lacks.
+    """
     if max_tokens < window:
         raise DynexportError(f"max_tokens: expected at least one window of {window}, found {max_tokens}")
     count = min(len(ids), max_tokens) // window
@@ -98,16 +120,23 @@ def _windows(bundle: Bundle, ids: Sequence[int], window: int, prompt_tokens: int
     return windows
 
 
-def _losses(decoder: Decoder, windows: np.ndarray, prompt: int, speedup: Speedup) -> np.ndarray:
-    """float64 [rows, window - prompt], -log p of every token after the prompt."""
+def _losses(decoder: Decoder, windows: np.ndarray, prompt: int, speedup: Speedup) -> tuple[np.ndarray, np.ndarray]:
+    """Of every token after the prompt, -log p; and the layers that those fed back ran in.
+
+    Returns:
+        float64 [rows, window - prompt], and the mean depth of each row, float64 [rows].
+    """
     rows, length = windows.shape
     cache = decoder.cache(rows, length)
     logits = np.concatenate(decoder.prefill(cache, list(windows[:, :prompt])))
     losses = [_negative_log_likelihood(logits, windows[:, prompt])]
+    entries = cache.lengths.sum(axis=0)
     for position in range(prompt, length - 1):
         logits = decoder.step(cache, windows[:, position], speedup)
         losses.append(_negative_log_likelihood(logits, windows[:, position + 1]))
-    return np.stack(losses, axis=1)
+    fed = length - 1 - prompt
+    depth = (cache.lengths.sum(axis=0) - entries) / fed if fed else np.full(rows, np.nan)
+    return np.stack(losses, axis=1), depth
 
 
 def _negative_log_likelihood(logits: np.ndarray, targets: np.ndarray) -> np.ndarray:

@@ -73,10 +73,14 @@ class RowLog:
     scores: list[Array] = field(default_factory=list)
     margins: list[Array] = field(default_factory=list)
 
+    def keep(self, steps: int) -> None:
+        """Forget all but the tokens of the first ``steps`` steps."""
+        for part in (self.ran, self.scores, self.margins):
+            del part[steps:]
+
     def clear(self) -> None:
         """Forget every token."""
-        for part in (self.ran, self.scores, self.margins):
-            part.clear()
+        self.keep(0)
 
 
 __all__ = ["RowLog", "StepRoutes"]

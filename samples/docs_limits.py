@@ -1,4 +1,4 @@
-"""Write the table of limits in docs/verification.md from the code: `python samples/docs_limits.py`."""
+"""Write the tables of limits in docs/verification.md from the code: `python samples/docs_limits.py`."""
 
 from __future__ import annotations
 
@@ -32,9 +32,23 @@ def _figures(limit: Limits) -> list[str]:
     return [error, f"{limit.mean_kl:g}", f"{limit.agreement:.0%}", f"{limit.layer:g}"]
 
 
+def routes_table() -> str:
+    """The limits of decisions, one row per precision."""
+    rows = [
+        [
+            f"`{precision}`",
+            "not judged" if limits.routes.margin is None else f"{limits.routes.margin:g}",
+            f"{limits.routes.agreement:.0%}",
+        ]
+        for precision, limits in LIMITS.items()
+    ]
+    return markdown(["Precision", "Flips up to a margin of", "Equal decisions"], rows)
+
+
 def page() -> str:
     """docs/verification.md as it should be."""
-    return with_table(PAGE.read_text(), Path(__file__).name, table())
+    name = Path(__file__).name
+    return with_table(with_table(PAGE.read_text(), name, table()), f"{name}, decisions", routes_table())
 
 
 if __name__ == "__main__":

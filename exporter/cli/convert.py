@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from dynexport.exporter.cli.arguments import numbers
+from dynexport.exporter.cli.arguments import numbers, settings
 from dynexport.exporter.cli.describe import NOT_TRAINED, bundle_report, describe_bundle, speedup_table
 from dynexport.exporter.cli.output import Output, bytes_text, json_option
 from dynexport.runtime.contract import STRATEGY_NAMES
@@ -21,7 +21,10 @@ if TYPE_CHECKING:
 Examples:
   dynexport convert ./SmolLM2-135M-Instruct --strategy unified-skip --speedup 2 --speedup 3 -o smollm2
   dynexport convert model.gguf --strategy dense --precision int4 -o model-int4
-  dynexport convert ./model --strategy unified-skip --keep 0,2,4,7 -o model-skip"""
+  dynexport convert ./model --strategy unified-skip --keep 0,2,4,7 -o model-skip
+  dynexport convert ./mod-model --set decision.threshold=0.4 --set cache.capacity=0.25 -o mod
+  dynexport convert ./mod-model --set 'thresholds={"1": 0.41, "3": 0.52}' -o mod
+  dynexport convert ./trained --import astramind -o mod"""
 )
 @click.argument("model")
 @click.option(
@@ -43,6 +46,16 @@ Examples:
     help="How kept layers follow from a ratio.",
 )
 @click.option("--keep", metavar="0,2,..", help="Kept layers by hand, instead of a ratio.")
+@click.option(
+    "--set",
+    "set_fields",
+    metavar="FIELD=VALUE",
+    multiple=True,
+    help="Any field of the routing contract, as JSON or text; dots reach into objects. May be given several times.",
+)
+@click.option(
+    "--import", "importer", metavar="NAME", help="Read what other routing code has written; NAME is astramind."
+)
 @click.option(
     "--precision",
     type=click.Choice(["fp32", "fp16", "int8", "int4"]),
@@ -75,6 +88,8 @@ def convert(
     speedups: tuple[float, ...],
     rule: str | None,
     keep: str | None,
+    set_fields: tuple[str, ...],
+    importer: str | None,
     precision: str,
     max_length: int | None,
     static: bool,
@@ -94,6 +109,8 @@ def convert(
             speedups=speedups,
             rule=rule,  # type: ignore[arg-type]  # click has checked it
             keep=None if keep is None else numbers(keep, "--keep"),
+            fields=settings(set_fields, "--set"),
+            importer=importer,
             precision=precision,  # type: ignore[arg-type]  # as above
             max_length=max_length,
             static=static,
@@ -107,11 +124,14 @@ def convert(
         out.table("Kept layers", *speedup_table(manifest))
     if manifest.speedups and not manifest.trained_for_its_strategy:
         out.warn(NOT_TRAINED)
+    for note in done.notes:
+        out.warn(note)
     out.report(
         {
             **bundle_report(manifest),
             "output": str(done.output),
             "golden_rows": done.golden,
+            "notes": list(done.notes),
             "peak_memory_bytes": done.peak_memory,
             "seconds": done.seconds,
         }

@@ -5,6 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from dynexport.exporter.cli.output import bytes_text, layers_text
+from dynexport.runtime.cache import layer_slots
+from dynexport.runtime.contract import Mod
 from dynexport.runtime.cost import ideal_speedup, step_bytes
 from dynexport.runtime.manifest import WEIGHTS, Manifest
 
@@ -16,10 +18,10 @@ NOT_TRAINED = (
 
 def describe_bundle(manifest: Manifest) -> list[tuple[str, str]]:
     """Names and values for a table."""
-    model, cost = manifest.model, manifest.cost
-    per_token = model.layers * cost.kv_per_token
+    model, contract = manifest.model, manifest.contract
     return [
-        ("strategy", manifest.contract.strategy),
+        ("strategy", contract.strategy),
+        *(_describe_mod(contract, model.layers) if isinstance(contract, Mod) else ()),
         (
             "family",
             f"{model.family}, {model.layers} layers, hidden {model.hidden_size}, vocabulary {model.vocab_size}",
@@ -28,15 +30,49 @@ def describe_bundle(manifest: Manifest) -> list[tuple[str, str]]:
         ("weights", bytes_text(manifest.files[WEIGHTS].bytes) if WEIGHTS in manifest.files else "-"),
         ("graphs", ", ".join(graph.file for graph in manifest.graphs)),
         ("context", f"{model.max_length} tokens"),
-        (
-            "cache",
-            f"{per_token} bytes per token, {bytes_text(per_token * model.max_length)} for a full context",
-        ),
+        ("cache", _describe_cache(manifest)),
         (
             "read per step",
             f"{bytes_text(step_bytes(manifest, range(model.layers), 0))} at full depth, and the cache",
         ),
     ]
+
+
+def _describe_mod(contract: Mod, layers: int) -> list[tuple[str, str]]:
+    decision = contract.decision
+    share = f"{contract.capacity:.4g} of the tokens, rounded by {contract.rounding}"
+    if decision.rule == "always":
+        rule = "always: every token runs"
+    else:
+        thresholds = {layer: contract.threshold(layer) for layer in contract.routed_layers}
+        shown = " ".join(f"{value:.4g}" for value in dict.fromkeys(thresholds.values()))
+        if len(set(thresholds.values())) > 1:
+            shown = ", ".join(f"{value:.4g} in layer {layer}" for layer, value in thresholds.items())
+        rule = f"{decision.rule}, probability {decision.comparison} {shown}"
+    return [
+        ("routed layers", f"{layers_text(contract.routed_layers)} ({len(contract.routed_layers)} of {layers})"),
+        ("capacity", share),
+        ("decision", rule),
+        ("prompts", "routed by the same rule" if contract.prefill == "causal" else "top-k: the capacity's best tokens"),
+    ]
+
+
+def _describe_cache(manifest: Manifest) -> str:
+    size, share = _full_cache(manifest)
+    if manifest.routed is None or not isinstance(manifest.contract, Mod):
+        per_token = manifest.model.layers * manifest.cost.kv_per_token
+        return f"{per_token} bytes per token, {bytes_text(size)} for a full context"
+    return (
+        f"{bytes_text(size)} for a full context, {share:.2f}x of dense; {manifest.routed.slots} entries in a routed "
+        f"layer, overflow: {manifest.contract.cache.overflow}"
+    )
+
+
+def _full_cache(manifest: Manifest) -> tuple[int, float]:
+    """Bytes of keys and values that a row of the whole context is given, and their share of a dense model's."""
+    model = manifest.model
+    slots = sum(layer_slots(manifest, layer, model.max_length) for layer in range(model.layers))
+    return slots * manifest.cost.kv_per_token, slots / (model.layers * model.max_length)
 
 
 def speedup_table(manifest: Manifest) -> tuple[list[str], list[list[str]]]:
@@ -55,12 +91,16 @@ def speedup_table(manifest: Manifest) -> tuple[list[str], list[list[str]]]:
 
 def bundle_report(manifest: Manifest) -> dict[str, Any]:
     """The same as JSON."""
+    size, share = _full_cache(manifest)
     return {
         "strategy": manifest.contract.strategy,
         "contract": manifest.contract.model_dump(mode="json"),
         "precision": manifest.precision,
         "model": manifest.model.model_dump(),
         "cache_bytes_per_token": manifest.model.layers * manifest.cost.kv_per_token,
+        "cache_bytes": size,
+        "cache_of_dense": share,
+        "routed": manifest.routed.model_dump() if manifest.routed else None,
         "trained_for_its_strategy": manifest.trained_for_its_strategy,
         "speedups": [
             {**speedup.model_dump(mode="json"), "ideal_speedup": ideal_speedup(manifest, speedup.keep)}
@@ -69,6 +109,7 @@ def bundle_report(manifest: Manifest) -> dict[str, Any]:
         "graphs": [graph.model_dump(mode="json") for graph in manifest.graphs],
         "tokens": manifest.tokens.model_dump(),
         "source": manifest.source.model,
+        "importer": manifest.source.importer,
         "tools": manifest.tools,
         "files": {name: file.model_dump() for name, file in manifest.files.items()},
     }

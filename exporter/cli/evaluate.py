@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-import codecs
+import math
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
-from dynexport.exporter.cli.arguments import bundle_argument, threads_option
+from dynexport.exporter.cli.arguments import bundle_argument, read_text, text_option, threads_option
 from dynexport.exporter.cli.describe import NOT_TRAINED
 from dynexport.exporter.cli.output import Output, json_option
 from dynexport.runtime.bundle import Bundle
-from dynexport.runtime.errors import DynexportError
+
+if TYPE_CHECKING:
+    from dynexport.runtime.evaluate import Evaluation
 
 
 @click.command(
@@ -22,7 +25,7 @@ Examples:
   dynexport eval smollm2 --text book.txt --speedup 2 --window 512 --max-tokens 8192 --json eval.json""",
 )
 @bundle_argument
-@click.option("--text", "text_path", required=True, type=click.Path(path_type=Path), help="A UTF-8 text file.")
+@text_option
 @click.option("--speedup", help="Compare this ratio only with full depth.  [default: all that the bundle declares]")
 @click.option("--window", type=int, default=256, show_default=True, help="Tokens per window.")
 @click.option("--prompt-tokens", type=int, default=64, show_default=True, help="Of these, run as prompt at full depth.")
@@ -43,14 +46,14 @@ def evaluate(
 ) -> None:
     """Perplexity of BUNDLE on a text, teacher-forced through the decode path that serves.
 
-    The first tokens of every window run at full depth, as a prompt does; the rest are decoded one by one in the
-    kept layers, and only these count.
+    The first tokens of every window run as a prompt does; the rest are decoded one by one, in the kept layers or
+    where routers say, and only these count. The depth is how many layers such a token ran in, on average.
     """
     from dynexport.runtime.evaluate import evaluate as measure
 
     out = Output(json_path)
     opened = Bundle.open(bundle)
-    ids = opened.text().encode(_read(text_path, max_tokens))
+    ids = opened.text().encode(read_text(text_path, max_tokens))
     dense = opened.speedup(1)
     compared = opened.manifest.speedups if speedup is None else (opened.speedup(speedup),)
     with out.progress("evaluating") as bar:
@@ -65,20 +68,15 @@ def evaluate(
             threads=threads,
             progress=bar.update,
         )
-    rows = [
-        [
-            result.name,
-            str(result.layers),
-            f"{result.perplexity:,.2f}",
-            f"{result.perplexity / results[0].perplexity:.2f}x",
+    columns = ["", "layers", "depth", "perplexity"]
+    rows = [[result.name, str(result.layers), _depth(result), f"{result.perplexity:,.2f}"] for result in results]
+    if not opened.manifest.routed:
+        columns.append("against dense")
+        rows = [
+            [*row, f"{result.perplexity / results[0].perplexity:.2f}x"]
+            for row, result in zip(rows, results, strict=True)
         ]
-        for result in results
-    ]
-    out.table(
-        f"Perplexity on {text_path.name}, {results[0].tokens} decoded tokens",
-        ["", "layers", "perplexity", "against dense"],
-        rows,
-    )
+    out.table(f"Perplexity on {text_path.name}, {results[0].tokens} decoded tokens", columns, rows)
     if len(results) > 1 and not opened.manifest.trained_for_its_strategy:
         out.warn(NOT_TRAINED)
     out.report(
@@ -91,15 +89,5 @@ def evaluate(
     )
 
 
-def _read(path: Path, max_tokens: int) -> str:
-    """Enough of the file for the tokens asked for; a token is rarely longer than 16 bytes."""
-    limit = 16 * max(1, max_tokens)
-    try:
-        with path.open("rb") as file:
-            content = file.read(limit)
-        # The cut may go through a character; the end of the file may not.
-        return codecs.getincrementaldecoder("utf-8")().decode(content, final=len(content) < limit)
-    except OSError as error:
-        raise DynexportError(f"{path}: expected a text file, found: {error.strerror}") from error
-    except UnicodeDecodeError as error:
-        raise DynexportError(f"{path}: expected UTF-8 text, found {error.reason} at byte {error.start}") from error
+def _depth(result: Evaluation) -> str:
+    return "-" if math.isnan(result.depth) else f"{result.depth:.2f}"

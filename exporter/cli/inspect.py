@@ -10,6 +10,9 @@ from dynexport.exporter.cli.arguments import bundle_argument
 from dynexport.exporter.cli.describe import bundle_report, describe_bundle, speedup_table
 from dynexport.exporter.cli.output import Output, bytes_text, json_option
 from dynexport.runtime.bundle import Bundle
+from dynexport.runtime.manifest import Manifest
+
+_CACHES = ("past_key_values.", "present.")
 
 
 @click.command(
@@ -28,15 +31,23 @@ def inspect(bundle: Path, json_path: str | None) -> None:
     if manifest.speedups:
         out.table("Kept layers", *speedup_table(manifest))
     graph = manifest.graphs[0]
-    caches = ("past_key_values.", "present.")
+    shown = _shown_layers(manifest)
     interface = [
         [spec.name, way, spec.dtype, " x ".join(map(str, spec.shape))]
         for way, specs in (("input", graph.inputs), ("output", graph.outputs))
         for spec in specs
-        if not spec.name.startswith(caches) or spec.name.split(".")[1] == "0"
+        if not spec.name.startswith(_CACHES) or spec.name.split(".")[1] in shown
     ]
-    out.table(f"{graph.file} (caches of layer 0; the others alike)", ["tensor", "", "type", "shape"], interface)
+    which = " and of routed layer ".join(shown)
+    out.table(f"{graph.file} (caches of layer {which}; the others alike)", ["tensor", "", "type", "shape"], interface)
     files = [[name, bytes_text(file.bytes), file.sha256[:16]] for name, file in manifest.files.items()]
     out.table("Files", ["name", "size", "sha256"], files)
     out.facts("Made with", list(manifest.tools.items()))
     out.report(bundle_report(manifest))
+
+
+def _shown_layers(manifest: Manifest) -> list[str]:
+    """A layer of every kind: the first that is not routed, and the first that is."""
+    routed = manifest.routed.layers if manifest.routed else ()
+    plain = [layer for layer in range(manifest.model.layers) if layer not in routed]
+    return [str(layer) for layer in (*plain[:1], *routed[:1])]

@@ -16,6 +16,7 @@ from typing import Any, NoReturn
 import click
 
 from dynexport.exporter.cli.bench import bench
+from dynexport.exporter.cli.calibrate import calibrate
 from dynexport.exporter.cli.convert import convert
 from dynexport.exporter.cli.doctor import doctor
 from dynexport.exporter.cli.evaluate import evaluate
@@ -54,7 +55,7 @@ def cli(debug: bool) -> None:
     """
 
 
-for command in (convert, verify, run, bench, evaluate, inspect, doctor):
+for command in (convert, verify, run, bench, evaluate, calibrate, inspect, doctor):
     cli.add_command(command)
 
 

@@ -1,0 +1,88 @@
+"""``dynexport calibrate``: thresholds that let a wanted share of a text's tokens run."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from dynexport.exporter.cli.arguments import bundle_argument, read_text, text_option, threads_option
+from dynexport.exporter.cli.output import Output, json_option
+from dynexport.runtime.bundle import Bundle
+
+if TYPE_CHECKING:
+    from dynexport.runtime.calibrate import Calibration
+    from dynexport.runtime.manifest import Source
+
+
+@click.command(
+    epilog="""\b
+Examples:
+  dynexport calibrate mod --text book.txt
+  dynexport calibrate mod --text book.txt --target-rate 0.25 --window 512 --max-tokens 16384 --json calibration.json"""
+)
+@bundle_argument
+@text_option
+@click.option("--target-rate", type=float, help="Share of the tokens that shall run.  [default: the capacity]")
+@click.option("--window", type=int, default=256, show_default=True, help="Tokens per window.")
+@click.option("--max-tokens", type=int, default=4096, show_default=True, help="Use at most so many tokens of the text.")
+@click.option("--batch", type=int, default=8, show_default=True, help="Windows that run together.")
+@threads_option
+@json_option
+def calibrate(
+    bundle: Path,
+    text_path: Path,
+    target_rate: float | None,
+    window: int,
+    max_tokens: int,
+    batch: int,
+    threads: int,
+    json_path: str | None,
+) -> None:
+    """Find thresholds for the routed layers of BUNDLE (Mixture-of-Depths) on a text, and show how to apply them.
+
+    \b
+    rate   share of the tokens that a layer runs, by its causal rule
+    flips  share of the tokens on which top-k, as in training, decides otherwise
+    """
+    from dynexport.runtime.calibrate import calibrate as measure
+
+    out = Output(json_path)
+    opened = Bundle.open(bundle)
+    ids = opened.text().encode(read_text(text_path, max_tokens))
+    with out.progress("calibrating") as bar:
+        done = measure(
+            opened,
+            ids,
+            target_rate=target_rate,
+            window=window,
+            max_tokens=max_tokens,
+            batch=batch,
+            threads=threads,
+            progress=bar.update,
+        )
+    title = f"{text_path.name}: {done.tokens} tokens in windows of {window}, of which top-k chooses {done.k} each"
+    out.table(title, *_table(done))
+    apply = _command(opened.manifest.source, done)
+    out.say("To apply them, convert again, with any other options that the bundle was made with:")
+    out.say(apply)
+    out.report({"text": str(text_path), **done.model_dump(), "thresholds": done.thresholds, "apply": apply})
+
+
+def _table(done: Calibration) -> tuple[list[str], list[list[str]]]:
+    columns = ["layer", "rate now", "flips", "threshold now", f"for {done.target_rate:.2%}", "rate then", "flips"]
+    rows = []
+    for layer in done.layers:
+        now, then = layer.now, layer.calibrated
+        figures = [f"{now.rate:.2%}", f"{now.flips:.2%}", f"{now.threshold:.6g}"]
+        rows.append([str(layer.layer), *figures, f"{then.threshold:.6g}", f"{then.rate:.2%}", f"{then.flips:.2%}"])
+    return columns, rows
+
+
+def _command(source: Source, done: Calibration) -> str:
+    how = ["--import", source.importer] if source.importer else []
+    thresholds = f"thresholds={json.dumps(done.thresholds)}"
+    return shlex.join(["dynexport", "convert", source.model, *how, "--set", thresholds, "-o", "BUNDLE"])
