@@ -18,7 +18,7 @@ $(BIN)/python:
 
 $(VENV)/.installed: pyproject.toml | $(BIN)/python
 	@echo "== installing dynexport with PyTorch and the test tools (a minute or two)"
-	$(BIN)/pip install --quiet --disable-pip-version-check $(TORCH) --editable '.[torch,test]'
+	$(BIN)/pip install --quiet --disable-pip-version-check $(TORCH) --editable '.[torch,pictures,test]'
 	touch $@
 
 $(VENV)/.inputs: $(VENV)/.installed

@@ -135,13 +135,18 @@ class _Way:
         self.depth = float(ran[:, :, _WARM_UP_STEPS:].sum(axis=0).mean())
 
     def _forced(self, tokens: int) -> list[Array] | None:
-        """Per row bool [R, tokens]: every token skips the same number of layers, which ones differs."""
+        """Per row bool [R, tokens]: tokens skip equally many layers, or one more where the rate lies between.
+
+        Which ones they are differs from token to token and from row to row.
+        """
         routed = self.decoder.manifest.routed
         if routed is None or self.skip_rate is None:
             return None
-        count = len(routed.layers)
-        ranks = np.random.default_rng(1).permuted(np.tile(np.arange(count), (self.cache.rows, tokens, 1)), axis=2)
-        return list((ranks >= round(self.skip_rate * count)).transpose(0, 2, 1))
+        generator = np.random.default_rng(1)
+        size = (self.cache.rows, tokens)
+        ranks = generator.permuted(np.tile(np.arange(len(routed.layers)), (*size, 1)), axis=2)
+        skipped = np.floor(self.skip_rate * len(routed.layers) + generator.random(size))
+        return list((ranks >= skipped[:, :, None]).transpose(0, 2, 1))
 
 
 def benchmark(

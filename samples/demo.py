@@ -1,4 +1,4 @@
-"""The whole way on a real model: convert, verify against PyTorch, chat, measure what skipping gains and what it costs.
+"""The whole way on real models: convert, verify against PyTorch, chat, measure what skipping gains and what it costs.
 
 Every step is a command that is printed before it runs. `make demo` installs what it needs and calls this.
 """
@@ -16,6 +16,8 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
+ROUTED = Path(__file__).resolve().parent / "training" / "checkpoints" / "mod"
+PROMPT = "Is this a dagger which I see before me, the handle toward my hand?"
 # One layer left out, three, then a half and two thirds.
 SPEEDUPS = ("1.03", "1.11", "2", "3")
 
@@ -79,6 +81,16 @@ def main() -> None:
     dynexport("bench", bundle, "--json", str(bench))
     dynexport("eval", bundle, "--text", text, "--max-tokens", "1024", "--json", str(evaluation))
     show_table(bench, evaluation)
+    show_routing(output)
+
+
+def show_routing(output: Path) -> None:
+    """Mixture-of-Depths on a small checkpoint that was trained for it: which token took which layer."""
+    bundle, pictures = str(output / "mod"), [str(output / f"trace.{kind}") for kind in ("png", "html")]
+    dynexport("convert", str(ROUTED), "--strategy", "mod", "-o", bundle)
+    dynexport("verify", bundle, "--against", str(ROUTED))
+    traces = [part for picture in pictures for part in ("--trace", picture)]
+    dynexport("run", bundle, "--prompt", PROMPT, "--max-new-tokens", "64", *traces)
 
 
 if __name__ == "__main__":

@@ -1,13 +1,17 @@
-"""Draw the pictures of the documentation: `python samples/docs_pictures.py` writes docs/images/*.svg."""
+"""Draw the pictures of the documentation: `python samples/docs_pictures.py` writes docs/images/*.svg and trace.png."""
 
 from __future__ import annotations
 
+import tempfile
 from html import escape
 from pathlib import Path
 
+from dynexport.exporter.cli.main import cli
 from dynexport.exporter.strategies.unified_skip import kept_layers
 
 IMAGES = Path(__file__).resolve().parents[1] / "docs" / "images"
+TRACED = Path(__file__).resolve().parent / "training" / "checkpoints" / "mod"
+PROMPT = "Is this a dagger which I see before me, the handle toward my hand?"
 
 INK, SOFT, LINE = "#1f2933", "#5b6875", "#9aa5b1"
 GREY, BLUE, GREEN, AMBER, VIOLET = "#f2f4f7", "#e3edfd", "#e0f4e8", "#fdf0d5", "#efe7fb"
@@ -200,11 +204,21 @@ def pictures() -> dict[str, str]:
     return {"architecture.svg": architecture(), "unified-skip.svg": unified_skip()}
 
 
+def draw_trace(path: Path) -> None:
+    """What ``dynexport run --trace`` makes of a trained checkpoint; its bytes depend on matplotlib and the fonts."""
+    with tempfile.TemporaryDirectory() as home:
+        bundle = str(Path(home) / "bundle")
+        cli.main(["convert", str(TRACED), "--no-golden", "-o", bundle], standalone_mode=False)
+        text = ["--prompt", PROMPT, "--max-new-tokens", "40", "--threads", "1"]
+        cli.main(["run", bundle, *text, "--trace", str(path)], standalone_mode=False)
+
+
 def main() -> None:
     """Write them."""
     IMAGES.mkdir(parents=True, exist_ok=True)
     for name, content in pictures().items():
         (IMAGES / name).write_text(content)
+    draw_trace(IMAGES / "trace.png")
 
 
 if __name__ == "__main__":

@@ -12,7 +12,9 @@ import click
 
 from dynexport.exporter.cli.arguments import bundle_argument, numbers, threads_option
 from dynexport.exporter.cli.output import Output, json_option
+from dynexport.exporter.trace import Depth, Token, Trace, TraceFile, look
 from dynexport.runtime.bundle import Bundle
+from dynexport.runtime.cache import Cache
 from dynexport.runtime.conversation import Conversation
 from dynexport.runtime.errors import DynexportError
 from dynexport.runtime.generate import Generator, Piece
@@ -25,7 +27,8 @@ Examples:
   dynexport run smollm2 --prompt "Once upon a time" --speedup 1
   dynexport run smollm2 --chat --prompt "What is the capital of France?" --speedup 1
   dynexport run smollm2 --chat
-  dynexport run smollm2 --ids 1,2,3 --max-new-tokens 16 --json -"""
+  dynexport run smollm2 --ids 1,2,3 --max-new-tokens 16 --json -
+  dynexport run smollm2 --prompt "Once upon a time" --trace trace.png --trace trace.html"""
 )
 @bundle_argument
 @click.option("--prompt", help="Text to continue; with --chat, a message to answer.")
@@ -50,6 +53,14 @@ Examples:
 )
 @click.option("--seed", type=int, help="Makes sampling repeatable.")
 @click.option("--stop", multiple=True, help="Stop at this text; may be given several times.")
+@click.option(
+    "--trace",
+    "traces",
+    metavar="FILE",
+    type=click.Path(path_type=Path),
+    multiple=True,
+    help="Show which token ran in which layer, as .png, .html or .json; may be given several times.",
+)
 @threads_option
 @json_option
 def run(
@@ -64,32 +75,39 @@ def run(
     top_k: int,
     seed: int | None,
     stop: tuple[str, ...],
+    traces: tuple[Path, ...],
     threads: int,
     json_path: str | None,
 ) -> None:
     """Generate with BUNDLE, streaming."""
     if (prompt is not None) + (ids is not None) + (chat and prompt is None) != 1 or (chat and ids is not None):
         raise click.UsageError("expected one of --prompt TEXT, --ids 1,2,3 or --chat (or --chat with --prompt)")
+    if traces and chat and prompt is None:
+        raise click.UsageError("--trace: expected --prompt or --ids beside it, found a conversation")
     out = Output(json_path)
+    files = [TraceFile(path) for path in traces]
     sampling = Sampling(temperature=temperature, top_p=top_p, top_k=top_k, seed=seed)
     generator = Generator(Bundle.open(bundle), threads)
     if chat and prompt is None:
         _talk(out, generator, speedup, max_new_tokens, sampling)
         return
     tokens = _tokens(generator, prompt, ids, chat)
+    cache = generator.decoder.cache(1, len(tokens) + max(0, max_new_tokens), record=bool(files))
     start = time.perf_counter()
-    pieces = generator.stream([tokens], speedup=speedup, max_new_tokens=max_new_tokens, sampling=sampling, stop=stop)
-    report = _show(out, pieces, as_ids=not generator.text.has_tokenizer or ids is not None)
-    keep = generator.bundle.speedup(speedup)
-    out.report(
-        {
-            **report,
-            "prompt_ids": tokens,
-            "speedup": keep.name,
-            "layers": list(keep.keep),
-            "seconds": time.perf_counter() - start,
-        }
+    pieces = generator.stream(
+        [tokens], speedup=speedup, max_new_tokens=max_new_tokens, sampling=sampling, stop=stop, cache=cache
     )
+    shown = _show(out, pieces, as_ids=not generator.text.has_tokenizer or ids is not None)
+    seconds = time.perf_counter() - start
+    keep = generator.bundle.speedup(speedup)
+    report = {**shown, "prompt_ids": tokens, "speedup": keep.name, "layers": list(keep.keep), "seconds": seconds}
+    depth = Depth.of(cache, generator.bundle.manifest)
+    if depth.routed:
+        _say_depth(out, depth)
+        report["depth"] = depth.model_dump()
+    if files:
+        _trace(out, files, generator, cache, depth, report)
+    out.report(report)
 
 
 def _tokens(generator: Generator, prompt: str | None, ids: str | None, chat: bool) -> list[int]:
@@ -114,6 +132,30 @@ def _show(out: Output, pieces: Iterable[Piece], *, as_ids: bool) -> dict[str, An
         reason = piece.finish_reason
     out.stream("\n")
     return {"ids": ids, "text": text, "finish_reason": reason}
+
+
+def _say_depth(out: Output, depth: Depth) -> None:
+    """What the routers came to, in a line."""
+    ran, overflow = look.routed(depth.routed)
+    out.say(f"{ran}; {look.deep(depth.layers_per_token, depth.layers)}; {overflow}")
+
+
+def _trace(
+    out: Output, files: list[TraceFile], generator: Generator, cache: Cache, depth: Depth, report: dict[str, Any]
+) -> None:
+    """Write what was recorded of the tokens that were processed; the last generated one never was."""
+    assert cache.logs is not None
+    ids = [*report["prompt_ids"], *report["ids"]][: depth.tokens]
+    trace = Trace.from_log(
+        cache.logs[0],
+        Token.sequence(ids, generator.text, len(report["prompt_ids"])),
+        depth,
+        strategy=generator.bundle.manifest.contract.strategy,
+        speedup=report["speedup"],
+    )
+    for file in files:
+        file.write(trace)
+        out.say(f"trace: {file.path}")
 
 
 def _talk(out: Output, generator: Generator, speedup: str | None, max_new_tokens: int, sampling: Sampling) -> None:

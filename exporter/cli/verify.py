@@ -55,7 +55,7 @@ def verify(bundle: Path, against: str | None, new_tokens: int, threads: int, jso
     out.table(title, columns, [[*_verdict(check), *_figures(check.headlines)] for check in compared])
     routed = [check for check in report.checks if check.kind == "routes"]
     if routed:
-        columns = ["", "decisions of routers", "tokens x layers", "run", "agreement", "flips", "their margins"]
+        columns = ["", "routes of", "decisions", "run", "agree", "flips", "margins"]
         out.table("", columns, [[*_verdict(check), *_route_figures(check.metrics)] for check in routed])
     for check in report.checks:
         if check.failures:
@@ -72,7 +72,7 @@ def verify(bundle: Path, against: str | None, new_tokens: int, threads: int, jso
 
 
 def _verdict(check: Check) -> list[str]:
-    return ["passed" if check.passed else "FAILED", check.name]
+    return ["passed" if check.passed else "FAILED", check.name.removeprefix("routes/")]
 
 
 def _route_figures(metrics: Mapping[str, Any]) -> list[str]:
@@ -83,7 +83,7 @@ def _route_figures(metrics: Mapping[str, Any]) -> list[str]:
         f"{metrics['share']:.1%}",
         f"{metrics['agreement']:.2%}",
         str(len(margins)),
-        f"up to {max(margins):.2g}" if margins else "",
+        f"<= {max(margins):.2g}" if margins else "",
     ]
 
 

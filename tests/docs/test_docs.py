@@ -97,7 +97,7 @@ def save_tokenizer(directory: Path, vocabulary: int) -> None:
 
 @pytest.fixture(scope="module")
 def workplace(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """A directory with what the README supposes, ``./model`` and ``book.txt``, to be in."""
+    """A directory with what the README supposes, ``./model``, ``book.txt`` and our samples, to be in."""
     pytest.importorskip("torch")
     from tiny_models import FAMILIES, save_model
 
@@ -106,6 +106,7 @@ def workplace(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     save_model(directory / "model", "llama", {**FAMILIES["llama"], **config})
     save_tokenizer(directory / "model", config["vocab_size"])
     (directory / "book.txt").write_text(TEXT * 8)
+    (directory / "samples").symlink_to(ROOT / "samples")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(directory)
         yield directory

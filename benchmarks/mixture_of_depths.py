@@ -1,0 +1,162 @@
+"""Mixture-of-Depths against its dense twin on a model that is bound by memory: random weights, about 280 M parameters.
+
+Writes the figures as JSON and draws docs/images/mod-speed.svg from them: decoding against the share of routed layers
+that every token is made to skip, at several batches, and prompts at a realised capacity of 12.5 %. docs/benchmarks.md
+quotes them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from safetensors.numpy import save_file
+
+from dynexport.exporter import convert
+from dynexport.runtime import Bundle
+from dynexport.runtime.bench import benchmark
+
+LAYERS, HIDDEN, INTERMEDIATE, HEADS, KV_HEADS, VOCABULARY = 24, 1024, 2816, 16, 4, 8192
+RATES = (0.0, 0.25, 0.5, 0.75, 1.0)
+BATCHES = (1, 8, 32)
+PROMPTS = (512, 2048, 8192)
+CAPACITY = 0.125
+
+
+def save_model(directory: Path) -> None:
+    """A llama of random weights, every other layer with a router."""
+    directory.mkdir(parents=True, exist_ok=True)
+    generator = np.random.default_rng(0)
+    head_dim = HIDDEN // HEADS
+    shapes: dict[str, tuple[int, ...]] = {"model.embed_tokens.weight": (VOCABULARY, HIDDEN)}
+    for layer in range(LAYERS):
+        name = f"model.layers.{layer}."
+        shapes |= {f"{name}self_attn.{part}_proj.weight": (HIDDEN, HIDDEN) for part in "qo"}
+        shapes |= {f"{name}self_attn.{part}_proj.weight": (KV_HEADS * head_dim, HIDDEN) for part in "kv"}
+        shapes |= {f"{name}mlp.{part}_proj.weight": (INTERMEDIATE, HIDDEN) for part in ("gate", "up")}
+        shapes[f"{name}mlp.down_proj.weight"] = (HIDDEN, INTERMEDIATE)
+        if layer % 2:
+            shapes[f"{name}mod_router.weight"] = (1, HIDDEN)
+    tensors = {name: generator.standard_normal(shape, np.float32) * np.float32(0.02) for name, shape in shapes.items()}
+    norms = [f"model.layers.{i}.{part}_layernorm.weight" for i in range(LAYERS) for part in ("input", "post_attention")]
+    tensors |= {name: np.ones(HIDDEN, np.float32) for name in (*norms, "model.norm.weight")}
+    save_file(tensors, directory / "model.safetensors")
+    config = {
+        "architectures": ["LlamaForCausalLM"],
+        "model_type": "llama",
+        "hidden_size": HIDDEN,
+        "intermediate_size": INTERMEDIATE,
+        "num_hidden_layers": LAYERS,
+        "num_attention_heads": HEADS,
+        "num_key_value_heads": KV_HEADS,
+        "vocab_size": VOCABULARY,
+        "max_position_embeddings": max(PROMPTS) + 512,
+        "tie_word_embeddings": True,
+        "dynexport": {
+            "strategy": "mod",
+            "routed_layers": list(range(1, LAYERS, 2)),
+            "capacity": CAPACITY,
+            "cache": {"capacity": 0.25},
+        },
+    }
+    (directory / "config.json").write_text(json.dumps(config))
+
+
+def measure(directory: Path, threads: int, repeats: int) -> dict[str, Any]:
+    """Convert the model with and without its routers, and measure."""
+    bundles = {}
+    for strategy in ("mod", "dense"):
+        convert(directory / "model", directory / strategy, strategy=strategy, golden=False)
+        bundles[strategy] = Bundle.open(directory / strategy)
+    common = {"baseline": bundles["dense"], "threads": threads}
+    found: dict[str, Any] = {"decode": {}, "prefill": {}}
+    for batch in BATCHES:
+        done = benchmark(
+            bundles["mod"],
+            batch=batch,
+            prompt_tokens=64,
+            new_tokens=16,
+            skip_rates=RATES,
+            repeats=repeats if batch == 1 else max(3, repeats // 2),
+            **common,
+        )
+        found["decode"][batch] = done.model_dump()
+        print(f"decoding, batch {batch}:", _figures(done.model_dump(), "speedup", "ideal_speedup"), flush=True)
+    for tokens in PROMPTS:
+        done = benchmark(
+            bundles["mod"],
+            prompt_tokens=tokens,
+            new_tokens=1,
+            skip_rates=[1 - CAPACITY],
+            repeats=repeats if tokens < 1000 else 3 if tokens < 4000 else 1,
+            **common,
+        )
+        found["prefill"][tokens] = done.model_dump()
+        print(f"{tokens} tokens:", _figures(done.model_dump(), "prefill_speedup", "prefill_ideal_speedup"), flush=True)
+    return found
+
+
+def _figures(done: dict[str, Any], *names: str) -> str:
+    return "; ".join(f"{row['name']} " + "/".join(f"{row[name]:.2f}" for name in names) for row in done["results"])
+
+
+def draw(found: dict[str, Any], path: Path) -> None:
+    """Two panels: decoding against the skip rate, prompts against their length."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    matplotlib.rcParams.update({"svg.hashsalt": "dynexport", "svg.fonttype": "none", "font.size": 10})
+    from matplotlib import pyplot
+
+    figure, (left, right) = pyplot.subplots(1, 2, figsize=(9.5, 3.8), layout="constrained", width_ratios=[3, 2])
+    for colour, (batch, done) in zip(("#0b6e99", "#c2571a", "#5b5b5b"), found["decode"].items(), strict=True):
+        rows = [row for row in done["results"] if row["name"].startswith("skip")]
+        rates = [float(row["name"].removeprefix("skip ").removesuffix("%")) for row in rows]
+        left.plot(rates, [row["ideal_speedup"] for row in rows], "--", color=colour, linewidth=1)
+        left.plot(rates, [row["speedup"] for row in rows], "o-", color=colour, label=f"batch {batch}")
+    left.set_xlabel("routed layers that every token skips, % (half of the layers are routed)")
+    left.set_ylabel("decode speed-up over the dense twin")
+    left.legend(title="solid: measured\ndashed: ideal", frameon=False)
+    names = list(found["prefill"])
+    rows = [done["results"][-1] for done in found["prefill"].values()]
+    places = np.arange(len(names))
+    right.bar(places - 0.2, [row["prefill_speedup"] for row in rows], 0.4, color="#0b6e99", label="measured")
+    right.bar(
+        places + 0.2, [row["prefill_ideal_speedup"] for row in rows], 0.4, color="#c9d9e1", label="ideal by FLOPs"
+    )
+    right.set_xticks(places, [f"{int(name):,}" for name in names])
+    right.set_xlabel("tokens of the prompt, 12.5 % of them in a routed layer")
+    right.set_ylabel("prefill speed-up")
+    right.legend(frameon=False, loc="lower right")
+    for axes in (left, right):
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.grid(axis="y", color="#e5e5e5")
+        axes.set_axisbelow(True)
+        axes.set_ylim(bottom=0)
+    figure.savefig(path, metadata={"Date": None})
+
+
+def main() -> None:
+    """Make the model once, measure, draw."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument(
+        "--directory", type=Path, default=Path("build/mod-speed"), help="for model, bundles and figures"
+    )
+    parser.add_argument("--picture", type=Path, default=Path("build/mod-speed/mod-speed.svg"))
+    parser.add_argument("--threads", type=int, required=True)
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--draw", action="store_true", help="draw again from figures that are there")
+    arguments = parser.parse_args()
+    figures = arguments.directory / "figures.json"
+    if not arguments.draw:
+        if not (arguments.directory / "model" / "config.json").exists():
+            save_model(arguments.directory / "model")
+        figures.write_text(json.dumps(measure(arguments.directory, arguments.threads, arguments.repeats), indent=1))
+    draw(json.loads(figures.read_text()), arguments.picture)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,109 @@
+"""A trace as one HTML page that needs nothing else: no script, no font, no picture."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jinja2 import Environment, StrictUndefined
+
+from dynexport.exporter.trace import look
+from dynexport.exporter.trace.model import Trace
+
+_PAGE = Path(__file__).with_name("page.html.jinja")
+_LONGEST_BAR = 480  # pixels
+
+
+def render(trace: Trace) -> bytes:
+    """The file's content. Token texts are shown as text, whatever stands in them."""
+    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    page = environment.from_string(_PAGE.read_text(encoding="utf-8"))
+    return page.render(
+        look=look,
+        headline=look.headline(trace),
+        facts=look.facts(trace),
+        meanings=look.meanings(trace),
+        prompt_tokens=trace.prompt_tokens,
+        columns=list(_columns(trace)),
+        shading=_shading(trace),
+        rows=list(_rows(trace)),
+        means=[(name, f"{sum(depths) / len(depths):.1f}") for name, depths in look.depths(trace).items() if depths],
+        bars=list(_bars(trace)),
+    ).encode()
+
+
+def _columns(trace: Trace) -> Iterator[dict[str, Any]]:
+    """What is told of every token."""
+    low, span = min(trace.depth), max(trace.depth) - min(trace.depth)
+    shades = (np.array(trace.depth) - low) * (len(look.DEPTHS) - 1) // max(1, span)
+    for place, (token, depth) in enumerate(zip(trace.tokens, trace.depth, strict=True)):
+        yield {
+            "is_prompt": token.is_prompt,
+            "depth": depth,
+            "shade": int(shades[place]),
+            "label": look.label(token),
+            "words": look.readable(token),
+            "separate": token.text is None,
+            "title": f"token {place}: {_name(trace, place)}, id {token.id}; ran in {depth} of {trace.layers} layers",
+        }
+
+
+def _shading(trace: Trace) -> str:
+    low, high = min(trace.depth), max(trace.depth)
+    return (
+        f"The darker, the more layers a token ran in: {low} to {high}." if low < high else f"Every token ran in {low}."
+    )
+
+
+def _rows(trace: Trace) -> Iterator[dict[str, Any]]:
+    """Of every layer, the last one first, its name and its cells: each a place in the palette, and what to tell."""
+    places = look.cells(trace)
+    routed = {layer.layer: number for number, layer in enumerate(trace.routed)}
+    names = [f"{_name(trace, place)}, token {place}" for place in range(len(trace.tokens))]
+    for layer in reversed(range(trace.layers)):
+        number = routed.get(layer)
+        share = sum(trace.ran[layer]) / len(trace.tokens)
+        full = look.overflow(trace.routed[number]) if number is not None else ""
+        titles = (
+            f"{name}; layer {layer}: {'ran' if ran else 'did not run'}"
+            for name, ran in zip(names, trace.ran[layer], strict=True)
+        )
+        if number is not None:
+            told = zip(titles, trace.scores[number], trace.margins[number], strict=True)
+            titles = (f"{title}; score {_number(score)}, margin {_number(margin)}" for title, score, margin in told)
+        yield {
+            "routed": number is not None,
+            "name": f"{'◆ ' if number is not None else ''}{layer} · {100 * share:.0f} %{full}",
+            "cells": list(zip(places[layer].tolist(), titles, strict=True)),
+        }
+
+
+def _bars(trace: Trace) -> Iterator[dict[str, Any]]:
+    """Of every depth that a token had, and those between, how many tokens had it."""
+    shallowest, deepest = min(trace.depth), max(trace.depth)
+    counts = {
+        name: np.bincount(depths, minlength=deepest + 1).tolist() if depths else [0] * (deepest + 1)
+        for name, depths in look.depths(trace).items()
+    }
+    most = max(map(sum, zip(*counts.values(), strict=True)))
+    for depth in range(shallowest, deepest + 1):
+        prompt, generated = counts["prompt"][depth], counts["generated"][depth]
+        yield {
+            "depth": depth,
+            "count": prompt + generated,
+            "prompt": round(_LONGEST_BAR * prompt / most, 1),
+            "generated": round(_LONGEST_BAR * generated / most, 1),
+            "title": f"layers: {depth}, tokens of the prompt: {prompt}, generated: {generated}",
+        }
+
+
+def _name(trace: Trace, place: int) -> str:
+    """A token as a hover tells it."""
+    text = trace.tokens[place].text
+    return str(trace.tokens[place].id) if text is None else f"“{look.visible(text)}”"
+
+
+def _number(value: float | None) -> str:
+    return "none" if value is None else f"{value:.3g}"

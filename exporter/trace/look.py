@@ -1,0 +1,130 @@
+"""How a trace looks in every format: one palette, each cell's place in it, and tokens as labels."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from dynexport.exporter.trace.model import RoutedLayer, Token, Trace
+
+Array = np.ndarray
+
+INK, SOFT, LINE, FRAME = "#1f2933", "#5b6875", "#9aa5b1", "#e1e5ea"
+PROMPT, GENERATED, ACCENT = "#b3bcc6", "#3f78b5", "#0d4c86"
+
+# Blue ran and sand did not: told apart by any eye, and without colours the blue is darker.
+_SHADES = 6
+
+
+def _between(first: tuple[int, int, int], last: tuple[int, int, int]) -> list[str]:
+    mixed = np.linspace(first, last, _SHADES).round().astype(int)
+    return [f"#{red:02x}{green:02x}{blue:02x}" for red, green, blue in mixed]
+
+
+# Of a token's background, from the shallowest to the deepest; ink is read on each.
+DEPTHS = _between((243, 247, 252), (122, 174, 222))
+SKIPPED, RAN = 0, 1
+ROUTED_SKIPPED = range(2, 2 + _SHADES)
+ROUTED_RAN = range(2 + _SHADES, 2 + 2 * _SHADES)
+PALETTE = [
+    "#f1f4f8",
+    "#bdcadd",
+    *_between((253, 248, 238), (240, 200, 138)),
+    *_between((134, 183, 226), (9, 58, 110)),
+]
+
+
+def cells(trace: Trace) -> Array:
+    """int64 [layers, tokens], places in ``PALETTE``; where a router decided, shaded by its score.
+
+    The tokens of a layer that ran are compared with each other, and so are those that did not: a score means nothing
+    beside another layer's, and one that is far from all others would leave no shades for these.
+    """
+    ran = np.array(trace.ran, bool)
+    places = np.where(ran, RAN, SKIPPED)
+    for layer, scores in zip(trace.routed, trace.scores, strict=True):
+        for decision, shades in ((True, ROUTED_RAN), (False, ROUTED_SKIPPED)):
+            group = ran[layer.layer] == decision
+            places[layer.layer, group] = shades.start + _shade(np.array(scores, float)[group])
+    return places
+
+
+def _shade(scores: Array) -> Array:
+    """int64, 0 for the lowest of these scores up to the darkest for the highest, by rank; 0 without a score."""
+    known = np.isfinite(scores)
+    ranks = np.searchsorted(np.sort(scores[known]), scores, side="right") / max(1, known.sum())
+    return np.where(known, np.ceil(ranks * _SHADES) - 1, 0).astype(np.int64)
+
+
+def visible(text: str) -> str:
+    """The text with signs for what cannot be seen, in one line."""
+    signs = {"\n": "↵", "\t": "⇥", "\r": "␍"}
+    return "".join(signs.get(c) or (c if c.isprintable() else c.encode("unicode_escape").decode()) for c in text)
+
+
+def label(token: Token, longest: int = 14) -> str:
+    """A token in a few characters; its id where it has no text of its own."""
+    if token.text is None:
+        return str(token.id)
+    words = visible(token.text.strip(" ")) or "␣" * len(token.text)
+    return words if 0 < len(words) <= longest else f"{words[: longest - 1]}…" if words else f"#{token.id}"
+
+
+def readable(token: Token) -> str:
+    """A token's own text, line breaks kept; its id where it has none."""
+    if token.text is None:
+        return str(token.id)
+    return "\n".join(visible(line) for line in token.text.split("\n")).replace("\n", "↵\n")
+
+
+def headline(trace: Trace) -> str:
+    """Strategy, ratio and how deep tokens went."""
+    ratio = f" at ratio {trace.speedup}" if trace.speedup != "dense" else ""
+    return f"{trace.strategy}{ratio}: {deep(trace.layers_per_token, trace.layers)}"
+
+
+def facts(trace: Trace) -> str:
+    """Numbers of tokens, and what routed layers came to."""
+    generated = len(trace.tokens) - trace.prompt_tokens
+    words = f"tokens: {trace.prompt_tokens} of the prompt, {generated} generated and fed back"
+    return "; ".join([words, *(routed(trace.routed) if trace.routed else ())])
+
+
+def deep(layers_per_token: float, layers: int) -> str:
+    """A mean depth in words."""
+    return f"{layers_per_token:.1f} of {layers} layers per token"
+
+
+def routed(layers: Sequence[RoutedLayer]) -> tuple[str, str]:
+    """The mean share of tokens that ran in routed layers, and the overflow of all, in words."""
+    rate = sum(layer.rate for layer in layers) / len(layers)
+    return f"routed layers ran {100 * rate:.0f} % of tokens", f"overflow {sum(layer.overflow for layer in layers)}"
+
+
+def depths(trace: Trace) -> dict[str, list[int]]:
+    """Layers run, of the tokens of the prompt and of those generated."""
+    told = list(zip(trace.depth, trace.tokens, strict=True))
+    return {
+        "prompt": [depth for depth, token in told if token.is_prompt],
+        "generated": [depth for depth, token in told if not token.is_prompt],
+    }
+
+
+def meanings(trace: Trace) -> list[tuple[list[str], str]]:
+    """Colours from light to dark and what they mean, of those that the trace has."""
+    shaded = [
+        (PALETTE[ROUTED_RAN.start : ROUTED_RAN.stop], "routed layer: ran"),
+        (PALETTE[ROUTED_SKIPPED.start : ROUTED_SKIPPED.stop], "routed layer: did not run"),
+        ([], "the darker, the higher its score among these"),
+    ]
+    choosing = {layer.layer for layer in trace.routed}
+    others = {place for layer, row in enumerate(trace.ran) if layer not in choosing for place in row}
+    where = "other layer: " if choosing else ""
+    plain = [([PALETTE[RAN]], f"{where}ran", True), ([PALETTE[SKIPPED]], f"{where}did not run", False)]
+    return [*(shaded if choosing else []), *((colours, words) for colours, words, ran in plain if ran in others)]
+
+
+def overflow(layer: RoutedLayer) -> str:
+    """To be put behind a layer's share."""
+    return f", overflow {layer.overflow}" if layer.overflow else ""

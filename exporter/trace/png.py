@@ -1,0 +1,221 @@
+"""A trace as a PNG: tokens against layers, each layer's share of the tokens, and how many took how many layers.
+
+All lengths are inches.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+from typing import Any
+
+import numpy as np
+
+from dynexport.exporter.trace import look
+from dynexport.exporter.trace.model import Trace
+from dynexport.runtime.errors import require_module
+
+_DPI = 150
+_LEFT, _RIGHT, _HEAD, _FOOT, _EDGE = 0.8, 1.75, 1.02, 0.5, 0.3
+_CELL, _WIDEST_CELL, _NARROW_GRID, _WIDEST_GRID = 0.21, 0.6, 5.0, 24.0
+_ROW, _HIGHEST_GRID = 0.27, 12.0
+_SMALLEST_GAPPED_CELL = 0.06
+_LINE_OF_TEXT, _SMALL = 0.14, 7.5
+_HISTOGRAM = (3.6, 1.3)
+_KEYS_WIDTH, _COLOURS_WIDTH = 1.95, 3.3
+# Asked after matplotlib's own font, where they are installed.
+_MORE_FONTS = (
+    "Noto Sans CJK SC",
+    "Noto Sans CJK JP",
+    "WenQuanYi Micro Hei",
+    "Noto Sans",
+    "Noto Emoji",
+    "Arial Unicode MS",
+)
+
+
+def require() -> None:
+    """Nothing where matplotlib is installed.
+
+    Raises:
+        DynexportError: otherwise; it says how to install it.
+    """
+    require_module("matplotlib", "pictures", "draw a trace as PNG")
+
+
+def render(trace: Trace) -> bytes:
+    """The file's content; errors as for ``require``."""
+    require()
+    from matplotlib import font_manager, style
+
+    installed = set(font_manager.get_font_names())
+    fonts = ["DejaVu Sans", *(name for name in _MORE_FONTS if name in installed)]
+    looks = {
+        "font.family": fonts,
+        "font.size": 8,
+        "text.color": look.INK,
+        "axes.edgecolor": look.LINE,
+        "axes.linewidth": 0.6,
+        "axes.labelcolor": look.SOFT,
+        "xtick.color": look.SOFT,
+        "ytick.color": look.SOFT,
+    }
+    # What the user has set for other pictures does not matter here.
+    with style.context(["default", looks]):
+        return _Picture(trace, fonts).png()
+
+
+class _Picture:
+    """A figure under construction: a head, the grid with token labels under it, and the histogram at the bottom."""
+
+    def __init__(self, trace: Trace, fonts: list[str]) -> None:
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+        from matplotlib.figure import Figure
+
+        self._trace, tokens = trace, len(trace.tokens)
+        self._figure: Any = Figure(dpi=_DPI)
+        self._canvas: Any = FigureCanvasAgg(self._figure)
+        self._cell = min(max(_CELL, min(_WIDEST_CELL, _NARROW_GRID / tokens)), _WIDEST_GRID / tokens)
+        self._row = min(_ROW, _HIGHEST_GRID / trace.layers)
+        self._grid_width, self._grid_height = self._cell * tokens, self._row * trace.layers
+        self._labels = _labels(trace, math.ceil(_LINE_OF_TEXT / self._cell), fonts)
+        self._grid_y = _FOOT + _HISTOGRAM[1] + 0.45 + self._longest_label()
+        self._width = _LEFT + max(self._grid_width + _RIGHT, _HISTOGRAM[0] + _KEYS_WIDTH + _COLOURS_WIDTH) + _EDGE
+        self._height = self._grid_y + self._grid_height + _HEAD
+        self._figure.set_size_inches(self._width, self._height)
+
+    def png(self) -> bytes:
+        """Draw it all."""
+        self._text(_EDGE, self._height - 0.37, look.headline(self._trace), size=11, weight="bold")
+        self._text(_EDGE, self._height - 0.59, look.facts(self._trace), color=look.SOFT)
+        self._grid()
+        self._shares()
+        self._histogram()
+        self._colours()
+        content = io.BytesIO()
+        self._canvas.print_png(content, metadata={"Software": None})
+        return content.getvalue()
+
+    def _axes(self, x: float, y: float, width: float, height: float) -> Any:
+        place = x / self._width, y / self._height, width / self._width, height / self._height
+        axes = self._figure.add_axes(place, facecolor="none")
+        axes.spines[["top", "right"]].set_visible(False)
+        return axes
+
+    def _text(self, x: float, y: float, words: str, **more: Any) -> None:
+        self._figure.text(x / self._width, y / self._height, words, **more)
+
+    def _longest_label(self) -> float:
+        from matplotlib.font_manager import FontProperties
+
+        font, renderer = FontProperties(size=_SMALL), self._canvas.get_renderer()
+        lengths = (renderer.get_text_width_height_descent(words, font, False)[0] for words in self._labels.values())
+        return float(max(lengths)) / _DPI
+
+    def _grid(self) -> None:
+        tokens, layers = len(self._trace.tokens), self._trace.layers
+        axes = self._axes(_LEFT, self._grid_y, self._grid_width, self._grid_height)
+        palette = np.array([[int(colour[i : i + 2], 16) for i in (1, 3, 5)] for colour in look.PALETTE], np.uint8)
+        # Layer 0 at the bottom: hidden states go up.
+        axes.imshow(palette[look.cells(self._trace)], aspect="auto", origin="lower", interpolation_stage="rgba")
+        axes.spines[:].set_visible(False)
+        axes.tick_params(length=0)
+        smallest = min(self._cell, self._row)
+        if smallest >= _SMALLEST_GAPPED_CELL:
+            gap = {"colors": "white", "linewidths": min(1.6, 10 * smallest)}
+            axes.vlines(np.arange(1, tokens) - 0.5, -0.5, layers - 0.5, **gap)
+            axes.hlines(np.arange(1, layers) - 0.5, -0.5, tokens - 0.5, **gap)
+        self._name_tokens(axes)
+        self._name_layers(axes)
+        self._mark_the_prompt(axes)
+
+    def _name_tokens(self, axes: Any) -> None:
+        # A dollar sign is no formula here.
+        axes.set_xticks(list(self._labels), list(self._labels.values()), rotation=90, size=_SMALL, parse_math=False)
+        for place, words in zip(self._labels, axes.get_xticklabels(), strict=True):
+            words.set_color(look.SOFT if self._trace.tokens[place].is_prompt else look.INK)
+
+    def _name_layers(self, axes: Any) -> None:
+        routed = {layer.layer for layer in self._trace.routed}
+        axes.set_yticks(self._named_layers, [f"◆ {i}" if i in routed else str(i) for i in self._named_layers])
+        for layer, words in zip(self._named_layers, axes.get_yticklabels(), strict=True):
+            if layer in routed:
+                words.set(color=look.ACCENT, weight="bold")
+        axes.set_ylabel("layer")
+
+    @property
+    def _named_layers(self) -> range:
+        # An odd distance, so that where every other layer is routed, layers of both kinds are named.
+        return range(0, self._trace.layers, math.ceil(_LINE_OF_TEXT / self._row) | 1)
+
+    def _mark_the_prompt(self, axes: Any) -> None:
+        """A line where the prompt ends, and what is on either side of it."""
+        prompt, y = self._trace.prompt_tokens, self._grid_y + self._grid_height + 0.09
+        x = _LEFT + prompt * self._cell
+        self._text(x - 0.07, y, "prompt", color=look.SOFT, ha="right", weight="bold")
+        if prompt < len(self._trace.tokens):
+            self._text(x + 0.07, y, "generated", color=look.GENERATED, weight="bold")
+            axes.axvline(prompt - 0.5, ymax=1 + 0.22 / self._grid_height, color=look.INK, lw=1.2, clip_on=False)
+
+    def _shares(self) -> None:
+        """To the right of the grid: of each layer, the share of tokens that ran in it."""
+        trace, x = self._trace, _LEFT + self._grid_width + 0.15
+        routed = {layer.layer: layer for layer in trace.routed}
+        shares = np.array(trace.ran, bool).mean(1)
+        axes = self._axes(x, self._grid_y, 0.7, self._grid_height)
+        colours = [look.PALETTE[look.ROUTED_RAN[3] if i in routed else look.RAN] for i in range(trace.layers)]
+        axes.barh(range(trace.layers), 1, 0.72, color=look.PALETTE[look.SKIPPED])
+        axes.barh(range(trace.layers), shares, 0.72, color=colours)
+        axes.set(xlim=(0, 1), ylim=(-0.5, trace.layers - 0.5), xticks=[], yticks=[])
+        axes.spines[:].set_visible(False)
+        for layer in self._named_layers:
+            words = f"{100 * shares[layer]:.0f} %{look.overflow(routed[layer]) if layer in routed else ''}"
+            axes.text(1.08, layer, words, va="center_baseline", size=_SMALL, color=look.SOFT)
+        self._text(x, self._grid_y - 0.17, "share that ran", color=look.SOFT)
+
+    def _histogram(self) -> None:
+        """At the bottom: how many tokens took how many layers."""
+        trace, most = self._trace, max(self._trace.layers, *self._trace.depth)
+        axes = self._axes(_LEFT, _FOOT, *_HISTOGRAM)
+        base = np.zeros(most + 1)
+        for (name, depths), colour in zip(look.depths(trace).items(), (look.PROMPT, look.GENERATED), strict=True):
+            if depths:
+                counts = np.bincount(depths, minlength=most + 1)
+                words = f"{name}, mean {sum(depths) / len(depths):.1f}"
+                axes.bar(range(most + 1), counts, 0.82, bottom=base, color=colour, label=words)
+                base += counts
+        mean = trace.layers_per_token
+        axes.axvline(mean, color=look.INK, lw=1, ls=(0, (4, 3)), label=f"mean {mean:.1f}")
+        axes.set(xlim=(-0.6, most + 0.6), xlabel="layers that a token ran in", ylabel="tokens")
+        axes.xaxis.get_major_locator().set_params(integer=True)
+        axes.yaxis.get_major_locator().set_params(integer=True, nbins=4)
+        axes.tick_params(length=2)
+        axes.legend(loc="upper left", bbox_to_anchor=(1.04, 1.03), frameon=False, handlelength=1.3, borderaxespad=0)
+
+    def _colours(self) -> None:
+        """What the grid's colours mean."""
+        height, box = _HISTOGRAM[1], 0.13
+        axes = self._axes(_LEFT + _HISTOGRAM[0] + _KEYS_WIDTH, _FOOT, _COLOURS_WIDTH, height)
+        axes.set(xlim=(0, _COLOURS_WIDTH), ylim=(0, height))
+        axes.axis("off")
+        meanings = look.meanings(self._trace)
+        widest = max(len(colours) for colours, _ in meanings)
+        for number, (colours, words) in enumerate(meanings):
+            y = height - 0.1 - 0.2 * number
+            for place, colour in enumerate(colours):
+                axes.barh(y, box, box, left=box * (widest - len(colours) + place), color=colour)
+            axes.text(box * widest + 0.1, y, words, va="center_baseline")
+
+
+def _labels(trace: Trace, every: int, fonts: list[str]) -> dict[int, str]:
+    """Place -> label of one token in so many; then with its place, and its id where no font has a character of it."""
+    from matplotlib.font_manager import findfont, get_font
+
+    faces = [get_font(findfont(name)) for name in fonts]
+    labels = {}
+    for place in range(0, len(trace.tokens), every):
+        words = look.label(trace.tokens[place])
+        if not all(any(face.get_char_index(ord(c)) for face in faces) for c in words):
+            words = f"#{trace.tokens[place].id}"
+        labels[place] = words if every == 1 else f"{words} {place}"
+    return labels

@@ -1,0 +1,76 @@
+"""The palette's meaning, and tokens as labels."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+
+from dynexport.exporter.trace import Token, Trace, look
+
+
+def lightness(colour: str) -> float:
+    """Relative luminance of #rrggbb, 0 to 1."""
+    parts = np.array([int(colour[i : i + 2], 16) for i in (1, 3, 5)]) / 255
+    linear = np.where(parts <= 0.04045, parts / 12.92, ((parts + 0.055) / 1.055) ** 2.4)
+    return float(linear @ [0.2126, 0.7152, 0.0722])
+
+
+def test_shades_follow_the_scores_of_those_that_ran_and_of_those_that_did_not(make_trace: Callable[..., Trace]) -> None:
+    trace = make_trace(3, [1], 10, 30)
+    cells, scores, ran = look.cells(trace)[1], np.array(trace.scores[0], float), np.array(trace.ran[1])
+    for group, shades in ((ran, look.ROUTED_RAN), (~ran, look.ROUTED_SKIPPED)):
+        assert group.any() and set(cells[group]) <= set(shades)
+        assert (np.diff(cells[group][np.argsort(scores[group])]) >= 0).all()
+        assert cells[group].max() == shades[-1]
+    assert (look.cells(trace)[[0, 2]] == look.RAN).all()
+
+
+def test_a_token_without_a_score_has_the_lightest_shade(make_trace: Callable[..., Trace]) -> None:
+    trace = make_trace(1, [0], 4, 0).model_copy(update={"scores": ((None, None, None, None),)})
+    assert set(look.cells(trace)[0]) <= {look.ROUTED_RAN[0], look.ROUTED_SKIPPED[0]}
+
+
+def test_who_sees_no_colours_still_sees_what_ran() -> None:
+    ran, skipped = ([lightness(look.PALETTE[i]) for i in shades] for shades in (look.ROUTED_RAN, look.ROUTED_SKIPPED))
+    assert max(ran) < min(skipped)
+    assert lightness(look.PALETTE[look.RAN]) < lightness(look.PALETTE[look.SKIPPED])
+    for shades in (ran, skipped):
+        assert shades == sorted(shades, reverse=True)
+
+
+def test_ink_is_read_on_every_depth() -> None:
+    for colour in look.DEPTHS:
+        assert (lightness(colour) + 0.05) / (lightness(look.INK) + 0.05) > 4.5
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        (" river", "river"),
+        (" ", "␣"),
+        ("  ", "␣␣"),
+        ("\n\n", "↵↵"),
+        ("\tx", "⇥x"),
+        ("\u202eabc\x00", "\\u202eabc\\x00"),
+        ("a" * 14, "a" * 14),
+        ("a" * 15, "a" * 13 + "…"),
+        ("", "#7"),
+        (None, "7"),
+    ],
+)
+def test_labels(text: str | None, expected: str) -> None:
+    assert look.label(Token(id=7, text=text, is_prompt=True)) == expected
+
+
+def test_what_is_told_of_a_trace(make_trace: Callable[..., Trace]) -> None:
+    trace = make_trace(2, [1], 3, 5)
+    share = trace.routed[0].rate
+    assert look.headline(trace) == f"mod: {1 + share:.1f} of 2 layers per token"
+    counted = "tokens: 3 of the prompt, 5 generated and fed back"
+    assert look.facts(trace) == f"{counted}; routed layers ran {100 * share:.0f} % of tokens; overflow 2"
+    skipping = make_trace(2, [], 3, 5).model_copy(update={"strategy": "unified-skip", "speedup": "1.5"})
+    assert look.headline(skipping) == "unified-skip at ratio 1.5: 2.0 of 2 layers per token"
+    assert look.facts(skipping) == counted
+    assert [words for _, words in look.meanings(skipping)] == ["ran"]

@@ -1,0 +1,95 @@
+"""The HTML page: it parses, needs nothing else, tells every cell, and shows texts as texts."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from html.parser import HTMLParser
+
+import pytest
+
+from dynexport.exporter.trace import Trace, html
+
+MakeTrace = Callable[..., Trace]
+VOID = {"meta", "br", "link", "img"}
+
+
+class Page(HTMLParser):
+    """Tags, attributes and text of a page in which every tag is closed in its turn."""
+
+    def __init__(self, content: bytes) -> None:
+        super().__init__(convert_charrefs=True)
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.text = ""
+        self._open: list[str] = []
+        self.feed(content.decode())
+        self.close()
+        assert not self._open
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+        if tag not in VOID:
+            self._open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self._open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        self.text += data
+
+    def titles(self, tag: str) -> list[str]:
+        """What hovering over such tags tells."""
+        return [attributes["title"] or "" for name, attributes in self.tags if name == tag and "title" in attributes]
+
+
+def test_hovering_tells_token_layer_score_and_margin(make_trace: MakeTrace) -> None:
+    trace = make_trace(3, [1], 2, 3, [" a", " b"])
+    page = Page(html.render(trace))
+    titles = page.titles("td")
+    assert len(titles) == 3 * 5
+    assert titles[0] == "“ a”, token 0; layer 2: ran"
+    ran = "ran" if trace.ran[1][1] else "did not run"
+    score, margin = trace.scores[0][1], trace.margins[0][1]
+    assert titles[5 + 1] == f"“ b”, token 1; layer 1: {ran}; score {score:.3g}, margin {margin:.3g}"
+    assert page.titles("span")[4] == f"token 4: “ a”, id 4; ran in {trace.depth[4]} of 3 layers"
+    classes = [str(attributes.get("class")) for tag, attributes in page.tags if tag == "td" and "title" in attributes]
+    assert [name.endswith(" first") for name in classes] == [False, False, True, False, False] * 3
+
+
+def test_the_page_needs_nothing_else(make_trace: MakeTrace) -> None:
+    page = Page(html.render(make_trace(3, [1], 2, 3)))
+    assert {tag for tag, _ in page.tags}.isdisjoint({"script", "link", "img", "iframe", "object", "base"})
+    names = {name for _, attributes in page.tags for name in attributes}
+    assert names <= {
+        "class", "title", "style", "lang", "charset", "name", "content", "scope", "colspan", "http-equiv",
+    }  # fmt: skip
+    assert "url(" not in page.text and "@import" not in page.text
+    assert "default-src 'none'" in str(page.tags)
+
+
+@pytest.mark.parametrize(
+    "hostile", ["</span><script>alert(1)</script>", '" onmouseover="alert(1)', "{{ look }}", "&lt;"]
+)
+def test_texts_are_texts(make_trace: MakeTrace, hostile: str) -> None:
+    page = Page(html.render(make_trace(2, [1], 1, 2, [hostile, "\x1b[31m\u202e"])))
+    assert hostile in page.text
+    assert any(hostile in title for title in page.titles("td"))
+    assert "script" not in {tag for tag, _ in page.tags}
+    assert not any(name.startswith("on") for _, attributes in page.tags for name in attributes)
+    assert "\\x1b[31m\\u202e" in page.text and "\x1b" not in page.text and "\u202e" not in page.text
+
+
+def test_the_text_reads_as_text(make_trace: MakeTrace) -> None:
+    assert "Once upon↵\n a" in Page(html.render(make_trace(1, [], 1, 4, ["Once", " upon", "\n", " a"]))).text
+    assert ">0</span> <" in html.render(make_trace(1, [], 1, 1, [None])).decode()
+
+
+@pytest.mark.parametrize(("prompt", "new"), [(1, 0), (0, 2), (3, 300)])
+def test_any_number_of_tokens(make_trace: MakeTrace, prompt: int, new: int) -> None:
+    page = Page(html.render(make_trace(3, [0, 2], prompt, new)))
+    assert len(page.titles("td")) == 3 * (prompt + new)
+    assert len(page.titles("tr")) >= 1
+
+
+def test_a_number_that_is_none(make_trace: MakeTrace) -> None:
+    trace = make_trace(1, [0], 1, 0).model_copy(update={"margins": ((None,),)})
+    assert Page(html.render(trace)).titles("td")[0].endswith("margin none")
