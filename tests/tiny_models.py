@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from safetensors.numpy import load_file, save_file
 
 LAYERS = 4
 VOCABULARY = 97
@@ -109,6 +112,32 @@ def save_model(directory: Path, family: str, config: dict[str, Any]) -> None:
     for parameter in model.parameters():
         parameter.data += 0.2 * torch.randn_like(parameter)
     model.save_pretrained(directory)
+
+
+def save_routed_model(directory: Path, model: Path, *, seed: int = 7) -> None:
+    """Save a copy of a model with a random router and predictor for every layer; two of them are declared as routed.
+
+    Scores come out on both sides of 0, so that decisions vary from token to token.
+    """
+    shutil.copytree(model, directory)
+    config = json.loads((directory / "config.json").read_text())
+    hidden = config.get("hidden_size") or config["n_embd"]
+    generator = np.random.default_rng(seed)
+    tensors = load_file(directory / "model.safetensors")
+    for layer in range(LAYERS):
+        shapes = {
+            "mod_router.weight": (1, hidden),
+            "mod_router.bias": (1,),
+            "mod_predictor.fc1.weight": (6, hidden),
+            "mod_predictor.fc1.bias": (6,),
+            "mod_predictor.fc2.weight": (1, 6),
+            "mod_predictor.fc2.bias": (1,),
+        }
+        for name, shape in shapes.items():
+            tensors[f"model.layers.{layer}.{name}"] = generator.normal(0, 0.3, shape).astype(np.float32)
+    save_file(tensors, directory / "model.safetensors")
+    config["dynexport"] = {"strategy": "mod", "routed_layers": [1, 3]}
+    (directory / "config.json").write_text(json.dumps(config))
 
 
 def random_rows(*lengths: int, vocabulary: int = VOCABULARY, seed: int = 3) -> list[list[int]]:

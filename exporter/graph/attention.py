@@ -31,14 +31,44 @@ class Attention(nn.Module):
         self, op: Any, hidden_states: ir.Value, step: LayerStep, cache: LayerCache
     ) -> tuple[ir.Value, LayerCache]:
         """hidden_states [B, S, hidden], or [1, N, hidden] -> (the same, the cache with the tokens appended)."""
+        projected = self.qkv_proj(op, hidden_states)
+        if step.ragged is not None:
+            projected = step.ragged.to_rows(op, projected)
+        output, present = self.attend(op, self.prepare(op, projected, step.rotation), step, cache)
+        if step.ragged is not None:
+            output = step.ragged.to_line(op, output, self.query_size)
+        return self.o_proj(op, output), present
+
+    def prepare(
+        self, op: Any, projected: ir.Value, rotation: Rotation | None
+    ) -> tuple[ir.Value, ir.Value | None, ir.Value | None]:
+        """query, key and value, normed and rotated; or all three packed as the first, where nothing is to be done."""
         a = self.architecture
-        query, key, value = self._project(op, hidden_states, step)
+        rotation = rotation if a.rotary_layers[self.index] else None
+        rotate_here = rotation is not None and not rotation.of_every_position
+        if not (a.qk_norm or rotate_here):
+            return projected, None, None
+        query, key, value = self.split(op, projected)
+        if a.qk_norm:
+            query = self._norm_heads(op, query, self.q_norm, a.heads)
+            key = self._norm_heads(op, key, self.k_norm, a.kv_heads)
+        if rotation is not None and rotate_here:
+            query, key = self._rotate(op, query, a.heads, rotation), self._rotate(op, key, a.kv_heads, rotation)
+        return query, key, value
+
+    def attend(
+        self,
+        op: Any,
+        prepared: tuple[ir.Value, ir.Value | None, ir.Value | None],
+        step: LayerStep,
+        cache: LayerCache,
+    ) -> tuple[ir.Value, LayerCache]:
+        """Append and attend: ([B, S, heads * head_dim], the cache with the tokens appended)."""
+        a = self.architecture
         position, bias = self._positions(op, step, cache)
         rotation = step.rotation if a.rotary_layers[self.index] else None
         inputs = AttentionInputs(
-            query,
-            key,
-            value,
+            *prepared,
             cache.key,
             cache.value,
             step.last_index,
@@ -49,28 +79,11 @@ class Attention(nn.Module):
         output, present_key, present_value = self.target.attention(
             op, inputs, heads=a.heads, kv_heads=a.kv_heads, scale=a.scale, softcap=a.attention_softcap
         )
-        if step.ragged is not None:
-            output = step.ragged.to_line(op, output, self.query_size)
-        return self.o_proj(op, output), LayerCache(present_key, present_value, position)
+        return output, LayerCache(present_key, present_value, position)
 
-    def _project(
-        self, op: Any, hidden_states: ir.Value, step: LayerStep
-    ) -> tuple[ir.Value, ir.Value | None, ir.Value | None]:
-        """query, key and value; or all three packed as the first, where nothing has to be done to them apart."""
-        a = self.architecture
-        projected = self.qkv_proj(op, hidden_states)
-        if step.ragged is not None:
-            projected = step.ragged.to_rows(op, projected)
-        rotation = step.rotation if a.rotary_layers[self.index] else None
-        rotate_here = rotation is not None and not rotation.of_every_position
-        if not (a.qk_norm or rotate_here):
-            return projected, None, None
+    def split(self, op: Any, projected: ir.Value) -> tuple[ir.Value, ir.Value, ir.Value]:
+        """query, key and value of what the one projection gave."""
         query, key, value = op.Split(projected, [self.query_size, self.kv_size, self.kv_size], axis=-1, _outputs=3)
-        if a.qk_norm:
-            query = self._norm_heads(op, query, self.q_norm, a.heads)
-            key = self._norm_heads(op, key, self.k_norm, a.kv_heads)
-        if rotation is not None and rotate_here:
-            query, key = self._rotate(op, query, a.heads, rotation), self._rotate(op, key, a.kv_heads, rotation)
         return query, key, value
 
     def _norm_heads(self, op: Any, x: ir.Value, norm: Norm, heads: int) -> ir.Value:

@@ -43,11 +43,11 @@ def build_graph(
     graph = ir.Graph([], [], nodes=[], name=plan.name, opset_imports=dict(target.opset_imports))
     builder = GraphBuilder(graph)
     count = len(plan.layers)
-    input_ids = _input(graph, "input_ids", INT64, ["B", "S"])
-    position_ids = _input(graph, "position_ids", INT64, ["B", "S"])
-    cache_lengths = _input(graph, "cache_lengths", INT64, [count, "B"])
-    active = _input(graph, "layer_active", BOOL, [count]) if plan.conditional else None
-    logits_indices = _input(graph, "logits_indices", INT64, ["B", "K"])
+    input_ids = add_input(graph, "input_ids", INT64, ["B", "S"])
+    position_ids = add_input(graph, "position_ids", INT64, ["B", "S"])
+    cache_lengths = add_input(graph, "cache_lengths", INT64, [count, "B"])
+    active = add_input(graph, "layer_active", BOOL, [count]) if plan.conditional else None
+    logits_indices = add_input(graph, "logits_indices", INT64, ["B", "K"])
     routing = (
         _routing(graph, builder.op, architecture, contract, plan, cache_lengths) if isinstance(contract, Mod) else None
     )
@@ -55,7 +55,7 @@ def build_graph(
 
     model = CausalLM(target, architecture, plan.layers)
     strategy.attach(model, contract, checkpoint, target)
-    _register_parameters(graph, model)
+    register_parameters(graph, model)
     step = Step.prepare(
         builder.op,
         architecture,
@@ -70,22 +70,22 @@ def build_graph(
     )
     logits, present = model(builder.op, input_ids, step, caches, logits_indices, strategy.run_layer)
 
-    expected = _value("logits", FLOAT, ["B", "K", architecture.vocab_size])
-    _output(graph, logits, "logits", expected)
+    expected = typed_value("logits", FLOAT, ["B", "K", architecture.vocab_size])
+    add_output(graph, logits, "logits", expected)
     for i in plan.layers:
         for past, value in zip(caches[i].values(), present[i].values(), strict=True):
             name = str(past.name).replace("past_key_values", "present")
-            _output(graph, value, name, past)
+            add_output(graph, value, name, past)
     if routing is not None:
         for name, value in outputs(builder.op, routing).items():
             shape: list[int | str] = [len(routing.routes), "B", "S"]
             dtype = {"routes": BOOL, "overflow": INT64}.get(name, FLOAT)
-            _output(graph, value, name, _value(name, dtype, shape[:2] if name == "overflow" else shape))
+            add_output(graph, value, name, typed_value(name, dtype, shape[:2] if name == "overflow" else shape))
         check_structure(graph, architecture, routing)
     return ir.Model(graph, ir_version=IR_VERSION, producer_name="dynexport"), model
 
 
-def _register_parameters(graph: ir.Graph, model: CausalLM) -> None:
+def register_parameters(graph: ir.Graph, model: CausalLM) -> None:
     """Put every weight into the graph under its full name.
 
     onnxscript would name a parameter when it is first used, by the scope of the outermost builder: inside an ``If``
@@ -97,17 +97,19 @@ def _register_parameters(graph: ir.Graph, model: CausalLM) -> None:
         parameter._realized = True
 
 
-def _value(name: str, dtype: ir.DataType, shape: Sequence[int | str]) -> ir.Value:
+def typed_value(name: str, dtype: ir.DataType, shape: Sequence[int | str]) -> ir.Value:
+    """A value of this type and shape."""
     return ir.Value(name=name, type=ir.TensorType(dtype), shape=ir.Shape(shape))
 
 
-def _input(graph: ir.Graph, name: str, dtype: ir.DataType, shape: Sequence[int | str]) -> ir.Value:
-    value = _value(name, dtype, shape)
+def add_input(graph: ir.Graph, name: str, dtype: ir.DataType, shape: Sequence[int | str]) -> ir.Value:
+    """A new input."""
+    value = typed_value(name, dtype, shape)
     graph.inputs.append(value)
     return value
 
 
-def _output(graph: ir.Graph, value: ir.Value, name: str, like: ir.Value) -> None:
+def add_output(graph: ir.Graph, value: ir.Value, name: str, like: ir.Value) -> None:
     """Make a value an output, with the type and shape of another."""
     value.name, value.type, value.shape = name, like.type, like.shape
     graph.outputs.append(value)
@@ -122,9 +124,9 @@ def _routing(
         contract,
         plan.layers,
         cache_lengths,
-        _input(graph, "token_counts", INT64, ["B"]),
-        _input(graph, "forced_routes", INT64, [count, "B", "S"]),
-        _input(graph, "is_prompt", BOOL, []) if contract.prefill == "topk" else None,
+        add_input(graph, "token_counts", INT64, ["B"]),
+        add_input(graph, "forced_routes", INT64, [count, "B", "S"]),
+        add_input(graph, "is_prompt", BOOL, []) if contract.prefill == "topk" else None,
         slots=contract.slots(architecture.max_length),
         padded=plan.padded,
     )
@@ -136,7 +138,7 @@ def _cache(
     routed = isinstance(contract, Mod) and layer in contract.routed_layers
     slots = "M_routed" if routed else "M"
     shape: list[int | str] = ["B", architecture.kv_heads, slots, architecture.head_dim]
-    key, value = (_input(graph, f"past_key_values.{layer}.{part}", FLOAT, shape) for part in ("key", "value"))
+    key, value = (add_input(graph, f"past_key_values.{layer}.{part}", FLOAT, shape) for part in ("key", "value"))
     if plan.contiguous or not architecture.needs_key_positions(layer):
         return LayerCache(key, value)
-    return LayerCache(key, value, _input(graph, f"past_key_values.{layer}.position", INT64, ["B", slots]))
+    return LayerCache(key, value, add_input(graph, f"past_key_values.{layer}.position", INT64, ["B", slots]))

@@ -41,9 +41,13 @@ class DecoderLayer(nn.Module):
     ) -> tuple[ir.Value, LayerCache]:
         """hidden_states float32 [B, S, hidden] -> (the same after the layer, the cache after the layer)."""
         attention, present = self.self_attn(op, self.input_layernorm(op, hidden_states), step, cache)
+        return self.after_attention(op, hidden_states, attention), present
+
+    def after_attention(self, op: Any, hidden_states: ir.Value, attention: ir.Value) -> ir.Value:
+        """The layer's output from its input and what attention made of that, both [B, S, hidden]."""
         if self.architecture.residual == "parallel":
             mlp = self.mlp(op, self.post_attention_layernorm(op, hidden_states))
-            return op.Add(op.Add(mlp, attention), hidden_states), present
+            return op.Add(op.Add(mlp, attention), hidden_states)
         if self.architecture.post_norms:
             attention = self.post_attention_layernorm(op, attention)
             normed, residual = self.pre_feedforward_layernorm(op, attention, hidden_states)
@@ -51,7 +55,7 @@ class DecoderLayer(nn.Module):
         else:
             normed, residual = self.post_attention_layernorm(op, attention, hidden_states)
             mlp = self.mlp(op, normed)
-        return op.Add(residual, mlp), present
+        return op.Add(residual, mlp)
 
 
 RunLayer = Callable[[Any, DecoderLayer, ir.Value, Step, LayerCache], tuple[ir.Value, LayerCache]]
@@ -127,9 +131,13 @@ class CausalLM(nn.Module):
     ) -> tuple[ir.Value, dict[int, LayerCache]]:
         """logits float32 [B, K, vocab] of the tokens at logits_indices int64 [B, K], and the caches after the step."""
         hidden_states, present = self.model(op, input_ids, step, caches, logits_indices, run_layer)
+        return self.head(op, hidden_states), present
+
+    def head(self, op: Any, hidden_states: ir.Value) -> ir.Value:
+        """Normed hidden states [B, K, hidden] -> logits float32 [B, K, vocab]."""
         a = self.architecture
         tied = a.tied_embeddings
         logits = self.model.embed_tokens.attend(op, hidden_states) if tied else self.lm_head(op, hidden_states)
         if a.logits_softcap is not None:
             logits = op.Mul(op.Tanh(op.Div(logits, a.logits_softcap)), a.logits_softcap)
-        return logits, present
+        return logits

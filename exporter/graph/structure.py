@@ -3,8 +3,8 @@
 A number of tokens. Stock export turns ``k = int(capacity * S)`` into the k of its example, and the graph is right at
 that one length. So every operand that sets a size or a place along an axis - k of TopK, ends of Slice, limits of
 Range, target shapes, lengths that attention is told - has to come from the inputs of a run; a constant may stand in it
-only where its axis cannot be that of tokens, and in the integer arithmetic before it only 0, 1 and what the contract
-declares. Not seen: a number of tokens that happens to be one of those.
+only where its axis cannot be that of tokens. In the integer arithmetic before it, and where integers are compared, only
+0, 1 and what contract and model declare may stand. Not seen: a number of tokens that happens to be one of those.
 
 A decision by what is not known yet. From the hidden states that enter a layer to its routes, causally, there may only
 be operators that treat every token by itself, and the running sum over earlier ones; ``is_prompt`` alone may let top-k
@@ -13,6 +13,7 @@ in. Not looked at: whether the layer's attention is causal, which is the kernel'
 
 from __future__ import annotations
 
+from enum import Enum
 from fractions import Fraction
 
 import onnx_ir as ir
@@ -40,6 +41,7 @@ _SIZES: dict[str, dict[int, frozenset[int]]] = {
 }
 _ARITHMETIC = ("Add", "Sub", "Mul", "Div", "Mod", "Min", "Max")
 _NOT_COUNTED = (ir.DataType.BOOL, ir.DataType.FLOAT, ir.DataType.FLOAT16)
+_PICKS = ("Gather", "GatherElements", "GatherND")
 _COMPARISONS = ("Equal", "Greater", "GreaterOrEqual", "Less", "LessOrEqual")
 _LOGIC = ("And", "Not", "Or", "Where", "Xor")
 _ELEMENT_BY_ELEMENT = {*_ARITHMETIC, *_COMPARISONS, *_LOGIC, "Abs", "Cast", "Identity", "Neg", "Sigmoid"}
@@ -101,11 +103,13 @@ class _Sizes:
     def __init__(self, graph: ir.Graph, architecture: Architecture, contract: Mod) -> None:
         a, share = architecture, Fraction(str(contract.capacity))
         self._max_length = a.max_length
+        self._windows = {-window for window in a.windows if window is not None}
         self._features: set[tuple[int | None, ...]] = {()}
         for heads in (a.heads, a.kv_heads):
             self._features |= {(heads, a.head_dim), (heads * a.head_dim,)}
-        declared = {contract.slots(a.max_length), share.numerator, share.denominator, share.denominator - 1}
-        self._declared = {0, 1} | declared
+        self._declared = {0, 1, contract.slots(a.max_length), share.numerator, share.denominator}
+        if contract.rounding == "ceil":
+            self._declared.add(share.denominator - 1)
         self._of_the_run = _of_the_run(graph)
 
     def check(self, node: ir.Node) -> None:
@@ -116,6 +120,8 @@ class _Sizes:
             self._check_split(node)
         elif node.op_type == "Gather":
             self._check_gather(node)
+        elif node.op_type in _COMPARISONS:
+            self._check_comparison(node)
         for place, fixed in _SIZES.get(node.op_type, {}).items():
             if node.op_type == "Range" and place == 1:  # the rotary angles of all positions
                 fixed = fixed | {self._max_length}
@@ -146,7 +152,7 @@ class _Sizes:
             if value in seen or producer is None or producer.op_type == "Shape" or value.dtype in _NOT_COUNTED:
                 continue
             seen.add(value)
-            for operand in producer.inputs:
+            for operand in producer.inputs[: 1 if producer.op_type in _PICKS else None]:
                 if operand is None:
                     continue
                 if operand in self._of_the_run:
@@ -154,6 +160,17 @@ class _Sizes:
                 elif producer.op_type in _ARITHMETIC and not {*(_integers(operand) or [-1])} <= self._declared:
                     raise _broken(
                         producer, f"{operand.name}: not among the contract's numbers, and a size of {node.name} follows"
+                    )
+
+    def _check_comparison(self, node: ir.Node) -> None:
+        """A rank below a constant is a capacity that was baked in."""
+        if any(operand is None or operand.dtype in _NOT_COUNTED for operand in node.inputs):
+            return
+        for operand in node.inputs:
+            for number in self._elements(node, operand):
+                if number is not None and number not in self._declared | self._windows:
+                    raise _broken(
+                        node, f"compares with the constant {number}, which neither contract nor model declare"
                     )
 
     def _check_reshape(self, node: ir.Node) -> None:
@@ -199,53 +216,69 @@ def _known(shape: ir.Node) -> bool:
     return all(isinstance(dim, int) for dim in dims)
 
 
+class _Layout(Enum):
+    """Of what follows from hidden states, by what its last axis counts; NONE for what does not follow."""
+
+    NONE = 0
+    FEATURES = 1  # [B, S, features]
+    TOKENS = 2  # [1, B, S]
+
+
 class _Decisions:
     """The way from the hidden states that enter a layer, under the name ``entrance``, to its routes."""
 
     def __init__(self, entrance: str, is_prompt: ir.Value | None) -> None:
         self._entrance, self._is_prompt = entrance, is_prompt
-        self._seen: dict[ir.Value, bool] = {}
+        self._seen: dict[ir.Value, _Layout] = {}
 
-    def check(self, routes: ir.Value) -> None:
-        """Refuse what could let a token decide about an earlier one, or decisions by anything but the layer's input."""
-        self._by_tokens(routes)
-
-    def _by_tokens(self, value: ir.Value) -> bool:
-        """Whether a value follows from hidden states."""
+    def check(self, value: ir.Value) -> _Layout:
+        """Refuse what could let a token decide about an earlier one, or what follows from more than the entrance."""
         if value.name == self._entrance:
-            return True
+            return _Layout.FEATURES
         if value not in self._seen:
-            self._seen[value] = self._follows(value)
+            self._seen[value] = self._follow(value)
         return self._seen[value]
 
-    def _follows(self, value: ir.Value) -> bool:
+    def _follow(self, value: ir.Value) -> _Layout:
         node = value.producer()
         if node is None:
             if value.name in _DECIDED_WITH or value.is_initializer():
-                return False
-            raise BrokenGraph(f"{value.name}: routes follow from it and not from {self._entrance} alone")
+                return _Layout.NONE
+            raise BrokenGraph(f"{value.name}: routes follow from it, and not from {self._entrance} alone")
         operands = [operand for operand in node.inputs if operand is not None]
         chosen_by_top_k = node.op_type == "And" and any(operand is self._is_prompt for operand in operands)
         if node.op_type == "Shape" or chosen_by_top_k:
-            return False
-        followed = [self._by_tokens(operand) for operand in operands]
-        if any(followed) and not _one_by_one(node, followed):
+            return _Layout.NONE
+        layouts = [self.check(operand) for operand in operands]
+        if not {*layouts} - {_Layout.NONE}:
+            return _Layout.NONE
+        layout = _one_by_one(node, layouts)
+        if layout is None:
             raise _broken(node, "a token may decide about an earlier one here, on the way to the routes")
-        return any(followed)
+        return layout
 
 
-def _one_by_one(node: ir.Node, followed: list[bool]) -> bool:
-    """Whether each token's result follows from that token, or from earlier ones of its row."""
-    if node.op_type == "CumSum":  # over [1, B, S]
-        return _integers(node.inputs[1]) in ([2], [-1]) and not _attribute(node, "reverse", 0)
-    if node.op_type == "Reshape":  # from [B, S, 1]
-        return _leads_with_one(node.inputs[1]) and not any(followed[1:])
-    if node.op_type in ("MatMul", "FusedMatMul"):
-        turned = any(_attribute(node, name, 0) for name in ("transA", "transBatchA", "transBatchB"))
-        return not any(followed[1:]) and not turned
-    if node.op_type in ("RMSNormalization", "LayerNormalization"):
-        return _attribute(node, "axis", -1) == -1 and not any(followed[1:])
-    return node.op_type in _ELEMENT_BY_ELEMENT
+def _one_by_one(node: ir.Node, layouts: list[_Layout]) -> _Layout | None:
+    """The layout of results that follow, each, from that token and from earlier ones of its row; None for others."""
+    if node.op_type in _ELEMENT_BY_ELEMENT:
+        followed = {*layouts} - {_Layout.NONE}
+        return followed.pop() if len(followed) == 1 else None
+    if any(layout != _Layout.NONE for layout in layouts[1:]):
+        return None
+    if layouts[0] == _Layout.TOKENS:
+        forward = node.op_type == "CumSum" and not _attribute(node, "reverse", 0)
+        return _Layout.TOKENS if forward and _integers(node.inputs[1]) in ([2], [-1]) else None
+    if node.op_type == "Reshape":
+        return _Layout.TOKENS if _leads_with_one(node.inputs[1]) else None
+    turned = any(_attribute(node, name, 0) for name in ("transA", "transBatchA", "transBatchB"))
+    over_features = (node.op_type in ("MatMul", "FusedMatMul") and not turned) or (
+        node.op_type in ("RMSNormalization", "LayerNormalization") and _attribute(node, "axis", -1) == -1
+    )
+    return _Layout.FEATURES if over_features and _is_weight(node.inputs[1]) else None
+
+
+def _is_weight(value: ir.Value | None) -> bool:
+    return value is not None and value.is_initializer()
 
 
 def _leads_with_one(shape: ir.Value | None) -> bool:

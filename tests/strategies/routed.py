@@ -1,0 +1,140 @@
+"""A conversation forced through a routed bundle and through PyTorch: every decision and every logit compared.
+
+A prompt, generated tokens, a second prompt on top of the same cache, generated tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from tiny_models import random_rows
+
+from dynexport.exporter.reference.mod import ModReference, RowRoutes
+from dynexport.runtime.cache import Cache
+from dynexport.runtime.decoder import CHUNK, Decoder
+
+CONTEXT = 48
+# Nearer to the other decision, rounding may decide.
+NEAR = 1e-5
+Part = list[list[int]]
+
+
+@dataclass(frozen=True)
+class Talk:
+    """Prompts and generated tokens in turn, each a list of token ids by row."""
+
+    parts: tuple[Part, ...]
+
+    @classmethod
+    def random(cls, *lengths: Sequence[int], seed: int = 0) -> Talk:
+        """Random tokens; each part's lengths by row, those of a generated part alike."""
+        return cls(tuple(random_rows(*part, seed=seed + number) for number, part in enumerate(lengths)))
+
+    def of_rows(self, rows: Sequence[int]) -> Talk:
+        return Talk(tuple([part[row] for row in rows] for part in self.parts))
+
+    @property
+    def rows(self) -> list[list[int]]:
+        """All tokens of every row."""
+        return [[token for part in row for token in part] for row in zip(*self.parts, strict=True)]
+
+    @property
+    def prompted(self) -> list[list[tuple[int, int]]]:
+        """Of every row, where its prompts stand."""
+        spans = []
+        for row in zip(*self.parts, strict=True):
+            bounds = np.cumsum([0, *map(len, row)]).tolist()
+            spans.append([(bounds[i], bounds[i + 1]) for i in range(0, len(row), 2)])
+        return spans
+
+
+@dataclass(frozen=True)
+class Row:
+    """What became of one row.
+
+    Attributes:
+        logits: float32 [tokens, vocabulary].
+        chosen, scores, margins: [R, tokens].
+        overflow: int64 [R].
+    """
+
+    logits: np.ndarray
+    chosen: np.ndarray
+    scores: np.ndarray
+    margins: np.ndarray
+    overflow: np.ndarray
+
+
+def follow(
+    decoder: Decoder,
+    talk: Talk,
+    *,
+    chunk: int = CHUNK,
+    forced: Sequence[np.ndarray] | None = None,
+    cache: Cache | None = None,
+) -> list[Row]:
+    """Take all rows of a conversation as one batch.
+
+    Args:
+        forced: bool [R, all tokens] by row.
+    """
+    count = len(talk.parts[0])
+    cache = decoder.cache(count, CONTEXT, record=True) if cache is None else cache
+    logits: list[list[np.ndarray]] = [[] for _ in range(count)]
+    for number, part in enumerate(talk.parts):
+        if number % 2 == 0:
+            found = decoder.prefill(cache, part, chunk=chunk, all_logits=True, forced=_next(forced, cache, part))
+            for row, of_row in zip(logits, found, strict=True):
+                row.append(of_row)
+            continue
+        for tokens in zip(*part, strict=True):
+            wishes = _next(forced, cache, [[token] for token in tokens])
+            wish = None if wishes is None else np.concatenate(wishes, axis=1)
+            found = decoder.step(cache, tokens, decoder.bundle.speedup(None), forced=wish)
+            for row, of_row in zip(logits, found, strict=True):
+                row.append(of_row[None])
+    return [finished(decoder, cache, row, parts) for row, parts in enumerate(logits)]
+
+
+def finished(decoder: Decoder, cache: Cache, row: int, logits: list[np.ndarray]) -> Row:
+    """A row of a recorded cache."""
+    log, routed = cache.logs[row], list(decoder.manifest.routed.layers)
+    ran, scores, margins = (np.concatenate(part, axis=1) for part in (log.ran, log.scores, log.margins))
+    assert np.delete(ran, routed, axis=0).all(), "a layer without a router left tokens out"
+    assert (cache.lengths[:, row] == ran.sum(1)).all(), "entries"
+    return Row(np.concatenate(logits), ran[routed], scores, margins, cache.overflow[:, row].copy())
+
+
+def _next(forced: Sequence[np.ndarray] | None, cache: Cache, part: Part) -> list[np.ndarray] | None:
+    if forced is None:
+        return None
+    starts = zip(forced, cache.positions.tolist(), part, strict=True)
+    return [wish[:, seen : seen + len(tokens)] for wish, seen, tokens in starts]
+
+
+def error(found: Row, golden: ModReference, talk: Talk, row: int, expected: tuple[np.ndarray, RowRoutes]) -> float:
+    """Largest error of a row's logits in units of their standard deviation; its decisions are asserted.
+
+    Where rounding has taken a near-tie the other way, what follows is compared with the reference forced along.
+    """
+    logits, routes = expected
+    differ = np.argwhere(found.chosen != routes.chosen)
+    if len(differ):
+        layer, token = differ[0]
+        assert routes.margin[layer, token] < NEAR, (row, layer, token, routes.margin[layer, token])
+        part = talk.of_rows([row])
+        [logits], _ = golden.routed_logits(part.rows, part.prompted, [found.chosen])
+    else:
+        assert (found.overflow == routes.overflow).all(), (row, found.overflow, routes.overflow)
+        scale = np.abs(routes.score).max() + 1
+        assert np.abs(found.scores - routes.score).max() / scale < 1e-4
+        _same_margins(found.margins, routes.margin, scale)
+    return float(np.abs(found.logits - logits).max() / logits.std())
+
+
+def _same_margins(found: np.ndarray, expected: np.ndarray, scale: float) -> None:
+    assert (np.isinf(found) == np.isinf(expected)).all()
+    finite = np.isfinite(expected)
+    assert np.abs(found[finite] - expected[finite]).max(initial=0) / scale < 1e-4
