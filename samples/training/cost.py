@@ -1,0 +1,28 @@
+"""Floating-point operations of a model whose layers run some of the tokens, counted from its matrix products."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+# A backward pass multiplies twice where the forward pass multiplies once.
+TRAINING = 3
+
+
+def forward_flops(config: Any, tokens: int, ran: Sequence[int], routers: int = 0) -> int:
+    """One row's forward pass; a multiplication and its addition are two operations.
+
+    Norms, activations, softmax and rotary embedding are left out, as are products that the causal mask discards.
+
+    Args:
+        config: a transformers ``LlamaConfig``.
+        tokens: of the row; each one passes the head.
+        ran: for each layer, how many of the tokens run in it; they attend to each other.
+        routers: multiplications of all routers and predictors for one token.
+    """
+    hidden, heads = config.hidden_size, config.num_attention_heads * config.head_dim
+    keys = config.num_key_value_heads * config.head_dim
+    matrices = hidden * (2 * heads + 2 * keys + 3 * config.intermediate_size)
+    attended = [count * (count + 1) // 2 for count in ran]
+    layers = sum(ran) * matrices + sum(attended) * 2 * heads
+    return 2 * (layers + tokens * (hidden * config.vocab_size + routers))
