@@ -1,5 +1,8 @@
 """Mixture-of-Depths against its dense twin on a model that is bound by memory: random weights, about 280 M parameters.
 
+Each bundle runs in a process of its own (two sessions in one process would share its cores), twin and routed in turn;
+medians of the ratios of neighbours are reported.
+
 Writes the figures as JSON and draws docs/images/mod-speed.svg from them: decoding against the share of routed layers
 that every token is made to skip, at several batches, and prompts at a realised capacity of 12.5 %. docs/benchmarks.md
 quotes them.
@@ -9,6 +12,10 @@ from __future__ import annotations
 
 import argparse
 import json
+import statistics
+import subprocess
+import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -65,42 +72,73 @@ def save_model(directory: Path) -> None:
     (directory / "config.json").write_text(json.dumps(config))
 
 
-def measure(directory: Path, threads: int, repeats: int) -> dict[str, Any]:
-    """Convert the model with and without its routers, and measure."""
-    bundles = {}
+def convert_both(directory: Path) -> None:
+    """The model with and without its routers."""
     for strategy in ("mod", "dense"):
         convert(directory / "model", directory / strategy, strategy=strategy, golden=False)
-        bundles[strategy] = Bundle.open(directory / strategy)
-    common = {"baseline": bundles["dense"], "threads": threads}
+
+
+def measure(directory: Path, threads: int, pairs: int) -> dict[str, Any]:
+    """Decoding at every batch and skip rate, prompts at every length."""
     found: dict[str, Any] = {"decode": {}, "prefill": {}}
     for batch in BATCHES:
-        done = benchmark(
-            bundles["mod"],
-            batch=batch,
-            prompt_tokens=64,
-            new_tokens=16,
-            skip_rates=RATES,
-            repeats=repeats if batch == 1 else max(3, repeats // 2),
-            **common,
-        )
-        found["decode"][batch] = done.model_dump()
-        print(f"decoding, batch {batch}:", _figures(done.model_dump(), "speedup", "ideal_speedup"), flush=True)
+        options = {"batch": batch, "prompt_tokens": 8, "new_tokens": 16, "repeats": 1, "threads": threads}
+        found["decode"][batch] = _compare(directory, options, RATES, pairs if batch == 1 else max(3, pairs // 2))
+        print(f"decoding, batch {batch}: {_figures(found['decode'][batch], 'speedup', 'ideal')}", flush=True)
     for tokens in PROMPTS:
-        done = benchmark(
-            bundles["mod"],
-            prompt_tokens=tokens,
-            new_tokens=1,
-            skip_rates=[1 - CAPACITY],
-            repeats=repeats if tokens < 1000 else 3 if tokens < 4000 else 1,
-            **common,
-        )
-        found["prefill"][tokens] = done.model_dump()
-        print(f"{tokens} tokens:", _figures(done.model_dump(), "prefill_speedup", "prefill_ideal_speedup"), flush=True)
+        options = {"prompt_tokens": tokens, "new_tokens": 1, "repeats": 1, "threads": threads}
+        done = _compare(directory, options, (1 - CAPACITY,), 3 if tokens < 4000 else 1)
+        found["prefill"][tokens] = done
+        print(f"{tokens} tokens: {_figures(done, 'prefill_speedup', 'prefill_ideal')}", flush=True)
     return found
 
 
-def _figures(done: dict[str, Any], *names: str) -> str:
-    return "; ".join(f"{row['name']} " + "/".join(f"{row[name]:.2f}" for name in names) for row in done["results"])
+def _compare(directory: Path, options: dict[str, int], rates: Sequence[float], pairs: int) -> list[dict[str, Any]]:
+    """Rows "dense" (the twin), "all" (no layer skipped), "routed" and "skip ..", as medians over pairs."""
+    rounds = []
+    for _ in range(pairs):
+        (dense,) = _run(directory / "dense", options, ())
+        rounds.append([dense | {"name": "dense"}, *_run(directory / "mod", options, rates)])
+    rows = []
+    for ways in zip(*rounds, strict=True):
+        twins = [ways_of_round[0] for ways_of_round in rounds]
+        rows.append(
+            {
+                "name": "all" if ways[0]["name"] == "dense" and rows else ways[0]["name"],
+                "milliseconds": statistics.median(way["decode_milliseconds"] for way in ways),
+                "speedup": _median_ratio(twins, ways, "decode_milliseconds"),
+                "ideal": statistics.median(_bytes(twin) / _bytes(way) for twin, way in zip(twins, ways, strict=True)),
+                "tokens_per_second": statistics.median(way["prefill_tokens_per_second"] for way in ways),
+                "prefill_speedup": _median_ratio(ways, twins, "prefill_tokens_per_second"),
+                "prefill_ideal": ways[0]["prefill_ideal_speedup"],
+            }
+        )
+    return rows
+
+
+def _median_ratio(upper: Sequence[dict[str, Any]], lower: Sequence[dict[str, Any]], figure: str) -> float:
+    return statistics.median(a[figure] / b[figure] for a, b in zip(upper, lower, strict=True))
+
+
+def _bytes(result: dict[str, Any]) -> float:
+    return float(result["gigabytes_per_second"] * result["decode_milliseconds"])
+
+
+def _run(bundle: Path, options: dict[str, int], rates: Sequence[float]) -> list[dict[str, Any]]:
+    """``benchmark`` in a process of its own."""
+    words = [sys.executable, __file__, "--worker", json.dumps([str(bundle), options, list(rates)])]
+    results: list[dict[str, Any]] = json.loads(subprocess.run(words, check=True, capture_output=True, text=True).stdout)
+    return results
+
+
+def _work(job: str) -> None:
+    path, options, rates = json.loads(job)
+    done = benchmark(Bundle.open(path), skip_rates=rates, **options)
+    print(json.dumps([result.model_dump() for result in done.results]))
+
+
+def _figures(rows: Sequence[dict[str, Any]], *names: str) -> str:
+    return "; ".join(f"{row['name']} " + "/".join(f"{row[name]:.2f}" for name in names) for row in rows)
 
 
 def draw(found: dict[str, Any], path: Path) -> None:
@@ -113,20 +151,18 @@ def draw(found: dict[str, Any], path: Path) -> None:
 
     figure, (left, right) = pyplot.subplots(1, 2, figsize=(9.5, 3.8), layout="constrained", width_ratios=[3, 2])
     for colour, (batch, done) in zip(("#0b6e99", "#c2571a", "#5b5b5b"), found["decode"].items(), strict=True):
-        rows = [row for row in done["results"] if row["name"].startswith("skip")]
+        rows = [row for row in done if row["name"].startswith("skip")]
         rates = [float(row["name"].removeprefix("skip ").removesuffix("%")) for row in rows]
-        left.plot(rates, [row["ideal_speedup"] for row in rows], "--", color=colour, linewidth=1)
+        left.plot(rates, [row["ideal"] for row in rows], "--", color=colour, linewidth=1)
         left.plot(rates, [row["speedup"] for row in rows], "o-", color=colour, label=f"batch {batch}")
     left.set_xlabel("routed layers that every token skips, % (half of the layers are routed)")
     left.set_ylabel("decode speed-up over the dense twin")
     left.legend(title="solid: measured\ndashed: ideal", frameon=False)
     names = list(found["prefill"])
-    rows = [done["results"][-1] for done in found["prefill"].values()]
+    rows = [done[-1] for done in found["prefill"].values()]
     places = np.arange(len(names))
     right.bar(places - 0.2, [row["prefill_speedup"] for row in rows], 0.4, color="#0b6e99", label="measured")
-    right.bar(
-        places + 0.2, [row["prefill_ideal_speedup"] for row in rows], 0.4, color="#c9d9e1", label="ideal by FLOPs"
-    )
+    right.bar(places + 0.2, [row["prefill_ideal"] for row in rows], 0.4, color="#c9d9e1", label="ideal by FLOPs")
     right.set_xticks(places, [f"{int(name):,}" for name in names])
     right.set_xlabel("tokens of the prompt, 12.5 % of them in a routed layer")
     right.set_ylabel("prefill speed-up")
@@ -146,15 +182,20 @@ def main() -> None:
         "--directory", type=Path, default=Path("build/mod-speed"), help="for model, bundles and figures"
     )
     parser.add_argument("--picture", type=Path, default=Path("build/mod-speed/mod-speed.svg"))
-    parser.add_argument("--threads", type=int, required=True)
-    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--pairs", type=int, default=7)
+    parser.add_argument("--worker", help=argparse.SUPPRESS)
     parser.add_argument("--draw", action="store_true", help="draw again from figures that are there")
     arguments = parser.parse_args()
+    if arguments.worker:
+        _work(arguments.worker)
+        return
     figures = arguments.directory / "figures.json"
     if not arguments.draw:
         if not (arguments.directory / "model" / "config.json").exists():
             save_model(arguments.directory / "model")
-        figures.write_text(json.dumps(measure(arguments.directory, arguments.threads, arguments.repeats), indent=1))
+        convert_both(arguments.directory)
+        figures.write_text(json.dumps(measure(arguments.directory, arguments.threads, arguments.pairs), indent=1))
     draw(json.loads(figures.read_text()), arguments.picture)
 
 

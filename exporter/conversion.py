@@ -18,7 +18,6 @@ from dynexport.exporter.architecture import Architecture
 from dynexport.exporter.bundle_writer import file_entry, replacing
 from dynexport.exporter.checkpoint import Checkpoint, open_checkpoint
 from dynexport.exporter.families import find_family, read_architecture
-from dynexport.exporter.graph.build import build_graph
 from dynexport.exporter.parity.golden import write_golden
 from dynexport.exporter.strategies import strategies
 from dynexport.exporter.targets.onnxruntime import OnnxRuntime
@@ -135,8 +134,8 @@ def _write_graphs(
     reader = WeightReader(checkpoint, find_family(checkpoint.config), architecture)
     graphs = []
     with WeightFile(part / m.WEIGHTS, progress) as weights:
-        for plan in strategy.graphs(kept, architecture.layers, static=static):
-            graph, modules = build_graph(architecture, strategy, OnnxRuntime(precision), plan, contract, checkpoint)
+        for plan in strategy.graphs(contract, kept, architecture.layers, static=static):
+            graph, modules = strategy.build(plan, architecture, OnnxRuntime(precision), contract, checkpoint)
             weights.store(modules, reader)
             ir.save(graph, part / f"{plan.name}.onnx")
             graphs.append(describe.describe_graph(graph, plan))

@@ -10,7 +10,7 @@ import onnx_ir as ir
 
 from dynexport.exporter.architecture import Architecture
 from dynexport.exporter.checkpoint import Checkpoint
-from dynexport.exporter.strategies.strategy import GraphPlan
+from dynexport.exporter.graph.plan import GraphPlan
 from dynexport.runtime import manifest as m
 from dynexport.runtime.contract import AnyContract, Mod
 from dynexport.runtime.errors import DynexportError
@@ -55,6 +55,8 @@ def describe_graph(model: ir.Model, plan: GraphPlan) -> m.Graph:
         file=f"{plan.name}.onnx",
         layers=plan.layers,
         conditional=plan.conditional,
+        role=plan.role,
+        step=plan.step,
         inputs=tuple(_tensor(value) for value in model.graph.inputs),
         outputs=tuple(_tensor(value) for value in model.graph.outputs),
     )

@@ -7,6 +7,7 @@ left out takes its default here; every field that is not known is an error, neve
 from __future__ import annotations
 
 import math
+from fractions import Fraction
 from typing import Annotated, Any, Literal
 
 from pydantic import (
@@ -27,6 +28,7 @@ CONTRACT_VERSION = 1
 # Numbers as JSON has them: neither true nor "2" is one.
 _Number = Annotated[float, Strict()]
 _Layer = Annotated[int, Strict()]
+_Switch = Annotated[bool, Strict()]
 SkipRule = Literal["official", "balanced", "modulo"]
 
 
@@ -144,8 +146,53 @@ class Mod(_Contract):
         return self.thresholds.get(layer, self.decision.threshold)
 
     def slots(self, max_length: int) -> int:
-        """Entries that a row may have in a routed layer's cache."""
-        return min(max_length, math.ceil(self.cache.capacity * max_length))
+        """Entries that a row may have in a routed layer's cache; the capacity is the decimal number as written."""
+        return min(max_length, math.ceil(Fraction(str(self.cache.capacity)) * max_length))
+
+
+class RadialRouter(_Contract):
+    """The router of a radial network: ``fc2(silu(fc1(rms_norm(h))))``, a score for every layer of the pool and exit.
+
+    Attributes:
+        hidden: units between fc1 and fc2.
+        shared: one router for all steps; or every step has its own.
+    """
+
+    hidden: _Layer = Field(default=64, ge=1)
+    shared: _Switch = True
+
+
+class Radial(_Contract):
+    """Radial Networks (arXiv 2404.04900): before every step a router sends each token to a layer of the pool, or out.
+
+    Attributes:
+        max_steps: steps after which every token leaves.
+        min_steps: exit is not allowed in the steps before this one.
+        exit: exit is a choice, the last score.
+        allow_reuse: a token may visit a layer again.
+        gate: "none": h = y; "probability": h + p (y - h), p the choice's probability among the allowed ones.
+        cache_policy: what a K/V entry belongs to. "step": its step, whichever layer made it; "layer": its layer, with
+            the step as a tag.
+    """
+
+    strategy: Literal["radial"] = "radial"
+    max_steps: _Layer = Field(default=12, ge=1)
+    min_steps: _Layer = Field(default=0, ge=0)
+    exit: _Switch = True
+    allow_reuse: _Switch = True
+    router: RadialRouter = RadialRouter()
+    gate: Literal["none", "probability"] = "none"
+    cache_policy: Literal["step", "layer"] = "step"
+
+    @model_validator(mode="after")
+    def _steps_in_order(self) -> Radial:
+        if self.min_steps > self.max_steps:
+            raise ValueError(f"min_steps: expected at most max_steps = {self.max_steps}, found {self.min_steps}")
+        return self
+
+    def choices(self, layers: int) -> int:
+        """How many scores a router gives over a pool of ``layers``: exit, where there is one, is the last."""
+        return layers + self.exit
 
 
 AnyContract = Dense | UnifiedSkip | Mod

@@ -13,7 +13,7 @@ from dynexport.runtime.cache import Cache
 from dynexport.runtime.contract import Mod
 from dynexport.runtime.engines.onnxruntime import Engine
 from dynexport.runtime.errors import DynexportError
-from dynexport.runtime.manifest import Speedup
+from dynexport.runtime.manifest import Manifest, Speedup
 from dynexport.runtime.routes import RowLog, StepRoutes
 
 Array = np.ndarray
@@ -40,8 +40,7 @@ class Decoder:
     def __init__(
         self, bundle: Bundle, threads: int | None = None, *, profile: Path | None = None, alone: bool = True
     ) -> None:
-        if threads is not None and not 1 <= threads <= _MOST_THREADS:
-            raise DynexportError(f"threads: expected 1..{_MOST_THREADS}, found {threads}")
+        check_threads(threads)
         self.bundle = bundle
         self.manifest = bundle.manifest
         self.threads = threads
@@ -80,7 +79,8 @@ class Decoder:
                 that the contract calls an error.
         """
         rows = [
-            self._checked(prompt, int(seen), cache.slots) for prompt, seen in zip(prompts, cache.positions, strict=True)
+            checked_prompt(self.manifest, prompt, int(seen), cache.slots)
+            for prompt, seen in zip(prompts, cache.positions, strict=True)
         ]
         wishes = [self._undecided(len(row)) for row in rows]
         if forced is not None:
@@ -233,16 +233,32 @@ class Decoder:
         (engine,) = self._engines.values()
         return engine.end_profiling()
 
-    def _checked(self, prompt: Tokens, seen: int, slots: int) -> Array:
-        ids = np.asarray(prompt, dtype=object)
-        if ids.size == 0:
-            raise DynexportError("prompt: expected at least one token, found none")
-        vocabulary = self.manifest.model.vocab_size
-        for value in ids.tolist():
-            if isinstance(value, bool) or not isinstance(value, Integral) or not 0 <= int(value) < vocabulary:
-                raise DynexportError(f"prompt: expected token ids 0..{vocabulary - 1}, found {value!r}")
-        if seen + len(ids) > slots:
-            raise DynexportError(
-                f"prompt: expected at most {slots - seen} tokens to fit the context of {slots}, found {len(ids)}"
-            )
-        return ids.astype(np.int64)
+
+def check_threads(threads: int | None) -> None:
+    """Raise DynexportError for a number of threads that makes no sense."""
+    if threads is not None and not 1 <= threads <= _MOST_THREADS:
+        raise DynexportError(f"threads: expected 1..{_MOST_THREADS}, found {threads}")
+
+
+def checked_prompt(manifest: Manifest, prompt: Tokens, seen: int, slots: int) -> Array:
+    """A prompt as int64 [len].
+
+    Args:
+        seen: tokens of the row before it.
+        slots: tokens that a row may have.
+
+    Raises:
+        DynexportError: for an empty prompt, a token outside the vocabulary, or a prompt that does not fit.
+    """
+    ids = np.asarray(prompt, dtype=object)
+    if ids.size == 0:
+        raise DynexportError("prompt: expected at least one token, found none")
+    vocabulary = manifest.model.vocab_size
+    for value in ids.tolist():
+        if isinstance(value, bool) or not isinstance(value, Integral) or not 0 <= int(value) < vocabulary:
+            raise DynexportError(f"prompt: expected token ids 0..{vocabulary - 1}, found {value!r}")
+    if seen + len(ids) > slots:
+        raise DynexportError(
+            f"prompt: expected at most {slots - seen} tokens to fit the context of {slots}, found {len(ids)}"
+        )
+    return ids.astype(np.int64)

@@ -16,6 +16,7 @@ GOLDEN = "golden.safetensors"
 Precision = Literal["fp32", "fp16", "int8", "int4"]
 Size = Annotated[int, Field(ge=1, lt=1 << 31)]
 Bytes = Annotated[int, Field(ge=0)]
+Role = Literal["step", "embedding", "router", "before_attention", "attention", "after_attention", "head"]
 Layers = Annotated[tuple[int, ...], Field(min_length=1)]
 
 
@@ -55,12 +56,16 @@ class Graph(_Part):
     Attributes:
         layers: the layers that it holds, ascending: the rows of ``cache_lengths`` and ``layer_active``.
         conditional: whether ``layer_active`` says which layers run.
+        role: "step": it takes tokens and gives logits. Others are parts of a set that a runtime calls in turn.
+        step: which step's router it is, where every step has its own.
     """
 
     name: str
     file: str
-    layers: Layers
+    layers: tuple[int, ...]
     conditional: bool
+    role: Role = "step"
+    step: int | None = None
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
 

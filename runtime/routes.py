@@ -66,16 +66,20 @@ class RowLog:
 
     Attributes:
         ran: bool [layers, tokens], one array a step.
-        scores, margins: float32 [R, tokens], one array a step; none where no layer is routed.
+        scores, margins: float32 [R, tokens], one array a step; none where no layer is routed. Where tokens choose their
+            paths, of the choice in every of R steps.
+        paths: int64 [R, tokens], where tokens choose them: the layer of every step, the number of layers for leaving,
+            -1 after that.
     """
 
     ran: list[Array] = field(default_factory=list)
     scores: list[Array] = field(default_factory=list)
     margins: list[Array] = field(default_factory=list)
+    paths: list[Array] = field(default_factory=list)
 
     def keep(self, steps: int) -> None:
         """Forget all but the tokens of the first ``steps`` steps."""
-        for part in (self.ran, self.scores, self.margins):
+        for part in (self.ran, self.scores, self.margins, self.paths):
             del part[steps:]
 
     def clear(self) -> None:

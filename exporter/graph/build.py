@@ -1,4 +1,4 @@
-"""From an architecture and a plan to an ONNX model: the graph's inputs and outputs, and the modules between them."""
+"""From a plan and a model of modules to an ONNX model: the graph's inputs and outputs, and the modules between them."""
 
 from __future__ import annotations
 
@@ -9,12 +9,11 @@ import onnx_ir as ir
 from onnxscript import GraphBuilder
 
 from dynexport.exporter.architecture import Architecture
-from dynexport.exporter.checkpoint import Checkpoint
-from dynexport.exporter.graph.decoder import CausalLM
-from dynexport.exporter.graph.routing import Routing, outputs
-from dynexport.exporter.graph.step import BOOL, FLOAT, INT64, LayerCache, Step
+from dynexport.exporter.graph.decoder import CausalLM, RunLayer
+from dynexport.exporter.graph.plan import GraphPlan
+from dynexport.exporter.graph.routing import Routing, StepInputs, outputs
+from dynexport.exporter.graph.step import BOOL, FLOAT, INT64, LayerCache, Step, inverse_frequencies
 from dynexport.exporter.graph.structure import check_structure
-from dynexport.exporter.strategies.strategy import GraphPlan, Strategy
 from dynexport.exporter.targets.target import Target
 from dynexport.runtime.contract import AnyContract, Mod
 
@@ -22,13 +21,8 @@ IR_VERSION = 11
 
 
 def build_graph(
-    architecture: Architecture,
-    strategy: Strategy,
-    target: Target,
-    plan: GraphPlan,
-    contract: AnyContract,
-    checkpoint: Checkpoint,
-) -> tuple[ir.Model, CausalLM]:
+    plan: GraphPlan, model: CausalLM, target: Target, contract: AnyContract, run_layer: RunLayer
+) -> ir.Model:
     """Build one graph, its weights still without values.
 
     Inputs: ``input_ids`` and ``position_ids`` int64 [B, S]; ``cache_lengths`` int64 [L, B]; ``layer_active`` bool [L]
@@ -40,6 +34,7 @@ def build_graph(
     ``is_prompt`` bool where prompts choose by top-k; and outputs: ``routes`` bool, ``route_scores`` and
     ``route_margins`` float32 [R, B, S], ``overflow`` int64 [R, B]. R counts the routed layers.
     """
+    architecture = model.architecture
     graph = ir.Graph([], [], nodes=[], name=plan.name, opset_imports=dict(target.opset_imports))
     builder = GraphBuilder(graph)
     count = len(plan.layers)
@@ -48,13 +43,17 @@ def build_graph(
     cache_lengths = add_input(graph, "cache_lengths", INT64, [count, "B"])
     active = add_input(graph, "layer_active", BOOL, [count]) if plan.conditional else None
     logits_indices = add_input(graph, "logits_indices", INT64, ["B", "K"])
-    routing = (
-        _routing(graph, builder.op, architecture, contract, plan, cache_lengths) if isinstance(contract, Mod) else None
-    )
+    frequencies = inverse_frequencies(builder.op, architecture)
+    routing = None
+    if isinstance(contract, Mod):
+        given = {
+            "position_ids": position_ids,
+            "inverse_frequencies": frequencies,
+            "cache_lengths": cache_lengths,
+        }
+        routing = _routing(graph, builder.op, architecture, contract, plan, given)
     caches = {i: _cache(graph, architecture, plan, contract, i) for i in plan.layers}
 
-    model = CausalLM(target, architecture, plan.layers)
-    strategy.attach(model, contract, checkpoint, target)
     register_parameters(graph, model)
     step = Step.prepare(
         builder.op,
@@ -63,12 +62,13 @@ def build_graph(
         position_ids,
         cache_lengths,
         active,
+        frequencies,
         layers=plan.layers,
         contiguous=plan.contiguous,
         kernel_rotates=target.rotates_in_attention(architecture),
         routing=routing,
     )
-    logits, present = model(builder.op, input_ids, step, caches, logits_indices, strategy.run_layer)
+    logits, present = model(builder.op, input_ids, step, caches, logits_indices, run_layer)
 
     expected = typed_value("logits", FLOAT, ["B", "K", architecture.vocab_size])
     add_output(graph, logits, "logits", expected)
@@ -82,7 +82,7 @@ def build_graph(
             dtype = {"routes": BOOL, "overflow": INT64}.get(name, FLOAT)
             add_output(graph, value, name, typed_value(name, dtype, shape[:2] if name == "overflow" else shape))
         check_structure(graph, architecture, routing)
-    return ir.Model(graph, ir_version=IR_VERSION, producer_name="dynexport"), model
+    return ir.Model(graph, ir_version=IR_VERSION, producer_name="dynexport")
 
 
 def register_parameters(graph: ir.Graph, model: CausalLM) -> None:
@@ -116,20 +116,15 @@ def add_output(graph: ir.Graph, value: ir.Value, name: str, like: ir.Value) -> N
 
 
 def _routing(
-    graph: ir.Graph, op: Any, architecture: Architecture, contract: Mod, plan: GraphPlan, cache_lengths: ir.Value
+    graph: ir.Graph, op: Any, architecture: Architecture, contract: Mod, plan: GraphPlan, given: dict[str, Any]
 ) -> Routing:
-    count = len(contract.routed_layers)
-    return Routing.prepare(
-        op,
-        contract,
-        plan.layers,
-        cache_lengths,
-        add_input(graph, "token_counts", INT64, ["B"]),
-        add_input(graph, "forced_routes", INT64, [count, "B", "S"]),
-        add_input(graph, "is_prompt", BOOL, []) if contract.prefill == "topk" else None,
-        slots=contract.slots(architecture.max_length),
-        padded=plan.padded,
+    inputs = StepInputs(
+        **given,
+        token_counts=add_input(graph, "token_counts", INT64, ["B"]),
+        forced_routes=add_input(graph, "forced_routes", INT64, [len(contract.routed_layers), "B", "S"]),
+        is_prompt=add_input(graph, "is_prompt", BOOL, []) if contract.prefill == "topk" else None,
     )
+    return Routing.prepare(op, architecture, contract, plan.layers, inputs, padded=plan.padded)
 
 
 def _cache(
@@ -139,6 +134,6 @@ def _cache(
     slots = "M_routed" if routed else "M"
     shape: list[int | str] = ["B", architecture.kv_heads, slots, architecture.head_dim]
     key, value = (add_input(graph, f"past_key_values.{layer}.{part}", FLOAT, shape) for part in ("key", "value"))
-    if plan.contiguous or not architecture.needs_key_positions(layer):
+    if layer in plan.contiguous or not architecture.needs_key_positions(layer):
         return LayerCache(key, value)
     return LayerCache(key, value, add_input(graph, f"past_key_values.{layer}.position", INT64, ["B", slots]))

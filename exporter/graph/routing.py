@@ -6,6 +6,7 @@ depend on a layer's scores is computed once for all of them.
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
 from fractions import Fraction
@@ -15,10 +16,22 @@ import numpy as np
 import onnx_ir as ir
 from onnxscript import nn
 
+from dynexport.exporter.architecture import Architecture
+from dynexport.exporter.graph.conditional import either
 from dynexport.exporter.graph.layers import PLAIN, Linear
-from dynexport.exporter.graph.step import INT32, INT64, LayerStep, Step, rotation
+from dynexport.exporter.graph.step import (
+    INT32,
+    INT64,
+    LayerStep,
+    Rotation,
+    Step,
+    rotation,
+)
 from dynexport.exporter.targets.target import Target
 from dynexport.runtime.contract import Mod
+
+# What top-k decides, beside 0 for "left to the router" and infinity for "made to run".
+_RANKED = 1e30
 
 
 @dataclass(frozen=True)
@@ -30,7 +43,7 @@ class Route:
         logit: float32 [1, B, S], what the causal rule looks at.
         wanted: bool [1, B, S], before the cache's room is looked at.
         chosen: bool [1, B, S], those that run.
-        rank: int64 [1, B, S], how many of the row's tokens up to this one are wanted.
+        rank: int64 [1, B, S], how many of the row's tokens up to this one are wanted; None where there is room for all.
         rank_margin: float32 [1, B, S], a score's distance to the other side of top-k; None without top-k.
     """
 
@@ -38,7 +51,7 @@ class Route:
     logit: ir.Value
     wanted: ir.Value
     chosen: ir.Value
-    rank: ir.Value
+    rank: ir.Value | None
     rank_margin: ir.Value | None
 
 
@@ -46,15 +59,22 @@ class Route:
 class Routing:
     """A routed graph's further inputs, what follows from them for all layers, and what its layers decide.
 
+    A decode step is many small operators beside few large ones, and each costs about 8 us: what can be shared is.
+
     Attributes:
         padded: routed layers run ``most`` tokens of every row, so that no shape depends on what was chosen.
         token_counts: int64 [B], how many of the S tokens are real; the others are padding and take no slot.
         is_prompt: bool scalar: choose by top-k; None in a graph that always decides causally.
         real: bool [1, B, S].
         places: int64 [S], 0, 1, 2, ..
-        free, forced: bool [R, B, S], left to the router; made to run. R counts routed layers.
-        room: int64 [R, B, 1], entries that still fit into a layer's cache.
+        told: by layer float32 [1, B, S], added to what is compared with the threshold: infinity makes a token run,
+            minus infinity makes it skip, 0 leaves it to the router.
+        room: by layer int64 [1, B, 1], entries that still fit into its cache; None where all always do.
         most: int64 [1], tokens of a row that a padded graph has room for in a step.
+        one_row: bool scalar.
+        shape: int64 [3], of hidden states.
+        before_last: int32 [L, B], cache_lengths - 1.
+        angles: cos and sin of every token, float32 [B * S, rotary dim / 2]; None where tokens are told other positions.
         routes: the decisions so far, one for every routed layer.
     """
 
@@ -64,55 +84,97 @@ class Routing:
     is_prompt: ir.Value | None
     real: ir.Value
     places: ir.Value
-    free: ir.Value
-    forced: ir.Value
-    room: ir.Value
+    told: dict[int, ir.Value]
+    room: dict[int, ir.Value] | None
     most: ir.Value
+    one_row: ir.Value
+    shape: ir.Value
+    before_last: ir.Value
+    angles: tuple[ir.Value, ir.Value] | None
     routes: list[Route] = field(default_factory=list)
 
     @classmethod
     def prepare(
         cls,
         op: Any,
+        architecture: Architecture,
         contract: Mod,
         layers: tuple[int, ...],
-        cache_lengths: ir.Value,
-        token_counts: ir.Value,
-        forced_routes: ir.Value,
-        is_prompt: ir.Value | None,
+        step_inputs: StepInputs,
         *,
-        slots: int,
         padded: bool,
     ) -> Routing:
         """Compute what all layers share.
 
         Args:
             layers: the layers of the graph: the rows of cache_lengths.
-            cache_lengths: int64 [L, B].
-            token_counts: int64 [B].
-            forced_routes: int64 [R, B, S], 1 and 0 force a decision, -1 leaves it to the router.
-            slots: entries that a row may have in a routed layer's cache.
         """
-        length = op.Shape(forced_routes, start=2, end=3)
+        given, slots = step_inputs, contract.slots(architecture.max_length)
+        length = op.Shape(given.forced_routes, start=2, end=3)
         places = op.Range(0, op.Squeeze(length, [0]), 1)
-        real = op.Less(op.Unsqueeze(places, [0, 1]), op.Unsqueeze(token_counts, [0, 2]))
-        rows = [layers.index(layer) for layer in contract.routed_layers]
-        room = op.Sub(slots, op.Unsqueeze(op.Gather(cache_lengths, rows), [2]))
+        real = op.Less(op.Unsqueeze(places, [0, 1]), op.Unsqueeze(given.token_counts, [0, 2]))
+        told = op.Where(op.Less(given.forced_routes, 0), 0.0, _told(op, op.Greater(given.forced_routes, 0)))
         most = op.Min(length, slots)
         if contract.prefill == "topk":
             most = op.Min(_capacity(op, contract, length), most)
+        room = None
+        if padded or slots < architecture.max_length:
+            rows = [layers.index(layer) for layer in contract.routed_layers]
+            room = _by_layer(op, contract, op.Sub(slots, op.Unsqueeze(op.Gather(given.cache_lengths, rows), [2])))
         return cls(
             contract,
             padded,
-            token_counts,
-            is_prompt,
+            given.token_counts,
+            given.is_prompt,
             real,
             places,
-            op.And(op.Less(forced_routes, 0), real),
-            op.And(op.Greater(forced_routes, 0), real),
+            _by_layer(op, contract, op.Where(real, told, -math.inf)),
             room,
             most,
+            op.Equal(op.Squeeze(op.Shape(given.forced_routes, start=1, end=2), [0]), 1),
+            op.Concat(op.Shape(given.forced_routes, start=1, end=3), [architecture.hidden_size], axis=0),
+            op.Cast(op.Sub(given.cache_lengths, 1), to=INT32),
+            None if contract.positions == "compact" else _angles(op, given),
         )
+
+
+@dataclass(frozen=True)
+class StepInputs:
+    """What a routed graph is told.
+
+    Attributes:
+        position_ids: int64 [B, S].
+        inverse_frequencies: of rotary angles, or None.
+        cache_lengths: int64 [L, B].
+        token_counts: int64 [B].
+        forced_routes: int64 [R, B, S], 1 and 0 force a decision, -1 leaves it to the router.
+        is_prompt: bool scalar, or None.
+    """
+
+    position_ids: ir.Value
+    inverse_frequencies: ir.Value | None
+    cache_lengths: ir.Value
+    token_counts: ir.Value
+    forced_routes: ir.Value
+    is_prompt: ir.Value | None
+
+
+def _told(op: Any, runs: ir.Value) -> ir.Value:
+    return op.Where(runs, math.inf, -math.inf)
+
+
+def _by_layer(op: Any, contract: Mod, stacked: ir.Value) -> dict[int, ir.Value]:
+    """[R, ..] as [1, ..] of every routed layer."""
+    layers = contract.routed_layers
+    if len(layers) == 1:
+        return {layers[0]: stacked}
+    parts = op.Split(stacked, axis=0, num_outputs=len(layers), _outputs=len(layers))
+    return dict(zip(layers, parts, strict=True))
+
+
+def _angles(op: Any, given: StepInputs) -> tuple[ir.Value, ir.Value] | None:
+    found = rotation(op, given.inverse_frequencies, op.Reshape(given.position_ids, [-1]))
+    return None if found is None else (found.cos, found.sin)
 
 
 class Predictor(nn.Module):
@@ -136,18 +198,19 @@ def decide(op: Any, layer: int, score: ir.Value, logit: ir.Value, routing: Routi
         score, logit: float32 [B, S, 1].
     """
     contract = routing.contract
-    place = [contract.routed_layers.index(layer)]
-    shape = op.Concat([1], op.Shape(score, start=0, end=2), axis=0)
-    score, same = op.Reshape(score, shape), score is logit
-    logit = score if same else op.Reshape(logit, shape)
-    decided, margin = _causal(op, contract, layer, logit), None
+    score, same = op.Transpose(score, perm=[2, 0, 1]), score is logit
+    logit = score if same else op.Transpose(logit, perm=[2, 0, 1])
+    told, margin = routing.told[layer], None
+    wanted = _causal(op, contract, layer, logit, told)
     if routing.is_prompt is not None:
         ranked, margin = _top_k(op, contract, score, routing)
+        by_rank = op.Greater(op.Add(op.Where(ranked, _RANKED, -_RANKED), told), 0.0)
         # Where has no kernel for booleans in ONNX Runtime.
-        decided = op.Or(op.And(routing.is_prompt, ranked), op.And(op.Not(routing.is_prompt), decided))
-    wanted = op.Or(op.And(op.Gather(routing.free, place), decided), op.Gather(routing.forced, place))
-    rank = op.CumSum(op.Cast(wanted, to=INT64), 2)
-    chosen = op.And(wanted, op.LessOrEqual(rank, op.Gather(routing.room, place)))
+        wanted = op.Or(op.And(routing.is_prompt, by_rank), op.And(op.Not(routing.is_prompt), wanted))
+    chosen, rank = wanted, None
+    if routing.room is not None:
+        rank = op.CumSum(op.Cast(wanted, to=INT64), 2)
+        chosen = op.And(wanted, op.LessOrEqual(rank, routing.room[layer]))
     if routing.padded:
         chosen = op.And(chosen, op.LessOrEqual(rank, routing.most))
     route = Route(score, logit, wanted, chosen, rank, margin)
@@ -155,11 +218,11 @@ def decide(op: Any, layer: int, score: ir.Value, logit: ir.Value, routing: Routi
     return route
 
 
-def _causal(op: Any, contract: Mod, layer: int, logit: ir.Value) -> ir.Value:
+def _causal(op: Any, contract: Mod, layer: int, logit: ir.Value, told: ir.Value) -> ir.Value:
     if contract.decision.rule == "always":
-        return op.Equal(logit, logit)
+        return op.Greater(told, -1.0)
     compare = op.Greater if contract.decision.comparison == ">" else op.GreaterOrEqual
-    return compare(op.Sigmoid(logit), float(contract.threshold(layer)))
+    return compare(op.Add(op.Sigmoid(logit), told), float(contract.threshold(layer)))
 
 
 def _capacity(op: Any, contract: Mod, tokens: ir.Value) -> ir.Value:
@@ -201,44 +264,80 @@ class Compacted(ABC):
 
 
 class Ragged(Compacted):
-    """Exactly the chosen tokens, N of all rows in one line: [1, N, hidden]. Attention alone wants rows.
+    """Exactly the chosen tokens, N of all rows in one line: [N, hidden]. Attention alone wants rows.
 
     There is at least one.
     """
 
-    def __init__(self, op: Any, layer: int, route: Route, hidden_states: ir.Value, step: Step) -> None:
-        self._before, self._route = hidden_states, route
-        chosen = op.Squeeze(route.chosen, [0])
-        counts = op.ReduceSum(op.Cast(chosen, to=INT64), [1], keepdims=0)
+    def __init__(
+        self, op: Any, layer: int, route: Route, hidden_states: ir.Value, step: Step, routing: Routing
+    ) -> None:
+        self._routing, self._route = routing, route
+        hidden = step.architecture.hidden_size
+        self._before = op.Reshape(hidden_states, [-1, hidden])
+        self._index = op.Squeeze(op.NonZero(op.Reshape(route.chosen, [-1])), [0])
+        self.hidden_states = op.Gather(self._before, self._index)
+        counts = op.ReduceSum(op.Cast(route.chosen, to=INT32), [0, 2], keepdims=0)
+        most = op.ReduceMax(counts, keepdims=1)
+        self._of_slot, self._of_token = either(
+            op,
+            routing.one_row,
+            lambda op: self._one_row(op),
+            lambda op: self._rows(op, counts, most),
+            2,
+            f"layer_{layer}_rows",
+        )
+        self.step = self._layer_step(op, layer, step, most)
+
+    def _one_row(self, op: Any) -> list[ir.Value]:
+        line = op.Range(0, op.Squeeze(op.Shape(self._index), [0]), 1)
+        return [op.Unsqueeze(line, [0]), op.Identity(line)]
+
+    def _rows(self, op: Any, counts: ir.Value, most: ir.Value) -> list[ir.Value]:
+        """Places in the line of the c-th token of a row, int64 [B, C]; and among all rows' slots of a token, int64 [N].
+
+        Rows with fewer tokens repeat others' there, in slots that are not counted.
+        """
+        counts, most = op.Cast(counts, to=INT64), op.Cast(most, to=INT64)
         first = op.CumSum(counts, 0, exclusive=1)
-        self._most = op.ReduceMax(counts, keepdims=1)
-        row, place = op.Split(op.NonZero(chosen), axis=0, num_outputs=2, _outputs=2)
-        self._index = op.Transpose(op.Concat(row, place, axis=0), perm=[1, 0])
-        self.hidden_states = op.Unsqueeze(op.GatherND(hidden_states, self._index), [0])
-        # Where the c-th token of a row stands in the line; rows with fewer repeat others' tokens, in slots not counted.
-        slot = op.Range(0, op.Squeeze(self._most, [0]), 1)
-        last = op.Sub(op.Shape(row, start=1, end=2), 1)
-        self._of_slot = op.Min(op.Add(op.Unsqueeze(first, [1]), slot), last)
-        # And where a token of the line stands among the slots of all rows.
-        line = op.Range(0, op.Add(op.Squeeze(last, [0]), 1), 1)
-        row = op.Squeeze(row, [0])
-        self._of_token = op.Add(op.Mul(row, self._most), op.Sub(line, op.Gather(first, row)))
-        positions = op.Gather(op.GatherND(step.position_ids, self._index), self._of_slot)
-        self.step = _layer_step(op, layer, step, positions, self._most, self)
+        count = op.Squeeze(op.Shape(self._index), [0])
+        slots = op.Add(op.Unsqueeze(first, [1]), op.Range(0, op.Squeeze(most, [0]), 1))
+        row = op.Div(self._index, op.Shape(self._routing.places))
+        place = op.Sub(op.Range(0, count, 1), op.Gather(first, row))
+        return [op.Min(slots, op.Sub(count, 1)), op.Add(op.Mul(row, most), place)]
+
+    def _layer_step(self, op: Any, layer: int, step: Step, most: ir.Value) -> LayerStep:
+        architecture, routing = step.architecture, self._routing
+        token = op.Gather(self._index, self._of_slot)
+        cache_length = op.Gather(step.cache_lengths, step.row_of(layer))
+        positions = angles = None
+        if routing.contract.positions == "compact":
+            slots = op.Range(0, op.Cast(op.Squeeze(most, [0]), to=INT64), 1)
+            positions = op.Add(op.Unsqueeze(cache_length, [1]), slots)
+            angles = rotation(op, step.inverse_frequencies, positions)
+        elif routing.angles is not None:
+            cos, sin = routing.angles
+            angles = Rotation(op.Gather(cos, token), op.Gather(sin, token), of_every_position=False)
+        if positions is None and architecture.needs_key_positions(layer):
+            positions = op.Gather(op.Reshape(step.position_ids, [-1]), token)
+        last = op.Add(op.Gather(routing.before_last, step.row_of(layer)), most)
+        total = op.Add(op.ReduceMax(last, keepdims=0), 1)
+        return LayerStep(positions, angles, cache_length, last, total, ragged=self)
 
     def to_rows(self, op: Any, x: ir.Value) -> ir.Value:
-        """[1, N, features] -> [B, C, features], C tokens of every row, as attention wants them."""
-        return op.Gather(op.Squeeze(x, [0]), self._of_slot)
+        """[N, features] -> [B, C, features], C tokens of every row, as attention wants them."""
+        return op.Gather(x, self._of_slot)
 
     def to_line(self, op: Any, x: ir.Value, features: int) -> ir.Value:
-        """[B, C, features] -> [1, N, features]."""
-        return op.Unsqueeze(op.Gather(op.Reshape(x, [-1, features]), self._of_token), [0])
+        """[B, C, features] -> [N, features]."""
+        return op.Gather(op.Reshape(x, [-1, features]), self._of_token)
 
     def scores(self, op: Any) -> ir.Value:
-        return op.Unsqueeze(op.GatherND(op.Squeeze(self._route.score, [0]), self._index), [0, 2])
+        return op.Gather(op.Reshape(self._route.score, [-1, 1]), self._index)
 
     def put_back(self, op: Any, output: ir.Value) -> ir.Value:
-        return op.ScatterND(self._before, self._index, op.Squeeze(output, [0]))
+        after = op.ScatterND(self._before, op.Unsqueeze(self._index, [1]), output)
+        return op.Reshape(after, self._routing.shape)
 
 
 class Padded(Compacted):
@@ -255,34 +354,31 @@ class Padded(Compacted):
         _, self._index = op.TopK(key, routing.most, axis=1, sorted=1, _outputs=2)
         self.hidden_states = op.GatherND(hidden_states, op.Unsqueeze(self._index, [2]), batch_dims=1)
         positions = op.GatherElements(step.position_ids, self._index, axis=1)
-        self.step = _layer_step(op, layer, step, positions, routing.most, None)
+        self.step = _padded_step(op, layer, step, routing, positions)
 
     def scores(self, op: Any) -> ir.Value:
         return op.Unsqueeze(op.GatherElements(op.Squeeze(self._route.score, [0]), self._index, axis=1), [2])
 
     def put_back(self, op: Any, output: ir.Value) -> ir.Value:
+        assert self._route.rank is not None
         last = op.Sub(op.Shape(self._index, start=1, end=2), 1)
         rank = op.Min(op.Max(op.Sub(op.Squeeze(self._route.rank, [0]), 1), 0), last)
         of_token = op.GatherND(output, op.Unsqueeze(rank, [2]), batch_dims=1)
         return op.Where(op.Unsqueeze(op.Squeeze(self._route.chosen, [0]), [2]), of_token, self._before)
 
 
-def _layer_step(
-    op: Any, layer: int, step: Step, positions: ir.Value, count: ir.Value, ragged: Ragged | None
-) -> LayerStep:
-    """What the layer has to know of ``count`` int64 [1] tokens of every row at ``positions`` int64 [B, count]."""
-    assert step.routing is not None
+def _padded_step(op: Any, layer: int, step: Step, routing: Routing, positions: ir.Value) -> LayerStep:
+    """What the layer has to know of ``most`` tokens of every row at ``positions`` int64 [B, most]."""
     cache_length = op.Gather(step.cache_lengths, step.row_of(layer))
-    lengths = op.Add(cache_length, count)
-    if step.routing.contract.positions == "compact":
-        positions = op.Add(op.Unsqueeze(cache_length, [1]), op.Range(0, op.Squeeze(count, [0]), 1))
+    lengths = op.Add(cache_length, routing.most)
+    if routing.contract.positions == "compact":
+        positions = op.Add(op.Unsqueeze(cache_length, [1]), op.Range(0, op.Squeeze(routing.most, [0]), 1))
     return LayerStep(
         positions,
         rotation(op, step.inverse_frequencies, positions),
         cache_length,
         op.Cast(op.Sub(lengths, 1), to=INT32),
         op.Cast(op.ReduceMax(lengths, keepdims=0), to=INT32),
-        ragged=ragged,
     )
 
 
@@ -319,4 +415,4 @@ def outputs(op: Any, routing: Routing) -> dict[str, ir.Value]:
     }
 
 
-__all__ = ["Compacted", "Padded", "Predictor", "Ragged", "Route", "Routing", "decide", "gated", "outputs"]
+__all__ = ["Compacted", "Padded", "Predictor", "Ragged", "Route", "Routing", "StepInputs", "decide", "gated", "outputs"]

@@ -56,7 +56,7 @@ class LayerStep:
     """What one layer has to know of the S tokens that run in it (of a routed layer: those that it runs).
 
     Attributes:
-        position_ids: int64 [B, S], their original positions.
+        position_ids: int64 [B, S], their original positions; None where nothing asks for them.
         rotation: rotary angles, or None.
         cache_length: int64 [B], entries in the layer's cache before the step.
         last_index: int32 [B], cache_length + S - 1.
@@ -66,7 +66,7 @@ class LayerStep:
         ragged: where the layer's tokens come in one line, how they become the rows that attention wants.
     """
 
-    position_ids: ir.Value
+    position_ids: ir.Value | None
     rotation: Rotation | None
     cache_length: ir.Value
     last_index: ir.Value
@@ -88,8 +88,9 @@ class Step:
         last_index: int32 [L, B], cache_lengths + S - 1.
         total_length: int32 [L], the longest row's entries after the step.
         layer_active: bool [L], in a graph that can skip layers.
-        alike: by window, where every cache holds exactly the positions 0, 1, 2, ..: then layers differ in nothing
-            else, and what they have to know is computed once.
+        contiguous: layers that nothing ever skips.
+        alike: by window, for layers whose caches hold exactly the positions 0, 1, 2, ..: they differ in nothing else,
+            and what they have to know is computed once.
         routing: in a graph whose layers choose their tokens.
     """
 
@@ -102,6 +103,7 @@ class Step:
     last_index: ir.Value
     total_length: ir.Value
     layer_active: ir.Value | None
+    contiguous: tuple[int, ...]
     alike: dict[int | None, LayerStep]
     routing: Routing | None = None
 
@@ -114,22 +116,23 @@ class Step:
         position_ids: ir.Value,
         cache_lengths: ir.Value,
         layer_active: ir.Value | None,
+        frequencies: ir.Value | None,
         *,
         layers: tuple[int, ...],
-        contiguous: bool,
+        contiguous: tuple[int, ...],
         kernel_rotates: bool,
         routing: Routing | None = None,
     ) -> Step:
         """Compute the shared values once, before the first layer.
 
         Args:
+            frequencies: of rotary angles, or None.
             layers: the layers of the graph; rows of ``cache_lengths`` and ``layer_active`` follow them.
-            contiguous: every cache holds exactly the positions 0, 1, 2, ..: nothing is ever skipped.
+            contiguous: layers whose caches hold exactly the positions 0, 1, 2, ..: nothing ever skips them.
             kernel_rotates: attention takes the angles of every position and rotates itself.
         """
         length = op.Shape(input_ids, start=1, end=2)
         rotated = op.Range(0, architecture.max_length, 1) if kernel_rotates else position_ids
-        frequencies = inverse_frequencies(op, architecture)
         total = op.Add(op.ReduceMax(cache_lengths, [1], keepdims=0), length)
         step = cls(
             architecture,
@@ -141,20 +144,22 @@ class Step:
             op.Cast(op.Sub(op.Add(cache_lengths, length), 1), to=INT32),
             op.Cast(total, to=INT32),
             layer_active,
+            contiguous,
             alike={},
             routing=routing,
         )
-        if contiguous:
-            step._tell_alike(op, total)
+        step._tell_alike(op, total, contiguous)
         return step
 
-    def _tell_alike(self, op: Any, total: ir.Value) -> None:
-        """Compute what layers have to know once for each window; all caches hold ``total`` int64 [L] entries."""
-        keys = op.Unsqueeze(op.Range(0, op.Gather(total, 0), 1), [0])
-        for layer in self.layers:
+    def _tell_alike(self, op: Any, total: ir.Value, contiguous: tuple[int, ...]) -> None:
+        """Compute what contiguous layers have to know once for each window; total is int64 [L]."""
+        for layer in contiguous:
             window = self.architecture.windows[layer]
             if window not in self.alike:
-                bias = attention_bias(op, self.architecture, layer, self.position_ids, keys)
+                bias = None
+                if self.architecture.needs_key_positions(layer):
+                    keys = op.Unsqueeze(op.Range(0, op.Gather(total, self.row_of(layer)), 1), [0])
+                    bias = attention_bias(op, self.architecture, layer, self.position_ids, keys)
                 self.alike[window] = replace(self._gathered(op, layer), bias=bias)
 
     def row_of(self, layer: int) -> int:
@@ -163,7 +168,8 @@ class Step:
 
     def for_layer(self, op: Any, layer: int) -> LayerStep:
         """What a layer that runs all tokens has to know."""
-        return self.alike.get(self.architecture.windows[layer]) or self._gathered(op, layer)
+        alike = self.alike.get(self.architecture.windows[layer]) if layer in self.contiguous else None
+        return alike or self._gathered(op, layer)
 
     def _gathered(self, op: Any, layer: int) -> LayerStep:
         rows = (

@@ -104,7 +104,7 @@ class _Sizes:
         a, share = architecture, Fraction(str(contract.capacity))
         self._max_length = a.max_length
         self._windows = {-window for window in a.windows if window is not None}
-        self._features: set[tuple[int | None, ...]] = {()}
+        self._features: set[tuple[int | None, ...]] = {(), (a.hidden_size,)}
         for heads in (a.heads, a.kv_heads):
             self._features |= {(heads, a.head_dim), (heads * a.head_dim,)}
         self._declared = {0, 1, contract.slots(a.max_length), share.numerator, share.denominator}
@@ -116,7 +116,7 @@ class _Sizes:
         """Refuse a node whose sizes do not come from the inputs of a run."""
         if node.op_type == "Reshape":
             self._check_reshape(node)
-        elif node.op_type == "Split" and len(node.inputs) > 1:
+        elif node.op_type == "Split":
             self._check_split(node)
         elif node.op_type == "Gather":
             self._check_gather(node)
@@ -185,9 +185,16 @@ class _Sizes:
             raise _broken(node, f"its shape {sizes} (None: of the run) has constants that are no features of the model")
 
     def _check_split(self, node: ir.Node) -> None:
-        sizes = self._elements(node, node.inputs[1])
-        if _attribute(node, "axis", 0) != -1 and any(size is not None for size in sizes):
-            raise _broken(node, f"cuts what may be tokens into the constant sizes {sizes}")
+        """Into parts of constant sizes, or into so many equal ones, only what does not count tokens."""
+        axis, data = _attribute(node, "axis", 0), node.inputs[0]
+        if len(node.inputs) > 1:
+            sizes = self._elements(node, node.inputs[1])
+            cuts_tokens = axis != -1 and any(size is not None for size in sizes)
+        else:
+            sizes = [None]
+            cuts_tokens = data is None or data.shape is None or not isinstance(data.shape[axis], int)
+        if cuts_tokens:
+            raise _broken(node, f"cuts what may be tokens into {len(sizes) if sizes != [None] else 'equal'} parts")
 
     def _check_gather(self, node: ir.Node) -> None:
         data, indices = node.inputs
@@ -268,8 +275,9 @@ def _one_by_one(node: ir.Node, layouts: list[_Layout]) -> _Layout | None:
     if layouts[0] == _Layout.TOKENS:
         forward = node.op_type == "CumSum" and not _attribute(node, "reverse", 0)
         return _Layout.TOKENS if forward and _integers(node.inputs[1]) in ([2], [-1]) else None
-    if node.op_type == "Reshape":
-        return _Layout.TOKENS if _leads_with_one(node.inputs[1]) else None
+    if node.op_type == "Transpose":
+        permutation = node.attributes.get("perm")
+        return _Layout.TOKENS if permutation is not None and [*permutation.as_ints()] == [2, 0, 1] else None
     turned = any(_attribute(node, name, 0) for name in ("transA", "transBatchA", "transBatchB"))
     over_features = (node.op_type in ("MatMul", "FusedMatMul") and not turned) or (
         node.op_type in ("RMSNormalization", "LayerNormalization") and _attribute(node, "axis", -1) == -1
@@ -279,12 +287,6 @@ def _one_by_one(node: ir.Node, layouts: list[_Layout]) -> _Layout | None:
 
 def _is_weight(value: ir.Value | None) -> bool:
     return value is not None and value.is_initializer()
-
-
-def _leads_with_one(shape: ir.Value | None) -> bool:
-    """Whether a target shape is that of decisions: 1, then the run's sizes."""
-    producer = shape.producer() if shape is not None else None
-    return producer is not None and producer.op_type == "Concat" and _integers(producer.inputs[0]) == [1]
 
 
 def _integers(value: ir.Value | None) -> list[int] | None:

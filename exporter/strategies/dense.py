@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dynexport.exporter.strategies.strategy import GraphPlan, Strategy
+from dynexport.exporter.graph.plan import GraphPlan
+from dynexport.exporter.strategies.strategy import Strategy
 from dynexport.runtime.contract import AnyContract
 from dynexport.runtime.errors import DynexportError
 from dynexport.runtime.manifest import Speedup
@@ -17,10 +18,13 @@ class DenseStrategy(Strategy):
     def speedups(self, contract: AnyContract, layers: int) -> tuple[Speedup, ...]:
         return ()
 
-    def graphs(self, speedups: tuple[Speedup, ...], layers: int, *, static: bool) -> tuple[GraphPlan, ...]:
+    def graphs(
+        self, contract: AnyContract, speedups: tuple[Speedup, ...], layers: int, *, static: bool
+    ) -> tuple[GraphPlan, ...]:
         if static:
             raise DynexportError("--static: expected with --strategy unified-skip, found dense, which skips nothing")
-        return (GraphPlan("model", tuple(range(layers))),)
+        everything = tuple(range(layers))
+        return (GraphPlan("model", everything, contiguous=everything),)
 
 
 STRATEGY = DenseStrategy()

@@ -16,9 +16,10 @@ from dynexport.exporter.graph import routing
 from dynexport.exporter.graph.conditional import run_if
 from dynexport.exporter.graph.decoder import CausalLM, DecoderLayer
 from dynexport.exporter.graph.layers import PLAIN, Linear
-from dynexport.exporter.graph.step import BOOL, INT32, LayerCache, Step
+from dynexport.exporter.graph.plan import GraphPlan
+from dynexport.exporter.graph.step import LayerCache, Step
 from dynexport.exporter.reference import Oracle, RoutedOracle
-from dynexport.exporter.strategies.strategy import GraphPlan, Strategy
+from dynexport.exporter.strategies.strategy import Strategy
 from dynexport.exporter.targets.target import Target
 from dynexport.runtime.contract import AnyContract, Mod
 from dynexport.runtime.errors import DynexportError
@@ -37,8 +38,13 @@ class ModStrategy(Strategy):
             raise DynexportError(f"routed_layers: expected layers 0..{layers - 1}, found {contract.routed_layers[-1]}")
         return ()
 
-    def graphs(self, speedups: tuple[Speedup, ...], layers: int, *, static: bool) -> tuple[GraphPlan, ...]:
-        return (GraphPlan("model", tuple(range(layers)), contiguous=False, padded=static),)
+    def graphs(
+        self, contract: AnyContract, speedups: tuple[Speedup, ...], layers: int, *, static: bool
+    ) -> tuple[GraphPlan, ...]:
+        assert isinstance(contract, Mod)
+        everything = tuple(range(layers))
+        unrouted = tuple(layer for layer in everything if layer not in contract.routed_layers)
+        return (GraphPlan("model", everything, contiguous=unrouted, padded=static),)
 
     def attach(self, model: CausalLM, contract: AnyContract, checkpoint: Checkpoint, target: Target) -> None:
         assert isinstance(contract, Mod)
@@ -63,23 +69,24 @@ class ModStrategy(Strategy):
     ) -> tuple[ir.Value, LayerCache]:
         if step.routing is None or layer.index not in step.routing.contract.routed_layers:
             return super().run_layer(op, layer, hidden_states, step, cache)
-        contract = step.routing.contract
+        shared = step.routing
+        contract = shared.contract
         x = layer.input_layernorm(op, hidden_states) if contract.router_input == "normed" else hidden_states
         score = layer.mod_router(op, x)
         logit = layer.mod_predictor(op, x) if contract.decision.rule == "predictor" else score
-        route = routing.decide(op, layer.index, score, logit, step.routing)
+        route = routing.decide(op, layer.index, score, logit, shared)
 
         def run(op: Any, compacted: routing.Compacted) -> tuple[ir.Value, LayerCache]:
             output, present = layer(op, compacted.hidden_states, compacted.step, cache)
             return compacted.put_back(op, routing.gated(op, contract, compacted, output)), present
 
-        if step.routing.padded:
-            return run(op, routing.Padded(op, layer.index, route, hidden_states, step, step.routing))
-        anybody = op.Cast(op.ReduceMax(op.Cast(route.chosen, to=INT32), keepdims=0), to=BOOL)
+        if shared.padded:
+            return run(op, routing.Padded(op, layer.index, route, hidden_states, step, shared))
+        anybody = op.ReduceMax(route.chosen, keepdims=0)
         return run_if(
             op,
             anybody,
-            lambda op: run(op, routing.Ragged(op, layer.index, route, hidden_states, step)),
+            lambda op: run(op, routing.Ragged(op, layer.index, route, hidden_states, step, shared)),
             hidden_states,
             cache,
             f"layer_{layer.index}",

@@ -3,37 +3,20 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
 from typing import Any
 
 import onnx_ir as ir
 
+from dynexport.exporter.architecture import Architecture
 from dynexport.exporter.checkpoint import Checkpoint
+from dynexport.exporter.graph.build import build_graph
 from dynexport.exporter.graph.decoder import CausalLM, DecoderLayer
+from dynexport.exporter.graph.plan import GraphPlan
 from dynexport.exporter.graph.step import LayerCache, Step
 from dynexport.exporter.reference import KeptOracle, Oracle
 from dynexport.exporter.targets.target import Target
 from dynexport.runtime.contract import AnyContract
 from dynexport.runtime.manifest import Manifest, Speedup
-
-
-@dataclass(frozen=True)
-class GraphPlan:
-    """One graph of a bundle.
-
-    Attributes:
-        name: file stem and name in the manifest.
-        layers: the layers that it holds.
-        conditional: whether it has a ``layer_active`` input that says which of them run.
-        contiguous: whether every layer's cache always holds the positions 0, 1, 2, ..
-        padded: whether routed layers run a fixed share of the tokens, whatever was chosen.
-    """
-
-    name: str
-    layers: tuple[int, ...]
-    conditional: bool = False
-    contiguous: bool = True
-    padded: bool = False
 
 
 class Strategy(ABC):
@@ -47,8 +30,23 @@ class Strategy(ABC):
         """The kept set of every declared ratio. Raises DynexportError on one that cannot be met."""
 
     @abstractmethod
-    def graphs(self, speedups: tuple[Speedup, ...], layers: int, *, static: bool) -> tuple[GraphPlan, ...]:
+    def graphs(
+        self, contract: AnyContract, speedups: tuple[Speedup, ...], layers: int, *, static: bool
+    ) -> tuple[GraphPlan, ...]:
         """The graphs to write; the first one takes prompts, at full depth."""
+
+    def build(
+        self,
+        plan: GraphPlan,
+        architecture: Architecture,
+        target: Target,
+        contract: AnyContract,
+        checkpoint: Checkpoint,
+    ) -> tuple[ir.Model, CausalLM]:
+        """One of them, and its modules, whose weights are still without values; here, a whole step."""
+        model = CausalLM(target, architecture, plan.layers)
+        self.attach(model, contract, checkpoint, target)
+        return build_graph(plan, model, target, contract, self.run_layer), model
 
     def attach(self, model: CausalLM, contract: AnyContract, checkpoint: Checkpoint, target: Target) -> None:  # noqa: B027
         """Give the model's layers the modules that routing needs; here, none."""

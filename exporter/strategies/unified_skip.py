@@ -12,8 +12,9 @@ import onnx_ir as ir
 
 from dynexport.exporter.graph.conditional import run_if
 from dynexport.exporter.graph.decoder import DecoderLayer
+from dynexport.exporter.graph.plan import GraphPlan
 from dynexport.exporter.graph.step import LayerCache, Step
-from dynexport.exporter.strategies.strategy import GraphPlan, Strategy
+from dynexport.exporter.strategies.strategy import Strategy
 from dynexport.runtime.contract import AnyContract, SkipRule, UnifiedSkip
 from dynexport.runtime.errors import DynexportError
 from dynexport.runtime.manifest import Speedup
@@ -74,12 +75,14 @@ class UnifiedSkipStrategy(Strategy):
             for ratio in contract.speedups
         )
 
-    def graphs(self, speedups: tuple[Speedup, ...], layers: int, *, static: bool) -> tuple[GraphPlan, ...]:
+    def graphs(
+        self, contract: AnyContract, speedups: tuple[Speedup, ...], layers: int, *, static: bool
+    ) -> tuple[GraphPlan, ...]:
         everything = tuple(range(layers))
         if not static:
-            return (GraphPlan("model", everything, conditional=True, contiguous=False),)
-        decode = (GraphPlan(f"decode-{s.name}", s.keep, contiguous=False) for s in speedups)
-        return (GraphPlan("model", everything, contiguous=False), *decode)
+            return (GraphPlan("model", everything, conditional=True),)
+        decode = (GraphPlan(f"decode-{s.name}", s.keep) for s in speedups)
+        return (GraphPlan("model", everything), *decode)
 
     def run_layer(
         self, op: Any, layer: DecoderLayer, hidden_states: ir.Value, step: Step, cache: LayerCache

@@ -41,34 +41,10 @@ class Engine:
         alone: bool = True,
         model: bytes | None = None,
     ) -> None:
-        options = onnxruntime.SessionOptions()
-        options.log_severity_level = 4  # what it has to say comes with its exceptions
-        if threads is not None:
-            options.intra_op_num_threads = threads
-        if profile is not None:
-            options.enable_profiling, options.profile_file_prefix = True, str(profile)
-        # Weights outside the arena, which would round their memory up.
-        options.add_session_config_entry("session.use_device_allocator_for_initializers", "1")
-        if not alone:
-            # Spinning workers of one session would take the cores from the other.
-            options.add_session_config_entry("session.force_spinning_stop", "1")
-        if model is not None:
-            options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(path.parent))
-        try:
-            self._session = onnxruntime.InferenceSession(
-                model or str(path), options, providers=["CPUExecutionProvider"]
-            )
-        except Exception as error:  # ONNX Runtime raises a class of its own for each status code
-            raise DynexportError(f"{path}: ONNX Runtime refuses the graph: {_one_line(error)}") from error
+        self._session = _open(path, graph, threads, profile, alone=alone, model=model)
         self.graph = graph
         self.layers = np.array(graph.layers)
         self._inputs = {spec.name for spec in graph.inputs}
-        found = {node.name for node in self._session.get_inputs()}
-        if found != self._inputs:
-            raise DynexportError(
-                f"{path}: expected the inputs that the manifest names, found {sorted(found ^ self._inputs)[0]!r:.80} "
-                "in one of the two only"
-            )
         self._results = tuple(spec for spec in graph.outputs if not spec.name.startswith("present."))
         self._bound: _Binding | None = None
 
@@ -99,6 +75,97 @@ class Engine:
     def end_profiling(self) -> str:
         """Write the profile; its path."""
         return str(self._session.end_profiling())
+
+
+class Part:
+    """A session of one graph of a set, without caches.
+
+    Args:
+        path: the ONNX file, its external data beside it.
+        graph: its entry in the manifest.
+        threads: as for ``Engine``.
+    """
+
+    def __init__(self, path: Path, graph: Graph, threads: int | None = None) -> None:
+        self._session = _open(path, graph, threads, alone=False)
+        self._file = graph.file
+        self._inputs = [spec.name for spec in graph.inputs]
+        self._outputs = [spec.name for spec in graph.outputs]
+
+    def __call__(self, *inputs: Array) -> list[Array]:
+        """The outputs, in the manifest's order, for inputs in that order."""
+        try:
+            outputs: list[Array] = self._session.run(self._outputs, dict(zip(self._inputs, inputs, strict=True)))
+        except Exception as error:  # as above
+            raise DynexportError(f"{self._file}: ONNX Runtime failed in a step: {_one_line(error)}") from error
+        return outputs
+
+
+class Attention:
+    """A session of the graph that appends to a cache and attends to it, for caches that are told with every call."""
+
+    def __init__(self, path: Path, graph: Graph, threads: int | None = None) -> None:
+        self._session = _open(path, graph, threads, alone=False)
+        self._file = graph.file
+        self._inputs = [spec.name for spec in graph.inputs if not spec.name.startswith("past_key_values.")]
+
+    def run(self, cache: dict[str, Array], inputs: dict[str, Array]) -> Array:
+        """Attention [B, C, heads * head_dim]; the cache is read and written in place.
+
+        Args:
+            cache: its parts by name, contiguous.
+            inputs: by name; those that the graph lacks are left out.
+        """
+        binding = self._session.io_binding()
+        try:
+            for name in self._inputs:
+                binding.bind_ortvalue_input(name, onnxruntime.OrtValue.ortvalue_from_numpy(inputs[name]))
+            for part, buffer in cache.items():
+                shared = onnxruntime.OrtValue.ortvalue_from_numpy(buffer)
+                binding.bind_ortvalue_input(f"past_key_values.{part}", shared)
+                binding.bind_ortvalue_output(f"present.{part}", shared)
+            found = np.empty_like(inputs["query"])
+            binding.bind_ortvalue_output("attention", onnxruntime.OrtValue.ortvalue_from_numpy(found))
+            self._session.run_with_iobinding(binding)
+        except Exception as error:  # as above
+            raise DynexportError(f"{self._file}: ONNX Runtime failed in a step: {_one_line(error)}") from error
+        return found
+
+
+def _open(
+    path: Path,
+    graph: Graph,
+    threads: int | None,
+    profile: Path | None = None,
+    *,
+    alone: bool,
+    model: bytes | None = None,
+) -> Any:
+    """A session; arguments as for ``Engine``. Raises DynexportError for a graph that is none, or not the manifest's."""
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 4  # what it has to say comes with its exceptions
+    if threads is not None:
+        options.intra_op_num_threads = threads
+    if profile is not None:
+        options.enable_profiling, options.profile_file_prefix = True, str(profile)
+    # Weights outside the arena, which would round their memory up.
+    options.add_session_config_entry("session.use_device_allocator_for_initializers", "1")
+    if not alone:
+        # Spinning workers of one session would take the cores from the other.
+        options.add_session_config_entry("session.force_spinning_stop", "1")
+    if model is not None:
+        options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(path.parent))
+    try:
+        session = onnxruntime.InferenceSession(model or str(path), options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # ONNX Runtime raises a class of its own for each status code
+        raise DynexportError(f"{path}: ONNX Runtime refuses the graph: {_one_line(error)}") from error
+    expected, found = {spec.name for spec in graph.inputs}, {node.name for node in session.get_inputs()}
+    if found != expected:
+        raise DynexportError(
+            f"{path}: expected the inputs that the manifest names, found {sorted(found ^ expected)[0]!r:.80} "
+            "in one of the two only"
+        )
+    return session
 
 
 class _Binding:

@@ -234,7 +234,7 @@ BAKED: dict[str, tuple[str, bool, dict[str, Any], Change, str]] = {
     ),
     "place of an entry": ("mistral", True, CAUSAL, baked("TensorScatter", 2, [8]), "(TensorScatter): input 2"),
     "a cut through tokens": ("llama", False, {}, attribute("Split", "axis", 1, 0), "(Split): cuts what may be"),
-    "a token picked": ("llama", False, {}, attribute("Gather", "axis", 2, 5), "(Gather): picks the constant places"),
+    "a token picked": ("llama", False, {}, attribute("Gather", "axis", 1, 0), "(Gather): picks the constant places"),
 }
 
 
@@ -320,7 +320,7 @@ def test_a_decision_by_later_tokens_is_refused(
 ) -> None:
     """With top-k for prompts too: only what ``is_prompt`` selects may look ahead."""
     decide, expected = LEAKS[leak]
-    monkeypatch.setattr(routing, "_causal", lambda op, contract, layer, logit: decide(op, logit))
+    monkeypatch.setattr(routing, "_causal", lambda op, contract, layer, logit, told: decide(op, logit))
     told = refusal(lambda graph: None, routed_model("llama"), tmp_path, monkeypatch, fields=fields)
     assert expected in told, told
 
@@ -337,7 +337,7 @@ def test_a_decision_by_later_tokens_is_refused(
 def test_a_decision_by_earlier_tokens_may_be(
     decide: Callable[[Any, ir.Value], ir.Value], routed_model: Models, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(routing, "_causal", lambda op, contract, layer, logit: decide(op, logit))
+    monkeypatch.setattr(routing, "_causal", lambda op, contract, layer, logit, told: decide(op, logit))
     assert refusal(lambda graph: None, routed_model("llama"), tmp_path, monkeypatch) == ""
 
 
@@ -356,7 +356,7 @@ def test_a_router_over_tokens_is_refused(routed_model: Models, tmp_path: Path, m
 def test_a_decision_by_something_else_is_refused(
     routed_model: Models, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def decide(op: Any, contract: object, layer: int, logit: ir.Value) -> ir.Value:
+    def decide(op: Any, contract: object, layer: int, logit: ir.Value, told: ir.Value) -> ir.Value:
         ids = next(value for value in op.builder.graph.inputs if value.name == "input_ids")
         return op.Greater(op.Unsqueeze(ids, [0]), 0)
 

@@ -1,0 +1,30 @@
+"""Which graphs a bundle has, and what each is for."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from dynexport.runtime.manifest import Role
+
+
+@dataclass(frozen=True)
+class GraphPlan:
+    """One graph of a bundle.
+
+    Attributes:
+        name: file stem and name in the manifest.
+        layers: the layers that it holds.
+        conditional: whether it has a ``layer_active`` input that says which of them run.
+        contiguous: those whose caches always hold the positions 0, 1, 2, .., as nothing ever skips them.
+        padded: whether routed layers run a fixed share of the tokens, whatever was chosen.
+        role: a whole step, or the part of one that a graph set calls it for.
+        step: which step's router it is, where every step has its own.
+    """
+
+    name: str
+    layers: tuple[int, ...]
+    conditional: bool = False
+    contiguous: tuple[int, ...] = ()
+    padded: bool = False
+    role: Role = "step"
+    step: int | None = None
