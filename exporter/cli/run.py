@@ -14,8 +14,8 @@ from dynexport.exporter.cli.arguments import bundle_argument, numbers, threads_o
 from dynexport.exporter.cli.output import Output, json_option
 from dynexport.exporter.trace import Depth, Token, Trace, TraceFile, look
 from dynexport.runtime.bundle import Bundle
-from dynexport.runtime.cache import Cache
 from dynexport.runtime.conversation import Conversation
+from dynexport.runtime.decoders import AnyCache
 from dynexport.runtime.errors import DynexportError
 from dynexport.runtime.generate import Generator, Piece
 from dynexport.runtime.sampling import Sampling
@@ -141,7 +141,7 @@ def _say_depth(out: Output, depth: Depth) -> None:
 
 
 def _trace(
-    out: Output, files: list[TraceFile], generator: Generator, cache: Cache, depth: Depth, report: dict[str, Any]
+    out: Output, files: list[TraceFile], generator: Generator, cache: AnyCache, depth: Depth, report: dict[str, Any]
 ) -> None:
     """Write what was recorded of the tokens that were processed; the last generated one never was."""
     assert cache.logs is not None

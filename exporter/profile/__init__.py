@@ -1,0 +1,10 @@
+"""What every residual block of a dense checkpoint adds to the hidden states of a text (docs/profiling.md).
+
+Importing it imports neither PyTorch nor matplotlib.
+"""
+
+from dynexport.exporter.profile.files import ProfileDirectory
+from dynexport.exporter.profile.measurement import Measured, Ratios, measure
+from dynexport.exporter.profile.model import Profile, layers_to_skip, summarise
+
+__all__ = ["Measured", "Profile", "ProfileDirectory", "Ratios", "layers_to_skip", "measure", "summarise"]

@@ -1,0 +1,264 @@
+"""Runs a text through a checkpoint layer by layer and measures what every residual block contributes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dynexport.exporter.architecture import Architecture
+from dynexport.exporter.checkpoint import Checkpoint
+from dynexport.exporter.families import read_architecture
+from dynexport.exporter.profile.blocks import Reader, blocks_of
+from dynexport.exporter.reference.weights import Weights
+from dynexport.runtime.errors import DynexportError
+
+Array = NDArray[np.float64]
+# Hidden states that are held while the text goes through the layers; a longer text reads the weights again.
+_HELD_BYTES = 1 << 28
+# Strategies under which every token runs every layer, in training and in a prompt.
+_DENSE = ("dense", "unified-skip")
+
+
+@dataclass(frozen=True)
+class Ratios:
+    """How large a contribution R(x) is, per layer and token; both definitions are in use, neither has a unit.
+
+    Attributes:
+        of_input: ||R(x)|| / ||x||, float64 [layers, tokens].
+        of_output: ||R(x)|| / ||x + R(x)||, likewise.
+    """
+
+    of_input: Array
+    of_output: Array
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What a text's tokens went through.
+
+    Attributes:
+        tokens: int64 [tokens], windows one after the other.
+        window: tokens that belong together; tokens of different windows do not see each other.
+        blocks: name -> of that residual block of every layer: "attention" and "mlp", or "attention + mlp" where they
+            are parallel and make one block.
+        layer: of whole layers: R(x) is all that the layer adds.
+        influence: 1 - cos(x, x + R(x)) of whole layers, float64 [layers, tokens]; its mean over tokens is the block
+            influence of ShortGPT (arXiv 2403.03853).
+    """
+
+    tokens: NDArray[np.int64]
+    window: int
+    blocks: Mapping[str, Ratios]
+    layer: Ratios
+    influence: Array
+
+
+def measure(
+    checkpoint: Checkpoint,
+    ids: Sequence[int],
+    *,
+    window: int = 256,
+    max_tokens: int = 4096,
+    batch: int = 8,
+    progress: Callable[[int, int], None] | None = None,
+) -> Measured:
+    """Run a text through transformers' modules in float32, every token in every layer.
+
+    The text is cut into windows. Every layer's weights are read once and freed again, as long as the hidden states of
+    all tokens take no more than 256 MiB; those of a longer text go through the model in several passes.
+
+    Args:
+        checkpoint: a dense one; it may declare Unified Skip, whose prompts run in every layer.
+        ids: the text.
+        window: tokens per window; what is left over is left out.
+        max_tokens: use at most so many tokens of the text.
+        batch: windows that run together; it does not change the result.
+        progress: called with steps done and in all.
+
+    Raises:
+        DynexportError: for a checkpoint that routes tokens or is of an unsupported kind, a text shorter than a window,
+            a size out of range, or where torch or transformers is missing.
+    """
+    architecture = _check(checkpoint)
+    if batch < 1:
+        raise DynexportError(f"batch: expected at least 1, found {batch}")
+    windows = _windows(ids, window, max_tokens, architecture)
+    runner = _Runner(checkpoint, architecture)
+    passes = _split(windows, max(1, _HELD_BYTES // (4 * architecture.hidden_size * window)))
+    steps = [_split(part, batch) for part in passes]
+    total, done = architecture.layers * sum(map(len, steps)), 0
+    results: list[list[_Step]] = [[] for _ in range(architecture.layers)]
+    for groups in steps:
+        for index, step in runner.run(groups):
+            results[index].append(step)
+            done += 1
+            if progress is not None:
+                progress(done, total)
+    return _collect(windows, window, results)
+
+
+def _check(checkpoint: Checkpoint) -> Architecture:
+    """The architecture of a checkpoint that can be profiled."""
+    declared = checkpoint.config.get("dynexport")
+    strategy = declared.get("strategy") if isinstance(declared, dict) else None
+    if declared is not None and strategy not in _DENSE:
+        raise DynexportError(
+            f"{checkpoint.source}: strategy: expected a dense checkpoint, found {strategy!r:.80}; its layers were "
+            "trained for the tokens that routers send there, and what they would add to all others means nothing "
+            "(dynexport run BUNDLE --trace F.png shows which token runs where)"
+        )
+    return read_architecture(checkpoint.config)
+
+
+def _windows(ids: Sequence[int], window: int, max_tokens: int, architecture: Architecture) -> NDArray[np.int64]:
+    """int64 [windows, window], at least one."""
+    if not 1 <= window <= architecture.max_length:
+        raise DynexportError(f"window: expected 1..{architecture.max_length} tokens, found {window}")
+    if max_tokens < window:
+        raise DynexportError(f"max_tokens: expected at least one window of {window}, found {max_tokens}")
+    count = min(len(ids), max_tokens) // window
+    if count < 1:
+        raise DynexportError(f"text: expected at least one window of {window} tokens, found {len(ids)} tokens")
+    windows = np.asarray(ids[: count * window], np.int64).reshape(count, window)
+    if unknown := windows[(windows < 0) | (windows >= architecture.vocab_size)].tolist():
+        raise DynexportError(f"text: expected token ids 0..{architecture.vocab_size - 1}, found {unknown[0]}")
+    return windows
+
+
+def _split(windows: NDArray[np.int64], size: int) -> list[NDArray[np.int64]]:
+    return [windows[start : start + size] for start in range(0, len(windows), size)]
+
+
+@dataclass(frozen=True)
+class _Step:
+    """A layer over a group: float64 [rows * length] each; of a block, (of input, of output)."""
+
+    blocks: Mapping[str, tuple[Array, Array]]
+    layer: tuple[Array, Array]
+    influence: Array
+
+
+class _Runner:
+    """A model whose layers run one after the other over all groups of windows.
+
+    A layer's other inputs (positions, masks, biases) depend on nothing but the sizes of a group. They are taken from
+    the model's own forward pass, in which the layers hand on what they are given.
+    """
+
+    def __init__(self, checkpoint: Checkpoint, architecture: Architecture) -> None:
+        self._weights = Weights(checkpoint, streaming=True)
+        blocks = blocks_of(architecture.family)
+        self._returns_tuple = blocks.returns_tuple
+        self._reader = Reader(blocks, checkpoint.source)
+        self._is_parallel = architecture.residual == "parallel"
+
+    def run(self, groups: Sequence[NDArray[np.int64]]) -> Iterator[tuple[int, _Step]]:
+        """Every layer over every group, int64 [rows, length] each: index of the layer and what was measured."""
+        import torch
+
+        inputs: dict[int, list[tuple[Any, Any]]] = {}
+        hidden = []
+        with torch.no_grad():
+            for group in groups:
+                first, others = self._layer_inputs(group)
+                hidden.append(first)
+                inputs.setdefault(len(group), others)
+        for index in range(len(self._weights.layers)):
+            with self._weights.layer(index) as layer:
+                for number, before in enumerate(hidden):
+                    args, kwargs = inputs[len(before)][index]
+                    # Not around the yield: whoever takes the steps has a setting of their own.
+                    with torch.no_grad():
+                        after, attention, mlp = self._reader.run(index, layer, before, *args, **kwargs)
+                        step = self._measured(before, after, attention, mlp)
+                    hidden[number] = after
+                    yield index, step
+
+    def _layer_inputs(self, group: NDArray[np.int64]) -> tuple[Any, list[tuple[Any, Any]]]:
+        """Of a group: hidden states before layer 0, and per layer its other inputs, by position and by name."""
+        import torch
+
+        ids = torch.from_numpy(group)
+        with self._recorded() as (first, others):
+            mask = torch.ones_like(ids)  # keeps transformers from guessing at padding
+            self._weights.model(ids, attention_mask=mask, use_cache=False, logits_to_keep=1)
+        return first[0], others
+
+    @contextmanager
+    def _recorded(self) -> Iterator[tuple[list[Any], list[tuple[Any, Any]]]]:
+        """Within, layers return what they are given, and note it."""
+        first: list[Any] = []
+        others: list[tuple[Any, Any]] = []
+
+        def forward(hidden_states: Any, *args: Any, **kwargs: Any) -> Any:
+            if not first:
+                first.append(hidden_states)
+            others.append((args, kwargs))
+            return (hidden_states, None) if self._returns_tuple else hidden_states
+
+        for layer in self._weights.layers:
+            layer.forward = forward
+        try:
+            yield first, others
+        finally:
+            for layer in self._weights.layers:
+                del layer.forward
+
+    def _measured(self, before: Any, after: Any, attention: Any, mlp: Any) -> _Step:
+        added = attention + mlp
+        whole = _ratios(before, added, after)
+        if self._is_parallel:
+            blocks = {"attention + mlp": whole}
+        else:
+            between = before + attention
+            blocks = {"attention": _ratios(before, attention, between), "mlp": _ratios(between, mlp, after)}
+        return _Step(blocks, whole, _influence(before, added, after))
+
+
+def _ratios(before: Any, added: Any, after: Any) -> tuple[Array, Array]:
+    """||added|| / ||before|| and ||added|| / ||after|| of every token; a norm of 0 counts as the least of float32."""
+    import torch
+
+    smallest = torch.finfo(torch.float32).tiny
+    size, of_input, of_output = (torch.linalg.vector_norm(x.double(), dim=-1) for x in (added, before, after))
+    return _flat(size / of_input.clamp_min(smallest)), _flat(size / of_output.clamp_min(smallest))
+
+
+def _influence(before: Any, added: Any, after: Any) -> Array:
+    """1 - cos(before, after) of every token; 0 where nothing was added, whatever the norms."""
+    import torch
+
+    x, y = before.double(), after.double()
+    cosine = torch.nn.functional.cosine_similarity(x, y, dim=-1, eps=0.0).nan_to_num(0.0)
+    changed = (added != 0).any(dim=-1)
+    return _flat(torch.where(changed, (1 - cosine).clamp_min(0), 0.0))
+
+
+def _flat(tensor: Any) -> Array:
+    return np.array(tensor.flatten().numpy(), np.float64)
+
+
+def _collect(windows: NDArray[np.int64], window: int, results: Sequence[Sequence[_Step]]) -> Measured:
+    """All steps of all layers, which came in the order of the text."""
+
+    def joined(pick: Callable[[_Step], Array]) -> Array:
+        return np.stack([np.concatenate([pick(step) for step in steps]) for steps in results])
+
+    def ratios(pick: Callable[[_Step], tuple[Array, Array]]) -> Ratios:
+        return Ratios(joined(lambda step: pick(step)[0]), joined(lambda step: pick(step)[1]))
+
+    def block(name: str) -> Ratios:
+        return ratios(lambda step: step.blocks[name])
+
+    return Measured(
+        tokens=windows.ravel(),
+        window=window,
+        blocks={name: block(name) for name in results[0][0].blocks},
+        layer=ratios(lambda step: step.layer),
+        influence=joined(lambda step: step.influence),
+    )

@@ -1,0 +1,168 @@
+"""What a profile says: percentiles per layer and over all, how sparse a threshold would be, which layers to skip."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict
+
+from dynexport.exporter.profile.measurement import Array, Measured, Ratios
+from dynexport.runtime.errors import DynexportError
+
+# Of contributions, a tenth of a decade apart.
+THRESHOLDS = tuple(float(f"{10 ** (step / 10):.4g}") for step in range(-40, 11))
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Spread(_Part):
+    """Percentiles of a contribution over tokens, linear between neighbours."""
+
+    p10: float
+    median: float
+    p90: float
+
+    @classmethod
+    def of(cls, values: Array) -> Spread:
+        """Of any number of values, at least one."""
+        p10, median, p90 = np.quantile(values, [0.1, 0.5, 0.9])
+        return cls(p10=float(p10), median=float(median), p90=float(p90))
+
+
+class Contribution(_Part):
+    """By both definitions.
+
+    Attributes:
+        of_input: ||R(x)|| / ||x||.
+        of_output: ||R(x)|| / ||x + R(x)||.
+    """
+
+    of_input: Spread
+    of_output: Spread
+
+
+class Layer(_Part):
+    """One decoder layer.
+
+    Attributes:
+        blocks: by the name of a residual block.
+        whole: of all that the layer adds.
+        influence: 1 - cos(x, x + R(x)), the mean over tokens.
+        skip_order: 0 for the layer with the least influence, which a budget would skip first.
+    """
+
+    layer: int
+    blocks: dict[str, Contribution]
+    whole: Contribution
+    influence: float
+    skip_order: int
+
+
+class Sparsity(_Part):
+    """Shares of pairs (token, residual block) whose contribution is below a threshold.
+
+    Attributes:
+        thresholds: ascending, [T].
+        of_input, of_output: [T], by either definition.
+    """
+
+    thresholds: tuple[float, ...]
+    of_input: tuple[float, ...]
+    of_output: tuple[float, ...]
+
+
+class Profile(_Part):
+    """Of one checkpoint on one text.
+
+    Attributes:
+        tokens: that were measured, in windows of ``window``.
+        blocks: over all layers and tokens, by the name of a residual block.
+        all_blocks: over all layers, tokens and blocks: what the paper states the median of.
+        all_layers: over all layers and tokens, of whole layers.
+    """
+
+    tokens: int
+    window: int
+    layers: tuple[Layer, ...]
+    blocks: dict[str, Contribution]
+    all_blocks: Contribution
+    all_layers: Contribution
+    sparsity: Sparsity
+
+    def least(self, count: int) -> tuple[int, ...]:
+        """So many layers with the least block influence, ascending."""
+        return tuple(layer.layer for layer in self.layers if layer.skip_order < count)
+
+
+def layers_to_skip(layers: int, *, skip: int | None = None, budget: float | None = None) -> int:
+    """How many layers a budget skips.
+
+    Args:
+        layers: of the model.
+        skip: how many, as it is.
+        budget: the share of layers that stay, rounded down to whole layers; one of the two is given.
+
+    Raises:
+        DynexportError: when no layer or more than all would stay.
+    """
+    if skip is not None:
+        if not 0 <= skip < layers:
+            raise DynexportError(f"skip: expected 0..{layers - 1} of {layers} layers, found {skip}")
+        return skip
+    if budget is None or not 0 < budget <= 1:
+        raise DynexportError(f"budget: expected a share of the layers, over 0 and up to 1, found {budget}")
+    # A product such as 0.29 * 100 comes out a little below the whole number that is meant.
+    kept = math.floor(budget * layers + 1e-9)
+    if kept == 0:
+        raise DynexportError(f"budget: expected at least 1 of {layers} layers to stay, found {budget:g} of them")
+    return layers - kept
+
+
+def summarise(measured: Measured) -> Profile:
+    """The figures of what was measured."""
+    influence = measured.influence.mean(axis=1)
+    order = np.empty(len(influence), np.int64)
+    order[np.argsort(influence, kind="stable")] = np.arange(len(influence))  # of equals the first goes first
+    layers = tuple(
+        Layer(
+            layer=i,
+            blocks={name: _contribution(ratios, i) for name, ratios in measured.blocks.items()},
+            whole=_contribution(measured.layer, i),
+            influence=float(influence[i]),
+            skip_order=int(order[i]),
+        )
+        for i in range(len(influence))
+    )
+    pairs = all_blocks(measured.blocks)
+    return Profile(
+        tokens=len(measured.tokens),
+        window=measured.window,
+        layers=layers,
+        blocks={name: _contribution(ratios) for name, ratios in measured.blocks.items()},
+        all_blocks=_contribution(pairs),
+        all_layers=_contribution(measured.layer),
+        sparsity=Sparsity(
+            thresholds=THRESHOLDS, of_input=_shares_below(pairs.of_input), of_output=_shares_below(pairs.of_output)
+        ),
+    )
+
+
+def all_blocks(blocks: Mapping[str, Ratios]) -> Ratios:
+    """Of all residual blocks together: [layers * blocks, tokens]."""
+    parts = blocks.values()
+    return Ratios(np.concatenate([r.of_input for r in parts]), np.concatenate([r.of_output for r in parts]))
+
+
+def _contribution(ratios: Ratios, layer: Any = slice(None)) -> Contribution:
+    return Contribution(of_input=Spread.of(ratios.of_input[layer]), of_output=Spread.of(ratios.of_output[layer]))
+
+
+def _shares_below(values: Array) -> tuple[float, ...]:
+    """For every threshold, the share of values under it."""
+    counts = np.searchsorted(np.sort(values, axis=None), THRESHOLDS, side="left")
+    return tuple((counts / values.size).tolist())

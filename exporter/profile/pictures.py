@@ -1,0 +1,276 @@
+"""A profile as PNGs: contributions token by token, their medians by depth, and sparsity against a threshold.
+
+All lengths are inches.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+
+from dynexport.exporter.profile.measurement import Measured
+from dynexport.exporter.profile.model import Contribution, Profile, all_blocks
+from dynexport.exporter.trace import look
+from dynexport.exporter.trace.model import Token
+from dynexport.runtime.errors import require_module
+
+OF_INPUT, OF_OUTPUT = "‖R(x)‖ / ‖x‖", "‖R(x)‖ / ‖x + R(x)‖"
+INFLUENCE = "1 - cos(x, x + R(x))"
+NAMES = ("heatmap.png", "medians.png", "sparsity.png")
+# Tokens in the heat map.
+SHOWN = 256
+
+_DPI, _FONT = 150, "DejaVu Sans"
+_EDGE, _HEAD, _SMALL, _LINE_OF_TEXT = 0.3, 0.75, 7.5, 0.14
+_CELL, _WIDEST_CELL, _NARROW_GRID, _WIDEST_GRID = 0.06, 0.4, 5.0, 15.0
+_ROW, _HIGHEST_GRID = 0.14, 6.0
+_LONGEST_TITLE = 60
+# Contributions below this are drawn as this.
+_SMALLEST = 1e-6
+_SHADES = ("#f6f9fc", "#b9d3ec", "#5c97cf", "#1f5b9c", "#07213f")
+_BLOCKS, _LAYERS = (look.GENERATED, "#c98a1b"), look.INK
+
+
+def require() -> None:
+    """Nothing where matplotlib is installed.
+
+    Raises:
+        DynexportError: otherwise; it says how to install it.
+    """
+    require_module("matplotlib", "pictures", "draw a profile")
+
+
+def render(profile: Profile, measured: Measured, tokens: tuple[Token, ...], title: str) -> dict[str, bytes]:
+    """Draw all of them; errors as for ``require``.
+
+    Args:
+        tokens: the first ones of the text, to name them; ``SHOWN`` of them are enough.
+        title: what was profiled.
+
+    Returns:
+        File name -> content.
+    """
+    require()
+    title = title if len(title) <= _LONGEST_TITLE else f"{title[: _LONGEST_TITLE - 1]}…"
+    with _looks():
+        contents = (
+            _heatmap(measured, tokens[:SHOWN], title),
+            _medians(profile, title),
+            _sparsity(profile, measured, title),
+        )
+    return dict(zip(NAMES, contents, strict=True))
+
+
+@contextmanager
+def _looks() -> Iterator[None]:
+    from matplotlib import style
+
+    looks = {
+        "font.family": _FONT,
+        "font.size": 8,
+        "text.color": look.INK,
+        "axes.edgecolor": look.LINE,
+        "axes.linewidth": 0.6,
+        "axes.labelcolor": look.SOFT,
+        "axes.spines.top": False,
+        "axes.spines.right": False,
+        "xtick.color": look.SOFT,
+        "ytick.color": look.SOFT,
+        "grid.color": look.FRAME,
+        "legend.frameon": False,
+    }
+    # What the user has set for other pictures does not matter here.
+    with style.context(["default", looks]):
+        yield
+
+
+class _Page:
+    """A figure with a title, and axes placed by their distance from its lower left corner."""
+
+    def __init__(self, width: float, height: float, title: str, facts: str) -> None:
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+        from matplotlib.figure import Figure
+
+        self._width, self._height = width, height
+        self._figure: Any = Figure(figsize=(width, height), dpi=_DPI)
+        self._canvas: Any = FigureCanvasAgg(self._figure)
+        self.text(_EDGE, height - 0.37, title, size=11, weight="bold", parse_math=False)
+        self.text(_EDGE, height - 0.59, facts, color=look.SOFT)
+
+    def text(self, x: float, y: float, words: str, **more: Any) -> None:
+        self._figure.text(x / self._width, y / self._height, words, **more)
+
+    def axes(self, x: float, y: float, width: float, height: float) -> Any:
+        place = x / self._width, y / self._height, width / self._width, height / self._height
+        return self._figure.add_axes(place)
+
+    def scale(self, image: Any, axes: Any) -> None:
+        """What an image's colours mean."""
+        bar = self._figure.colorbar(image, cax=axes, extend="both")
+        bar.outline.set_visible(False)
+        _name_decades(axes.yaxis, _percent)
+
+    def png(self) -> bytes:
+        content = io.BytesIO()
+        self._canvas.print_png(content, metadata={"Software": None})
+        return content.getvalue()
+
+
+def _spoken(block: str) -> str:
+    return block.replace("mlp", "MLP")
+
+
+def _percent(value: float, _: Any = None) -> str:
+    return f"{100 * value:.4g} %"
+
+
+def _name_decades(axis: Any, words: Callable[[float, Any], str]) -> None:
+    """A logarithmic axis with 1, 2 and 5 of every decade."""
+    from matplotlib.ticker import LogLocator, NullLocator
+
+    axis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+    axis.set_minor_locator(NullLocator())
+    axis.set_major_formatter(words)
+
+
+def _heatmap(measured: Measured, tokens: tuple[Token, ...], title: str) -> bytes:
+    """A panel per residual block: layers against tokens, one colour scale for both."""
+    blocks = {name: ratios.of_output[:, : len(tokens)] for name, ratios in measured.blocks.items()}
+    width = min(_WIDEST_CELL * len(tokens), max(_NARROW_GRID, min(_WIDEST_GRID, _CELL * len(tokens))))
+    height = min(_ROW * len(measured.influence), _HIGHEST_GRID)
+    left, foot, gap = 0.8, 1.0, 0.4
+    tall = len(blocks) * (height + gap) - gap
+    page = _Page(
+        max(left + width + 1.2, 6.5),
+        foot + tall + 0.3 + _HEAD,
+        f"Contribution of every residual block: {title}",
+        f"{OF_OUTPUT} of the first {len(tokens)} tokens; colours are logarithmic",
+    )
+    colours = _colours(np.stack(list(blocks.values())))
+    for number, (name, values) in enumerate(blocks.items()):
+        axes = page.axes(left, foot + number * (height + gap), width, height)
+        # Layer 0 at the bottom: hidden states go up.
+        image = axes.imshow(values, aspect="auto", origin="lower", interpolation="nearest", **colours)
+        axes.spines[:].set_visible(False)
+        axes.set(ylabel="layer", xticks=[])
+        axes.set_title(_spoken(name), loc="left", size=9, weight="bold", pad=4)
+        axes.yaxis.get_major_locator().set_params(integer=True)
+        for start in range(measured.window, len(tokens), measured.window):
+            axes.axvline(start - 0.5, color=look.INK, lw=0.8, ls=(0, (3, 2)))
+        if number == 0:
+            _name_tokens(axes, tokens, math.ceil(_LINE_OF_TEXT * len(tokens) / width))
+    page.scale(image, page.axes(left + width + 0.15, foot, 0.14, min(tall, 3.0)))
+    return page.png()
+
+
+def _colours(values: np.ndarray) -> dict[str, Any]:
+    """A logarithmic scale over all but the extremes."""
+    from matplotlib.colors import LinearSegmentedColormap, LogNorm
+
+    low, high = np.quantile(values, [0.01, 0.99])
+    # Where all are 0, or all the same, there is no scale; any will do.
+    low = max(low, _SMALLEST)
+    norm = LogNorm(low, max(high, 1.01 * low))
+    return {"norm": norm, "cmap": LinearSegmentedColormap.from_list("contribution", _SHADES)}
+
+
+def _name_tokens(axes: Any, tokens: tuple[Token, ...], every: int) -> None:
+    """Under the lowest panel, one token in so many."""
+    from matplotlib.font_manager import findfont, get_font
+
+    font = get_font(findfont(_FONT))
+    labels = {}
+    for place in range(0, len(tokens), every):
+        words = look.label(tokens[place])
+        labels[place] = words if all(font.get_char_index(ord(c)) for c in words) else f"#{tokens[place].id}"
+    # A dollar sign is no formula here.
+    axes.set_xticks(list(labels), list(labels.values()), rotation=90, size=6.5, parse_math=False)
+    axes.tick_params(axis="x", length=0)
+
+
+def _medians(profile: Profile, title: str) -> bytes:
+    """By depth: medians with a band for each definition, and block influence beside them."""
+    page = _Page(
+        13.2,
+        4.5,
+        f"Contribution by depth: {title}",
+        f"{_tokens(profile)}; medians, and bands from the 10th to the 90th percentile",
+    )
+    lowest, highest = math.inf, 0.0
+    panels = []
+    for number, (label, pick) in enumerate(_definitions()):
+        axes = page.axes(0.9 + 4.15 * number, 0.6, 3.5, 2.9)
+        _lines(axes, profile, pick)
+        axes.set_title(label, loc="left", size=9, weight="bold", pad=4)
+        axes.set_yscale("log")
+        _name_decades(axes.yaxis, _percent)
+        lowest, highest = min(lowest, axes.get_ylim()[0]), max(highest, axes.get_ylim()[1])
+        panels.append(axes)
+    for axes in panels:
+        axes.set_ylim(lowest, highest)
+    panels[0].legend(loc="upper right", fontsize=_SMALL)
+    panels.append(page.axes(0.9 + 4.15 * 2, 0.6, 3.5, 2.9))
+    _influences(panels[-1], profile)
+    for axes in panels:
+        axes.set_xlabel("layer")
+        axes.xaxis.get_major_locator().set_params(integer=True)
+        axes.grid(axis="y", lw=0.5)
+    return page.png()
+
+
+def _lines(axes: Any, profile: Profile, pick: Callable[[Contribution], Any]) -> None:
+    """One line with its band per residual block, and the median of whole layers where these are something else."""
+    depth = range(len(profile.layers))
+    for name, colour in zip(profile.blocks, _BLOCKS, strict=False):
+        spreads = [pick(layer.blocks[name]) for layer in profile.layers]
+        axes.fill_between(depth, [s.p10 for s in spreads], [s.p90 for s in spreads], color=colour, alpha=0.16, lw=0)
+        axes.plot(depth, [s.median for s in spreads], color=colour, lw=1.6, marker="o", ms=2.5, label=_spoken(name))
+    if len(profile.blocks) > 1:
+        whole = [pick(layer.whole).median for layer in profile.layers]
+        axes.plot(depth, whole, color=_LAYERS, lw=1, ls=(0, (4, 3)), label="whole layer")
+
+
+def _influences(axes: Any, profile: Profile) -> None:
+    """Block influence of whole layers; logarithmic where every layer has some."""
+    influence = [layer.influence for layer in profile.layers]
+    axes.plot(range(len(influence)), influence, color=_LAYERS, lw=1.2, marker="o", ms=3)
+    axes.set_title(f"block influence, mean of {INFLUENCE}", loc="left", size=9, weight="bold", pad=4)
+    if min(influence) > 0:
+        axes.set_yscale("log")
+        _name_decades(axes.yaxis, lambda value, _: f"{value:.4g}")
+
+
+def _sparsity(profile: Profile, measured: Measured, title: str) -> bytes:
+    """The share of pairs (token, residual block) that are below a threshold."""
+    page = _Page(6.9, 4.5, f"Sparsity against threshold: {title}", f"{_tokens(profile)}; pairs of token and block")
+    axes = page.axes(0.9, 0.6, 5.6, 2.95)
+    pairs = all_blocks(measured.blocks)
+    for values, (label, pick), colour in zip(
+        (pairs.of_input, pairs.of_output), _definitions(), (look.ACCENT, _BLOCKS[1]), strict=True
+    ):
+        grid = np.quantile(values, np.linspace(0, 1, 1001)).clip(min=_SMALLEST)
+        axes.plot(grid, np.linspace(0, 1, 1001), color=colour, lw=1.8, label=label)
+        median = pick(profile.all_blocks).median
+        axes.plot([max(median, _SMALLEST)], [0.5], "o", color=colour, ms=5, label=f"median {_percent(median)}")
+    lowest, highest = np.quantile(np.stack([pairs.of_input, pairs.of_output]), [0.005, 0.995])
+    lowest = max(lowest, _SMALLEST)
+    axes.set(xscale="log", xlim=(lowest, max(highest, 2 * lowest)), ylim=(0, 1))
+    axes.set(xlabel="threshold", ylabel="share below it")
+    _name_decades(axes.xaxis, _percent)
+    axes.yaxis.set_major_formatter(_percent)
+    axes.grid(lw=0.5)
+    axes.legend(loc="upper left")
+    return page.png()
+
+
+def _definitions() -> tuple[tuple[str, Callable[[Contribution], Any]], ...]:
+    return (OF_INPUT, lambda c: c.of_input), (OF_OUTPUT, lambda c: c.of_output)
+
+
+def _tokens(profile: Profile) -> str:
+    return f"{profile.tokens:,} tokens in windows of {profile.window}"
