@@ -12,6 +12,7 @@ from pydantic import BaseModel
 
 from dynexport.runtime.bundle import Bundle
 from dynexport.runtime.cache import Cache
+from dynexport.runtime.contract import Radial
 from dynexport.runtime.cost import prompt_flops, realised_bytes
 from dynexport.runtime.decoder import Decoder
 from dynexport.runtime.engines.profile import operator_times
@@ -271,6 +272,8 @@ def _prompts(bundle: Bundle, text: Sequence[int] | None, batch: int, tokens: int
 
 
 def _check(bundle: Bundle, prompt: int, new: int, batch: int, repeats: int, skip_rates: Sequence[float]) -> None:
+    if isinstance(bundle.manifest.contract, Radial):
+        raise DynexportError(f"{bundle.path}: expected a strategy other than radial, which bench cannot measure yet")
     for name, value in (
         ("prompt_tokens", prompt),
         ("new_tokens", new),

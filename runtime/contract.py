@@ -195,9 +195,9 @@ class Radial(_Contract):
         return layers + self.exit
 
 
-AnyContract = Dense | UnifiedSkip | Mod
+AnyContract = Dense | UnifiedSkip | Mod | Radial
 Contract = Annotated[AnyContract, Field(discriminator="strategy")]
-STRATEGY_NAMES = tuple(str(kind.model_fields["strategy"].default) for kind in (Dense, UnifiedSkip, Mod))
+STRATEGY_NAMES = tuple(str(kind.model_fields["strategy"].default) for kind in (Dense, UnifiedSkip, Mod, Radial))
 _ADAPTER: TypeAdapter[AnyContract] = TypeAdapter(Contract)
 
 

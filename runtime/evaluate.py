@@ -9,7 +9,7 @@ import numpy as np
 from pydantic import BaseModel
 
 from dynexport.runtime.bundle import Bundle
-from dynexport.runtime.decoder import Decoder
+from dynexport.runtime.decoders import AnyDecoder, open_decoder
 from dynexport.runtime.errors import DynexportError
 from dynexport.runtime.manifest import Speedup
 
@@ -69,7 +69,7 @@ def evaluate(
         )
     windows = text_windows(bundle, ids, window, max_tokens)
     groups = [windows[start : start + batch] for start in range(0, len(windows), batch)]
-    decoder = Decoder(bundle, threads)
+    decoder = open_decoder(bundle, threads)
     total = len(speedups) * len(groups)
     results = []
     for number, speedup in enumerate(speedups):
@@ -120,7 +120,7 @@ def text_windows(bundle: Bundle, ids: Sequence[int], window: int, max_tokens: in
     return windows
 
 
-def _losses(decoder: Decoder, windows: np.ndarray, prompt: int, speedup: Speedup) -> tuple[np.ndarray, np.ndarray]:
+def _losses(decoder: AnyDecoder, windows: np.ndarray, prompt: int, speedup: Speedup) -> tuple[np.ndarray, np.ndarray]:
     """Of every token after the prompt, -log p; and the layers that those fed back ran in.
 
     Returns:

@@ -9,8 +9,8 @@ from typing import Literal
 import numpy as np
 
 from dynexport.runtime.bundle import Bundle
-from dynexport.runtime.cache import Cache
-from dynexport.runtime.decoder import Decoder, Tokens
+from dynexport.runtime.decoder import Tokens
+from dynexport.runtime.decoders import AnyCache, open_decoder
 from dynexport.runtime.errors import DynexportError
 from dynexport.runtime.manifest import Speedup
 from dynexport.runtime.sampling import Sampler, Sampling
@@ -57,7 +57,7 @@ class Generator:
 
     def __init__(self, bundle: Bundle, threads: int | None = None) -> None:
         self.bundle = bundle
-        self.decoder = Decoder(bundle, threads)
+        self.decoder = open_decoder(bundle, threads)
         self.text = bundle.text()
 
     def generate(
@@ -86,7 +86,7 @@ class Generator:
         max_new_tokens: int = 128,
         sampling: Sampling = _GREEDY,
         stop: Sequence[str] = (),
-        cache: Cache | None = None,
+        cache: AnyCache | None = None,
     ) -> Iterator[Piece]:
         """Tokens as they come, row by row within a step.
 
@@ -118,7 +118,7 @@ class Generator:
         return self._run(cache, prompts, rows, keep, Sampler(sampling, len(rows)))
 
     def _run(
-        self, cache: Cache, prompts: Sequence[Tokens], rows: list[_Row], keep: Speedup, sampler: Sampler
+        self, cache: AnyCache, prompts: Sequence[Tokens], rows: list[_Row], keep: Speedup, sampler: Sampler
     ) -> Iterator[Piece]:
         logits = np.concatenate(self.decoder.prefill(cache, prompts))
         live = np.ones(len(rows), bool)

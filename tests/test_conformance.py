@@ -23,7 +23,10 @@ TOLERANCE = 1e-4
 NEAR_TIE = 2e-3
 ROUTE_MARGIN = 1e-5
 CASES = sorted(path.parent.name for path in CONFORMANCE.glob("*/expected.json"))
-KINDS = [(case, static) for case in CASES for static in (False, True) if not (static and case.startswith("dense"))]
+WITHOUT_STATIC = ("dense", "radial")
+KINDS = [
+    (case, static) for case in CASES for static in (False, True) if not (static and case.startswith(WITHOUT_STATIC))
+]
 
 
 @dataclass(frozen=True)
@@ -67,15 +70,25 @@ def test_logits_and_tokens(case: Case) -> None:
             second, best = np.partition(logits[0], -2)[-2:]
             assert best - second == pytest.approx(margin, abs=2 * TOLERANCE)
             assert logits[0].argmax() == token or margin < NEAR_TIE
-            processed = len(cache.logs[0].ran), cache.overflow.sum()  # the last token's step is not in the answer
+            steps = len(cache.logs[0].ran)  # the last token's step is not in the answer
+            overflow = 0 if case.bundle.manifest.routed is None else cache.overflow.sum()
             logits = decoder.step(cache, [token], case.bundle.speedup(None))
+        assert overflow == (run["overflow"] or 0)
         if case.bundle.manifest.routed:
-            check_routes(case, run, cache.logs[0], processed)
+            check_routes(case, run, cache.logs[0], steps)
+        if case.bundle.manifest.contract.strategy == "radial":
+            check_paths(run, cache.logs[0], steps)
 
 
-def check_routes(case: Case, run: dict[str, Any], log: RowLog, processed: tuple[int, int]) -> None:
-    steps, overflow = processed
-    assert overflow == run["overflow"]
+def check_paths(run: dict[str, Any], log: RowLog, steps: int) -> None:
+    paths, margins = (np.concatenate(part[:steps], axis=1).T for part in (log.paths, log.margins))
+    assert len(paths) == len(run["routes"])
+    for path, margin, expected in zip(paths, margins, run["routes"], strict=True):
+        assert path[path >= 0].tolist() == expected or margin.min() < ROUTE_MARGIN
+    assert margins.min() == pytest.approx(run["smallest_route_margin"], abs=ROUTE_MARGIN)
+
+
+def check_routes(case: Case, run: dict[str, Any], log: RowLog, steps: int) -> None:
     ran, scores, margins = (np.concatenate(part[:steps], axis=1).T for part in (log.ran, log.scores, log.margins))
     expected = np.array(run["routes"], bool)
     assert ran.shape[0] == len(expected) and np.isfinite(scores).all()

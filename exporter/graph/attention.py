@@ -66,7 +66,9 @@ class Attention(nn.Module):
         """Append and attend: ([B, S, heads * head_dim], the cache with the tokens appended)."""
         a = self.architecture
         position, bias = self._positions(op, step, cache)
-        rotation = step.rotation if a.rotary_layers[self.index] else None
+        rotation, rotary = step.rotation if a.rotary_layers[self.index] else None, None
+        if rotation is not None and rotation.of_every_position and step.position_ids is not None:
+            rotary = (rotation.cos, rotation.sin, step.position_ids)
         inputs = AttentionInputs(
             *prepared,
             cache.key,
@@ -74,7 +76,7 @@ class Attention(nn.Module):
             step.last_index,
             step.total_length,
             bias,
-            (rotation.cos, rotation.sin, step.position_ids) if rotation and rotation.of_every_position else None,
+            rotary,
         )
         output, present_key, present_value = self.target.attention(
             op, inputs, heads=a.heads, kv_heads=a.kv_heads, scale=a.scale, softcap=a.attention_softcap
@@ -100,6 +102,7 @@ class Attention(nn.Module):
         """The cache's positions with the new ones appended, and the bias that follows from them."""
         if cache.position is None:
             return None, step.bias
+        assert step.position_ids is not None
         position = op.TensorScatter(cache.position, step.position_ids, step.cache_length, axis=1)
         stop = op.Cast(op.Unsqueeze(step.total_length, [0]), to=ir.DataType.INT64)
         keys = op.Slice(position, [0], stop, [1])

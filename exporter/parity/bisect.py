@@ -26,7 +26,7 @@ def errors_by_layer(decoder: ProbeDecoder, oracle: Oracle, cases: Sequence[Case]
     Returns:
         The largest relative error of a token's hidden state, by "embedding" and the layers' numbers, in order.
     """
-    told = [answer.routes.chosen for answer in oracle.answers(cases) if answer.routes is not None]
+    told = [answer.routes.decisions for answer in oracle.answers(cases) if answer.routes is not None]
     replay(decoder, cases, chunk=max(len(case.tokens) for case in cases), forced=told or None)
     expected = oracle.hidden_states(cases)
     return {

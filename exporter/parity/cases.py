@@ -6,23 +6,27 @@ from collections.abc import Sequence
 from typing import TypeAlias
 
 import numpy as np
+from numpy.typing import NDArray
 
 from dynexport.exporter.parity.metrics import FloatArray
-from dynexport.exporter.reference import BoolArray, Case, RowRoutes
-from dynexport.runtime.cache import Cache
-from dynexport.runtime.decoder import CHUNK, Decoder
+from dynexport.exporter.reference import Case, RowPaths, RowRoutes
+from dynexport.runtime.contract import Radial
+from dynexport.runtime.decoder import CHUNK
+from dynexport.runtime.decoders import AnyCache, AnyDecoder
 from dynexport.runtime.manifest import Speedup
+from dynexport.runtime.routes import RowLog
 
 Prompt: TypeAlias = Sequence[int]
+Decisions: TypeAlias = NDArray[np.bool_] | NDArray[np.int64]
 
 
 def replay(
-    decoder: Decoder,
+    decoder: AnyDecoder,
     cases: Sequence[Case],
     *,
-    cache: Cache | None = None,
+    cache: AnyCache | None = None,
     chunk: int = CHUNK,
-    forced: Sequence[BoolArray] | None = None,
+    forced: Sequence[Decisions] | None = None,
 ) -> list[FloatArray]:
     """Run cases through the engine as one batch, with their own tokens whatever it would have chosen.
 
@@ -31,7 +35,7 @@ def replay(
             later prompts.
         cache: an empty one to use; None makes one.
         chunk: prompts go in pieces of this many tokens.
-        forced: per case bool [R, length], decisions of routed layers to make instead of the routers'.
+        forced: per case bool or int64 [R, length], decisions to make instead of the routers'.
 
     Returns:
         Per case float32 [length, vocab]: the logits after every token.
@@ -58,24 +62,33 @@ def replay(
     return [np.concatenate(row) for row in zip(*pieces, strict=True)]
 
 
-def routes(decoder: Decoder, cache: Cache) -> list[RowRoutes]:
-    """What a recording cache has seen routers decide, per row; none where no layer is routed."""
-    routed = decoder.manifest.routed
-    if routed is None or cache.logs is None:
+def routes(decoder: AnyDecoder, cache: AnyCache) -> list[RowRoutes] | list[RowPaths]:
+    """What a recording cache has seen routers decide, per row; none where there are none."""
+    manifest, logs = decoder.manifest, cache.logs or []
+    if isinstance(manifest.contract, Radial):
+        return [_row_paths(log, manifest.model.layers) for log in logs]
+    if manifest.routed is None:
         return []
+    layers = list(manifest.routed.layers)
     return [
         RowRoutes(
-            np.concatenate(log.ran, axis=1)[list(routed.layers)],
+            np.concatenate(log.ran, axis=1)[layers],
             np.concatenate(log.scores, axis=1),
             np.concatenate(log.margins, axis=1),
             cache.overflow[:, row].copy(),
         )
-        for row, log in enumerate(cache.logs)
+        for row, log in enumerate(logs)
     ]
 
 
+def _row_paths(log: RowLog, layers: int) -> RowPaths:
+    path, scores, margins = (np.concatenate(part, axis=1) for part in (log.paths, log.scores, log.margins))
+    depth = ((path >= 0) & (path < layers)).sum(axis=0)
+    return RowPaths(path, scores, margins, np.full_like(scores, np.nan), depth)
+
+
 def generate(
-    decoder: Decoder, cache: Cache, logits: FloatArray, speedup: Speedup, count: int
+    decoder: AnyDecoder, cache: AnyCache, logits: FloatArray, speedup: Speedup, count: int
 ) -> tuple[list[list[int]], list[FloatArray]]:
     """Continue greedily.
 

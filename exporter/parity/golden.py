@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,7 +11,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
 from dynexport.exporter.checkpoint import Checkpoint
-from dynexport.exporter.reference import Answer, Case, RowRoutes
+from dynexport.exporter.reference import Answer, Case, RowPaths, RowRoutes
 from dynexport.exporter.strategies import strategies
 from dynexport.runtime.errors import DynexportError
 from dynexport.runtime.manifest import Manifest, Speedup
@@ -26,8 +27,7 @@ _TEXT = (
 _PROMPT_LENGTHS = (1, 7, 33)
 _LENGTH = 41
 _COMPARED = 8
-# The fields of RowRoutes, each a tensor beside a row's logits.
-_ROUTE_PARTS = ("chosen", "score", "margin", "overflow")
+_ROUTES: dict[str, type[RowRoutes | RowPaths]] = {"mod": RowRoutes, "radial": RowPaths}
 
 
 @dataclass(frozen=True)
@@ -70,7 +70,7 @@ def write_golden(path: Path, checkpoint: Checkpoint, manifest: Manifest) -> tupl
         name = f"{case.speedup.name}.{case.prompted[0][1]}"
         tensors[name] = answer.logits
         if answer.routes is not None:
-            tensors |= {f"{name}.{part}": getattr(answer.routes, part) for part in _ROUTE_PARTS}
+            tensors |= {f"{name}.{part}": getattr(answer.routes, part) for part in _parts(type(answer.routes))}
     save_file(tensors, path)
     path.chmod(0o644)  # safetensors makes it for its owner alone
     return len(cases), ""
@@ -87,7 +87,7 @@ def read_golden(path: Path, manifest: Manifest) -> list[GoldenRow]:
     except (OSError, SafetensorError) as error:
         raise DynexportError(f"{path}: expected golden vectors, found: {error}") from error
     tokens = tensors.pop("tokens", np.zeros(0, np.int64))
-    names = sorted(name for name in tensors if name.rpartition(".")[2] not in _ROUTE_PARTS)
+    names = sorted(name for name in tensors if name.rpartition(".")[2].isdigit())
     return [_golden_row(path, name, tokens, tensors, manifest) for name in names]
 
 
@@ -96,15 +96,20 @@ def _golden_row(
 ) -> GoldenRow:
     logits = tensors[name]
     speedup, _, length = name.rpartition(".")
-    if not length.isdigit() or not 1 <= int(length) < len(tokens) or not 1 <= len(logits) < len(tokens):
+    if not 1 <= int(length) < len(tokens) or not 1 <= len(logits) < len(tokens):
         raise DynexportError(f"{path}: {name}: expected logits of a golden row, found something else")
-    if manifest.routed is None:
+    kind = _ROUTES.get(manifest.contract.strategy)
+    if kind is None:
         return GoldenRow(speedup, tokens, int(length), Answer(logits))
-    parts = [tensors.get(f"{name}.{part}", np.zeros(0)) for part in _ROUTE_PARTS]
-    layers = len(manifest.routed.layers)
-    if [part.shape for part in parts] != [(layers, len(tokens))] * 3 + [(layers,)]:
-        raise DynexportError(f"{path}: {name}: expected routes of {layers} layers, found something else")
-    return GoldenRow(speedup, tokens, int(length), Answer(logits, RowRoutes(*parts)))
+    parts = {part: tensors.get(f"{name}.{part}", np.zeros(0)) for part in _parts(kind)}
+    if any(part.shape[-1] != len(tokens) for part_name, part in parts.items() if part_name != "overflow"):
+        raise DynexportError(f"{path}: {name}: expected routes of {len(tokens)} tokens, found something else")
+    return GoldenRow(speedup, tokens, int(length), Answer(logits, kind(**parts)))
+
+
+def _parts(kind: type[RowRoutes | RowPaths]) -> list[str]:
+    """Names of what a row's routes consist of, each a tensor beside its logits."""
+    return [part.name for part in dataclasses.fields(kind)]
 
 
 def _sequence(checkpoint: Checkpoint, manifest: Manifest) -> list[int]:

@@ -11,12 +11,11 @@ from dynexport.exporter.parity.cases import Prompt, generate, replay, routes
 from dynexport.exporter.parity.golden import GoldenRow
 from dynexport.exporter.parity.metrics import FloatArray, Metrics, compare_bits, compare_logits, compare_routes
 from dynexport.exporter.parity.thresholds import Kind
-from dynexport.exporter.reference import Answer, Case, Oracle
+from dynexport.exporter.reference import Answer, Case, Oracle, RowPaths, RowRoutes
 from dynexport.exporter.strategies import strategies
 from dynexport.runtime.bundle import Bundle
-from dynexport.runtime.cache import Cache
 from dynexport.runtime.contract import Mod
-from dynexport.runtime.decoder import Decoder
+from dynexport.runtime.decoders import AnyCache, AnyDecoder
 from dynexport.runtime.manifest import Speedup
 
 _CHUNKS = (1, 3, 16)
@@ -58,14 +57,14 @@ def prompts_compete(bundle: Bundle) -> bool:
     return isinstance(contract, Mod) and contract.prefill == "topk"
 
 
-def golden_row(decoder: Decoder, row: GoldenRow) -> list[Measurement]:
+def golden_row(decoder: AnyDecoder, row: GoldenRow) -> list[Measurement]:
     """What PyTorch computed when the bundle was made."""
     speedup = decoder.bundle.speedup(1 if row.speedup == "dense" else row.speedup)
     case = Case(tuple(row.tokens.tolist()), ((0, row.prompt_length),), speedup)
     return _replayed(f"golden/{row.speedup}/{row.prompt_length}", decoder, [case], [row.answer])
 
 
-def prompts_alone_and_together(decoder: Decoder, oracle: Oracle, prompts: Sequence[Prompt]) -> list[Measurement]:
+def prompts_alone_and_together(decoder: AnyDecoder, oracle: Oracle, prompts: Sequence[Prompt]) -> list[Measurement]:
     """Logits after every token of every prompt: each prompt alone, then all as one right-padded batch."""
     full = decoder.bundle.speedup(1)
     cases = [Case(tuple(prompt), ((0, len(prompt)),), full) for prompt in prompts]
@@ -77,7 +76,7 @@ def prompts_alone_and_together(decoder: Decoder, oracle: Oracle, prompts: Sequen
 
 
 def greedy(
-    decoder: Decoder, oracle: Oracle, prompts: Sequence[Prompt], speedup: Speedup, count: int
+    decoder: AnyDecoder, oracle: Oracle, prompts: Sequence[Prompt], speedup: Speedup, count: int
 ) -> list[Measurement]:
     """The engine generates in a right-padded batch; the reference scores what it generated, in one pass.
 
@@ -98,7 +97,7 @@ def greedy(
     return _against_reference(f"greedy/{speedup.name}", decoder, cases, oracle.answers(cases), found, cache, count)
 
 
-def second_turn(decoder: Decoder, oracle: Oracle, prompts: Sequence[Prompt], speedup: Speedup) -> list[Measurement]:
+def second_turn(decoder: AnyDecoder, oracle: Oracle, prompts: Sequence[Prompt], speedup: Speedup) -> list[Measurement]:
     """A prompt, generated tokens, a further prompt, generated tokens."""
     room = decoder.manifest.model.max_length - sum(map(len, prompts))
     steps = min(_STEPS, room // len(prompts))
@@ -117,7 +116,7 @@ def second_turn(decoder: Decoder, oracle: Oracle, prompts: Sequence[Prompt], spe
     return _against_reference(f"second_turn/{speedup.name}", decoder, cases, answers, [np.concatenate(found)], cache)
 
 
-def batch_isolation(decoder: Decoder, prompts: Sequence[Prompt], speedup: Speedup) -> list[Measurement]:
+def batch_isolation(decoder: AnyDecoder, prompts: Sequence[Prompt], speedup: Speedup) -> list[Measurement]:
     """A row beside others is what it is alone, and to the last bit what it is beside others of the same lengths.
 
     Kernels may round differently for another batch size; for the same, a neighbour's tokens may change nothing.
@@ -135,7 +134,7 @@ def batch_isolation(decoder: Decoder, prompts: Sequence[Prompt], speedup: Speedu
     ]
 
 
-def single_steps(decoder: Decoder, prompt: Prompt) -> Measurement:
+def single_steps(decoder: AnyDecoder, prompt: Prompt) -> Measurement:
     """A prompt at once gives what its tokens give one by one, in every layer."""
     full = decoder.bundle.speedup(1)
     at_once = replay(decoder, [Case(tuple(prompt), ((0, len(prompt)),), full)])
@@ -143,7 +142,7 @@ def single_steps(decoder: Decoder, prompt: Prompt) -> Measurement:
     return Measurement("single_steps", "consistency", compare_logits(at_once, stepped))
 
 
-def chunked_prefill(decoder: Decoder, prompt: Prompt) -> list[Measurement]:
+def chunked_prefill(decoder: AnyDecoder, prompt: Prompt) -> list[Measurement]:
     """A prompt at once gives what it gives in pieces."""
     case = Case(tuple(prompt), ((0, len(prompt)),), decoder.bundle.speedup(1))
     at_once = replay(decoder, [case], chunk=len(prompt))
@@ -156,7 +155,7 @@ def chunked_prefill(decoder: Decoder, prompt: Prompt) -> list[Measurement]:
     ]
 
 
-def ratio_change(decoder: Decoder, fresh: Decoder, prompts: Sequence[Prompt], speedup: Speedup) -> Measurement:
+def ratio_change(decoder: AnyDecoder, fresh: AnyDecoder, prompts: Sequence[Prompt], speedup: Speedup) -> Measurement:
     """After a request at full depth, on its cache, another gives to the last bit what it gives on a new decoder.
 
     Args:
@@ -174,7 +173,7 @@ def ratio_change(decoder: Decoder, fresh: Decoder, prompts: Sequence[Prompt], sp
     return Measurement(f"ratio_change/{speedup.name}", "exact", compare_bits(new, used), _skips(decoder, speedup))
 
 
-def _replayed(name: str, decoder: Decoder, cases: Sequence[Case], answers: Sequence[Answer]) -> list[Measurement]:
+def _replayed(name: str, decoder: AnyDecoder, cases: Sequence[Case], answers: Sequence[Answer]) -> list[Measurement]:
     """Run cases through the engine and compare."""
     cache = decoder.cache(len(cases), max(len(case.tokens) for case in cases), record=True)
     return _against_reference(name, decoder, cases, answers, replay(decoder, cases, cache=cache), cache)
@@ -182,11 +181,11 @@ def _replayed(name: str, decoder: Decoder, cases: Sequence[Case], answers: Seque
 
 def _against_reference(
     name: str,
-    decoder: Decoder,
+    decoder: AnyDecoder,
     cases: Sequence[Case],
     answers: Sequence[Answer],
     found: list[FloatArray],
-    cache: Cache,
+    cache: AnyCache,
     last: int = 0,
 ) -> list[Measurement]:
     """Logits, and where layers are routed the decisions.
@@ -204,23 +203,23 @@ def _against_reference(
     measured = []
     told = [answer.routes for answer in answers if answer.routes is not None]
     if told:
-        decided = routes(decoder, cache)
+        decided: list[RowRoutes | RowPaths] = [*routes(decoder, cache)]
         measured.append(Measurement(f"routes/{name}", "routes", compare_routes(told, decided), skipped))
-        if any((a.chosen != b.chosen).any() for a, b in zip(told, decided, strict=True)):
-            again = replay(decoder, cases, forced=[row.chosen for row in told])
+        if any((a.decisions != b.decisions).any() for a, b in zip(told, decided, strict=True)):
+            again = replay(decoder, cases, forced=[row.decisions for row in told])
             found = [
-                other if (a.chosen != b.chosen).any() else own
+                other if (a.decisions != b.decisions).any() else own
                 for own, other, a, b in zip(found, again, told, decided, strict=True)
             ]
     candidate = [logits[-len(row) :] for logits, row in zip(found, expected, strict=True)]
     return [*measured, Measurement(name, "reference", compare_logits(expected, candidate), skipped, tuple(cases))]
 
 
-def _skips(decoder: Decoder, speedup: Speedup) -> bool:
+def _skips(decoder: AnyDecoder, speedup: Speedup) -> bool:
     return len(speedup.keep) < decoder.manifest.model.layers
 
 
-def _forced(decoder: Decoder, prompts: Sequence[Prompt], speedup: Speedup) -> list[Case]:
+def _forced(decoder: AnyDecoder, prompts: Sequence[Prompt], speedup: Speedup) -> list[Case]:
     """The prompts, each begun anew as if that had been generated: by as many tokens in every row."""
     fed = min(_STEPS, decoder.manifest.model.max_length - max(map(len, prompts)))
     return [

@@ -8,8 +8,9 @@ from typing import TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from dynexport.exporter.reference import RowRoutes
+from dynexport.exporter.reference import RowPaths, RowRoutes
 
+Routes: TypeAlias = RowRoutes | RowPaths
 FloatArray: TypeAlias = NDArray[np.float32]
 Metric: TypeAlias = bool | int | float | str | list[int] | list[float] | list[float | None] | list[list[int]] | None
 Metrics: TypeAlias = dict[str, Metric]
@@ -65,21 +66,21 @@ def compare_bits(expected: Sequence[FloatArray], found: Sequence[FloatArray]) ->
     }
 
 
-def compare_routes(reference: Sequence[RowRoutes], candidate: Sequence[RowRoutes]) -> Metrics:
-    """Compare decisions of routed layers.
+def compare_routes(reference: Sequence[Routes], candidate: Sequence[Routes]) -> Metrics:
+    """Compare what routers decided.
 
-    A decision follows from the ones before it: in earlier layers, of the same and earlier tokens, and through a full
-    cache in the same layer of earlier tokens. So only a flip with no flip before it is one of its own.
+    A decision follows from the ones before it: in earlier layers or steps, of the same and earlier tokens, and through
+    a full cache in the same layer of earlier tokens. So only a flip with no flip before it is one of its own.
 
     Args:
-        reference: per row R x n decisions; n may differ from row to row.
+        reference: per row R x n decisions, R layers or steps; n may differ from row to row.
         candidate: of the same shapes.
 
     Returns:
         ``decisions``; ``agreed``, ``agreement``; of flips of their own ``flips`` [row, routed layer, token] and
         ``flip_margins``, how near the reference was to deciding the same; ``followed``, flips that follow from those;
         ``smallest_margin``; ``overflow`` and ``overflow_reference``, tokens that found a cache full;
-        ``share``, of tokens that run in a routed layer; ``max_score_error`` before the first flip of a row, infinite
+        ``share`` of decisions to run; ``max_score_error`` before the first flip of a row, infinite
         where a score is no number.
     """
     flips: list[list[int]] = []
@@ -87,7 +88,7 @@ def compare_routes(reference: Sequence[RowRoutes], candidate: Sequence[RowRoutes
     errors = [0.0]
     differing = 0
     for row, (expected, found) in enumerate(zip(reference, candidate, strict=True)):
-        flipped = expected.chosen != found.chosen
+        flipped = expected.decisions != found.decisions
         before = np.cumsum(np.cumsum(flipped, axis=0), axis=1)  # those in earlier or the same layers and tokens
         differing += int(flipped.sum())
         for layer, token in np.argwhere(flipped & (before == 1)):
@@ -95,7 +96,7 @@ def compare_routes(reference: Sequence[RowRoutes], candidate: Sequence[RowRoutes
             margins.append(float(expected.margin[layer, token]))
         error = _absolute_error(expected.score, found.score)
         errors.append(float(error[before == 0].max(initial=0.0)))
-    decisions = sum(row.chosen.size for row in reference)
+    decisions = sum(row.decisions.size for row in reference)
     return {
         "decisions": decisions,
         "agreed": decisions - differing,
@@ -106,7 +107,7 @@ def compare_routes(reference: Sequence[RowRoutes], candidate: Sequence[RowRoutes
         "smallest_margin": min(float(row.margin.min()) for row in reference),
         "overflow": sum(int(row.overflow.sum()) for row in candidate),
         "overflow_reference": sum(int(row.overflow.sum()) for row in reference),
-        "share": sum(int(row.chosen.sum()) for row in candidate) / decisions,
+        "share": sum(row.runs for row in candidate) / decisions,
         "max_score_error": max(errors),
     }
 

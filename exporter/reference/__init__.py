@@ -1,7 +1,16 @@
 """What the rest uses of the PyTorch golden; importing it does not import PyTorch."""
 
 from dynexport.exporter.reference.hugging_face import BoolArray, Reference, Runs, RunsFor
-from dynexport.exporter.reference.oracle import Answer, Case, KeptOracle, Oracle, RoutedOracle, RowRoutes
+from dynexport.exporter.reference.oracle import (
+    Answer,
+    Case,
+    KeptOracle,
+    Oracle,
+    RadialOracle,
+    RoutedOracle,
+    RowPaths,
+    RowRoutes,
+)
 from dynexport.exporter.reference.unified_skip import unified_skip_runs
 
 __all__ = [
@@ -10,8 +19,10 @@ __all__ = [
     "Case",
     "KeptOracle",
     "Oracle",
+    "RadialOracle",
     "Reference",
     "RoutedOracle",
+    "RowPaths",
     "RowRoutes",
     "Runs",
     "RunsFor",

@@ -42,6 +42,16 @@ class RowRoutes:
     margin: FloatArray
     overflow: NDArray[np.int64]
 
+    @property
+    def decisions(self) -> BoolArray:
+        """What was decided, for each routed layer and token."""
+        return self.chosen
+
+    @property
+    def runs(self) -> int:
+        """How often a token ran in a routed layer."""
+        return int(self.chosen.sum())
+
 
 @dataclass
 class _Pass:

@@ -11,9 +11,10 @@ import numpy as np
 from dynexport.exporter.checkpoint.base import Checkpoint
 from dynexport.exporter.reference.hugging_face import BoolArray, FloatArray, Reference
 from dynexport.exporter.reference.mod import ModReference, RowRoutes
+from dynexport.exporter.reference.radial import RadialReference, RowPaths
 from dynexport.exporter.reference.unified_skip import unified_skip_runs
 from dynexport.exporter.reference.weights import Weights
-from dynexport.runtime.contract import Mod
+from dynexport.runtime.contract import Mod, Radial
 from dynexport.runtime.manifest import Speedup
 
 
@@ -39,11 +40,11 @@ class Answer:
 
     Attributes:
         logits: float32 [length or fewer, vocab], after each of the last tokens.
-        routes: the decisions of routed layers; None where no layer is routed.
+        routes: what routers decided; None where there are none.
     """
 
     logits: FloatArray
-    routes: RowRoutes | None = None
+    routes: RowRoutes | RowPaths | None = None
 
 
 class Oracle(ABC):
@@ -102,6 +103,24 @@ class RoutedOracle(Oracle):
         return _with_embedding(self._unrouted, cases, after)
 
 
+class RadialOracle(Oracle):
+    """Tokens go from layer to layer as the router says; what is prompt makes no difference."""
+
+    def __init__(self, checkpoint: Checkpoint, contract: Radial, *, streaming: bool) -> None:
+        weights = Weights(checkpoint, streaming=streaming)
+        self._routed = RadialReference(weights, checkpoint, contract)
+        self._unrouted = Reference(weights, checkpoint.source)
+
+    def answers(self, cases: Sequence[Case], *, last: int = 0) -> list[Answer]:
+        logits, paths = self._routed.routed_logits([case.tokens for case in cases], last=last)
+        return [Answer(values, row) for values, row in zip(logits, paths, strict=True)]
+
+    def hidden_states(self, cases: Sequence[Case]) -> list[FloatArray]:
+        """After the embedding and after every step, float32 [1 + max_steps, length, hidden] per case."""
+        after, _ = self._routed.routed_step_outputs([case.tokens for case in cases])
+        return _with_embedding(self._unrouted, cases, after)
+
+
 def _with_embedding(reference: Reference, cases: Sequence[Case], after: Sequence[FloatArray]) -> list[FloatArray]:
     """What no layer touches is the embedding."""
     nowhere = [np.zeros((reference.layers, len(case.tokens)), np.bool_) for case in cases]
@@ -115,4 +134,13 @@ def _kept_runs(case: Case, layers: int) -> BoolArray:
     return unified_skip_runs(first, len(case.tokens), case.speedup.keep, layers, segments=later)
 
 
-__all__ = ["Answer", "Case", "KeptOracle", "Oracle", "RoutedOracle", "RowRoutes"]
+__all__ = [
+    "Answer",
+    "Case",
+    "KeptOracle",
+    "Oracle",
+    "RadialOracle",
+    "RoutedOracle",
+    "RowPaths",
+    "RowRoutes",
+]

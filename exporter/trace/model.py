@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 from pydantic import BaseModel, ConfigDict
 
-from dynexport.runtime.cache import Cache
+from dynexport.runtime.decoders import AnyCache
 from dynexport.runtime.manifest import Manifest
 from dynexport.runtime.routes import RowLog
 from dynexport.runtime.text import StreamDecoder, Text
@@ -74,7 +74,7 @@ class Depth(_Part):
     routed: tuple[RoutedLayer, ...]
 
     @classmethod
-    def of(cls, cache: Cache, manifest: Manifest) -> Depth:
+    def of(cls, cache: AnyCache, manifest: Manifest) -> Depth:
         """Of a cache of one row that has seen at least one token."""
         tokens, entries = int(cache.positions[0]), cache.lengths[:, 0]
         routed = manifest.routed.layers if manifest.routed else ()
@@ -129,10 +129,10 @@ class Trace(_Part):
             layers=depth.layers,
             tokens=tuple(tokens),
             ran=tuple(map(tuple, ran.tolist())),
-            depth=tuple(ran.sum(0).tolist()),
+            depth=tuple((_steps_taken(log, depth.layers) if log.paths else ran.sum(0)).tolist()),
             routed=depth.routed,
-            scores=_rows(log.scores),
-            margins=_rows(log.margins),
+            scores=_rows(log.scores if depth.routed else ()),
+            margins=_rows(log.margins if depth.routed else ()),
         )
 
     @property
@@ -144,6 +144,12 @@ class Trace(_Part):
     def layers_per_token(self) -> float:
         """The mean depth."""
         return sum(self.depth) / len(self.depth)
+
+
+def _steps_taken(log: RowLog, layers: int) -> Array:
+    """int64 [tokens], steps in which a token ran in a layer."""
+    path = np.concatenate(log.paths, axis=1)
+    return np.asarray(((path >= 0) & (path < layers)).sum(axis=0))
 
 
 def _rows(steps: Sequence[Array]) -> tuple[Numbers, ...]:

@@ -14,7 +14,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "samples"))
-PAGES = sorted(page for part in (".", "docs", "samples") for page in (ROOT / part).glob("**/*.md" if part != "." else "*.md"))
+PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), *(ROOT / "samples").rglob("*.md")])
 TEXT = (
     "Once upon a time the river had been rising since morning, and by noon the lower fields were under water. "
     "Nobody in the village was surprised: it happened every spring, and every spring the old bridge held. "

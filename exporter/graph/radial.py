@@ -1,0 +1,248 @@
+"""The graphs of a Radial Network: ends, router, and every layer in two parts around an attention that all share.
+
+A token's next layer is known only when the one before it has run, and tokens of one step may be in different layers
+and still attend to each other (docs/routing-contract.md, radial). So a layer is cut where attention is: what comes
+before it and what comes after run on the tokens that chose the layer, attention on all tokens that share a cache.
+Every weight stands in one graph.
+
+Tokens outside attention come in one line, [1, N, ..], of whichever rows they are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any
+
+import onnx_ir as ir
+from onnxscript import GraphBuilder, nn
+
+from dynexport.exporter.architecture import Architecture
+from dynexport.exporter.graph.build import IR_VERSION, add_input, add_output, register_parameters, typed_value
+from dynexport.exporter.graph.decoder import CausalLM
+from dynexport.exporter.graph.layers import PLAIN, Linear, Norm
+from dynexport.exporter.graph.step import (
+    BOOL,
+    FLOAT,
+    INT32,
+    INT64,
+    LayerCache,
+    LayerStep,
+    attention_bias,
+    inverse_frequencies,
+    rotation,
+)
+from dynexport.exporter.targets.target import Target
+
+# Added to the score of an entry that a token may not see; of several such exp() is 0, and no sum of them overflows.
+_HIDDEN = -1e30
+Write = Callable[[ir.Graph, Any, CausalLM], None]
+
+
+class Router(nn.Module):
+    """fc2(silu(fc1(rms_norm(h)))): a score for every layer, and for leaving where the contract has an exit."""
+
+    def __init__(self, target: Target, architecture: Architecture, hidden: int, choices: int) -> None:
+        super().__init__()
+        self.norm = Norm(target, "rms", architecture.hidden_size, architecture.norm_epsilon)
+        self.fc1 = Linear(target, architecture.hidden_size, hidden, bias=True, storage=PLAIN)
+        self.fc2 = Linear(target, hidden, choices, bias=True, storage=PLAIN)
+
+    def forward(self, op: Any, hidden_states: ir.Value) -> ir.Value:
+        """[1, N, hidden] -> scores float32 [1, N, choices]."""
+        inner = self.fc1(op, self.norm(op, hidden_states))
+        return self.fc2(op, op.Mul(inner, op.Sigmoid(inner)))
+
+
+def build_part(name: str, model: CausalLM, target: Target, write: Write) -> ir.Model:
+    """One graph, its weights still without values; of the model's weights it has those that it uses."""
+    graph = ir.Graph([], [], nodes=[], name=name, opset_imports=dict(target.opset_imports))
+    builder = GraphBuilder(graph)
+    register_parameters(graph, model)
+    write(graph, builder.op, model)
+    for initializer in [value for value in graph.initializers.values() if not value.uses()]:
+        del graph.initializers[str(initializer.name)]
+    return ir.Model(graph, ir_version=IR_VERSION, producer_name="dynexport")
+
+
+def embedding(architecture: Architecture) -> Write:
+    """input_ids, position_ids int64 [1, N] -> hidden_states float32 [1, N, hidden]."""
+
+    def write(graph: ir.Graph, op: Any, model: CausalLM) -> None:
+        input_ids = add_input(graph, "input_ids", INT64, [1, "N"])
+        position_ids = add_input(graph, "position_ids", INT64, [1, "N"])
+        _put_out(graph, model.model.embed(op, input_ids, position_ids), "hidden_states_out", _line(architecture))
+
+    return write
+
+
+def head(architecture: Architecture) -> Write:
+    """hidden_states float32 [1, N, hidden] -> logits float32 [1, N, vocab]."""
+
+    def write(graph: ir.Graph, op: Any, model: CausalLM) -> None:
+        hidden_states = add_input(graph, "hidden_states", FLOAT, _line(architecture))
+        logits = model.head(op, model.model.norm(op, hidden_states))
+        _put_out(graph, logits, "logits", [1, "N", architecture.vocab_size])
+
+    return write
+
+
+def router(architecture: Architecture, choices: int, module: Router) -> Write:
+    """The choice of every token.
+
+    hidden_states float32 [1, N, hidden]; allowed bool [N, choices], at least one for each token; forced_choices int64
+    [N], -1 where the router decides -> choices int64 [N], the best allowed one, the lowest of equals; scores float32
+    [N, choices]; margins float32 [N], to the second best, infinite without one; probabilities float32 [N], of the
+    choice among the allowed.
+    """
+
+    def write(graph: ir.Graph, op: Any, model: CausalLM) -> None:
+        hidden_states = add_input(graph, "hidden_states", FLOAT, _line(architecture))
+        allowed = add_input(graph, "allowed", BOOL, ["N", choices])
+        forced = add_input(graph, "forced_choices", INT64, ["N"])
+        scores = op.Squeeze(module(op, hidden_states), [0])
+        masked = op.Where(allowed, scores, float("-inf"))
+        best = op.ArgMax(masked, axis=1, keepdims=0, select_last_index=0)
+        choice = op.Where(op.Less(forced, 0), best, forced)
+        chances = op.GatherElements(op.Softmax(masked, axis=1), op.Unsqueeze(choice, [1]), axis=1)
+        _put_out(graph, choice, "choices", ["N"], INT64)
+        _put_out(graph, scores, "scores", ["N", choices])
+        _put_out(graph, _margins(op, masked, choices), "margins", ["N"])
+        _put_out(graph, op.Squeeze(chances, [1]), "probabilities", ["N"])
+
+    return write
+
+
+def _margins(op: Any, masked: ir.Value, choices: int) -> ir.Value:
+    if choices == 1:
+        return op.Where(op.Greater(op.Squeeze(masked, [1]), float("-inf")), float("inf"), float("inf"))
+    two, _ = op.TopK(masked, [2], axis=1, sorted=1, _outputs=2)
+    first, second = op.Split(two, axis=1, num_outputs=2, _outputs=2)
+    return op.Squeeze(op.Sub(first, second), [1])
+
+
+def before_attention(architecture: Architecture) -> Write:
+    """hidden_states float32 [1, N, hidden], position_ids int64 [1, N] -> query, key, value float32 [1, N, ..]."""
+
+    def write(graph: ir.Graph, op: Any, model: CausalLM) -> None:
+        (module,) = model.model.layers
+        hidden_states = add_input(graph, "hidden_states", FLOAT, _line(architecture))
+        position_ids = add_input(graph, "position_ids", INT64, [1, "N"])
+        attention = module.self_attn
+        projected = attention.qkv_proj(op, module.input_layernorm(op, hidden_states))
+        angles = rotation(op, inverse_frequencies(op, architecture), position_ids)
+        query, key, value = attention.prepare(op, projected, angles)
+        if key is None or value is None:
+            query, key, value = attention.split(op, projected)
+        _put_out(graph, query, "query", [1, "N", attention.query_size])
+        _put_out(graph, key, "key", [1, "N", attention.kv_size])
+        _put_out(graph, value, "value", [1, "N", attention.kv_size])
+
+    return write
+
+
+def attention(architecture: Architecture, *, tagged: bool) -> Write:
+    """Append and attend, C tokens of each of B rows, in the order of their positions; it has no weights.
+
+    query, key, value float32 [B, C, ..], position_ids int64 [B, C], cache_lengths int64 [B], a cache -> attention
+    float32 [B, C, heads * head_dim], the cache.
+
+    Args:
+        tagged: the cache is a layer's own, which an earlier token may have come to at a later step: ``step`` int64 is
+            the step of these tokens, and the cache has that of every entry.
+    """
+
+    def write(graph: ir.Graph, op: Any, model: CausalLM) -> None:
+        (module,) = model.model.layers
+        heads, kv_heads, size = module.self_attn, architecture.kv_heads, architecture.head_dim
+        sizes = {"query": heads.query_size, "key": heads.kv_size, "value": heads.kv_size}
+        prepared = [add_input(graph, name, FLOAT, ["B", "C", size]) for name, size in sizes.items()]
+        position_ids = add_input(graph, "position_ids", INT64, ["B", "C"])
+        cache_length = add_input(graph, "cache_lengths", INT64, ["B"])
+        now = add_input(graph, "step", INT64, []) if tagged else None
+        shapes: dict[str, list[int | str]] = {part: ["B", kv_heads, "M", size] for part in ("key", "value")}
+        if tagged or architecture.needs_key_positions(module.index):
+            shapes["position"] = ["B", "M"]
+        if tagged:
+            shapes["step"] = ["B", "M"]
+        past = {
+            part: add_input(graph, f"past_key_values.{part}", FLOAT if len(shape) == 4 else INT64, shape)
+            for part, shape in shapes.items()
+        }
+        step = _layer_step(op, prepared[0], position_ids, cache_length)
+        present: dict[str, ir.Value] = {}
+        if now is not None:
+            present, bias = _appended_and_seen(op, architecture, module.index, step, past, now)
+            step, past_entries = replace(step, bias=bias), LayerCache(past["key"], past["value"])
+        else:
+            past_entries = LayerCache(**past)
+        output, entries = heads.attend(op, tuple(prepared), step, past_entries)
+        _put_out(graph, output, "attention", ["B", "C", heads.query_size])
+        present |= dict(zip(("key", "value", "position"), entries.values(), strict=False))
+        for part, value in past.items():
+            add_output(graph, present[part], f"present.{part}", value)
+
+    return write
+
+
+def _layer_step(op: Any, query: ir.Value, position_ids: ir.Value, cache_length: ir.Value) -> LayerStep:
+    lengths = op.Add(cache_length, op.Shape(query, start=1, end=2))
+    return LayerStep(
+        position_ids,
+        None,
+        cache_length,
+        op.Cast(op.Sub(lengths, 1), to=INT32),
+        op.Cast(op.ReduceMax(lengths, keepdims=0), to=INT32),
+    )
+
+
+def _appended_and_seen(
+    op: Any, architecture: Architecture, layer: int, step: LayerStep, past: dict[str, ir.Value], now: ir.Value
+) -> tuple[dict[str, ir.Value], ir.Value]:
+    """Positions and steps of all entries, and what hides those that a token may not see.
+
+    It sees its own entries, and those of tokens before it that were made up to this step; of later tokens none.
+    """
+    steps = op.Expand(now, op.Shape(step.position_ids))
+    present = {
+        part: op.TensorScatter(past[part], new, step.cache_length, axis=1)
+        for part, new in (("position", step.position_ids), ("step", steps))
+    }
+    stop = op.Cast(op.Unsqueeze(step.total_length, [0]), to=INT64)
+    keys, made = (op.Unsqueeze(op.Slice(present[part], [0], stop, [1]), [1]) for part in ("position", "step"))
+    own = op.Unsqueeze(step.position_ids, [2])
+    seen = op.Or(op.Equal(keys, own), op.And(op.Less(keys, own), op.LessOrEqual(made, now)))
+    bias = op.Unsqueeze(op.Where(seen, 0.0, _HIDDEN), [1])
+    assert step.position_ids is not None
+    more = attention_bias(op, architecture, layer, step.position_ids, op.Squeeze(keys, [1]))
+    return present, bias if more is None else op.Add(bias, more)
+
+
+def after_attention(architecture: Architecture, *, gated: bool) -> Write:
+    """The rest of a layer.
+
+    hidden_states float32 [1, N, hidden] as they came to the layer, attention float32 [1, N, heads * head_dim], with a
+    gate gates float32 [N] -> hidden_states_out float32 [1, N, hidden].
+    """
+
+    def write(graph: ir.Graph, op: Any, model: CausalLM) -> None:
+        (module,) = model.model.layers
+        hidden_states = add_input(graph, "hidden_states", FLOAT, _line(architecture))
+        attended = add_input(graph, "attention", FLOAT, [1, "N", module.self_attn.query_size])
+        output = module.after_attention(op, hidden_states, module.self_attn.o_proj(op, attended))
+        if gated:
+            gates = op.Unsqueeze(add_input(graph, "gates", FLOAT, ["N"]), [0, 2])
+            output = op.Add(hidden_states, op.Mul(gates, op.Sub(output, hidden_states)))
+        _put_out(graph, output, "hidden_states_out", _line(architecture))
+
+    return write
+
+
+def _line(architecture: Architecture) -> list[int | str]:
+    return [1, "N", architecture.hidden_size]
+
+
+def _put_out(
+    graph: ir.Graph, value: ir.Value, name: str, shape: Sequence[int | str], dtype: ir.DataType = FLOAT
+) -> None:
+    add_output(graph, value, name, typed_value(name, dtype, shape))

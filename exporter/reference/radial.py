@@ -1,0 +1,510 @@
+"""Radial networks, told once more in plain words for the golden: step by step, layer by layer, row by row.
+
+The pool is the checkpoint's decoder layers, as transformers has them. Two of its habits are used to stay out of its
+way. First, the model's own forward pass computes the embedding and everything that layers are given beside hidden
+states (masks, rotary angles, ALiBi), and later the final norm and the head: the first layers only take notes, and the
+last one's place is where all steps happen. Second, attention hands its new keys and values to a cache object and
+attends to what that gives back: here, to the entries that the contract makes visible.
+
+A step first lets every token make its entry and then lets every token attend. As the steps before are done and later
+ones are not, all entries there are have a tag <= this step, and what remains of both cache policies is where an entry
+is kept: under its step or under its layer. Which of them a token sees, the mask of the layer it runs in says, by
+original positions; so layers with and without a window, or with and without rotary, may stand in one pool.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dynexport.exporter.checkpoint.base import Checkpoint
+from dynexport.exporter.reference.hugging_face import (
+    BoolArray,
+    FloatArray,
+    Reference,
+    Runs,
+    _named,
+    _numpy,
+    _pick_all,
+)
+from dynexport.exporter.reference.mod import _INPUT_NORMS, _read
+from dynexport.exporter.reference.weights import Weights
+from dynexport.runtime.contract import Radial
+from dynexport.runtime.errors import DynexportError
+
+IntArray = NDArray[np.int64]
+
+GONE = -1
+# What families call the argument that takes a cache.
+_CACHE_NAMES = ("past_key_values", "layer_past")
+
+
+@dataclass
+class RowPaths:
+    """What happened to one row. Where a token had left before, or had nothing left to choose, ``path`` is -1.
+
+    Attributes:
+        path: int64 [max_steps, tokens], the chosen layer of each step; as many as there are layers: exit.
+        score: float32 [max_steps, tokens], of the choice; 0 where there was none.
+        margin: float32 [max_steps, tokens], the best allowed score minus the second; infinite where there were not two.
+        probability: float32 [max_steps, tokens], of the choice among the allowed ones; 0 where there was none.
+        depth: int64 [tokens], layers that ran.
+    """
+
+    path: IntArray
+    score: FloatArray
+    margin: FloatArray
+    probability: FloatArray
+    depth: IntArray
+
+    @property
+    def decisions(self) -> IntArray:
+        """What was decided, for each step and token."""
+        return self.path
+
+    @property
+    def runs(self) -> int:
+        """How often a token ran in a layer."""
+        return int(self.depth.sum())
+
+    @property
+    def overflow(self) -> IntArray:
+        """No token finds a cache full."""
+        return np.zeros(0, np.int64)
+
+    @classmethod
+    def empty(cls, steps: int, tokens: int) -> RowPaths:
+        """Nobody has chosen anything."""
+        zeros = np.zeros((steps, tokens), np.float32)
+        return cls(
+            path=np.full((steps, tokens), GONE, np.int64),
+            score=zeros,
+            margin=np.full_like(zeros, np.inf),
+            probability=zeros.copy(),
+            depth=np.zeros(tokens, np.int64),
+        )
+
+
+@dataclass
+class _Entries:
+    """K/V entries that belong together, in the order they were made.
+
+    Attributes:
+        positions: int64 [entries], original positions of the tokens that made them.
+        keys, values: float32 [1, heads, entries, head size]; None as long as there are none.
+    """
+
+    positions: IntArray = field(default_factory=lambda: np.zeros(0, np.int64))
+    keys: Any = None
+    values: Any = None
+
+    def add(self, positions: IntArray, keys: Any, values: Any) -> None:
+        import torch
+
+        self.positions = np.concatenate([self.positions, positions])
+        self.keys = keys if self.keys is None else torch.cat([self.keys, keys], dim=2)
+        self.values = values if self.values is None else torch.cat([self.values, values], dim=2)
+
+
+@dataclass
+class _Row:
+    """One row under way.
+
+    Attributes:
+        number: among the rows of the pass.
+        hidden: float32 [tokens, hidden].
+        inside: bool [tokens], who has not left.
+        visited: bool [tokens, layers].
+        entries: by step or by layer, as the cache policy has it.
+        forced: int64 [max_steps, tokens], choices to make instead of the router's own.
+    """
+
+    number: int
+    hidden: Any
+    inside: BoolArray
+    visited: BoolArray
+    forced: IntArray | None
+    paths: RowPaths
+    entries: dict[int, _Entries] = field(default_factory=dict)
+
+
+@dataclass
+class _Pass:
+    """One pass over some rows: what is given to it, and what is written down.
+
+    Attributes:
+        inputs: by layer, what the model's forward pass gives it.
+        outputs: after each step hidden states [rows, longest, hidden]; None: not wanted.
+    """
+
+    forced: Sequence[IntArray] | None
+    paths: list[RowPaths]
+    outputs: list[Any] | None
+    inputs: list[dict[str, Any]] = field(default_factory=list)
+
+
+class ShownEntries:
+    """Takes the place of transformers' cache for one call of one layer.
+
+    Attributes:
+        made: the keys and values [rows, heads, tokens, head size] that the layer made, rotary applied.
+    """
+
+    def __init__(self, shown: tuple[Any, Any] | None = None) -> None:
+        """``shown``: keys and values [rows, heads, entries, head size] to attend to; None: those that it makes."""
+        self._shown = shown
+        self.made: tuple[Any, Any] | None = None
+
+    def update(self, keys: Any, values: Any, *_: Any, **__: Any) -> tuple[Any, Any]:
+        """What an attention module calls with its new keys and values: those that it shall attend to."""
+        self.made = keys, values
+        return self._shown or self.made
+
+
+class RadialReference(Reference):
+    """A model whose tokens go from layer to layer as a router says (docs/routing-contract.md, radial)."""
+
+    def __init__(self, weights: Weights, checkpoint: Checkpoint, contract: Radial) -> None:
+        super().__init__(weights, checkpoint.source)
+        self._contract = contract
+        self._check_pool()
+        self._epsilon = norm_epsilon(weights.layers[0])
+        steps: Sequence[int | None] = [None] if contract.router.shared else range(contract.max_steps)
+        self._routers = [self._read_router(checkpoint, step) for step in steps]
+        self._pass: _Pass | None = None
+
+    @classmethod
+    def from_checkpoint(  # type: ignore[override]
+        cls, checkpoint: Checkpoint, *, streaming: bool = False, contract: Radial
+    ) -> RadialReference:
+        """Build the model of ``checkpoint.config`` and load its weights and routers.
+
+        Args:
+            checkpoint: Hugging Face names and layouts, routers under the contract's names.
+            streaming: as for ``Reference.from_checkpoint``: a layer is read twice in every step in which some token
+                chooses it. Routers, which are small, always stay in memory.
+            contract: what the routers mean.
+
+        Raises:
+            DynexportError: as ``Reference.from_checkpoint``, or when layers of the pool have different shapes, or a
+                router's tensor is absent, of another shape, or not finite.
+        """
+        return cls(Weights(checkpoint, streaming=streaming), checkpoint, contract)
+
+    def routed_logits(
+        self, tokens: Sequence[Sequence[int]], forced: Sequence[IntArray] | None = None, *, last: int = 0
+    ) -> tuple[list[FloatArray], list[RowPaths]]:
+        """Teacher-forced logits and paths.
+
+        Args:
+            tokens: rows of token ids; their lengths may differ, unless ``last`` is given.
+            forced: int64 [max_steps, tokens] per row, in the form of ``RowPaths.path``, choices to make instead of
+                the router's own. The gate then is the forced choice's probability among the allowed ones.
+            last: compute the head for this many last tokens only; 0: for all.
+
+        Returns:
+            float32 [length or last, vocabulary] per row, and what each row's tokens did.
+
+        Raises:
+            DynexportError: as ``Reference.logits``; on forced choices of another shape or that the contract does not
+                allow, or a score that is NaN or infinite.
+        """
+        with self._routing(tokens, forced) as routing:
+            return self.logits(tokens, last=last), routing.paths
+
+    def routed_step_outputs(
+        self, tokens: Sequence[Sequence[int]], forced: Sequence[IntArray] | None = None
+    ) -> tuple[list[FloatArray], list[RowPaths]]:
+        """Hidden states after every step, float32 [max_steps, length, hidden] per row, and what each row's tokens did.
+
+        Args and errors as for ``routed_logits``.
+        """
+        import torch
+
+        with self._routing(tokens, forced, outputs=[]) as routing:
+            self._forward(tokens, None, last=1)
+        assert routing.outputs is not None
+        stacked = torch.stack(routing.outputs, dim=1)
+        return [_numpy(stacked[row, :, : len(ids)]) for row, ids in enumerate(tokens)], routing.paths
+
+    def layer_outputs(self, tokens: Sequence[Sequence[int]], runs: Runs | None = None) -> list[FloatArray]:
+        """Refused: what a radial network has is hidden states after every step."""
+        raise DynexportError("layer_outputs: a radial network has no fixed order of layers: use routed_step_outputs")
+
+    # One pass.
+
+    @contextmanager
+    def _routing(
+        self, tokens: Sequence[Sequence[int]], forced: Sequence[IntArray] | None, outputs: list[Any] | None = None
+    ) -> Iterator[_Pass]:
+        """Within, a pass over ``tokens`` chooses as told and writes down what happened."""
+        self._check_tokens(tokens)
+        self._check_forced(tokens, forced)
+        paths = [RowPaths.empty(self._contract.max_steps, len(ids)) for ids in tokens]
+        self._pass = _Pass(forced, paths, outputs)
+        try:
+            yield self._pass
+        finally:
+            self._pass = None
+
+    def _forward(
+        self, tokens: Sequence[Sequence[int]], runs: Runs | None, outputs: list[Any] | None = None, *, last: int = 0
+    ) -> Any:
+        if runs is not None:
+            raise DynexportError("runs: expected none, as the router decides: give forced paths to routed_logits")
+        if self._pass is not None:
+            return super()._forward(tokens, runs, outputs, last=last)
+        with self._routing(tokens, None):
+            return super()._forward(tokens, runs, outputs, last=last)
+
+    def _run_layer(self, index: int, runs: BoolArray, *args: Any, **kwargs: Any) -> Any:
+        """Take note of what the model gives a layer; in the last one's place, run all steps."""
+        assert self._pass is not None
+        inputs = _named(type(self._weights.layers[index]).forward, args, kwargs)
+        self._pass.inputs.append(inputs)
+        hidden = inputs["hidden_states"]
+        return self._run_steps(hidden, runs.sum(axis=1)) if index == self.layers - 1 else hidden
+
+    def _run_steps(self, hidden: Any, lengths: IntArray) -> Any:
+        """From the embedding to what the final norm is given: [rows, longest, hidden]."""
+        assert self._pass is not None
+        rows = [self._start(number, hidden[number, :length]) for number, length in enumerate(lengths)]
+        after = hidden
+        for step in range(self._contract.max_steps):
+            for row in rows:
+                self._choose(step, row)
+            self._with_layers(step, rows, self._make_entries)
+            self._with_layers(step, rows, self._attend)
+            after = hidden.clone()
+            for row in rows:
+                after[row.number, : len(row.hidden)] = row.hidden
+            if self._pass.outputs is not None:
+                self._pass.outputs.append(after)
+        return after
+
+    def _start(self, number: int, embedding: Any) -> _Row:
+        assert self._pass is not None
+        forced, tokens = self._pass.forced, len(embedding)
+        return _Row(
+            number=number,
+            hidden=embedding.clone(),
+            inside=np.ones(tokens, bool),
+            visited=np.zeros((tokens, self.layers), bool),
+            forced=None if forced is None else forced[number],
+            paths=self._pass.paths[number],
+        )
+
+    def _with_layers(
+        self, step: int, rows: Sequence[_Row], act: Callable[[int, int, Any, _Row, IntArray], None]
+    ) -> None:
+        """Call ``act`` with every layer that is chosen in this step, and the tokens of each row that chose it."""
+        for index in range(self.layers):
+            chosen = [(row, np.flatnonzero(row.paths.path[step] == index)) for row in rows]
+            if not any(len(tokens) for _, tokens in chosen):
+                continue
+            with self._weights.layer(index) as layer:
+                for row, tokens in chosen:
+                    if len(tokens):
+                        act(step, index, layer, row, tokens)
+
+    def _make_entries(self, step: int, index: int, layer: Any, row: _Row, tokens: IntArray) -> None:
+        """Keys and values of the tokens that chose this layer; what else comes out is not looked at."""
+        cache = ShownEntries()
+        self._run_tokens(layer, self._inputs(index, layer, row, tokens, tokens, cache))
+        assert cache.made is not None
+        row.entries.setdefault(self._owner(step, index), _Entries()).add(tokens, *cache.made)
+
+    def _attend(self, step: int, index: int, layer: Any, row: _Row, tokens: IntArray) -> None:
+        """Hidden states of the tokens that chose this layer, which attend to all entries that it shows them."""
+        import torch
+
+        entries = row.entries[self._owner(step, index)]
+        cache = ShownEntries((entries.keys, entries.values))
+        y = self._run_tokens(layer, self._inputs(index, layer, row, tokens, entries.positions, cache))
+        h = row.hidden[tokens]
+        if self._contract.gate == "probability":
+            y = h + torch.from_numpy(row.paths.probability[step, tokens])[:, None] * (y - h)
+        row.hidden[tokens] = y
+        row.visited[tokens, index] = True
+        row.paths.depth[tokens] += 1
+
+    def _owner(self, step: int, index: int) -> int:
+        """What an entry belongs to."""
+        return step if self._contract.cache_policy == "step" else index
+
+    def _inputs(
+        self, index: int, layer: Any, row: _Row, queries: IntArray, keys: IntArray, cache: ShownEntries
+    ) -> dict[str, Any]:
+        """A layer's arguments for the tokens ``queries``, which attend to entries at the positions ``keys``."""
+        import torch
+
+        assert self._pass is not None
+        given, at, entries = self._pass.inputs[index], torch.from_numpy(queries), torch.from_numpy(keys)
+        rows = len(self._pass.paths)
+        inputs = _pick_all({name: value for name, value in given.items() if name not in _BY_KEY}, row.number, rows, at)
+        for name, axes in _BY_KEY.items():
+            if given.get(name) is not None:
+                inputs[name] = axes(given[name], row.number, rows, at, entries)
+        return inputs | {"hidden_states": row.hidden[None, queries], cache_name(layer): cache}
+
+    # The router.
+
+    def _choose(self, step: int, row: _Row) -> None:
+        """Let every token that has not left choose, and write it down; who exits or has nothing left leaves."""
+        asked = np.flatnonzero(row.inside)
+        allowed = self._allowed(step, row.visited[asked])
+        row.inside[asked] = allowed.any(axis=1)
+        asked, allowed = asked[allowed.any(axis=1)], allowed[allowed.any(axis=1)]
+        self._check_choices(step, row, asked, allowed)
+        scores = self._scores(step, row, asked)
+        among = np.where(allowed, scores, np.float32(-np.inf))
+        second, best = np.partition(among, -2, axis=1)[:, -2:].T if among.shape[1] > 1 else (-np.inf, among[:, 0])
+        choice = among.argmax(axis=1) if row.forced is None else row.forced[step, asked]
+        paths, each = row.paths, np.arange(len(asked))
+        paths.path[step, asked], paths.score[step, asked] = choice, scores[each, choice]
+        paths.margin[step, asked] = best - second
+        paths.probability[step, asked] = _softmax(among)[each, choice]
+        row.inside[asked] = choice < self.layers
+
+    def _allowed(self, step: int, visited: BoolArray) -> BoolArray:
+        """Which choices tokens have: bool [tokens, choices]."""
+        allowed = np.ones((len(visited), self._contract.choices(self.layers)), bool)
+        if not self._contract.allow_reuse:
+            allowed[:, : self.layers] = ~visited
+        if self._contract.exit:
+            allowed[:, self.layers] = step >= self._contract.min_steps
+        return allowed
+
+    def _scores(self, step: int, row: _Row, asked: IntArray) -> FloatArray:
+        """fc2(silu(fc1(rms_norm(h)))) of some tokens: float32 [tokens, choices]."""
+        import torch
+
+        router = self._routers[0 if self._contract.router.shared else step]
+        h = row.hidden[asked]
+        normed = h * torch.rsqrt(h.square().mean(dim=-1, keepdim=True) + self._epsilon) * router["norm.weight"]
+        inner = torch.nn.functional.silu(normed @ router["fc1.weight"].T + router["fc1.bias"])
+        scores = inner @ router["fc2.weight"].T + router["fc2.bias"]
+        if not scores.isfinite().all():
+            token = asked[~scores.isfinite().all(dim=1).numpy()][0]
+            raise DynexportError(
+                f"{self._source}: step {step}: row {row.number}, token {token}: expected finite router scores, found "
+                "NaN or infinity: the hidden states before this step are not finite, see the steps before it"
+            )
+        return _numpy(scores)
+
+    # What is refused.
+
+    def _check_choices(self, step: int, row: _Row, asked: IntArray, allowed: BoolArray) -> None:
+        """Raise DynexportError on a forced choice that is not among a token's choices."""
+        if row.forced is None:
+            return
+        choices = {int(token): np.flatnonzero(may).tolist() for token, may in zip(asked, allowed, strict=True)}
+        for token, found in enumerate(row.forced[step]):
+            expected = choices.get(token, [GONE])
+            if found not in expected:
+                raise DynexportError(
+                    f"forced path of row {row.number}, step {step}, token {token}: expected one of {expected}, "
+                    f"found {found}"
+                )
+
+    def _check_forced(self, tokens: Sequence[Sequence[int]], forced: Sequence[IntArray] | None) -> None:
+        if forced is None:
+            return
+        if len(forced) != len(tokens):
+            raise DynexportError(f"forced: expected an entry for each of {len(tokens)} rows, found {len(forced)}")
+        for row, (ids, path) in enumerate(zip(tokens, forced, strict=True)):
+            expected = (self._contract.max_steps, len(ids))
+            if path.shape != expected or path.dtype != np.int64:
+                raise DynexportError(
+                    f"forced path of row {row}: expected int64 {list(expected)}, found {path.dtype} {list(path.shape)}"
+                )
+
+    def _check_pool(self) -> None:
+        """Raise DynexportError unless all layers have the same parameters: entries of one are shown to others."""
+        shapes = [{name: tuple(p.shape) for name, p in layer.named_parameters()} for layer in self._weights.layers]
+        for index, found in enumerate(shapes):
+            for name in sorted(shapes[0].keys() | found.keys()):
+                if shapes[0].get(name) != found.get(name):
+                    raise DynexportError(
+                        f"{self._source}: layer {index}: {name}: expected shape {shapes[0].get(name)} as in layer 0, "
+                        f"found {found.get(name)}: the layers of a radial pool must be alike"
+                    )
+
+    def _read_router(self, checkpoint: Checkpoint, step: int | None) -> dict[str, Any]:
+        """The float32 tensors of the router of a step, or of the shared one, by their names within it."""
+        import torch
+
+        prefix = "model.radial_router." if step is None else f"model.radial_router.{step}."
+        contract, hidden = self._contract, self._model.config.hidden_size
+        width, choices = contract.router.hidden, contract.choices(self.layers)
+        bias = prefix + "fc2.bias"
+        if bias in checkpoint.names and checkpoint.shape(bias) != (choices,):
+            raise DynexportError(
+                f"{self._source}: tensor {bias}: expected {choices} scores, for {self.layers} layers and "
+                f'{"exit" if contract.exit else "no exit"}, found shape {checkpoint.shape(bias)}: see "exit" in '
+                "config.json"
+            )
+        shapes: dict[str, tuple[int, ...]] = {
+            "norm.weight": (hidden,),
+            "fc1.weight": (width, hidden),
+            "fc1.bias": (width,),
+            "fc2.weight": (choices, width),
+            "fc2.bias": (choices,),
+        }
+        return {name: torch.from_numpy(_read(checkpoint, prefix + name, shape)) for name, shape in shapes.items()}
+
+
+def norm_epsilon(layer: Any) -> float:
+    """The family's epsilon, as the norm at the entrance of a decoder layer has it.
+
+    Raises:
+        DynexportError: when no such norm is known.
+    """
+    for name in _INPUT_NORMS:
+        norm = getattr(layer, name, None)
+        for epsilon in ("variance_epsilon", "eps"):
+            if hasattr(norm, epsilon):
+                return float(getattr(norm, epsilon))
+    raise DynexportError(f"radial: expected layers with an input norm, found a {type(layer).__name__}, which has none")
+
+
+def cache_name(layer: Any) -> str:
+    """The argument of a decoder layer that takes a cache.
+
+    Raises:
+        DynexportError: when it is none of those known.
+    """
+    arguments = inspect.signature(type(layer).forward).parameters
+    for name in _CACHE_NAMES:
+        if name in arguments:
+            return name
+    raise DynexportError(
+        f"radial: expected layers that take {' or '.join(_CACHE_NAMES)}, found a {type(layer).__name__}: the PyTorch "
+        "reference does not know this family's cache"
+    )
+
+
+def _mask(value: Any, row: int, rows: int, queries: Any, keys: Any) -> Any:
+    """Of a mask [rows or 1, 1, tokens, tokens], what some tokens of a row see of some positions."""
+    return value[row : row + 1 if value.shape[0] == rows else 1][..., queries, :][..., keys]
+
+
+def _alibi(value: Any, row: int, rows: int, queries: Any, keys: Any) -> Any:
+    """Of ALiBi's biases [rows * heads, 1, tokens], those of some positions."""
+    return value.unflatten(0, (rows, -1))[row][..., keys]
+
+
+# Arguments of decoder layers with an axis for keys; they belong to entries rather than to the layer's own tokens.
+_BY_KEY: dict[str, Callable[[Any, int, int, Any, Any], Any]] = {"attention_mask": _mask, "alibi": _alibi}
+
+
+def _softmax(scores: FloatArray) -> FloatArray:
+    import torch
+
+    return _numpy(torch.softmax(torch.from_numpy(scores), dim=-1))

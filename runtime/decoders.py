@@ -1,0 +1,56 @@
+"""Which decoder a bundle needs, and what all of them do."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Protocol, TypeAlias
+
+import numpy as np
+
+from dynexport.runtime.bundle import Bundle
+from dynexport.runtime.cache import Cache
+from dynexport.runtime.contract import Radial
+from dynexport.runtime.decoder import Decoder, Tokens
+from dynexport.runtime.manifest import Manifest, Speedup
+from dynexport.runtime.path_cache import PathCache
+from dynexport.runtime.path_decoder import PathDecoder
+
+Array = np.ndarray
+AnyCache: TypeAlias = Cache | PathCache
+
+
+class AnyDecoder(Protocol):
+    """Prompts and steps over a cache of the decoder's own kind; arguments and errors as for ``Decoder``."""
+
+    bundle: Bundle
+    manifest: Manifest
+    threads: int | None
+
+    def cache(self, rows: int, slots: int, *, record: bool = False) -> Any:
+        """Room for ``rows`` sequences of ``slots`` tokens."""
+
+    def prefill(
+        self,
+        cache: Any,
+        prompts: Sequence[Tokens],
+        *,
+        chunk: int = ...,
+        all_logits: bool = ...,
+        forced: Sequence[Array] | None = ...,
+    ) -> list[Array]:
+        """Run one prompt per row on top of what the cache holds."""
+
+    def step(
+        self, cache: Any, tokens: Tokens, speedup: Speedup, live: Array | None = None, *, forced: Array | None = ...
+    ) -> Array:
+        """Feed one generated token per row."""
+
+
+def open_decoder(bundle: Bundle, threads: int | None = None) -> AnyDecoder:
+    """The bundle's graphs, loaded; arguments and errors as for the decoders themselves."""
+    if isinstance(bundle.manifest.contract, Radial):
+        return PathDecoder(bundle, threads)
+    return Decoder(bundle, threads)
+
+
+__all__ = ["AnyCache", "AnyDecoder", "open_decoder"]

@@ -1,0 +1,147 @@
+"""Radial Networks: every family and both cache policies against the reference, forced paths, and what is refused."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from bundles import CONFORMANCE, change_tensors, checkpoint, dynexport, error_of
+from safetensors.numpy import load_file, save_file
+from tiny_models import FAMILIES, LAYERS, random_rows
+
+from dynexport.exporter.checkpoint import open_checkpoint
+from dynexport.exporter.conversion import convert
+from dynexport.exporter.reference.radial import RadialReference
+from dynexport.runtime import Bundle, DynexportError
+from dynexport.runtime.contract import Radial
+from dynexport.runtime.decoders import open_decoder
+
+ModelOf = Callable[[str], Path]
+MARGIN = 1e-5
+# Layers of one pool share a cache, so that one window has to serve all.
+REFUSED = ("gemma2",)
+
+
+def routed(model: Path, directory: Path, **fields: Any) -> Path:
+    """The model with a random router, declared as radial."""
+    shutil.copytree(model, directory)
+    config = json.loads((directory / "config.json").read_text())
+    hidden = config.get("hidden_size") or config["n_embd"]
+    contract = {"strategy": "radial", "max_steps": 5, "router": {"hidden": 8}, **fields}
+    (directory / "config.json").write_text(json.dumps(config | {"dynexport": contract}))
+    choices = LAYERS + contract.get("exit", True)
+    random = np.random.default_rng(5)
+    shapes = {"norm.weight": (hidden,), "fc1.weight": (8, hidden), "fc1.bias": (8,)}
+    shapes |= {"fc2.weight": (choices, 8), "fc2.bias": (choices,)}
+    tensors = load_file(directory / "model.safetensors")
+    for name, shape in shapes.items():
+        value = random.standard_normal(shape, np.float32) * np.float32(0.7) + (name == "norm.weight")
+        tensors[f"model.radial_router.{name}"] = value.astype(np.float32)
+    save_file(tensors, directory / "model.safetensors", metadata={"format": "pt"})
+    return directory
+
+
+@pytest.mark.parametrize("policy", ["step", "layer"])
+@pytest.mark.parametrize("family", [family for family in FAMILIES if family not in REFUSED])
+def test_paths_and_logits(family: str, policy: str, saved_model: ModelOf, tmp_path: Path) -> None:
+    """Prompts of lengths never used to build, as a batch, then steps of the batch."""
+    gate = "probability" if policy == "layer" else "none"
+    model = routed(saved_model(family), tmp_path / "model", cache_policy=policy, gate=gate)
+    convert(model, tmp_path / "bundle", golden=False)
+    bundle = Bundle.open(tmp_path / "bundle")
+    contract = bundle.manifest.contract
+    assert isinstance(contract, Radial)
+    decoder, rows = open_decoder(bundle, 1), random_rows(1, 5, 17)
+    cache = decoder.cache(3, 24, record=True)
+    found = decoder.prefill(cache, rows, all_logits=True)
+    for tokens in random_rows(3, 3, seed=8):
+        logits = decoder.step(cache, tokens, bundle.speedup(1))
+        found = [np.concatenate([row, new[None]]) for row, new in zip(found, logits, strict=True)]
+        rows = [[*row, token] for row, token in zip(rows, tokens, strict=True)]
+    reference = RadialReference.from_checkpoint(open_checkpoint(model), contract=contract)
+    expected, paths = reference.routed_logits(rows)
+    for row, (logits, path) in enumerate(zip(expected, paths, strict=True)):
+        ours = np.concatenate(cache.logs[row].paths, axis=1)
+        assert ((ours == path.path).all(axis=0) | (path.margin.min(axis=0) < MARGIN)).all()
+        spread = logits.std(axis=-1).mean()
+        assert np.abs(found[row] - logits).max() < 1e-4 * max(1, spread)
+    assert len({tuple(column) for path in paths for column in path.path.T}) > 1
+
+
+def test_the_sequential_model(saved_model: ModelOf, tmp_path: Path) -> None:
+    """Every layer in order, by a forced path, is the dense model."""
+    model = routed(saved_model("llama"), tmp_path / "model", max_steps=LAYERS)
+    convert(model, tmp_path / "radial", golden=False)
+    convert(model, tmp_path / "dense", strategy="dense", golden=False)
+    (row,) = random_rows(9)
+    path = np.repeat(np.arange(LAYERS)[:, None], len(row), axis=1)
+    logits = []
+    for name, forced in (("radial", [path]), ("dense", None)):
+        decoder = open_decoder(Bundle.open(tmp_path / name), 1)
+        logits.append(decoder.prefill(decoder.cache(1, 9), [row], all_logits=True, forced=forced)[0])
+    assert np.abs(logits[0] - logits[1]).max() < 1e-5
+
+
+def test_a_missing_layer_is_refused_and_nothing_is_counted(tmp_path: Path) -> None:
+    convert(CONFORMANCE / "radial-step", tmp_path / "bundle", golden=False)
+    decoder = open_decoder(Bundle.open(tmp_path / "bundle"), 1)
+    cache = decoder.cache(1, 8)
+    path = np.array([[0, 1], [1, 9], [2, 2], [3, 3], [0, 0]])
+    with pytest.raises(
+        DynexportError, match=r"forced path: step 1: expected a layer 0\.\.3, 4 to leave or -1, found 9"
+    ):
+        decoder.prefill(cache, [[1, 2]], forced=[path])
+    assert not cache.positions.any() and not cache.lengths.any()
+
+
+def test_one_window_for_all(saved_model: ModelOf, tmp_path: Path) -> None:
+    with pytest.raises(DynexportError, match="radial: expected a pool of layers with one sliding window, found gemma2"):
+        convert(routed(saved_model("gemma2"), tmp_path / "model"), tmp_path / "bundle", golden=False)
+
+
+def test_a_layer_that_is_come_back_to_grows_its_cache(saved_model: ModelOf, tmp_path: Path) -> None:
+    """Five entries a token in one layer: prompt and steps are those of the reference."""
+    model = routed(saved_model("llama"), tmp_path / "model", cache_policy="layer")
+    convert(model, tmp_path / "bundle", golden=False)
+    bundle = Bundle.open(tmp_path / "bundle")
+    decoder, (row,) = open_decoder(bundle, 1), random_rows(7)
+    cache = decoder.cache(1, 8)
+    path = np.full((5, len(row)), 2)
+    (logits,) = decoder.prefill(cache, [row], all_logits=True, forced=[path])
+    assert cache.lengths[2, 0] == 35 and isinstance(bundle.manifest.contract, Radial)
+    reference = RadialReference.from_checkpoint(open_checkpoint(model), contract=bundle.manifest.contract)
+    (expected,), _ = reference.routed_logits([row], [path])
+    assert np.abs(logits - expected).max() < 1e-4
+
+
+@pytest.mark.parametrize(
+    ("fields", "expected"),
+    [
+        ({"max_steps": 0}, "max_steps"),
+        ({"max_steps": 2, "min_steps": 3}, "min_steps: expected at most max_steps = 2, found 3"),
+        ({"router": {"hidden": 7, "shared": True}}, "radial_router.fc1.weight"),
+        ({"exit": False}, "radial_router.fc2"),
+        ({"steps": 3}, "steps"),
+    ],
+)
+def test_bad_contracts(fields: dict[str, Any], expected: str, tmp_path: Path) -> None:
+    source = checkpoint(tmp_path / "model", "radial-step")
+    config = json.loads((source / "config.json").read_text())
+    config["dynexport"] |= fields
+    (source / "config.json").write_text(json.dumps(config))
+    assert expected in error_of(dynexport("convert", source, "-o", tmp_path / "bundle"))
+    assert not (tmp_path / "bundle").exists()
+
+
+def test_bad_tensors_and_what_is_not_there_yet(tmp_path: Path) -> None:
+    source = checkpoint(tmp_path / "model", "radial-step")
+    assert "--static" in error_of(dynexport("convert", source, "--static", "-o", tmp_path / "bundle"))
+    assert dynexport("convert", source, "--no-golden", "-o", tmp_path / "bundle").code == 0
+    assert "bench cannot measure yet" in error_of(dynexport("bench", tmp_path / "bundle"))
+    change_tensors(source, lambda tensors: tensors.pop("model.radial_router.fc2.bias"))
+    assert "radial_router.fc2.bias" in error_of(dynexport("convert", source, "-o", tmp_path / "other"))
