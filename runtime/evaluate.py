@@ -83,7 +83,7 @@ def evaluate(
         mean = float(np.concatenate(losses).mean())
         results.append(
             Evaluation(
-                name="routed" if bundle.manifest.routed else speedup.name,
+                name="routed" if bundle.manifest.has_routers else speedup.name,
                 layers=len(speedup.keep),
                 depth=float(np.concatenate(depths).mean()),
                 perplexity=_exp(mean),

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from dynexport.runtime.contract import Contract, Mod
+from dynexport.runtime.contract import Contract, Mod, Radial
 
 SCHEMA_VERSION = 1
 MANIFEST = "manifest.json"
@@ -170,6 +170,11 @@ class Manifest(_Part):
     source: Source
     tools: dict[str, str]
     files: dict[str, File]
+
+    @property
+    def has_routers(self) -> bool:
+        """Whether tokens run where routers send them, whatever the ratio."""
+        return isinstance(self.contract, Mod | Radial)
 
     @property
     def trained_for_its_strategy(self) -> bool:

@@ -70,7 +70,7 @@ def evaluate(
         )
     columns = ["", "layers", "depth", "perplexity"]
     rows = [[result.name, str(result.layers), _depth(result), f"{result.perplexity:,.2f}"] for result in results]
-    if not opened.manifest.routed:
+    if not opened.manifest.has_routers:
         columns.append("against dense")
         rows = [
             [*row, f"{result.perplexity / results[0].perplexity:.2f}x"]

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from bundles import CONFORMANCE, change_tensors, checkpoint, dynexport, error_of
+from bundles import CONFORMANCE, change_tensors, checkpoint, dynexport, error_of, talking_checkpoint
 from safetensors.numpy import load_file, save_file
 from tiny_models import FAMILIES, LAYERS, random_rows
 
@@ -145,3 +145,21 @@ def test_bad_tensors_and_what_is_not_there_yet(tmp_path: Path) -> None:
     assert "bench cannot measure yet" in error_of(dynexport("bench", tmp_path / "bundle"))
     change_tensors(source, lambda tensors: tensors.pop("model.radial_router.fc2.bias"))
     assert "radial_router.fc2.bias" in error_of(dynexport("convert", source, "-o", tmp_path / "other"))
+
+
+def test_evaluation_and_chat(tmp_path: Path) -> None:
+    """What serves a person: the realised depth beside the perplexity, a second turn, a picture."""
+    talking_checkpoint(tmp_path / "model", "radial-layer")
+    bundle = tmp_path / "bundle"
+    convert(tmp_path / "model", bundle, golden=False)
+    (tmp_path / "book.txt").write_text("Once upon a time the river rose. " * 20)
+    sizes = ("--window", 64, "--prompt-tokens", 16, "--max-tokens", 128, "--threads", 1)
+    ran = dynexport("eval", bundle, "--text", tmp_path / "book.txt", *sizes, "--json", "-")
+    (result,) = ran.report["results"]
+    assert result["name"] == "routed" and 0 < result["depth"] < 7
+    ran = dynexport("run", bundle, "--chat", "--max-new-tokens", 4, "--threads", 1, "--json", "-", stdin="hi\nyou\n")
+    assert ran.code == 0 and len(ran.report["messages"]) == 4
+    traced = dynexport("run", bundle, "--prompt", "hi", "--max-new-tokens", 4, "--trace", tmp_path / "trace.json")
+    assert traced.code == 0, traced.err
+    trace = json.loads((tmp_path / "trace.json").read_text())
+    assert len(trace["depth"]) == 5 and all(0 <= depth <= 7 for depth in trace["depth"])
