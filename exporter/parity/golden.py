@@ -102,8 +102,13 @@ def _golden_row(
     if kind is None:
         return GoldenRow(speedup, tokens, int(length), Answer(logits))
     parts = {part: tensors.get(f"{name}.{part}", np.zeros(0)) for part in _parts(kind)}
-    if any(part.shape[-1] != len(tokens) for part_name, part in parts.items() if part_name != "overflow"):
-        raise DynexportError(f"{path}: {name}: expected routes of {len(tokens)} tokens, found something else")
+    rows = len(manifest.routed.layers) if manifest.routed else getattr(manifest.contract, "max_steps", 0)
+    shapes = {"overflow": (rows,), "depth": (len(tokens),)}
+    for part, values in parts.items():
+        if values.shape != (expected := shapes.get(part, (rows, len(tokens)))):
+            raise DynexportError(
+                f"{path}: {name}.{part}: expected {list(expected)} for {len(tokens)} tokens, found {list(values.shape)}"
+            )
     return GoldenRow(speedup, tokens, int(length), Answer(logits, kind(**parts)))
 
 

@@ -8,15 +8,19 @@ from typing import Any
 import numpy as np
 import pytest
 from bundles import CONFORMANCE
+from safetensors.numpy import load_file, save_file
 
 from dynexport.exporter.conversion import convert
 from dynexport.exporter.parity import Report, verify
+from dynexport.exporter.parity.golden import read_golden
 from dynexport.exporter.parity.metrics import compare_routes
 from dynexport.exporter.parity.thresholds import RouteLimits, judge_routes
 from dynexport.exporter.reference import RowRoutes
 from dynexport.runtime.bundle import Bundle
 from dynexport.runtime.contract import Mod
 from dynexport.runtime.decoder import Decoder
+from dynexport.runtime.errors import DynexportError
+from dynexport.runtime.manifest import Manifest
 from dynexport.runtime.routes import StepRoutes
 
 pytest.importorskip("transformers")
@@ -129,3 +133,14 @@ def test_entries_counted_for_skipped_tokens_fail(bundle: Bundle, monkeypatch: py
 
     monkeypatch.setattr(Decoder, "_advance", every_token)
     assert {"golden", "single_steps", "chunked_prefill"} <= failed(verify(bundle, threads=1))
+
+
+@pytest.mark.parametrize("case", ["mod-router", "radial-step"])
+@pytest.mark.parametrize("shape", [(), (3,), (9, 41)])
+def test_golden_routes_of_another_shape_are_refused(case: str, shape: tuple[int, ...], tmp_path: Path) -> None:
+    convert(CONFORMANCE / case, tmp_path / "bundle")
+    path = tmp_path / "bundle" / "golden.safetensors"
+    tensors = load_file(path)
+    save_file({**tensors, "dense.33.score": np.zeros(shape, np.float32)}, path)
+    with pytest.raises(DynexportError, match=r"dense\.33\.score: expected \[\d, 41\] for 41 tokens, found"):
+        read_golden(path, Manifest.model_validate_json((tmp_path / "bundle" / "manifest.json").read_text()))
