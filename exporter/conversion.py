@@ -76,7 +76,7 @@ def convert(
     Args:
         model: a Hugging Face directory, a hub id, or a ``.gguf`` file.
         output: the bundle's directory; an earlier bundle there is replaced when the new one is complete.
-        strategy: "dense", "unified-skip" or "mod"; None takes what config.json declares under "dynexport", else dense.
+        strategy: one of ``strategies()``; None takes what config.json declares under "dynexport", else dense.
         speedups, rule, keep: override the contract's fields.
         fields: override any field of the contract, objects within it field by field; these go last.
         precision: how projections and embeddings are stored; everything else is float32.

@@ -12,7 +12,65 @@ from dynexport.runtime.manifest import Manifest
 from dynexport.runtime.routes import RowLog
 
 
-class Cache:
+class Entries:
+    """How much of a cache is in use, whatever its buffers are.
+
+    Attributes:
+        slots: tokens that a row may have.
+        lengths: int64 [layers or steps, rows], entries in use.
+        positions: int64 [rows], tokens seen: the next token's original position.
+        overflow: int64 [R, rows], tokens that found a routed layer's cache full.
+        logs: what became of every token, per row; None where nobody wants to know.
+    """
+
+    slots: int
+    lengths: np.ndarray
+    positions: np.ndarray
+    overflow: np.ndarray
+    logs: list[RowLog] | None
+
+    @property
+    def rows(self) -> int:
+        """Sequences in the batch."""
+        return len(self.positions)
+
+    def mark(self) -> tuple[np.ndarray, ...]:
+        """How much is in use now, for ``restore``."""
+        return self.lengths.copy(), self.positions.copy(), self.overflow.copy()
+
+    def restore(self, mark: tuple[np.ndarray, ...]) -> None:
+        """Forget what came after a mark; logs keep it."""
+        self.lengths[:], self.positions[:], self.overflow[:] = mark
+
+    @contextmanager
+    def as_it_was_on_error(self) -> Iterator[None]:
+        """Within, entries may come piece by piece: when one fails, or is interrupted, none of them counts."""
+        mark, steps = self.mark(), [len(log.ran) for log in self.logs or ()]
+        try:
+            yield
+        except BaseException:
+            self.restore(mark)
+            for log, count in zip(self.logs or (), steps, strict=True):
+                log.keep(count)
+            raise
+
+    def rewind(self) -> None:
+        """Forget every entry; the memory stays."""
+        for counts in (self.lengths, self.positions, self.overflow):
+            counts[:] = 0
+        for log in self.logs or ():
+            log.clear()
+
+
+def too_large(rows: int, slots: int, size: int) -> DynexportError:
+    """What to say of buffers of ``size`` bytes that there is no memory for."""
+    return DynexportError(
+        f"cache: {rows} rows of {slots} tokens need {size / 2**30:.1f} GiB, more than there is; "
+        "lower the batch or the number of tokens"
+    )
+
+
+class Cache(Entries):
     """Caches for ``rows`` sequences of up to ``slots`` tokens.
 
     A layer that chooses its tokens has room for fewer entries, where the contract says so.
@@ -20,10 +78,6 @@ class Cache:
     Attributes:
         buffers: "{layer}.key" and "{layer}.value" float32 [rows, kv_heads, its slots, head_dim]; "{layer}.position"
             int64 [rows, its slots] for layers that need the original positions.
-        lengths: int64 [layers, rows], entries in use.
-        positions: int64 [rows], tokens seen: the next token's original position.
-        overflow: int64 [R, rows], tokens that found a routed layer's cache full.
-        logs: what became of every token, per row; None where nobody wants to know.
 
     Args:
         record: keep logs.
@@ -41,21 +95,13 @@ class Cache:
             }
         except (MemoryError, ValueError) as error:  # the second where the size overflows
             size = 2 * 4 * rows * model.kv_heads * model.head_dim * sum(needed.values())
-            raise DynexportError(
-                f"cache: {rows} rows of {slots} tokens need {size / 2**30:.1f} GiB, more than there is; "
-                "lower the batch or the number of tokens"
-            ) from error
+            raise too_large(rows, slots, size) from error
         for layer in manifest.key_positions:
             self.buffers[f"{layer}.position"] = np.zeros((rows, needed[layer]), np.int64)
         self.lengths = np.zeros((model.layers, rows), np.int64)
         self.positions = np.zeros(rows, np.int64)
         self.overflow = np.zeros((len(manifest.routed.layers) if manifest.routed else 0, rows), np.int64)
         self.logs = [RowLog() for _ in range(rows)] if record else None
-
-    @property
-    def rows(self) -> int:
-        """Sequences in the batch."""
-        return len(self.positions)
 
     def row(self, index: int) -> Cache:
         """A view of one row: the same memory, so what is written there is written here."""
@@ -67,35 +113,6 @@ class Cache:
         view.overflow = self.overflow[:, index : index + 1]
         view.logs = None if self.logs is None else self.logs[index : index + 1]
         return view
-
-    def mark(self) -> tuple[np.ndarray, ...]:
-        """How much is in use now, for ``restore``."""
-        return self.lengths.copy(), self.positions.copy(), self.overflow.copy()
-
-    def restore(self, mark: tuple[np.ndarray, ...]) -> None:
-        """Forget what came after a mark; logs keep it."""
-        self.lengths[:], self.positions[:], self.overflow[:] = mark
-
-    @contextmanager
-    def as_it_was_on_error(self) -> Iterator[None]:
-        """Within, entries may come piece by piece: when one fails, or is interrupted, none of them counts."""
-        counted = [(part, part.copy()) for part in (self.lengths, self.positions, self.overflow)]
-        steps = [len(log.ran) for log in self.logs or ()]
-        try:
-            yield
-        except BaseException:
-            for part, before in counted:
-                part[:] = before
-            for log, count in zip(self.logs or (), steps, strict=True):
-                log.keep(count)
-            raise
-
-    def rewind(self) -> None:
-        """Forget every entry; the memory stays."""
-        for counts in (self.lengths, self.positions, self.overflow):
-            counts[:] = 0
-        for log in self.logs or ():
-            log.clear()
 
 
 def layer_slots(manifest: Manifest, layer: int, slots: int) -> int:

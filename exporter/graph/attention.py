@@ -30,7 +30,7 @@ class Attention(nn.Module):
     def forward(
         self, op: Any, hidden_states: ir.Value, step: LayerStep, cache: LayerCache
     ) -> tuple[ir.Value, LayerCache]:
-        """hidden_states [B, S, hidden], or [1, N, hidden] -> (the same, the cache with the tokens appended)."""
+        """hidden_states [B, S, hidden], or [N, hidden] -> (the same, the cache with the tokens appended)."""
         projected = self.qkv_proj(op, hidden_states)
         if step.ragged is not None:
             projected = step.ragged.to_rows(op, projected)

@@ -90,13 +90,14 @@ def test_the_sequential_model(saved_model: ModelOf, tmp_path: Path) -> None:
 def test_a_missing_layer_is_refused_and_nothing_is_counted(tmp_path: Path) -> None:
     convert(CONFORMANCE / "radial-step", tmp_path / "bundle", golden=False)
     decoder = open_decoder(Bundle.open(tmp_path / "bundle"), 1)
-    cache = decoder.cache(1, 8)
+    cache = decoder.cache(1, 8, record=True)
     path = np.array([[0, 1], [1, 9], [2, 2], [3, 3], [0, 0]])
     with pytest.raises(
         DynexportError, match=r"forced path: step 1: expected a layer 0\.\.3, 4 to leave or -1, found 9"
     ):
-        decoder.prefill(cache, [[1, 2]], forced=[path])
+        decoder.prefill(cache, [[1, 2]], forced=[path], chunk=1)  # the first piece is right
     assert not cache.positions.any() and not cache.lengths.any()
+    assert not cache.logs[0].ran and not cache.logs[0].paths
 
 
 def test_one_window_for_all(saved_model: ModelOf, tmp_path: Path) -> None:
