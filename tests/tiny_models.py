@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Collection, Iterable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from safetensors.numpy import load_file, save_file
+
+from dynexport.exporter.checkpoint import Checkpoint
 
 LAYERS = 4
 VOCABULARY = 97
@@ -124,20 +127,52 @@ def save_routed_model(directory: Path, model: Path, *, seed: int = 7) -> None:
     hidden = config.get("hidden_size") or config["n_embd"]
     generator = np.random.default_rng(seed)
     tensors = load_file(directory / "model.safetensors")
-    for layer in range(LAYERS):
-        shapes = {
-            "mod_router.weight": (1, hidden),
-            "mod_router.bias": (1,),
-            "mod_predictor.fc1.weight": (6, hidden),
-            "mod_predictor.fc1.bias": (6,),
-            "mod_predictor.fc2.weight": (1, 6),
-            "mod_predictor.fc2.bias": (1,),
-        }
-        for name, shape in shapes.items():
-            tensors[f"model.layers.{layer}.{name}"] = generator.normal(0, 0.3, shape).astype(np.float32)
+    tensors |= mod_tensors(range(LAYERS), hidden, generator)
     save_file(tensors, directory / "model.safetensors")
     config["dynexport"] = {"strategy": "mod", "routed_layers": [1, 3]}
     (directory / "config.json").write_text(json.dumps(config))
+
+
+def mod_tensors(layers: Iterable[int], hidden: int, generator: np.random.Generator) -> dict[str, np.ndarray]:
+    """A random router and predictor for each of these layers, under the routing contract's names."""
+    shapes = {
+        "mod_router.weight": (1, hidden),
+        "mod_router.bias": (1,),
+        "mod_predictor.fc1.weight": (6, hidden),
+        "mod_predictor.fc1.bias": (6,),
+        "mod_predictor.fc2.weight": (1, 6),
+        "mod_predictor.fc2.bias": (1,),
+    }
+    return {
+        f"model.layers.{layer}.{name}": generator.normal(0, 0.3, shape).astype(np.float32)
+        for layer in layers
+        for name, shape in shapes.items()
+    }
+
+
+class InMemory(Checkpoint):
+    """A saved model whose tensors can be changed before they are read.
+
+    Attributes:
+        tensors: by name.
+    """
+
+    def __init__(self, directory: Path) -> None:
+        self.source = str(directory)
+        self.config = json.loads((directory / "config.json").read_text())
+        self.files = {}
+        self.tensors: dict[str, np.ndarray] = load_file(directory / "model.safetensors")
+        self.hidden = self.config.get("hidden_size") or self.config["n_embd"]
+
+    @property
+    def names(self) -> Collection[str]:
+        return self.tensors.keys()
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        return self.tensors[name].shape
+
+    def read(self, name: str) -> np.ndarray:
+        return self.tensors[name].astype(np.float32)
 
 
 def random_rows(*lengths: int, vocabulary: int = VOCABULARY, seed: int = 3) -> list[list[int]]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Collection
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +11,7 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
-from safetensors.numpy import load_file
-from tiny_models import LAYERS, VOCABULARY, random_rows
+from tiny_models import LAYERS, VOCABULARY, InMemory, mod_tensors, random_rows
 
 from dynexport.exporter.checkpoint import open_checkpoint
 from dynexport.exporter.checkpoint.base import Checkpoint
@@ -41,42 +40,16 @@ SavedModel = Callable[[str], Path]
 quick = settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
-class Routed(Checkpoint):
+class Routed(InMemory):
     """A tiny model with routers and predictors for the layers of ``ROUTED``."""
 
     def __init__(self, directory: Path, **instead: np.ndarray | None) -> None:
-        self.source = str(directory)
-        self.config = json.loads((directory / "config.json").read_text())
-        self.files = {}
-        self.tensors: dict[str, np.ndarray] = load_file(directory / "model.safetensors")
-        hidden = self.config.get("hidden_size") or self.config["n_embd"]
-        generator = np.random.default_rng(7)
-        for layer in ROUTED:
-            shapes = {
-                "mod_router.weight": (1, hidden),
-                "mod_router.bias": (1,),
-                "mod_predictor.fc1.weight": (6, hidden),
-                "mod_predictor.fc1.bias": (6,),
-                "mod_predictor.fc2.weight": (1, 6),
-                "mod_predictor.fc2.bias": (1,),
-            }
-            for name, shape in shapes.items():
-                tensor = generator.normal(0, 0.3, shape).astype(np.float32)
-                self.tensors[f"model.layers.{layer}.{name}"] = tensor
+        super().__init__(directory)
+        self.tensors |= mod_tensors(ROUTED, self.hidden, np.random.default_rng(7))
         for name, tensor in instead.items():
             del self.tensors[name]
             if tensor is not None:
                 self.tensors[name] = tensor
-
-    @property
-    def names(self) -> Collection[str]:
-        return self.tensors.keys()
-
-    def shape(self, name: str) -> tuple[int, ...]:
-        return self.tensors[name].shape
-
-    def read(self, name: str) -> np.ndarray:
-        return self.tensors[name].astype(np.float32)
 
 
 def mod(**fields: Any) -> Mod:

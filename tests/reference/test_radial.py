@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Collection
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +11,9 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
-from safetensors.numpy import load_file
-from tiny_models import FAMILIES, LAYERS, VOCABULARY, random_rows
+from tiny_models import FAMILIES, LAYERS, VOCABULARY, InMemory, random_rows
 
 from dynexport.exporter.checkpoint import open_checkpoint
-from dynexport.exporter.checkpoint.base import Checkpoint
 from dynexport.exporter.reference import Reference
 from dynexport.exporter.reference.oracle import Case, RadialOracle
 from dynexport.exporter.reference.radial import RadialReference, RowPaths
@@ -46,15 +44,12 @@ SavedModel = Callable[[str], Path]
 quick = settings(max_examples=8, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
-class Routed(Checkpoint):
+class Routed(InMemory):
     """A tiny model with random routers: a shared one, or one for each of ``STEPS`` steps."""
 
     def __init__(self, directory: Path, contract: Radial, seed: int = 7) -> None:
-        self.source = str(directory)
-        self.config = json.loads((directory / "config.json").read_text())
-        self.files = {}
-        self.tensors: dict[str, np.ndarray] = load_file(directory / "model.safetensors")
-        hidden = self.config.get("hidden_size") or self.config["n_embd"]
+        super().__init__(directory)
+        hidden = self.hidden
         choices = LAYERS + contract.exit
         generator = np.random.default_rng(seed)
         for step in [""] if contract.router.shared else [f"{step}." for step in range(contract.max_steps)]:
@@ -67,16 +62,6 @@ class Routed(Checkpoint):
             }.items():
                 tensor = generator.normal(0, 1, shape).astype(np.float32)
                 self.tensors[f"model.radial_router.{step}{name}"] = tensor
-
-    @property
-    def names(self) -> Collection[str]:
-        return self.tensors.keys()
-
-    def shape(self, name: str) -> tuple[int, ...]:
-        return self.tensors[name].shape
-
-    def read(self, name: str) -> np.ndarray:
-        return self.tensors[name].astype(np.float32)
 
 
 def radial(**fields: Any) -> Radial:
