@@ -1,0 +1,110 @@
+"""Calls of the operators in a graph, and the functions that a model with such calls has to carry."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import onnx_ir as ir
+
+from dynexport.plugins.functions import function
+from dynexport.plugins.operators import (
+    CAPACITY_TOP_K,
+    GATED_SCATTER_ADD,
+    OPERATORS,
+    RAGGED_KV_APPEND,
+    SELECTED_MATMUL,
+)
+from dynexport.plugins.schema import DOMAIN, PLUGIN_ATTRIBUTES, VERSION, Operator, T
+
+
+def capacity_top_k(op: Any, scores: ir.Value, counts: ir.Value, slots: ir.Value) -> tuple[ir.Value, ir.Value]:
+    """The counts[b] largest scores of every row, at most K, lower position first on ties.
+
+    NaN and minus infinity never win: a score is masked by making it minus infinity.
+
+    Args:
+        op: the builder of a graph, subgraph or function.
+        scores: float32 [B, S].
+        counts: int64 [B].
+        slots: int64 [K], 0, 1, .. K-1; its length is the capacity, at most S.
+
+    Returns:
+        positions int64 [B, K], the chosen ascending, then others, all of a row different;
+        valid int32 [B, K], 1 for the chosen.
+    """
+    positions, valid = _call(op, CAPACITY_TOP_K, scores, counts, slots)
+    return positions, valid
+
+
+def gated_scatter_add(
+    op: Any, residual: ir.Value, update: ir.Value, gate: ir.Value, positions: ir.Value, valid: ir.Value
+) -> ir.Value:
+    """residual + gate * update at the positions of valid slots: [B, S, H] like residual.
+
+    Args:
+        op: the builder of a graph, subgraph or function.
+        residual: T [B, S, H]; T is float32, float16 or bfloat16.
+        update: T [B, K, H], any value where not valid.
+        gate: T [B, K].
+        positions: int64 [B, K], all of a row different.
+        valid: int32 [B, K].
+    """
+    return _call(op, GATED_SCATTER_ADD, residual, update, gate, positions, valid)[0]
+
+
+def ragged_kv_append(op: Any, cache: ir.Value, new: ir.Value, write_index: ir.Value, count: ir.Value) -> ir.Value:
+    """The cache with the first count[b] entries of new at write_index[b] and after it; nothing beyond M.
+
+    Args:
+        op: the builder of a graph, subgraph or function.
+        cache: T [B, h, M, D]; T is float32, float16 or bfloat16.
+        new: T [B, h, K, D], K >= 1.
+        write_index: int64 [B].
+        count: int64 [B].
+    """
+    return _call(op, RAGGED_KV_APPEND, cache, new, write_index, count)[0]
+
+
+def selected_matmul(op: Any, x: ir.Value, weight: ir.Value, index: ir.Value) -> ir.Value:
+    """weight[index[n]] x[n] of every token: [N, J].
+
+    Args:
+        op: the builder of a graph, subgraph or function.
+        x: T [N, K]; T is float32, float16 or bfloat16.
+        weight: T [L, J, K].
+        index: int64 [N], 0 <= index < L.
+    """
+    return _call(op, SELECTED_MATMUL, x, weight, index)[0]
+
+
+def add_functions(model: ir.Model) -> None:
+    """Give a model the functions that its graph, subgraphs and functions call, and import the domain."""
+    graphs = [model.graph, *(body.graph for body in model.functions.values())]
+    called = {node.op_type for graph in graphs for node in graph.all_nodes() if node.domain == DOMAIN}
+    for operator in OPERATORS:
+        if operator.name in called:
+            body = function(operator)
+            model.functions[body.identifier()] = body
+            model.graph.opset_imports[DOMAIN] = VERSION
+
+
+def _call(op: Any, operator: Operator, *inputs: ir.Value) -> Sequence[ir.Value]:
+    count = len(operator.outputs)
+    made = getattr(op, operator.name)(*inputs, _domain=DOMAIN, _outputs=count, **PLUGIN_ATTRIBUTES)
+    outputs: Sequence[ir.Value] = [made] if count == 1 else made
+    # The builder infers nothing for a domain that it does not know.
+    generic = next((value.dtype for value, t in zip(inputs, operator.inputs, strict=True) if t.dtype == T), None)
+    for value, tensor in zip(outputs, operator.outputs, strict=True):
+        dtype = tensor.dtype if isinstance(tensor.dtype, ir.DataType) else generic
+        value.type = None if dtype is None else ir.TensorType(dtype)
+        dims = [_dim(inputs[place], axis) for place, axis in map(operator.source, tensor.dims)]
+        value.shape = ir.Shape(dims)
+    return outputs
+
+
+def _dim(value: ir.Value, axis: int) -> int | ir.SymbolicDim:
+    return ir.SymbolicDim(None) if value.shape is None else value.shape[axis]
+
+
+__all__ = ["add_functions", "capacity_top_k", "gated_scatter_add", "ragged_kv_append", "selected_matmul"]
