@@ -7,6 +7,7 @@ from importlib import metadata
 import click
 
 from dynexport.exporter.cli.output import Output, bytes_text, json_option
+from dynexport.runtime.engines.tensorrt.diagnosis import diagnose
 from dynexport.runtime.machine import Machine
 
 _NEEDED = (
@@ -64,7 +65,16 @@ def doctor(json_path: str | None) -> None:
         ["operator", ""],
         [[name, "there" if there else "MISSING: install onnxruntime>=1.31"] for name, there in kernels.items()],
     )
-    out.report({"machine": machine.model_dump(), "packages": packages, "kernels": kernels})
+    findings = diagnose()
+    out.facts("TensorRT", [(finding.subject, ("" if finding.good else "! ") + finding.found) for finding in findings])
+    out.report(
+        {
+            "machine": machine.model_dump(),
+            "packages": packages,
+            "kernels": kernels,
+            "tensorrt": [finding.model_dump() for finding in findings],
+        }
+    )
 
 
 def _version(name: str) -> str | None:

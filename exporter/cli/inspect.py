@@ -8,6 +8,7 @@ import click
 
 from dynexport.exporter.cli.arguments import bundle_argument
 from dynexport.exporter.cli.describe import bundle_report, describe_bundle, speedup_table
+from dynexport.exporter.cli.engines import show_engines
 from dynexport.exporter.cli.output import Output, bytes_text, json_option
 from dynexport.runtime.bundle import Bundle
 from dynexport.runtime.manifest import Manifest
@@ -19,14 +20,25 @@ _CACHES = ("past_key_values.", "present.")
     epilog="""\b
 Examples:
   dynexport inspect smollm2
-  dynexport inspect smollm2 --json - | jq .speedups"""
+  dynexport inspect smollm2 --json - | jq .speedups
+  dynexport inspect smollm2 --engine"""
 )
 @bundle_argument
+@click.option(
+    "--engine", is_flag=True, help="Show the TensorRT engines instead: what each is for, and whether it runs here."
+)
 @json_option
-def inspect(bundle: Path, json_path: str | None) -> None:
+def inspect(bundle: Path, engine: bool, json_path: str | None) -> None:
     """Check BUNDLE's files against its manifest and show what is in it."""
     out = Output(json_path)
-    manifest = Bundle.open(bundle).manifest
+    opened = Bundle.open(bundle)
+    if engine:
+        out.report({"engines": show_engines(out, opened)})
+    else:
+        _show_bundle(out, bundle, opened.manifest)
+
+
+def _show_bundle(out: Output, bundle: Path, manifest: Manifest) -> None:
     out.facts(f"Bundle {bundle}", [*describe_bundle(manifest), ("source", manifest.source.model)])
     if manifest.speedups:
         out.table("Kept layers", *speedup_table(manifest))
@@ -39,7 +51,8 @@ def inspect(bundle: Path, json_path: str | None) -> None:
         if not spec.name.startswith(_CACHES) or spec.name.split(".")[1] in shown
     ]
     which = " and of routed layer ".join(shown)
-    out.table(f"{graph.file} (caches of layer {which}; the others alike)", ["tensor", "", "type", "shape"], interface)
+    place = "place" if manifest.single_graph else "layer"
+    out.table(f"{graph.file} (caches of {place} {which}; the others alike)", ["tensor", "", "type", "shape"], interface)
     files = [[name, bytes_text(file.bytes), file.sha256[:16]] for name, file in manifest.files.items()]
     out.table("Files", ["name", "size", "sha256"], files)
     out.facts("Made with", list(manifest.tools.items()))

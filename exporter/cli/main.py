@@ -16,6 +16,7 @@ from typing import Any, NoReturn
 import click
 
 from dynexport.exporter.cli.bench import bench
+from dynexport.exporter.cli.build import build
 from dynexport.exporter.cli.calibrate import calibrate
 from dynexport.exporter.cli.convert import convert
 from dynexport.exporter.cli.doctor import doctor
@@ -56,7 +57,7 @@ def cli(debug: bool) -> None:
     """
 
 
-for command in (convert, verify, run, bench, evaluate, calibrate, profile, inspect, doctor):
+for command in (convert, verify, run, bench, evaluate, calibrate, profile, build, inspect, doctor):
     cli.add_command(command)
 
 

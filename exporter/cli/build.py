@@ -1,0 +1,126 @@
+"""``dynexport build``: TensorRT engines of a bundle."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import click
+
+from dynexport.exporter.cli.arguments import bundle_argument
+from dynexport.exporter.cli.engines import engine_report
+from dynexport.exporter.cli.output import Output, bytes_text, json_option
+from dynexport.runtime.bundle import Bundle
+from dynexport.runtime.engines.tensorrt.backend import BACKENDS, BackendName, choose_target, open_backend
+from dynexport.runtime.engines.tensorrt.build import Built, build_engine
+from dynexport.runtime.engines.tensorrt.gpu import find_gpu
+from dynexport.runtime.engines.tensorrt.plugins import PluginLibrary
+from dynexport.runtime.engines.tensorrt.shapes import profiles_text
+from dynexport.runtime.engines.tensorrt.store import ENGINES
+from dynexport.runtime.manifest import Graph
+
+
+@click.command(
+    epilog="""\b
+Examples:
+  dynexport build smollm2 --backend tensorrt
+  dynexport build smollm2 --backend tensorrt-rtx --compute-capability 8.0,8.9,12.0"""
+)
+@bundle_argument
+@click.option(
+    "--backend",
+    "backend_name",
+    required=True,
+    type=click.Choice(BACKENDS),
+    help="tensorrt builds for the GPU here; tensorrt-rtx for others too, and needs none.",
+)
+@click.option(
+    "--compute-capability",
+    "capabilities",
+    metavar="LIST",
+    help="What to build for, such as 8.0,8.9,12.0; else the GPU here, or without one any from 8.0 on.",
+)
+@click.option(
+    "--plugin-library",
+    type=click.Path(path_type=Path),
+    help="A compiled library of TensorRT plugins, taken for functions of the graph of the same name.",
+)
+@click.option("--force", is_flag=True, help="Build although the same engine lies in the bundle.")
+@json_option
+def build(
+    bundle: Path,
+    backend_name: BackendName,
+    capabilities: str | None,
+    plugin_library: Path | None,
+    force: bool,
+    json_path: str | None,
+) -> None:
+    """Build an engine of every graph of BUNDLE and keep it there, with a profile for prompts and one for decoding.
+
+    An engine that was built before from the same model, by the same version, for the same target and plugins is taken
+    as it is.
+    """
+    out = Output(json_path)
+    wanted = _capabilities(capabilities)
+    opened = Bundle.open(bundle)
+    backend = open_backend(backend_name)
+    target = choose_target(backend, wanted, find_gpu())
+    plugins = PluginLibrary.from_file(plugin_library) if plugin_library else None
+
+    def one(graph: Graph) -> Built:
+        with out.progress(f"building {graph.file}:") as bar:
+            done = build_engine(
+                opened,
+                graph,
+                backend,
+                target,
+                plugins=plugins,
+                force=force,
+                progress=lambda phase, step, steps: bar.working_on(phase.lower(), step, steps),
+            )
+        if done.damaged:
+            out.warn(f"{done.damaged}; it was built again")
+        return done
+
+    built = [one(graph) for graph in opened.manifest.graphs]
+    out.table(
+        f"Engines in {bundle / ENGINES}, for {target}, by {backend.name} {backend.version}",
+        ["graph", "profiles", "size", "seconds", "peak memory", ""],
+        [_row(graph, done) for graph, done in zip(opened.manifest.graphs, built, strict=True)],
+    )
+    if all(done.cached for done in built):
+        out.say("every engine was there already; nothing was built (--force builds again)")
+    out.report(
+        {
+            "backend": backend.name,
+            "backend_version": backend.version,
+            "compute_capabilities": target.compute_capabilities,
+            "gpu": target.gpu,
+            "engines": [{**engine_report(done.stored), "cached": done.cached} for done in built],
+        }
+    )
+
+
+def _row(graph: Graph, done: Built) -> list[str]:
+    record = done.stored.record
+    return [
+        graph.file,
+        profiles_text(record.profiles) or "fixed sizes",
+        bytes_text(record.engine.bytes),
+        "-" if done.cached else f"{record.build_seconds:.1f}",
+        bytes_text(record.peak_bytes),
+        "cached" if done.cached else "built",
+    ]
+
+
+def _capabilities(text: str | None) -> tuple[str, ...] | None:
+    if text is None:
+        return None
+    parts = tuple(part.strip() for part in text.split(","))
+    for part in parts:
+        if not re.fullmatch(r"\d{1,2}\.\d", part, re.ASCII):
+            raise click.BadParameter(
+                f"expected compute capabilities separated by commas, such as 8.0,8.9; found {part!r:.40}",
+                param_hint="--compute-capability",
+            )
+    return parts

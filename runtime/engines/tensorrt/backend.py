@@ -1,0 +1,127 @@
+"""TensorRT and TensorRT-RTX behind one interface: which module, which version, what it can build for."""
+
+from __future__ import annotations
+
+import importlib.util
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+from dynexport.runtime.engines.tensorrt.gpu import Gpu, NoGpu
+from dynexport.runtime.errors import DynexportError, require_module
+
+BackendName = Literal["tensorrt", "tensorrt-rtx"]
+BACKENDS: tuple[BackendName, ...] = get_args(BackendName)
+
+
+@dataclass(frozen=True)
+class Backend:
+    """One of the two, imported.
+
+    Attributes:
+        name: as on the command line; also the extra that installs it.
+        trt: its Python module. Only what both modules have is used of it.
+        version: the library's, in full; engines are made for exactly one.
+        capabilities: compute capabilities that it builds for without having such a GPU, such as "8.0", ascending; none
+            where it builds for the GPU that it finds.
+    """
+
+    name: BackendName
+    trt: Any
+    version: str
+    capabilities: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class BuildTarget:
+    """What an engine is built for.
+
+    Attributes:
+        compute_capabilities: ascending; none for an engine that any GPU of the backend from 8.0 on can take.
+        gpu: the name of the only GPU model that it is for; None where the capability decides.
+    """
+
+    compute_capabilities: tuple[str, ...]
+    gpu: str | None = None
+
+    def __str__(self) -> str:
+        return self.gpu or ", ".join(self.compute_capabilities) or "any GPU from 8.0 on"
+
+
+def module_of(name: BackendName) -> str:
+    """The Python module of a backend."""
+    return name.replace("-", "_")
+
+
+def open_backend(name: BackendName) -> Backend:
+    """Import a backend.
+
+    Raises:
+        DynexportError: when it is not installed or cannot be loaded.
+    """
+    try:
+        trt: Any = require_module(module_of(name), name, "build and run engines")
+        version = str(trt.__version__)
+    except DynexportError:
+        raise
+    except Exception as error:  # its __init__ loads libraries, and raises what it likes
+        raise DynexportError(
+            f"{module_of(name)}: installed, but cannot be loaded: {' '.join(str(error).split())}"
+        ) from error
+    return Backend(name, trt, version, _capabilities(trt))
+
+
+def choose_target(backend: Backend, wanted: tuple[str, ...] | None, gpu: Gpu | NoGpu) -> BuildTarget:
+    """What to build for.
+
+    Args:
+        wanted: compute capabilities that were asked for; None for the GPU here, or without one a portable engine.
+
+    Raises:
+        DynexportError: when the backend cannot build for that; it names what it can.
+    """
+    if not backend.capabilities:
+        if isinstance(gpu, NoGpu):
+            raise DynexportError(
+                f"--backend {backend.name}: expected a GPU, found none ({gpu.reason}); it builds on the machine that "
+                "runs the engine, --backend tensorrt-rtx on any"
+            )
+        if wanted not in (None, (gpu.compute_capability,)):
+            raise DynexportError(
+                f"--compute-capability: {backend.name} builds for the GPU here, expected {gpu.compute_capability}, "
+                f"found {', '.join(wanted or ())}; build on that GPU, or with --backend tensorrt-rtx"
+            )
+        return BuildTarget((gpu.compute_capability,), gpu.name)
+    if wanted is None:
+        here = gpu.compute_capability if isinstance(gpu, Gpu) else None
+        return BuildTarget((here,) if here in backend.capabilities else ())
+    for capability in wanted:
+        if capability not in backend.capabilities:
+            raise DynexportError(
+                f"--compute-capability: {backend.name} {backend.version} builds for {', '.join(backend.capabilities)}; "
+                f"found {capability:.20}"
+            )
+    return BuildTarget(tuple(sorted(set(wanted), key=_numbers)))
+
+
+def rtx_library() -> Path | None:
+    """The shared library in TensorRT-RTX's wheel; None where it does not come from one."""
+    spec = importlib.util.find_spec("tensorrt_rtx_libs")
+    folders = spec.submodule_search_locations if spec is not None else None
+    found = [path for folder in folders or () for path in sorted(Path(folder).glob("libtensorrt_rtx.so.*"))]
+    return found[0] if found else None
+
+
+def without_version(library: Path) -> Path:
+    """The name under which TensorRT-RTX's ONNX parser looks for its library when a graph has plugins."""
+    return library.with_name(library.name.partition(".so")[0] + ".so")
+
+
+def _capabilities(trt: Any) -> tuple[str, ...]:
+    names = getattr(getattr(trt, "ComputeCapability", None), "__members__", {})
+    digits = [name.removeprefix("SM") for name in names if name.startswith("SM")]
+    return tuple(sorted((f"{text[:-1]}.{text[-1]}" for text in digits), key=_numbers))
+
+
+def _numbers(capability: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in capability.split("."))

@@ -1,0 +1,111 @@
+"""What TensorRT has to work with here, what is missing or does not fit together, and what cures it."""
+
+from __future__ import annotations
+
+import re
+from importlib import metadata
+
+from pydantic import BaseModel
+
+from dynexport.runtime.engines.tensorrt.backend import (
+    BACKENDS,
+    Backend,
+    BackendName,
+    module_of,
+    open_backend,
+    rtx_library,
+    without_version,
+)
+from dynexport.runtime.engines.tensorrt.gpu import Gpu, NoGpu, find_gpu
+from dynexport.runtime.errors import DynexportError
+
+_WHEEL = re.compile(r"_cu(\d+)(_libs|_bindings)?$")
+
+
+class Finding(BaseModel):
+    """One thing that was looked at.
+
+    Attributes:
+        subject: what it is.
+        found: what is there.
+        good: whether it is as it should be; a missing backend or GPU is no fault, but nothing to run engines with.
+    """
+
+    subject: str
+    found: str
+    good: bool
+
+
+def diagnose() -> list[Finding]:
+    """Everything that ``build`` and engines rely on, in the order in which to put it right."""
+    gpu = find_gpu()
+    return [_gpu(gpu), *(finding for name in BACKENDS for finding in _backend(name, gpu)), _polygraphy()]
+
+
+def _gpu(gpu: Gpu | NoGpu) -> Finding:
+    if isinstance(gpu, NoGpu):
+        return Finding(
+            subject="GPU",
+            found=f"none ({gpu.reason}): engines cannot run here; tensorrt-rtx builds them all the same",
+            good=False,
+        )
+    return Finding(
+        subject="GPU", found=f"{gpu.name}, compute capability {gpu.compute_capability}, CUDA {gpu.cuda}", good=True
+    )
+
+
+def _backend(name: BackendName, gpu: Gpu | NoGpu) -> list[Finding]:
+    try:
+        backend = open_backend(name)
+    except DynexportError as error:
+        return [Finding(subject=name, found=str(error), good=False)]
+    where = f"builds for {', '.join(backend.capabilities)}" if backend.capabilities else "builds for the GPU here"
+    found = [Finding(subject=name, found=f"{backend.version}, {where}", good=True)]
+    faults = (_unlike_versions(backend), _old_driver(backend, gpu), _unnamed_library(backend))
+    return [*found, *(Finding(subject=name, found=fault, good=False) for fault in faults if fault)]
+
+
+def _unlike_versions(backend: Backend) -> str | None:
+    """A wheel's parts are packages of their own, and may be updated apart."""
+    for name, version in _wheels(backend.name).items():
+        if version != backend.version:
+            return (
+                f"expected {name} {backend.version} as of its module, found {version}; "
+                f"pip install --force-reinstall 'dynexport[{backend.name}]'"
+            )
+    return None
+
+
+def _old_driver(backend: Backend, gpu: Gpu | NoGpu) -> str | None:
+    majors = [int(match[1]) for name in _wheels(backend.name) if (match := _WHEEL.search(name))]
+    if isinstance(gpu, Gpu) and majors and int(gpu.cuda.partition(".")[0]) < max(majors):
+        return f"made for CUDA {max(majors)}, the driver supports {gpu.cuda}; update the driver"
+    return None
+
+
+def _unnamed_library(backend: Backend) -> str | None:
+    library = rtx_library() if backend.name == "tensorrt-rtx" else None
+    if library is None or without_version(library).exists():
+        return None
+    plain = without_version(library)
+    return (
+        f"its wheel has {library.name} but no {plain.name}, for which the ONNX parser looks when a graph has plugins: "
+        f"other tools abort then (dynexport build does not); cure: ln -s {library.name} {plain}"
+    )
+
+
+def _wheels(name: BackendName) -> dict[str, str]:
+    """Installed packages of a backend whose names end in the CUDA version, such as tensorrt_rtx_cu13_libs."""
+    installed = {str(part.name).replace("-", "_"): part.version for part in metadata.distributions() if part.name}
+    module = module_of(name)
+    return {wheel: version for wheel, version in installed.items() if re.fullmatch(module + _WHEEL.pattern, wheel)}
+
+
+def _polygraphy() -> Finding:
+    try:
+        found = metadata.version("polygraphy")
+    except metadata.PackageNotFoundError:
+        return Finding(
+            subject="polygraphy", found="missing, needed to compare engines: pip install polygraphy", good=False
+        )
+    return Finding(subject="polygraphy", found=found, good=True)

@@ -1,0 +1,71 @@
+"""The GPU here, asked of the driver itself: no package is needed to say that there is none, and why."""
+
+from __future__ import annotations
+
+import ctypes
+from dataclasses import dataclass
+
+_CAPABILITY_MAJOR, _CAPABILITY_MINOR = 75, 76
+
+
+@dataclass(frozen=True)
+class Gpu:
+    """The first device that CUDA shows.
+
+    Attributes:
+        name: as the driver calls it.
+        compute_capability: such as "8.9".
+        cuda: the newest CUDA version that the driver supports, such as "13.0".
+    """
+
+    name: str
+    compute_capability: str
+    cuda: str
+
+
+@dataclass(frozen=True)
+class NoGpu:
+    """Why there is none."""
+
+    reason: str
+
+
+def find_gpu() -> Gpu | NoGpu:
+    """The GPU that an engine would run on."""
+    try:
+        driver = ctypes.CDLL("libcuda.so.1")
+    except OSError:
+        return NoGpu("no NVIDIA driver: libcuda.so.1 is not found")
+    try:
+        _call(driver, "cuInit", 0)
+        return _first(driver)
+    except _CudaError as error:
+        return NoGpu(str(error))
+
+
+class _CudaError(Exception):
+    pass
+
+
+def _first(driver: ctypes.CDLL) -> Gpu:
+    version, count, device = ctypes.c_int(), ctypes.c_int(), ctypes.c_int()
+    major, minor = ctypes.c_int(), ctypes.c_int()
+    name = ctypes.create_string_buffer(256)
+    _call(driver, "cuDriverGetVersion", ctypes.byref(version))
+    _call(driver, "cuDeviceGetCount", ctypes.byref(count))
+    if not count.value:
+        raise _CudaError("the driver shows no device; see CUDA_VISIBLE_DEVICES")
+    _call(driver, "cuDeviceGet", ctypes.byref(device), 0)
+    _call(driver, "cuDeviceGetName", name, len(name), device)
+    _call(driver, "cuDeviceGetAttribute", ctypes.byref(major), _CAPABILITY_MAJOR, device)
+    _call(driver, "cuDeviceGetAttribute", ctypes.byref(minor), _CAPABILITY_MINOR, device)
+    cuda = f"{version.value // 1000}.{version.value % 1000 // 10}"
+    return Gpu(name.value.decode(errors="replace"), f"{major.value}.{minor.value}", cuda)
+
+
+def _call(driver: ctypes.CDLL, function: str, *arguments: object) -> None:
+    code = getattr(driver, function)(*arguments)
+    if code:
+        text = ctypes.c_char_p()
+        driver.cuGetErrorString(code, ctypes.byref(text))
+        raise _CudaError(f"{function}: CUDA error {code}: {(text.value or b'unknown').decode(errors='replace')}")

@@ -1,0 +1,29 @@
+"""The layers of an engine, as TensorRT's engine inspector tells them; it needs a GPU that can take the engine."""
+
+from __future__ import annotations
+
+import json
+
+from dynexport.runtime.engines.tensorrt.backend import open_backend
+from dynexport.runtime.engines.tensorrt.check import Here, check_record
+from dynexport.runtime.engines.tensorrt.network import Log
+from dynexport.runtime.engines.tensorrt.store import Stored
+from dynexport.runtime.errors import DynexportError
+
+
+def engine_layers(stored: Stored, here: Here) -> list[str]:
+    """Names of an engine's layers, in the order in which they run.
+
+    Raises:
+        DynexportError: when the engine cannot run here.
+    """
+    check_record(stored.record, here)
+    backend = open_backend(stored.record.recipe.backend)
+    log = Log(backend.trt)
+    runtime = backend.trt.Runtime(log.logger)
+    engine = runtime.deserialize_cuda_engine(stored.read())
+    if engine is None:
+        raise DynexportError(f"{stored.path}: {backend.name} {backend.version} refuses the engine: {log.refusal()}")
+    text = engine.create_engine_inspector().get_engine_information(backend.trt.LayerInformationFormat.JSON)
+    layers = json.loads(text).get("Layers", [])
+    return [layer if isinstance(layer, str) else str(layer.get("Name", "?")) for layer in layers]

@@ -1,0 +1,133 @@
+"""The process that builds one engine: TensorRT may abort, leak or hang in it, and take nothing else with it."""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict
+
+from dynexport.runtime.engines.tensorrt.backend import BackendName, open_backend
+from dynexport.runtime.engines.tensorrt.network import Log, add_profile, parse
+from dynexport.runtime.engines.tensorrt.plugins import PluginLibrary
+from dynexport.runtime.engines.tensorrt.shapes import ShapeRange
+from dynexport.runtime.engines.tensorrt.timing import keep_timings, use_timings
+from dynexport.runtime.errors import DynexportError
+
+START = "from dynexport.runtime.engines.tensorrt.worker import main; main()"
+
+
+class Job(BaseModel):
+    """What to build, as it comes on standard input.
+
+    Attributes:
+        model: the ONNX file.
+        output: where the engine goes.
+        profiles: of every profile: least, usual and greatest shape of every input without a fixed one.
+        compute_capabilities: for a backend that builds for others than the GPU here; none for a portable engine.
+        timings: where measured kernels are kept; None for a backend that measures none.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    backend: BackendName
+    model: Path
+    output: Path
+    profiles: list[dict[str, ShapeRange]]
+    compute_capabilities: tuple[str, ...]
+    plugins: PluginLibrary | None
+    timings: Path | None
+
+
+def main() -> None:
+    """Build; a line of JSON on standard output for every message: progress, and at the end a result or an error."""
+    job = Job.model_validate_json(sys.stdin.buffer.read())
+    channel = os.fdopen(os.dup(1), "w", buffering=1)
+    os.dup2(2, 1)  # what TensorRT prints must not come between our messages
+
+    def say(fields: dict[str, Any]) -> bool:
+        """Whether anybody still listens."""
+        try:
+            channel.write(json.dumps(fields) + "\n")
+        except OSError:
+            return False
+        return True
+
+    start = time.monotonic()
+    try:
+        _build(job, say)
+    except DynexportError as error:
+        say({"error": str(error)})
+    else:
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+        say({"seconds": round(time.monotonic() - start, 3), "peak_bytes": peak})
+
+
+def _build(job: Job, say: Callable[[dict[str, Any]], bool]) -> None:
+    trt = open_backend(job.backend).trt
+    log = Log(trt)
+    if job.plugins is not None:
+        job.plugins.load(trt)
+    try:
+        builder = trt.Builder(log.logger)
+    except TypeError as error:  # how its bindings say that there is none
+        raise DynexportError(log.refusal()) from error
+    network, parser = parse(trt, builder, log, job.model, plugins=job.plugins is not None)
+    config = builder.create_builder_config()
+    for shapes in job.profiles:
+        add_profile(builder, config, network, shapes)
+    _configure(trt, config, job, say)
+    engine = builder.build_serialized_network(network, config)
+    if engine is None:
+        raise DynexportError(log.refusal())
+    del parser
+    try:
+        job.output.write_bytes(memoryview(engine))
+    except OSError as error:
+        raise DynexportError(f"cannot write the engine ({error.strerror})") from error
+    if job.timings is not None:
+        keep_timings(config, job.timings)
+
+
+def _configure(trt: Any, config: Any, job: Job, say: Callable[[dict[str, Any]], bool]) -> None:
+    # So that the engine inspector can name the layers.
+    config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED
+    config.progress_monitor = _monitor(trt, say)
+    if job.plugins is not None:
+        # Plugins that append to a cache or add to the residual write where they read.
+        config.set_preview_feature(trt.PreviewFeature.ALIASED_PLUGIN_IO_10_03, True)
+    if job.timings is not None:
+        use_timings(config, job.timings)
+    elif job.compute_capabilities:
+        config.num_compute_capabilities = len(job.compute_capabilities)
+        for index, capability in enumerate(job.compute_capabilities):
+            name = "SM" + capability.replace(".", "")
+            config.set_compute_capability(getattr(trt.ComputeCapability, name), index)
+
+
+def _monitor(trt: Any, say: Callable[[dict[str, Any]], bool]) -> Any:
+    class Monitor(trt.IProgressMonitor):  # type: ignore[misc]  # a class of a module that is chosen at run time
+        """Tells the steps of the phase that is running. A share of the whole would mislead: steps are not alike."""
+
+        def __init__(self) -> None:
+            trt.IProgressMonitor.__init__(self)
+            self._steps: dict[str, int] = {}
+
+        def phase_start(self, name: str, parent: str | None, steps: int) -> None:
+            self._steps[name] = steps
+            self.step_complete(name, -1)
+
+        def step_complete(self, name: str, step: int) -> bool:
+            # False ends the build: nobody listens any more.
+            return say({"phase": name, "done": step + 1, "steps": self._steps.get(name, 0)})
+
+        def phase_finish(self, name: str) -> None:
+            pass
+
+    return Monitor()
