@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from safetensors.numpy import save_file
+from random_llama import save_llama
 
 from dynexport.exporter import convert
 from dynexport.runtime import Bundle
@@ -35,42 +35,25 @@ CAPACITY = 0.125
 
 
 def save_model(directory: Path) -> None:
-    """A llama of random weights, every other layer with a router."""
-    directory.mkdir(parents=True, exist_ok=True)
-    generator = np.random.default_rng(0)
-    head_dim = HIDDEN // HEADS
-    shapes: dict[str, tuple[int, ...]] = {"model.embed_tokens.weight": (VOCABULARY, HIDDEN)}
-    for layer in range(LAYERS):
-        name = f"model.layers.{layer}."
-        shapes |= {f"{name}self_attn.{part}_proj.weight": (HIDDEN, HIDDEN) for part in "qo"}
-        shapes |= {f"{name}self_attn.{part}_proj.weight": (KV_HEADS * head_dim, HIDDEN) for part in "kv"}
-        shapes |= {f"{name}mlp.{part}_proj.weight": (INTERMEDIATE, HIDDEN) for part in ("gate", "up")}
-        shapes[f"{name}mlp.down_proj.weight"] = (HIDDEN, INTERMEDIATE)
-        if layer % 2:
-            shapes[f"{name}mod_router.weight"] = (1, HIDDEN)
-    tensors = {name: generator.standard_normal(shape, np.float32) * np.float32(0.02) for name, shape in shapes.items()}
-    norms = [f"model.layers.{i}.{part}_layernorm.weight" for i in range(LAYERS) for part in ("input", "post_attention")]
-    tensors |= {name: np.ones(HIDDEN, np.float32) for name in (*norms, "model.norm.weight")}
-    save_file(tensors, directory / "model.safetensors")
-    config = {
-        "architectures": ["LlamaForCausalLM"],
-        "model_type": "llama",
-        "hidden_size": HIDDEN,
-        "intermediate_size": INTERMEDIATE,
-        "num_hidden_layers": LAYERS,
-        "num_attention_heads": HEADS,
-        "num_key_value_heads": KV_HEADS,
-        "vocab_size": VOCABULARY,
-        "max_position_embeddings": max(PROMPTS) + 512,
-        "tie_word_embeddings": True,
-        "dynexport": {
+    """Every other layer has a router."""
+    routed = range(1, LAYERS, 2)
+    save_llama(
+        directory,
+        layers=LAYERS,
+        hidden=HIDDEN,
+        intermediate=INTERMEDIATE,
+        heads=HEADS,
+        kv_heads=KV_HEADS,
+        vocabulary=VOCABULARY,
+        max_length=max(PROMPTS) + 512,
+        contract={
             "strategy": "mod",
-            "routed_layers": list(range(1, LAYERS, 2)),
+            "routed_layers": list(routed),
             "capacity": CAPACITY,
             "cache": {"capacity": 0.25},
         },
-    }
-    (directory / "config.json").write_text(json.dumps(config))
+        routers={f"model.layers.{layer}.mod_router.weight": (1, HIDDEN) for layer in routed},
+    )
 
 
 def convert_both(directory: Path) -> None:

@@ -4,21 +4,21 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 from pydantic import BaseModel
 
 from dynexport.runtime.bundle import Bundle
-from dynexport.runtime.cache import Cache
 from dynexport.runtime.contract import Radial
-from dynexport.runtime.cost import prompt_flops, realised_bytes
-from dynexport.runtime.decoder import Decoder
+from dynexport.runtime.cost import attended, path_bytes, path_flops, prompt_flops, realised_bytes
+from dynexport.runtime.decoders import AnyCache, AnyDecoder, open_decoder
 from dynexport.runtime.engines.profile import operator_times
 from dynexport.runtime.errors import DynexportError
 from dynexport.runtime.machine import Machine
-from dynexport.runtime.manifest import Speedup
+from dynexport.runtime.manifest import Manifest, Speedup
+from dynexport.runtime.prescribed import Routes, as_routers_decide, in_order, skipping, walking
 
 Array = np.ndarray
 _WARM_UP_STEPS = 3
@@ -28,8 +28,8 @@ class Result(BaseModel):
     """Medians for one way to run.
 
     Attributes:
-        name: "dense" is every layer for every token; else the ratio, "routed" as routers decide, or the share of routed
-            layers that every token is made to skip.
+        name: "dense" is every layer for every token; else the ratio, "routed" as routers decide, the share of routed
+            layers that every token is made to skip, or the length of the path that it is made to take.
         layers: layers that a decoded token ran in, on average.
         prefill_tokens_per_second: of the prompt.
         prefill_speedup: the median over repetitions of dense time / this time, the two measured in turn; 1 where a
@@ -84,17 +84,17 @@ class _Way:
     """One way to run, and what was measured of it.
 
     Attributes:
-        skip_rate: share of routed layers that every token skips; None leaves it to the routers.
+        routes: what its routers are told.
         prefill, decode: seconds, a figure for each repetition.
         bytes, flops: of the last repetition's steps, and of its prompt.
         depth: layers that its decoded tokens ran in, on average.
     """
 
     name: str
-    decoder: Decoder
-    cache: Cache
+    decoder: AnyDecoder
+    cache: AnyCache
     speedup: Speedup
-    skip_rate: float | None = None
+    routes: Routes = as_routers_decide
     prefill: list[float] = field(default_factory=list)
     decode: list[float] = field(default_factory=list)
     bytes: int = 0
@@ -104,10 +104,11 @@ class _Way:
     def run(self, prompts: Array, steps: int) -> None:
         """A prompt and the steps after it, timed."""
         self.cache.rewind()
+        routes = self.routes(*prompts.shape)
         start = time.perf_counter()
-        logits = self.decoder.prefill(self.cache, list(prompts), forced=self._forced(prompts.shape[1]))
+        logits = self.decoder.prefill(self.cache, list(prompts), forced=routes)
         self.prefill.append(time.perf_counter() - start)
-        self.flops = prompt_flops(self.decoder.manifest, self.cache.lengths)
+        self.flops = _flops(self.decoder.manifest, self.cache)
         self.run_steps(np.concatenate(logits), steps)
 
     def run_steps(self, logits: Array, steps: int) -> None:
@@ -115,39 +116,43 @@ class _Way:
         cache, mark = self.cache, self.cache.mark()
         for log in cache.logs or ():
             log.clear()
-        forced = self._forced(_WARM_UP_STEPS + steps)
+        routes = self.routes(cache.rows, _WARM_UP_STEPS + steps)
         times = []
         for step in range(_WARM_UP_STEPS + steps):
             tokens = logits.argmax(axis=-1)
-            wish = None if forced is None else np.stack([row[:, step] for row in forced], axis=1)
+            told = None if routes is None else np.stack([row[:, step] for row in routes], axis=1)
             start = time.perf_counter()
-            logits = self.decoder.step(cache, tokens, self.speedup, forced=wish)
+            logits = self.decoder.step(cache, tokens, self.speedup, forced=told)
             times.append(time.perf_counter() - start)
         self.decode.append(statistics.median(times[_WARM_UP_STEPS:]))
-        self._count(mark[0])
+        read, depths = _read(self.decoder.manifest, cache, mark[0])
+        self.bytes, self.depth = sum(read[_WARM_UP_STEPS:]), float(depths[_WARM_UP_STEPS:].mean())
         cache.restore(mark)
 
-    def _count(self, entries: Array) -> None:
-        """What the steps had to read, from what ran; entries int64 [layers, rows] before them."""
-        ran = np.stack([np.concatenate(log.ran, axis=1) for log in self.cache.logs or ()], axis=1)
-        after = entries[:, :, None] + ran.cumsum(axis=2)
-        counted = range(_WARM_UP_STEPS, ran.shape[2])
-        self.bytes = sum(realised_bytes(self.decoder.manifest, ran[:, :, t], after[:, :, t]) for t in counted)
-        self.depth = float(ran[:, :, _WARM_UP_STEPS:].sum(axis=0).mean())
 
-    def _forced(self, tokens: int) -> list[Array] | None:
-        """Per row bool [R, tokens]: tokens skip equally many layers, or one more where the rate lies between.
+def _flops(manifest: Manifest, cache: AnyCache) -> int:
+    """Of the prompt that the cache holds."""
+    paths = [path for log in cache.logs or () for path in log.paths]
+    if not paths:
+        return prompt_flops(manifest, cache.lengths)
+    return path_flops(manifest, cache.lengths, sum(int((path >= 0).sum()) for path in paths))
 
-        Which ones they are differs from token to token and from row to row.
-        """
-        routed = self.decoder.manifest.routed
-        if routed is None or self.skip_rate is None:
-            return None
-        generator = np.random.default_rng(1)
-        size = (self.cache.rows, tokens)
-        ranks = generator.permuted(np.tile(np.arange(len(routed.layers)), (*size, 1)), axis=2)
-        skipped = np.floor(self.skip_rate * len(routed.layers) + generator.random(size))
-        return list((ranks >= skipped[:, :, None]).transpose(0, 2, 1))
+
+def _read(manifest: Manifest, cache: AnyCache, entries: Array) -> tuple[list[int], Array]:
+    """Bytes that each of the recorded steps had to read, and layers that each row ran in, int64 [steps, rows].
+
+    Args:
+        entries: int64 [layers or steps, rows], in the cache before them.
+    """
+    logs = cache.logs or []
+    if not logs[0].paths:
+        ran = np.stack([np.concatenate(log.ran, axis=1) for log in logs], axis=2)
+        after = entries[:, None] + ran.cumsum(axis=1)
+        return [realised_bytes(manifest, ran[:, t], after[:, t]) for t in range(ran.shape[1])], ran.sum(axis=0)
+    paths = np.stack([np.concatenate(log.paths, axis=1) for log in logs], axis=2)
+    ran = (paths >= 0) & (paths < manifest.model.layers)
+    seen = [attended(manifest, paths[:, :t], entries) for t in range(1, 1 + paths.shape[1])]
+    return [path_bytes(manifest, paths[:, t], seen[t]) for t in range(paths.shape[1])], ran.sum(axis=0)
 
 
 def benchmark(
@@ -158,6 +163,7 @@ def benchmark(
     batch: int = 1,
     speedup: str | float | None = None,
     skip_rates: Sequence[float] = (),
+    depths: Sequence[int] = (),
     baseline: Bundle | None = None,
     text: Sequence[int] | None = None,
     repeats: int = 7,
@@ -172,8 +178,9 @@ def benchmark(
         speedup: measure this ratio only; None measures all that the bundle declares.
         skip_rates: of a routed bundle, besides what its routers decide: shares of its routed layers that every token is
             made to skip.
+        depths: of a Radial Network, besides what its routers decide: lengths of paths that every token is made to take.
         baseline: a bundle of the same model with every layer for every token; None takes the bundle itself, routed
-            layers forced to run.
+            layers forced to run, or the layers of a pool once in order.
         text: token ids that prompts are taken from; None takes random ones.
         threads: intra-op threads, stated so that the figure can be repeated.
         progress: called with repetitions done and in all.
@@ -181,15 +188,18 @@ def benchmark(
     Raises:
         DynexportError: when the lengths do not fit the context, or an argument is out of range.
     """
-    _check(bundle, prompt_tokens, new_tokens, batch, repeats, skip_rates)
-    ways = _ways(bundle, baseline, speedup, skip_rates, (batch, prompt_tokens + new_tokens + _WARM_UP_STEPS), threads)
+    _check(bundle, prompt_tokens, new_tokens, batch, repeats)
+    told = {f"skip {rate:.0%}": skipping(bundle.manifest, rate) for rate in skip_rates}
+    told |= {f"depth {depth}": walking(bundle.manifest, depth) for depth in depths}
+    size = (batch, prompt_tokens + new_tokens + _WARM_UP_STEPS)
+    ways = _ways(bundle, baseline, speedup, told, size, threads)
     prompts = _prompts(bundle, text, batch, prompt_tokens)
     dense = ways[0]
     dense.cache.rewind()
     dense.decoder.prefill(dense.cache, list(prompts))  # warm-up
     for repeat in range(repeats):
         for way in ways:
-            if way.cache is dense.cache and way is not dense and bundle.manifest.routed is None:
+            if way.cache is dense.cache and way is not dense and not bundle.manifest.has_routers:
                 way.flops = dense.flops
                 way.run_steps(np.zeros((batch, 1)), new_tokens)
             else:
@@ -217,25 +227,33 @@ def _ways(
     bundle: Bundle,
     baseline: Bundle | None,
     speedup: str | float | None,
-    skip_rates: Sequence[float],
+    told: Mapping[str, Routes],
     size: tuple[int, int],
     threads: int,
 ) -> list[_Way]:
     """The dense way first; ``size`` is rows and slots."""
-    decoder = Decoder(bundle, threads, alone=baseline is None)
+    manifest, full = bundle.manifest, bundle.speedup(1)
+    every = _every_layer(manifest) if baseline is None else as_routers_decide
+    decoder = open_decoder(bundle, threads, alone=baseline is None)
     cache = decoder.cache(*size, record=True)
-    full = bundle.speedup(1)
     if baseline is None:
-        dense = _Way("dense", decoder, cache, full, 0.0)
+        dense = _Way("dense", decoder, cache, full, every)
     else:
-        other = Decoder(baseline, threads, alone=False)
-        dense = _Way("dense", other, other.cache(*size, record=True), baseline.speedup(1), 0.0)
-    if bundle.manifest.routed is not None:
+        other = open_decoder(baseline, threads, alone=False)
+        dense = _Way("dense", other, other.cache(*size, record=True), baseline.speedup(1))
+    if manifest.has_routers:
         routed = _Way("routed", decoder, cache, full)
-        return [dense, routed, *(_Way(f"skip {rate:.0%}", decoder, cache, full, rate) for rate in skip_rates)]
-    declared = bundle.manifest.speedups if speedup is None else (bundle.speedup(speedup),)
+        return [dense, routed, *(_Way(name, decoder, cache, full, routes) for name, routes in told.items())]
+    declared = manifest.speedups if speedup is None else (bundle.speedup(speedup),)
     ratios = [_Way(s.name, decoder, cache, s) for s in declared if s.ratio != full.ratio]
     return [dense, *ratios]
+
+
+def _every_layer(manifest: Manifest) -> Routes:
+    """What makes every token run every layer."""
+    if isinstance(manifest.contract, Radial):
+        return in_order(manifest)
+    return skipping(manifest, 0.0) if manifest.has_routers else as_routers_decide
 
 
 def _result(way: _Way, dense: _Way, prompt: int, steps: int) -> Result:
@@ -271,9 +289,7 @@ def _prompts(bundle: Bundle, text: Sequence[int] | None, batch: int, tokens: int
     return np.array(text[: batch * tokens], np.int64).reshape(batch, tokens)
 
 
-def _check(bundle: Bundle, prompt: int, new: int, batch: int, repeats: int, skip_rates: Sequence[float]) -> None:
-    if isinstance(bundle.manifest.contract, Radial):
-        raise DynexportError(f"{bundle.path}: expected a strategy other than radial, which bench cannot measure yet")
+def _check(bundle: Bundle, prompt: int, new: int, batch: int, repeats: int) -> None:
     for name, value in (
         ("prompt_tokens", prompt),
         ("new_tokens", new),
@@ -288,8 +304,3 @@ def _check(bundle: Bundle, prompt: int, new: int, batch: int, repeats: int, skip
             f"prompt_tokens + new_tokens: expected at most {limit - _WARM_UP_STEPS} to fit the context with "
             f"{_WARM_UP_STEPS} steps of warm-up, found {prompt + new}"
         )
-    if skip_rates and bundle.manifest.routed is None:
-        raise DynexportError(f"skip rates: expected a bundle with routers, found {bundle.manifest.contract.strategy}")
-    for rate in skip_rates:
-        if not 0 <= rate <= 1:
-            raise DynexportError(f"skip rates: expected shares from 0 to 1, found {rate}")

@@ -10,7 +10,7 @@ from dynexport.exporter.cli.main import cli
 from dynexport.exporter.strategies.unified_skip import kept_layers
 
 IMAGES = Path(__file__).resolve().parents[1] / "docs" / "images"
-TRACED = Path(__file__).resolve().parent / "training" / "checkpoints" / "mod"
+TRAINED = Path(__file__).resolve().parent / "training" / "checkpoints"
 PROMPT = "Is this a dagger which I see before me, the handle toward my hand?"
 
 INK, SOFT, LINE = "#1f2933", "#5b6875", "#9aa5b1"
@@ -204,11 +204,11 @@ def pictures() -> dict[str, str]:
     return {"architecture.svg": architecture(), "unified-skip.svg": unified_skip()}
 
 
-def draw_trace(path: Path) -> None:
+def draw_trace(name: str, path: Path) -> None:
     """What ``dynexport run --trace`` makes of a trained checkpoint; its bytes depend on matplotlib and the fonts."""
     with tempfile.TemporaryDirectory() as home:
         bundle = str(Path(home) / "bundle")
-        cli.main(["convert", str(TRACED), "--no-golden", "-o", bundle], standalone_mode=False)
+        cli.main(["convert", str(TRAINED / name), "--no-golden", "-o", bundle], standalone_mode=False)
         text = ["--prompt", PROMPT, "--max-new-tokens", "40", "--threads", "1"]
         cli.main(["run", bundle, *text, "--trace", str(path)], standalone_mode=False)
 
@@ -230,7 +230,8 @@ def main() -> None:
     IMAGES.mkdir(parents=True, exist_ok=True)
     for name, content in pictures().items():
         (IMAGES / name).write_text(content)
-    draw_trace(IMAGES / "trace.png")
+    draw_trace("mod", IMAGES / "trace.png")
+    draw_trace("radial-distilled", IMAGES / "trace-radial.png")
     draw_profile(IMAGES)
 
 

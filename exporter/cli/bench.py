@@ -23,7 +23,8 @@ _DECODE = ["decode ms", "speed-up", "ideal", "efficiency", "GB/s"]
 Examples:
   dynexport bench smollm2
   dynexport bench smollm2 --prompt-tokens 512 --new-tokens 64 --batch 4 --speedup 2 --threads 2 --json bench.json
-  dynexport bench mod-model --baseline dense-model --text book.txt --skip-rate 0.5 --skip-rate 1"""
+  dynexport bench mod-model --baseline dense-model --text book.txt --skip-rate 0.5 --skip-rate 1
+  dynexport bench radial-model --baseline dense-model --depth 4 --depth 8"""
 )
 @bundle_argument
 @click.option("--prompt-tokens", type=int, default=256, show_default=True, help="Length of the prompt.")
@@ -35,12 +36,19 @@ Examples:
     "skip_rates",
     type=float,
     multiple=True,
-    help="Of a routed bundle: also make every token skip this share of its routed layers; several times.",
+    help="Mixture-of-Depths: also make every token skip this share of its routed layers; several times.",
+)
+@click.option(
+    "--depth",
+    "depths",
+    type=int,
+    multiple=True,
+    help="Radial Networks: also make every token take a path of so many layers; several times.",
 )
 @click.option(
     "--baseline",
     type=click.Path(path_type=Path),
-    help="A dense bundle of the same model to measure against.  [default: BUNDLE with every layer forced to run]",
+    help="A dense bundle of the same model to measure against.  [default: BUNDLE made to run every layer]",
 )
 @click.option(
     "--text", "text_path", type=click.Path(path_type=Path), help="A UTF-8 text for prompts.  [default: random tokens]"
@@ -55,6 +63,7 @@ def bench(
     batch: int,
     speedup: str | None,
     skip_rates: tuple[float, ...],
+    depths: tuple[int, ...],
     baseline: Path | None,
     text_path: Path | None,
     repeats: int,
@@ -80,6 +89,7 @@ def bench(
             batch=batch,
             speedup=speedup,
             skip_rates=skip_rates,
+            depths=depths,
             baseline=None if baseline is None else Bundle.open(baseline),
             text=None if text_path is None else opened.text().encode(read_text(text_path, batch * prompt_tokens)),
             repeats=repeats,
@@ -92,7 +102,7 @@ def bench(
         f"{measured.precision}, batch {batch}, {prompt_tokens} prompt tokens, {new_tokens} decode steps, "
         f"medians of {repeats} repetitions after a warm-up, all in turn"
     )
-    if opened.manifest.routed is None:
+    if not opened.manifest.has_routers:
         columns = ["", "layers", "prefill tok/s", *_DECODE]
         out.table(str(bundle), columns, [_decoding(r, f"{r.prefill_tokens_per_second:.0f}") for r in measured.results])
     else:

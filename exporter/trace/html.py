@@ -46,7 +46,8 @@ def _columns(trace: Trace) -> Iterator[dict[str, Any]]:
             "label": look.label(token),
             "words": look.readable(token),
             "separate": token.text is None,
-            "title": f"token {place}: {_name(trace, place)}, id {token.id}; ran in {depth} of {trace.layers} layers",
+            "title": f"token {place}: {_name(trace, place)}, id {token.id}; ran in {depth} of {trace.layers} layers"
+            + (f": {', '.join(map(str, trace.paths[place]))}" if trace.paths and depth else ""),
         }
 
 
@@ -62,13 +63,15 @@ def _rows(trace: Trace) -> Iterator[dict[str, Any]]:
     places = look.cells(trace)
     routed = {layer.layer: number for number, layer in enumerate(trace.routed)}
     names = [f"{_name(trace, place)}, token {place}" for place in range(len(trace.tokens))]
+    steps = look.steps(trace)
     for layer in reversed(range(trace.layers)):
         number = routed.get(layer)
         share = sum(trace.ran[layer]) / len(trace.tokens)
         full = look.overflow(trace.routed[number]) if number is not None else ""
+        numbers = [steps.get((layer, place), "") for place in range(len(names))]
         titles = (
-            f"{name}; layer {layer}: {'ran' if ran else 'did not run'}"
-            for name, ran in zip(names, trace.ran[layer], strict=True)
+            f"{name}; layer {layer}: {'ran' if ran else 'did not run'}{f' in step {number}' if number else ''}"
+            for name, ran, number in zip(names, trace.ran[layer], numbers, strict=True)
         )
         if number is not None:
             told = zip(titles, trace.scores[number], trace.margins[number], strict=True)
@@ -76,7 +79,7 @@ def _rows(trace: Trace) -> Iterator[dict[str, Any]]:
         yield {
             "routed": number is not None,
             "name": f"{'◆ ' if number is not None else ''}{layer} · {100 * share:.0f} %{full}",
-            "cells": list(zip(places[layer].tolist(), titles, strict=True)),
+            "cells": list(zip(places[layer].tolist(), titles, numbers, strict=True)),
         }
 
 

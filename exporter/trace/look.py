@@ -39,15 +39,42 @@ def cells(trace: Trace) -> Array:
     """int64 [layers, tokens], places in ``PALETTE``; where a router decided, shaded by its score.
 
     The tokens of a layer that ran are compared with each other, and so are those that did not: a score means nothing
-    beside another layer's, and one that is far from all others would leave no shades for these.
+    beside another layer's, and one that is far from all others would leave no shades for these. On a path the shade is
+    the step, the last one where a token came back.
     """
     ran = np.array(trace.ran, bool)
     places = np.where(ran, RAN, SKIPPED)
+    longest = max(map(len, trace.paths), default=0)
+    for token, path in enumerate(trace.paths):
+        for step, taken in enumerate(path):
+            places[taken, token] = ROUTED_RAN.start + step * _SHADES // longest
     for layer, scores in zip(trace.routed, trace.scores, strict=True):
         for decision, shades in ((True, ROUTED_RAN), (False, ROUTED_SKIPPED)):
             group = ran[layer.layer] == decision
             places[layer.layer, group] = shades.start + _shade(np.array(scores, float)[group])
     return places
+
+
+def steps(trace: Trace) -> dict[tuple[int, int], str]:
+    """(layer, token) -> the steps of its path, counted from 1, in which the token took the layer: "2", "1-3", "1·4"."""
+    found: dict[tuple[int, int], list[list[int]]] = {}
+    for token, path in enumerate(trace.paths):
+        for step, layer in enumerate(path, start=1):
+            runs = found.setdefault((layer, token), [])
+            if runs and runs[-1][1] == step - 1:
+                runs[-1][1] = step
+            else:
+                runs.append([step, step])
+    return {
+        cell: "·".join(f"{first}-{last}" if last > first else str(first) for first, last in runs)
+        for cell, runs in found.items()
+    }
+
+
+def is_dark(place: int) -> bool:
+    """Whether white is read better than ink on this place of ``PALETTE``."""
+    red, green, blue = (int(PALETTE[place][i : i + 2], 16) for i in (1, 3, 5))
+    return 0.299 * red + 0.587 * green + 0.114 * blue < 140
 
 
 def _shade(scores: Array) -> Array:
@@ -81,6 +108,10 @@ def readable(token: Token) -> str:
 def headline(trace: Trace) -> str:
     """Strategy, ratio and how deep tokens went."""
     ratio = f" at ratio {trace.speedup}" if trace.speedup != "dense" else ""
+    if trace.paths:
+        return (
+            f"{trace.strategy}: paths of {trace.layers_per_token:.1f} layers per token through a pool of {trace.layers}"
+        )
     return f"{trace.strategy}{ratio}: {deep(trace.layers_per_token, trace.layers)}"
 
 
@@ -118,6 +149,13 @@ def meanings(trace: Trace) -> list[tuple[list[str], str]]:
         (PALETTE[ROUTED_SKIPPED.start : ROUTED_SKIPPED.stop], "routed layer: did not run"),
         ([], "the darker, the higher its score among these"),
     ]
+    if trace.paths:
+        shades = PALETTE[ROUTED_RAN.start : ROUTED_RAN.stop]
+        return [
+            (shades, "ran, early to late in its path"),
+            ([], "numbers: its steps"),
+            ([PALETTE[SKIPPED]], "did not run"),
+        ]
     choosing = {layer.layer for layer in trace.routed}
     others = {place for layer, row in enumerate(trace.ran) if layer not in choosing for place in row}
     where = "other layer: " if choosing else ""

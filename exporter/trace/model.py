@@ -66,12 +66,14 @@ class Depth(_Part):
         tokens: how many were processed, the prompt's and those fed back.
         layers: of the model.
         layers_per_token: the mean.
+        turned_away: how often a full layer turned a token away that was on a path of its own.
     """
 
     tokens: int
     layers: int
     layers_per_token: float
     routed: tuple[RoutedLayer, ...]
+    turned_away: int = 0
 
     @classmethod
     def of(cls, cache: AnyCache, manifest: Manifest) -> Depth:
@@ -84,8 +86,9 @@ class Depth(_Part):
             layers_per_token=float(entries.sum() / tokens),
             routed=tuple(
                 RoutedLayer(layer=layer, rate=float(entries[layer] / tokens), overflow=int(overflow))
-                for layer, overflow in zip(routed, cache.overflow[:, 0], strict=True)
+                for layer, overflow in zip(routed, cache.overflow[: len(routed), 0], strict=True)
             ),
+            turned_away=0 if routed else int(cache.overflow[:, 0].sum()),
         )
 
 
@@ -97,6 +100,7 @@ class Trace(_Part):
         layers: of the model.
         ran: [layers][tokens].
         depth: [tokens], layers run; not simply a sum of ``ran``, as a token may take a layer more than once.
+        paths: [tokens], the layers that each took, in that order; none where all take them from the first to the last.
         routed: R of them, ascending; none where no layer chooses.
         scores, margins: [R][tokens], the routers' scores, and how far each decision was from the other one.
     """
@@ -107,6 +111,7 @@ class Trace(_Part):
     tokens: tuple[Token, ...]
     ran: tuple[tuple[bool, ...], ...]
     depth: tuple[int, ...]
+    paths: tuple[tuple[int, ...], ...]
     routed: tuple[RoutedLayer, ...]
     scores: tuple[Numbers, ...]
     margins: tuple[Numbers, ...]
@@ -123,13 +128,15 @@ class Trace(_Part):
         ran = np.concatenate(log.ran, axis=1)
         if ran.shape != (depth.layers, len(tokens)):
             raise ValueError(f"log: expected {depth.layers} layers and {len(tokens)} tokens, found {ran.shape}")
+        paths = _paths(log, depth.layers)
         return cls(
             strategy=strategy,
             speedup=speedup,
             layers=depth.layers,
             tokens=tuple(tokens),
             ran=tuple(map(tuple, ran.tolist())),
-            depth=tuple((_steps_taken(log, depth.layers) if log.paths else ran.sum(0)).tolist()),
+            depth=tuple(map(len, paths)) if paths else tuple(ran.sum(0).tolist()),
+            paths=paths,
             routed=depth.routed,
             scores=_rows(log.scores if depth.routed else ()),
             margins=_rows(log.margins if depth.routed else ()),
@@ -146,10 +153,12 @@ class Trace(_Part):
         return sum(self.depth) / len(self.depth)
 
 
-def _steps_taken(log: RowLog, layers: int) -> Array:
-    """int64 [tokens], steps in which a token ran in a layer."""
-    path = np.concatenate(log.paths, axis=1)
-    return np.asarray(((path >= 0) & (path < layers)).sum(axis=0))
+def _paths(log: RowLog, layers: int) -> tuple[tuple[int, ...], ...]:
+    """Of every token, the layers that it took."""
+    if not log.paths:
+        return ()
+    steps = np.concatenate(log.paths, axis=1).T.tolist()
+    return tuple(tuple(layer for layer in path if 0 <= layer < layers) for path in steps)
 
 
 def _rows(steps: Sequence[Array]) -> tuple[Numbers, ...]:

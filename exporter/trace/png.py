@@ -20,6 +20,7 @@ _LEFT, _RIGHT, _HEAD, _FOOT, _EDGE = 0.8, 1.75, 1.02, 0.5, 0.3
 _CELL, _WIDEST_CELL, _NARROW_GRID, _WIDEST_GRID = 0.21, 0.6, 5.0, 24.0
 _ROW, _HIGHEST_GRID = 0.27, 12.0
 _SMALLEST_GAPPED_CELL = 0.06
+_SMALLEST_NUMBERED_CELL = 0.13
 _LINE_OF_TEXT, _SMALL = 0.14, 7.5
 _HISTOGRAM = (3.6, 1.3)
 _KEYS_WIDTH, _COLOURS_WIDTH = 1.95, 3.3
@@ -125,9 +126,20 @@ class _Picture:
             gap = {"colors": "white", "linewidths": min(1.6, 10 * smallest)}
             axes.vlines(np.arange(1, tokens) - 0.5, -0.5, layers - 0.5, **gap)
             axes.hlines(np.arange(1, layers) - 0.5, -0.5, tokens - 0.5, **gap)
+        self._number_steps(axes)
         self._name_tokens(axes)
         self._name_layers(axes)
         self._mark_the_prompt(axes)
+
+    def _number_steps(self, axes: Any) -> None:
+        """Where tokens choose their paths, and a cell has room for it: in which step they came by."""
+        if min(self._cell, self._row) < _SMALLEST_NUMBERED_CELL:
+            return
+        places = look.cells(self._trace)
+        for (layer, token), words in look.steps(self._trace).items():
+            size = min(_SMALL, 72 * self._cell / (0.6 * len(words) + 0.2))
+            colour = "white" if look.is_dark(int(places[layer, token])) else look.INK
+            axes.text(token, layer, words, ha="center", va="center_baseline", size=size, color=colour)
 
     def _name_tokens(self, axes: Any) -> None:
         # A dollar sign is no formula here.

@@ -138,5 +138,60 @@ def test_prompts_from_a_text(routed: Bundle) -> None:
 def test_skip_rates_are_shares(routed: Bundle, bundle: Bundle, rate: float) -> None:
     with pytest.raises(DynexportError, match="skip rates: expected shares from 0 to 1"):
         benchmark(routed, prompt_tokens=4, skip_rates=[rate], threads=1)
-    with pytest.raises(DynexportError, match="skip rates: expected a bundle with routers, found unified-skip"):
+    with pytest.raises(DynexportError, match="skip rates: expected a bundle of Mixture-of-Depths, found unified-skip"):
         benchmark(bundle, prompt_tokens=4, skip_rates=[0.5], threads=1)
+
+
+@pytest.fixture(scope="module", params=["radial-step", "radial-layer"])
+def radial(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    path = tmp_path_factory.mktemp(request.param) / "bundle"
+    convert(CONFORMANCE / request.param, path, golden=False)
+    return Bundle.open(path)
+
+
+def test_paths_as_routers_choose_and_as_told(radial: Bundle, tmp_path: Path) -> None:
+    convert(CONFORMANCE / Path(radial.manifest.source.model).name, tmp_path / "dense", strategy="dense", golden=False)
+    manifest = radial.manifest
+    sizes = {"prompt_tokens": 5, "new_tokens": 2, "batch": 1, "repeats": 2, "threads": 1}
+    found = benchmark(radial, baseline=Bundle.open(tmp_path / "dense"), depths=[1, 3], **sizes)
+    results = {result.name: result for result in found.results}
+    assert list(results) == ["dense", "routed", "depth 1", "depth 3"]
+    layers = manifest.model.layers
+    assert [results[name].layers for name in ("dense", "depth 1", "depth 3")] == [layers, 1, 3]
+    assert 0 <= results["routed"].layers <= manifest.contract.max_steps
+    # All layers of the pool weigh the same; 5 + 3 tokens lie before the first step that counts.
+    cost, tensors = manifest.cost, load_file(CONFORMANCE / Path(manifest.source.model).name / "model.safetensors")
+    router = sum(v.nbytes for name, v in tensors.items() if "radial_router" in name and not name.endswith("bias"))
+    if not manifest.contract.router.shared:
+        router //= manifest.contract.max_steps
+    dense_bytes = 2 * (cost.shared + layers * cost.layers[0]) + (9 + 10) * layers * cost.kv_per_token
+    decisions = 4 if manifest.contract.max_steps > 3 else 3  # to leave is one too
+    weights = 2 * (cost.shared + decisions * router + 3 * cost.layers[0])
+    if manifest.contract.cache_policy == "step":
+        ideal = dense_bytes / (weights + (9 + 10) * 3 * cost.kv_per_token)
+        assert results["depth 3"].ideal_speedup == pytest.approx(ideal)
+    assert 1 < results["depth 3"].ideal_speedup < results["depth 1"].ideal_speedup
+    assert results["depth 1"].prefill_ideal_speedup > results["depth 3"].prefill_ideal_speedup > 1
+    assert {"GroupQueryAttention"} <= found.operators.keys()
+
+
+def test_a_pool_is_its_own_dense_twin_where_its_paths_are_long_enough(radial: Bundle) -> None:
+    sizes = {"prompt_tokens": 4, "new_tokens": 1, "repeats": 1, "threads": 1}
+    contract, layers = radial.manifest.contract, radial.manifest.model.layers
+    if contract.max_steps >= layers:
+        dense = benchmark(radial, **sizes).results[0]
+        assert (dense.layers, dense.ideal_speedup) == (layers, 1)
+        assert benchmark(radial, **sizes).operators
+    else:
+        with pytest.raises(DynexportError, match=r"depth: expected .* layers, as the contract's paths have, found"):
+            benchmark(radial, **sizes)
+
+
+def test_depths_are_those_of_paths(radial: Bundle, bundle: Bundle) -> None:
+    sizes = {"prompt_tokens": 4, "new_tokens": 1, "repeats": 1, "threads": 1}
+    with pytest.raises(
+        DynexportError, match=r"depth: expected \d+..\d+ layers, as the contract's paths have, found 99"
+    ):
+        benchmark(radial, depths=[99], **sizes)
+    with pytest.raises(DynexportError, match="depths: expected a bundle of a Radial Network, found unified-skip"):
+        benchmark(bundle, depths=[1], **sizes)

@@ -35,3 +35,15 @@ def make_trace() -> MakeTrace:
         return Trace.from_log(log, tokens, depth, strategy="mod" if routed else "dense", speedup="dense")
 
     return make
+
+
+@pytest.fixture
+def path_trace() -> Trace:
+    """Three tokens of which one turns back, one stays in its layer, and one leaves at once."""
+    path = np.array([[2, 1, 3], [0, 1, -1], [3, 1, -1]])
+    ran = np.array([[layer in column for column in path.T] for layer in range(3)])
+    zeros = np.zeros(path.shape, np.float32)
+    tokens = [Token(id=i, text=" word", is_prompt=i < 2) for i in range(3)]
+    depth = Depth(tokens=3, layers=3, layers_per_token=5 / 3, routed=())
+    log = RowLog([ran], [zeros], [zeros], [path])
+    return Trace.from_log(log, tokens, depth, strategy="radial", speedup="dense")

@@ -74,3 +74,23 @@ def test_what_is_told_of_a_trace(make_trace: Callable[..., Trace]) -> None:
     assert look.headline(skipping) == "unified-skip at ratio 1.5: 2.0 of 2 layers per token"
     assert look.facts(skipping) == counted
     assert [words for _, words in look.meanings(skipping)] == ["ran"]
+
+
+def test_a_path_is_told_by_steps(path_trace: Trace) -> None:
+    assert path_trace.paths == ((2, 0), (1, 1, 1), ())
+    assert path_trace.depth == (2, 3, 0)
+    assert look.steps(path_trace) == {(2, 0): "1", (0, 0): "2", (1, 1): "1-3"}
+    cells = look.cells(path_trace)
+    assert cells[2, 0] == look.ROUTED_RAN.start < cells[0, 0] < cells[1, 1]
+    assert (cells[[0, 1, 2], [2, 2, 2]] == look.SKIPPED).all()
+    assert [words for _, words in look.meanings(path_trace)][-1] == "did not run"
+
+
+def test_steps_that_follow_each_other_are_told_at_once(path_trace: Trace) -> None:
+    again = path_trace.model_copy(update={"paths": ((0, 1, 0, 0, 1),), "tokens": path_trace.tokens[:1]})
+    assert look.steps(again) == {(0, 0): "1·3-4", (1, 0): "2·5"}
+
+
+def test_numbers_are_read_on_every_colour() -> None:
+    dark = [look.is_dark(place) for place in look.ROUTED_RAN]
+    assert dark == sorted(dark) and dark[-1] and not dark[0]

@@ -93,3 +93,10 @@ def test_any_number_of_tokens(make_trace: MakeTrace, prompt: int, new: int) -> N
 def test_a_number_that_is_none(make_trace: MakeTrace) -> None:
     trace = make_trace(1, [0], 1, 0).model_copy(update={"margins": ((None,),)})
     assert Page(html.render(trace)).titles("td")[0].endswith("margin none")
+
+
+def test_a_path_has_its_steps_in_the_cells(path_trace: Trace) -> None:
+    page = Page(html.render(path_trace))
+    titles = [attributes["title"] or "" for tag, attributes in page.tags if tag == "td" and "title" in attributes]
+    assert [title for title in titles if "layer 1:" in title][1].endswith("layer 1: ran in step 1-3")
+    assert "1-3" in page.text and "paths of 1.7 layers per token through a pool of 3" in page.text

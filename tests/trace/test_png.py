@@ -74,3 +74,8 @@ def test_what_a_user_set_for_other_pictures_does_not_matter(make_trace: MakeTrac
     with matplotlib.rc_context({"font.size": 30, "axes.grid": True, "text.usetex": True, "savefig.dpi": 20}):
         assert png.render(trace) == plain
         assert matplotlib.rcParams["font.size"] == 30
+
+
+def test_a_path_is_drawn(path_trace: Trace) -> None:
+    drawn, plain = png.render(path_trace), png.render(path_trace.model_copy(update={"paths": ()}))
+    assert look.PALETTE[look.ROUTED_RAN.start] in colours(drawn) - colours(plain)

@@ -1,0 +1,214 @@
+"""Radial Networks on a model that is bound by memory: random weights, about 280 M parameters, a pool of 32 layers.
+
+- decoding against the length of the path that every token is made to take, and against the dense twin;
+- the same path in pools of different sizes;
+- memory, loading time and size on disk beside the dense twin.
+
+Every measurement runs in a process of its own, those that are compared in turn; medians are reported. Writes the
+figures as JSON; docs/benchmarks.md quotes them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from random_llama import save_llama
+
+from dynexport.exporter import convert
+from dynexport.runtime import Bundle
+
+LAYERS, HIDDEN, INTERMEDIATE, HEADS, KV_HEADS, VOCABULARY = 32, 896, 2432, 14, 2, 8192
+POOLS = (8, 16, 32)
+DEPTHS = (8, 16, 24)
+ROUTER = 64
+_STEPS_IN_TURN = 63
+
+
+def save_model(directory: Path, layers: int) -> None:
+    """Paths may be as long as the pool of 32 layers is, whatever this one has."""
+    name = "model.radial_router."
+    choices = layers + 1
+    save_llama(
+        directory,
+        layers=layers,
+        hidden=HIDDEN,
+        intermediate=INTERMEDIATE,
+        heads=HEADS,
+        kv_heads=KV_HEADS,
+        vocabulary=VOCABULARY,
+        max_length=2048,
+        contract={"strategy": "radial", "max_steps": LAYERS, "router": {"hidden": ROUTER}},
+        routers={
+            f"{name}norm.weight": (HIDDEN,),
+            f"{name}fc1.weight": (ROUTER, HIDDEN),
+            f"{name}fc1.bias": (ROUTER,),
+            f"{name}fc2.weight": (choices, ROUTER),
+            f"{name}fc2.bias": (choices,),
+        },
+    )
+
+
+def prepare(directory: Path) -> None:
+    """A checkpoint and its bundle for every pool, and the dense twin of the largest."""
+    for layers in POOLS:
+        model = directory / f"model-{layers}"
+        if not (model / "config.json").exists():
+            save_model(model, layers)
+        convert(model, directory / f"radial-{layers}", golden=False)
+    convert(directory / f"model-{LAYERS}", directory / "dense", strategy="dense", golden=False)
+
+
+def measure(directory: Path, threads: int, pairs: int) -> dict[str, Any]:
+    """All figures."""
+    largest = directory / f"radial-{LAYERS}"
+    rounds = []
+    for _ in range(pairs):
+        job = {"depths": DEPTHS, "threads": threads}
+        rounds.append({"dense": _run(directory / "dense", {"threads": threads}), "radial": _run(largest, job)})
+        print(json.dumps(_depths(rounds[-1:])), flush=True)
+    pools = [_work_in_process(directory, {"pools": True, "threads": threads}) for _ in range(pairs)]
+    return {
+        "depths": _depths(rounds),
+        "pools": {str(layers): statistics.median(row[str(layers)] for row in pools) for layers in POOLS},
+        "memory": {name: _memory(directory / name, threads, pairs) for name in ("dense", largest.name)},
+    }
+
+
+def _depths(rounds: list[dict[str, Any]]) -> list[dict[str, float]]:
+    """Each depth against the whole pool in order, in one process, and against the dense twin."""
+    rows = []
+    for place in range(len(rounds[0]["radial"])):
+        ways = [found["radial"][place] for found in rounds]
+        twins = [found["dense"][0] for found in rounds]
+        rows.append(
+            {
+                "layers": statistics.median(way["layers"] for way in ways),
+                "milliseconds": statistics.median(way["decode_milliseconds"] for way in ways),
+                "speedup": statistics.median(way["speedup"] for way in ways),
+                "ideal": statistics.median(way["ideal_speedup"] for way in ways),
+                "efficiency": statistics.median(way["efficiency"] for way in ways),
+                "against_twin": statistics.median(
+                    twin["decode_milliseconds"] / way["decode_milliseconds"]
+                    for twin, way in zip(twins, ways, strict=True)
+                ),
+                "twin_ideal": statistics.median(
+                    _bytes(twin) / _bytes(way) for twin, way in zip(twins, ways, strict=True)
+                ),
+            }
+        )
+    return rows
+
+
+def _bytes(result: dict[str, Any]) -> float:
+    return float(result["gigabytes_per_second"] * result["decode_milliseconds"])
+
+
+def _memory(bundle: Path, threads: int, repeats: int) -> dict[str, float]:
+    """Resident megabytes once loaded and after a generation that runs every layer, seconds to load, file sizes."""
+    found = [_work_in_process(bundle, {"memory": True, "threads": threads}) for _ in range(repeats)]
+    sizes = {
+        "weights_mb": (bundle / "model.data").stat().st_size / 1e6,
+        "bundle_mb": sum(path.stat().st_size for path in bundle.iterdir()) / 1e6,
+    }
+    return {name: statistics.median(row[name] for row in found) for name in found[0]} | sizes
+
+
+def _run(bundle: Path, job: dict[str, Any]) -> list[dict[str, Any]]:
+    """``benchmark`` in a process of its own."""
+    results: list[dict[str, Any]] = _work_in_process(bundle, job)
+    return results
+
+
+def _work_in_process(bundle: Path, job: dict[str, Any]) -> Any:
+    words = [sys.executable, __file__, "--worker", json.dumps([str(bundle), job])]
+    return json.loads(subprocess.run(words, check=True, capture_output=True, text=True).stdout)
+
+
+def _work(told: str) -> Any:
+    path, job = json.loads(told)
+    if job.pop("memory", False):
+        return _loaded(Bundle.open(Path(path)), job["threads"])
+    if job.pop("pools", False):
+        return _in_pools(Path(path), job["threads"])
+    from dynexport.runtime.bench import benchmark
+
+    sizes = {"prompt_tokens": 8, "new_tokens": 16, "repeats": 3}
+    return [result.model_dump() for result in benchmark(Bundle.open(Path(path)), **sizes, **job).results]
+
+
+def _in_pools(directory: Path, threads: int) -> dict[int, float]:
+    """Time of a step through the first layers of each pool / of the same step in the smallest, steps in turn."""
+    from dynexport.runtime.decoders import open_decoder
+
+    depth, times = min(DEPTHS), []
+    path = np.full((LAYERS, 8), -1)
+    path[:depth] = np.arange(depth)[:, None]
+    ways = []
+    for layers in POOLS:
+        bundle = Bundle.open(directory / f"radial-{layers}")
+        decoder, routes = open_decoder(bundle, threads), np.where(path < 0, layers, path)
+        cache = decoder.cache(1, 256)
+        decoder.prefill(cache, [list(range(8))], forced=[routes])
+        ways.append((decoder, cache, bundle.speedup(1), routes[:, :1]))
+    for _ in range(_STEPS_IN_TURN):
+        row = []
+        for decoder, cache, full, routes in ways:
+            start = time.perf_counter()
+            decoder.step(cache, [1], full, forced=routes)
+            row.append(time.perf_counter() - start)
+        times.append(row)
+    ratios = np.median(np.array(times)[3:] / np.array(times)[3:, :1], axis=0)
+    return dict(zip(POOLS, ratios.tolist(), strict=True))
+
+
+def _loaded(bundle: Bundle, threads: int) -> dict[str, float]:
+    from dynexport.runtime.decoders import open_decoder
+    from dynexport.runtime.prescribed import in_order
+
+    before = _resident()
+    start = time.perf_counter()
+    decoder = open_decoder(bundle, threads)
+    cache = decoder.cache(1, 64)
+    routes = in_order(bundle.manifest)(1, 8) if bundle.manifest.has_routers else None
+    decoder.prefill(cache, [list(range(8))], forced=routes)
+    seconds = time.perf_counter() - start
+    for _ in range(8):
+        decoder.step(cache, [1], bundle.speedup(1), forced=None if routes is None else routes[0][:, :1])
+    return {"load_and_prompt_seconds": seconds, "resident_mb": (_resident() - before) / 1e6}
+
+
+def _resident() -> int:
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    return pages * os.sysconf("SC_PAGE_SIZE")
+
+
+def main() -> None:
+    """Make the models once, measure."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument(
+        "--directory", type=Path, default=Path("build/radial-speed"), help="for models, bundles and figures"
+    )
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--pairs", type=int, default=7)
+    parser.add_argument("--worker", help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.worker:
+        print(json.dumps(_work(arguments.worker)))
+        return
+    prepare(arguments.directory)
+    found = measure(arguments.directory, arguments.threads, arguments.pairs)
+    (arguments.directory / "figures.json").write_text(json.dumps(found, indent=1))
+    print(json.dumps(found, indent=1))
+
+
+if __name__ == "__main__":
+    main()
