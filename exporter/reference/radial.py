@@ -37,6 +37,7 @@ from dynexport.exporter.reference.mod import _INPUT_NORMS, _read
 from dynexport.exporter.reference.weights import Weights
 from dynexport.runtime.contract import Radial
 from dynexport.runtime.errors import DynexportError
+from dynexport.runtime.routes import TURNED_AWAY
 
 IntArray = NDArray[np.int64]
 
@@ -50,7 +51,8 @@ class RowPaths:
     """What happened to one row. Where a token had left before, or had nothing left to choose, ``path`` is -1.
 
     Attributes:
-        path: int64 [max_steps, tokens], the chosen layer of each step; as many as there are layers: exit.
+        path: int64 [max_steps, tokens], the chosen layer of each step; as many as there are layers: exit. Of an
+            engine's single graph also ``TURNED_AWAY``, where the layer was full and the token did not run.
         score: float32 [max_steps, tokens], of the choice; 0 where there was none.
         margin: float32 [max_steps, tokens], the best allowed score minus the second; infinite where there were not two.
         probability: float32 [max_steps, tokens], of the choice among the allowed ones; 0 where there was none.
@@ -75,8 +77,8 @@ class RowPaths:
 
     @property
     def overflow(self) -> IntArray:
-        """No token finds a cache full."""
-        return np.zeros(0, np.int64)
+        """How often a full layer turned a token away, int64 [1]; the reference has room for all."""
+        return np.array([(self.path == TURNED_AWAY).sum()])
 
     @classmethod
     def empty(cls, steps: int, tokens: int) -> RowPaths:

@@ -161,12 +161,18 @@ def distillation_loss(
 
 
 def contract_tensors(model: Any) -> dict[str, Any]:
-    """The model's state with the router under the contract's names, which are the same in every family."""
+    """The model's state, to be saved: the router under the contract's names, which are the same in every family.
+
+    Of tied tensors only the first is there, as safetensors wants it.
+    """
     own = f"{model.base_model_prefix}.radial_router."
-    return {
-        "model.radial_router." + name.removeprefix(own) if name.startswith(own) else name: tensor
-        for name, tensor in model.state_dict().items()
-    }
+    tensors: dict[str, Any] = {}
+    stored: set[int] = set()
+    for name, tensor in model.state_dict().items():
+        if tensor.data_ptr() not in stored:
+            tensors["model.radial_router." + name.removeprefix(own) if name.startswith(own) else name] = tensor
+        stored.add(tensor.data_ptr())
+    return tensors
 
 
 class _Made(Exception):

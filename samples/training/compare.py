@@ -22,7 +22,7 @@ import text
 import torch
 from recipes import LAYERS, RECIPES, WINDOW
 from tokenizers import Tokenizer
-from train import CHECKPOINTS, DECAY, ROWS, budget
+from train import CHECKPOINTS, ROWS, before, budget
 
 from dynexport.exporter.checkpoint import Checkpoint, open_checkpoint
 
@@ -55,7 +55,7 @@ class Way:
     shift: tuple[float, float] = (10.0, 0.0)
 
 
-GREY, PALE, BLUE, GREEN, VIOLET = "#5b6875", "#9aa5b1", "#3b73c9", "#2f8f5b", "#8059c2"
+GREY, PALE, BLUE, GREEN, VIOLET, ORANGE = "#5b6875", "#9aa5b1", "#3b73c9", "#2f8f5b", "#8059c2", "#c26a1b"
 WAYS = (
     Way("dense", "dense", heldout.dense, True, "dense", GREY, (-10, 10)),
     Way("dense run at 2x, untrained for it", "dense", partial(heldout.dense, ratio=2), True, "2x untrained", PALE),
@@ -66,6 +66,7 @@ WAYS = (
     Way("MoD, top-k, not causal", "mod", heldout.routed_by_top_k, False, "", GREEN),
     Way("MoD, predictor", "mod-predictor", heldout.routed, True, "MoD, predictor (hollow: top-k)", VIOLET, (10, 6)),
     Way("MoD with predictor, top-k, not causal", "mod-predictor", heldout.routed_by_top_k, False, "", VIOLET),
+    Way("Radial, distilled", "radial-distilled", heldout.radial, True, "Radial, distilled", ORANGE),
 )
 
 
@@ -78,7 +79,7 @@ class Result:
         loss: nats per token.
         above_dense: loss minus that of the dense model, and the standard error of this difference over windows.
         agreement, overflow: shares, of causal routing only.
-        steps, tokens, flops: of the checkpoint's training, trunk included.
+        steps, tokens, flops: of the checkpoint's training, with that of the trunk or the teacher.
     """
 
     name: str
@@ -125,12 +126,13 @@ def results() -> list[Result]:
 
 
 def training(checkpoint: str) -> tuple[int, float]:
-    """Steps and operations that a checkpoint took, the trunk's included."""
+    """Steps and operations that a checkpoint took, with those of the trunk or the teacher that it starts from."""
+    recipe = RECIPES[checkpoint]
     steps, flops = _curve_end(checkpoint)
-    trunk = RECIPES[checkpoint].trunk
-    if trunk:
-        trunk_steps, trunk_flops = _curve_end(trunk)
-        steps += math.ceil(DECAY * budget() * trunk_steps / trunk_flops)
+    earlier = recipe.teacher or recipe.trunk
+    if earlier:
+        earlier_steps, earlier_flops = _curve_end(earlier)
+        steps += math.ceil(before(recipe) * budget() * earlier_steps / earlier_flops)
     return steps, flops
 
 

@@ -16,8 +16,9 @@ from recipes import LAYERS, WINDOW
 from dynexport.exporter.checkpoint import Checkpoint
 from dynexport.exporter.reference import Reference, unified_skip_runs
 from dynexport.exporter.reference.mod import ModReference, RowRoutes, top_k
+from dynexport.exporter.reference.radial import RadialReference
 from dynexport.exporter.strategies.unified_skip import kept_layers
-from dynexport.runtime.contract import Mod, UnifiedSkip, parse_contract
+from dynexport.runtime.contract import Mod, Radial, UnifiedSkip, parse_contract
 
 Rows = list[list[int]]
 
@@ -81,6 +82,20 @@ def routed_by_top_k(checkpoint: Checkpoint, rows: Rows) -> Outcome:
     contract = _mod(checkpoint).model_copy(update={"prefill": "topk"})
     losses, routes = _routed(checkpoint, rows, contract, WINDOW)
     return Outcome(losses, _depth(contract, routes))
+
+
+def radial(checkpoint: Checkpoint, rows: Rows) -> Outcome:
+    """From layer to layer as the checkpoint's routers say, prompts included."""
+    contract = parse_contract(checkpoint.config["dynexport"], checkpoint.source)
+    assert isinstance(contract, Radial)
+    reference = RadialReference.from_checkpoint(checkpoint, contract=contract)
+    losses: list[float] = []
+    depths: list[NDArray[np.int64]] = []
+    for batch in _batches(rows):
+        logits, paths = reference.routed_logits(batch)
+        losses += [_loss(of_row, row) for of_row, row in zip(logits, batch, strict=True)]
+        depths += [row.depth[PROMPT:-1] for row in paths]
+    return Outcome(np.array(losses), float(np.mean(depths)))
 
 
 def _mod(checkpoint: Checkpoint) -> Mod:

@@ -5,26 +5,42 @@ A recipe is a class with a contract, what it adds to the model, and its loss; `R
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import copy
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from cost import forward_flops
+from cost import TRAINING, forward_flops
 from torch.nn.functional import cross_entropy
 
+from dynexport.exporter.reference import mod_training, radial_training
 from dynexport.exporter.reference.mod import top_k_count
 from dynexport.exporter.reference.mod_training import add_routers, auxiliary_loss, top_k_routing
+from dynexport.exporter.reference.radial_training import (
+    Step,
+    add_router,
+    distillation_loss,
+    expected_depth,
+    radial_routing,
+)
 from dynexport.exporter.strategies.unified_skip import kept_layers
-from dynexport.runtime.contract import Mod
+from dynexport.runtime.contract import Mod, Radial
 
 WINDOW = 256
+LAYERS = 12
 # Weight of the loss that teaches a router the causal rule. A predictor's loss touches nothing else and has weight 1.
 ROUTER_WEIGHT = 0.1
 PREDICTOR_WIDTH = 32
 # A prompt of a fine-tune's batch has 1 to this many tokens.
 LONGEST_PROMPT = 128
+# Of radial networks: a router's inner size, its bias towards what it shall choose at first, the layers that a token
+# shall run on average, and the price of a layer, in nats for each that a batch's average is too high.
+ROUTER_WIDTH = 32
+LEAN = 4.0
+TARGET_DEPTH = 6.5
+PRICE = 0.02
 
 
 @dataclass(frozen=True)
@@ -32,7 +48,7 @@ class Loss:
     """One batch's outcome.
 
     Attributes:
-        language: mean cross-entropy of the tokens that count, nats, with gradient.
+        language: mean cross-entropy of the tokens that count, nats, with gradient unless it only is to be reported.
         auxiliary: what routing adds to it, weighted, with gradient; 0 without routers.
         flops: of one row's forward pass.
     """
@@ -48,21 +64,30 @@ class Dense:
     Attributes:
         contract: what ``config.json`` says under "dynexport"; None: nothing.
         trunk: the recipe to start from, where it leaves its constant rate; None: from nothing.
+        teacher: the recipe whose checkpoint to start from and to imitate; None: none.
         leaves_trunk: whether others start from this one.
     """
 
     contract: dict[str, Any] | None = None
     trunk: str | None = None
+    teacher: str | None = None
     leaves_trunk = True
 
     def prepare(self, model: Any) -> None:
         """Give a new model the modules that routing needs; here, none."""
+
+    def begin(self, model: Any) -> None:
+        """Look at the model as it starts; here, do nothing."""
 
     def loss(self, model: Any, ids: torch.Tensor, draw: torch.Generator) -> Loss:
         """Forward pass over ``ids``, int64 [rows, tokens]; ``draw`` decides whatever is random."""
         logits = model(ids, use_cache=False).logits
         ran = [ids.shape[1]] * model.config.num_hidden_layers
         return Loss(_next_token_loss(logits, ids), torch.zeros(()), forward_flops(model.config, ids.shape[1], ran))
+
+    def tensors(self, model: Any) -> dict[str, torch.Tensor]:
+        """What to save, by the contract's names."""
+        return mod_training.contract_tensors(model)
 
 
 class MixtureOfDepths(Dense):
@@ -97,6 +122,85 @@ class MixtureOfDepths(Dense):
         routers = sum(p.numel() for name, p in model.named_parameters() if ".mod_" in name)
         flops = forward_flops(model.config, tokens, ran, routers)
         return Loss(_next_token_loss(logits, ids), self._weight * auxiliary_loss(routes), flops)
+
+
+class RadialNetwork(Dense):
+    """In every step a router sends each token to a layer of the pool, or out (arXiv 2404.04900)."""
+
+    leaves_trunk = False
+
+    def __init__(self, gate: str, start: Sequence[Sequence[int]]) -> None:
+        """``start``: the layers that routers lean towards, step by step; after them, exit."""
+        self.contract = {
+            "strategy": "radial",
+            "max_steps": LAYERS,
+            "min_steps": 1,
+            "exit": True,
+            # Else nothing keeps a router from choosing one layer always, and training the others never.
+            "allow_reuse": False,
+            # A router of its own can start each step at another layer.
+            "router": {"hidden": ROUTER_WIDTH, "shared": False},
+            "gate": gate,
+            "cache_policy": "step",
+        }
+        self._radial = Radial.model_validate(self.contract)
+        self._start = [*start, *[[LAYERS]] * (LAYERS - len(start))]
+
+    def prepare(self, model: Any) -> None:
+        add_router(model, self._radial)
+        for choices, router in zip(self._start, model.base_model.radial_router, strict=True):
+            router.fc2.bias.data.zero_()
+            router.fc2.bias.data[list(choices)] = LEAN
+
+    def tensors(self, model: Any) -> dict[str, torch.Tensor]:
+        return radial_training.contract_tensors(model)
+
+    def loss(self, model: Any, ids: torch.Tensor, draw: torch.Generator) -> Loss:
+        with radial_routing(model, self._radial) as steps:
+            logits = model(ids, use_cache=False).logits
+        return Loss(_next_token_loss(logits, ids), _price(steps), _radial_flops(model, steps))
+
+
+class RadialDistilled(RadialNetwork):
+    """The pool is a trained model's layers, which go on learning, with the routers, to come near that model's outcome.
+
+    The loss is this distance and the price of depth alone; the language loss is only for the curve.
+    """
+
+    teacher = "dense"
+
+    def begin(self, model: Any) -> None:
+        self._teacher = copy.deepcopy(model).requires_grad_(False)
+
+    def loss(self, model: Any, ids: torch.Tensor, draw: torch.Generator) -> Loss:
+        wanted = self._teacher(ids, use_cache=False, output_hidden_states=True)
+        with radial_routing(model, self._radial) as steps:
+            found = model(ids, use_cache=False, output_hidden_states=True)
+        distance = distillation_loss(found.logits, wanted.logits, found.hidden_states[-1], wanted.hidden_states[-1])
+        tokens = ids.shape[1]
+        # The teacher runs forward only.
+        flops = _radial_flops(model, steps) + forward_flops(model.config, tokens, [tokens] * LAYERS) // TRAINING
+        return Loss(_next_token_loss(found.logits, ids).detach(), distance + _price(steps), flops)
+
+
+def _price(steps: list[Step]) -> torch.Tensor:
+    """What depth costs: the more, the further the batch is above the target, and below it the price is negative."""
+    depth = torch.stack([_ran(step) for step in steps]).sum(0).float().mean()
+    return PRICE * (depth - TARGET_DEPTH) * expected_depth(steps)
+
+
+def _ran(step: Step) -> torch.Tensor:
+    """Which tokens ran a layer in a step, bool [rows, tokens]."""
+    return (step.choice >= 0) & (step.choice < LAYERS)
+
+
+def _radial_flops(model: Any, steps: list[Step]) -> int:
+    """Of one row's forward pass, mean over rows: layers and routers for the tokens that ran in them."""
+    tokens = steps[0].choice.shape[1]
+    router = sum(p.numel() for p in model.base_model.radial_router.parameters()) / len(steps)
+    asked = sum((step.choice >= 0).float().mean().item() for step in steps)
+    rows = torch.stack([_ran(step).sum(1) for step in steps], 1).tolist()
+    return sum(forward_flops(model.config, tokens, row, round(router * asked)) for row in rows) // len(rows)
 
 
 class UnifiedSkip(Dense):
@@ -146,11 +250,14 @@ def _next_token_loss(logits: torch.Tensor, ids: torch.Tensor, start: int = 0) ->
     return cross_entropy(logits[:, start:-1].flatten(0, 1), ids[:, start + 1 :].flatten())
 
 
-LAYERS = 12
 RECIPES: dict[str, Dense] = {
     "dense": Dense(),
     "mod": MixtureOfDepths("router"),
     "mod-predictor": MixtureOfDepths("predictor", trunk="mod"),
     "skip-2": UnifiedSkip(2, LAYERS),
     "skip-3": UnifiedSkip(3, LAYERS),
+    # Tokens are at once spread over the whole pool, two layers a step: what runs for nobody learns nothing.
+    "radial": RadialNetwork("probability", [(step, step + 1) for step in range(0, LAYERS, 2)]),
+    # The layers as they are, and in the order that Unified Skip has at 2x.
+    "radial-distilled": RadialDistilled("none", [(layer,) for layer in kept_layers("official", 2, LAYERS)]),
 }

@@ -23,8 +23,6 @@ from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from dynexport.exporter.reference.mod_training import contract_tensors
-
 HERE = Path(__file__).resolve().parent
 CHECKPOINTS = HERE / "checkpoints"
 TRUNKS = HERE.parents[1] / "build" / "training"
@@ -32,7 +30,8 @@ TRUNKS = HERE.parents[1] / "build" / "training"
 SEED = 0
 ROWS = 8
 DENSE_STEPS = 1200
-# The rate is constant up to here, a share of the budget, and then falls to 0. A fine-tune starts here.
+# The rate is constant up to here, a share of the budget, and then falls to 0. A fine-tune starts here, and what is
+# distilled from a finished model spends as much as a fine-tune on top.
 DECAY = 0.75
 RATE, WARM_UP_STEPS, WEIGHT_DECAY, CLIP = 5e-3, 30, 0.1, 1.0
 REPORT_STEPS = 20
@@ -61,13 +60,18 @@ def budget() -> int:
     return DENSE_STEPS * ROWS * TRAINING * row
 
 
-def learning_rate(share: float, step: int) -> float:
-    """The rate when ``share`` of the budget is spent."""
-    return RATE * min(1.0, (step + 1) / WARM_UP_STEPS) * min(1.0, (1 - share) / (1 - DECAY))
+def before(recipe: Dense) -> float:
+    """What was spent on the weights that a recipe starts from, as a share of the budget."""
+    return 1.0 if recipe.teacher else DECAY if recipe.trunk else 0.0
+
+
+def learning_rate(left: float, step: int) -> float:
+    """The rate when ``left`` is what remains to be spent, as a share of the budget."""
+    return RATE * min(1.0, (step + 1) / WARM_UP_STEPS) * min(1.0, left / (1 - DECAY))
 
 
 def train(recipe: Dense, model: Any, stream: torch.Tensor, trunk: Path) -> list[dict[str, float]]:
-    """Spend the budget on random windows of ``stream``.
+    """Spend what the recipe may on random windows of ``stream``.
 
     Args:
         trunk: where to save the weights at the end of the constant rate, if the recipe leaves a trunk.
@@ -75,39 +79,40 @@ def train(recipe: Dense, model: Any, stream: torch.Tensor, trunk: Path) -> list[
     Returns:
         The loss curve, a row for every few steps.
     """
-    # A fine-tune sees other windows than its trunk.
-    draw = torch.Generator().manual_seed(SEED + (recipe.trunk is not None))
+    # Whoever starts from another recipe's weights sees other windows.
+    draw = torch.Generator().manual_seed(SEED + bool(recipe.trunk or recipe.teacher))
     optimizer = torch.optim.AdamW(model.parameters(), betas=(0.9, 0.95), weight_decay=WEIGHT_DECAY)
-    spent = DECAY * budget() if recipe.trunk else 0.0
+    spent = before(recipe) * budget()
+    end = max(1.0, before(recipe) + 1 - DECAY) * budget()
     curve: list[dict[str, float]] = []
     losses: list[list[float]] = []
     step, started = 0, time.perf_counter()
-    while spent < budget():
+    while spent < end:
         for group in optimizer.param_groups:
-            group["lr"] = learning_rate(spent / budget(), step)
+            group["lr"] = learning_rate((end - spent) / budget(), step)
         starts = torch.randint(len(stream) - WINDOW, (ROWS, 1), generator=draw)
         loss = recipe.loss(model, stream[starts + torch.arange(WINDOW)], draw)
         (loss.language + loss.auxiliary).backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), CLIP)
         optimizer.step()
         optimizer.zero_grad()
-        before, spent, step = spent, spent + ROWS * TRAINING * loss.flops, step + 1
+        earlier, spent, step = spent, spent + ROWS * TRAINING * loss.flops, step + 1
         losses.append([loss.language.item(), loss.auxiliary.item()])
-        if step % REPORT_STEPS == 0 or spent >= budget():
+        if step % REPORT_STEPS == 0 or spent >= end:
             language, auxiliary = torch.tensor(losses).mean(0).tolist()
             curve.append({"step": step, "flops": spent, "loss": round(language, 4), "auxiliary": round(auxiliary, 4)})
             print(*curve[-1].values(), f"{time.perf_counter() - started:.0f} s", flush=True)
             losses.clear()
-        if recipe.leaves_trunk and before < DECAY * budget() <= spent:
+        if recipe.leaves_trunk and earlier < DECAY * budget() <= spent:
             trunk.parent.mkdir(parents=True, exist_ok=True)
-            save_file(contract_tensors(model), trunk)
+            save_file(recipe.tensors(model), trunk)
     return curve
 
 
 def save(directory: Path, recipe: Dense, model: Any, tokenizer: Tokenizer, curve: list[dict[str, float]]) -> None:
     """Write what a Hugging Face checkpoint has, in float16, with the routing contract and the loss curve."""
     directory.mkdir(parents=True, exist_ok=True)
-    half = {name: tensor.to(torch.float16) for name, tensor in contract_tensors(model).items()}
+    half = {name: tensor.to(torch.float16) for name, tensor in recipe.tensors(model).items()}
     save_file(half, directory / "model.safetensors", metadata={"format": "pt"})
     fields = model.config.to_diff_dict() | {"architectures": [type(model).__name__], "dtype": "float16"}
     if recipe.contract is not None:
@@ -118,6 +123,19 @@ def save(directory: Path, recipe: Dense, model: Any, tokenizer: Tokenizer, curve
         writer = csv.DictWriter(file, fieldnames=list(curve[0]))
         writer.writeheader()
         writer.writerows(curve)
+
+
+def start_of(name: str) -> Path | None:
+    """The weights that a recipe starts from; None: from nothing."""
+    recipe = RECIPES[name]
+    if recipe.teacher:
+        return CHECKPOINTS / recipe.teacher / "model.safetensors"
+    if not recipe.trunk:
+        return None
+    trunk = TRUNKS / f"{recipe.trunk}.safetensors"
+    if not trunk.exists():
+        sys.exit(f"{name} starts from {recipe.trunk}'s trunk: run `python samples/training/train.py {recipe.trunk}`")
+    return trunk
 
 
 def main() -> None:
@@ -131,13 +149,10 @@ def main() -> None:
     tokenizer = text.tokenizer()
     model = LlamaForCausalLM._from_config(config(), attn_implementation="sdpa")
     recipe.prepare(model)
-    if recipe.trunk:
-        start = TRUNKS / f"{recipe.trunk}.safetensors"
-        if not start.exists():
-            sys.exit(
-                f"{name} starts from {recipe.trunk}'s trunk: run `python samples/training/train.py {recipe.trunk}`"
-            )
+    start = start_of(name)
+    if start is not None:
         model.load_state_dict(load_file(start), strict=False)
+    recipe.begin(model)
     curve = train(recipe, model, text.tokens(tokenizer, held_out=False), TRUNKS / f"{name}.safetensors")
     save(CHECKPOINTS / name, recipe, model, tokenizer, curve)
 
