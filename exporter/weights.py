@@ -17,6 +17,7 @@ from dynexport.exporter.checkpoint import Checkpoint
 from dynexport.exporter.families import Family
 from dynexport.exporter.graph.decoder import CausalLM
 from dynexport.exporter.graph.layers import stored_weights
+from dynexport.exporter.targets.target import Target
 from dynexport.runtime.errors import DynexportError
 from dynexport.runtime.manifest import File
 
@@ -75,16 +76,17 @@ class WeightFile:
 
     Args:
         path: where it is written.
+        target: for which engine; some widen float16 when they load it.
         progress: called with the tensor just written, how many are done, and how many there are in the graph.
 
     Attributes:
         written: parameter name -> where it lies, shared by every graph of the bundle.
-        bytes_read: parameter name -> bytes that reading all of it costs at run time (float16 is widened when loaded).
+        bytes_read: parameter name -> bytes that reading all of it costs at run time.
         elements: weights written, counted before quantisation.
     """
 
-    def __init__(self, path: Path, progress: Progress | None = None) -> None:
-        self._path, self._progress = path, progress
+    def __init__(self, path: Path, target: Target, progress: Progress | None = None) -> None:
+        self._path, self._target, self._progress = path, target, progress
         self._hash = hashlib.sha256()
         self.written: dict[str, ir.ExternalTensor] = {}
         self.bytes_read: dict[str, int] = {}
@@ -124,19 +126,26 @@ class WeightFile:
     def _append(self, name: str, value: np.ndarray) -> None:
         self._write(bytes(-self._file.tell() % _ALIGNMENT))
         offset = self._file.tell()
-        self._write(np.ascontiguousarray(value).data)
         dtype = ir.DataType.from_numpy(value.dtype)
+        self._write(_as_stored(value, dtype))
         self.written[name] = ir.ExternalTensor(
             self._path.name,
             offset,
-            value.nbytes,
+            self._file.tell() - offset,
             dtype,
             shape=ir.Shape(value.shape),
             name=name,
             base_dir=self._path.parent,
         )
-        self.bytes_read[name] = value.size * (4 if dtype == ir.DataType.FLOAT16 else value.dtype.itemsize)
+        self.bytes_read[name] = math.ceil(value.size * self._target.bits_read(dtype) / 8)
 
     def _write(self, data: bytes | memoryview) -> None:
         self._file.write(data)
         self._hash.update(data)
+
+
+def _as_stored(value: np.ndarray, dtype: ir.DataType) -> bytes | memoryview:
+    """The bytes of an external tensor, little-endian; two numbers of 4 bits share one."""
+    if dtype.bitwidth < 8:
+        return ir.tensor(value).tobytes()
+    return np.ascontiguousarray(value).view(np.uint8).data

@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import onnx_ir as ir
@@ -36,7 +37,7 @@ class StoredWeight:
 
 @dataclass(frozen=True)
 class Plain(Storage):
-    """As a float tensor, widened to float32 where it is used."""
+    """As a float tensor; the target says in which type it is used."""
 
     dtype: ir.DataType = ir.DataType.FLOAT
 
@@ -78,4 +79,45 @@ class BlockQuantized(Storage):
         return {
             "_quantized": packed.reshape(rows, -1, self.block_size * self.bits // 8),
             "_scales": scales.reshape(rows, -1),
+        }
+
+
+@dataclass(frozen=True)
+class Dequantized(Storage):
+    """As 4 or 8 bit integers, symmetric, for DequantizeLinear in front of a MatMul.
+
+    Weight [N, K] becomes ``_quantized`` int8 or int4 [K, N] and ``_scales``: [N], or [K / block_size, N] where blocks
+    of a row have scales of their own.
+
+    Attributes:
+        dtype: of the scales, and so of what they give.
+        block_size: it divides K.
+    """
+
+    bits: Literal[8, 4]
+    dtype: ir.DataType
+    block_size: int | None = None
+
+    @property
+    def axis(self) -> int:
+        """What DequantizeLinear calls so: of the blocks, or of the scales."""
+        return 1 if self.block_size is None else 0
+
+    def parameters(self, shape: Sequence[int]) -> dict[str, Parameter]:
+        rows, columns = shape
+        scales = [rows] if self.block_size is None else [columns // self.block_size, rows]
+        quantized = ir.DataType.INT8 if self.bits == 8 else ir.DataType.INT4
+        return {"_quantized": Parameter([columns, rows], quantized), "_scales": Parameter(scales, self.dtype)}
+
+    def pack(self, weight: Array) -> dict[str, Array]:
+        largest = 2 ** (self.bits - 1) - 1
+        blocks = weight.T.reshape(-1, self.block_size or weight.shape[1], weight.shape[0])
+        scales = (np.abs(blocks).max(axis=1) / largest).astype(self.dtype.numpy())
+        # Divided by what is stored; a block of zeros has the scale 0, and any other does.
+        divisors = np.where(scales == 0, 1, scales.astype(np.float32))[:, None]
+        quantized = np.clip(np.rint(blocks / divisors), -largest - 1, largest).reshape(weight.T.shape)
+        kind = np.dtype(np.int8) if self.bits == 8 else ir.DataType.INT4.numpy()
+        return {
+            "_quantized": quantized.astype(np.int8).astype(kind),
+            "_scales": scales[0] if self.block_size is None else scales,
         }

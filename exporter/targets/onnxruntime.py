@@ -6,7 +6,7 @@ Why these operators: docs/architecture.md, "The ONNX Runtime lowering".
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from typing import Any
 
 import onnx_ir as ir
 
@@ -14,8 +14,7 @@ from dynexport.exporter.architecture import Activation, Architecture, Rotary
 from dynexport.exporter.graph.storage import BlockQuantized, Plain, Storage, StoredWeight
 from dynexport.exporter.targets.target import AttentionInputs, Target
 from dynexport.runtime.errors import DynexportError
-
-Precision = Literal["fp32", "fp16", "int8", "int4"]
+from dynexport.runtime.manifest import Precision, TargetName
 
 OPSET = 24
 _TABLE_MULTIPLE = 8
@@ -24,7 +23,7 @@ _MICROSOFT = "com.microsoft"
 # int8 activations, as onnxruntime-genai chooses on CPU: the level with VNNI and dot-product kernels.
 _ACCURACY_LEVEL = 4
 _HEAD_DIM_MULTIPLE = 8
-_STORAGES: dict[Precision, Storage] = {
+_STORAGES: dict[str, Storage] = {
     "fp32": Plain(),
     "fp16": Plain(ir.DataType.FLOAT16),
     "int8": BlockQuantized(8),
@@ -35,10 +34,20 @@ _STORAGES: dict[Precision, Storage] = {
 class OnnxRuntime(Target):
     """Weights in ``precision``; norms, rotary, softmax and logits always in float32."""
 
+    name: TargetName = "onnxruntime"
     opset_imports: Mapping[str, int] = {"": OPSET, _MICROSOFT: 1}
 
     def __init__(self, precision: Precision) -> None:
+        if precision not in _STORAGES:
+            raise DynexportError(
+                f"precision: expected one of {', '.join(_STORAGES)} for ONNX Runtime, found {precision}, which its CPU "
+                "provider has no kernels for; choose fp16, or --target tensorrt"
+            )
         self.storage = _STORAGES[precision]
+
+    def bits_read(self, dtype: ir.DataType) -> int:
+        """float16 is widened when a session is loaded."""
+        return 32 if dtype == ir.DataType.FLOAT16 else dtype.bitwidth
 
     def weight_storage(self, shape: Sequence[int]) -> Storage:
         return self.storage

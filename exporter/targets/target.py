@@ -10,20 +10,27 @@ from typing import Any
 import onnx_ir as ir
 
 from dynexport.exporter.architecture import Activation, Architecture
-from dynexport.exporter.graph.storage import Storage, StoredWeight
+from dynexport.exporter.graph.plan import GraphPlan
+from dynexport.exporter.graph.storage import Plain, Storage, StoredWeight
+from dynexport.runtime.contract import AnyContract
+from dynexport.runtime.manifest import Profile, TargetName
 
 
 @dataclass(frozen=True)
 class AttentionInputs:
     """What attention over a cache needs in one layer; S new tokens after the cached ones.
 
+    Queries, keys, values and caches have the target's type of activations, here called float.
+
     Attributes:
-        query: float32 [B, S, heads * head_dim]; or query, key and value packed along the last axis.
-        key, value: float32 [B, S, kv_heads * head_dim]; None where they are packed.
-        past_key, past_value: float32 [B, kv_heads, M, head_dim], entries 0..cache_length-1 of a row in use.
+        query: float [B, S, heads * head_dim]; or query, key and value packed along the last axis.
+        key, value: float [B, S, kv_heads * head_dim]; None where they are packed.
+        past_key, past_value: float [B, kv_heads, M, head_dim], entries 0..cache_length-1 of a row in use.
+        cache_length: int64 [B], entries of a row before the append.
         last_index: int32 [B], index of the row's last entry after the append: cache_length + S - 1.
-        total_length: int32 scalar, the longest row's entries after the append.
-        bias: float32 [B or 1, heads or 1, S, total_length] added to the scores, or None.
+        total_length: int32 scalar, the longest row's entries after the append; None where caches have a fixed number
+            of slots, and attention looks at all of them.
+        bias: float32 [B or 1, heads or 1, S, total_length or M] added to the scores, or None.
         rotary: cos and sin float32 [max_length, rotary dim / 2] and position_ids int64 [B, S], consecutive in a row,
             to rotate query and key by; None where they are as they should be.
     """
@@ -33,16 +40,43 @@ class AttentionInputs:
     value: ir.Value | None
     past_key: ir.Value
     past_value: ir.Value
+    cache_length: ir.Value
     last_index: ir.Value
-    total_length: ir.Value
+    total_length: ir.Value | None
     bias: ir.Value | None
     rotary: tuple[ir.Value, ir.Value, ir.Value] | None = None
 
 
 class Target(ABC):
-    """Lowers primitives; ``op`` is the builder of the graph or subgraph that is being written."""
+    """Lowers primitives; ``op`` is the builder of the graph or subgraph that is being written.
 
+    Attributes:
+        activations: type of hidden states, caches and what products give; statistics, routers and logits are float32.
+        vector_storage: how the biases of projections are stored.
+        fixed_slots: whether a cache's number of slots stands in the graph.
+        conditional_layers: whether a layer with its attention can stand inside an ``If``.
+    """
+
+    name: TargetName
     opset_imports: Mapping[str, int]
+    activations: ir.DataType = ir.DataType.FLOAT
+    vector_storage: Storage = Plain()
+    fixed_slots: bool = False
+    conditional_layers: bool = True
+
+    def check_contract(self, contract: AnyContract, max_length: int) -> None:  # noqa: B027
+        """Raise DynexportError, with what to do, for a contract that the engine cannot run; here, it runs all."""
+
+    def profiles(self, plan: GraphPlan, contract: AnyContract, max_length: int) -> tuple[Profile, ...]:
+        """The sizes that a graph's engine is built for; here, a session takes any."""
+        return ()
+
+    def finish(self, model: ir.Model) -> None:  # noqa: B027
+        """Add what a finished graph needs. Raises BrokenGraph for one that the engine would not take."""
+
+    def bits_read(self, dtype: ir.DataType) -> int:
+        """Of a stored weight's element, when a run reads it."""
+        return dtype.bitwidth
 
     @abstractmethod
     def weight_storage(self, shape: Sequence[int]) -> Storage:
@@ -58,7 +92,7 @@ class Target(ABC):
 
     @abstractmethod
     def gather_rows(self, op: Any, indices: ir.Value, weight: StoredWeight) -> ir.Value:
-        """Rows of W, float32."""
+        """Rows of W."""
 
     @abstractmethod
     def norm(self, op: Any, x: ir.Value, weight: ir.Value, bias: ir.Value | None, epsilon: float) -> ir.Value:
@@ -96,3 +130,44 @@ class Target(ABC):
         softcap: float | None,
     ) -> tuple[ir.Value, ir.Value, ir.Value]:
         """Append key and value, attend causally: (output [B, S, heads * head_dim], present_key, present_value)."""
+
+    def attention_of_one(
+        self,
+        op: Any,
+        inputs: AttentionInputs,
+        *,
+        heads: int,
+        kv_heads: int,
+        scale: float,
+        softcap: float | None,
+    ) -> tuple[ir.Value, ir.Value, ir.Value]:
+        """One new token per row, and no append: (output [B, 1, heads * head_dim], the entries for ``append``)."""
+        raise NotImplementedError
+
+    def append(self, op: Any, past: ir.Value, new: ir.Value, cache_length: ir.Value) -> ir.Value:
+        """Entries float [B, kv_heads, S, head_dim] behind those of a cache."""
+        raise NotImplementedError
+
+    def append_positions(self, op: Any, past: ir.Value, new: ir.Value, cache_length: ir.Value) -> ir.Value:
+        """Positions int64 [B, S] behind those of a cache, int64 [B, M]."""
+        return op.TensorScatter(past, new, cache_length, axis=1)
+
+    def top_k(self, op: Any, scores: ir.Value, counts: ir.Value, most: ir.Value) -> tuple[ir.Value, ir.Value]:
+        """Of each row the counts[b] largest scores, the lowest index first among equals.
+
+        Args:
+            scores: float32 [B, S].
+            counts: int64 [B], at most ``most``.
+            most: int64 [1], K.
+
+        Returns:
+            Places int64 [B, K], all of a row different; and int64 [B, K], 1 for those that are among the largest.
+        """
+        _, places = op.TopK(scores, most, axis=1, sorted=1, _outputs=2)
+        ranks = op.Range(0, op.Squeeze(most, [0]), 1)
+        return places, op.Cast(op.Less(ranks, op.Unsqueeze(counts, [1])), to=ir.DataType.INT64)
+
+
+def cast(op: Any, value: ir.Value, dtype: ir.DataType | None) -> ir.Value:
+    """A value in another type; itself where it has that one."""
+    return value if value.dtype == dtype else op.Cast(value, to=dtype)

@@ -1,0 +1,193 @@
+"""What TensorRT's graphs may hold, bundles that it cannot serve, and engines that are built of all kinds of graphs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import onnx_ir as ir
+import pytest
+from bundles import CONFORMANCE, dynexport, error_of
+from tiny_models import save_routed_model
+
+from dynexport.exporter.conversion import convert
+from dynexport.exporter.graph.structure import BrokenGraph
+from dynexport.exporter.targets.tensorrt_rules import check_accepted
+from dynexport.runtime.errors import DynexportError
+
+Spoil = Callable[[ir.Graph], None]
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Mixture-of-Depths: prompts padded, decoding with conditions."""
+    path = tmp_path_factory.mktemp("mod") / "bundle"
+    convert(CONFORMANCE / "mod-router", path, target="tensorrt", golden=False)
+    return path
+
+
+def node_of(graph: ir.Graph, op_type: str) -> ir.Node:
+    return next(node for node in graph.all_nodes() if node.op_type == op_type)
+
+
+def renamed(old: str, new: str, domain: str = "") -> Spoil:
+    def spoil(graph: ir.Graph) -> None:
+        node = node_of(graph, old)
+        node.op_type, node.domain = new, domain
+
+    return spoil
+
+
+def with_attribute(op_type: str, name: str, value: Any) -> Spoil:
+    def spoil(graph: ir.Graph) -> None:
+        node_of(graph, op_type).attributes[name] = ir.convenience.convert_attribute(name, value)
+
+    return spoil
+
+
+def with_symbol_for_slots(graph: ir.Graph) -> None:
+    cache = node_of(graph, "TensorScatter").inputs[0]
+    assert cache is not None and cache.shape is not None
+    cache.shape = ir.Shape([*cache.shape[:2], "M", cache.shape[3]])
+
+
+def with_hidden_result(graph: ir.Graph) -> None:
+    graph.outputs.remove(node_of(graph, "TensorScatter").outputs[0])
+
+
+def with_attention_inside(graph: ir.Graph) -> None:
+    branch = node_of(graph, "If").attributes["then_branch"].as_graph()
+    branch.append(ir.Node("", "Attention", list(node_of(graph, "Attention").inputs)))
+
+
+@pytest.mark.parametrize("name", ["model", "decode"])
+def test_written_graphs_are_accepted(bundle: Path, name: str) -> None:
+    graph = ir.load(bundle / f"{name}.onnx").graph
+    check_accepted(graph)
+    assert set(graph.opset_imports) == {""} and graph.opset_imports[""] == 24
+
+
+@pytest.mark.parametrize(
+    ("name", "spoil", "message"),
+    [
+        ("model", renamed("GatherND", "NonZero"), "NonZero.*no such operator"),
+        ("model", renamed("GatherND", "Compress"), "Compress.*no such operator"),
+        ("decode", renamed("If", "Loop"), "Loop.*no such operator"),
+        ("model", renamed("MatMul", "FusedMatMul", "com.microsoft"), "FusedMatMul.*no such operator"),
+        ("model", with_attribute("ScatterElements", "reduction", "add"), "ScatterElements.*reduction none, found add"),
+        ("model", with_attribute("TensorScatter", "mode", "circular"), "TensorScatter.*linear"),
+        ("model", with_attribute("TensorScatter", "axis", 1), "TensorScatter.*axis"),
+        ("model", with_attribute("Attention", "softcap", 30.0), "Attention.*softcap"),
+        ("model", with_symbol_for_slots, "TensorScatter.*fixed number of slots, found M"),
+        ("model", with_hidden_result, "TensorScatter.*an output for the result"),
+        ("decode", with_attention_inside, "Attention.*inside an If"),
+    ],
+)
+def test_spoiled_graphs_are_not(bundle: Path, name: str, spoil: Spoil, message: str) -> None:
+    graph = ir.load(bundle / f"{name}.onnx").graph
+    spoil(graph)
+    with pytest.raises(BrokenGraph, match=message) as caught:
+        check_accepted(graph)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("case", "options", "message"),
+    [
+        ("dense", {"target": "tensorrt", "max_prompt": 5000}, r"max_prompt: expected 1\.\.\d+ tokens.*found 5000"),
+        ("dense", {"target": "tensorrt", "max_prompt": 0}, "max_prompt: .*found 0"),
+        ("dense", {"target": "tensorrt", "max_batch": 0}, "max_batch: expected at least 1 row, found 0"),
+        ("dense", {"max_batch": 2}, "max_batch: expected with the target tensorrt"),
+        ("dense", {"target": "cuda"}, "target: expected one of onnxruntime, tensorrt, found 'cuda'"),
+        ("dense", {"precision": "bf16"}, "precision: expected one of .* for ONNX Runtime, found bf16"),
+        ("radial-step", {"target": "tensorrt"}, "--target tensorrt: expected dense, unified-skip or mod, found radial"),
+    ],
+)
+def test_what_cannot_be_served_is_refused(case: str, options: dict[str, Any], message: str, tmp_path: Path) -> None:
+    with pytest.raises(DynexportError, match=message) as caught:
+        convert(CONFORMANCE / case, tmp_path / "bundle", golden=False, **options)
+    assert "\n" not in str(caught.value) and not (tmp_path / "bundle").exists()
+
+
+def test_more_than_top_k_has_room_for(tmp_path: Path, saved_model: Callable[[str], Path]) -> None:
+    """12.5 % of 65,536 tokens; causal decisions need no TopK, and the same lengths convert."""
+    from bundles import checkpoint
+
+    model = checkpoint(tmp_path / "model", "mod-topk", max_position_embeddings=65536)
+    sizes = ("--target", "tensorrt", "--max-prompt", 65536, "-o", tmp_path / "bundle", "--no-golden")
+    share = ("--set", "capacity=0.125")
+    message = error_of(dynexport("convert", model, *sizes, *share))
+    assert "at most 3840" in message and "found 8192 = 0.125 * 65536" in message and "--plugins" in message
+    assert dynexport("convert", model, *sizes, *share, "--plugins").code == 0
+    assert dynexport("convert", model, *sizes, *share, "--set", "prefill=causal").code == 0
+
+
+def test_profiles(bundle: Path, tmp_path: Path) -> None:
+    done = convert(
+        CONFORMANCE / "skip-2x", tmp_path / "skip", target="tensorrt", max_batch=3, max_prompt=20, golden=False
+    )  # fmt: skip
+    rows, one = (1, 1, 3), (1, 1, 1)
+    prefill, decode = {"B": rows, "S": (1, 20, 20), "K": (1, 1, 16)}, {"B": rows, "S": one, "K": one}
+    found = {graph.name: [(p.name, p.ranges) for p in graph.profiles] for graph in done.manifest.graphs}
+    assert found == {
+        "model": [("prefill", prefill), ("decode", decode)],
+        "decode-2": [("decode", decode)],
+    }
+
+
+@pytest.mark.parametrize(
+    ("case", "precision"),
+    [
+        *(("dense", precision) for precision in ("fp32", "fp16", "bf16", "int8", "int4")),
+        ("skip-2x", "bf16"),
+        ("mod-router", "fp32"),
+        ("mod-compact", "int4"),
+        ("mod-topk", "bf16"),
+    ],
+)
+def test_engines_are_built_on_a_machine_without_a_gpu(case: str, precision: Any, tmp_path: Path) -> None:
+    """For compute capabilities 8.0, 8.9 and 12.0 at once."""
+    rtx = pytest.importorskip("tensorrt_rtx")
+    bundle = tmp_path / "bundle"
+    done = convert(CONFORMANCE / case, bundle, target="tensorrt", precision=precision, max_prompt=16, golden=False)
+    for graph in done.manifest.graphs:
+        assert built(rtx, bundle / graph.file, graph) > 0, graph.name
+
+
+@pytest.mark.parametrize("family", ["gemma2", "bloom"])
+def test_engines_of_families_with_biases_and_caps(
+    family: str, saved_model: Callable[[str], Path], tmp_path: Path
+) -> None:
+    rtx = pytest.importorskip("tensorrt_rtx")
+    save_routed_model(tmp_path / "model", saved_model(family))
+    bundle = tmp_path / "bundle"
+    done = convert(tmp_path / "model", bundle, target="tensorrt", precision="fp16", max_length=32, golden=False)
+    for graph in done.manifest.graphs:
+        assert built(rtx, bundle / graph.file, graph) > 0, graph.name
+
+
+def built(rtx: Any, path: Path, graph: Any) -> int:
+    """Bytes of the engine of a graph."""
+    log = rtx.Logger(rtx.Logger.ERROR)
+    builder = rtx.Builder(log)
+    network = builder.create_network(0)
+    parser = rtx.OnnxParser(network, log)
+    assert parser.parse_from_file(str(path)), parser.get_error(0).desc()
+    for layer in (network.get_layer(i) for i in range(network.num_layers)):
+        if layer.type == rtx.LayerType.ATTENTION_INPUT:  # where no kernel is fused: heads of 8, float32
+            layer.__class__ = rtx.IAttentionInputLayer
+            layer.attention.decomposable = True
+    config = builder.create_builder_config()
+    for profile in graph.profiles:
+        shapes = builder.create_optimization_profile()
+        for spec in graph.inputs:
+            if any(isinstance(dim, str) for dim in spec.shape):
+                ranges = [spec.sized({name: sizes[i] for name, sizes in profile.ranges.items()}) for i in range(3)]
+                shapes.set_shape(spec.name, *ranges)
+        config.add_optimization_profile(shapes)
+    config.num_compute_capabilities = 3
+    for index, name in enumerate(("SM80", "SM89", "SM120")):
+        config.set_compute_capability(getattr(rtx.ComputeCapability, name), index)
+    engine = builder.build_serialized_network(network, config)
+    return 0 if engine is None else int(engine.nbytes)
