@@ -136,9 +136,9 @@ class Architecture:
         return isinstance(self.positions, Alibi) or self.windows[layer] is not None
 
     @property
-    def kv_bytes_per_token_and_layer(self) -> int:
-        """Bytes of one token's float32 key and value in one layer."""
-        return 2 * self.kv_heads * self.head_dim * 4
+    def kv_size(self) -> int:
+        """Numbers in one token's key and value in one layer."""
+        return 2 * self.kv_heads * self.head_dim
 
     @property
     def layer_flops_per_token(self) -> int:

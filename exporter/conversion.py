@@ -18,9 +18,12 @@ from dynexport.exporter.architecture import Architecture
 from dynexport.exporter.bundle_writer import file_entry, replacing
 from dynexport.exporter.checkpoint import Checkpoint, open_checkpoint
 from dynexport.exporter.families import find_family, read_architecture
+from dynexport.exporter.graph.plan import GraphPlan
 from dynexport.exporter.parity.golden import write_golden
 from dynexport.exporter.strategies import strategies
 from dynexport.exporter.targets.onnxruntime import OnnxRuntime
+from dynexport.exporter.targets.target import Target
+from dynexport.exporter.targets.tensorrt import MAX_BATCH, TensorRT
 from dynexport.exporter.weights import WeightFile, WeightReader
 from dynexport.runtime import manifest as m
 from dynexport.runtime.contract import AnyContract, SkipRule, parse_contract
@@ -63,9 +66,14 @@ def convert(
     rule: SkipRule | None = None,
     keep: Sequence[int] | None = None,
     fields: Mapping[str, Any] | None = None,
+    target: m.TargetName = "onnxruntime",
     precision: m.Precision = "fp32",
+    max_batch: int | None = None,
+    max_prompt: int | None = None,
+    plugins: bool = False,
     max_length: int | None = None,
     static: bool = False,
+    layer_capacity: float | None = None,
     golden: bool = True,
     tokenizer: Path | None = None,
     importer: str | None = None,
@@ -79,9 +87,17 @@ def convert(
         strategy: one of ``strategies()``; None takes what config.json declares under "dynexport", else dense.
         speedups, rule, keep: override the contract's fields.
         fields: override any field of the contract, objects within it field by field; these go last.
-        precision: how projections and embeddings are stored; everything else is float32.
+        target: the engine that the graphs are written for; ONNX Runtime runs them all.
+        precision: how projections and embeddings are stored. For ONNX Runtime everything else is float32; for TensorRT
+            hidden states and caches have that type as well, float16 with int8 and int4.
+        max_batch: for TensorRT, the rows that engines are built for; None for 8.
+        max_prompt: for TensorRT, the tokens that a run of a prompt takes, longer ones go in pieces; None for the
+            context, at most 1024.
+        plugins: for TensorRT, call operators of our own, which engines are then built and run with (docs/plugins.md).
         max_length: the bundle's context in tokens; None takes the model's.
         static: write a graph of the kept layers per ratio instead of one graph with conditions.
+        layer_capacity: write a single graph of all steps of a Radial Network, in which every layer has room for this
+            share of a step's tokens; None for the usual graphs.
         golden: write golden vectors, when torch and transformers are installed.
         tokenizer: a tokenizer.json, or a directory with one, to take instead of the model's own.
         importer: the routing code that has written ``model``, when that is not ours (docs/importing.md).
@@ -93,12 +109,20 @@ def convert(
     started = time.perf_counter()
     if precision not in get_args(m.Precision):
         raise DynexportError(f"precision: expected one of {', '.join(get_args(m.Precision))}, found {precision!r}")
+    _check_form(static, layer_capacity)
+    engine = _target(target, precision, max_batch, max_prompt, plugins)
     checkpoint = open_checkpoint(model, tokenizer=tokenizer, importer=importer)
     architecture = _limited(read_architecture(checkpoint.config), max_length)
     contract = read_contract(checkpoint, strategy, speedups, rule, keep, fields)
-    kept = strategies()[contract.strategy].speedups(contract, architecture.layers)
+    engine.check_contract(contract, architecture.max_length)
+    chosen = strategies()[contract.strategy]
+    kept = chosen.speedups(contract, architecture.layers)
+    if layer_capacity is None:
+        plans = chosen.graphs(contract, kept, architecture.layers, target=engine, static=static)
+    else:
+        plans = (chosen.single_graph(contract, architecture.layers, layer_capacity),)
     with replacing(Path(output)) as part:
-        manifest = _write_graphs(part, checkpoint, architecture, contract, kept, precision, static, progress)
+        manifest = _write_graphs(part, checkpoint, architecture, contract, kept, precision, plans, engine, progress)
         for name, content in checkpoint.files.items():
             (part / name).write_bytes(content)
         rows, note = write_golden(part / m.GOLDEN, checkpoint, manifest) if golden else (0, "left out as asked")
@@ -109,6 +133,28 @@ def convert(
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     seconds = time.perf_counter() - started
     return Conversion(Path(output), manifest, rows, note, checkpoint.notes, seconds, peak)
+
+
+def _check_form(static: bool, layer_capacity: float | None) -> None:
+    if layer_capacity is None:
+        return
+    if static:
+        raise DynexportError("--static: expected without --single-graph, found both")
+    if not 0 < layer_capacity <= 1:
+        raise DynexportError(f"layer capacity: expected a share above 0 and up to 1, found {layer_capacity:g}")
+
+
+def _target(
+    name: m.TargetName, precision: m.Precision, max_batch: int | None, max_prompt: int | None, plugins: bool
+) -> Target:
+    if name not in get_args(m.TargetName):
+        raise DynexportError(f"target: expected one of {', '.join(get_args(m.TargetName))}, found {name!r}")
+    if name == "tensorrt":
+        return TensorRT(precision, MAX_BATCH if max_batch is None else max_batch, max_prompt, plugins=plugins)
+    for option, value in (("max_batch", max_batch), ("max_prompt", max_prompt), ("plugins", plugins or None)):
+        if value is not None:
+            raise DynexportError(f"{option}: expected with the target tensorrt, found onnxruntime, which needs none")
+    return OnnxRuntime(precision)
 
 
 def _limited(architecture: Architecture, max_length: int | None) -> Architecture:
@@ -126,30 +172,34 @@ def _write_graphs(
     contract: AnyContract,
     kept: tuple[m.Speedup, ...],
     precision: m.Precision,
-    static: bool,
+    plans: tuple[GraphPlan, ...],
+    target: Target,
     progress: Progress | None,
 ) -> m.Manifest:
     """Write every graph and the one file of weights that they share; the manifest of it, other files still missing."""
     strategy = strategies()[contract.strategy]
     reader = WeightReader(checkpoint, find_family(checkpoint.config), architecture)
     graphs = []
-    with WeightFile(part / m.WEIGHTS, progress) as weights:
-        for plan in strategy.graphs(contract, kept, architecture.layers, static=static):
-            graph, modules = strategy.build(plan, architecture, OnnxRuntime(precision), contract, checkpoint)
+    with WeightFile(part / m.WEIGHTS, target, progress) as weights:
+        for plan in plans:
+            graph, modules = strategy.build(plan, architecture, target, contract, checkpoint)
             weights.store(modules, reader)
             ir.save(graph, part / f"{plan.name}.onnx")
-            graphs.append(describe.describe_graph(graph, plan))
+            profiles = target.profiles(plan, contract, architecture.max_length)
+            graphs.append(describe.describe_graph(graph, plan, profiles))
     return m.Manifest(
         schema_version=m.SCHEMA_VERSION,
         contract=contract,
+        target=target.name,
         precision=precision,
         model=describe.describe_model(architecture, weights.elements),
         speedups=kept,
         graphs=tuple(graphs),
-        cost=describe.describe_cost(architecture, weights.bytes_read),
+        cost=describe.describe_cost(architecture, weights.bytes_read, target.activations),
         tokens=describe.describe_tokens(checkpoint),
         key_positions=describe.position_layers(graphs[0]),
-        routed=describe.routed_caches(contract, architecture.max_length, padded=static),
+        routed=describe.routed_caches(contract, architecture.max_length, padded=plans[0].padded),
+        single_graph=describe.single_graph(plans),
         source=describe.describe_source(checkpoint),
         tools=describe.tool_versions(),
         files={m.WEIGHTS: weights.entry()},

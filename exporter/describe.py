@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Sequence
 from importlib import metadata
 
 import onnx_ir as ir
@@ -26,9 +27,10 @@ _TOOLS = (
     "torch",
     "transformers",
 )
-# Tokens of a step on a filled cache where routed layers are padded: each costs a slot of every routed layer.
+# Tokens of a row in a run that fills slots whatever was chosen: each costs a slot of every cache that tokens choose.
 _PADDED_CHUNK = 64
 _LAYER_PREFIX = "model.layers."
+_ROUTER_PREFIX = "model.radial_router."
 # Of these a step reads single rows only, unless a tied head multiplies by the whole table.
 _TABLES = ("model.embed_tokens.", "model.embed_positions.")
 
@@ -48,7 +50,7 @@ def describe_model(architecture: Architecture, parameters: int) -> m.Model:
     )
 
 
-def describe_graph(model: ir.Model, plan: GraphPlan) -> m.Graph:
+def describe_graph(model: ir.Model, plan: GraphPlan, profiles: tuple[m.Profile, ...]) -> m.Graph:
     """One graph with its inputs and outputs."""
     return m.Graph(
         name=plan.name,
@@ -57,25 +59,27 @@ def describe_graph(model: ir.Model, plan: GraphPlan) -> m.Graph:
         conditional=plan.conditional,
         role=plan.role,
         step=plan.step,
+        profiles=profiles,
         inputs=tuple(_tensor(value) for value in model.graph.inputs),
         outputs=tuple(_tensor(value) for value in model.graph.outputs),
     )
 
 
-def describe_cost(architecture: Architecture, bytes_read: dict[str, int]) -> m.Cost:
-    """Bytes that a decode step reads, from what each stored parameter costs to read."""
+def describe_cost(architecture: Architecture, bytes_read: dict[str, int], caches: ir.DataType) -> m.Cost:
+    """Bytes that a decode step reads, from what each stored parameter costs to read, and the type of caches."""
     layers = [0] * architecture.layers
     shared = 0
     for name, size in bytes_read.items():
         if name.startswith(_LAYER_PREFIX):
             layers[int(name.removeprefix(_LAYER_PREFIX).split(".")[0])] += size
+        elif name.startswith(_ROUTER_PREFIX):
+            continue  # read once a step of the path: counted where paths are known
         elif not name.startswith(_TABLES) or (architecture.tied_embeddings and name.startswith(_TABLES[0])):
             shared += size
-    kv_per_token = architecture.kv_bytes_per_token_and_layer
     return m.Cost(
         shared=shared,
         layers=tuple(layers),
-        kv_per_token=kv_per_token,
+        kv_per_token=architecture.kv_size * caches.bitwidth // 8,
         layer_flops=architecture.layer_flops_per_token,
     )
 
@@ -138,8 +142,16 @@ def routed_caches(contract: AnyContract, max_length: int, *, padded: bool) -> m.
     return m.RoutedCaches(layers=contract.routed_layers, slots=slots, slack=chunk, chunk=chunk)
 
 
+def single_graph(plans: Sequence[GraphPlan]) -> m.SingleGraph | None:
+    """What there is to know of a graph that follows paths."""
+    capacity = plans[0].layer_capacity
+    return None if capacity is None else m.SingleGraph(layer_capacity=capacity, chunk=_PADDED_CHUNK)
+
+
 def position_layers(graph: m.Graph) -> tuple[int, ...]:
-    """Layers whose cache also holds original positions."""
+    """Layers whose cache also holds original positions; none of a graph whose caches may be those of steps."""
+    if graph.role != "step":
+        return ()
     names = (spec.name for spec in graph.inputs if spec.name.endswith(".position"))
     return tuple(int(name.split(".")[1]) for name in names)
 

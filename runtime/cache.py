@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -10,6 +11,8 @@ import numpy as np
 from dynexport.runtime.errors import DynexportError
 from dynexport.runtime.manifest import Manifest
 from dynexport.runtime.routes import RowLog
+
+_PAST = "past_key_values."
 
 
 class Entries:
@@ -28,6 +31,14 @@ class Entries:
     positions: np.ndarray
     overflow: np.ndarray
     logs: list[RowLog] | None
+
+    def begin(self, rows: int, slots: int, *, caches: int, routers: int, record: bool) -> None:
+        """Nothing is in use yet."""
+        self.slots = slots
+        self.lengths = np.zeros((caches, rows), np.int64)
+        self.positions = np.zeros(rows, np.int64)
+        self.overflow = np.zeros((routers, rows), np.int64)
+        self.logs = [RowLog() for _ in range(rows)] if record else None
 
     @property
     def rows(self) -> int:
@@ -76,36 +87,37 @@ class Cache(Entries):
     A layer that chooses its tokens has room for fewer entries, where the contract says so.
 
     Attributes:
-        buffers: "{layer}.key" and "{layer}.value" float32 [rows, kv_heads, its slots, head_dim]; "{layer}.position"
-            int64 [rows, its slots] for layers that need the original positions.
+        buffers: "{layer}.key" and "{layer}.value" [rows, kv_heads, its slots, head_dim]; "{layer}.position" int64
+            [rows, its slots] for layers that need the original positions. Their types, and where graphs have numbers
+            for slots, these too, are those of the graphs' inputs. bfloat16 is held as uint16.
 
     Args:
         record: keep logs.
     """
 
     def __init__(self, manifest: Manifest, rows: int, slots: int, *, record: bool = False) -> None:
-        model = manifest.model
-        self.slots = slots
-        needed = {layer: layer_slots(manifest, layer, slots) for layer in range(model.layers)}
+        limit = manifest.limit("B")
+        if limit is not None and rows > limit:
+            raise DynexportError(
+                f"batch: expected at most {limit} rows, which the bundle's engines are for, found {rows}; convert it "
+                f"again with --max-batch {rows}"
+            )
+        shapes = _shapes(manifest, rows, slots)
         try:
-            self.buffers = {
-                f"{layer}.{part}": np.zeros((rows, model.kv_heads, count, model.head_dim), np.float32)
-                for layer, count in needed.items()
-                for part in ("key", "value")
-            }
+            self.buffers = {name: np.zeros(shape, dtype) for name, (shape, dtype) in shapes.items()}
         except (MemoryError, ValueError) as error:  # the second where the size overflows
-            size = 2 * 4 * rows * model.kv_heads * model.head_dim * sum(needed.values())
+            size = sum(math.prod(shape) * np.dtype(dtype).itemsize for shape, dtype in shapes.values())
             raise too_large(rows, slots, size) from error
-        for layer in manifest.key_positions:
-            self.buffers[f"{layer}.position"] = np.zeros((rows, needed[layer]), np.int64)
-        self.lengths = np.zeros((model.layers, rows), np.int64)
-        self.positions = np.zeros(rows, np.int64)
-        self.overflow = np.zeros((len(manifest.routed.layers) if manifest.routed else 0, rows), np.int64)
-        self.logs = [RowLog() for _ in range(rows)] if record else None
+        routers = len(manifest.routed.layers) if manifest.routed else 0
+        self.begin(rows, slots, caches=manifest.model.layers, routers=routers, record=record)
+
+    def written_lengths(self) -> np.ndarray:
+        """``lengths`` at which a step may write: a row that has ended writes over its last slot, never read again."""
+        return np.asarray(np.minimum(self.lengths, self.slots - 1))
 
     def row(self, index: int) -> Cache:
         """A view of one row: the same memory, so what is written there is written here."""
-        view = object.__new__(Cache)
+        view = object.__new__(type(self))
         view.slots = self.slots
         view.buffers = {name: buffer[index : index + 1] for name, buffer in self.buffers.items()}
         view.lengths = self.lengths[:, index : index + 1]
@@ -113,6 +125,19 @@ class Cache(Entries):
         view.overflow = self.overflow[:, index : index + 1]
         view.logs = None if self.logs is None else self.logs[index : index + 1]
         return view
+
+
+def _shapes(manifest: Manifest, rows: int, slots: int) -> dict[str, tuple[list[int], type[np.generic]]]:
+    """Shape and type of every buffer."""
+    routed = manifest.routed
+    sizes = {"B": rows, "M": slots}
+    if routed is not None:
+        sizes["M_routed"] = layer_slots(manifest, routed.layers[0], slots)
+    return {
+        spec.name.removeprefix(_PAST): (spec.sized(sizes), spec.array_type)
+        for spec in manifest.graphs[0].inputs
+        if spec.name.startswith(_PAST)
+    }
 
 
 def layer_slots(manifest: Manifest, layer: int, slots: int) -> int:

@@ -194,6 +194,15 @@ class Radial(_Contract):
         """How many scores a router gives over a pool of ``layers``: exit, where there is one, is the last."""
         return layers + self.exit
 
+    def places(self, layers: int) -> int:
+        """How many caches there are: one for every step, or for every one of ``layers``."""
+        return layers if self.cache_policy == "layer" else self.max_steps
+
+    @property
+    def entries_per_token(self) -> int:
+        """How many entries a token has in one cache at most: a layer may be come back to in every step."""
+        return self.max_steps if self.cache_policy == "layer" and self.allow_reuse else 1
+
 
 AnyContract = Dense | UnifiedSkip | Mod | Radial
 Contract = Annotated[AnyContract, Field(discriminator="strategy")]

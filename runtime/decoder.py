@@ -85,9 +85,8 @@ class Decoder:
         wishes = [self._undecided(len(row)) for row in rows]
         if forced is not None:
             wishes = [wish.astype(np.int64) for wish in forced]
-        if isinstance(self.manifest.contract, Mod) and self.manifest.contract.prefill == "topk":
-            chunk = max(map(len, rows))
-        if len(rows) > 1 and not cache.positions.any() and max(map(len, rows)) <= chunk:
+        chunk = self._piece(rows, chunk, all_logits)
+        if self._run_together(cache, rows, chunk):
             return self._prefill_batch(cache, rows, wishes, all_logits)
         with cache.as_it_was_on_error():
             return [
@@ -116,15 +115,32 @@ class Decoder:
             raise DynexportError(f"cache: all {cache.slots} slots of a row are used; the context is exhausted")
         ids = np.asarray(tokens, np.int64).reshape(-1, 1)
         counts = np.ones(len(ids), np.int64) if live is None else live.astype(np.int64)
-        # A row that has ended writes over its last slot: it is never read again.
-        lengths = cache.lengths if live is None else np.minimum(cache.lengths, cache.slots - 1)
+        lengths = cache.lengths if live is None else cache.written_lengths()
         inputs = self._inputs(ids, cache.positions, lengths, self._active(speedup.keep), np.zeros_like(ids))
-        if self.manifest.routed:
+        if self.manifest.has_routers:
             wish = self._undecided(1)[:, None] if forced is None else forced.astype(np.int64)[:, :, None]
             inputs |= self._routing_inputs(ids, counts, wish, is_prompt=False)
         results = self._engine_for(speedup).run(cache, inputs)
         self._advance(cache, inputs["layer_active"], counts, results)
         return results["logits"][:, 0]
+
+    def _run_together(self, cache: Cache, rows: list[Array], chunk: int) -> bool:
+        """Whether the engine takes prompts as one batch."""
+        return len(rows) > 1 and not cache.positions.any() and max(map(len, rows)) <= chunk
+
+    def _piece(self, rows: list[Array], chunk: int, all_logits: bool) -> int:
+        """How many tokens of a prompt a run may take: of one whose tokens compete for a layer, all."""
+        limits = [self.manifest.limit(dimension) for dimension in (("S", "K") if all_logits else ("S",))]
+        limit = min((limit for limit in limits if limit is not None), default=None)
+        if not (isinstance(self.manifest.contract, Mod) and self.manifest.contract.prefill == "topk"):
+            return chunk if limit is None else min(chunk, limit)
+        longest = max(map(len, rows))
+        if limit is not None and longest > limit:
+            raise DynexportError(
+                f"prompt: expected at most {limit} tokens, which the bundle's engines are for where top-k decides, "
+                f"found {longest}; convert it again with --max-prompt {longest}"
+            )
+        return longest
 
     def _active(self, keep: tuple[int, ...]) -> Array:
         """bool [layers], computed once for every kept set."""
@@ -163,7 +179,7 @@ class Decoder:
     def _run_prompt(self, cache: Cache, ids: Array, sizes: Array, wish: Array, wanted: Array) -> Array:
         everything = self._active(tuple(range(self.manifest.model.layers)))
         inputs = self._inputs(ids, cache.positions, cache.lengths, everything, wanted)
-        if self.manifest.routed:
+        if self.manifest.has_routers:
             inputs |= self._routing_inputs(ids, sizes, wish, is_prompt=True)
         results = self._engine(self.manifest.graphs[0].name).run(cache, inputs)
         self._advance(cache, everything, sizes, results)
@@ -212,11 +228,12 @@ class Decoder:
             log.ran.append(ran)
 
     def _engine_for(self, speedup: Speedup) -> Engine:
-        """The conditional graph serves every kept set; without one, the graph that holds just these layers."""
+        """The conditional graph serves every kept set; without one, the graph that holds just these layers, if there
+        are two of them the one that does nothing but decode."""
         first = self.manifest.graphs[0]
         if first.conditional:
             return self._engine(first.name)
-        for graph in self.manifest.graphs:
+        for graph in sorted(self.manifest.graphs, key=lambda graph: len(graph.profiles)):
             if graph.layers == speedup.keep:
                 return self._engine(graph.name)
         raise DynexportError(f"{self.bundle.path}: no graph for speedup {speedup.name}; convert again with it")
@@ -228,10 +245,9 @@ class Decoder:
             self._engines[name] = Engine(path, graph, self.threads, self._profile, alone=self._alone)
         return self._engines[name]
 
-    def end_profiling(self) -> str:
-        """Path of the profile of the one graph that ran."""
-        (engine,) = self._engines.values()
-        return engine.end_profiling()
+    def end_profiling(self) -> list[Path]:
+        """The profiles of the graphs that were loaded."""
+        return [engine.end_profiling() for engine in self._engines.values()]
 
 
 def check_threads(threads: int | None) -> None:

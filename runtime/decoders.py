@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, Protocol, TypeAlias
 
 import numpy as np
@@ -14,6 +15,7 @@ from dynexport.runtime.decoder import Decoder, Tokens
 from dynexport.runtime.manifest import Manifest, Speedup
 from dynexport.runtime.path_cache import PathCache
 from dynexport.runtime.path_decoder import PathDecoder
+from dynexport.runtime.single_path_decoder import SinglePathDecoder
 
 Array = np.ndarray
 AnyCache: TypeAlias = Cache | PathCache
@@ -45,12 +47,19 @@ class AnyDecoder(Protocol):
     ) -> Array:
         """Feed one generated token per row."""
 
+    def end_profiling(self) -> list[Path]:
+        """The profiles of all sessions, written now."""
 
-def open_decoder(bundle: Bundle, threads: int | None = None) -> AnyDecoder:
+
+def open_decoder(
+    bundle: Bundle, threads: int | None = None, *, profile: Path | None = None, alone: bool = True
+) -> AnyDecoder:
     """The bundle's graphs, loaded; arguments and errors as for the decoders themselves."""
+    if bundle.manifest.single_graph is not None:
+        return SinglePathDecoder(bundle, threads, profile=profile, alone=alone)
     if isinstance(bundle.manifest.contract, Radial):
-        return PathDecoder(bundle, threads)
-    return Decoder(bundle, threads)
+        return PathDecoder(bundle, threads, profile=profile)
+    return Decoder(bundle, threads, profile=profile, alone=alone)
 
 
 __all__ = ["AnyCache", "AnyDecoder", "open_decoder"]

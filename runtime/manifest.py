@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+import numpy as np
+from pydantic import BaseModel, ConfigDict, Field, Strict, model_validator
 
 from dynexport.runtime.contract import Contract, Mod, Radial
 
@@ -13,10 +15,19 @@ MANIFEST = "manifest.json"
 WEIGHTS = "model.data"
 GOLDEN = "golden.safetensors"
 
-Precision = Literal["fp32", "fp16", "int8", "int4"]
+Precision = Literal["fp32", "fp16", "bf16", "int8", "int4"]
+TargetName = Literal["onnxruntime", "tensorrt"]
+ProfileName = Literal["prefill", "decode"]
 Size = Annotated[int, Field(ge=1, lt=1 << 31)]
 Bytes = Annotated[int, Field(ge=0)]
-Role = Literal["step", "embedding", "router", "before_attention", "attention", "after_attention", "head"]
+Role = Literal["step", "paths", "embedding", "router", "before_attention", "attention", "after_attention", "head"]
+_ARRAY_TYPES: dict[str, type[np.generic]] = {
+    "float": np.float32,
+    "float16": np.float16,
+    "bfloat16": np.uint16,
+    "int64": np.int64,
+    "bool": np.bool_,
+}
 Layers = Annotated[tuple[int, ...], Field(min_length=1)]
 
 
@@ -49,6 +60,26 @@ class TensorSpec(_Part):
     dtype: str
     shape: tuple[int | str, ...]
 
+    @property
+    def array_type(self) -> type[np.generic]:
+        """What its arrays hold; bfloat16, which numpy lacks, as the same 16 bits."""
+        return _ARRAY_TYPES[self.dtype]
+
+    def sized(self, sizes: Mapping[str, int]) -> list[int]:
+        """Its shape with symbols replaced."""
+        return [sizes[dim] if isinstance(dim, str) else dim for dim in self.shape]
+
+
+class Profile(_Part):
+    """An optimization profile: the sizes that an engine is built for.
+
+    Attributes:
+        ranges: symbol of a dimension -> least, usual and greatest size.
+    """
+
+    name: ProfileName
+    ranges: dict[str, tuple[Size, Size, Size]]
+
 
 class Graph(_Part):
     """One ONNX file.
@@ -56,8 +87,10 @@ class Graph(_Part):
     Attributes:
         layers: the layers that it holds, ascending: the rows of ``cache_lengths`` and ``layer_active``.
         conditional: whether ``layer_active`` says which layers run.
-        role: "step": it takes tokens and gives logits. Others are parts of a set that a runtime calls in turn.
+        role: "step": it takes tokens and gives logits; "paths": so it does, each token on a path of its own. Others are
+            parts of a set that a runtime calls in turn.
         step: which step's router it is, where every step has its own.
+        profiles: of a TensorRT bundle, what engines are built for; none where ONNX Runtime takes any size.
     """
 
     name: str
@@ -66,6 +99,7 @@ class Graph(_Part):
     conditional: bool
     role: Role = "step"
     step: int | None = None
+    profiles: tuple[Profile, ...] = ()
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
 
@@ -86,6 +120,19 @@ class RoutedCaches(_Part):
     chunk: Size | None
 
 
+class SingleGraph(_Part):
+    """A graph of all steps of paths, in which layers run so many tokens, whatever was chosen.
+
+    Attributes:
+        layer_capacity: a layer has room for ``max(1, ceil(layer_capacity * B * S))`` tokens in every step.
+        chunk: most new tokens of a row in a run; caches have so many slots more, which it may fill with what is never
+            read.
+    """
+
+    layer_capacity: Annotated[float, Strict(), Field(gt=0, le=1)]
+    chunk: Size
+
+
 class Model(_Part):
     """The sizes that a runtime needs."""
 
@@ -101,7 +148,7 @@ class Model(_Part):
 
 
 class Cost(_Part):
-    """Bytes that a decode step must read (weights as stored in the bundle, caches as float32), and FLOPs.
+    """Bytes that a decode step must read (weights as stored in the bundle, caches), and FLOPs.
 
     Attributes:
         shared: head and final norm, whatever is skipped.
@@ -151,14 +198,17 @@ class Manifest(_Part):
     """``manifest.json``.
 
     Attributes:
+        target: what the graphs are written for; TensorRT's run on ONNX Runtime too.
         key_positions: layers whose cache also holds the original position of every entry.
         routed: of layers that choose their tokens; None where no layer does.
+        single_graph: of paths in one graph; None for all others.
         tools: versions of the packages that made the bundle.
         files: every other file of the bundle; names have no directories.
     """
 
     schema_version: int
     contract: Contract
+    target: TargetName = "onnxruntime"
     precision: Precision
     model: Model
     speedups: tuple[Speedup, ...]
@@ -167,9 +217,15 @@ class Manifest(_Part):
     tokens: Tokens
     key_positions: tuple[int, ...] = ()
     routed: RoutedCaches | None = None
+    single_graph: SingleGraph | None = None
     source: Source
     tools: dict[str, str]
     files: dict[str, File]
+
+    def limit(self, dimension: str) -> int | None:
+        """The greatest size of a dimension, by its symbol, that engines are built for; None where any will do."""
+        ranges = [profile.ranges.get(dimension) for graph in self.graphs for profile in graph.profiles]
+        return max((sizes[2] for sizes in ranges if sizes), default=None)
 
     @property
     def has_routers(self) -> bool:
@@ -199,6 +255,11 @@ class Manifest(_Part):
         chosen = self.contract.routed_layers if isinstance(self.contract, Mod) else ()
         if chosen != (self.routed.layers if self.routed else ()):
             raise ValueError(f"routed.layers: expected {list(chosen)} as in the contract, found others")
+        roles = [graph.role for graph in self.graphs]
+        if self.single_graph is not None and not (isinstance(self.contract, Radial) and roles == ["paths"]):
+            raise ValueError("single_graph: expected a radial contract and one graph with the role paths, found others")
+        if self.single_graph is None and "paths" in roles:
+            raise ValueError("single_graph: expected beside a graph with the role paths, found none")
         if len({speedup.name for speedup in self.speedups}) < len(self.speedups):
             raise ValueError("speedups: expected a name for each, found one twice")
         return self

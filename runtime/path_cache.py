@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 
-from dynexport.runtime.cache import Entries, too_large
+from dynexport.runtime.cache import Cache, Entries, too_large
 from dynexport.runtime.contract import Radial
-from dynexport.runtime.manifest import Manifest
-from dynexport.runtime.routes import RowLog
+from dynexport.runtime.errors import DynexportError
+from dynexport.runtime.manifest import Graph, Manifest, SingleGraph
 
 Array = np.ndarray
 _PAST = "past_key_values."
@@ -28,21 +28,16 @@ class PathCache(Entries):
 
     def __init__(self, manifest: Manifest, contract: Radial, rows: int, slots: int, *, record: bool = False) -> None:
         model = manifest.model
-        self.slots = slots
-        places = model.layers if contract.cache_policy == "layer" else contract.max_steps
+        places = contract.places(model.layers)
         self._shape = (rows, model.kv_heads, slots, model.head_dim)
         (graph,) = (graph for graph in manifest.graphs if graph.role == "attention")
-        names = (spec.name for spec in graph.inputs if spec.name.startswith(_PAST))
-        parts = [name.removeprefix(_PAST) for name in names]
+        parts = _after_prefix(graph)
         try:
             self.buffers = [{part: self._empty(part, slots) for part in parts} for _ in range(places)]
         except (MemoryError, ValueError) as error:  # the second where the size overflows
             size = 8 * places * rows * model.kv_heads * slots * model.head_dim
             raise too_large(rows, slots, size) from error
-        self.lengths = np.zeros((places, rows), np.int64)
-        self.positions = np.zeros(rows, np.int64)
-        self.overflow = np.zeros((0, rows), np.int64)  # no token finds a place full
-        self.logs = [RowLog() for _ in range(rows)] if record else None
+        self.begin(rows, slots, caches=places, routers=0, record=record)  # no token finds a place full
 
     def room(self, place: int, needed: int) -> dict[str, Array]:
         """The buffers of a place with at least so many slots; larger ones where there were fewer."""
@@ -60,3 +55,53 @@ class PathCache(Entries):
         if part in ("key", "value"):
             return np.zeros((rows, kv_heads, slots, size), np.float32)
         return np.zeros((rows, slots), np.int64)
+
+
+class SinglePathCache(Cache):
+    """Caches of a single graph for ``rows`` sequences of up to ``slots`` tokens.
+
+    A place, a step or a layer, has room for as many entries as its tokens can have there, and for those of a run that
+    nobody counts. Memory that is never written is never taken, where the system gives it page by page.
+
+    Attributes:
+        buffers: "{place}.key" and "{place}.value" float32 [rows, kv_heads, room, head_dim]; "{place}.position" and
+            "{place}.step" int64 [rows, room] as for ``PathCache``.
+        overflow: int64 [1, rows], how often layers turned a row's tokens away.
+
+    Args:
+        record: keep logs.
+
+    Raises:
+        DynexportError: when the graph has not the caches of its contract, or there is no memory for them.
+    """
+
+    def __init__(self, manifest: Manifest, contract: Radial, rows: int, slots: int, *, record: bool = False) -> None:
+        model, single, names = manifest.model, manifest.single_graph, _after_prefix(manifest.graphs[0])
+        assert isinstance(single, SingleGraph)
+        places, found = contract.places(model.layers), len({name.partition(".")[0] for name in names})
+        if found != places:
+            raise DynexportError(f"{manifest.graphs[0].file}: expected {places} caches, found {found}; convert again")
+        room = slots * contract.entries_per_token + single.chunk
+        entries = (rows, model.kv_heads, room, model.head_dim)
+        try:
+            self.buffers = {
+                name: np.zeros(entries, np.float32)
+                if name.endswith((".key", ".value"))
+                else np.zeros((rows, room), np.int64)
+                for name in names
+            }
+        except (MemoryError, ValueError) as error:  # the second where the size overflows
+            raise too_large(rows, slots, 8 * places * rows * model.kv_heads * room * model.head_dim) from error
+        self.begin(rows, slots, caches=places, routers=1, record=record)
+
+    def written_lengths(self) -> np.ndarray:
+        """``lengths`` as they are: behind all entries there is room that nobody counts."""
+        return self.lengths
+
+
+def _after_prefix(graph: Graph) -> list[str]:
+    """What a graph's caches are called."""
+    return [spec.name.removeprefix(_PAST) for spec in graph.inputs if spec.name.startswith(_PAST)]
+
+
+__all__ = ["PathCache", "SinglePathCache"]

@@ -29,7 +29,9 @@ class _Walk:
     Attributes:
         rows, positions: int64 [N].
         hidden_states: float32 [N, hidden].
+        angles: cos and sin float32 [N, rotary dim / 2], where positions are rotary.
         forced: int64 [max_steps, N], -1 where the router decides.
+        one_each: whether they are one token of every row.
         alive: bool [N], those that have not left.
         visited: bool [N, layers].
         path: int64 [max_steps, N], the layer of every step; the number of layers for leaving there, -1 after that.
@@ -39,7 +41,9 @@ class _Walk:
     rows: Array
     positions: Array
     hidden_states: Array
+    angles: list[Array]
     forced: Array
+    one_each: bool
     alive: Array = field(init=False)
     visited: Array = field(init=False)
     path: Array = field(init=False)
@@ -61,16 +65,18 @@ class PathDecoder:
 
     Args:
         threads: intra-op threads of ONNX Runtime; None lets it take one per physical core.
+        profile: prefix of the files that ONNX Runtime's profiler writes, one a graph, or None to run without it.
 
     Raises:
         DynexportError: for a number of threads that makes no sense, or a graph that is missing.
     """
 
-    def __init__(self, bundle: Bundle, threads: int | None = None) -> None:
+    def __init__(self, bundle: Bundle, threads: int | None = None, *, profile: Path | None = None) -> None:
         check_threads(threads)
         assert isinstance(bundle.manifest.contract, Radial)
         self.bundle, self.manifest, self.threads = bundle, bundle.manifest, threads
         self.contract = bundle.manifest.contract
+        self._profile = profile
         self._layers = self.manifest.model.layers
         self._embedding, self._head = self._part("embedding"), self._part("head")
         steps = range(self.contract.max_steps)
@@ -78,7 +84,7 @@ class PathDecoder:
         self._routers = [shared or self._part("router", step=step) for step in steps]
         self._before = [self._part("before_attention", layer) for layer in range(self._layers)]
         self._after = [self._part("after_attention", layer) for layer in range(self._layers)]
-        self._attention = Attention(*self._graph("attention"), threads)
+        self._attention = Attention(*self._graph("attention"), threads, self._prefix("attention"))
 
     def cache(self, rows: int, slots: int, *, record: bool = False) -> PathCache:
         """Room for ``rows`` sequences of ``slots`` tokens; at most the model's context."""
@@ -150,10 +156,13 @@ class PathDecoder:
         positions = np.concatenate(
             [seen + np.arange(count) for seen, count in zip(cache.positions, counts, strict=True)]
         )
-        (hidden_states,) = self._embedding(np.concatenate(parts)[None], positions[None])
+        hidden_states, *angles = (
+            part[0].copy() for part in self._embedding(np.concatenate(parts)[None], positions[None])
+        )
         if forced is None:
             forced = np.full((self.contract.max_steps, len(rows)), -1)
-        walk = _Walk(rows, positions, hidden_states[0], forced)
+        self._check_forced(forced)
+        walk = _Walk(rows, positions, hidden_states, angles, forced, one_each=bool((counts == 1).all()))
         walk.begin(self.contract.max_steps, self._layers)
         for step in range(self.contract.max_steps):
             tokens, layers, gates = self._choose(walk, step)
@@ -165,107 +174,99 @@ class PathDecoder:
         self._record(cache, walk)
         return walk.hidden_states
 
-    def _choose(self, walk: _Walk, step: int) -> tuple[Array, Array, Array]:
-        """Who runs where in this step: indices of tokens, their layers, and what their gates are."""
+    def _check_forced(self, forced: Array) -> None:
+        wrong = np.argwhere((forced < -1) | (forced >= self.contract.choices(self._layers)))
+        if len(wrong):
+            step, token = wrong[0]
+            raise DynexportError(
+                f"forced path: step {step}: expected a layer 0..{self._layers - 1}"
+                f"{f', {self._layers} to leave' if self.contract.exit else ''} or -1, found {forced[step, token]}"
+            )
+
+    def _choose(self, walk: _Walk, step: int) -> tuple[Array, Array, list[Array]]:
+        """Who runs where in this step: indices of tokens, their layers, and their gates where the contract has any."""
         tokens = np.flatnonzero(walk.alive)
         allowed = np.ones((len(tokens), self.contract.choices(self._layers)), bool)
         if self.contract.exit and step < self.contract.min_steps:
             allowed[:, self._layers] = False
         if not self.contract.allow_reuse:
             allowed[:, : self._layers] &= ~walk.visited[tokens]
-        stuck = ~allowed.any(axis=1)
-        walk.alive[tokens[stuck]] = False
-        tokens, allowed = tokens[~stuck], allowed[~stuck]
+            stuck = ~allowed.any(axis=1)
+            walk.alive[tokens[stuck]] = False
+            tokens, allowed = tokens[~stuck], allowed[~stuck]
         if not len(tokens):
-            return tokens, tokens, np.zeros(0, np.float32)
-        wishes = self._wishes(walk, step, tokens, allowed.shape[1])
-        choices, scores, margins, gates = self._routers[step](walk.hidden_states[tokens][None], allowed, wishes)
+            return tokens, tokens, []
+        wishes = walk.forced[step, tokens]
+        choices, scores, margins, *gates = self._routers[step](walk.hidden_states[tokens][None], allowed, wishes)
         self._check_scores(scores, walk, step, tokens)
         walk.path[step, tokens], walk.margins[step, tokens] = choices, margins
         walk.scores[step, tokens] = scores[np.arange(len(tokens)), choices]
         stays = choices < self._layers
-        walk.alive[tokens[~stays]] = False
+        walk.alive[tokens] = stays
         walk.visited[tokens[stays], choices[stays]] = True
-        return tokens[stays], choices[stays], gates[stays]
-
-    def _wishes(self, walk: _Walk, step: int, tokens: Array, choices: int) -> Array:
-        wishes: Array = walk.forced[step, tokens]
-        if len(wrong := wishes[(wishes < -1) | (wishes >= choices)]):
-            raise DynexportError(
-                f"forced path: step {step}: expected a layer 0..{self._layers - 1}"
-                f"{f', {self._layers} to leave' if self.contract.exit else ''} or -1, found {wrong[0]}"
-            )
-        return wishes
+        return tokens[stays], choices[stays], [gate[stays] for gate in gates]
 
     def _check_scores(self, scores: Array, walk: _Walk, step: int, tokens: Array) -> None:
-        broken = np.flatnonzero(~np.isfinite(scores).all(axis=1))
-        if len(broken):
-            token = tokens[broken[0]]
-            raise DynexportError(
-                f"step {step}: row {walk.rows[token]}, position {walk.positions[token]}: expected router scores, found "
-                "NaN or infinity; the hidden states before it overflow"
-            )
+        if np.isfinite(scores).all():
+            return
+        token = tokens[np.argwhere(~np.isfinite(scores))[0, 0]]
+        raise DynexportError(
+            f"step {step}: row {walk.rows[token]}, position {walk.positions[token]}: expected router scores, found "
+            "NaN or infinity; the hidden states before it overflow"
+        )
 
-    def _run(self, cache: PathCache, walk: _Walk, step: int, tokens: Array, layers: Array, gates: Array) -> None:
+    def _run(self, cache: PathCache, walk: _Walk, step: int, tokens: Array, layers: Array, gates: list[Array]) -> None:
         """Run tokens in the layers that they chose, and write down their hidden states."""
-        groups = {int(layer): np.flatnonzero(layers == layer) for layer in np.unique(layers)}
+        groups = _groups(layers)
         hidden_states, positions = walk.hidden_states[tokens], walk.positions[tokens]
         prepared: list[Array] = []
-        for layer, group in groups.items():
-            found = self._before[layer](hidden_states[group][None], positions[None, group])
-            if not prepared:
-                prepared = [np.empty((len(tokens), part.shape[2]), np.float32) for part in found]
+        for layer, group in groups:
+            angles = [part[tokens[group]][None] for part in walk.angles]
+            found = self._before[layer](hidden_states[group][None], *angles)
+            if len(groups) == 1:
+                prepared = [part[0] for part in found]
+                break
+            prepared = prepared or [np.empty((len(tokens), part.shape[2]), np.float32) for part in found]
             for whole, part in zip(prepared, found, strict=True):
                 whole[group] = part[0]
         attended = np.empty_like(prepared[0])
-        if self.contract.cache_policy == "step":
-            self._attend(cache, step, step, walk.rows[tokens], positions, prepared, attended, np.arange(len(tokens)))
-        else:
-            for layer, group in groups.items():
-                self._attend(cache, layer, step, walk.rows[tokens], positions, prepared, attended, group)
-        for layer, group in groups.items():
-            inputs = [hidden_states[group][None], attended[group][None]]
-            if self.contract.gate == "probability":
-                inputs.append(gates[group])
+        by_layer = self.contract.cache_policy == "layer"
+        for place, group in groups if by_layer else [(step, np.arange(len(tokens)))]:
+            for chosen, index in _batches(cache, walk, tokens, group):
+                inputs = [part[index] for part in (*prepared, positions)]
+                attended[index] = self._attend(cache, place, step, chosen, inputs)
+        for layer, group in groups:
+            inputs = [hidden_states[group][None], attended[group][None], *(gate[group] for gate in gates)]
             walk.hidden_states[tokens[group]] = self._after[layer](*inputs)[0][0]
 
-    def _attend(
-        self,
-        cache: PathCache,
-        place: int,
-        step: int,
-        rows: Array,
-        positions: Array,
-        prepared: Sequence[Array],
-        attended: Array,
-        group: Array,
-    ) -> None:
-        """Attention of a group in one place's cache: one token of every row at once, else row by row."""
-        together = len(group) == cache.rows and np.array_equal(rows[group], np.arange(cache.rows))
-        batches = (
-            [(slice(0, cache.rows), group[:, None])]
-            if together
-            else [(slice(row, row + 1), group[rows[group] == row][None]) for row in np.unique(rows[group])]
-        )
-        for chosen, index in batches:
-            lengths = cache.lengths[place, chosen]
-            buffers = cache.room(place, int(lengths.max()) + index.shape[1])
-            views = {part: buffer[chosen] for part, buffer in buffers.items()}
-            inputs = {
-                "query": prepared[0][index],
-                "key": prepared[1][index],
-                "value": prepared[2][index],
-                "position_ids": positions[index],
-                "cache_lengths": lengths,
-                "step": np.array(step),
-            }
-            attended[index] = self._attention.run(views, inputs)
-            cache.lengths[place, chosen] += index.shape[1]
+    def _attend(self, cache: PathCache, place: int, step: int, chosen: slice, inputs: list[Array]) -> Array:
+        """Attention [b, C, ..] of C tokens of each of some rows in one place's cache.
+
+        Args:
+            inputs: query, key, value [b, C, ..] and positions [b, C].
+        """
+        query, key, value, positions = inputs
+        lengths = cache.lengths[place, chosen]
+        last = lengths + (positions.shape[1] - 1)
+        total = int(last.max()) + 1
+        told = {
+            "query": query,
+            "key": key,
+            "value": value,
+            "position_ids": positions,
+            "cache_lengths": lengths,
+            "last_index": last.astype(np.int32),
+            "total_length": np.array(total, np.int32),
+            "step": np.array(step),
+        }
+        attended = self._attention.run(place, cache.room(place, total), chosen, told)
+        lengths += positions.shape[1]
+        return attended
 
     def _logits(self, hidden_states: Array) -> Array:
         """float32 [n, vocab] of hidden states [n, hidden]."""
         (logits,) = self._head(hidden_states[None])
-        return np.asarray(logits[0])
+        return np.array(logits[0])
 
     def _record(self, cache: PathCache, walk: _Walk) -> None:
         for row, log in enumerate(cache.logs or ()):
@@ -276,7 +277,17 @@ class PathDecoder:
             log.paths.append(walk.path[:, mine])
 
     def _part(self, role: Role, layer: int | None = None, *, step: int | None = None) -> Part:
-        return Part(*self._graph(role, layer, step=step), self.threads)
+        path, graph = self._graph(role, layer, step=step)
+        return Part(path, graph, self.threads, self._prefix(graph.name))
+
+    def _prefix(self, name: str) -> Path | None:
+        return None if self._profile is None else self._profile.with_name(f"{self._profile.name}-{name}")
+
+    def end_profiling(self) -> list[Path]:
+        """The profiles of all graphs."""
+        parts = [self._embedding, self._head, *self._before, *self._after]
+        parts += {id(router): router for router in self._routers}.values()
+        return [self._attention.end_profiling(), *(part.end_profiling() for part in parts)]
 
     def _graph(self, role: Role, layer: int | None = None, *, step: int | None = None) -> tuple[Path, Graph]:
         for graph in self.manifest.graphs:
@@ -284,6 +295,21 @@ class PathDecoder:
                 return self.bundle.path / graph.file, graph
         which = "" if layer is None else f" of layer {layer}"
         raise DynexportError(f"{self.bundle.path}: expected a graph for {role}{which}, found none; convert again")
+
+
+def _groups(layers: Array) -> list[tuple[int, Array]]:
+    """Every layer that was chosen, and the places of those who did."""
+    if len(layers) == 1:
+        return [(int(layers[0]), np.arange(1))]
+    return [(int(layer), np.flatnonzero(layers == layer)) for layer in np.unique(layers)]
+
+
+def _batches(cache: PathCache, walk: _Walk, tokens: Array, group: Array) -> list[tuple[slice, Array]]:
+    """What attends at once: one token of every row, else row by row; rows, and places in ``tokens`` [rows, C]."""
+    if walk.one_each and len(group) == cache.rows:
+        return [(slice(0, cache.rows), group[:, None])]
+    rows = walk.rows[tokens[group]]
+    return [(slice(row, row + 1), group[rows == row][None]) for row in np.unique(rows).tolist()]
 
 
 __all__ = ["PathDecoder"]

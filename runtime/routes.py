@@ -10,6 +10,8 @@ from dynexport.runtime.contract import Mod
 from dynexport.runtime.errors import DynexportError
 
 Array = np.ndarray
+# In a path, of a step in which the chosen layer had no room for the token.
+TURNED_AWAY = -2
 
 
 @dataclass(frozen=True)
@@ -69,7 +71,7 @@ class RowLog:
         scores, margins: float32 [R, tokens], one array a step; none where no layer is routed. Where tokens choose their
             paths, of the choice in every of R steps.
         paths: int64 [R, tokens], where tokens choose them: the layer of every step, the number of layers for leaving,
-            -1 after that.
+            -1 after that; ``TURNED_AWAY`` where a token did not run, as the layer was full.
     """
 
     ran: list[Array] = field(default_factory=list)
@@ -87,4 +89,4 @@ class RowLog:
         self.keep(0)
 
 
-__all__ = ["RowLog", "StepRoutes"]
+__all__ = ["TURNED_AWAY", "RowLog", "StepRoutes"]

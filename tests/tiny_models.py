@@ -133,6 +133,25 @@ def save_routed_model(directory: Path, model: Path, *, seed: int = 7) -> None:
     (directory / "config.json").write_text(json.dumps(config))
 
 
+def save_radial_model(directory: Path, model: Path, **fields: Any) -> Path:
+    """Save a copy of a model with a random router, declared as radial with these fields of the contract."""
+    shutil.copytree(model, directory)
+    config = json.loads((directory / "config.json").read_text())
+    hidden = config.get("hidden_size") or config["n_embd"]
+    contract = {"strategy": "radial", "max_steps": 5, "router": {"hidden": 8}, **fields}
+    (directory / "config.json").write_text(json.dumps(config | {"dynexport": contract}))
+    choices = LAYERS + contract.get("exit", True)
+    random = np.random.default_rng(5)
+    shapes = {"norm.weight": (hidden,), "fc1.weight": (8, hidden), "fc1.bias": (8,)}
+    shapes |= {"fc2.weight": (choices, 8), "fc2.bias": (choices,)}
+    tensors = load_file(directory / "model.safetensors")
+    for name, shape in shapes.items():
+        value = random.standard_normal(shape, np.float32) * np.float32(0.7) + (name == "norm.weight")
+        tensors[f"model.radial_router.{name}"] = value.astype(np.float32)
+    save_file(tensors, directory / "model.safetensors", metadata={"format": "pt"})
+    return directory
+
+
 def mod_tensors(layers: Iterable[int], hidden: int, generator: np.random.Generator) -> dict[str, np.ndarray]:
     """A random router and predictor for each of these layers, under the routing contract's names."""
     shapes = {

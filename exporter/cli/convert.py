@@ -24,7 +24,9 @@ Examples:
   dynexport convert ./model --strategy unified-skip --keep 0,2,4,7 -o model-skip
   dynexport convert ./mod-model --set decision.threshold=0.4 --set cache.capacity=0.25 -o mod
   dynexport convert ./mod-model --set 'thresholds={"1": 0.41, "3": 0.52}' -o mod
-  dynexport convert ./trained --import astramind -o mod"""
+  dynexport convert ./trained --import astramind -o mod
+  dynexport convert ./model --target tensorrt --precision fp16 --max-length 4096 --max-batch 4 -o engine-ready
+  dynexport convert ./radial-model --single-graph --layer-capacity 0.5 -o radial"""
 )
 @click.argument("model")
 @click.option(
@@ -58,16 +60,42 @@ Examples:
 )
 @click.option(
     "--precision",
-    type=click.Choice(["fp32", "fp16", "int8", "int4"]),
+    type=click.Choice(["fp32", "fp16", "bf16", "int8", "int4"]),
     default="fp32",
     show_default=True,
-    help="How weights are stored.",
+    help="How weights are stored; bf16 for TensorRT only.",
 )
+@click.option(
+    "--target",
+    type=click.Choice(["onnxruntime", "tensorrt"]),
+    default="onnxruntime",
+    show_default=True,
+    help="The engine that graphs are written for; ONNX Runtime runs both kinds.",
+)
+@click.option("--max-batch", type=int, help="TensorRT: rows that engines are built for.  [default: 8]")
+@click.option(
+    "--max-prompt",
+    type=int,
+    help="TensorRT: tokens of a prompt that a run takes at most.  [default: the context, up to 1024]",
+)
+@click.option("--plugins", is_flag=True, help="TensorRT: call operators of our own where its own have limits.")
 @click.option("--max-length", type=int, help="Context of the bundle in tokens.  [default: the model's]")
 @click.option(
     "--static",
     is_flag=True,
     help="A graph of just the kept layers per ratio, instead of one with conditions.",
+)
+@click.option(
+    "--single-graph",
+    is_flag=True,
+    help="radial: one graph of all steps without conditions, instead of a set that the runtime calls in turn.",
+)
+@click.option(
+    "--layer-capacity",
+    type=float,
+    metavar="SHARE",
+    help="With --single-graph: of a step's tokens, the share that each layer has room for, above 0 and up to 1; others "
+    "are turned away and counted.  [default: 1]",
 )
 @click.option(
     "--golden/--no-golden",
@@ -91,8 +119,14 @@ def convert(
     set_fields: tuple[str, ...],
     importer: str | None,
     precision: str,
+    target: str,
+    max_batch: int | None,
+    max_prompt: int | None,
+    plugins: bool,
     max_length: int | None,
     static: bool,
+    single_graph: bool,
+    layer_capacity: float | None,
     golden: bool,
     tokenizer: Path | None,
     json_path: str | None,
@@ -112,8 +146,13 @@ def convert(
             fields=settings(set_fields, "--set"),
             importer=importer,
             precision=precision,  # type: ignore[arg-type]  # as above
+            target=target,  # type: ignore[arg-type]  # as above
+            max_batch=max_batch,
+            max_prompt=max_prompt,
+            plugins=plugins,
             max_length=max_length,
             static=static,
+            layer_capacity=_layer_capacity(single_graph, layer_capacity),
             golden=golden,
             tokenizer=tokenizer,
             progress=bar.working_on,
@@ -136,6 +175,13 @@ def convert(
             "seconds": done.seconds,
         }
     )
+
+
+def _layer_capacity(single_graph: bool, share: float | None) -> float | None:
+    """The share of a single graph; None where none is asked for."""
+    if share is not None and not single_graph:
+        raise click.UsageError("--layer-capacity: expected with --single-graph, found without")
+    return 1.0 if single_graph and share is None else share
 
 
 def _describe_run(done: Conversion) -> list[tuple[str, str]]:

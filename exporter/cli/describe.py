@@ -8,7 +8,7 @@ from dynexport.exporter.cli.output import bytes_text, layers_text
 from dynexport.runtime.cache import layer_slots
 from dynexport.runtime.contract import Mod
 from dynexport.runtime.cost import ideal_speedup, step_bytes
-from dynexport.runtime.manifest import WEIGHTS, Manifest
+from dynexport.runtime.manifest import WEIGHTS, Manifest, SingleGraph
 
 NOT_TRAINED = (
     "this checkpoint does not declare that it was trained to skip layers; expect worse text the more are skipped "
@@ -22,6 +22,7 @@ def describe_bundle(manifest: Manifest) -> list[tuple[str, str]]:
     return [
         ("strategy", contract.strategy),
         *(_describe_mod(contract, model.layers) if isinstance(contract, Mod) else ()),
+        *(_describe_single_graph(manifest.single_graph) if manifest.single_graph else ()),
         (
             "family",
             f"{model.family}, {model.layers} layers, hidden {model.hidden_size}, vocabulary {model.vocab_size}",
@@ -55,6 +56,10 @@ def _describe_mod(contract: Mod, layers: int) -> list[tuple[str, str]]:
         ("decision", rule),
         ("prompts", "routed by the same rule" if contract.prefill == "causal" else "top-k: the capacity's best tokens"),
     ]
+
+
+def _describe_single_graph(single: SingleGraph) -> list[tuple[str, str]]:
+    return [("one graph", f"layers have room for {100 * single.layer_capacity:g} % of a step's tokens")]
 
 
 def _describe_cache(manifest: Manifest) -> str:
@@ -101,6 +106,7 @@ def bundle_report(manifest: Manifest) -> dict[str, Any]:
         "cache_bytes": size,
         "cache_of_dense": share,
         "routed": manifest.routed.model_dump() if manifest.routed else None,
+        "single_graph": manifest.single_graph.model_dump() if manifest.single_graph else None,
         "trained_for_its_strategy": manifest.trained_for_its_strategy,
         "speedups": [
             {**speedup.model_dump(mode="json"), "ideal_speedup": ideal_speedup(manifest, speedup.keep)}

@@ -105,6 +105,9 @@ def run(
     if depth.routed:
         _say_depth(out, depth)
         report["depth"] = depth.model_dump()
+    if depth.turned_away:
+        out.warn(f"full layers turned tokens away {depth.turned_away} times: see layer_capacity")
+        report["turned_away"] = depth.turned_away
     if files:
         _trace(out, files, generator, cache, depth, report)
     out.report(report)

@@ -10,7 +10,7 @@ from onnxscript import nn
 from dynexport.exporter.architecture import Architecture, Rotary
 from dynexport.exporter.graph.layers import Linear, Norm
 from dynexport.exporter.graph.step import LayerCache, LayerStep, Rotation, attention_bias
-from dynexport.exporter.targets.target import AttentionInputs, Target
+from dynexport.exporter.targets.target import AttentionInputs, Target, cast
 
 
 class Attention(nn.Module):
@@ -63,7 +63,7 @@ class Attention(nn.Module):
         step: LayerStep,
         cache: LayerCache,
     ) -> tuple[ir.Value, LayerCache]:
-        """Append and attend: ([B, S, heads * head_dim], the cache with the tokens appended)."""
+        """Append and attend: ([B, S, heads * head_dim], the cache with the tokens appended, or the new entries)."""
         a = self.architecture
         position, bias = self._positions(op, step, cache)
         rotation, rotary = step.rotation if a.rotary_layers[self.index] else None, None
@@ -73,12 +73,14 @@ class Attention(nn.Module):
             *prepared,
             cache.key,
             cache.value,
+            step.cache_length,
             step.last_index,
             step.total_length,
             bias,
             rotary,
         )
-        output, present_key, present_value = self.target.attention(
+        attention = self.target.attention_of_one if step.append_later else self.target.attention
+        output, present_key, present_value = attention(
             op, inputs, heads=a.heads, kv_heads=a.kv_heads, scale=a.scale, softcap=a.attention_softcap
         )
         return output, LayerCache(present_key, present_value, position)
@@ -96,14 +98,19 @@ class Attention(nn.Module):
         positions = self.architecture.positions
         assert isinstance(positions, Rotary)
         partial = {} if positions.dim == self.architecture.head_dim else {"rotary_embedding_dim": positions.dim}
-        return op.RotaryEmbedding(x, rotation.cos, rotation.sin, num_heads=heads, **partial)
+        cos, sin = (cast(op, part, self.target.activations) for part in (rotation.cos, rotation.sin))
+        return op.RotaryEmbedding(x, cos, sin, num_heads=heads, **partial)
 
     def _positions(self, op: Any, step: LayerStep, cache: LayerCache) -> tuple[ir.Value | None, ir.Value | None]:
         """The cache's positions with the new ones appended, and the bias that follows from them."""
         if cache.position is None:
             return None, step.bias
         assert step.position_ids is not None
-        position = op.TensorScatter(cache.position, step.position_ids, step.cache_length, axis=1)
-        stop = op.Cast(op.Unsqueeze(step.total_length, [0]), to=ir.DataType.INT64)
-        keys = op.Slice(position, [0], stop, [1])
-        return position, attention_bias(op, self.architecture, self.index, step.position_ids, keys)
+        keys = position = cache.position
+        if not step.append_later:
+            keys = position = self.target.append_positions(op, cache.position, step.position_ids, step.cache_length)
+        if step.total_length is not None:
+            stop = op.Cast(op.Unsqueeze(step.total_length, [0]), to=ir.DataType.INT64)
+            keys = op.Slice(position, [0], stop, [1])
+        bias = attention_bias(op, self.architecture, self.index, step.position_ids, keys)
+        return None if step.append_later else position, bias

@@ -9,6 +9,7 @@ import onnx_ir as ir
 from onnxscript import GraphBuilder
 
 from dynexport.exporter.architecture import Architecture
+from dynexport.exporter.describe import routed_caches
 from dynexport.exporter.graph.decoder import CausalLM, RunLayer
 from dynexport.exporter.graph.plan import GraphPlan
 from dynexport.exporter.graph.routing import Routing, StepInputs, outputs
@@ -26,8 +27,9 @@ def build_graph(
     """Build one graph, its weights still without values.
 
     Inputs: ``input_ids`` and ``position_ids`` int64 [B, S]; ``cache_lengths`` int64 [L, B]; ``layer_active`` bool [L]
-    in a conditional graph; ``logits_indices`` int64 [B, K]; ``past_key_values.{i}.key`` and ``.value`` float32
-    [B, kv_heads, M, head_dim], and ``.position`` int64 [B, M] where a layer needs it. L counts the plan's layers.
+    in a conditional graph; ``logits_indices`` int64 [B, K]; ``past_key_values.{i}.key`` and ``.value``
+    [B, kv_heads, M, head_dim], of the target's type of activations, and ``.position`` int64 [B, M] where a layer needs
+    it. L counts the plan's layers. M is a number where the target wants it to be.
     Outputs: ``logits`` float32 [B, K, vocab]; ``present.{i}.*`` like the inputs, to be bound to the same buffers.
 
     A Mixture-of-Depths graph has further inputs: ``token_counts`` int64 [B], ``forced_routes`` int64 [R, B, S], and
@@ -51,8 +53,8 @@ def build_graph(
             "inverse_frequencies": frequencies,
             "cache_lengths": cache_lengths,
         }
-        routing = _routing(graph, builder.op, architecture, contract, plan, given)
-    caches = {i: _cache(graph, architecture, plan, contract, i) for i in plan.layers}
+        routing = _routing(graph, builder.op, architecture, contract, plan, target, given)
+    caches = {i: _cache(graph, architecture, plan, contract, target, i) for i in plan.layers}
 
     register_parameters(graph, model)
     step = Step.prepare(
@@ -66,6 +68,7 @@ def build_graph(
         layers=plan.layers,
         contiguous=plan.contiguous,
         kernel_rotates=target.rotates_in_attention(architecture),
+        fixed_slots=target.fixed_slots,
         routing=routing,
     )
     logits, present = model(builder.op, input_ids, step, caches, logits_indices, run_layer)
@@ -82,7 +85,9 @@ def build_graph(
             dtype = {"routes": BOOL, "overflow": INT64}.get(name, FLOAT)
             add_output(graph, value, name, typed_value(name, dtype, shape[:2] if name == "overflow" else shape))
         check_structure(graph, architecture, routing)
-    return ir.Model(graph, ir_version=IR_VERSION, producer_name="dynexport")
+    finished = ir.Model(graph, ir_version=IR_VERSION, producer_name="dynexport")
+    target.finish(finished)
+    return finished
 
 
 def register_parameters(graph: ir.Graph, model: CausalLM) -> None:
@@ -116,24 +121,40 @@ def add_output(graph: ir.Graph, value: ir.Value, name: str, like: ir.Value) -> N
 
 
 def _routing(
-    graph: ir.Graph, op: Any, architecture: Architecture, contract: Mod, plan: GraphPlan, given: dict[str, Any]
+    graph: ir.Graph,
+    op: Any,
+    architecture: Architecture,
+    contract: Mod,
+    plan: GraphPlan,
+    target: Target,
+    given: dict[str, Any],
 ) -> Routing:
+    prompts_by_rank = contract.prefill == "topk" and not plan.only_decodes
     inputs = StepInputs(
         **given,
         token_counts=add_input(graph, "token_counts", INT64, ["B"]),
         forced_routes=add_input(graph, "forced_routes", INT64, [len(contract.routed_layers), "B", "S"]),
-        is_prompt=add_input(graph, "is_prompt", BOOL, []) if contract.prefill == "topk" else None,
+        is_prompt=add_input(graph, "is_prompt", BOOL, []) if prompts_by_rank else None,
     )
-    return Routing.prepare(op, architecture, contract, plan.layers, inputs, padded=plan.padded)
+    return Routing.prepare(op, architecture, contract, plan, inputs, target)
 
 
 def _cache(
-    graph: ir.Graph, architecture: Architecture, plan: GraphPlan, contract: AnyContract, layer: int
+    graph: ir.Graph, architecture: Architecture, plan: GraphPlan, contract: AnyContract, target: Target, layer: int
 ) -> LayerCache:
-    routed = isinstance(contract, Mod) and layer in contract.routed_layers
-    slots = "M_routed" if routed else "M"
+    slots = _slots(architecture, contract, target, layer)
     shape: list[int | str] = ["B", architecture.kv_heads, slots, architecture.head_dim]
-    key, value = (add_input(graph, f"past_key_values.{layer}.{part}", FLOAT, shape) for part in ("key", "value"))
+    key, value = (
+        add_input(graph, f"past_key_values.{layer}.{part}", target.activations, shape) for part in ("key", "value")
+    )
     if layer in plan.contiguous or not architecture.needs_key_positions(layer):
         return LayerCache(key, value)
     return LayerCache(key, value, add_input(graph, f"past_key_values.{layer}.position", INT64, ["B", slots]))
+
+
+def _slots(architecture: Architecture, contract: AnyContract, target: Target, layer: int) -> int | str:
+    """A symbol; or how many slots the layer's cache has, slack included, where that stands in the graph."""
+    routed = routed_caches(contract, architecture.max_length, padded=target.fixed_slots)
+    if routed is None or layer not in routed.layers:
+        return architecture.max_length if target.fixed_slots else "M"
+    return routed.slots + routed.slack if target.fixed_slots else "M_routed"

@@ -11,8 +11,8 @@ from onnxscript import nn
 from dynexport.exporter.architecture import Architecture, LearnedPositions
 from dynexport.exporter.graph.attention import Attention
 from dynexport.exporter.graph.layers import Embedding, Linear, Mlp, Norm
-from dynexport.exporter.graph.step import LayerCache, LayerStep, Step
-from dynexport.exporter.targets.target import Target
+from dynexport.exporter.graph.step import FLOAT, LayerCache, LayerStep, Step
+from dynexport.exporter.targets.target import Target, cast
 
 
 class DecoderLayer(nn.Module):
@@ -39,7 +39,7 @@ class DecoderLayer(nn.Module):
     def forward(
         self, op: Any, hidden_states: ir.Value, step: LayerStep, cache: LayerCache
     ) -> tuple[ir.Value, LayerCache]:
-        """hidden_states float32 [B, S, hidden] -> (the same after the layer, the cache after the layer)."""
+        """hidden_states [B, S, hidden] -> (the same after the layer, the cache after the layer)."""
         attention, present = self.self_attn(op, self.input_layernorm(op, hidden_states), step, cache)
         return self.after_attention(op, hidden_states, attention), present
 
@@ -79,7 +79,7 @@ class Decoder(nn.Module):
         self.norm = Norm(target, a.norm, a.hidden_size, a.norm_epsilon)
 
     def embed(self, op: Any, input_ids: ir.Value, position_ids: ir.Value) -> ir.Value:
-        """input_ids, position_ids int64 [B, S] -> hidden_states float32 [B, S, hidden]."""
+        """input_ids, position_ids int64 [B, S] -> hidden_states [B, S, hidden]."""
         a = self.architecture
         hidden_states = self.embed_tokens(op, input_ids)
         if isinstance(a.positions, LearnedPositions):
@@ -138,6 +138,7 @@ class CausalLM(nn.Module):
         a = self.architecture
         tied = a.tied_embeddings
         logits = self.model.embed_tokens.attend(op, hidden_states) if tied else self.lm_head(op, hidden_states)
+        logits = cast(op, logits, FLOAT)
         if a.logits_softcap is not None:
             logits = op.Mul(op.Tanh(op.Div(logits, a.logits_softcap)), a.logits_softcap)
         return logits

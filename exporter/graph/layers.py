@@ -50,10 +50,10 @@ class Linear(Weighted):
         self.store("weight", shape, storage or target.weight_storage(shape))
         self.has_bias = bias
         if bias:
-            self.store("bias", [out_features])
+            self.store("bias", [out_features], storage or target.vector_storage)
 
     def forward(self, op: Any, x: ir.Value) -> ir.Value:
-        """x float32 [..., in_features] -> [..., out_features]."""
+        """x [..., in_features] -> [..., out_features]."""
         y = self.target.matmul(op, x, self.stored["weight"])
         return op.Add(y, self.bias) if self.has_bias else y
 
@@ -68,7 +68,7 @@ class Embedding(Weighted):
         self.store("weight", shape, target.embedding_storage(shape, tied=tied))
 
     def forward(self, op: Any, indices: ir.Value) -> ir.Value:
-        """indices int64 [...] -> float32 [..., features]."""
+        """indices int64 [...] -> [..., features]."""
         return self.target.gather_rows(op, indices, self.stored["weight"])
 
     def attend(self, op: Any, x: ir.Value) -> ir.Value:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from dynexport.runtime.manifest import Role
+from dynexport.runtime.manifest import ProfileName, Role
 
 
 @dataclass(frozen=True)
@@ -18,7 +18,9 @@ class GraphPlan:
         contiguous: those whose caches always hold the positions 0, 1, 2, .., as nothing ever skips them.
         padded: whether routed layers run a fixed share of the tokens, whatever was chosen.
         role: a whole step, or the part of one that a graph set calls it for.
+        serves: what it is run for. A graph that only decodes takes one token of every row.
         step: which step's router it is, where every step has its own.
+        layer_capacity: in a single graph of all steps, the share of a step's tokens that each layer has room for.
     """
 
     name: str
@@ -27,4 +29,11 @@ class GraphPlan:
     contiguous: tuple[int, ...] = ()
     padded: bool = False
     role: Role = "step"
+    serves: tuple[ProfileName, ...] = ("prefill", "decode")
     step: int | None = None
+    layer_capacity: float | None = None
+
+    @property
+    def only_decodes(self) -> bool:
+        """Whether every row has one token."""
+        return self.serves == ("decode",)

@@ -11,15 +11,16 @@ Tokens outside attention come in one line, [1, N, ..], of whichever rows they ar
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, TypeAlias
 
 import onnx_ir as ir
 from onnxscript import GraphBuilder, nn
 
-from dynexport.exporter.architecture import Architecture
+from dynexport.exporter.architecture import Architecture, Rotary
+from dynexport.exporter.graph.attention import Attention
 from dynexport.exporter.graph.build import IR_VERSION, add_input, add_output, register_parameters, typed_value
-from dynexport.exporter.graph.decoder import CausalLM
+from dynexport.exporter.graph.decoder import CausalLM, DecoderLayer
 from dynexport.exporter.graph.layers import PLAIN, Linear, Norm
 from dynexport.exporter.graph.step import (
     BOOL,
@@ -28,6 +29,7 @@ from dynexport.exporter.graph.step import (
     INT64,
     LayerCache,
     LayerStep,
+    Rotation,
     attention_bias,
     inverse_frequencies,
     rotation,
@@ -37,6 +39,7 @@ from dynexport.exporter.targets.target import Target
 # Added to the score of an entry that a token may not see; of several such exp() is 0, and no sum of them overflows.
 _HIDDEN = -1e30
 Write = Callable[[ir.Graph, Any, CausalLM], None]
+Prepared: TypeAlias = tuple[ir.Value, ir.Value, ir.Value]
 
 
 class Router(nn.Module):
@@ -66,12 +69,19 @@ def build_part(name: str, model: CausalLM, target: Target, write: Write) -> ir.M
 
 
 def embedding(architecture: Architecture) -> Write:
-    """input_ids, position_ids int64 [1, N] -> hidden_states float32 [1, N, hidden]."""
+    """input_ids, position_ids int64 [1, N] -> hidden_states float32 [1, N, hidden].
+
+    With rotary positions also cos and sin float32 [1, N, rotary dim / 2]: every layer of a path rotates by the same.
+    """
 
     def write(graph: ir.Graph, op: Any, model: CausalLM) -> None:
         input_ids = add_input(graph, "input_ids", INT64, [1, "N"])
         position_ids = add_input(graph, "position_ids", INT64, [1, "N"])
         _put_out(graph, model.model.embed(op, input_ids, position_ids), "hidden_states_out", _line(architecture))
+        angles = rotation(op, inverse_frequencies(op, architecture), position_ids)
+        if angles is not None:
+            _put_out(graph, angles.cos, "cos", _angles(architecture))
+            _put_out(graph, angles.sin, "sin", _angles(architecture))
 
     return write
 
@@ -87,13 +97,13 @@ def head(architecture: Architecture) -> Write:
     return write
 
 
-def router(architecture: Architecture, choices: int, module: Router) -> Write:
+def router(architecture: Architecture, choices: int, module: Router, *, gated: bool) -> Write:
     """The choice of every token.
 
     hidden_states float32 [1, N, hidden]; allowed bool [N, choices], at least one for each token; forced_choices int64
     [N], -1 where the router decides -> choices int64 [N], the best allowed one, the lowest of equals; scores float32
-    [N, choices]; margins float32 [N], to the second best, infinite without one; probabilities float32 [N], of the
-    choice among the allowed.
+    [N, choices]; margins float32 [N], to the second best, infinite without one; with a gate probabilities float32 [N],
+    of the choice among the allowed.
     """
 
     def write(graph: ir.Graph, op: Any, model: CausalLM) -> None:
@@ -101,51 +111,89 @@ def router(architecture: Architecture, choices: int, module: Router) -> Write:
         allowed = add_input(graph, "allowed", BOOL, ["N", choices])
         forced = add_input(graph, "forced_choices", INT64, ["N"])
         scores = op.Squeeze(module(op, hidden_states), [0])
-        masked = op.Where(allowed, scores, float("-inf"))
-        best = op.ArgMax(masked, axis=1, keepdims=0, select_last_index=0)
-        choice = op.Where(op.Less(forced, 0), best, forced)
-        chances = op.GatherElements(op.Softmax(masked, axis=1), op.Unsqueeze(choice, [1]), axis=1)
-        _put_out(graph, choice, "choices", ["N"], INT64)
+        chosen = choose(op, scores, allowed, forced, choices, gated=gated)
+        _put_out(graph, chosen.choices, "choices", ["N"], INT64)
         _put_out(graph, scores, "scores", ["N", choices])
-        _put_out(graph, _margins(op, masked, choices), "margins", ["N"])
-        _put_out(graph, op.Squeeze(chances, [1]), "probabilities", ["N"])
+        _put_out(graph, chosen.margins, "margins", ["N"])
+        if chosen.probabilities is not None:
+            _put_out(graph, chosen.probabilities, "probabilities", ["N"])
 
     return write
 
 
-def _margins(op: Any, masked: ir.Value, choices: int) -> ir.Value:
+@dataclass(frozen=True)
+class Choices:
+    """What became of N tokens' scores.
+
+    Attributes:
+        choices: int64 [N], what is forced, else the best allowed one, the lowest of equals.
+        margins: float32 [N], from the best allowed one to the second, infinite without one.
+        probabilities: float32 [N], of the choice among the allowed; None where nobody asks.
+    """
+
+    choices: ir.Value
+    margins: ir.Value
+    probabilities: ir.Value | None
+
+
+def choose(op: Any, scores: ir.Value, allowed: ir.Value, forced: ir.Value, choices: int, *, gated: bool) -> Choices:
+    """Choose for every token; without meaning where a token has nothing allowed.
+
+    Args:
+        scores: float32 [N, choices].
+        allowed: bool [N or 1, choices].
+        forced: int64 [N], -1 where the router decides.
+        gated: whether anybody asks for probabilities.
+    """
+    masked = op.Where(allowed, scores, float("-inf"))
     if choices == 1:
-        return op.Where(op.Greater(op.Squeeze(masked, [1]), float("-inf")), float("inf"), float("inf"))
-    two, _ = op.TopK(masked, [2], axis=1, sorted=1, _outputs=2)
+        masked = op.Concat(masked, op.Add(masked, float("-inf")), axis=1)
+    masked.type, masked.shape = ir.TensorType(FLOAT), ir.Shape([None, max(2, choices)])
+    # The lower index of equals comes first.
+    two, places = op.TopK(masked, [2], axis=1, sorted=1, _outputs=2)
+    best, _ = op.Split(places, axis=1, num_outputs=2, _outputs=2)
     first, second = op.Split(two, axis=1, num_outputs=2, _outputs=2)
-    return op.Squeeze(op.Sub(first, second), [1])
+    choice = op.Where(op.Less(forced, 0), op.Squeeze(best, [1]), forced)
+    margin = op.Squeeze(op.Sub(first, second), [1])
+    if not gated:
+        return Choices(choice, margin, None)
+    chances = op.GatherElements(op.Softmax(masked, axis=1), op.Unsqueeze(choice, [1]), axis=1)
+    return Choices(choice, margin, op.Squeeze(chances, [1]))
 
 
 def before_attention(architecture: Architecture) -> Write:
-    """hidden_states float32 [1, N, hidden], position_ids int64 [1, N] -> query, key, value float32 [1, N, ..]."""
+    """hidden_states float32 [1, N, hidden], cos and sin of rotary positions -> query, key, value float32 [1, N, ..]."""
 
     def write(graph: ir.Graph, op: Any, model: CausalLM) -> None:
         (module,) = model.model.layers
         hidden_states = add_input(graph, "hidden_states", FLOAT, _line(architecture))
-        position_ids = add_input(graph, "position_ids", INT64, [1, "N"])
-        attention = module.self_attn
-        projected = attention.qkv_proj(op, module.input_layernorm(op, hidden_states))
-        angles = rotation(op, inverse_frequencies(op, architecture), position_ids)
-        query, key, value = attention.prepare(op, projected, angles)
-        if key is None or value is None:
-            query, key, value = attention.split(op, projected)
-        _put_out(graph, query, "query", [1, "N", attention.query_size])
-        _put_out(graph, key, "key", [1, "N", attention.kv_size])
-        _put_out(graph, value, "value", [1, "N", attention.kv_size])
+        angles = None
+        if isinstance(architecture.positions, Rotary):
+            cos, sin = (add_input(graph, name, FLOAT, _angles(architecture)) for name in ("cos", "sin"))
+            angles = Rotation(cos, sin, of_every_position=False)
+        query, key, value = prepare(op, module, hidden_states, angles)
+        _put_out(graph, query, "query", [1, "N", module.self_attn.query_size])
+        _put_out(graph, key, "key", [1, "N", module.self_attn.kv_size])
+        _put_out(graph, value, "value", [1, "N", module.self_attn.kv_size])
 
     return write
+
+
+def prepare(op: Any, layer: DecoderLayer, hidden_states: ir.Value, angles: Rotation | None) -> Prepared:
+    """query, key, value float32 [1, N, ..] of hidden states [1, N, hidden], normed and rotated."""
+    projected = layer.self_attn.qkv_proj(op, layer.input_layernorm(op, hidden_states))
+    query, key, value = layer.self_attn.prepare(op, projected, angles)
+    if key is None or value is None:
+        query, key, value = layer.self_attn.split(op, projected)
+    return query, key, value
 
 
 def attention(architecture: Architecture, *, tagged: bool) -> Write:
     """Append and attend, C tokens of each of B rows, in the order of their positions; it has no weights.
 
-    query, key, value float32 [B, C, ..], position_ids int64 [B, C], cache_lengths int64 [B], a cache -> attention
-    float32 [B, C, heads * head_dim], the cache.
+    query, key, value float32 [B, C, ..], position_ids int64 [B, C], cache_lengths int64 [B], last_index int32 [B] and
+    total_length int32 as ``LayerStep`` has them, a cache -> attention float32 [B, C, heads * head_dim], the cache. It
+    has those of the inputs that it uses.
 
     Args:
         tagged: the cache is a layer's own, which an earlier token may have come to at a later step: ``step`` int64 is
@@ -154,38 +202,72 @@ def attention(architecture: Architecture, *, tagged: bool) -> Write:
 
     def write(graph: ir.Graph, op: Any, model: CausalLM) -> None:
         (module,) = model.model.layers
-        heads, kv_heads, size = module.self_attn, architecture.kv_heads, architecture.head_dim
+        heads = module.self_attn
         sizes = {"query": heads.query_size, "key": heads.kv_size, "value": heads.kv_size}
-        prepared = [add_input(graph, name, FLOAT, ["B", "C", size]) for name, size in sizes.items()]
+        query, key, value = (add_input(graph, name, FLOAT, ["B", "C", size]) for name, size in sizes.items())
         position_ids = add_input(graph, "position_ids", INT64, ["B", "C"])
         cache_length = add_input(graph, "cache_lengths", INT64, ["B"])
+        last_index = add_input(graph, "last_index", INT32, ["B"])
+        total_length = add_input(graph, "total_length", INT32, [])
         now = add_input(graph, "step", INT64, []) if tagged else None
-        shapes: dict[str, list[int | str]] = {part: ["B", kv_heads, "M", size] for part in ("key", "value")}
-        if tagged or architecture.needs_key_positions(module.index):
-            shapes["position"] = ["B", "M"]
-        if tagged:
-            shapes["step"] = ["B", "M"]
-        past = {
-            part: add_input(graph, f"past_key_values.{part}", FLOAT if len(shape) == 4 else INT64, shape)
-            for part, shape in shapes.items()
-        }
-        step = _layer_step(op, prepared[0], position_ids, cache_length)
-        present: dict[str, ir.Value] = {}
-        if now is not None:
-            present, bias = _appended_and_seen(op, architecture, module.index, step, past, now)
-            step, past_entries = replace(step, bias=bias), LayerCache(past["key"], past["value"])
-        else:
-            past_entries = LayerCache(**past)
-        output, entries = heads.attend(op, tuple(prepared), step, past_entries)
+        past = add_cache(graph, architecture, "past_key_values", tagged=tagged)
+        step = LayerStep(position_ids, None, cache_length, last_index, total_length)
+        output, present = attend(op, architecture, heads, Tokens((query, key, value), step, now), past)
         _put_out(graph, output, "attention", ["B", "C", heads.query_size])
-        present |= dict(zip(("key", "value", "position"), entries.values(), strict=False))
-        for part, value in past.items():
-            add_output(graph, present[part], f"present.{part}", value)
+        for part, entries in past.items():
+            add_output(graph, present[part], f"present.{part}", entries)
+        for unused in [value for value in graph.inputs if not value.uses()]:
+            graph.inputs.remove(unused)
 
     return write
 
 
-def _layer_step(op: Any, query: ir.Value, position_ids: ir.Value, cache_length: ir.Value) -> LayerStep:
+def add_cache(graph: ir.Graph, architecture: Architecture, prefix: str, *, tagged: bool) -> dict[str, ir.Value]:
+    """Inputs for a cache of any layer of the pool, by what they hold."""
+    shape: list[int | str] = ["B", architecture.kv_heads, "M", architecture.head_dim]
+    shapes = {"key": shape, "value": shape}
+    if tagged or architecture.needs_key_positions(0):
+        shapes["position"] = ["B", "M"]
+    if tagged:
+        shapes["step"] = ["B", "M"]
+    return {
+        part: add_input(graph, f"{prefix}.{part}", FLOAT if len(shape) == 4 else INT64, shape)
+        for part, shape in shapes.items()
+    }
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """C tokens of each of B rows that come to attention, in the order of their positions.
+
+    Attributes:
+        prepared: query, key, value float32 [B, C, ..].
+        step: what their layer has to know of them.
+        now: int64 scalar, the step of their paths, where entries are tagged with theirs.
+    """
+
+    prepared: Prepared
+    step: LayerStep
+    now: ir.Value | None
+
+
+def attend(
+    op: Any, architecture: Architecture, heads: Attention, tokens: Tokens, past: dict[str, ir.Value]
+) -> tuple[ir.Value, dict[str, ir.Value]]:
+    """Append and attend: (float32 [B, C, heads * head_dim], the cache)."""
+    step = tokens.step
+    present: dict[str, ir.Value] = {}
+    if tokens.now is not None:
+        present, bias = _appended_and_seen(op, architecture, heads.index, step, past, tokens.now)
+        step, past_entries = replace(step, bias=bias), LayerCache(past["key"], past["value"])
+    else:
+        past_entries = LayerCache(**past)
+    output, entries = heads.attend(op, tokens.prepared, step, past_entries)
+    return output, present | dict(zip(("key", "value", "position"), entries.values(), strict=False))
+
+
+def layer_step(op: Any, query: ir.Value, position_ids: ir.Value, cache_length: ir.Value) -> LayerStep:
+    """What a layer has to know of C tokens of each of B rows, query [B, C, ..]."""
     lengths = op.Add(cache_length, op.Shape(query, start=1, end=2))
     return LayerStep(
         position_ids,
@@ -229,17 +311,29 @@ def after_attention(architecture: Architecture, *, gated: bool) -> Write:
         (module,) = model.model.layers
         hidden_states = add_input(graph, "hidden_states", FLOAT, _line(architecture))
         attended = add_input(graph, "attention", FLOAT, [1, "N", module.self_attn.query_size])
-        output = module.after_attention(op, hidden_states, module.self_attn.o_proj(op, attended))
-        if gated:
-            gates = op.Unsqueeze(add_input(graph, "gates", FLOAT, ["N"]), [0, 2])
-            output = op.Add(hidden_states, op.Mul(gates, op.Sub(output, hidden_states)))
-        _put_out(graph, output, "hidden_states_out", _line(architecture))
+        gates = add_input(graph, "gates", FLOAT, ["N"]) if gated else None
+        _put_out(graph, finish(op, module, hidden_states, attended, gates), "hidden_states_out", _line(architecture))
 
     return write
 
 
+def finish(
+    op: Any, layer: DecoderLayer, hidden_states: ir.Value, attended: ir.Value, gates: ir.Value | None
+) -> ir.Value:
+    """The rest of a layer [1, N, hidden], from its input and what attention made of that; gates float32 [N]."""
+    output = layer.after_attention(op, hidden_states, layer.self_attn.o_proj(op, attended))
+    if gates is None:
+        return output
+    return op.Add(hidden_states, op.Mul(op.Unsqueeze(gates, [0, 2]), op.Sub(output, hidden_states)))
+
+
 def _line(architecture: Architecture) -> list[int | str]:
     return [1, "N", architecture.hidden_size]
+
+
+def _angles(architecture: Architecture) -> list[int | str]:
+    assert isinstance(architecture.positions, Rotary)
+    return [1, "N", architecture.positions.dim // 2]
 
 
 def _put_out(

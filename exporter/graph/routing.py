@@ -9,7 +9,6 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
-from fractions import Fraction
 from typing import Any
 
 import numpy as np
@@ -19,15 +18,19 @@ from onnxscript import nn
 from dynexport.exporter.architecture import Architecture
 from dynexport.exporter.graph.conditional import either
 from dynexport.exporter.graph.layers import PLAIN, Linear
+from dynexport.exporter.graph.plan import GraphPlan
+from dynexport.exporter.graph.selection import capacity, chosen_first
 from dynexport.exporter.graph.step import (
+    FLOAT,
     INT32,
     INT64,
+    LayerCache,
     LayerStep,
     Rotation,
     Step,
     rotation,
 )
-from dynexport.exporter.targets.target import Target
+from dynexport.exporter.targets.target import Target, cast
 from dynexport.runtime.contract import Mod
 
 # What top-k decides, beside 0 for "left to the router" and infinity for "made to run".
@@ -62,6 +65,7 @@ class Routing:
     A decode step is many small operators beside few large ones, and each costs about 8 us: what can be shared is.
 
     Attributes:
+        target: which engine's operators.
         padded: routed layers run ``most`` tokens of every row, so that no shape depends on what was chosen.
         token_counts: int64 [B], how many of the S tokens are real; the others are padding and take no slot.
         is_prompt: bool scalar: choose by top-k; None in a graph that always decides causally.
@@ -79,6 +83,7 @@ class Routing:
     """
 
     contract: Mod
+    target: Target
     padded: bool
     token_counts: ir.Value
     is_prompt: ir.Value | None
@@ -99,16 +104,11 @@ class Routing:
         op: Any,
         architecture: Architecture,
         contract: Mod,
-        layers: tuple[int, ...],
+        plan: GraphPlan,
         step_inputs: StepInputs,
-        *,
-        padded: bool,
+        target: Target,
     ) -> Routing:
-        """Compute what all layers share.
-
-        Args:
-            layers: the layers of the graph: the rows of cache_lengths.
-        """
+        """Compute what all layers share."""
         given, slots = step_inputs, contract.slots(architecture.max_length)
         length = op.Shape(given.forced_routes, start=2, end=3)
         places = op.Range(0, op.Squeeze(length, [0]), 1)
@@ -116,14 +116,15 @@ class Routing:
         told = op.Where(op.Less(given.forced_routes, 0), 0.0, _told(op, op.Greater(given.forced_routes, 0)))
         most = op.Min(length, slots)
         if contract.prefill == "topk":
-            most = op.Min(_capacity(op, contract, length), most)
+            most = op.Min(capacity(op, contract.capacity, contract.rounding, length), most)
         room = None
-        if padded or slots < architecture.max_length:
-            rows = [layers.index(layer) for layer in contract.routed_layers]
+        if plan.padded or slots < architecture.max_length:
+            rows = [plan.layers.index(layer) for layer in contract.routed_layers]
             room = _by_layer(op, contract, op.Sub(slots, op.Unsqueeze(op.Gather(given.cache_lengths, rows), [2])))
         return cls(
             contract,
-            padded,
+            target,
+            plan.padded,
             given.token_counts,
             given.is_prompt,
             real,
@@ -225,26 +226,18 @@ def _causal(op: Any, contract: Mod, layer: int, logit: ir.Value, told: ir.Value)
     return compare(op.Add(op.Sigmoid(logit), told), float(contract.threshold(layer)))
 
 
-def _capacity(op: Any, contract: Mod, tokens: ir.Value) -> ir.Value:
-    """k = max(1, rounding(capacity * tokens)): an integer expression, so that no length can be baked into it."""
-    share = Fraction(str(contract.capacity))
-    product = op.Mul(tokens, share.numerator)
-    if contract.rounding == "ceil":
-        product = op.Add(product, share.denominator - 1)
-    return op.Max(op.Div(product, share.denominator), 1)
-
-
 def _top_k(op: Any, contract: Mod, score: ir.Value, routing: Routing) -> tuple[ir.Value, ir.Value]:
     """The k best of each row's own real tokens, lower position first on ties; and each one's distance to the others."""
-    k = op.Unsqueeze(_capacity(op, contract, routing.token_counts), [0, 2])
-    length = op.Shape(score, start=2, end=3)
-    values, order = op.TopK(op.Where(routing.real, score, float("-inf")), length, axis=2, sorted=1, _outputs=2)
-    ranks = op.Expand(routing.places, op.Shape(score))
-    rank = op.ScatterElements(op.Mul(order, 0), order, ranks, axis=2)
-    chosen = op.Less(rank, k)
-    worst_in = op.GatherElements(values, op.Sub(k, 1), axis=2)
-    best_out = op.GatherElements(values, op.Min(k, op.Sub(length, 1)), axis=2)
-    best_out = op.Where(op.Less(k, length), best_out, float("-inf"))  # nobody is out where all are in
+    counts, most = (
+        capacity(op, contract.capacity, contract.rounding, tokens)
+        for tokens in (routing.token_counts, op.Shape(score, start=2, end=3))
+    )
+    masked = op.Where(routing.real, score, float("-inf"))
+    places, runs = routing.target.top_k(op, op.Squeeze(masked, [0]), counts, most)
+    nobody = op.Mul(op.Cast(op.Squeeze(routing.real, [0]), to=INT64), 0)
+    chosen = op.Unsqueeze(op.Greater(op.ScatterElements(nobody, places, runs, axis=1), 0), [0])
+    worst_in = op.ReduceMin(op.Where(chosen, score, float("inf")), [2])
+    best_out = op.ReduceMax(op.Where(chosen, float("-inf"), masked), [2])  # nobody is out where all are in
     return chosen, op.Where(chosen, op.Sub(score, best_out), op.Sub(worst_in, score))
 
 
@@ -347,11 +340,7 @@ class Padded(Compacted):
         self, op: Any, layer: int, route: Route, hidden_states: ir.Value, step: Step, routing: Routing
     ) -> None:
         self._before, self._route = hidden_states, route
-        chosen = op.Squeeze(route.chosen, [0])
-        length = op.Shape(chosen, start=1, end=2)
-        # Chosen ones before the others, each in order: distinct keys, so that TopK is a stable partition.
-        key = op.Sub(op.Where(chosen, op.Mul(length, 2), length), routing.places)
-        _, self._index = op.TopK(key, routing.most, axis=1, sorted=1, _outputs=2)
+        self._index = chosen_first(op, op.Squeeze(route.chosen, [0]), routing.places, routing.most)
         self.hidden_states = op.GatherND(hidden_states, op.Unsqueeze(self._index, [2]), batch_dims=1)
         positions = op.GatherElements(step.position_ids, self._index, axis=1)
         self.step = _padded_step(op, layer, step, routing, positions)
@@ -371,6 +360,7 @@ def _padded_step(op: Any, layer: int, step: Step, routing: Routing, positions: i
     """What the layer has to know of ``most`` tokens of every row at ``positions`` int64 [B, most]."""
     cache_length = op.Gather(step.cache_lengths, step.row_of(layer))
     lengths = op.Add(cache_length, routing.most)
+    fixed_slots = step.total_length is None
     if routing.contract.positions == "compact":
         positions = op.Add(op.Unsqueeze(cache_length, [1]), op.Range(0, op.Squeeze(routing.most, [0]), 1))
     return LayerStep(
@@ -378,20 +368,68 @@ def _padded_step(op: Any, layer: int, step: Step, routing: Routing, positions: i
         rotation(op, step.inverse_frequencies, positions),
         cache_length,
         op.Cast(op.Sub(lengths, 1), to=INT32),
-        op.Cast(op.ReduceMax(lengths, keepdims=0), to=INT32),
+        None if fixed_slots else op.Cast(op.ReduceMax(lengths, keepdims=0), to=INT32),
     )
+
+
+class EveryRow(Compacted):
+    """The one token of every row, whether it was chosen or not: [B, 1, hidden]."""
+
+    def __init__(
+        self, op: Any, layer: int, route: Route, hidden_states: ir.Value, step: Step, routing: Routing
+    ) -> None:
+        self.hidden_states, self._route = hidden_states, route
+        positions, angles = step.position_ids, step.rotation
+        cache_length, last = (op.Gather(values, step.row_of(layer)) for values in (step.cache_lengths, step.last_index))
+        if routing.contract.positions == "compact":
+            positions = op.Expand(op.Unsqueeze(cache_length, [1]), op.Shape(step.position_ids))
+            angles = rotation(op, step.inverse_frequencies, positions)
+        self.step = LayerStep(positions, angles, cache_length, last, None, append_later=True)
+
+        self._cache_length, self._target = cache_length, routing.target
+
+    def any(self, op: Any) -> ir.Value:
+        """bool scalar, whether any row runs; counted, for TensorRT's ReduceMax takes no booleans."""
+        return op.Greater(op.ReduceMax(op.Cast(self._route.chosen, to=INT32), keepdims=0), 0)
+
+    def no_entries(self, op: Any, cache: LayerCache) -> LayerCache:
+        """What rows have for entries of a layer that does not run: zeros, in slots that are not counted."""
+        assert cache.key.shape is not None
+        features = cache.key.shape[1] * cache.key.shape[3]
+        shape = op.Concat(op.Shape(self.hidden_states, start=0, end=2), [features], axis=0)
+        zeros = cast(op, op.Expand(op.Constant(value_float=0.0), shape), self._target.activations)
+        return LayerCache(zeros, zeros)
+
+    def append(self, op: Any, cache: LayerCache, entries: LayerCache) -> LayerCache:
+        """The cache with every row's entry behind those in use, counted or not."""
+        key, value = (
+            self._target.append(op, past, new, self._cache_length)
+            for past, new in ((cache.key, entries.key), (cache.value, entries.value))
+        )
+        if cache.position is None:
+            return LayerCache(key, value)
+        assert self.step.position_ids is not None
+        position = self._target.append_positions(op, cache.position, self.step.position_ids, self._cache_length)
+        return LayerCache(key, value, position)
+
+    def scores(self, op: Any) -> ir.Value:
+        return op.Transpose(self._route.score, perm=[1, 2, 0])
+
+    def put_back(self, op: Any, output: ir.Value) -> ir.Value:
+        return op.Where(op.Transpose(self._route.chosen, perm=[1, 2, 0]), output, self.hidden_states)
 
 
 def gated(op: Any, contract: Mod, compacted: Compacted, output: ir.Value) -> ir.Value:
     """The layer's output y under the gate: h + g (y - h), or g y."""
     if contract.gate == "none":
         return output
-    gate = compacted.scores(op)
+    gate, dtype = compacted.scores(op), output.dtype
     gate = op.Sigmoid(gate) if contract.gate == "sigmoid" else gate
+    output = cast(op, output, FLOAT)
     if contract.combine == "replace":
-        return op.Mul(gate, output)
-    before = compacted.hidden_states
-    return op.Add(before, op.Mul(gate, op.Sub(output, before)))
+        return cast(op, op.Mul(gate, output), dtype)
+    before = cast(op, compacted.hidden_states, FLOAT)
+    return cast(op, op.Add(before, op.Mul(gate, op.Sub(output, before))), dtype)
 
 
 def outputs(op: Any, routing: Routing) -> dict[str, ir.Value]:
@@ -415,4 +453,16 @@ def outputs(op: Any, routing: Routing) -> dict[str, ir.Value]:
     }
 
 
-__all__ = ["Compacted", "Padded", "Predictor", "Ragged", "Route", "Routing", "StepInputs", "decide", "gated", "outputs"]
+__all__ = [
+    "Compacted",
+    "EveryRow",
+    "Padded",
+    "Predictor",
+    "Ragged",
+    "Route",
+    "Routing",
+    "StepInputs",
+    "decide",
+    "gated",
+    "outputs",
+]

@@ -21,7 +21,7 @@ _MASKED = -1e30
 
 @dataclass(frozen=True)
 class LayerCache:
-    """One layer's cache, as input or output: key and value float32 [B, kv_heads, M, head_dim].
+    """One layer's cache, as input or output: key and value [B, kv_heads, M, head_dim].
 
     Attributes:
         position: int64 [B, M], the original position of every entry, for layers that need it.
@@ -60,9 +60,11 @@ class LayerStep:
         rotation: rotary angles, or None.
         cache_length: int64 [B], entries in the layer's cache before the step.
         last_index: int32 [B], cache_length + S - 1.
-        total_length: int32 scalar, the longest row's entries after the step.
+        total_length: int32 scalar, the longest row's entries after the step; None where caches have a fixed number of
+            slots, and attention looks at all of them.
         bias: what windows and ALiBi add to the scores where that is known beforehand, float32 [B or 1, 1 or heads,
-            S, total_length]; where it is not, it follows from the positions in the cache.
+            S, total_length or M]; where it is not, it follows from the positions in the cache.
+        append_later: every row has one token, whose entry attention gives instead of the cache, to be appended outside.
         ragged: where the layer's tokens come in one line, how they become the rows that attention wants.
     """
 
@@ -70,9 +72,10 @@ class LayerStep:
     rotation: Rotation | None
     cache_length: ir.Value
     last_index: ir.Value
-    total_length: ir.Value
+    total_length: ir.Value | None
     bias: ir.Value | None = None
     ragged: Ragged | None = None
+    append_later: bool = False
 
 
 @dataclass(frozen=True)
@@ -86,7 +89,8 @@ class Step:
         rotation: rotary angles, or None.
         cache_lengths: int64 [L, B], entries in every layer's cache before the step.
         last_index: int32 [L, B], cache_lengths + S - 1.
-        total_length: int32 [L], the longest row's entries after the step.
+        total_length: int32 [L], the longest row's entries after the step; None where caches have a fixed number of
+            slots, ``max_length`` of unrouted layers.
         layer_active: bool [L], in a graph that can skip layers.
         contiguous: layers that nothing ever skips.
         alike: by window, for layers whose caches hold exactly the positions 0, 1, 2, ..: they differ in nothing else,
@@ -101,7 +105,7 @@ class Step:
     rotation: Rotation | None
     cache_lengths: ir.Value
     last_index: ir.Value
-    total_length: ir.Value
+    total_length: ir.Value | None
     layer_active: ir.Value | None
     contiguous: tuple[int, ...]
     alike: dict[int | None, LayerStep]
@@ -121,6 +125,7 @@ class Step:
         layers: tuple[int, ...],
         contiguous: tuple[int, ...],
         kernel_rotates: bool,
+        fixed_slots: bool,
         routing: Routing | None = None,
     ) -> Step:
         """Compute the shared values once, before the first layer.
@@ -130,10 +135,11 @@ class Step:
             layers: the layers of the graph; rows of ``cache_lengths`` and ``layer_active`` follow them.
             contiguous: layers whose caches hold exactly the positions 0, 1, 2, ..: nothing ever skips them.
             kernel_rotates: attention takes the angles of every position and rotates itself.
+            fixed_slots: caches have a fixed number of slots, and attention looks at all of them.
         """
         length = op.Shape(input_ids, start=1, end=2)
         rotated = op.Range(0, architecture.max_length, 1) if kernel_rotates else position_ids
-        total = op.Add(op.ReduceMax(cache_lengths, [1], keepdims=0), length)
+        total = None if fixed_slots else op.Add(op.ReduceMax(cache_lengths, [1], keepdims=0), length)
         step = cls(
             architecture,
             layers,
@@ -142,7 +148,7 @@ class Step:
             rotation(op, frequencies, rotated, of_every_position=kernel_rotates),
             cache_lengths,
             op.Cast(op.Sub(op.Add(cache_lengths, length), 1), to=INT32),
-            op.Cast(total, to=INT32),
+            None if total is None else op.Cast(total, to=INT32),
             layer_active,
             contiguous,
             alike={},
@@ -151,14 +157,16 @@ class Step:
         step._tell_alike(op, total, contiguous)
         return step
 
-    def _tell_alike(self, op: Any, total: ir.Value, contiguous: tuple[int, ...]) -> None:
-        """Compute what contiguous layers have to know once for each window; total is int64 [L]."""
+    def _tell_alike(self, op: Any, total: ir.Value | None, contiguous: tuple[int, ...]) -> None:
+        """Compute what contiguous layers have to know once for each window; total is int64 [L], or None."""
         for layer in contiguous:
             window = self.architecture.windows[layer]
             if window not in self.alike:
                 bias = None
                 if self.architecture.needs_key_positions(layer):
-                    keys = op.Unsqueeze(op.Range(0, op.Gather(total, self.row_of(layer)), 1), [0])
+                    slots = self.architecture.max_length
+                    count = slots if total is None else op.Gather(total, self.row_of(layer))
+                    keys = op.Unsqueeze(op.Range(0, count, 1), [0])
                     bias = attention_bias(op, self.architecture, layer, self.position_ids, keys)
                 self.alike[window] = replace(self._gathered(op, layer), bias=bias)
 
@@ -172,10 +180,10 @@ class Step:
         return alike or self._gathered(op, layer)
 
     def _gathered(self, op: Any, layer: int) -> LayerStep:
-        rows = (
-            op.Gather(values, self.row_of(layer)) for values in (self.cache_lengths, self.last_index, self.total_length)
-        )
-        return LayerStep(self.position_ids, self.rotation, *rows)
+        row = self.row_of(layer)
+        length, last = op.Gather(self.cache_lengths, row), op.Gather(self.last_index, row)
+        total = None if self.total_length is None else op.Gather(self.total_length, row)
+        return LayerStep(self.position_ids, self.rotation, length, last, total)
 
 
 def attention_bias(
@@ -198,7 +206,7 @@ def attention_bias(
     if window is not None:
         terms.append(op.Unsqueeze(op.Where(op.Greater(distance, -window), 0.0, _MASKED), [1]))
     if isinstance(architecture.positions, Alibi):
-        slopes = op.initializer(ir.tensor(architecture.positions.slopes()[:, None, None]), "alibi_slopes")
+        slopes = op.Constant(value=ir.tensor(architecture.positions.slopes()[:, None, None]))
         terms.append(op.Mul(op.Cast(op.Unsqueeze(distance, [1]), to=FLOAT), slopes))
     bias: ir.Value = reduce(op.Add, terms)
     return bias

@@ -13,6 +13,7 @@ in. Not looked at: whether the layer's attention is causal, which is the kernel'
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from enum import Enum
 from fractions import Fraction
 
@@ -20,17 +21,18 @@ import onnx_ir as ir
 
 from dynexport.exporter.architecture import Architecture
 from dynexport.exporter.graph.routing import Routing
-from dynexport.runtime.contract import Mod
+from dynexport.runtime.contract import Mod, Radial
+from dynexport.runtime.routes import TURNED_AWAY
 
 
 class BrokenGraph(AssertionError):
     """A bug of the exporter, found before the graph is written."""
 
 
-# Operand -> constants that may stand in it. Reshape, Split and Gather have rules of their own.
+# Operand -> constants that may stand in it. Reshape, Expand, Split and Gather have rules of their own.
 _SIZES: dict[str, dict[int, frozenset[int]]] = {
+    "CapacityTopK": {1: frozenset()},
     "ConstantOfShape": {0: frozenset({1})},
-    "Expand": {1: frozenset({1})},
     "GroupQueryAttention": {5: frozenset(), 6: frozenset()},
     "Pad": {1: frozenset({0})},
     "Range": {0: frozenset({0}), 1: frozenset()},
@@ -40,11 +42,12 @@ _SIZES: dict[str, dict[int, frozenset[int]]] = {
     "TopK": {1: frozenset()},
 }
 _ARITHMETIC = ("Add", "Sub", "Mul", "Div", "Mod", "Min", "Max")
-_NOT_COUNTED = (ir.DataType.BOOL, ir.DataType.FLOAT, ir.DataType.FLOAT16)
+_NOT_COUNTED = (ir.DataType.BOOL, ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
 _PICKS = ("Gather", "GatherElements", "GatherND")
 _COMPARISONS = ("Equal", "Greater", "GreaterOrEqual", "Less", "LessOrEqual")
 _LOGIC = ("And", "Not", "Or", "Where", "Xor")
 _ELEMENT_BY_ELEMENT = {*_ARITHMETIC, *_COMPARISONS, *_LOGIC, "Abs", "Cast", "Identity", "Neg", "Sigmoid"}
+_OF_VALUES = ("Compress", "If", "Loop", "NonZero", "Scan", "Unique")
 _DECIDED_WITH = ("cache_lengths", "token_counts", "forced_routes", "is_prompt")
 
 
@@ -57,19 +60,42 @@ def check_structure(graph: ir.Graph, architecture: Architecture, routing: Routin
     Raises:
         BrokenGraph: with the name of the node, input or output that must not be so.
     """
-    _check_dimensions(graph, routing.contract)
-    sizes = _Sizes(graph, architecture, routing.contract)
-    for node in graph.all_nodes():
-        sizes.check(node)
+    contract = routing.contract
+    fixed_slots = routing.target.fixed_slots
+    _check_dimensions(graph, lambda name: _dimensions(name, contract, fixed_slots))
+    declared = {contract.slots(architecture.max_length), *_numbers(contract.capacity, contract.rounding)}
+    _Sizes(graph, architecture, declared).check_all()
     for layer, route in zip(routing.contract.routed_layers, routing.routes, strict=True):
         entrance = f"hidden_states.{layer - 1 if layer else 'embedding'}"
         _Decisions(entrance, routing.is_prompt).check(route.chosen)
 
 
-def _check_dimensions(graph: ir.Graph, contract: Mod) -> None:
+def check_single_graph(graph: ir.Graph, architecture: Architecture, contract: Radial, layer_capacity: float) -> None:
+    """Look at a finished graph of all steps of a Radial Network.
+
+    Raises:
+        BrokenGraph: as ``check_structure``; or for an operator that is a condition, or whose result has a shape that
+            depends on values.
+    """
+    _check_dimensions(graph, _single_graph_dimensions)
+    for node in graph.all_nodes():
+        if node.op_type in _OF_VALUES:
+            raise _broken(node, "what runs, or a shape, depends on values here")
+    choices, steps = range(architecture.layers + 1), range(contract.max_steps)
+    declared = {*choices, *steps, TURNED_AWAY, *_numbers(layer_capacity, "ceil")}
+    _Sizes(graph, architecture, declared).check_all()
+
+
+def _numbers(share: float, rounding: str) -> set[int]:
+    """What may stand in the arithmetic of a share."""
+    exact = Fraction(str(share))
+    return {exact.numerator, exact.denominator} | ({exact.denominator - 1} if rounding == "ceil" else set())
+
+
+def _check_dimensions(graph: ir.Graph, dimensions: Callable[[str], list[str | None]]) -> None:
     """Every input and output has a symbol where a run decides, and a number everywhere else."""
     for value in (*graph.inputs, *graph.outputs):
-        expected = _dimensions(value.name or "", contract)
+        expected = dimensions(value.name or "")
         found = [dim if isinstance(dim, int) else dim.value for dim in value.shape or ()]
         if len(found) != len(expected) or not all(
             isinstance(dim, int) if symbol is None else dim == symbol
@@ -78,11 +104,18 @@ def _check_dimensions(graph: ir.Graph, contract: Mod) -> None:
             raise BrokenGraph(f"{value.name}: expected dimensions {expected} (None: a number), found {found}")
 
 
-def _dimensions(name: str, contract: Mod) -> list[str | None]:
+def _fixed_slots(graph: ir.Graph) -> set[int]:
+    """Of a target whose caches have a fixed size, how many slots they have."""
+    shapes = (value.shape for value in graph.inputs if (value.name or "").endswith(".key"))
+    return {shape[2] for shape in shapes if shape is not None and isinstance(shape[2], int)}
+
+
+def _dimensions(name: str, contract: Mod, fixed_slots: bool) -> list[str | None]:
     """The symbols of an input or output, None for a number."""
     if name.startswith(("past_key_values.", "present.")):
         _, layer, part = name.split(".")
-        slots = "M_routed" if int(layer) in contract.routed_layers else "M"
+        symbol = "M_routed" if int(layer) in contract.routed_layers else "M"
+        slots = None if fixed_slots else symbol
         return ["B", slots] if part == "position" else ["B", None, slots, None]
     by_name: dict[str, list[str | None]] = {
         "cache_lengths": [None, "B"],
@@ -97,25 +130,52 @@ def _dimensions(name: str, contract: Mod) -> list[str | None]:
     return by_name.get(name, [None, "B", "S"])
 
 
-class _Sizes:
-    """Where the sizes of a graph come from."""
+def _single_graph_dimensions(name: str) -> list[str | None]:
+    if name.startswith(("past_key_values.", "present.")):
+        return ["B", None, "M", None] if name.endswith((".key", ".value")) else ["B", "M"]
+    by_name: dict[str, list[str | None]] = {
+        "cache_lengths": [None, "B"],
+        "input_ids": ["B", "S"],
+        "logits": ["B", "K", None],
+        "logits_indices": ["B", "K"],
+        "overflow": ["B"],
+        "position_ids": ["B", "S"],
+        "token_counts": ["B"],
+    }
+    return by_name.get(name, [None, "B", "S"])
 
-    def __init__(self, graph: ir.Graph, architecture: Architecture, contract: Mod) -> None:
-        a, share = architecture, Fraction(str(contract.capacity))
+
+class _Sizes:
+    """Where the sizes of a graph come from.
+
+    Args:
+        declared: numbers of contract and model, beside 0 and 1, that may stand in integer arithmetic and comparisons.
+    """
+
+    def __init__(self, graph: ir.Graph, architecture: Architecture, declared: set[int]) -> None:
+        a = architecture
+        self._graph = graph
         self._max_length = a.max_length
+        self._slots = _fixed_slots(graph)
         self._windows = {-window for window in a.windows if window is not None}
+        # Attention that is written out has heads in front of tokens, and places of a cache behind them.
+        self._heads = {a.heads, a.kv_heads} if self._slots else set()
         self._features: set[tuple[int | None, ...]] = {(), (a.hidden_size,)}
+        self._features |= {(size,) for size in (self._slots | {a.head_dim} if self._slots else ())}
         for heads in (a.heads, a.kv_heads):
             self._features |= {(heads, a.head_dim), (heads * a.head_dim,)}
-        self._declared = {0, 1, contract.slots(a.max_length), share.numerator, share.denominator}
-        if contract.rounding == "ceil":
-            self._declared.add(share.denominator - 1)
-        self._of_the_run = _of_the_run(graph)
+        self._declared = {0, 1} | declared
+        self._of_the_run = _of_the_run(graph, self._slots)
+
+    def check_all(self) -> None:
+        """Refuse the first node whose sizes do not come from the inputs of a run."""
+        for node in self._graph.all_nodes():
+            self.check(node)
 
     def check(self, node: ir.Node) -> None:
         """Refuse a node whose sizes do not come from the inputs of a run."""
-        if node.op_type == "Reshape":
-            self._check_reshape(node)
+        if node.op_type in ("Reshape", "Expand"):
+            self._check_shape(node)
         elif node.op_type == "Split":
             self._check_split(node)
         elif node.op_type == "Gather":
@@ -123,8 +183,10 @@ class _Sizes:
         elif node.op_type in _COMPARISONS:
             self._check_comparison(node)
         for place, fixed in _SIZES.get(node.op_type, {}).items():
-            if node.op_type == "Range" and place == 1:  # the rotary angles of all positions
-                fixed = fixed | {self._max_length}
+            if node.op_type == "TopK" and _ranks_features(node):
+                continue
+            if node.op_type == "Range" and place == 1:  # the rotary angles of all positions; the places in a cache
+                fixed = fixed | {self._max_length} | self._slots
             for size in self._elements(node, node.inputs[place]):
                 if size is not None and size not in fixed:
                     raise _broken(node, f"input {place} is the constant {size}: it holds at one number of tokens only")
@@ -173,15 +235,15 @@ class _Sizes:
                         node, f"compares with the constant {number}, which neither contract nor model declare"
                     )
 
-    def _check_reshape(self, node: ir.Node) -> None:
-        """Tokens are never behind features: constants are the model's features, at the end, or 0, 1 and -1."""
-        if node.inputs[0] not in self._of_the_run:
+    def _check_shape(self, node: ir.Node) -> None:
+        """Tokens are never behind features: constants are the model's features, at the end, heads, or 0, 1 and -1."""
+        if node.op_type == "Reshape" and node.inputs[0] not in self._of_the_run:
             return
         sizes = self._elements(node, node.inputs[1])
         start = len(sizes)
         while start and (sizes[start - 1] or 0) > 1:
             start -= 1
-        if not {*sizes[:start]} <= {None, -1, 0, 1} or tuple(sizes[start:]) not in self._features:
+        if not {*sizes[:start]} <= {None, -1, 0, 1} | self._heads or tuple(sizes[start:]) not in self._features:
             raise _broken(node, f"its shape {sizes} (None: of the run) has constants that are no features of the model")
 
     def _check_split(self, node: ir.Node) -> None:
@@ -205,10 +267,15 @@ class _Sizes:
                 raise _broken(node, f"picks the constant places {_integers(indices)} from what may be tokens")
 
 
-def _of_the_run(graph: ir.Graph) -> set[ir.Value]:
-    """Values that follow from the graph's inputs, in which sizes that shape inference knows are none."""
+def _of_the_run(graph: ir.Graph, slots: set[int]) -> set[ir.Value]:
+    """Values that follow from the graph's inputs, in which sizes that shape inference knows are none.
+
+    The places in a cache of a fixed size are among them: the bundle has it for all runs.
+    """
     found = set(graph.inputs)
     for node in graph.all_nodes():
+        if node.op_type == "Range" and {*(_integers(node.inputs[1]) or [-1])} <= slots:
+            found.update(node.outputs)
         if any(value in found for value in node.inputs) and not (node.op_type == "Shape" and _known(node)):
             found.update(node.outputs)
     return found
@@ -286,7 +353,19 @@ def _one_by_one(node: ir.Node, layouts: list[_Layout]) -> _Layout | None:
 
 
 def _is_weight(value: ir.Value | None) -> bool:
+    """Of the graph itself, as it is or transposed."""
+    producer = None if value is None else value.producer()
+    if producer is not None and producer.op_type == "Transpose":
+        value = producer.inputs[0]
     return value is not None and value.is_initializer()
+
+
+def _ranks_features(node: ir.Node) -> bool:
+    """Whether a TopK chooses along an axis of a size that is not one of the run's: of a router's scores."""
+    ranked, axis = node.inputs[0], node.attributes.get("axis")
+    if ranked is None or ranked.shape is None:
+        return False
+    return isinstance(ranked.shape[-1 if axis is None else axis.as_int()], int)
 
 
 def _integers(value: ir.Value | None) -> list[int] | None:
@@ -304,4 +383,4 @@ def _broken(node: ir.Node, problem: str) -> BrokenGraph:
     return BrokenGraph(f"{node.name} ({node.op_type}): {problem}")
 
 
-__all__ = ["BrokenGraph", "check_structure"]
+__all__ = ["BrokenGraph", "check_single_graph", "check_structure"]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 import onnx
 
 from dynexport.exporter.parity.metrics import FloatArray
@@ -45,13 +46,14 @@ class _ProbeEngine(Engine):
         self._decoder = decoder
         self._names = [f"{_PREFIX}{part}" for part in (EMBEDDING, *graph.layers)]
         shape = ("B", "S", decoder.manifest.model.hidden_size)
-        shown = tuple(TensorSpec(name=name, dtype="float", shape=shape) for name in self._names)
+        (dtype,) = {spec.dtype for spec in graph.inputs if spec.name.endswith(".key")}  # caches hold what layers give
+        shown = tuple(TensorSpec(name=name, dtype=dtype, shape=shape) for name in self._names)
         graph = graph.model_copy(update={"outputs": (*graph.outputs, *shown)})
-        super().__init__(path, graph, decoder.threads, model=_with_outputs(path, self._names))
+        super().__init__(path, graph, decoder.threads, model=_with_outputs(path, self._names, dtype))
 
     def run(self, cache: Cache, inputs: dict[str, Array]) -> dict[str, Array]:
         results = super().run(cache, inputs)
-        found = {name.removeprefix(_PREFIX): results[name] for name in self._names}
+        found = {name.removeprefix(_PREFIX): results[name].astype(np.float32) for name in self._names}
         states = {EMBEDDING: found[EMBEDDING]}
         before = EMBEDDING
         for layer in map(str, range(self._decoder.manifest.model.layers)):
@@ -61,8 +63,9 @@ class _ProbeEngine(Engine):
         return results
 
 
-def _with_outputs(path: Path, names: Sequence[str]) -> bytes:
+def _with_outputs(path: Path, names: Sequence[str], dtype: str) -> bytes:
     """The graph with these values as further outputs. Raises DynexportError when it lacks one."""
+    number = getattr(onnx.TensorProto, dtype.upper())
     model = onnx.load(path, load_external_data=False)
     produced = {output for node in model.graph.node for output in node.output}
     for name in names:
@@ -70,5 +73,5 @@ def _with_outputs(path: Path, names: Sequence[str]) -> bytes:
             raise DynexportError(
                 f"{path}: expected a value {name} to look for the layer that departs, found none; convert again"
             )
-        model.graph.output.append(onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, None))
+        model.graph.output.append(onnx.helper.make_tensor_value_info(name, number, None))
     return bytes(model.SerializeToString())

@@ -171,7 +171,7 @@ def judge_routes(metrics: Mapping[str, Metric], limits: RouteLimits) -> Verdict:
         failures.append(
             f"decisions: expected {limits.agreement:.1%} to be the same, found {number(metrics['agreement']):.1%}"
         )
-    if metrics["overflow"] != metrics["overflow_reference"] and not margins:
+    if metrics["overflow"] != metrics["overflow_reference"] and (wrong or not margins):
         failures.append(f"overflow: expected {metrics['overflow_reference']}, found {metrics['overflow']}")
     return Verdict(tuple(failures), len(margins) - len(wrong))
 

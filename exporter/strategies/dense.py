@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dynexport.exporter.graph.plan import GraphPlan
 from dynexport.exporter.strategies.strategy import Strategy
+from dynexport.exporter.targets.target import Target
 from dynexport.runtime.contract import AnyContract
 from dynexport.runtime.errors import DynexportError
 from dynexport.runtime.manifest import Speedup
@@ -19,7 +20,7 @@ class DenseStrategy(Strategy):
         return ()
 
     def graphs(
-        self, contract: AnyContract, speedups: tuple[Speedup, ...], layers: int, *, static: bool
+        self, contract: AnyContract, speedups: tuple[Speedup, ...], layers: int, *, target: Target, static: bool
     ) -> tuple[GraphPlan, ...]:
         if static:
             raise DynexportError("--static: expected with --strategy unified-skip, found dense, which skips nothing")

@@ -2,7 +2,8 @@
 
 On ONNX Runtime a routed layer stands inside an ``If``: a layer that no token chose is skipped, and otherwise exactly
 the chosen tokens of all rows go through its products. The static form has neither a condition nor a shape that depends
-on a choice: every row has room for so many tokens, padded.
+on a choice: every row has room for so many tokens, padded. Where attention cannot stand in an ``If``, prompts take the
+static form, and decoding a graph of its own, in which a layer that no row chose is skipped.
 """
 
 from __future__ import annotations
@@ -39,12 +40,16 @@ class ModStrategy(Strategy):
         return ()
 
     def graphs(
-        self, contract: AnyContract, speedups: tuple[Speedup, ...], layers: int, *, static: bool
+        self, contract: AnyContract, speedups: tuple[Speedup, ...], layers: int, *, target: Target, static: bool
     ) -> tuple[GraphPlan, ...]:
         assert isinstance(contract, Mod)
         everything = tuple(range(layers))
         unrouted = tuple(layer for layer in everything if layer not in contract.routed_layers)
-        return (GraphPlan("model", everything, contiguous=unrouted, padded=static),)
+        padded = static or not target.conditional_layers
+        prompts = GraphPlan("model", everything, contiguous=unrouted, padded=padded)
+        if target.conditional_layers or static:
+            return (prompts,)
+        return (prompts, GraphPlan("decode", everything, contiguous=unrouted, serves=("decode",)))
 
     def attach(self, model: CausalLM, contract: AnyContract, checkpoint: Checkpoint, target: Target) -> None:
         assert isinstance(contract, Mod)
@@ -82,6 +87,12 @@ class ModStrategy(Strategy):
 
         if shared.padded:
             return run(op, routing.Padded(op, layer.index, route, hidden_states, step, shared))
+        if not shared.target.conditional_layers:
+            rows = routing.EveryRow(op, layer.index, route, hidden_states, step, shared)
+            nothing = rows.no_entries(op, cache)
+            name = f"layer_{layer.index}"
+            output, entries = run_if(op, rows.any(op), lambda op: run(op, rows), hidden_states, nothing, name)
+            return output, rows.append(op, cache, entries)
         anybody = op.ReduceMax(route.chosen, keepdims=0)
         return run_if(
             op,

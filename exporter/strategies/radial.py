@@ -1,10 +1,13 @@
 """Radial Networks (arXiv 2404.04900): a router sends every token to its next layer of a pool, or out.
 
 On ONNX Runtime a bundle is a set of small graphs that the runtime calls in turn: only the chosen layer is touched, no
-weight is held twice, and caches stay where they are (docs/architecture.md, "Paths through a pool").
+weight is held twice, and caches stay where they are (docs/architecture.md, "Paths through a pool"). For engines that
+want one graph there is one, in which every layer runs in every step.
 """
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import onnx_ir as ir
 from onnxscript import nn
@@ -14,6 +17,7 @@ from dynexport.exporter.checkpoint import Checkpoint
 from dynexport.exporter.graph import radial
 from dynexport.exporter.graph.decoder import CausalLM
 from dynexport.exporter.graph.plan import GraphPlan
+from dynexport.exporter.graph.radial_single import single_graph
 from dynexport.exporter.reference import Oracle, RadialOracle
 from dynexport.exporter.strategies.strategy import Strategy
 from dynexport.exporter.targets.target import Target
@@ -23,7 +27,7 @@ from dynexport.runtime.manifest import Manifest, Speedup
 
 
 class RadialStrategy(Strategy):
-    """A set of graphs; which layer comes next is a graph's output."""
+    """A set of graphs, in which the layer that comes next is a graph's output; or a single one."""
 
     name = "radial"
     summary = "a router sends every token to its next layer"
@@ -32,11 +36,14 @@ class RadialStrategy(Strategy):
         return ()
 
     def graphs(
-        self, contract: AnyContract, speedups: tuple[Speedup, ...], layers: int, *, static: bool
+        self, contract: AnyContract, speedups: tuple[Speedup, ...], layers: int, *, target: Target, static: bool
     ) -> tuple[GraphPlan, ...]:
         assert isinstance(contract, Radial)
         if static:
-            raise DynexportError("--static: expected with --strategy unified-skip or mod, found radial")
+            raise DynexportError(
+                "--static: expected with --strategy unified-skip or mod, found radial; for a static graph of that "
+                "give --single-graph"
+            )
         pool = range(layers)
         steps = [None] if contract.router.shared else range(contract.max_steps)
         return (
@@ -47,6 +54,9 @@ class RadialStrategy(Strategy):
             *(GraphPlan(f"layer-{i}-after", (i,), role="after_attention") for i in pool),
             GraphPlan("head", (), role="head"),
         )
+
+    def single_graph(self, contract: AnyContract, layers: int, layer_capacity: float) -> GraphPlan:
+        return GraphPlan("model", tuple(range(layers)), role="paths", layer_capacity=layer_capacity)
 
     def build(
         self,
@@ -59,12 +69,17 @@ class RadialStrategy(Strategy):
         assert isinstance(contract, Radial)
         _check_alike(architecture)
         model = CausalLM(target, architecture, plan.layers)
-        if plan.role == "router":
-            write = self._router(model, plan, architecture, target, contract)
+        gated = contract.gate == "probability"
+        if plan.layer_capacity is not None:
+            routers = _routers(model, architecture, target, contract, range(contract.max_steps))
+            write = single_graph(architecture, contract, routers, plan.layer_capacity)
+        elif plan.role == "router":
+            (module,) = _routers(model, architecture, target, contract, [plan.step or 0])
+            write = radial.router(architecture, contract.choices(architecture.layers), module, gated=gated)
         elif plan.role == "attention":
             write = radial.attention(architecture, tagged=contract.cache_policy == "layer")
         elif plan.role == "after_attention":
-            write = radial.after_attention(architecture, gated=contract.gate == "probability")
+            write = radial.after_attention(architecture, gated=gated)
         else:
             parts = {"embedding": radial.embedding, "head": radial.head, "before_attention": radial.before_attention}
             write = parts[plan.role](architecture)
@@ -74,18 +89,23 @@ class RadialStrategy(Strategy):
         assert isinstance(manifest.contract, Radial)
         return RadialOracle(checkpoint, manifest.contract, streaming=streaming)
 
-    def _router(
-        self, model: CausalLM, plan: GraphPlan, architecture: Architecture, target: Target, contract: Radial
-    ) -> radial.Write:
-        """Give the model its router, under the name that the contract has for it."""
-        choices = contract.choices(architecture.layers)
-        module = radial.Router(target, architecture, contract.router.hidden, choices)
-        if plan.step is None:
-            model.model.radial_router = module
-        else:
-            model.model.radial_router = nn.ModuleList([])
-            model.model.radial_router._register_child(str(plan.step), module)
-        return radial.router(architecture, choices, module)
+
+def _routers(
+    model: CausalLM, architecture: Architecture, target: Target, contract: Radial, steps: Sequence[int]
+) -> list[radial.Router]:
+    """Give the model the routers of these steps, under the names that the contract has for them."""
+
+    def module() -> radial.Router:
+        return radial.Router(target, architecture, contract.router.hidden, contract.choices(architecture.layers))
+
+    if contract.router.shared:
+        model.model.radial_router = module()
+        return [model.model.radial_router] * len(steps)
+    model.model.radial_router = nn.ModuleList([])
+    routers = [module() for _ in steps]
+    for number, router in zip(steps, routers, strict=True):
+        model.model.radial_router._register_child(str(number), router)
+    return routers
 
 
 def _check_alike(architecture: Architecture) -> None:

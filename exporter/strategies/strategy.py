@@ -16,6 +16,7 @@ from dynexport.exporter.graph.step import LayerCache, Step
 from dynexport.exporter.reference import KeptOracle, Oracle
 from dynexport.exporter.targets.target import Target
 from dynexport.runtime.contract import AnyContract
+from dynexport.runtime.errors import DynexportError
 from dynexport.runtime.manifest import Manifest, Speedup
 
 
@@ -31,9 +32,17 @@ class Strategy(ABC):
 
     @abstractmethod
     def graphs(
-        self, contract: AnyContract, speedups: tuple[Speedup, ...], layers: int, *, static: bool
+        self, contract: AnyContract, speedups: tuple[Speedup, ...], layers: int, *, target: Target, static: bool
     ) -> tuple[GraphPlan, ...]:
         """The graphs to write; the first one takes prompts, at full depth."""
+
+    def single_graph(self, contract: AnyContract, layers: int, layer_capacity: float) -> GraphPlan:
+        """One graph without conditions instead; raises DynexportError where the strategy has none.
+
+        Args:
+            layer_capacity: share of a step's tokens that every layer has room for.
+        """
+        raise DynexportError(f"--single-graph: expected with --strategy radial, found {self.name}")
 
     def build(
         self,

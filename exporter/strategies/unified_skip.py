@@ -1,7 +1,7 @@
 """Unified Layer Skipping (arXiv 2404.06954): the prompt at full depth, generated tokens in the kept layers only.
 
 The whole layer, its cache append included, stands inside an ONNX ``If``: a skipped layer reads no weights and leaves
-no entry.
+no entry. Where attention cannot stand in an ``If``, and with ``--static``, every ratio has a graph of its kept layers.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from dynexport.exporter.graph.decoder import DecoderLayer
 from dynexport.exporter.graph.plan import GraphPlan
 from dynexport.exporter.graph.step import LayerCache, Step
 from dynexport.exporter.strategies.strategy import Strategy
+from dynexport.exporter.targets.target import Target
 from dynexport.runtime.contract import AnyContract, SkipRule, UnifiedSkip
 from dynexport.runtime.errors import DynexportError
 from dynexport.runtime.manifest import Speedup
@@ -76,12 +77,12 @@ class UnifiedSkipStrategy(Strategy):
         )
 
     def graphs(
-        self, contract: AnyContract, speedups: tuple[Speedup, ...], layers: int, *, static: bool
+        self, contract: AnyContract, speedups: tuple[Speedup, ...], layers: int, *, target: Target, static: bool
     ) -> tuple[GraphPlan, ...]:
         everything = tuple(range(layers))
-        if not static:
+        if target.conditional_layers and not static:
             return (GraphPlan("model", everything, conditional=True),)
-        decode = (GraphPlan(f"decode-{s.name}", s.keep) for s in speedups)
+        decode = (GraphPlan(f"decode-{s.name}", s.keep, serves=("decode",)) for s in speedups)
         return (GraphPlan("model", everything), *decode)
 
     def run_layer(

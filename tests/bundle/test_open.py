@@ -28,6 +28,16 @@ def refusal(bundle: Path) -> str:
     return message
 
 
+def _key(fields: dict[str, Any]) -> dict[str, Any]:
+    """The input that is the first layer's key cache."""
+    inputs = fields["graphs"][0]["inputs"]
+    return next(spec for spec in inputs if spec["name"] == "past_key_values.0.key")
+
+
+def _key_shape(fields: dict[str, Any]) -> list[Any]:
+    return _key(fields)["shape"]
+
+
 def test_a_bundle_opens(bundle: Path) -> None:
     opened = Bundle.open(str(bundle))
     assert opened.manifest.files.keys() == {path.name for path in bundle.iterdir()} - {"manifest.json"}
@@ -125,8 +135,9 @@ DAMAGED: dict[str, tuple[Change, str]] = {
     "a hash that is none": (lambda f: f["files"]["model.data"].update(sha256="x"), "files.model.data.sha256: "),
     "a graph without its file": (lambda f: f["graphs"][0].update(file="other.onnx"), "expected its file other.onnx"),
     "an input that is not there": (lambda f: f["graphs"][0]["inputs"].pop(), "expected the inputs that the manifest"),
-    "other heads": (lambda f: f["model"].update(kv_heads=1), "Got invalid dimensions"),
-    "other head size": (lambda f: f["model"].update(head_dim=16), "Got invalid dimensions"),
+    "other heads": (lambda f: _key_shape(f).__setitem__(1, 1), "Got invalid dimensions"),
+    "other head size": (lambda f: _key_shape(f).__setitem__(3, 16), "Got invalid dimensions"),
+    "another type of cache": (lambda f: _key(f).update(dtype="float16"), "Unexpected input data type"),
 }
 
 

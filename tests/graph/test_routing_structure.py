@@ -187,22 +187,28 @@ def _named(graph: ir.Graph, name: str) -> ir.Value:
 
 
 BAKED: dict[str, tuple[str, bool, dict[str, Any], Change, str]] = {
-    "k of padding": ("llama", True, CAUSAL, baked("TopK", 1, [8]), "(TopK): input 1 is the constant 8"),
+    "k of padding": ("llama", True, CAUSAL, baked("Slice", 2, [8]), "(Slice): input 2 is the constant 8"),
     "k of top-k": ("llama", False, TOPK, baked("TopK", 1, [8], 0), "(TopK): input 1 is the constant 8"),
     "k of one": ("llama", False, TOPK, baked("TopK", 1, [1], 0), "(TopK): input 1 is the constant 1"),
-    "k from constants": ("llama", True, CAUSAL, made_of("TopK", 1, "Add", [5], [3]), "made is computed from constants"),
+    "k from constants": (
+        "llama",
+        True,
+        CAUSAL,
+        made_of("Slice", 2, "Add", [5], [3]),
+        "made is computed from constants",
+    ),
     "k from a weight's shape": (
         "llama",
         True,
         CAUSAL,
-        made_of("TopK", 1, "Shape", "model.embed_tokens.weight", start=1),
+        made_of("Slice", 2, "Shape", "model.embed_tokens.weight", start=1),
         "made is computed from constants",
     ),
     "k from a number of layers": (
         "llama",
         True,
         CAUSAL,
-        made_of("TopK", 1, "Shape", "cache_lengths", start=0, end=1),
+        made_of("Slice", 2, "Shape", "cache_lengths", start=0, end=1),
         "made is computed from constants",
     ),
     "a bound of k": ("llama", True, CAUSAL, baked("Min", 1, 9, 0), "(Min): spoiled_"),
@@ -217,7 +223,7 @@ BAKED: dict[str, tuple[str, bool, dict[str, Any], Change, str]] = {
     "shape of decisions": ("llama", False, CAUSAL, baked("Reshape", 1, [1, 1, 8], 0), "(Reshape): its shape [1, 1, 8]"),
     "shape of a line": ("llama", False, CAUSAL, baked("Reshape", 1, [8, 32]), "(Reshape): its shape [8, 32]"),
     "shape of heads": ("qwen3", True, CAUSAL, baked("Reshape", 1, [-1, 8, 4, 16], 1), "(Reshape): its shape [-1, 8, 4"),
-    "shape of places": ("llama", False, TOPK, baked("Expand", 1, [1, 1, 8]), "(Expand): input 1 is the constant 8"),
+    "shape of places": ("llama", True, CAUSAL, baked("Expand", 1, [1, 8]), "(Expand): its shape [1, 8]"),
     "keys of attention": (
         "llama",
         True,

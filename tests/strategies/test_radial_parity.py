@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,8 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 from bundles import CONFORMANCE, change_tensors, checkpoint, dynexport, error_of, talking_checkpoint
-from safetensors.numpy import load_file, save_file
-from tiny_models import FAMILIES, LAYERS, random_rows
+from tiny_models import FAMILIES, LAYERS, random_rows, save_radial_model
 
 from dynexport.exporter.checkpoint import open_checkpoint
 from dynexport.exporter.conversion import convert
@@ -27,31 +25,12 @@ MARGIN = 1e-5
 REFUSED = ("gemma2",)
 
 
-def routed(model: Path, directory: Path, **fields: Any) -> Path:
-    """The model with a random router, declared as radial."""
-    shutil.copytree(model, directory)
-    config = json.loads((directory / "config.json").read_text())
-    hidden = config.get("hidden_size") or config["n_embd"]
-    contract = {"strategy": "radial", "max_steps": 5, "router": {"hidden": 8}, **fields}
-    (directory / "config.json").write_text(json.dumps(config | {"dynexport": contract}))
-    choices = LAYERS + contract.get("exit", True)
-    random = np.random.default_rng(5)
-    shapes = {"norm.weight": (hidden,), "fc1.weight": (8, hidden), "fc1.bias": (8,)}
-    shapes |= {"fc2.weight": (choices, 8), "fc2.bias": (choices,)}
-    tensors = load_file(directory / "model.safetensors")
-    for name, shape in shapes.items():
-        value = random.standard_normal(shape, np.float32) * np.float32(0.7) + (name == "norm.weight")
-        tensors[f"model.radial_router.{name}"] = value.astype(np.float32)
-    save_file(tensors, directory / "model.safetensors", metadata={"format": "pt"})
-    return directory
-
-
 @pytest.mark.parametrize("policy", ["step", "layer"])
 @pytest.mark.parametrize("family", [family for family in FAMILIES if family not in REFUSED])
 def test_paths_and_logits(family: str, policy: str, saved_model: ModelOf, tmp_path: Path) -> None:
     """Prompts of lengths never used to build, as a batch, then steps of the batch."""
     gate = "probability" if policy == "layer" else "none"
-    model = routed(saved_model(family), tmp_path / "model", cache_policy=policy, gate=gate)
+    model = save_radial_model(tmp_path / "model", saved_model(family), cache_policy=policy, gate=gate)
     convert(model, tmp_path / "bundle", golden=False)
     bundle = Bundle.open(tmp_path / "bundle")
     contract = bundle.manifest.contract
@@ -75,7 +54,7 @@ def test_paths_and_logits(family: str, policy: str, saved_model: ModelOf, tmp_pa
 
 def test_the_sequential_model(saved_model: ModelOf, tmp_path: Path) -> None:
     """Every layer in order, by a forced path, is the dense model."""
-    model = routed(saved_model("llama"), tmp_path / "model", max_steps=LAYERS)
+    model = save_radial_model(tmp_path / "model", saved_model("llama"), max_steps=LAYERS)
     convert(model, tmp_path / "radial", golden=False)
     convert(model, tmp_path / "dense", strategy="dense", golden=False)
     (row,) = random_rows(9)
@@ -102,12 +81,12 @@ def test_a_missing_layer_is_refused_and_nothing_is_counted(tmp_path: Path) -> No
 
 def test_one_window_for_all(saved_model: ModelOf, tmp_path: Path) -> None:
     with pytest.raises(DynexportError, match="radial: expected a pool of layers with one sliding window, found gemma2"):
-        convert(routed(saved_model("gemma2"), tmp_path / "model"), tmp_path / "bundle", golden=False)
+        convert(save_radial_model(tmp_path / "model", saved_model("gemma2")), tmp_path / "bundle", golden=False)
 
 
 def test_a_layer_that_is_come_back_to_grows_its_cache(saved_model: ModelOf, tmp_path: Path) -> None:
     """Five entries a token in one layer: prompt and steps are those of the reference."""
-    model = routed(saved_model("llama"), tmp_path / "model", cache_policy="layer")
+    model = save_radial_model(tmp_path / "model", saved_model("llama"), cache_policy="layer")
     convert(model, tmp_path / "bundle", golden=False)
     bundle = Bundle.open(tmp_path / "bundle")
     decoder, (row,) = open_decoder(bundle, 1), random_rows(7)
@@ -139,11 +118,20 @@ def test_bad_contracts(fields: dict[str, Any], expected: str, tmp_path: Path) ->
     assert not (tmp_path / "bundle").exists()
 
 
-def test_bad_tensors_and_what_is_not_there_yet(tmp_path: Path) -> None:
+def test_bad_tensors_and_bench_on_the_command_line(tmp_path: Path) -> None:
     source = checkpoint(tmp_path / "model", "radial-step")
     assert "--static" in error_of(dynexport("convert", source, "--static", "-o", tmp_path / "bundle"))
     assert dynexport("convert", source, "--no-golden", "-o", tmp_path / "bundle").code == 0
-    assert "bench cannot measure yet" in error_of(dynexport("bench", tmp_path / "bundle"))
+    assert dynexport("convert", source, "--strategy", "dense", "--no-golden", "-o", tmp_path / "dense").code == 0
+    measured = dynexport(
+        "bench",
+        tmp_path / "bundle",
+        *("--baseline", tmp_path / "dense", "--depth", 2, "--prompt-tokens", 4, "--new-tokens", 2, "--repeats", 1),
+    )
+    assert measured.code == 0 and "depth 2" in measured.out
+    assert "depth: expected 1..5 layers" in error_of(
+        dynexport("bench", tmp_path / "bundle", "--prompt-tokens", 4, "--depth", 6)
+    )
     change_tensors(source, lambda tensors: tensors.pop("model.radial_router.fc2.bias"))
     assert "radial_router.fc2.bias" in error_of(dynexport("convert", source, "-o", tmp_path / "other"))
 

@@ -1,0 +1,372 @@
+"""All steps of a Radial Network in one graph, without conditions and without a shape that depends on a choice.
+
+Of the step's tokens, T = B * S in one line, row after row, every layer runs C in every step: those that chose it, the
+earliest in the line first, and then others, whose results nobody takes. A token that chose a layer that is full is
+turned away: in this step it stays as it is, leaves no entry, and has not visited the layer.
+
+Weights stand in the graph once, whatever number of steps use them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+
+from dynexport.exporter.architecture import Architecture
+from dynexport.exporter.graph import radial
+from dynexport.exporter.graph.build import add_input, add_output, typed_value
+from dynexport.exporter.graph.decoder import CausalLM, DecoderLayer
+from dynexport.exporter.graph.selection import capacity, chosen_first
+from dynexport.exporter.graph.step import FLOAT, INT64, Rotation, inverse_frequencies, rotation
+from dynexport.exporter.graph.structure import check_single_graph
+from dynexport.runtime.contract import Radial
+from dynexport.runtime.routes import TURNED_AWAY
+
+_NOWHERE = -1
+
+
+@dataclass(frozen=True)
+class _Line:
+    """What all steps share. T tokens in one line, of B rows with S each; every layer has room for C of them.
+
+    Attributes:
+        shape: int64 [2], B and S.
+        places: int64 [T], 0, 1, 2, ..
+        places_in_row: int64 [S], the same of a row.
+        row_numbers: int64 [B, 1].
+        position_ids: int64 [T].
+        angles: of every token, cos and sin float32 [1, T, rotary dim / 2]; None without rotary positions.
+        room: int64 [1], C.
+        layers: int64 [L, 1], 0, 1, 2, .. of the pool.
+    """
+
+    shape: ir.Value
+    places: ir.Value
+    places_in_row: ir.Value
+    row_numbers: ir.Value
+    position_ids: ir.Value
+    angles: Rotation | None
+    room: ir.Value
+    layers: ir.Value
+
+    @classmethod
+    def prepare(cls, op: Any, architecture: Architecture, position_ids: ir.Value, layer_capacity: float) -> _Line:
+        rows, length = (op.Shape(position_ids, start=axis, end=axis + 1) for axis in (0, 1))
+        tokens = op.Mul(rows, length)
+        line = op.Reshape(position_ids, [-1])
+        numbers = ir.tensor(np.arange(architecture.layers, dtype=np.int64)[:, None])
+        return cls(
+            op.Shape(position_ids),
+            op.Range(0, op.Squeeze(tokens, [0]), 1),
+            op.Range(0, op.Squeeze(length, [0]), 1),
+            op.Unsqueeze(op.Range(0, op.Squeeze(rows, [0]), 1), [1]),
+            line,
+            rotation(op, inverse_frequencies(op, architecture), op.Unsqueeze(line, [0])),
+            capacity(op, layer_capacity, "ceil", tokens),
+            op.initializer(numbers, "layer_numbers"),
+        )
+
+    def in_rows(self, op: Any, values: ir.Value) -> ir.Value:
+        """[T] -> [B, S]."""
+        return op.Reshape(values, self.shape)
+
+    def angles_of(self, op: Any, index: ir.Value) -> Rotation | None:
+        """The angles of some tokens, int64 [C]."""
+        if self.angles is None:
+            return None
+        cos, sin = (op.Gather(part, index, axis=1) for part in (self.angles.cos, self.angles.sin))
+        return Rotation(cos, sin, of_every_position=False)
+
+
+@dataclass(frozen=True)
+class _Decision:
+    """What routers have made of all tokens in a step.
+
+    Attributes:
+        asked: bool [T], those that could choose.
+        choice: int64 [T], without meaning where nobody was asked.
+        score, margin: float32 [T].
+        probability: float32 [T] where there is a gate.
+    """
+
+    asked: ir.Value
+    choice: ir.Value
+    score: ir.Value
+    margin: ir.Value
+    probability: ir.Value | None
+
+
+@dataclass(frozen=True)
+class _Dispatch:
+    """Who runs where in a step.
+
+    Attributes:
+        goes: bool [T], who wants to run.
+        runs: bool [L, T].
+        ran: bool [T], in any layer.
+        index: per layer int64 [C], places in the line of the tokens that go through its products.
+        seat: int64 [T], where a token that runs stands among the C of its layer; 0 for others.
+        seat_of_all: int64 [T], where among those of all layers side by side.
+    """
+
+    goes: ir.Value
+    runs: ir.Value
+    ran: ir.Value
+    index: list[ir.Value]
+    seat: ir.Value
+    seat_of_all: ir.Value
+
+    @classmethod
+    def of(cls, op: Any, line: _Line, decision: _Decision, layers: int) -> _Dispatch:
+        goes = op.And(decision.asked, op.Less(decision.choice, layers))
+        chosen = op.And(op.Equal(op.Unsqueeze(decision.choice, [0]), line.layers), op.Unsqueeze(goes, [0]))
+        before = op.CumSum(op.Cast(chosen, to=INT64), 1, exclusive=1)
+        runs = op.And(chosen, op.Less(before, line.room))
+        index = chosen_first(op, chosen, line.places, line.room)
+        index.shape = runs.shape = ir.Shape([layers, None])
+        seat, layer = (op.ReduceSum(op.Where(runs, numbers, 0), [0], keepdims=0) for numbers in (before, line.layers))
+        return cls(
+            goes,
+            runs,
+            op.ReduceMax(runs, [0], keepdims=0),
+            [op.Gather(index, layer, axis=0) for layer in range(layers)],
+            seat,
+            op.Add(op.Mul(layer, line.room), seat),
+        )
+
+
+class _Walk:
+    """All tokens on their way from step to step; ``hidden_states`` float32 [T, hidden] are theirs now."""
+
+    def __init__(
+        self,
+        op: Any,
+        model: CausalLM,
+        contract: Radial,
+        line: _Line,
+        hidden_states: ir.Value,
+        alive: ir.Value,
+        caches: list[dict[str, ir.Value]],
+        lengths: list[ir.Value],
+    ) -> None:
+        self._op, self._model, self._contract, self._line = op, model, contract, line
+        self._layers: list[DecoderLayer] = list(model.model.layers)
+        self.hidden_states, self._alive = hidden_states, alive
+        self.caches, self._lengths = caches, lengths
+        self._visited: ir.Value | None = None
+        self.paths: list[ir.Value] = []
+        self.scores: list[ir.Value] = []
+        self.margins: list[ir.Value] = []
+
+    def step(self, step: int, router: radial.Router, forced: ir.Value) -> None:
+        """Let every token that has not left choose a layer, and run there.
+
+        Args:
+            forced: int64 [T], -1 where the router decides.
+        """
+        op = self._op
+        decision = self._decide(step, router, forced)
+        dispatch = _Dispatch.of(op, self._line, decision, len(self._layers))
+        self._run(step, dispatch, decision.probability)
+        turned_away = op.And(dispatch.goes, op.Not(dispatch.ran))
+        path = op.Where(turned_away, TURNED_AWAY, op.Where(decision.asked, decision.choice, _NOWHERE))
+        self.paths.append(path)
+        self.scores.append(op.Where(decision.asked, decision.score, 0.0))
+        self.margins.append(op.Where(decision.asked, decision.margin, float("inf")))
+        self._alive = dispatch.goes
+        if not self._contract.allow_reuse:
+            now = op.Transpose(dispatch.runs, perm=[1, 0])
+            self._visited = now if self._visited is None else op.Or(self._visited, now)
+
+    def _decide(self, step: int, router: radial.Router, forced: ir.Value) -> _Decision:
+        op, asked = self._op, self._alive
+        scores = op.Squeeze(router(op, op.Unsqueeze(self.hidden_states, [0])), [0])
+        allowed = self._allowed(step)
+        if self._visited is not None:
+            asked = op.And(asked, op.ReduceMax(allowed, [1], keepdims=0))
+        chosen = radial.choose(
+            op,
+            scores,
+            allowed,
+            forced,
+            self._contract.choices(len(self._layers)),
+            gated=self._contract.gate == "probability",
+        )
+        score = op.Squeeze(op.GatherElements(scores, op.Unsqueeze(chosen.choices, [1]), axis=1), [1])
+        return _Decision(asked, chosen.choices, score, chosen.margins, chosen.probabilities)
+
+    def _allowed(self, step: int) -> ir.Value:
+        """bool [T or 1, choices]."""
+        op, contract = self._op, self._contract
+        row = np.ones((1, contract.choices(len(self._layers))), np.bool_)
+        if contract.exit and step < contract.min_steps:
+            row[:, -1] = False
+        allowed = op.initializer(ir.tensor(row), f"allowed_in_step_{step}")
+        if self._visited is None:
+            return allowed
+        fresh = op.Not(self._visited)
+        if contract.exit:
+            always = op.GreaterOrEqual(op.Unsqueeze(self._line.places, [1]), 0)
+            fresh = op.Concat(fresh, always, axis=1)
+        return op.And(allowed, fresh)
+
+    def _run(self, step: int, dispatch: _Dispatch, gates: ir.Value | None) -> None:
+        """Run everyone in the layer of their choice."""
+        op, line = self._op, self._line
+        states = [op.Unsqueeze(op.Gather(self.hidden_states, index), [0]) for index in dispatch.index]
+        prepared = [
+            radial.prepare(op, layer, state, line.angles_of(op, index))
+            for layer, state, index in zip(self._layers, states, dispatch.index, strict=True)
+        ]
+        outputs = []
+        for number, attended in enumerate(self._attended(step, dispatch, prepared)):
+            gate = op.Gather(gates, dispatch.index[number]) if gates is not None else None
+            outputs.append(radial.finish(op, self._layers[number], states[number], attended, gate))
+        after = op.Gather(self._side_by_side(outputs), dispatch.seat_of_all)
+        self.hidden_states = op.Where(op.Unsqueeze(dispatch.ran, [1]), after, self.hidden_states)
+
+    def _attended(self, step: int, dispatch: _Dispatch, prepared: Sequence[radial.Prepared]) -> list[ir.Value]:
+        """What attention makes of the tokens in every layer, float32 [1, C, heads * head_dim] each."""
+        op, line = self._op, self._line
+        if self._contract.cache_policy == "step":
+            together = tuple(self._side_by_side(part) for part in zip(*prepared, strict=True))
+            rows = _Rows.of(op, line, dispatch.ran, op.Shape(line.places_in_row))
+            attended = self._attend(step, rows, together, dispatch.seat_of_all, None)
+            return [rows.back(op, attended, index) for index in dispatch.index]
+        most = op.Min(op.Shape(line.places_in_row), line.room)
+        now = op.initializer(ir.tensor(np.array(step, np.int64)), f"step_{step}")
+        found = []
+        for layer, index in enumerate(dispatch.index):
+            rows = _Rows.of(op, line, op.Gather(dispatch.runs, layer, axis=0), most)
+            alone = tuple(op.Squeeze(part, [0]) for part in prepared[layer])
+            found.append(rows.back(op, self._attend(layer, rows, alone, dispatch.seat, now), index))
+        return found
+
+    def _attend(
+        self, place: int, rows: _Rows, prepared: tuple[ir.Value, ...], seat: ir.Value, now: ir.Value | None
+    ) -> ir.Value:
+        """Append to a place's cache and attend there.
+
+        Args:
+            prepared: query, key, value float32 [seats, ..].
+            seat: int64 [T], where a token's are.
+            now: the step, where entries are tagged with it.
+        """
+        op, architecture = self._op, self._model.architecture
+        seats = op.Gather(seat, rows.token)
+        query, key, value = (op.Gather(part, seats) for part in prepared)
+        positions = op.Gather(self._line.position_ids, rows.token)
+        step = radial.layer_step(op, query, positions, self._lengths[place])
+        tokens = radial.Tokens((query, key, value), step, now)
+        heads = self._layers[0].self_attn
+        past = self.caches[place]
+        output, self.caches[place] = radial.attend(op, architecture, heads, tokens, past)
+        for part, entries in self.caches[place].items():  # of attention's, shape inference knows nothing
+            entries.type, entries.shape = past[part].type, past[part].shape
+        self._lengths[place] = op.Add(self._lengths[place], rows.counts)
+        return op.Reshape(output, [-1, heads.query_size])
+
+    def _side_by_side(self, parts: Sequence[ir.Value]) -> ir.Value:
+        """[1, C, features] of every layer -> [L * C, features]."""
+        return self._op.Squeeze(self._op.Concat(*parts, axis=1), [0])
+
+
+@dataclass(frozen=True)
+class _Rows:
+    """The tokens that attend to each other, as rows of C places each, in the order of their positions.
+
+    Attributes:
+        token: int64 [B, C], places in the line; behind the row's own they are others', and not counted.
+        counts: int64 [B].
+        place: int64 [T], where among all rows' places a token stands.
+    """
+
+    token: ir.Value
+    counts: ir.Value
+    place: ir.Value
+
+    @classmethod
+    def of(cls, op: Any, line: _Line, some: ir.Value, most: ir.Value) -> _Rows:
+        """Of some tokens, bool [T], of each row at most ``most`` int64 [1]."""
+        by_row = line.in_rows(op, some)
+        token = chosen_first(op, by_row, line.places_in_row, most)
+        numbers = op.Cast(by_row, to=INT64)
+        before = op.Min(op.CumSum(numbers, 1, exclusive=1), op.Sub(most, 1))
+        length = op.Shape(line.places_in_row)
+        return cls(
+            op.Add(token, op.Mul(line.row_numbers, length)),
+            op.ReduceSum(numbers, [1], keepdims=0),
+            op.Reshape(op.Add(before, op.Mul(line.row_numbers, most)), [-1]),
+        )
+
+    def back(self, op: Any, attended: ir.Value, index: ir.Value) -> ir.Value:
+        """Of attention [B * C, features], that of some tokens int64 [N]: [1, N, features]."""
+        return op.Unsqueeze(op.Gather(attended, op.Gather(self.place, index)), [0])
+
+
+def single_graph(
+    architecture: Architecture, contract: Radial, routers: Sequence[radial.Router], layer_capacity: float
+) -> radial.Write:
+    """input_ids, position_ids int64 [B, S] -> logits float32 [B, K, vocab], and what became of every token.
+
+    Further inputs: cache_lengths int64 [places, B]; token_counts int64 [B], how many of the S are real; forced_paths
+    int64 [steps, B, S], -1 where the router decides; logits_indices int64 [B, K]; ``past_key_values.{place}.*``.
+    Further outputs: paths int64, path_scores, path_margins float32 [steps, B, S]; overflow int64 [B]; ``present.*``.
+    A place is a step or a layer, as the contract's cache_policy says.
+
+    Args:
+        routers: of every step.
+        layer_capacity: share of the B * S tokens that every layer has room for in a step.
+    """
+
+    def write(graph: ir.Graph, op: Any, model: CausalLM) -> None:
+        places = contract.places(architecture.layers)
+        input_ids, position_ids = (add_input(graph, name, INT64, ["B", "S"]) for name in ("input_ids", "position_ids"))
+        cache_lengths = add_input(graph, "cache_lengths", INT64, [places, "B"])
+        token_counts = add_input(graph, "token_counts", INT64, ["B"])
+        forced = add_input(graph, "forced_paths", INT64, [contract.max_steps, "B", "S"])
+        logits_indices = add_input(graph, "logits_indices", INT64, ["B", "K"])
+        tagged = contract.cache_policy == "layer"
+        past = [radial.add_cache(graph, architecture, f"past_key_values.{i}", tagged=tagged) for i in range(places)]
+
+        line = _Line.prepare(op, architecture, position_ids, layer_capacity)
+        states = op.Reshape(model.model.embed(op, input_ids, position_ids), [-1, architecture.hidden_size])
+        real = op.Reshape(op.Less(op.Unsqueeze(line.places_in_row, [0]), op.Unsqueeze(token_counts, [1])), [-1])
+        lengths = [op.Gather(cache_lengths, place, axis=0) for place in range(places)]
+        walk = _Walk(op, model, contract, line, states, real, [*past], lengths)
+        for step, router in enumerate(routers):
+            walk.step(step, router, op.Reshape(op.Gather(forced, step, axis=0), [-1]))
+
+        states = op.Reshape(walk.hidden_states, op.Concat(line.shape, [architecture.hidden_size], axis=0))
+        wanted = op.GatherND(states, op.Unsqueeze(logits_indices, [-1]), batch_dims=1)
+        logits = model.head(op, model.model.norm(op, wanted))
+        add_output(graph, logits, "logits", typed_value("logits", FLOAT, ["B", "K", architecture.vocab_size]))
+        for place, (before, after) in enumerate(zip(past, walk.caches, strict=True)):
+            for part, entries in before.items():
+                add_output(graph, after[part], f"present.{place}.{part}", entries)
+        _put_out_paths(graph, op, contract, line, walk)
+        check_single_graph(graph, architecture, contract, layer_capacity)
+
+    return write
+
+
+def _put_out_paths(graph: ir.Graph, op: Any, contract: Radial, line: _Line, walk: _Walk) -> None:
+    """paths, path_scores, path_margins [steps, B, S] and overflow [B]."""
+    by_name = {"paths": walk.paths, "path_scores": walk.scores, "path_margins": walk.margins}
+    found = {
+        name: op.Concat(*(op.Unsqueeze(line.in_rows(op, step), [0]) for step in steps), axis=0)
+        for name, steps in by_name.items()
+    }
+    turned_away = op.Cast(op.Equal(found["paths"], TURNED_AWAY), to=INT64)
+    overflow = op.ReduceSum(turned_away, [0, 2], keepdims=0)
+    for name, value in found.items():
+        like = typed_value(name, INT64 if name == "paths" else FLOAT, [contract.max_steps, "B", "S"])
+        add_output(graph, value, name, like)
+    add_output(graph, overflow, "overflow", typed_value("overflow", INT64, ["B"]))
+
+
+__all__ = ["single_graph"]

@@ -1,0 +1,108 @@
+"""Steps of a Radial Network in a single graph, which follows the paths itself: the runtime only counts what it did."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from dynexport.runtime.bundle import Bundle
+from dynexport.runtime.cache import Cache
+from dynexport.runtime.contract import Radial
+from dynexport.runtime.decoder import CHUNK, Decoder, Tokens
+from dynexport.runtime.errors import DynexportError
+from dynexport.runtime.manifest import SingleGraph
+from dynexport.runtime.path_cache import SinglePathCache
+
+Array = np.ndarray
+_RESULTS = {"logits", "overflow", "path_margins", "path_scores", "paths"}
+
+
+class SinglePathDecoder(Decoder):
+    """A bundle's single graph, loaded; arguments and errors as for ``Decoder``.
+
+    Where layers have no room for all tokens, those that run together compete for it: a prompt in pieces, or a row
+    beside others, may go other ways than at once or alone.
+    """
+
+    def __init__(
+        self, bundle: Bundle, threads: int | None = None, *, profile: Path | None = None, alone: bool = True
+    ) -> None:
+        super().__init__(bundle, threads, profile=profile, alone=alone)
+        contract, single = self.manifest.contract, self.manifest.single_graph
+        assert isinstance(contract, Radial) and isinstance(single, SingleGraph)
+        self.contract, self._chunk, self._layers = contract, single.chunk, self.manifest.model.layers
+        (graph,) = self.manifest.graphs
+        if missing := _RESULTS - {spec.name for spec in graph.outputs}:
+            raise DynexportError(f"{bundle.path}: {graph.file}: expected an output {min(missing)}, found none")
+
+    def cache(self, rows: int, slots: int, *, record: bool = False) -> SinglePathCache:
+        """Room for ``rows`` sequences of ``slots`` tokens; at most the model's context."""
+        slots = min(slots, self.manifest.model.max_length)
+        return SinglePathCache(self.manifest, self.contract, rows, slots, record=record)
+
+    def prefill(
+        self,
+        cache: Cache,
+        prompts: Sequence[Tokens],
+        *,
+        chunk: int = CHUNK,
+        all_logits: bool = False,
+        forced: Sequence[Array] | None = None,
+    ) -> list[Array]:
+        """Run one prompt per row, in pieces of at most as many tokens as the caches have room for beside entries.
+
+        Args:
+            forced: int64 [max_steps, len] per row: a layer, the number of layers to leave, -1 to let the router decide.
+        """
+        chunk = min(chunk, self._chunk)
+        return super().prefill(cache, prompts, chunk=chunk, all_logits=all_logits, forced=forced)
+
+    def _run_together(self, cache: Cache, rows: list[Array], chunk: int) -> bool:
+        # A layer's cache is appended to in every step; attention takes several tokens of rows together on empty ones.
+        return self.contract.cache_policy == "step" and super()._run_together(cache, rows, chunk)
+
+    def _undecided(self, tokens: int) -> Array:
+        return np.full((self.contract.max_steps, tokens), -1, np.int64)
+
+    def _routing_inputs(self, ids: Array, counts: Array, wish: Array, *, is_prompt: bool) -> dict[str, Array]:
+        choices = self.contract.choices(self._layers)
+        if len(wrong := np.argwhere((wish < -1) | (wish >= choices))):
+            raise DynexportError(
+                f"forced path: step {wrong[0][0]}: expected a layer 0..{self._layers - 1}"
+                f"{f', {self._layers} to leave' if self.contract.exit else ''} or -1, found {wish[tuple(wrong[0])]}"
+            )
+        return {"token_counts": counts, "forced_paths": np.broadcast_to(wish, (len(wish), *ids.shape))}
+
+    def _advance(self, cache: Cache, active: Array, counts: Array, results: dict[str, Array]) -> None:
+        """Count the entries of tokens that ran; nothing where a score is no number."""
+        self._check_scores(results, counts, cache.positions)
+        paths = results["paths"]
+        if self.contract.cache_policy == "step":
+            cache.lengths += ((paths >= 0) & (paths < self._layers)).sum(axis=2)
+        else:
+            cache.lengths += np.stack([(paths == layer).sum(axis=(0, 2)) for layer in range(self._layers)])
+        cache.overflow += results["overflow"]
+        cache.positions += counts
+        for row, log in enumerate(cache.logs or ()):
+            path, scores, margins = (
+                results[name][:, row, : counts[row]] for name in ("paths", "path_scores", "path_margins")
+            )
+            log.ran.append(np.stack([(path == layer).any(axis=0) for layer in range(self._layers)]))
+            log.scores.append(scores)
+            log.margins.append(margins)
+            log.paths.append(path)
+
+    def _check_scores(self, results: dict[str, Array], counts: Array, positions: Array) -> None:
+        real = np.arange(results["paths"].shape[2]) < counts[:, None]
+        broken = np.argwhere((~np.isfinite(results["path_scores"]) | np.isnan(results["path_margins"])) & real)
+        if len(broken):
+            step, row, token = broken[0]
+            raise DynexportError(
+                f"step {step}: row {row}, position {positions[row] + token}: expected router scores, found NaN or "
+                "infinity; the hidden states before it overflow"
+            )
+
+
+__all__ = ["SinglePathDecoder"]
