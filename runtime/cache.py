@@ -8,11 +8,10 @@ from contextlib import contextmanager
 
 import numpy as np
 
+from dynexport.runtime.engines.engine import PAST
 from dynexport.runtime.errors import DynexportError
 from dynexport.runtime.manifest import Manifest
 from dynexport.runtime.routes import RowLog
-
-_PAST = "past_key_values."
 
 
 class Entries:
@@ -134,9 +133,9 @@ def _shapes(manifest: Manifest, rows: int, slots: int) -> dict[str, tuple[list[i
     if routed is not None:
         sizes["M_routed"] = layer_slots(manifest, routed.layers[0], slots)
     return {
-        spec.name.removeprefix(_PAST): (spec.sized(sizes), spec.array_type)
+        spec.name.removeprefix(PAST): (spec.sized(sizes), spec.array_type)
         for spec in manifest.graphs[0].inputs
-        if spec.name.startswith(_PAST)
+        if spec.name.startswith(PAST)
     }
 
 

@@ -11,7 +11,8 @@ import numpy as np
 from dynexport.runtime.bundle import Bundle
 from dynexport.runtime.cache import Cache
 from dynexport.runtime.contract import Mod
-from dynexport.runtime.engines.onnxruntime import Engine
+from dynexport.runtime.engines.engine import Caches, Engine
+from dynexport.runtime.engines.onnxruntime import OnnxRuntimeEngine
 from dynexport.runtime.errors import DynexportError
 from dynexport.runtime.manifest import Manifest, Speedup
 from dynexport.runtime.routes import RowLog, StepRoutes
@@ -120,7 +121,7 @@ class Decoder:
         if self.manifest.has_routers:
             wish = self._undecided(1)[:, None] if forced is None else forced.astype(np.int64)[:, :, None]
             inputs |= self._routing_inputs(ids, counts, wish, is_prompt=False)
-        results = self._engine_for(speedup).run(cache, inputs)
+        results = self._engine_for(speedup).run(inputs, Caches(cache.buffers))
         self._advance(cache, inputs["layer_active"], counts, results)
         return results["logits"][:, 0]
 
@@ -181,7 +182,7 @@ class Decoder:
         inputs = self._inputs(ids, cache.positions, cache.lengths, everything, wanted)
         if self.manifest.has_routers:
             inputs |= self._routing_inputs(ids, sizes, wish, is_prompt=True)
-        results = self._engine(self.manifest.graphs[0].name).run(cache, inputs)
+        results = self._engine(self.manifest.graphs[0].name).run(inputs, Caches(cache.buffers))
         self._advance(cache, everything, sizes, results)
         return results["logits"]
 
@@ -242,7 +243,7 @@ class Decoder:
         if name not in self._engines:
             graph = next(graph for graph in self.manifest.graphs if graph.name == name)
             path = self.bundle.path / graph.file
-            self._engines[name] = Engine(path, graph, self.threads, self._profile, alone=self._alone)
+            self._engines[name] = OnnxRuntimeEngine(path, graph, self.threads, self._profile, alone=self._alone)
         return self._engines[name]
 
     def end_profiling(self) -> list[Path]:

@@ -6,11 +6,11 @@ import numpy as np
 
 from dynexport.runtime.cache import Cache, Entries, too_large
 from dynexport.runtime.contract import Radial
+from dynexport.runtime.engines.engine import PAST
 from dynexport.runtime.errors import DynexportError
-from dynexport.runtime.manifest import Graph, Manifest, SingleGraph
+from dynexport.runtime.manifest import Manifest, SingleGraph
 
 Array = np.ndarray
-_PAST = "past_key_values."
 
 
 class PathCache(Entries):
@@ -19,8 +19,9 @@ class PathCache(Entries):
     A place is a step or a layer. A layer that tokens come back to has more entries than tokens: its buffers grow.
 
     Attributes:
-        buffers: per place: "key" and "value" float32 [rows, kv_heads, slots, head_dim]; "position" int64 [rows, slots]
-            where original positions are needed; "step" int64 [rows, slots] where a place is a layer.
+        buffers: per place: "key" and "value" [rows, kv_heads, slots, head_dim]; "position" int64 [rows, slots]
+            where original positions are needed; "step" int64 [rows, slots] where a place is a layer. Their types, and
+            where the graph has a number for slots, these too, are those of its inputs.
 
     Args:
         record: keep logs.
@@ -29,11 +30,10 @@ class PathCache(Entries):
     def __init__(self, manifest: Manifest, contract: Radial, rows: int, slots: int, *, record: bool = False) -> None:
         model = manifest.model
         places = contract.places(model.layers)
-        self._shape = (rows, model.kv_heads, slots, model.head_dim)
         (graph,) = (graph for graph in manifest.graphs if graph.role == "attention")
-        parts = _after_prefix(graph)
+        self._specs = {spec.name.removeprefix(PAST): spec for spec in graph.inputs if spec.name.startswith(PAST)}
         try:
-            self.buffers = [{part: self._empty(part, slots) for part in parts} for _ in range(places)]
+            self.buffers = [self._empty(rows, slots) for _ in range(places)]
         except (MemoryError, ValueError) as error:  # the second where the size overflows
             size = 8 * places * rows * model.kv_heads * slots * model.head_dim
             raise too_large(rows, slots, size) from error
@@ -43,18 +43,16 @@ class PathCache(Entries):
         """The buffers of a place with at least so many slots; larger ones where there were fewer."""
         slots = self.buffers[place]["key"].shape[2]
         if needed > slots:
-            grown = {part: self._empty(part, max(needed, 2 * slots)) for part in self.buffers[place]}
+            grown = self._empty(self.rows, max(needed, 2 * slots))
             for part, buffer in self.buffers[place].items():
                 entries = grown[part][:, :, :slots] if buffer.ndim == 4 else grown[part][:, :slots]
                 entries[:] = buffer
             self.buffers[place] = grown
         return self.buffers[place]
 
-    def _empty(self, part: str, slots: int) -> Array:
-        rows, kv_heads, _, size = self._shape
-        if part in ("key", "value"):
-            return np.zeros((rows, kv_heads, slots, size), np.float32)
-        return np.zeros((rows, slots), np.int64)
+    def _empty(self, rows: int, slots: int) -> dict[str, Array]:
+        sizes = {"B": rows, "M": slots}
+        return {part: np.zeros(spec.sized(sizes), spec.array_type) for part, spec in self._specs.items()}
 
 
 class SinglePathCache(Cache):
@@ -76,20 +74,16 @@ class SinglePathCache(Cache):
     """
 
     def __init__(self, manifest: Manifest, contract: Radial, rows: int, slots: int, *, record: bool = False) -> None:
-        model, single, names = manifest.model, manifest.single_graph, _after_prefix(manifest.graphs[0])
+        model, single = manifest.model, manifest.single_graph
         assert isinstance(single, SingleGraph)
-        places, found = contract.places(model.layers), len({name.partition(".")[0] for name in names})
+        specs = {spec.name.removeprefix(PAST): spec for spec in manifest.graphs[0].inputs if spec.name.startswith(PAST)}
+        places, found = contract.places(model.layers), len({name.partition(".")[0] for name in specs})
         if found != places:
             raise DynexportError(f"{manifest.graphs[0].file}: expected {places} caches, found {found}; convert again")
         room = slots * contract.entries_per_token + single.chunk
-        entries = (rows, model.kv_heads, room, model.head_dim)
+        sizes = {"B": rows, "M": room}
         try:
-            self.buffers = {
-                name: np.zeros(entries, np.float32)
-                if name.endswith((".key", ".value"))
-                else np.zeros((rows, room), np.int64)
-                for name in names
-            }
+            self.buffers = {name: np.zeros(spec.sized(sizes), spec.array_type) for name, spec in specs.items()}
         except (MemoryError, ValueError) as error:  # the second where the size overflows
             raise too_large(rows, slots, 8 * places * rows * model.kv_heads * room * model.head_dim) from error
         self.begin(rows, slots, caches=places, routers=1, record=record)
@@ -97,11 +91,6 @@ class SinglePathCache(Cache):
     def written_lengths(self) -> np.ndarray:
         """``lengths`` as they are: behind all entries there is room that nobody counts."""
         return self.lengths
-
-
-def _after_prefix(graph: Graph) -> list[str]:
-    """What a graph's caches are called."""
-    return [spec.name.removeprefix(_PAST) for spec in graph.inputs if spec.name.startswith(_PAST)]
 
 
 __all__ = ["PathCache", "SinglePathCache"]

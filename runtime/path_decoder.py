@@ -14,7 +14,8 @@ import numpy as np
 from dynexport.runtime.bundle import Bundle
 from dynexport.runtime.contract import Radial
 from dynexport.runtime.decoder import CHUNK, Tokens, check_threads, checked_prompt
-from dynexport.runtime.engines.onnxruntime import Attention, Part
+from dynexport.runtime.engines.engine import Caches, Engine
+from dynexport.runtime.engines.onnxruntime import OnnxRuntimeEngine
 from dynexport.runtime.errors import DynexportError
 from dynexport.runtime.manifest import Graph, Role, Speedup
 from dynexport.runtime.path_cache import PathCache
@@ -28,8 +29,8 @@ class _Walk:
 
     Attributes:
         rows, positions: int64 [N].
-        hidden_states: float32 [N, hidden].
-        angles: cos and sin float32 [N, rotary dim / 2], where positions are rotary.
+        hidden_states: [N, hidden].
+        angles: "cos" and "sin" [1, N, rotary dim / 2], where positions are rotary.
         forced: int64 [max_steps, N], -1 where the router decides.
         one_each: whether they are one token of every row.
         alive: bool [N], those that have not left.
@@ -41,7 +42,7 @@ class _Walk:
     rows: Array
     positions: Array
     hidden_states: Array
-    angles: list[Array]
+    angles: dict[str, Array]
     forced: Array
     one_each: bool
     alive: Array = field(init=False)
@@ -78,13 +79,14 @@ class PathDecoder:
         self.contract = bundle.manifest.contract
         self._profile = profile
         self._layers = self.manifest.model.layers
+        self._engines: list[Engine] = []
         self._embedding, self._head = self._part("embedding"), self._part("head")
         steps = range(self.contract.max_steps)
         shared = self._part("router") if self.contract.router.shared else None
         self._routers = [shared or self._part("router", step=step) for step in steps]
         self._before = [self._part("before_attention", layer) for layer in range(self._layers)]
         self._after = [self._part("after_attention", layer) for layer in range(self._layers)]
-        self._attention = Attention(*self._graph("attention"), threads, self._prefix("attention"))
+        self._attention = self._part("attention")
 
     def cache(self, rows: int, slots: int, *, record: bool = False) -> PathCache:
         """Room for ``rows`` sequences of ``slots`` tokens; at most the model's context."""
@@ -156,13 +158,12 @@ class PathDecoder:
         positions = np.concatenate(
             [seen + np.arange(count) for seen, count in zip(cache.positions, counts, strict=True)]
         )
-        hidden_states, *angles = (
-            part[0].copy() for part in self._embedding(np.concatenate(parts)[None], positions[None])
-        )
+        embedded = self._embedding.run({"input_ids": np.concatenate(parts)[None], "position_ids": positions[None]})
+        hidden_states = embedded.pop("hidden_states_out")[0]
         if forced is None:
             forced = np.full((self.contract.max_steps, len(rows)), -1)
         self._check_forced(forced)
-        walk = _Walk(rows, positions, hidden_states, angles, forced, one_each=bool((counts == 1).all()))
+        walk = _Walk(rows, positions, hidden_states, embedded, forced, one_each=bool((counts == 1).all()))
         walk.begin(self.contract.max_steps, self._layers)
         for step in range(self.contract.max_steps):
             tokens, layers, gates = self._choose(walk, step)
@@ -183,7 +184,7 @@ class PathDecoder:
                 f"{f', {self._layers} to leave' if self.contract.exit else ''} or -1, found {forced[step, token]}"
             )
 
-    def _choose(self, walk: _Walk, step: int) -> tuple[Array, Array, list[Array]]:
+    def _choose(self, walk: _Walk, step: int) -> tuple[Array, Array, Array | None]:
         """Who runs where in this step: indices of tokens, their layers, and their gates where the contract has any."""
         tokens = np.flatnonzero(walk.alive)
         allowed = np.ones((len(tokens), self.contract.choices(self._layers)), bool)
@@ -195,16 +196,18 @@ class PathDecoder:
             walk.alive[tokens[stuck]] = False
             tokens, allowed = tokens[~stuck], allowed[~stuck]
         if not len(tokens):
-            return tokens, tokens, []
+            return tokens, tokens, None
         wishes = walk.forced[step, tokens]
-        choices, scores, margins, *gates = self._routers[step](walk.hidden_states[tokens][None], allowed, wishes)
+        inputs = {"hidden_states": walk.hidden_states[None, tokens], "allowed": allowed, "forced_choices": wishes}
+        found = self._routers[step].run(inputs, lasting=False)
+        choices, scores, gates = found["choices"], found["scores"], found.get("probabilities")
         self._check_scores(scores, walk, step, tokens)
-        walk.path[step, tokens], walk.margins[step, tokens] = choices, margins
+        walk.path[step, tokens], walk.margins[step, tokens] = choices, found["margins"]
         walk.scores[step, tokens] = scores[np.arange(len(tokens)), choices]
         stays = choices < self._layers
         walk.alive[tokens] = stays
         walk.visited[tokens[stays], choices[stays]] = True
-        return tokens[stays], choices[stays], [gate[stays] for gate in gates]
+        return tokens[stays], choices[stays], None if gates is None else gates[stays]
 
     def _check_scores(self, scores: Array, walk: _Walk, step: int, tokens: Array) -> None:
         if np.isfinite(scores).all():
@@ -215,58 +218,61 @@ class PathDecoder:
             "NaN or infinity; the hidden states before it overflow"
         )
 
-    def _run(self, cache: PathCache, walk: _Walk, step: int, tokens: Array, layers: Array, gates: list[Array]) -> None:
+    def _run(self, cache: PathCache, walk: _Walk, step: int, tokens: Array, layers: Array, gates: Array | None) -> None:
         """Run tokens in the layers that they chose, and write down their hidden states."""
         groups = _groups(layers)
-        hidden_states, positions = walk.hidden_states[tokens], walk.positions[tokens]
-        prepared: list[Array] = []
-        for layer, group in groups:
-            angles = [part[tokens[group]][None] for part in walk.angles]
-            found = self._before[layer](hidden_states[group][None], *angles)
-            if len(groups) == 1:
-                prepared = [part[0] for part in found]
-                break
-            prepared = prepared or [np.empty((len(tokens), part.shape[2]), np.float32) for part in found]
-            for whole, part in zip(prepared, found, strict=True):
-                whole[group] = part[0]
-        attended = np.empty_like(prepared[0])
+        prepared = self._prepared(walk, tokens, groups)
+        prepared["position_ids"] = walk.positions[tokens]
+        attended = np.empty_like(prepared["query"])
         by_layer = self.contract.cache_policy == "layer"
         for place, group in groups if by_layer else [(step, np.arange(len(tokens)))]:
             for chosen, index in _batches(cache, walk, tokens, group):
-                inputs = [part[index] for part in (*prepared, positions)]
+                inputs = {name: part[index] for name, part in prepared.items()}
                 attended[index] = self._attend(cache, place, step, chosen, inputs)
         for layer, group in groups:
-            inputs = [hidden_states[group][None], attended[group][None], *(gate[group] for gate in gates)]
-            walk.hidden_states[tokens[group]] = self._after[layer](*inputs)[0][0]
+            inputs = {"hidden_states": walk.hidden_states[None, tokens[group]], "attention": attended[None, group]}
+            if gates is not None:
+                inputs["gates"] = gates[group]
+            found = self._after[layer].run(inputs, lasting=False)
+            walk.hidden_states[tokens[group]] = found["hidden_states_out"][0]
 
-    def _attend(self, cache: PathCache, place: int, step: int, chosen: slice, inputs: list[Array]) -> Array:
+    def _prepared(self, walk: _Walk, tokens: Array, groups: list[tuple[int, Array]]) -> dict[str, Array]:
+        """query, key and value [tokens, ..] of everyone's own layer."""
+        prepared: dict[str, Array] = {}
+        for layer, group in groups:
+            mine = tokens[group]
+            angles = {name: part[:, mine] for name, part in walk.angles.items()}
+            found = self._before[layer].run({"hidden_states": walk.hidden_states[None, mine], **angles}, lasting=False)
+            for name, part in found.items():
+                if name not in prepared:
+                    prepared[name] = np.empty((len(tokens), part.shape[2]), part.dtype)
+                prepared[name][group] = part[0]
+        return prepared
+
+    def _attend(self, cache: PathCache, place: int, step: int, chosen: slice, inputs: dict[str, Array]) -> Array:
         """Attention [b, C, ..] of C tokens of each of some rows in one place's cache.
 
         Args:
-            inputs: query, key, value [b, C, ..] and positions [b, C].
+            inputs: query, key, value [b, C, ..] and position_ids [b, C].
         """
-        query, key, value, positions = inputs
-        lengths = cache.lengths[place, chosen]
-        last = lengths + (positions.shape[1] - 1)
+        lengths, count = cache.lengths[place, chosen], inputs["query"].shape[1]
+        last = lengths + (count - 1)
         total = int(last.max()) + 1
         told = {
-            "query": query,
-            "key": key,
-            "value": value,
-            "position_ids": positions,
             "cache_lengths": lengths,
             "last_index": last.astype(np.int32),
             "total_length": np.array(total, np.int32),
             "step": np.array(step),
         }
-        attended = self._attention.run(place, cache.room(place, total), chosen, told)
-        lengths += positions.shape[1]
+        caches = Caches(cache.room(place, total), chosen, place)
+        attended = self._attention.run(inputs | told, caches, lasting=False)["attention"]
+        lengths += count
         return attended
 
     def _logits(self, hidden_states: Array) -> Array:
         """float32 [n, vocab] of hidden states [n, hidden]."""
-        (logits,) = self._head(hidden_states[None])
-        return np.array(logits[0])
+        logits: Array = self._head.run({"hidden_states": hidden_states[None]})["logits"][0]
+        return logits
 
     def _record(self, cache: PathCache, walk: _Walk) -> None:
         for row, log in enumerate(cache.logs or ()):
@@ -276,18 +282,15 @@ class PathDecoder:
             log.margins.append(walk.margins[:, mine])
             log.paths.append(walk.path[:, mine])
 
-    def _part(self, role: Role, layer: int | None = None, *, step: int | None = None) -> Part:
+    def _part(self, role: Role, layer: int | None = None, *, step: int | None = None) -> Engine:
         path, graph = self._graph(role, layer, step=step)
-        return Part(path, graph, self.threads, self._prefix(graph.name))
-
-    def _prefix(self, name: str) -> Path | None:
-        return None if self._profile is None else self._profile.with_name(f"{self._profile.name}-{name}")
+        profile = None if self._profile is None else self._profile.with_name(f"{self._profile.name}-{graph.name}")
+        self._engines.append(OnnxRuntimeEngine(path, graph, self.threads, profile, alone=False))
+        return self._engines[-1]
 
     def end_profiling(self) -> list[Path]:
         """The profiles of all graphs."""
-        parts = [self._embedding, self._head, *self._before, *self._after]
-        parts += {id(router): router for router in self._routers}.values()
-        return [self._attention.end_profiling(), *(part.end_profiling() for part in parts)]
+        return [engine.end_profiling() for engine in self._engines]
 
     def _graph(self, role: Role, layer: int | None = None, *, step: int | None = None) -> tuple[Path, Graph]:
         for graph in self.manifest.graphs:

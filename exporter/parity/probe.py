@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -10,9 +10,9 @@ import onnx
 
 from dynexport.exporter.parity.metrics import FloatArray
 from dynexport.runtime.bundle import Bundle
-from dynexport.runtime.cache import Cache
 from dynexport.runtime.decoder import Decoder
-from dynexport.runtime.engines.onnxruntime import Array, Engine
+from dynexport.runtime.engines.engine import NO_CACHES, Array, Caches, Engine
+from dynexport.runtime.engines.onnxruntime import OnnxRuntimeEngine
 from dynexport.runtime.errors import DynexportError
 from dynexport.runtime.manifest import Graph, TensorSpec
 
@@ -39,7 +39,7 @@ class ProbeDecoder(Decoder):
         return self._engines[name]
 
 
-class _ProbeEngine(Engine):
+class _ProbeEngine(OnnxRuntimeEngine):
     """A session of a graph whose hidden states are outputs too."""
 
     def __init__(self, path: Path, graph: Graph, decoder: ProbeDecoder) -> None:
@@ -51,8 +51,8 @@ class _ProbeEngine(Engine):
         graph = graph.model_copy(update={"outputs": (*graph.outputs, *shown)})
         super().__init__(path, graph, decoder.threads, model=_with_outputs(path, self._names, dtype))
 
-    def run(self, cache: Cache, inputs: dict[str, Array]) -> dict[str, Array]:
-        results = super().run(cache, inputs)
+    def run(self, inputs: Mapping[str, Array], caches: Caches = NO_CACHES, *, lasting: bool = True) -> dict[str, Array]:
+        results = super().run(inputs, caches, lasting=lasting)
         found = {name.removeprefix(_PREFIX): results[name].astype(np.float32) for name in self._names}
         states = {EMBEDDING: found[EMBEDDING]}
         before = EMBEDDING

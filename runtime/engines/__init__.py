@@ -1,1 +1,1 @@
-"""What runs a graph. Each file is one engine."""
+"""What runs a graph. Each file, or folder, is one engine."""

@@ -34,7 +34,7 @@ def test_buffers_are_those_that_the_engine_writes(generator: Generator) -> None:
     decoder.step(cache, [4], decoder.bundle.speedup(2))
     (engine,) = decoder._engines.values()
     assert engine._bound is not None
-    addresses = {value.data_ptr() for value in engine._bound._binding.get_outputs()}
+    addresses = {value.data_ptr() for value in engine._bound[None]._binding.get_outputs()}
     assert {buffer.ctypes.data for buffer in cache.buffers.values()} <= addresses
 
 

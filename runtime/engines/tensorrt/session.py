@@ -5,12 +5,13 @@ Without a GPU this was run against stand-ins for CUDA and TensorRT only (docs/en
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Hashable, Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from dynexport.runtime.cache import Cache
+from dynexport.runtime.engines.engine import NO_CACHES, PAST, PRESENT, Caches
 from dynexport.runtime.engines.inputs import sizes_of, wanted_inputs
 from dynexport.runtime.engines.tensorrt.device import Device
 from dynexport.runtime.engines.tensorrt.network import Log
@@ -42,20 +43,25 @@ class TensorRtEngine:
             raise DynexportError(f"graph {graph.name}: TensorRT refuses its engine: {self._log.refusal()}")
         self.graph, self._device = graph, device
         self._contexts: dict[int, Any] = {}
-        self._bound: dict[int, _Step] = {}
+        self._bound: dict[tuple[int, Hashable], _Step] = {}
 
-    def run(self, cache: Cache, inputs: dict[str, Array]) -> dict[str, Array]:
-        """One step; arguments and result as for ONNX Runtime's engine. The cache's memory is the GPU's.
+    def run(self, inputs: Mapping[str, Array], caches: Caches = NO_CACHES, *, lasting: bool = True) -> dict[str, Array]:
+        """As ``Engine`` says; a cache's memory is the GPU's.
 
         Raises:
             DynexportError: for sizes that no profile has room for, or when TensorRT fails.
         """
         inputs = wanted_inputs(self.graph, inputs)
         profile = profile_for(self.graph, sizes_of(self.graph.inputs, inputs))
-        step = self._bound.get(profile)
-        if step is None or not step.fits(cache, inputs):
-            step = self._bound[profile] = _Step(self, self._context(profile), self._device, cache, inputs)
-        return step.run(inputs)
+        key = profile, caches.place
+        step = self._bound.get(key)
+        if step is None or not step.fits(inputs, caches):
+            step = self._bound[key] = _Step(self, self._context(profile), self._device, inputs, caches)
+        return step.run(inputs, lasting=lasting)
+
+    def end_profiling(self) -> Path:
+        """Raise DynexportError: TensorRT's time is told by other tools."""
+        raise DynexportError(f"graph {self.graph.name}: an engine's operators are timed with: nsys profile")
 
     def _context(self, profile: int) -> Any:
         """Made once: it holds the memory of all that is between inputs and outputs."""
@@ -76,9 +82,9 @@ class _Step:
     """Inputs of one shape and one cache, bound once. From its second run on it is a CUDA graph where that can be."""
 
     def __init__(
-        self, engine: TensorRtEngine, context: Any, device: Device, cache: Cache, inputs: dict[str, Array]
+        self, engine: TensorRtEngine, context: Any, device: Device, inputs: dict[str, Array], caches: Caches
     ) -> None:
-        self._engine, self._context, self._device, self._cache = engine, context, device, cache
+        self._engine, self._context, self._device, self._caches = engine, context, device, caches
         graph = engine.graph
         self._inputs = {name: np.array(value, order="C") for name, value in inputs.items()}
         self._addresses = {name: device.allocate(self, value.nbytes) for name, value in self._inputs.items()}
@@ -89,7 +95,7 @@ class _Step:
         self._results = {
             spec.name: np.empty(spec.sized(sizes), spec.array_type)
             for spec in graph.outputs
-            if not spec.name.startswith("present.")
+            if not spec.name.startswith(PRESENT)
         }
         for name, value in self._results.items():
             self._addresses[name] = device.allocate(self, value.nbytes)
@@ -101,19 +107,21 @@ class _Step:
 
     def _bind_caches(self, graph: Graph) -> None:
         """Input and output of a cache are one memory."""
+        buffers = self._caches.views()
         for spec in graph.inputs:
-            if spec.name.startswith("past_key_values."):
-                part = spec.name.removeprefix("past_key_values.")
-                buffer = self._cache.buffers[part]
-                self._context.set_input_shape(spec.name, buffer.shape)
-                self._addresses[spec.name] = self._addresses[f"present.{part}"] = self._device.mirror(buffer)
+            if spec.name.startswith(PAST):
+                part = spec.name.removeprefix(PAST)
+                self._context.set_input_shape(spec.name, buffers[part].shape)
+                self._addresses[spec.name] = self._addresses[f"{PRESENT}{part}"] = self._device.mirror(buffers[part])
 
-    def fits(self, cache: Cache, inputs: dict[str, Array]) -> bool:
+    def fits(self, inputs: dict[str, Array], caches: Caches) -> bool:
         """Whether a step has this cache and inputs of these shapes."""
-        return cache is self._cache and all(value.shape == self._inputs[name].shape for name, value in inputs.items())
+        return caches.same(self._caches) and all(
+            value.shape == self._inputs[name].shape for name, value in inputs.items()
+        )
 
-    def run(self, inputs: dict[str, Array]) -> dict[str, Array]:
-        """Run with these values; every result is an array of its own."""
+    def run(self, inputs: dict[str, Array], *, lasting: bool) -> dict[str, Array]:
+        """Run with these values."""
         for name, value in inputs.items():
             self._inputs[name][...] = value
             self._device.copy_in(self._addresses[name], self._inputs[name])
@@ -128,7 +136,7 @@ class _Step:
             # Not before it ran once: TensorRT then allocates, which no capture survives.
             captured = self._device.capture(self._execute) if self._may_capture else None
             self._launch = captured or self._execute
-        return {name: value.copy() for name, value in self._results.items()}
+        return {name: value.copy() for name, value in self._results.items()} if lasting else self._results
 
     def _execute(self) -> None:
         if not self._context.execute_async_v3(self._device.stream):
