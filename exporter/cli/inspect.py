@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -35,11 +36,12 @@ def inspect(bundle: Path, engine: bool, json_path: str | None) -> None:
     if engine:
         out.report({"engines": show_engines(out, opened)})
     else:
-        _show_bundle(out, bundle, opened.manifest)
+        _show_bundle(out, opened)
 
 
-def _show_bundle(out: Output, bundle: Path, manifest: Manifest) -> None:
-    out.facts(f"Bundle {bundle}", [*describe_bundle(manifest), ("source", manifest.source.model)])
+def _show_bundle(out: Output, bundle: Bundle) -> None:
+    manifest = bundle.manifest
+    out.facts(f"Bundle {bundle.path}", [*describe_bundle(manifest), ("source", manifest.source.model)])
     if manifest.speedups:
         out.table("Kept layers", *speedup_table(manifest))
     graph = manifest.graphs[0]
@@ -56,7 +58,26 @@ def _show_bundle(out: Output, bundle: Path, manifest: Manifest) -> None:
     files = [[name, bytes_text(file.bytes), file.sha256[:16]] for name, file in manifest.files.items()]
     out.table("Files", ["name", "size", "sha256"], files)
     out.facts("Made with", list(manifest.tools.items()))
-    out.report(bundle_report(manifest))
+    operators = {"operators": _show_operators(out, bundle)} if manifest.target == "tensorrt" else {}
+    out.report(bundle_report(manifest) | operators)
+
+
+def _show_operators(out: Output, bundle: Bundle) -> dict[str, Any]:
+    """What TensorRT will find in every graph, and for what it may have a plugin; the same for the JSON report."""
+    from dynexport.exporter.operators import count_operators, ours
+
+    found = {graph.name: count_operators(bundle.path / graph.file) for graph in bundle.manifest.graphs}
+    rows = [
+        [
+            name,
+            str(counts.total()),
+            str(len(counts)),
+            ", ".join(f"{op} x{n}" for op, n in ours(counts).items()) or "none",
+        ]
+        for name, counts in found.items()
+    ]
+    out.table("Operators", ["graph", "nodes", "operators", "ours: a plugin, or their body"], rows)
+    return {name: {"nodes": counts.total(), "ours": ours(counts)} for name, counts in found.items()}
 
 
 def _shown_layers(manifest: Manifest) -> list[str]:
