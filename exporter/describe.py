@@ -28,7 +28,7 @@ _TOOLS = (
     "transformers",
 )
 # Tokens of a row in a run that fills slots whatever was chosen: each costs a slot of every cache that tokens choose.
-_PADDED_CHUNK = 64
+PADDED_CHUNK = 64
 _LAYER_PREFIX = "model.layers."
 _ROUTER_PREFIX = "model.radial_router."
 # Of these a step reads single rows only, unless a tied head multiplies by the whole table.
@@ -138,14 +138,14 @@ def routed_caches(contract: AnyContract, max_length: int, *, padded: bool) -> m.
         return m.RoutedCaches(layers=contract.routed_layers, slots=slots, slack=1, chunk=None)
     if contract.prefill == "topk":  # such a prompt cannot be cut
         return m.RoutedCaches(layers=contract.routed_layers, slots=slots, slack=slots, chunk=None)
-    chunk = min(slots, _PADDED_CHUNK)
+    chunk = min(slots, PADDED_CHUNK)
     return m.RoutedCaches(layers=contract.routed_layers, slots=slots, slack=chunk, chunk=chunk)
 
 
 def single_graph(plans: Sequence[GraphPlan]) -> m.SingleGraph | None:
     """What there is to know of a graph that follows paths."""
     capacity = plans[0].layer_capacity
-    return None if capacity is None else m.SingleGraph(layer_capacity=capacity, chunk=_PADDED_CHUNK)
+    return None if capacity is None else m.SingleGraph(layer_capacity=capacity, chunk=PADDED_CHUNK)
 
 
 def position_layers(graph: m.Graph) -> tuple[int, ...]:

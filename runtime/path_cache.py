@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from dynexport.runtime.cache import Cache, Entries, too_large
+from dynexport.runtime.cache import Cache, Entries, check_batch, too_large
 from dynexport.runtime.contract import Radial
 from dynexport.runtime.engines.engine import PAST
 from dynexport.runtime.errors import DynexportError
@@ -28,6 +28,7 @@ class PathCache(Entries):
     """
 
     def __init__(self, manifest: Manifest, contract: Radial, rows: int, slots: int, *, record: bool = False) -> None:
+        check_batch(manifest, rows)
         model = manifest.model
         places = contract.places(model.layers)
         (graph,) = (graph for graph in manifest.graphs if graph.role == "attention")
@@ -44,6 +45,11 @@ class PathCache(Entries):
         slots = self.buffers[place]["key"].shape[2]
         if needed > slots:
             grown = self._empty(self.rows, max(needed, 2 * slots))
+            if grown["key"].shape[2] < needed:
+                raise DynexportError(
+                    f"cache: all {slots} entries of a row are used, as many as the graph has room for, {needed} are "
+                    "needed; the context is exhausted"
+                )
             for part, buffer in self.buffers[place].items():
                 entries = grown[part][:, :, :slots] if buffer.ndim == 4 else grown[part][:, :slots]
                 entries[:] = buffer
@@ -74,6 +80,7 @@ class SinglePathCache(Cache):
     """
 
     def __init__(self, manifest: Manifest, contract: Radial, rows: int, slots: int, *, record: bool = False) -> None:
+        check_batch(manifest, rows)
         model, single = manifest.model, manifest.single_graph
         assert isinstance(single, SingleGraph)
         specs = {spec.name.removeprefix(PAST): spec for spec in manifest.graphs[0].inputs if spec.name.startswith(PAST)}

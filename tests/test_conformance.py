@@ -34,7 +34,7 @@ FORMS: dict[str, dict[str, Any]] = {
 FORMS_OF = {
     "dense": ["", "tensorrt"],
     "mod": ["", "static", "tensorrt", "tensorrt-static"],
-    "radial": ["", "single"],
+    "radial": ["", "single", "tensorrt"],
     "skip": ["", "static", "tensorrt"],
 }
 KINDS = [(case, form) for case in CASES for form in FORMS_OF[case.split("-")[0]]]

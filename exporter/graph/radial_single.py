@@ -17,12 +17,14 @@ import numpy as np
 import onnx_ir as ir
 
 from dynexport.exporter.architecture import Architecture
+from dynexport.exporter.describe import PADDED_CHUNK
 from dynexport.exporter.graph import radial
 from dynexport.exporter.graph.build import add_input, add_output, typed_value
 from dynexport.exporter.graph.decoder import CausalLM, DecoderLayer
 from dynexport.exporter.graph.selection import capacity, chosen_first
-from dynexport.exporter.graph.step import FLOAT, INT64, Rotation, inverse_frequencies, rotation
+from dynexport.exporter.graph.step import BOOL, FLOAT, INT64, Rotation, inverse_frequencies, rotation
 from dynexport.exporter.graph.structure import check_single_graph
+from dynexport.exporter.targets.target import Target
 from dynexport.runtime.contract import Radial
 from dynexport.runtime.routes import TURNED_AWAY
 
@@ -132,7 +134,7 @@ class _Dispatch:
         return cls(
             goes,
             runs,
-            op.ReduceMax(runs, [0], keepdims=0),
+            _any(op, runs, 0),
             [op.Gather(index, layer, axis=0) for layer in range(layers)],
             seat,
             op.Add(op.Mul(layer, line.room), seat),
@@ -140,7 +142,7 @@ class _Dispatch:
 
 
 class _Walk:
-    """All tokens on their way from step to step; ``hidden_states`` float32 [T, hidden] are theirs now."""
+    """All tokens on their way from step to step; ``hidden_states`` float [T, hidden] are theirs now."""
 
     def __init__(
         self,
@@ -187,7 +189,7 @@ class _Walk:
         scores = op.Squeeze(router(op, op.Unsqueeze(self.hidden_states, [0])), [0])
         allowed = self._allowed(step)
         if self._visited is not None:
-            asked = op.And(asked, op.ReduceMax(allowed, [1], keepdims=0))
+            asked = op.And(asked, _any(op, allowed, 1))
         chosen = radial.choose(
             op,
             scores,
@@ -230,7 +232,7 @@ class _Walk:
         self.hidden_states = op.Where(op.Unsqueeze(dispatch.ran, [1]), after, self.hidden_states)
 
     def _attended(self, step: int, dispatch: _Dispatch, prepared: Sequence[radial.Prepared]) -> list[ir.Value]:
-        """What attention makes of the tokens in every layer, float32 [1, C, heads * head_dim] each."""
+        """What attention makes of the tokens in every layer, float [1, C, heads * head_dim] each."""
         op, line = self._op, self._line
         if self._contract.cache_policy == "step":
             together = tuple(self._side_by_side(part) for part in zip(*prepared, strict=True))
@@ -252,7 +254,7 @@ class _Walk:
         """Append to a place's cache and attend there.
 
         Args:
-            prepared: query, key, value float32 [seats, ..].
+            prepared: query, key, value float [seats, ..].
             seat: int64 [T], where a token's are.
             now: the step, where entries are tagged with it.
         """
@@ -260,9 +262,9 @@ class _Walk:
         seats = op.Gather(seat, rows.token)
         query, key, value = (op.Gather(part, seats) for part in prepared)
         positions = op.Gather(self._line.position_ids, rows.token)
-        step = radial.layer_step(op, query, positions, self._lengths[place])
-        tokens = radial.Tokens((query, key, value), step, now)
         heads = self._layers[0].self_attn
+        step = radial.layer_step(op, heads.target, query, positions, self._lengths[place])
+        tokens = radial.Tokens((query, key, value), step, now)
         past = self.caches[place]
         output, self.caches[place] = radial.attend(op, architecture, heads, tokens, past)
         for part, entries in self.caches[place].items():  # of attention's, shape inference knows nothing
@@ -308,8 +310,17 @@ class _Rows:
         return op.Unsqueeze(op.Gather(attended, op.Gather(self.place, index)), [0])
 
 
+def _any(op: Any, given: ir.Value, axis: int) -> ir.Value:
+    """bool, whether one is true along an axis. TensorRT reduces numbers only."""
+    return op.Cast(op.ReduceMax(op.Cast(given, to=INT64), [axis], keepdims=0), to=BOOL)
+
+
 def single_graph(
-    architecture: Architecture, contract: Radial, routers: Sequence[radial.Router], layer_capacity: float
+    architecture: Architecture,
+    target: Target,
+    contract: Radial,
+    routers: Sequence[radial.Router],
+    layer_capacity: float,
 ) -> radial.Write:
     """input_ids, position_ids int64 [B, S] -> logits float32 [B, K, vocab], and what became of every token.
 
@@ -330,8 +341,10 @@ def single_graph(
         token_counts = add_input(graph, "token_counts", INT64, ["B"])
         forced = add_input(graph, "forced_paths", INT64, [contract.max_steps, "B", "S"])
         logits_indices = add_input(graph, "logits_indices", INT64, ["B", "K"])
-        tagged = contract.cache_policy == "layer"
-        past = [radial.add_cache(graph, architecture, f"past_key_values.{i}", tagged=tagged) for i in range(places)]
+        past = [
+            radial.add_cache(graph, architecture, target, contract, f"past_key_values.{i}", spare=PADDED_CHUNK)
+            for i in range(places)
+        ]
 
         line = _Line.prepare(op, architecture, position_ids, layer_capacity)
         states = op.Reshape(model.model.embed(op, input_ids, position_ids), [-1, architecture.hidden_size])
@@ -349,7 +362,7 @@ def single_graph(
             for part, entries in before.items():
                 add_output(graph, after[part], f"present.{place}.{part}", entries)
         _put_out_paths(graph, op, contract, line, walk)
-        check_single_graph(graph, architecture, contract, layer_capacity)
+        check_single_graph(graph, architecture, contract, layer_capacity, fixed_slots=target.fixed_slots)
 
     return write
 

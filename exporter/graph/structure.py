@@ -70,14 +70,16 @@ def check_structure(graph: ir.Graph, architecture: Architecture, routing: Routin
         _Decisions(entrance, routing.is_prompt).check(route.chosen)
 
 
-def check_single_graph(graph: ir.Graph, architecture: Architecture, contract: Radial, layer_capacity: float) -> None:
+def check_single_graph(
+    graph: ir.Graph, architecture: Architecture, contract: Radial, layer_capacity: float, *, fixed_slots: bool
+) -> None:
     """Look at a finished graph of all steps of a Radial Network.
 
     Raises:
         BrokenGraph: as ``check_structure``; or for an operator that is a condition, or whose result has a shape that
             depends on values.
     """
-    _check_dimensions(graph, _single_graph_dimensions)
+    _check_dimensions(graph, lambda name: _single_graph_dimensions(name, fixed_slots))
     for node in graph.all_nodes():
         if node.op_type in _OF_VALUES:
             raise _broken(node, "what runs, or a shape, depends on values here")
@@ -130,9 +132,10 @@ def _dimensions(name: str, contract: Mod, fixed_slots: bool) -> list[str | None]
     return by_name.get(name, [None, "B", "S"])
 
 
-def _single_graph_dimensions(name: str) -> list[str | None]:
+def _single_graph_dimensions(name: str, fixed_slots: bool) -> list[str | None]:
     if name.startswith(("past_key_values.", "present.")):
-        return ["B", None, "M", None] if name.endswith((".key", ".value")) else ["B", "M"]
+        slots = None if fixed_slots else "M"
+        return ["B", None, slots, None] if name.endswith((".key", ".value")) else ["B", slots]
     by_name: dict[str, list[str | None]] = {
         "cache_lengths": [None, "B"],
         "input_ids": ["B", "S"],

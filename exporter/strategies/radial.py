@@ -71,18 +71,19 @@ class RadialStrategy(Strategy):
         model = CausalLM(target, architecture, plan.layers)
         gated = contract.gate == "probability"
         if plan.layer_capacity is not None:
+            target.check_single_graph(contract, plan.layer_capacity)
             routers = _routers(model, architecture, target, contract, range(contract.max_steps))
-            write = single_graph(architecture, contract, routers, plan.layer_capacity)
+            write = single_graph(architecture, target, contract, routers, plan.layer_capacity)
         elif plan.role == "router":
             (module,) = _routers(model, architecture, target, contract, [plan.step or 0])
-            write = radial.router(architecture, contract.choices(architecture.layers), module, gated=gated)
+            write = radial.router(architecture, target, contract.choices(architecture.layers), module, gated=gated)
         elif plan.role == "attention":
-            write = radial.attention(architecture, tagged=contract.cache_policy == "layer")
+            write = radial.attention(architecture, target, contract)
         elif plan.role == "after_attention":
-            write = radial.after_attention(architecture, gated=gated)
+            write = radial.after_attention(architecture, target, gated=gated)
         else:
             parts = {"embedding": radial.embedding, "head": radial.head, "before_attention": radial.before_attention}
-            write = parts[plan.role](architecture)
+            write = parts[plan.role](architecture, target)
         return radial.build_part(plan.name, model, target, write), model
 
     def oracle(self, checkpoint: Checkpoint, manifest: Manifest, *, streaming: bool) -> Oracle:

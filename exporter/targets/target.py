@@ -12,7 +12,7 @@ import onnx_ir as ir
 from dynexport.exporter.architecture import Activation, Architecture
 from dynexport.exporter.graph.plan import GraphPlan
 from dynexport.exporter.graph.storage import Plain, Storage, StoredWeight
-from dynexport.runtime.contract import AnyContract
+from dynexport.runtime.contract import AnyContract, Radial
 from dynexport.runtime.manifest import Profile, TargetName
 
 
@@ -66,6 +66,9 @@ class Target(ABC):
 
     def check_contract(self, contract: AnyContract, max_length: int) -> None:  # noqa: B027
         """Raise DynexportError, with what to do, for a contract that the engine cannot run; here, it runs all."""
+
+    def check_single_graph(self, contract: Radial, layer_capacity: float) -> None:  # noqa: B027
+        """The same for a graph of all steps, in which layers have room for a share of a step's tokens."""
 
     def profiles(self, plan: GraphPlan, contract: AnyContract, max_length: int) -> tuple[Profile, ...]:
         """The sizes that a graph's engine is built for; here, a session takes any."""

