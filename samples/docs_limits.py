@@ -6,15 +6,21 @@ from pathlib import Path
 
 from docs_families import DOCS, markdown, with_table
 
-from dynexport.exporter.parity.thresholds import LIMITS, Limits
+from dynexport.exporter.parity.thresholds import LIMITS, TENSORRT_LIMITS, Limits
 
 PAGE = DOCS / "verification.md"
+# TensorRT's own rows are those that differ.
+NAMED = {f"`{precision}`": limits for precision, limits in LIMITS.items()} | {
+    f"`{precision}`, TensorRT": limits
+    for precision, limits in TENSORRT_LIMITS.items()
+    if limits != LIMITS.get(precision)
+}
 
 
 def table() -> str:
     """The limits, one row per precision and kind of check; equal ones in one row."""
     rows = []
-    for precision, limits in LIMITS.items():
+    for name, limits in NAMED.items():
         kinds: dict[Limits, list[str]] = {}
         for kind, limit in (
             ("PyTorch, every layer", limits.full),
@@ -22,7 +28,7 @@ def table() -> str:
             ("itself", limits.consistency),
         ):
             kinds.setdefault(limit, []).append(kind)
-        rows += [[f"`{precision}`", "; ".join(held), *_figures(limit)] for limit, held in kinds.items()]
+        rows += [[name, "; ".join(held), *_figures(limit)] for limit, held in kinds.items()]
     columns = ["Precision", "Held to", "Largest error", "Mean KL, nats", "Equal tokens", "Layer departs at"]
     return markdown(columns, rows)
 
@@ -36,11 +42,11 @@ def routes_table() -> str:
     """The limits of decisions, one row per precision."""
     rows = [
         [
-            f"`{precision}`",
+            name,
             "not judged" if limits.routes.margin is None else f"{limits.routes.margin:g}",
             f"{limits.routes.agreement:.0%}",
         ]
-        for precision, limits in LIMITS.items()
+        for name, limits in NAMED.items()
     ]
     return markdown(["Precision", "Flips up to a margin of", "Equal decisions"], rows)
 

@@ -64,15 +64,17 @@ def golden_row(decoder: AnyDecoder, row: GoldenRow) -> list[Measurement]:
     return _replayed(f"golden/{row.speedup}/{row.prompt_length}", decoder, [case], [row.answer])
 
 
-def prompts_alone_and_together(decoder: AnyDecoder, oracle: Oracle, prompts: Sequence[Prompt]) -> list[Measurement]:
-    """Logits after every token of every prompt: each prompt alone, then all as one right-padded batch."""
+def prompts_alone_and_together(
+    decoder: AnyDecoder, oracle: Oracle, prompts: Sequence[Prompt], rows: int
+) -> list[Measurement]:
+    """Logits after every token of every prompt: each prompt alone, then the first ``rows`` as a right-padded batch."""
     full = decoder.bundle.speedup(1)
     cases = [Case(tuple(prompt), ((0, len(prompt)),), full) for prompt in prompts]
     answers = oracle.answers(cases)
     found: list[Measurement] = []
     for case, answer in zip(cases, answers, strict=True):
         found += _replayed(f"prompt/{len(case.tokens)}", decoder, [case], [answer])
-    return found + _replayed("prompt/batch", decoder, cases, answers)
+    return found + _replayed("prompt/batch", decoder, cases[:rows], answers[:rows])
 
 
 def greedy(

@@ -15,11 +15,12 @@ from dynexport.exporter.parity.cases import Prompt
 from dynexport.exporter.parity.golden import GoldenRow, read_golden
 from dynexport.exporter.parity.probe import ProbeDecoder
 from dynexport.exporter.parity.report import Check, Departure, Report
-from dynexport.exporter.parity.thresholds import LIMITS
+from dynexport.exporter.parity.thresholds import limits_of
 from dynexport.exporter.reference import Oracle
 from dynexport.exporter.strategies import strategies
 from dynexport.runtime.bundle import Bundle
 from dynexport.runtime.decoders import AnyDecoder, open_decoder
+from dynexport.runtime.engines.opening import RunBackend
 from dynexport.runtime.errors import DynexportError
 from dynexport.runtime.manifest import GOLDEN
 from dynexport.runtime.text import TOKENIZER_FILE
@@ -40,6 +41,7 @@ def verify(
     bundle: Bundle,
     against: str | Path | None = None,
     *,
+    backend: RunBackend = "onnxruntime",
     threads: int | None = None,
     prompts: Sequence[Sequence[int]] | None = None,
     new_tokens: int = 32,
@@ -49,7 +51,7 @@ def verify(
 
     Args:
         against: the model, as for ``convert``, to be run by PyTorch; None: the bundle's golden vectors stand for it.
-        threads: of ONNX Runtime; None lets it take one per physical core.
+        backend, threads: as for ``engine_opener``.
         prompts: rows of token ids; None takes a text's, or random ones where there is no tokenizer.
         new_tokens: generated per prompt and ratio, at least 1.
         progress: called with the name of each check that has been made.
@@ -62,18 +64,19 @@ def verify(
     rows = _prompts(bundle) if prompts is None else list(prompts)
     if not rows:
         raise DynexportError("prompts: expected at least one, found none")
+    decoder = open_decoder(bundle, threads, backend=backend)
     oracle = None if against is None else _oracle(bundle, against)
-    limits = LIMITS[bundle.manifest.precision]
+    limits = limits_of(bundle.manifest.target, bundle.manifest.precision)
     measured = []
-    for measurement in _climb(bundle, oracle, open_decoder(bundle, threads), rows, new_tokens):
+    for measurement in _climb(bundle, oracle, decoder, rows, new_tokens):
         measured.append(measurement)
         if progress is not None:
             progress(measurement.name)
     checks = [Check.judged(measurement, limits) for measurement in measured]
     departure = None
     failed = [m for m, check in zip(measured, checks, strict=True) if m.kind == "reference" and not check.passed]
-    # Of a set of graphs no single one has the hidden states of all layers.
-    if failed and oracle is not None and bundle.manifest.graphs[0].role == "step":
+    # Of a set of graphs no single one has the hidden states of all layers, and an engine gives no more than it does.
+    if failed and oracle is not None and bundle.manifest.graphs[0].role == "step" and backend == "onnxruntime":
         if progress is not None:
             progress("looking for the layer that departs")
         limit = limits.of("reference", skipped=failed[0].skipped).layer
@@ -90,7 +93,8 @@ def _climb(
 ) -> Iterator[ladder.Measurement]:
     """All checks, the simplest first."""
     ratios = [bundle.speedup(1), *(speedup for speedup in bundle.manifest.speedups if speedup.ratio != 1)]
-    generated = prompts[:_GENERATED]
+    rows = bundle.manifest.limit("B") or len(prompts)
+    generated = prompts[: min(rows, _GENERATED)]
     longest = max(prompts, key=len)
     half = max(1, bundle.manifest.model.max_length // 2)
     turns = [prompts[-1][:half], prompts[0][:half]]
@@ -99,7 +103,7 @@ def _climb(
         for row in _golden(bundle):
             yield from ladder.golden_row(decoder, row)
     else:
-        yield from ladder.prompts_alone_and_together(decoder, oracle, prompts)
+        yield from ladder.prompts_alone_and_together(decoder, oracle, prompts, rows)
         for speedup in ratios:
             yield from ladder.greedy(decoder, oracle, generated, speedup, new_tokens)
             yield from ladder.second_turn(decoder, oracle, turns, speedup)
@@ -108,14 +112,16 @@ def _climb(
         yield from ladder.chunked_prefill(decoder, longest)
     for speedup in ratios:
         yield from ladder.batch_isolation(decoder, generated, speedup)
-        yield ladder.ratio_change(decoder, open_decoder(bundle, decoder.threads), (longest, prompts[0]), speedup)
+        other = open_decoder(bundle, decoder.threads, backend=decoder.backend)
+        yield ladder.ratio_change(decoder, other, (longest, prompts[0]), speedup)
 
 
 def _prompts(bundle: Bundle) -> list[Prompt]:
     """Prompts of several lengths; all but the longest leave half of the context for what is generated."""
-    model = bundle.manifest.model
-    half = max(1, model.max_length // 2)
-    lengths = dict.fromkeys([*(min(length, half) for length in _LENGTHS[:-1]), min(_LENGTHS[-1], model.max_length)])
+    half, most = max(1, bundle.manifest.model.max_length // 2), bundle.manifest.model.max_length
+    if ladder.prompts_compete(bundle):  # they cannot be cut
+        most = min(most, bundle.manifest.limit("S") or most)
+    lengths = dict.fromkeys([*(min(length, half, most) for length in _LENGTHS[:-1]), min(_LENGTHS[-1], most)])
     ids = np.resize(_tokens(bundle), sum(lengths)).tolist()
     prompts: list[Prompt] = []
     for length in lengths:

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from dynexport.exporter.parity.metrics import Metrics, compare_logits
-from dynexport.exporter.parity.thresholds import LIMITS, Limits, judge
+from dynexport.exporter.parity.thresholds import LIMITS, TENSORRT_LIMITS, Limits, PrecisionLimits, judge
 
 FLOAT32 = LIMITS["fp32"].full
 WEIGHTS_ROUNDED = LIMITS["int8"].full
@@ -68,9 +68,8 @@ def test_what_is_not_finite_fails_at_any_precision(limits: Limits) -> None:
     assert len(judge("reference", damaged, limits).failures) >= 2
 
 
-@pytest.mark.parametrize("precision", LIMITS)
-def test_limits_never_tighten_with_skipped_layers(precision: str) -> None:
-    limits = LIMITS[precision]  # type: ignore[index]
+@pytest.mark.parametrize("limits", [*LIMITS.values(), *TENSORRT_LIMITS.values()])
+def test_limits_never_tighten_with_skipped_layers(limits: PrecisionLimits) -> None:
     for name in ("mean_kl", "layer"):
         assert getattr(limits.skipped, name) >= getattr(limits.full, name)
     assert limits.skipped.allowed_error(1.0) >= limits.full.allowed_error(1.0)
