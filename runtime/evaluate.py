@@ -10,6 +10,7 @@ from pydantic import BaseModel
 
 from dynexport.runtime.bundle import Bundle
 from dynexport.runtime.decoders import AnyDecoder, open_decoder
+from dynexport.runtime.engines.opening import RunBackend
 from dynexport.runtime.errors import DynexportError
 from dynexport.runtime.manifest import Speedup
 
@@ -40,6 +41,7 @@ def evaluate(
     prompt_tokens: int = 64,
     max_tokens: int = 2048,
     batch: int = 8,
+    backend: RunBackend = "onnxruntime",
     threads: int | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> list[Evaluation]:
@@ -54,6 +56,7 @@ def evaluate(
         speedups: kept sets to compare, on the same tokens.
         max_tokens: use at most so many tokens of the text.
         batch: windows that run together; it does not change the result.
+        backend, threads: as for ``engine_opener``.
         progress: called with steps done and in all.
 
     Raises:
@@ -69,7 +72,7 @@ def evaluate(
         )
     windows = text_windows(bundle, ids, window, max_tokens)
     groups = [windows[start : start + batch] for start in range(0, len(windows), batch)]
-    decoder = open_decoder(bundle, threads)
+    decoder = open_decoder(bundle, threads, backend=backend)
     total = len(speedups) * len(groups)
     results = []
     for number, speedup in enumerate(speedups):

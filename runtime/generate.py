@@ -11,6 +11,7 @@ import numpy as np
 from dynexport.runtime.bundle import Bundle
 from dynexport.runtime.decoder import Tokens
 from dynexport.runtime.decoders import AnyCache, open_decoder
+from dynexport.runtime.engines.opening import RunBackend
 from dynexport.runtime.errors import DynexportError
 from dynexport.runtime.manifest import Speedup
 from dynexport.runtime.sampling import Sampler, Sampling
@@ -52,12 +53,12 @@ class Generator:
 
     Args:
         bundle: an opened bundle.
-        threads: intra-op threads of ONNX Runtime; None lets it take one per physical core.
+        backend, threads: as for ``engine_opener``.
     """
 
-    def __init__(self, bundle: Bundle, threads: int | None = None) -> None:
+    def __init__(self, bundle: Bundle, threads: int | None = None, *, backend: RunBackend = "onnxruntime") -> None:
         self.bundle = bundle
-        self.decoder = open_decoder(bundle, threads)
+        self.decoder = open_decoder(bundle, threads, backend=backend)
         self.text = bundle.text()
 
     def generate(

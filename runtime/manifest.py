@@ -9,6 +9,7 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, Strict, model_validator
 
 from dynexport.runtime.contract import Contract, Mod, Radial
+from dynexport.runtime.errors import DynexportError
 
 SCHEMA_VERSION = 1
 MANIFEST = "manifest.json"
@@ -25,6 +26,7 @@ _ARRAY_TYPES: dict[str, type[np.generic]] = {
     "float": np.float32,
     "float16": np.float16,
     "bfloat16": np.uint16,
+    "int32": np.int32,
     "int64": np.int64,
     "bool": np.bool_,
 }
@@ -66,7 +68,10 @@ class TensorSpec(_Part):
         return _ARRAY_TYPES[self.dtype]
 
     def sized(self, sizes: Mapping[str, int]) -> list[int]:
-        """Its shape with symbols replaced."""
+        """Its shape with symbols replaced. Raises DynexportError for a symbol that has no size."""
+        unknown = [dim for dim in self.shape if isinstance(dim, str) and dim not in sizes]
+        if unknown:
+            raise DynexportError(f"{self.name:.80}: expected a dimension of {', '.join(sizes)}, found {unknown[0]:.40}")
         return [sizes[dim] if isinstance(dim, str) else dim for dim in self.shape]
 
 
@@ -102,6 +107,11 @@ class Graph(_Part):
     profiles: tuple[Profile, ...] = ()
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
+
+    def limit(self, dimension: str) -> int | None:
+        """The greatest size of a dimension, by its symbol, that an engine is built for; None where any will do."""
+        ranges = [profile.ranges.get(dimension) for profile in self.profiles]
+        return max((sizes[2] for sizes in ranges if sizes), default=None)
 
 
 class RoutedCaches(_Part):
@@ -224,8 +234,8 @@ class Manifest(_Part):
 
     def limit(self, dimension: str) -> int | None:
         """The greatest size of a dimension, by its symbol, that engines are built for; None where any will do."""
-        ranges = [profile.ranges.get(dimension) for graph in self.graphs for profile in graph.profiles]
-        return max((sizes[2] for sizes in ranges if sizes), default=None)
+        limits = [graph.limit(dimension) for graph in self.graphs]
+        return max((limit for limit in limits if limit is not None), default=None)
 
     @property
     def has_routers(self) -> bool:
@@ -262,4 +272,13 @@ class Manifest(_Part):
             raise ValueError("single_graph: expected beside a graph with the role paths, found none")
         if len({speedup.name for speedup in self.speedups}) < len(self.speedups):
             raise ValueError("speedups: expected a name for each, found one twice")
+        self._check_caches()
         return self
+
+    def _check_caches(self) -> None:
+        heads, size = self.model.kv_heads, self.model.head_dim
+        for spec in (spec for graph in self.graphs for spec in graph.inputs):
+            is_cache = spec.name.startswith("past_key_values.") and spec.name.endswith(("key", "value"))
+            if is_cache and (len(spec.shape) != 4 or (spec.shape[1], spec.shape[3]) != (heads, size)):
+                found = f"{list(spec.shape)!s:.80}"
+                raise ValueError(f"{spec.name:.80}: expected {heads} heads of {size} as in model, found {found}")

@@ -13,12 +13,13 @@ import numpy as np
 
 from dynexport.runtime.bundle import Bundle
 from dynexport.runtime.contract import Radial
-from dynexport.runtime.decoder import CHUNK, Tokens, check_threads, checked_prompt
+from dynexport.runtime.decoder import CHUNK, Tokens, checked_prompt
 from dynexport.runtime.engines.engine import Caches, Engine
-from dynexport.runtime.engines.onnxruntime import OnnxRuntimeEngine
+from dynexport.runtime.engines.opening import RunBackend, engine_opener
 from dynexport.runtime.errors import DynexportError
 from dynexport.runtime.manifest import Graph, Role, Speedup
 from dynexport.runtime.path_cache import PathCache
+from dynexport.runtime.routes import check_forced_paths
 
 Array = np.ndarray
 
@@ -65,19 +66,26 @@ class PathDecoder:
     """A bundle's set of graphs, loaded; it decodes as ``Decoder`` does.
 
     Args:
-        threads: intra-op threads of ONNX Runtime; None lets it take one per physical core.
-        profile: prefix of the files that ONNX Runtime's profiler writes, one a graph, or None to run without it.
+        backend: what runs the graphs; other arguments and errors as for ``engine_opener``.
 
     Raises:
-        DynexportError: for a number of threads that makes no sense, or a graph that is missing.
+        DynexportError: also when a graph is missing.
     """
 
-    def __init__(self, bundle: Bundle, threads: int | None = None, *, profile: Path | None = None) -> None:
-        check_threads(threads)
+    def __init__(
+        self,
+        bundle: Bundle,
+        threads: int | None = None,
+        *,
+        backend: RunBackend = "onnxruntime",
+        profile: Path | None = None,
+        alone: bool = True,
+    ) -> None:
         assert isinstance(bundle.manifest.contract, Radial)
-        self.bundle, self.manifest, self.threads = bundle, bundle.manifest, threads
+        self._open = engine_opener(bundle, backend, threads, profile=profile, alone=alone)
+        self.bundle, self.manifest = bundle, bundle.manifest
+        self.backend, self.threads = backend, threads
         self.contract = bundle.manifest.contract
-        self._profile = profile
         self._layers = self.manifest.model.layers
         self._engines: list[Engine] = []
         self._embedding, self._head = self._part("embedding"), self._part("head")
@@ -111,6 +119,7 @@ class PathDecoder:
             checked_prompt(self.manifest, prompt, int(seen), cache.slots)
             for prompt, seen in zip(prompts, cache.positions, strict=True)
         ]
+        chunk = self._piece(len(rows), chunk)
         pieces: list[list[Array]] = [[] for _ in rows]
         with cache.as_it_was_on_error():
             for start in range(0, max(map(len, rows)), chunk):
@@ -151,6 +160,12 @@ class PathDecoder:
         logits[fed] = self._logits(hidden_states)
         return logits
 
+    def _piece(self, rows: int, chunk: int) -> int:
+        """How many tokens of every row may go together: as attention takes of one, and all other graphs of a line."""
+        lines = [graph.limit("N") for graph in self.manifest.graphs if graph.role != "head"]
+        limits = [self._attention.graph.limit("C"), *(max(1, line // rows) for line in lines if line)]
+        return min([chunk, *(limit for limit in limits if limit)])
+
     def _walk(self, cache: PathCache, parts: Sequence[Array], forced: Array | None) -> Array:
         """Take every row's tokens to the end of their paths: hidden states float32 [N, hidden]."""
         counts = np.array([len(part) for part in parts])
@@ -162,7 +177,7 @@ class PathDecoder:
         hidden_states = embedded.pop("hidden_states_out")[0]
         if forced is None:
             forced = np.full((self.contract.max_steps, len(rows)), -1)
-        self._check_forced(forced)
+        check_forced_paths(self.contract, self._layers, forced)
         walk = _Walk(rows, positions, hidden_states, embedded, forced, one_each=bool((counts == 1).all()))
         walk.begin(self.contract.max_steps, self._layers)
         for step in range(self.contract.max_steps):
@@ -174,15 +189,6 @@ class PathDecoder:
         cache.positions += counts
         self._record(cache, walk)
         return walk.hidden_states
-
-    def _check_forced(self, forced: Array) -> None:
-        wrong = np.argwhere((forced < -1) | (forced >= self.contract.choices(self._layers)))
-        if len(wrong):
-            step, token = wrong[0]
-            raise DynexportError(
-                f"forced path: step {step}: expected a layer 0..{self._layers - 1}"
-                f"{f', {self._layers} to leave' if self.contract.exit else ''} or -1, found {forced[step, token]}"
-            )
 
     def _choose(self, walk: _Walk, step: int) -> tuple[Array, Array, Array | None]:
         """Who runs where in this step: indices of tokens, their layers, and their gates where the contract has any."""
@@ -270,9 +276,11 @@ class PathDecoder:
         return attended
 
     def _logits(self, hidden_states: Array) -> Array:
-        """float32 [n, vocab] of hidden states [n, hidden]."""
-        logits: Array = self._head.run({"hidden_states": hidden_states[None]})["logits"][0]
-        return logits
+        """float32 [n, vocab] of hidden states [n, hidden], as many at a time as the head takes."""
+        most = self._head.graph.limit("N") or len(hidden_states)
+        parts = [hidden_states[None, start : start + most] for start in range(0, len(hidden_states), most)]
+        logits: list[Array] = [self._head.run({"hidden_states": part})["logits"][0] for part in parts]
+        return logits[0] if len(logits) == 1 else np.concatenate(logits)
 
     def _record(self, cache: PathCache, walk: _Walk) -> None:
         for row, log in enumerate(cache.logs or ()):
@@ -283,19 +291,17 @@ class PathDecoder:
             log.paths.append(walk.path[:, mine])
 
     def _part(self, role: Role, layer: int | None = None, *, step: int | None = None) -> Engine:
-        path, graph = self._graph(role, layer, step=step)
-        profile = None if self._profile is None else self._profile.with_name(f"{self._profile.name}-{graph.name}")
-        self._engines.append(OnnxRuntimeEngine(path, graph, self.threads, profile, alone=False))
+        self._engines.append(self._open(self._graph(role, layer, step=step)))
         return self._engines[-1]
 
     def end_profiling(self) -> list[Path]:
         """The profiles of all graphs."""
         return [engine.end_profiling() for engine in self._engines]
 
-    def _graph(self, role: Role, layer: int | None = None, *, step: int | None = None) -> tuple[Path, Graph]:
+    def _graph(self, role: Role, layer: int | None = None, *, step: int | None = None) -> Graph:
         for graph in self.manifest.graphs:
             if graph.role == role and graph.step == step and (layer is None or graph.layers == (layer,)):
-                return self.bundle.path / graph.file, graph
+                return graph
         which = "" if layer is None else f" of layer {layer}"
         raise DynexportError(f"{self.bundle.path}: expected a graph for {role}{which}, found none; convert again")
 

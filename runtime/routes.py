@@ -6,12 +6,22 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from dynexport.runtime.contract import Mod
+from dynexport.runtime.contract import Mod, Radial
 from dynexport.runtime.errors import DynexportError
 
 Array = np.ndarray
 # In a path, of a step in which the chosen layer had no room for the token.
 TURNED_AWAY = -2
+
+
+def check_forced_paths(contract: Radial, layers: int, forced: Array) -> None:
+    """Raise DynexportError for a forced path, int64 [max_steps, ..], with what is no choice."""
+    wrong = np.argwhere((forced < -1) | (forced >= contract.choices(layers)))
+    if len(wrong):
+        raise DynexportError(
+            f"forced path: step {wrong[0][0]}: expected a layer 0..{layers - 1}"
+            f"{f', {layers} to leave' if contract.exit else ''} or -1, found {forced[tuple(wrong[0])]}"
+        )
 
 
 @dataclass(frozen=True)

@@ -11,9 +11,11 @@ from dynexport.runtime.bundle import Bundle
 from dynexport.runtime.cache import Cache
 from dynexport.runtime.contract import Radial
 from dynexport.runtime.decoder import CHUNK, Decoder, Tokens
+from dynexport.runtime.engines.opening import RunBackend
 from dynexport.runtime.errors import DynexportError
 from dynexport.runtime.manifest import SingleGraph
 from dynexport.runtime.path_cache import SinglePathCache
+from dynexport.runtime.routes import check_forced_paths
 
 Array = np.ndarray
 _RESULTS = {"logits", "overflow", "path_margins", "path_scores", "paths"}
@@ -27,9 +29,15 @@ class SinglePathDecoder(Decoder):
     """
 
     def __init__(
-        self, bundle: Bundle, threads: int | None = None, *, profile: Path | None = None, alone: bool = True
+        self,
+        bundle: Bundle,
+        threads: int | None = None,
+        *,
+        backend: RunBackend = "onnxruntime",
+        profile: Path | None = None,
+        alone: bool = True,
     ) -> None:
-        super().__init__(bundle, threads, profile=profile, alone=alone)
+        super().__init__(bundle, threads, backend=backend, profile=profile, alone=alone)
         contract, single = self.manifest.contract, self.manifest.single_graph
         assert isinstance(contract, Radial) and isinstance(single, SingleGraph)
         self.contract, self._chunk, self._layers = contract, single.chunk, self.manifest.model.layers
@@ -67,12 +75,7 @@ class SinglePathDecoder(Decoder):
         return np.full((self.contract.max_steps, tokens), -1, np.int64)
 
     def _routing_inputs(self, ids: Array, counts: Array, wish: Array, *, is_prompt: bool) -> dict[str, Array]:
-        choices = self.contract.choices(self._layers)
-        if len(wrong := np.argwhere((wish < -1) | (wish >= choices))):
-            raise DynexportError(
-                f"forced path: step {wrong[0][0]}: expected a layer 0..{self._layers - 1}"
-                f"{f', {self._layers} to leave' if self.contract.exit else ''} or -1, found {wish[tuple(wrong[0])]}"
-            )
+        check_forced_paths(self.contract, self._layers, wish)
         return {"token_counts": counts, "forced_paths": np.broadcast_to(wish, (len(wish), *ids.shape))}
 
     def _advance(self, cache: Cache, active: Array, counts: Array, results: dict[str, Array]) -> None:

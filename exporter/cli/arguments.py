@@ -10,12 +10,20 @@ from typing import Any
 
 import click
 
+from dynexport.runtime.engines.opening import RUN_BACKENDS
 from dynexport.runtime.errors import DynexportError
 from dynexport.runtime.machine import available_cores
 
 bundle_argument = click.argument("bundle", type=click.Path(path_type=Path))
 threads_option = click.option(
     "--threads", type=int, default=available_cores, show_default="all cores", help="Threads of ONNX Runtime."
+)
+backend_option = click.option(
+    "--backend",
+    type=click.Choice(RUN_BACKENDS),
+    default="onnxruntime",
+    show_default=True,
+    help="What runs the graphs. tensorrt and tensorrt-rtx: the engines of `dynexport build`, on a GPU.",
 )
 text_option = click.option(
     "--text", "text_path", required=True, type=click.Path(path_type=Path), help="A UTF-8 text file."

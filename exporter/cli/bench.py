@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING
 
 import click
 
-from dynexport.exporter.cli.arguments import bundle_argument, read_text, threads_option
+from dynexport.exporter.cli.arguments import backend_option, bundle_argument, read_text, threads_option
 from dynexport.exporter.cli.output import Output, json_option
 from dynexport.runtime.bundle import Bundle
+from dynexport.runtime.engines.opening import RunBackend
 
 if TYPE_CHECKING:
     from dynexport.runtime.bench import Result
@@ -54,6 +55,7 @@ Examples:
     "--text", "text_path", type=click.Path(path_type=Path), help="A UTF-8 text for prompts.  [default: random tokens]"
 )
 @click.option("--repeats", type=int, default=7, show_default=True, help="Times that all are measured in turn.")
+@backend_option
 @threads_option
 @json_option
 def bench(
@@ -67,6 +69,7 @@ def bench(
     baseline: Path | None,
     text_path: Path | None,
     repeats: int,
+    backend: RunBackend,
     threads: int,
     json_path: str | None,
 ) -> None:
@@ -93,11 +96,12 @@ def bench(
             baseline=None if baseline is None else Bundle.open(baseline),
             text=None if text_path is None else opened.text().encode(read_text(text_path, batch * prompt_tokens)),
             repeats=repeats,
+            backend=backend,
             threads=threads,
             progress=bar.update,
         )
     machine = measured.machine
-    out.say(f"{machine.cpu}, {threads} of {machine.cores} cores, ONNX Runtime {machine.onnxruntime}")
+    out.say(f"{machine.cpu}, {threads} of {machine.cores} cores, {measured.engine}")
     out.say(
         f"{measured.precision}, batch {batch}, {prompt_tokens} prompt tokens, {new_tokens} decode steps, "
         f"medians of {repeats} repetitions after a warm-up, all in turn"
@@ -108,8 +112,9 @@ def bench(
     else:
         out.table(f"{bundle}: the prompt", ["", "tok/s", "speed-up", "ideal"], [_prompt(r) for r in measured.results])
         out.table(f"{bundle}: decoding", ["", "layers", *_DECODE], [_decoding(r) for r in measured.results])
-    shares = [f"{name} {share:.0%}" for name, share in list(measured.operators.items())[:_SHOWN_OPERATORS]]
-    out.say(f"a dense step: {measured.engine_share:.0%} inside the engine; of that " + ", ".join(shares))
+    if measured.engine_share is not None:
+        shares = [f"{name} {share:.0%}" for name, share in list(measured.operators.items())[:_SHOWN_OPERATORS]]
+        out.say(f"a dense step: {measured.engine_share:.0%} inside the engine; of that " + ", ".join(shares))
     out.report(measured.model_dump())
 
 

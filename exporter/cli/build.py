@@ -14,7 +14,7 @@ from dynexport.runtime.bundle import Bundle
 from dynexport.runtime.engines.tensorrt.backend import BACKENDS, BackendName, choose_target, open_backend
 from dynexport.runtime.engines.tensorrt.build import Built, build_engine
 from dynexport.runtime.engines.tensorrt.gpu import find_gpu
-from dynexport.runtime.engines.tensorrt.plugins import PluginLibrary
+from dynexport.runtime.engines.tensorrt.plugins import PluginLibrary, our_plugins
 from dynexport.runtime.engines.tensorrt.shapes import profiles_text
 from dynexport.runtime.engines.tensorrt.store import ENGINES
 from dynexport.runtime.manifest import Graph
@@ -24,7 +24,8 @@ from dynexport.runtime.manifest import Graph
     epilog="""\b
 Examples:
   dynexport build smollm2 --backend tensorrt
-  dynexport build smollm2 --backend tensorrt-rtx --compute-capability 8.0,8.9,12.0"""
+  dynexport build smollm2 --backend tensorrt-rtx --compute-capability 8.0,8.9,12.0
+  dynexport build mod --backend tensorrt-rtx --plugins"""
 )
 @bundle_argument
 @click.option(
@@ -41,9 +42,15 @@ Examples:
     help="What to build for, such as 8.0,8.9,12.0; else the GPU here, or without one any from 8.0 on.",
 )
 @click.option(
+    "--plugins",
+    "with_ours",
+    is_flag=True,
+    help="Take our plugins, in Python, for our operators (convert --plugins); else their bodies are built.",
+)
+@click.option(
     "--plugin-library",
     type=click.Path(path_type=Path),
-    help="A compiled library of TensorRT plugins, taken for functions of the graph of the same name.",
+    help="A compiled library of TensorRT plugins instead, for programs that load it; run --backend does not.",
 )
 @click.option("--force", is_flag=True, help="Build although the same engine lies in the bundle.")
 @json_option
@@ -51,6 +58,7 @@ def build(
     bundle: Path,
     backend_name: BackendName,
     capabilities: str | None,
+    with_ours: bool,
     plugin_library: Path | None,
     force: bool,
     json_path: str | None,
@@ -60,12 +68,16 @@ def build(
     An engine that was built before from the same model, by the same version, for the same target and plugins is taken
     as it is.
     """
+    if with_ours and plugin_library:
+        raise click.UsageError("expected --plugins or --plugin-library, found both")
     out = Output(json_path)
     wanted = _capabilities(capabilities)
     opened = Bundle.open(bundle)
     backend = open_backend(backend_name)
     target = choose_target(backend, wanted, find_gpu())
-    plugins = PluginLibrary.from_file(plugin_library) if plugin_library else None
+    plugins = our_plugins() if with_ours else None
+    if plugin_library:
+        plugins = PluginLibrary.from_file(plugin_library)
 
     def one(graph: Graph) -> Built:
         with out.progress(f"building {graph.file}:") as bar:

@@ -10,20 +10,21 @@ from dynexport.runtime.engines.tensorrt.backend import BACKENDS, BackendName, Bu
 from dynexport.runtime.engines.tensorrt.check import Here, mismatch
 from dynexport.runtime.engines.tensorrt.gpu import Gpu, find_gpu
 from dynexport.runtime.engines.tensorrt.inspector import engine_layers
+from dynexport.runtime.engines.tensorrt.plugins import our_plugins
 from dynexport.runtime.engines.tensorrt.shapes import profiles_text
 from dynexport.runtime.engines.tensorrt.store import Stored, stored_engines
 from dynexport.runtime.errors import DynexportError
 
 
 def what_is_here() -> Here:
-    """The backends that can be loaded, and the GPU."""
+    """The backends that can be loaded, the GPU, and our plugins."""
     versions: dict[BackendName, str] = {}
     for name in BACKENDS:
         try:
             versions[name] = open_backend(name).version
         except DynexportError:
             continue
-    return Here(versions, find_gpu())
+    return Here(versions, find_gpu(), our_plugins().sha256)
 
 
 def show_engines(out: Output, bundle: Bundle) -> list[dict[str, Any]]:

@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING
 
 import click
 
-from dynexport.exporter.cli.arguments import bundle_argument, read_text, text_option, threads_option
+from dynexport.exporter.cli.arguments import backend_option, bundle_argument, read_text, text_option, threads_option
 from dynexport.exporter.cli.describe import NOT_TRAINED
 from dynexport.exporter.cli.output import Output, json_option
 from dynexport.runtime.bundle import Bundle
+from dynexport.runtime.engines.opening import RunBackend
 
 if TYPE_CHECKING:
     from dynexport.runtime.evaluate import Evaluation
@@ -31,6 +32,7 @@ Examples:
 @click.option("--prompt-tokens", type=int, default=64, show_default=True, help="Of these, run as prompt at full depth.")
 @click.option("--max-tokens", type=int, default=2048, show_default=True, help="Use at most so many tokens of the text.")
 @click.option("--batch", type=int, default=8, show_default=True, help="Windows that run together.")
+@backend_option
 @threads_option
 @json_option
 def evaluate(
@@ -41,6 +43,7 @@ def evaluate(
     prompt_tokens: int,
     max_tokens: int,
     batch: int,
+    backend: RunBackend,
     threads: int,
     json_path: str | None,
 ) -> None:
@@ -65,6 +68,7 @@ def evaluate(
             prompt_tokens=prompt_tokens,
             max_tokens=max_tokens,
             batch=batch,
+            backend=backend,
             threads=threads,
             progress=bar.update,
         )

@@ -21,6 +21,7 @@ from dynexport.exporter.cli.calibrate import calibrate
 from dynexport.exporter.cli.convert import convert
 from dynexport.exporter.cli.doctor import doctor
 from dynexport.exporter.cli.evaluate import evaluate
+from dynexport.exporter.cli.gpu_check import gpu_check
 from dynexport.exporter.cli.inspect import inspect
 from dynexport.exporter.cli.profile import profile
 from dynexport.exporter.cli.run import run
@@ -57,7 +58,7 @@ def cli(debug: bool) -> None:
     """
 
 
-for command in (convert, verify, run, bench, evaluate, calibrate, profile, build, inspect, doctor):
+for command in (convert, verify, run, bench, evaluate, calibrate, profile, build, inspect, doctor, gpu_check):
     cli.add_command(command)
 
 

@@ -10,12 +10,13 @@ from typing import Any
 
 import click
 
-from dynexport.exporter.cli.arguments import bundle_argument, numbers, threads_option
+from dynexport.exporter.cli.arguments import backend_option, bundle_argument, numbers, threads_option
 from dynexport.exporter.cli.output import Output, json_option
 from dynexport.exporter.trace import Depth, Token, Trace, TraceFile, look
 from dynexport.runtime.bundle import Bundle
 from dynexport.runtime.conversation import Conversation
 from dynexport.runtime.decoders import AnyCache
+from dynexport.runtime.engines.opening import RunBackend
 from dynexport.runtime.errors import DynexportError
 from dynexport.runtime.generate import Generator, Piece
 from dynexport.runtime.sampling import Sampling
@@ -28,7 +29,8 @@ Examples:
   dynexport run smollm2 --chat --prompt "What is the capital of France?" --speedup 1
   dynexport run smollm2 --chat
   dynexport run smollm2 --ids 1,2,3 --max-new-tokens 16 --json -
-  dynexport run smollm2 --prompt "Once upon a time" --trace trace.png --trace trace.html"""
+  dynexport run smollm2 --prompt "Once upon a time" --trace trace.png --trace trace.html
+  dynexport run for-tensorrt --prompt "Once upon a time" --backend tensorrt-rtx"""
 )
 @bundle_argument
 @click.option("--prompt", help="Text to continue; with --chat, a message to answer.")
@@ -61,6 +63,7 @@ Examples:
     multiple=True,
     help="Show which token ran in which layer, as .png, .html or .json; may be given several times.",
 )
+@backend_option
 @threads_option
 @json_option
 def run(
@@ -76,6 +79,7 @@ def run(
     seed: int | None,
     stop: tuple[str, ...],
     traces: tuple[Path, ...],
+    backend: RunBackend,
     threads: int,
     json_path: str | None,
 ) -> None:
@@ -87,7 +91,7 @@ def run(
     out = Output(json_path)
     files = [TraceFile(path) for path in traces]
     sampling = Sampling(temperature=temperature, top_p=top_p, top_k=top_k, seed=seed)
-    generator = Generator(Bundle.open(bundle), threads)
+    generator = Generator(Bundle.open(bundle), threads, backend=backend)
     if chat and prompt is None:
         _talk(out, generator, speedup, max_new_tokens, sampling)
         return

@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from dynexport.exporter.cli.arguments import bundle_argument, threads_option
+from dynexport.exporter.cli.arguments import backend_option, bundle_argument, threads_option
 from dynexport.exporter.cli.output import Output, json_option
 from dynexport.runtime.bundle import Bundle
+from dynexport.runtime.engines.opening import RunBackend
 from dynexport.runtime.errors import EXIT_CHECK_FAILED, EXIT_GOOD
 
 if TYPE_CHECKING:
@@ -36,9 +37,12 @@ Examples:
     show_default=True,
     help="Tokens generated greedily per prompt and ratio.",
 )
+@backend_option
 @threads_option
 @json_option
-def verify(bundle: Path, against: str | None, new_tokens: int, threads: int, json_path: str | None) -> int:
+def verify(
+    bundle: Path, against: str | None, new_tokens: int, backend: RunBackend, threads: int, json_path: str | None
+) -> int:
     """Check BUNDLE against PyTorch: logits, routes, greedy tokens, batches, chunks, second turns.
 
     Exit code 1 if a check fails.
@@ -48,7 +52,9 @@ def verify(bundle: Path, against: str | None, new_tokens: int, threads: int, jso
     out = Output(json_path)
     opened = Bundle.open(bundle)
     with out.progress("verifying") as bar:
-        report = run_ladder(opened, against, threads=threads, new_tokens=new_tokens, progress=bar.stage)
+        report = run_ladder(
+            opened, against, backend=backend, threads=threads, new_tokens=new_tokens, progress=bar.stage
+        )
     title = f"{bundle} against {against or 'its golden vectors'}"
     compared = [check for check in report.checks if check.kind != "routes"]
     columns = ["", "check", "largest error", "mean KL", "top-1 agreement"]

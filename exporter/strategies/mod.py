@@ -8,6 +8,7 @@ static form, and decoding a graph of its own, in which a layer that no row chose
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import onnx_ir as ir
@@ -46,9 +47,11 @@ class ModStrategy(Strategy):
         everything = tuple(range(layers))
         unrouted = tuple(layer for layer in everything if layer not in contract.routed_layers)
         padded = static or not target.conditional_layers
-        prompts = GraphPlan("model", everything, contiguous=unrouted, padded=padded)
+        model = GraphPlan("model", everything, contiguous=unrouted, padded=padded)
         if target.conditional_layers or static:
-            return (prompts,)
+            return (model,)
+        # A profile for decoding would nearly double the time that the first takes to build.
+        prompts = replace(model, serves=("prefill",))
         return (prompts, GraphPlan("decode", everything, contiguous=unrouted, serves=("decode",)))
 
     def attach(self, model: CausalLM, contract: AnyContract, checkpoint: Checkpoint, target: Target) -> None:

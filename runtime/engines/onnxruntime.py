@@ -15,6 +15,24 @@ from dynexport.runtime.errors import DynexportError
 from dynexport.runtime.manifest import Graph
 
 Array = np.ndarray
+CPU, CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"
+# ONNX Runtime would start as many as it is told, until memory ends.
+_MOST_THREADS = 256
+
+
+def check_threads(threads: int | None) -> None:
+    """Raise DynexportError for a number of threads that makes no sense."""
+    if threads is not None and not 1 <= threads <= _MOST_THREADS:
+        raise DynexportError(f"threads: expected 1..{_MOST_THREADS}, found {threads}")
+
+
+def check_provider(provider: str) -> None:
+    """Raise DynexportError for one that the installed package lacks."""
+    there = onnxruntime.get_available_providers()
+    if provider not in there:
+        raise DynexportError(
+            f"onnxruntime: expected {provider}, found {', '.join(there)}; install onnxruntime-gpu in its place"
+        )
 
 
 class OnnxRuntimeEngine:
@@ -27,6 +45,7 @@ class OnnxRuntimeEngine:
         profile: prefix of a profile to write, or None.
         alone: whether no other session runs in turn with this one: then its workers may wait for the next step awake.
         model: bytes to take instead of the file's; external data is looked for beside it all the same.
+        provider: what computes; the CPU does what another one cannot, and caches stay in its memory.
 
     Raises:
         DynexportError: for a graph that is none, or not the manifest's.
@@ -41,8 +60,9 @@ class OnnxRuntimeEngine:
         *,
         alone: bool = True,
         model: bytes | None = None,
+        provider: str = CPU,
     ) -> None:
-        self._session = _open(path, graph, threads, profile, alone=alone, model=model)
+        self._session = _open(path, graph, threads, profile, alone=alone, model=model, provider=provider)
         self.graph = graph
         self._bound: dict[Hashable, _Binding] = {}
 
@@ -70,9 +90,10 @@ def _open(
     *,
     alone: bool,
     model: bytes | None = None,
+    provider: str,
 ) -> Any:
     """A session; arguments and errors as for ``OnnxRuntimeEngine``."""
-    if any(spec.dtype == "bfloat16" for spec in graph.inputs):
+    if provider == CPU and any(spec.dtype == "bfloat16" for spec in graph.inputs):
         raise DynexportError(
             f"{path}: expected float32 or float16 caches, found bfloat16, which ONNX Runtime's CPU provider cannot "
             "compute; convert with --precision fp16 or fp32, or build an engine with: dynexport build"
@@ -99,7 +120,9 @@ def _open(
     if model is not None:
         options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(path.parent))
     try:
-        session = onnxruntime.InferenceSession(model or str(path), options, providers=["CPUExecutionProvider"])
+        # Without TensorFloat-32, which leaves eleven bits of a float32.
+        providers = [CPU] if provider == CPU else [(provider, {"use_tf32": "0"}), CPU]
+        session = onnxruntime.InferenceSession(model or str(path), options, providers=providers)
     except Exception as error:  # as above
         raise DynexportError(f"{path}: ONNX Runtime refuses the graph: {_one_line(error)}") from error
     expected, found = {spec.name for spec in graph.inputs}, {node.name for node in session.get_inputs()}

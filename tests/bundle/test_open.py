@@ -135,8 +135,12 @@ DAMAGED: dict[str, tuple[Change, str]] = {
     "a hash that is none": (lambda f: f["files"]["model.data"].update(sha256="x"), "files.model.data.sha256: "),
     "a graph without its file": (lambda f: f["graphs"][0].update(file="other.onnx"), "expected its file other.onnx"),
     "an input that is not there": (lambda f: f["graphs"][0]["inputs"].pop(), "expected the inputs that the manifest"),
-    "other heads": (lambda f: _key_shape(f).__setitem__(1, 1), "Got invalid dimensions"),
-    "other head size": (lambda f: _key_shape(f).__setitem__(3, 16), "Got invalid dimensions"),
+    "other heads": (
+        lambda f: _key_shape(f).__setitem__(1, 1),
+        "expected 2 heads of 8 as in model, found ['B', 1, 'M', 8]",
+    ),
+    "other head size": (lambda f: f["model"].update(head_dim=16), "expected 2 heads of 16 as in model"),
+    "a dimension that nobody knows": (lambda f: _key_shape(f).__setitem__(2, "Q"), "expected a dimension of B, "),
     "another type of cache": (lambda f: _key(f).update(dtype="float16"), "Unexpected input data type"),
 }
 

@@ -191,6 +191,7 @@ def test_a_bundle_for_another_engine(unbuilt: Path) -> None:
         ([*RTX, "--compute-capability", "9.0"], "builds for 7.5, 8.0, 8.6, 8.9, 12.0, 12.1; found 9.0"),
         ([*RTX, "--compute-capability", "8.0,sm89"], "such as 8.0,8.9; found 'sm89'"),
         ([*RTX, "--compute-capability", ""], "such as 8.0,8.9; found ''"),
+        ([*RTX, "--plugins", "--plugin-library", "x.so"], "expected --plugins or --plugin-library, found both"),
         ([*RTX, "--plugin-library", "/no/such.so"], "/no/such.so: expected a plugin library, found: No such file"),
     ],
 )

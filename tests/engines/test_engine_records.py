@@ -113,6 +113,7 @@ def test_an_engine_that_fits(record: EngineRecord) -> None:
     check_record(changed(record, compute_capabilities=()), here(gpu=HOPPER))
     check_record(changed(record, gpu="Ada card"), here())
     check_record(changed(record, plugins_sha256="3" * 64), here(plugins="3" * 64))
+    check_record(record, here(plugins="3" * 64))
 
 
 @pytest.mark.parametrize(
@@ -133,7 +134,11 @@ def test_an_engine_that_fits(record: EngineRecord) -> None:
         ({"gpu": "Other card"}, here(), "built for Other card, here is Ada card"),
         ({}, here(gpu=NONE), "built for compute capability 8.0, 8.9, here is no GPU (no driver)"),
         ({"plugins_sha256": "3" * 64}, here(), "built with plugins 333333333333.., here are no plugins"),
-        ({}, here(plugins="4" * 64), "built with no plugins, here are plugins 444444444444.."),
+        (
+            {"plugins_sha256": "3" * 64},
+            here(plugins="4" * 64),
+            "built with plugins 333333333333.., here are plugins 444444444444..",
+        ),
     ],
 )
 def test_an_engine_that_does_not_fit(record: EngineRecord, fields: dict[str, Any], there: Here, expected: str) -> None:

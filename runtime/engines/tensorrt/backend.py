@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import importlib.util
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Literal, get_args
 
+from dynexport.plugins import rtx
 from dynexport.runtime.engines.tensorrt.gpu import Gpu, NoGpu
 from dynexport.runtime.errors import DynexportError, require_module
 
@@ -54,13 +53,13 @@ def module_of(name: BackendName) -> str:
 
 
 def open_backend(name: BackendName) -> Backend:
-    """Import a backend.
+    """Import a backend, ready for plugins.
 
     Raises:
         DynexportError: when it is not installed or cannot be loaded.
     """
     try:
-        trt: Any = require_module(module_of(name), name, "build and run engines")
+        trt: Any = rtx.load() if name == "tensorrt-rtx" else require_module(name, name, "build and run engines")
         version = str(trt.__version__)
     except DynexportError:
         raise
@@ -102,19 +101,6 @@ def choose_target(backend: Backend, wanted: tuple[str, ...] | None, gpu: Gpu | N
                 f"found {capability:.20}"
             )
     return BuildTarget(tuple(sorted(set(wanted), key=_numbers)))
-
-
-def rtx_library() -> Path | None:
-    """The shared library in TensorRT-RTX's wheel; None where it does not come from one."""
-    spec = importlib.util.find_spec("tensorrt_rtx_libs")
-    folders = spec.submodule_search_locations if spec is not None else None
-    found = [path for folder in folders or () for path in sorted(Path(folder).glob("libtensorrt_rtx.so.*"))]
-    return found[0] if found else None
-
-
-def without_version(library: Path) -> Path:
-    """The name under which TensorRT-RTX's ONNX parser looks for its library when a graph has plugins."""
-    return library.with_name(library.name.partition(".so")[0] + ".so")
 
 
 def _capabilities(trt: Any) -> tuple[str, ...]:

@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from dynexport.runtime.bundle import Bundle
-from dynexport.runtime.engines.tensorrt.backend import Backend, BackendName, BuildTarget, rtx_library, without_version
+from dynexport.runtime.engines.tensorrt.backend import Backend, BuildTarget
+from dynexport.runtime.engines.tensorrt.check import check_target
 from dynexport.runtime.engines.tensorrt.gpu import Gpu, find_gpu
 from dynexport.runtime.engines.tensorrt.network import one_line
 from dynexport.runtime.engines.tensorrt.plugins import PluginLibrary
@@ -53,14 +52,9 @@ def recipe_of(
     Raises:
         DynexportError: when the bundle's graphs are not written for TensorRT.
     """
-    manifest = bundle.manifest
-    if manifest.target != "tensorrt":
-        raise DynexportError(
-            f"{bundle.path}: expected a bundle for tensorrt, found one for {manifest.target}; make one with: "
-            "dynexport convert --target tensorrt"
-        )
+    check_target(bundle)
     return Recipe(
-        graph=GraphHashes.of(manifest, graph),
+        graph=GraphHashes.of(bundle.manifest, graph),
         backend=backend.name,
         backend_version=backend.version,
         compute_capabilities=target.compute_capabilities,
@@ -83,13 +77,16 @@ def build_engine(
 
     Args:
         target: from ``choose_target``.
-        plugins: to take for functions of the graph of the same name; without them a function's body is built.
+        plugins: to take for functions of the graph of the same name; without them a function's body is built. A graph
+            without calls of our operators has none of them.
         force: build although the same engine lies in the bundle.
         progress: told what is being done, and how many of how many steps of that are.
 
     Raises:
         DynexportError: when TensorRT cannot build the graph; it names the node or the reason.
     """
+    if plugins is not None and not plugins.serve(bundle.path / graph.file):
+        plugins = None
     recipe = recipe_of(bundle, graph, backend, target, plugins)
     shapes = profile_shapes(graph)
     damaged = None
@@ -125,14 +122,15 @@ def build_engine(
 
 def _run(job: Job, progress: Progress) -> dict[str, Any]:
     """The result of a worker."""
-    with tempfile.TemporaryFile() as errors, _findable_library(job.backend) as environment:
+    # A folder of its own for what it leaves there when it is killed.
+    with tempfile.TemporaryFile() as errors, tempfile.TemporaryDirectory(prefix="dynexport-") as scratch:
         worker = subprocess.Popen(
             # -P: what lies in the working directory is nobody's module.
             [sys.executable, "-P", "-c", START],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=errors,
-            env=environment,
+            env={**os.environ, "TMPDIR": scratch},
             start_new_session=True,  # an interrupt from the keyboard is ours, and we end it
         )
         last: dict[str, Any] = {}
@@ -153,22 +151,6 @@ def _run(job: Job, progress: Progress) -> dict[str, Any]:
         errors.seek(0)
         reason = last.get("error") or _how_it_ended(worker.returncode, errors.read().decode(errors="replace"))
     raise DynexportError(f"{job.model}: {job.backend} cannot build an engine: {reason}")
-
-
-@contextlib.contextmanager
-def _findable_library(name: BackendName) -> Iterator[dict[str, str]]:
-    """An environment in which the ONNX parser finds the library by its name without a version.
-
-    It looks for that when a graph has plugins; the wheel has only the versioned file, and the process would be aborted.
-    """
-    library = rtx_library() if name == "tensorrt-rtx" else None
-    if library is None or without_version(library).exists():
-        yield dict(os.environ)
-        return
-    with tempfile.TemporaryDirectory(prefix="dynexport-") as folder:
-        (Path(folder) / without_version(library).name).symlink_to(library)
-        paths = [folder, *filter(None, [os.environ.get("LD_LIBRARY_PATH")])]
-        yield {**os.environ, "LD_LIBRARY_PATH": os.pathsep.join(paths)}
 
 
 def _how_it_ended(code: int, errors: str) -> str:

@@ -22,24 +22,38 @@ class Here:
     Attributes:
         versions: of the backends that are installed.
         gpu: the GPU, or why there is none.
-        plugins_sha256: of the plugins that would be loaded.
+        plugins_sha256: of the plugins that can be loaded.
+        backend: the one that is to run it; None for whichever built it.
     """
 
     versions: dict[BackendName, str]
     gpu: Gpu | NoGpu
     plugins_sha256: str | None = None
+    backend: BackendName | None = None
+
+
+def check_target(bundle: Bundle) -> None:
+    """Raise DynexportError when a bundle's graphs are not written for TensorRT."""
+    target = bundle.manifest.target
+    if target != "tensorrt":
+        raise DynexportError(
+            f"{bundle.path}: expected a bundle for tensorrt, found one for {target}; make one with: "
+            "dynexport convert --target tensorrt"
+        )
 
 
 def difference(record: EngineRecord, here: Here) -> str | None:
     """The first thing that keeps an engine from running here, with both values; None where nothing does."""
     recipe = record.recipe
+    if here.backend not in (None, recipe.backend):
+        return f"built by {recipe.backend}, to be run by {here.backend}"
     version = here.versions.get(recipe.backend)
     if version is None:
         install = f"pip install 'dynexport[{recipe.backend}]'"
         return f"built by {recipe.backend} {recipe.backend_version}, here is none: {install}"
     if version != recipe.backend_version:
         return f"built by {recipe.backend} {recipe.backend_version}, here is {version}"
-    if recipe.plugins_sha256 != here.plugins_sha256:
+    if recipe.plugins_sha256 not in (None, here.plugins_sha256):
         return f"built with {_plugins(recipe.plugins_sha256)}, here are {_plugins(here.plugins_sha256)}"
     return _gpu_difference(record, here.gpu)
 

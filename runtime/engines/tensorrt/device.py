@@ -11,6 +11,7 @@ import numpy as np
 from dynexport.runtime.errors import DynexportError, require_module
 
 Array = np.ndarray
+_NO_MEMORY = 2
 
 
 class Device:
@@ -21,26 +22,28 @@ class Device:
 
     Args:
         extra: what to install where cuda-python is missing.
-        cuda: the module ``cuda.bindings.runtime``, or what stands for it.
 
     Raises:
         DynexportError: when cuda-python is not installed, or CUDA gives no stream.
     """
 
-    def __init__(self, extra: str, cuda: Any = None) -> None:
-        self._cuda: Any = cuda or require_module("cuda.bindings.runtime", extra, "run engines")
+    def __init__(self, extra: str) -> None:
+        cuda: Any = require_module("cuda.bindings.runtime", extra, "run engines")
+        self._cuda = cuda
         self.stream = int(self._call("cudaStreamCreate"))
+        weakref.finalize(self, cuda.cudaStreamDestroy, self.stream)
         self._mirrors: dict[int, int] = {}
 
     def allocate(self, owner: object, size: int) -> int:
-        """The address of so many zeroed bytes, freed when their owner is.
+        """The address of so many zeroed bytes, freed when their owner is; at a multiple of 256.
 
         Raises:
             DynexportError: when there is not enough memory.
         """
-        address = int(self._call("cudaMalloc", max(1, size)))
+        size = max(1, size)
+        address = int(self._call("cudaMalloc", size))
         weakref.finalize(owner, self._cuda.cudaFree, address)
-        self._call("cudaMemsetAsync", address, 0, max(1, size), self.stream)
+        self._call("cudaMemsetAsync", address, 0, size, self.stream)
         return address
 
     def mirror(self, array: Array) -> int:
@@ -64,32 +67,51 @@ class Device:
         kind = self._cuda.cudaMemcpyKind.cudaMemcpyDeviceToHost
         self._call("cudaMemcpyAsync", array.ctypes.data, address, array.nbytes, kind, self.stream)
 
+    def copy(self, to: int, source: int, size: int) -> None:
+        """Device to device, in the stream."""
+        kind = self._cuda.cudaMemcpyKind.cudaMemcpyDeviceToDevice
+        self._call("cudaMemcpyAsync", to, source, size, kind, self.stream)
+
     def wait(self) -> None:
         """Until everything in the stream is done."""
         self._call("cudaStreamSynchronize", self.stream)
 
-    def capture(self, launch: Callable[[], None]) -> Callable[[], None] | None:
-        """What ``launch`` puts into the stream, as a CUDA graph to launch; None where it cannot be captured."""
+    def capture(self, owner: object, launch: Callable[[], None]) -> Callable[[], None] | None:
+        """What ``launch`` puts into the stream, as a CUDA graph to launch; it lives as long as its owner.
+
+        Returns:
+            None where it cannot be captured.
+        """
         mode = self._cuda.cudaStreamCaptureMode.cudaStreamCaptureModeThreadLocal
         self._call("cudaStreamBeginCapture", self.stream, mode)
+        refused = False
         try:
             launch()
         except DynexportError:
-            self._cuda.cudaStreamEndCapture(self.stream)
-            return None
+            refused = True
         try:
+            # In any case: it is what takes the stream out of capturing.
             graph = self._call("cudaStreamEndCapture", self.stream)
+            if refused:
+                return None
             executable = self._call("cudaGraphInstantiate", graph, 0)
+            self._call("cudaGraphDestroy", graph)
         except DynexportError:
             return None
+        weakref.finalize(owner, self._cuda.cudaGraphExecDestroy, executable)
         return lambda: self._call("cudaGraphLaunch", executable, self.stream)
 
     def _call(self, function: str, *arguments: Any) -> Any:
         error, *values = getattr(self._cuda, function)(*arguments)
-        if int(error):
-            _, text = self._cuda.cudaGetErrorString(error)
-            raise DynexportError(f"{function}: CUDA error {int(error)}: {text.decode(errors='replace')}")
-        return values[0] if values else None
+        if not int(error):
+            return values[0] if values else None
+        self._cuda.cudaGetLastError()  # CUDA would tell the next one who asks
+        if int(error) == _NO_MEMORY:
+            raise DynexportError(
+                f"{function}: the GPU has not enough memory; lower the batch, or convert with a smaller --max-length"
+            )
+        _, text = self._cuda.cudaGetErrorString(error)
+        raise DynexportError(f"{function}: CUDA error {int(error)}: {text.decode(errors='replace')}")
 
 
 __all__ = ["Device"]

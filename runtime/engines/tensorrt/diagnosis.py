@@ -7,15 +7,8 @@ from importlib import metadata
 
 from pydantic import BaseModel
 
-from dynexport.runtime.engines.tensorrt.backend import (
-    BACKENDS,
-    Backend,
-    BackendName,
-    module_of,
-    open_backend,
-    rtx_library,
-    without_version,
-)
+from dynexport.plugins import rtx
+from dynexport.runtime.engines.tensorrt.backend import BACKENDS, Backend, BackendName, module_of, open_backend
 from dynexport.runtime.engines.tensorrt.gpu import Gpu, NoGpu, find_gpu
 from dynexport.runtime.errors import DynexportError
 
@@ -49,9 +42,7 @@ def _gpu(gpu: Gpu | NoGpu) -> Finding:
             found=f"none ({gpu.reason}): engines cannot run here; tensorrt-rtx builds them all the same",
             good=False,
         )
-    return Finding(
-        subject="GPU", found=f"{gpu.name}, compute capability {gpu.compute_capability}, CUDA {gpu.cuda}", good=True
-    )
+    return Finding(subject="GPU", found=str(gpu), good=True)
 
 
 def _backend(name: BackendName, gpu: Gpu | NoGpu) -> list[Finding]:
@@ -84,14 +75,14 @@ def _old_driver(backend: Backend, gpu: Gpu | NoGpu) -> str | None:
 
 
 def _unnamed_library(backend: Backend) -> str | None:
-    library = rtx_library() if backend.name == "tensorrt-rtx" else None
-    if library is None or without_version(library).exists():
+    if backend.name != "tensorrt-rtx":
         return None
-    plain = without_version(library)
-    return (
-        f"its wheel has {library.name} but no {plain.name}, for which the ONNX parser looks when a graph has plugins: "
-        f"other tools abort then (dynexport build does not); cure: ln -s {library.name} {plain}"
+    cure = rtx.cure_for_others()
+    others = (
+        f"its wheel has no {rtx.WANTED}, for which the ONNX parser looks when a graph has plugins: other tools abort "
+        f"then (dynexport does not); cure: {cure}"
     )
+    return rtx.problem() or (others if cure else None)
 
 
 def _wheels(name: BackendName) -> dict[str, str]:

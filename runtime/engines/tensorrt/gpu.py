@@ -22,6 +22,9 @@ class Gpu:
     compute_capability: str
     cuda: str
 
+    def __str__(self) -> str:
+        return f"{self.name}, compute capability {self.compute_capability}, CUDA {self.cuda}"
+
 
 @dataclass(frozen=True)
 class NoGpu:

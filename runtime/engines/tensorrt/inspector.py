@@ -7,6 +7,7 @@ import json
 from dynexport.runtime.engines.tensorrt.backend import open_backend
 from dynexport.runtime.engines.tensorrt.check import Here, check_record
 from dynexport.runtime.engines.tensorrt.network import Log
+from dynexport.runtime.engines.tensorrt.plugins import our_plugins
 from dynexport.runtime.engines.tensorrt.store import Stored
 from dynexport.runtime.errors import DynexportError
 
@@ -19,6 +20,8 @@ def engine_layers(stored: Stored, here: Here) -> list[str]:
     """
     check_record(stored.record, here)
     backend = open_backend(stored.record.recipe.backend)
+    if stored.record.recipe.plugins_sha256:
+        our_plugins().load(backend.trt)
     log = Log(backend.trt)
     runtime = backend.trt.Runtime(log.logger)
     engine = runtime.deserialize_cuda_engine(stored.read())

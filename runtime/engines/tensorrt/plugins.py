@@ -11,7 +11,10 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
+from dynexport.plugins.schema import DOMAIN
 from dynexport.runtime.errors import DynexportError
+
+_OURS = "dynexport.plugins.creators"
 
 
 class PluginLibrary(BaseModel):
@@ -66,6 +69,14 @@ class PluginLibrary(BaseModel):
             content.update(path.read_bytes())
         return cls(source=name, is_module=True, sha256=content.hexdigest())
 
+    def serve(self, model: Path) -> bool:
+        """Whether an ONNX file may call them: ours are called in their own domain only."""
+        if self.source != _OURS:
+            return True
+        import onnx
+
+        return any(opset.domain == DOMAIN for opset in onnx.load(model, load_external_data=False).opset_import)
+
     def load(self, trt: Any) -> None:
         """Make the plugins known to TensorRT in this process.
 
@@ -83,3 +94,8 @@ class PluginLibrary(BaseModel):
             raise DynexportError(
                 f"{self.source}: the plugins cannot be loaded: {' '.join(str(error).split())}"
             ) from error
+
+
+def our_plugins() -> PluginLibrary:
+    """Those of this package, in Python: enough to build with; to run see ``kernels``."""
+    return PluginLibrary.from_module(_OURS)

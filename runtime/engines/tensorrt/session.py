@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 
@@ -20,10 +20,16 @@ from dynexport.runtime.errors import DynexportError
 from dynexport.runtime.manifest import Graph
 
 Array = np.ndarray
+_Key: TypeAlias = tuple[int, Hashable]
+# TensorRT takes no address that is not a multiple of it.
+_ALIGNMENT = 256
 
 
 class TensorRtEngine:
-    """A deserialized engine with a context for every optimization profile.
+    """A deserialized engine.
+
+    It has a context for every optimization profile and place of caches: a CUDA graph holds only as long as nothing
+    changes the context that it was captured from. What lies between inputs and outputs is one memory for all of them.
 
     Args:
         trt: the backend's module.
@@ -32,7 +38,7 @@ class TensorRtEngine:
         device: where it runs; engines that share caches share the device.
 
     Raises:
-        DynexportError: when TensorRT refuses the engine.
+        DynexportError: when TensorRT refuses the engine, or there is no memory for it.
     """
 
     def __init__(self, trt: Any, content: bytes, graph: Graph, device: Device) -> None:
@@ -41,9 +47,11 @@ class TensorRtEngine:
         self._engine = self._runtime.deserialize_cuda_engine(content)
         if self._engine is None:
             raise DynexportError(f"graph {graph.name}: TensorRT refuses its engine: {self._log.refusal()}")
-        self.graph, self._device = graph, device
-        self._contexts: dict[int, Any] = {}
-        self._bound: dict[tuple[int, Hashable], _Step] = {}
+        self.graph, self._trt, self._device = graph, trt, device
+        self._between_size = int(self._engine.device_memory_size_v2)
+        self._between = device.allocate(self, self._between_size)
+        self._contexts: dict[_Key, Any] = {}
+        self._bound: dict[_Key, _Step] = {}
 
     def run(self, inputs: Mapping[str, Array], caches: Caches = NO_CACHES, *, lasting: bool = True) -> dict[str, Array]:
         """As ``Engine`` says; a cache's memory is the GPU's.
@@ -52,67 +60,67 @@ class TensorRtEngine:
             DynexportError: for sizes that no profile has room for, or when TensorRT fails.
         """
         inputs = wanted_inputs(self.graph, inputs)
-        profile = profile_for(self.graph, sizes_of(self.graph.inputs, inputs))
-        key = profile, caches.place
-        step = self._bound.get(key)
-        if step is None or not step.fits(inputs, caches):
-            step = self._bound[key] = _Step(self, self._context(profile), self._device, inputs, caches)
-        return step.run(inputs, lasting=lasting)
+        self._log.errors.clear()
+        key = profile_for(self.graph, sizes_of(self.graph.inputs, inputs)), caches.place
+        if key not in self._bound or not self._bound[key].fits(inputs, caches):
+            # First of all, so that its memory is free, and nobody runs it with the context of another.
+            self._bound.pop(key, None)
+            self._bound[key] = _Step(self.graph, self._context(key), self._device, self._log, inputs, caches)
+        return self._bound[key].run(inputs, lasting=lasting)
 
     def end_profiling(self) -> Path:
         """Raise DynexportError: TensorRT's time is told by other tools."""
         raise DynexportError(f"graph {self.graph.name}: an engine's operators are timed with: nsys profile")
 
-    def _context(self, profile: int) -> Any:
-        """Made once: it holds the memory of all that is between inputs and outputs."""
-        if profile not in self._contexts:
-            context = self._engine.create_execution_context()
-            if context is None or not context.set_optimization_profile_async(profile, self._device.stream):
-                raise DynexportError(f"graph {self.graph.name}: no memory for a context: {self._log.refusal()}")
+    def _context(self, key: _Key) -> Any:
+        if key not in self._contexts:
+            strategy = self._trt.ExecutionContextAllocationStrategy.USER_MANAGED
+            context = self._engine.create_execution_context(strategy)
+            if context is None or not context.set_optimization_profile_async(key[0], self._device.stream):
+                raise _failure(self.graph, self._log)
+            context.set_device_memory(self._between, self._between_size)
             self._device.wait()
-            self._contexts[profile] = context
-        return self._contexts[profile]
-
-    def failure(self) -> DynexportError:
-        """What to say when an execution fails."""
-        return DynexportError(f"graph {self.graph.name}: TensorRT failed in a step: {self._log.refusal()}")
+            self._contexts[key] = context
+        return self._contexts[key]
 
 
 class _Step:
     """Inputs of one shape and one cache, bound once. From its second run on it is a CUDA graph where that can be."""
 
     def __init__(
-        self, engine: TensorRtEngine, context: Any, device: Device, inputs: dict[str, Array], caches: Caches
+        self, graph: Graph, context: Any, device: Device, log: Log, inputs: dict[str, Array], caches: Caches
     ) -> None:
-        self._engine, self._context, self._device, self._caches = engine, context, device, caches
-        graph = engine.graph
-        self._inputs = {name: np.array(value, order="C") for name, value in inputs.items()}
-        self._addresses = {name: device.allocate(self, value.nbytes) for name, value in self._inputs.items()}
-        for name, value in self._inputs.items():
-            if not context.set_input_shape(name, value.shape):
-                raise engine.failure()
+        self._graph, self._context, self._device, self._log, self._caches = graph, context, device, log, caches
+        types = {spec.name: spec.array_type for spec in graph.inputs}
+        self._inputs = {name: np.array(value, types[name], order="C") for name, value in inputs.items()}
         sizes = sizes_of(graph.inputs, inputs)
-        self._results = {
-            spec.name: np.empty(spec.sized(sizes), spec.array_type)
-            for spec in graph.outputs
-            if not spec.name.startswith(PRESENT)
-        }
-        for name, value in self._results.items():
-            self._addresses[name] = device.allocate(self, value.nbytes)
-        self._bind_caches(graph)
+        results = (spec for spec in graph.outputs if not spec.name.startswith(PRESENT))
+        self._results = {spec.name: np.empty(spec.sized(sizes), spec.array_type) for spec in results}
+        arrays = self._inputs | self._results
+        self._addresses = {name: device.allocate(self, value.nbytes) for name, value in arrays.items()}
+        self._detours: list[tuple[int, int, int]] = []
+        for name, value in self._inputs.items():
+            self._check(context.set_input_shape(name, value.shape))
         for name, address in self._addresses.items():
-            context.set_tensor_address(name, address)
-        self._launch: Callable[[], None] | None = None
+            self._check(context.set_tensor_address(name, address))
+        self._bind_caches()
+        # Anything but a decode step has another shape the next time.
         self._may_capture = all(size == 1 for symbol, size in sizes.items() if symbol != "B")
+        self._ran = False
+        self._replay: Callable[[], None] | None = None
 
-    def _bind_caches(self, graph: Graph) -> None:
+    def _bind_caches(self) -> None:
         """Input and output of a cache are one memory."""
         buffers = self._caches.views()
-        for spec in graph.inputs:
-            if spec.name.startswith(PAST):
-                part = spec.name.removeprefix(PAST)
-                self._context.set_input_shape(spec.name, buffers[part].shape)
-                self._addresses[spec.name] = self._addresses[f"{PRESENT}{part}"] = self._device.mirror(buffers[part])
+        for part in (spec.name.removeprefix(PAST) for spec in self._graph.inputs if spec.name.startswith(PAST)):
+            address, size = self._device.mirror(buffers[part]), buffers[part].nbytes
+            if address % _ALIGNMENT:  # a row in the middle of its batch's memory
+                own = self._device.allocate(self, size)
+                self._detours.append((own, address, size))
+                address = own
+            self._check(self._context.set_input_shape(f"{PAST}{part}", buffers[part].shape))
+            self._check(self._context.set_tensor_address(f"{PAST}{part}", address))
+            self._check(self._context.set_tensor_address(f"{PRESENT}{part}", address))
 
     def fits(self, inputs: dict[str, Array], caches: Caches) -> bool:
         """Whether a step has this cache and inputs of these shapes."""
@@ -125,22 +133,33 @@ class _Step:
         for name, value in inputs.items():
             self._inputs[name][...] = value
             self._device.copy_in(self._addresses[name], self._inputs[name])
-        if self._launch is not None:
-            self._launch()
+        if self._replay is not None:
+            self._replay()
         else:
-            self._execute()
+            self._launch()
         for name, value in self._results.items():
             self._device.copy_out(value, self._addresses[name])
         self._device.wait()
-        if self._launch is None:
+        if not self._ran and self._may_capture:
             # Not before it ran once: TensorRT then allocates, which no capture survives.
-            captured = self._device.capture(self._execute) if self._may_capture else None
-            self._launch = captured or self._execute
+            self._replay = self._device.capture(self, self._launch)
+        self._ran = True
         return {name: value.copy() for name, value in self._results.items()} if lasting else self._results
 
-    def _execute(self) -> None:
-        if not self._context.execute_async_v3(self._device.stream):
-            raise self._engine.failure()
+    def _launch(self) -> None:
+        for own, address, size in self._detours:
+            self._device.copy(own, address, size)
+        self._check(self._context.execute_async_v3(self._device.stream))
+        for own, address, size in self._detours:
+            self._device.copy(address, own, size)
+
+    def _check(self, good: bool) -> None:
+        if not good:
+            raise _failure(self._graph, self._log)
+
+
+def _failure(graph: Graph, log: Log) -> DynexportError:
+    return DynexportError(f"graph {graph.name}: TensorRT failed in a step: {log.refusal()}")
 
 
 __all__ = ["TensorRtEngine"]

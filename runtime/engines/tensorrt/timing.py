@@ -8,13 +8,13 @@ import os
 from pathlib import Path
 from typing import Any
 
-# It is native data that TensorRT trusts: it stays out of bundles, which come from elsewhere.
-_HOME = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "dynexport"
+# What is here is native and trusted: it stays out of bundles, which come from elsewhere.
+HOME = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "dynexport"
 
 
 def timing_file(version: str, gpu: str) -> Path:
     """Where the measurements of a version of TensorRT on a GPU model are kept."""
-    return _HOME / f"tensorrt-{version}-{hashlib.sha256(gpu.encode()).hexdigest()[:12]}.timing"
+    return HOME / f"tensorrt-{version}-{hashlib.sha256(gpu.encode()).hexdigest()[:12]}.timing"
 
 
 def use_timings(config: Any, path: Path) -> None:

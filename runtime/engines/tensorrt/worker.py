@@ -13,6 +13,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
+from dynexport.plugins.creators import allow_in_place
 from dynexport.runtime.engines.tensorrt.backend import BackendName, open_backend
 from dynexport.runtime.engines.tensorrt.network import Log, add_profile, parse
 from dynexport.runtime.engines.tensorrt.plugins import PluginLibrary
@@ -100,8 +101,7 @@ def _configure(trt: Any, config: Any, job: Job, say: Callable[[dict[str, Any]], 
     config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED
     config.progress_monitor = _monitor(trt, say)
     if job.plugins is not None:
-        # Plugins that append to a cache or add to the residual write where they read.
-        config.set_preview_feature(trt.PreviewFeature.ALIASED_PLUGIN_IO_10_03, True)
+        allow_in_place(trt, config)
     if job.timings is not None:
         use_timings(config, job.timings)
     elif job.compute_capabilities:

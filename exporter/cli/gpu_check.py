@@ -1,0 +1,72 @@
+"""``dynexport gpu-check``: everything that needs a GPU, in one go."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from dynexport.exporter.cli.output import Output, json_option
+from dynexport.runtime.engines.tensorrt.gpu import NoGpu, find_gpu
+from dynexport.runtime.errors import EXIT_CHECK_FAILED, EXIT_GOOD, DynexportError
+
+if TYPE_CHECKING:
+    from dynexport.exporter.gpu_checks import Outcome
+
+_SAMPLES = Path("samples") / "training" / "checkpoints"
+
+
+@click.command(
+    name="gpu-check",
+    epilog="""\b
+Examples:
+  dynexport gpu-check
+  dynexport gpu-check --quick --json gpu.json""",
+)
+@click.option("--quick", is_flag=True, help="Without benchmarks.")
+@click.option(
+    "--samples",
+    type=click.Path(path_type=Path),
+    default=_SAMPLES,
+    show_default=True,
+    help="The trained samples of the repository.",
+)
+@json_option
+def gpu_check(quick: bool, samples: Path, json_path: str | None) -> int:
+    """Check on this machine's GPU what no other machine can show.
+
+    Samples of every strategy are converted, built by every TensorRT that is installed, verified against PyTorch and
+    measured against the ideal; kernels of plugins are compared with their bodies; ONNX Runtime's CUDA provider is
+    verified; torch decodes the same checkpoints, as it is and compiled.
+
+    Exit code 1 if a check fails, or there is no GPU; what is not installed is skipped.
+    """
+    from dynexport.exporter.gpu_checks import SAMPLES, WHAT, checks
+
+    out = Output(json_path)
+    here = find_gpu()
+    if isinstance(here, NoGpu):
+        names = [check.name for check in checks(samples, Path(), benchmarks=not quick)]
+        out.say(f"FAILED: expected a GPU, found none ({here.reason}); with one {len(names)} checks are made: {WHAT}")
+        out.report({"gpu": None, "reason": here.reason, "unchecked": names, "outcomes": []})
+        return EXIT_CHECK_FAILED
+    for sample in SAMPLES:
+        if not (samples / sample / "config.json").is_file():
+            raise DynexportError(f"{samples}: expected a checkpoint {sample}, found none; say where with --samples")
+    outcomes: list[Outcome] = []
+    with tempfile.TemporaryDirectory(prefix="dynexport-") as work:
+        for check in checks(samples, Path(work), benchmarks=not quick):
+            outcomes.append(check.outcome())
+            # At once: TensorRT may end the process.
+            _show(out, outcomes[-1])
+    count = {state: sum(outcome.state == state for outcome in outcomes) for state in ("passed", "failed", "skipped")}
+    verdict = "FAILED" if count["failed"] else "passed"
+    out.say(f"{verdict}: {', '.join(f'{number} {state}' for state, number in count.items())}")
+    out.report({"gpu": str(here), "outcomes": [outcome.model_dump() for outcome in outcomes]})
+    return EXIT_CHECK_FAILED if count["failed"] else EXIT_GOOD
+
+
+def _show(out: Output, outcome: Outcome) -> None:
+    out.say(f"{outcome.state:8}{outcome.seconds:6.1f} s  {outcome.name}: {outcome.found}")

@@ -1,0 +1,72 @@
+"""Who runs a bundle's graphs: ONNX Runtime, or TensorRT where there is a GPU."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Literal, TypeAlias, get_args
+
+from dynexport.runtime.bundle import Bundle
+from dynexport.runtime.engines.engine import Engine
+from dynexport.runtime.engines.onnxruntime import CPU, CUDA, OnnxRuntimeEngine, check_provider, check_threads
+from dynexport.runtime.manifest import Graph
+
+RunBackend = Literal["onnxruntime", "onnxruntime-cuda", "tensorrt", "tensorrt-rtx"]
+RUN_BACKENDS: tuple[RunBackend, ...] = get_args(RunBackend)
+_PROVIDERS: dict[RunBackend, str] = {"onnxruntime": CPU, "onnxruntime-cuda": CUDA}
+Opener: TypeAlias = Callable[[Graph], Engine]
+
+
+def engine_opener(
+    bundle: Bundle,
+    backend: RunBackend = "onnxruntime",
+    threads: int | None = None,
+    *,
+    profile: Path | None = None,
+    alone: bool = True,
+) -> Opener:
+    """What opens the graphs of a bundle for one decoder: its engines share the memory of caches.
+
+    Args:
+        threads: intra-op threads of ONNX Runtime; None lets it take one per physical core.
+        profile: prefix of the files that ONNX Runtime's profiler writes, one a graph, or None to run without it.
+        alone: whether no other decoder runs in turn with this one.
+
+    Raises:
+        DynexportError: when this bundle cannot run there; told before anything of it is loaded.
+    """
+    check_threads(threads)
+    if backend == "tensorrt" or backend == "tensorrt-rtx":
+        from dynexport.runtime.engines.tensorrt.opening import tensorrt_opener
+
+        return tensorrt_opener(bundle, backend)
+    provider = _PROVIDERS[backend]
+    check_provider(provider)
+    alone = alone and len(bundle.manifest.graphs) == 1
+
+    def open_engine(graph: Graph) -> Engine:
+        own = None if profile is None else profile.with_name(f"{profile.name}-{graph.name}")
+        return OnnxRuntimeEngine(bundle.path / graph.file, graph, threads, own, alone=alone, provider=provider)
+
+    return open_engine
+
+
+def backend_text(backend: RunBackend) -> str:
+    """A backend in words: its version, and the GPU that it runs on.
+
+    Raises:
+        DynexportError: when it is not installed.
+    """
+    if backend == "tensorrt" or backend == "tensorrt-rtx":
+        from dynexport.runtime.engines.tensorrt.backend import open_backend
+        from dynexport.runtime.engines.tensorrt.gpu import find_gpu
+
+        return f"{backend} {open_backend(backend).version} on {find_gpu()}"
+    import onnxruntime
+
+    provider = _PROVIDERS[backend]
+    check_provider(provider)
+    return f"ONNX Runtime {onnxruntime.__version__}{'' if provider == CPU else ', CUDA provider'}"
+
+
+__all__ = ["RUN_BACKENDS", "Opener", "RunBackend", "backend_text", "engine_opener"]

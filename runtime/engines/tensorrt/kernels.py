@@ -1,0 +1,55 @@
+"""Our plugins where engines run: with their CUDA kernels, compiled once for all bundles of this user."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from pathlib import Path
+from typing import Any
+
+from dynexport.runtime.engines.tensorrt.plugins import our_plugins
+from dynexport.runtime.engines.tensorrt.timing import HOME
+from dynexport.runtime.errors import DynexportError
+
+
+def load_with_kernels(trt: Any) -> None:
+    """Make our plugins known to TensorRT in this process, able to run.
+
+    Raises:
+        DynexportError: when the kernels are not compiled and cannot be; it names the plugins.
+    """
+    from dynexport.plugins import creators
+    from dynexport.plugins.driver import Kernels
+
+    creators.register(trt, Kernels(compiled_kernels()))
+
+
+def compiled_kernels() -> Path:
+    """The kernels as a fat binary: compiled here before, or now.
+
+    Raises:
+        DynexportError: when there is no nvcc, or it fails.
+    """
+    from dynexport.plugins.kernels import SOURCE, compile_kernels
+
+    content = b"".join(path.read_bytes() for path in sorted(SOURCE.parent.iterdir()) if path.is_file())
+    path = HOME / f"kernels-{hashlib.sha256(content).hexdigest()[:16]}.fatbin"
+    if path.is_file():
+        return path
+    part = path.with_suffix(f".{os.getpid()}.part")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        compile_kernels(part).replace(path)
+    except OSError as error:
+        raise DynexportError(f"{path}: cannot keep the compiled kernels ({error.strerror})") from error
+    except DynexportError as error:
+        raise DynexportError(
+            f"an engine was built with plugins {our_plugins().sha256[:12]}.., here are no kernels for them: {error}; "
+            f"or compile them elsewhere (dynexport.plugins.kernels.compile_kernels) and copy the file to {path}"
+        ) from error
+    finally:
+        part.unlink(missing_ok=True)
+    return path
+
+
+__all__ = ["compiled_kernels", "load_with_kernels"]
