@@ -66,6 +66,7 @@ WAYS = (
     Way("MoD, top-k, not causal", "mod", heldout.routed_by_top_k, False, "", GREEN),
     Way("MoD, predictor", "mod-predictor", heldout.routed, True, "MoD, predictor (hollow: top-k)", VIOLET, (10, 6)),
     Way("MoD with predictor, top-k, not causal", "mod-predictor", heldout.routed_by_top_k, False, "", VIOLET),
+    Way("Radial, from scratch", "radial", heldout.radial, True, "Radial, from scratch", ORANGE, (-10, -4)),
     Way("Radial, distilled", "radial-distilled", heldout.radial, True, "Radial, distilled", ORANGE),
 )
 
