@@ -102,6 +102,8 @@ def checks(samples: Path, work: Path, *, benchmarks: bool) -> Iterator[Check]:
             yield Check(f"{name}: build and verify", run.verified)
             if benchmarks and not options.get("plugins"):
                 yield Check(f"{name}: bench", run.measured)
+        stripped = Engines(backend, samples / "skip-2", work / f"{backend}-without-weights", {}, strip=True)
+        yield Check(f"{backend}: skip-2 without weights: build and verify", stripped.verified)
     for sample in SAMPLES:
         yield Check(f"onnxruntime-cuda: {sample}: verify", partial(on_cuda, samples / sample, work / f"cuda-{sample}"))
     for sample in SAMPLES if benchmarks else ():
@@ -148,12 +150,14 @@ class Engines:
     Attributes:
         bundle: where to convert it to.
         options: for ``convert``.
+        strip: whether engines take their weights from the bundle.
     """
 
     backend: BackendName
     checkpoint: Path
     bundle: Path
     options: Mapping[str, Any]
+    strip: bool = False
 
     def verified(self) -> str:
         """Convert, build and verify: logits, routes, greedy tokens, batches, chunks, second turns."""
@@ -165,7 +169,7 @@ class Engines:
         plugins = our_plugins() if self.options.get("plugins") else None
         start = time.perf_counter()
         for graph in opened.manifest.graphs:
-            build_engine(opened, graph, backend, target, plugins=plugins)
+            build_engine(opened, graph, backend, target, plugins=plugins, strip=self.strip)
         built = f"{len(opened.manifest.graphs)} engines for {target} in {time.perf_counter() - start:.0f} s"
         return f"{built}; {_verified(opened, self.checkpoint, self.backend)}"
 

@@ -52,6 +52,11 @@ Examples:
     type=click.Path(path_type=Path),
     help="A compiled library of TensorRT plugins instead, for programs that load it; run --backend does not.",
 )
+@click.option(
+    "--strip",
+    is_flag=True,
+    help="Engines without weights: they take the bundle's when they are opened. Takes a GPU to build.",
+)
 @click.option("--force", is_flag=True, help="Build although the same engine lies in the bundle.")
 @json_option
 def build(
@@ -60,13 +65,14 @@ def build(
     capabilities: str | None,
     with_ours: bool,
     plugin_library: Path | None,
+    strip: bool,
     force: bool,
     json_path: str | None,
 ) -> None:
     """Build an engine of every graph of BUNDLE and keep it there, with a profile for prompts and one for decoding.
 
-    An engine that was built before from the same model, by the same version, for the same target and plugins is taken
-    as it is.
+    An engine that was built before from the same model, by the same version, for the same target and plugins, and
+    with weights or without, is taken as it is.
     """
     if with_ours and plugin_library:
         raise click.UsageError("expected --plugins or --plugin-library, found both")
@@ -87,6 +93,7 @@ def build(
                 backend,
                 target,
                 plugins=plugins,
+                strip=strip,
                 force=force,
                 progress=lambda phase, step, steps: bar.working_on(phase.lower(), step, steps),
             )

@@ -63,6 +63,7 @@ def _show(out: Output, bundle: Bundle, item: Stored | DynexportError, here: Here
             ("built for", str(BuildTarget(recipe.compute_capabilities, recipe.gpu))),
             ("profiles", profiles_text(record.profiles) or "fixed sizes"),
             ("plugins", plugins),
+            ("weights", "the bundle's" if recipe.stripped else "its own"),
             ("size", bytes_text(record.engine.bytes)),
             ("build", f"{record.build_seconds:.1f} s, {bytes_text(record.peak_bytes)} at most"),
             ("here", problem or "runs"),

@@ -15,6 +15,7 @@ from dynexport.exporter.cli import gpu_check as command
 from dynexport.exporter.gpu_checks import SAMPLES, Check, Engines, Skipped, checks
 from dynexport.runtime.bundle import Bundle
 from dynexport.runtime.errors import DynexportError
+from dynexport.runtime.manifest import Graph
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "engines"))
 from on_fake_gpu import ADA, Machine, install
@@ -26,10 +27,14 @@ ROOT = Path(__file__).parents[2]
 def machine(monkeypatch: pytest.MonkeyPatch) -> Machine:
     """With engines that are "built" for the stand-ins."""
     machine = install(monkeypatch)
+
+    def build(bundle: Bundle, graph: Graph, *_: object, strip: bool, **__: object) -> None:
+        machine.build(bundle, graph, strip=strip)
+
     monkeypatch.setattr(command, "find_gpu", lambda: ADA)
     monkeypatch.setattr(gpu_checks, "find_gpu", lambda: ADA)
     monkeypatch.setattr(gpu_checks, "open_backend", lambda name: SimpleNamespace(version="1", capabilities=("8.9",)))
-    monkeypatch.setattr(gpu_checks, "build_engine", lambda bundle, graph, *_, **__: machine.build(bundle, graph))
+    monkeypatch.setattr(gpu_checks, "build_engine", build)
     return machine
 
 
@@ -87,6 +92,11 @@ def test_engines_are_built_verified_and_measured(
     assert "checks against PyTorch" in verified.found
     assert measured.state == "passed" and "a dense step " in measured.found and "efficiency" in measured.found
     Bundle.open(tmp_path / "bundle")
+    assert machine.trt.refitted == []
+    options = {"precision": "fp32"}
+    stripped = Engines("tensorrt-rtx", CONFORMANCE / "skip-2x", tmp_path / "stripped", options, strip=True)
+    outcome = Check("without weights", stripped.verified).outcome()
+    assert outcome.state == "passed" and machine.trt.refitted, outcome
     machine.trt.fails = "no kernel"
     assert "TensorRT failed in a step: no kernel" in Check("bench", run.measured).outcome().found
 

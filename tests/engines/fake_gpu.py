@@ -178,6 +178,9 @@ class FakeTensorRt:
         refuses: what it says of every engine, or None to take them.
         fails: what executions say from now on, or None.
         uncapturable: whether executions do what no capture survives.
+        unreadable: what it says of files with weights, or None to take them.
+        unfitting: what it says when weights are to go into an engine, or None to take them.
+        refitted: files whose weights went into an engine.
         read: engines that it was given.
     """
 
@@ -185,6 +188,9 @@ class FakeTensorRt:
     refuses: str | None = None
     fails: str | None = None
     uncapturable: bool = False
+    unreadable: str | None = None
+    unfitting: str | None = None
+    refitted: list[Path] = field(default_factory=list)
     read: list[Path] = field(default_factory=list)
     contexts: int = 0
     __name__ = "tensorrt_rtx"
@@ -199,6 +205,12 @@ class FakeTensorRt:
     def Runtime(self, logger: Any) -> Any:
         return SimpleNamespace(deserialize_cuda_engine=lambda content: self._deserialize(content, logger))
 
+    def Refitter(self, engine: _Engine, logger: Any) -> _Refitter:
+        return _Refitter(self, engine, logger)
+
+    def OnnxParserRefitter(self, refitter: _Refitter, logger: Any) -> _ParserRefitter:
+        return _ParserRefitter(self, refitter)
+
     def _deserialize(self, content: bytes, logger: Any) -> Any:
         told = json.loads(content)
         self.read.append(Path(told["model"]))
@@ -208,29 +220,68 @@ class FakeTensorRt:
         return None
 
 
-def engine_content(model: Path, profiles: list[dict[str, list[list[int]]]]) -> bytes:
+def engine_content(model: Path, profiles: list[dict[str, list[list[int]]]], *, stripped: bool = False) -> bytes:
     """What the stand-in takes for a serialized engine.
 
     Args:
         profiles: of each, least, usual and greatest shape of every input with a symbol in its shape.
+        stripped: whether it has to be given its weights.
     """
-    return json.dumps({"model": str(model), "profiles": profiles}).encode()
+    return json.dumps({"model": str(model), "profiles": profiles, "stripped": stripped}).encode()
 
 
 class _Engine:
     device_memory_size_v2 = 1000
 
     def __init__(self, trt: FakeTensorRt, logger: Any, told: dict[str, Any]) -> None:
+        self.trt, self.logger, self.profiles = trt, logger, told["profiles"]
+        self.session: Any = None if told["stripped"] else self.with_weights(told["model"])
+
+    def with_weights(self, model: str) -> onnxruntime.InferenceSession:
         options = onnxruntime.SessionOptions()
         options.log_severity_level, options.intra_op_num_threads = 4, 1
         options.add_session_config_entry("session.disable_quant_qdq", "1")
-        self.session = onnxruntime.InferenceSession(told["model"], options, providers=["CPUExecutionProvider"])
-        self.trt, self.logger, self.profiles = trt, logger, told["profiles"]
+        return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
 
     def create_execution_context(self, strategy: int) -> _Context:
         assert strategy == FakeTensorRt.ExecutionContextAllocationStrategy.USER_MANAGED
+        assert self.session is not None, "the engine has no weights"
         self.trt.contexts += 1
         return _Context(self)
+
+
+@dataclass
+class _Refitter:
+    trt: FakeTensorRt
+    engine: _Engine
+    logger: Any
+    model: str | None = None
+
+    def refit_cuda_engine(self) -> bool:
+        assert self.model is not None, "it was given no weights"
+        if self.trt.unfitting is not None:
+            self.logger.log(1, self.trt.unfitting)
+            return False
+        self.engine.session = self.engine.with_weights(self.model)
+        self.trt.refitted.append(Path(self.model))
+        return True
+
+
+@dataclass
+class _ParserRefitter:
+    trt: FakeTensorRt
+    refitter: _Refitter
+
+    @property
+    def num_errors(self) -> int:
+        return int(self.trt.unreadable is not None)
+
+    def get_error(self, index: int) -> Any:
+        return SimpleNamespace(node_operator=str, func=lambda: "refit", desc=lambda: self.trt.unreadable)
+
+    def refit_from_file(self, model: str) -> bool:
+        self.refitter.model = model
+        return self.trt.unreadable is None
 
 
 class _Context:

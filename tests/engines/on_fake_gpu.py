@@ -32,20 +32,22 @@ class Machine:
     cuda: FakeCuda
     trt: FakeTensorRt
 
-    def built(self, path: Path, *, version: str = VERSION, plugins: Any = None) -> Bundle:
+    def built(self, path: Path, *, version: str = VERSION, plugins: Any = None, strip: bool = False) -> Bundle:
         """A bundle, with an engine of each of its graphs."""
         bundle = Bundle.open(path)
         for graph in bundle.manifest.graphs:
-            self.build(bundle, graph, version=version, plugins=plugins)
+            self.build(bundle, graph, version=version, plugins=plugins, strip=strip)
         return bundle
 
-    def build(self, bundle: Bundle, graph: Graph, *, version: str = VERSION, plugins: Any = None) -> None:
+    def build(
+        self, bundle: Bundle, graph: Graph, *, version: str = VERSION, plugins: Any = None, strip: bool = False
+    ) -> None:
         """An engine of a graph, for the stand-in."""
         backend = Backend("tensorrt-rtx", self.trt, version, ("8.9",))
-        recipe = recipe_of(bundle, graph, backend, BuildTarget(("8.9",)), plugins)
+        recipe = recipe_of(bundle, graph, backend, BuildTarget(("8.9",)), plugins, strip=strip)
         with part_file(bundle, recipe) as part:
             shapes = [{name: [*map(list, s)] for name, s in shapes.items()} for shapes in profile_shapes(graph)]
-            part.write_bytes(engine_content(bundle.path / graph.file, shapes))
+            part.write_bytes(engine_content(bundle.path / graph.file, shapes, stripped=strip))
             record = EngineRecord(
                 recipe=recipe, engine=entry(part), profiles=graph.profiles, cuda=None, build_seconds=0, peak_bytes=0
             )

@@ -24,6 +24,7 @@ from dynexport.runtime.bundle import Bundle
 from dynexport.runtime.engines.tensorrt import build as building
 from dynexport.runtime.engines.tensorrt.backend import Backend, BuildTarget
 from dynexport.runtime.engines.tensorrt.build import Built, build_engine
+from dynexport.runtime.engines.tensorrt.gpu import Gpu, NoGpu, find_gpu
 from dynexport.runtime.engines.tensorrt.plugins import PluginLibrary
 from dynexport.runtime.errors import DynexportError
 
@@ -93,6 +94,24 @@ def test_a_damaged_engine_is_built_again(built: Path) -> None:
     assert ran.code == 0 and "the engine was changed, build it again; it was built again" in ran.err
     ran = dynexport("build", built, *RTX, "--compute-capability", "8.0,8.9,12.0")
     assert (ran.code, ran.err) == (0, "") and "cached" in ran.out
+
+
+# Without weights
+
+
+def test_weights_are_left_out_on_a_gpu_only(unbuilt: Path, rtx: Backend, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the line is not heeded, TensorRT-RTX itself refuses what an engine with weights passes."""
+    monkeypatch.setattr(building, "find_gpu", lambda: NoGpu("no driver"))
+    before = contents(unbuilt)
+    line = error_of(dynexport("build", unbuilt, *RTX, "--strip"))
+    assert "--strip: tensorrt-rtx leaves out weights on a GPU only, found none (no driver); build on a machine" in line
+    assert contents(unbuilt) == before
+    if isinstance(find_gpu(), Gpu):
+        pytest.skip("there is a GPU")
+    monkeypatch.setattr(building, "find_gpu", lambda: Gpu("Ada card", "8.9", "13.0"))
+    with pytest.raises(DynexportError, match=r"model.onnx: tensorrt-rtx cannot build an engine: \S"):
+        build(unbuilt, rtx, strip=True)
+    assert not build(unbuilt, rtx).stored.record.recipe.stripped
 
 
 # What TensorRT refuses

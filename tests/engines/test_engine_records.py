@@ -18,7 +18,7 @@ from dynexport.runtime.engines.tensorrt.build import recipe_of
 from dynexport.runtime.engines.tensorrt.check import Here, check_record, difference, engine_for
 from dynexport.runtime.engines.tensorrt.gpu import Gpu, NoGpu
 from dynexport.runtime.engines.tensorrt.plugins import PluginLibrary
-from dynexport.runtime.engines.tensorrt.record import EngineRecord
+from dynexport.runtime.engines.tensorrt.record import EngineRecord, digest
 from dynexport.runtime.engines.tensorrt.shapes import profile_for, profile_shapes
 from dynexport.runtime.engines.tensorrt.store import find, stored_engines
 from dynexport.runtime.errors import DynexportError
@@ -35,9 +35,9 @@ FULL = Backend("tensorrt", None, "10.13.0.35", ())
 # What decides an engine
 
 
-def key_of(bundle: Path, backend: Backend = RTX, target: BuildTarget | None = None, plugins: Any = None) -> str:
+def key_of(bundle: Path, backend: Backend = RTX, target: BuildTarget | None = None, **options: Any) -> str:
     opened = Bundle.open(bundle)
-    return recipe_of(opened, opened.manifest.graphs[0], backend, target or BuildTarget(("8.0",)), plugins).key
+    return recipe_of(opened, opened.manifest.graphs[0], backend, target or BuildTarget(("8.0",)), **options).key
 
 
 def test_the_key_is_of_all_that_decides_an_engine(unbuilt: Path) -> None:
@@ -48,6 +48,7 @@ def test_the_key_is_of_all_that_decides_an_engine(unbuilt: Path) -> None:
     keys.append(key_of(unbuilt, target=BuildTarget(("8.0",), "A card")))
     keys.append(key_of(unbuilt, plugins=PluginLibrary(source="x", is_module=True, sha256="1" * 64)))
     keys.append(key_of(unbuilt, plugins=PluginLibrary(source="x", is_module=True, sha256="2" * 64)))
+    keys.append(key_of(unbuilt, strip=True))
     replace_file(unbuilt, "model.data", (unbuilt / "model.data").read_bytes() + b"\0")
     keys.append(key_of(unbuilt))
     replace_file(unbuilt, "model.onnx", (unbuilt / "model.onnx").read_bytes() + b"\x12\x01x")  # its producer's name
@@ -62,6 +63,13 @@ def test_what_decides_nothing_leaves_the_key(unbuilt: Path) -> None:
     replace_file(unbuilt, "tokenizer.json", b"{}")
     change_manifest(unbuilt, lambda fields: fields["tools"].update(onnx="2.0"))
     assert key_of(unbuilt, plugins=None) == before
+
+
+def test_an_engine_from_before_weights_could_be_left_out(record: EngineRecord) -> None:
+    fields = json.loads(record.model_dump_json())
+    assert fields["recipe"].pop("stripped") is False
+    older = EngineRecord.model_validate_json(json.dumps(fields))
+    assert older == record and older.recipe.key == digest(fields["recipe"])[:16]
 
 
 # What to build for
@@ -291,6 +299,7 @@ def test_inspect_on_a_machine_without_gpu(built: Path, monkeypatch: pytest.Monke
         "built by tensorrt-rtx 1.",
         "built for 8.0, 8.9, 12.0",
         "prefill B 1-4 S 1-32; decode B 1-4 S 1",
+        "weights its own",
         "does not run: built for compute capability 8.0, 8.9, 12.0, here is no GPU (no driver)",
         "layers are not shown: only a GPU can take an engine",
     ):

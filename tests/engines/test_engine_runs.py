@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import shutil
 from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path
@@ -10,12 +11,13 @@ from typing import Any
 
 import numpy as np
 import pytest
-from bundles import CONFORMANCE, dynexport, error_of
+from bundles import CONFORMANCE, dynexport, error_of, replace_file
 from fake_gpu import NO_MEMORY
 from on_fake_gpu import Machine, install
 from tiny_models import random_rows
 
 from dynexport.exporter.conversion import convert
+from dynexport.runtime.bundle import Bundle
 from dynexport.runtime.decoders import AnyDecoder, open_decoder
 from dynexport.runtime.engines.opening import engine_opener
 from dynexport.runtime.engines.tensorrt import kernels, opening
@@ -194,6 +196,44 @@ def test_sizes_that_no_profile_has_room_for(converted: Callable[[str], Path], ma
     ids = np.zeros((1, 10), np.int64)
     with pytest.raises(DynexportError, match=r"graph model: S: expected 1 to 9, which profile prefill was .* found 10"):
         engine.run({"input_ids": ids})
+
+
+# Engines without weights
+
+
+def stripped(bundle: Path, copy: Path, machine: Machine) -> Bundle:
+    """A copy of a bundle whose only engines lack their weights."""
+    shutil.copytree(bundle, copy, ignore=shutil.ignore_patterns("engines"))
+    return machine.built(copy, strip=True)
+
+
+@pytest.mark.parametrize("case", ["dense", "skip-2x"])
+def test_weights_of_the_bundle(case: str, converted: Callable[[str], Path], tmp_path: Path, machine: Machine) -> None:
+    bundle = stripped(converted(case), tmp_path / "bundle", machine)
+    same(talk(open_decoder(bundle, 1, backend=BACKEND), (3, 4)), talk(open_decoder(bundle, 1), (3, 4)))
+    assert sorted(machine.trt.refitted) == sorted(bundle.path / graph.file for graph in bundle.manifest.graphs)
+    machine.trt.refitted.clear()
+    machine.built(bundle.path)  # beside them, engines with weights: those are taken
+    talk(open_decoder(bundle, 1, backend=BACKEND), (3, 4))
+    assert machine.trt.refitted == []
+
+
+def test_weights_that_do_not_fit(converted: Callable[[str], Path], tmp_path: Path, machine: Machine) -> None:
+    """What TensorRT says; weights that the engine was not built from never come to it."""
+    bundle = stripped(converted("dense"), tmp_path / "bundle", machine)
+    start = f"graph model: TensorRT cannot give its engine the weights of {bundle.path / 'model.onnx'}: "
+    for field, said in (("unreadable", "no such initializer"), ("unfitting", "IRefitter::refit: Error Code 3: short")):
+        setattr(machine.trt, field, said)
+        line = error_of(dynexport("run", bundle.path, "--ids", "1,2", "--backend", "tensorrt-rtx"))
+        reason = said.rsplit(": ")[-1]
+        assert start in line
+        assert line.endswith(f": {reason}; build one that has its own with: dynexport build, without --strip")
+        setattr(machine.trt, field, None)
+    read = len(machine.trt.read)
+    replace_file(bundle.path, "model.data", (bundle.path / "model.data").read_bytes() + b"\0")
+    line = error_of(dynexport("run", bundle.path, "--ids", "1,2", "--backend", "tensorrt-rtx"))
+    assert "1 that cannot run here (built from weights " in line
+    assert (len(machine.trt.read), machine.trt.refitted) == (read, [])
 
 
 # What is refused before anything is deserialized

@@ -15,7 +15,7 @@ from typing import Any
 from dynexport.runtime.bundle import Bundle
 from dynexport.runtime.engines.tensorrt.backend import Backend, BuildTarget
 from dynexport.runtime.engines.tensorrt.check import check_target
-from dynexport.runtime.engines.tensorrt.gpu import Gpu, find_gpu
+from dynexport.runtime.engines.tensorrt.gpu import Gpu, NoGpu, find_gpu
 from dynexport.runtime.engines.tensorrt.network import one_line
 from dynexport.runtime.engines.tensorrt.plugins import PluginLibrary
 from dynexport.runtime.engines.tensorrt.record import EngineRecord, GraphHashes, Recipe
@@ -45,7 +45,13 @@ class Built:
 
 
 def recipe_of(
-    bundle: Bundle, graph: Graph, backend: Backend, target: BuildTarget, plugins: PluginLibrary | None = None
+    bundle: Bundle,
+    graph: Graph,
+    backend: Backend,
+    target: BuildTarget,
+    plugins: PluginLibrary | None = None,
+    *,
+    strip: bool = False,
 ) -> Recipe:
     """All that decides the engine of a graph.
 
@@ -60,6 +66,7 @@ def recipe_of(
         compute_capabilities=target.compute_capabilities,
         gpu=target.gpu,
         plugins_sha256=plugins.sha256 if plugins else None,
+        stripped=strip,
     )
 
 
@@ -70,6 +77,7 @@ def build_engine(
     target: BuildTarget,
     *,
     plugins: PluginLibrary | None = None,
+    strip: bool = False,
     force: bool = False,
     progress: Progress = lambda phase, done, steps: None,
 ) -> Built:
@@ -79,15 +87,17 @@ def build_engine(
         target: from ``choose_target``.
         plugins: to take for functions of the graph of the same name; without them a function's body is built. A graph
             without calls of our operators has none of them.
+        strip: leave out the weights; they are taken from the bundle when the engine is opened.
         force: build although the same engine lies in the bundle.
         progress: told what is being done, and how many of how many steps of that are.
 
     Raises:
-        DynexportError: when TensorRT cannot build the graph; it names the node or the reason.
+        DynexportError: when TensorRT cannot build the graph; it names the node or the reason. Without a GPU it cannot
+            leave out weights.
     """
     if plugins is not None and not plugins.serve(bundle.path / graph.file):
         plugins = None
-    recipe = recipe_of(bundle, graph, backend, target, plugins)
+    recipe = recipe_of(bundle, graph, backend, target, plugins, strip=strip)
     shapes = profile_shapes(graph)
     damaged = None
     try:
@@ -96,6 +106,12 @@ def build_engine(
         stored, damaged = None, str(error)
     if stored is not None:
         return Built(stored, cached=True)
+    gpu = find_gpu()
+    if strip and isinstance(gpu, NoGpu):
+        raise DynexportError(
+            f"--strip: {backend.name} leaves out weights on a GPU only, found none ({gpu.reason}); build on a machine "
+            "with one, or without --strip"
+        )
     model = bundle.path / graph.file
     with part_file(bundle, recipe) as part:
         job = Job(
@@ -106,9 +122,9 @@ def build_engine(
             compute_capabilities=target.compute_capabilities,
             plugins=plugins,
             timings=timing_file(backend.version, target.gpu) if target.gpu else None,
+            stripped=strip,
         )
         result = _run(job, progress)
-        gpu = find_gpu()
         record = EngineRecord(
             recipe=recipe,
             engine=entry(part),

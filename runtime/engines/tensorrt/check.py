@@ -69,12 +69,13 @@ def check_record(record: EngineRecord, here: Here) -> None:
 
 
 def engine_for(bundle: Bundle, graph: Graph, here: Here) -> Stored:
-    """An engine of a graph that can run here; its content is checked when it is read.
+    """An engine of a graph that can run here, rather one with weights; its content is checked when it is read.
 
     Raises:
         DynexportError: when there is none; it says why of the first that there is.
     """
     found = [item for item in stored_engines(bundle) if not isinstance(item, DynexportError)]
+    found.sort(key=lambda item: item.record.recipe.stripped)
     reasons = []
     for stored in found:
         if stored.record.recipe.graph.name == graph.name:

@@ -68,7 +68,7 @@ def parse(trt: Any, builder: Any, log: Log, model: Path, *, plugins: bool) -> tu
     if plugins:
         parser.set_flag(trt.OnnxParserFlag.ENABLE_PLUGIN_OVERRIDE)
     if not parser.parse_from_file(str(model)):
-        raise DynexportError(_parser_refusal(parser) if parser.num_errors else log.refusal())
+        raise DynexportError(parser_refusal(parser, log))
     _let_attention_decompose(trt, network)
     return network, parser
 
@@ -103,13 +103,10 @@ def add_profile(builder: Any, config: Any, network: Any, shapes: dict[str, Shape
         raise DynexportError("TensorRT refuses the optimization profile; convert the model again")
 
 
-def one_line(text: str) -> str:
-    """A message without line breaks, cut where it grows longer than anybody reads."""
-    return " ".join(text.split())[:_LONGEST]
-
-
-def _parser_refusal(parser: Any) -> str:
+def parser_refusal(parser: Any, log: Log) -> str:
     """Of several errors the first that has a node: it is the cause, the others follow from it."""
+    if not parser.num_errors:
+        return log.refusal()
     errors = [parser.get_error(i) for i in range(parser.num_errors)]
     error = next((error for error in errors if error.node_operator()), errors[0])
     reason = one_line(_PREFIX.sub("", error.desc()))
@@ -118,6 +115,11 @@ def _parser_refusal(parser: Any) -> str:
     # Some importers do not say which node it was, but are named after its operator.
     operator = _IMPORTER.fullmatch(error.func())
     return f"a node ({operator[1]}): {reason}" if operator else f"the graph: {reason}"
+
+
+def one_line(text: str) -> str:
+    """A message without line breaks, cut where it grows longer than anybody reads."""
+    return " ".join(text.split())[:_LONGEST]
 
 
 def _let_attention_decompose(trt: Any, network: Any) -> None:

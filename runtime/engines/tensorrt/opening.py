@@ -36,7 +36,14 @@ def tensorrt_opener(bundle: Bundle, name: BackendName) -> Callable[[Graph], Engi
     device = Device(name)
     if any(stored.record.recipe.plugins_sha256 for stored in chosen.values()):
         load_with_kernels(backend.trt)
-    return lambda graph: TensorRtEngine(backend.trt, chosen[graph.name].read(), graph, device)
+
+    def opened(graph: Graph) -> Engine:
+        stored = chosen[graph.name]
+        # A record names the hashes of its weights, and the bundle's were compared with them: they are the same.
+        weights = bundle.path / graph.file if stored.record.recipe.stripped else None
+        return TensorRtEngine(backend.trt, stored.read(), graph, device, weights)
+
+    return opened
 
 
 __all__ = ["tensorrt_opener"]

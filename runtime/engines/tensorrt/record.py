@@ -62,6 +62,7 @@ class Recipe(_Part):
         compute_capabilities: that it was built for, ascending; none for a portable engine.
         gpu: the only GPU model that it is for; None where the capability decides.
         plugins_sha256: of the plugins that it was built with; None without any.
+        stripped: whether it lacks the weights, and takes the bundle's when it is opened.
     """
 
     record_version: Literal[1] = RECORD_VERSION
@@ -71,11 +72,14 @@ class Recipe(_Part):
     compute_capabilities: tuple[Capability, ...]
     gpu: Words | None = None
     plugins_sha256: Sha256 | None = None
+    stripped: bool = False
 
     @property
     def key(self) -> str:
         """Sixteen hexadecimal digits."""
-        return digest(self.model_dump(mode="json"))[:16]
+        # Without weights only: engines that were built before there was a choice keep their keys.
+        left_out = None if self.stripped else {"stripped"}
+        return digest(self.model_dump(mode="json", exclude=left_out))[:16]
 
 
 class EngineRecord(_Part):

@@ -14,7 +14,7 @@ import numpy as np
 from dynexport.runtime.engines.engine import NO_CACHES, PAST, PRESENT, Caches
 from dynexport.runtime.engines.inputs import sizes_of, wanted_inputs
 from dynexport.runtime.engines.tensorrt.device import Device
-from dynexport.runtime.engines.tensorrt.network import Log
+from dynexport.runtime.engines.tensorrt.network import Log, parser_refusal
 from dynexport.runtime.engines.tensorrt.shapes import profile_for
 from dynexport.runtime.errors import DynexportError
 from dynexport.runtime.manifest import Graph
@@ -34,19 +34,22 @@ class TensorRtEngine:
     Args:
         trt: the backend's module.
         content: the serialized engine; it was made here, and for this GPU (``check.engine_for``).
+        weights: the ONNX file of the engine's weights where it was built without them; None where it has its own.
         graph: its entry in the manifest.
         device: where it runs; engines that share caches share the device.
 
     Raises:
-        DynexportError: when TensorRT refuses the engine, or there is no memory for it.
+        DynexportError: when TensorRT refuses the engine or its weights, or there is no memory for it.
     """
 
-    def __init__(self, trt: Any, content: bytes, graph: Graph, device: Device) -> None:
+    def __init__(self, trt: Any, content: bytes, graph: Graph, device: Device, weights: Path | None = None) -> None:
         self._log = Log(trt)
         self._runtime = trt.Runtime(self._log.logger)  # has to outlive what it makes
         self._engine = self._runtime.deserialize_cuda_engine(content)
         if self._engine is None:
             raise DynexportError(f"graph {graph.name}: TensorRT refuses its engine: {self._log.refusal()}")
+        if weights is not None:
+            _refit(trt, self._engine, graph, weights, self._log)
         self.graph, self._trt, self._device = graph, trt, device
         self._between_size = int(self._engine.device_memory_size_v2)
         self._between = device.allocate(self, self._between_size)
@@ -156,6 +159,22 @@ class _Step:
     def _check(self, good: bool) -> None:
         if not good:
             raise _failure(self._graph, self._log)
+
+
+def _refit(trt: Any, engine: Any, graph: Graph, weights: Path, log: Log) -> None:
+    """Give an engine the weights that it was built without; data files are looked for beside the ONNX file."""
+    refitter = trt.Refitter(engine, log.logger)
+    parser = trt.OnnxParserRefitter(refitter, log.logger)  # owns the weights until they are on the GPU
+    if not parser.refit_from_file(str(weights)):
+        reason = parser_refusal(parser, log)
+    elif not refitter.refit_cuda_engine():
+        reason = log.refusal()
+    else:
+        return
+    raise DynexportError(
+        f"graph {graph.name}: TensorRT cannot give its engine the weights of {weights}: {reason}; build one that has "
+        "its own with: dynexport build, without --strip"
+    )
 
 
 def _failure(graph: Graph, log: Log) -> DynexportError:

@@ -33,6 +33,7 @@ class Job(BaseModel):
         profiles: of every profile: least, usual and greatest shape of every input without a fixed one.
         compute_capabilities: for a backend that builds for others than the GPU here; none for a portable engine.
         timings: where measured kernels are kept; None for a backend that measures none.
+        stripped: leave the weights out.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -44,6 +45,7 @@ class Job(BaseModel):
     compute_capabilities: tuple[str, ...]
     plugins: PluginLibrary | None
     timings: Path | None
+    stripped: bool
 
 
 def main() -> None:
@@ -102,6 +104,10 @@ def _configure(trt: Any, config: Any, job: Job, say: Callable[[dict[str, Any]], 
     config.progress_monitor = _monitor(trt, say)
     if job.plugins is not None:
         allow_in_place(trt, config)
+    if job.stripped:
+        config.set_flag(trt.BuilderFlag.STRIP_PLAN)
+        # The same weights come back: TensorRT may fold and fuse them as in an engine that has its own.
+        config.set_flag(trt.BuilderFlag.REFIT_IDENTICAL)
     if job.timings is not None:
         use_timings(config, job.timings)
     elif job.compute_capabilities:
