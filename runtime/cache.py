@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
 import numpy as np
 
-from dynexport.runtime.engines.engine import PAST
 from dynexport.runtime.errors import DynexportError
-from dynexport.runtime.manifest import Manifest
+from dynexport.runtime.manifest import Manifest, TensorSpec
 from dynexport.runtime.routes import RowLog
+
+Buffers = dict[str, np.ndarray]
 
 
 class Entries:
@@ -64,6 +65,12 @@ class Entries:
                 log.keep(count)
             raise
 
+    def check_room(self, live: np.ndarray | None) -> None:
+        """Raise DynexportError when a row has no slot left for one more token; live bool [rows], None for all."""
+        positions = self.positions if live is None else self.positions[live]
+        if (positions >= self.slots).any():
+            raise DynexportError(f"cache: all {self.slots} slots of a row are used; the context is exhausted")
+
     def rewind(self) -> None:
         """Forget every entry; the memory stays."""
         for counts in (self.lengths, self.positions, self.overflow):
@@ -82,12 +89,25 @@ def check_batch(manifest: Manifest, rows: int) -> None:
         )
 
 
-def too_large(rows: int, slots: int, size: int) -> DynexportError:
-    """What to say of buffers of ``size`` bytes that there is no memory for."""
-    return DynexportError(
-        f"cache: {rows} rows of {slots} tokens need {size / 2**30:.1f} GiB, more than there is; "
-        "lower the batch or the number of tokens"
-    )
+def zeroed(specs: Mapping[str, TensorSpec], sizes: Mapping[str, int], slots: int, places: int = 1) -> list[Buffers]:
+    """Buffers for every place, as a graph wants its caches.
+
+    Args:
+        sizes: of a graph's dimensions, by symbol.
+        slots: tokens that a row may have.
+
+    Raises:
+        DynexportError: where there is not so much memory.
+    """
+    shapes = {name: (spec.sized(sizes), spec.array_type) for name, spec in specs.items()}
+    try:
+        return [{name: np.zeros(shape, dtype) for name, (shape, dtype) in shapes.items()} for _ in range(places)]
+    except (MemoryError, ValueError) as error:  # the second where the size overflows
+        size = places * sum(math.prod(shape) * np.dtype(dtype).itemsize for shape, dtype in shapes.values())
+        raise DynexportError(
+            f"cache: {sizes['B']} rows of {slots} tokens need {size / 2**30:.1f} GiB, more than there is; "
+            "lower the batch or the number of tokens"
+        ) from error
 
 
 class Cache(Entries):
@@ -106,14 +126,12 @@ class Cache(Entries):
 
     def __init__(self, manifest: Manifest, rows: int, slots: int, *, record: bool = False) -> None:
         check_batch(manifest, rows)
-        shapes = _shapes(manifest, rows, slots)
-        try:
-            self.buffers = {name: np.zeros(shape, dtype) for name, (shape, dtype) in shapes.items()}
-        except (MemoryError, ValueError) as error:  # the second where the size overflows
-            size = sum(math.prod(shape) * np.dtype(dtype).itemsize for shape, dtype in shapes.values())
-            raise too_large(rows, slots, size) from error
-        routers = len(manifest.routed.layers) if manifest.routed else 0
-        self.begin(rows, slots, caches=manifest.model.layers, routers=routers, record=record)
+        routed = manifest.routed.layers if manifest.routed else ()
+        sizes = {"B": rows, "M": slots}
+        if routed:
+            sizes["M_routed"] = layer_slots(manifest, routed[0], slots)
+        (self.buffers,) = zeroed(manifest.graphs[0].caches, sizes, slots)
+        self.begin(rows, slots, caches=manifest.model.layers, routers=len(routed), record=record)
 
     def written_lengths(self) -> np.ndarray:
         """``lengths`` at which a step may write: a row that has ended writes over its last slot, never read again."""
@@ -129,19 +147,6 @@ class Cache(Entries):
         view.overflow = self.overflow[:, index : index + 1]
         view.logs = None if self.logs is None else self.logs[index : index + 1]
         return view
-
-
-def _shapes(manifest: Manifest, rows: int, slots: int) -> dict[str, tuple[list[int], type[np.generic]]]:
-    """Shape and type of every buffer."""
-    routed = manifest.routed
-    sizes = {"B": rows, "M": slots}
-    if routed is not None:
-        sizes["M_routed"] = layer_slots(manifest, routed.layers[0], slots)
-    return {
-        spec.name.removeprefix(PAST): (spec.sized(sizes), spec.array_type)
-        for spec in manifest.graphs[0].inputs
-        if spec.name.startswith(PAST)
-    }
 
 
 def layer_slots(manifest: Manifest, layer: int, slots: int) -> int:

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from dynexport.runtime.bundle import Bundle
-from dynexport.runtime.cache import Cache
+from dynexport.runtime.cache import Cache, Entries
 from dynexport.runtime.contract import Mod
 from dynexport.runtime.engines.engine import Caches, Engine
 from dynexport.runtime.engines.opening import RunBackend, engine_opener
@@ -75,10 +75,7 @@ class Decoder:
             DynexportError: for an empty prompt, a token outside the vocabulary, a prompt that does not fit, or a route
                 that the contract calls an error.
         """
-        rows = [
-            checked_prompt(self.manifest, prompt, int(seen), cache.slots)
-            for prompt, seen in zip(prompts, cache.positions, strict=True)
-        ]
+        rows = checked_prompts(self.manifest, prompts, cache)
         wishes = [self._undecided(len(row)) for row in rows]
         if forced is not None:
             wishes = [wish.astype(np.int64) for wish in forced]
@@ -107,9 +104,7 @@ class Decoder:
         Raises:
             DynexportError: when a live row has no slot left, or for a route that the contract calls an error.
         """
-        positions = cache.positions if live is None else cache.positions[live]
-        if (positions >= cache.slots).any():
-            raise DynexportError(f"cache: all {cache.slots} slots of a row are used; the context is exhausted")
+        cache.check_room(live)
         ids = np.asarray(tokens, np.int64).reshape(-1, 1)
         counts = np.ones(len(ids), np.int64) if live is None else live.astype(np.int64)
         lengths = cache.lengths if live is None else cache.written_lengths()
@@ -244,6 +239,14 @@ class Decoder:
     def end_profiling(self) -> list[Path]:
         """The profiles of the graphs that were loaded."""
         return [engine.end_profiling() for engine in self._engines.values()]
+
+
+def checked_prompts(manifest: Manifest, prompts: Sequence[Tokens], cache: Entries) -> list[Array]:
+    """One prompt for every row of a cache, on top of what it holds; as ``checked_prompt``."""
+    return [
+        checked_prompt(manifest, prompt, int(seen), cache.slots)
+        for prompt, seen in zip(prompts, cache.positions, strict=True)
+    ]
 
 
 def checked_prompt(manifest: Manifest, prompt: Tokens, seen: int, slots: int) -> Array:

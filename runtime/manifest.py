@@ -86,6 +86,10 @@ class Profile(_Part):
     ranges: dict[str, tuple[Size, Size, Size]]
 
 
+# What the inputs and outputs that hold a cache begin with; the rest of the name says which cache it is.
+PAST, PRESENT = "past_key_values.", "present."
+
+
 class Graph(_Part):
     """One ONNX file.
 
@@ -107,6 +111,16 @@ class Graph(_Part):
     profiles: tuple[Profile, ...] = ()
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
+
+    @property
+    def caches(self) -> dict[str, TensorSpec]:
+        """The inputs that hold a cache, by what follows ``PAST``."""
+        return {spec.name.removeprefix(PAST): spec for spec in self.inputs if spec.name.startswith(PAST)}
+
+    @property
+    def results(self) -> tuple[TensorSpec, ...]:
+        """The outputs that hold no cache."""
+        return tuple(spec for spec in self.outputs if not spec.name.startswith(PRESENT))
 
     def limit(self, dimension: str) -> int | None:
         """The greatest size of a dimension, by its symbol, that an engine is built for; None where any will do."""
@@ -277,8 +291,8 @@ class Manifest(_Part):
 
     def _check_caches(self) -> None:
         heads, size = self.model.kv_heads, self.model.head_dim
-        for spec in (spec for graph in self.graphs for spec in graph.inputs):
-            is_cache = spec.name.startswith("past_key_values.") and spec.name.endswith(("key", "value"))
-            if is_cache and (len(spec.shape) != 4 or (spec.shape[1], spec.shape[3]) != (heads, size)):
+        for spec in (spec for graph in self.graphs for spec in graph.caches.values()):
+            holds_heads = spec.name.endswith(("key", "value"))
+            if holds_heads and (len(spec.shape) != 4 or (spec.shape[1], spec.shape[3]) != (heads, size)):
                 found = f"{list(spec.shape)!s:.80}"
                 raise ValueError(f"{spec.name:.80}: expected {heads} heads of {size} as in model, found {found}")

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from dynexport.runtime.cache import Cache, Entries, check_batch, too_large
+from dynexport.runtime.cache import Cache, Entries, check_batch, zeroed
 from dynexport.runtime.contract import Radial
-from dynexport.runtime.engines.engine import PAST
 from dynexport.runtime.errors import DynexportError
 from dynexport.runtime.manifest import Manifest, SingleGraph
 
@@ -29,22 +28,18 @@ class PathCache(Entries):
 
     def __init__(self, manifest: Manifest, contract: Radial, rows: int, slots: int, *, record: bool = False) -> None:
         check_batch(manifest, rows)
-        model = manifest.model
-        places = contract.places(model.layers)
+        places = contract.places(manifest.model.layers)
         (graph,) = (graph for graph in manifest.graphs if graph.role == "attention")
-        self._specs = {spec.name.removeprefix(PAST): spec for spec in graph.inputs if spec.name.startswith(PAST)}
-        try:
-            self.buffers = [self._empty(rows, slots) for _ in range(places)]
-        except (MemoryError, ValueError) as error:  # the second where the size overflows
-            size = 8 * places * rows * model.kv_heads * slots * model.head_dim
-            raise too_large(rows, slots, size) from error
+        self._specs = graph.caches
+        self.buffers = zeroed(self._specs, {"B": rows, "M": slots}, slots, places)
         self.begin(rows, slots, caches=places, routers=0, record=record)  # no token finds a place full
 
     def room(self, place: int, needed: int) -> dict[str, Array]:
         """The buffers of a place with at least so many slots; larger ones where there were fewer."""
         slots = self.buffers[place]["key"].shape[2]
         if needed > slots:
-            grown = self._empty(self.rows, max(needed, 2 * slots))
+            more = max(needed, 2 * slots)
+            (grown,) = zeroed(self._specs, {"B": self.rows, "M": more}, more)
             if grown["key"].shape[2] < needed:
                 raise DynexportError(
                     f"cache: all {slots} entries of a row are used, as many as the graph has room for, {needed} are "
@@ -55,10 +50,6 @@ class PathCache(Entries):
                 entries[:] = buffer
             self.buffers[place] = grown
         return self.buffers[place]
-
-    def _empty(self, rows: int, slots: int) -> dict[str, Array]:
-        sizes = {"B": rows, "M": slots}
-        return {part: np.zeros(spec.sized(sizes), spec.array_type) for part, spec in self._specs.items()}
 
 
 class SinglePathCache(Cache):
@@ -81,18 +72,13 @@ class SinglePathCache(Cache):
 
     def __init__(self, manifest: Manifest, contract: Radial, rows: int, slots: int, *, record: bool = False) -> None:
         check_batch(manifest, rows)
-        model, single = manifest.model, manifest.single_graph
+        single, specs = manifest.single_graph, manifest.graphs[0].caches
         assert isinstance(single, SingleGraph)
-        specs = {spec.name.removeprefix(PAST): spec for spec in manifest.graphs[0].inputs if spec.name.startswith(PAST)}
-        places, found = contract.places(model.layers), len({name.partition(".")[0] for name in specs})
+        places, found = contract.places(manifest.model.layers), len({name.partition(".")[0] for name in specs})
         if found != places:
             raise DynexportError(f"{manifest.graphs[0].file}: expected {places} caches, found {found}; convert again")
         room = slots * contract.entries_per_token + single.chunk
-        sizes = {"B": rows, "M": room}
-        try:
-            self.buffers = {name: np.zeros(spec.sized(sizes), spec.array_type) for name, spec in specs.items()}
-        except (MemoryError, ValueError) as error:  # the second where the size overflows
-            raise too_large(rows, slots, 8 * places * rows * model.kv_heads * room * model.head_dim) from error
+        (self.buffers,) = zeroed(specs, {"B": rows, "M": room}, slots)
         self.begin(rows, slots, caches=places, routers=1, record=record)
 
     def written_lengths(self) -> np.ndarray:

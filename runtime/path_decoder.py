@@ -13,7 +13,7 @@ import numpy as np
 
 from dynexport.runtime.bundle import Bundle
 from dynexport.runtime.contract import Radial
-from dynexport.runtime.decoder import CHUNK, Tokens, checked_prompt
+from dynexport.runtime.decoder import CHUNK, Tokens, checked_prompts
 from dynexport.runtime.engines.engine import Caches, Engine
 from dynexport.runtime.engines.opening import RunBackend, engine_opener
 from dynexport.runtime.errors import DynexportError
@@ -115,10 +115,7 @@ class PathDecoder:
         Args:
             forced: int64 [max_steps, len] per row: a layer, the number of layers to leave, -1 to let the router decide.
         """
-        rows = [
-            checked_prompt(self.manifest, prompt, int(seen), cache.slots)
-            for prompt, seen in zip(prompts, cache.positions, strict=True)
-        ]
+        rows = checked_prompts(self.manifest, prompts, cache)
         chunk = self._piece(len(rows), chunk)
         pieces: list[list[Array]] = [[] for _ in rows]
         with cache.as_it_was_on_error():
@@ -149,9 +146,8 @@ class PathDecoder:
         Args:
             forced: int64 [max_steps, rows], as for ``prefill``.
         """
+        cache.check_room(live)
         fed = np.ones(cache.rows, bool) if live is None else live
-        if (cache.positions[fed] >= cache.slots).any():
-            raise DynexportError(f"cache: all {cache.slots} slots of a row are used; the context is exhausted")
         ids = np.asarray(tokens, np.int64)
         parts = [ids[row : row + 1] if fed[row] else ids[:0] for row in range(cache.rows)]
         with cache.as_it_was_on_error():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -11,6 +12,8 @@ import pytest
 from hypothesis import settings
 from tiny_models import FAMILIES, VARIANTS, save_model
 
+# A job in the background may be started with interrupts ignored, and commands that tests start would inherit that.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 # CI tries the same examples every time, so that a change is judged by what it changes; elsewhere they are new ones.
 settings.register_profile("ci", derandomize=True)
 if os.environ.get("CI"):

@@ -12,9 +12,9 @@ from dynexport.exporter.cli.describe import bundle_report, describe_bundle, spee
 from dynexport.exporter.cli.engines import show_engines
 from dynexport.exporter.cli.output import Output, bytes_text, json_option
 from dynexport.runtime.bundle import Bundle
-from dynexport.runtime.manifest import Manifest
+from dynexport.runtime.manifest import PAST, PRESENT, Manifest
 
-_CACHES = ("past_key_values.", "present.")
+_CACHES = (PAST, PRESENT)
 
 
 @click.command(

@@ -78,11 +78,13 @@ class Attention(nn.Module):
             step.total_length,
             bias,
             rotary,
+            a.heads,
+            a.kv_heads,
+            a.scale,
+            a.attention_softcap,
         )
         attention = self.target.attention_of_one if step.append_later else self.target.attention
-        output, present_key, present_value = attention(
-            op, inputs, heads=a.heads, kv_heads=a.kv_heads, scale=a.scale, softcap=a.attention_softcap
-        )
+        output, present_key, present_value = attention(op, inputs)
         return output, LayerCache(present_key, present_value, position)
 
     def split(self, op: Any, projected: ir.Value) -> tuple[ir.Value, ir.Value, ir.Value]:

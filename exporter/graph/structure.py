@@ -22,6 +22,7 @@ import onnx_ir as ir
 from dynexport.exporter.architecture import Architecture
 from dynexport.exporter.graph.routing import Routing
 from dynexport.runtime.contract import Mod, Radial
+from dynexport.runtime.manifest import PAST, PRESENT
 from dynexport.runtime.routes import TURNED_AWAY
 
 
@@ -114,7 +115,7 @@ def _fixed_slots(graph: ir.Graph) -> set[int]:
 
 def _dimensions(name: str, contract: Mod, fixed_slots: bool) -> list[str | None]:
     """The symbols of an input or output, None for a number."""
-    if name.startswith(("past_key_values.", "present.")):
+    if name.startswith((PAST, PRESENT)):
         _, layer, part = name.split(".")
         symbol = "M_routed" if int(layer) in contract.routed_layers else "M"
         slots = None if fixed_slots else symbol
@@ -133,7 +134,7 @@ def _dimensions(name: str, contract: Mod, fixed_slots: bool) -> list[str | None]
 
 
 def _single_graph_dimensions(name: str, fixed_slots: bool) -> list[str | None]:
-    if name.startswith(("past_key_values.", "present.")):
+    if name.startswith((PAST, PRESENT)):
         slots = None if fixed_slots else "M"
         return ["B", None, slots, None] if name.endswith((".key", ".value")) else ["B", slots]
     by_name: dict[str, list[str | None]] = {

@@ -129,16 +129,7 @@ class OnnxRuntime(Target):
         fits = positions.dim // 2 % _TABLE_MULTIPLE == 0
         return fits and architecture.max_length * positions.dim * 4 <= _LARGEST_TABLES
 
-    def attention(
-        self,
-        op: Any,
-        inputs: AttentionInputs,
-        *,
-        heads: int,
-        kv_heads: int,
-        scale: float,
-        softcap: float | None,
-    ) -> tuple[ir.Value, ir.Value, ir.Value]:
+    def attention(self, op: Any, inputs: AttentionInputs) -> tuple[ir.Value, ir.Value, ir.Value]:
         assert inputs.past_key.shape is not None
         head_dim = inputs.past_key.shape[3]
         if not isinstance(head_dim, int) or head_dim % _HEAD_DIM_MULTIPLE:
@@ -161,10 +152,10 @@ class OnnxRuntime(Target):
             _domain=_MICROSOFT,
             _outputs=3,
             do_rotary=int(inputs.rotary is not None),
-            num_heads=heads,
-            kv_num_heads=kv_heads,
-            scale=scale,
-            softcap=softcap or 0.0,
+            num_heads=inputs.heads,
+            kv_num_heads=inputs.kv_heads,
+            scale=inputs.scale,
+            softcap=inputs.softcap or 0.0,
         )
         return _float(output), _float(key), _float(value)
 

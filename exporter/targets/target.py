@@ -33,6 +33,9 @@ class AttentionInputs:
         bias: float32 [B or 1, heads or 1, S, total_length or M] added to the scores, or None.
         rotary: cos and sin float32 [max_length, rotary dim / 2] and position_ids int64 [B, S], consecutive in a row,
             to rotate query and key by; None where they are as they should be.
+        heads, kv_heads: of queries, and of keys and values.
+        scale: factor of the scores.
+        softcap: what they are squeezed into by tanh, or None.
     """
 
     query: ir.Value
@@ -44,7 +47,11 @@ class AttentionInputs:
     last_index: ir.Value
     total_length: ir.Value | None
     bias: ir.Value | None
-    rotary: tuple[ir.Value, ir.Value, ir.Value] | None = None
+    rotary: tuple[ir.Value, ir.Value, ir.Value] | None
+    heads: int
+    kv_heads: int
+    scale: float
+    softcap: float | None
 
 
 class Target(ABC):
@@ -122,28 +129,10 @@ class Target(ABC):
         """Whether ``attention`` can be given rotary tables instead of rotated queries and keys."""
 
     @abstractmethod
-    def attention(
-        self,
-        op: Any,
-        inputs: AttentionInputs,
-        *,
-        heads: int,
-        kv_heads: int,
-        scale: float,
-        softcap: float | None,
-    ) -> tuple[ir.Value, ir.Value, ir.Value]:
+    def attention(self, op: Any, inputs: AttentionInputs) -> tuple[ir.Value, ir.Value, ir.Value]:
         """Append key and value, attend causally: (output [B, S, heads * head_dim], present_key, present_value)."""
 
-    def attention_of_one(
-        self,
-        op: Any,
-        inputs: AttentionInputs,
-        *,
-        heads: int,
-        kv_heads: int,
-        scale: float,
-        softcap: float | None,
-    ) -> tuple[ir.Value, ir.Value, ir.Value]:
+    def attention_of_one(self, op: Any, inputs: AttentionInputs) -> tuple[ir.Value, ir.Value, ir.Value]:
         """One new token per row, and no append: (output [B, 1, heads * head_dim], the entries for ``append``)."""
         raise NotImplementedError
 

@@ -198,54 +198,36 @@ class TensorRT(Target):
 
     # Attention
 
-    def attention(
-        self,
-        op: Any,
-        inputs: AttentionInputs,
-        *,
-        heads: int,
-        kv_heads: int,
-        scale: float,
-        softcap: float | None,
-    ) -> tuple[ir.Value, ir.Value, ir.Value]:
-        query, key, value = _apart(op, inputs, heads, kv_heads)
-        query = _by_head(op, query, inputs.past_key, heads)
+    def attention(self, op: Any, inputs: AttentionInputs) -> tuple[ir.Value, ir.Value, ir.Value]:
+        query, key, value = _apart(op, inputs)
+        query = _by_head(op, query, inputs.past_key, inputs.heads)
         present_key = self.append(op, inputs.past_key, key, inputs.cache_length)
         present_value = self.append(op, inputs.past_value, value, inputs.cache_length)
         seen = _seen(op, query, inputs)
-        if softcap is None:
+        if inputs.softcap is None:
             mask = seen if inputs.bias is None else cast(op, _added(op, seen, inputs.bias), self.activations)
-            found = op.Attention(query, present_key, present_value, mask, scale=scale)
+            found = op.Attention(query, present_key, present_value, mask, scale=inputs.scale)
         else:
-            scores = _scores(op, query, present_key, scale, softcap)
+            scores = _scores(op, query, present_key, inputs)
             hidden = _added(op, seen, inputs.bias)
             found = _weighted(op, op.Softmax(op.Add(scores, hidden), axis=-1), present_value)
-        return _side_by_side(op, found, heads), present_key, present_value
+        return _side_by_side(op, found, inputs.heads), present_key, present_value
 
-    def attention_of_one(
-        self,
-        op: Any,
-        inputs: AttentionInputs,
-        *,
-        heads: int,
-        kv_heads: int,
-        scale: float,
-        softcap: float | None,
-    ) -> tuple[ir.Value, ir.Value, ir.Value]:
+    def attention_of_one(self, op: Any, inputs: AttentionInputs) -> tuple[ir.Value, ir.Value, ir.Value]:
         """Written out, for Attention cannot stand in an ``If``, and neither can what it would attend to: the cache with
         the token appended. So the cache and the token are attended to side by side."""
-        query, key, value = _apart(op, inputs, heads, kv_heads)
+        query, key, value = _apart(op, inputs)
         assert inputs.past_key.shape is not None
         _, _, slots, head_dim = inputs.past_key.shape
-        query = op.Reshape(query, [0, heads, 1, head_dim])
-        own_key, own_value = (op.Reshape(x, [0, kv_heads, 1, head_dim]) for x in (key, value))
+        query = op.Reshape(query, [0, inputs.heads, 1, head_dim])
+        own_key, own_value = (op.Reshape(x, [0, inputs.kv_heads, 1, head_dim]) for x in (key, value))
         seen = op.Less(_slots(op, inputs.past_key), op.Unsqueeze(inputs.cache_length, [1, 2, 3]))
-        past = op.Add(_scores(op, query, inputs.past_key, scale, softcap), _added(op, seen, inputs.bias))
-        own = _scores(op, query, own_key, scale, softcap)
+        past = op.Add(_scores(op, query, inputs.past_key, inputs), _added(op, seen, inputs.bias))
+        own = _scores(op, query, own_key, inputs)
         chances = op.Softmax(op.Concat(past, own, axis=-1), axis=-1)
         past, own = op.Split(chances, [slots, 1], axis=-1, _outputs=2)
         found = op.Add(_weighted(op, past, inputs.past_value), _weighted(op, own, own_value))
-        return _side_by_side(op, found, heads), key, value
+        return _side_by_side(op, found, inputs.heads), key, value
 
     def append(self, op: Any, past: ir.Value, new: ir.Value, cache_length: ir.Value) -> ir.Value:
         return op.TensorScatter(past, _by_head(op, new, past), cache_length, axis=-2)
@@ -260,13 +242,13 @@ class TensorRT(Target):
         return op.Where(op.Equal(inside, place), taken, past)
 
 
-def _apart(op: Any, inputs: AttentionInputs, heads: int, kv_heads: int) -> tuple[ir.Value, ir.Value, ir.Value]:
+def _apart(op: Any, inputs: AttentionInputs) -> tuple[ir.Value, ir.Value, ir.Value]:
     """query, key and value, which may come packed."""
     if inputs.key is not None and inputs.value is not None:
         return inputs.query, inputs.key, inputs.value
     assert inputs.past_key.shape is not None
     head_dim = inputs.past_key.shape[3]
-    sizes = [heads * head_dim, kv_heads * head_dim, kv_heads * head_dim]
+    sizes = [count * head_dim for count in (inputs.heads, inputs.kv_heads, inputs.kv_heads)]
     query, key, value = op.Split(inputs.query, sizes, axis=-1, _outputs=3)
     return query, key, value
 
@@ -304,11 +286,12 @@ def _added(op: Any, seen: ir.Value, bias: ir.Value | None) -> ir.Value:
     return op.Where(seen, shown, _HIDDEN)
 
 
-def _scores(op: Any, query: ir.Value, key: ir.Value, scale: float, softcap: float | None) -> ir.Value:
+def _scores(op: Any, query: ir.Value, key: ir.Value, inputs: AttentionInputs) -> ir.Value:
     """float32 [B, heads, S, M] for query [B, heads, S, head_dim] and key [B, kv_heads, M, head_dim]."""
     products = op.MatMul(_by_group(op, query, key), op.Transpose(key, perm=[0, 1, 3, 2]))
-    scores = op.Mul(_by_single_head(op, cast(op, products, ir.DataType.FLOAT), query), scale)
-    return scores if softcap is None else op.Mul(op.Tanh(op.Div(scores, softcap)), softcap)
+    scores = op.Mul(_by_single_head(op, cast(op, products, ir.DataType.FLOAT), query), inputs.scale)
+    cap = inputs.softcap
+    return scores if cap is None else op.Mul(op.Tanh(op.Div(scores, cap)), cap)
 
 
 def _weighted(op: Any, chances: ir.Value, value: ir.Value) -> ir.Value:

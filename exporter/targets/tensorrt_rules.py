@@ -8,6 +8,7 @@ from __future__ import annotations
 import onnx_ir as ir
 
 from dynexport.exporter.graph.structure import BrokenGraph
+from dynexport.plugins.schema import DOMAIN
 
 # Operators of the standard that these graphs use; those whose shapes follow from values are not among them.
 _ACCEPTED = frozenset(
@@ -18,14 +19,13 @@ _ACCEPTED = frozenset(
     | {"Sigmoid", "Sin", "Slice", "Softmax", "Split", "Squeeze", "Sub", "Swish", "Tanh", "TensorScatter", "TopK"}
     | {"Transpose", "Unsqueeze", "Where", "Xor"}
 )
-_OUR_DOMAIN = "dynexport"
 _FLOATS = (ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
 
 
 def check_accepted(graph: ir.Graph) -> None:
     """Raise BrokenGraph for a node that TensorRT refuses, or would run otherwise than the standard says."""
     for node in graph.all_nodes():
-        if node.domain == _OUR_DOMAIN:
+        if node.domain == DOMAIN:
             continue
         if node.domain or node.op_type not in _ACCEPTED:
             raise _broken(node, "TensorRT has no such operator")

@@ -12,7 +12,6 @@ import numpy as np
 from dynexport.runtime.manifest import Graph
 
 Array = np.ndarray
-PAST, PRESENT = "past_key_values.", "present."
 
 
 @dataclass(frozen=True)
@@ -69,4 +68,4 @@ class Engine(Protocol):
         """Write the profile, where the engine was opened with one; its path."""
 
 
-__all__ = ["NO_CACHES", "PAST", "PRESENT", "Caches", "Engine"]
+__all__ = ["NO_CACHES", "Caches", "Engine"]

@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 import onnxruntime
 
-from dynexport.runtime.engines.engine import NO_CACHES, PAST, PRESENT, Caches
+from dynexport.runtime.engines.engine import NO_CACHES, Caches
 from dynexport.runtime.engines.inputs import sizes_of, wanted_inputs
 from dynexport.runtime.errors import DynexportError
-from dynexport.runtime.manifest import Graph
+from dynexport.runtime.manifest import PAST, PRESENT, Graph
 
 Array = np.ndarray
 CPU, CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"
@@ -108,7 +108,7 @@ def _open(
     options.add_session_config_entry("session.use_device_allocator_for_initializers", "1")
     if graph.role == "paths":
         # Of thousands of nodes: planning which of them could share memory takes time that grows with the square of
-        # their number, and saves none (docs/architecture.md, "One graph of all steps").
+        # their number, and saves none (docs/architecture.md, "In one graph").
         options.enable_mem_reuse = False
     if graph.profiles:
         # Weights of TensorRT's graphs are dequantised as the file says: a fused product would round activations as
@@ -141,17 +141,17 @@ class _Binding:
         self._caches = caches
         self._inputs = {name: np.array(value, order="C") for name, value in inputs.items()}
         sizes = sizes_of(graph.inputs, inputs)
-        results = (spec for spec in graph.outputs if not spec.name.startswith(PRESENT))
-        self._results: dict[str, Array] = {spec.name: np.empty(spec.sized(sizes), spec.array_type) for spec in results}
+        self._results: dict[str, Array] = {
+            spec.name: np.empty(spec.sized(sizes), spec.array_type) for spec in graph.results
+        }
         self._binding = session.io_binding()
         for name, value in self._inputs.items():
             self._binding.bind_ortvalue_input(name, onnxruntime.OrtValue.ortvalue_from_numpy(value))
-        known = {spec.name for spec in graph.inputs}
-        for name, buffer in caches.views().items():
-            if f"{PAST}{name}" in known:
-                shared = onnxruntime.OrtValue.ortvalue_from_numpy(buffer)
-                self._binding.bind_ortvalue_input(f"{PAST}{name}", shared)
-                self._binding.bind_ortvalue_output(f"{PRESENT}{name}", shared)
+        buffers = caches.views()
+        for name in graph.caches:
+            shared = onnxruntime.OrtValue.ortvalue_from_numpy(buffers[name])
+            self._binding.bind_ortvalue_input(f"{PAST}{name}", shared)
+            self._binding.bind_ortvalue_output(f"{PRESENT}{name}", shared)
         self._bind_results()
 
     def _bind_results(self) -> None:

@@ -11,13 +11,13 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
-from dynexport.runtime.engines.engine import NO_CACHES, PAST, PRESENT, Caches
+from dynexport.runtime.engines.engine import NO_CACHES, Caches
 from dynexport.runtime.engines.inputs import sizes_of, wanted_inputs
 from dynexport.runtime.engines.tensorrt.device import Device
 from dynexport.runtime.engines.tensorrt.network import Log, parser_refusal
 from dynexport.runtime.engines.tensorrt.shapes import profile_for
 from dynexport.runtime.errors import DynexportError
-from dynexport.runtime.manifest import Graph
+from dynexport.runtime.manifest import PAST, PRESENT, Graph
 
 Array = np.ndarray
 _Key: TypeAlias = tuple[int, Hashable]
@@ -97,8 +97,7 @@ class _Step:
         types = {spec.name: spec.array_type for spec in graph.inputs}
         self._inputs = {name: np.array(value, types[name], order="C") for name, value in inputs.items()}
         sizes = sizes_of(graph.inputs, inputs)
-        results = (spec for spec in graph.outputs if not spec.name.startswith(PRESENT))
-        self._results = {spec.name: np.empty(spec.sized(sizes), spec.array_type) for spec in results}
+        self._results = {spec.name: np.empty(spec.sized(sizes), spec.array_type) for spec in graph.results}
         arrays = self._inputs | self._results
         self._addresses = {name: device.allocate(self, value.nbytes) for name, value in arrays.items()}
         self._detours: list[tuple[int, int, int]] = []
@@ -115,7 +114,7 @@ class _Step:
     def _bind_caches(self) -> None:
         """Input and output of a cache are one memory."""
         buffers = self._caches.views()
-        for part in (spec.name.removeprefix(PAST) for spec in self._graph.inputs if spec.name.startswith(PAST)):
+        for part in self._graph.caches:
             address, size = self._device.mirror(buffers[part]), buffers[part].nbytes
             if address % _ALIGNMENT:  # a row in the middle of its batch's memory
                 own = self._device.allocate(self, size)
