@@ -13,7 +13,7 @@ from dynexport.runtime.bundle import Bundle
 from dynexport.runtime.contract import Mod
 from dynexport.runtime.decoder import Decoder
 from dynexport.runtime.errors import DynexportError
-from dynexport.runtime.evaluate import text_windows
+from dynexport.runtime.evaluate import rows_together, text_windows
 from dynexport.runtime.routes import RowLog
 
 Array = np.ndarray
@@ -78,7 +78,7 @@ def calibrate(
         target_rate: share of the tokens that shall run, in (0, 1]; None takes the contract's capacity.
         window: tokens of the pieces that the text is cut into; each is a sequence of its own.
         max_tokens: use at most so many tokens of the text.
-        batch: windows that run together; it does not change the result.
+        batch: windows that run together, at most as many as the bundle takes; it does not change the result.
         progress: called with windows done and in all, every pass counted.
 
     Raises:
@@ -89,8 +89,7 @@ def calibrate(
     target = contract.capacity if target_rate is None else target_rate
     if not 0 < target <= 1:
         raise DynexportError(f"target_rate: expected 0 < target_rate <= 1, found {target:g}")
-    if batch < 1:
-        raise DynexportError(f"batch: expected at least 1, found {batch}")
+    batch = rows_together(bundle, batch)
     _check_window(bundle, window)
     text = _Text(bundle, contract, text_windows(bundle, ids, window, max_tokens), batch, threads, progress)
     forced = np.full((len(contract.routed_layers), *text.windows.shape), -1, np.int64)

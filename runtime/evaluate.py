@@ -55,7 +55,7 @@ def evaluate(
         ids: the text.
         speedups: kept sets to compare, on the same tokens.
         max_tokens: use at most so many tokens of the text.
-        batch: windows that run together; it does not change the result.
+        batch: windows that run together, at most as many as the bundle takes; it does not change the result.
         backend, threads: as for ``engine_opener``.
         progress: called with steps done and in all.
 
@@ -63,8 +63,7 @@ def evaluate(
         DynexportError: when the text is shorter than a window, has tokens that the model lacks, or a size is out of
             range.
     """
-    if batch < 1:
-        raise DynexportError(f"batch: expected at least 1, found {batch}")
+    batch = rows_together(bundle, batch)
     limit = bundle.manifest.model.max_length
     if not 1 <= prompt_tokens < window <= limit:
         raise DynexportError(
@@ -95,6 +94,17 @@ def evaluate(
             )
         )
     return results
+
+
+def rows_together(bundle: Bundle, wanted: int) -> int:
+    """How many windows run together: as many as wanted, but no more than engines are built for.
+
+    Raises:
+        DynexportError: when less than one is wanted.
+    """
+    if wanted < 1:
+        raise DynexportError(f"batch: expected at least 1, found {wanted}")
+    return min(wanted, bundle.manifest.limit("B") or wanted)
 
 
 def text_windows(bundle: Bundle, ids: Sequence[int], window: int, max_tokens: int) -> np.ndarray:

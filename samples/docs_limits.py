@@ -6,7 +6,7 @@ from pathlib import Path
 
 from docs_families import DOCS, markdown, with_table
 
-from dynexport.exporter.parity.thresholds import LIMITS, TENSORRT_LIMITS, Limits
+from dynexport.exporter.parity.thresholds import LIMITS, TENSORRT_LIMITS, Limits, RouteLimits
 
 PAGE = DOCS / "verification.md"
 # TensorRT's own rows are those that differ.
@@ -43,12 +43,19 @@ def routes_table() -> str:
     rows = [
         [
             name,
-            "not judged" if limits.routes.margin is None else f"{limits.routes.margin:g}",
+            _margin(limits.routes),
             f"{limits.routes.agreement:.0%}",
         ]
         for name, limits in NAMED.items()
     ]
     return markdown(["Precision", "Flips up to a margin of", "Equal decisions"], rows)
+
+
+def _margin(limits: RouteLimits) -> str:
+    if limits.margin is None:
+        return "not judged"
+    absolute, share = limits.margin
+    return f"{absolute:g}" + (f" or {share:g} x mean margin" if share else "")
 
 
 def page() -> str:

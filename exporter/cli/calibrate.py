@@ -29,7 +29,7 @@ Examples:
 @click.option("--target-rate", type=float, help="Share of the tokens that shall run.  [default: the capacity]")
 @click.option("--window", type=int, default=256, show_default=True, help="Tokens per window.")
 @click.option("--max-tokens", type=int, default=4096, show_default=True, help="Use at most so many tokens of the text.")
-@click.option("--batch", type=int, default=8, show_default=True, help="Windows that run together.")
+@click.option("--batch", type=int, default=8, show_default=True, help="Most windows that run together.")
 @threads_option
 @json_option
 def calibrate(

@@ -31,7 +31,7 @@ Examples:
 @click.option("--window", type=int, default=256, show_default=True, help="Tokens per window.")
 @click.option("--prompt-tokens", type=int, default=64, show_default=True, help="Of these, run as prompt at full depth.")
 @click.option("--max-tokens", type=int, default=2048, show_default=True, help="Use at most so many tokens of the text.")
-@click.option("--batch", type=int, default=8, show_default=True, help="Windows that run together.")
+@click.option("--batch", type=int, default=8, show_default=True, help="Most windows that run together.")
 @backend_option
 @threads_option
 @json_option

@@ -79,7 +79,8 @@ def compare_routes(reference: Sequence[Routes], candidate: Sequence[Routes]) -> 
     Returns:
         ``decisions``; ``agreed``, ``agreement``; of flips of their own ``flips`` [row, routed layer, token] and
         ``flip_margins``, how near the reference was to deciding the same; ``followed``, flips that follow from those;
-        ``smallest_margin``; ``overflow`` and ``overflow_reference``, tokens that found a cache full;
+        ``smallest_margin`` and ``mean_margin``, of those that had two choices; ``overflow`` and
+        ``overflow_reference``, tokens that found a cache full;
         ``share`` of decisions to run; ``max_score_error`` before the first flip of a row, infinite
         where a score is no number.
     """
@@ -97,6 +98,7 @@ def compare_routes(reference: Sequence[Routes], candidate: Sequence[Routes]) -> 
         error = _absolute_error(expected.score, found.score)
         errors.append(float(error[before == 0].max(initial=0.0)))
     decisions = sum(row.decisions.size for row in reference)
+    decided = np.concatenate([row.margin[np.isfinite(row.margin)] for row in reference])
     return {
         "decisions": decisions,
         "agreed": decisions - differing,
@@ -105,6 +107,7 @@ def compare_routes(reference: Sequence[Routes], candidate: Sequence[Routes]) -> 
         "flip_margins": margins,
         "followed": differing - len(flips),
         "smallest_margin": min(float(row.margin.min()) for row in reference),
+        "mean_margin": float(decided.mean()) if len(decided) else 0.0,
         "overflow": sum(int(row.overflow.sum()) for row in candidate),
         "overflow_reference": sum(int(row.overflow.sum()) for row in reference),
         "share": sum(row.runs for row in candidate) / decisions,

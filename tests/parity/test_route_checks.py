@@ -24,7 +24,7 @@ from dynexport.runtime.manifest import Manifest
 from dynexport.runtime.routes import StepRoutes
 
 pytest.importorskip("transformers")
-LIMITS = RouteLimits(margin=1e-5, agreement=0.9)
+LIMITS = RouteLimits(margin=(1e-5, 0.0), agreement=0.9)
 
 
 def routes(chosen: list[list[int]], margin: float = 0.5, overflow: int = 0) -> RowRoutes:
@@ -56,6 +56,17 @@ def test_flips_are_near_ties_or_failures(margin: float, passes: bool) -> None:
     found = routes([[0] + [1] * 19])
     verdict = judge_routes(compare_routes([expected], [found]), LIMITS)
     assert (not verdict.failures, verdict.ambiguous) == (passes, int(passes))
+
+
+@pytest.mark.parametrize(("margin", "passes"), [(0.07, True), (0.09, False)])
+def test_what_is_near_depends_on_the_scale_of_scores(margin: float, passes: bool) -> None:
+    """A share of 0.02 of margins that are 4 on average; those without a second choice have no say."""
+    expected, found = routes([[1] * 20], 4.0), routes([[0] + [1] * 19])
+    expected.margin[0, :3] = margin, 8.0 - margin, np.inf
+    metrics = compare_routes([expected], [found])
+    assert metrics["mean_margin"] == pytest.approx(4.0)
+    verdict = judge_routes(metrics, RouteLimits(margin=(0.01, 0.02), agreement=0.9))
+    assert (not verdict.failures) is passes
 
 
 def test_too_many_flips_fail_however_near() -> None:
