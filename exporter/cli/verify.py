@@ -56,10 +56,10 @@ def verify(
             opened, against, backend=backend, threads=threads, new_tokens=new_tokens, progress=bar.stage
         )
     title = f"{bundle} against {against or 'its golden vectors'}"
-    compared = [check for check in report.checks if check.kind != "routes"]
+    compared = [check for check in report.checks if not check.of_routes]
     columns = ["", "check", "largest error", "mean KL", "top-1 agreement"]
     out.table(title, columns, [[*_verdict(check), *_figures(check.headlines)] for check in compared])
-    routed = [check for check in report.checks if check.kind == "routes"]
+    routed = [check for check in report.checks if check.of_routes]
     if routed:
         columns = ["", "routes of", "decisions", "run", "agree", "flips", "margins"]
         out.table("", columns, [[*_verdict(check), *_route_figures(check.metrics)] for check in routed])

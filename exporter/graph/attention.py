@@ -78,6 +78,7 @@ class Attention(nn.Module):
             step.total_length,
             bias,
             rotary,
+            step.counts,
             a.heads,
             a.kv_heads,
             a.scale,

@@ -10,7 +10,7 @@ Weights stand in the graph once, whatever number of steps use them.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -264,6 +264,8 @@ class _Walk:
         positions = op.Gather(self._line.position_ids, rows.token)
         heads = self._layers[0].self_attn
         step = radial.layer_step(op, heads.target, query, positions, self._lengths[place])
+        if now is not None:
+            step = replace(step, counts=rows.counts)
         tokens = radial.Tokens((query, key, value), step, now)
         past = self.caches[place]
         output, self.caches[place] = radial.attend(op, architecture, heads, tokens, past)

@@ -255,6 +255,12 @@ class Compacted(ABC):
     def put_back(self, op: Any, output: ir.Value) -> ir.Value:
         """Hidden states [B, S, hidden] with those of the chosen tokens replaced."""
 
+    def add(self, op: Any, gate: ir.Value, output: ir.Value) -> ir.Value:
+        """Hidden states [B, S, hidden] with h + g (y - h) for those of the chosen tokens; g float32, y ``output``."""
+        before = cast(op, self.hidden_states, FLOAT)
+        after = op.Add(before, op.Mul(gate, op.Sub(cast(op, output, FLOAT), before)))
+        return self.put_back(op, cast(op, after, output.dtype))
+
 
 class Ragged(Compacted):
     """Exactly the chosen tokens, N of all rows in one line: [N, hidden]. Attention alone wants rows.
@@ -339,7 +345,7 @@ class Padded(Compacted):
     def __init__(
         self, op: Any, layer: int, route: Route, hidden_states: ir.Value, step: Step, routing: Routing
     ) -> None:
-        self._before, self._route = hidden_states, route
+        self._before, self._route, self._target = hidden_states, route, routing.target
         self._index = chosen_first(op, op.Squeeze(route.chosen, [0]), routing.places, routing.most)
         self.hidden_states = op.GatherND(hidden_states, op.Unsqueeze(self._index, [2]), batch_dims=1)
         positions = op.GatherElements(step.position_ids, self._index, axis=1)
@@ -354,6 +360,14 @@ class Padded(Compacted):
         rank = op.Min(op.Max(op.Sub(op.Squeeze(self._route.rank, [0]), 1), 0), last)
         of_token = op.GatherND(output, op.Unsqueeze(rank, [2]), batch_dims=1)
         return op.Where(op.Unsqueeze(op.Squeeze(self._route.chosen, [0]), [2]), of_token, self._before)
+
+    def add(self, op: Any, gate: ir.Value, output: ir.Value) -> ir.Value:
+        if not self._target.adds_rows:
+            return super().add(op, gate, output)
+        change = op.Sub(output, self.hidden_states)
+        chosen = op.Cast(op.Squeeze(self._route.chosen, [0]), to=INT32)
+        valid = op.GatherElements(chosen, self._index, axis=1)
+        return self._target.add_rows(op, self._before, change, op.Squeeze(gate, [2]), self._index, valid)
 
 
 def _padded_step(op: Any, layer: int, step: Step, routing: Routing, positions: ir.Value) -> LayerStep:
@@ -419,17 +433,15 @@ class EveryRow(Compacted):
         return op.Where(op.Transpose(self._route.chosen, perm=[1, 2, 0]), output, self.hidden_states)
 
 
-def gated(op: Any, contract: Mod, compacted: Compacted, output: ir.Value) -> ir.Value:
-    """The layer's output y under the gate: h + g (y - h), or g y."""
+def combined(op: Any, contract: Mod, compacted: Compacted, output: ir.Value) -> ir.Value:
+    """Hidden states [B, S, hidden], of chosen tokens after the layer: y, g y or h + g (y - h) for its output y."""
     if contract.gate == "none":
-        return output
-    gate, dtype = compacted.scores(op), output.dtype
+        return compacted.put_back(op, output)
+    gate = compacted.scores(op)
     gate = op.Sigmoid(gate) if contract.gate == "sigmoid" else gate
-    output = cast(op, output, FLOAT)
-    if contract.combine == "replace":
-        return cast(op, op.Mul(gate, output), dtype)
-    before = cast(op, compacted.hidden_states, FLOAT)
-    return cast(op, op.Add(before, op.Mul(gate, op.Sub(output, before))), dtype)
+    if contract.combine == "delta":
+        return compacted.add(op, gate, output)
+    return compacted.put_back(op, cast(op, op.Mul(gate, cast(op, output, FLOAT)), output.dtype))
 
 
 def outputs(op: Any, routing: Routing) -> dict[str, ir.Value]:
@@ -462,7 +474,7 @@ __all__ = [
     "Route",
     "Routing",
     "StepInputs",
+    "combined",
     "decide",
-    "gated",
     "outputs",
 ]

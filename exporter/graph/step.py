@@ -64,6 +64,8 @@ class LayerStep:
             slots, and attention looks at all of them.
         bias: what windows and ALiBi add to the scores where that is known beforehand, float32 [B or 1, 1 or heads,
             S, total_length or M]; where it is not, it follows from the positions in the cache.
+        counts: int64 [B], how many of the S tokens make an entry, where steps of one run append to the same cache; None
+            where a run appends to it once, and what is no token's stands behind all entries.
         append_later: every row has one token, whose entry attention gives instead of the cache, to be appended outside.
         ragged: where the layer's tokens come in one line, how they become the rows that attention wants.
     """
@@ -75,6 +77,7 @@ class LayerStep:
     total_length: ir.Value | None
     bias: ir.Value | None = None
     ragged: Ragged | None = None
+    counts: ir.Value | None = None
     append_later: bool = False
 
 

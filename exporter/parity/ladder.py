@@ -15,7 +15,8 @@ from dynexport.exporter.reference import Answer, Case, Oracle, RowPaths, RowRout
 from dynexport.exporter.strategies import strategies
 from dynexport.runtime.bundle import Bundle
 from dynexport.runtime.contract import Mod
-from dynexport.runtime.decoders import AnyCache, AnyDecoder
+from dynexport.runtime.decoder import CHUNK
+from dynexport.runtime.decoders import AnyDecoder
 from dynexport.runtime.manifest import Speedup
 
 _CHUNKS = (1, 3, 16)
@@ -37,6 +38,14 @@ class Measurement:
     metrics: Metrics
     skipped: bool = False
     cases: tuple[Case, ...] = ()
+
+
+@dataclass(frozen=True)
+class _Run:
+    """What came of cases: per case float32 [length, vocab], and what routers decided, empty where there are none."""
+
+    logits: Sequence[FloatArray]
+    decided: Sequence[RowRoutes | RowPaths]
 
 
 def kept_sets(bundle: Bundle) -> Measurement:
@@ -95,8 +104,9 @@ def greedy(
     cases = [
         Case((*prompt, *tokens), ((0, len(prompt)),), speedup) for prompt, tokens in zip(prompts, fed, strict=True)
     ]
-    found = [np.concatenate(parts) for parts in zip(first, later, strict=True)]
-    return _against_reference(f"greedy/{speedup.name}", decoder, cases, oracle.answers(cases), found, cache, count)
+    found = _Run([np.concatenate(parts) for parts in zip(first, later, strict=True)], routes(decoder, cache))
+    expected = _answered(oracle.answers(cases))
+    return _compared(f"greedy/{speedup.name}", "reference", decoder, cases, expected, found, last=count)
 
 
 def second_turn(decoder: AnyDecoder, oracle: Oracle, prompts: Sequence[Prompt], speedup: Speedup) -> list[Measurement]:
@@ -114,8 +124,8 @@ def second_turn(decoder: AnyDecoder, oracle: Oracle, prompts: Sequence[Prompt], 
         tokens += [*prompt, *fed[0]]
         found += [logits, later[0]]
     cases = [Case(tuple(tokens), tuple(prompted), speedup)]
-    answers = oracle.answers(cases)
-    return _against_reference(f"second_turn/{speedup.name}", decoder, cases, answers, [np.concatenate(found)], cache)
+    expected, own = _answered(oracle.answers(cases)), _Run([np.concatenate(found)], routes(decoder, cache))
+    return _compared(f"second_turn/{speedup.name}", "reference", decoder, cases, expected, own)
 
 
 def batch_isolation(decoder: AnyDecoder, prompts: Sequence[Prompt], speedup: Speedup) -> list[Measurement]:
@@ -124,37 +134,36 @@ def batch_isolation(decoder: AnyDecoder, prompts: Sequence[Prompt], speedup: Spe
     Kernels may round differently for another batch size; for the same, a neighbour's tokens may change nothing.
     """
     cases = _forced(decoder, prompts, speedup)
-    together = replay(decoder, cases)
-    alone = [replay(decoder, [case])[0] for case in cases]
+    together, single = _run(decoder, cases), [_run(decoder, [case]) for case in cases]
+    alone = _Run([run.logits[0] for run in single], [row for run in single for row in run.decided])
     vocabulary = decoder.manifest.model.vocab_size
     others = [Case(tuple((t + 1) % vocabulary for t in case.tokens), case.prompted, speedup) for case in cases]
     among_others = [replay(decoder, [*others[:i], case, *others[i + 1 :]])[i] for i, case in enumerate(cases)]
-    skipped = _skips(decoder, speedup)
+    exact = compare_bits(together.logits, among_others)
     return [
-        Measurement(f"batch_isolation/{speedup.name}", "consistency", compare_logits(alone, together), skipped),
-        Measurement(f"neighbours/{speedup.name}", "exact", compare_bits(together, among_others), skipped),
+        *_compared(f"batch_isolation/{speedup.name}", "consistency", decoder, cases, alone, together),
+        Measurement(f"neighbours/{speedup.name}", "exact", exact, _skips(decoder, speedup)),
     ]
 
 
-def single_steps(decoder: AnyDecoder, prompt: Prompt) -> Measurement:
+def single_steps(decoder: AnyDecoder, prompt: Prompt) -> list[Measurement]:
     """A prompt at once gives what its tokens give one by one, in every layer."""
     full = decoder.bundle.speedup(1)
-    at_once = replay(decoder, [Case(tuple(prompt), ((0, len(prompt)),), full)])
-    stepped = replay(decoder, [Case(tuple(prompt), ((0, 1),), full)])
-    return Measurement("single_steps", "consistency", compare_logits(at_once, stepped))
+    at_once = _run(decoder, [Case(tuple(prompt), ((0, len(prompt)),), full)])
+    one_by_one = [Case(tuple(prompt), ((0, 1),), full)]
+    return _compared("single_steps", "consistency", decoder, one_by_one, at_once, _run(decoder, one_by_one))
 
 
 def chunked_prefill(decoder: AnyDecoder, prompt: Prompt) -> list[Measurement]:
     """A prompt at once gives what it gives in pieces."""
-    case = Case(tuple(prompt), ((0, len(prompt)),), decoder.bundle.speedup(1))
-    at_once = replay(decoder, [case], chunk=len(prompt))
-    return [
-        Measurement(
-            f"chunked_prefill/{chunk}", "consistency", compare_logits(at_once, replay(decoder, [case], chunk=chunk))
-        )
-        for chunk in _CHUNKS
-        if chunk < len(prompt)
-    ]
+    cases = [Case(tuple(prompt), ((0, len(prompt)),), decoder.bundle.speedup(1))]
+    at_once = _run(decoder, cases, chunk=len(prompt))
+    found: list[Measurement] = []
+    for chunk in _CHUNKS:
+        if chunk < len(prompt):
+            pieces = _run(decoder, cases, chunk=chunk)
+            found += _compared(f"chunked_prefill/{chunk}", "consistency", decoder, cases, at_once, pieces, chunk=chunk)
+    return found
 
 
 def ratio_change(decoder: AnyDecoder, fresh: AnyDecoder, prompts: Sequence[Prompt], speedup: Speedup) -> Measurement:
@@ -177,44 +186,54 @@ def ratio_change(decoder: AnyDecoder, fresh: AnyDecoder, prompts: Sequence[Promp
 
 def _replayed(name: str, decoder: AnyDecoder, cases: Sequence[Case], answers: Sequence[Answer]) -> list[Measurement]:
     """Run cases through the engine and compare."""
+    return _compared(name, "reference", decoder, cases, _answered(answers), _run(decoder, cases))
+
+
+def _run(decoder: AnyDecoder, cases: Sequence[Case], *, chunk: int = CHUNK) -> _Run:
+    """The engine left to its own decisions."""
     cache = decoder.cache(len(cases), max(len(case.tokens) for case in cases), record=True)
-    return _against_reference(name, decoder, cases, answers, replay(decoder, cases, cache=cache), cache)
+    return _Run(replay(decoder, cases, cache=cache, chunk=chunk), routes(decoder, cache))
 
 
-def _against_reference(
+def _answered(answers: Sequence[Answer]) -> _Run:
+    return _Run([row.logits for row in answers], [row.routes for row in answers if row.routes is not None])
+
+
+def _compared(
     name: str,
+    kind: Kind,
     decoder: AnyDecoder,
     cases: Sequence[Case],
-    answers: Sequence[Answer],
-    found: list[FloatArray],
-    cache: AnyCache,
+    expected: _Run,
+    found: _Run,
+    *,
     last: int = 0,
+    chunk: int = CHUNK,
 ) -> list[Measurement]:
     """Logits, and where layers are routed the decisions.
 
-    A row with another decision than the reference's has other logits from there on, however exact the arithmetic: such
-    rows run once more with the reference's routes, so that numeric errors and decisions are told apart.
+    A row with another decision than the expected has other logits from there on, however exact the arithmetic: such
+    rows run once more with the expected routes, so that numeric errors and decisions are told apart.
 
     Args:
-        found: per case float32 [length, vocab].
-        cache: which these were computed with, recording.
-        last: compare only so many last positions; 0: as many as an answer has.
+        found: what these cases gave on this decoder.
+        last: compare only so many last positions; 0: as many as are expected.
+        chunk: prompts went in pieces of this many tokens.
     """
-    expected = [answer.logits[-last:] for answer in answers]
     skipped = _skips(decoder, cases[0].speedup)
-    measured = []
-    told = [answer.routes for answer in answers if answer.routes is not None]
-    if told:
-        decided: list[RowRoutes | RowPaths] = [*routes(decoder, cache)]
-        measured.append(Measurement(f"routes/{name}", "routes", compare_routes(told, decided), skipped))
-        if any((a.decisions != b.decisions).any() for a, b in zip(told, decided, strict=True)):
-            again = replay(decoder, cases, forced=[row.decisions for row in told])
-            found = [
-                other if (a.decisions != b.decisions).any() else own
-                for own, other, a, b in zip(found, again, told, decided, strict=True)
-            ]
-    candidate = [logits[-len(row) :] for logits, row in zip(found, expected, strict=True)]
-    return [*measured, Measurement(name, "reference", compare_logits(expected, candidate), skipped, tuple(cases))]
+    logits, measured = found.logits, []
+    if expected.decided:
+        told, decided = expected.decided, found.decided
+        routes_kind: Kind = "routes" if kind == "reference" else "own_routes"
+        measured.append(Measurement(f"routes/{name}", routes_kind, compare_routes(told, decided), skipped))
+        differ = [bool((a.decisions != b.decisions).any()) for a, b in zip(told, decided, strict=True)]
+        if any(differ):
+            again = replay(decoder, cases, chunk=chunk, forced=[row.decisions for row in told])
+            logits = [other if flipped else own for own, other, flipped in zip(logits, again, differ, strict=True)]
+    wanted = [row[-last:] for row in expected.logits]
+    candidate = [row[-len(like) :] for row, like in zip(logits, wanted, strict=True)]
+    compared = tuple(cases) if kind == "reference" else ()
+    return [*measured, Measurement(name, kind, compare_logits(wanted, candidate), skipped, compared)]
 
 
 def _skips(decoder: AnyDecoder, speedup: Speedup) -> bool:

@@ -44,7 +44,7 @@ class Check(_Part):
     def judged(cls, measurement: Measurement, limits: PrecisionLimits) -> Check:
         """A measurement held to limits."""
         m = measurement
-        if m.kind == "routes":
+        if m.kind in ("routes", "own_routes"):
             verdict = judge_routes(m.metrics, limits.routes)
         else:
             verdict = judge(m.kind, m.metrics, limits.of(m.kind, skipped=m.skipped))
@@ -57,6 +57,11 @@ class Check(_Part):
             failures=verdict.failures,
             metrics=m.metrics,
         )
+
+    @property
+    def of_routes(self) -> bool:
+        """Whether it compares decisions, not logits."""
+        return self.kind in ("routes", "own_routes")
 
     @property
     def headlines(self) -> Metrics:

@@ -13,8 +13,9 @@ from typing import Literal, TypeAlias
 from dynexport.exporter.parity.metrics import Metric, number
 from dynexport.runtime.manifest import Precision, TargetName
 
-Kind: TypeAlias = Literal["reference", "consistency", "exact", "routes"]
-"""Held to PyTorch; to itself computed in another order; to be the same to the last bit; or to PyTorch's decisions."""
+Kind: TypeAlias = Literal["reference", "consistency", "exact", "routes", "own_routes"]
+"""Held to PyTorch; to itself computed in another order; to be the same to the last bit; to PyTorch's decisions; or to
+its own."""
 
 
 @dataclass(frozen=True)

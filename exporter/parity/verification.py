@@ -108,7 +108,7 @@ def _climb(
             yield from ladder.greedy(decoder, oracle, generated, speedup, new_tokens)
             yield from ladder.second_turn(decoder, oracle, turns, speedup)
     if not ladder.prompts_compete(bundle):
-        yield ladder.single_steps(decoder, longest)
+        yield from ladder.single_steps(decoder, longest)
         yield from ladder.chunked_prefill(decoder, longest)
     for speedup in ratios:
         yield from ladder.batch_isolation(decoder, generated, speedup)

@@ -86,7 +86,7 @@ class ModStrategy(Strategy):
 
         def run(op: Any, compacted: routing.Compacted) -> tuple[ir.Value, LayerCache]:
             output, present = layer(op, compacted.hidden_states, compacted.step, cache)
-            return compacted.put_back(op, routing.gated(op, contract, compacted, output)), present
+            return routing.combined(op, contract, compacted, output), present
 
         if shared.padded:
             return run(op, routing.Padded(op, layer.index, route, hidden_states, step, shared))

@@ -33,6 +33,8 @@ class AttentionInputs:
         bias: float32 [B or 1, heads or 1, S, total_length or M] added to the scores, or None.
         rotary: cos and sin float32 [max_length, rotary dim / 2] and position_ids int64 [B, S], consecutive in a row,
             to rotate query and key by; None where they are as they should be.
+        counts: int64 [B], how many of the S tokens make an entry, where a run appends to a cache several times; None
+            where it does so once, and may leave what it likes behind the entries.
         heads, kv_heads: of queries, and of keys and values.
         scale: factor of the scores.
         softcap: what they are squeezed into by tanh, or None.
@@ -48,6 +50,7 @@ class AttentionInputs:
     total_length: ir.Value | None
     bias: ir.Value | None
     rotary: tuple[ir.Value, ir.Value, ir.Value] | None
+    counts: ir.Value | None
     heads: int
     kv_heads: int
     scale: float
@@ -62,6 +65,7 @@ class Target(ABC):
         vector_storage: how the biases of projections are stored.
         fixed_slots: whether a cache's number of slots stands in the graph.
         conditional_layers: whether a layer with its attention can stand inside an ``If``.
+        adds_rows: whether there is ``add_rows``.
     """
 
     name: TargetName
@@ -70,6 +74,7 @@ class Target(ABC):
     vector_storage: Storage = Plain()
     fixed_slots: bool = False
     conditional_layers: bool = True
+    adds_rows: bool = False
 
     def check_contract(self, contract: AnyContract, max_length: int) -> None:  # noqa: B027
         """Raise DynexportError, with what to do, for a contract that the engine cannot run; here, it runs all."""
@@ -158,6 +163,19 @@ class Target(ABC):
         _, places = op.TopK(scores, most, axis=1, sorted=1, _outputs=2)
         ranks = op.Range(0, op.Squeeze(most, [0]), 1)
         return places, op.Cast(op.Less(ranks, op.Unsqueeze(counts, [1])), to=ir.DataType.INT64)
+
+    def add_rows(
+        self, op: Any, x: ir.Value, rows: ir.Value, gate: ir.Value, places: ir.Value, valid: ir.Value
+    ) -> ir.Value:
+        """x float [B, S, hidden] with gate * rows added where rows belong.
+
+        Args:
+            rows: float [B, K, hidden].
+            gate: float32 [B, K].
+            places: int64 [B, K], all of a row different.
+            valid: int32 [B, K], 0 where nothing is added.
+        """
+        raise NotImplementedError
 
 
 def cast(op: Any, value: ir.Value, dtype: ir.DataType | None) -> ir.Value:

@@ -18,7 +18,7 @@ from dynexport.exporter.graph.plan import GraphPlan
 from dynexport.exporter.graph.storage import Dequantized, Plain, Storage, StoredWeight
 from dynexport.exporter.targets.target import AttentionInputs, Target, cast
 from dynexport.exporter.targets.tensorrt_rules import check_accepted
-from dynexport.plugins.graph import add_functions, capacity_top_k
+from dynexport.plugins.graph import add_functions, capacity_top_k, gated_scatter_add, ragged_kv_append
 from dynexport.runtime.contract import AnyContract, Mod, Radial
 from dynexport.runtime.errors import DynexportError
 from dynexport.runtime.manifest import Precision, Profile, Role, TargetName
@@ -63,6 +63,7 @@ class TensorRT(Target):
         if max_batch < 1:
             raise DynexportError(f"max_batch: expected at least 1 row, found {max_batch}")
         self.precision, self.max_batch, self.max_prompt, self.plugins = precision, max_batch, max_prompt, plugins
+        self.adds_rows = plugins
         self.activations = _ACTIVATIONS[precision]
         self.vector_storage: Storage = Plain(self.activations)
 
@@ -80,10 +81,11 @@ class TensorRT(Target):
                 )
 
     def check_single_graph(self, contract: Radial, layer_capacity: float) -> None:
-        if contract.cache_policy == "layer" and contract.max_steps > 1:
+        if contract.cache_policy == "layer" and contract.max_steps > 1 and not self.plugins:
             raise DynexportError(
                 "--single-graph: expected cache_policy step with --target tensorrt, which appends to a cache once a "
-                "run, found layer, whose caches every step appends to; leave out --single-graph"
+                "run, found layer, whose caches every step appends to; build with our plugins (--plugins), or leave "
+                "out --single-graph"
             )
         if layer_capacity < 1 and self.max_batch > 1:
             raise DynexportError(
@@ -196,13 +198,19 @@ class TensorRT(Target):
         places, runs = capacity_top_k(op, scores, counts, op.Range(0, op.Squeeze(most, [0]), 1))
         return places, op.Cast(runs, to=ir.DataType.INT64)
 
+    def add_rows(
+        self, op: Any, x: ir.Value, rows: ir.Value, gate: ir.Value, places: ir.Value, valid: ir.Value
+    ) -> ir.Value:
+        return gated_scatter_add(op, x, rows, cast(op, gate, self.activations), places, valid)
+
     # Attention
 
     def attention(self, op: Any, inputs: AttentionInputs) -> tuple[ir.Value, ir.Value, ir.Value]:
         query, key, value = _apart(op, inputs)
         query = _by_head(op, query, inputs.past_key, inputs.heads)
-        present_key = self.append(op, inputs.past_key, key, inputs.cache_length)
-        present_value = self.append(op, inputs.past_value, value, inputs.cache_length)
+        present_key, present_value = (
+            self._appended(op, past, new, inputs) for past, new in ((inputs.past_key, key), (inputs.past_value, value))
+        )
         seen = _seen(op, query, inputs)
         if inputs.softcap is None:
             mask = seen if inputs.bias is None else cast(op, _added(op, seen, inputs.bias), self.activations)
@@ -228,6 +236,11 @@ class TensorRT(Target):
         past, own = op.Split(chances, [slots, 1], axis=-1, _outputs=2)
         found = op.Add(_weighted(op, past, inputs.past_value), _weighted(op, own, own_value))
         return _side_by_side(op, found, inputs.heads), key, value
+
+    def _appended(self, op: Any, past: ir.Value, new: ir.Value, inputs: AttentionInputs) -> ir.Value:
+        if inputs.counts is None or not self.plugins:
+            return self.append(op, past, new, inputs.cache_length)
+        return ragged_kv_append(op, past, _by_head(op, new, past), inputs.cache_length, inputs.counts)
 
     def append(self, op: Any, past: ir.Value, new: ir.Value, cache_length: ir.Value) -> ir.Value:
         return op.TensorScatter(past, _by_head(op, new, past), cache_length, axis=-2)

@@ -135,6 +135,20 @@ def test_routes_told_wrong_fail(bundle: Bundle, monkeypatch: pytest.MonkeyPatch)
     assert "routes" in failed(verify(bundle, threads=1))
 
 
+def test_other_decisions_in_pieces_fail_in_decisions_alone(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the same tokens run, the same comes out."""
+    undecided = Decoder._undecided
+
+    def none_alone(self: Decoder, tokens: int) -> np.ndarray:
+        return undecided(self, tokens) * (tokens != 1)
+
+    monkeypatch.setattr(Decoder, "_undecided", none_alone)
+    report = verify(bundle, threads=1)
+    assert failed(report) == {"routes"}
+    own = {check.name for check in report.checks if check.kind == "own_routes" and not check.passed}
+    assert own == {"routes/single_steps"}
+
+
 def test_entries_counted_for_skipped_tokens_fail(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
     advance = Decoder._advance
 
