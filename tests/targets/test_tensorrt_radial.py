@@ -78,6 +78,15 @@ def test_the_single_graph(family: str, saved_model: ModelOf, tmp_path: Path) -> 
     check_against_reference(opened(model, tmp_path / "bundle", layer_capacity=1.0), model)
 
 
+def test_the_single_graph_of_layer_caches(saved_model: ModelOf, tmp_path: Path) -> None:
+    """Every step appends to them: by our operator, for tokens that run."""
+    model = save_radial_model(tmp_path / "model", saved_model("mistral"), cache_policy="layer", max_steps=3)
+    check_against_reference(opened(model, tmp_path / "bundle", layer_capacity=1.0, plugins=True), model)
+    graph = ir.load(tmp_path / "bundle" / "model.onnx").graph
+    called = [node.op_type for node in graph]
+    assert called.count("RaggedKVAppend") == 2 * LAYERS * 3 and "TensorScatter" not in called
+
+
 @pytest.mark.parametrize("policy", ["step", "layer"])
 def test_slots_that_no_entry_has_filled_are_hidden(policy: str, saved_model: ModelOf, tmp_path: Path) -> None:
     """What an earlier sequence left in a cache, tags and positions too, changes nothing: the graph sees all slots."""
@@ -159,7 +168,7 @@ def test_types_and_profiles(tmp_path: Path) -> None:
 
 
 REFUSED: dict[str, tuple[str, list[object], str]] = {
-    "layer caches in one graph": ("radial-layer", ["--single-graph"], "expected cache_policy step .*found layer"),
+    "layer caches in one graph": ("radial-layer", ["--single-graph"], "expected cache_policy step .*found layer.*--plugins"),
     "room for some, in batches": (
         "radial-step",
         ["--single-graph", "--layer-capacity", 0.5],
