@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from checkpoints import mod_routers
 from random_llama import save_llama
 
 from dynexport.exporter import convert
@@ -52,7 +53,7 @@ def save_model(directory: Path) -> None:
             "capacity": CAPACITY,
             "cache": {"capacity": 0.25},
         },
-        routers={f"model.layers.{layer}.mod_router.weight": (1, HIDDEN) for layer in routed},
+        routers=mod_routers(routed, HIDDEN),
     )
 
 

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from checkpoints import radial_router
 from random_llama import save_llama
 
 from dynexport.exporter import convert
@@ -35,8 +36,6 @@ _STEPS_IN_TURN = 63
 
 def save_model(directory: Path, layers: int) -> None:
     """Paths may be as long as the pool of 32 layers is, whatever this one has."""
-    name = "model.radial_router."
-    choices = layers + 1
     save_llama(
         directory,
         layers=layers,
@@ -47,13 +46,7 @@ def save_model(directory: Path, layers: int) -> None:
         vocabulary=VOCABULARY,
         max_length=2048,
         contract={"strategy": "radial", "max_steps": LAYERS, "router": {"hidden": ROUTER}},
-        routers={
-            f"{name}norm.weight": (HIDDEN,),
-            f"{name}fc1.weight": (ROUTER, HIDDEN),
-            f"{name}fc1.bias": (ROUTER,),
-            f"{name}fc2.weight": (choices, ROUTER),
-            f"{name}fc2.bias": (choices,),
-        },
+        routers=radial_router(layers, HIDDEN, ROUTER),
     )
 
 

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from safetensors.numpy import save_file
+from checkpoints import random_tensors, save_checkpoint
 
 
 def save_llama(
@@ -30,8 +29,6 @@ def save_llama(
         contract: what config.json says under "dynexport".
         routers: name -> shape of further tensors.
     """
-    directory.mkdir(parents=True, exist_ok=True)
-    generator = np.random.default_rng(0)
     head_dim = hidden // heads
     shapes: dict[str, tuple[int, ...]] = {"model.embed_tokens.weight": (vocabulary, hidden)}
     for layer in range(layers):
@@ -40,11 +37,9 @@ def save_llama(
         shapes |= {f"{name}self_attn.{part}_proj.weight": (kv_heads * head_dim, hidden) for part in "kv"}
         shapes |= {f"{name}mlp.{part}_proj.weight": (intermediate, hidden) for part in ("gate", "up")}
         shapes[f"{name}mlp.down_proj.weight"] = (hidden, intermediate)
-    shapes |= routers
-    tensors = {name: generator.standard_normal(shape, np.float32) * np.float32(0.02) for name, shape in shapes.items()}
+    tensors = random_tensors({**shapes, **routers})
     norms = [f"model.layers.{i}.{part}_layernorm.weight" for i in range(layers) for part in ("input", "post_attention")]
     tensors |= {name: np.ones(hidden, np.float32) for name in (*norms, "model.norm.weight")}
-    save_file(tensors, directory / "model.safetensors")
     config = {
         "architectures": ["LlamaForCausalLM"],
         "model_type": "llama",
@@ -58,4 +53,4 @@ def save_llama(
         "tie_word_embeddings": True,
         "dynexport": contract,
     }
-    (directory / "config.json").write_text(json.dumps(config))
+    save_checkpoint(directory, config, tensors)
