@@ -16,10 +16,8 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
+from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -28,9 +26,16 @@ from checkpoints import mod_routers, radial_router, random_tensors, save_checkpo
 from dynexport.exporter.checkpoint import open_checkpoint
 from dynexport.exporter.cli.output import Output, bytes_text
 from dynexport.runtime import Bundle
-from dynexport.runtime.engines.tensorrt import Backend, BuildTarget, build_engine, choose_target, find_gpu, open_backend
+from dynexport.runtime.engines.tensorrt import (
+    Backend,
+    Builder,
+    BuildTarget,
+    build_engine,
+    choose_target,
+    find_gpu,
+    open_backend,
+)
 from dynexport.runtime.errors import DynexportError
-from dynexport.runtime.manifest import Graph
 
 LAYERS, HIDDEN = 30, 576
 ROUTED = range(1, LAYERS, 2)
@@ -53,12 +58,6 @@ def save_model(directory: Path) -> None:
     model = open_checkpoint(Path(package.submodule_search_locations[0]) / "SmolLM2-135M-Instruct.Q4_1.gguf")
     routers = random_tensors(mod_routers(ROUTED, HIDDEN) | radial_router(LAYERS, HIDDEN, ROUTER))
     save_checkpoint(directory, model.config, {name: model.read(name) for name in model.names} | routers)
-
-
-def _in_process(work: Callable[[Path], None], path: Path) -> None:
-    """Do it in a process of its own: those that this one starts would inherit its peak of memory."""
-    with ProcessPoolExecutor(1, get_context("spawn")) as pool:
-        pool.submit(work, path).result()
 
 
 class Meter:
@@ -90,25 +89,31 @@ def convert(model: Path, bundle: Path, strategy: str) -> dict[str, float]:
     return {**meter.read(), "peak_bytes": json.loads(report.read_text())["peak_memory_bytes"]}
 
 
-def build(bundle: Bundle, graph: Graph, backend: Backend, target: BuildTarget) -> dict[str, Any]:
-    """An engine: what it took, and its size."""
-    meter = Meter()
-    record = build_engine(bundle, graph, backend, target).stored.record
-    return {"graph": graph.name, **meter.read(), "peak_bytes": record.peak_bytes, "bytes": record.engine.bytes}
-
-
 def measure(out: Output, directory: Path, strategy: str, backend: Backend, target: BuildTarget) -> dict[str, Any]:
     """A conversion, and an engine of every graph in turn."""
     path = directory / strategy
-    found: dict[str, Any] = {"strategy": strategy, "contract": CONTRACTS[strategy], "engines": []}
-    found["conversion"] = convert(directory / "model", path, strategy)
-    out.say(f"{strategy}: converted in {_seconds(found['conversion'])}")
-    bundle = Bundle.open(path)
-    for graph in bundle.manifest.graphs:
-        engine = build(bundle, graph, backend, target)
-        found["engines"].append(engine)
-        out.say(f"{strategy}: {graph.name}: {bytes_text(engine['bytes'])} in {_seconds(engine)}")
-    return found
+    conversion = convert(directory / "model", path, strategy)
+    out.say(f"{strategy}: converted in {_seconds(conversion)}")
+    bundle, meter = Bundle.open(path), Meter()
+    with Builder() as builder:
+        built = [build_engine(bundle, graph, backend, target, builder=builder) for graph in bundle.manifest.graphs]
+    building = meter.read()
+    out.say(f"{strategy}: {len(built)} engines in {_seconds(building)}")
+    records = [done.stored.record for done in built]
+    return {
+        "strategy": strategy,
+        "contract": CONTRACTS[strategy],
+        "conversion": conversion,
+        "building": {
+            **building,
+            "peak_bytes": max(record.peak_bytes for record in records),
+            "bytes": sum(record.engine.bytes for record in records),
+        },
+        "engines": [
+            {"graph": record.recipe.graph.name, "seconds": record.build_seconds, "bytes": record.engine.bytes}
+            for record in records
+        ],
+    }
 
 
 def median_of(rounds: Sequence[dict[str, Any]]) -> dict[str, Any]:
@@ -116,7 +121,7 @@ def median_of(rounds: Sequence[dict[str, Any]]) -> dict[str, Any]:
     engines = zip(*(found["engines"] for found in rounds), strict=True)
     return {
         **rounds[0],
-        "conversion": _medians([found["conversion"] for found in rounds]),
+        **{what: _medians([found[what] for found in rounds]) for what in ("conversion", "building")},
         "engines": [{"graph": rows[0]["graph"], **_medians(rows)} for rows in engines],
     }
 
@@ -135,7 +140,7 @@ def show(out: Output, found: Sequence[dict[str, Any]], target: BuildTarget) -> N
     dense = next((row for row in found if row["strategy"] == "dense"), None)
     columns = ["strategy", "wall s", "CPU s", "peak memory"]
     out.table("SmolLM2-135M to fp16", columns, [_conversion(row) for row in found])
-    columns = ["strategy", "engines", "wall s", "CPU s", "ratio", "longest", "size", "ratio"]
+    columns = ["strategy", "engines", "wall s", "CPU s", "ratio", "longest", "peak memory", "size", "ratio"]
     out.table(f"Its engines for {target}; ratios to dense", columns, [_engines(row, dense) for row in found])
 
 
@@ -146,24 +151,22 @@ def _conversion(row: dict[str, Any]) -> list[str]:
 
 
 def _engines(row: dict[str, Any], dense: dict[str, Any] | None) -> list[str]:
+    spent = row["building"]
     return [
         row["strategy"],
         str(len(row["engines"])),
-        f"{_total(row, 'seconds'):.0f}",
-        f"{_total(row, 'processor_seconds'):.0f}",
+        f"{spent['seconds']:.0f}",
+        f"{spent['processor_seconds']:.0f}",
         _ratio(row, dense, "processor_seconds"),
-        f"{max(engine['processor_seconds'] for engine in row['engines']):.0f}",
-        bytes_text(_total(row, "bytes")),
+        f"{max(engine['seconds'] for engine in row['engines']):.0f}",
+        bytes_text(spent["peak_bytes"]),
+        bytes_text(spent["bytes"]),
         _ratio(row, dense, "bytes"),
     ]
 
 
-def _total(row: dict[str, Any], figure: str) -> float:
-    return float(sum(engine[figure] for engine in row["engines"]))
-
-
 def _ratio(row: dict[str, Any], dense: dict[str, Any] | None, figure: str) -> str:
-    return "-" if dense is None else f"{_total(row, figure) / _total(dense, figure):.2f}"
+    return "-" if dense is None else f"{row['building'][figure] / dense['building'][figure]:.2f}"
 
 
 def main() -> None:
@@ -183,7 +186,7 @@ def main() -> None:
         out, backend = Output(options.json), open_backend("tensorrt-rtx")
         target = choose_target(backend, tuple(options.compute_capability.split(",")), find_gpu())
         if not (options.directory / "model" / "config.json").exists():
-            _in_process(save_model, options.directory / "model")
+            save_model(options.directory / "model")
         strategies = options.strategy or CONTRACTS
         rounds = [
             [measure(out, options.directory, strategy, backend, target) for strategy in strategies]

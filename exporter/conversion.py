@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import re
-import resource
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -28,6 +27,7 @@ from dynexport.exporter.weights import WeightFile, WeightReader
 from dynexport.runtime import manifest as m
 from dynexport.runtime.contract import AnyContract, SkipRule, parse_contract
 from dynexport.runtime.errors import DynexportError
+from dynexport.runtime.machine import peak_memory
 
 # Called with what is being worked on, the weights done so far, and how many there are.
 Progress = Callable[[str, int, int], None]
@@ -130,9 +130,8 @@ def convert(
         source = manifest.source.model_copy(update={"importer": importer})
         manifest = manifest.model_copy(update={"files": {**manifest.files, **files}, "source": source})
         (part / m.MANIFEST).write_text(manifest.model_dump_json(indent=1) + "\n")
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     seconds = time.perf_counter() - started
-    return Conversion(Path(output), manifest, rows, note, checkpoint.notes, seconds, peak)
+    return Conversion(Path(output), manifest, rows, note, checkpoint.notes, seconds, peak_memory())
 
 
 def _check_form(static: bool, layer_capacity: float | None) -> None:

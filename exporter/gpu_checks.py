@@ -22,6 +22,7 @@ from dynexport.runtime.bundle import Bundle
 from dynexport.runtime.engines.opening import RunBackend, backend_text
 from dynexport.runtime.engines.tensorrt.backend import BACKENDS, BackendName, choose_target, open_backend
 from dynexport.runtime.engines.tensorrt.build import build_engine
+from dynexport.runtime.engines.tensorrt.builder import Builder
 from dynexport.runtime.engines.tensorrt.gpu import NoGpu, find_gpu
 from dynexport.runtime.engines.tensorrt.plugins import our_plugins
 from dynexport.runtime.errors import DynexportError
@@ -168,8 +169,9 @@ class Engines:
         target = choose_target(backend, None, find_gpu())
         plugins = our_plugins() if self.options.get("plugins") else None
         start = time.perf_counter()
-        for graph in opened.manifest.graphs:
-            build_engine(opened, graph, backend, target, plugins=plugins, strip=self.strip)
+        with Builder() as builder:
+            for graph in opened.manifest.graphs:
+                build_engine(opened, graph, backend, target, plugins=plugins, strip=self.strip, builder=builder)
         built = f"{len(opened.manifest.graphs)} engines for {target} in {time.perf_counter() - start:.0f} s"
         return f"{built}; {_verified(opened, self.checkpoint, self.backend)}"
 

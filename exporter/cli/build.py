@@ -13,6 +13,7 @@ from dynexport.exporter.cli.output import Output, bytes_text, json_option
 from dynexport.runtime.bundle import Bundle
 from dynexport.runtime.engines.tensorrt.backend import BACKENDS, BackendName, choose_target, open_backend
 from dynexport.runtime.engines.tensorrt.build import Built, build_engine
+from dynexport.runtime.engines.tensorrt.builder import Builder
 from dynexport.runtime.engines.tensorrt.gpu import find_gpu
 from dynexport.runtime.engines.tensorrt.plugins import PluginLibrary, our_plugins
 from dynexport.runtime.engines.tensorrt.shapes import profiles_text
@@ -85,7 +86,7 @@ def build(
     if plugin_library:
         plugins = PluginLibrary.from_file(plugin_library)
 
-    def one(graph: Graph) -> Built:
+    def one(graph: Graph, builder: Builder) -> Built:
         with out.progress(f"building {graph.file}:") as bar:
             done = build_engine(
                 opened,
@@ -95,13 +96,15 @@ def build(
                 plugins=plugins,
                 strip=strip,
                 force=force,
+                builder=builder,
                 progress=lambda phase, step, steps: bar.working_on(phase.lower(), step, steps),
             )
         if done.damaged:
             out.warn(f"{done.damaged}; it was built again")
         return done
 
-    built = [one(graph) for graph in opened.manifest.graphs]
+    with Builder() as builder:
+        built = [one(graph, builder) for graph in opened.manifest.graphs]
     out.table(
         f"Engines in {bundle / ENGINES}, for {target}, by {backend.name} {backend.version}",
         ["graph", "profiles", "size", "seconds", "peak memory", ""],

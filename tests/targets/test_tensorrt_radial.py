@@ -168,7 +168,11 @@ def test_types_and_profiles(tmp_path: Path) -> None:
 
 
 REFUSED: dict[str, tuple[str, list[object], str]] = {
-    "layer caches in one graph": ("radial-layer", ["--single-graph"], "expected cache_policy step .*found layer.*--plugins"),
+    "layer caches in one graph": (
+        "radial-layer",
+        ["--single-graph"],
+        "expected cache_policy step .*found layer.*--plugins",
+    ),
     "room for some, in batches": (
         "radial-step",
         ["--single-graph", "--layer-capacity", 0.5],

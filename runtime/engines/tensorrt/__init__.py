@@ -9,6 +9,7 @@ from dynexport.runtime.engines.tensorrt.backend import (
     open_backend,
 )
 from dynexport.runtime.engines.tensorrt.build import Built, build_engine, recipe_of
+from dynexport.runtime.engines.tensorrt.builder import Builder
 from dynexport.runtime.engines.tensorrt.check import Here, check_record, difference, engine_for, mismatch
 from dynexport.runtime.engines.tensorrt.gpu import Gpu, NoGpu, find_gpu
 from dynexport.runtime.engines.tensorrt.plugins import PluginLibrary
@@ -21,6 +22,7 @@ __all__ = [
     "Backend",
     "BackendName",
     "BuildTarget",
+    "Builder",
     "Built",
     "EngineRecord",
     "Gpu",

@@ -2,31 +2,22 @@
 
 from __future__ import annotations
 
-import json
-import os
-import signal
-import subprocess
-import sys
-import tempfile
-from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import Any
 
 from dynexport.runtime.bundle import Bundle
 from dynexport.runtime.engines.tensorrt.backend import Backend, BuildTarget
+from dynexport.runtime.engines.tensorrt.builder import Builder, Progress
 from dynexport.runtime.engines.tensorrt.check import check_target
 from dynexport.runtime.engines.tensorrt.gpu import Gpu, NoGpu, find_gpu
-from dynexport.runtime.engines.tensorrt.network import one_line
 from dynexport.runtime.engines.tensorrt.plugins import PluginLibrary
 from dynexport.runtime.engines.tensorrt.record import EngineRecord, GraphHashes, Recipe
 from dynexport.runtime.engines.tensorrt.shapes import profile_shapes
 from dynexport.runtime.engines.tensorrt.store import Stored, entry, find, part_file, put
 from dynexport.runtime.engines.tensorrt.timing import timing_file
-from dynexport.runtime.engines.tensorrt.worker import START, Job
+from dynexport.runtime.engines.tensorrt.worker import Job
 from dynexport.runtime.errors import DynexportError
 from dynexport.runtime.manifest import Graph
-
-Progress = Callable[[str, int, int], None]
 
 
 @dataclass(frozen=True)
@@ -79,6 +70,7 @@ def build_engine(
     plugins: PluginLibrary | None = None,
     strip: bool = False,
     force: bool = False,
+    builder: Builder | None = None,
     progress: Progress = lambda phase, done, steps: None,
 ) -> Built:
     """The engine of a graph, with one profile for each that the manifest names.
@@ -89,7 +81,8 @@ def build_engine(
             without calls of our operators has none of them.
         strip: leave out the weights; they are taken from the bundle when the engine is opened.
         force: build although the same engine lies in the bundle.
-        progress: told what is being done, and how many of how many steps of that are.
+        builder: builds several engines in one process; None for one of this engine's own.
+        progress: as for ``Builder.run``.
 
     Raises:
         DynexportError: when TensorRT cannot build the graph; it names the node or the reason. Without a GPU it cannot
@@ -124,7 +117,8 @@ def build_engine(
             timings=timing_file(backend.version, target.gpu) if target.gpu else None,
             stripped=strip,
         )
-        result = _run(job, progress)
+        with nullcontext(builder) if builder else Builder() as process:
+            result = process.run(job, progress)
         record = EngineRecord(
             recipe=recipe,
             engine=entry(part),
@@ -134,44 +128,3 @@ def build_engine(
             peak_bytes=result["peak_bytes"],
         )
         return Built(put(bundle, record, part), cached=False, damaged=damaged)
-
-
-def _run(job: Job, progress: Progress) -> dict[str, Any]:
-    """The result of a worker."""
-    # A folder of its own for what it leaves there when it is killed.
-    with tempfile.TemporaryFile() as errors, tempfile.TemporaryDirectory(prefix="dynexport-") as scratch:
-        worker = subprocess.Popen(
-            # -P: what lies in the working directory is nobody's module.
-            [sys.executable, "-P", "-c", START],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=errors,
-            env={**os.environ, "TMPDIR": scratch},
-            start_new_session=True,  # an interrupt from the keyboard is ours, and we end it
-        )
-        last: dict[str, Any] = {}
-        try:
-            assert worker.stdin is not None and worker.stdout is not None
-            worker.stdin.write(job.model_dump_json().encode())
-            worker.stdin.close()
-            for line in worker.stdout:
-                last = json.loads(line)
-                if "phase" in last:
-                    progress(last["phase"], last["done"], last["steps"])
-        finally:
-            if "seconds" not in last:
-                worker.kill()
-            worker.wait()
-        if "seconds" in last:
-            return last
-        errors.seek(0)
-        reason = last.get("error") or _how_it_ended(worker.returncode, errors.read().decode(errors="replace"))
-    raise DynexportError(f"{job.model}: {job.backend} cannot build an engine: {reason}")
-
-
-def _how_it_ended(code: int, errors: str) -> str:
-    last = one_line((errors.strip().splitlines() or [""])[-1])
-    if code == -signal.SIGKILL:
-        return "the builder was killed, most likely for want of memory; build on a machine that has more"
-    ending = f"by signal {signal.Signals(-code).name}" if code < 0 else f"with exit code {code}"
-    return f"the builder ended {ending}{': ' if last else ''}{last}"

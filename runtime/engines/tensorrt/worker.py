@@ -1,10 +1,9 @@
-"""The process that builds one engine: TensorRT may abort, leak or hang in it, and take nothing else with it."""
+"""What builds engines in a process of its own, so that TensorRT takes nothing else with it when it aborts or leaks."""
 
 from __future__ import annotations
 
 import json
 import os
-import resource
 import sys
 import time
 from collections.abc import Callable
@@ -20,12 +19,13 @@ from dynexport.runtime.engines.tensorrt.plugins import PluginLibrary
 from dynexport.runtime.engines.tensorrt.shapes import ShapeRange
 from dynexport.runtime.engines.tensorrt.timing import keep_timings, use_timings
 from dynexport.runtime.errors import DynexportError
+from dynexport.runtime.machine import forget_peak_memory, peak_memory
 
 START = "from dynexport.runtime.engines.tensorrt.worker import main; main()"
 
 
 class Job(BaseModel):
-    """What to build, as it comes on standard input.
+    """What to build, as it comes on standard input, a line each.
 
     Attributes:
         model: the ONNX file.
@@ -49,8 +49,7 @@ class Job(BaseModel):
 
 
 def main() -> None:
-    """Build; a line of JSON on standard output for every message: progress, and at the end a result or an error."""
-    job = Job.model_validate_json(sys.stdin.buffer.read())
+    """Build; a line of JSON on standard output for every message: progress, and of each job a result or an error."""
     channel = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(2, 1)  # what TensorRT prints must not come between our messages
 
@@ -62,14 +61,15 @@ def main() -> None:
             return False
         return True
 
-    start = time.monotonic()
-    try:
-        _build(job, say)
-    except DynexportError as error:
-        say({"error": str(error)})
-    else:
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-        say({"seconds": round(time.monotonic() - start, 3), "peak_bytes": peak})
+    for line in sys.stdin.buffer:
+        start = time.monotonic()
+        forget_peak_memory()
+        try:
+            _build(Job.model_validate_json(line), say)
+        except DynexportError as error:
+            say({"error": str(error)})
+        else:
+            say({"seconds": round(time.monotonic() - start, 3), "peak_bytes": peak_memory()})
 
 
 def _build(job: Job, say: Callable[[dict[str, Any]], bool]) -> None:
