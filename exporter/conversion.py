@@ -93,7 +93,8 @@ def convert(
         max_batch: for TensorRT, the rows that engines are built for; None for 8.
         max_prompt: for TensorRT, the tokens that a run of a prompt takes, longer ones go in pieces; None for the
             context, at most 1024.
-        plugins: for TensorRT, call operators of our own, which engines are then built and run with (docs/plugins.md).
+        plugins: for TensorRT, call operators of our own, which engines are then built and run with (docs/plugins.md);
+            a Radial Network's bundle then has a graph for decode steps beside its set.
         max_length: the bundle's context in tokens; None takes the model's.
         static: write a graph of the kept layers per ratio instead of one graph with conditions.
         layer_capacity: write a single graph of all steps of a Radial Network, in which every layer has room for this

@@ -39,8 +39,11 @@ SAMPLES: Mapping[str, Mapping[str, Any]] = {
     "mod": {},
     "radial-distilled": {},
 }
-# Ranked prompts are what our operators are called for.
-WITH_PLUGINS: tuple[str, Mapping[str, Any]] = ("mod", {"fields": {"prefill": "topk"}, "plugins": True})
+# Ranked prompts, and decode steps that take weights of chosen layers, are what our operators are called for.
+WITH_PLUGINS: Mapping[str, Mapping[str, Any]] = {
+    "mod": {"fields": {"prefill": "topk"}, "plugins": True},
+    "radial-distilled": {"plugins": True},
+}
 KERNEL_TESTS = Path(__file__).resolve().parents[1] / "tests" / "plugins" / "test_operator_kernels.py"
 _BATCH, _CONTEXT, _PROMPT, _NEW = 8, 256, 64, 64
 
@@ -96,12 +99,12 @@ def checks(samples: Path, work: Path, *, benchmarks: bool) -> Iterator[Check]:
         yield Check(backend, partial(installed, backend))
     yield Check("kernels of our plugins against their bodies", kernels)
     for backend in BACKENDS:
-        for sample, options in [*SAMPLES.items(), WITH_PLUGINS]:
+        for sample, options in [*SAMPLES.items(), *WITH_PLUGINS.items()]:
             name = f"{backend}: {sample}{' with our plugins' if options.get('plugins') else ''}"
             bundle = work / name.replace(": ", "-").replace(" ", "-")
             run = Engines(backend, samples / sample, bundle, options)
             yield Check(f"{name}: build and verify", run.verified)
-            if benchmarks and not options.get("plugins"):
+            if benchmarks:
                 yield Check(f"{name}: bench", run.measured)
         stripped = Engines(backend, samples / "skip-2", work / f"{backend}-without-weights", {}, strip=True)
         yield Check(f"{backend}: skip-2 without weights: build and verify", stripped.verified)

@@ -15,8 +15,9 @@ import onnx_ir as ir
 from dynexport.exporter.architecture import Architecture, Source
 from dynexport.exporter.checkpoint import Checkpoint
 from dynexport.exporter.families import Family
-from dynexport.exporter.graph.decoder import CausalLM
+from dynexport.exporter.graph.decoder import POOL, CausalLM
 from dynexport.exporter.graph.layers import stored_weights
+from dynexport.exporter.graph.storage import Stacked, StoredWeight
 from dynexport.exporter.targets.target import Target
 from dynexport.runtime.errors import DynexportError
 from dynexport.runtime.manifest import File
@@ -80,7 +81,8 @@ class WeightFile:
         progress: called with the tensor just written, how many are done, and how many there are in the graph.
 
     Attributes:
-        written: parameter name -> where it lies, shared by every graph of the bundle.
+        written: parameter name -> where it lies, shared by every graph of the bundle; of stacked layers each lies
+            within the stack, and both have their names here.
         bytes_read: parameter name -> bytes that reading all of it costs at run time.
         elements: weights written, counted before quantisation.
     """
@@ -108,36 +110,50 @@ class WeightFile:
         weights = list(stored_weights(model))
         for done, (name, weight) in enumerate(weights, start=1):
             if any(parameter.name not in self.written for parameter in weight.parts.values()):
-                with np.errstate(over="ignore"):  # told below
-                    values = weight.storage.pack(reader.read(name, weight.shape))
-                if not all(np.isfinite(part).all() for part in values.values() if part.dtype == np.float16):
-                    raise DynexportError(
-                        f"{reader.checkpoint.source}: tensor {name}: expected weights up to 65504 for float16, found "
-                        "larger ones; choose another precision"
-                    )
-                for suffix, parameter in weight.parts.items():
-                    self._append(parameter.name, values[suffix])
-                self.elements += math.prod(weight.shape)
+                if isinstance(weight.storage, Stacked):
+                    self._pack_stack(name, weight, weight.storage, reader)
+                else:
+                    self._pack(name, weight, reader)
                 if self._progress is not None:
                     self._progress(name, done, len(weights))
             for parameter in weight.parts.values():
                 parameter.const_value = self.written[parameter.name]
 
-    def _append(self, name: str, value: np.ndarray) -> None:
-        self._write(bytes(-self._file.tell() % _ALIGNMENT))
+    def _pack(self, name: str, weight: StoredWeight, reader: WeightReader, *, aligned: bool = True) -> None:
+        """Write a weight; ``name`` is the graph's, or of one layer in a stack, which the weight describes."""
+        with np.errstate(over="ignore"):  # told below
+            values = weight.storage.pack(reader.read(name, weight.shape))
+        if not all(np.isfinite(part).all() for part in values.values() if part.dtype == np.float16):
+            raise DynexportError(
+                f"{reader.checkpoint.source}: tensor {name}: expected weights up to 65504 for float16, found "
+                "larger ones; choose another precision"
+            )
+        for suffix in weight.parts:
+            self._append(name + suffix, values[suffix], aligned=aligned)
+        self.elements += math.prod(weight.shape)
+
+    def _pack_stack(self, name: str, weight: StoredWeight, storage: Stacked, reader: WeightReader) -> None:
+        """Write every layer's weight under its own name, without room between them: together they are the stack."""
+        for layer in range(storage.layers):
+            self._pack(name.replace(f".{POOL}.", f".{layer}."), weight, reader, aligned=layer == 0)
+        first = self.written[name.replace(f".{POOL}.", ".0.")]
+        assert first.offset is not None and first.length is not None
+        self._place(name, first.offset, storage.layers * first.length, first.dtype, (storage.layers, *weight.shape))
+
+    def _append(self, name: str, value: np.ndarray, *, aligned: bool) -> None:
+        if aligned:
+            self._write(bytes(-self._file.tell() % _ALIGNMENT))
         offset = self._file.tell()
         dtype = ir.DataType.from_numpy(value.dtype)
         self._write(_as_stored(value, dtype))
-        self.written[name] = ir.ExternalTensor(
-            self._path.name,
-            offset,
-            self._file.tell() - offset,
-            dtype,
-            shape=ir.Shape(value.shape),
-            name=name,
-            base_dir=self._path.parent,
-        )
+        self._place(name, offset, self._file.tell() - offset, dtype, value.shape)
         self.bytes_read[name] = math.ceil(value.size * self._target.bits_read(dtype) / 8)
+
+    def _place(self, name: str, offset: int, length: int, dtype: ir.DataType, shape: tuple[int, ...]) -> None:
+        """Say where a parameter lies."""
+        self.written[name] = ir.ExternalTensor(
+            self._path.name, offset, length, dtype, shape=ir.Shape(shape), name=name, base_dir=self._path.parent
+        )
 
     def _write(self, data: bytes | memoryview) -> None:
         self._file.write(data)

@@ -60,9 +60,10 @@ def ragged_kv_append(op: Any, cache: ir.Value, new: ir.Value, write_index: ir.Va
 
 
 def selected_matmul(op: Any, x: ir.Value, weight: ir.Value, index: ir.Value) -> ir.Value:
-    """A copy of every token's matrix, then one product each."""
-    product = op.MatMul(op.Gather(weight, index, axis=0), op.Unsqueeze(x, [2]))
-    output: ir.Value = op.Squeeze(product, [2])
+    """A copy of every token's matrix, then one product each; of tokens without one, of the first and not looked at."""
+    product = op.MatMul(op.Gather(weight, op.Max(index, 0), axis=0), op.Unsqueeze(x, [2]))
+    none = op.Less(op.Unsqueeze(index, [1]), 0)
+    output: ir.Value = op.Where(none, op.CastLike(0, x), op.Squeeze(product, [2]))
     return output
 
 

@@ -67,13 +67,13 @@ def ragged_kv_append(op: Any, cache: ir.Value, new: ir.Value, write_index: ir.Va
 
 
 def selected_matmul(op: Any, x: ir.Value, weight: ir.Value, index: ir.Value) -> ir.Value:
-    """weight[index[n]] x[n] of every token: [N, J].
+    """weight[index[n]] x[n] of every token, zeros where the index is -1: [N, J].
 
     Args:
         op: the builder of a graph, subgraph or function.
         x: T [N, K]; T is float32, float16 or bfloat16.
         weight: T [L, J, K].
-        index: int64 [N], 0 <= index < L.
+        index: int64 [N], 0 <= index < L; or -1, for which no weight is read.
     """
     return _call(op, SELECTED_MATMUL, x, weight, index)[0]
 

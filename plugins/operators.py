@@ -56,11 +56,12 @@ RAGGED_KV_APPEND = Operator(
 
 SELECTED_MATMUL = Operator(
     "SelectedMatMul",
-    "y[n] = weight[index[n]] x[n]. The standard form copies a J x K matrix for every token, or multiplies by all L.",
+    "y[n] = weight[index[n]] x[n], or zeros where index[n] is -1, for which no weight is read. The standard form "
+    "copies a J x K matrix for every token, or multiplies by all L.",
     inputs=(
         Tensor("x", T, "NK", "tokens"),
         Tensor("weight", T, "LJK", "a matrix a layer"),
-        Tensor("index", DataType.INT64, "N", "0 <= index < L, the layer of every token"),
+        Tensor("index", DataType.INT64, "N", "the layer of every token, 0 <= index < L, or -1 for none"),
     ),
     outputs=(Tensor("y", T, "NJ", "products, accumulated in float32"),),
     body=bodies.selected_matmul,

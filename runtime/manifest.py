@@ -21,7 +21,9 @@ TargetName = Literal["onnxruntime", "tensorrt"]
 ProfileName = Literal["prefill", "decode"]
 Size = Annotated[int, Field(ge=1, lt=1 << 31)]
 Bytes = Annotated[int, Field(ge=0)]
-Role = Literal["step", "paths", "embedding", "router", "before_attention", "attention", "after_attention", "head"]
+Role = Literal[
+    "step", "paths", "decode", "embedding", "router", "before_attention", "attention", "after_attention", "head"
+]
 _ARRAY_TYPES: dict[str, type[np.generic]] = {
     "float": np.float32,
     "float16": np.float16,
@@ -96,8 +98,9 @@ class Graph(_Part):
     Attributes:
         layers: the layers that it holds, ascending: the rows of ``cache_lengths`` and ``layer_active``.
         conditional: whether ``layer_active`` says which layers run.
-        role: "step": it takes tokens and gives logits; "paths": so it does, each token on a path of its own. Others are
-            parts of a set that a runtime calls in turn.
+        role: "step": it takes tokens and gives logits; "paths": so it does, each token on a path of its own; "decode":
+            the same for one token of every row, beside a set that takes prompts. Others are parts of a set that a
+            runtime calls in turn.
         step: which step's router it is, where every step has its own.
         profiles: of a TensorRT bundle, what engines are built for; none where ONNX Runtime takes any size.
     """
@@ -284,6 +287,9 @@ class Manifest(_Part):
             raise ValueError("single_graph: expected a radial contract and one graph with the role paths, found others")
         if self.single_graph is None and "paths" in roles:
             raise ValueError("single_graph: expected beside a graph with the role paths, found none")
+        of_steps = isinstance(self.contract, Radial) and self.contract.cache_policy == "step"
+        if "decode" in roles and not of_steps:
+            raise ValueError("graphs: expected the role decode for radial with cache_policy step, found it elsewhere")
         if len({speedup.name for speedup in self.speedups}) < len(self.speedups):
             raise ValueError("speedups: expected a name for each, found one twice")
         self._check_caches()

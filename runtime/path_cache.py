@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import cached_property
+
 import numpy as np
 
 from dynexport.runtime.cache import Cache, Entries, check_batch, zeroed
@@ -33,6 +35,11 @@ class PathCache(Entries):
         self._specs = graph.caches
         self.buffers = zeroed(self._specs, {"B": rows, "M": slots}, slots, places)
         self.begin(rows, slots, caches=places, routers=0, record=record)  # no token finds a place full
+
+    @cached_property
+    def together(self) -> dict[str, Array]:
+        """All buffers, as "{place}.key" and so on; of caches of a fixed size, which none are put in place of."""
+        return {f"{i}.{part}": buffer for i, place in enumerate(self.buffers) for part, buffer in place.items()}
 
     def room(self, place: int, needed: int) -> dict[str, Array]:
         """The buffers of a place with at least so many slots; larger ones where there were fewer."""

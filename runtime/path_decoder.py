@@ -19,7 +19,7 @@ from dynexport.runtime.engines.opening import RunBackend, engine_opener
 from dynexport.runtime.errors import DynexportError
 from dynexport.runtime.manifest import Graph, Role, Speedup
 from dynexport.runtime.path_cache import PathCache
-from dynexport.runtime.routes import check_forced_paths
+from dynexport.runtime.routes import StepPaths, check_forced_paths
 
 Array = np.ndarray
 
@@ -63,7 +63,8 @@ class _Walk:
 
 
 class PathDecoder:
-    """A bundle's set of graphs, loaded; it decodes as ``Decoder`` does.
+    """A bundle's set of graphs, loaded, and the graph of a whole decode step where there is one; it decodes as
+    ``Decoder`` does.
 
     Args:
         backend: what runs the graphs; other arguments and errors as for ``engine_opener``.
@@ -95,6 +96,7 @@ class PathDecoder:
         self._before = [self._part("before_attention", layer) for layer in range(self._layers)]
         self._after = [self._part("after_attention", layer) for layer in range(self._layers)]
         self._attention = self._part("attention")
+        self._decode = self._whole_step()
 
     def cache(self, rows: int, slots: int, *, record: bool = False) -> PathCache:
         """Room for ``rows`` sequences of ``slots`` tokens; at most the model's context."""
@@ -147,6 +149,8 @@ class PathDecoder:
             forced: int64 [max_steps, rows], as for ``prefill``.
         """
         cache.check_room(live)
+        if self._decode is not None:
+            return self._step_at_once(self._decode, cache, tokens, live, forced)
         fed = np.ones(cache.rows, bool) if live is None else live
         ids = np.asarray(tokens, np.int64)
         parts = [ids[row : row + 1] if fed[row] else ids[:0] for row in range(cache.rows)]
@@ -155,6 +159,30 @@ class PathDecoder:
         logits = np.zeros((cache.rows, self.manifest.model.vocab_size), np.float32)
         logits[fed] = self._logits(hidden_states)
         return logits
+
+    def _step_at_once(
+        self, engine: Engine, cache: PathCache, tokens: Tokens, live: Array | None, forced: Array | None
+    ) -> Array:
+        """The same by the graph of all steps; rows that have ended are computed along but leave no entry."""
+        counts = np.ones(cache.rows, np.int64) if live is None else live.astype(np.int64)
+        wish = np.full((self.contract.max_steps, cache.rows), -1) if forced is None else forced
+        check_forced_paths(self.contract, self._layers, wish)
+        inputs = {
+            "input_ids": np.asarray(tokens, np.int64)[:, None],
+            # Only rows that have ended ever reach past the model's last position, and a cache's last slot.
+            "position_ids": np.minimum(cache.positions, self.manifest.model.max_length - 1)[:, None],
+            "cache_lengths": np.minimum(cache.lengths, cache.slots - 1),
+            "token_counts": counts,
+            "forced_paths": wish[:, :, None],
+        }
+        results = engine.run(inputs, Caches(cache.together))
+        found = StepPaths.of(results)
+        found.check(counts, cache.positions)
+        cache.lengths += found.entries(self.contract, self._layers)
+        cache.positions += counts
+        if cache.logs is not None:
+            found.record(cache.logs, counts, self._layers)
+        return results["logits"][:, 0]
 
     def _piece(self, rows: int, chunk: int) -> int:
         """How many tokens of every row may go together: as attention takes of one, and all other graphs of a line."""
@@ -289,6 +317,19 @@ class PathDecoder:
     def _part(self, role: Role, layer: int | None = None, *, step: int | None = None) -> Engine:
         self._engines.append(self._open(self._graph(role, layer, step=step)))
         return self._engines[-1]
+
+    def _whole_step(self) -> Engine | None:
+        """The graph of a whole decode step, where the bundle has one."""
+        if all(graph.role != "decode" for graph in self.manifest.graphs):
+            return None
+        engine = self._part("decode")
+        caches, results = engine.graph.caches, {spec.name for spec in engine.graph.outputs}
+        found, steps = len({name.partition(".")[0] for name in caches}), self.contract.max_steps
+        if found != steps:
+            raise DynexportError(f"{engine.graph.file}: expected {steps} caches, found {found}; convert again")
+        if missing := {"logits", *StepPaths.OUTPUTS} - results:
+            raise DynexportError(f"{engine.graph.file}: expected an output {min(missing)}, found none; convert again")
+        return engine
 
     def end_profiling(self) -> list[Path]:
         """The profiles of all graphs."""

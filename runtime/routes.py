@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 import numpy as np
 
@@ -72,6 +73,58 @@ class StepRoutes:
             )
 
 
+@dataclass(frozen=True)
+class StepPaths:
+    """The paths of a step's tokens, as a graph of all steps tells them.
+
+    Attributes:
+        paths: int64 [max_steps, B, S], as in ``RowLog``.
+        scores, margins: float32 [max_steps, B, S], of the choice in every step.
+    """
+
+    OUTPUTS: ClassVar = frozenset({"paths", "path_scores", "path_margins"})
+
+    paths: Array
+    scores: Array
+    margins: Array
+
+    @classmethod
+    def of(cls, results: dict[str, Array]) -> StepPaths:
+        """Of a graph's outputs; ``OUTPUTS`` are their names."""
+        return cls(results["paths"], results["path_scores"], results["path_margins"])
+
+    def check(self, token_counts: Array, positions: Array) -> None:
+        """Raise DynexportError for a score that is NaN or infinite.
+
+        Args:
+            token_counts: int64 [B], real tokens.
+            positions: int64 [B], of every row's first token.
+        """
+        real = np.arange(self.paths.shape[2]) < token_counts[:, None]
+        broken = np.argwhere((~np.isfinite(self.scores) | np.isnan(self.margins)) & real)
+        if len(broken):
+            step, row, token = broken[0]
+            raise DynexportError(
+                f"step {step}: row {row}, position {positions[row] + token}: expected router scores, found NaN or "
+                "infinity; the hidden states before it overflow"
+            )
+
+    def entries(self, contract: Radial, layers: int) -> Array:
+        """int64 [places, B], how many every cache has got: of steps or layers, as the contract says."""
+        if contract.cache_policy == "step":
+            return np.asarray(((self.paths >= 0) & (self.paths < layers)).sum(axis=2))
+        return np.stack([(self.paths == layer).sum(axis=(0, 2)) for layer in range(layers)])
+
+    def record(self, logs: list[RowLog], token_counts: Array, layers: int) -> None:
+        """Add the real tokens to their rows' logs."""
+        for row, (log, count) in enumerate(zip(logs, token_counts, strict=True)):
+            path = self.paths[:, row, :count]
+            log.ran.append(np.stack([(path == layer).any(axis=0) for layer in range(layers)]))
+            log.scores.append(self.scores[:, row, :count])
+            log.margins.append(self.margins[:, row, :count])
+            log.paths.append(path)
+
+
 @dataclass
 class RowLog:
     """All tokens of one row, as they came.
@@ -99,4 +152,4 @@ class RowLog:
         self.keep(0)
 
 
-__all__ = ["TURNED_AWAY", "RowLog", "StepRoutes"]
+__all__ = ["TURNED_AWAY", "RowLog", "StepPaths", "StepRoutes"]

@@ -15,10 +15,9 @@ from dynexport.runtime.engines.opening import RunBackend
 from dynexport.runtime.errors import DynexportError
 from dynexport.runtime.manifest import SingleGraph
 from dynexport.runtime.path_cache import SinglePathCache
-from dynexport.runtime.routes import check_forced_paths
+from dynexport.runtime.routes import StepPaths, check_forced_paths
 
 Array = np.ndarray
-_RESULTS = {"logits", "overflow", "path_margins", "path_scores", "paths"}
 
 
 class SinglePathDecoder(Decoder):
@@ -42,7 +41,7 @@ class SinglePathDecoder(Decoder):
         assert isinstance(contract, Radial) and isinstance(single, SingleGraph)
         self.contract, self._chunk, self._layers = contract, single.chunk, self.manifest.model.layers
         (graph,) = self.manifest.graphs
-        if missing := _RESULTS - {spec.name for spec in graph.outputs}:
+        if missing := {"logits", "overflow", *StepPaths.OUTPUTS} - {spec.name for spec in graph.outputs}:
             raise DynexportError(f"{bundle.path}: {graph.file}: expected an output {min(missing)}, found none")
 
     def cache(self, rows: int, slots: int, *, record: bool = False) -> SinglePathCache:
@@ -80,32 +79,13 @@ class SinglePathDecoder(Decoder):
 
     def _advance(self, cache: Cache, active: Array, counts: Array, results: dict[str, Array]) -> None:
         """Count the entries of tokens that ran; nothing where a score is no number."""
-        self._check_scores(results, counts, cache.positions)
-        paths = results["paths"]
-        if self.contract.cache_policy == "step":
-            cache.lengths += ((paths >= 0) & (paths < self._layers)).sum(axis=2)
-        else:
-            cache.lengths += np.stack([(paths == layer).sum(axis=(0, 2)) for layer in range(self._layers)])
+        found = StepPaths.of(results)
+        found.check(counts, cache.positions)
+        cache.lengths += found.entries(self.contract, self._layers)
         cache.overflow += results["overflow"]
         cache.positions += counts
-        for row, log in enumerate(cache.logs or ()):
-            path, scores, margins = (
-                results[name][:, row, : counts[row]] for name in ("paths", "path_scores", "path_margins")
-            )
-            log.ran.append(np.stack([(path == layer).any(axis=0) for layer in range(self._layers)]))
-            log.scores.append(scores)
-            log.margins.append(margins)
-            log.paths.append(path)
-
-    def _check_scores(self, results: dict[str, Array], counts: Array, positions: Array) -> None:
-        real = np.arange(results["paths"].shape[2]) < counts[:, None]
-        broken = np.argwhere((~np.isfinite(results["path_scores"]) | np.isnan(results["path_margins"])) & real)
-        if len(broken):
-            step, row, token = broken[0]
-            raise DynexportError(
-                f"step {step}: row {row}, position {positions[row] + token}: expected router scores, found NaN or "
-                "infinity; the hidden states before it overflow"
-            )
+        if cache.logs is not None:
+            found.record(cache.logs, counts, self._layers)
 
 
 __all__ = ["SinglePathDecoder"]

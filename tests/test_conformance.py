@@ -30,14 +30,22 @@ FORMS: dict[str, dict[str, Any]] = {
     "single": {"layer_capacity": 1.0},
     "tensorrt": {"target": "tensorrt"},
     "tensorrt-static": {"target": "tensorrt", "static": True},
+    "tensorrt-plugins": {"target": "tensorrt", "plugins": True},
 }
 FORMS_OF = {
     "dense": ["", "tensorrt"],
     "mod": ["", "static", "tensorrt", "tensorrt-static"],
-    "radial": ["", "single", "tensorrt"],
+    "radial": ["", "single", "tensorrt", "tensorrt-plugins"],
     "skip": ["", "static", "tensorrt"],
 }
-KINDS = [(case, form) for case in CASES for form in FORMS_OF[case.split("-")[0]]]
+# Whose cache_policy is layer: no graph decodes them with our operators.
+BY_LAYER = ("radial-layer", "radial-own-routers")
+KINDS = [
+    (case, form)
+    for case in CASES
+    for form in FORMS_OF[case.split("-")[0]]
+    if not (form == "tensorrt-plugins" and case in BY_LAYER)
+]
 
 
 @dataclass(frozen=True)

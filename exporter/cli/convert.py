@@ -78,7 +78,11 @@ Examples:
     type=int,
     help="TensorRT: tokens of a prompt that a run takes at most.  [default: the context, up to 1024]",
 )
-@click.option("--plugins", is_flag=True, help="TensorRT: call operators of our own where they serve.")
+@click.option(
+    "--plugins",
+    is_flag=True,
+    help="TensorRT: call operators of our own where they serve; with radial also write a graph that decodes.",
+)
 @click.option("--max-length", type=int, help="Context of the bundle in tokens.  [default: the model's]")
 @click.option(
     "--static",

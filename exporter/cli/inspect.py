@@ -53,7 +53,7 @@ def _show_bundle(out: Output, bundle: Bundle) -> None:
         if not spec.name.startswith(_CACHES) or spec.name.split(".")[1] in shown
     ]
     which = " and of routed layer ".join(shown)
-    place = "place" if manifest.single_graph else "layer"
+    place = "place" if graph.role in ("paths", "decode") else "layer"
     out.table(f"{graph.file} (caches of {place} {which}; the others alike)", ["tensor", "", "type", "shape"], interface)
     files = [[name, bytes_text(file.bytes), file.sha256[:16]] for name, file in manifest.files.items()]
     out.table("Files", ["name", "size", "sha256"], files)

@@ -14,6 +14,9 @@ from dynexport.exporter.graph.layers import Embedding, Linear, Mlp, Norm
 from dynexport.exporter.graph.step import FLOAT, LayerCache, LayerStep, Step
 from dynexport.exporter.targets.target import Target, cast
 
+# What stands for a layer's number in the names of weights that a whole pool's layers have stacked.
+POOL = "pool"
+
 
 class DecoderLayer(nn.Module):
     """One decoder layer, pre-norm, with attention and MLP in sequence or in parallel."""

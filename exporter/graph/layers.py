@@ -55,7 +55,7 @@ class Linear(Weighted):
     def forward(self, op: Any, x: ir.Value) -> ir.Value:
         """x [..., in_features] -> [..., out_features]."""
         y = self.target.matmul(op, x, self.stored["weight"])
-        return op.Add(y, self.bias) if self.has_bias else y
+        return op.Add(y, self.target.vector(op, self.bias)) if self.has_bias else y
 
 
 class Embedding(Weighted):
@@ -82,9 +82,9 @@ class Norm(Weighted):
     def __init__(self, target: Target, kind: NormKind, features: int, epsilon: float) -> None:
         super().__init__()
         self.target, self.kind, self.epsilon = target, kind, epsilon
-        self.store("weight", [features])
+        self.store("weight", [features], target.norm_storage)
         if kind == "layer":
-            self.store("bias", [features])
+            self.store("bias", [features], target.norm_storage)
 
     @property
     def shift(self) -> ir.Value | None:

@@ -331,10 +331,13 @@ def finish(
 ) -> ir.Value:
     """The rest of a layer [1, N, hidden], from its input and what attention made of that; gates float32 [N]."""
     output = layer.after_attention(op, hidden_states, layer.self_attn.o_proj(op, attended))
-    if gates is None:
-        return output
+    return output if gates is None else gated(op, hidden_states, output, op.Unsqueeze(gates, [0, 2]))
+
+
+def gated(op: Any, hidden_states: ir.Value, output: ir.Value, gates: ir.Value) -> ir.Value:
+    """A layer's input and output, added up by gates float32 [.., 1]."""
     before, after = (cast(op, x, FLOAT) for x in (hidden_states, output))
-    moved = op.Add(before, op.Mul(op.Unsqueeze(gates, [0, 2]), op.Sub(after, before)))
+    moved = op.Add(before, op.Mul(gates, op.Sub(after, before)))
     return cast(op, moved, hidden_states.dtype)
 
 

@@ -21,14 +21,13 @@ from dynexport.exporter.describe import PADDED_CHUNK
 from dynexport.exporter.graph import radial
 from dynexport.exporter.graph.build import add_input, add_output, typed_value
 from dynexport.exporter.graph.decoder import CausalLM, DecoderLayer
+from dynexport.exporter.graph.radial_paths import Decision, Paths, any_of
 from dynexport.exporter.graph.selection import capacity, chosen_first
-from dynexport.exporter.graph.step import BOOL, FLOAT, INT64, Rotation, inverse_frequencies, rotation
+from dynexport.exporter.graph.step import FLOAT, INT64, Rotation, inverse_frequencies, rotation
 from dynexport.exporter.graph.structure import check_single_graph
 from dynexport.exporter.targets.target import Target
 from dynexport.runtime.contract import Radial
 from dynexport.runtime.routes import TURNED_AWAY
-
-_NOWHERE = -1
 
 
 @dataclass(frozen=True)
@@ -85,29 +84,10 @@ class _Line:
 
 
 @dataclass(frozen=True)
-class _Decision:
-    """What routers have made of all tokens in a step.
-
-    Attributes:
-        asked: bool [T], those that could choose.
-        choice: int64 [T], without meaning where nobody was asked.
-        score, margin: float32 [T].
-        probability: float32 [T] where there is a gate.
-    """
-
-    asked: ir.Value
-    choice: ir.Value
-    score: ir.Value
-    margin: ir.Value
-    probability: ir.Value | None
-
-
-@dataclass(frozen=True)
 class _Dispatch:
     """Who runs where in a step.
 
     Attributes:
-        goes: bool [T], who wants to run.
         runs: bool [L, T].
         ran: bool [T], in any layer.
         index: per layer int64 [C], places in the line of the tokens that go through its products.
@@ -115,7 +95,6 @@ class _Dispatch:
         seat_of_all: int64 [T], where among those of all layers side by side.
     """
 
-    goes: ir.Value
     runs: ir.Value
     ran: ir.Value
     index: list[ir.Value]
@@ -123,18 +102,16 @@ class _Dispatch:
     seat_of_all: ir.Value
 
     @classmethod
-    def of(cls, op: Any, line: _Line, decision: _Decision, layers: int) -> _Dispatch:
-        goes = op.And(decision.asked, op.Less(decision.choice, layers))
-        chosen = op.And(op.Equal(op.Unsqueeze(decision.choice, [0]), line.layers), op.Unsqueeze(goes, [0]))
+    def of(cls, op: Any, line: _Line, decision: Decision, layers: int) -> _Dispatch:
+        chosen = op.And(op.Equal(op.Unsqueeze(decision.choice, [0]), line.layers), op.Unsqueeze(decision.goes, [0]))
         before = op.CumSum(op.Cast(chosen, to=INT64), 1, exclusive=1)
         runs = op.And(chosen, op.Less(before, line.room))
         index = chosen_first(op, chosen, line.places, line.room)
         index.shape = runs.shape = ir.Shape([layers, None])
         seat, layer = (op.ReduceSum(op.Where(runs, numbers, 0), [0], keepdims=0) for numbers in (before, line.layers))
         return cls(
-            goes,
             runs,
-            _any(op, runs, 0),
+            any_of(op, runs, 0),
             [op.Gather(index, layer, axis=0) for layer in range(layers)],
             seat,
             op.Add(op.Mul(layer, line.room), seat),
@@ -157,12 +134,8 @@ class _Walk:
     ) -> None:
         self._op, self._model, self._contract, self._line = op, model, contract, line
         self._layers: list[DecoderLayer] = list(model.model.layers)
-        self.hidden_states, self._alive = hidden_states, alive
-        self.caches, self._lengths = caches, lengths
-        self._visited: ir.Value | None = None
-        self.paths: list[ir.Value] = []
-        self.scores: list[ir.Value] = []
-        self.margins: list[ir.Value] = []
+        self.hidden_states, self.caches, self._lengths = hidden_states, caches, lengths
+        self.paths = Paths(op, contract, len(self._layers), alive)
 
     def step(self, step: int, router: radial.Router, forced: ir.Value) -> None:
         """Let every token that has not left choose a layer, and run there.
@@ -171,50 +144,11 @@ class _Walk:
             forced: int64 [T], -1 where the router decides.
         """
         op = self._op
-        decision = self._decide(step, router, forced)
+        decision = self.paths.decide(router, self.hidden_states, forced)
         dispatch = _Dispatch.of(op, self._line, decision, len(self._layers))
         self._run(step, dispatch, decision.probability)
-        turned_away = op.And(dispatch.goes, op.Not(dispatch.ran))
-        path = op.Where(turned_away, TURNED_AWAY, op.Where(decision.asked, decision.choice, _NOWHERE))
-        self.paths.append(path)
-        self.scores.append(op.Where(decision.asked, decision.score, 0.0))
-        self.margins.append(op.Where(decision.asked, decision.margin, float("inf")))
-        self._alive = dispatch.goes
-        if not self._contract.allow_reuse:
-            now = op.Transpose(dispatch.runs, perm=[1, 0])
-            self._visited = now if self._visited is None else op.Or(self._visited, now)
-
-    def _decide(self, step: int, router: radial.Router, forced: ir.Value) -> _Decision:
-        op, asked = self._op, self._alive
-        scores = op.Squeeze(router(op, op.Unsqueeze(self.hidden_states, [0])), [0])
-        allowed = self._allowed(step)
-        if self._visited is not None:
-            asked = op.And(asked, _any(op, allowed, 1))
-        chosen = radial.choose(
-            op,
-            scores,
-            allowed,
-            forced,
-            self._contract.choices(len(self._layers)),
-            gated=self._contract.gate == "probability",
-        )
-        score = op.Squeeze(op.GatherElements(scores, op.Unsqueeze(chosen.choices, [1]), axis=1), [1])
-        return _Decision(asked, chosen.choices, score, chosen.margins, chosen.probabilities)
-
-    def _allowed(self, step: int) -> ir.Value:
-        """bool [T or 1, choices]."""
-        op, contract = self._op, self._contract
-        row = np.ones((1, contract.choices(len(self._layers))), np.bool_)
-        if contract.exit and step < contract.min_steps:
-            row[:, -1] = False
-        allowed = op.initializer(ir.tensor(row), f"allowed_in_step_{step}")
-        if self._visited is None:
-            return allowed
-        fresh = op.Not(self._visited)
-        if contract.exit:
-            always = op.GreaterOrEqual(op.Unsqueeze(self._line.places, [1]), 0)
-            fresh = op.Concat(fresh, always, axis=1)
-        return op.And(allowed, fresh)
+        turned_away = op.And(decision.goes, op.Not(dispatch.ran))
+        self.paths.follow(decision, op.Where(turned_away, TURNED_AWAY, decision.path(op)))
 
     def _run(self, step: int, dispatch: _Dispatch, gates: ir.Value | None) -> None:
         """Run everyone in the layer of their choice."""
@@ -312,11 +246,6 @@ class _Rows:
         return op.Unsqueeze(op.Gather(attended, op.Gather(self.place, index)), [0])
 
 
-def _any(op: Any, given: ir.Value, axis: int) -> ir.Value:
-    """bool, whether one is true along an axis. TensorRT reduces numbers only."""
-    return op.Cast(op.ReduceMax(op.Cast(given, to=INT64), [axis], keepdims=0), to=BOOL)
-
-
 def single_graph(
     architecture: Architecture,
     target: Target,
@@ -363,25 +292,13 @@ def single_graph(
         for place, (before, after) in enumerate(zip(past, walk.caches, strict=True)):
             for part, entries in before.items():
                 add_output(graph, after[part], f"present.{place}.{part}", entries)
-        _put_out_paths(graph, op, contract, line, walk)
+        paths = walk.paths.put_out(graph, position_ids)
+        turned_away = op.Cast(op.Equal(paths, TURNED_AWAY), to=INT64)
+        overflow = op.ReduceSum(turned_away, [0, 2], keepdims=0)
+        add_output(graph, overflow, "overflow", typed_value("overflow", INT64, ["B"]))
         check_single_graph(graph, architecture, contract, layer_capacity, fixed_slots=target.fixed_slots)
 
     return write
-
-
-def _put_out_paths(graph: ir.Graph, op: Any, contract: Radial, line: _Line, walk: _Walk) -> None:
-    """paths, path_scores, path_margins [steps, B, S] and overflow [B]."""
-    by_name = {"paths": walk.paths, "path_scores": walk.scores, "path_margins": walk.margins}
-    found = {
-        name: op.Concat(*(op.Unsqueeze(line.in_rows(op, step), [0]) for step in steps), axis=0)
-        for name, steps in by_name.items()
-    }
-    turned_away = op.Cast(op.Equal(found["paths"], TURNED_AWAY), to=INT64)
-    overflow = op.ReduceSum(turned_away, [0, 2], keepdims=0)
-    for name, value in found.items():
-        like = typed_value(name, INT64 if name == "paths" else FLOAT, [contract.max_steps, "B", "S"])
-        add_output(graph, value, name, like)
-    add_output(graph, overflow, "overflow", typed_value("overflow", INT64, ["B"]))
 
 
 __all__ = ["single_graph"]

@@ -362,7 +362,7 @@ class Padded(Compacted):
         return op.Where(op.Unsqueeze(op.Squeeze(self._route.chosen, [0]), [2]), of_token, self._before)
 
     def add(self, op: Any, gate: ir.Value, output: ir.Value) -> ir.Value:
-        if not self._target.adds_rows:
+        if not self._target.plugins:
             return super().add(op, gate, output)
         change = op.Sub(output, self.hidden_states)
         chosen = op.Cast(op.Squeeze(self._route.chosen, [0]), to=INT32)

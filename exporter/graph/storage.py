@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 import numpy as np
@@ -28,7 +28,8 @@ class Storage(ABC):
 
 @dataclass(frozen=True)
 class StoredWeight:
-    """A weight of the graph: its shape, how it is stored, and the parameters that hold it, by suffix of its name."""
+    """A weight of the graph: its shape, of a layer where layers are stacked, how it is stored, and the parameters that
+    hold it, by suffix of its name."""
 
     shape: tuple[int, ...]
     storage: Storage
@@ -46,6 +47,16 @@ class Plain(Storage):
 
     def pack(self, weight: Array) -> dict[str, Array]:
         return {"": np.ascontiguousarray(weight, dtype=self.dtype.numpy())}
+
+
+@dataclass(frozen=True)
+class Stacked(Plain):
+    """The same weight of every layer of a pool, one after the other: [layers, ..]; each is packed by itself."""
+
+    layers: int = field(kw_only=True)
+
+    def parameters(self, shape: Sequence[int]) -> dict[str, Parameter]:
+        return {"": Parameter([self.layers, *shape], self.dtype)}
 
 
 @dataclass(frozen=True)

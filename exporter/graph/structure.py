@@ -81,12 +81,26 @@ def check_single_graph(
             depends on values.
     """
     _check_dimensions(graph, lambda name: _single_graph_dimensions(name, fixed_slots))
+    _check_of_steps(graph, architecture, contract, {TURNED_AWAY, *_numbers(layer_capacity, "ceil")})
+
+
+def check_decode_graph(graph: ir.Graph, architecture: Architecture, contract: Radial) -> None:
+    """Look at a finished graph of all steps of one token of every row, over caches of a fixed size.
+
+    Raises:
+        BrokenGraph: as ``check_single_graph``.
+    """
+    _check_dimensions(graph, _decode_graph_dimensions)
+    _check_of_steps(graph, architecture, contract, {-1})
+
+
+def _check_of_steps(graph: ir.Graph, architecture: Architecture, contract: Radial, declared: set[int]) -> None:
+    """Nothing is conditional; and numbers are those of a path, or declared."""
     for node in graph.all_nodes():
         if node.op_type in _OF_VALUES:
             raise _broken(node, "what runs, or a shape, depends on values here")
     choices, steps = range(architecture.layers + 1), range(contract.max_steps)
-    declared = {*choices, *steps, TURNED_AWAY, *_numbers(layer_capacity, "ceil")}
-    _Sizes(graph, architecture, declared).check_all()
+    _Sizes(graph, architecture, {*choices, *steps} | declared).check_all()
 
 
 def _numbers(share: float, rounding: str) -> set[int]:
@@ -149,6 +163,11 @@ def _single_graph_dimensions(name: str, fixed_slots: bool) -> list[str | None]:
     return by_name.get(name, [None, "B", "S"])
 
 
+def _decode_graph_dimensions(name: str) -> list[str | None]:
+    """Of a single graph's, tokens of a row and rows of logits are one."""
+    return [symbol if symbol == "B" else None for symbol in _single_graph_dimensions(name, fixed_slots=True)]
+
+
 class _Sizes:
     """Where the sizes of a graph come from.
 
@@ -161,6 +180,9 @@ class _Sizes:
         self._graph = graph
         self._max_length = a.max_length
         self._slots = _fixed_slots(graph)
+        self._one_token = any(
+            value.name == "input_ids" and value.shape and value.shape[1] == 1 for value in graph.inputs
+        )
         self._windows = {-window for window in a.windows if window is not None}
         # Attention that is written out has heads in front of tokens, and places of a cache behind them.
         self._heads = {a.heads, a.kv_heads} if self._slots else set()
@@ -190,7 +212,7 @@ class _Sizes:
             if node.op_type == "TopK" and _ranks_features(node):
                 continue
             if node.op_type == "Range" and place == 1:  # the rotary angles of all positions; the places in a cache
-                fixed = fixed | {self._max_length} | self._slots
+                fixed = fixed | {self._max_length} | self._slots | ({1} if self._one_token else set())
             for size in self._elements(node, node.inputs[place]):
                 if size is not None and size not in fixed:
                     raise _broken(node, f"input {place} is the constant {size}: it holds at one number of tokens only")
@@ -205,6 +227,8 @@ class _Sizes:
         producer = value.producer()
         if producer is not None and producer.op_type == "Concat":
             return [number for part in producer.inputs for number in self._elements(node, part)]
+        if self._one_token and _measured(value) == [1]:
+            return [1]
         if value not in self._of_the_run:
             raise _broken(node, f"{value.name} is computed from constants alone, and a size follows from it")
         self._check_arithmetic(node, value)
@@ -280,18 +304,27 @@ def _of_the_run(graph: ir.Graph, slots: set[int]) -> set[ir.Value]:
     for node in graph.all_nodes():
         if node.op_type == "Range" and {*(_integers(node.inputs[1]) or [-1])} <= slots:
             found.update(node.outputs)
-        if any(value in found for value in node.inputs) and not (node.op_type == "Shape" and _known(node)):
+        if any(value in found for value in node.inputs) and not (node.op_type == "Shape" and _known(node) is not None):
             found.update(node.outputs)
     return found
 
 
-def _known(shape: ir.Node) -> bool:
-    """Whether all dimensions that a Shape gives are numbers."""
+def _known(shape: ir.Node) -> list[int] | None:
+    """The dimensions that a Shape gives where all are numbers."""
     (value,) = shape.inputs
     if value is None or value.shape is None:
-        return False
+        return None
     dims = value.shape.dims[_attribute(shape, "start", 0) : _attribute(shape, "end", len(value.shape))]
-    return all(isinstance(dim, int) for dim in dims)
+    numbers = [dim for dim in dims if isinstance(dim, int)]
+    return numbers if len(numbers) == len(dims) else None
+
+
+def _measured(value: ir.Value | None) -> list[int] | None:
+    """The numbers that a Shape gives, or its only one squeezed; None for any other value."""
+    node = None if value is None else value.producer()
+    if node is not None and node.op_type == "Squeeze":
+        return _measured(node.inputs[0])
+    return _known(node) if node is not None and node.op_type == "Shape" else None
 
 
 class _Layout(Enum):
@@ -387,4 +420,4 @@ def _broken(node: ir.Node, problem: str) -> BrokenGraph:
     return BrokenGraph(f"{node.name} ({node.op_type}): {problem}")
 
 
-__all__ = ["BrokenGraph", "check_single_graph", "check_structure"]
+__all__ = ["BrokenGraph", "check_decode_graph", "check_single_graph", "check_structure"]

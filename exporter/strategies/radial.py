@@ -2,7 +2,7 @@
 
 On ONNX Runtime a bundle is a set of small graphs that the runtime calls in turn: only the chosen layer is touched, no
 weight is held twice, and caches stay where they are (docs/architecture.md, "Paths through a pool"). For engines that
-want one graph there is one, in which every layer runs in every step.
+want one graph there is one, in which every layer runs in every step. With our plugins a graph decodes beside the set.
 """
 
 from __future__ import annotations
@@ -17,10 +17,12 @@ from dynexport.exporter.checkpoint import Checkpoint
 from dynexport.exporter.graph import radial
 from dynexport.exporter.graph.decoder import CausalLM
 from dynexport.exporter.graph.plan import GraphPlan
+from dynexport.exporter.graph.radial_decode import decode_graph
 from dynexport.exporter.graph.radial_single import single_graph
 from dynexport.exporter.reference import Oracle, RadialOracle
 from dynexport.exporter.strategies.strategy import Strategy
 from dynexport.exporter.targets.target import Target
+from dynexport.exporter.targets.tensorrt_selected import SelectedLayer
 from dynexport.runtime.contract import AnyContract, Radial
 from dynexport.runtime.errors import DynexportError
 from dynexport.runtime.manifest import Manifest, Speedup
@@ -46,7 +48,10 @@ class RadialStrategy(Strategy):
             )
         pool = range(layers)
         steps = [None] if contract.router.shared else range(contract.max_steps)
+        decode = GraphPlan("decode", tuple(pool), role="decode", serves=("decode",))
         return (
+            # First: the set's weights lie within those that it has stacked.
+            *([decode] if target.plugins else []),
             GraphPlan("embedding", (), role="embedding"),
             *(GraphPlan("router" if s is None else f"router-{s}", (), role="router", step=s) for s in steps),
             *(GraphPlan(f"layer-{i}-before", (i,), role="before_attention") for i in pool),
@@ -68,9 +73,13 @@ class RadialStrategy(Strategy):
     ) -> tuple[ir.Model, CausalLM]:
         assert isinstance(contract, Radial)
         _check_alike(architecture)
-        model = CausalLM(target, architecture, plan.layers)
+        model = CausalLM(target, architecture, () if plan.role == "decode" else plan.layers)
         gated = contract.gate == "probability"
-        if plan.layer_capacity is not None:
+        if plan.role == "decode":
+            target.check_selection(contract)
+            routers = _routers(model, architecture, target, contract, range(contract.max_steps))
+            write = decode_graph(model, architecture, SelectedLayer(target, architecture.layers), contract, routers)
+        elif plan.layer_capacity is not None:
             target.check_single_graph(contract, plan.layer_capacity)
             routers = _routers(model, architecture, target, contract, range(contract.max_steps))
             write = single_graph(architecture, target, contract, routers, plan.layer_capacity)

@@ -34,7 +34,8 @@ class Strategy(ABC):
     def graphs(
         self, contract: AnyContract, speedups: tuple[Speedup, ...], layers: int, *, target: Target, static: bool
     ) -> tuple[GraphPlan, ...]:
-        """The graphs to write; the first one takes prompts, at full depth."""
+        """The graphs to write, in this order; of those that are whole steps of any number of tokens the first takes
+        prompts, at full depth."""
 
     def single_graph(self, contract: AnyContract, layers: int, layer_capacity: float) -> GraphPlan:
         """One graph without conditions instead; raises DynexportError where the strategy has none.

@@ -63,24 +63,29 @@ class Target(ABC):
     Attributes:
         activations: type of hidden states, caches and what products give; statistics, routers and logits are float32.
         vector_storage: how the biases of projections are stored.
+        norm_storage: how weights and biases of norms are.
         fixed_slots: whether a cache's number of slots stands in the graph.
         conditional_layers: whether a layer with its attention can stand inside an ``If``.
-        adds_rows: whether there is ``add_rows``.
+        plugins: whether graphs may call operators of our own; only then is there ``add_rows``.
     """
 
     name: TargetName
     opset_imports: Mapping[str, int]
     activations: ir.DataType = ir.DataType.FLOAT
     vector_storage: Storage = Plain()
+    norm_storage: Storage = Plain()
     fixed_slots: bool = False
     conditional_layers: bool = True
-    adds_rows: bool = False
+    plugins: bool = False
 
     def check_contract(self, contract: AnyContract, max_length: int) -> None:  # noqa: B027
         """Raise DynexportError, with what to do, for a contract that the engine cannot run; here, it runs all."""
 
     def check_single_graph(self, contract: Radial, layer_capacity: float) -> None:  # noqa: B027
         """The same for a graph of all steps, in which layers have room for a share of a step's tokens."""
+
+    def check_selection(self, contract: Radial) -> None:  # noqa: B027
+        """The same for a graph of single tokens, of which each takes the weights of the layers that it chooses."""
 
     def profiles(self, plan: GraphPlan, contract: AnyContract, max_length: int) -> tuple[Profile, ...]:
         """The sizes that a graph's engine is built for; here, a session takes any."""
@@ -104,6 +109,10 @@ class Target(ABC):
     @abstractmethod
     def matmul(self, op: Any, x: ir.Value, weight: StoredWeight) -> ir.Value:
         """x [..., K] times W^T for W [N, K]."""
+
+    def vector(self, op: Any, stored: ir.Value) -> ir.Value:
+        """A bias as it is added to [.., features]; here, as it is stored."""
+        return stored
 
     @abstractmethod
     def gather_rows(self, op: Any, indices: ir.Value, weight: StoredWeight) -> ir.Value:

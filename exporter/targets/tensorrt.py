@@ -63,7 +63,6 @@ class TensorRT(Target):
         if max_batch < 1:
             raise DynexportError(f"max_batch: expected at least 1 row, found {max_batch}")
         self.precision, self.max_batch, self.max_prompt, self.plugins = precision, max_batch, max_prompt, plugins
-        self.adds_rows = plugins
         self.activations = _ACTIVATIONS[precision]
         self.vector_storage: Storage = Plain(self.activations)
 
@@ -93,6 +92,18 @@ class TensorRT(Target):
                 f"tokens, found {layer_capacity:g}; give --max-batch 1, or leave out --layer-capacity"
             )
 
+    def check_selection(self, contract: Radial) -> None:
+        if contract.cache_policy == "layer":
+            raise DynexportError(
+                "--plugins: expected cache_policy step for radial, as the graph that decodes appends to a cache once, "
+                "found layer; leave out --plugins"
+            )
+        if self.precision in ("int8", "int4"):
+            raise DynexportError(
+                "--plugins: expected precision fp32, fp16 or bf16 for radial, as SelectedMatMul takes floats only, "
+                f"found {self.precision}; leave out --plugins"
+            )
+
     def profiles(self, plan: GraphPlan, contract: AnyContract, max_length: int) -> tuple[Profile, ...]:
         prompt = self._longest_prompt(max_length)
         if plan.role == "paths":
@@ -110,6 +121,8 @@ class TensorRT(Target):
         batch, length = (1, 1, rows), (1, tokens, tokens)
         if role in ("step", "paths"):
             return {"B": batch, "S": length, "K": (1, 1, logits)}
+        if role == "decode":
+            return {"B": batch}
         if role == "attention":
             return {"B": batch, "C": length}
         if role == "head":

@@ -27,7 +27,7 @@ __device__ void multiply(
     int32_t const lane = threadIdx.x % kWarp;
     int64_t const layer = index[token];
     float sum = 0.0F;
-    // An index that is no layer's gives zeros rather than another tensor's memory.
+    // -1 is a token without a layer; any other index that is no layer's gives zeros too, not another tensor's memory.
     if (layer >= 0 && layer < layers)
     {
         T const* const ofRow = weight + (layer * outputs + row) * inputs;

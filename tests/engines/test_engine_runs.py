@@ -35,6 +35,7 @@ CASES: dict[str, dict[str, Any]] = {
     "mod-topk": {"max_prompt": 20},
     "radial-step": {"max_prompt": 20},  # more than the head takes at once
     "radial-layer": {},
+    "radial-noreuse-min": {"plugins": True},  # prompts by the set, steps by one graph
 }
 BACKEND: Any = "tensorrt-rtx"
 

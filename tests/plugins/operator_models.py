@@ -95,8 +95,10 @@ def _RaggedKVAppend(
 
 
 def _SelectedMatMul(x: NDArray[Any], weight: NDArray[Any], index: NDArray[Any]) -> NDArray[Any]:
-    rows = [weight[i].astype(np.float64) @ row.astype(np.float64) for i, row in zip(index, x, strict=True)]
-    return np.stack(rows) if rows else np.zeros((0, weight.shape[1]))
+    products = np.zeros((len(x), weight.shape[1]))
+    for n in np.flatnonzero(index >= 0):
+        products[n] = weight[index[n]].astype(np.float64) @ x[n].astype(np.float64)
+    return products
 
 
 def draw(name: str, sizes: dict[str, int], seed: int, dtype: Any = np.float32) -> Arrays:
@@ -125,8 +127,10 @@ def draw(name: str, sizes: dict[str, int], seed: int, dtype: Any = np.float32) -
         write_index = random.integers(-2, sizes["M"] + 2, sizes["B"])
         count = random.integers(-1, sizes["K"] + 2, sizes["B"])
         return {"cache": normal("BhMD"), "new": normal("BhKD"), "write_index": write_index, "count": count}
-    index = random.integers(0, sizes["L"], sizes["N"])
-    return {"x": normal("NK"), "weight": normal("LJK"), "index": index}
+    index = random.integers(-1, sizes["L"], sizes["N"])
+    tokens = normal("NK")
+    tokens[index < 0] = np.nan
+    return {"x": tokens, "weight": normal("LJK"), "index": index}
 
 
 def agree(name: str, found: Sequence[NDArray[Any]], arrays: Arrays, *, tolerance: float) -> None:
