@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from dynexport.exporter.parity.cases import Prompt, generate, replay, routes
+from dynexport.exporter.parity.cases import Decisions, Prompt, generate, replay, routes
 from dynexport.exporter.parity.golden import GoldenRow
 from dynexport.exporter.parity.metrics import FloatArray, Metrics, compare_bits, compare_logits, compare_routes
 from dynexport.exporter.parity.thresholds import Kind
@@ -18,6 +18,7 @@ from dynexport.runtime.contract import Mod
 from dynexport.runtime.decoder import CHUNK
 from dynexport.runtime.decoders import AnyDecoder
 from dynexport.runtime.manifest import Speedup
+from dynexport.runtime.routes import TURNED_AWAY
 
 _CHUNKS = (1, 3, 16)
 # Tokens fed one by one where generating is not what is checked.
@@ -228,12 +229,17 @@ def _compared(
         measured.append(Measurement(f"routes/{name}", routes_kind, compare_routes(told, decided), skipped))
         differ = [bool((a.decisions != b.decisions).any()) for a, b in zip(told, decided, strict=True)]
         if any(differ):
-            again = replay(decoder, cases, chunk=chunk, forced=[row.decisions for row in told])
+            again = replay(decoder, cases, chunk=chunk, forced=[_wishes(row) for row in told])
             logits = [other if flipped else own for own, other, flipped in zip(logits, again, differ, strict=True)]
     wanted = [row[-last:] for row in expected.logits]
     candidate = [row[-len(like) :] for row, like in zip(logits, wanted, strict=True)]
     compared = tuple(cases) if kind == "reference" else ()
     return [*measured, Measurement(name, kind, compare_logits(wanted, candidate), skipped, compared)]
+
+
+def _wishes(row: RowRoutes | RowPaths) -> Decisions:
+    """The decisions to force, int64 or bool [R, tokens]; what a full layer made of one is not among them."""
+    return np.where(row.decisions == TURNED_AWAY, -1, row.decisions)
 
 
 def _skips(decoder: AnyDecoder, speedup: Speedup) -> bool:
