@@ -67,6 +67,7 @@ def build_graph(
         frequencies,
         layers=plan.layers,
         contiguous=plan.contiguous,
+        together=plan.together,
         kernel_rotates=target.rotates_in_attention(architecture),
         fixed_slots=target.fixed_slots,
         routing=routing,

@@ -16,6 +16,7 @@ class GraphPlan:
         layers: the layers that it holds.
         conditional: whether it has a ``layer_active`` input that says which of them run.
         contiguous: those whose caches always hold the positions 0, 1, 2, .., as nothing ever skips them.
+        together: groups of layers that are only ever skipped together, so that their caches have the same lengths.
         padded: whether routed layers run a fixed share of the tokens, whatever was chosen.
         role: a whole step, or the part of one that a graph set calls it for.
         serves: what it is run for. A graph that only decodes takes one token of every row.
@@ -27,6 +28,7 @@ class GraphPlan:
     layers: tuple[int, ...]
     conditional: bool = False
     contiguous: tuple[int, ...] = ()
+    together: tuple[tuple[int, ...], ...] = ()
     padded: bool = False
     role: Role = "step"
     serves: tuple[ProfileName, ...] = ("prefill", "decode")

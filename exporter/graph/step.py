@@ -98,6 +98,7 @@ class Step:
         contiguous: layers that nothing ever skips.
         alike: by window, for layers whose caches hold exactly the positions 0, 1, 2, ..: they differ in nothing else,
             and what they have to know is computed once.
+        together: by layer, for those whose caches have the same lengths as others': these know the same.
         routing: in a graph whose layers choose their tokens.
     """
 
@@ -112,6 +113,7 @@ class Step:
     layer_active: ir.Value | None
     contiguous: tuple[int, ...]
     alike: dict[int | None, LayerStep]
+    together: dict[int, LayerStep]
     routing: Routing | None = None
 
     @classmethod
@@ -127,6 +129,7 @@ class Step:
         *,
         layers: tuple[int, ...],
         contiguous: tuple[int, ...],
+        together: tuple[tuple[int, ...], ...],
         kernel_rotates: bool,
         fixed_slots: bool,
         routing: Routing | None = None,
@@ -137,6 +140,7 @@ class Step:
             frequencies: of rotary angles, or None.
             layers: the layers of the graph; rows of ``cache_lengths`` and ``layer_active`` follow them.
             contiguous: layers whose caches hold exactly the positions 0, 1, 2, ..: nothing ever skips them.
+            together: groups of layers whose caches have the same lengths.
             kernel_rotates: attention takes the angles of every position and rotates itself.
             fixed_slots: caches have a fixed number of slots, and attention looks at all of them.
         """
@@ -155,9 +159,12 @@ class Step:
             layer_active,
             contiguous,
             alike={},
+            together={},
             routing=routing,
         )
         step._tell_alike(op, total, contiguous)
+        for group in together:
+            step.together.update(dict.fromkeys(group, step._gathered(op, group[0])))
         return step
 
     def _tell_alike(self, op: Any, total: ir.Value | None, contiguous: tuple[int, ...]) -> None:
@@ -179,8 +186,9 @@ class Step:
 
     def for_layer(self, op: Any, layer: int) -> LayerStep:
         """What a layer that runs all tokens has to know."""
-        alike = self.alike.get(self.architecture.windows[layer]) if layer in self.contiguous else None
-        return alike or self._gathered(op, layer)
+        if layer in self.contiguous:
+            return self.alike[self.architecture.windows[layer]]
+        return self.together.get(layer) or self._gathered(op, layer)
 
     def _gathered(self, op: Any, layer: int) -> LayerStep:
         row = self.row_of(layer)

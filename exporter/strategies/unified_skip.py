@@ -18,7 +18,7 @@ from dynexport.exporter.strategies.strategy import Strategy
 from dynexport.exporter.targets.target import Target
 from dynexport.runtime.contract import AnyContract, SkipRule, UnifiedSkip
 from dynexport.runtime.errors import DynexportError
-from dynexport.runtime.manifest import Speedup
+from dynexport.runtime.manifest import ProfileName, Speedup
 
 
 def kept_layers(rule: SkipRule, ratio: float, layers: int) -> tuple[int, ...]:
@@ -60,6 +60,14 @@ def _declared(keep: tuple[int, ...], layers: int) -> Speedup:
     return Speedup(name="keep", ratio=None, keep=tuple(sorted(set(keep))))
 
 
+def _skipped_together(layers: tuple[int, ...], speedups: tuple[Speedup, ...]) -> tuple[tuple[int, ...], ...]:
+    """Those of these layers that the same ratios keep."""
+    groups: dict[tuple[bool, ...], list[int]] = {}
+    for layer in layers:
+        groups.setdefault(tuple(layer in speedup.keep for speedup in speedups), []).append(layer)
+    return tuple(tuple(group) for group in groups.values())
+
+
 class UnifiedSkipStrategy(Strategy):
     """One graph with a condition per layer; or, static, a full graph and one of the kept layers per ratio."""
 
@@ -82,8 +90,12 @@ class UnifiedSkipStrategy(Strategy):
         everything = tuple(range(layers))
         if target.conditional_layers and not static:
             return (GraphPlan("model", everything, conditional=True),)
-        decode = (GraphPlan(f"decode-{s.name}", s.keep, serves=("decode",)) for s in speedups)
-        return (GraphPlan("model", everything), *decode)
+
+        def plan(name: str, kept: tuple[int, ...], *serves: ProfileName) -> GraphPlan:
+            return GraphPlan(name, kept, together=_skipped_together(kept, speedups), serves=serves)
+
+        decode = (plan(f"decode-{s.name}", s.keep, "decode") for s in speedups)
+        return (plan("model", everything, "prefill", "decode"), *decode)
 
     def run_layer(
         self, op: Any, layer: DecoderLayer, hidden_states: ir.Value, step: Step, cache: LayerCache

@@ -7,14 +7,18 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from bundles import CONFORMANCE
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dynexport.exporter.conversion import convert
 from dynexport.exporter.strategies import strategies
 from dynexport.exporter.strategies.unified_skip import kept_layers
+from dynexport.runtime.bundle import Bundle
 from dynexport.runtime.contract import parse_contract
+from dynexport.runtime.decoder import Decoder
 from dynexport.runtime.errors import DynexportError
 from dynexport.runtime.manifest import Speedup
 
@@ -191,6 +195,25 @@ def test_graphs_of_a_bundle(static: bool, saved_model: Callable[[str], Path], tm
     assert graphs == [("model", everything, not static)] + (decode if static else [])
     files = {path.name for path in done.output.iterdir()}
     assert {f"{name}.onnx" for name, _, _ in graphs} == {name for name in files if name.endswith(".onnx")}
+
+
+def test_graphs_of_kept_layers_take_turns_as_conditions_do(tmp_path: Path) -> None:
+    """Three depths in one conversation: what layers that are skipped together share holds for all of them."""
+    ratios, found = (2.0, 1.25, 2.0, 1.0, 1.25), []
+    for options in ({}, {"static": True}, {"target": "tensorrt"}):
+        bundle = tmp_path / str(len(found))
+        convert(CONFORMANCE / "skip-2x", bundle, speedups=(2.0, 1.25), golden=False, **options)
+        decoder = Decoder(Bundle.open(bundle), threads=1)
+        cache = decoder.cache(2, 32)
+        rows = decoder.prefill(cache, [[5, 3, 8, 2], [7]], all_logits=True)
+        logits = [np.concatenate(rows)]
+        for token, ratio in enumerate(ratios):
+            logits.append(decoder.step(cache, [token + 11, token + 40], decoder.bundle.speedup(ratio)))
+        rows = decoder.prefill(cache, [[9], [4, 6, 1]], all_logits=True)
+        found.append(np.concatenate([*logits, *rows]))
+        assert len({tuple(lengths) for lengths in cache.lengths.tolist()}) == 3
+    for other in found[1:]:
+        assert np.abs(other - found[0]).max() < 1e-4
 
 
 def test_dense_has_nothing_to_skip(saved_model: Callable[[str], Path], tmp_path: Path) -> None:
