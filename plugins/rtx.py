@@ -94,4 +94,4 @@ def _preload() -> None:
     _preloaded.extend(ctypes.CDLL(str(private / name)) for name in _LIBRARIES)
 
 
-__all__ = ["load", "problem"]
+__all__ = ["cure_for_others", "load", "problem"]

@@ -4,16 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from numbers import Integral
-from pathlib import Path
 
 import numpy as np
 
-from dynexport.runtime.bundle import Bundle
 from dynexport.runtime.cache import Cache, Entries
 from dynexport.runtime.contract import Mod
 from dynexport.runtime.engines.engine import Caches, Engine
-from dynexport.runtime.engines.opening import RunBackend, engine_opener
 from dynexport.runtime.errors import DynexportError
+from dynexport.runtime.loaded import Loaded
 from dynexport.runtime.manifest import Manifest, Speedup
 from dynexport.runtime.routes import RowLog, StepRoutes
 
@@ -24,26 +22,10 @@ Tokens = Sequence[int] | Array
 CHUNK = 1024
 
 
-class Decoder:
-    """A bundle's graphs, loaded. Prompt and decode graphs of a static bundle are loaded when first needed.
+class Decoder(Loaded):
+    """A bundle's graphs, loaded. Prompt and decode graphs of a static bundle are loaded when first needed."""
 
-    Args:
-        backend: what runs the graphs; other arguments and errors as for ``engine_opener``.
-    """
-
-    def __init__(
-        self,
-        bundle: Bundle,
-        threads: int | None = None,
-        *,
-        backend: RunBackend = "onnxruntime",
-        profile: Path | None = None,
-        alone: bool = True,
-    ) -> None:
-        self._open = engine_opener(bundle, backend, threads, profile=profile, alone=alone)
-        self.bundle, self.manifest = bundle, bundle.manifest
-        self.backend, self.threads = backend, threads
-        self._engines: dict[str, Engine] = {}
+    def _begin(self) -> None:
         self._masks: dict[tuple[int, ...], Array] = {}
 
     def cache(self, rows: int, slots: int, *, record: bool = False) -> Cache:
@@ -173,7 +155,7 @@ class Decoder:
         inputs = self._inputs(ids, cache.positions, cache.lengths, everything, wanted)
         if self.manifest.has_routers:
             inputs |= self._routing_inputs(ids, sizes, wish, is_prompt=True)
-        results = self._engine(self.manifest.graphs[0].name).run(inputs, Caches(cache.buffers))
+        results = self._engine(self.manifest.graphs[0]).run(inputs, Caches(cache.buffers))
         self._advance(cache, everything, sizes, results)
         return results["logits"]
 
@@ -224,21 +206,11 @@ class Decoder:
         are two of them the one that does nothing but decode."""
         first = self.manifest.graphs[0]
         if first.conditional:
-            return self._engine(first.name)
+            return self._engine(first)
         for graph in sorted(self.manifest.graphs, key=lambda graph: any(p.name == "prefill" for p in graph.profiles)):
             if graph.layers == speedup.keep:
-                return self._engine(graph.name)
+                return self._engine(graph)
         raise DynexportError(f"{self.bundle.path}: no graph for speedup {speedup.name}; convert again with it")
-
-    def _engine(self, name: str) -> Engine:
-        if name not in self._engines:
-            graph = next(graph for graph in self.manifest.graphs if graph.name == name)
-            self._engines[name] = self._open(graph)
-        return self._engines[name]
-
-    def end_profiling(self) -> list[Path]:
-        """The profiles of the graphs that were loaded."""
-        return [engine.end_profiling() for engine in self._engines.values()]
 
 
 def checked_prompts(manifest: Manifest, prompts: Sequence[Tokens], cache: Entries) -> list[Array]:

@@ -9,7 +9,7 @@ import numpy as np
 from dynexport.runtime.cache import Cache, Entries, check_batch, zeroed
 from dynexport.runtime.contract import Radial
 from dynexport.runtime.errors import DynexportError
-from dynexport.runtime.manifest import Manifest, SingleGraph
+from dynexport.runtime.manifest import Graph, Manifest, SingleGraph
 
 Array = np.ndarray
 
@@ -59,6 +59,13 @@ class PathCache(Entries):
         return self.buffers[place]
 
 
+def check_places(graph: Graph, places: int) -> None:
+    """Raise DynexportError for a graph of all steps that has not a cache for every place."""
+    found = len({name.partition(".")[0] for name in graph.caches})
+    if found != places:
+        raise DynexportError(f"{graph.file}: expected {places} caches, found {found}; convert again")
+
+
 class SinglePathCache(Cache):
     """Caches of a single graph for ``rows`` sequences of up to ``slots`` tokens.
 
@@ -81,9 +88,8 @@ class SinglePathCache(Cache):
         check_batch(manifest, rows)
         single, specs = manifest.single_graph, manifest.graphs[0].caches
         assert isinstance(single, SingleGraph)
-        places, found = contract.places(manifest.model.layers), len({name.partition(".")[0] for name in specs})
-        if found != places:
-            raise DynexportError(f"{manifest.graphs[0].file}: expected {places} caches, found {found}; convert again")
+        places = contract.places(manifest.model.layers)
+        check_places(manifest.graphs[0], places)
         room = slots * contract.entries_per_token + single.chunk
         (self.buffers,) = zeroed(specs, {"B": rows, "M": room}, slots)
         self.begin(rows, slots, caches=places, routers=1, record=record)

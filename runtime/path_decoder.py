@@ -7,18 +7,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import numpy as np
 
-from dynexport.runtime.bundle import Bundle
 from dynexport.runtime.contract import Radial
 from dynexport.runtime.decoder import CHUNK, Tokens, checked_prompts
 from dynexport.runtime.engines.engine import Caches, Engine
-from dynexport.runtime.engines.opening import RunBackend, engine_opener
 from dynexport.runtime.errors import DynexportError
+from dynexport.runtime.loaded import Loaded
 from dynexport.runtime.manifest import Graph, Role, Speedup
-from dynexport.runtime.path_cache import PathCache
+from dynexport.runtime.path_cache import PathCache, check_places
 from dynexport.runtime.routes import StepPaths, check_forced_paths
 
 Array = np.ndarray
@@ -62,33 +60,18 @@ class _Walk:
         self.margins = np.full((steps, count), np.inf, np.float32)
 
 
-class PathDecoder:
+class PathDecoder(Loaded):
     """A bundle's set of graphs, loaded, and the graph of a whole decode step where there is one; it decodes as
     ``Decoder`` does.
 
-    Args:
-        backend: what runs the graphs; other arguments and errors as for ``engine_opener``.
-
     Raises:
-        DynexportError: also when a graph is missing.
+        DynexportError: as ``Loaded``; also when a graph is missing.
     """
 
-    def __init__(
-        self,
-        bundle: Bundle,
-        threads: int | None = None,
-        *,
-        backend: RunBackend = "onnxruntime",
-        profile: Path | None = None,
-        alone: bool = True,
-    ) -> None:
-        assert isinstance(bundle.manifest.contract, Radial)
-        self._open = engine_opener(bundle, backend, threads, profile=profile, alone=alone)
-        self.bundle, self.manifest = bundle, bundle.manifest
-        self.backend, self.threads = backend, threads
-        self.contract = bundle.manifest.contract
+    def _begin(self) -> None:
+        assert isinstance(self.manifest.contract, Radial)
+        self.contract = self.manifest.contract
         self._layers = self.manifest.model.layers
-        self._engines: list[Engine] = []
         self._embedding, self._head = self._part("embedding"), self._part("head")
         steps = range(self.contract.max_steps)
         shared = self._part("router") if self.contract.router.shared else None
@@ -315,25 +298,16 @@ class PathDecoder:
             log.paths.append(walk.path[:, mine])
 
     def _part(self, role: Role, layer: int | None = None, *, step: int | None = None) -> Engine:
-        self._engines.append(self._open(self._graph(role, layer, step=step)))
-        return self._engines[-1]
+        return self._engine(self._graph(role, layer, step=step))
 
     def _whole_step(self) -> Engine | None:
         """The graph of a whole decode step, where the bundle has one."""
         if all(graph.role != "decode" for graph in self.manifest.graphs):
             return None
         engine = self._part("decode")
-        caches, results = engine.graph.caches, {spec.name for spec in engine.graph.outputs}
-        found, steps = len({name.partition(".")[0] for name in caches}), self.contract.max_steps
-        if found != steps:
-            raise DynexportError(f"{engine.graph.file}: expected {steps} caches, found {found}; convert again")
-        if missing := {"logits", *StepPaths.OUTPUTS} - results:
-            raise DynexportError(f"{engine.graph.file}: expected an output {min(missing)}, found none; convert again")
+        check_places(engine.graph, self.contract.max_steps)
+        self._check_outputs(engine.graph, "logits", *StepPaths.OUTPUTS)
         return engine
-
-    def end_profiling(self) -> list[Path]:
-        """The profiles of all graphs."""
-        return [engine.end_profiling() for engine in self._engines]
 
     def _graph(self, role: Role, layer: int | None = None, *, step: int | None = None) -> Graph:
         for graph in self.manifest.graphs:

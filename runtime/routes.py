@@ -152,4 +152,4 @@ class RowLog:
         self.keep(0)
 
 
-__all__ = ["TURNED_AWAY", "RowLog", "StepPaths", "StepRoutes"]
+__all__ = ["TURNED_AWAY", "RowLog", "StepPaths", "StepRoutes", "check_forced_paths"]

@@ -3,16 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
 
-from dynexport.runtime.bundle import Bundle
 from dynexport.runtime.cache import Cache
 from dynexport.runtime.contract import Radial
 from dynexport.runtime.decoder import CHUNK, Decoder, Tokens
-from dynexport.runtime.engines.opening import RunBackend
-from dynexport.runtime.errors import DynexportError
 from dynexport.runtime.manifest import SingleGraph
 from dynexport.runtime.path_cache import SinglePathCache
 from dynexport.runtime.routes import StepPaths, check_forced_paths
@@ -27,22 +23,13 @@ class SinglePathDecoder(Decoder):
     beside others, may go other ways than at once or alone.
     """
 
-    def __init__(
-        self,
-        bundle: Bundle,
-        threads: int | None = None,
-        *,
-        backend: RunBackend = "onnxruntime",
-        profile: Path | None = None,
-        alone: bool = True,
-    ) -> None:
-        super().__init__(bundle, threads, backend=backend, profile=profile, alone=alone)
+    def _begin(self) -> None:
+        super()._begin()
         contract, single = self.manifest.contract, self.manifest.single_graph
         assert isinstance(contract, Radial) and isinstance(single, SingleGraph)
         self.contract, self._chunk, self._layers = contract, single.chunk, self.manifest.model.layers
         (graph,) = self.manifest.graphs
-        if missing := {"logits", "overflow", *StepPaths.OUTPUTS} - {spec.name for spec in graph.outputs}:
-            raise DynexportError(f"{bundle.path}: {graph.file}: expected an output {min(missing)}, found none")
+        self._check_outputs(graph, "logits", "overflow", *StepPaths.OUTPUTS)
 
     def cache(self, rows: int, slots: int, *, record: bool = False) -> SinglePathCache:
         """Room for ``rows`` sequences of ``slots`` tokens; at most the model's context."""

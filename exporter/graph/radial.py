@@ -22,6 +22,7 @@ from dynexport.exporter.architecture import Architecture, Rotary
 from dynexport.exporter.graph.attention import Attention
 from dynexport.exporter.graph.build import IR_VERSION, add_input, add_output, register_parameters, typed_value
 from dynexport.exporter.graph.decoder import CausalLM, DecoderLayer
+from dynexport.exporter.graph.gate import gated
 from dynexport.exporter.graph.layers import PLAIN, Linear, Norm
 from dynexport.exporter.graph.step import (
     BOOL,
@@ -332,13 +333,6 @@ def finish(
     """The rest of a layer [1, N, hidden], from its input and what attention made of that; gates float32 [N]."""
     output = layer.after_attention(op, hidden_states, layer.self_attn.o_proj(op, attended))
     return output if gates is None else gated(op, hidden_states, output, op.Unsqueeze(gates, [0, 2]))
-
-
-def gated(op: Any, hidden_states: ir.Value, output: ir.Value, gates: ir.Value) -> ir.Value:
-    """A layer's input and output, added up by gates float32 [.., 1]."""
-    before, after = (cast(op, x, FLOAT) for x in (hidden_states, output))
-    moved = op.Add(before, op.Mul(gates, op.Sub(after, before)))
-    return cast(op, moved, hidden_states.dtype)
 
 
 def _line(architecture: Architecture) -> list[int | str]:

@@ -17,6 +17,7 @@ from dynexport.exporter.architecture import Architecture
 from dynexport.exporter.graph import radial
 from dynexport.exporter.graph.build import add_input, add_output, typed_value
 from dynexport.exporter.graph.decoder import POOL, CausalLM, DecoderLayer
+from dynexport.exporter.graph.gate import gated
 from dynexport.exporter.graph.radial_paths import Decision, Paths
 from dynexport.exporter.graph.step import FLOAT, INT64, LayerCache, Rotation, inverse_frequencies, rotation
 from dynexport.exporter.graph.structure import check_decode_graph
@@ -104,7 +105,7 @@ class _Pool:
         step = replace(step, rotation=self._angles())
         output, present = self._layer(op, hidden_states, step, LayerCache(**past))
         if decision.probability is not None:
-            output = radial.gated(op, hidden_states, output, op.Unsqueeze(decision.probability, [1, 2]))
+            output = gated(op, hidden_states, output, op.Unsqueeze(decision.probability, [1, 2]))
         return op.Where(op.Unsqueeze(decision.goes, [1, 2]), output, hidden_states), present
 
     def _angles(self) -> Rotation | None:

@@ -17,6 +17,7 @@ from onnxscript import nn
 
 from dynexport.exporter.architecture import Architecture
 from dynexport.exporter.graph.conditional import either
+from dynexport.exporter.graph.gate import gated
 from dynexport.exporter.graph.layers import PLAIN, Linear
 from dynexport.exporter.graph.plan import GraphPlan
 from dynexport.exporter.graph.selection import capacity, chosen_first
@@ -257,9 +258,7 @@ class Compacted(ABC):
 
     def add(self, op: Any, gate: ir.Value, output: ir.Value) -> ir.Value:
         """Hidden states [B, S, hidden] with h + g (y - h) for those of the chosen tokens; g float32, y ``output``."""
-        before = cast(op, self.hidden_states, FLOAT)
-        after = op.Add(before, op.Mul(gate, op.Sub(cast(op, output, FLOAT), before)))
-        return self.put_back(op, cast(op, after, output.dtype))
+        return self.put_back(op, gated(op, self.hidden_states, output, gate))
 
 
 class Ragged(Compacted):

@@ -11,7 +11,7 @@ import onnx
 from dynexport.exporter.parity.metrics import FloatArray
 from dynexport.runtime.bundle import Bundle
 from dynexport.runtime.decoder import Decoder
-from dynexport.runtime.engines.engine import NO_CACHES, Array, Caches, Engine
+from dynexport.runtime.engines.engine import NO_CACHES, Array, Caches
 from dynexport.runtime.engines.onnxruntime import OnnxRuntimeEngine
 from dynexport.runtime.errors import DynexportError
 from dynexport.runtime.manifest import Graph, TensorSpec
@@ -30,13 +30,8 @@ class ProbeDecoder(Decoder):
 
     def __init__(self, bundle: Bundle, threads: int | None = None) -> None:
         super().__init__(bundle, threads)
+        self._open = lambda graph: _ProbeEngine(bundle.path / graph.file, graph, self)
         self.calls: list[dict[str, FloatArray]] = []
-
-    def _engine(self, name: str) -> Engine:
-        if name not in self._engines:
-            graph = next(graph for graph in self.manifest.graphs if graph.name == name)
-            self._engines[name] = _ProbeEngine(self.bundle.path / graph.file, graph, self)
-        return self._engines[name]
 
 
 class _ProbeEngine(OnnxRuntimeEngine):

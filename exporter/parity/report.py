@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict
 from dynexport.exporter.parity.bisect import Place
 from dynexport.exporter.parity.ladder import Measurement
 from dynexport.exporter.parity.metrics import Metrics, number
-from dynexport.exporter.parity.thresholds import Kind, PrecisionLimits, judge, judge_routes
+from dynexport.exporter.parity.thresholds import ROUTES, Kind, PrecisionLimits, judge, judge_routes
 from dynexport.runtime.manifest import Precision
 
 _HEADLINES = ("identical", "max_abs", "mean_kl", "top1_agreement")
@@ -44,7 +44,7 @@ class Check(_Part):
     def judged(cls, measurement: Measurement, limits: PrecisionLimits) -> Check:
         """A measurement held to limits."""
         m = measurement
-        if m.kind in ("routes", "own_routes"):
+        if m.kind in ROUTES:
             verdict = judge_routes(m.metrics, limits.routes)
         else:
             verdict = judge(m.kind, m.metrics, limits.of(m.kind, skipped=m.skipped))
@@ -61,7 +61,7 @@ class Check(_Part):
     @property
     def of_routes(self) -> bool:
         """Whether it compares decisions, not logits."""
-        return self.kind in ("routes", "own_routes")
+        return self.kind in ROUTES
 
     @property
     def headlines(self) -> Metrics:

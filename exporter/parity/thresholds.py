@@ -16,6 +16,7 @@ from dynexport.runtime.manifest import Precision, TargetName
 Kind: TypeAlias = Literal["reference", "consistency", "exact", "routes", "own_routes"]
 """Held to PyTorch; to itself computed in another order; to be the same to the last bit; to PyTorch's decisions; or to
 its own."""
+ROUTES: tuple[Kind, ...] = ("routes", "own_routes")
 
 
 @dataclass(frozen=True)
