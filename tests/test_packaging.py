@@ -6,19 +6,28 @@ import ast
 import importlib
 import inspect
 import json
+import shutil
 import subprocess
 import sys
 import tomllib
+import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from bundles import CONFORMANCE, Ran, environment
 
+import dynexport
 from dynexport.exporter.conversion import convert
 
 ROOT = Path(__file__).parent.parent
-FOLDERS = ("exporter", "runtime", "plugins")
+# Folder -> the package that it is.
+FOLDERS = {
+    "package": "dynexport",
+    "exporter": "dynexport.exporter",
+    "runtime": "dynexport.runtime",
+    "plugins": "dynexport.plugins",
+}
 MODULES = sorted(path for folder in FOLDERS for path in (ROOT / folder).rglob("*.py"))
 # (importing, imported): the one may not import the other.
 FORBIDDEN = (
@@ -47,8 +56,8 @@ main()
 
 
 def name_of(path: Path) -> str:
-    parts = path.relative_to(ROOT).with_suffix("").parts
-    return ".".join(("dynexport", *parts)).removesuffix(".__init__")
+    folder, *parts = path.relative_to(ROOT).with_suffix("").parts
+    return ".".join((FOLDERS[folder], *parts)).removesuffix(".__init__")
 
 
 def imports(path: Path) -> Iterator[str]:
@@ -67,12 +76,10 @@ def within(name: str, package: str) -> bool:
 
 
 def test_every_package_is_listed_in_pyproject() -> None:
-    listed = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"]
-    found = {name_of(path) for path in MODULES if path.name == "__init__.py"}
-    # A package may also be a folder without code of its own.
-    assert found <= set(listed)
-    for package in listed:
-        assert (ROOT / Path(*package.split(".")[1:])).is_dir()
+    setuptools = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]
+    assert {package: folder for folder, package in FOLDERS.items()} == setuptools["package-dir"]
+    # A package may also be a folder without an __init__.py.
+    assert sorted({name_of(path.with_name("__init__.py")) for path in MODULES}) == setuptools["packages"]
 
 
 @pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(ROOT)))
@@ -110,21 +117,57 @@ def test_the_runtime_alone_loads_no_torch_and_no_exporter() -> None:
     assert [name for name in loaded if name.split(".")[0] in heavy or within(name, "dynexport.exporter")] == []
 
 
-def without_torch(*arguments: object) -> Ran:
-    """Run a command in a Python that has neither torch nor transformers."""
+def test_python_m_and_the_version(tmp_path: Path) -> None:
+    words = [sys.executable, "-m", "dynexport", "--version"]
+    ran = subprocess.run(words, capture_output=True, text=True, env=environment(), cwd=tmp_path)
+    assert (ran.returncode, ran.stdout) == (0, f"dynexport, version {dynexport.__version__}\n")
+    assert dynexport.__version__ == tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
+
+
+@pytest.fixture(scope="session")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The project's wheel, unpacked: what an ordinary installation has."""
+    source, unpacked = tmp_path_factory.mktemp("source"), tmp_path_factory.mktemp("wheel")
+    for folder in FOLDERS:
+        shutil.copytree(ROOT / folder, source / folder, ignore=shutil.ignore_patterns("__pycache__"))
+    for file in ("pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(ROOT / file, source)
+    build = ["pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation", "--wheel-dir", str(unpacked), str(source)]
+    subprocess.run([sys.executable, "-m", *build], check=True, env=environment())
+    (file,) = unpacked.glob("*.whl")
+    zipfile.ZipFile(file).extractall(unpacked)
+    return unpacked
+
+
+def test_the_wheel_has_every_file(wheel: Path) -> None:
+    files = {path for folder in FOLDERS for path in (ROOT / folder).rglob("*") if path.is_file()}
+    for path in (path for path in files if "__pycache__" not in path.parts):
+        folder, *parts = path.relative_to(ROOT).parts
+        assert (wheel / FOLDERS[folder].replace(".", "/") / Path(*parts)).is_file(), path
+
+
+def without_torch(*arguments: object, wheel: Path | None = None) -> Ran:
+    """Run a command in a Python that has neither torch nor transformers, and dynexport from an unpacked wheel."""
     words = [sys.executable, "-c", WITHOUT_TORCH, *map(str, arguments)]
-    ran = subprocess.run(words, capture_output=True, text=True, env=environment())
+    path = {} if wheel is None else {"PYTHONPATH": str(wheel)}
+    ran = subprocess.run(words, capture_output=True, text=True, env=environment(**path), cwd=wheel)
     return Ran(ran.returncode, ran.stdout, ran.stderr)
 
 
-def test_convert_and_run_without_torch(tmp_path: Path) -> None:
-    converted = without_torch("convert", CONFORMANCE / "skip-2x", "-o", tmp_path / "b")
+def test_the_unpacked_wheel_is_what_is_imported(wheel: Path) -> None:
+    words = [sys.executable, "-c", "import dynexport.exporter.cli.main as main; print(main.__file__)"]
+    ran = subprocess.run(words, capture_output=True, text=True, env=environment(PYTHONPATH=str(wheel)), check=True)
+    assert Path(ran.stdout.strip()).is_relative_to(wheel)
+
+
+def test_convert_and_run_by_the_wheel_without_torch(wheel: Path, tmp_path: Path) -> None:
+    converted = without_torch("convert", CONFORMANCE / "skip-2x", "-o", tmp_path / "b", wheel=wheel)
     assert (converted.code, converted.err) == (0, "")
     out = " ".join(converted.out.replace("│", " ").split())
     assert "golden vectors none: " in out and "pip install 'dynexport[torch]'" in out
     run = json.loads((CONFORMANCE / "skip-2x" / "expected.json").read_text())["runs"][1]
     ids = ",".join(map(str, run["prompt"]))
-    ran = without_torch("run", tmp_path / "b", "--ids", ids, "--max-new-tokens", 16, "--json", "-")
+    ran = without_torch("run", tmp_path / "b", "--ids", ids, "--max-new-tokens", 16, "--json", "-", wheel=wheel)
     assert ran.report["ids"] == run["greedy"]
 
 
