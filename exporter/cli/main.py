@@ -72,7 +72,8 @@ def main() -> NoReturn:
     try:
         # --debug is taken wherever it stands.
         arguments = sys.argv[1:]
-        code = cli.main([word for word in arguments if word != _DEBUG], standalone_mode=False)
+        words = [word for word in arguments if word != _DEBUG]
+        code = cli.main(words, prog_name="dynexport", standalone_mode=False)
     except click.exceptions.NoArgsIsHelpError as error:
         error.show()
         sys.exit(EXIT_BAD_INPUT)

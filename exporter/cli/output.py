@@ -6,7 +6,7 @@ import json
 import math
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -109,8 +109,10 @@ class Output:
             TaskProgressColumn(),
             TimeElapsedColumn(),
         )
-        disable = not self._errors.is_terminal
-        with Progress(*columns, console=self._errors, transient=True, disable=disable) as progress:
+        shown = self._errors.is_terminal
+        progress = Progress(*columns, console=self._errors, transient=True, disable=not shown)
+        # Before version 15 of rich, a progress that is disabled still ends with an empty line.
+        with progress if shown else nullcontext():
             yield ProgressBar(progress, title)
 
 
