@@ -226,9 +226,9 @@ class File(_Part):
     bytes: Bytes
 
     @classmethod
-    def of(cls, path: Path, expected: str = "a file") -> File:
-        """Hash a regular file, no link. Raises DynexportError when there is none, or it cannot be read."""
-        sha256, size = hash_plain(path, expected, follow=False)
+    def of(cls, path: Path, expected: str = "a file", *, advice: str = "") -> File:
+        """Hash a regular file, no link; errors as for ``open_plain``."""
+        sha256, size = hash_plain(path, expected, follow=False, advice=advice)
         return cls(sha256=sha256, bytes=size)
 
 

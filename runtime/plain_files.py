@@ -23,12 +23,13 @@ _KINDS: tuple[tuple[Callable[[int], bool], str], ...] = (
 )
 
 
-def open_plain(path: Path, expected: str = "a file", *, follow: bool = True) -> BufferedReader:
+def open_plain(path: Path, expected: str = "a file", *, follow: bool = True, advice: str = "") -> BufferedReader:
     """Open a regular file for reading.
 
     Args:
         expected: what the file should be, for the error: ``"a text file"``.
         follow: whether the last part of the path may be a link.
+        advice: what to do, at the end of the error.
 
     Raises:
         DynexportError: when there is none, it is something else than a regular file, or it cannot be read.
@@ -38,16 +39,21 @@ def open_plain(path: Path, expected: str = "a file", *, follow: bool = True) -> 
     try:
         descriptor = os.open(path, flags)
     except (OSError, ValueError) as error:
-        raise DynexportError(f"{path}: expected {expected}, found {_found(path, error)}") from error
+        raise _refusal(path, expected, _found(path, error), advice) from error
     mode = os.fstat(descriptor).st_mode
     if not stat.S_ISREG(mode):
         os.close(descriptor)
-        raise DynexportError(f"{path}: expected {expected}, found {kind_of(mode)}")
+        raise _refusal(path, expected, kind_of(mode), advice)
     return os.fdopen(descriptor, "rb")
 
 
 def read_plain(
-    path: Path, expected: str = "a file", *, at_most: int = LARGEST_SMALL_FILE, follow: bool = True
+    path: Path,
+    expected: str = "a file",
+    *,
+    at_most: int = LARGEST_SMALL_FILE,
+    follow: bool = True,
+    advice: str = "",
 ) -> bytes:
     """Read all of a regular file.
 
@@ -57,29 +63,33 @@ def read_plain(
     Raises:
         DynexportError: as for ``open_plain``, and for a file that is too large.
     """
-    with open_plain(path, expected, follow=follow) as file:
+    with open_plain(path, expected, follow=follow, advice=advice) as file:
         size = os.fstat(file.fileno()).st_size
         if size > at_most:
-            raise DynexportError(f"{path}: expected {expected} of at most {at_most} bytes, found {size}")
+            raise _refusal(path, f"{expected} of at most {at_most} bytes", str(size), advice)
         try:
             return file.read(at_most)
         except OSError as error:
-            raise DynexportError(f"{path}: expected {expected}, found: {error.strerror}") from error
+            raise _refusal(path, expected, _found(path, error), advice) from error
 
 
-def hash_plain(path: Path, expected: str = "a file", *, follow: bool = True) -> tuple[str, int]:
+def hash_plain(path: Path, expected: str = "a file", *, follow: bool = True, advice: str = "") -> tuple[str, int]:
     """Return the sha256 of a regular file in hexadecimal digits, and its size; errors as for ``open_plain``."""
-    with open_plain(path, expected, follow=follow) as file:
+    with open_plain(path, expected, follow=follow, advice=advice) as file:
         try:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
             return digest, file.tell()
         except OSError as error:
-            raise DynexportError(f"{path}: expected {expected}, found: {error.strerror}") from error
+            raise _refusal(path, expected, _found(path, error), advice) from error
 
 
 def kind_of(mode: int) -> str:
     """Name what a path leads to, by its ``st_mode``."""
     return next((name for is_kind, name in _KINDS if is_kind(mode)), "a file")
+
+
+def _refusal(path: Path, expected: str, found: str, advice: str) -> DynexportError:
+    return DynexportError(f"{path}: expected {expected}, found {found}{'; ' if advice else ''}{advice}")
 
 
 def _found(path: Path, error: OSError | ValueError) -> str:

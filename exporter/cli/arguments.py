@@ -25,6 +25,11 @@ backend_option = click.option(
     show_default=True,
     help="What runs the graphs. tensorrt and tensorrt-rtx: the engines of `dynexport build`, on a GPU.",
 )
+trust_option = click.option(
+    "--trust-engines",
+    is_flag=True,
+    help="Give TensorRT engines that were not built here. They are native code: whoever made them runs it.",
+)
 text_option = click.option(
     "--text", "text_path", required=True, type=click.Path(path_type=Path), help="A UTF-8 text file."
 )
