@@ -13,6 +13,7 @@ import click
 from dynexport.runtime.engines.opening import RUN_BACKENDS
 from dynexport.runtime.errors import DynexportError
 from dynexport.runtime.machine import available_cores
+from dynexport.runtime.plain_files import open_plain
 
 bundle_argument = click.argument("bundle", type=click.Path(path_type=Path))
 threads_option = click.option(
@@ -94,7 +95,7 @@ def read_text(path: Path, max_tokens: int) -> str:
     """
     limit = 16 * max(1, max_tokens)
     try:
-        with path.open("rb") as file:
+        with open_plain(path, "a text file") as file:
             content = file.read(limit)
         # The cut may go through a character; the end of the file may not.
         return codecs.getincrementaldecoder("utf-8")().decode(content, final=len(content) < limit)
