@@ -14,7 +14,7 @@ import onnx_ir as ir
 
 from dynexport.exporter import describe
 from dynexport.exporter.architecture import Architecture
-from dynexport.exporter.bundle_writer import file_entry, replacing
+from dynexport.exporter.bundle_writer import replacing
 from dynexport.exporter.checkpoint import Checkpoint, open_checkpoint
 from dynexport.exporter.families import find_family, read_architecture
 from dynexport.exporter.graph.plan import GraphPlan
@@ -127,7 +127,7 @@ def convert(
         for name, content in checkpoint.files.items():
             (part / name).write_bytes(content)
         rows, note = write_golden(part / m.GOLDEN, checkpoint, manifest) if golden else (0, "left out as asked")
-        files = {path.name: file_entry(path) for path in sorted(part.iterdir()) if path.name not in manifest.files}
+        files = {path.name: m.File.of(path) for path in sorted(part.iterdir()) if path.name not in manifest.files}
         source = manifest.source.model_copy(update={"importer": importer})
         manifest = manifest.model_copy(update={"files": {**manifest.files, **files}, "source": source})
         (part / m.MANIFEST).write_text(manifest.model_dump_json(indent=1) + "\n")

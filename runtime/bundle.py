@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
+import contextlib
+import os
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,51 +13,105 @@ from pydantic import ValidationError
 
 from dynexport.runtime.contract import first_problem
 from dynexport.runtime.errors import DynexportError
-from dynexport.runtime.manifest import MANIFEST, SCHEMA_VERSION, Graph, Manifest, Speedup
+from dynexport.runtime.json_text import parse_json
+from dynexport.runtime.manifest import MANIFEST, NEXT, SCHEMA_VERSION, File, Manifest, Speedup
+from dynexport.runtime.plain_files import open_plain, read_plain
 from dynexport.runtime.text import TEXT_FILES, Text
 
 if TYPE_CHECKING:
     from onnx import TensorProto
 
-_LARGEST_MANIFEST = 64 << 20
+_LARGEST_MANIFEST = 16 << 20
+# Larger files are hashed by ``Bundle.check`` only: tens of gigabytes take longer than their first answer.
+_HASHED_WHEN_OPENED = 64 << 20
+_MAKE_ONE = "make one with: dynexport convert"
+
+
+@dataclass(frozen=True)
+class _Identity:
+    """What tells a file from another one that has taken its name, and from itself before it was written to."""
+
+    device: int
+    inode: int
+    bytes: int
+    modified_ns: int
+
+    @classmethod
+    def of(cls, found: os.stat_result) -> _Identity:
+        return cls(found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns)
 
 
 class Bundle:
     """A converted model on disk.
+
+    What is loaded from it later is what was there when it was opened, or an error: see ``unchanged``.
+
+    Args:
+        trust_engines: whether TensorRT may be given engines that were not built on this machine.
 
     Attributes:
         path: its directory.
         manifest: what it says of itself.
     """
 
-    def __init__(self, path: Path, manifest: Manifest) -> None:
+    def __init__(self, path: Path, manifest: Manifest, *, trust_engines: bool = False) -> None:
         self.path = path
         self.manifest = manifest
+        self.trust_engines = trust_engines
+        self._opened = {name: _identity(path / name) for name in (MANIFEST, *manifest.files)}
 
     @classmethod
-    def open(cls, path: str | Path) -> Bundle:
-        """Open and check a bundle; every file is hashed.
+    def open(cls, path: str | Path, *, trust_engines: bool = False) -> Bundle:
+        """Open and check a bundle: versions, paths, every size, and hashes of files of up to 64 MiB.
 
         Raises:
             DynexportError: when it is no bundle, of another schema version, incomplete, or changed since it was made.
         """
         directory = Path(path)
-        bundle = cls(directory, _read_manifest(directory))
+        before = _identity(directory / MANIFEST)
+        bundle = cls(directory, _read_manifest(directory), trust_engines=trust_engines)
+        bundle._opened[MANIFEST] = before  # of what was read; what replaces a bundle replaces its manifest too
         for name, file in bundle.manifest.files.items():
-            _check_file(directory, name, file.bytes, file.sha256)
+            bundle._check_file(name, hashed=file.bytes <= _HASHED_WHEN_OPENED)
         for graph in bundle.manifest.graphs:
             if graph.file not in bundle.manifest.files:
                 raise DynexportError(f"{directory}: graph {graph.name}: expected its file {graph.file} among files")
-            _check_external_data(directory, graph, set(bundle.manifest.files))
+            _check_external_data(directory / graph.file, bundle.read(graph.file), set(bundle.manifest.files))
+        bundle._check_unchanged()
         return bundle
+
+    def check(self) -> None:
+        """Hash every file. Raises DynexportError for one that is not what the manifest says."""
+        with self.unchanged():
+            for name in self.manifest.files:
+                self._check_file(name, hashed=True)
+
+    @contextlib.contextmanager
+    def unchanged(self) -> Iterator[None]:
+        """Load files by their paths in this block: it makes sure that they are those that were opened.
+
+        Raises:
+            DynexportError: when one has been written to, or another bundle has taken the place of this one.
+        """
+        self._check_unchanged()
+        try:
+            yield
+        finally:
+            self._check_unchanged()
+
+    def read(self, name: str) -> bytes:
+        """Read a file that is listed and small enough: a graph, a tokenizer.
+
+        Raises:
+            DynexportError: when it cannot be read, or has changed since the bundle was opened.
+        """
+        content = read_plain(self.path / name, follow=False)
+        self._check_unchanged(name)
+        return content
 
     def text(self) -> Text:
         """The tokenizer and chat template. Its methods raise DynexportError where the bundle has none."""
-        listed = [path for name in TEXT_FILES if (path := self.file(name))]
-        try:
-            return Text.from_files({path.name: path.read_bytes() for path in listed})
-        except OSError as error:
-            raise DynexportError(f"{self.path}: cannot read the tokenizer: {error}") from error
+        return Text.from_files({name: self.read(name) for name in TEXT_FILES if name in self.manifest.files})
 
     def file(self, name: str) -> Path | None:
         """A file of the bundle, or None where it has none of that name."""
@@ -81,6 +136,38 @@ class Bundle:
         names = ", ".join(speedup.name for speedup in declared)
         raise DynexportError(f"{self.path}: speedup: expected 1{', ' if names else ''}{names}; found {wanted}")
 
+    def _check_file(self, name: str, *, hashed: bool) -> None:
+        file, path = self.manifest.files[name], self.path / name
+        if Path(name).name != name or path.is_symlink():
+            raise DynexportError(f"{self.path}: file {name!r}: expected a plain file of the bundle; it leads out of it")
+        with open_plain(path, f"{file.bytes} bytes", follow=False) as opened:
+            if (size := os.fstat(opened.fileno()).st_size) != file.bytes:
+                raise DynexportError(
+                    f"{path}: expected {file.bytes} bytes, found {size} bytes; the bundle is incomplete, convert again"
+                )
+        if hashed and (found := File.of(path)) != file:
+            raise DynexportError(
+                f"{path}: expected sha256 {file.sha256[:12]}.., found {found.sha256[:12]}..; the file was changed, "
+                "convert again"
+            )
+        self._check_unchanged(name)
+
+    def _check_unchanged(self, *names: str) -> None:
+        for name in names or self._opened:
+            if _identity(self.path / name) != self._opened[name]:
+                raise DynexportError(
+                    f"{self.path / name}: expected the file that was there when the bundle was opened, found it "
+                    "replaced or written to; open the bundle again"
+                )
+
+
+def _identity(path: Path) -> _Identity | None:
+    """Of what a path leads to now; None where that is nothing."""
+    try:
+        return _Identity.of(path.stat(follow_symlinks=False))
+    except (OSError, ValueError):
+        return None
+
 
 def _number(value: str | float) -> float | None:
     try:
@@ -91,16 +178,12 @@ def _number(value: str | float) -> float | None:
 
 def _read_manifest(directory: Path) -> Manifest:
     path = directory / MANIFEST
-    try:
-        if path.stat().st_size > _LARGEST_MANIFEST:
-            raise DynexportError(f"{path}: expected at most {_LARGEST_MANIFEST} bytes; this is no manifest")
-        fields = json.loads(path.read_bytes())
-    except OSError as error:
+    if _identity(path) is None:
         raise DynexportError(
-            f"{directory}: expected a bundle with a {MANIFEST}, found none; make one with: dynexport convert"
-        ) from error
-    except (ValueError, RecursionError) as error:  # of a path as well as of the JSON
-        raise DynexportError(f"{path}: expected JSON, found something else ({error})") from error
+            f"{directory}: expected a bundle with a {MANIFEST}, found none; "
+            + ("a conversion was interrupted, run it again" if (directory / NEXT).is_dir() else _MAKE_ONE)
+        )
+    fields = parse_json(read_plain(path, at_most=_LARGEST_MANIFEST, follow=False), path)
     found = fields.get("schema_version") if isinstance(fields, dict) else None
     if found != SCHEMA_VERSION:
         newer = isinstance(found, int) and found > SCHEMA_VERSION
@@ -112,31 +195,12 @@ def _read_manifest(directory: Path) -> Manifest:
         raise DynexportError(f"{path}: {first_problem(error)}") from error
 
 
-def _check_file(directory: Path, name: str, size: int, sha256: str) -> None:
-    path = directory / name
-    if Path(name).name != name or path.is_symlink():
-        raise DynexportError(f"{directory}: file {name!r}: expected a plain file of the bundle; it leads out of it")
-    if not path.is_file() or path.stat().st_size != size:
-        found = f"{path.stat().st_size} bytes" if path.is_file() else "none"
-        raise DynexportError(f"{path}: expected {size} bytes, found {found}; the bundle is incomplete, convert again")
-    try:
-        with path.open("rb") as file:
-            digest = hashlib.file_digest(file, "sha256").hexdigest()
-    except OSError as error:
-        raise DynexportError(f"{path}: cannot be read ({error.strerror}); check its permissions") from error
-    if digest != sha256:
-        raise DynexportError(
-            f"{path}: expected sha256 {sha256[:12]}.., found {digest[:12]}..; the file was changed, convert again"
-        )
-
-
-def _check_external_data(directory: Path, graph: Graph, files: set[str]) -> None:
+def _check_external_data(path: Path, content: bytes, files: set[str]) -> None:
     """A graph may point to data files of its own bundle only."""
     import onnx
 
-    path = directory / graph.file
     try:
-        model = onnx.load(path, load_external_data=False)
+        model = onnx.load_model_from_string(content)
     except Exception as error:  # protobuf raises its own kinds
         raise DynexportError(f"{path}: expected an ONNX model, found something else ({error})") from error
     for tensor in _tensors(model):

@@ -5,16 +5,28 @@ from __future__ import annotations
 EXIT_GOOD = 0
 EXIT_CHECK_FAILED = 1
 EXIT_BAD_INPUT = 2
+# Characters of an error. A longer one loses its middle: the place stands at its start, what to do at its end.
+_LONGEST, _END = 900, 300
 
 
 class DynexportError(Exception):
     """Bad usage or input, told in one line: what, where, expected and found, what to do.
 
-    Names and values of a hostile input may stand in it: what would break the line is escaped.
+    Names and values of a hostile input may stand in it: what would break the line is escaped, and it has an end.
     """
 
     def __init__(self, message: str) -> None:
-        super().__init__("".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in message))
+        super().__init__(one_line(message))
+
+
+def one_line(text: str) -> str:
+    """Escape what would break a line or control a terminal, and cut the middle out of a text of endless length."""
+    line = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in _shortened(text))
+    return _shortened(line)
+
+
+def _shortened(text: str) -> str:
+    return text if len(text) <= _LONGEST else f"{text[: _LONGEST - _END - 4]} .. {text[-_END:]}"
 
 
 def require_module(name: str, extra: str, purpose: str) -> object:

@@ -38,7 +38,8 @@ class Loaded:
 
     def _engine(self, graph: Graph) -> Engine:
         if graph.name not in self._engines:
-            self._engines[graph.name] = self._open(graph)
+            with self.bundle.unchanged():
+                self._engines[graph.name] = self._open(graph)
         return self._engines[graph.name]
 
     def _check_outputs(self, graph: Graph, *wanted: str) -> None:

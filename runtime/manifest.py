@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import numpy as np
@@ -10,11 +11,15 @@ from pydantic import BaseModel, ConfigDict, Field, Strict, model_validator
 
 from dynexport.runtime.contract import Contract, Mod, Radial
 from dynexport.runtime.errors import DynexportError
+from dynexport.runtime.plain_files import hash_plain
 
 SCHEMA_VERSION = 1
 MANIFEST = "manifest.json"
 WEIGHTS = "model.data"
 GOLDEN = "golden.safetensors"
+ENGINES = "engines"
+# A complete bundle in the directory whose place it is about to take.
+NEXT = ".dynexport-next"
 
 Precision = Literal["fp32", "fp16", "bf16", "int8", "int4"]
 TargetName = Literal["onnxruntime", "tensorrt"]
@@ -219,6 +224,12 @@ class File(_Part):
 
     sha256: Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
     bytes: Bytes
+
+    @classmethod
+    def of(cls, path: Path, expected: str = "a file", *, advice: str = "") -> File:
+        """Hash a regular file, no link; errors as for ``open_plain``."""
+        sha256, size = hash_plain(path, expected, follow=False, advice=advice)
+        return cls(sha256=sha256, bytes=size)
 
 
 class Manifest(_Part):

@@ -13,6 +13,7 @@ from dynexport.exporter.checkpoint.gguf_file import GgufFile
 from dynexport.exporter.checkpoint.hub import download, is_hub_id
 from dynexport.exporter.checkpoint.safetensors_directory import SafetensorsDirectory
 from dynexport.runtime.errors import DynexportError
+from dynexport.runtime.plain_files import open_plain, read_plain
 
 __all__ = ["IMPORTERS", "Checkpoint", "open_checkpoint"]
 
@@ -55,6 +56,8 @@ def _open(model: str | Path, *, needs_tokenizer: bool) -> Checkpoint:
         return SafetensorsDirectory(path, source)
     if is_file and path.suffix == ".gguf":
         return GgufFile(path, source, build_tokenizer=needs_tokenizer)
+    if path.exists() and not is_file:
+        open_plain(path, "a Hugging Face directory or a .gguf file").close()  # says what it is
     if is_file:
         raise DynexportError(
             f"{source}: expected a Hugging Face directory or a .gguf file, found another kind of file; "
@@ -80,12 +83,7 @@ def _import(checkpoint: Checkpoint, importer: str) -> Checkpoint:
 def _read_tokenizer(path: Path) -> bytes:
     """The bytes of a ``tokenizer.json`` that the tokenizers library accepts."""
     file = path / "tokenizer.json" if path.is_dir() else path
-    try:
-        content = file.read_bytes()
-    except OSError as error:
-        raise DynexportError(
-            f"{file}: the tokenizer cannot be read ({error.strerror}); name a tokenizer.json or a directory with one"
-        ) from error
+    content = read_plain(file, "a tokenizer", advice="name a tokenizer.json or a directory with one")
     try:
         Tokenizer.from_buffer(content)
     except Exception as error:  # the library raises bare Exception

@@ -4,6 +4,7 @@ believes the counts of a damaged file, and maps the whole of it."""
 from __future__ import annotations
 
 import math
+import os
 import struct
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +14,7 @@ import numpy as np
 from gguf.constants import GGML_QUANT_SIZES, GGUF_DEFAULT_ALIGNMENT, GGMLQuantizationType
 
 from dynexport.runtime.errors import DynexportError
+from dynexport.runtime.plain_files import open_plain
 
 # https://github.com/ggml-org/ggml/blob/master/docs/gguf.md; in versions 2 and 3 all counts are 64 bits wide.
 _VERSIONS = (2, 3)
@@ -31,6 +33,8 @@ _SCALARS = {
     12: "<f8",
 }
 _MAX_DIMENSIONS = 4
+# Of an array and of everything before the tensors: vocabularies have a million entries and some dozens of megabytes.
+_MOST_ITEMS, _LARGEST_HEADER = 1 << 24, 1 << 28
 
 
 @dataclass(frozen=True)
@@ -72,8 +76,8 @@ def read_header(path: Path) -> GgufHeader:
         DynexportError: when the file is not GGUF of a supported version, or is damaged or truncated.
     """
     try:
-        with path.open("rb") as file:
-            return _read(_Cursor(file, path, path.stat().st_size))
+        with open_plain(path, "a GGUF file") as file:
+            return _read(_Cursor(file, path, os.fstat(file.fileno()).st_size))
     except OSError as error:
         raise DynexportError(f"{path}: cannot be read ({error.strerror})") from error
 
@@ -101,6 +105,8 @@ class _Cursor:
         """The next bytes."""
         if count > self.size - self.position:
             raise self.error(f"expected {count} more bytes, found {self.size - self.position}")
+        if self.position + count > _LARGEST_HEADER:
+            raise self.error(f"expected at most {_LARGEST_HEADER} bytes before the tensors, found more")
         content = self._file.read(count)
         self.position += count
         return content
@@ -133,6 +139,8 @@ class _Cursor:
 
     def _array(self) -> list[Any]:
         kind, count = self.number("I"), self.number("Q")
+        if count > _MOST_ITEMS:
+            raise self.error(f"expected an array of at most {_MOST_ITEMS} items, found {count}")
         if kind == _STRING:
             # each takes 8 bytes at least: a made-up count ends at the end of the file
             return [self.string() for _ in range(count)]
@@ -165,8 +173,10 @@ def _read(cursor: _Cursor) -> GgufHeader:
         if name in rows:
             raise cursor.error(f"tensor {name!r} is there twice")
         rows[name] = _read_row(cursor, name)
-    start = _align(cursor, metadata.get("general.alignment", GGUF_DEFAULT_ALIGNMENT))
+    alignment = metadata.get("general.alignment", GGUF_DEFAULT_ALIGNMENT)
+    start = _align(cursor, alignment)
     tensors = {name: _place(cursor, name, start, *row) for name, row in rows.items()}
+    _check_side_by_side(cursor, start, alignment, tensors)
     return GgufHeader(cursor.path, metadata, tensors)
 
 
@@ -187,9 +197,11 @@ def _check_version(cursor: _Cursor) -> None:
 def _read_row(cursor: _Cursor, name: str) -> tuple[GGMLQuantizationType, tuple[int, ...], int]:
     """Type, shape (outermost first) and offset from the start of the tensor data."""
     dimensions = cursor.number("I")
-    if dimensions > _MAX_DIMENSIONS:
-        raise cursor.error(f"tensor {name}: expected up to {_MAX_DIMENSIONS} dimensions, found {dimensions}")
+    if not 1 <= dimensions <= _MAX_DIMENSIONS:
+        raise cursor.error(f"tensor {name}: expected 1 to {_MAX_DIMENSIONS} dimensions, found {dimensions}")
     shape = tuple(cursor.number("Q") for _ in range(dimensions))[::-1]
+    if 0 in shape:
+        raise cursor.error(f"tensor {name}: expected dimensions from 1, found {list(shape)}")
     kind = cursor.number("I")
     try:
         return GGMLQuantizationType(kind), shape, cursor.number("Q")
@@ -201,7 +213,7 @@ def _align(cursor: _Cursor, alignment: Any) -> int:
     """Where the tensor data starts."""
     if type(alignment) is not int or alignment < 1 or alignment & (alignment - 1):
         raise cursor.error(f"general.alignment: expected a power of two, found {alignment!r}")
-    return math.ceil(cursor.position / alignment) * alignment
+    return -(-cursor.position // alignment) * alignment
 
 
 def _place(
@@ -217,3 +229,21 @@ def _place(
             f"found a file of {cursor.size} bytes; it is incomplete, download it again"
         )
     return GgufTensor(kind, shape, start + offset, size)
+
+
+def _check_side_by_side(cursor: _Cursor, start: int, alignment: int, tensors: dict[str, GgufTensor]) -> None:
+    """Raise DynexportError where tensors share bytes, or bytes belong to none; all begin at a multiple of alignment."""
+    end = start
+    for name, tensor in sorted(tensors.items(), key=lambda item: item[1].offset):
+        if tensor.offset != end:
+            found = "bytes of another tensor" if tensor.offset < end else "bytes of none before it"
+            raise DynexportError(
+                f"{cursor.path}: tensor {name}: expected it from byte {end}, found it from byte {tensor.offset}, with "
+                f"{found}; the file is damaged, download it again"
+            )
+        end = -(-(tensor.offset + tensor.size) // alignment) * alignment
+    if cursor.size > end:
+        raise DynexportError(
+            f"{cursor.path}: expected {end} bytes, found {cursor.size}, with bytes of no tensor at its end; the file "
+            "is damaged, download it again"
+        )

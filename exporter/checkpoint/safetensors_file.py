@@ -3,8 +3,8 @@ page that was read then counts as ours."""
 
 from __future__ import annotations
 
-import json
 import math
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,11 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 
 from dynexport.runtime.errors import DynexportError
+from dynexport.runtime.json_text import parse_json_object
+from dynexport.runtime.plain_files import open_plain
 
+# As in the safetensors library.
+_LARGEST_HEADER = 100_000_000
 _DTYPES: dict[str, Any] = {
     "F32": np.dtype("<f4"),
     "F16": np.dtype("<f2"),
@@ -81,32 +85,24 @@ class SafetensorsFile:
 
 def _read_header(path: Path) -> dict[str, _Entry]:
     """Tensor name -> where it is. The safetensors library checks the header first: sizes, offsets, holes."""
-    try:
-        with safe_open(path, framework="numpy"):
-            pass
-        with path.open("rb") as file:
+    with open_plain(path, "a safetensors file") as file:
+        try:
+            with safe_open(path, framework="numpy"):
+                pass
             length = int.from_bytes(file.read(8), "little")
-            header = json.loads(file.read(length), object_pairs_hook=_unique)
-        if unprintable := [name for name in header if not name.isprintable()]:
-            raise ValueError(f"expected printable names, found {unprintable[0]!r}")
-    except (SafetensorError, OSError, ValueError, RecursionError) as error:
-        size = path.stat().st_size if path.exists() else 0
-        raise DynexportError(
-            f"{path}: expected a safetensors file, found {size} bytes that are not one "
-            f"({str(error)!r:.200}); it is damaged or incomplete, download it again"
-        ) from error
+            if length > _LARGEST_HEADER:
+                raise ValueError(f"a header of {length} bytes")
+            header = parse_json_object(file.read(length), "its header")
+            if unprintable := [name for name in header if not name.isprintable()]:
+                raise ValueError(f"expected printable names, found {unprintable[0]!r}")
+        except (SafetensorError, OSError, ValueError, DynexportError) as error:
+            size = os.fstat(file.fileno()).st_size
+            raise DynexportError(
+                f"{path}: expected a safetensors file, found {size} bytes that are not one "
+                f"({str(error)!r:.200}); it is damaged or incomplete, download it again"
+            ) from error
     header.pop("__metadata__", None)
     return {
         name: _Entry(value["dtype"], tuple(value["shape"]), 8 + length + value["data_offsets"][0])
         for name, value in header.items()
     }
-
-
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """A JSON object, without the silent loss of repeated keys."""
-    found = dict(pairs)
-    if len(found) != len(pairs):
-        names = [name for name, _ in pairs]
-        repeated = next(name for name in names if names.count(name) > 1)
-        raise ValueError(f"{repeated!r} is there twice")
-    return found

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 from dynexport.runtime.errors import DynexportError
+from dynexport.runtime.json_text import parse_json_object
+from dynexport.runtime.plain_files import open_plain, read_plain
 
 
 def find_file(directory: Path, name: str) -> Path | None:
@@ -17,12 +18,14 @@ def find_file(directory: Path, name: str) -> Path | None:
         name: a plain file name.
 
     Raises:
-        DynexportError: when it cannot be looked up, or is a link that leads out of the directory. Links into
-            the blobs of a hub cache, where snapshots are made of them, are followed.
+        DynexportError: when it cannot be looked up, is something else than a file, or is a link that leads out of
+            the directory. Links into the blobs of a hub cache, where snapshots are made of them, are followed.
     """
     path = directory / name
     try:
         if not path.is_file():
+            if path.is_symlink() or path.exists():
+                open_plain(path).close()  # says what is in its place
             return None
     except OSError as error:
         raise DynexportError(f"{directory}: {name:.80}: cannot be looked up ({error.strerror})") from error
@@ -40,10 +43,7 @@ def find_file(directory: Path, name: str) -> Path | None:
 
 def read_file(path: Path) -> bytes:
     """All of a file. Raises DynexportError when it cannot be read."""
-    try:
-        return path.read_bytes()
-    except OSError as error:
-        raise DynexportError(f"{path}: cannot be read ({error.strerror}); check its permissions") from error
+    return read_plain(path)
 
 
 def parse_object(content: bytes, path: Path) -> dict[str, Any]:
@@ -56,12 +56,4 @@ def parse_object(content: bytes, path: Path) -> dict[str, Any]:
     Raises:
         DynexportError: when it is not JSON, or not an object.
     """
-    try:
-        value = json.loads(content)
-    except (ValueError, RecursionError) as error:
-        raise DynexportError(
-            f"{path}: expected JSON, found something else ({error}); restore it from where the model is from"
-        ) from error
-    if not isinstance(value, dict):
-        raise DynexportError(f"{path}: expected a JSON object, found {type(value).__name__}")
-    return value
+    return parse_json_object(content, path, "restore it from where the model is from")

@@ -13,6 +13,7 @@ import click
 from dynexport.runtime.engines.opening import RUN_BACKENDS
 from dynexport.runtime.errors import DynexportError
 from dynexport.runtime.machine import available_cores
+from dynexport.runtime.plain_files import open_plain
 
 bundle_argument = click.argument("bundle", type=click.Path(path_type=Path))
 threads_option = click.option(
@@ -24,6 +25,11 @@ backend_option = click.option(
     default="onnxruntime",
     show_default=True,
     help="What runs the graphs. tensorrt and tensorrt-rtx: the engines of `dynexport build`, on a GPU.",
+)
+trust_option = click.option(
+    "--trust-engines",
+    is_flag=True,
+    help="Give TensorRT engines that were not built here. They are native code: whoever made them runs it.",
 )
 text_option = click.option(
     "--text", "text_path", required=True, type=click.Path(path_type=Path), help="A UTF-8 text file."
@@ -89,7 +95,7 @@ def read_text(path: Path, max_tokens: int) -> str:
     """
     limit = 16 * max(1, max_tokens)
     try:
-        with path.open("rb") as file:
+        with open_plain(path, "a text file") as file:
             content = file.read(limit)
         # The cut may go through a character; the end of the file may not.
         return codecs.getincrementaldecoder("utf-8")().decode(content, final=len(content) < limit)

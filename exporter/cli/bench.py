@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from dynexport.exporter.cli.arguments import backend_option, bundle_argument, read_text, threads_option
+from dynexport.exporter.cli.arguments import backend_option, bundle_argument, read_text, threads_option, trust_option
 from dynexport.exporter.cli.output import Output, json_option
 from dynexport.runtime.bundle import Bundle
 from dynexport.runtime.engines.opening import RunBackend
@@ -56,6 +56,7 @@ Examples:
 )
 @click.option("--repeats", type=int, default=7, show_default=True, help="Times that all are measured in turn.")
 @backend_option
+@trust_option
 @threads_option
 @json_option
 def bench(
@@ -70,6 +71,7 @@ def bench(
     text_path: Path | None,
     repeats: int,
     backend: RunBackend,
+    trust_engines: bool,
     threads: int,
     json_path: str | None,
 ) -> None:
@@ -83,7 +85,7 @@ def bench(
     from dynexport.runtime.bench import benchmark
 
     out = Output(json_path)
-    opened = Bundle.open(bundle)
+    opened = Bundle.open(bundle, trust_engines=trust_engines)
     with out.progress("measuring") as bar:
         measured = benchmark(
             opened,
@@ -93,7 +95,7 @@ def bench(
             speedup=speedup,
             skip_rates=skip_rates,
             depths=depths,
-            baseline=None if baseline is None else Bundle.open(baseline),
+            baseline=None if baseline is None else Bundle.open(baseline, trust_engines=trust_engines),
             text=None if text_path is None else opened.text().encode(read_text(text_path, batch * prompt_tokens)),
             repeats=repeats,
             backend=backend,

@@ -17,8 +17,7 @@ from dynexport.runtime.engines.tensorrt.builder import Builder
 from dynexport.runtime.engines.tensorrt.gpu import find_gpu
 from dynexport.runtime.engines.tensorrt.plugins import PluginLibrary, our_plugins
 from dynexport.runtime.engines.tensorrt.shapes import profiles_text
-from dynexport.runtime.engines.tensorrt.store import ENGINES
-from dynexport.runtime.manifest import Graph
+from dynexport.runtime.manifest import ENGINES, Graph
 
 
 @click.command(
@@ -80,6 +79,7 @@ def build(
     out = Output(json_path)
     wanted = _capabilities(capabilities)
     opened = Bundle.open(bundle)
+    opened.check()
     backend = open_backend(backend_name)
     target = choose_target(backend, wanted, find_gpu())
     plugins = our_plugins() if with_ours else None

@@ -8,7 +8,14 @@ from typing import TYPE_CHECKING
 
 import click
 
-from dynexport.exporter.cli.arguments import backend_option, bundle_argument, read_text, text_option, threads_option
+from dynexport.exporter.cli.arguments import (
+    backend_option,
+    bundle_argument,
+    read_text,
+    text_option,
+    threads_option,
+    trust_option,
+)
 from dynexport.exporter.cli.describe import NOT_TRAINED
 from dynexport.exporter.cli.output import Output, json_option
 from dynexport.runtime.bundle import Bundle
@@ -33,6 +40,7 @@ Examples:
 @click.option("--max-tokens", type=int, default=2048, show_default=True, help="Use at most so many tokens of the text.")
 @click.option("--batch", type=int, default=8, show_default=True, help="Most windows that run together.")
 @backend_option
+@trust_option
 @threads_option
 @json_option
 def evaluate(
@@ -44,6 +52,7 @@ def evaluate(
     max_tokens: int,
     batch: int,
     backend: RunBackend,
+    trust_engines: bool,
     threads: int,
     json_path: str | None,
 ) -> None:
@@ -55,7 +64,7 @@ def evaluate(
     from dynexport.runtime.evaluate import evaluate as measure
 
     out = Output(json_path)
-    opened = Bundle.open(bundle)
+    opened = Bundle.open(bundle, trust_engines=trust_engines)
     ids = opened.text().encode(read_text(text_path, max_tokens))
     dense = opened.speedup(1)
     compared = opened.manifest.speedups if speedup is None else (opened.speedup(speedup),)

@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from dynexport.exporter.cli.arguments import bundle_argument
+from dynexport.exporter.cli.arguments import bundle_argument, trust_option
 from dynexport.exporter.cli.describe import bundle_report, describe_bundle, speedup_table
 from dynexport.exporter.cli.engines import show_engines
 from dynexport.exporter.cli.output import Output, bytes_text, json_option
@@ -22,17 +22,26 @@ _CACHES = (PAST, PRESENT)
 Examples:
   dynexport inspect smollm2
   dynexport inspect smollm2 --json - | jq .speedups
+  dynexport inspect downloaded --check
   dynexport inspect smollm2 --engine"""
 )
 @bundle_argument
 @click.option(
     "--engine", is_flag=True, help="Show the TensorRT engines instead: what each is for, and whether it runs here."
 )
+@click.option(
+    "--check",
+    is_flag=True,
+    help="Hash every file, weights too. Without it, files of up to 64 MiB only; run after a download.",
+)
+@trust_option
 @json_option
-def inspect(bundle: Path, engine: bool, json_path: str | None) -> None:
+def inspect(bundle: Path, engine: bool, check: bool, trust_engines: bool, json_path: str | None) -> None:
     """Check BUNDLE's files against its manifest and show what is in it."""
     out = Output(json_path)
-    opened = Bundle.open(bundle)
+    opened = Bundle.open(bundle, trust_engines=trust_engines)
+    if check:
+        opened.check()
     if engine:
         out.report({"engines": show_engines(out, opened)})
     else:

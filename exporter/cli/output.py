@@ -22,7 +22,7 @@ from rich.progress import (
 )
 from rich.table import Table
 
-from dynexport.runtime.errors import DynexportError
+from dynexport.runtime.atomic import check_writable, not_writable, write_file
 
 json_option = click.option(
     "--json",
@@ -45,7 +45,7 @@ class Output:
     def __init__(self, json_path: str | None) -> None:
         self._json_path = json_path
         if json_path is not None and json_path != "-":
-            _check_writable(Path(json_path))
+            check_writable(Path(json_path), "--json")
         self.console = _console(stderr=json_path == "-")
         self._errors = _console(stderr=True)
 
@@ -95,9 +95,9 @@ class Output:
             sys.stdout.flush()
             return
         try:
-            Path(self._json_path).write_text(text)
+            write_file(Path(self._json_path), text.encode())
         except OSError as error:
-            raise _not_writable(self._json_path, error.strerror) from error
+            raise not_writable(Path(self._json_path), "--json", error) from error
 
     @contextmanager
     def progress(self, title: str) -> Iterator[ProgressBar]:
@@ -139,22 +139,6 @@ class ProgressBar:
 def _console(*, stderr: bool) -> Console:
     # Without markup and emoji: a path may have brackets and colons.
     return Console(stderr=stderr, soft_wrap=True, highlight=False, markup=False, emoji=False)
-
-
-def _check_writable(path: Path) -> None:
-    try:
-        if path.exists() and not (path.is_file() or path.is_dir()):
-            return  # a pipe is opened once only
-        is_new = not path.exists()
-        path.open("ab").close()
-        if is_new:
-            path.unlink()
-    except OSError as error:
-        raise _not_writable(path, error.strerror) from error
-
-
-def _not_writable(path: str | Path, found: str | None) -> DynexportError:
-    return DynexportError(f"--json {path}: expected a file to write, found {found}")
 
 
 def _finite(value: Any) -> Any:

@@ -10,7 +10,7 @@ from typing import Any
 
 import click
 
-from dynexport.exporter.cli.arguments import backend_option, bundle_argument, numbers, threads_option
+from dynexport.exporter.cli.arguments import backend_option, bundle_argument, numbers, threads_option, trust_option
 from dynexport.exporter.cli.output import Output, json_option
 from dynexport.exporter.trace import Depth, Token, Trace, TraceFile, look
 from dynexport.runtime.bundle import Bundle
@@ -64,6 +64,7 @@ Examples:
     help="Show which token ran in which layer, as .png, .html or .json; may be given several times.",
 )
 @backend_option
+@trust_option
 @threads_option
 @json_option
 def run(
@@ -80,6 +81,7 @@ def run(
     stop: tuple[str, ...],
     traces: tuple[Path, ...],
     backend: RunBackend,
+    trust_engines: bool,
     threads: int,
     json_path: str | None,
 ) -> None:
@@ -91,7 +93,7 @@ def run(
     out = Output(json_path)
     files = [TraceFile(path) for path in traces]
     sampling = Sampling(temperature=temperature, top_p=top_p, top_k=top_k, seed=seed)
-    generator = Generator(Bundle.open(bundle), threads, backend=backend)
+    generator = Generator(Bundle.open(bundle, trust_engines=trust_engines), threads, backend=backend)
     if chat and prompt is None:
         _talk(out, generator, speedup, max_new_tokens, sampling)
         return

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from dynexport.exporter.cli.arguments import backend_option, bundle_argument, threads_option
+from dynexport.exporter.cli.arguments import backend_option, bundle_argument, threads_option, trust_option
 from dynexport.exporter.cli.output import Output, json_option
 from dynexport.runtime.bundle import Bundle
 from dynexport.runtime.engines.opening import RunBackend
@@ -38,10 +38,17 @@ Examples:
     help="Tokens generated greedily per prompt and ratio.",
 )
 @backend_option
+@trust_option
 @threads_option
 @json_option
 def verify(
-    bundle: Path, against: str | None, new_tokens: int, backend: RunBackend, threads: int, json_path: str | None
+    bundle: Path,
+    against: str | None,
+    new_tokens: int,
+    backend: RunBackend,
+    trust_engines: bool,
+    threads: int,
+    json_path: str | None,
 ) -> int:
     """Check BUNDLE against PyTorch: logits, routes, greedy tokens, batches, chunks, second turns.
 
@@ -50,8 +57,9 @@ def verify(
     from dynexport.exporter.parity import verify as run_ladder
 
     out = Output(json_path)
-    opened = Bundle.open(bundle)
-    with out.progress("verifying") as bar:
+    opened = Bundle.open(bundle, trust_engines=trust_engines)
+    opened.check()
+    with opened.unchanged(), out.progress("verifying") as bar:
         report = run_ladder(
             opened, against, backend=backend, threads=threads, new_tokens=new_tokens, progress=bar.stage
         )

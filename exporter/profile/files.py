@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,6 +12,7 @@ from dynexport.exporter.profile import pictures
 from dynexport.exporter.profile.measurement import Measured
 from dynexport.exporter.profile.model import Profile
 from dynexport.exporter.trace.model import Token
+from dynexport.runtime.atomic import write_file
 from dynexport.runtime.errors import DynexportError
 
 REPORT = "profile.json"
@@ -54,7 +54,7 @@ class ProfileDirectory:
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             for name, content in files.items():
-                _replace(self.path / name, content)
+                write_file(self.path / name, content)
         except OSError as error:
             raise self._not_writable(error.strerror) from error
         return [self.path / name for name in files]
@@ -81,13 +81,3 @@ def _nearest(path: Path) -> Path:
     except (FileNotFoundError, NotADirectoryError):
         return _nearest(path.parent)
     return path
-
-
-def _replace(path: Path, content: bytes) -> None:
-    target = Path(os.path.realpath(path))  # a link stays a link
-    part = target.with_name(f".{target.name}.{os.getpid()}.part")
-    try:
-        part.write_bytes(content)
-        part.replace(target)
-    finally:
-        part.unlink(missing_ok=True)

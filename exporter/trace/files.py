@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from pathlib import Path
 
 from dynexport.exporter.trace import html, png
 from dynexport.exporter.trace.model import Trace
+from dynexport.runtime.atomic import check_writable, not_writable, write_file
 from dynexport.runtime.errors import DynexportError
 
 
@@ -37,10 +37,7 @@ class TraceFile:
         if suffix == ".png":
             png.require()
         self._render = _FORMATS[suffix]
-        # A link stays a link: what it leads to is replaced.
-        self._target = Path(os.path.realpath(path))
-        self._part = self._target.with_name(f".{self._target.name}.{os.getpid()}.part")
-        self._check()
+        check_writable(path, "trace")
 
     def write(self, trace: Trace) -> None:
         """Write the whole file, or leave what was there.
@@ -50,23 +47,6 @@ class TraceFile:
         """
         content = self._render(trace)
         try:
-            self._part.write_bytes(content)
-            self._part.replace(self._target)
+            write_file(self.path, content)
         except OSError as error:
-            raise self._not_writable(error.strerror) from error
-        finally:
-            self._part.unlink(missing_ok=True)
-
-    def _check(self) -> None:
-        try:
-            if self._target.exists():
-                if not self._target.is_file():
-                    raise self._not_writable("a directory" if self._target.is_dir() else "something else")
-                self._target.open("ab").close()
-            self._part.write_bytes(b"")
-            self._part.unlink()
-        except OSError as error:
-            raise self._not_writable(error.strerror) from error
-
-    def _not_writable(self, found: str | None) -> DynexportError:
-        return DynexportError(f"trace {self.path}: expected a file to write, found {found}")
+            raise not_writable(self.path, "trace", error) from error

@@ -16,6 +16,7 @@ from tokenizers import Tokenizer
 
 from dynexport.exporter.checkpoint import open_checkpoint
 from dynexport.exporter.checkpoint.gguf_file import GgufFile
+from dynexport.exporter.checkpoint.gguf_header import read_header
 from dynexport.runtime.errors import DynexportError
 
 Tensors = dict[str, np.ndarray]
@@ -540,12 +541,15 @@ def test_any_flipped_byte_of_the_header_is_read_or_told(tmp_path: Path) -> None:
         (b"GGUF" + struct.pack(">I", 3) + bytes(64), "big-endian"),
         (b"GGUF" + struct.pack("<IQQ", 3, 0, 1 << 62), "expected 8 more bytes, found 0"),
         (b"GGUF" + struct.pack("<IQQ", 3, 1 << 62, 0), "expected 8 more bytes, found 0"),
-        (b"GGUF" + struct.pack("<IQQQ1sIIQ", 3, 0, 1, 1, b"k", 9, 4, 1 << 62), "more bytes, found 0"),
+        (b"GGUF" + struct.pack("<IQQQ1sIIQ", 3, 0, 1, 1, b"k", 9, 4, 1 << 62), "array of at most 16777216 items"),
+        (b"GGUF" + struct.pack("<IQQQ1sIIQ", 3, 0, 1, 1, b"k", 9, 4, 1 << 24), "expected 67108864 more bytes, found 0"),
+        (b"GGUF" + struct.pack("<IQQQ1sIQ", 3, 0, 1, 1, b"k", 8, 1 << 62), "more bytes, found 0"),
+        (b"GGUF" + struct.pack("<IQQQ1sIIQI", 3, 0, 1, 1, b"k", 9, 9, 1, 9), "metadata type"),
         (b"GGUF" + struct.pack("<IQQQ1sIIQ", 3, 0, 1, 1, b"k", 9, 9, 1), "metadata type"),
         (b"GGUF" + struct.pack("<IQQQ1sIQ1s", 3, 0, 1, 1, b"k", 8, 1, b"\xff"), "expected UTF-8"),
         (b"GGUF" + struct.pack("<IQQ" + "Q1sIB" * 2, 3, 0, 2, *((1, b"k", 0, 7) * 2)), "'k' is there twice"),
         (b"GGUF" + struct.pack("<IQQQ1s", 3, 1, 0, 1, b"\n"), "expected a printable name"),
-        (b"GGUF" + struct.pack("<IQQQ1sI", 3, 1, 0, 1, b"t", 99), "up to 4 dimensions, found 99"),
+        (b"GGUF" + struct.pack("<IQQQ1sI", 3, 1, 0, 1, b"t", 99), "expected 1 to 4 dimensions, found 99"),
         (b"GGUF" + struct.pack("<IQQQ1sIQIQ", 3, 1, 0, 1, b"t", 1, 1, 999, 0), "known ggml type, found 999"),
         (b"GGUF" + struct.pack("<IQQQ1sIQIQ", 3, 1, 0, 1, b"t", 1, 1, 2, 0), "multiple of 32 Q4_0, found 1"),
         (b"GGUF" + struct.pack("<IQQQ1sIQIQ", 3, 1, 0, 1, b"t", 1, 1 << 40, 0, 0), "tensor t: expected"),
@@ -554,6 +558,41 @@ def test_any_flipped_byte_of_the_header_is_read_or_told(tmp_path: Path) -> None:
 def test_damaged_headers(tmp_path: Path, content: bytes, expected: str) -> None:
     (tmp_path / "model.gguf").write_bytes(content)
     assert expected in error_of(lambda: open_checkpoint(tmp_path / "model.gguf"))
+
+
+def two_tensors(offsets: tuple[int, int], count: int = 8, size: int = 64, alignment: int = 32) -> bytes:
+    """A file of two float32 vectors of ``count`` numbers, and ``size`` bytes for them."""
+    key = b"general.alignment"
+    content = b"GGUF" + struct.pack(f"<IQQQ{len(key)}sII", 3, 2, 1, len(key), key, 4, alignment)
+    for name, offset in zip((b"a", b"b"), offsets, strict=True):
+        content += struct.pack("<Q1sIQIQ", 1, name, 1, count, 0, offset)
+    return content + bytes(-len(content) % 32) + bytes(size)
+
+
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [
+        (two_tensors((0, 0)), "tensor b: expected it from byte 160, found it from byte 128, with bytes of another"),
+        (two_tensors((0, 4)), "tensor b: expected it from byte 160, found it from byte 132, with bytes of another"),
+        (
+            two_tensors((0, 64), size=96),
+            "tensor b: expected it from byte 160, found it from byte 192, with",
+        ),
+        (two_tensors((32, 64), size=96), "tensor a: expected it from byte 128, found it from byte 160"),
+        (two_tensors((0, 32), size=128), "expected 192 bytes, found 256, with bytes of no tensor at its end"),
+        (two_tensors((0, 32), size=63), "tensor b: expected 32 bytes from byte 160, found a file of 191 bytes"),
+        (two_tensors((0, 1 << 63)), "found a file of 192 bytes"),
+        (two_tensors((0, 32), count=0), "tensor a: expected dimensions from 1, found [0]"),
+        (two_tensors((0, 32), alignment=1 << 31), "found a file of 192 bytes"),
+    ],
+)
+def test_tensors_that_share_bytes_or_leave_holes(tmp_path: Path, content: bytes, expected: str) -> None:
+    path = tmp_path / "model.gguf"
+    path.write_bytes(content)
+    assert expected in error_of(lambda: read_header(path))
+    for size in (64, 60):  # the last one may lack its padding
+        path.write_bytes(two_tensors((32, 0), count=size // 8, size=size))
+        assert [tensor.offset for tensor in read_header(path).tensors.values()] == [160, 128]
 
 
 def test_types_that_cannot_be_dequantised(tmp_path: Path) -> None:

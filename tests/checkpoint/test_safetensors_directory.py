@@ -138,7 +138,9 @@ def test_tokenizer_override(directory: Path, tmp_path: Path) -> None:
     expected = (other / "tokenizer.json").read_bytes()
     for chosen in (other, other / "tokenizer.json"):
         assert open_checkpoint(directory, tokenizer=chosen).files["tokenizer.json"] == expected
-    assert "cannot be read" in error_of(lambda: open_checkpoint(directory, tokenizer=tmp_path / "none"))
+    assert "none: expected a tokenizer, found none; name a" in error_of(
+        lambda: open_checkpoint(directory, tokenizer=tmp_path / "none")
+    )
     message = error_of(lambda: open_checkpoint(directory, tokenizer=directory / "config.json"))
     assert "config.json" in message and "tokenizer.json" in message
 

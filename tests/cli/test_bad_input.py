@@ -119,7 +119,7 @@ CONVERT: dict[str, tuple[list[str], str]] = {
     "static dense": (["--strategy", "dense", "--static"], "--static: expected with --strategy unified-skip"),
     "no context": (["--max-length", "0"], "max_length: expected 1..256 tokens, found 0"),
     "more context than the model has": (["--max-length", "257"], "max_length: expected 1..256 tokens, found 257"),
-    "no tokenizer there": (["--tokenizer", "nowhere"], "nowhere: the tokenizer cannot be read"),
+    "no tokenizer there": (["--tokenizer", "nowhere"], "nowhere: expected a tokenizer, found none"),
 }
 
 
@@ -263,8 +263,8 @@ def test_bad_bundles_are_refused_by_every_command(
         (["--batch", "0"], "batch: expected at least 1, found 0"),
         (["--speedup", "3"], "speedup: expected 1, 2; found 3"),
         (["--threads", "-1"], "threads: expected 1..256, found -1"),
-        (["--text", "nowhere.txt"], "nowhere.txt: expected a text file, found: No such file or directory"),
-        (["--text", "."], ".: expected a text file, found: Is a directory"),
+        (["--text", "nowhere.txt"], "nowhere.txt: expected a text file, found none"),
+        (["--text", "."], ".: expected a text file, found a directory"),
     ],
 )
 def test_bad_arguments_of_eval(

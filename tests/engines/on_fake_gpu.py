@@ -19,8 +19,8 @@ from dynexport.runtime.engines.tensorrt.build import recipe_of
 from dynexport.runtime.engines.tensorrt.gpu import Gpu
 from dynexport.runtime.engines.tensorrt.record import EngineRecord
 from dynexport.runtime.engines.tensorrt.shapes import profile_shapes
-from dynexport.runtime.engines.tensorrt.store import entry, part_file, put
-from dynexport.runtime.manifest import Graph
+from dynexport.runtime.engines.tensorrt.store import place_for_engine, put
+from dynexport.runtime.manifest import File, Graph
 
 ADA, VERSION = Gpu("Ada card", "8.9", "13.0"), "1.7.1.116"
 
@@ -45,11 +45,11 @@ class Machine:
         """An engine of a graph, for the stand-in."""
         backend = Backend("tensorrt-rtx", self.trt, version, ("8.9",))
         recipe = recipe_of(bundle, graph, backend, BuildTarget(("8.9",)), plugins, strip=strip)
-        with part_file(bundle, recipe) as part:
+        with place_for_engine(bundle) as part:
             shapes = [{name: [*map(list, s)] for name, s in shapes.items()} for shapes in profile_shapes(graph)]
             part.write_bytes(engine_content(bundle.path / graph.file, shapes, stripped=strip))
             record = EngineRecord(
-                recipe=recipe, engine=entry(part), profiles=graph.profiles, cuda=None, build_seconds=0, peak_bytes=0
+                recipe=recipe, engine=File.of(part), profiles=graph.profiles, cuda=None, build_seconds=0, peak_bytes=0
             )
             put(bundle, record, part)
 

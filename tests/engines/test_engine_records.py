@@ -253,7 +253,36 @@ def test_a_cut_longer_missing_or_linked_engine(built: Path, tmp_path: Path) -> N
     assert problem(built).endswith(".engine: expected an engine, found none; build it again")
     (tmp_path / "elsewhere").write_bytes(content)
     engine.symlink_to(tmp_path / "elsewhere")
-    assert "expected an engine, found none" in problem(built)
+    assert "expected an engine, found a link" in problem(built)
+
+
+def test_an_engine_from_elsewhere_is_not_given_to_tensorrt(
+    built: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also when its record is right in every field: only the user can say that its builder may run programs here."""
+    bundle = Bundle.open(built)
+    (graph,) = bundle.manifest.graphs
+    assert engine_for(bundle, graph, here()).read()
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "another machine"))
+    stored = engine_for(bundle, graph, here())
+    for use in (stored.read, lambda: find(bundle, stored.record.recipe)):
+        with pytest.raises(
+            DynexportError, match=r"\.engine: expected an engine that was built here, found one from els"
+        ):
+            use()
+    stored.check()  # its hash may be looked at
+    trusting = Bundle.open(built, trust_engines=True)
+    assert engine_for(trusting, graph, here()).read() and find(trusting, stored.record.recipe)
+
+
+def test_a_place_to_remember_engines_that_cannot_be(
+    unbuilt: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "file"))
+    line = error_of(dynexport("build", unbuilt, "--backend", "tensorrt-rtx"))
+    assert "expected a place to remember engines that were built here, found: Not a directory; name" in line
+    assert not (unbuilt / "engines").exists()
 
 
 def test_a_record_under_the_name_of_another(built: Path, rtx: Backend) -> None:

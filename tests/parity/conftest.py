@@ -11,10 +11,9 @@ import numpy as np
 import onnx
 import pytest
 
-from dynexport.exporter.bundle_writer import file_entry
 from dynexport.exporter.conversion import convert
 from dynexport.runtime.bundle import Bundle
-from dynexport.runtime.manifest import MANIFEST, WEIGHTS, Manifest
+from dynexport.runtime.manifest import MANIFEST, WEIGHTS, File, Manifest
 
 ConvertOnce = Callable[..., Bundle]
 Damage = Callable[[Bundle, str], Bundle]
@@ -57,7 +56,7 @@ def damage(tmp_path: Path) -> Damage:
         weight = np.memmap(copy / WEIGHTS, np.float32, "r+", offset=int(place["offset"]), shape=shape)
         weight *= 1 + 0.3 * np.random.default_rng(0).standard_normal(shape).astype(np.float32)
         weight.flush()
-        files = bundle.manifest.files | {WEIGHTS: file_entry(copy / WEIGHTS)}
+        files = bundle.manifest.files | {WEIGHTS: File.of(copy / WEIGHTS)}
         manifest: Manifest = bundle.manifest.model_copy(update={"files": files})
         (copy / MANIFEST).write_text(manifest.model_dump_json())
         return Bundle.open(copy)

@@ -13,14 +13,13 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from dynexport.exporter.bundle_writer import file_entry
 from dynexport.exporter.parity import Report, verify
 from dynexport.exporter.parity.thresholds import LIMITS
 from dynexport.runtime.bundle import Bundle
 from dynexport.runtime.cache import Cache
 from dynexport.runtime.decoder import Decoder
 from dynexport.runtime.errors import DynexportError
-from dynexport.runtime.manifest import GOLDEN
+from dynexport.runtime.manifest import GOLDEN, File
 
 pytest.importorskip("transformers")
 
@@ -308,6 +307,6 @@ def test_damaged_golden_vectors(tmp_path: Path, convert_once: BundleOf) -> None:
     for name in bundle.manifest.files:
         if name != GOLDEN:
             (tmp_path / name).hardlink_to(bundle.path / name)
-    files = bundle.manifest.files | {GOLDEN: file_entry(tmp_path / GOLDEN)}
+    files = bundle.manifest.files | {GOLDEN: File.of(tmp_path / GOLDEN)}
     with pytest.raises(DynexportError, match=r"dense\.99"):
         verify(Bundle(tmp_path, bundle.manifest.model_copy(update={"files": files})))

@@ -13,11 +13,11 @@ from dynexport.runtime.engines.tensorrt.gpu import Gpu, NoGpu, find_gpu
 from dynexport.runtime.engines.tensorrt.plugins import PluginLibrary
 from dynexport.runtime.engines.tensorrt.record import EngineRecord, GraphHashes, Recipe
 from dynexport.runtime.engines.tensorrt.shapes import profile_shapes
-from dynexport.runtime.engines.tensorrt.store import Stored, entry, find, part_file, put
+from dynexport.runtime.engines.tensorrt.store import Stored, find, place_for_engine, put
 from dynexport.runtime.engines.tensorrt.timing import timing_file
 from dynexport.runtime.engines.tensorrt.worker import Job
 from dynexport.runtime.errors import DynexportError
-from dynexport.runtime.manifest import Graph
+from dynexport.runtime.manifest import File, Graph
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,7 @@ class Built:
     Attributes:
         stored: where it lies, and its record.
         cached: whether it lay there already.
-        damaged: why the one that lay there could not be taken; None where it could, or none did.
+        damaged: why the one that lay there could not be taken, or is not trusted; None where it could, or none did.
     """
 
     stored: Stored
@@ -106,7 +106,7 @@ def build_engine(
             "with one, or without --strip"
         )
     model = bundle.path / graph.file
-    with part_file(bundle, recipe) as part:
+    with place_for_engine(bundle) as part:
         job = Job(
             backend=backend.name,
             model=model,
@@ -117,11 +117,11 @@ def build_engine(
             timings=timing_file(backend.version, target.gpu) if target.gpu else None,
             stripped=strip,
         )
-        with nullcontext(builder) if builder else Builder() as process:
+        with bundle.unchanged(), nullcontext(builder) if builder else Builder() as process:
             result = process.run(job, progress)
         record = EngineRecord(
             recipe=recipe,
-            engine=entry(part),
+            engine=File.of(part),
             profiles=graph.profiles,
             cuda=gpu.cuda if isinstance(gpu, Gpu) else None,
             build_seconds=result["seconds"],

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import hashlib
-import os
 from pathlib import Path
 from typing import Any
 
+from dynexport.runtime.atomic import part_directory, publish
 from dynexport.runtime.engines.tensorrt.plugins import our_plugins
 from dynexport.runtime.engines.tensorrt.timing import HOME
 from dynexport.runtime.errors import DynexportError
@@ -36,10 +36,11 @@ def compiled_kernels() -> Path:
     path = HOME / f"kernels-{hashlib.sha256(content).hexdigest()[:16]}.fatbin"
     if path.is_file():
         return path
-    part = path.with_suffix(f".{os.getpid()}.part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        compile_kernels(part).replace(path)
+        # A directory: nvcc makes its file anew, without the lock that tells it from a leftover.
+        with part_directory(path.parent) as part:
+            publish(compile_kernels(part / path.name), path)
     except OSError as error:
         raise DynexportError(f"{path}: cannot keep the compiled kernels ({error.strerror})") from error
     except DynexportError as error:
@@ -47,8 +48,6 @@ def compiled_kernels() -> Path:
             f"an engine was built with plugins {our_plugins().sha256[:12]}.., here are no kernels for them: {error}; "
             f"or compile them elsewhere (dynexport.plugins.kernels.compile_kernels) and copy the file to {path}"
         ) from error
-    finally:
-        part.unlink(missing_ok=True)
     return path
 
 

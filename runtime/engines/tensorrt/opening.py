@@ -22,7 +22,7 @@ def tensorrt_opener(bundle: Bundle, name: BackendName) -> Callable[[Graph], Engi
 
     Raises:
         DynexportError: when the bundle is for another target, there is no GPU, the backend or a plugin is missing, or
-            a graph has no engine that can run here.
+            a graph has no engine that can run here and was built here, or is trusted.
     """
     check_target(bundle)
     gpu = find_gpu()
@@ -33,6 +33,10 @@ def tensorrt_opener(bundle: Bundle, name: BackendName) -> Callable[[Graph], Engi
     backend = open_backend(name)
     here = Here({name: backend.version}, gpu, our_plugins().sha256, backend=name)
     chosen = {graph.name: engine_for(bundle, graph, here) for graph in bundle.manifest.graphs}
+    for stored in chosen.values():
+        stored.check_trust()
+        if stored.record.recipe.stripped:
+            bundle.check()  # its weights are the bundle's, and only its record says which those are
     device = Device(name)
     if any(stored.record.recipe.plugins_sha256 for stored in chosen.values()):
         load_with_kernels(backend.trt)

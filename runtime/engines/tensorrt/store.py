@@ -4,22 +4,24 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from pydantic import ValidationError
 
+from dynexport.runtime.atomic import part_file, publish, write_file
 from dynexport.runtime.bundle import Bundle
 from dynexport.runtime.contract import first_problem
+from dynexport.runtime.engines.tensorrt.known import is_known, prepare, remember
 from dynexport.runtime.engines.tensorrt.record import EngineRecord, Recipe
 from dynexport.runtime.errors import DynexportError
-from dynexport.runtime.manifest import File
+from dynexport.runtime.manifest import ENGINES, File
+from dynexport.runtime.plain_files import read_plain
 
-ENGINES = "engines"
-_ENGINE, _RECORD, _PART = ".engine", ".json", ".part"
+_ENGINE, _RECORD = ".engine", ".json"
 _LARGEST_RECORD = 1 << 20
+_AGAIN = "build it again"
 
 
 @dataclass(frozen=True)
@@ -29,42 +31,62 @@ class Stored:
     Attributes:
         path: of the engine.
         record: what is said of it.
+        trusted: whether the user says that engines of this bundle may be run, whoever has built them.
     """
 
     path: Path
     record: EngineRecord
+    trusted: bool
 
     def read(self) -> bytes:
         """The serialized engine.
 
         Raises:
-            DynexportError: when it is not what its record says.
+            DynexportError: when it is not what its record says, or nobody trusts it.
         """
-        content = _content(self.path)
-        found = File(sha256=hashlib.sha256(content).hexdigest(), bytes=len(content))
-        _check_same(self.path, self.record.engine, found)
+        self.check_trust()
+        content = read_plain(self.path, "an engine", at_most=self.record.engine.bytes, follow=False, advice=_AGAIN)
+        self._check_same(File(sha256=hashlib.sha256(content).hexdigest(), bytes=len(content)))
         return content
 
     def check(self) -> None:
         """Raise DynexportError when the engine is not what its record says."""
-        _check_same(self.path, self.record.engine, _file(self.path))
+        self._check_same(File.of(self.path, "an engine", advice=_AGAIN))
+
+    def check_trust(self) -> None:
+        """Raise DynexportError when the engine was not built here and the user does not trust it either."""
+        if not (self.trusted or is_known(self.record.engine.sha256)):
+            raise DynexportError(
+                f"{self.path}: expected an engine that was built here, found one from elsewhere, which is native code "
+                "that cannot be checked; build it again with: dynexport build --force, or say --trust-engines if you "
+                "would run a program of whoever built it"
+            )
+
+    def _check_same(self, found: File) -> None:
+        expected = self.record.engine
+        if found != expected:
+            raise DynexportError(
+                f"{self.path}: expected {expected.bytes} bytes of sha256 {expected.sha256[:12]}.., found {found.bytes} "
+                f"of {found.sha256[:12]}..; the engine was changed, build it again"
+            )
 
 
 def find(bundle: Bundle, recipe: Recipe) -> Stored | None:
     """The engine of a recipe, checked; None where there is none.
 
     Raises:
-        DynexportError: when there is one, but damaged.
+        DynexportError: when there is one, but damaged, or one that nobody trusts.
     """
     engine = _path(bundle, recipe)
     if not engine.with_suffix(_RECORD).exists():
         return None
-    stored = _read(engine.with_suffix(_RECORD))
+    stored = _read(bundle, engine.with_suffix(_RECORD))
     if stored.record.recipe != recipe:
         raise DynexportError(
             f"{engine.with_suffix(_RECORD)}: expected the record of engine {recipe.key}, found that of "
             f"{stored.record.recipe.key}; build it again"
         )
+    stored.check_trust()
     stored.check()
     return stored
 
@@ -74,31 +96,28 @@ def stored_engines(bundle: Bundle) -> list[Stored | DynexportError]:
     found: list[Stored | DynexportError] = []
     for record in sorted(_directory(bundle).glob(f"*{_RECORD}")):
         try:
-            found.append(_read(record))
+            found.append(_read(bundle, record))
         except DynexportError as error:
             found.append(error)
     return found
 
 
 @contextlib.contextmanager
-def part_file(bundle: Bundle, recipe: Recipe) -> Iterator[Path]:
-    """A place to write an engine to, on the file system of the bundle; what is left there is removed.
+def place_for_engine(bundle: Bundle) -> Iterator[Path]:
+    """Yield a file to write an engine to, on the file system of the bundle; what is left there is removed.
 
     Raises:
-        DynexportError: when the bundle cannot be written to.
+        DynexportError: when the bundle, or the list of engines that were built here, cannot be written to.
     """
+    prepare()
     directory = _directory(bundle)
-    try:
-        directory.mkdir(exist_ok=True)
-        _clear_leftovers(directory)
-        part = directory / f".{_stem(bundle, recipe)}.{os.getpid()}{_PART}"
-        part.touch()
-    except OSError as error:
-        raise DynexportError(f"{directory}: expected a place to write engines, found: {error.strerror}") from error
-    try:
+    with contextlib.ExitStack() as stack:
+        try:
+            directory.mkdir(exist_ok=True)
+            part = stack.enter_context(part_file(directory))
+        except OSError as error:
+            raise DynexportError(f"{directory}: expected a place to write engines, found: {error.strerror}") from error
         yield part
-    finally:
-        part.unlink(missing_ok=True)
 
 
 def put(bundle: Bundle, record: EngineRecord, part: Path) -> Stored:
@@ -108,23 +127,13 @@ def put(bundle: Bundle, record: EngineRecord, part: Path) -> Stored:
         DynexportError: when the bundle cannot be written to.
     """
     engine = _path(bundle, record.recipe)
-    described = part.with_suffix(_RECORD + _PART)
     try:
-        described.write_text(record.model_dump_json(indent=1) + "\n")
-        for source, place in ((part, engine), (described, engine.with_suffix(_RECORD))):
-            _sync(source)
-            source.replace(place)
-        _sync(engine.parent)
+        remember(record.engine.sha256)
+        publish(part, engine)
+        write_file(engine.with_suffix(_RECORD), record.model_dump_json(indent=1).encode() + b"\n")
     except OSError as error:
         raise DynexportError(f"{engine}: cannot write the engine ({error.strerror})") from error
-    finally:
-        described.unlink(missing_ok=True)
-    return Stored(engine, record)
-
-
-def entry(path: Path) -> File:
-    """Size and hash of a finished engine."""
-    return _file(path)
+    return Stored(engine, record, bundle.trust_engines)
 
 
 def _directory(bundle: Bundle) -> Path:
@@ -144,62 +153,11 @@ def _path(bundle: Bundle, recipe: Recipe) -> Path:
     return _directory(bundle) / (_stem(bundle, recipe) + _ENGINE)
 
 
-def _read(path: Path) -> Stored:
+def _read(bundle: Bundle, path: Path) -> Stored:
     """A record, the engine's own content unread."""
+    content = read_plain(path, "an engine's record", at_most=_LARGEST_RECORD, follow=False)
     try:
-        if path.is_symlink() or path.stat().st_size > _LARGEST_RECORD:
-            raise DynexportError(f"{path}: expected an engine's record, found a link or a file of another kind")
-        record = EngineRecord.model_validate_json(path.read_bytes())
-    except OSError as error:
-        raise DynexportError(f"{path}: cannot be read ({error.strerror}); check its permissions") from error
+        record = EngineRecord.model_validate_json(content)
     except ValidationError as error:
         raise DynexportError(f"{path}: {first_problem(error)}; build the engine again") from error
-    return Stored(path.with_suffix(_ENGINE), record)
-
-
-def _check_same(path: Path, expected: File, found: File) -> None:
-    if found != expected:
-        raise DynexportError(
-            f"{path}: expected {expected.bytes} bytes of sha256 {expected.sha256[:12]}.., found {found.bytes} of "
-            f"{found.sha256[:12]}..; the engine was changed, build it again"
-        )
-
-
-def _content(path: Path) -> bytes:
-    _check_plain(path)
-    try:
-        return path.read_bytes()
-    except OSError as error:
-        raise DynexportError(f"{path}: cannot be read ({error.strerror}); check its permissions") from error
-
-
-def _file(path: Path) -> File:
-    _check_plain(path)
-    try:
-        with path.open("rb") as file:
-            return File(sha256=hashlib.file_digest(file, "sha256").hexdigest(), bytes=path.stat().st_size)
-    except OSError as error:
-        raise DynexportError(f"{path}: cannot be read ({error.strerror}); check its permissions") from error
-
-
-def _check_plain(path: Path) -> None:
-    if path.is_symlink() or not path.is_file():
-        raise DynexportError(f"{path}: expected an engine, found none; build it again")
-
-
-def _clear_leftovers(directory: Path) -> None:
-    """Remove what runs that are no longer alive left behind."""
-    for left in directory.glob(f".*{_PART}"):
-        owner = left.name.removesuffix(_PART).removesuffix(_RECORD).rsplit(".", 1)[-1]
-        # Of our own number too: in a container every run may have the same one.
-        if owner == str(os.getpid()) or (owner.isdigit() and not Path(f"/proc/{owner}").exists()):
-            left.unlink(missing_ok=True)
-
-
-def _sync(path: Path) -> None:
-    """Bring it to the disk before it gets its name, so that a power cut leaves no half engine under it."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    return Stored(path.with_suffix(_ENGINE), record, bundle.trust_engines)

@@ -8,6 +8,8 @@ import os
 from pathlib import Path
 from typing import Any
 
+from dynexport.runtime.atomic import write_file
+
 # What is here is native and trusted: it stays out of bundles, which come from elsewhere.
 HOME = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "dynexport"
 
@@ -29,11 +31,6 @@ def use_timings(config: Any, path: Path) -> None:
 
 def keep_timings(config: Any, path: Path) -> None:
     """Keep what a build measured; where that cannot be written the next build measures again."""
-    part = path.with_suffix(f".{os.getpid()}.part")
-    try:
+    with contextlib.suppress(OSError):
         path.parent.mkdir(parents=True, exist_ok=True)
-        part.write_bytes(config.get_timing_cache().serialize())
-        part.replace(path)
-    except OSError:
-        with contextlib.suppress(OSError):
-            part.unlink()
+        write_file(path, bytes(config.get_timing_cache().serialize()))
