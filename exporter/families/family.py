@@ -23,6 +23,7 @@ class Family:
         read: config fields -> architecture.
         base_prefix: the prefix that checkpoints of the bare model leave out (``transformer.`` of gpt2).
         twins: a second name of a field -> its name in transformers' class (``attribute_map``, turned around).
+        renamed: a tensor -> its name in checkpoints of transformers 5 that were not saved under the old one.
         masks: names of causal masks and other constants that old versions stored as tensors, a regular expression.
     """
 
@@ -32,6 +33,7 @@ class Family:
     read: Callable[[Fields], Architecture]
     base_prefix: str = "model."
     twins: Mapping[str, str] = field(default_factory=dict)
+    renamed: Mapping[str, str] = field(default_factory=dict)
     masks: str = ""
 
     def completed(self, config: Mapping[str, Any]) -> dict[str, Any]:

@@ -56,5 +56,6 @@ FAMILY = Family(
     "parallel residual, partial rotary",
     _read,
     base_prefix="gpt_neox.",
+    renamed={"embed_out.weight": "lm_head.weight"},
     masks=r"(gpt_neox\.)?layers\.\d+\.attention\.(masked_)?bias",
 )
