@@ -38,12 +38,14 @@ class GgufTensor:
     """One row of the tensor table.
 
     Attributes:
+        path: the file that it is in.
         kind: how the values are stored.
         shape: outermost first, as in numpy.
         offset: from the start of the file, in bytes.
         size: in bytes.
     """
 
+    path: Path
     kind: GGMLQuantizationType
     shape: tuple[int, ...]
     offset: int
@@ -57,7 +59,7 @@ class GgufHeader:
     Attributes:
         path: the file.
         metadata: key -> number, bool, string, or list of one of these.
-        tensors: name -> where it is, all of it inside the file.
+        tensors: name -> where it is, all of it inside its file.
     """
 
     path: Path
@@ -216,4 +218,4 @@ def _place(
             f"{cursor.path}: tensor {name}: expected {size} bytes from byte {start + offset}, "
             f"found a file of {cursor.size} bytes; it is incomplete, download it again"
         )
-    return GgufTensor(kind, shape, start + offset, size)
+    return GgufTensor(cursor.path, kind, shape, start + offset, size)
