@@ -18,11 +18,13 @@ from dynexport.exporter.bundle_writer import replacing
 from dynexport.exporter.checkpoint import Checkpoint, open_checkpoint
 from dynexport.exporter.families import find_family, read_architecture
 from dynexport.exporter.graph.plan import GraphPlan
+from dynexport.exporter.leftovers import check_leftovers
 from dynexport.exporter.parity.golden import write_golden
 from dynexport.exporter.strategies import strategies
 from dynexport.exporter.targets.onnxruntime import OnnxRuntime
 from dynexport.exporter.targets.target import Target
 from dynexport.exporter.targets.tensorrt import MAX_BATCH, TensorRT
+from dynexport.exporter.ties import tied_as_stored
 from dynexport.exporter.weights import WeightFile, WeightReader
 from dynexport.runtime import manifest as m
 from dynexport.runtime.contract import AnyContract, SkipRule, parse_contract
@@ -114,6 +116,8 @@ def convert(
     engine = _target(target, precision, max_batch, max_prompt, plugins)
     checkpoint = open_checkpoint(model, tokenizer=tokenizer, importer=importer)
     architecture = _limited(read_architecture(checkpoint.config), max_length)
+    reader = WeightReader(checkpoint, find_family(checkpoint.config), architecture)
+    reader.architecture = architecture = tied_as_stored(reader)
     contract = read_contract(checkpoint, strategy, speedups, rule, keep, fields)
     engine.check_contract(contract, architecture.max_length)
     chosen = strategies()[contract.strategy]
@@ -123,7 +127,8 @@ def convert(
     else:
         plans = (chosen.single_graph(contract, architecture.layers, layer_capacity),)
     with replacing(Path(output)) as part:
-        manifest = _write_graphs(part, checkpoint, architecture, contract, kept, precision, plans, engine, progress)
+        manifest = _write_graphs(part, reader, contract, kept, precision, plans, engine, progress)
+        checkpoint.notes += check_leftovers(reader, contract, chosen=strategy is not None, changed=bool(fields))
         for name, content in checkpoint.files.items():
             (part / name).write_bytes(content)
         rows, note = write_golden(part / m.GOLDEN, checkpoint, manifest) if golden else (0, "left out as asked")
@@ -167,8 +172,7 @@ def _limited(architecture: Architecture, max_length: int | None) -> Architecture
 
 def _write_graphs(
     part: Path,
-    checkpoint: Checkpoint,
-    architecture: Architecture,
+    reader: WeightReader,
     contract: AnyContract,
     kept: tuple[m.Speedup, ...],
     precision: m.Precision,
@@ -178,7 +182,7 @@ def _write_graphs(
 ) -> m.Manifest:
     """Write every graph and the one file of weights that they share; the manifest of it, other files still missing."""
     strategy = strategies()[contract.strategy]
-    reader = WeightReader(checkpoint, find_family(checkpoint.config), architecture)
+    checkpoint, architecture = reader.checkpoint, reader.architecture
     graphs = []
     with WeightFile(part / m.WEIGHTS, target, progress) as weights:
         for plan in plans:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import BinaryIO
 
@@ -25,15 +25,27 @@ from dynexport.runtime.manifest import File
 # Page alignment lets ONNX Runtime map a tensor straight from the file.
 _ALIGNMENT = 4096
 Progress = Callable[[str, int, int], None]
+EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
 
 
 @dataclass
 class WeightReader:
-    """Tensors of the graph from the tensors of a checkpoint, checked."""
+    """Tensors of the graph from the tensors of a checkpoint, checked.
+
+    Attributes:
+        read_names: tensors of the checkpoint that were read, under the names that it has for them.
+    """
 
     checkpoint: Checkpoint
     family: Family
     architecture: Architecture
+    read_names: set[str] = field(default_factory=set)
+
+    def stored_names(self, name: str) -> list[str]:
+        """The tensors of the checkpoint behind one of the graph; empty where it lacks any of them."""
+        source = self.architecture.sources.get(name, Source((name,)))
+        names = [self._stored_name(part) for part in source.names]
+        return names if all(name in self.checkpoint.names for name in names) else []
 
     def read(self, name: str, shape: tuple[int, ...]) -> np.ndarray:
         """The float32 tensor that the graph calls ``name``.
@@ -58,7 +70,9 @@ class WeightReader:
         )
 
     def _read_part(self, name: str) -> np.ndarray:
-        value = self.checkpoint.read(self._stored_name(name))
+        stored = self._stored_name(name)
+        value = self.checkpoint.read(stored)
+        self.read_names.add(stored)
         if not np.isfinite(value).all():
             raise DynexportError(
                 f"{self.checkpoint.source}: tensor {name}: expected finite numbers, found NaN or infinity; the "
@@ -67,9 +81,9 @@ class WeightReader:
         return value
 
     def _stored_name(self, name: str) -> str:
-        """Checkpoints of a bare model leave out the prefix that the model with a head has."""
-        bare = name.removeprefix(self.family.base_prefix)
-        return bare if name not in self.checkpoint.names and bare in self.checkpoint.names else name
+        """The checkpoint's name for a tensor: those of a bare model leave out the prefix that one with a head has."""
+        candidates = (name, name.removeprefix(self.family.base_prefix), self.family.renamed.get(name, name))
+        return next((candidate for candidate in candidates if candidate in self.checkpoint.names), name)
 
 
 class WeightFile:

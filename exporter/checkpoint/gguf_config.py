@@ -19,6 +19,23 @@ _GEMMA2_27B_LAYERS = 46
 # convert_hf_to_gguf.py computes rope_freqs with these, whatever the model's config says of the last one.
 _LLAMA3_ROPE = {"low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 8192}
 
+# Values of an architecture that these families do not compute with, at least not where they are not read: those of
+# experts, where there are none, and of a scaling of rotary positions, where there is none.
+_WITHOUT_EFFECT = {
+    "attention.layer_norm_epsilon",
+    "expert_used_count",
+    "pooling_type",
+    "rope.scaling.finetuned",
+    "rope.scaling.original_context_length",
+    "rope.scaling.yarn_attn_factor",
+    "rope.scaling.yarn_beta_fast",
+    "rope.scaling.yarn_beta_slow",
+    "rope.scaling.yarn_ext_factor",
+    "rope.scaling.yarn_log_multiplier",
+    "tensor_data_layout",
+    "vocab_size",
+}
+
 
 class Metadata:
     """Typed access to the metadata of a GGUF file.
@@ -31,6 +48,7 @@ class Metadata:
         self.header = header
         self._values = header.metadata
         self.architecture = str(header.metadata.get("general.architecture"))
+        self._asked: set[str] = set()
 
     def error(self, key: str, expected: str) -> DynexportError:
         """An error that names the key, what was expected and what was found."""
@@ -46,6 +64,7 @@ class Metadata:
 
     def optional(self, key: str, kind: type | tuple[type, ...], expected: str) -> Any:
         """A value under its full key, or None. A list of equal values, one a layer, counts as one."""
+        self._asked.add(key)
         value = self._values.get(key)
         if isinstance(value, list) and kind is not list and value and all(item == value[0] for item in value):
             value = value[0]
@@ -72,6 +91,17 @@ class Metadata:
         if not math.isfinite(value) or value < 0:
             raise self.error(key, "a finite number >= 0")
         return float(value)
+
+    def check_known(self) -> None:
+        """Insist that every value of the architecture was read, or is known to change nothing.
+
+        Raises:
+            DynexportError: naming the first that may change what the model computes.
+        """
+        prefix = self.key("")
+        for key in sorted(self._values.keys() - self._asked):
+            if key.startswith(prefix) and key.removeprefix(prefix) not in _WITHOUT_EFFECT:
+                raise self.error(key, "no such value, as it may change what the model computes")
 
     def token(self, name: str) -> int | None:
         """The id of a special token, such as ``bos``, or None."""
@@ -101,6 +131,7 @@ def read_config(metadata: Metadata, family: GgufFamily, read: Callable[[str], np
         config[f"{name}_token_id"] = metadata.token(name)
     config["pad_token_id"] = metadata.token("padding")
     config.update(_specials(metadata, config))
+    metadata.check_known()
     return config
 
 
@@ -115,12 +146,17 @@ def _sizes(metadata: Metadata) -> dict[str, Any]:
         )
     if epsilon is None:
         raise metadata.error(metadata.key("attention.layer_norm_rms_epsilon"), "a number")
+    head_dim = metadata.integer("attention.key_length", max(1, hidden // heads))
+    if metadata.integer("attention.value_length", head_dim) != head_dim:
+        raise metadata.error(metadata.key("attention.value_length"), f"{head_dim}, as keys have")
+    if metadata.optional(metadata.key("attention.causal"), bool, "true or false") is False:
+        raise metadata.error(metadata.key("attention.causal"), "true")
     return {
         "hidden_size": hidden,
         "num_hidden_layers": metadata.integer("block_count"),
         "num_attention_heads": heads,
         "num_key_value_heads": metadata.integer("attention.head_count_kv", heads),
-        "head_dim": metadata.integer("attention.key_length", max(1, hidden // heads)),
+        "head_dim": head_dim,
         "intermediate_size": metadata.integer("feed_forward_length"),
         "vocab_size": embedding.shape[0],
         "max_position_embeddings": metadata.integer("context_length"),
@@ -193,6 +229,9 @@ def _specials(metadata: Metadata, config: dict[str, Any]) -> dict[str, Any]:
     kind = config["model_type"]
     if kind == "llama" and window is not None:
         return {"model_type": "mistral", "architectures": ["MistralForCausalLM"], "sliding_window": window}
+    context = config["max_position_embeddings"]
+    if kind not in ("gemma2", "phi3") and (window or context) < context:
+        raise metadata.error(metadata.key("attention.sliding_window"), f"none in a {kind}")
     if kind in ("llama", "smollm3"):
         fields: dict[str, Any] = {
             "attention_bias": "blk.0.attn_q.bias" in biased,

@@ -11,8 +11,9 @@ from gguf.quants import dequantize, quant_shape_to_byte_shape
 
 from dynexport.exporter.checkpoint.base import Checkpoint
 from dynexport.exporter.checkpoint.gguf_config import Metadata, read_config
-from dynexport.exporter.checkpoint.gguf_header import GgufTensor, read_header
+from dynexport.exporter.checkpoint.gguf_header import GgufTensor
 from dynexport.exporter.checkpoint.gguf_layout import FAMILIES, GgufFamily
+from dynexport.exporter.checkpoint.gguf_parts import read_parts
 from dynexport.exporter.checkpoint.gguf_tokenizer import tokenizer_files
 from dynexport.runtime.errors import DynexportError
 
@@ -28,12 +29,12 @@ class GgufFile(Checkpoint):
         build_tokenizer: whether to make a ``tokenizer.json``; not when the user has another.
 
     Raises:
-        DynexportError: when it is damaged, of an unsupported architecture, or one part of several.
+        DynexportError: when it is damaged or of an unsupported architecture, or parts of it are missing.
     """
 
     def __init__(self, path: Path, source: str | None = None, *, build_tokenizer: bool = True) -> None:
         self.source = str(path) if source is None else source
-        self._header = read_header(path)
+        self._header = read_parts(path)
         metadata = Metadata(self._header)
         self._family = _find_family(metadata)
         layers = metadata.integer("block_count")
@@ -81,7 +82,8 @@ class GgufFile(Checkpoint):
 
     def _read_stored(self, stored: str) -> np.ndarray:
         """A tensor by its GGUF name, float32, as it is laid out there."""
-        path, tensor = self._header.path, self._header.tensors[stored]
+        tensor = self._header.tensors[stored]
+        path = tensor.path
         try:
             content = np.fromfile(path, np.uint8, tensor.size, offset=tensor.offset)
         except OSError as error:
@@ -112,11 +114,14 @@ def _dequantise(content: np.ndarray, tensor: GgufTensor) -> np.ndarray:
 
 
 def _find_family(metadata: Metadata) -> GgufFamily:
-    """The family of a file. Raises DynexportError when it is unsupported or the file is one of several."""
+    """The family of a file. Raises DynexportError when it is unsupported, or the file is not a model."""
     path = metadata.header.path
-    parts = metadata.optional("split.count", int, "an integer") or 1
-    if parts > 1:
-        raise DynexportError(f"{path}: is one of {parts} parts; join them with llama-gguf-split --merge")
+    kind = metadata.optional("general.type", str, "a string") or "model"
+    if kind != "model":
+        raise DynexportError(
+            f"{path}: general.type: expected model, found {kind!r:.40}; name the .gguf file of a whole model, with "
+            "any adapter merged into it"
+        )
     family = FAMILIES.get(metadata.architecture)
     if family is None:
         raise DynexportError(

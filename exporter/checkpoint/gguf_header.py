@@ -42,12 +42,14 @@ class GgufTensor:
     """One row of the tensor table.
 
     Attributes:
+        path: the file that it is in.
         kind: how the values are stored.
         shape: outermost first, as in numpy.
         offset: from the start of the file, in bytes.
         size: in bytes.
     """
 
+    path: Path
     kind: GGMLQuantizationType
     shape: tuple[int, ...]
     offset: int
@@ -61,7 +63,7 @@ class GgufHeader:
     Attributes:
         path: the file.
         metadata: key -> number, bool, string, or list of one of these.
-        tensors: name -> where it is, all of it inside the file.
+        tensors: name -> where it is, all of it inside its file.
     """
 
     path: Path
@@ -228,7 +230,7 @@ def _place(
             f"{cursor.path}: tensor {name}: expected {size} bytes from byte {start + offset}, "
             f"found a file of {cursor.size} bytes; it is incomplete, download it again"
         )
-    return GgufTensor(kind, shape, start + offset, size)
+    return GgufTensor(cursor.path, kind, shape, start + offset, size)
 
 
 def _check_side_by_side(cursor: _Cursor, start: int, alignment: int, tensors: dict[str, GgufTensor]) -> None:

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import huggingface_hub
-from huggingface_hub.errors import HFValidationError
+from huggingface_hub.errors import HFValidationError, RemoteEntryNotFoundError
 from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
 
+from dynexport.exporter.checkpoint.kinds import refuse_quantised
+from dynexport.exporter.checkpoint.small_files import parse_object, read_file
+from dynexport.exporter.families import read_architecture
 from dynexport.runtime.errors import DynexportError
 
-_PATTERNS = ["*.json", "*.safetensors", "*.jinja"]
+_PATTERNS = ["*.json", "*.safetensors", "*.jinja", "merges.txt", "vocab.txt", "*.model"]
 # Other formats beside the model: subfolders (onnx/, original/) and Mistral's second copy of its weights.
 _IGNORED = ["*/*", "consolidated*"]
 
@@ -27,7 +32,7 @@ def is_hub_id(model: str) -> bool:
 
 
 def download(model: str) -> Path:
-    """Fetch a model into the hub's cache, or find it there.
+    """Fetch a model into the hub's cache, or find it there; first its config.json, and no more where that is refused.
 
     Args:
         model: a hub id ``owner/name``.
@@ -36,14 +41,31 @@ def download(model: str) -> Path:
         The directory of the snapshot.
 
     Raises:
-        DynexportError: when it is not in the cache, and the hub is out of reach, lacks it or refuses it.
+        DynexportError: when it is not in the cache, and the hub is out of reach, lacks it or refuses it; when the
+            family, a field of its config.json or its quantisation is not supported.
     """
+    with _told(model):
+        path = Path(huggingface_hub.hf_hub_download(model, "config.json"))
+    config = parse_object(read_file(path), path)
+    refuse_quantised(config, model)
+    read_architecture(config)
+    with _told(model):
+        return Path(huggingface_hub.snapshot_download(model, allow_patterns=_PATTERNS, ignore_patterns=_IGNORED))
+
+
+@contextmanager
+def _told(model: str) -> Iterator[None]:
+    """Within, whatever the network, the HTTP client or the cache raises becomes one line."""
     try:
-        folder = huggingface_hub.snapshot_download(model, allow_patterns=_PATTERNS, ignore_patterns=_IGNORED)
-    except Exception as error:  # whatever the network, the HTTP client or the cache raises
+        yield
+    except RemoteEntryNotFoundError as error:
+        raise DynexportError(
+            f"{model}: expected a repository with config.json on the Hugging Face hub, found none in it; download a "
+            ".gguf file and name that, merge an adapter into its model, or name another repository"
+        ) from error
+    except Exception as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise DynexportError(
             f"{model}: not a path here, and it could not be downloaded from the Hugging Face hub ({reason}); "
             "check the name, the network and `hf auth login`, or name a local directory"
         ) from error
-    return Path(folder)

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from dynexport.exporter.checkpoint.base import Checkpoint
+from dynexport.exporter.checkpoint.kinds import refuse_adapter, refuse_foreign_tensors, refuse_quantised
 from dynexport.exporter.checkpoint.safetensors_file import SafetensorsFile
 from dynexport.exporter.checkpoint.small_files import find_file, parse_object, read_file
 from dynexport.runtime.errors import DynexportError
@@ -26,14 +27,18 @@ class SafetensorsDirectory(Checkpoint):
         source: what the user named; by default the directory.
 
     Raises:
-        DynexportError: when a file is missing or damaged, or the index names what is not there.
+        DynexportError: when a file is missing or damaged, the index names what is not there, or it is an adapter or
+            quantised.
     """
 
     def __init__(self, directory: Path, source: str | None = None) -> None:
         self.source = str(directory) if source is None else source
+        refuse_adapter(directory)
         self.config = _read_config(directory)
+        refuse_quantised(self.config, self.source)
         self.files = _read_carried(directory)
         self._homes = _find_tensors(directory)
+        refuse_foreign_tensors(self.names, self.source)
 
     @property
     def names(self) -> Collection[str]:

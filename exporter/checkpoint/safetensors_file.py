@@ -68,7 +68,7 @@ class SafetensorsFile:
         if entry.dtype not in _DTYPES:
             raise DynexportError(
                 f"{self.path}: tensor {name}: expected dtype {', '.join(_DTYPES)}, found {entry.dtype}; "
-                "re-save the model in one of these"
+                "it is quantised or damaged, use the model in one of these"
             )
         count = math.prod(entry.shape)
         try:

@@ -1,4 +1,4 @@
-"""The small files beside the weights: found without leaving it, parsed with errors that name them."""
+"""The small files beside the weights: found by their names, parsed with errors that name them."""
 
 from __future__ import annotations
 
@@ -13,32 +13,24 @@ from dynexport.runtime.plain_files import open_plain, read_plain
 def find_file(directory: Path, name: str) -> Path | None:
     """A file of a directory, or None when there is none of that name.
 
+    Links are followed wherever they lead, as people keep large files elsewhere and hub caches consist of links.
+
     Args:
         directory: of the checkpoint.
         name: a plain file name.
 
     Raises:
-        DynexportError: when it cannot be looked up, is something else than a file, or is a link that leads out of
-            the directory. Links into the blobs of a hub cache, where snapshots are made of them, are followed.
+        DynexportError: when it cannot be looked up, or is something else than a file.
     """
     path = directory / name
     try:
-        if not path.is_file():
-            if path.is_symlink() or path.exists():
-                open_plain(path).close()  # says what is in its place
-            return None
+        if path.is_file():
+            return path
+        if path.is_symlink() or path.exists():
+            open_plain(path).close()  # says what is in its place
+        return None
     except OSError as error:
         raise DynexportError(f"{directory}: {name:.80}: cannot be looked up ({error.strerror})") from error
-    home, target = directory.resolve(), path.resolve()
-    roots = [home]
-    if home.parent.name == "snapshots":
-        repository = home.parent.parent
-        roots += [repository / "blobs", repository.parent / "blobs"]
-    if not any(target.is_relative_to(root) for root in roots):
-        raise DynexportError(
-            f"{path}: expected a file inside the directory, found a link to {target}; copy the file there"
-        )
-    return path
 
 
 def read_file(path: Path) -> bytes:

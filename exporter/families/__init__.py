@@ -8,12 +8,13 @@ from collections.abc import Mapping
 from functools import cache
 from typing import Any
 
-from dynexport.exporter.architecture import Architecture
+from dynexport.exporter.architecture import Architecture, Rotary
+from dynexport.exporter.families.class_fields import NEUTRAL, ROTARY
 from dynexport.exporter.families.family import Family
 from dynexport.exporter.families.fields import Fields
 from dynexport.runtime.errors import DynexportError
 
-__all__ = ["Family", "families", "find_family", "read_architecture"]
+__all__ = ["Family", "asked_fields", "families", "find_family", "read_architecture"]
 
 
 @cache
@@ -45,13 +46,32 @@ def read_architecture(config: Mapping[str, Any]) -> Architecture:
     """The architecture that a config.json describes.
 
     Raises:
-        DynexportError: naming the field and the value, for an unknown family or an unsupported field of a known one.
+        DynexportError: naming the field and the value, for an unknown family, an unsupported field of a known one, or
+            a field that is not known to be without effect.
     """
+    return _read(config)[0]
+
+
+def asked_fields(config: Mapping[str, Any]) -> dict[str, str]:
+    """What is done with each field that its family has: "read", or the values that are insisted on, in words."""
+    return _read(config)[1].asked
+
+
+def _read(config: Mapping[str, Any]) -> tuple[Architecture, Fields]:
     family = find_family(config)
-    fields = Fields(config, family.model_type)
-    fields.only("is_causal", True)
+    fields = Fields(family.completed(config), family.model_type)
+    fields.asked |= {twin: f"the same as {name}" for twin, name in family.twins.items()}
+    fields.flag("is_causal")  # transformers takes a null for false
+    for name, value in NEUTRAL.items():
+        fields.only(name, value)
     architecture = family.read(fields)
     if architecture.heads % architecture.kv_heads:
         expected = f"a divisor of {architecture.heads} heads"
         raise fields.error("num_key_value_heads", architecture.kv_heads, expected)
-    return architecture
+    if "layer_types" not in fields.asked:
+        kinds = ["sliding_attention" if window else "full_attention" for window in architecture.windows]
+        fields.only("layer_types", kinds)
+    if isinstance(architecture.positions, Rotary):
+        fields.asked = dict.fromkeys(ROTARY, "read") | fields.asked
+    fields.check_known()
+    return architecture, fields

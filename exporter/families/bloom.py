@@ -24,10 +24,15 @@ _INNER = {
 
 
 def _read(fields: Fields) -> Architecture:
-    hidden = fields.integer("hidden_size", "n_embed")
-    heads = fields.integer("n_head", "num_attention_heads")
-    layers = fields.layers("n_layer", "num_hidden_layers")
+    hidden = fields.integer("hidden_size")
+    heads = fields.integer("n_head")
+    layers = fields.layers("n_layer")
     fields.only("apply_residual_connection_post_layernorm", False)
+    fields.only("n_inner", 4 * hidden)
+    ranks = fields.integer("pretraining_tp")
+    if fields.flag("slow_but_exact") and ranks > 1:
+        # transformers then leaves out the biases of attention's and the MLP's output
+        raise fields.error("slow_but_exact", True, f"False with a pretraining_tp of {ranks}")
     sources = renamed(layers, _OUTER, _INNER, "transformer.h.{i}.")
     for name in list(sources):
         if "qkv_proj" in name:
@@ -38,17 +43,28 @@ def _read(fields: Fields) -> Architecture:
         heads=heads,
         layers=layers,
         intermediate_size=4 * hidden,
-        max_length=fields.integer("seq_length", "max_position_embeddings", default=2048),
+        max_length=fields.integer("seq_length", default=2048),
         positions=Alibi(heads),
-        norm_epsilon=fields.number("layer_norm_epsilon", 1e-5),
+        norm_epsilon=fields.number("layer_norm_epsilon"),
         activation="gelu_tanh",
         embedding_norm=True,
         qkv_bias=True,
         attention_output_bias=True,
         mlp_bias=True,
-        tied_embeddings=fields.flag("tie_word_embeddings", True),
         sources=sources,
     )
 
 
-FAMILY = Family("bloom", "BLOOM, BLOOMZ", "ALiBi, LayerNorm on the embedding", _read, base_prefix="transformer.")
+FAMILY = Family(
+    "bloom",
+    "BLOOM, BLOOMZ",
+    "ALiBi, LayerNorm on the embedding",
+    _read,
+    base_prefix="transformer.",
+    twins={
+        "n_embed": "hidden_size",
+        "num_attention_heads": "n_head",
+        "num_hidden_layers": "n_layer",
+        "max_position_embeddings": "seq_length",
+    },
+)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 from dynexport.exporter.architecture import Architecture, Array, Source
+from dynexport.exporter.families.class_fields import CLASS_DEFAULTS
 from dynexport.exporter.families.fields import Fields
+from dynexport.runtime.errors import DynexportError
 
 
 @dataclass(frozen=True)
@@ -20,6 +22,9 @@ class Family:
         features: what sets it apart, for the table in the docs.
         read: config fields -> architecture.
         base_prefix: the prefix that checkpoints of the bare model leave out (``transformer.`` of gpt2).
+        twins: a second name of a field -> its name in transformers' class (``attribute_map``, turned around).
+        renamed: a tensor -> its name in checkpoints of transformers 5 that were not saved under the old one.
+        masks: names of causal masks and other constants that old versions stored as tensors, a regular expression.
     """
 
     model_type: str
@@ -27,31 +32,48 @@ class Family:
     features: str
     read: Callable[[Fields], Architecture]
     base_prefix: str = "model."
+    twins: Mapping[str, str] = field(default_factory=dict)
+    renamed: Mapping[str, str] = field(default_factory=dict)
+    masks: str = ""
+
+    def completed(self, config: Mapping[str, Any]) -> dict[str, Any]:
+        """The fields of a config.json under the names of transformers' class, with its defaults for absent ones.
+
+        Raises:
+            DynexportError: when two names of one field have different values.
+        """
+        named = dict(config)
+        for twin, name in self.twins.items():
+            value = named.pop(twin, None)
+            if value is not None and named.get(name) is None:
+                named[name] = value
+            elif value is not None and named[name] != value:
+                raise DynexportError(
+                    f"config.json ({self.model_type}): {twin}: expected {named[name]!r:.80} as {name} says, which is "
+                    f"another name of it, found {value!r:.80}; take the wrong one out of config.json"
+                )
+        return {"is_causal": True, **CLASS_DEFAULTS[self.model_type], **named}
 
 
 def llama_like(
-    fields: Fields,
-    *,
-    head_dim: int | None = None,
-    rope_theta: float = 10000.0,
-    rotary_share: float | None = None,
-    **overrides: Any,
+    fields: Fields, *, rope_theta: float = 10000.0, rotary_share: float | None = None, **overrides: Any
 ) -> Architecture:
     """The shape that llama, mistral, qwen, smollm3, gemma2 and phi3 share.
 
-    q, k and v are stacked into one ``qkv_proj``: fewer, larger matrix products at decode.
+    q, k and v are stacked into one ``qkv_proj``: fewer, larger matrix products at decode. ``attention_bias`` and
+    ``mlp_bias`` are read by the families that have them; elsewhere they may only say what the family does anyway.
 
     Args:
-        head_dim, rope_theta, rotary_share: the family's defaults; ``head_dim`` None is hidden_size over heads,
-            ``rotary_share`` None that all channels of a head are rotated in every model of the family.
+        rope_theta, rotary_share: the family's defaults; ``rotary_share`` None that all channels of a head are rotated
+            in every model of the family.
         overrides: fields of the architecture that differ.
     """
     heads = fields.integer("num_attention_heads")
     hidden = fields.integer("hidden_size")
     layers = fields.layers("num_hidden_layers")
-    if head_dim is None and fields.get("head_dim") is None and hidden % heads:
+    if fields.get("head_dim") is None and hidden % heads:
         raise fields.error("hidden_size", hidden, f"a multiple of {heads} heads")
-    head_dim = fields.integer("head_dim", default=head_dim or hidden // heads)
+    head_dim = fields.integer("head_dim", default=hidden // heads)
     values: dict[str, Any] = {
         "family": fields.family,
         "hidden_size": hidden,
@@ -61,13 +83,16 @@ def llama_like(
         "head_dim": head_dim,
         "intermediate_size": fields.integer("intermediate_size"),
         "vocab_size": fields.integer("vocab_size"),
-        "max_length": fields.integer("max_position_embeddings", default=2048),
+        "max_length": fields.integer("max_position_embeddings"),
         "positions": fields.rotary(head_dim, theta=rope_theta, share=rotary_share),
-        "norm_epsilon": fields.number("rms_norm_eps", 1e-6),
-        "tied_embeddings": fields.flag("tie_word_embeddings", False),
+        "norm_epsilon": fields.number("rms_norm_eps"),
+        "tied_embeddings": fields.flag("tie_word_embeddings"),
     }
     if "activation" not in overrides:
-        values["activation"] = fields.activation("hidden_act", default="silu")
+        values["activation"] = fields.activation("hidden_act")
+    for name, bias in (("attention_bias", "qkv_bias"), ("mlp_bias", "mlp_bias")):
+        if name not in fields.asked:
+            fields.only(name, bool(overrides.get(bias)))
     values["sources"] = stacked_qkv(layers, bias=bool(overrides.get("qkv_bias")))
     return Architecture(**{**values, **overrides})
 
@@ -76,6 +101,7 @@ def layer_norm_like(fields: Fields, *, hidden_size: int, heads: int, layers: int
     """The shape that gpt2, opt, gpt-neox and bloom share: LayerNorm, a key head per query head, an MLP without gate."""
     if hidden_size % heads:
         raise fields.error("hidden_size", hidden_size, f"a multiple of {heads} heads")
+    fields.only("head_dim", hidden_size // heads)
     return Architecture(
         family=fields.family,
         hidden_size=hidden_size,
@@ -86,6 +112,7 @@ def layer_norm_like(fields: Fields, *, hidden_size: int, heads: int, layers: int
         vocab_size=fields.integer("vocab_size"),
         norm="layer",
         gated_mlp=False,
+        tied_embeddings=fields.flag("tie_word_embeddings"),
         **values,
     )
 
@@ -102,20 +129,26 @@ def stacked_qkv(layers: int, *, bias: bool) -> dict[str, Source]:
 
 
 def layer_windows(fields: Fields, window: int | None, sliding: Sequence[bool]) -> tuple[int | None, ...]:
-    """``window`` in the layers that ``layer_types`` calls sliding; in those of ``sliding`` where it is absent."""
+    """``window`` in the layers that ``layer_types`` calls sliding; in those of ``sliding`` where it is absent.
+
+    Raises:
+        DynexportError: when ``layer_types`` calls a layer sliding that has no window. transformers' implementations
+            of attention then disagree with each other.
+    """
     kinds = fields.get("layer_types")
     if kinds is not None:
         known = ("sliding_attention", "full_attention")
         if not isinstance(kinds, list) or len(kinds) != len(sliding) or any(kind not in known for kind in kinds):
             raise fields.error("layer_types", kinds, f"{len(sliding)} of {' or '.join(known)}")
         sliding = [kind == "sliding_attention" for kind in kinds]
+        if window is None and any(sliding):
+            raise fields.error("layer_types", kinds, "full_attention in a model without a sliding window")
     return tuple(window if slides else None for slides in sliding)
 
 
-def same_window(fields: Fields, default: int | None) -> tuple[int | None, ...]:
+def same_window(fields: Fields) -> tuple[int | None, ...]:
     """One ``sliding_window`` for all layers; transformers ignores ``layer_types`` in these families."""
-    fields.only("layer_types", None)
-    return (fields.optional_integer("sliding_window", default),) * fields.layers("num_hidden_layers")
+    return (fields.optional_integer("sliding_window"),) * fields.layers("num_hidden_layers")
 
 
 def renamed(layers: int, outer: dict[str, str], inner: dict[str, str], prefix: str) -> dict[str, Source]:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Mapping
 from typing import Any
 
 from dynexport.exporter.architecture import Activation, Rotary
+from dynexport.exporter.families.class_fields import HARMLESS
 from dynexport.runtime.errors import DynexportError
 
 ACTIVATIONS: dict[str, Activation] = {
@@ -34,81 +36,92 @@ _SMALLEST, _LARGEST = 1e-30, 1e30
 
 
 class Fields:
-    """The fields of one config.json.
+    """The fields of one config.json, with a record of those that a family reads.
 
     Args:
-        config: the JSON object.
+        config: the JSON object, completed with the defaults of the family's class.
         family: its model_type, for messages.
+
+    Attributes:
+        asked: field -> "read", or the values that are insisted on, in words; for the table in the docs.
     """
 
     def __init__(self, config: Mapping[str, Any], family: str) -> None:
         self._config = config
         self.family = family
+        self.asked: dict[str, str] = {}
 
     def get(self, name: str, default: Any = None) -> Any:
         """The value as it stands, or ``default`` where it is absent or null."""
+        self.asked[name] = "read"
         value = self._config.get(name)
         return default if value is None else value
 
     def error(self, name: str, value: Any, expected: str) -> DynexportError:
         """An error that names the field, what was expected and what was found."""
-        return DynexportError(f"config.json ({self.family}): {name}: expected {expected}, found {value!r}")
+        return DynexportError(f"config.json ({self.family}): {name}: expected {expected}, found {value!r:.200}")
 
-    def integer(self, *names: str, default: int | None = None, at_least: int = 1, at_most: int = _LARGEST_SIZE) -> int:
-        """A size: the first of ``names`` that is present."""
-        for name in names:
-            value = self._config.get(name)
-            if value is not None:
-                if isinstance(value, bool) or not isinstance(value, int) or not at_least <= value <= at_most:
-                    raise self.error(name, value, f"an integer from {at_least} to {at_most}")
-                return int(value)
-        if default is None:
-            raise self.error(names[0], None, f"an integer from {at_least} to {at_most}")
-        return default
+    def integer(self, name: str, default: int | None = None, at_least: int = 1, at_most: int = _LARGEST_SIZE) -> int:
+        """A size; where it is null, ``default``."""
+        value = self.get(name, default)
+        if isinstance(value, bool) or not isinstance(value, int) or not at_least <= value <= at_most:
+            raise self.error(name, value, f"an integer from {at_least} to {at_most}")
+        return value
 
-    def optional_integer(self, name: str, default: int | None = None) -> int | None:
-        """A size; null where the model does without, whatever an absent field means."""
-        if name in self._config and self._config[name] is None:
-            return None
-        return default if self.get(name) is None else self.integer(name)
+    def optional_integer(self, name: str) -> int | None:
+        """A size; null where the model does without."""
+        return None if self.get(name) is None else self.integer(name)
 
-    def layers(self, *names: str) -> int:
+    def layers(self, name: str) -> int:
         """How many layers; a hostile config cannot ask for a graph without end."""
-        return self.integer(*names, at_most=_MOST_LAYERS)
+        return self.integer(name, at_most=_MOST_LAYERS)
 
     def number(self, name: str, default: float | None = None) -> float:
-        """A positive number, far enough from what float32 cannot hold."""
+        """A positive number, far enough from what float32 cannot hold; null is an error."""
+        self.asked[name] = "read"
         value = self._config.get(name, default)
         if isinstance(value, bool) or not isinstance(value, int | float) or not _SMALLEST <= value <= _LARGEST:
             raise self.error(name, value, f"a number from {_SMALLEST:g} to {_LARGEST:g}")
         return float(value)
 
-    def optional_number(self, name: str, default: float | None = None) -> float | None:
+    def optional_number(self, name: str) -> float | None:
         """A positive number; null where the model does without."""
-        if name in self._config and self._config[name] is None:
-            return None
-        return None if self.get(name, default) is None else self.number(name, default)
+        return None if self.get(name) is None else self.number(name)
 
-    def flag(self, name: str, default: bool) -> bool:
+    def flag(self, name: str) -> bool:
         """A boolean."""
-        value = self.get(name, default)
+        value = self.get(name)
         if not isinstance(value, bool):
             raise self.error(name, value, "true or false")
         return value
 
-    def only(self, name: str, supported: Any) -> None:
-        """Insist on the one value of a field that this project supports; an absent field is taken to have it."""
-        value = self.get(name, supported)
-        if value != supported:
-            raise self.error(name, value, "no value" if supported is None else f"{supported!r}, the only one supported")
+    def only(self, name: str, *supported: Any) -> None:
+        """Insist on the values of a field that this project supports; absent or null is taken to be one of them."""
+        self.asked[name] = "only " + " or ".join(json.dumps(value) for value in supported)
+        value = self._config.get(name)
+        if value is not None and value not in supported:
+            first = supported[0]
+            raise self.error(name, value, "no value" if first is None else f"{first!r}, the only one supported")
 
-    def activation(self, *names: str, default: str) -> Activation:
+    def activation(self, name: str) -> Activation:
         """The MLP's activation function."""
-        name = next((name for name in names if self.get(name) is not None), names[0])
-        value = self.get(name, default)
+        value = self.get(name)
         if not isinstance(value, str) or value not in ACTIVATIONS:
             raise self.error(name, value, f"one of {', '.join(ACTIVATIONS)}")
         return ACTIVATIONS[value]
+
+    def check_known(self) -> None:
+        """Insist that every field was read, is known to be without effect, or is null.
+
+        Raises:
+            DynexportError: naming the first that may change the computation.
+        """
+        for name, value in self._config.items():
+            if name not in self.asked and name not in HARMLESS and value is not None:
+                raise DynexportError(
+                    f"config.json ({self.family}): {name:.80}: expected no such field, as it may change what the model "
+                    f"computes, found {value!r:.80}; if it does not, take it out of config.json"
+                )
 
     def rotary(
         self, head_dim: int, *, theta: float = 10000.0, theta_name: str = "rope_theta", share: float | None = None

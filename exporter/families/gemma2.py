@@ -23,20 +23,19 @@ def _one_plus(parts: list[Array]) -> Array:
 
 def _read(fields: Fields) -> Architecture:
     hidden, layers = fields.integer("hidden_size"), fields.layers("num_hidden_layers")
-    window = fields.integer("sliding_window", default=4096)
-    fields.only("attention_bias", False)
+    window = fields.integer("sliding_window")
     fields.only("use_bidirectional_attention", False)
+    activation = fields.activation("hidden_activation")
+    fields.only("hidden_act", fields.get("hidden_activation"))  # transformers reads only the other
     architecture = llama_like(
         fields,
-        head_dim=256,
-        activation=fields.activation("hidden_activation", "hidden_act", default="gelu_pytorch_tanh"),
-        attention_scale=fields.number("query_pre_attn_scalar", 256.0) ** -0.5,
-        attention_softcap=fields.optional_number("attn_logit_softcapping", 50.0),
-        logits_softcap=fields.optional_number("final_logit_softcapping", 30.0),
+        activation=activation,
+        attention_scale=fields.number("query_pre_attn_scalar") ** -0.5,
+        attention_softcap=fields.optional_number("attn_logit_softcapping"),
+        logits_softcap=fields.optional_number("final_logit_softcapping"),
         embedding_scale=hidden**0.5,
         post_norms=True,
         windows=layer_windows(fields, window, [i % 2 == 0 for i in range(layers)]),
-        tied_embeddings=fields.flag("tie_word_embeddings", True),
     )
     norms = ["model.norm.weight"] + [f"model.layers.{i}.{norm}.weight" for i in range(layers) for norm in _NORMS]
     sources = {name: Source((name,), _one_plus) for name in norms}

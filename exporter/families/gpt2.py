@@ -34,8 +34,7 @@ def _read(fields: Fields) -> Architecture:
     layers = fields.layers("n_layer")
     fields.only("scale_attn_weights", True)
     fields.only("scale_attn_by_inverse_layer_idx", False)
-    fields.only("add_cross_attention", False)
-    max_length = fields.integer("n_positions", "n_ctx", default=1024)
+    max_length = fields.integer("n_positions")
     sources = renamed(layers, _OUTER, _INNER, "transformer.h.{i}.")
     for name in list(sources):
         if name.endswith("_proj.weight"):
@@ -48,14 +47,26 @@ def _read(fields: Fields) -> Architecture:
         intermediate_size=fields.integer("n_inner", default=4 * hidden),
         max_length=max_length,
         positions=LearnedPositions(max_length),
-        norm_epsilon=fields.number("layer_norm_epsilon", 1e-5),
-        activation=fields.activation("activation_function", default="gelu_new"),
+        norm_epsilon=fields.number("layer_norm_epsilon"),
+        activation=fields.activation("activation_function"),
         qkv_bias=True,
         attention_output_bias=True,
         mlp_bias=True,
-        tied_embeddings=fields.flag("tie_word_embeddings", True),
         sources=sources,
     )
 
 
-FAMILY = Family("gpt2", "GPT-2", "learned positions, LayerNorm, biases", _read, base_prefix="transformer.")
+FAMILY = Family(
+    "gpt2",
+    "GPT-2",
+    "learned positions, LayerNorm, biases",
+    _read,
+    base_prefix="transformer.",
+    twins={
+        "hidden_size": "n_embd",
+        "max_position_embeddings": "n_positions",
+        "num_attention_heads": "n_head",
+        "num_hidden_layers": "n_layer",
+    },
+    masks=r"(transformer\.)?h\.\d+\.attn\.(masked_)?bias",
+)

@@ -27,7 +27,7 @@ def _read(fields: Fields) -> Architecture:
     hidden, heads = fields.integer("hidden_size"), fields.integer("num_attention_heads")
     layers = fields.layers("num_hidden_layers")
     head_dim = hidden // heads
-    bias = fields.flag("attention_bias", True)
+    bias = fields.flag("attention_bias")
     sources = renamed(layers, _OUTER, _INNER, "gpt_neox.layers.{i}.")
     for name in list(sources):
         if "qkv_proj" in name:
@@ -38,17 +38,24 @@ def _read(fields: Fields) -> Architecture:
         heads=heads,
         layers=layers,
         intermediate_size=fields.integer("intermediate_size"),
-        max_length=fields.integer("max_position_embeddings", default=2048),
+        max_length=fields.integer("max_position_embeddings"),
         positions=fields.rotary(head_dim, theta_name="rotary_emb_base", share=fields.number("rotary_pct", 0.25)),
-        norm_epsilon=fields.number("layer_norm_eps", 1e-5),
-        activation=fields.activation("hidden_act", default="gelu"),
-        residual="parallel" if fields.flag("use_parallel_residual", True) else "sequential",
+        norm_epsilon=fields.number("layer_norm_eps"),
+        activation=fields.activation("hidden_act"),
+        residual="parallel" if fields.flag("use_parallel_residual") else "sequential",
         qkv_bias=bias,
         attention_output_bias=bias,
         mlp_bias=True,
-        tied_embeddings=fields.flag("tie_word_embeddings", False),
         sources=sources,
     )
 
 
-FAMILY = Family("gpt_neox", "GPT-NeoX, Pythia", "parallel residual, partial rotary", _read, base_prefix="gpt_neox.")
+FAMILY = Family(
+    "gpt_neox",
+    "GPT-NeoX, Pythia",
+    "parallel residual, partial rotary",
+    _read,
+    base_prefix="gpt_neox.",
+    renamed={"embed_out.weight": "lm_head.weight"},
+    masks=r"(gpt_neox\.)?layers\.\d+\.attention\.(masked_)?bias",
+)

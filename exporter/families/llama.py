@@ -8,8 +8,8 @@ from dynexport.exporter.families.fields import Fields
 
 
 def _read(fields: Fields) -> Architecture:
-    bias = fields.flag("attention_bias", False)
-    return llama_like(fields, qkv_bias=bias, attention_output_bias=bias, mlp_bias=fields.flag("mlp_bias", False))
+    bias = fields.flag("attention_bias")
+    return llama_like(fields, qkv_bias=bias, attention_output_bias=bias, mlp_bias=fields.flag("mlp_bias"))
 
 
 FAMILY = Family("llama", "Llama, SmolLM2", "RMSNorm, rotary (llama3 scaling), grouped-query attention, SwiGLU", _read)

@@ -8,7 +8,7 @@ from dynexport.exporter.families.fields import Fields
 
 
 def _read(fields: Fields) -> Architecture:
-    return llama_like(fields, windows=same_window(fields, 4096))
+    return llama_like(fields, windows=same_window(fields))
 
 
 FAMILY = Family("mistral", "Mistral", "sliding-window attention", _read)

@@ -28,8 +28,8 @@ def _read(fields: Fields) -> Architecture:
     fields.only("word_embed_proj_dim", hidden)
     fields.only("_remove_final_layer_norm", False)
     fields.only("layer_norm_elementwise_affine", True)
-    max_length = fields.integer("max_position_embeddings", default=2048)
-    bias = fields.flag("enable_bias", True)
+    max_length = fields.integer("max_position_embeddings")
+    bias = fields.flag("enable_bias")
     sources = renamed(layers, _OUTER, _INNER, "model.decoder.layers.{i}.")
     for i in range(layers):
         for kind in ("weight", "bias"):
@@ -43,11 +43,10 @@ def _read(fields: Fields) -> Architecture:
         intermediate_size=fields.integer("ffn_dim"),
         max_length=max_length,
         positions=LearnedPositions(max_length + _POSITION_OFFSET, _POSITION_OFFSET),
-        activation=fields.activation("activation_function", default="relu"),
+        activation=fields.activation("activation_function"),
         qkv_bias=bias,
         attention_output_bias=bias,
         mlp_bias=bias,
-        tied_embeddings=fields.flag("tie_word_embeddings", True),
         sources=sources,
     )
 

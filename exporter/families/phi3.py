@@ -8,6 +8,9 @@ from dynexport.exporter.architecture import Architecture, Array, Source
 from dynexport.exporter.families.family import Family, llama_like, same_window
 from dynexport.exporter.families.fields import Fields
 
+# What configs of Phi-3-small and Phi-4-mini say; transformers' class has none of it.
+_VARIANTS = {"lm_head_bias": False, "full_attn_mod": 1, "interpolate_factor": 1}
+
 
 def _half(which: int) -> Callable[[list[Array]], Array]:
     def combine(parts: list[Array]) -> Array:
@@ -19,7 +22,8 @@ def _half(which: int) -> Callable[[list[Array]], Array]:
 
 def _read(fields: Fields) -> Architecture:
     layers = fields.layers("num_hidden_layers")
-    fields.only("attention_bias", False)
+    for name, value in _VARIANTS.items():
+        fields.only(name, value)
     gate_up = {
         f"model.layers.{i}.mlp.{part}_proj.weight": Source((f"model.layers.{i}.mlp.gate_up_proj.weight",), _half(which))
         for i in range(layers)
@@ -28,8 +32,7 @@ def _read(fields: Fields) -> Architecture:
     return llama_like(
         fields,
         rotary_share=1.0,
-        norm_epsilon=fields.number("rms_norm_eps", 1e-5),
-        windows=same_window(fields, None),
+        windows=same_window(fields),
         sources=gate_up,
     )
 

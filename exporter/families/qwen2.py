@@ -9,9 +9,10 @@ from dynexport.exporter.families.fields import Fields
 
 def qwen_windows(fields: Fields) -> tuple[int | None, ...]:
     """Layers from ``max_window_layers`` on slide, when ``use_sliding_window`` is set."""
-    window = fields.optional_integer("sliding_window", 4096) if fields.flag("use_sliding_window", False) else None
-    first = fields.integer("max_window_layers", default=28, at_least=0)
-    return layer_windows(fields, window, [i >= first for i in range(fields.layers("num_hidden_layers"))])
+    slides, window = fields.flag("use_sliding_window"), fields.optional_integer("sliding_window")
+    first = fields.integer("max_window_layers", at_least=0)
+    layers = fields.layers("num_hidden_layers")
+    return layer_windows(fields, window if slides else None, [i >= first for i in range(layers)])
 
 
 def _read(fields: Fields) -> Architecture:

@@ -9,10 +9,9 @@ from dynexport.exporter.families.qwen2 import qwen_windows
 
 
 def _read(fields: Fields) -> Architecture:
-    bias = fields.flag("attention_bias", False)
+    bias = fields.flag("attention_bias")
     return llama_like(
         fields,
-        head_dim=128,
         qk_norm=True,
         qkv_bias=bias,
         attention_output_bias=bias,

@@ -9,9 +9,8 @@ from dynexport.exporter.families.fields import Fields
 
 def _rotary_layers(fields: Fields, layers: int) -> tuple[bool, ...]:
     """``no_rope_layers`` holds 1 where a layer is rotary; without it every fourth layer is not."""
-    listed = fields.get("no_rope_layers")
+    listed, interval = fields.get("no_rope_layers"), fields.integer("no_rope_layer_interval")
     if listed is None:
-        interval = fields.integer("no_rope_layer_interval", default=4)
         return tuple((i + 1) % interval != 0 for i in range(layers))
     if not isinstance(listed, list) or len(listed) != layers or any(value not in (0, 1) for value in listed):
         raise fields.error("no_rope_layers", listed, f"{layers} values of 0 or 1")
@@ -20,18 +19,17 @@ def _rotary_layers(fields: Fields, layers: int) -> tuple[bool, ...]:
 
 def _read(fields: Fields) -> Architecture:
     layers = fields.layers("num_hidden_layers")
-    bias = fields.flag("attention_bias", False)
-    window = fields.optional_integer("sliding_window") if fields.flag("use_sliding_window", False) else None
+    bias = fields.flag("attention_bias")
+    slides, window = fields.flag("use_sliding_window"), fields.optional_integer("sliding_window")
     rotary_layers = _rotary_layers(fields, layers)
     return llama_like(
         fields,
         rope_theta=2000000.0,
         rotary_layers=rotary_layers,
-        windows=layer_windows(fields, window, [not rotary for rotary in rotary_layers]),
+        windows=layer_windows(fields, window if slides else None, [not rotary for rotary in rotary_layers]),
         qkv_bias=bias,
         attention_output_bias=bias,
-        mlp_bias=fields.flag("mlp_bias", False),
-        tied_embeddings=fields.flag("tie_word_embeddings", True),
+        mlp_bias=fields.flag("mlp_bias"),
     )
 
 

@@ -39,8 +39,7 @@ class Weights:
         layers_name, self.layers = find_layers(self.model)
         self._layer_names = [f"{layers_name}.{index}." for index in range(len(self.layers))]
         in_layers = layers_name + "."
-        self._load([name for name in self._parameter_names() if not (streaming and name.startswith(in_layers))])
-        self.model.tie_weights()
+        self._load_tied([name for name in self._parameter_names() if not (streaming and name.startswith(in_layers))])
         self.decoder = DecoderLayers(self.model)
 
     @contextmanager
@@ -58,8 +57,15 @@ class Weights:
                 _set_parameter(self.model, name, self.model.get_parameter(name).to("meta"))
 
     def _parameter_names(self) -> list[str]:
-        """Names in the model; tied parameters once, under the embedding's name."""
-        return [name for name, _ in self.model.named_parameters()]
+        """Names in the model; tied parameters under each of theirs."""
+        return [name for name, _ in self.model.named_parameters(remove_duplicate=False)]
+
+    def _load_tied(self, names: list[str]) -> None:
+        """Load those that are stored; transformers' rules then tie embedding and head, or keep two that differ."""
+        missing = {name for name in names if self._find(name) is None}
+        self._load([name for name in names if name not in missing])
+        self.model.tie_weights(missing_keys=missing)
+        self._load(sorted(missing))
 
     def _load(self, names: list[str]) -> None:
         import torch
@@ -76,14 +82,18 @@ class Weights:
 
     def _stored_name(self, name: str) -> str:
         """The checkpoint's name for a parameter; saved base models, such as gpt2's, leave out the prefix."""
+        found = self._find(name)
+        if found is None:
+            raise DynexportError(
+                f"{self._checkpoint.source}: tensor {name} is not in the checkpoint, and transformers' "
+                f"{type(self.model).__name__} needs it: complete the checkpoint or correct its config.json"
+            )
+        return found
+
+    def _find(self, name: str) -> str | None:
         bare = name.removeprefix(self.model.base_model_prefix + ".")
-        for candidate in (name, bare, _RENAMED.get(name)):
-            if candidate in self._checkpoint.names:
-                return str(candidate)
-        raise DynexportError(
-            f"{self._checkpoint.source}: tensor {name} is not in the checkpoint, and transformers' "
-            f"{type(self.model).__name__} needs it: complete the checkpoint or correct its config.json"
-        )
+        candidates = (name, bare, _RENAMED.get(name))
+        return next((candidate for candidate in candidates if candidate in self._checkpoint.names), None)
 
 
 def _build_model(checkpoint: Checkpoint) -> Any:

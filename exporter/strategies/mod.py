@@ -33,12 +33,20 @@ class ModStrategy(Strategy):
 
     name = "mod"
     summary = "a router per layer chooses the tokens that run in it"
+    tensors = r"(model\.)?layers\.\d+\.mod_(router|predictor)\..+"
 
     def speedups(self, contract: AnyContract, layers: int) -> tuple[Speedup, ...]:
         assert isinstance(contract, Mod)
         if contract.routed_layers[-1] >= layers:
             raise DynexportError(f"routed_layers: expected layers 0..{layers - 1}, found {contract.routed_layers[-1]}")
         return ()
+
+    def unused(self, contract: AnyContract) -> dict[str, str]:
+        assert isinstance(contract, Mod)
+        if contract.decision.rule == "predictor":
+            return {}
+        routed = "|".join(map(str, contract.routed_layers))
+        return {rf"(model\.)?layers\.({routed})\.mod_predictor\..+": f"decision.rule is {contract.decision.rule}"}
 
     def graphs(
         self, contract: AnyContract, speedups: tuple[Speedup, ...], layers: int, *, target: Target, static: bool

@@ -33,6 +33,7 @@ class RadialStrategy(Strategy):
 
     name = "radial"
     summary = "a router sends every token to its next layer"
+    tensors = r"(model\.)?radial_router\..+"
 
     def speedups(self, contract: AnyContract, layers: int) -> tuple[Speedup, ...]:
         return ()

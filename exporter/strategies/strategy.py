@@ -25,6 +25,8 @@ class Strategy(ABC):
 
     name: str
     summary: str
+    tensors: str = ""
+    """Names of the tensors that its routers add to a model, a regular expression."""
 
     @abstractmethod
     def speedups(self, contract: AnyContract, layers: int) -> tuple[Speedup, ...]:
@@ -36,6 +38,10 @@ class Strategy(ABC):
     ) -> tuple[GraphPlan, ...]:
         """The graphs to write, in this order; of those that are whole steps of any number of tokens the first takes
         prompts, at full depth."""
+
+    def unused(self, contract: AnyContract) -> dict[str, str]:
+        """Those of its tensors that a contract does not use: regular expression -> why."""
+        return {}
 
     def single_graph(self, contract: AnyContract, layers: int, layer_capacity: float) -> GraphPlan:
         """One graph without conditions instead; raises DynexportError where the strategy has none.

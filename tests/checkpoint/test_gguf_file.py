@@ -466,7 +466,20 @@ def test_variants_that_are_not_supported(tmp_path: Path) -> None:
     path = tmp_path / "model.gguf"
     cases: list[tuple[Callable[[GGUFWriter], None], str]] = [
         (lambda writer: writer.add_expert_count(8), "mixtures of experts"),
-        (lambda writer: writer.add_uint16("split.count", 3), "llama-gguf-split --merge"),
+        (
+            lambda writer: writer.add_uint16("split.count", 3),
+            "is one of 3 parts; name the first, which ends in -00001-of",
+        ),
+        (lambda writer: writer.add_type("adapter"), "general.type: expected model, found 'adapter'"),
+        (lambda writer: writer.add_logit_scale(0.5), "llama.logit_scale: expected no such value"),
+        (lambda writer: writer.add_attention_scale(0.5), "llama.attention.scale: expected no such value"),
+        (lambda writer: writer.add_rope_dimension_sections([2, 2]), "llama.rope.dimension_sections"),
+        (lambda writer: writer.add_bool("llama.use_parallel_residual", True), "llama.use_parallel_residual"),
+        (lambda writer: writer.add_causal_attention(False), "llama.attention.causal: expected true"),
+        (
+            lambda writer: writer.add_value_length(16),
+            "attention.value_length: expected 8, as keys have, found 16",
+        ),
         (
             lambda writer: writer.add_tensor("blk.0.attn_rot.weight", np.ones(1, np.float32)),
             "blk.0.attn_rot.weight",
@@ -482,6 +495,79 @@ def test_variants_that_are_not_supported(tmp_path: Path) -> None:
     for customise, expected in cases:
         write_model(path, customise=customise)
         assert expected in error_of(lambda: open_checkpoint(path))
+
+
+def test_values_without_effect(tmp_path: Path) -> None:
+    def customise(writer: GGUFWriter) -> None:
+        writer.add_vocab_size(VOCABULARY)
+        writer.add_tensor_data_layout("Meta AI original pth")
+        writer.add_causal_attention(True)
+        writer.add_expert_count(0)
+        writer.add_expert_used_count(0)
+        writer.add_key_length(HEAD_DIM)
+        writer.add_value_length(HEAD_DIM)
+        writer.add_type("model")
+
+    write_model(tmp_path / "model.gguf", customise=customise)
+    assert open_checkpoint(tmp_path / "model.gguf").config["head_dim"] == HEAD_DIM
+
+
+def test_a_sliding_window_that_its_architecture_does_not_have(tmp_path: Path) -> None:
+    for window, told in ((64, True), (128, False)):
+        write_model(tmp_path / "model.gguf", "qwen2", lambda writer, window=window: writer.add_sliding_window(window))
+        if told:
+            assert "qwen2.attention.sliding_window" in error_of(lambda: open_checkpoint(tmp_path / "model.gguf"))
+        else:
+            open_checkpoint(tmp_path / "model.gguf")
+
+
+def write_parts(directory: Path, count: int) -> list[Path]:
+    """A model in several parts as llama-gguf-split writes them, and whole beside them."""
+    tensors, names = make_model("llama")
+    write_model(directory / "whole.gguf")
+    ours = sorted(tensors)
+    paths = []
+    for i in range(count):
+        path = directory / f"m-{i + 1:05}-of-{count:05}.gguf"
+        writer = make_writer(path, "llama") if i == 0 else GGUFWriter(path, "llama")
+        writer.add_uint16("split.no", i)
+        writer.add_uint16("split.count", count)
+        writer.add_int32("split.tensors.count", len(tensors))
+        for name in ours[i::count]:
+            writer.add_tensor(names[name], np.ascontiguousarray(as_stored("llama", name, tensors[name])))
+        finish(writer)
+        paths.append(path)
+    return paths
+
+
+def test_a_model_in_parts_is_the_whole_one(tmp_path: Path) -> None:
+    first, *_ = write_parts(tmp_path, 3)
+    whole, parts = open_checkpoint(tmp_path / "whole.gguf"), open_checkpoint(first)
+    assert set(parts.names) == set(whole.names) and parts.config == whole.config
+    for name in whole.names:
+        np.testing.assert_array_equal(parts.read(name), whole.read(name))
+
+
+def test_parts_that_do_not_go_together(tmp_path: Path) -> None:
+    first, second, third = write_parts(tmp_path, 3)
+    message = error_of(lambda: open_checkpoint(second))
+    assert "is one of 3 parts; name the first, which ends in -00001-of-00003.gguf" in message
+    other = first.rename(tmp_path / "other.gguf")
+    assert "is one of 3 parts; name the first" in error_of(lambda: open_checkpoint(other))
+    other.rename(first)
+    content = third.read_bytes()
+    third.unlink()
+    message = error_of(lambda: open_checkpoint(first))
+    assert "part 3, m-00003-of-00003.gguf, is not beside it; complete the download" in message
+    third.write_bytes(second.read_bytes())
+    assert "expected part 3 of 3, found split.no 1" in error_of(lambda: open_checkpoint(first))
+    third.write_bytes(content[:-200])
+    assert "m-00003-of-00003.gguf: tensor" in error_of(lambda: open_checkpoint(first))
+    writer = GGUFWriter(third, "llama")
+    writer.add_uint16("split.no", 2)
+    writer.add_uint16("split.count", 3)
+    finish(writer)
+    assert "tensors in 3 parts, found" in error_of(lambda: open_checkpoint(first))
 
 
 def test_missing_metadata_and_tensors(tmp_path: Path) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +23,48 @@ def no_files_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
 
 
-def test_download(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "config.json").write_text("{}")
+@pytest.fixture
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[dict[str, Any]], list[str]]:
+    """A hub with one model of this config.json; what is fetched is told in the list."""
+
+    def with_config(fields: dict[str, Any]) -> list[str]:
+        (tmp_path / "config.json").write_text(json.dumps(fields))
+        fetched: list[str] = []
+
+        def hf_hub_download(repo_id: str, filename: str) -> str:
+            fetched.append(filename)
+            return str(tmp_path / filename)
+
+        def snapshot_download(repo_id: str, **options: Any) -> str:
+            fetched.append("everything")
+            return str(tmp_path)
+
+        monkeypatch.setattr(huggingface_hub, "hf_hub_download", hf_hub_download)
+        monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot_download)
+        return fetched
+
+    return with_config
+
+
+@pytest.mark.parametrize(
+    ("fields", "told"),
+    [
+        ({"model_type": "mixtral"}, "model_type: expected one of"),
+        ({"model_type": "llama", "quantization_config": {"quant_method": "awq"}}, "quantised with awq"),
+        ({"model_type": "llama", "residual_multiplier": 0.5}, "residual_multiplier: expected no such field"),
+    ],
+)
+def test_what_the_config_rules_out_is_not_downloaded(
+    hub: Callable[[dict[str, Any]], list[str]], fields: dict[str, Any], told: str
+) -> None:
+    fetched = hub(fields)
+    with pytest.raises(DynexportError, match=told):
+        download("owner/name")
+    assert fetched == ["config.json"]
+
+
+def test_download(tmp_path: Path, hub: Callable[[dict[str, Any]], list[str]], monkeypatch: pytest.MonkeyPatch) -> None:
+    hub({"model_type": "llama"})
     save_file({"a": np.ones(2, np.float32)}, tmp_path / "model.safetensors")
     asked: dict[str, Any] = {}
 
@@ -35,13 +77,13 @@ def test_download(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert checkpoint.source == asked["repo_id"] == "owner/name"
     assert list(checkpoint.names) == ["a"]
     wanted = ["config.json", "model-00001-of-00002.safetensors", "chat_template.jinja"]
+    wanted += ["tokenizer.model", "vocab.json", "merges.txt"]
     others = [
         "pytorch_model.bin",
         "a.pt",
         "b.py",
         "onnx/config.json",
         "consolidated.safetensors",
-        "tokenizer.model",
     ]
     kept = filter_repo_objects(
         wanted + others, allow_patterns=asked["allow_patterns"], ignore_patterns=asked["ignore_patterns"]
@@ -50,11 +92,15 @@ def test_download(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("error", [OSError("no route\nto host"), ValueError(""), RuntimeError("401 denied")])
-def test_unreachable(monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
-    def snapshot_download(repo_id: str, **options: Any) -> str:
+@pytest.mark.parametrize("call", ["hf_hub_download", "snapshot_download"])
+def test_unreachable(
+    hub: Callable[[dict[str, Any]], list[str]], monkeypatch: pytest.MonkeyPatch, call: str, error: Exception
+) -> None:
+    def fail(*_: object, **__: object) -> str:
         raise error
 
-    monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot_download)
+    hub({"model_type": "llama"})
+    monkeypatch.setattr(huggingface_hub, call, fail)
     with pytest.raises(DynexportError) as caught:
         download("owner/name")
     message = str(caught.value)

@@ -104,6 +104,78 @@ def test_snapshot_of_a_hub_cache_is_made_of_links(tmp_path: Path, directory: Pat
     check_tensors(SafetensorsDirectory(snapshot), tensors)
 
 
+ADAPTER = {"peft_type": "LORA", "base_model_name_or_path": "owner/base"}
+
+
+@pytest.mark.parametrize("whole", [True, False])
+def test_an_adapter_is_told_by_name(directory: Path, whole: bool) -> None:
+    (directory / "adapter_config.json").write_text(json.dumps(ADAPTER))
+    if not whole:
+        (directory / "config.json").unlink()
+        (directory / "model.safetensors").rename(directory / "adapter_model.safetensors")
+    message = error_of(lambda: open_checkpoint(directory))
+    assert "found an adapter ('LORA', adapter_config.json) of 'owner/base'; merge it with peft" in message
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight",
+        "model.layers.0.self_attn.q_proj.lora_B.default.weight",
+        "model.layers.0.self_attn.q_proj.base_layer.weight",
+        "model.layers.0.mlp.down_proj.ia3_l",
+        "lm_head.modules_to_save.default.weight",
+        "lora_A.weight",
+    ],
+)
+def test_an_adapter_that_is_not_merged_is_told_by_name(directory: Path, tensors: Tensors, name: str) -> None:
+    save_file({**tensors, name: np.zeros((2, 2), np.float32)}, directory / "model.safetensors")
+    message = error_of(lambda: open_checkpoint(directory))
+    assert f"tensor {name}: " in message and "an adapter that is not merged; merge it with peft" in message
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "method"),
+    [
+        ("quantization_config", {"quant_method": "gptq", "bits": 4}, "gptq"),
+        ("quantization_config", {"quant_method": "awq"}, "awq"),
+        ("quantization_config", {"quant_method": "fp8"}, "fp8"),
+        ("quantization_config", {"quant_method": "compressed-tensors"}, "compressed-tensors"),
+        ("quantization_config", {"load_in_4bit": True}, "bitsandbytes"),
+        ("quantization_config", {"load_in_8bit": True, "quant_method": "bitsandbytes"}, "bitsandbytes"),
+        ("quantization_config", {}, "a method without a name"),
+        ("quantization_config", "int4", "a method without a name"),
+        ("compression_config", {"format": "pack-quantized"}, "compressed-tensors"),
+        ("quantization", {"group_size": 64, "bits": 4}, "mlx"),
+    ],
+)
+def test_a_quantised_checkpoint_is_told_by_its_method(directory: Path, field: str, value: Any, method: str) -> None:
+    (directory / "config.json").write_text(json.dumps({"model_type": "llama", field: value}))
+    message = error_of(lambda: open_checkpoint(directory))
+    assert f"quantised with {method} ({field} of config.json); convert the model that it was made from" in message
+
+
+@pytest.mark.parametrize(
+    ("last", "method"),
+    [
+        ("qweight", "gptq or awq"),
+        ("g_idx", "gptq or awq"),
+        ("weight_packed", "compressed-tensors or fp8"),
+        ("weight_scale_inv", "compressed-tensors or fp8"),
+        ("weight.absmax", "bitsandbytes"),
+        ("weight.quant_state.bitsandbytes__nf4", "bitsandbytes"),
+        ("SCB", "bitsandbytes"),
+        ("weight._data", "hqq, aqlm or quanto"),
+    ],
+)
+def test_quantised_weights_are_told_where_the_config_is_silent(
+    directory: Path, tensors: Tensors, last: str, method: str
+) -> None:
+    name = f"model.layers.0.self_attn.q_proj.{last}"
+    save_file({**tensors, name: np.zeros((2, 2), np.float32)}, directory / "model.safetensors")
+    assert f"quantised with {method} (tensor {name})" in error_of(lambda: open_checkpoint(directory))
+
+
 def test_carried_files(directory: Path) -> None:
     names = ("tokenizer.json", "tokenizer_config.json", "generation_config.json")
     contents = dict.fromkeys(names, b"{}")
@@ -283,10 +355,11 @@ def test_index_without_a_map(directory: Path, weights: object) -> None:
     assert "weight_map" in error_of(lambda: open_checkpoint(directory))
 
 
-@pytest.mark.parametrize("name", ["model.safetensors", "tokenizer.json", "config.json"])
-def test_links_out_of_the_directory(directory: Path, tmp_path_factory: pytest.TempPathFactory, name: str) -> None:
-    outside = tmp_path_factory.mktemp("outside") / "secret"
-    outside.write_text("{}")
-    (directory / name).unlink(missing_ok=True)
-    (directory / name).symlink_to(outside)
-    assert "found a link to" in error_of(lambda: open_checkpoint(directory))
+def test_a_directory_of_links_to_files_elsewhere(
+    directory: Path, tensors: Tensors, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    """As people make them to save disk."""
+    linked = tmp_path_factory.mktemp("linked")
+    for file in directory.iterdir():
+        (linked / file.name).symlink_to(file)
+    check_tensors(SafetensorsDirectory(linked), tensors)

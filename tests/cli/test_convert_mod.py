@@ -57,7 +57,12 @@ def test_a_contract_all_of_settings(tmp_path: Path) -> None:
     model = checkpoint(tmp_path / "model", "mod-router")
     declared = convert(model)
     undeclared = checkpoint(tmp_path / "other" / "model", "mod-router", dynexport=None)
-    assert convert(undeclared)["strategy"] == "dense"
+    line = error_of(dynexport("convert", undeclared, "-o", tmp_path / "none", "--no-golden"))
+    assert "model.layers.1.mod_router.weight" in line and "they are routers of mod: declare all of them" in line
+    assert "--strategy dense" in line
+    ran = dynexport("convert", undeclared, "--strategy", "dense", "-o", tmp_path / "dense", "--no-golden")
+    assert ran.code == 0 and ran.err.startswith("warning: left out: model.layers.1.mod_router.bias, ")
+    assert ran.err.endswith("; --strategy dense was asked for\n")
     settings = ["--set", "routed_layers=[1,3]", "--set", "capacity=0.25"]
     assert convert(undeclared, "--strategy", "mod", *settings) == declared
 

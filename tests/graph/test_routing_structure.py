@@ -126,7 +126,7 @@ def refusal(
 
     monkeypatch.setattr(build, "check_structure", look)
     try:
-        convert(model, directory / "bundle", fields=fields or {}, static=static, golden=False)
+        convert(model, directory / "bundle", fields=fields or {"routed_layers": [1, 3]}, static=static, golden=False)
     except BrokenGraph as error:
         assert not (directory / "bundle").exists()
         return str(error)

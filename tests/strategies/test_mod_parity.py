@@ -26,7 +26,7 @@ TOLERANCE = 1e-4
 # Every value of every field, and most pairs of values. Raw gates that replace are kept from 0, which a norm would
 # divide by.
 CONTRACTS: dict[str, dict[str, Any]] = {
-    "plain": {},
+    "plain": {"routed_layers": [1, 3]},
     "predictor-normed-sigmoid-replace-compact": {
         "routed_layers": [0, 2],
         "router_input": "normed",
