@@ -8,6 +8,7 @@ from contextlib import contextmanager
 
 import numpy as np
 
+from dynexport.runtime.claim import Claim
 from dynexport.runtime.errors import DynexportError
 from dynexport.runtime.manifest import Manifest, TensorSpec
 from dynexport.runtime.routes import RowLog
@@ -24,6 +25,7 @@ class Entries:
         positions: int64 [rows], tokens seen: the next token's original position.
         overflow: int64 [R, rows], tokens that found a routed layer's cache full.
         logs: what became of every token, per row; None where nobody wants to know.
+        streamed, running: held by the stream, and by the prompt or step, that uses it.
     """
 
     slots: int
@@ -31,6 +33,8 @@ class Entries:
     positions: np.ndarray
     overflow: np.ndarray
     logs: list[RowLog] | None
+    streamed: Claim
+    running: Claim
 
     def begin(self, rows: int, slots: int, *, caches: int, routers: int, record: bool) -> None:
         """Nothing is in use yet."""
@@ -39,6 +43,8 @@ class Entries:
         self.positions = np.zeros(rows, np.int64)
         self.overflow = np.zeros((routers, rows), np.int64)
         self.logs = [RowLog() for _ in range(rows)] if record else None
+        self.streamed = Claim("cache: expected one that no other stream uses, found it in use; close that stream")
+        self.running = Claim("cache: expected one that no other thread uses, found a step of another thread running")
 
     @property
     def rows(self) -> int:
@@ -146,6 +152,7 @@ class Cache(Entries):
         view.positions = self.positions[index : index + 1]
         view.overflow = self.overflow[:, index : index + 1]
         view.logs = None if self.logs is None else self.logs[index : index + 1]
+        view.streamed, view.running = self.streamed, self.running
         return view
 
 

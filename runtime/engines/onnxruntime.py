@@ -70,10 +70,13 @@ class OnnxRuntimeEngine:
         """As ``Engine`` says."""
         inputs = wanted_inputs(self.graph, inputs)
         try:
-            bound = self._bound.get(caches.place)
+            # Taken out while it runs: a thread that comes meanwhile makes one of its own.
+            bound = self._bound.pop(caches.place, None)
             if bound is None or not bound.fits(inputs, caches):
-                bound = self._bound[caches.place] = _Binding(self._session, self.graph, inputs, caches)
-            return bound.run(self._session, inputs, lasting=lasting)
+                bound = _Binding(self._session, self.graph, inputs, caches)
+            results = bound.run(self._session, inputs, lasting=lasting)
+            self._bound[caches.place] = bound
+            return results
         except Exception as error:  # ONNX Runtime raises a class of its own for each status code
             raise DynexportError(f"{self.graph.file}: ONNX Runtime failed in a step: {_one_line(error)}") from error
 
