@@ -100,6 +100,21 @@ def test_a_cache_has_one_stream_at_a_time(generator: Generator) -> None:
     assert len(list(generator.stream([[6]], max_new_tokens=4, cache=cache))) == 4
 
 
+def test_a_cache_has_one_step_at_a_time(shared: Generator) -> None:
+    decoder = shared.decoder
+    cache = decoder.cache(1, 16)
+    decoder.prefill(cache, [[5]])
+    with cache.running:
+        for run in (
+            lambda: decoder.prefill(cache, [[6]]),
+            lambda: decoder.step(cache, [6], decoder.bundle.speedup(None)),
+        ):
+            with pytest.raises(DynexportError, match=r"^cache: expected one that no other thread uses, found a step"):
+                run()
+    assert cache.positions.tolist() == [1]
+    decoder.step(cache, [6], decoder.bundle.speedup(None))
+
+
 def test_a_conversation_has_one_turn_at_a_time(generator: Generator) -> None:
     conversation = Conversation(generator)
     how: dict[str, Any] = {"speedup": 1, "max_new_tokens": 20, "sampling": Sampling()}
