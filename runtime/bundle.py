@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import ValidationError
 
+from dynexport.runtime.checks import checked_path, shown
 from dynexport.runtime.contract import first_problem
 from dynexport.runtime.errors import DynexportError
 from dynexport.runtime.manifest import MANIFEST, SCHEMA_VERSION, Graph, Manifest, Speedup
@@ -40,7 +41,7 @@ class Bundle:
         Raises:
             DynexportError: when it is no bundle, of another schema version, incomplete, or changed since it was made.
         """
-        directory = Path(path)
+        directory = checked_path("bundle", path)
         bundle = cls(directory, _read_manifest(directory))
         for name, file in bundle.manifest.files.items():
             _check_file(directory, name, file.bytes, file.sha256)
@@ -75,17 +76,20 @@ class Bundle:
         full = Speedup(name="dense", ratio=1.0, keep=tuple(range(model.layers)))
         if wanted is None:
             return declared[0] if declared else full
+        text = wanted if isinstance(wanted, str) else shown(wanted)
         for speedup in (full, *declared):
-            if str(wanted) == speedup.name or _number(wanted) == speedup.ratio is not None:
+            if text == speedup.name or _number(wanted) == speedup.ratio is not None:
                 return speedup
         names = ", ".join(speedup.name for speedup in declared)
-        raise DynexportError(f"{self.path}: speedup: expected 1{', ' if names else ''}{names}; found {wanted}")
+        raise DynexportError(f"{self.path}: speedup: expected 1{', ' if names else ''}{names}; found {text}")
 
 
 def _number(value: str | float) -> float | None:
+    if isinstance(value, bool):
+        return None
     try:
         return float(value)
-    except ValueError:
+    except (TypeError, ValueError, OverflowError):
         return None
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping
 from numbers import Integral, Real
+from pathlib import Path
+from types import UnionType
 from typing import Any
 
 import numpy as np
@@ -31,8 +33,13 @@ def is_integer(value: object) -> bool:
 
 
 def is_number(value: object) -> bool:
-    """Whether it is a real number, numpy's among them, NaN and infinity too; true and false are none."""
-    return isinstance(value, Real) and not isinstance(value, bool)
+    """Whether it is a finite number, numpy's among them, that float64 can hold; true and false are none."""
+    if not isinstance(value, Real) or isinstance(value, bool):
+        return False
+    try:
+        return math.isfinite(value)
+    except OverflowError:
+        return False
 
 
 def checked_count(name: str, value: Any, least: int = 1, most: int | None = None) -> int:
@@ -52,7 +59,7 @@ def _range(least: int, most: int | None) -> str:
 
 def checked_share(name: str, value: Any) -> float:
     """A number above 0, at most 1. Raises DynexportError when it is none; it names the argument."""
-    if is_number(value) and math.isfinite(value) and 0 < value <= 1:
+    if is_number(value) and 0 < value <= 1:
         return float(value)
     raise DynexportError(f"{name}: expected 0 < {name} <= 1, found {shown(value)}")
 
@@ -71,10 +78,17 @@ def checked_list(name: str, values: Any, of_what: str) -> list[Any]:
     raise DynexportError(f"{name}: expected a list of {of_what}, found {shown(values)}")
 
 
-def checked_kind(name: str, value: Any, kind: type | tuple[type, ...], what: str) -> None:
+def checked_kind(name: str, value: Any, kind: type | UnionType, what: str) -> None:
     """Raise DynexportError for a value of another class; it names the argument."""
     if not isinstance(value, kind):
         raise DynexportError(f"{name}: expected {what}, found {shown(value)}")
+
+
+def checked_path(name: str, value: Any) -> Path:
+    """A path, given as one or as text. Raises DynexportError when it is neither; it names the argument."""
+    if isinstance(value, str | Path):
+        return Path(value)
+    raise DynexportError(f"{name}: expected a path, found {shown(value)}")
 
 
 def checked_ids(name: str, values: Any, vocabulary: int) -> Array:
@@ -132,6 +146,7 @@ __all__ = [
     "checked_ids",
     "checked_kind",
     "checked_list",
+    "checked_path",
     "checked_rows",
     "checked_share",
     "is_integer",

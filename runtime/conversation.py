@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Generator as Steps
 
+from dynexport.runtime.checks import checked_kind
 from dynexport.runtime.claim import Claim
 from dynexport.runtime.generate import Generator, Piece, Stream
 from dynexport.runtime.sampling import Sampling
@@ -22,6 +23,8 @@ class Conversation:
     """
 
     def __init__(self, generator: Generator, system: str | None = None) -> None:
+        checked_kind("generator", generator, Generator, "a Generator")
+        checked_kind("system", system, str | None, "text or None")
         self._generator = generator
         self._cache = generator.decoder.cache(1, generator.bundle.manifest.model.max_length)
         self._cached: list[int] = []

@@ -41,8 +41,7 @@ class Decoder(Loaded):
 
     def cache(self, rows: int, slots: int, *, record: bool = False) -> Cache:
         """Room for ``rows`` sequences of ``slots`` tokens; at most the model's context."""
-        slots = min(checked_count("slots", slots), self.manifest.model.max_length)
-        return Cache(self.manifest, rows, slots, record=record)
+        return Cache(self.manifest, rows, self._slots(slots), record=record)
 
     @uses_cache
     def prefill(
@@ -100,17 +99,21 @@ class Decoder(Loaded):
             DynexportError: when a live row has no slot left; otherwise as ``prefill``.
         """
         tokens, live = checked_step(self.manifest, tokens, live, cache)
-        checked_kind("speedup", speedup, Speedup, "one of Bundle.speedup")
+        active = self._active(speedup)
         ids = tokens.reshape(-1, 1)
         counts = np.ones(len(ids), np.int64) if live is None else live.astype(np.int64)
         lengths = cache.lengths if live is None else cache.written_lengths()
-        inputs = self._inputs(ids, cache.positions, lengths, self._active(speedup.keep), np.zeros_like(ids))
+        inputs = self._inputs(ids, cache.positions, lengths, active, np.zeros_like(ids))
         if self.manifest.has_routers:
             wish = self._undecided(1)[:, None] if forced is None else self._decided(forced, len(ids))[:, :, None]
             inputs |= self._routing_inputs(ids, counts, wish, is_prompt=False)
         results = self._engine_for(speedup).run(inputs, Caches(cache.buffers))
-        self._advance(cache, inputs["layer_active"], counts, results)
+        self._advance(cache, active, counts, results)
         return results["logits"][:, 0]
+
+    def _slots(self, wanted: int) -> int:
+        """Tokens that a row may have: at most the model's context."""
+        return min(checked_count("slots", wanted), self.manifest.model.max_length)
 
     def _run_together(self, cache: Cache, rows: list[Array], chunk: int) -> bool:
         """Whether the engine takes prompts as one batch."""
@@ -130,11 +133,15 @@ class Decoder(Loaded):
             )
         return longest
 
-    def _active(self, keep: tuple[int, ...]) -> Array:
-        """bool [layers], computed once for every kept set."""
-        if keep not in self._masks:
-            self._masks[keep] = np.isin(np.arange(self.manifest.model.layers), keep)
-        return self._masks[keep]
+    def _active(self, speedup: Speedup) -> Array:
+        """bool [layers], computed once for every kept set. Raises DynexportError for what is none of this model."""
+        checked_kind("speedup", speedup, Speedup, "one of Bundle.speedup")
+        if speedup.keep not in self._masks:
+            layers = self.manifest.model.layers
+            for layer in speedup.keep:
+                checked_count("speedup: a kept layer", layer, 0, layers - 1)
+            self._masks[speedup.keep] = np.isin(np.arange(layers), speedup.keep)
+        return self._masks[speedup.keep]
 
     def _undecided(self, tokens: int) -> Array:
         """int64 [R, tokens], the decisions left to the routers."""
@@ -190,7 +197,7 @@ class Decoder(Loaded):
         return np.concatenate(pieces) if all_logits else pieces[-1]
 
     def _run_prompt(self, cache: Cache, ids: Array, sizes: Array, wish: Array, wanted: Array) -> Array:
-        everything = self._active(tuple(range(self.manifest.model.layers)))
+        everything = np.ones(self.manifest.model.layers, bool)
         inputs = self._inputs(ids, cache.positions, cache.lengths, everything, wanted)
         if self.manifest.has_routers:
             inputs |= self._routing_inputs(ids, sizes, wish, is_prompt=True)

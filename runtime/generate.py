@@ -11,6 +11,7 @@ from typing import Literal
 import numpy as np
 
 from dynexport.runtime.bundle import Bundle
+from dynexport.runtime.checks import checked_count, checked_ids, checked_list
 from dynexport.runtime.decoder import Tokens
 from dynexport.runtime.decoders import AnyCache, open_decoder
 from dynexport.runtime.engines.opening import RunBackend
@@ -100,8 +101,9 @@ class Generator:
         stop: Sequence[str] = (),
     ) -> list[Generation]:
         """All rows to their end; arguments and errors as for ``stream``."""
-        done = [Generation(len(prompt)) for prompt in prompts]
-        for piece in self.stream(prompts, speedup=speedup, max_new_tokens=max_new_tokens, sampling=sampling, stop=stop):
+        rows = self._checked(prompts)
+        done = [Generation(len(prompt)) for prompt in rows]
+        for piece in self.stream(rows, speedup=speedup, max_new_tokens=max_new_tokens, sampling=sampling, stop=stop):
             row = done[piece.row]
             row.ids.append(piece.token)
             row.text += piece.text
@@ -132,18 +134,25 @@ class Generator:
         Raises:
             DynexportError: for a prompt that is empty, has unknown tokens or exceeds the context, or a bad argument.
         """
-        if not prompts:
-            raise DynexportError("prompts: expected at least one, found none")
-        if max_new_tokens < 1:
-            raise DynexportError(f"max_new_tokens: expected at least 1, found {max_new_tokens}")
+        ids = self._checked(prompts)
+        max_new_tokens = checked_count("max_new_tokens", max_new_tokens)
+        stop = checked_list("stop", stop, "strings")
         if stop and not self.text.has_tokenizer:
             raise DynexportError(f"stop: expected a bundle with a tokenizer, found none in {self.bundle.path}")
         keep = self.bundle.speedup(speedup)
         eos = frozenset(self.bundle.manifest.tokens.eos)
-        longest = max(len(prompt) for prompt in prompts)
-        cache = cache or self.decoder.cache(len(prompts), longest + max_new_tokens)
-        rows = [_Row(i, self.text, stop, eos, max_new_tokens) for i in range(len(prompts))]
-        return Stream(self._run(cache, prompts, rows, keep, Sampler(sampling, len(rows))))
+        if cache is None:
+            cache = self.decoder.cache(len(ids), max(map(len, ids)) + max_new_tokens)
+        self.decoder.check_cache(cache)
+        rows = [_Row(i, self.text, stop, eos, max_new_tokens) for i in range(len(ids))]
+        return Stream(self._run(cache, ids, rows, keep, Sampler(sampling, len(rows))))
+
+    def _checked(self, prompts: Sequence[Tokens]) -> list[np.ndarray]:
+        """int64 [len] per row. Raises DynexportError where one has what is no token, or there is none."""
+        rows = checked_list("prompts", prompts, "prompts, each a list of token ids")
+        if not rows:
+            raise DynexportError("prompts: expected at least one, found none")
+        return [checked_ids("prompt", row, self.bundle.manifest.model.vocab_size) for row in rows]
 
     def _run(
         self, cache: AnyCache, prompts: Sequence[Tokens], rows: list[_Row], keep: Speedup, sampler: Sampler

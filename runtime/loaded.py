@@ -36,9 +36,8 @@ class Loaded:
         *,
         backend: RunBackend = "onnxruntime",
         profile: Path | None = None,
-        alone: bool = True,
     ) -> None:
-        self._open: Opener = engine_opener(bundle, backend, threads, profile=profile, alone=alone)
+        self._open: Opener = engine_opener(bundle, backend, threads, profile=profile)
         self.bundle, self.manifest = bundle, bundle.manifest
         self.backend, self.threads = backend, threads
         self._engines: dict[str, Engine] = {}
@@ -47,6 +46,13 @@ class Loaded:
 
     def _begin(self) -> None:
         """What a kind of decoder prepares, and makes sure of."""
+
+    def check_cache(self, cache: Entries) -> None:
+        """Raise DynexportError for a cache that is not one of the decoder's own."""
+        expected = "one of the decoder's own cache()"
+        checked_kind("cache", cache, self._cache_kind, expected)
+        if cache.model != self.manifest.model:
+            raise DynexportError(f"cache: expected {expected}, found one of another model")
 
     def _engine(self, graph: Graph) -> Engine:
         if graph.name not in self._engines:
@@ -78,7 +84,7 @@ def uses_cache(
 
     @wraps(run)
     def checked(self: AnyLoaded, cache: AnyEntries, /, *args: P.args, **kwargs: P.kwargs) -> R:
-        checked_kind("cache", cache, self._cache_kind, "one of the decoder's own cache()")
+        self.check_cache(cache)
         with cache.running:
             return run(self, cache, *args, **kwargs)
 

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
+from dynexport.runtime.checks import checked_count, checked_kind, is_integer, is_number, shown
 from dynexport.runtime.errors import DynexportError
 
 
@@ -31,15 +31,11 @@ class Sampling:
     seed: int | None = None
 
     def __post_init__(self) -> None:
-        _check(
-            "temperature",
-            self.temperature,
-            _is_number(self.temperature) and math.isfinite(self.temperature) and self.temperature >= 0,
-            "a finite number >= 0",
-        )
-        _check("top_p", self.top_p, _is_number(self.top_p) and 0 < self.top_p <= 1, "0 < top_p <= 1")
-        _check("top_k", self.top_k, _is_integer(self.top_k) and self.top_k >= 0, "an integer >= 0")
-        seed_fits = self.seed is None or (_is_integer(self.seed) and self.seed >= 0)
+        temperature_fits = is_number(self.temperature) and self.temperature >= 0
+        _check("temperature", self.temperature, temperature_fits, "a finite number >= 0")
+        _check("top_p", self.top_p, is_number(self.top_p) and 0 < self.top_p <= 1, "0 < top_p <= 1")
+        _check("top_k", self.top_k, is_integer(self.top_k) and self.top_k >= 0, "an integer >= 0")
+        seed_fits = self.seed is None or (is_integer(self.seed) and self.seed >= 0)
         _check("seed", self.seed, seed_fits, "an integer >= 0, or none")
 
 
@@ -48,8 +44,10 @@ class Sampler:
 
     def __init__(self, sampling: Sampling, rows: int) -> None:
         """Prepare the generators of ``rows`` rows."""
+        checked_kind("sampling", sampling, Sampling, "a Sampling")
         self._sampling = sampling
-        seeds = np.random.SeedSequence(sampling.seed).spawn(rows)
+        seed = None if sampling.seed is None else int(sampling.seed)
+        seeds = np.random.SeedSequence(seed).spawn(checked_count("rows", rows))
         self._generators = [np.random.default_rng(seed) for seed in seeds]
 
     def __call__(self, logits: NDArray[np.float32]) -> NDArray[np.int64]:
@@ -62,8 +60,11 @@ class Sampler:
             int64 ``[rows]``. Of equally probable tokens, greedy choice takes the lowest id.
 
         Raises:
-            DynexportError: when the shape is another one, a logit is NaN, or a row's largest is not finite.
+            DynexportError: when the shape or type is another one, a logit is NaN, or a row's largest is not finite.
         """
+        if not isinstance(logits, np.ndarray) or not np.issubdtype(logits.dtype, np.floating):
+            found = logits.dtype if isinstance(logits, np.ndarray) else shown(logits)
+            raise DynexportError(f"logits: expected floating-point numbers in an array, found {found}")
         rows = len(self._generators)
         if logits.ndim != 2 or logits.shape[0] != rows or logits.shape[1] == 0:
             raise DynexportError(f"logits: expected shape [{rows}, vocab], found {list(logits.shape)}")
@@ -120,14 +121,6 @@ def _check_finite(logits: NDArray[np.float32]) -> None:
         )
 
 
-def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
-
-
-def _is_integer(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
-
-
 def _check(field: str, value: object, holds: bool, expected: str) -> None:
     if not holds:
-        raise DynexportError(f"{field}: expected {expected}, found {value!r}")
+        raise DynexportError(f"{field}: expected {expected}, found {shown(value)}")

@@ -37,8 +37,7 @@ class SinglePathDecoder(Decoder):
 
     def cache(self, rows: int, slots: int, *, record: bool = False) -> SinglePathCache:
         """Room for ``rows`` sequences of ``slots`` tokens; at most the model's context."""
-        slots = min(checked_count("slots", slots), self.manifest.model.max_length)
-        return SinglePathCache(self.manifest, self.contract, rows, slots, record=record)
+        return SinglePathCache(self.manifest, self.contract, rows, self._slots(slots), record=record)
 
     def prefill(
         self,
