@@ -13,11 +13,14 @@ from dynexport.runtime.errors import DynexportError
 
 @dataclass(frozen=True)
 class Sampling:
-    """How tokens are chosen.
+    """How tokens are chosen: as transformers' warpers do, in their order (temperature, top_k, top_p).
+
+    Of equally probable tokens at the edge of a filter those with the lowest ids stay, so that top_k is never exceeded
+    and top_k=1 is greedy; transformers keeps all of them under top_k, and leaves it open which under top_p.
 
     Attributes:
         temperature: 0 takes the most probable token; above 0 one is drawn from softmax(logits / temperature).
-        top_p: draw from the smallest set of tokens whose probability reaches this, 0 < top_p <= 1.
+        top_p: draw from the smallest set of most probable tokens whose probability is at least this, 0 < top_p <= 1.
         top_k: draw from this many most probable tokens, before ``top_p``; 0 means all.
         seed: makes the draws repeatable; None takes fresh entropy.
 
@@ -75,14 +78,28 @@ class Sampler:
         return np.array(chosen, dtype=np.int64)
 
     def _draw(self, row: NDArray[np.float32], generator: np.random.Generator) -> int:
-        candidates = _top_k(row, self._sampling.top_k)
-        probabilities = _softmax(row[candidates], self._sampling.temperature)
-        if self._sampling.top_p < 1:
-            kept = _top_p(probabilities, self._sampling.top_p)
-            candidates, probabilities = candidates[kept], probabilities[kept]
+        candidates, probabilities = distribution(row, self._sampling)
         cumulative = np.cumsum(probabilities)
         cumulative /= cumulative[-1]  # the last is then exactly 1, above every draw
         return int(candidates[np.searchsorted(cumulative, generator.random(), side="right")])
+
+
+def distribution(row: NDArray[np.float32], sampling: Sampling) -> tuple[NDArray[np.intp], NDArray[np.float64]]:
+    """What a row's token is drawn from.
+
+    Args:
+        row: [vocab], logits whose largest is finite.
+        sampling: its temperature is above 0.
+
+    Returns:
+        Token ids, ascending, and the probability of each among all that were there before ``top_p``.
+    """
+    candidates = _top_k(row, sampling.top_k)
+    probabilities = _softmax(row[candidates], sampling.temperature)
+    if sampling.top_p < 1:
+        kept = _top_p(probabilities, sampling.top_p)
+        candidates, probabilities = candidates[kept], probabilities[kept]
+    return candidates, probabilities
 
 
 def _top_k(row: NDArray[np.float32], count: int) -> NDArray[np.intp]:
@@ -96,7 +113,7 @@ def _top_k(row: NDArray[np.float32], count: int) -> NDArray[np.intp]:
 
 
 def _top_p(probabilities: NDArray[np.float64], threshold: float) -> NDArray[np.intp]:
-    """Indices of the smallest set whose probability reaches ``threshold``, ascending; never empty."""
+    """Indices of the smallest set whose probability is at least ``threshold``, ascending; never empty."""
     # All tokens below this share of the rest add up to less than the rest, so none of them is needed: this
     # spares a sort of the whole vocabulary.
     likely = np.flatnonzero(probabilities >= (1 - threshold) / probabilities.size)
