@@ -1,7 +1,7 @@
 """Mixture-of-Depths against its dense twin on a model that is bound by memory: random weights, about 280 M parameters.
 
-Each bundle runs in a process of its own (two sessions in one process would share its cores), twin and routed in turn;
-medians of the ratios of neighbours are reported.
+The twin runs in a process of its own, as with ``dynexport bench --baseline``, the two in turn; medians of the ratios
+of neighbours are reported.
 
 Writes the figures as JSON and draws docs/images/mod-speed.svg from them: decoding against the share of routed layers
 that every token is made to skip, at several batches, and prompts at a realised capacity of 12.5 %. docs/benchmarks.md
@@ -12,9 +12,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import statistics
-import subprocess
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -67,12 +64,12 @@ def measure(directory: Path, threads: int, pairs: int) -> dict[str, Any]:
     """Decoding at every batch and skip rate, prompts at every length."""
     found: dict[str, Any] = {"decode": {}, "prefill": {}}
     for batch in BATCHES:
-        options = {"batch": batch, "prompt_tokens": 8, "new_tokens": 16, "repeats": 1, "threads": threads}
-        found["decode"][batch] = _compare(directory, options, RATES, pairs if batch == 1 else max(3, pairs // 2))
+        options = {"batch": batch, "prompt_tokens": 8, "new_tokens": 16, "threads": threads}
+        found["decode"][batch] = _compare(directory, RATES, pairs if batch == 1 else max(3, pairs // 2), options)
         print(f"decoding, batch {batch}: {_figures(found['decode'][batch], 'speedup', 'ideal')}", flush=True)
     for tokens in PROMPTS:
-        options = {"prompt_tokens": tokens, "new_tokens": 1, "repeats": 1, "threads": threads}
-        done = _compare(directory, options, (1 - CAPACITY,), 3 if tokens < 4000 else 1)
+        options = {"prompt_tokens": tokens, "new_tokens": 1, "threads": threads}
+        done = _compare(directory, (1 - CAPACITY,), 3 if tokens < 4000 else 1, options)
         found["prefill"][tokens] = done[-1] | {"prefill_ideal": _prompt_ideal(directory / "mod", tokens)}
         print(
             f"{tokens} tokens: {_figures([found['prefill'][tokens]], 'prefill_speedup', 'prefill_ideal')}", flush=True
@@ -80,26 +77,20 @@ def measure(directory: Path, threads: int, pairs: int) -> dict[str, Any]:
     return found
 
 
-def _compare(directory: Path, options: dict[str, int], rates: Sequence[float], pairs: int) -> list[dict[str, Any]]:
-    """Rows "dense" (the twin), "all" (no layer skipped), "routed" and "skip ..", as medians over pairs."""
-    rounds = []
-    for _ in range(pairs):
-        (dense,) = _run(directory / "dense", options, ())
-        rounds.append([dense | {"name": "dense"}, *_run(directory / "mod", options, rates)])
-    rows = []
-    for ways in zip(*rounds, strict=True):
-        twins = [ways_of_round[0] for ways_of_round in rounds]
-        rows.append(
-            {
-                "name": "all" if ways[0]["name"] == "dense" and rows else ways[0]["name"],
-                "milliseconds": statistics.median(way["decode_milliseconds"] for way in ways),
-                "speedup": _median_ratio(twins, ways, "decode_milliseconds"),
-                "ideal": statistics.median(_bytes(twin) / _bytes(way) for twin, way in zip(twins, ways, strict=True)),
-                "tokens_per_second": statistics.median(way["prefill_tokens_per_second"] for way in ways),
-                "prefill_speedup": _median_ratio(ways, twins, "prefill_tokens_per_second"),
-            }
-        )
-    return rows
+def _compare(directory: Path, rates: Sequence[float], pairs: int, options: dict[str, int]) -> list[dict[str, Any]]:
+    """Rows "dense" (the twin), "routed" and "skip ..", as medians over pairs."""
+    mod, twin = (Bundle.open(directory / name) for name in ("mod", "dense"))
+    return [
+        {
+            "name": result.name,
+            "milliseconds": result.decode_milliseconds,
+            "speedup": result.speedup,
+            "ideal": result.ideal_speedup,
+            "tokens_per_second": result.prefill_tokens_per_second,
+            "prefill_speedup": result.prefill_speedup,
+        }
+        for result in benchmark(mod, baseline=twin, skip_rates=rates, repeats=pairs, **options).results
+    ]
 
 
 def _prompt_ideal(bundle: Path, tokens: int) -> float:
@@ -109,27 +100,6 @@ def _prompt_ideal(bundle: Path, tokens: int) -> float:
     routed = every.copy()
     routed[1::2] = int(CAPACITY * tokens)
     return prompt_flops(manifest, every) / prompt_flops(manifest, routed)
-
-
-def _median_ratio(upper: Sequence[dict[str, Any]], lower: Sequence[dict[str, Any]], figure: str) -> float:
-    return statistics.median(a[figure] / b[figure] for a, b in zip(upper, lower, strict=True))
-
-
-def _bytes(result: dict[str, Any]) -> float:
-    return float(result["gigabytes_per_second"] * result["decode_milliseconds"])
-
-
-def _run(bundle: Path, options: dict[str, int], rates: Sequence[float]) -> list[dict[str, Any]]:
-    """``benchmark`` in a process of its own."""
-    words = [sys.executable, __file__, "--worker", json.dumps([str(bundle), options, list(rates)])]
-    results: list[dict[str, Any]] = json.loads(subprocess.run(words, check=True, capture_output=True, text=True).stdout)
-    return results
-
-
-def _work(job: str) -> None:
-    path, options, rates = json.loads(job)
-    done = benchmark(Bundle.open(path), skip_rates=rates, **options)
-    print(json.dumps([result.model_dump() for result in done.results]))
 
 
 def _figures(rows: Sequence[dict[str, Any]], *names: str) -> str:
@@ -179,12 +149,8 @@ def main() -> None:
     parser.add_argument("--picture", type=Path, default=Path("build/mod-speed/mod-speed.svg"))
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--pairs", type=int, default=7)
-    parser.add_argument("--worker", help=argparse.SUPPRESS)
     parser.add_argument("--draw", action="store_true", help="draw again from figures that are there")
     arguments = parser.parse_args()
-    if arguments.worker:
-        _work(arguments.worker)
-        return
     figures = arguments.directory / "figures.json"
     if not arguments.draw:
         if not (arguments.directory / "model" / "config.json").exists():

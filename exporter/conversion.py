@@ -27,6 +27,7 @@ from dynexport.exporter.targets.tensorrt import MAX_BATCH, TensorRT
 from dynexport.exporter.ties import tied_as_stored
 from dynexport.exporter.weights import WeightFile, WeightReader
 from dynexport.runtime import manifest as m
+from dynexport.runtime.checks import checked_kind, checked_list, checked_path, is_integer, is_number, shown
 from dynexport.runtime.contract import AnyContract, SkipRule, parse_contract
 from dynexport.runtime.errors import DynexportError
 from dynexport.runtime.machine import peak_memory
@@ -110,8 +111,9 @@ def convert(
         DynexportError: for anything wrong with the model or the arguments; ``output`` is then left as it was.
     """
     started = time.perf_counter()
+    output = checked_path("output", output)
     if precision not in get_args(m.Precision):
-        raise DynexportError(f"precision: expected one of {', '.join(get_args(m.Precision))}, found {precision!r}")
+        raise DynexportError(f"precision: expected one of {', '.join(get_args(m.Precision))}, found {shown(precision)}")
     _check_form(static, layer_capacity)
     engine = _target(target, precision, max_batch, max_prompt, plugins)
     checkpoint = open_checkpoint(model, tokenizer=tokenizer, importer=importer)
@@ -126,7 +128,7 @@ def convert(
         plans = chosen.graphs(contract, kept, architecture.layers, target=engine, static=static)
     else:
         plans = (chosen.single_graph(contract, architecture.layers, layer_capacity),)
-    with replacing(Path(output)) as part:
+    with replacing(output) as part:
         manifest = _write_graphs(part, reader, contract, kept, precision, plans, engine, progress)
         checkpoint.notes += check_leftovers(reader, contract, chosen=strategy is not None, changed=bool(fields))
         for name, content in checkpoint.files.items():
@@ -137,7 +139,7 @@ def convert(
         manifest = manifest.model_copy(update={"files": {**manifest.files, **files}, "source": source})
         (part / m.MANIFEST).write_text(manifest.model_dump_json(indent=1) + "\n")
     seconds = time.perf_counter() - started
-    return Conversion(Path(output), manifest, rows, note, checkpoint.notes, seconds, peak_memory())
+    return Conversion(output, manifest, rows, note, checkpoint.notes, seconds, peak_memory())
 
 
 def _check_form(static: bool, layer_capacity: float | None) -> None:
@@ -145,15 +147,15 @@ def _check_form(static: bool, layer_capacity: float | None) -> None:
         return
     if static:
         raise DynexportError("--static: expected without --single-graph, found both")
-    if not 0 < layer_capacity <= 1:
-        raise DynexportError(f"layer capacity: expected a share above 0 and up to 1, found {layer_capacity:g}")
+    if not is_number(layer_capacity) or not 0 < layer_capacity <= 1:
+        raise DynexportError(f"layer capacity: expected a share above 0 and up to 1, found {shown(layer_capacity)}")
 
 
 def _target(
     name: m.TargetName, precision: m.Precision, max_batch: int | None, max_prompt: int | None, plugins: bool
 ) -> Target:
     if name not in get_args(m.TargetName):
-        raise DynexportError(f"target: expected one of {', '.join(get_args(m.TargetName))}, found {name!r}")
+        raise DynexportError(f"target: expected one of {', '.join(get_args(m.TargetName))}, found {shown(name)}")
     if name == "tensorrt":
         return TensorRT(precision, MAX_BATCH if max_batch is None else max_batch, max_prompt, plugins=plugins)
     for option, value in (("max_batch", max_batch), ("max_prompt", max_prompt), ("plugins", plugins or None)):
@@ -165,9 +167,9 @@ def _target(
 def _limited(architecture: Architecture, max_length: int | None) -> Architecture:
     if max_length is None:
         return architecture
-    if not 1 <= max_length <= architecture.max_length:
-        raise DynexportError(f"max_length: expected 1..{architecture.max_length} tokens, found {max_length}")
-    return dataclasses.replace(architecture, max_length=max_length)
+    if not is_integer(max_length) or not 1 <= max_length <= architecture.max_length:
+        raise DynexportError(f"max_length: expected 1..{architecture.max_length} tokens, found {shown(max_length)}")
+    return dataclasses.replace(architecture, max_length=int(max_length))
 
 
 def _write_graphs(
@@ -219,6 +221,10 @@ def read_contract(
     changes: Mapping[str, Any] | None = None,
 ) -> AnyContract:
     """The checkpoint's contract with what the user asked for on top of it; ``changes`` may name any field."""
+    speedups = checked_list("speedups", speedups, "numbers")
+    keep = None if keep is None else checked_list("keep", keep, "layers")
+    changes = {} if changes is None else changes
+    checked_kind("fields", changes, Mapping, "a mapping of the contract's fields")
     declared = checkpoint.config.get("dynexport")
     if declared is not None and not isinstance(declared, dict):
         raise DynexportError(f"{checkpoint.source}: config.json: dynexport: expected an object, found {declared!r}")
@@ -234,7 +240,7 @@ def read_contract(
         fields["rule"] = rule
     if keep is not None:
         fields["keep"] = tuple(keep)
-    fields = merged(fields, changes or {})
+    fields = merged(fields, changes)
     if fields["strategy"] != name:
         raise DynexportError(
             f"{checkpoint.source}: contract: strategy: expected {name} among the fields to set, found "

@@ -3,26 +3,29 @@
 from __future__ import annotations
 
 import statistics
-import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
+from functools import partial
 
 import numpy as np
 from pydantic import BaseModel
 
 from dynexport.runtime.bundle import Bundle
+from dynexport.runtime.checks import checked_count, checked_ids, checked_kind, checked_list
 from dynexport.runtime.contract import Radial
-from dynexport.runtime.cost import attended, path_bytes, path_flops, prompt_flops, realised_bytes
-from dynexport.runtime.decoders import AnyCache, AnyDecoder, open_decoder
-from dynexport.runtime.engines.opening import RunBackend, backend_text
-from dynexport.runtime.engines.profile import operator_times
+from dynexport.runtime.engines.onnxruntime import check_threads
+from dynexport.runtime.engines.opening import RunBackend, backend_text, check_backend
 from dynexport.runtime.errors import DynexportError
 from dynexport.runtime.machine import Machine
-from dynexport.runtime.manifest import Manifest, Speedup
+from dynexport.runtime.manifest import Manifest
 from dynexport.runtime.prescribed import Routes, as_routers_decide, in_order, skipping, walking
+from dynexport.runtime.timed_run import WARM_UP_STEPS, Runner, Sizes, Timed
+from dynexport.runtime.twin import Twin, check_twin
 
 Array = np.ndarray
-_WARM_UP_STEPS = 3
+# Quartiles of the repetitions' ratios lie within this share of the median where a measurement repeats.
+_STEADY = 0.1
 
 
 class Result(BaseModel):
@@ -39,29 +42,37 @@ class Result(BaseModel):
         decode_milliseconds: one step, all rows.
         tokens_per_second: of decoding, all rows together.
         speedup: the median over repetitions of dense time / this time, the two measured in turn.
+        speedup_quartiles, prefill_speedup_quartiles: the lower and the upper one of these ratios.
+        steady: whether there are at least three ratios of each kind, and their quartiles lie within a tenth of the
+            median from each other: otherwise the next measurement may well come out differently.
         ideal_speedup: bytes read by the dense steps / bytes that these very steps had to read.
         efficiency: speedup / ideal_speedup.
         gigabytes_per_second: bytes that must be read / time.
+        turned_away: how often in a repetition a full layer had no room for a token that its router had sent.
     """
 
     name: str
     layers: float
     prefill_tokens_per_second: float
     prefill_speedup: float
+    prefill_speedup_quartiles: tuple[float, float]
     prefill_ideal_speedup: float
     decode_milliseconds: float
     tokens_per_second: float
     speedup: float
+    speedup_quartiles: tuple[float, float]
+    steady: bool
     ideal_speedup: float
     efficiency: float
     gigabytes_per_second: float
+    turned_away: int
 
 
 class Benchmark(BaseModel):
     """One run of ``dynexport bench``.
 
     Attributes:
-        baseline: the bundle that "dense" was measured on.
+        baseline: the bundle that "dense" was measured on, in a process of its own where it is another.
         engine: what ran the graphs, in words.
         engine_share: part of a step of the first result that is spent inside the engine; None where it does not tell.
         operators: operator -> share of the engine's time in such a step, largest first; none where it does not tell.
@@ -84,78 +95,38 @@ class Benchmark(BaseModel):
 
 @dataclass
 class _Way:
-    """One way to run, and what was measured of it.
+    """One way to run, and what was timed of it.
 
     Attributes:
-        routes: what its routers are told.
-        prefill, decode: seconds, a figure for each repetition.
-        bytes, flops: of the last repetition's steps, and of its prompt.
-        depth: layers that its decoded tokens ran in, on average.
+        run: runs it once.
+        prescribed: whether it has to run what its name says, no matter what routers would decide.
     """
 
     name: str
-    decoder: AnyDecoder
-    cache: AnyCache
-    speedup: Speedup
-    routes: Routes = as_routers_decide
-    prefill: list[float] = field(default_factory=list)
-    decode: list[float] = field(default_factory=list)
-    bytes: int = 0
-    flops: int = 0
-    depth: float = 0.0
+    run: Callable[[], Timed]
+    prescribed: bool = False
+    timed: list[Timed] = field(default_factory=list)
 
-    def run(self, prompts: Array, steps: int) -> None:
-        """A prompt and the steps after it, timed."""
-        self.cache.rewind()
-        routes = self.routes(*prompts.shape)
-        start = time.perf_counter()
-        logits = self.decoder.prefill(self.cache, list(prompts), forced=routes)
-        self.prefill.append(time.perf_counter() - start)
-        self.flops = _flops(self.decoder.manifest, self.cache)
-        self.run_steps(np.concatenate(logits), steps)
+    def measure(self) -> None:
+        """Time it once more. Raises DynexportError where layers had no room for tokens that were sent there."""
+        timed = self.run()
+        if self.prescribed and timed.turned_away:
+            raise DynexportError(
+                f"{self.name}: expected room for every token that is sent to a layer, found {timed.turned_away} turned "
+                "away as its cache or its capacity was full; lower --prompt-tokens and --new-tokens, or name a dense "
+                "bundle of the same model with --baseline"
+            )
+        self.timed.append(timed)
 
-    def run_steps(self, logits: Array, steps: int) -> None:
-        """The steps after a prompt that the cache holds; it is left as it was."""
-        cache, mark = self.cache, self.cache.mark()
-        for log in cache.logs or ():
-            log.clear()
-        routes = self.routes(cache.rows, _WARM_UP_STEPS + steps)
-        times = []
-        for step in range(_WARM_UP_STEPS + steps):
-            tokens = logits.argmax(axis=-1)
-            told = None if routes is None else np.stack([row[:, step] for row in routes], axis=1)
-            start = time.perf_counter()
-            logits = self.decoder.step(cache, tokens, self.speedup, forced=told)
-            times.append(time.perf_counter() - start)
-        self.decode.append(statistics.median(times[_WARM_UP_STEPS:]))
-        read, depths = _read(self.decoder.manifest, cache, mark[0])
-        self.bytes, self.depth = sum(read[_WARM_UP_STEPS:]), float(depths[_WARM_UP_STEPS:].mean())
-        cache.restore(mark)
+    @property
+    def decode(self) -> list[float]:
+        """Seconds of a step, of each repetition."""
+        return [timed.decode_seconds for timed in self.timed]
 
-
-def _flops(manifest: Manifest, cache: AnyCache) -> int:
-    """Of the prompt that the cache holds."""
-    paths = [path for log in cache.logs or () for path in log.paths]
-    if not paths:
-        return prompt_flops(manifest, cache.lengths)
-    return path_flops(manifest, cache.lengths, sum(int((path >= 0).sum()) for path in paths))
-
-
-def _read(manifest: Manifest, cache: AnyCache, entries: Array) -> tuple[list[int], Array]:
-    """Bytes that each of the recorded steps had to read, and layers that each row ran in, int64 [steps, rows].
-
-    Args:
-        entries: int64 [layers or steps, rows], in the cache before them.
-    """
-    logs = cache.logs or []
-    if not logs[0].paths:
-        ran = np.stack([np.concatenate(log.ran, axis=1) for log in logs], axis=2)
-        after = entries[:, None] + ran.cumsum(axis=1)
-        return [realised_bytes(manifest, ran[:, t], after[:, t]) for t in range(ran.shape[1])], ran.sum(axis=0)
-    paths = np.stack([np.concatenate(log.paths, axis=1) for log in logs], axis=2)
-    ran = (paths >= 0) & (paths < manifest.model.layers)
-    seen = [attended(manifest, paths[:, :t], entries) for t in range(1, 1 + paths.shape[1])]
-    return [path_bytes(manifest, paths[:, t], seen[t]) for t in range(paths.shape[1])], ran.sum(axis=0)
+    @property
+    def prefill(self) -> list[float]:
+        """Seconds of the prompt, of each repetition in which there was one."""
+        return [timed.prefill_seconds for timed in self.timed if timed.prefill_seconds is not None]
 
 
 def benchmark(
@@ -183,40 +154,41 @@ def benchmark(
         skip_rates: of a routed bundle, besides what its routers decide: shares of its routed layers that every token is
             made to skip.
         depths: of a Radial Network, besides what its routers decide: lengths of paths that every token is made to take.
-        baseline: a bundle of the same model with every layer for every token; None takes the bundle itself, routed
-            layers forced to run, or the layers of a pool once in order.
+        baseline: a bundle of the same model with every layer for every token, which runs in a process of its own, idle
+            while this one is measured; None takes the bundle itself, routed layers forced to run, or the layers of a
+            pool once in order.
         text: token ids that prompts are taken from; None takes random ones.
         backend: what runs the graphs. Every step ends when its logits are in the host's memory, so a GPU has done all.
         threads: intra-op threads, stated so that the figure can be repeated.
         progress: called with repetitions done and in all.
 
     Raises:
-        DynexportError: when the lengths do not fit the context, or an argument is out of range.
+        DynexportError: when the lengths do not fit the context, the baseline is another model, the bundle's own layers
+            have no room for every token that "dense" sends there, or an argument is out of range.
     """
-    _check(bundle, prompt_tokens, new_tokens, batch, repeats)
-    told = {f"skip {rate:.0%}": skipping(bundle.manifest, rate) for rate in skip_rates}
-    told |= {f"depth {depth}": walking(bundle.manifest, depth) for depth in depths}
-    size = (batch, prompt_tokens + new_tokens + _WARM_UP_STEPS)
-    ways = _ways(bundle, baseline, speedup, told, size, backend, threads)
-    prompts = _prompts(bundle, text, batch, prompt_tokens)
-    dense = ways[0]
-    dense.cache.rewind()
-    dense.decoder.prefill(dense.cache, list(prompts))  # warm-up
-    for repeat in range(repeats):
-        for way in ways:
-            if way.cache is dense.cache and way is not dense and not bundle.manifest.has_routers:
-                way.flops = dense.flops
-                way.run_steps(np.zeros((batch, 1)), new_tokens)
-            else:
-                way.run(prompts, new_tokens)
-        if progress is not None:
-            progress(repeat + 1, repeats)
-    inside: tuple[float | None, dict[str, float]] = (None, {})
-    if backend == "onnxruntime":
-        inside = operator_times(dense.decoder, dense.cache, dense.speedup)
+    sizes = _sizes(bundle, prompt_tokens, new_tokens, batch, repeats, threads, backend)
+    told = _told(bundle.manifest, skip_rates, depths)
+    if baseline is not None:
+        check_twin(bundle, baseline, sizes)
+    elif bundle.manifest.routed is not None:
+        _check_room(bundle.manifest.routed.slots, sizes)
+    with ExitStack() as processes:
+        runner = Runner(bundle, sizes)
+        prompts = _prompts(bundle.manifest.model.vocab_size, text, batch, prompt_tokens)
+        runner.warm_up(prompts)
+        twin = None if baseline is None else processes.enter_context(Twin(baseline, sizes, prompts))
+        ways = _ways(bundle, runner, twin, speedup, told)
+        for repeat in range(repeats):
+            for way in ways:
+                way.measure()
+            if progress is not None:
+                progress(repeat + 1, repeats)
+        inside: tuple[float | None, dict[str, float]] = (None, {})
+        if backend == "onnxruntime":
+            inside = (twin or runner).operators()
     return Benchmark(
         bundle=str(bundle.path),
-        baseline=str(dense.decoder.bundle.path),
+        baseline=str((baseline or bundle).path),
         precision=bundle.manifest.precision,
         machine=Machine.this(),
         engine=backend_text(backend),
@@ -225,37 +197,79 @@ def benchmark(
         prompt_tokens=prompt_tokens,
         new_tokens=new_tokens,
         repeats=repeats,
-        results=[_result(way, dense, prompts.size, new_tokens) for way in ways],
+        results=[_result(way, ways[0], sizes) for way in ways],
         engine_share=inside[0],
         operators=inside[1],
     )
 
 
-def _ways(
+def _sizes(
     bundle: Bundle,
-    baseline: Bundle | None,
-    speedup: str | float | None,
-    told: Mapping[str, Routes],
-    size: tuple[int, int],
-    backend: RunBackend,
+    prompt_tokens: int,
+    new_tokens: int,
+    batch: int,
+    repeats: int,
     threads: int,
+    backend: RunBackend,
+) -> Sizes:
+    """What all runs have in common, checked."""
+    checked_kind("bundle", bundle, Bundle, "an opened Bundle (Bundle.open)")
+    counts = {"prompt_tokens": prompt_tokens, "new_tokens": new_tokens, "batch": batch, "repeats": repeats}
+    for name, value in counts.items():
+        checked_count(name, value)
+    check_backend(backend)
+    check_threads(threads, needed=True)
+    limit = bundle.manifest.model.max_length - WARM_UP_STEPS
+    if prompt_tokens + new_tokens > limit:
+        raise DynexportError(
+            f"prompt_tokens + new_tokens: expected at most {limit} to fit the context with {WARM_UP_STEPS} steps of "
+            f"warm-up, found {prompt_tokens + new_tokens}"
+        )
+    return Sizes(rows=batch, prompt_tokens=prompt_tokens, steps=new_tokens, threads=threads, backend=backend)
+
+
+def _prompts(vocabulary: int, text: Sequence[int] | None, batch: int, tokens: int) -> Array:
+    """int64 [batch, tokens]."""
+    if text is None:
+        return np.random.default_rng(0).integers(0, vocabulary, (batch, tokens))
+    listed = checked_list("text", text, "token ids")
+    if len(listed) < batch * tokens:
+        raise DynexportError(f"text: expected at least {batch * tokens} tokens for the prompts, found {len(listed)}")
+    return checked_ids("text", listed[: batch * tokens], vocabulary).reshape(batch, tokens)
+
+
+def _told(manifest: Manifest, skip_rates: Sequence[float], depths: Sequence[int]) -> dict[str, Routes]:
+    """Names and routes of the ways that are prescribed."""
+    skipped = [(rate, skipping(manifest, rate)) for rate in checked_list("skip rates", skip_rates, "shares")]
+    deep = [(depth, walking(manifest, depth)) for depth in checked_list("depths", depths, "lengths")]
+    return {f"skip {rate:.0%}": routes for rate, routes in skipped} | {f"depth {d}": routes for d, routes in deep}
+
+
+def _check_room(slots: int, sizes: Sizes) -> None:
+    """Raise DynexportError where routed layers cannot hold every token: they would turn "dense" into something else."""
+    if sizes.slots > slots:
+        raise DynexportError(
+            f"dense: expected routed layers with room for every token, here {sizes.slots}, found caches of {slots} "
+            "entries; name a dense bundle of the same model with --baseline, or lower --prompt-tokens and --new-tokens"
+        )
+
+
+def _ways(
+    bundle: Bundle, runner: Runner, twin: Twin | None, speedup: str | float | None, told: Mapping[str, Routes]
 ) -> list[_Way]:
-    """The dense way first; ``size`` is rows and slots."""
+    """All ways to run, the dense one first."""
     manifest, full = bundle.manifest, bundle.speedup(1)
-    every = _every_layer(manifest) if baseline is None else as_routers_decide
-    decoder = open_decoder(bundle, threads, backend=backend, alone=baseline is None)
-    cache = decoder.cache(*size, record=True)
-    if baseline is None:
-        dense = _Way("dense", decoder, cache, full, every)
+    if twin is not None:
+        dense = _Way("dense", twin.run)
     else:
-        other = open_decoder(baseline, threads, backend=backend, alone=False)
-        dense = _Way("dense", other, other.cache(*size, record=True), baseline.speedup(1))
+        dense = _Way("dense", partial(runner.run, routes=_every_layer(manifest)), prescribed=True)
     if manifest.has_routers:
-        routed = _Way("routed", decoder, cache, full)
-        return [dense, routed, *(_Way(name, decoder, cache, full, routes) for name, routes in told.items())]
+        ways = [_Way(name, partial(runner.run, routes=routes), prescribed=True) for name, routes in told.items()]
+        return [dense, _Way("routed", runner.run), *ways]
     declared = manifest.speedups if speedup is None else (bundle.speedup(speedup),)
-    ratios = [_Way(s.name, decoder, cache, s) for s in declared if s.ratio != full.ratio]
-    return [dense, *ratios]
+    # Its prompt runs in every layer all the same: it need not be run again.
+    step = runner.run_steps if twin is None else runner.run
+    return [dense, *(_Way(ratio.name, partial(step, ratio)) for ratio in declared if ratio.ratio != full.ratio)]
 
 
 def _every_layer(manifest: Manifest) -> Routes:
@@ -265,51 +279,44 @@ def _every_layer(manifest: Manifest) -> Routes:
     return skipping(manifest, 0.0) if manifest.has_routers else as_routers_decide
 
 
-def _result(way: _Way, dense: _Way, prompt: int, steps: int) -> Result:
-    seconds = statistics.median(way.decode)
-    measured = _ratio(dense.decode, way.decode)
-    ideal = dense.bytes / way.bytes
-    prefilled = way.prefill or dense.prefill
+def _result(way: _Way, dense: _Way, sizes: Sizes) -> Result:
+    seconds, last = statistics.median(way.decode), way.timed[-1]
+    decode, prefill = _ratios(dense.decode, way.decode), _ratios(dense.prefill, way.prefill or dense.prefill)
+    measured, ideal = statistics.median(decode), dense.timed[-1].bytes / last.bytes
     return Result(
         name=way.name,
-        layers=way.depth,
-        prefill_tokens_per_second=prompt / statistics.median(prefilled),
-        prefill_speedup=_ratio(dense.prefill, prefilled),
-        prefill_ideal_speedup=dense.flops / way.flops,
+        layers=last.layers,
+        prefill_tokens_per_second=sizes.rows * sizes.prompt_tokens / statistics.median(way.prefill or dense.prefill),
+        prefill_speedup=statistics.median(prefill),
+        prefill_speedup_quartiles=quartiles(prefill),
+        prefill_ideal_speedup=dense.timed[-1].flops / last.flops,
         decode_milliseconds=1e3 * seconds,
-        tokens_per_second=way.cache.rows / seconds,
+        tokens_per_second=sizes.rows / seconds,
         speedup=measured,
+        speedup_quartiles=quartiles(decode),
+        steady=way is dense or (is_steady(decode) and is_steady(prefill)),
         ideal_speedup=ideal,
         efficiency=measured / ideal,
-        gigabytes_per_second=way.bytes / steps / seconds / 1e9,
+        gigabytes_per_second=last.bytes / sizes.steps / seconds / 1e9,
+        turned_away=last.turned_away,
     )
 
 
-def _ratio(dense: Sequence[float], part: Sequence[float]) -> float:
-    return statistics.median(full / own for full, own in zip(dense, part, strict=True))
+def _ratios(dense: Sequence[float], part: Sequence[float]) -> list[float]:
+    """Dense time / this time, of each repetition."""
+    return [full / own for full, own in zip(dense, part, strict=True)]
 
 
-def _prompts(bundle: Bundle, text: Sequence[int] | None, batch: int, tokens: int) -> Array:
-    """int64 [batch, tokens]."""
-    if text is None:
-        return np.random.default_rng(0).integers(0, bundle.manifest.model.vocab_size, (batch, tokens))
-    if len(text) < batch * tokens:
-        raise DynexportError(f"text: expected at least {batch * tokens} tokens for the prompts, found {len(text)}")
-    return np.array(text[: batch * tokens], np.int64).reshape(batch, tokens)
+def quartiles(ratios: Sequence[float]) -> tuple[float, float]:
+    """The lower and the upper quartile, between neighbours where they fall there."""
+    lower, upper = np.quantile(ratios, (0.25, 0.75))
+    return float(lower), float(upper)
 
 
-def _check(bundle: Bundle, prompt: int, new: int, batch: int, repeats: int) -> None:
-    for name, value in (
-        ("prompt_tokens", prompt),
-        ("new_tokens", new),
-        ("batch", batch),
-        ("repeats", repeats),
-    ):
-        if value < 1:
-            raise DynexportError(f"{name}: expected at least 1, found {value}")
-    limit = bundle.manifest.model.max_length
-    if prompt + new + _WARM_UP_STEPS > limit:
-        raise DynexportError(
-            f"prompt_tokens + new_tokens: expected at most {limit - _WARM_UP_STEPS} to fit the context with "
-            f"{_WARM_UP_STEPS} steps of warm-up, found {prompt + new}"
-        )
+def is_steady(ratios: Sequence[float]) -> bool:
+    """Whether their median can be expected to come out the same again, within about a tenth."""
+    lower, upper = quartiles(ratios)
+    return len(ratios) >= 3 and upper - lower <= _STEADY * statistics.median(ratios)
+
+
+__all__ = ["Benchmark", "Result", "benchmark", "is_steady", "quartiles"]

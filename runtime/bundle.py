@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import ValidationError
 
+from dynexport.runtime.checks import checked_path, shown
 from dynexport.runtime.contract import first_problem
 from dynexport.runtime.errors import DynexportError
 from dynexport.runtime.json_text import parse_json
@@ -67,7 +68,7 @@ class Bundle:
         Raises:
             DynexportError: when it is no bundle, of another schema version, incomplete, or changed since it was made.
         """
-        directory = Path(path)
+        directory = checked_path("bundle", path)
         before = _identity(directory / MANIFEST)
         bundle = cls(directory, _read_manifest(directory), trust_engines=trust_engines)
         bundle._opened[MANIFEST] = before  # of what was read; what replaces a bundle replaces its manifest too
@@ -130,11 +131,12 @@ class Bundle:
         full = Speedup(name="dense", ratio=1.0, keep=tuple(range(model.layers)))
         if wanted is None:
             return declared[0] if declared else full
+        text = wanted if isinstance(wanted, str) else shown(wanted)
         for speedup in (full, *declared):
-            if str(wanted) == speedup.name or _number(wanted) == speedup.ratio is not None:
+            if text == speedup.name or _number(wanted) == speedup.ratio is not None:
                 return speedup
         names = ", ".join(speedup.name for speedup in declared)
-        raise DynexportError(f"{self.path}: speedup: expected 1{', ' if names else ''}{names}; found {wanted}")
+        raise DynexportError(f"{self.path}: speedup: expected 1{', ' if names else ''}{names}; found {text}")
 
     def _check_file(self, name: str, *, hashed: bool) -> None:
         file, path = self.manifest.files[name], self.path / name
@@ -170,9 +172,11 @@ def _identity(path: Path) -> _Identity | None:
 
 
 def _number(value: str | float) -> float | None:
+    if isinstance(value, bool):
+        return None
     try:
         return float(value)
-    except ValueError:
+    except (TypeError, ValueError, OverflowError):
         return None
 
 
@@ -181,7 +185,7 @@ def _read_manifest(directory: Path) -> Manifest:
     if _identity(path) is None:
         raise DynexportError(
             f"{directory}: expected a bundle with a {MANIFEST}, found none; "
-            + ("a conversion was interrupted, run it again" if (directory / NEXT).is_dir() else _MAKE_ONE)
+            + ("a conversion was interrupted, run it again" if _identity(directory / NEXT) is not None else _MAKE_ONE)
         )
     fields = parse_json(read_plain(path, at_most=_LARGEST_MANIFEST, follow=False), path)
     found = fields.get("schema_version") if isinstance(fields, dict) else None

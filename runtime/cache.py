@@ -8,8 +8,10 @@ from contextlib import contextmanager
 
 import numpy as np
 
+from dynexport.runtime.checks import checked_count, checked_kind
+from dynexport.runtime.claim import Claim
 from dynexport.runtime.errors import DynexportError
-from dynexport.runtime.manifest import Manifest, TensorSpec
+from dynexport.runtime.manifest import Manifest, Model, TensorSpec
 from dynexport.runtime.routes import RowLog
 
 Buffers = dict[str, np.ndarray]
@@ -19,26 +21,33 @@ class Entries:
     """How much of a cache is in use, whatever its buffers are.
 
     Attributes:
+        model: what its entries are of.
         slots: tokens that a row may have.
         lengths: int64 [layers or steps, rows], entries in use.
         positions: int64 [rows], tokens seen: the next token's original position.
         overflow: int64 [R, rows], tokens that found a routed layer's cache full.
         logs: what became of every token, per row; None where nobody wants to know.
+        streamed, running: held by the stream, and by the prompt or step, that uses it.
     """
 
+    model: Model
     slots: int
     lengths: np.ndarray
     positions: np.ndarray
     overflow: np.ndarray
     logs: list[RowLog] | None
+    streamed: Claim
+    running: Claim
 
-    def begin(self, rows: int, slots: int, *, caches: int, routers: int, record: bool) -> None:
+    def begin(self, manifest: Manifest, rows: int, slots: int, *, caches: int, routers: int, record: bool) -> None:
         """Nothing is in use yet."""
-        self.slots = slots
+        self.model, self.slots = manifest.model, slots
         self.lengths = np.zeros((caches, rows), np.int64)
         self.positions = np.zeros(rows, np.int64)
         self.overflow = np.zeros((routers, rows), np.int64)
         self.logs = [RowLog() for _ in range(rows)] if record else None
+        self.streamed = Claim("cache: expected one that no other stream uses, found it in use; close that stream")
+        self.running = Claim("cache: expected one that no other thread uses, found a step of another thread running")
 
     @property
     def rows(self) -> int:
@@ -79,8 +88,11 @@ class Entries:
             log.clear()
 
 
-def check_batch(manifest: Manifest, rows: int) -> None:
-    """Raise DynexportError for more rows than engines are built for."""
+def check_sizes(manifest: Manifest, rows: int, slots: int) -> None:
+    """Raise DynexportError for what is no number of rows or slots, or more rows than engines are built for."""
+    checked_kind("manifest", manifest, Manifest, "a Manifest")
+    checked_count("rows", rows)
+    checked_count("slots", slots)
     limit = manifest.limit("B")
     if limit is not None and rows > limit:
         raise DynexportError(
@@ -125,13 +137,13 @@ class Cache(Entries):
     """
 
     def __init__(self, manifest: Manifest, rows: int, slots: int, *, record: bool = False) -> None:
-        check_batch(manifest, rows)
+        check_sizes(manifest, rows, slots)
         routed = manifest.routed.layers if manifest.routed else ()
         sizes = {"B": rows, "M": slots}
         if routed:
             sizes["M_routed"] = layer_slots(manifest, routed[0], slots)
         (self.buffers,) = zeroed(manifest.graphs[0].caches, sizes, slots)
-        self.begin(rows, slots, caches=manifest.model.layers, routers=len(routed), record=record)
+        self.begin(manifest, rows, slots, caches=manifest.model.layers, routers=len(routed), record=record)
 
     def written_lengths(self) -> np.ndarray:
         """``lengths`` at which a step may write: a row that has ended writes over its last slot, never read again."""
@@ -139,13 +151,15 @@ class Cache(Entries):
 
     def row(self, index: int) -> Cache:
         """A view of one row: the same memory, so what is written there is written here."""
+        checked_count("row", index, 0, self.rows - 1)
         view = object.__new__(type(self))
-        view.slots = self.slots
+        view.model, view.slots = self.model, self.slots
         view.buffers = {name: buffer[index : index + 1] for name, buffer in self.buffers.items()}
         view.lengths = self.lengths[:, index : index + 1]
         view.positions = self.positions[index : index + 1]
         view.overflow = self.overflow[:, index : index + 1]
         view.logs = None if self.logs is None else self.logs[index : index + 1]
+        view.streamed, view.running = self.streamed, self.running
         return view
 
 

@@ -10,6 +10,7 @@ import numpy as np
 from pydantic import BaseModel
 
 from dynexport.runtime.bundle import Bundle
+from dynexport.runtime.checks import checked_count, checked_kind, checked_share, is_integer
 from dynexport.runtime.contract import Mod
 from dynexport.runtime.decoder import Decoder
 from dynexport.runtime.errors import DynexportError
@@ -85,13 +86,14 @@ def calibrate(
         DynexportError: when the bundle has no threshold to find, the text is shorter than a window or has tokens that
             the model lacks, or a size is out of range.
     """
+    checked_kind("bundle", bundle, Bundle, "an opened Bundle (Bundle.open)")
     contract = _calibratable(bundle)
     target = contract.capacity if target_rate is None else target_rate
-    if not 0 < target <= 1:
-        raise DynexportError(f"target_rate: expected 0 < target_rate <= 1, found {target:g}")
+    target = checked_share("target_rate", target)
     batch = rows_together(bundle, batch)
     _check_window(bundle, window)
-    text = _Text(bundle, contract, text_windows(bundle, ids, window, max_tokens), batch, threads, progress)
+    windows = text_windows(ids, window, max_tokens, bundle.manifest.model.vocab_size)
+    text = _Text(bundle, contract, windows, batch, threads, progress)
     forced = np.full((len(contract.routed_layers), *text.windows.shape), -1, np.int64)
     first = text.run(forced)
     forced[1:] = 0  # layers that are not looked at yet need not run
@@ -259,14 +261,12 @@ def _check_window(bundle: Bundle, window: int) -> None:
     model, routed = bundle.manifest.model, bundle.manifest.routed
     assert routed is not None
     limit = min(model.max_length, routed.slots)
-    if 1 <= window <= limit:
-        return
-    if window > routed.slots:
+    if is_integer(window) and window > routed.slots:
         raise DynexportError(
             f"window: expected at most {limit} tokens, as many as a routed layer's cache holds, so that none is turned "
             f"away, found {window}; choose a smaller --window, or convert with a larger cache.capacity"
         )
-    raise DynexportError(f"window: expected 1..{limit}, found {window}")
+    checked_count("window", window, 1, limit)
 
 
 def _rule(threshold: float, runs: Array, top: Array) -> Rule:

@@ -3,15 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from numbers import Integral
+from typing import Any, ClassVar
 
 import numpy as np
 
 from dynexport.runtime.cache import Cache, Entries
+from dynexport.runtime.checks import (
+    checked_count,
+    checked_decisions,
+    checked_ids,
+    checked_kind,
+    checked_list,
+    checked_rows,
+)
 from dynexport.runtime.contract import Mod
 from dynexport.runtime.engines.engine import Caches, Engine
 from dynexport.runtime.errors import DynexportError
-from dynexport.runtime.loaded import Loaded
+from dynexport.runtime.loaded import Loaded, uses_cache
 from dynexport.runtime.manifest import Manifest, Speedup
 from dynexport.runtime.routes import RowLog, StepRoutes
 
@@ -25,13 +33,17 @@ CHUNK = 1024
 class Decoder(Loaded):
     """A bundle's graphs, loaded. Prompt and decode graphs of a static bundle are loaded when first needed."""
 
+    _cache_kind: ClassVar[type[Cache]] = Cache
+
     def _begin(self) -> None:
         self._masks: dict[tuple[int, ...], Array] = {}
+        self._deciders = len(self.manifest.routed.layers) if self.manifest.routed else 0
 
     def cache(self, rows: int, slots: int, *, record: bool = False) -> Cache:
         """Room for ``rows`` sequences of ``slots`` tokens; at most the model's context."""
-        return Cache(self.manifest, rows, min(slots, self.manifest.model.max_length), record=record)
+        return Cache(self.manifest, rows, self._slots(slots), record=record)
 
+    @uses_cache
     def prefill(
         self,
         cache: Cache,
@@ -54,14 +66,13 @@ class Decoder(Loaded):
             Per row float32 [1, vocab], the logits of its last token; or [len, vocab] with ``all_logits``.
 
         Raises:
-            DynexportError: for an empty prompt, a token outside the vocabulary, a prompt that does not fit, or a route
-                that the contract calls an error.
+            DynexportError: for an empty prompt, a token outside the vocabulary, a prompt that does not fit, an argument
+                of another type or shape, a cache that another thread is using, or a route that the contract calls an
+                error.
         """
         rows = checked_prompts(self.manifest, prompts, cache)
-        wishes = [self._undecided(len(row)) for row in rows]
-        if forced is not None:
-            wishes = [wish.astype(np.int64) for wish in forced]
-        chunk = self._piece(rows, chunk, all_logits)
+        wishes = self._wishes(rows, forced)
+        chunk = self._piece(rows, checked_count("chunk", chunk), all_logits)
         if self._run_together(cache, rows, chunk):
             return self._prefill_batch(cache, rows, wishes, all_logits)
         with cache.as_it_was_on_error():
@@ -70,6 +81,7 @@ class Decoder(Loaded):
                 for i, (row, wish) in enumerate(zip(rows, wishes, strict=True))
             ]
 
+    @uses_cache
     def step(
         self, cache: Cache, tokens: Tokens, speedup: Speedup, live: Array | None = None, *, forced: Array | None = None
     ) -> Array:
@@ -84,19 +96,24 @@ class Decoder(Loaded):
             float32 [rows, vocab].
 
         Raises:
-            DynexportError: when a live row has no slot left, or for a route that the contract calls an error.
+            DynexportError: when a live row has no slot left; otherwise as ``prefill``.
         """
-        cache.check_room(live)
-        ids = np.asarray(tokens, np.int64).reshape(-1, 1)
+        tokens, live = checked_step(self.manifest, tokens, live, cache)
+        active = self._active(speedup)
+        ids = tokens.reshape(-1, 1)
         counts = np.ones(len(ids), np.int64) if live is None else live.astype(np.int64)
         lengths = cache.lengths if live is None else cache.written_lengths()
-        inputs = self._inputs(ids, cache.positions, lengths, self._active(speedup.keep), np.zeros_like(ids))
+        inputs = self._inputs(ids, cache.positions, lengths, active, np.zeros_like(ids))
         if self.manifest.has_routers:
-            wish = self._undecided(1)[:, None] if forced is None else forced.astype(np.int64)[:, :, None]
+            wish = self._undecided(1)[:, None] if forced is None else self._decided(forced, len(ids))[:, :, None]
             inputs |= self._routing_inputs(ids, counts, wish, is_prompt=False)
         results = self._engine_for(speedup).run(inputs, Caches(cache.buffers))
-        self._advance(cache, inputs["layer_active"], counts, results)
+        self._advance(cache, active, counts, results)
         return results["logits"][:, 0]
+
+    def _slots(self, wanted: int) -> int:
+        """Tokens that a row may have: at most the model's context."""
+        return min(checked_count("slots", wanted), self.manifest.model.max_length)
 
     def _run_together(self, cache: Cache, rows: list[Array], chunk: int) -> bool:
         """Whether the engine takes prompts as one batch."""
@@ -116,15 +133,44 @@ class Decoder(Loaded):
             )
         return longest
 
-    def _active(self, keep: tuple[int, ...]) -> Array:
-        """bool [layers], computed once for every kept set."""
-        if keep not in self._masks:
-            self._masks[keep] = np.isin(np.arange(self.manifest.model.layers), keep)
-        return self._masks[keep]
+    def _active(self, speedup: Speedup) -> Array:
+        """bool [layers], computed once for every kept set. Raises DynexportError for what is none of this model."""
+        checked_kind("speedup", speedup, Speedup, "one of Bundle.speedup")
+        if speedup.keep not in self._masks:
+            layers = self.manifest.model.layers
+            for layer in speedup.keep:
+                checked_count("speedup: a kept layer", layer, 0, layers - 1)
+            self._masks[speedup.keep] = np.isin(np.arange(layers), speedup.keep)
+        return self._masks[speedup.keep]
 
     def _undecided(self, tokens: int) -> Array:
         """int64 [R, tokens], the decisions left to the routers."""
-        return np.full((len(self.manifest.routed.layers) if self.manifest.routed else 0, tokens), -1, np.int64)
+        return np.full((self._deciders, tokens), -1, np.int64)
+
+    def _wishes(self, rows: list[Array], forced: Sequence[Array] | None) -> list[Array]:
+        """int64 [R, len] per row, what a caller decides."""
+        if forced is None:
+            return [self._undecided(len(row)) for row in rows]
+        return [
+            self._decided(wish, len(row))
+            for wish, row in zip(checked_for_rows("forced", forced, len(rows)), rows, strict=True)
+        ]
+
+    def _decided(self, forced: Array, count: int) -> Array:
+        """What a caller decides for so many tokens, int64 [R, count]."""
+        if not self._deciders:
+            raise DynexportError(f"forced: expected None, as {self.bundle.path} has no routers; found decisions")
+        wish = checked_decisions("forced", forced, (self._deciders, count))
+        self._check_wish(wish)
+        return wish
+
+    def _check_wish(self, wish: Array) -> None:
+        """Raise DynexportError for what no router decides."""
+        if wish.min(initial=0) < -1 or wish.max(initial=0) > 1:
+            raise DynexportError(
+                f"forced: expected 1 to run, 0 to skip or -1 to leave it to the router, found "
+                f"{wish[(wish < -1) | (wish > 1)][0]}"
+            )
 
     def _prefill_batch(self, cache: Cache, rows: list[Array], wishes: list[Array], all_logits: bool) -> list[Array]:
         longest = max(map(len, rows))
@@ -151,7 +197,7 @@ class Decoder(Loaded):
         return np.concatenate(pieces) if all_logits else pieces[-1]
 
     def _run_prompt(self, cache: Cache, ids: Array, sizes: Array, wish: Array, wanted: Array) -> Array:
-        everything = self._active(tuple(range(self.manifest.model.layers)))
+        everything = np.ones(self.manifest.model.layers, bool)
         inputs = self._inputs(ids, cache.positions, cache.lengths, everything, wanted)
         if self.manifest.has_routers:
             inputs |= self._routing_inputs(ids, sizes, wish, is_prompt=True)
@@ -217,8 +263,31 @@ def checked_prompts(manifest: Manifest, prompts: Sequence[Tokens], cache: Entrie
     """One prompt for every row of a cache, on top of what it holds; as ``checked_prompt``."""
     return [
         checked_prompt(manifest, prompt, int(seen), cache.slots)
-        for prompt, seen in zip(prompts, cache.positions, strict=True)
+        for prompt, seen in zip(checked_for_rows("prompts", prompts, cache.rows), cache.positions, strict=True)
     ]
+
+
+def checked_for_rows(name: str, values: Sequence[Any], rows: int) -> list[Any]:
+    """One value for each row. Raises DynexportError for another number of them."""
+    found = checked_list(name, values, f"{rows}, one a row")
+    if len(found) != rows:
+        raise DynexportError(f"{name}: expected {rows}, one for each row of the cache, found {len(found)}")
+    return found
+
+
+def checked_step(manifest: Manifest, tokens: Tokens, live: Array | None, cache: Entries) -> tuple[Array, Array | None]:
+    """One token of each row as int64 [rows], and which rows go on as bool [rows], None for all.
+
+    Raises:
+        DynexportError: for other shapes, what is no token, or a row that goes on and has no slot left.
+    """
+    ids = checked_ids("tokens", tokens, manifest.model.vocab_size)
+    if len(ids) != cache.rows:
+        raise DynexportError(f"tokens: expected {cache.rows}, one for each row of the cache, found {len(ids)}")
+    if live is not None:
+        live = checked_rows("live", live, cache.rows)
+    cache.check_room(live)
+    return ids, live
 
 
 def checked_prompt(manifest: Manifest, prompt: Tokens, seen: int, slots: int) -> Array:
@@ -231,15 +300,11 @@ def checked_prompt(manifest: Manifest, prompt: Tokens, seen: int, slots: int) ->
     Raises:
         DynexportError: for an empty prompt, a token outside the vocabulary, or a prompt that does not fit.
     """
-    ids = np.asarray(prompt, dtype=object)
-    if ids.size == 0:
+    ids = checked_ids("prompt", prompt, manifest.model.vocab_size)
+    if len(ids) == 0:
         raise DynexportError("prompt: expected at least one token, found none")
-    vocabulary = manifest.model.vocab_size
-    for value in ids.tolist():
-        if isinstance(value, bool) or not isinstance(value, Integral) or not 0 <= int(value) < vocabulary:
-            raise DynexportError(f"prompt: expected token ids 0..{vocabulary - 1}, found {value!r}")
     if seen + len(ids) > slots:
         raise DynexportError(
             f"prompt: expected at most {slots - seen} tokens to fit the context of {slots}, found {len(ids)}"
         )
-    return ids.astype(np.int64)
+    return ids

@@ -9,7 +9,8 @@ from typing import Any, Protocol, TypeAlias
 import numpy as np
 
 from dynexport.runtime.bundle import Bundle
-from dynexport.runtime.cache import Cache
+from dynexport.runtime.cache import Cache, Entries
+from dynexport.runtime.checks import checked_kind
 from dynexport.runtime.contract import Radial
 from dynexport.runtime.decoder import Decoder, Tokens
 from dynexport.runtime.engines.opening import RunBackend
@@ -32,6 +33,9 @@ class AnyDecoder(Protocol):
 
     def cache(self, rows: int, slots: int, *, record: bool = False) -> Any:
         """Room for ``rows`` sequences of ``slots`` tokens."""
+
+    def check_cache(self, cache: Entries) -> None:
+        """Raise DynexportError for a cache that is not one of its own."""
 
     def prefill(
         self,
@@ -59,15 +63,15 @@ def open_decoder(
     *,
     backend: RunBackend = "onnxruntime",
     profile: Path | None = None,
-    alone: bool = True,
 ) -> AnyDecoder:
     """The bundle's graphs, loaded; arguments and errors as for the decoders themselves."""
+    checked_kind("bundle", bundle, Bundle, "an opened Bundle (Bundle.open)")
     kind: type[Decoder] | type[PathDecoder] = Decoder
     if bundle.manifest.single_graph is not None:
         kind = SinglePathDecoder
     elif isinstance(bundle.manifest.contract, Radial):
         kind = PathDecoder
-    return kind(bundle, threads, backend=backend, profile=profile, alone=alone)
+    return kind(bundle, threads, backend=backend, profile=profile)
 
 
 __all__ = ["AnyCache", "AnyDecoder", "open_decoder"]

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 from pydantic import BaseModel
 
 from dynexport.runtime.bundle import Bundle
+from dynexport.runtime.checks import checked_count, checked_ids, checked_kind, checked_list, is_integer, shown
 from dynexport.runtime.decoders import AnyDecoder, open_decoder
 from dynexport.runtime.engines.opening import RunBackend
 from dynexport.runtime.errors import DynexportError
@@ -63,15 +64,20 @@ def evaluate(
         DynexportError: when the text is shorter than a window, has tokens that the model lacks, or a size is out of
             range.
     """
+    decoder = open_decoder(bundle, threads, backend=backend)
     batch = rows_together(bundle, batch)
     limit = bundle.manifest.model.max_length
-    if not 1 <= prompt_tokens < window <= limit:
+    if not (is_integer(prompt_tokens) and is_integer(window) and 1 <= prompt_tokens < window <= limit):
         raise DynexportError(
-            f"window: expected 1 <= prompt_tokens < window <= {limit}, found {prompt_tokens} and {window}"
+            f"window: expected 1 <= prompt_tokens < window <= {limit}, found {shown(prompt_tokens)} and {shown(window)}"
         )
-    windows = text_windows(bundle, ids, window, max_tokens)
+    speedups = checked_list("speedups", speedups, "those of Bundle.speedup")
+    if not speedups:
+        raise DynexportError("speedups: expected at least one, found none")
+    for speedup in speedups:
+        checked_kind("speedups", speedup, Speedup, "those of Bundle.speedup")
+    windows = text_windows(ids, window, max_tokens, bundle.manifest.model.vocab_size)
     groups = [windows[start : start + batch] for start in range(0, len(windows), batch)]
-    decoder = open_decoder(bundle, threads, backend=backend)
     total = len(speedups) * len(groups)
     results = []
     for number, speedup in enumerate(speedups):
@@ -102,18 +108,18 @@ def rows_together(bundle: Bundle, wanted: int) -> int:
     Raises:
         DynexportError: when less than one is wanted.
     """
-    if wanted < 1:
-        raise DynexportError(f"batch: expected at least 1, found {wanted}")
+    wanted = checked_count("batch", wanted)
     return min(wanted, bundle.manifest.limit("B") or wanted)
 
 
-def text_windows(bundle: Bundle, ids: Sequence[int], window: int, max_tokens: int) -> np.ndarray:
+def text_windows(ids: Iterable[int], window: int, max_tokens: int, vocabulary: int) -> np.ndarray:
     """The beginning of a text, cut.
 
     Args:
         ids: the text.
         window: tokens per row, at least 1.
         max_tokens: use at most so many tokens of the text.
+        vocabulary: token ids that the model has.
 
     Returns:
         int64 [windows, window], at least one.
@@ -121,16 +127,13 @@ def text_windows(bundle: Bundle, ids: Sequence[int], window: int, max_tokens: in
     Raises:
         DynexportError: when the text is shorter than a window, or has tokens that the model lacks.
     """
-    if max_tokens < window:
-        raise DynexportError(f"max_tokens: expected at least one window of {window}, found {max_tokens}")
-    count = min(len(ids), max_tokens) // window
+    if not is_integer(max_tokens) or max_tokens < window:
+        raise DynexportError(f"max_tokens: expected at least one window of {window}, found {shown(max_tokens)}")
+    listed = checked_list("text", ids, "token ids")
+    count = min(len(listed), max_tokens) // window
     if count < 1:
-        raise DynexportError(f"text: expected at least {window} tokens, found {len(ids)}")
-    windows = np.asarray(ids[: count * window], np.int64).reshape(count, window)
-    vocabulary = bundle.manifest.model.vocab_size
-    if unknown := windows[(windows < 0) | (windows >= vocabulary)].tolist():
-        raise DynexportError(f"text: expected token ids 0..{vocabulary - 1}, found {unknown[0]}")
-    return windows
+        raise DynexportError(f"text: expected at least one window of {window} tokens, found {len(listed)} tokens")
+    return checked_ids("text", listed[: count * window], vocabulary).reshape(count, window)
 
 
 def _losses(decoder: AnyDecoder, windows: np.ndarray, prompt: int, speedup: Speedup) -> tuple[np.ndarray, np.ndarray]:

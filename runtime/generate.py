@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+from collections.abc import Generator as Steps
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
@@ -9,6 +11,7 @@ from typing import Literal
 import numpy as np
 
 from dynexport.runtime.bundle import Bundle
+from dynexport.runtime.checks import checked_count, checked_ids, checked_list
 from dynexport.runtime.decoder import Tokens
 from dynexport.runtime.decoders import AnyCache, open_decoder
 from dynexport.runtime.engines.opening import RunBackend
@@ -48,8 +51,35 @@ class Generation:
     finish_reason: FinishReason = "length"
 
 
+class Stream(Iterator[Piece]):
+    """The pieces of a generation as they come; every step runs when a piece of it is asked for.
+
+    Several threads may take from it: each piece goes to one of them.
+    """
+
+    def __init__(self, pieces: Steps[Piece, None, None]) -> None:
+        self._pieces = pieces
+        self._turn = threading.Lock()
+        self._closed = False
+
+    def __next__(self) -> Piece:
+        with self._turn:
+            if self._closed:
+                raise StopIteration
+            return next(self._pieces)
+
+    def close(self) -> None:
+        """End it, after the step that another thread may be running; its cache can then be used by another stream."""
+        self._closed = True  # those who wait for their turn are not to take the next step
+        with self._turn:
+            self._pieces.close()
+
+
 class Generator:
     """Generates with a bundle.
+
+    Threads may share one: their steps take turns, and each gets what it would get alone. Streams may be taken from in
+    any order, too.
 
     Args:
         bundle: an opened bundle.
@@ -71,8 +101,9 @@ class Generator:
         stop: Sequence[str] = (),
     ) -> list[Generation]:
         """All rows to their end; arguments and errors as for ``stream``."""
-        done = [Generation(len(prompt)) for prompt in prompts]
-        for piece in self.stream(prompts, speedup=speedup, max_new_tokens=max_new_tokens, sampling=sampling, stop=stop):
+        rows = self._checked(prompts)
+        done = [Generation(len(prompt)) for prompt in rows]
+        for piece in self.stream(rows, speedup=speedup, max_new_tokens=max_new_tokens, sampling=sampling, stop=stop):
             row = done[piece.row]
             row.ids.append(piece.token)
             row.text += piece.text
@@ -88,7 +119,7 @@ class Generator:
         sampling: Sampling = _GREEDY,
         stop: Sequence[str] = (),
         cache: AnyCache | None = None,
-    ) -> Iterator[Piece]:
+    ) -> Stream:
         """Tokens as they come, row by row within a step.
 
         Args:
@@ -97,31 +128,44 @@ class Generator:
             max_new_tokens: at most so many per row.
             sampling: temperature 0 is greedy. A row's draws do not depend on its neighbours.
             stop: strings that end a row; they are not part of its text.
-            cache: what earlier turns left, to go on from; None begins anew.
+            cache: what earlier turns left, to go on from, which no other stream may use until this one has ended or
+                is closed; None begins anew.
 
         Raises:
             DynexportError: for a prompt that is empty, has unknown tokens or exceeds the context, or a bad argument.
         """
-        if not prompts:
-            raise DynexportError("prompts: expected at least one, found none")
-        if max_new_tokens < 1:
-            raise DynexportError(f"max_new_tokens: expected at least 1, found {max_new_tokens}")
+        ids = self._checked(prompts)
+        max_new_tokens = checked_count("max_new_tokens", max_new_tokens)
+        stop = checked_list("stop", stop, "strings")
         if stop and not self.text.has_tokenizer:
             raise DynexportError(f"stop: expected a bundle with a tokenizer, found none in {self.bundle.path}")
         keep = self.bundle.speedup(speedup)
         eos = frozenset(self.bundle.manifest.tokens.eos)
-        longest = max(len(prompt) for prompt in prompts)
-        cache = cache or self.decoder.cache(len(prompts), longest + max_new_tokens)
-        room = [self.bundle.manifest.model.max_length - int(seen) for seen in cache.positions]
-        rows = [
-            _Row(i, self.text, stop, eos, max_new_tokens, room[i] - len(prompt)) for i, prompt in enumerate(prompts)
-        ]
-        return self._run(cache, prompts, rows, keep, Sampler(sampling, len(rows)))
+        if cache is None:
+            cache = self.decoder.cache(len(ids), max(map(len, ids)) + max_new_tokens)
+        self.decoder.check_cache(cache)
+        rows = [_Row(i, self.text, stop, eos, max_new_tokens) for i in range(len(ids))]
+        return Stream(self._run(cache, ids, rows, keep, Sampler(sampling, len(rows))))
+
+    def _checked(self, prompts: Sequence[Tokens]) -> list[np.ndarray]:
+        """int64 [len] per row. Raises DynexportError where one has what is no token, or there is none."""
+        rows = checked_list("prompts", prompts, "prompts, each a list of token ids")
+        if not rows:
+            raise DynexportError("prompts: expected at least one, found none")
+        return [checked_ids("prompt", row, self.bundle.manifest.model.vocab_size) for row in rows]
 
     def _run(
         self, cache: AnyCache, prompts: Sequence[Tokens], rows: list[_Row], keep: Speedup, sampler: Sampler
-    ) -> Iterator[Piece]:
-        logits = np.concatenate(self.decoder.prefill(cache, prompts))
+    ) -> Steps[Piece, None, None]:
+        with cache.streamed:
+            logits = np.concatenate(self.decoder.prefill(cache, prompts))
+            for row, seen in zip(rows, cache.positions, strict=True):
+                row.room = self.bundle.manifest.model.max_length - int(seen)
+            yield from self._decode(cache, logits, rows, keep, sampler)
+
+    def _decode(
+        self, cache: AnyCache, logits: np.ndarray, rows: list[_Row], keep: Speedup, sampler: Sampler
+    ) -> Steps[Piece, None, None]:
         live = np.ones(len(rows), bool)
         while True:
             tokens = sampler(logits)
@@ -136,20 +180,25 @@ class Generator:
 
 
 class _Row:
-    """What is left to do for one prompt."""
+    """What is left to do for one prompt.
 
-    def __init__(self, index: int, text: Text, stop: Sequence[str], eos: frozenset[int], new: int, room: int) -> None:
+    Attributes:
+        room: tokens that the context has room for after the prompt.
+    """
+
+    room: int
+
+    def __init__(self, index: int, text: Text, stop: Sequence[str], eos: frozenset[int], new: int) -> None:
         self.index = index
         self._eos = eos
         self._left = new
-        self._room = room
         self._decoder = StreamDecoder(text) if text.has_tokenizer else None
         self._stops = StopStrings(stop)
 
     def push(self, token: int) -> Piece:
         """Take one token: what can be shown now, and whether the row ends with it."""
         self._left -= 1
-        self._room -= 1
+        self.room -= 1
         if token in self._eos:
             return self._end(token, "", "eos")
         text, stopped = self._stops.push(self._decoder.push(token) if self._decoder else "")
@@ -157,7 +206,7 @@ class _Row:
             return Piece(self.index, token, text, "stop")
         if self._left == 0:
             return self._end(token, text, "length")
-        if self._room < 0:
+        if self.room < 0:
             return self._end(token, text, "context")
         return Piece(self.index, token, text, None)
 
@@ -168,4 +217,4 @@ class _Row:
         return Piece(self.index, token, text, "stop" if stopped else reason)
 
 
-__all__ = ["FinishReason", "Generation", "Generator", "Piece"]
+__all__ = ["FinishReason", "Generation", "Generator", "Piece", "Stream"]

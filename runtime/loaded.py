@@ -2,21 +2,32 @@
 
 from __future__ import annotations
 
+import threading
+from collections.abc import Callable
+from functools import wraps
 from pathlib import Path
+from typing import ClassVar, Concatenate, ParamSpec, TypeVar
 
 from dynexport.runtime.bundle import Bundle
+from dynexport.runtime.cache import Entries
+from dynexport.runtime.checks import checked_kind
 from dynexport.runtime.engines.engine import Engine
 from dynexport.runtime.engines.opening import Opener, RunBackend, engine_opener
 from dynexport.runtime.errors import DynexportError
 from dynexport.runtime.manifest import Graph
 
+P = ParamSpec("P")
+R = TypeVar("R")
+
 
 class Loaded:
-    """A bundle's graphs, each loaded when it is first needed.
+    """A bundle's graphs, each loaded when it is first needed; several threads may use them, each with its own caches.
 
     Args:
         backend: what runs the graphs; other arguments and errors as for ``engine_opener``.
     """
+
+    _cache_kind: ClassVar[type[Entries]]
 
     def __init__(
         self,
@@ -25,21 +36,29 @@ class Loaded:
         *,
         backend: RunBackend = "onnxruntime",
         profile: Path | None = None,
-        alone: bool = True,
     ) -> None:
-        self._open: Opener = engine_opener(bundle, backend, threads, profile=profile, alone=alone)
+        self._open: Opener = engine_opener(bundle, backend, threads, profile=profile)
         self.bundle, self.manifest = bundle, bundle.manifest
         self.backend, self.threads = backend, threads
         self._engines: dict[str, Engine] = {}
+        self._opening = threading.Lock()
         self._begin()
 
     def _begin(self) -> None:
         """What a kind of decoder prepares, and makes sure of."""
 
+    def check_cache(self, cache: Entries) -> None:
+        """Raise DynexportError for a cache that is not one of the decoder's own."""
+        expected = "one of the decoder's own cache()"
+        checked_kind("cache", cache, self._cache_kind, expected)
+        if cache.model != self.manifest.model:
+            raise DynexportError(f"cache: expected {expected}, found one of another model")
+
     def _engine(self, graph: Graph) -> Engine:
         if graph.name not in self._engines:
-            with self.bundle.unchanged():
-                self._engines[graph.name] = self._open(graph)
+            with self._opening, self.bundle.unchanged():
+                if graph.name not in self._engines:  # another thread may just have opened it
+                    self._engines[graph.name] = self._open(graph)
         return self._engines[graph.name]
 
     def _check_outputs(self, graph: Graph, *wanted: str) -> None:
@@ -54,4 +73,22 @@ class Loaded:
         return [engine.end_profiling() for engine in self._engines.values()]
 
 
-__all__ = ["Loaded"]
+AnyLoaded = TypeVar("AnyLoaded", bound=Loaded)
+AnyEntries = TypeVar("AnyEntries", bound=Entries)
+
+
+def uses_cache(
+    run: Callable[Concatenate[AnyLoaded, AnyEntries, P], R],
+) -> Callable[Concatenate[AnyLoaded, AnyEntries, P], R]:
+    """Let a prompt or step have its cache to itself; a cache of another kind, or one that is in use, is refused."""
+
+    @wraps(run)
+    def checked(self: AnyLoaded, cache: AnyEntries, /, *args: P.args, **kwargs: P.kwargs) -> R:
+        self.check_cache(cache)
+        with cache.running:
+            return run(self, cache, *args, **kwargs)
+
+    return checked
+
+
+__all__ = ["Loaded", "uses_cache"]

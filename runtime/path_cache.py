@@ -6,7 +6,7 @@ from functools import cached_property
 
 import numpy as np
 
-from dynexport.runtime.cache import Cache, Entries, check_batch, zeroed
+from dynexport.runtime.cache import Cache, Entries, check_sizes, zeroed
 from dynexport.runtime.contract import Radial
 from dynexport.runtime.errors import DynexportError
 from dynexport.runtime.manifest import Graph, Manifest, SingleGraph
@@ -29,12 +29,12 @@ class PathCache(Entries):
     """
 
     def __init__(self, manifest: Manifest, contract: Radial, rows: int, slots: int, *, record: bool = False) -> None:
-        check_batch(manifest, rows)
+        check_sizes(manifest, rows, slots)
         places = contract.places(manifest.model.layers)
         (graph,) = (graph for graph in manifest.graphs if graph.role == "attention")
         self._specs = graph.caches
         self.buffers = zeroed(self._specs, {"B": rows, "M": slots}, slots, places)
-        self.begin(rows, slots, caches=places, routers=0, record=record)  # no token finds a place full
+        self.begin(manifest, rows, slots, caches=places, routers=0, record=record)  # no token finds a place full
 
     @cached_property
     def together(self) -> dict[str, Array]:
@@ -85,14 +85,14 @@ class SinglePathCache(Cache):
     """
 
     def __init__(self, manifest: Manifest, contract: Radial, rows: int, slots: int, *, record: bool = False) -> None:
-        check_batch(manifest, rows)
+        check_sizes(manifest, rows, slots)
         single, specs = manifest.single_graph, manifest.graphs[0].caches
         assert isinstance(single, SingleGraph)
         places = contract.places(manifest.model.layers)
         check_places(manifest.graphs[0], places)
         room = slots * contract.entries_per_token + single.chunk
         (self.buffers,) = zeroed(specs, {"B": rows, "M": room}, slots)
-        self.begin(rows, slots, caches=places, routers=1, record=record)
+        self.begin(manifest, rows, slots, caches=places, routers=1, record=record)
 
     def written_lengths(self) -> np.ndarray:
         """``lengths`` as they are: behind all entries there is room that nobody counts."""

@@ -5,16 +5,18 @@ Tokens of a step are grouped by layer, and each group runs once; attention bring
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 
+from dynexport.runtime.checks import checked_count, checked_decisions
 from dynexport.runtime.contract import Radial
-from dynexport.runtime.decoder import CHUNK, Tokens, checked_prompts
+from dynexport.runtime.decoder import CHUNK, Tokens, checked_for_rows, checked_prompts, checked_step
 from dynexport.runtime.engines.engine import Caches, Engine
 from dynexport.runtime.errors import DynexportError
-from dynexport.runtime.loaded import Loaded
+from dynexport.runtime.loaded import Loaded, uses_cache
 from dynexport.runtime.manifest import Graph, Role, Speedup
 from dynexport.runtime.path_cache import PathCache, check_places
 from dynexport.runtime.routes import StepPaths, check_forced_paths
@@ -68,6 +70,8 @@ class PathDecoder(Loaded):
         DynexportError: as ``Loaded``; also when a graph is missing.
     """
 
+    _cache_kind = PathCache
+
     def _begin(self) -> None:
         assert isinstance(self.manifest.contract, Radial)
         self.contract = self.manifest.contract
@@ -80,12 +84,14 @@ class PathDecoder(Loaded):
         self._after = [self._part("after_attention", layer) for layer in range(self._layers)]
         self._attention = self._part("attention")
         self._decode = self._whole_step()
+        self._walking = threading.Lock()
 
     def cache(self, rows: int, slots: int, *, record: bool = False) -> PathCache:
         """Room for ``rows`` sequences of ``slots`` tokens; at most the model's context."""
-        slots = min(slots, self.manifest.model.max_length)
+        slots = min(checked_count("slots", slots), self.manifest.model.max_length)
         return PathCache(self.manifest, self.contract, rows, slots, record=record)
 
+    @uses_cache
     def prefill(
         self,
         cache: PathCache,
@@ -101,14 +107,13 @@ class PathDecoder(Loaded):
             forced: int64 [max_steps, len] per row: a layer, the number of layers to leave, -1 to let the router decide.
         """
         rows = checked_prompts(self.manifest, prompts, cache)
-        chunk = self._piece(len(rows), chunk)
+        paths = self._paths(rows, forced)
+        chunk = self._piece(len(rows), checked_count("chunk", chunk))
         pieces: list[list[Array]] = [[] for _ in rows]
         with cache.as_it_was_on_error():
             for start in range(0, max(map(len, rows)), chunk):
                 parts = [row[start : start + chunk] for row in rows]
-                wish = None
-                if forced is not None:
-                    wish = np.concatenate([path[:, start : start + chunk] for path in forced], axis=1)
+                wish = np.concatenate([path[:, start : start + chunk] for path in paths], axis=1)
                 hidden_states = np.split(self._walk(cache, parts, wish), np.cumsum([len(part) for part in parts])[:-1])
                 for row, part in enumerate(parts):
                     last = start + len(part) == len(rows[row])
@@ -117,6 +122,7 @@ class PathDecoder(Loaded):
                         pieces[row].append(self._logits(wanted))
         return [np.concatenate(found) for found in pieces]
 
+    @uses_cache
     def step(
         self,
         cache: PathCache,
@@ -131,27 +137,23 @@ class PathDecoder(Loaded):
         Args:
             forced: int64 [max_steps, rows], as for ``prefill``.
         """
-        cache.check_room(live)
+        ids, live = checked_step(self.manifest, tokens, live, cache)
+        wish = self._path(forced, cache.rows)
         if self._decode is not None:
-            return self._step_at_once(self._decode, cache, tokens, live, forced)
+            return self._step_at_once(self._decode, cache, ids, live, wish)
         fed = np.ones(cache.rows, bool) if live is None else live
-        ids = np.asarray(tokens, np.int64)
         parts = [ids[row : row + 1] if fed[row] else ids[:0] for row in range(cache.rows)]
         with cache.as_it_was_on_error():
-            hidden_states = self._walk(cache, parts, None if forced is None else forced[:, fed])
+            hidden_states = self._walk(cache, parts, wish[:, fed])
         logits = np.zeros((cache.rows, self.manifest.model.vocab_size), np.float32)
         logits[fed] = self._logits(hidden_states)
         return logits
 
-    def _step_at_once(
-        self, engine: Engine, cache: PathCache, tokens: Tokens, live: Array | None, forced: Array | None
-    ) -> Array:
+    def _step_at_once(self, engine: Engine, cache: PathCache, ids: Array, live: Array | None, wish: Array) -> Array:
         """The same by the graph of all steps; rows that have ended are computed along but leave no entry."""
         counts = np.ones(cache.rows, np.int64) if live is None else live.astype(np.int64)
-        wish = np.full((self.contract.max_steps, cache.rows), -1) if forced is None else forced
-        check_forced_paths(self.contract, self._layers, wish)
         inputs = {
-            "input_ids": np.asarray(tokens, np.int64)[:, None],
+            "input_ids": ids[:, None],
             # Only rows that have ended ever reach past the model's last position, and a cache's last slot.
             "position_ids": np.minimum(cache.positions, self.manifest.model.max_length - 1)[:, None],
             "cache_lengths": np.minimum(cache.lengths, cache.slots - 1),
@@ -167,13 +169,27 @@ class PathDecoder(Loaded):
             found.record(cache.logs, counts, self._layers)
         return results["logits"][:, 0]
 
+    def _paths(self, rows: list[Array], forced: Sequence[Array] | None) -> list[Array]:
+        """int64 [max_steps, len] per row, what a caller decides; -1 where the router does."""
+        wishes = [None] * len(rows) if forced is None else checked_for_rows("forced", forced, len(rows))
+        return [self._path(wish, len(row)) for wish, row in zip(wishes, rows, strict=True)]
+
+    def _path(self, forced: Array | None, count: int) -> Array:
+        """The same for so many tokens, int64 [max_steps, count]."""
+        shape = (self.contract.max_steps, count)
+        if forced is None:
+            return np.full(shape, -1)
+        path = checked_decisions("forced", forced, shape)
+        check_forced_paths(self.contract, self._layers, path)
+        return path
+
     def _piece(self, rows: int, chunk: int) -> int:
         """How many tokens of every row may go together: as attention takes of one, and all other graphs of a line."""
         lines = [graph.limit("N") for graph in self.manifest.graphs if graph.role != "head"]
         limits = [self._attention.graph.limit("C"), *(max(1, line // rows) for line in lines if line)]
         return min([chunk, *(limit for limit in limits if limit)])
 
-    def _walk(self, cache: PathCache, parts: Sequence[Array], forced: Array | None) -> Array:
+    def _walk(self, cache: PathCache, parts: Sequence[Array], forced: Array) -> Array:
         """Take every row's tokens to the end of their paths: hidden states float32 [N, hidden]."""
         counts = np.array([len(part) for part in parts])
         rows = np.repeat(np.arange(len(parts)), counts)
@@ -182,17 +198,15 @@ class PathDecoder(Loaded):
         )
         embedded = self._embedding.run({"input_ids": np.concatenate(parts)[None], "position_ids": positions[None]})
         hidden_states = embedded.pop("hidden_states_out")[0]
-        if forced is None:
-            forced = np.full((self.contract.max_steps, len(rows)), -1)
-        check_forced_paths(self.contract, self._layers, forced)
         walk = _Walk(rows, positions, hidden_states, embedded, forced, one_each=bool((counts == 1).all()))
         walk.begin(self.contract.max_steps, self._layers)
-        for step in range(self.contract.max_steps):
-            tokens, layers, gates = self._choose(walk, step)
-            if len(tokens):
-                self._run(cache, walk, step, tokens, layers, gates)
-            if not walk.alive.any():
-                break
+        with self._walking:  # what layers give lies in memory that the next run writes over, whoever's it is
+            for step in range(self.contract.max_steps):
+                tokens, layers, gates = self._choose(walk, step)
+                if len(tokens):
+                    self._run(cache, walk, step, tokens, layers, gates)
+                if not walk.alive.any():
+                    break
         cache.positions += counts
         self._record(cache, walk)
         return walk.hidden_states

@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 import numpy as np
 
+from dynexport.runtime.checks import is_integer, is_number, shown
 from dynexport.runtime.contract import Radial
 from dynexport.runtime.errors import DynexportError
 from dynexport.runtime.manifest import Manifest
@@ -32,8 +33,8 @@ def skipping(manifest: Manifest, rate: float) -> Routes:
     """
     if manifest.routed is None:
         raise DynexportError(f"skip rates: expected a bundle of Mixture-of-Depths, found {manifest.contract.strategy}")
-    if not 0 <= rate <= 1:
-        raise DynexportError(f"skip rates: expected shares from 0 to 1, found {rate}")
+    if not is_number(rate) or not 0 <= rate <= 1:
+        raise DynexportError(f"skip rates: expected shares from 0 to 1, found {shown(rate)}")
     layers = len(manifest.routed.layers)
 
     def routes(rows: int, tokens: int) -> list[Array]:
@@ -98,8 +99,10 @@ def _paths_of(manifest: Manifest) -> Radial:
 def _check_depth(contract: Radial, layers: int, depth: int) -> None:
     most = contract.max_steps if contract.allow_reuse else min(contract.max_steps, layers)
     least = max(1, contract.min_steps) if contract.exit else most
-    if not least <= depth <= most:
-        raise DynexportError(f"depth: expected {least}..{most} layers, as the contract's paths have, found {depth}")
+    if not is_integer(depth) or not least <= depth <= most:
+        raise DynexportError(
+            f"depth: expected {least}..{most} layers, as the contract's paths have, found {shown(depth)}"
+        )
 
 
 def _left(contract: Radial, layers: int, path: Array) -> Array:

@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
+from dynexport.runtime.checks import checked_count, checked_kind, is_integer, is_number, shown
 from dynexport.runtime.errors import DynexportError
 
 
 @dataclass(frozen=True)
 class Sampling:
-    """How tokens are chosen.
+    """How tokens are chosen: as transformers' warpers do, in their order (temperature, top_k, top_p).
+
+    Of equally probable tokens at the edge of a filter those with the lowest ids stay, so that top_k is never exceeded
+    and top_k=1 is greedy; transformers keeps all of them under top_k, and leaves it open which under top_p.
 
     Attributes:
         temperature: 0 takes the most probable token; above 0 one is drawn from softmax(logits / temperature).
-        top_p: draw from the smallest set of tokens whose probability reaches this, 0 < top_p <= 1.
+        top_p: draw from the smallest set of most probable tokens whose probability is at least this, 0 < top_p <= 1.
         top_k: draw from this many most probable tokens, before ``top_p``; 0 means all.
         seed: makes the draws repeatable; None takes fresh entropy.
 
@@ -31,15 +34,11 @@ class Sampling:
     seed: int | None = None
 
     def __post_init__(self) -> None:
-        _check(
-            "temperature",
-            self.temperature,
-            _is_number(self.temperature) and math.isfinite(self.temperature) and self.temperature >= 0,
-            "a finite number >= 0",
-        )
-        _check("top_p", self.top_p, _is_number(self.top_p) and 0 < self.top_p <= 1, "0 < top_p <= 1")
-        _check("top_k", self.top_k, _is_integer(self.top_k) and self.top_k >= 0, "an integer >= 0")
-        seed_fits = self.seed is None or (_is_integer(self.seed) and self.seed >= 0)
+        temperature_fits = is_number(self.temperature) and self.temperature >= 0
+        _check("temperature", self.temperature, temperature_fits, "a finite number >= 0")
+        _check("top_p", self.top_p, is_number(self.top_p) and 0 < self.top_p <= 1, "0 < top_p <= 1")
+        _check("top_k", self.top_k, is_integer(self.top_k) and self.top_k >= 0, "an integer >= 0")
+        seed_fits = self.seed is None or (is_integer(self.seed) and self.seed >= 0)
         _check("seed", self.seed, seed_fits, "an integer >= 0, or none")
 
 
@@ -48,8 +47,10 @@ class Sampler:
 
     def __init__(self, sampling: Sampling, rows: int) -> None:
         """Prepare the generators of ``rows`` rows."""
+        checked_kind("sampling", sampling, Sampling, "a Sampling")
         self._sampling = sampling
-        seeds = np.random.SeedSequence(sampling.seed).spawn(rows)
+        seed = None if sampling.seed is None else int(sampling.seed)
+        seeds = np.random.SeedSequence(seed).spawn(checked_count("rows", rows))
         self._generators = [np.random.default_rng(seed) for seed in seeds]
 
     def __call__(self, logits: NDArray[np.float32]) -> NDArray[np.int64]:
@@ -62,8 +63,11 @@ class Sampler:
             int64 ``[rows]``. Of equally probable tokens, greedy choice takes the lowest id.
 
         Raises:
-            DynexportError: when the shape is another one, a logit is NaN, or a row's largest is not finite.
+            DynexportError: when the shape or type is another one, a logit is NaN, or a row's largest is not finite.
         """
+        if not isinstance(logits, np.ndarray) or not np.issubdtype(logits.dtype, np.floating):
+            found = logits.dtype if isinstance(logits, np.ndarray) else shown(logits)
+            raise DynexportError(f"logits: expected floating-point numbers in an array, found {found}")
         rows = len(self._generators)
         if logits.ndim != 2 or logits.shape[0] != rows or logits.shape[1] == 0:
             raise DynexportError(f"logits: expected shape [{rows}, vocab], found {list(logits.shape)}")
@@ -74,14 +78,28 @@ class Sampler:
         return np.array(chosen, dtype=np.int64)
 
     def _draw(self, row: NDArray[np.float32], generator: np.random.Generator) -> int:
-        candidates = _top_k(row, self._sampling.top_k)
-        probabilities = _softmax(row[candidates], self._sampling.temperature)
-        if self._sampling.top_p < 1:
-            kept = _top_p(probabilities, self._sampling.top_p)
-            candidates, probabilities = candidates[kept], probabilities[kept]
+        candidates, probabilities = distribution(row, self._sampling)
         cumulative = np.cumsum(probabilities)
         cumulative /= cumulative[-1]  # the last is then exactly 1, above every draw
         return int(candidates[np.searchsorted(cumulative, generator.random(), side="right")])
+
+
+def distribution(row: NDArray[np.float32], sampling: Sampling) -> tuple[NDArray[np.intp], NDArray[np.float64]]:
+    """What a row's token is drawn from.
+
+    Args:
+        row: [vocab], logits whose largest is finite.
+        sampling: its temperature is above 0.
+
+    Returns:
+        Token ids, ascending, and the probability of each among all that were there before ``top_p``.
+    """
+    candidates = _top_k(row, sampling.top_k)
+    probabilities = _softmax(row[candidates], sampling.temperature)
+    if sampling.top_p < 1:
+        kept = _top_p(probabilities, sampling.top_p)
+        candidates, probabilities = candidates[kept], probabilities[kept]
+    return candidates, probabilities
 
 
 def _top_k(row: NDArray[np.float32], count: int) -> NDArray[np.intp]:
@@ -95,7 +113,7 @@ def _top_k(row: NDArray[np.float32], count: int) -> NDArray[np.intp]:
 
 
 def _top_p(probabilities: NDArray[np.float64], threshold: float) -> NDArray[np.intp]:
-    """Indices of the smallest set whose probability reaches ``threshold``, ascending; never empty."""
+    """Indices of the smallest set whose probability is at least ``threshold``, ascending; never empty."""
     # All tokens below this share of the rest add up to less than the rest, so none of them is needed: this
     # spares a sort of the whole vocabulary.
     likely = np.flatnonzero(probabilities >= (1 - threshold) / probabilities.size)
@@ -120,14 +138,6 @@ def _check_finite(logits: NDArray[np.float32]) -> None:
         )
 
 
-def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
-
-
-def _is_integer(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
-
-
 def _check(field: str, value: object, holds: bool, expected: str) -> None:
     if not holds:
-        raise DynexportError(f"{field}: expected {expected}, found {value!r}")
+        raise DynexportError(f"{field}: expected {expected}, found {shown(value)}")

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from dynexport.runtime.cache import Cache
+from dynexport.runtime.checks import checked_count
 from dynexport.runtime.contract import Radial
 from dynexport.runtime.decoder import CHUNK, Decoder, Tokens
 from dynexport.runtime.manifest import SingleGraph
@@ -23,18 +24,20 @@ class SinglePathDecoder(Decoder):
     beside others, may go other ways than at once or alone.
     """
 
+    _cache_kind = SinglePathCache
+
     def _begin(self) -> None:
         super()._begin()
         contract, single = self.manifest.contract, self.manifest.single_graph
         assert isinstance(contract, Radial) and isinstance(single, SingleGraph)
         self.contract, self._chunk, self._layers = contract, single.chunk, self.manifest.model.layers
+        self._deciders = contract.max_steps
         (graph,) = self.manifest.graphs
         self._check_outputs(graph, "logits", "overflow", *StepPaths.OUTPUTS)
 
     def cache(self, rows: int, slots: int, *, record: bool = False) -> SinglePathCache:
         """Room for ``rows`` sequences of ``slots`` tokens; at most the model's context."""
-        slots = min(slots, self.manifest.model.max_length)
-        return SinglePathCache(self.manifest, self.contract, rows, slots, record=record)
+        return SinglePathCache(self.manifest, self.contract, rows, self._slots(slots), record=record)
 
     def prefill(
         self,
@@ -50,18 +53,17 @@ class SinglePathDecoder(Decoder):
         Args:
             forced: int64 [max_steps, len] per row: a layer, the number of layers to leave, -1 to let the router decide.
         """
-        chunk = min(chunk, self._chunk)
+        chunk = min(checked_count("chunk", chunk), self._chunk)
         return super().prefill(cache, prompts, chunk=chunk, all_logits=all_logits, forced=forced)
 
     def _run_together(self, cache: Cache, rows: list[Array], chunk: int) -> bool:
         # A layer's cache is appended to in every step; attention takes several tokens of rows together on empty ones.
         return self.contract.cache_policy == "step" and super()._run_together(cache, rows, chunk)
 
-    def _undecided(self, tokens: int) -> Array:
-        return np.full((self.contract.max_steps, tokens), -1, np.int64)
+    def _check_wish(self, wish: Array) -> None:
+        check_forced_paths(self.contract, self._layers, wish)
 
     def _routing_inputs(self, ids: Array, counts: Array, wish: Array, *, is_prompt: bool) -> dict[str, Array]:
-        check_forced_paths(self.contract, self._layers, wish)
         return {"token_counts": counts, "forced_paths": np.broadcast_to(wish, (len(wish), *ids.shape))}
 
     def _advance(self, cache: Cache, active: Array, counts: Array, results: dict[str, Array]) -> None:

@@ -16,6 +16,7 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 from jinja2.utils import Namespace
 from tokenizers import Tokenizer
 
+from dynexport.runtime.checks import checked_kind, checked_list
 from dynexport.runtime.errors import DynexportError
 
 TOKENIZER_FILE = "tokenizer.json"
@@ -68,6 +69,7 @@ class Text:
         Raises:
             DynexportError: when a file is corrupt, or asks for a begin or end token that the tokenizer lacks.
         """
+        checked_kind("files", files, Mapping, "contents by name")
         tokenizer = None
         if TOKENIZER_FILE in files:
             with _told_as(f"{TOKENIZER_FILE}: cannot be loaded by the tokenizers library"):
@@ -261,6 +263,9 @@ class StopStrings:
         Raises:
             DynexportError: when a stop string is empty.
         """
+        stops = checked_list("stop", stops, "strings")
+        for stop in stops:
+            checked_kind("stop", stop, str, "a list of strings")
         if "" in stops:
             raise DynexportError("stop: expected non-empty strings, found an empty one")
         self._stops = tuple(stops)
@@ -363,10 +368,12 @@ def _strftime_now(format: str) -> str:
 
 def _plain_messages(messages: Sequence[Mapping[str, str]]) -> list[dict[str, Any]]:
     """Copies made of JSON values, so that a template meets no other object of this process; no nulls."""
-    if not messages:
+    listed = checked_list("messages", messages, "messages")
+    if not listed:
         raise DynexportError("messages: expected at least one, found none")
     conversation = []
-    for index, message in enumerate(messages):
+    for index, message in enumerate(listed):
+        checked_kind(f"messages[{index}]", message, Mapping, 'a mapping with "role" and "content"')
         if not all(isinstance(message.get(key), str) for key in ("role", "content")):
             raise DynexportError(f'messages[{index}]: expected text under "role" and "content"')
         with _told_as(f"messages[{index}]: expected JSON values"):

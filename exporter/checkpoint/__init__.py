@@ -12,6 +12,7 @@ from dynexport.exporter.checkpoint.base import Checkpoint
 from dynexport.exporter.checkpoint.gguf_file import GgufFile
 from dynexport.exporter.checkpoint.hub import download, is_hub_id
 from dynexport.exporter.checkpoint.safetensors_directory import SafetensorsDirectory
+from dynexport.runtime.checks import checked_kind, checked_path
 from dynexport.runtime.errors import DynexportError
 from dynexport.runtime.plain_files import open_plain, read_plain
 
@@ -33,9 +34,10 @@ def open_checkpoint(model: str | Path, *, tokenizer: Path | None = None, importe
     Raises:
         DynexportError: when there is no such model or importer, or the model is damaged or of an unsupported kind.
     """
-    if importer is not None and importer not in IMPORTERS:
+    checked_kind("model", model, str | Path, "a path or a hub id")
+    if importer is not None and not (isinstance(importer, str) and importer in IMPORTERS):
         raise DynexportError(f"import: expected {' or '.join(IMPORTERS)}, found {importer!r:.80}")
-    override = None if tokenizer is None else _read_tokenizer(tokenizer)
+    override = None if tokenizer is None else _read_tokenizer(checked_path("tokenizer", tokenizer))
     checkpoint = _open(model, needs_tokenizer=override is None)
     if importer is not None:
         checkpoint = _import(checkpoint, importer)

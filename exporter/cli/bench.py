@@ -13,7 +13,7 @@ from dynexport.runtime.bundle import Bundle
 from dynexport.runtime.engines.opening import RunBackend
 
 if TYPE_CHECKING:
-    from dynexport.runtime.bench import Result
+    from dynexport.runtime.bench import Benchmark, Result
 
 _SHOWN_OPERATORS = 6
 _DECODE = ["decode ms", "speed-up", "ideal", "efficiency", "GB/s"]
@@ -22,15 +22,17 @@ _DECODE = ["decode ms", "speed-up", "ideal", "efficiency", "GB/s"]
 @click.command(
     epilog="""\b
 Examples:
-  dynexport bench smollm2
-  dynexport bench smollm2 --prompt-tokens 512 --new-tokens 64 --batch 4 --speedup 2 --threads 2 --json bench.json
-  dynexport bench mod-model --baseline dense-model --text book.txt --skip-rate 0.5 --skip-rate 1
+  dynexport bench smollm2                                     every declared ratio against every layer
+  dynexport bench smollm2 --speedup 2 --threads 2 --batch 4   one ratio, on two threads, four rows at once
+  dynexport bench smollm2 --prompt-tokens 512 --new-tokens 64 --repeats 15 --json bench.json
+  dynexport bench mod-model --skip-rate 0.5 --skip-rate 1     as routers decide, and exact shares of layers skipped
+  dynexport bench mod-model --baseline dense-model --text book.txt
   dynexport bench radial-model --baseline dense-model --depth 4 --depth 8"""
 )
 @bundle_argument
-@click.option("--prompt-tokens", type=int, default=256, show_default=True, help="Length of the prompt.")
-@click.option("--new-tokens", type=int, default=32, show_default=True, help="Decode steps measured per repetition.")
-@click.option("--batch", type=int, default=1, show_default=True, help="Rows.")
+@click.option("--prompt-tokens", type=int, default=256, show_default=True, help="Length of each prompt.")
+@click.option("--new-tokens", type=int, default=32, show_default=True, help="Decode steps timed per repetition.")
+@click.option("--batch", type=int, default=1, show_default=True, help="Prompts that run together.")
 @click.option("--speedup", help="Measure this ratio only.  [default: all that the bundle declares]")
 @click.option(
     "--skip-rate",
@@ -49,12 +51,19 @@ Examples:
 @click.option(
     "--baseline",
     type=click.Path(path_type=Path),
-    help="A dense bundle of the same model to measure against.  [default: BUNDLE made to run every layer]",
+    help="A dense bundle of the same model, precision and target to measure against, in a process of its own.  "
+    "[default: BUNDLE made to run every layer]",
 )
 @click.option(
     "--text", "text_path", type=click.Path(path_type=Path), help="A UTF-8 text for prompts.  [default: random tokens]"
 )
-@click.option("--repeats", type=int, default=7, show_default=True, help="Times that all are measured in turn.")
+@click.option(
+    "--repeats",
+    type=int,
+    default=7,
+    show_default=True,
+    help="Times that all are measured in turn; from 3 on it can be told whether a ratio repeats.",
+)
 @backend_option
 @trust_option
 @threads_option
@@ -78,6 +87,7 @@ def bench(
     """Measure BUNDLE with every layer for every token and as it skips, in turn, against the least there is to do.
 
     \b
+    speed-up    median over repetitions of dense time / this time, ± half of the distance between their quartiles
     ideal       decode: bytes read by the dense steps / bytes read by these very steps (weights and K/V cache);
                 prefill: FLOPs of the dense prompt / FLOPs of what ran
     efficiency  measured speed-up / ideal
@@ -112,19 +122,34 @@ def bench(
         columns = ["", "layers", "prefill tok/s", *_DECODE]
         out.table(str(bundle), columns, [_decoding(r, f"{r.prefill_tokens_per_second:.0f}") for r in measured.results])
     else:
-        out.table(f"{bundle}: the prompt", ["", "tok/s", "speed-up", "ideal"], [_prompt(r) for r in measured.results])
+        columns = ["", "tok/s", "speed-up", "ideal"]
+        out.table(f"{bundle}: the prompt", columns, [_prompt(r) for r in measured.results])
         out.table(f"{bundle}: decoding", ["", "layers", *_DECODE], [_decoding(r) for r in measured.results])
     if measured.engine_share is not None:
         shares = [f"{name} {share:.0%}" for name, share in list(measured.operators.items())[:_SHOWN_OPERATORS]]
         out.say(f"a dense step: {measured.engine_share:.0%} inside the engine; of that " + ", ".join(shares))
+    _warn(out, measured)
     out.report(measured.model_dump())
+
+
+def _warn(out: Output, measured: Benchmark) -> None:
+    """What a reader of the figures has to know."""
+    others = measured.results[1:]
+    if measured.baseline != measured.bundle:
+        out.say(f"dense: {measured.baseline}, in a process of its own")
+    if unsteady := [result.name for result in others if not result.steady]:
+        why = "their quartiles lie more than a tenth apart" if measured.repeats >= 3 else "fewer than 3 repetitions"
+        out.warn(f"{', '.join(unsteady)}: ratios that may not repeat: {why}; raise --repeats, on a machine at rest")
+    for result in others:
+        if result.turned_away:
+            out.warn(f"{result.name}: full layers turned tokens away {result.turned_away} times")
 
 
 def _prompt(result: Result) -> list[str]:
     return [
         result.name,
         f"{result.prefill_tokens_per_second:.0f}",
-        f"{result.prefill_speedup:.2f}x",
+        _speedup(result.prefill_speedup, result.prefill_speedup_quartiles),
         f"{result.prefill_ideal_speedup:.2f}x",
     ]
 
@@ -135,8 +160,14 @@ def _decoding(result: Result, *more: str) -> list[str]:
         f"{result.layers:.3g}",
         *more,
         f"{result.decode_milliseconds:.2f}",
-        f"{result.speedup:.2f}x",
+        _speedup(result.speedup, result.speedup_quartiles),
         f"{result.ideal_speedup:.2f}x",
         f"{result.efficiency:.2f}",
         f"{result.gigabytes_per_second:.1f}",
     ]
+
+
+def _speedup(median: float, quartiles: tuple[float, float]) -> str:
+    """A ratio, and half of the distance between its quartiles where there is any."""
+    lower, upper = quartiles
+    return f"{median:.2f}x" if lower == upper else f"{median:.2f}x ±{(upper - lower) / 2 / median:.0%}"

@@ -19,6 +19,7 @@ from dynexport.exporter.parity.thresholds import limits_of
 from dynexport.exporter.reference import Oracle
 from dynexport.exporter.strategies import strategies
 from dynexport.runtime.bundle import Bundle
+from dynexport.runtime.checks import checked_count, checked_ids, checked_list
 from dynexport.runtime.decoders import AnyDecoder, open_decoder
 from dynexport.runtime.engines.opening import RunBackend
 from dynexport.runtime.errors import DynexportError
@@ -59,12 +60,9 @@ def verify(
     Raises:
         DynexportError: when nothing stands for the reference, the model is not the bundle's, or a prompt is wrong.
     """
-    if new_tokens < 1:
-        raise DynexportError(f"new tokens: expected at least 1, found {new_tokens}")
-    rows = _prompts(bundle) if prompts is None else list(prompts)
-    if not rows:
-        raise DynexportError("prompts: expected at least one, found none")
+    new_tokens = checked_count("new_tokens", new_tokens)
     decoder = open_decoder(bundle, threads, backend=backend)
+    rows = _prompts(bundle) if prompts is None else _checked(bundle, prompts)
     oracle = None if against is None else _oracle(bundle, against)
     limits = limits_of(bundle.manifest.target, bundle.manifest.precision)
     measured = []
@@ -114,6 +112,14 @@ def _climb(
         yield from ladder.batch_isolation(decoder, generated, speedup)
         other = open_decoder(bundle, decoder.threads, backend=decoder.backend)
         yield ladder.ratio_change(decoder, other, (longest, prompts[0]), speedup)
+
+
+def _checked(bundle: Bundle, prompts: Sequence[Sequence[int]]) -> list[Prompt]:
+    """The rows of a caller, as lists of token ids."""
+    rows = checked_list("prompts", prompts, "prompts, each a list of token ids")
+    if not rows:
+        raise DynexportError("prompts: expected at least one, found none")
+    return [checked_ids("prompt", row, bundle.manifest.model.vocab_size).tolist() for row in rows]
 
 
 def _prompts(bundle: Bundle) -> list[Prompt]:

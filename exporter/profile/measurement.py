@@ -15,7 +15,9 @@ from dynexport.exporter.families import read_architecture
 from dynexport.exporter.profile.blocks import Reader, blocks_of
 from dynexport.exporter.reference.transformers_layers import Call
 from dynexport.exporter.reference.weights import Weights
+from dynexport.runtime.checks import checked_count, checked_kind, is_integer, shown
 from dynexport.runtime.errors import DynexportError
+from dynexport.runtime.evaluate import text_windows
 
 Array = NDArray[np.float64]
 # Hidden states that are held while the text goes through the layers; a longer text reads the weights again.
@@ -84,10 +86,12 @@ def measure(
         DynexportError: for a checkpoint that routes tokens or is of an unsupported kind, a text shorter than a window,
             a size out of range, or where torch or transformers is missing.
     """
+    checked_kind("checkpoint", checkpoint, Checkpoint, "an opened checkpoint (open_checkpoint)")
     architecture = _check(checkpoint)
-    if batch < 1:
-        raise DynexportError(f"batch: expected at least 1, found {batch}")
-    windows = _windows(ids, window, max_tokens, architecture)
+    batch = checked_count("batch", batch)
+    if not is_integer(window) or not 1 <= window <= architecture.max_length:
+        raise DynexportError(f"window: expected 1..{architecture.max_length} tokens, found {shown(window)}")
+    windows = text_windows(ids, window, max_tokens, architecture.vocab_size)
     runner = _Runner(checkpoint, architecture)
     passes = _split(windows, max(1, _HELD_BYTES // (4 * architecture.hidden_size * window)))
     steps = [_split(part, batch) for part in passes]
@@ -113,21 +117,6 @@ def _check(checkpoint: Checkpoint) -> Architecture:
             "(dynexport run BUNDLE --trace F.png shows which token runs where)"
         )
     return read_architecture(checkpoint.config)
-
-
-def _windows(ids: Sequence[int], window: int, max_tokens: int, architecture: Architecture) -> NDArray[np.int64]:
-    """int64 [windows, window], at least one."""
-    if not 1 <= window <= architecture.max_length:
-        raise DynexportError(f"window: expected 1..{architecture.max_length} tokens, found {window}")
-    if max_tokens < window:
-        raise DynexportError(f"max_tokens: expected at least one window of {window}, found {max_tokens}")
-    count = min(len(ids), max_tokens) // window
-    if count < 1:
-        raise DynexportError(f"text: expected at least one window of {window} tokens, found {len(ids)} tokens")
-    windows = np.asarray(ids[: count * window], np.int64).reshape(count, window)
-    if unknown := windows[(windows < 0) | (windows >= architecture.vocab_size)].tolist():
-        raise DynexportError(f"text: expected token ids 0..{architecture.vocab_size - 1}, found {unknown[0]}")
-    return windows
 
 
 def _split(windows: NDArray[np.int64], size: int) -> list[NDArray[np.int64]]:

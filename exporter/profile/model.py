@@ -10,6 +10,7 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict
 
 from dynexport.exporter.profile.measurement import Array, Measured, Ratios
+from dynexport.runtime.checks import is_integer, is_number, shown
 from dynexport.runtime.errors import DynexportError
 
 # Of contributions, a tenth of a decade apart.
@@ -111,11 +112,11 @@ def layers_to_skip(layers: int, *, skip: int | None = None, budget: float | None
         DynexportError: when no layer or more than all would stay.
     """
     if skip is not None:
-        if not 0 <= skip < layers:
-            raise DynexportError(f"skip: expected 0..{layers - 1} of {layers} layers, found {skip}")
+        if not is_integer(skip) or not 0 <= skip < layers:
+            raise DynexportError(f"skip: expected 0..{layers - 1} of {layers} layers, found {shown(skip)}")
         return skip
-    if budget is None or not 0 < budget <= 1:
-        raise DynexportError(f"budget: expected a share of the layers, over 0 and up to 1, found {budget}")
+    if budget is None or not is_number(budget) or not 0 < budget <= 1:
+        raise DynexportError(f"budget: expected a share of the layers, over 0 and up to 1, found {shown(budget)}")
     # A product such as 0.29 * 100 comes out a little below the whole number that is meant.
     kept = math.floor(budget * layers + 1e-9)
     if kept == 0:

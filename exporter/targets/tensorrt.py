@@ -19,6 +19,7 @@ from dynexport.exporter.graph.storage import Dequantized, Plain, Storage, Stored
 from dynexport.exporter.targets.target import AttentionInputs, Target, cast
 from dynexport.exporter.targets.tensorrt_rules import check_accepted
 from dynexport.plugins.graph import add_functions, capacity_top_k, gated_scatter_add, ragged_kv_append
+from dynexport.runtime.checks import is_integer, shown
 from dynexport.runtime.contract import AnyContract, Mod, Radial
 from dynexport.runtime.errors import DynexportError
 from dynexport.runtime.manifest import Precision, Profile, Role, TargetName
@@ -60,8 +61,8 @@ class TensorRT(Target):
     def __init__(
         self, precision: Precision, max_batch: int = MAX_BATCH, max_prompt: int | None = None, *, plugins: bool = False
     ) -> None:
-        if max_batch < 1:
-            raise DynexportError(f"max_batch: expected at least 1 row, found {max_batch}")
+        if not is_integer(max_batch) or max_batch < 1:
+            raise DynexportError(f"max_batch: expected at least 1 row, found {shown(max_batch)}")
         self.precision, self.max_batch, self.max_prompt, self.plugins = precision, max_batch, max_prompt, plugins
         self.activations = _ACTIVATIONS[precision]
         self.vector_storage: Storage = Plain(self.activations)
@@ -132,9 +133,10 @@ class TensorRT(Target):
     def _longest_prompt(self, max_length: int) -> int:
         if self.max_prompt is None:
             return min(MAX_PROMPT, max_length)
-        if not 1 <= self.max_prompt <= max_length:
+        if not is_integer(self.max_prompt) or not 1 <= self.max_prompt <= max_length:
             raise DynexportError(
-                f"max_prompt: expected 1..{max_length} tokens, the context (--max-length), found {self.max_prompt}"
+                f"max_prompt: expected 1..{max_length} tokens, the context (--max-length), found "
+                f"{shown(self.max_prompt)}"
             )
         return self.max_prompt
 

@@ -41,7 +41,7 @@ NO_CACHES = Caches({})
 
 
 class Engine(Protocol):
-    """A graph, ready to run.
+    """A graph, ready to run; by several threads at once, where each has caches of its own and results are lasting.
 
     Attributes:
         graph: its entry in the manifest.
@@ -55,7 +55,8 @@ class Engine(Protocol):
         Args:
             inputs: arrays by name, as the manifest describes them; those that the graph lacks are left out, and of what
                 has a row for each layer of the model it takes the rows of its own layers.
-            lasting: whether results are arrays of their own; or memory that the next run writes over.
+            lasting: whether results are arrays of their own; or memory that the next run writes over, whatever thread
+                it is of.
 
         Returns:
             All outputs but the caches, by name.

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import onnxruntime
 
+from dynexport.runtime.checks import checked_count
 from dynexport.runtime.engines.engine import NO_CACHES, Caches
 from dynexport.runtime.engines.inputs import sizes_of, wanted_inputs
 from dynexport.runtime.errors import DynexportError
@@ -20,10 +21,10 @@ CPU, CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"
 _MOST_THREADS = 256
 
 
-def check_threads(threads: int | None) -> None:
-    """Raise DynexportError for a number of threads that makes no sense."""
-    if threads is not None and not 1 <= threads <= _MOST_THREADS:
-        raise DynexportError(f"threads: expected 1..{_MOST_THREADS}, found {threads}")
+def check_threads(threads: int | None, *, needed: bool = False) -> None:
+    """Raise DynexportError for a number of threads that makes no sense, or None where one is needed."""
+    if threads is not None or needed:
+        checked_count("threads", threads, 1, _MOST_THREADS)
 
 
 def check_provider(provider: str) -> None:
@@ -70,10 +71,13 @@ class OnnxRuntimeEngine:
         """As ``Engine`` says."""
         inputs = wanted_inputs(self.graph, inputs)
         try:
-            bound = self._bound.get(caches.place)
+            # Taken out while it runs: a thread that comes meanwhile makes one of its own.
+            bound = self._bound.pop(caches.place, None)
             if bound is None or not bound.fits(inputs, caches):
-                bound = self._bound[caches.place] = _Binding(self._session, self.graph, inputs, caches)
-            return bound.run(self._session, inputs, lasting=lasting)
+                bound = _Binding(self._session, self.graph, inputs, caches)
+            results = bound.run(self._session, inputs, lasting=lasting)
+            self._bound[caches.place] = bound
+            return results
         except Exception as error:  # ONNX Runtime raises a class of its own for each status code
             raise DynexportError(f"{self.graph.file}: ONNX Runtime failed in a step: {_one_line(error)}") from error
 
@@ -101,7 +105,7 @@ def _open(
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 4  # what it has to say comes with its exceptions
     if threads is not None:
-        options.intra_op_num_threads = threads
+        options.intra_op_num_threads = int(threads)
     if profile is not None:
         options.enable_profiling, options.profile_file_prefix = True, str(profile)
     # Weights outside the arena, which would round their memory up.

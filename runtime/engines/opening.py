@@ -7,8 +7,10 @@ from pathlib import Path
 from typing import Literal, TypeAlias, get_args
 
 from dynexport.runtime.bundle import Bundle
+from dynexport.runtime.checks import checked_path, shown
 from dynexport.runtime.engines.engine import Engine
 from dynexport.runtime.engines.onnxruntime import CPU, CUDA, OnnxRuntimeEngine, check_provider, check_threads
+from dynexport.runtime.errors import DynexportError
 from dynexport.runtime.manifest import Graph
 
 RunBackend = Literal["onnxruntime", "onnxruntime-cuda", "tensorrt", "tensorrt-rtx"]
@@ -23,32 +25,39 @@ def engine_opener(
     threads: int | None = None,
     *,
     profile: Path | None = None,
-    alone: bool = True,
 ) -> Opener:
     """What opens the graphs of a bundle for one decoder: its engines share the memory of caches.
 
     Args:
         threads: intra-op threads of ONNX Runtime; None lets it take one per physical core.
         profile: prefix of the files that ONNX Runtime's profiler writes, one a graph, or None to run without it.
-        alone: whether no other decoder runs in turn with this one.
 
     Raises:
         DynexportError: when this bundle cannot run there; told before anything of it is loaded.
     """
+    check_backend(backend)
     check_threads(threads)
+    if profile is not None:
+        profile = checked_path("profile", profile)
     if backend == "tensorrt" or backend == "tensorrt-rtx":
         from dynexport.runtime.engines.tensorrt.opening import tensorrt_opener
 
         return tensorrt_opener(bundle, backend)
     provider = _PROVIDERS[backend]
     check_provider(provider)
-    alone = alone and len(bundle.manifest.graphs) == 1
+    alone = len(bundle.manifest.graphs) == 1
 
     def open_engine(graph: Graph) -> Engine:
         own = None if profile is None else profile.with_name(f"{profile.name}-{graph.name}")
         return OnnxRuntimeEngine(bundle.path / graph.file, graph, threads, own, alone=alone, provider=provider)
 
     return open_engine
+
+
+def check_backend(backend: str) -> None:
+    """Raise DynexportError for one that we do not know."""
+    if backend not in RUN_BACKENDS:
+        raise DynexportError(f"backend: expected {', '.join(RUN_BACKENDS)}, found {shown(backend)}")
 
 
 def backend_text(backend: RunBackend) -> str:

@@ -259,7 +259,7 @@ def test_bad_bundles_are_refused_by_every_command(
         (["--window", "300"], "window: expected 1 <= prompt_tokens < window <= 256"),
         (["--window", "16", "--prompt-tokens", "16"], "found 16 and 16"),
         (["--max-tokens", "10"], "max_tokens: expected at least one window of 256, found 10"),
-        (["--window", "100"], "text: expected at least 100 tokens, found 11"),
+        (["--window", "100"], "text: expected at least one window of 100 tokens, found 11 tokens"),
         (["--batch", "0"], "batch: expected at least 1, found 0"),
         (["--speedup", "3"], "speedup: expected 1, 2; found 3"),
         (["--threads", "-1"], "threads: expected 1..256, found -1"),

@@ -104,7 +104,7 @@ def test_bad_arguments(routed: Path, text: Path, arguments: list[Any], expected:
 @pytest.mark.parametrize(
     ("content", "expected"),
     [
-        (b"too short", "text: expected at least 32 tokens, found 9"),
+        (b"too short", "text: expected at least one window of 32 tokens, found 9 tokens"),
         (b"\xff" * 99, "expected UTF-8 text, found invalid"),
     ],
 )

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
-from bundles import CONFORMANCE
+from bundles import CONFORMANCE, checkpoint, copied
 from safetensors.numpy import load_file
 
 from dynexport.exporter.conversion import convert
 from dynexport.runtime import Bundle, DynexportError
-from dynexport.runtime.bench import Benchmark, benchmark
+from dynexport.runtime.bench import Benchmark, benchmark, is_steady, quartiles
+from dynexport.runtime.timed_run import Sizes
+from dynexport.runtime.twin import Twin
 
 PROMPT, NEW, BATCH = 12, 4, 3
 KEPT = (0, 2, 4, 7)
@@ -55,6 +59,8 @@ def test_the_ideal_is_the_ratio_of_the_bytes(measured: Benchmark) -> None:
     assert skipped.gigabytes_per_second == pytest.approx(read)
     assert (skipped.prefill_speedup, skipped.prefill_ideal_speedup, skipped.layers) == (1, 1, 4)
     assert (dense.speedup, dense.ideal_speedup, dense.efficiency, dense.layers) == (1, 1, 1, 8)
+    assert (dense.speedup_quartiles, dense.steady, skipped.steady) == ((1, 1), True, False)  # of two repetitions
+    assert skipped.speedup_quartiles[0] <= skipped.speedup <= skipped.speedup_quartiles[1]
 
 
 def test_the_shares_add_up(measured: Benchmark) -> None:
@@ -132,6 +138,69 @@ def test_prompts_from_a_text(routed: Bundle) -> None:
     assert benchmark(routed, text=range(8), **sizes).results[0].name == "dense"
     with pytest.raises(DynexportError, match="text: expected at least 8 tokens for the prompts, found 7"):
         benchmark(routed, text=range(7), **sizes)
+
+
+def test_dense_is_refused_where_routed_layers_have_no_room_for_every_token(
+    routed: Bundle, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    """11 entries a layer; with a twin only what is prescribed is refused, and what routers do is counted."""
+    sizes = {"new_tokens": 3, "repeats": 1, "threads": 1}
+    assert benchmark(routed, prompt_tokens=5, **sizes).results[0].layers == 4
+    with pytest.raises(DynexportError, match=r"^dense: expected routed layers with room for every token, here 12"):
+        benchmark(routed, prompt_tokens=6, **sizes)
+    home = tmp_path_factory.mktemp("twin")
+    convert(CONFORMANCE / "mod-overflow", home / "dense", strategy="dense", golden=False)
+    sizes |= {"baseline": Bundle.open(home / "dense"), "prompt_tokens": 20, "batch": 2}
+    dense, as_decided, half = benchmark(routed, skip_rates=[0.9], **sizes).results
+    assert (dense.turned_away, half.turned_away) == (0, 0) and as_decided.turned_away > 0
+    with pytest.raises(DynexportError, match=r"^skip 0%: expected room for every token that is sent"):
+        benchmark(routed, skip_rates=[0], **sizes)
+
+
+def test_dense_is_refused_where_a_single_graph_turns_tokens_away(tmp_path: Path) -> None:
+    convert(CONFORMANCE / "radial-step", tmp_path / "b", layer_capacity=0.5, golden=False)
+    with pytest.raises(DynexportError, match=r"^dense: expected room for every token that is sent to"):
+        benchmark(Bundle.open(tmp_path / "b"), prompt_tokens=8, new_tokens=1, repeats=1, threads=1)
+
+
+OTHER_MODELS: dict[str, tuple[str, dict[str, Any], str]] = {
+    "model": ("dense", {}, "baseline: .*: kv_heads: expected 2 as in .*, found 4; name a dense bundle of the same"),
+    "layers": ("skip-2x", {}, "baseline: .*: layers: expected 4 as in .*, found 8"),
+    "routers": ("mod-overflow", {}, "baseline: .*: strategy: expected every layer for every token, .*found mod"),
+    "precision": ("mod-overflow", {"strategy": "dense", "precision": "int8"}, "precision: expected 'fp32' .*'int8'"),
+    "target": ("mod-overflow", {"strategy": "dense", "target": "tensorrt"}, "target: expected 'onnxruntime' as in"),
+    "context": (
+        "mod-overflow",
+        {"strategy": "dense", "max_length": 8},
+        "baseline: .*: expected a context of 10 tokens, found 8",
+    ),
+    "config": ("mod-overflow", {"strategy": "dense"}, "config.json: rope_theta: expected .*found 77"),
+}
+
+
+@pytest.mark.parametrize("name", OTHER_MODELS)
+def test_another_model_is_no_baseline(routed: Bundle, tmp_path: Path, name: str) -> None:
+    case, how, message = OTHER_MODELS[name]
+    changes = {"rope_theta": 77} if name == "config" else {}
+    convert(checkpoint(tmp_path / "m", case, **changes), tmp_path / "b", golden=False, **how)
+    with pytest.raises(DynexportError, match=message):
+        benchmark(routed, baseline=Bundle.open(tmp_path / "b"), prompt_tokens=5, new_tokens=2, repeats=1, threads=1)
+
+
+def test_a_baseline_that_cannot_be_loaded_any_more_is_told_in_one_line(dense_bundle: Path, tmp_path: Path) -> None:
+    bundle = Bundle.open(copied(dense_bundle, tmp_path / "b"))
+    (tmp_path / "b" / "model.data").unlink()
+    sizes = Sizes(rows=1, prompt_tokens=2, steps=1, threads=1, backend="onnxruntime")
+    with pytest.raises(DynexportError, match=r"^baseline: .*model\.data: expected \d+ bytes, found none"):
+        Twin(bundle, sizes, np.ones((1, 2), np.int64))
+
+
+def test_ratios_repeat_where_their_quartiles_are_near() -> None:
+    assert quartiles([1.0, 2.0, 3.0, 4.0, 5.0]) == (2.0, 4.0)
+    assert quartiles([7.0]) == (7.0, 7.0)
+    assert is_steady([1.6, 1.65, 1.7, 1.68, 9.0])
+    assert not is_steady([1.6, 1.9, 1.7, 1.4, 1.5])
+    assert not is_steady([1.6, 1.6])
 
 
 @pytest.mark.parametrize("rate", [-0.1, 1.5, math.nan])

@@ -174,7 +174,10 @@ def test_progress_counts_every_pass(router: Bundle) -> None:
         ({"window": 0}, r"window: expected 1\.\.256, found 0"),
         ({"window": 257}, "window: expected at most 256 tokens, as many as a routed layer's cache holds"),
         ({"window": 100, "max_tokens": 99}, "max_tokens: expected at least one window of 100, found 99"),
-        ({"window": 250, "max_tokens": 10**6, "ids": [1] * 249}, "text: expected at least 250 tokens, found 249"),
+        (
+            {"window": 250, "max_tokens": 10**6, "ids": [1] * 249},
+            "text: expected at least one window of 250 tokens, found 249 tokens",
+        ),
         ({"ids": [1] * 39 + [89]}, r"text: expected token ids 0\.\.88, found 89"),
         ({"batch": 0}, "batch: expected at least 1, found 0"),
         ({"threads": 0}, r"threads: expected 1\.\.256, found 0"),

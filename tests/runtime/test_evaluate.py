@@ -67,7 +67,7 @@ def test_progress_counts_every_group(bundle: Bundle) -> None:
         ({"batch": 0}, "batch: expected at least 1, found 0"),
         ({"max_tokens": 13}, "max_tokens: expected at least one window of 14, found 13"),
         ({"max_tokens": -1}, "max_tokens: expected at least one window of 14, found -1"),
-        ({"window": 100}, "text: expected at least 100 tokens, found 73"),
+        ({"window": 100}, "text: expected at least one window of 100 tokens, found 73 tokens"),
         ({"threads": 0}, r"threads: expected 1\.\.256, found 0"),
     ],
 )

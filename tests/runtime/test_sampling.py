@@ -12,7 +12,7 @@ from hypothesis.extra import numpy as hnp
 from numpy.typing import NDArray
 
 from dynexport.runtime.errors import DynexportError
-from dynexport.runtime.sampling import Sampler, Sampling
+from dynexport.runtime.sampling import Sampler, Sampling, distribution
 
 # Few distinct values, so that ties are common; minus infinity is a masked token.
 tied_logits = hnp.arrays(
@@ -72,6 +72,62 @@ def test_top_p_is_the_smallest_set_that_reaches_it() -> None:
     for top_p, expected in reached.items():
         tokens = draw(logits, 400, temperature=1.0, top_p=top_p - 1e-6, seed=3)
         assert set(tokens[:, 0].tolist()) == expected, top_p
+
+
+@pytest.mark.parametrize(("count", "top_p"), [(1, 0.125), (3, 0.375), (4, 0.5), (7, 0.875)])
+def test_a_top_p_that_is_met_exactly_needs_no_further_token(count: int, top_p: float) -> None:
+    """Eight tokens of one eighth each: sums of them are exact."""
+    row = np.full(12, -np.inf, np.float32)
+    row[2:10] = 1.5
+    expected = list(range(2, 2 + count))
+    at = {
+        np.nextafter(top_p, 0): expected,
+        top_p: expected,
+        np.nextafter(top_p, 1): [*expected, 2 + count],
+    }
+    for threshold, ids in at.items():
+        found, probabilities = distribution(row, Sampling(temperature=0.7, top_p=threshold))
+        assert found.tolist() == ids and (probabilities == 0.125).all()
+        tokens = draw(row[None], 300, temperature=0.7, top_p=threshold, seed=2)
+        assert set(tokens[:, 0].tolist()) == set(ids)
+
+
+@pytest.mark.parametrize("top_p", [1.0, 0.95, 0.5, 0.125, 1e-6])
+@pytest.mark.parametrize("top_k", [0, 1, 7, 500])
+@pytest.mark.parametrize("temperature", [0.05, 0.7, 1.0, 30.0])
+def test_the_filters_are_those_of_transformers(temperature: float, top_k: int, top_p: float) -> None:
+    torch = pytest.importorskip("torch")
+    warpers = pytest.importorskip("transformers").generation.logits_process
+    rows = np.random.default_rng(8).normal(0, 3, (4, 200)).astype(np.float32)
+    rows[1, ::3] = -np.inf
+    rows[2, :] = np.where(np.arange(200) < 8, 1.5, -np.inf)  # one eighth each: top_p is met exactly
+    told = [warpers.TemperatureLogitsWarper(temperature)]
+    told += [warpers.TopKLogitsWarper(top_k)] if top_k else []
+    told += [warpers.TopPLogitsWarper(top_p)] if top_p < 1 else []
+    scores = torch.tensor(rows, dtype=torch.float64)
+    for warper in told:
+        scores = warper(None, scores)
+    expected = scores.softmax(-1).numpy()
+    for index, row in enumerate(rows):
+        ids, probabilities = distribution(row, Sampling(temperature=temperature, top_k=top_k, top_p=top_p))
+        likely = ids[probabilities > 0]
+        if index == 2:  # of equals transformers keeps others, under top_k all
+            if top_k in (0, 500):
+                assert len(likely) == (expected[index] > 0).sum()
+            continue
+        assert likely.tolist() == np.flatnonzero(expected[index]).tolist()
+        np.testing.assert_allclose(probabilities / probabilities.sum(), expected[index][ids], rtol=1e-9)
+
+
+def test_the_edges_of_the_temperature() -> None:
+    row = np.array([3.0, 1.0, 3.0, -np.inf, 2.9999998], np.float32)
+    cold, hot = (distribution(row, Sampling(temperature=value))[1] for value in (5e-324, 1e300))
+    assert cold.tolist() == [0.5, 0, 0.5, 0, 0]
+    np.testing.assert_allclose(hot, [0.25, 0.25, 0.25, 0, 0.25])
+    for temperature in (5e-324, 1e-30, 1e300):
+        tokens = set(draw(row[None], 200, temperature=temperature, seed=1)[:, 0].tolist())
+        assert tokens == ({0, 2} if temperature < 1 else {0, 1, 2, 4})
+    assert (draw(row[None], 20, temperature=0, seed=1) == 0).all()
 
 
 def test_frequencies_follow_the_softmax() -> None:

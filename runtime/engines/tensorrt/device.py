@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import weakref
 from collections.abc import Callable
 from typing import Any
@@ -19,6 +20,7 @@ class Device:
 
     Attributes:
         stream: its handle.
+        turn: the lock of the thread whose run is in the stream.
 
     Args:
         extra: what to install where cuda-python is missing.
@@ -33,6 +35,7 @@ class Device:
         self.stream = int(self._call("cudaStreamCreate"))
         weakref.finalize(self, cuda.cudaStreamDestroy, self.stream)
         self._mirrors: dict[int, int] = {}
+        self.turn = threading.Lock()
 
     def allocate(self, owner: object, size: int) -> int:
         """The address of so many zeroed bytes, freed when their owner is; at a multiple of 256.

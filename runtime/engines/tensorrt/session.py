@@ -63,13 +63,14 @@ class TensorRtEngine:
             DynexportError: for sizes that no profile has room for, or when TensorRT fails.
         """
         inputs = wanted_inputs(self.graph, inputs)
-        self._log.errors.clear()
         key = profile_for(self.graph, sizes_of(self.graph.inputs, inputs)), caches.place
-        if key not in self._bound or not self._bound[key].fits(inputs, caches):
-            # First of all, so that its memory is free, and nobody runs it with the context of another.
-            self._bound.pop(key, None)
-            self._bound[key] = _Step(self.graph, self._context(key), self._device, self._log, inputs, caches)
-        return self._bound[key].run(inputs, lasting=lasting)
+        with self._device.turn:
+            self._log.errors.clear()
+            if key not in self._bound or not self._bound[key].fits(inputs, caches):
+                # First of all, so that its memory is free, and nobody runs it with the context of another.
+                self._bound.pop(key, None)
+                self._bound[key] = _Step(self.graph, self._context(key), self._device, self._log, inputs, caches)
+            return self._bound[key].run(inputs, lasting=lasting)
 
     def end_profiling(self) -> Path:
         """Raise DynexportError: TensorRT's time is told by other tools."""
