@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+from dynexport.exporter.reference.transformers_layers import Call, DecoderLayers, tested_version
 from dynexport.runtime.errors import DynexportError
 
 
@@ -20,13 +21,12 @@ class Blocks:
     """Where a family's layer computes its contributions.
 
     Attributes:
-        attention, mlp: the modules of a layer whose outputs are added to the residual stream.
-        returns_tuple: whether a layer returns (hidden states, attention weights); others return hidden states alone.
+        attention, mlp: the modules of a layer whose outputs are added to the residual stream, by the names that
+            checkpoints have for their tensors.
     """
 
     attention: str = "self_attn"
     mlp: str = "mlp"
-    returns_tuple: bool = False
 
 
 # Those that are not like llama.
@@ -35,7 +35,7 @@ _BLOCKS = {
     "gpt_neox": Blocks("attention"),
     "opt": Blocks(mlp="fc2"),
     # The modules around these add the residual themselves.
-    "bloom": Blocks("self_attention.dense", "mlp.dense_4h_to_h", returns_tuple=True),
+    "bloom": Blocks("self_attention.dense", "mlp.dense_4h_to_h"),
     # Norms stand behind attention and MLP.
     "gemma2": Blocks("post_attention_layernorm", "post_feedforward_layernorm"),
 }
@@ -59,14 +59,14 @@ class Reader:
     def __init__(self, blocks: Blocks, source: str) -> None:
         self._blocks, self._source = blocks, source
 
-    def run(self, index: int, layer: Any, before: Any, *args: Any, **kwargs: Any) -> tuple[Any, Any, Any]:
+    def run(self, index: int, layer: Any, before: Any, call: Call) -> tuple[Any, Any, Any]:
         """Run a layer over its input.
 
         Args:
             index: of the layer, for messages.
             layer: transformers' module, its weights in memory.
             before: hidden states [rows, length, hidden].
-            args, kwargs: the layer's other inputs.
+            call: what the model passes to the layer, these hidden states among it.
 
         Returns:
             Hidden states after the layer, A and M, each float32 [rows, length, hidden].
@@ -75,8 +75,7 @@ class Reader:
             DynexportError: when hidden states are not finite, or A and M cannot be read.
         """
         with self._hooked(index, layer) as outputs:
-            result = layer(before, *args, **kwargs)
-        after = result[0] if isinstance(result, tuple) else result
+            after = DecoderLayers.run(layer, call)
         for name in (self._blocks.attention, self._blocks.mlp):
             if name not in outputs:
                 raise self._unreadable(index, f"layer does not call its module {name}")
@@ -120,6 +119,6 @@ class Reader:
     def _unreadable(self, index: int, found: str) -> DynexportError:
         return DynexportError(
             f"{self._source}: layer {index}: expected a layer that adds {self._blocks.attention} and "
-            f"{self._blocks.mlp} to the residual stream, found that transformers' {found}; "
-            "use a version of it that the tests cover, or correct config.json"
+            f"{self._blocks.mlp} to the residual stream, found that transformers' {found}; {tested_version()}, or "
+            "correct config.json"
         )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,6 +13,7 @@ from dynexport.exporter.architecture import Architecture
 from dynexport.exporter.checkpoint import Checkpoint
 from dynexport.exporter.families import read_architecture
 from dynexport.exporter.profile.blocks import Reader, blocks_of
+from dynexport.exporter.reference.transformers_layers import Call
 from dynexport.exporter.reference.weights import Weights
 from dynexport.runtime.errors import DynexportError
 
@@ -153,7 +153,6 @@ class _Runner:
     def __init__(self, checkpoint: Checkpoint, architecture: Architecture) -> None:
         self._weights = Weights(checkpoint, streaming=True)
         blocks = blocks_of(architecture.family)
-        self._returns_tuple = blocks.returns_tuple
         self._reader = Reader(blocks, checkpoint.source)
         self._is_parallel = architecture.residual == "parallel"
 
@@ -161,7 +160,7 @@ class _Runner:
         """Every layer over every group, int64 [rows, length] each: index of the layer and what was measured."""
         import torch
 
-        inputs: dict[int, list[tuple[Any, Any]]] = {}
+        inputs: dict[int, list[Call]] = {}
         hidden = []
         with torch.no_grad():
             for group in groups:
@@ -171,43 +170,29 @@ class _Runner:
         for index in range(len(self._weights.layers)):
             with self._weights.layer(index) as layer:
                 for number, before in enumerate(hidden):
-                    args, kwargs = inputs[len(before)][index]
+                    call = self._weights.decoder.with_hidden(inputs[len(before)][index], before)
                     # Not around the yield: whoever takes the steps has a setting of their own.
                     with torch.no_grad():
-                        after, attention, mlp = self._reader.run(index, layer, before, *args, **kwargs)
+                        after, attention, mlp = self._reader.run(index, layer, before, call)
                         step = self._measured(before, after, attention, mlp)
                     hidden[number] = after
                     yield index, step
 
-    def _layer_inputs(self, group: NDArray[np.int64]) -> tuple[Any, list[tuple[Any, Any]]]:
-        """Of a group: hidden states before layer 0, and per layer its other inputs, by position and by name."""
+    def _layer_inputs(self, group: NDArray[np.int64]) -> tuple[Any, list[Call]]:
+        """Of a group: hidden states before layer 0, and what the model passes to every layer."""
         import torch
 
-        ids = torch.from_numpy(group)
-        with self._recorded() as (first, others):
+        ids, decoder = torch.from_numpy(group), self._weights.decoder
+        calls: list[Call] = []
+
+        def note(_: int, call: Call) -> Any:
+            calls.append(call)
+            return decoder.hidden(call)
+
+        with decoder.replaced(note):
             mask = torch.ones_like(ids)  # keeps transformers from guessing at padding
             self._weights.model(ids, attention_mask=mask, use_cache=False, logits_to_keep=1)
-        return first[0], others
-
-    @contextmanager
-    def _recorded(self) -> Iterator[tuple[list[Any], list[tuple[Any, Any]]]]:
-        """Within, layers return what they are given, and note it."""
-        first: list[Any] = []
-        others: list[tuple[Any, Any]] = []
-
-        def forward(hidden_states: Any, *args: Any, **kwargs: Any) -> Any:
-            if not first:
-                first.append(hidden_states)
-            others.append((args, kwargs))
-            return (hidden_states, None) if self._returns_tuple else hidden_states
-
-        for layer in self._weights.layers:
-            layer.forward = forward
-        try:
-            yield first, others
-        finally:
-            for layer in self._weights.layers:
-                del layer.forward
+        return decoder.hidden(calls[0]), calls
 
     def _measured(self, before: Any, after: Any, attention: Any, mlp: Any) -> _Step:
         added = attention + mlp

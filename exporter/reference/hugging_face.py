@@ -8,7 +8,6 @@ tokens; there is no cache that could be wrong.
 
 from __future__ import annotations
 
-import inspect
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -18,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dynexport.exporter.checkpoint.base import Checkpoint
+from dynexport.exporter.reference.transformers_layers import Call
 from dynexport.exporter.reference.weights import Weights
 from dynexport.runtime.errors import DynexportError
 
@@ -26,9 +26,6 @@ FloatArray = NDArray[np.float32]
 RunsFor = Callable[[int, int], BoolArray]
 Runs = Sequence[BoolArray] | RunsFor
 """Which tokens run in which layer: for every row bool [layers, length], or a function of (row, length)."""
-
-# Families whose layers return (hidden states, attention weights); all others return hidden states alone.
-_TUPLE_FAMILIES = ("bloom",)
 
 
 class Reference:
@@ -42,7 +39,7 @@ class Reference:
         self._weights = weights
         self._model = weights.model
         self._source = source
-        self._returns_tuples = weights.model.config.model_type in _TUPLE_FAMILIES
+        self._decoder = weights.decoder
         self.layers = len(weights.layers)
 
     @classmethod
@@ -150,51 +147,37 @@ class Reference:
     def _routed(self, runs: BoolArray, outputs: list[Any] | None) -> Iterator[None]:
         """Within, the model's own forward pass calls ``_run_layer`` in place of every layer."""
 
-        def replace(index: int) -> Callable[..., Any]:
-            def forward(*args: Any, **kwargs: Any) -> Any:
-                after = self._run_layer(index, runs[:, index], *args, **kwargs)
-                if outputs is not None:
-                    outputs.append(after)
-                return (after, None) if self._returns_tuples else after
+        def forward(index: int, call: Call) -> Any:
+            after = self._run_layer(index, runs[:, index], call)
+            if outputs is not None:
+                outputs.append(after)
+            return after
 
-            return forward
-
-        for index, layer in enumerate(self._weights.layers):
-            layer.forward = replace(index)
-        try:
+        with self._decoder.replaced(forward):
             yield
-        finally:
-            for layer in self._weights.layers:
-                del layer.forward
 
-    def _run_layer(self, index: int, runs: BoolArray, *args: Any, **kwargs: Any) -> Any:
+    def _run_layer(self, index: int, runs: BoolArray, call: Call) -> Any:
         """Give the layer, row by row, the tokens that run in it; all others keep their hidden states.
 
         Args:
             index: of the layer.
             runs: bool [rows, longest].
-            args, kwargs: what the model passes to the layer.
+            call: what the model passes to the layer.
 
         Returns:
             Hidden states [rows, longest, hidden].
         """
         import torch
 
-        inputs = _named(type(self._weights.layers[index]).forward, args, kwargs)
-        after = inputs["hidden_states"].clone()
+        after = self._decoder.hidden(call).clone()
         if not runs.any():
             return after
         with self._weights.layer(index) as layer:
             for row, row_runs in enumerate(runs):
                 chosen = torch.from_numpy(np.flatnonzero(row_runs))
                 if len(chosen):
-                    after[row, chosen] = self._run_tokens(layer, _pick_all(inputs, row, len(runs), chosen))
+                    after[row, chosen] = self._decoder.run(layer, self._decoder.pick(call, row, len(runs), chosen))[0]
         return after
-
-    def _run_tokens(self, layer: Any, inputs: dict[str, Any]) -> Any:
-        """The layer as transformers has it, over the tokens of one row: hidden states [tokens, hidden]."""
-        result = type(layer).forward(layer, **inputs)
-        return (result[0] if self._returns_tuples else result)[0]
 
     def _check_tokens(self, tokens: Sequence[Sequence[int]]) -> None:
         """Raise DynexportError on what the model has no embedding or no position for."""
@@ -227,53 +210,6 @@ class Reference:
                 )
             padded[row, :, :length] = row_runs
         return padded
-
-
-def _named(forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
-    """All arguments of a layer's forward by name; families pass some of them by position."""
-    arguments = dict(inspect.signature(forward).bind(None, *args, **kwargs).arguments)
-    del arguments["self"]
-    more: dict[str, Any] = arguments.pop("kwargs", {})
-    return arguments | more
-
-
-def _pick_all(inputs: dict[str, Any], row: int, rows: int, chosen: Any) -> dict[str, Any]:
-    return {name: _pick(name, value, row, rows, chosen) for name, value in inputs.items()}
-
-
-def _pick(name: str, value: Any, row: int, rows: int, chosen: Any) -> Any:
-    """Of one argument of a decoder layer, the part that belongs to the chosen tokens of one row.
-
-    Positions come along with their tokens, so rotary angles, ALiBi biases and window masks stay those of the
-    original positions.
-
-    Args:
-        name: the argument's name in transformers.
-        value: batch first; a batch of one is meant for every row.
-        row: index of the row among ``rows``.
-        rows: the batch.
-        chosen: int64 tensor, ascending positions.
-
-    Raises:
-        DynexportError: on a tensor whose axes are not known here.
-    """
-    import torch
-
-    if name == "position_embeddings":  # cos and sin
-        return tuple(_pick("position_ids", part, row, rows, chosen) for part in value)
-    if not isinstance(value, torch.Tensor):
-        return value
-    if name == "alibi":  # [rows * heads, 1, keys]
-        return value.unflatten(0, (rows, -1))[row][..., chosen]
-    of_row = value[row : row + 1] if value.shape[0] == rows else value
-    if name in ("hidden_states", "position_ids"):  # [rows, tokens, ...]
-        return of_row[:, chosen]
-    if name == "attention_mask":  # [rows, 1, queries, keys]
-        return of_row[..., chosen, :][..., chosen]
-    raise DynexportError(
-        f"the PyTorch reference does not know the axes of {name} {list(value.shape)}, which this version of "
-        "transformers passes to decoder layers: use a version that the tests cover"
-    )
 
 
 def _max_length(config: Any) -> int:

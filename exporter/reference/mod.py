@@ -13,16 +13,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dynexport.exporter.checkpoint.base import Checkpoint
-from dynexport.exporter.reference.hugging_face import BoolArray, FloatArray, Reference, Runs, _named, _pick_all
+from dynexport.exporter.reference.hugging_face import BoolArray, FloatArray, Reference, Runs
+from dynexport.exporter.reference.transformers_layers import Call, DecoderLayers
 from dynexport.exporter.reference.weights import Weights
 from dynexport.runtime.contract import Mod
 from dynexport.runtime.errors import DynexportError
 
 Spans = Sequence[tuple[int, int]]
 """(start, stop) of a row's tokens that were given as prompt: the first from 0, then a conversation's later turns."""
-
-# What families call the norm at the entrance of a layer.
-_INPUT_NORMS = ("input_layernorm", "ln_1", "self_attn_layer_norm")
 
 
 @dataclass
@@ -186,33 +184,23 @@ class ModReference(Reference):
         with self._routing(tokens, [()] * len(tokens), None):
             return super()._forward(tokens, runs, outputs, last=last)
 
-    def _run_layer(self, index: int, runs: BoolArray, *args: Any, **kwargs: Any) -> Any:
+    def _run_layer(self, index: int, runs: BoolArray, call: Call) -> Any:
         if index not in self._contract.routed_layers:
-            return super()._run_layer(index, runs, *args, **kwargs)
+            return super()._run_layer(index, runs, call)
         import torch
 
-        inputs = _named(type(self._weights.layers[index]).forward, args, kwargs)
-        after = inputs["hidden_states"].clone()
+        before = self._decoder.hidden(call)
+        after = before.clone()
         with self._weights.layer(index) as layer:
             for row, real in enumerate(runs):
-                hidden = inputs["hidden_states"][row, : int(real.sum())]
+                hidden = before[row, : int(real.sum())]
                 score, logit = self._score(index, layer, hidden)
                 chosen = torch.from_numpy(np.flatnonzero(self._decide(index, row, score, logit)))
                 if len(chosen):
-                    picked = self._pick_chosen(inputs, row, len(runs), chosen)
-                    output = self._run_tokens(layer, picked)
+                    picked = pick_chosen(self._contract, self._decoder, call, row, len(runs), chosen)
+                    output = self._decoder.run(layer, picked)[0]
                     after[row, chosen] = self._combine(torch.from_numpy(score)[chosen], hidden[chosen], output)
         return after
-
-    def _pick_chosen(self, inputs: dict[str, Any], row: int, rows: int, chosen: Any) -> dict[str, Any]:
-        """The layer's arguments for the chosen tokens; compact positions are those of as many first tokens."""
-        import torch
-
-        picked = _pick_all(inputs, row, rows, chosen)
-        if self._contract.positions == "compact":
-            first = _pick_all(inputs, row, rows, torch.arange(len(chosen)))
-            picked |= {name: value for name, value in first.items() if name != "hidden_states"}
-        return picked
 
     def _combine(self, score: Any, before: Any, output: Any) -> Any:
         """Hidden states after the layer, from those before it and what it made of them: [chosen, hidden]."""
@@ -227,7 +215,7 @@ class ModReference(Reference):
         import torch
 
         tensors = self._routers[index]
-        x = router_input(self._contract, layer, hidden)
+        x = router_input(self._contract, self._decoder, layer, hidden)
         score = logit = (x @ tensors["mod_router.weight"].T + tensors.get("mod_router.bias", 0.0))[:, 0]
         if self._contract.decision.rule == "predictor":
             inner = x @ tensors["mod_predictor.fc1.weight"].T + tensors["mod_predictor.fc1.bias"]
@@ -294,14 +282,26 @@ class ModReference(Reference):
         return {name: torch.from_numpy(_read(checkpoint, prefix + name, expected)) for name, expected in shapes.items()}
 
 
-def router_input(contract: Mod, layer: Any, hidden: Any) -> Any:
+def pick_chosen(contract: Mod, decoder: DecoderLayers, call: Call, row: int, rows: int, chosen: Any) -> Call:
+    """A layer's arguments for the chosen tokens of a row; compact positions are those of as many first tokens."""
+    import torch
+
+    picked = decoder.pick(call, row, rows, chosen)
+    if contract.positions == "original":
+        return picked
+    first = decoder.pick(call, row, rows, torch.arange(len(chosen), device=chosen.device))
+    return decoder.with_hidden(first, decoder.hidden(picked))
+
+
+def router_input(contract: Mod, decoder: DecoderLayers, layer: Any, hidden: Any) -> Any:
     """What a layer's router looks at: the layer's input, or that after the layer's own input norm."""
     if contract.router_input == "hidden":
         return hidden
-    for name in _INPUT_NORMS:
-        if hasattr(layer, name):
-            return getattr(layer, name)(hidden)
-    raise DynexportError(f"router_input: expected hidden, as a {type(layer).__name__} has no input norm, found normed")
+    if decoder.input_norm is None:
+        raise DynexportError(
+            f"router_input: expected hidden, as a {type(layer).__name__} has no input norm, found normed"
+        )
+    return layer.get_submodule(decoder.input_norm)(hidden)
 
 
 def top_k_count(contract: Mod, tokens: int) -> int:

@@ -12,7 +12,7 @@ The model is transformers' own, in any family of the golden; all rows of a batch
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -20,9 +20,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from dynexport.exporter.reference.hugging_face import _named, _pick_all
-from dynexport.exporter.reference.mod import router_input, top_k_count
-from dynexport.exporter.reference.weights import _decoder_layers
+from dynexport.exporter.reference.mod import pick_chosen, router_input, top_k_count
+from dynexport.exporter.reference.transformers_layers import Call, DecoderLayers, find_layers
 from dynexport.runtime.contract import Mod
 
 
@@ -50,7 +49,7 @@ def add_routers(model: Any, contract: Mod, *, bias: bool = False, predictor_widt
         predictor_width: hidden units P of a predictor.
     """
     hidden = model.config.hidden_size
-    layers = _decoder_layers(model)[1]
+    layers = find_layers(model)[1]
     for index in contract.routed_layers:
         layers[index].mod_router = nn.Linear(hidden, 1, bias=bias)
         if contract.decision.rule == "predictor":
@@ -71,15 +70,14 @@ def top_k_routing(model: Any, contract: Mod) -> Iterator[dict[int, LayerRoutes]]
     Yields:
         What the routed layers did in the latest forward pass, by layer.
     """
-    layers = _decoder_layers(model)[1]
+    decoder = DecoderLayers(model)
     routes: dict[int, LayerRoutes] = {}
-    for index in contract.routed_layers:
-        layers[index].forward = _routed(layers[index], contract, routes, index)
-    try:
+
+    def forward(index: int, call: Call) -> Any:
+        return _run_top_k(decoder, contract, routes, index, call)
+
+    with decoder.replaced(forward, contract.routed_layers):
         yield routes
-    finally:
-        for index in contract.routed_layers:
-            del layers[index].forward
 
 
 def auxiliary_loss(routes: dict[int, LayerRoutes]) -> Any:
@@ -99,7 +97,7 @@ def contract_tensors(model: Any) -> dict[str, Any]:
 
     Of tied tensors only the first is there, as safetensors wants it.
     """
-    prefix = _decoder_layers(model)[0] + "."
+    prefix = find_layers(model)[0] + "."
     tensors: dict[str, Any] = {}
     stored: set[int] = set()
     for name, tensor in model.state_dict().items():
@@ -109,26 +107,19 @@ def contract_tensors(model: Any) -> dict[str, Any]:
     return tensors
 
 
-def _routed(layer: Any, contract: Mod, routes: dict[int, LayerRoutes], index: int) -> Callable[..., Any]:
-    """A forward pass for ``layer`` that gives it the chosen tokens only."""
-
-    def forward(*args: Any, **kwargs: Any) -> Any:
-        inputs = _named(type(layer).forward, args, kwargs)
-        hidden = inputs["hidden_states"]
-        x = router_input(contract, layer, hidden)
-        score = layer.mod_router(x)[..., 0].float()
-        predicted = contract.decision.rule == "predictor"
-        logit = layer.mod_predictor(x.detach())[..., 0].float() if predicted else score
-        # Stable: of equal scores the lower position comes first.
-        order = score.detach().argsort(dim=1, descending=True, stable=True)
-        chosen = order[:, : top_k_count(contract, hidden.shape[1])].sort(dim=1).values
-        routes[index] = LayerRoutes(score, logit, torch.zeros_like(score, dtype=torch.bool).scatter(1, chosen, True))
-        result = type(layer).forward(layer, **_pick_rows(inputs, chosen, compact=contract.positions == "compact"))
-        output = result[0] if isinstance(result, tuple) else result
-        after = _combine(contract, hidden, chosen, score, output)
-        return (after, *result[1:]) if isinstance(result, tuple) else after
-
-    return forward
+def _run_top_k(decoder: DecoderLayers, contract: Mod, routes: dict[int, LayerRoutes], index: int, call: Call) -> Any:
+    """Give a layer the chosen tokens only: hidden states [rows, tokens, hidden] after it."""
+    layer, hidden = decoder.modules[index], decoder.hidden(call)
+    x = router_input(contract, decoder, layer, hidden)
+    score = layer.mod_router(x)[..., 0].float()
+    predicted = contract.decision.rule == "predictor"
+    logit = layer.mod_predictor(x.detach())[..., 0].float() if predicted else score
+    # Stable: of equal scores the lower position comes first.
+    order = score.detach().argsort(dim=1, descending=True, stable=True)
+    chosen = order[:, : top_k_count(contract, hidden.shape[1])].sort(dim=1).values
+    routes[index] = LayerRoutes(score, logit, torch.zeros_like(score, dtype=torch.bool).scatter(1, chosen, True))
+    rows = [pick_chosen(contract, decoder, call, row, len(chosen), places) for row, places in enumerate(chosen)]
+    return _combine(contract, hidden, chosen, score, decoder.run(layer, decoder.join(rows)))
 
 
 def _combine(contract: Mod, hidden: Any, chosen: Any, score: Any, output: Any) -> Any:
@@ -140,23 +131,3 @@ def _combine(contract: Mod, hidden: Any, chosen: Any, score: Any, output: Any) -
         gate = (gate.sigmoid() if contract.gate == "sigmoid" else gate).to(output.dtype)
         output = before + gate * (output - before) if contract.combine == "delta" else gate * output
     return hidden.scatter(1, index, output)
-
-
-def _pick_rows(inputs: dict[str, Any], chosen: Any, *, compact: bool) -> dict[str, Any]:
-    """A layer's arguments for the chosen tokens, int64 [rows, k], of all rows together."""
-    picked = _pick_batch(inputs, chosen)
-    if compact:
-        first = _pick_batch(inputs, torch.arange(chosen.shape[1]).expand_as(chosen))
-        picked |= {name: value for name, value in first.items() if name != "hidden_states"}
-    return picked
-
-
-def _pick_batch(inputs: dict[str, Any], chosen: Any) -> dict[str, Any]:
-    rows = [_pick_all(inputs, row, len(chosen), places) for row, places in enumerate(chosen)]
-    return {name: _joined([row[name] for row in rows]) for name in inputs}
-
-
-def _joined(parts: Sequence[Any]) -> Any:
-    if isinstance(parts[0], tuple):
-        return tuple(map(_joined, zip(*parts, strict=True)))
-    return torch.cat(parts) if isinstance(parts[0], torch.Tensor) else parts[0]

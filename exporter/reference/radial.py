@@ -14,7 +14,6 @@ original positions; so layers with and without a window, or with and without rot
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -29,11 +28,10 @@ from dynexport.exporter.reference.hugging_face import (
     FloatArray,
     Reference,
     Runs,
-    _named,
     _numpy,
-    _pick_all,
 )
-from dynexport.exporter.reference.mod import _INPUT_NORMS, _read
+from dynexport.exporter.reference.mod import _read
+from dynexport.exporter.reference.transformers_layers import Call, DecoderLayers, norm_epsilon, tested_version
 from dynexport.exporter.reference.weights import Weights
 from dynexport.runtime.contract import Radial
 from dynexport.runtime.errors import DynexportError
@@ -42,8 +40,6 @@ from dynexport.runtime.routes import TURNED_AWAY
 IntArray = NDArray[np.int64]
 
 GONE = -1
-# What families call the argument that takes a cache.
-_CACHE_NAMES = ("past_key_values", "layer_past")
 
 
 @dataclass
@@ -148,25 +144,35 @@ class _Pass:
     forced: Sequence[IntArray] | None
     paths: list[RowPaths]
     outputs: list[Any] | None
-    inputs: list[dict[str, Any]] = field(default_factory=list)
+    inputs: list[Call] = field(default_factory=list)
 
 
 class ShownEntries:
-    """Takes the place of transformers' cache for one call of one layer.
-
-    Attributes:
-        made: the keys and values [rows, heads, tokens, head size] that the layer made, rotary applied.
-    """
+    """Takes the place of transformers' cache for one call of one layer."""
 
     def __init__(self, shown: tuple[Any, Any] | None = None) -> None:
         """``shown``: keys and values [rows, heads, entries, head size] to attend to; None: those that it makes."""
         self._shown = shown
-        self.made: tuple[Any, Any] | None = None
+        self._made: tuple[Any, Any] | None = None
+
+    @property
+    def made(self) -> tuple[Any, Any]:
+        """The keys and values [rows, heads, tokens, head size] that the layer made, rotary applied.
+
+        Raises:
+            DynexportError: when the layer has not asked for any.
+        """
+        if self._made is None:
+            raise DynexportError(
+                "radial: expected layers that pass new keys and values to a cache, found ones that do not; "
+                f"{tested_version()}"
+            )
+        return self._made
 
     def update(self, keys: Any, values: Any, *_: Any, **__: Any) -> tuple[Any, Any]:
         """What an attention module calls with its new keys and values: those that it shall attend to."""
-        self.made = keys, values
-        return self._shown or self.made
+        self._made = keys, values
+        return self._shown or self._made
 
 
 class RadialReference(Reference):
@@ -176,7 +182,7 @@ class RadialReference(Reference):
         super().__init__(weights, checkpoint.source)
         self._contract = contract
         self._check_pool()
-        self._epsilon = norm_epsilon(weights.layers[0])
+        self._epsilon = router_epsilon(self._decoder)
         steps: Sequence[int | None] = [None] if contract.router.shared else range(contract.max_steps)
         self._routers = [self._read_router(checkpoint, step) for step in steps]
         self._pass: _Pass | None = None
@@ -265,12 +271,11 @@ class RadialReference(Reference):
         with self._routing(tokens, None):
             return super()._forward(tokens, runs, outputs, last=last)
 
-    def _run_layer(self, index: int, runs: BoolArray, *args: Any, **kwargs: Any) -> Any:
+    def _run_layer(self, index: int, runs: BoolArray, call: Call) -> Any:
         """Take note of what the model gives a layer; in the last one's place, run all steps."""
         assert self._pass is not None
-        inputs = _named(type(self._weights.layers[index]).forward, args, kwargs)
-        self._pass.inputs.append(inputs)
-        hidden = inputs["hidden_states"]
+        self._pass.inputs.append(call)
+        hidden = self._decoder.hidden(call)
         return self._run_steps(hidden, runs.sum(axis=1)) if index == self.layers - 1 else hidden
 
     def _run_steps(self, hidden: Any, lengths: IntArray) -> Any:
@@ -318,8 +323,7 @@ class RadialReference(Reference):
     def _make_entries(self, step: int, index: int, layer: Any, row: _Row, tokens: IntArray) -> None:
         """Keys and values of the tokens that chose this layer; what else comes out is not looked at."""
         cache = ShownEntries()
-        self._run_tokens(layer, self._inputs(index, layer, row, tokens, tokens, cache))
-        assert cache.made is not None
+        self._decoder.run(layer, self._call(index, row, tokens, tokens, cache))
         row.entries.setdefault(self._owner(step, index), _Entries()).add(tokens, *cache.made)
 
     def _attend(self, step: int, index: int, layer: Any, row: _Row, tokens: IntArray) -> None:
@@ -328,7 +332,7 @@ class RadialReference(Reference):
 
         entries = row.entries[self._owner(step, index)]
         cache = ShownEntries((entries.keys, entries.values))
-        y = self._run_tokens(layer, self._inputs(index, layer, row, tokens, entries.positions, cache))
+        y = self._decoder.run(layer, self._call(index, row, tokens, entries.positions, cache))[0]
         h = row.hidden[tokens]
         if self._contract.gate == "probability":
             y = h + torch.from_numpy(row.paths.probability[step, tokens])[:, None] * (y - h)
@@ -340,20 +344,14 @@ class RadialReference(Reference):
         """What an entry belongs to."""
         return step if self._contract.cache_policy == "step" else index
 
-    def _inputs(
-        self, index: int, layer: Any, row: _Row, queries: IntArray, keys: IntArray, cache: ShownEntries
-    ) -> dict[str, Any]:
+    def _call(self, index: int, row: _Row, queries: IntArray, keys: IntArray, cache: ShownEntries) -> Call:
         """A layer's arguments for the tokens ``queries``, which attend to entries at the positions ``keys``."""
         import torch
 
         assert self._pass is not None
-        given, at, entries = self._pass.inputs[index], torch.from_numpy(queries), torch.from_numpy(keys)
-        rows = len(self._pass.paths)
-        inputs = _pick_all({name: value for name, value in given.items() if name not in _BY_KEY}, row.number, rows, at)
-        for name, axes in _BY_KEY.items():
-            if given.get(name) is not None:
-                inputs[name] = axes(given[name], row.number, rows, at, entries)
-        return inputs | {"hidden_states": row.hidden[None, queries], cache_name(layer): cache}
+        given, rows = self._pass.inputs[index], len(self._pass.paths)
+        call = self._decoder.pick(given, row.number, rows, torch.from_numpy(queries), torch.from_numpy(keys))
+        return self._decoder.with_cache(self._decoder.with_hidden(call, row.hidden[None, queries]), cache)
 
     # The router.
 
@@ -462,48 +460,17 @@ class RadialReference(Reference):
         return {name: torch.from_numpy(_read(checkpoint, prefix + name, shape)) for name, shape in shapes.items()}
 
 
-def norm_epsilon(layer: Any) -> float:
-    """The family's epsilon, as the norm at the entrance of a decoder layer has it.
+def router_epsilon(decoder: DecoderLayers) -> float:
+    """The epsilon of the router's norm: that of the norm at the entrance of the pool's layers.
 
     Raises:
-        DynexportError: when no such norm is known.
+        DynexportError: when they have none.
     """
-    for name in _INPUT_NORMS:
-        norm = getattr(layer, name, None)
-        for epsilon in ("variance_epsilon", "eps"):
-            if hasattr(norm, epsilon):
-                return float(getattr(norm, epsilon))
-    raise DynexportError(f"radial: expected layers with an input norm, found a {type(layer).__name__}, which has none")
-
-
-def cache_name(layer: Any) -> str:
-    """The argument of a decoder layer that takes a cache.
-
-    Raises:
-        DynexportError: when it is none of those known.
-    """
-    arguments = inspect.signature(type(layer).forward).parameters
-    for name in _CACHE_NAMES:
-        if name in arguments:
-            return name
-    raise DynexportError(
-        f"radial: expected layers that take {' or '.join(_CACHE_NAMES)}, found a {type(layer).__name__}: the PyTorch "
-        "reference does not know this family's cache"
-    )
-
-
-def _mask(value: Any, row: int, rows: int, queries: Any, keys: Any) -> Any:
-    """Of a mask [rows or 1, 1, tokens, tokens], what some tokens of a row see of some positions."""
-    return value[row : row + 1 if value.shape[0] == rows else 1][..., queries, :][..., keys]
-
-
-def _alibi(value: Any, row: int, rows: int, queries: Any, keys: Any) -> Any:
-    """Of ALiBi's biases [rows * heads, 1, tokens], those of some positions."""
-    return value.unflatten(0, (rows, -1))[row][..., keys]
-
-
-# Arguments of decoder layers with an axis for keys; they belong to entries rather than to the layer's own tokens.
-_BY_KEY: dict[str, Callable[[Any, int, int, Any, Any], Any]] = {"attention_mask": _mask, "alibi": _alibi}
+    if decoder.input_norm is None:
+        raise DynexportError(
+            f"radial: expected layers with an input norm, found a {type(decoder.modules[0]).__name__}, which has none"
+        )
+    return norm_epsilon(decoder.modules[0].get_submodule(decoder.input_norm))
 
 
 def _softmax(scores: FloatArray) -> FloatArray:

@@ -25,7 +25,7 @@ The cache policy is "step": with "layer" a token may see several entries of anot
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
@@ -33,15 +33,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from dynexport.exporter.reference.hugging_face import _TUPLE_FAMILIES, _named
-from dynexport.exporter.reference.mod_training import _pick_batch
-from dynexport.exporter.reference.radial import GONE, ShownEntries, cache_name, norm_epsilon
-from dynexport.exporter.reference.weights import _decoder_layers
+from dynexport.exporter.reference.radial import GONE, ShownEntries, router_epsilon
+from dynexport.exporter.reference.transformers_layers import Call, DecoderLayers, find_layers
 from dynexport.runtime.contract import Radial
 from dynexport.runtime.errors import DynexportError
-
-# Arguments of decoder layers that have an axis for keys.
-_BY_KEY = ("attention_mask", "alibi")
 
 
 @dataclass(frozen=True)
@@ -66,8 +61,8 @@ def add_router(model: Any, contract: Radial) -> None:
     Args:
         model: a transformers causal language model.
     """
-    layers = _decoder_layers(model)[1]
-    hidden, epsilon = model.config.hidden_size, norm_epsilon(layers[0])
+    decoder = DecoderLayers(model)
+    layers, hidden, epsilon = decoder.modules, model.config.hidden_size, router_epsilon(decoder)
 
     def router() -> Any:
         parts = (
@@ -102,18 +97,14 @@ def radial_routing(
     """
     if contract.cache_policy != "step":
         raise DynexportError(f"radial training: expected cache_policy step, found {contract.cache_policy}")
-    layers = _decoder_layers(model)[1]
+    layers = find_layers(model)[1]
     # It would run the last layer, and with it all steps, once more in the backward pass.
     if any(getattr(layer, "gradient_checkpointing", False) for layer in layers):
         raise DynexportError("radial training: expected a model without gradient checkpointing, found one with it")
-    routing = _Routing(model, contract, layers, forced, temperature)
-    for index, layer in enumerate(layers):
-        layer.forward = routing.in_place_of(index)
-    try:
+    decoder = DecoderLayers(model)
+    routing = _Routing(model, contract, decoder, forced, temperature)
+    with decoder.replaced(routing.run_layer):
         yield routing.steps
-    finally:
-        for layer in layers:
-            del layer.forward
 
 
 def expected_depth(steps: list[Step]) -> Any:
@@ -181,7 +172,7 @@ class _Made(Exception):
 
 class _OnlyMade(ShownEntries):
     def update(self, keys: Any, values: Any, *_: Any, **__: Any) -> tuple[Any, Any]:
-        self.made = keys, values
+        super().update(keys, values)
         raise _Made
 
 
@@ -216,28 +207,23 @@ class _Tokens:
 class _Routing:
     """One batch under way: the first layers take note of their arguments, and all steps run in the last one's place."""
 
-    def __init__(self, model: Any, contract: Radial, layers: list[Any], forced: Any, temperature: float) -> None:
+    def __init__(self, model: Any, contract: Radial, decoder: DecoderLayers, forced: Any, temperature: float) -> None:
         self.steps: list[Step] = []
         self._router = model.base_model.radial_router
-        self._returns_tuples = model.config.model_type in _TUPLE_FAMILIES
         self._contract = contract
-        self._layers = layers
+        self._decoder = decoder
+        self._layers = decoder.modules
         self._forced = forced
         self._temperature = temperature
-        self._inputs: list[dict[str, Any]] = []
+        self._inputs: list[Call] = []
 
-    def in_place_of(self, index: int) -> Callable[..., Any]:
-        """A forward pass for a layer."""
-
-        def forward(*args: Any, **kwargs: Any) -> Any:
-            if index == 0:
-                self._inputs.clear()
-            self._inputs.append(_named(type(self._layers[index]).forward, args, kwargs))
-            hidden = self._inputs[0]["hidden_states"]
-            after = self._run_steps(hidden) if index == len(self._layers) - 1 else hidden
-            return (after, None) if self._returns_tuples else after
-
-        return forward
+    def run_layer(self, index: int, call: Call) -> Any:
+        """Take note of what the model gives a layer; in the last one's place, run all steps."""
+        if index == 0:
+            self._inputs.clear()
+        self._inputs.append(call)
+        hidden = self._decoder.hidden(self._inputs[0])
+        return self._run_steps(hidden) if index == len(self._layers) - 1 else hidden
 
     def _run_steps(self, hidden: Any) -> Any:
         """From the embedding to what the final norm is given: [rows, tokens, hidden]."""
@@ -309,26 +295,26 @@ class _Routing:
 
     def _made(self, index: int, tokens: _Tokens, hidden: Any) -> tuple[Any, Any]:
         """Keys and values of the tokens that chose a layer: [rows, heads, most, head size]."""
-        cache = _OnlyMade()
+        cache, call = _OnlyMade(), self._call(index, tokens, hidden)
         with suppress(_Made):
-            self._run(index, tokens, hidden, cache, {})
-        assert cache.made is not None
+            self._decoder.run(self._layers[index], self._decoder.with_cache(call, cache))
         return cache.made
 
     def _attend(self, index: int, tokens: _Tokens, hidden: Any, ran: Any, entries: tuple[Any, Any]) -> Any:
         """A layer's output for the tokens that chose it, which attend to the step's entries: [rows, most, hidden]."""
-        mask = _float_mask(self._inputs[index].get("attention_mask"), hidden)
+        mask = _float_mask(self._decoder.mask(self._inputs[index]), hidden)
         mask = tokens.pick(mask.transpose(1, 2).expand(len(hidden), -1, -1, -1)).transpose(1, 2)
         mask = mask.masked_fill(~ran[:, None, None], torch.finfo(mask.dtype).min)
-        return self._run(index, tokens, hidden, ShownEntries(entries), {"attention_mask": mask})
+        call = self._decoder.with_mask(self._call(index, tokens, hidden), mask)
+        return self._decoder.run(self._layers[index], self._decoder.with_cache(call, ShownEntries(entries)))
 
-    def _run(self, index: int, tokens: _Tokens, hidden: Any, cache: ShownEntries, more: dict[str, Any]) -> Any:
-        given, layer = self._inputs[index], self._layers[index]
-        picked = _pick_batch({name: value for name, value in given.items() if name not in _BY_KEY}, tokens.index)
-        by_key = {name: given[name] for name in _BY_KEY if name in given}
-        inputs = picked | by_key | more | {"hidden_states": tokens.pick(hidden), cache_name(layer): cache}
-        result = type(layer).forward(layer, **inputs)
-        return result[0] if isinstance(result, tuple) else result
+    def _call(self, index: int, tokens: _Tokens, hidden: Any) -> Call:
+        """A layer's arguments for the tokens that chose it, which attend to all tokens of the batch."""
+        given, everyone = self._inputs[index], torch.arange(hidden.shape[1], device=hidden.device)
+        rows = [
+            self._decoder.pick(given, row, len(hidden), places, everyone) for row, places in enumerate(tokens.index)
+        ]
+        return self._decoder.with_hidden(self._decoder.join(rows), tokens.pick(hidden))
 
 
 def _float_mask(mask: Any, hidden: Any) -> Any:

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from dynexport.exporter.checkpoint.base import Checkpoint
+from dynexport.exporter.reference.transformers_layers import DecoderLayers, find_layers
 from dynexport.runtime.errors import DynexportError, require_module
 
 # About the bytes on disk or the routing, not about the float32 model that is built here.
@@ -21,6 +22,7 @@ class Weights:
     Attributes:
         model: a ``transformers`` causal language model in float32 with eager attention; its parameters are on
             the meta device until they are loaded, its buffers are real.
+        decoder: how the model calls its decoder layers.
         layers: its decoder layers, in order.
     """
 
@@ -34,11 +36,12 @@ class Weights:
         self._checkpoint = checkpoint
         self._streaming = streaming
         self.model = _build_model(checkpoint)
-        layers_name, self.layers = _decoder_layers(self.model)
+        layers_name, self.layers = find_layers(self.model)
         self._layer_names = [f"{layers_name}.{index}." for index in range(len(self.layers))]
         in_layers = layers_name + "."
         self._load([name for name in self._parameter_names() if not (streaming and name.startswith(in_layers))])
         self.model.tie_weights()
+        self.decoder = DecoderLayers(self.model)
 
     @contextmanager
     def layer(self, index: int) -> Iterator[Any]:
@@ -127,18 +130,6 @@ def _parameters_on_meta() -> Iterator[None]:
         yield
     finally:
         nn.Module.register_parameter = register
-
-
-def _decoder_layers(model: Any) -> tuple[str, list[Any]]:
-    """Name and content of the module list that has as many entries as the config has layers."""
-    from torch import nn
-
-    for name, module in model.named_modules():
-        if isinstance(module, nn.ModuleList) and len(module) == model.config.num_hidden_layers:
-            return name, list(module)
-    raise DynexportError(
-        f"{type(model).__name__}: expected a list of {model.config.num_hidden_layers} layers, found none"
-    )
 
 
 def _set_parameter(model: Any, name: str, tensor: Any) -> None:

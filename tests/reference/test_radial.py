@@ -215,7 +215,7 @@ def single_steps(model: RadialReference, row: list[int], paths: RowPaths, policy
         def __init__(self, position: int, step: int) -> None:
             self.position, self.step = position, step
 
-        def update(self, keys: Any, values: Any, layer: int) -> tuple[Any, Any]:
+        def update(self, keys: Any, values: Any, layer: int, *_: Any, **__: Any) -> tuple[Any, Any]:
             made.append((self.position, self.step, layer, keys, values))
             shown = [entry for entry in made if self.shows(*entry[:3], layer)]
             return torch.cat([entry[3] for entry in shown], 2), torch.cat([entry[4] for entry in shown], 2)
@@ -232,7 +232,8 @@ def single_steps(model: RadialReference, row: list[int], paths: RowPaths, policy
             for step, choice in enumerate(paths.path[:, position]):
                 if 0 <= choice < LAYERS:
                     cache = Cache(position, step)
-                    y = llama.model.layers[choice](h, position_embeddings=rotary, past_key_values=cache)
+                    # By position, as versions differ in its name: mask, position ids, cache.
+                    y = llama.model.layers[choice](h, None, None, cache, position_embeddings=rotary)
                     h = y if gate == "none" else h + float(paths.probability[step, position]) * (y - h)
             logits.append(llama.lm_head(llama.model.norm(h))[0, 0].numpy())
     return np.array(logits)

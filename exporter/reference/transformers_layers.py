@@ -1,0 +1,394 @@
+"""How a transformers model calls its decoder layers: the one place that looks into transformers.
+
+Names of arguments, their order, and whether a layer returns a tuple change from family to family and from version to
+version. None of them is written here. The model's own forward pass is called twice, with different numbers of rows and
+tokens, up to its first decoder layer: an axis that follows the number of rows belongs to rows, one that follows the
+number of tokens to tokens; hidden states are the tensor [rows, tokens, hidden]; the KV cache is what is a
+``transformers.Cache``. The first layer then runs on PyTorch's meta device, which computes shapes and no numbers: that
+shows what it returns, and which norm it begins with.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from dynexport.runtime.errors import DynexportError
+
+# Where a value stands in a call: number or name of the argument, then places in nested tuples.
+Place = tuple[int | str, ...]
+_TESTED = ">=5.0,<=5.24"
+
+
+@dataclass(frozen=True)
+class Call:
+    """What a model passes to a decoder layer, by position and by name as it does it."""
+
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+
+    def leaves(self) -> dict[Place, Any]:
+        """All values that are not tuples, by place."""
+        found: dict[Place, Any] = {}
+        self.changed(lambda place, value: found.setdefault(place, value))
+        return found
+
+    def changed(self, change: Callable[[Place, Any], Any]) -> Call:
+        """The same call with ``change(place, value)`` in place of every value."""
+        return Call(
+            tuple(_changed((number,), value, change) for number, value in enumerate(self.args)),
+            {name: _changed((name,), value, change) for name, value in self.kwargs.items()},
+        )
+
+    def with_values(self, values: dict[Place, Any]) -> Call:
+        """The same call with other values in some places."""
+        return self.changed(lambda place, value: values.get(place, value))
+
+
+def _changed(place: Place, value: Any, change: Callable[[Place, Any], Any]) -> Any:
+    if isinstance(value, tuple):
+        return tuple(_changed((*place, number), part, change) for number, part in enumerate(value))
+    return change(place, value)
+
+
+@dataclass(frozen=True)
+class _Axes:
+    """Which axes of a tensor depend on rows and tokens.
+
+    Attributes:
+        per_row: entries of axis 0 that belong to one row; 0: axis 0 is no axis of rows.
+        queries: the axis of the layer's own tokens, counted from the end; None: there is none.
+        keys: the axis of the tokens that are attended to, counted from the end; None: there is none.
+    """
+
+    per_row: int
+    queries: int | None
+    keys: int | None
+
+
+class DecoderLayers:
+    """The decoder layers of a causal language model, and how the model calls them.
+
+    Attributes:
+        modules: transformers' modules, in order.
+        name: of the module list that holds them.
+        input_norm: name within a layer of the norm that it begins with; None: it begins with something else.
+    """
+
+    def __init__(self, model: Any) -> None:
+        """Learn it from ``model``, whose layers need no weights in memory, but whatever comes before them does.
+
+        Raises:
+            DynexportError: when this version of transformers calls layers in a way that is not understood.
+        """
+        self._model = model
+        self.name, self.modules = find_layers(model)
+        longest = min(3, getattr(model.config, "max_position_embeddings", None) or 3)
+        sizes = ((3, max(1, longest - 1)), (4, longest))
+        first, second = (self._probe(rows, tokens) for rows, tokens in sizes)
+        self._axes = self._read_axes(sizes, first.leaves(), second.leaves())
+        self._hidden = self._find_hidden(*sizes[0], first.leaves())
+        self._cache = self._find_cache(first.leaves())
+        self._returns_tuple, self.input_norm = self._run_on_meta(first)
+
+    # What a layer is given.
+
+    def hidden(self, call: Call) -> Any:
+        """Hidden states [rows, tokens, hidden] before a layer."""
+        return call.leaves()[self._hidden]
+
+    def mask(self, call: Call) -> Any:
+        """The attention mask [rows or 1, 1, queries, keys]; None where transformers passes none."""
+        return call.leaves()[self._mask_place()]
+
+    def with_mask(self, call: Call, mask: Any) -> Call:
+        """The same call with another attention mask."""
+        return call.with_values({self._mask_place(): mask})
+
+    def with_hidden(self, call: Call, hidden: Any) -> Call:
+        """The same call with other hidden states."""
+        return call.with_values({self._hidden: hidden})
+
+    def with_cache(self, call: Call, cache: Any) -> Call:
+        """The same call with another KV cache, of which layers use ``update(keys, values, ..)`` alone.
+
+        Raises:
+            DynexportError: when layers of this model take none.
+        """
+        if self._cache is None:
+            raise self._error("an argument that is a transformers.Cache", "none")
+        return call.with_values({self._cache: cache})
+
+    def pick(self, call: Call, row: int, rows: int, queries: Any, keys: Any = None) -> Call:
+        """Of a call for all rows, what belongs to some tokens of one row.
+
+        Positions come along with their tokens, so rotary angles, ALiBi biases and window masks stay those of the
+        original positions.
+
+        Args:
+            row: index of the row among ``rows``.
+            queries: int64 tensor, places of the layer's own tokens.
+            keys: int64 tensor, places of the tokens that they attend to; None: the same as ``queries``.
+
+        Raises:
+            DynexportError: on a tensor whose axes are not known.
+        """
+        import torch
+
+        keys = queries if keys is None else keys
+
+        def change(place: Place, value: Any) -> Any:
+            if not isinstance(value, torch.Tensor):
+                return value
+            if place not in self._axes:
+                raise self._error(f"no tensor {_named(place)}", f"one of shape {list(value.shape)}")
+            return _pick(value, self._axes[place], row, rows, queries, keys)
+
+        return call.changed(change)
+
+    def join(self, calls: Sequence[Call]) -> Call:
+        """One call for all rows, of calls for one row each.
+
+        A tensor without an axis for rows, such as [tokens], is the first row's: layers pass it on to caches alone.
+        """
+        import torch
+
+        others = [call.leaves() for call in calls]
+
+        def change(place: Place, value: Any) -> Any:
+            if not isinstance(value, torch.Tensor) or value.ndim < 2:
+                return value
+            return torch.cat([leaves[place] for leaves in others])
+
+        return calls[0].changed(change)
+
+    # What a layer returns.
+
+    @contextmanager
+    def replaced(self, forward: Callable[[int, Call], Any], indices: Iterable[int] | None = None) -> Iterator[None]:
+        """Within, the model's own forward pass gets ``forward(index, call)`` as hidden states after these layers."""
+
+        def replacement(index: int) -> Callable[..., Any]:
+            def run(*args: Any, **kwargs: Any) -> Any:
+                after = forward(index, Call(args, kwargs))
+                return (after, None) if self._returns_tuple else after
+
+            return run
+
+        layers = {index: self.modules[index] for index in (range(len(self.modules)) if indices is None else indices)}
+        for index, layer in layers.items():
+            layer.forward = replacement(index)
+        try:
+            yield
+        finally:
+            for layer in layers.values():
+                del layer.forward
+
+    @staticmethod
+    def run(layer: Any, call: Call) -> Any:
+        """Hidden states [rows, tokens, hidden] after a layer, as transformers computes them."""
+        result = type(layer).forward(layer, *call.args, **call.kwargs)
+        return result[0] if isinstance(result, tuple) else result
+
+    # Learning.
+
+    def _probe(self, rows: int, tokens: int) -> Call:
+        """What the model passes to its first layer."""
+        import torch
+
+        class Reached(Exception):
+            """The first layer is called: the rest of the model is not needed."""
+
+        calls: list[Call] = []
+
+        def stop(index: int, call: Call) -> Any:
+            calls.append(call)
+            raise Reached
+
+        device = self._model.get_input_embeddings().weight.device
+        ids = torch.zeros((rows, tokens), dtype=torch.int64, device=device)
+        seen = torch.ones_like(ids)
+        # Padding, as some attention needs no mask where there is none.
+        seen[0, 0] = int(tokens == 1)
+        self._returns_tuple = False
+        try:
+            with torch.no_grad(), self.replaced(stop):
+                self._model(ids, attention_mask=seen, use_cache=True)
+        except Reached:
+            return calls[0]
+        raise self._error("a model that calls its decoder layers", "one that does not")
+
+    def _read_axes(
+        self, sizes: Sequence[tuple[int, int]], first: dict[Place, Any], second: dict[Place, Any]
+    ) -> dict[Place, _Axes]:
+        """The axes of every tensor, from calls of two sizes (rows, tokens)."""
+        import torch
+
+        axes = {}
+        for place, value in first.items():
+            if not isinstance(value, torch.Tensor):
+                continue
+            other = second.get(place)
+            if not isinstance(other, torch.Tensor) or value.ndim != other.ndim:
+                raise self._error(f"{_named(place)} with {value.ndim} axes in every call", "something else in another")
+            found = _axes(sizes, value.shape, other.shape)
+            if found is None:
+                raise self._error(f"{_named(place)} with at most two axes of tokens", f"shape {list(value.shape)}")
+            axes[place] = found
+        return axes
+
+    def _find_hidden(self, rows: int, tokens: int, leaves: dict[Place, Any]) -> Place:
+        shape = (rows, tokens, self._model.config.hidden_size)
+        found = [place for place in self._axes if len(place) == 1 and tuple(leaves[place].shape) == shape]
+        if len(found) != 1:
+            raise self._error(f"one argument of shape {list(shape)}, hidden states", f"{len(found)}")
+        return found[0]
+
+    def _find_cache(self, leaves: dict[Place, Any]) -> Place | None:
+        from transformers import Cache
+
+        return next((place for place, value in leaves.items() if isinstance(value, Cache)), None)
+
+    def _mask_place(self) -> Place:
+        for place, axes in self._axes.items():
+            if axes.queries is not None and axes.keys is not None:
+                return place
+        raise self._error("an argument of shape [rows, 1, tokens, tokens], the attention mask", "none")
+
+    def _run_on_meta(self, call: Call) -> tuple[bool, str | None]:
+        """Whether the first layer returns a tuple, and the name of its input norm; computes shapes only."""
+        import torch
+        from torch.func import functional_call
+
+        def on_meta(_: Place, value: Any) -> Any:
+            return value.to("meta") if isinstance(value, torch.Tensor) else value
+
+        layer, call = self.modules[0], call.changed(on_meta)
+        if self._cache is not None:
+            call = self.with_cache(call, None)
+        tensors = {name: value.to("meta") for name, value in (*layer.named_parameters(), *layer.named_buffers())}
+        with torch.no_grad(), _noted_calls(layer) as calls:
+            result = functional_call(layer, tensors, call.args, call.kwargs)
+        hidden, first = self.hidden(call), calls[0] if calls else None
+        if first is None or not any(value is hidden for value in first[1]) or not _is_norm(layer, first[0], hidden):
+            return isinstance(result, tuple), None
+        return isinstance(result, tuple), first[0]
+
+    def _error(self, expected: str, found: str) -> DynexportError:
+        name = type(self._model).__name__
+        return DynexportError(
+            f"the PyTorch reference: decoder layers of {name}: expected {expected}, found {found}; {tested_version()}"
+        )
+
+
+def tested_version() -> str:
+    """What to do where the installed transformers does something else than expected, for messages."""
+    import transformers
+
+    return (
+        f"this is transformers {transformers.__version__}: install one that the tests cover, "
+        f"pip install 'transformers{_TESTED}'"
+    )
+
+
+def find_layers(model: Any) -> tuple[str, list[Any]]:
+    """Name and content of the module list that has as many entries as the config has layers.
+
+    Raises:
+        DynexportError: when there is none.
+    """
+    from torch import nn
+
+    for name, module in model.named_modules():
+        if isinstance(module, nn.ModuleList) and len(module) == model.config.num_hidden_layers:
+            return name, list(module)
+    raise DynexportError(
+        f"{type(model).__name__}: expected a list of {model.config.num_hidden_layers} layers, found none"
+    )
+
+
+def norm_epsilon(norm: Any) -> float:
+    """The epsilon of a norm over the last axis, measured: a tiny input shows it.
+
+    Both kinds of norm make y = c x / sqrt(m + epsilon) of an input x = +a, -a, +a, .., where m is its mean square and
+    its variance. A large a gives c, and a tiny one then epsilon = (a c / y)^2 - m.
+
+    Args:
+        norm: a module with parameters [hidden], which need no weights in memory.
+    """
+    import torch
+    from torch.func import functional_call
+
+    parameters = {name: torch.ones(value.shape) for name, value in norm.named_parameters()}
+    signs = torch.ones(next(iter(parameters.values())).shape)
+    signs[1::2] = -1
+    signs[len(signs) // 2 * 2 :] = 0  # the mean is 0 for an odd number as well
+    share = float(signs.square().mean())
+
+    def half_range(a: float) -> float:
+        y = functional_call(norm, parameters, (a * signs[None],))[0].double()
+        return float((y[0] - y[1]) / 2)  # a bias adds the same to both
+
+    tiny = 1e-8
+    with torch.no_grad():
+        epsilon = share * ((tiny * half_range(1e4) / half_range(tiny)) ** 2 - tiny**2)
+    return float(f"{max(epsilon, 0.0):.5g}")
+
+
+def _axes(sizes: Sequence[tuple[int, int]], shape: Sequence[int], other: Sequence[int]) -> _Axes | None:
+    """The axes of a tensor that has these shapes at two sizes (rows, tokens); None: not understood."""
+    (rows, tokens), (_, more_tokens) = sizes
+    pairs = list(zip(shape, other, strict=True))
+    grown = pairs[0][1] - pairs[0][0] if pairs else 0
+    per_row = grown if grown > 0 and grown * rows == pairs[0][0] else 0
+    of_tokens = [
+        at - len(pairs) for at, pair in enumerate(pairs) if pair == (tokens, more_tokens) and pair[0] != pair[1]
+    ]
+    if len(of_tokens) > 2:
+        return None
+    if len(of_tokens) == 2:
+        return _Axes(per_row, of_tokens[0], of_tokens[1])
+    if of_tokens == [-1] and len(pairs) > 2:  # the same for all queries, such as [rows * heads, 1, keys]
+        return _Axes(per_row, None, -1)
+    return _Axes(per_row, of_tokens[0] if of_tokens else None, None)
+
+
+def _pick(value: Any, axes: _Axes, row: int, rows: int, queries: Any, keys: Any) -> Any:
+    """Of a tensor, the part of one row and some tokens; an axis 0 of one entry is meant for every row."""
+    if axes.per_row and value.shape[0] == axes.per_row * rows:
+        value = value[row * axes.per_row : (row + 1) * axes.per_row]
+    if axes.queries is not None:
+        value = value.index_select(axes.queries, queries)
+    if axes.keys is not None:
+        value = value.index_select(axes.keys, keys)
+    return value
+
+
+@contextmanager
+def _noted_calls(layer: Any) -> Iterator[list[tuple[str, tuple[Any, ...]]]]:
+    """Within, calls of modules in a layer come into what is yielded: name and all arguments."""
+    calls: list[tuple[str, tuple[Any, ...]]] = []
+
+    def note(name: str) -> Callable[[Any, Any, Any], None]:
+        return lambda _, args, kwargs: calls.append((name, (*args, *kwargs.values())))
+
+    named = [(name, module) for name, module in layer.named_modules() if name]
+    hooks = [module.register_forward_pre_hook(note(name), with_kwargs=True) for name, module in named]
+    try:
+        yield calls
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def _is_norm(layer: Any, name: str, hidden: Any) -> bool:
+    """Whether a module within a layer has parameters [hidden] and no others."""
+    shapes = {tuple(value.shape) for value in layer.get_submodule(name).parameters()}
+    return shapes == {(hidden.shape[-1],)}
+
+
+def _named(place: Place) -> str:
+    """A place in a call, for messages."""
+    return "argument " + ".".join(map(str, place))
