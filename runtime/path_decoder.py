@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from dynexport.runtime.contract import Radial
-from dynexport.runtime.decoder import CHUNK, Tokens, checked_prompts
+from dynexport.runtime.decoder import CHUNK, Tokens, checked_prompts, wanted_places
 from dynexport.runtime.engines.engine import Caches, Engine
 from dynexport.runtime.errors import DynexportError
 from dynexport.runtime.loaded import Loaded
@@ -93,6 +93,7 @@ class PathDecoder(Loaded):
         *,
         chunk: int = CHUNK,
         all_logits: bool = False,
+        logits_at: Sequence[Array] | None = None,
         forced: Sequence[Array] | None = None,
     ) -> list[Array]:
         """Run one prompt per row on top of what the cache holds; arguments and errors as for ``Decoder.prefill``.
@@ -101,6 +102,7 @@ class PathDecoder(Loaded):
             forced: int64 [max_steps, len] per row: a layer, the number of layers to leave, -1 to let the router decide.
         """
         rows = checked_prompts(self.manifest, prompts, cache)
+        wanted = wanted_places(rows, all_logits, logits_at)
         chunk = self._piece(len(rows), chunk)
         pieces: list[list[Array]] = [[] for _ in rows]
         with cache.as_it_was_on_error():
@@ -111,10 +113,9 @@ class PathDecoder(Loaded):
                     wish = np.concatenate([path[:, start : start + chunk] for path in forced], axis=1)
                 hidden_states = np.split(self._walk(cache, parts, wish), np.cumsum([len(part) for part in parts])[:-1])
                 for row, part in enumerate(parts):
-                    last = start + len(part) == len(rows[row])
-                    if len(part) and (all_logits or last):
-                        wanted = hidden_states[row] if all_logits else hidden_states[row][-1:]
-                        pieces[row].append(self._logits(wanted))
+                    inside = wanted[row][(wanted[row] >= start) & (wanted[row] < start + len(part))] - start
+                    if len(inside):
+                        pieces[row].append(self._logits(hidden_states[row][inside]))
         return [np.concatenate(found) for found in pieces]
 
     def step(

@@ -97,27 +97,27 @@ class ModReference(Reference):
         prompted: Sequence[Spans],
         forced: Sequence[BoolArray] | None = None,
         *,
-        last: int = 0,
+        at: Sequence[int] = (),
     ) -> tuple[list[FloatArray], list[RowRoutes]]:
         """Teacher-forced logits and routes.
 
         Args:
-            tokens: rows of token ids; their lengths may differ, unless ``last`` is given.
+            tokens: rows of token ids; their lengths may differ, unless ``at`` is given.
             prompted: for each row the spans of tokens that were given as prompt. With ``prefill: topk`` every span
                 chooses among its own tokens; all other tokens are decided causally.
             forced: bool [routed layers, tokens] per row, decisions to make instead of the router's own. A full
                 cache still turns tokens away.
-            last: compute the head for this many last tokens only; 0: for all.
+            at: compute the head for the tokens at these positions only; empty: for all.
 
         Returns:
-            float32 [length or last, vocabulary] per row, and what each row's tokens did.
+            float32 [length or positions, vocabulary] per row, and what each row's tokens did.
 
         Raises:
             DynexportError: as ``Reference.logits``; on spans outside their row or out of order, forced decisions of
                 another shape, or a score that is NaN.
         """
         with self._routing(tokens, prompted, forced) as routes:
-            return self.logits(tokens, last=last), routes
+            return self.logits(tokens, at=at), routes
 
     def routed_layer_outputs(
         self, tokens: Sequence[Sequence[int]], prompted: Sequence[Spans], forced: Sequence[BoolArray] | None = None
@@ -175,14 +175,19 @@ class ModReference(Reference):
                 )
 
     def _forward(
-        self, tokens: Sequence[Sequence[int]], runs: Runs | None, outputs: list[Any] | None = None, *, last: int = 0
+        self,
+        tokens: Sequence[Sequence[int]],
+        runs: Runs | None,
+        outputs: list[Any] | None = None,
+        *,
+        at: Sequence[int] = (),
     ) -> Any:
         if runs is not None:
             raise DynexportError("runs: expected none, as the routers decide: give forced routes to routed_logits")
         if self._pass is not None:
-            return super()._forward(tokens, runs, outputs, last=last)
+            return super()._forward(tokens, runs, outputs, at=at)
         with self._routing(tokens, [()] * len(tokens), None):
-            return super()._forward(tokens, runs, outputs, last=last)
+            return super()._forward(tokens, runs, outputs, at=at)
 
     def _run_layer(self, index: int, runs: BoolArray, call: Call) -> Any:
         if index not in self._contract.routed_layers:

@@ -261,7 +261,7 @@ def test_routes_given_back_are_the_same_pass(saved_model: SavedModel) -> None:
     prompted = [[(0, 11)], [(0, 6), (9, 12)]]
     logits, routes = model.routed_logits(rows, prompted)
     again, _ = model.routed_logits(rows, [[], []], [row.chosen for row in routes])
-    last, _ = model.routed_logits([rows[0]], [prompted[0]], last=2)
+    last, _ = model.routed_logits([rows[0]], [prompted[0]], at=(9, 10))
     for found, expected in zip([*again, *last], [*logits, logits[0][-2:]], strict=True):
         np.testing.assert_allclose(found, expected, atol=1e-5)
 

@@ -247,7 +247,7 @@ def test_paths_given_back_are_the_same_pass(saved_model: SavedModel, policy: str
     logits, paths = model.routed_logits(rows)
     assert len({tuple(path) for row in paths for path in row.path.T}) > 3
     again, paths_again = model.routed_logits(rows, [row.path for row in paths])
-    [last], _ = model.routed_logits(rows[:1], last=2)
+    [last], _ = model.routed_logits(rows[:1], at=(9, 10))
     outputs, _ = model.routed_step_outputs(rows)
     assert [output.shape for output in outputs] == [(STEPS, 11, 32), (STEPS, 19, 32)]
     for found, expected in zip([*again, last], [*logits, logits[0][-2:]], strict=True):
