@@ -33,6 +33,7 @@ class GgufFile(Checkpoint):
 
     def __init__(self, path: Path, source: str | None = None, *, build_tokenizer: bool = True) -> None:
         self.source = str(path) if source is None else source
+        self.origin = path
         self._header = read_header(path)
         metadata = Metadata(self._header)
         self._family = _find_family(metadata)

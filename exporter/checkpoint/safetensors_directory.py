@@ -31,6 +31,7 @@ class SafetensorsDirectory(Checkpoint):
 
     def __init__(self, directory: Path, source: str | None = None) -> None:
         self.source = str(directory) if source is None else source
+        self.origin = directory
         self.config = _read_config(directory)
         self.files = _read_carried(directory)
         self._homes = _find_tensors(directory)

@@ -76,6 +76,8 @@ def verify(
     if report.departure is not None:
         verb = "decisions depart" if report.departure.of == "decisions" else "output departs"
         out.say(f"the first layer whose {verb}: {report.departure.first}")
+    if report.reference:
+        out.say(f"the checkpoint was read by {report.reference}")
     for missed in report.not_exercised:
         out.say(f"not exercised: {missed}{'' if long or against is None else '; --long goes there'}")
     decided = "" if report.route_agreement is None else f"{report.route_agreement:.2%} of decisions agree; "

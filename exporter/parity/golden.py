@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.numpy import load_file, save_file
 
 from dynexport.exporter.checkpoint import Checkpoint
@@ -104,9 +104,18 @@ def write_golden(path: Path, checkpoint: Checkpoint, manifest: Manifest) -> tupl
             tensors[row.name] = answer.logits
             if answer.routes is not None:
                 tensors |= {f"{row.name}.{part}": getattr(answer.routes, part) for part in _parts(type(answer.routes))}
-    save_file(tensors, path)
+    save_file(tensors, path, metadata={"reference": oracle.loaded_by})
     path.chmod(0o644)  # safetensors makes it for its owner alone
     return len(rows), ""
+
+
+def golden_reference(path: Path | None) -> str:
+    """Who has read the checkpoint that golden vectors were computed with; "" where they do not say."""
+    if path is None:
+        return ""
+    with safe_open(path, framework="numpy") as file:
+        said = (file.metadata() or {}).get("reference", "")
+    return "".join(filter(str.isprintable, said))[:200]
 
 
 def read_golden(path: Path, manifest: Manifest) -> dict[str, tuple[Case, Answer]]:

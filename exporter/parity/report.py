@@ -104,6 +104,7 @@ class Report(_Part):
             reference was to them.
         first_departing_layer: ``departure.first``.
         not_exercised: what no check went to, one phrase each.
+        reference: who has read the checkpoint for PyTorch; "" where golden vectors do not say.
     """
 
     passed: bool
@@ -118,6 +119,7 @@ class Report(_Part):
     first_departing_layer: Place | None = None
     departure: Departure | None = None
     not_exercised: tuple[str, ...] = ()
+    reference: str = ""
     checks: tuple[Check, ...]
 
     @classmethod
@@ -129,6 +131,7 @@ class Report(_Part):
         checks: Sequence[Check],
         departure: Departure | None = None,
         not_exercised: tuple[str, ...] = (),
+        reference: str = "",
     ) -> Report:
         """Sum up checks."""
         compared = [check for check in checks if check.kind == "reference"]
@@ -150,13 +153,16 @@ class Report(_Part):
             first_departing_layer=None if departure is None else departure.first,
             departure=departure,
             not_exercised=not_exercised,
+            reference=reference,
             checks=tuple(checks),
         )
 
     def judged_again(self, limits: PrecisionLimits) -> Report:
         """The same metrics held to other limits."""
         checks = [Check.judged(Measurement(c.name, c.kind, c.metrics, skipped=c.skipped), limits) for c in self.checks]
-        return Report.of(self.bundle, self.against, self.precision, checks, self.departure, self.not_exercised)
+        return Report.of(
+            self.bundle, self.against, self.precision, checks, self.departure, self.not_exercised, self.reference
+        )
 
     def to_json(self) -> dict[str, Any]:
         """For ``json.dumps``; infinity and NaN, which JSON lacks, become null."""

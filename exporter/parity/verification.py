@@ -14,11 +14,12 @@ from dynexport.exporter.parity import ladder
 from dynexport.exporter.parity.bisect import find_departure
 from dynexport.exporter.parity.cases import Prompt
 from dynexport.exporter.parity.expected import Scope, expected_checks, missing
-from dynexport.exporter.parity.golden import golden_rows, read_golden, varied
+from dynexport.exporter.parity.golden import golden_reference, golden_rows, read_golden, varied
 from dynexport.exporter.parity.reach import BUDGET, full_row, long_row, not_reached, prompts_compete
 from dynexport.exporter.parity.report import Check, Report
 from dynexport.exporter.parity.thresholds import limits_of
 from dynexport.exporter.reference import Oracle
+from dynexport.exporter.reference.loading import fits_in_memory
 from dynexport.exporter.strategies import strategies
 from dynexport.runtime.bundle import Bundle
 from dynexport.runtime.decoders import AnyDecoder, open_decoder
@@ -92,6 +93,7 @@ def verify(
         [Check.judged(measurement, limits) for measurement in measured],
         departure,
         _not_exercised(bundle, scope),
+        golden_reference(bundle.file(GOLDEN)) if oracle is None else oracle.loaded_by,
     )
 
 
@@ -210,5 +212,5 @@ def _oracle(bundle: Bundle, against: str | Path) -> Oracle:
                 f"{checkpoint.source}: {name}: expected {expected} as in {bundle.path}, found {found}; "
                 "name the model that the bundle was made from"
             )
-    # One layer in memory at a time: the engine holds the whole model already.
-    return strategies()[manifest.contract.strategy].oracle(checkpoint, manifest, streaming=True)
+    streaming = not fits_in_memory(manifest.model.parameters)
+    return strategies()[manifest.contract.strategy].oracle(checkpoint, manifest, streaming=streaming)

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from dynexport.exporter.checkpoint.base import Checkpoint
 from dynexport.exporter.reference.hugging_face import BoolArray, FloatArray, Reference, Runs
+from dynexport.exporter.reference.stored import Tensors
 from dynexport.exporter.reference.transformers_layers import Call, DecoderLayers
 from dynexport.exporter.reference.weights import Weights
 from dynexport.runtime.contract import Mod
@@ -70,7 +71,7 @@ class ModReference(Reference):
         super().__init__(weights, checkpoint.source)
         self._contract = contract
         self._slots = contract.slots(max_length)
-        self._routers = {layer: self._read_router(checkpoint, layer) for layer in contract.routed_layers}
+        self._routers = {layer: self._read_router(weights.tensors, layer) for layer in contract.routed_layers}
         self._pass: _Pass | None = None
 
     @classmethod
@@ -263,7 +264,7 @@ class ModReference(Reference):
             chosen = np.ones(len(logit), bool)
         return chosen, np.abs(probability - threshold)
 
-    def _read_router(self, checkpoint: Checkpoint, layer: int) -> dict[str, Any]:
+    def _read_router(self, tensors: Tensors, layer: int) -> dict[str, Any]:
         """The float32 tensors of a layer's router and predictor, by what follows ``model.layers.{layer}.``."""
         import torch
 
@@ -273,18 +274,18 @@ class ModReference(Reference):
             )
         prefix, hidden = f"model.layers.{layer}.", self._model.config.hidden_size
         shapes: dict[str, tuple[int, ...]] = {"mod_router.weight": (1, hidden)}
-        if prefix + "mod_router.bias" in checkpoint.names:
+        if prefix + "mod_router.bias" in tensors.names:
             shapes["mod_router.bias"] = (1,)
         if self._contract.decision.rule == "predictor":
             first = prefix + "mod_predictor.fc1.bias"
-            width = checkpoint.shape(first)[0] if first in checkpoint.names else 0
+            width = tensors.shape(first)[0] if first in tensors.names else 0
             shapes |= {
                 "mod_predictor.fc1.bias": (width,),
                 "mod_predictor.fc1.weight": (width, hidden),
                 "mod_predictor.fc2.weight": (1, width),
                 "mod_predictor.fc2.bias": (1,),
             }
-        return {name: torch.from_numpy(_read(checkpoint, prefix + name, expected)) for name, expected in shapes.items()}
+        return {name: torch.from_numpy(_read(tensors, prefix + name, expected)) for name, expected in shapes.items()}
 
 
 def pick_chosen(contract: Mod, decoder: DecoderLayers, call: Call, row: int, rows: int, chosen: Any) -> Call:
@@ -338,15 +339,15 @@ def top_k(contract: Mod, score: FloatArray) -> tuple[BoolArray, FloatArray]:
     return chosen, np.where(chosen, score - best_out, worst_in - score).astype(np.float32)
 
 
-def _read(checkpoint: Checkpoint, name: str, expected: tuple[int, ...]) -> FloatArray:
-    if name not in checkpoint.names:
+def _read(tensors: Tensors, name: str, expected: tuple[int, ...]) -> FloatArray:
+    if name not in tensors.names:
         raise DynexportError(
-            f"{checkpoint.source}: tensor {name} is not in the checkpoint, and the routing contract needs it: add it, "
+            f"{tensors.source}: tensor {name} is not in the checkpoint, and the routing contract needs it: add it, "
             'or correct "dynexport" in config.json'
         )
-    tensor = checkpoint.read(name)
-    if tensor.shape != expected:
-        raise DynexportError(f"{checkpoint.source}: tensor {name}: expected shape {expected}, found {tensor.shape}")
-    if not np.isfinite(tensor).all():
-        raise DynexportError(f"{checkpoint.source}: tensor {name}: expected finite numbers, found NaN or infinity")
-    return tensor
+    values = tensors.read(name)
+    if values.shape != expected:
+        raise DynexportError(f"{tensors.source}: tensor {name}: expected shape {expected}, found {values.shape}")
+    if not np.isfinite(values).all():
+        raise DynexportError(f"{tensors.source}: tensor {name}: expected finite numbers, found NaN or infinity")
+    return values

@@ -52,7 +52,13 @@ class Answer:
 
 
 class Oracle(ABC):
-    """A model in PyTorch."""
+    """A model in PyTorch.
+
+    Attributes:
+        loaded_by: who has read the checkpoint, for reports.
+    """
+
+    loaded_by: str
 
     @abstractmethod
     def answers(self, cases: Sequence[Case], *, at: Sequence[int] = ()) -> list[Answer]:
@@ -75,7 +81,9 @@ class KeptOracle(Oracle):
     """All tokens in all layers, or those of a kept set."""
 
     def __init__(self, checkpoint: Checkpoint, *, streaming: bool) -> None:
-        self._reference = Reference.from_checkpoint(checkpoint, streaming=streaming)
+        weights = Weights(checkpoint, streaming=streaming)
+        self._reference = Reference(weights, checkpoint.source)
+        self.loaded_by = weights.loaded_by
 
     def answers(self, cases: Sequence[Case], *, at: Sequence[int] = ()) -> list[Answer]:
         logits = self._reference.logits([case.tokens for case in cases], self._runs(cases), at=at)
@@ -94,6 +102,7 @@ class RoutedOracle(Oracle):
 
     def __init__(self, checkpoint: Checkpoint, contract: Mod, max_length: int, *, streaming: bool) -> None:
         weights = Weights(checkpoint, streaming=streaming)
+        self.loaded_by = weights.loaded_by
         self._routed = ModReference(weights, checkpoint, contract, max_length)
         self._unrouted = Reference(weights, checkpoint.source)
 
@@ -113,6 +122,7 @@ class RadialOracle(Oracle):
 
     def __init__(self, checkpoint: Checkpoint, contract: Radial, *, streaming: bool) -> None:
         weights = Weights(checkpoint, streaming=streaming)
+        self.loaded_by = weights.loaded_by
         self._routed = RadialReference(weights, checkpoint, contract)
         self._unrouted = Reference(weights, checkpoint.source)
 

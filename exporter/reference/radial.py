@@ -31,6 +31,7 @@ from dynexport.exporter.reference.hugging_face import (
     _numpy,
 )
 from dynexport.exporter.reference.mod import _read
+from dynexport.exporter.reference.stored import Tensors
 from dynexport.exporter.reference.transformers_layers import Call, DecoderLayers, norm_epsilon, tested_version
 from dynexport.exporter.reference.weights import Weights
 from dynexport.runtime.contract import Radial
@@ -184,7 +185,7 @@ class RadialReference(Reference):
         self._check_pool()
         self._epsilon = router_epsilon(self._decoder)
         steps: Sequence[int | None] = [None] if contract.router.shared else range(contract.max_steps)
-        self._routers = [self._read_router(checkpoint, step) for step in steps]
+        self._routers = [self._read_router(weights.tensors, step) for step in steps]
         self._pass: _Pass | None = None
 
     @classmethod
@@ -441,7 +442,7 @@ class RadialReference(Reference):
                         f"found {found.get(name)}: the layers of a radial pool must be alike"
                     )
 
-    def _read_router(self, checkpoint: Checkpoint, step: int | None) -> dict[str, Any]:
+    def _read_router(self, tensors: Tensors, step: int | None) -> dict[str, Any]:
         """The float32 tensors of the router of a step, or of the shared one, by their names within it."""
         import torch
 
@@ -449,10 +450,10 @@ class RadialReference(Reference):
         contract, hidden = self._contract, self._model.config.hidden_size
         width, choices = contract.router.hidden, contract.choices(self.layers)
         bias = prefix + "fc2.bias"
-        if bias in checkpoint.names and checkpoint.shape(bias) != (choices,):
+        if bias in tensors.names and tensors.shape(bias) != (choices,):
             raise DynexportError(
                 f"{self._source}: tensor {bias}: expected {choices} scores, for {self.layers} layers and "
-                f'{"exit" if contract.exit else "no exit"}, found shape {checkpoint.shape(bias)}: see "exit" in '
+                f'{"exit" if contract.exit else "no exit"}, found shape {tensors.shape(bias)}: see "exit" in '
                 "config.json"
             )
         shapes: dict[str, tuple[int, ...]] = {
@@ -462,7 +463,7 @@ class RadialReference(Reference):
             "fc2.weight": (choices, width),
             "fc2.bias": (choices,),
         }
-        return {name: torch.from_numpy(_read(checkpoint, prefix + name, shape)) for name, shape in shapes.items()}
+        return {name: torch.from_numpy(_read(tensors, prefix + name, shape)) for name, shape in shapes.items()}
 
 
 def router_epsilon(decoder: DecoderLayers) -> float:
