@@ -51,6 +51,7 @@ class Decoder(Loaded):
         *,
         chunk: int = CHUNK,
         all_logits: bool = False,
+        logits_at: Sequence[Array] | None = None,
         forced: Sequence[Array] | None = None,
     ) -> list[Array]:
         """Run one prompt per row on top of what the cache holds: in every layer, or where its routers say.
@@ -59,11 +60,13 @@ class Decoder(Loaded):
         whose tokens compete for a layer (``prefill: topk``) is never cut.
 
         Args:
+            logits_at: int64 [K] per row, ascending places in its prompt: logits of these tokens only.
             forced: bool [R, len] per row, decisions of routed layers to make instead of their routers'; or int64, where
                 -1 leaves one to the router.
 
         Returns:
-            Per row float32 [1, vocab], the logits of its last token; or [len, vocab] with ``all_logits``.
+            Per row float32 [1, vocab], the logits of its last token; or [len, vocab] with ``all_logits``; or [K, vocab]
+            with ``logits_at``.
 
         Raises:
             DynexportError: for an empty prompt, a token outside the vocabulary, a prompt that does not fit, an argument
@@ -72,13 +75,14 @@ class Decoder(Loaded):
         """
         rows = checked_prompts(self.manifest, prompts, cache)
         wishes = self._wishes(rows, forced)
-        chunk = self._piece(rows, checked_count("chunk", chunk), all_logits)
+        wanted = wanted_places(rows, all_logits, logits_at)
+        chunk = self._piece(rows, checked_count("chunk", chunk), all_logits or logits_at is not None)
         if self._run_together(cache, rows, chunk):
-            return self._prefill_batch(cache, rows, wishes, all_logits)
+            return self._prefill_batch(cache, rows, wishes, wanted)
         with cache.as_it_was_on_error():
             return [
-                self._prefill_row(cache.row(i), row, wish, chunk, all_logits)
-                for i, (row, wish) in enumerate(zip(rows, wishes, strict=True))
+                self._prefill_row(cache.row(i), row, wish, chunk, places)
+                for i, (row, wish, places) in enumerate(zip(rows, wishes, wanted, strict=True))
             ]
 
     @uses_cache
@@ -172,18 +176,19 @@ class Decoder(Loaded):
                 f"{wish[(wish < -1) | (wish > 1)][0]}"
             )
 
-    def _prefill_batch(self, cache: Cache, rows: list[Array], wishes: list[Array], all_logits: bool) -> list[Array]:
+    def _prefill_batch(self, cache: Cache, rows: list[Array], wishes: list[Array], wanted: list[Array]) -> list[Array]:
         longest = max(map(len, rows))
         ids = np.zeros((len(rows), longest), np.int64)
         wish = np.zeros((len(wishes[0]), len(rows), longest), np.int64)
         for i, row in enumerate(rows):
             ids[i, : len(row)], wish[:, i, : len(row)] = row, wishes[i]
         sizes = np.array([len(row) for row in rows], np.int64)
-        wanted = np.broadcast_to(np.arange(longest), ids.shape) if all_logits else sizes[:, None] - 1
-        logits = self._run_prompt(cache, ids, sizes, wish, np.ascontiguousarray(wanted))
-        return [logits[i, : len(row)] if all_logits else logits[i] for i, row in enumerate(rows)]
+        most = max(map(len, wanted))
+        places = np.stack([np.resize(row, most) for row in wanted])
+        logits = self._run_prompt(cache, ids, sizes, wish, places)
+        return [logits[i, : len(row)] for i, row in enumerate(wanted)]
 
-    def _prefill_row(self, cache: Cache, row: Array, wish: Array, chunk: int, all_logits: bool) -> Array:
+    def _prefill_row(self, cache: Cache, row: Array, wish: Array, chunk: int, wanted: Array) -> Array:
         pieces: list[Array] = []
         start = 0
         while start < len(row):
@@ -191,10 +196,13 @@ class Decoder(Loaded):
             stop = start + min(chunk, limit or chunk)
             ids = row[None, start:stop]
             size = ids.shape[1]
-            wanted = np.arange(size)[None] if all_logits else np.array([[size - 1]])
-            pieces.append(self._run_prompt(cache, ids, np.array([size]), wish[:, None, start:stop], wanted)[0])
+            inside = wanted[(wanted >= start) & (wanted < start + size)] - start
+            # The graph wants one place at least.
+            places = inside if len(inside) else np.array([size - 1])
+            logits = self._run_prompt(cache, ids, np.array([size]), wish[:, None, start:stop], places[None])[0]
+            pieces.append(logits[: len(inside)])
             start = stop
-        return np.concatenate(pieces) if all_logits else pieces[-1]
+        return pieces[-1] if len(pieces) == 1 else np.concatenate(pieces)
 
     def _run_prompt(self, cache: Cache, ids: Array, sizes: Array, wish: Array, wanted: Array) -> Array:
         everything = np.ones(self.manifest.model.layers, bool)
@@ -257,6 +265,13 @@ class Decoder(Loaded):
             if graph.layers == speedup.keep:
                 return self._engine(graph)
         raise DynexportError(f"{self.bundle.path}: no graph for speedup {speedup.name}; convert again with it")
+
+
+def wanted_places(rows: Sequence[Array], all_logits: bool, logits_at: Sequence[Array] | None) -> list[Array]:
+    """Per row, int64 [K], the places in its prompt whose logits are wanted: all, the given ones, or the last."""
+    if logits_at is not None:
+        return [np.asarray(places, np.int64) for places in logits_at]
+    return [np.arange(len(row)) if all_logits else np.array([len(row) - 1]) for row in rows]
 
 
 def checked_prompts(manifest: Manifest, prompts: Sequence[Tokens], cache: Entries) -> list[Array]:

@@ -44,6 +44,7 @@ class AnyDecoder(Protocol):
         *,
         chunk: int = ...,
         all_logits: bool = ...,
+        logits_at: Sequence[Array] | None = ...,
         forced: Sequence[Array] | None = ...,
     ) -> list[Array]:
         """Run one prompt per row on top of what the cache holds."""

@@ -13,7 +13,7 @@ import numpy as np
 
 from dynexport.runtime.checks import checked_count, checked_decisions
 from dynexport.runtime.contract import Radial
-from dynexport.runtime.decoder import CHUNK, Tokens, checked_for_rows, checked_prompts, checked_step
+from dynexport.runtime.decoder import CHUNK, Tokens, checked_for_rows, checked_prompts, checked_step, wanted_places
 from dynexport.runtime.engines.engine import Caches, Engine
 from dynexport.runtime.errors import DynexportError
 from dynexport.runtime.loaded import Loaded, uses_cache
@@ -99,6 +99,7 @@ class PathDecoder(Loaded):
         *,
         chunk: int = CHUNK,
         all_logits: bool = False,
+        logits_at: Sequence[Array] | None = None,
         forced: Sequence[Array] | None = None,
     ) -> list[Array]:
         """Run one prompt per row on top of what the cache holds; arguments and errors as for ``Decoder.prefill``.
@@ -108,6 +109,7 @@ class PathDecoder(Loaded):
         """
         rows = checked_prompts(self.manifest, prompts, cache)
         paths = self._paths(rows, forced)
+        wanted = wanted_places(rows, all_logits, logits_at)
         chunk = self._piece(len(rows), checked_count("chunk", chunk))
         pieces: list[list[Array]] = [[] for _ in rows]
         with cache.as_it_was_on_error():
@@ -116,10 +118,9 @@ class PathDecoder(Loaded):
                 wish = np.concatenate([path[:, start : start + chunk] for path in paths], axis=1)
                 hidden_states = np.split(self._walk(cache, parts, wish), np.cumsum([len(part) for part in parts])[:-1])
                 for row, part in enumerate(parts):
-                    last = start + len(part) == len(rows[row])
-                    if len(part) and (all_logits or last):
-                        wanted = hidden_states[row] if all_logits else hidden_states[row][-1:]
-                        pieces[row].append(self._logits(wanted))
+                    inside = wanted[row][(wanted[row] >= start) & (wanted[row] < start + len(part))] - start
+                    if len(inside):
+                        pieces[row].append(self._logits(hidden_states[row][inside]))
         return [np.concatenate(found) for found in pieces]
 
     @uses_cache

@@ -46,6 +46,7 @@ class SinglePathDecoder(Decoder):
         *,
         chunk: int = CHUNK,
         all_logits: bool = False,
+        logits_at: Sequence[Array] | None = None,
         forced: Sequence[Array] | None = None,
     ) -> list[Array]:
         """Run one prompt per row, in pieces of at most as many tokens as the caches have room for beside entries.
@@ -54,7 +55,7 @@ class SinglePathDecoder(Decoder):
             forced: int64 [max_steps, len] per row: a layer, the number of layers to leave, -1 to let the router decide.
         """
         chunk = min(checked_count("chunk", chunk), self._chunk)
-        return super().prefill(cache, prompts, chunk=chunk, all_logits=all_logits, forced=forced)
+        return super().prefill(cache, prompts, chunk=chunk, all_logits=all_logits, logits_at=logits_at, forced=forced)
 
     def _run_together(self, cache: Cache, rows: list[Array], chunk: int) -> bool:
         # A layer's cache is appended to in every step; attention takes several tokens of rows together on empty ones.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Collection
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,12 +20,14 @@ class Checkpoint(ABC):
             tokenizer, ``chat_template.jinja`` where there is a template, ``generation_config.json``
             (``eos_token_id``).
         notes: what an importer had to assume or change, one plain line each.
+        origin: the directory or the .gguf file, where transformers can load it by itself; None: it cannot.
     """
 
     source: str
     config: dict[str, Any]
     files: dict[str, bytes]
     notes: tuple[str, ...] = ()
+    origin: Path | None = None
 
     @property
     @abstractmethod

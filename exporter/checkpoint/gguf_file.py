@@ -35,6 +35,8 @@ class GgufFile(Checkpoint):
     def __init__(self, path: Path, source: str | None = None, *, build_tokenizer: bool = True) -> None:
         self.source = str(path) if source is None else source
         self._header = read_parts(path)
+        in_one_file = all(tensor.path == path for tensor in self._header.tensors.values())
+        self.origin = path if in_one_file else None
         metadata = Metadata(self._header)
         self._family = _find_family(metadata)
         layers = metadata.integer("block_count")

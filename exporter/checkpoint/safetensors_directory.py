@@ -34,6 +34,7 @@ class SafetensorsDirectory(Checkpoint):
     def __init__(self, directory: Path, source: str | None = None) -> None:
         self.source = str(directory) if source is None else source
         refuse_adapter(directory)
+        self.origin = directory
         self.config = _read_config(directory)
         refuse_quantised(self.config, self.source)
         self.files = _read_carried(directory)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -37,6 +37,7 @@ Examples:
     show_default=True,
     help="Tokens generated greedily per prompt and ratio.",
 )
+@click.option("--long", is_flag=True, help="Go to the end of the context whatever it costs; only with --against.")
 @backend_option
 @trust_option
 @threads_option
@@ -45,12 +46,13 @@ def verify(
     bundle: Path,
     against: str | None,
     new_tokens: int,
+    long: bool,
     backend: RunBackend,
     trust_engines: bool,
     threads: int,
     json_path: str | None,
 ) -> int:
-    """Check BUNDLE against PyTorch: logits, routes, greedy tokens, batches, chunks, second turns.
+    """Check BUNDLE against PyTorch: constants, logits, routes, greedy tokens, batches, chunks, second turns, long rows.
 
     Exit code 1 if a check fails.
     """
@@ -61,7 +63,7 @@ def verify(
     opened.check()
     with opened.unchanged(), out.progress("verifying") as bar:
         report = run_ladder(
-            opened, against, backend=backend, threads=threads, new_tokens=new_tokens, progress=bar.stage
+            opened, against, backend=backend, threads=threads, new_tokens=new_tokens, long=long, progress=bar.stage
         )
     title = f"{bundle} against {against or 'its golden vectors'}"
     compared = [check for check in report.checks if not check.of_routes]
@@ -74,15 +76,24 @@ def verify(
     for check in report.checks:
         if check.failures:
             out.say(f"{check.name}: {'; '.join(check.failures)}")
-    if report.first_departing_layer is not None:
-        out.say(f"the first layer whose output departs: {report.first_departing_layer}")
+    if report.departure is not None:
+        verb = "decisions depart" if report.departure.of == "decisions" else "output departs"
+        out.say(f"the first layer whose {verb}: {report.departure.first}")
+    if report.reference:
+        out.say(f"the checkpoint was read by {report.reference}")
+    for missed in report.not_exercised:
+        out.say(f"not exercised: {missed}{'' if long or against is None else '; --long goes there'}")
     decided = "" if report.route_agreement is None else f"{report.route_agreement:.2%} of decisions agree; "
     out.say(
         f"{'passed' if report.passed else 'FAILED'}: {decided}{report.token_agreement:.2%} of tokens agree, "
-        f"{report.ambiguous_tokens} near-ties left out"
+        f"{report.ambiguous_tokens} near-ties left out{_left_out(report.not_exercised)}"
     )
     out.report(report.to_json())
     return EXIT_GOOD if report.passed else EXIT_CHECK_FAILED
+
+
+def _left_out(missed: Sequence[str]) -> str:
+    return f"; {len(missed)} not exercised, see above" if missed else ""
 
 
 def _verdict(check: Check) -> list[str]:

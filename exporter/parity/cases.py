@@ -27,6 +27,7 @@ def replay(
     cache: AnyCache | None = None,
     chunk: int = CHUNK,
     forced: Sequence[Decisions] | None = None,
+    at: Sequence[int] = (),
 ) -> list[FloatArray]:
     """Run cases through the engine as one batch, with their own tokens whatever it would have chosen.
 
@@ -35,11 +36,15 @@ def replay(
             later prompts.
         cache: an empty one to use; None makes one.
         chunk: prompts go in pieces of this many tokens.
-        forced: per case bool or int64 [R, length], decisions to make instead of the routers'.
+        forced: per case bool or int64 [R, length], decisions to make instead of the routers', and of the cases' own.
+        at: ascending positions, one of each prompt at least, whose logits are wanted; empty: all.
 
     Returns:
-        Per case float32 [length, vocab]: the logits after every token.
+        Per case float32 [length or positions, vocab]: the logits after every token, or after those.
     """
+    if forced is None:
+        forced = [case.forced for case in cases if case.forced is not None] or None
+    wanted = np.asarray(at, np.int64) if len(at) else np.arange(max(len(case.tokens) for case in cases))
     first = cases[0]
     cache = cache or decoder.cache(len(cases), max(len(case.tokens) for case in cases))
     pieces: list[list[FloatArray]] = []
@@ -49,7 +54,8 @@ def replay(
         spans = [slice(*case.prompted[index]) for case in cases]
         prompts = [case.tokens[span] for case, span in zip(cases, spans, strict=True)]
         told = None if forced is None else [row[:, span] for row, span in zip(forced, spans, strict=True)]
-        pieces.append(decoder.prefill(cache, prompts, chunk=chunk, all_logits=True, forced=told))
+        places = [wanted[(wanted >= span.start) & (wanted < span.stop)] - span.start for span in spans]
+        pieces.append(decoder.prefill(cache, prompts, chunk=chunk, logits_at=places, forced=told))
         done += [len(prompt) for prompt in prompts]
         for _ in range(end - first.prompted[index][1]):
             tokens = [case.tokens[at] for case, at in zip(cases, done, strict=True)]
@@ -57,7 +63,7 @@ def replay(
             if forced is not None:
                 wish = np.stack([row[:, at] for row, at in zip(forced, done, strict=True)], axis=1)
             logits = decoder.step(cache, tokens, first.speedup, forced=wish)
-            pieces.append(list(logits[:, None]))
+            pieces.append([row[None][: int(here in wanted)] for row, here in zip(logits, done, strict=True)])
             done += 1
     return [np.concatenate(row) for row in zip(*pieces, strict=True)]
 

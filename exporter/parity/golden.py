@@ -7,10 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.numpy import load_file, save_file
 
 from dynexport.exporter.checkpoint import Checkpoint
+from dynexport.exporter.parity.reach import golden_long_row, prompts_compete
 from dynexport.exporter.reference import Answer, Case, RowPaths, RowRoutes
 from dynexport.exporter.strategies import strategies
 from dynexport.runtime.errors import DynexportError
@@ -27,23 +28,60 @@ _TEXT = (
 _PROMPT_LENGTHS = (1, 7, 33)
 _LENGTH = 41
 _COMPARED = 8
+# Of a text that is repeated, so many tokens stay together: the same words, never the same distance apart.
+_TOGETHER = 8
 _ROUTES: dict[str, type[RowRoutes | RowPaths]] = {"mod": RowRoutes, "radial": RowPaths}
 
 
 @dataclass(frozen=True)
 class GoldenRow:
-    """The answer to one sequence.
+    """One row that golden vectors have for a bundle, as its manifest says.
 
     Attributes:
-        speedup: name of the kept set that the forced tokens run in; "dense" is all layers, or where routers say.
-        tokens: int64 [length]; those after the prompt are fed one by one.
-        answer: logits after each of the last few tokens, and routes.
+        name: of its tensors.
+        tokens: name of the tensor with its tokens.
+        speedup: the kept set that tokens after the prompt run in; all layers, or where routers say.
+        prompt, length: tokens that are given as prompt, and all; those after the prompt are fed one by one.
+        positions: tokens whose logits it has, ascending.
     """
 
-    speedup: str
-    tokens: np.ndarray
-    prompt_length: int
-    answer: Answer
+    name: str
+    tokens: str
+    speedup: Speedup
+    prompt: int
+    length: int
+    positions: tuple[int, ...]
+
+    @property
+    def check(self) -> str:
+        """The name of the check that compares it."""
+        return f"golden/{self.name.replace('.', '/')}"
+
+    def case(self, tokens: np.ndarray) -> Case:
+        """The row as the reference runs it; tokens int64 [length]."""
+        return Case(tuple(tokens.tolist()), ((0, self.prompt),), self.speedup)
+
+
+def golden_rows(manifest: Manifest) -> tuple[GoldenRow, ...]:
+    """The rows that a bundle's golden vectors have, whoever has written them: the long one is the last."""
+    full = Speedup(name="dense", ratio=1.0, keep=tuple(range(manifest.model.layers)))
+    length = min(_LENGTH, manifest.model.max_length)
+    longest = (prompts_compete(manifest) and manifest.limit("S")) or length
+    prompts = [size for size in _PROMPT_LENGTHS if size < length and size <= longest]
+    if not prompts:
+        return ()
+    positions = tuple(range(max(length - _COMPARED, max(prompts)), length))
+    rows = [
+        GoldenRow(f"{speedup.name}.{prompt}", "tokens", speedup, prompt, length, positions)
+        for speedup in (full, *manifest.speedups)
+        for prompt in (prompts if speedup is full else prompts[-1:])
+    ]
+    row = golden_long_row(manifest)
+    if row is not None:
+        speedup = (full, *manifest.speedups)[-1]
+        name = f"{speedup.name}.long"
+        rows.append(GoldenRow(name, "long_tokens", speedup, row.prompt, row.length, row.positions))
+    return tuple(rows)
 
 
 def write_golden(path: Path, checkpoint: Checkpoint, manifest: Manifest) -> tuple[int, str]:
@@ -54,30 +92,34 @@ def write_golden(path: Path, checkpoint: Checkpoint, manifest: Manifest) -> tupl
         if isinstance(error.__cause__, ImportError):
             return 0, str(error)
         raise
-    full = Speedup(name="dense", ratio=1.0, keep=tuple(range(manifest.model.layers)))
-    tokens = _sequence(checkpoint, manifest)
-    prompts = [length for length in _PROMPT_LENGTHS if length < len(tokens)]
-    if not prompts:
-        return 0, f"a context of {len(tokens)} token leaves nothing to compare"
-    cases = [
-        Case(tuple(tokens), ((0, length),), speedup)
-        for speedup in (full, *manifest.speedups)
-        for length in (prompts if speedup is full else prompts[-1:])
-    ]
-    answers = oracle.answers(cases, last=min(_COMPARED, len(tokens) - max(prompts)))
-    tensors: dict[str, np.ndarray] = {"tokens": np.asarray(tokens, np.int64)}
-    for case, answer in zip(cases, answers, strict=True):
-        name = f"{case.speedup.name}.{case.prompted[0][1]}"
-        tensors[name] = answer.logits
-        if answer.routes is not None:
-            tensors |= {f"{name}.{part}": getattr(answer.routes, part) for part in _parts(type(answer.routes))}
-    save_file(tensors, path)
+    rows = golden_rows(manifest)
+    if not rows:
+        return 0, f"a context of {manifest.model.max_length} token leaves nothing to compare"
+    tensors: dict[str, np.ndarray] = {}
+    for name in dict.fromkeys(row.tokens for row in rows):
+        together = [row for row in rows if row.tokens == name]
+        tensors[name] = _sequence(checkpoint, manifest, together[0].length)
+        cases = [row.case(tensors[name]) for row in together]
+        for row, answer in zip(together, oracle.answers(cases, at=together[0].positions), strict=True):
+            tensors[row.name] = answer.logits
+            if answer.routes is not None:
+                tensors |= {f"{row.name}.{part}": getattr(answer.routes, part) for part in _parts(type(answer.routes))}
+    save_file(tensors, path, metadata={"reference": oracle.loaded_by})
     path.chmod(0o644)  # safetensors makes it for its owner alone
-    return len(cases), ""
+    return len(rows), ""
 
 
-def read_golden(path: Path, manifest: Manifest) -> list[GoldenRow]:
-    """The golden rows of a bundle.
+def golden_reference(path: Path | None) -> str:
+    """Who has read the checkpoint that golden vectors were computed with; "" where they do not say."""
+    if path is None:
+        return ""
+    with safe_open(path, framework="numpy") as file:
+        said = (file.metadata() or {}).get("reference", "")
+    return "".join(filter(str.isprintable, said))[:200]
+
+
+def read_golden(path: Path, manifest: Manifest) -> dict[str, tuple[Case, Answer]]:
+    """The golden rows of a bundle that are there, by name; ``golden_rows`` has those that should be.
 
     Raises:
         DynexportError: when the file cannot be read, or holds something else.
@@ -86,30 +128,47 @@ def read_golden(path: Path, manifest: Manifest) -> list[GoldenRow]:
         tensors = load_file(path)
     except (OSError, SafetensorError) as error:
         raise DynexportError(f"{path}: expected golden vectors, found: {error}") from error
-    tokens = tensors.pop("tokens", np.zeros(0, np.int64))
-    names = sorted(name for name in tensors if name.rpartition(".")[2].isdigit())
-    return [_golden_row(path, name, tokens, tensors, manifest) for name in names]
+    rows = golden_rows(manifest)
+    kind = _ROUTES.get(manifest.contract.strategy)
+    parts = [] if kind is None else _parts(kind)
+    known = {f"{row.name}.{part}" for row in rows for part in parts} | {
+        name for row in rows for name in (row.name, row.tokens)
+    }
+    if unknown := sorted(tensors.keys() - known):
+        raise DynexportError(f"{path}: {unknown[0]:.80}: expected rows of this bundle only; convert again")
+    return {
+        row.name: (row.case(_tokens(path, row, tensors)), _answer(path, row, tensors, manifest))
+        for row in rows
+        if row.name in tensors
+    }
 
 
-def _golden_row(
-    path: Path, name: str, tokens: np.ndarray, tensors: dict[str, np.ndarray], manifest: Manifest
-) -> GoldenRow:
-    logits = tensors[name]
-    speedup, _, length = name.rpartition(".")
-    if not 1 <= int(length) < len(tokens) or not 1 <= len(logits) < len(tokens):
-        raise DynexportError(f"{path}: {name}: expected logits of a golden row, found something else")
+def _tokens(path: Path, row: GoldenRow, tensors: dict[str, np.ndarray]) -> np.ndarray:
+    tokens = tensors.get(row.tokens, np.zeros(0, np.int64))
+    _check_shape(path, row.tokens, tokens, (row.length,))
+    return tokens
+
+
+def _answer(path: Path, row: GoldenRow, tensors: dict[str, np.ndarray], manifest: Manifest) -> Answer:
+    logits = tensors[row.name]
+    _check_shape(path, row.name, logits, (len(row.positions), manifest.model.vocab_size))
     kind = _ROUTES.get(manifest.contract.strategy)
     if kind is None:
-        return GoldenRow(speedup, tokens, int(length), Answer(logits))
-    parts = {part: tensors.get(f"{name}.{part}", np.zeros(0)) for part in _parts(kind)}
-    rows = len(manifest.routed.layers) if manifest.routed else getattr(manifest.contract, "max_steps", 0)
-    shapes = {"overflow": (rows,), "depth": (len(tokens),)}
+        return Answer(logits)
+    count = len(manifest.routed.layers) if manifest.routed else getattr(manifest.contract, "max_steps", 0)
+    shapes = {"overflow": (count,), "depth": (row.length,)}
+    parts = {part: tensors.get(f"{row.name}.{part}", np.zeros(0)) for part in _parts(kind)}
     for part, values in parts.items():
-        if values.shape != (expected := shapes.get(part, (rows, len(tokens)))):
-            raise DynexportError(
-                f"{path}: {name}.{part}: expected {list(expected)} for {len(tokens)} tokens, found {list(values.shape)}"
-            )
-    return GoldenRow(speedup, tokens, int(length), Answer(logits, kind(**parts)))
+        _check_shape(path, f"{row.name}.{part}", values, shapes.get(part, (count, row.length)))
+    return Answer(logits, kind(**parts))
+
+
+def _check_shape(path: Path, name: str, values: np.ndarray, expected: tuple[int, ...]) -> None:
+    if values.shape != expected:
+        raise DynexportError(
+            f"{path}: {name}: expected {list(expected)}, as golden vectors of this bundle have, found "
+            f"{list(values.shape)}; convert again"
+        )
 
 
 def _parts(kind: type[RowRoutes | RowPaths]) -> list[str]:
@@ -117,12 +176,25 @@ def _parts(kind: type[RowRoutes | RowPaths]) -> list[str]:
     return [part.name for part in dataclasses.fields(kind)]
 
 
-def _sequence(checkpoint: Checkpoint, manifest: Manifest) -> list[int]:
-    """Real text where there is a tokenizer, else random ids, cut to the context."""
+def _sequence(checkpoint: Checkpoint, manifest: Manifest, length: int) -> np.ndarray:
+    """int64 [length]: real text where there is a tokenizer, else random ids."""
     vocabulary = manifest.model.vocab_size
-    ids: list[int] = np.random.default_rng(0).integers(0, vocabulary, _LENGTH).tolist()
     if "tokenizer.json" in checkpoint.files:
         encoded = Text.from_files(checkpoint.files).encode(_TEXT)
         if len(encoded) >= _LENGTH and max(encoded) < vocabulary:
-            ids = encoded
-    return ids[: min(_LENGTH, manifest.model.max_length)]
+            return varied(encoded, length)
+    return np.random.default_rng(0).integers(0, vocabulary, length)
+
+
+def varied(text: list[int], length: int) -> np.ndarray:
+    """int64 [length]: the beginning of a text; where it is too short, its pieces again in other orders.
+
+    A text that is merely repeated would hide what looks further back than it should: it finds the same tokens there.
+    """
+    random = np.random.default_rng(0)
+    found = list(text)
+    pieces = [text[start : start + _TOGETHER] for start in range(0, len(text), _TOGETHER)]
+    while len(found) < length:
+        for place in random.permutation(len(pieces)):
+            found += pieces[place]
+    return np.asarray(found[:length], np.int64)

@@ -3,24 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
+from numpy.typing import NDArray
 
 from dynexport.exporter.parity.cases import Decisions, Prompt, generate, replay, routes
+from dynexport.exporter.parity.constants import differences
 from dynexport.exporter.parity.golden import GoldenRow
 from dynexport.exporter.parity.metrics import FloatArray, Metrics, compare_bits, compare_logits, compare_routes
+from dynexport.exporter.parity.reach import STEPS, LongRow, full_is_refused
 from dynexport.exporter.parity.thresholds import Kind
 from dynexport.exporter.reference import Answer, Case, Oracle, RowPaths, RowRoutes
 from dynexport.exporter.strategies import strategies
 from dynexport.runtime.bundle import Bundle
-from dynexport.runtime.contract import Mod
+from dynexport.runtime.contract import AnyContract, Mod, Radial
 from dynexport.runtime.decoder import CHUNK
 from dynexport.runtime.decoders import AnyDecoder
+from dynexport.runtime.errors import DynexportError
 from dynexport.runtime.manifest import Speedup
 from dynexport.runtime.routes import TURNED_AWAY
 
-_CHUNKS = (1, 3, 16)
+CHUNKS = (1, 3, 16)
 # Tokens fed one by one where generating is not what is checked.
 _STEPS = 8
 
@@ -32,6 +36,7 @@ class Measurement:
     Attributes:
         skipped: whether tokens ran in fewer than all layers.
         cases: what was compared with the reference, as one batch; empty in other checks.
+        at: positions whose logits were; empty: all.
     """
 
     name: str
@@ -39,6 +44,7 @@ class Measurement:
     metrics: Metrics
     skipped: bool = False
     cases: tuple[Case, ...] = ()
+    at: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -53,25 +59,115 @@ def kept_sets(bundle: Bundle) -> Measurement:
     """The manifest's kept sets are those that its contract asks for."""
     manifest = bundle.manifest
     wanted = strategies()[manifest.contract.strategy].speedups(manifest.contract, manifest.model.layers)
+    by_name = {speedup.name: speedup for speedup in manifest.speedups}
     metrics: Metrics = {
         "identical": wanted == manifest.speedups,
+        "differences": [
+            f"kept set {speedup.name}: expected {list(speedup.keep)}, found "
+            f"{list(by_name[speedup.name].keep) if speedup.name in by_name else 'none'}"
+            for speedup in wanted
+            if by_name.get(speedup.name) != speedup
+        ],
         "contract": [list(speedup.keep) for speedup in wanted],
         "manifest": [list(speedup.keep) for speedup in manifest.speedups],
     }
     return Measurement("kept_sets", "exact", metrics)
 
 
-def prompts_compete(bundle: Bundle) -> bool:
-    """Whether what a prompt's token does depends on the tokens after it: then a prompt in pieces is another prompt."""
-    contract = bundle.manifest.contract
-    return isinstance(contract, Mod) and contract.prefill == "topk"
+def constants(bundle: Bundle) -> Measurement:
+    """Thresholds, windows, frequencies and the like in the graphs are those that config and contract say."""
+    found = differences(bundle)
+    return Measurement("constants", "exact", {"identical": not found, "differences": list(found)})
 
 
-def golden_row(decoder: AnyDecoder, row: GoldenRow) -> list[Measurement]:
-    """What PyTorch computed when the bundle was made."""
-    speedup = decoder.bundle.speedup(1 if row.speedup == "dense" else row.speedup)
-    case = Case(tuple(row.tokens.tolist()), ((0, row.prompt_length),), speedup)
-    return _replayed(f"golden/{row.speedup}/{row.prompt_length}", decoder, [case], [row.answer])
+def golden_row(decoder: AnyDecoder, row: GoldenRow, there: tuple[Case, Answer] | None) -> list[Measurement]:
+    """What PyTorch computed when the bundle was made; a row that is not there has failed."""
+    if there is None:
+        return [absent(row.check, f"expected logits of {len(row.positions)} positions under {row.name}, found none")]
+    case, answer = there
+    return _replayed(row.check, decoder, [case], [answer], at=row.positions)
+
+
+def absent(name: str, difference: str) -> Measurement:
+    """A check that should have been made, and was not."""
+    return Measurement(name, "exact", {"identical": False, "differences": [difference]})
+
+
+def long_rows(
+    decoder: AnyDecoder, oracle: Oracle, row: LongRow, tokens: Prompt, ratios: Sequence[Speedup]
+) -> list[Measurement]:
+    """A row that goes as far as is worth its cost, at every ratio; logits of some positions, all decisions."""
+    cases = [Case(tuple(tokens[: row.length]), ((0, row.prompt),), speedup) for speedup in ratios]
+    answers = oracle.answers(cases, at=row.positions)
+    found: list[Measurement] = []
+    for case, answer in zip(cases, answers, strict=True):
+        found += _replayed(f"long/{case.speedup.name}", decoder, [case], [answer], at=row.positions)
+    return found
+
+
+def full_caches(decoder: AnyDecoder, oracle: Oracle, row: LongRow, tokens: Prompt) -> list[Measurement]:
+    """Every token runs, whatever routers say, until a cache is full and after: in a prompt, and token by token.
+
+    Where prompts choose by top-k, no more of their tokens run than the contract says: then only token by token.
+    """
+    manifest, full = decoder.manifest, decoder.bundle.speedup(1)
+    contract, length = manifest.contract, row.length
+    forced = everywhere(contract, manifest.model.layers, length)
+    prompts = {"prompt": length, "steps": max(1, length - 2 * STEPS)}
+    if isinstance(contract, Mod) and contract.prefill == "topk":
+        prompts = {"steps": 1}
+    cases = {name: Case(tuple(tokens[:length]), ((0, size),), full, forced) for name, size in prompts.items()}
+    found: list[Measurement] = []
+    for name, case in cases.items():
+        at = tuple(sorted({*row.positions, case.prompted[0][1] - 1}))
+        answer = _certain(oracle.answers([case], at=at)[0])
+        try:
+            found += _replayed(f"full_caches/{name}", decoder, [case], [answer], at=at)
+        except DynexportError as error:  # of an overflow, where the contract calls it one
+            found.append(absent(f"full_caches/{name}", str(error)))
+    if full_is_refused(manifest, row):
+        found.append(_refused_when_full(decoder, cases["steps"], tokens[length]))
+    return found
+
+
+def _refused_when_full(decoder: AnyDecoder, case: Case, token: int) -> Measurement:
+    """One token more than there is room for is an error."""
+    assert case.forced is not None
+    one_more = Case(
+        (*case.tokens, token), case.prompted, case.speedup, np.pad(case.forced, ((0, 0), (0, 1)), mode="edge")
+    )
+    difference = f"expected an error for {len(one_more.tokens)} tokens that run in every layer, found none"
+    try:
+        replay(decoder, [one_more])
+    except DynexportError:
+        return Measurement("full_caches/refused", "exact", {"identical": True})
+    return absent("full_caches/refused", difference)
+
+
+def everywhere(contract: AnyContract, layers: int, length: int) -> NDArray[np.int64]:
+    """int64 [R, length]: decisions for every token to run wherever it may; on a path, in the first layer if it can."""
+    if isinstance(contract, Mod):
+        return np.ones((len(contract.routed_layers), length), np.int64)
+    assert isinstance(contract, Radial)
+    return np.repeat(path_through(contract, layers, 0)[:, None], length, axis=1)
+
+
+def path_through(contract: Radial, layers: int, first: int) -> NDArray[np.int64]:
+    """int64 [max_steps], the path that stays in a layer as long as there are steps, or goes on to those behind it."""
+    steps = np.arange(contract.max_steps)
+    if contract.allow_reuse:
+        return np.full_like(steps, first)
+    path = np.where(steps < layers, (first + steps) % layers, -1)
+    if contract.exit and contract.max_steps > layers and contract.min_steps <= layers:
+        path[layers] = layers  # to leave is a choice even then
+    return path
+
+
+def _certain(answer: Answer) -> Answer:
+    """Routes that nobody had a choice about: a decision that differs is no near-tie."""
+    assert answer.routes is not None
+    margin = np.full_like(answer.routes.margin, np.inf)
+    return replace(answer, routes=replace(answer.routes, margin=margin))
 
 
 def prompts_alone_and_together(
@@ -160,7 +256,7 @@ def chunked_prefill(decoder: AnyDecoder, prompt: Prompt) -> list[Measurement]:
     cases = [Case(tuple(prompt), ((0, len(prompt)),), decoder.bundle.speedup(1))]
     at_once = _run(decoder, cases, chunk=len(prompt))
     found: list[Measurement] = []
-    for chunk in _CHUNKS:
+    for chunk in CHUNKS:
         if chunk < len(prompt):
             pieces = _run(decoder, cases, chunk=chunk)
             found += _compared(f"chunked_prefill/{chunk}", "consistency", decoder, cases, at_once, pieces, chunk=chunk)
@@ -185,15 +281,17 @@ def ratio_change(decoder: AnyDecoder, fresh: AnyDecoder, prompts: Sequence[Promp
     return Measurement(f"ratio_change/{speedup.name}", "exact", compare_bits(new, used), _skips(decoder, speedup))
 
 
-def _replayed(name: str, decoder: AnyDecoder, cases: Sequence[Case], answers: Sequence[Answer]) -> list[Measurement]:
+def _replayed(
+    name: str, decoder: AnyDecoder, cases: Sequence[Case], answers: Sequence[Answer], *, at: tuple[int, ...] = ()
+) -> list[Measurement]:
     """Run cases through the engine and compare."""
-    return _compared(name, "reference", decoder, cases, _answered(answers), _run(decoder, cases))
+    return _compared(name, "reference", decoder, cases, _answered(answers), _run(decoder, cases, at=at), at=at)
 
 
-def _run(decoder: AnyDecoder, cases: Sequence[Case], *, chunk: int = CHUNK) -> _Run:
+def _run(decoder: AnyDecoder, cases: Sequence[Case], *, chunk: int = CHUNK, at: Sequence[int] = ()) -> _Run:
     """The engine left to its own decisions."""
     cache = decoder.cache(len(cases), max(len(case.tokens) for case in cases), record=True)
-    return _Run(replay(decoder, cases, cache=cache, chunk=chunk), routes(decoder, cache))
+    return _Run(replay(decoder, cases, cache=cache, chunk=chunk, at=at), routes(decoder, cache))
 
 
 def _answered(answers: Sequence[Answer]) -> _Run:
@@ -210,6 +308,7 @@ def _compared(
     *,
     last: int = 0,
     chunk: int = CHUNK,
+    at: tuple[int, ...] = (),
 ) -> list[Measurement]:
     """Logits, and where layers are routed the decisions.
 
@@ -220,6 +319,7 @@ def _compared(
         found: what these cases gave on this decoder.
         last: compare only so many last positions; 0: as many as are expected.
         chunk: prompts went in pieces of this many tokens.
+        at: positions that were wanted; empty: all.
     """
     skipped = _skips(decoder, cases[0].speedup)
     logits, measured = found.logits, []
@@ -229,12 +329,12 @@ def _compared(
         measured.append(Measurement(f"routes/{name}", routes_kind, compare_routes(told, decided), skipped))
         differ = [bool((a.decisions != b.decisions).any()) for a, b in zip(told, decided, strict=True)]
         if any(differ):
-            again = replay(decoder, cases, chunk=chunk, forced=[_wishes(row) for row in told])
+            again = replay(decoder, cases, chunk=chunk, forced=[_wishes(row) for row in told], at=at)
             logits = [other if flipped else own for own, other, flipped in zip(logits, again, differ, strict=True)]
     wanted = [row[-last:] for row in expected.logits]
     candidate = [row[-len(like) :] for row, like in zip(logits, wanted, strict=True)]
     compared = tuple(cases) if kind == "reference" else ()
-    return [*measured, Measurement(name, kind, compare_logits(wanted, candidate), skipped, compared)]
+    return [*measured, Measurement(name, kind, compare_logits(wanted, candidate), skipped, compared, at)]
 
 
 def _wishes(row: RowRoutes | RowPaths) -> Decisions:

@@ -12,7 +12,9 @@ from dynexport.exporter.reference import RowPaths, RowRoutes
 
 Routes: TypeAlias = RowRoutes | RowPaths
 FloatArray: TypeAlias = NDArray[np.float32]
-Metric: TypeAlias = bool | int | float | str | list[int] | list[float] | list[float | None] | list[list[int]] | None
+Metric: TypeAlias = (
+    bool | int | float | str | list[int] | list[str] | list[float] | list[float | None] | list[list[int]] | None
+)
 Metrics: TypeAlias = dict[str, Metric]
 
 
@@ -30,8 +32,10 @@ def compare_logits(reference: Sequence[FloatArray], candidate: Sequence[FloatArr
         largest logit, and ``top1_agreement``, their share. Of each position where they differ:
         ``disagreements`` [row, position] and ``margins``, by how much the reference prefers its own choice to the
         candidate's. ``first_divergence`` per row, -1 where there is none. Errors are infinite where the candidate
-        has NaN or infinity.
+        has NaN or infinity. Where there is no position, there are no other figures.
     """
+    if not sum(map(len, reference)):
+        return {"positions": 0, "agreed": 0, "max_abs": float("inf")}
     rows = [_compare_row(r, c) for r, c in zip(reference, candidate, strict=True)]
     errors, spreads, divergences = (np.concatenate(parts) for parts in zip(*(row[:3] for row in rows), strict=True))
     margins = [row[3] for row in rows]
@@ -60,9 +64,9 @@ def compare_bits(expected: Sequence[FloatArray], found: Sequence[FloatArray]) ->
     """Whether logits are the same to the last bit: ``identical``, ``positions`` and ``max_abs`` (infinite for NaN)."""
     pairs = list(zip(expected, found, strict=True))
     return {
-        "identical": all(np.array_equal(a, b) for a, b in pairs),
+        "identical": bool(pairs) and all(len(a) and np.array_equal(a, b) for a, b in pairs),
         "positions": sum(len(a) for a, _ in pairs),
-        "max_abs": max(float(_absolute_error(a, b).max()) for a, b in pairs),
+        "max_abs": max((float(_absolute_error(a, b).max(initial=0.0)) for a, b in pairs), default=float("inf")),
     }
 
 
@@ -80,10 +84,12 @@ def compare_routes(reference: Sequence[Routes], candidate: Sequence[Routes]) -> 
         ``decisions``; ``agreed``, ``agreement``; of flips of their own ``flips`` [row, routed layer, token] and
         ``flip_margins``, how near the reference was to deciding the same; ``followed``, flips that follow from those;
         ``smallest_margin`` and ``mean_margin``, of those that had two choices; ``overflow`` and
-        ``overflow_reference``, tokens that found a cache full;
-        ``share`` of decisions to run; ``max_score_error`` before the first flip of a row, infinite
-        where a score is no number.
+        ``overflow_reference``, tokens that found a cache full, and ``overflow_differs``, the layers where these are
+        not as many; ``share`` of decisions to run; ``max_score_error`` before the first flip of a row, infinite
+        where a score is no number. Where there are no decisions, there are no other figures.
     """
+    if not sum(row.decisions.size for row in reference):
+        return {"decisions": 0, "agreed": 0, "flips": []}
     flips: list[list[int]] = []
     margins: list[float] = []
     errors = [0.0]
@@ -110,9 +116,15 @@ def compare_routes(reference: Sequence[Routes], candidate: Sequence[Routes]) -> 
         "mean_margin": float(decided.mean()) if len(decided) else 0.0,
         "overflow": sum(int(row.overflow.sum()) for row in candidate),
         "overflow_reference": sum(int(row.overflow.sum()) for row in reference),
+        "overflow_differs": _overflow_differs(reference, candidate),
         "share": sum(row.runs for row in candidate) / decisions,
         "max_score_error": max(errors),
     }
+
+
+def _overflow_differs(reference: Sequence[Routes], candidate: Sequence[Routes]) -> list[int]:
+    expected, found = (np.sum([row.overflow for row in rows], axis=0) for rows in (reference, candidate))
+    return [int(place) for place in np.flatnonzero(expected != found)]
 
 
 def number(metric: object) -> float:

@@ -1,4 +1,4 @@
-"""A decoder that also shows what every layer puts out: the bundle's graphs with more outputs, nothing else changed."""
+"""Decoders that also show what every layer puts out, nothing else changed."""
 
 from __future__ import annotations
 
@@ -11,10 +11,11 @@ import onnx
 from dynexport.exporter.parity.metrics import FloatArray
 from dynexport.runtime.bundle import Bundle
 from dynexport.runtime.decoder import Decoder
-from dynexport.runtime.engines.engine import NO_CACHES, Array, Caches
+from dynexport.runtime.engines.engine import NO_CACHES, Array, Caches, Engine
 from dynexport.runtime.engines.onnxruntime import OnnxRuntimeEngine
 from dynexport.runtime.errors import DynexportError
-from dynexport.runtime.manifest import Graph, TensorSpec
+from dynexport.runtime.manifest import Graph, Role, TensorSpec
+from dynexport.runtime.path_decoder import PathDecoder
 
 EMBEDDING = "embedding"
 _PREFIX = "hidden_states."
@@ -32,6 +33,37 @@ class ProbeDecoder(Decoder):
         super().__init__(bundle, threads)
         self._open = lambda graph: _ProbeEngine(bundle.path / graph.file, graph, self)
         self.calls: list[dict[str, FloatArray]] = []
+
+
+class PathProbe(PathDecoder):
+    """A decoder over a set of graphs that remembers what the first of each role gave.
+
+    Attributes:
+        shown: float32 [N, hidden], the hidden states of "embedding" and "after_attention", of all tokens of that run.
+    """
+
+    def __init__(self, bundle: Bundle, threads: int | None = None) -> None:
+        self.shown: dict[Role, FloatArray] = {}
+        super().__init__(bundle, threads)
+
+    def _engine(self, graph: Graph) -> Engine:
+        return _Recorded(super()._engine(graph), self.shown)
+
+
+class _Recorded:
+    """An engine whose first hidden states are kept."""
+
+    def __init__(self, engine: Engine, shown: dict[Role, FloatArray]) -> None:
+        self._engine, self._shown, self.graph = engine, shown, engine.graph
+
+    def run(self, inputs: Mapping[str, Array], caches: Caches = NO_CACHES, *, lasting: bool = True) -> dict[str, Array]:
+        results = self._engine.run(inputs, caches, lasting=lasting)
+        if "hidden_states_out" in results:
+            self._shown.setdefault(self.graph.role, results["hidden_states_out"][0].astype(np.float32))
+        return results
+
+    def end_profiling(self) -> Path:
+        return self._engine.end_profiling()
 
 
 class _ProbeEngine(OnnxRuntimeEngine):

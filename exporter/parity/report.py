@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal, TypeAlias
 
 from pydantic import BaseModel, ConfigDict
 
-from dynexport.exporter.parity.bisect import Place
 from dynexport.exporter.parity.ladder import Measurement
 from dynexport.exporter.parity.metrics import Metrics, number
 from dynexport.exporter.parity.thresholds import ROUTES, Kind, PrecisionLimits, judge, judge_routes
 from dynexport.runtime.manifest import Precision
 
+Place: TypeAlias = int | Literal["embedding", "head", "router"]
+"""A layer; what stands before the first, or after the last: final norm and head; or the router of paths."""
 _HEADLINES = ("identical", "max_abs", "mean_kl", "top1_agreement")
 
 
@@ -74,13 +75,17 @@ class Departure(_Part):
 
     Attributes:
         check: its name.
-        first: the first layer whose output departs, or "embedding", or "head" (final norm and head).
-        limit: the relative error from which on it does.
-        errors: relative error of the hidden states after the embedding and after every layer, in order.
+        first: the first layer that departs, or "embedding", or "head" (final norm and head); "router" where tokens of a
+            pool are sent elsewhere.
+        of: whether its output departs, or nothing but its decisions.
+        limit: the relative error from which on it does; of decisions, the margin.
+        errors: relative error of the hidden states after the embedding and after every layer, in order; of decisions,
+            the largest margin of a wrong one, by layer, or by step of a path.
     """
 
     check: str
     first: Place
+    of: Literal["output", "decisions"] = "output"
     limit: float
     errors: dict[str, float | None]
 
@@ -98,6 +103,8 @@ class Report(_Part):
         route_flips: decisions that are not, and follow from no other; ``flip_margins`` of the checks say how near the
             reference was to them.
         first_departing_layer: ``departure.first``.
+        not_exercised: what no check went to, one phrase each.
+        reference: who has read the checkpoint for PyTorch; "" where golden vectors do not say.
     """
 
     passed: bool
@@ -111,6 +118,8 @@ class Report(_Part):
     route_flips: int = 0
     first_departing_layer: Place | None = None
     departure: Departure | None = None
+    not_exercised: tuple[str, ...] = ()
+    reference: str = ""
     checks: tuple[Check, ...]
 
     @classmethod
@@ -121,6 +130,8 @@ class Report(_Part):
         precision: Precision,
         checks: Sequence[Check],
         departure: Departure | None = None,
+        not_exercised: tuple[str, ...] = (),
+        reference: str = "",
     ) -> Report:
         """Sum up checks."""
         compared = [check for check in checks if check.kind == "reference"]
@@ -141,13 +152,17 @@ class Report(_Part):
             route_flips=sum(len(m["flips"]) for m in routed if isinstance(m["flips"], list)),
             first_departing_layer=None if departure is None else departure.first,
             departure=departure,
+            not_exercised=not_exercised,
+            reference=reference,
             checks=tuple(checks),
         )
 
     def judged_again(self, limits: PrecisionLimits) -> Report:
         """The same metrics held to other limits."""
         checks = [Check.judged(Measurement(c.name, c.kind, c.metrics, skipped=c.skipped), limits) for c in self.checks]
-        return Report.of(self.bundle, self.against, self.precision, checks, self.departure)
+        return Report.of(
+            self.bundle, self.against, self.precision, checks, self.departure, self.not_exercised, self.reference
+        )
 
     def to_json(self) -> dict[str, Any]:
         """For ``json.dumps``; infinity and NaN, which JSON lacks, become null."""

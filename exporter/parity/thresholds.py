@@ -16,6 +16,7 @@ from dynexport.runtime.manifest import Precision, TargetName
 Kind: TypeAlias = Literal["reference", "consistency", "exact", "routes", "own_routes"]
 """Held to PyTorch; to itself computed in another order; to be the same to the last bit; to PyTorch's decisions; or to
 its own."""
+_NOTHING = "nothing was compared"
 ROUTES: tuple[Kind, ...] = ("routes", "own_routes")
 
 
@@ -166,10 +167,15 @@ def judge(kind: Kind, metrics: Mapping[str, Metric], limits: Limits) -> Verdict:
     """Hold a check's metrics to limits.
 
     Args:
-        kind: "exact" needs ``identical`` alone; the others what ``compare_logits`` returns.
+        kind: "exact" needs ``identical`` alone, and may name ``differences``; the others what ``compare_logits``
+            returns.
     """
     if kind == "exact":
-        return Verdict() if metrics["identical"] is True else Verdict(("not identical",))
+        differences = metrics.get("differences")
+        named = tuple(map(str, differences)) if isinstance(differences, list) else ()
+        return Verdict() if metrics["identical"] is True else Verdict(named or ("not identical",))
+    if not metrics["positions"]:
+        return Verdict((_NOTHING,))
     margins = metrics["margins"]
     assert isinstance(margins, list)
     spread, positions = number(metrics["spread"]), int(number(metrics["positions"]))
@@ -188,10 +194,12 @@ def judge(kind: Kind, metrics: Mapping[str, Metric], limits: Limits) -> Verdict:
 
 def judge_routes(metrics: Mapping[str, Metric], limits: RouteLimits) -> Verdict:
     """Hold decisions, as ``compare_routes`` found them, to limits."""
+    if not metrics["decisions"]:
+        return Verdict((_NOTHING,))
     margins = metrics["flip_margins"]
     assert isinstance(margins, list)
     limit = limits.near_tie(number(metrics["mean_margin"]))
-    wrong = [margin for margin in margins if not (limits.margin is None or _within(margin, limit))]
+    wrong = [margin for margin in margins if wrong_flip(metrics, margin, limits)]
     failures = []
     if wrong:
         failures.append(
@@ -204,6 +212,13 @@ def judge_routes(metrics: Mapping[str, Metric], limits: RouteLimits) -> Verdict:
     if metrics["overflow"] != metrics["overflow_reference"] and (wrong or not margins):
         failures.append(f"overflow: expected {metrics['overflow_reference']}, found {metrics['overflow']}")
     return Verdict(tuple(failures), len(margins) - len(wrong))
+
+
+def wrong_flip(metrics: Mapping[str, Metric], margin: object, limits: RouteLimits) -> bool:
+    """Whether a flip is no near-tie: beyond the limit, or where there was no other choice to make."""
+    if limits.margin is None:
+        return number(margin) == math.inf
+    return not _within(margin, limits.near_tie(number(metrics["mean_margin"])))
 
 
 def _within(metric: object, limit: float) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
@@ -10,13 +11,15 @@ import numpy as np
 from dynexport.exporter.checkpoint import open_checkpoint
 from dynexport.exporter.families import read_architecture
 from dynexport.exporter.parity import ladder
-from dynexport.exporter.parity.bisect import errors_by_layer, first_departure
+from dynexport.exporter.parity.bisect import find_departure
 from dynexport.exporter.parity.cases import Prompt
-from dynexport.exporter.parity.golden import GoldenRow, read_golden
-from dynexport.exporter.parity.probe import ProbeDecoder
-from dynexport.exporter.parity.report import Check, Departure, Report
+from dynexport.exporter.parity.expected import Scope, expected_checks, missing
+from dynexport.exporter.parity.golden import golden_reference, golden_rows, read_golden, varied
+from dynexport.exporter.parity.reach import BUDGET, full_row, long_row, not_reached, prompts_compete
+from dynexport.exporter.parity.report import Check, Report
 from dynexport.exporter.parity.thresholds import limits_of
 from dynexport.exporter.reference import Oracle
+from dynexport.exporter.reference.loading import fits_in_memory
 from dynexport.exporter.strategies import strategies
 from dynexport.runtime.bundle import Bundle
 from dynexport.runtime.checks import checked_count, checked_ids, checked_list
@@ -46,6 +49,7 @@ def verify(
     threads: int | None = None,
     prompts: Sequence[Sequence[int]] | None = None,
     new_tokens: int = 32,
+    long: bool = False,
     progress: Callable[[str], None] | None = None,
 ) -> Report:
     """Check that a bundle computes what PyTorch computes.
@@ -55,57 +59,65 @@ def verify(
         backend, threads: as for ``engine_opener``.
         prompts: rows of token ids; None takes a text's, or random ones where there is no tokenizer.
         new_tokens: generated per prompt and ratio, at least 1.
+        long: go to the end of the context, whatever it costs; only with ``against``.
         progress: called with the name of each check that has been made.
 
     Raises:
         DynexportError: when nothing stands for the reference, the model is not the bundle's, or a prompt is wrong.
     """
     new_tokens = checked_count("new_tokens", new_tokens)
-    decoder = open_decoder(bundle, threads, backend=backend)
+    if long and against is None:
+        raise DynexportError(
+            "--long: expected with --against, as golden vectors are as long as they are; found without"
+        )
     rows = _prompts(bundle) if prompts is None else _checked(bundle, prompts)
+    scope = _scope(bundle, rows, new_tokens, against=against is not None, budget=math.inf if long else BUDGET)
+    decoder = open_decoder(bundle, threads, backend=backend)
     oracle = None if against is None else _oracle(bundle, against)
     limits = limits_of(bundle.manifest.target, bundle.manifest.precision)
     measured = []
-    for measurement in _climb(bundle, oracle, decoder, rows, new_tokens):
+    for measurement in climb(bundle, oracle, decoder, scope):
         measured.append(measurement)
         if progress is not None:
             progress(measurement.name)
-    checks = [Check.judged(measurement, limits) for measurement in measured]
-    departure = None
-    failed = [m for m, check in zip(measured, checks, strict=True) if m.kind == "reference" and not check.passed]
-    # Of a set of graphs no single one has the hidden states of all layers, and an engine gives no more than it does.
-    if failed and oracle is not None and bundle.manifest.graphs[0].role == "step" and backend == "onnxruntime":
-        if progress is not None:
-            progress("looking for the layer that departs")
-        limit = limits.of("reference", skipped=failed[0].skipped).layer
-        errors = errors_by_layer(ProbeDecoder(bundle, threads), oracle, failed[0].cases)
-        departure = Departure(
-            check=failed[0].name, first=first_departure(errors, limit), limit=limit, errors=dict(errors)
-        )
-    source = None if against is None else str(against)
-    return Report.of(str(bundle.path), source, bundle.manifest.precision, checks, departure)
+    measured += missing(measured, expected_checks(bundle.manifest, scope))
+    if progress is not None and not all(Check.judged(m, limits).passed for m in measured):
+        progress("looking for the layer that departs")
+    departure = find_departure(decoder, oracle, measured, limits)
+    return Report.of(
+        str(bundle.path),
+        None if against is None else str(against),
+        bundle.manifest.precision,
+        [Check.judged(measurement, limits) for measurement in measured],
+        departure,
+        _not_exercised(bundle, scope),
+        golden_reference(bundle.file(GOLDEN)) if oracle is None else oracle.loaded_by,
+    )
 
 
-def _climb(
-    bundle: Bundle, oracle: Oracle | None, decoder: AnyDecoder, prompts: list[Prompt], new_tokens: int
-) -> Iterator[ladder.Measurement]:
+def climb(bundle: Bundle, oracle: Oracle | None, decoder: AnyDecoder, scope: Scope) -> Iterator[ladder.Measurement]:
     """All checks, the simplest first."""
     ratios = [bundle.speedup(1), *(speedup for speedup in bundle.manifest.speedups if speedup.ratio != 1)]
-    rows = bundle.manifest.limit("B") or len(prompts)
-    generated = prompts[: min(rows, _GENERATED)]
+    prompts = scope.prompts
+    generated = prompts[: scope.generated]
     longest = max(prompts, key=len)
     half = max(1, bundle.manifest.model.max_length // 2)
     turns = [prompts[-1][:half], prompts[0][:half]]
     yield ladder.kept_sets(bundle)
+    yield ladder.constants(bundle)
     if oracle is None:
-        for row in _golden(bundle):
-            yield from ladder.golden_row(decoder, row)
+        yield from _golden(bundle, decoder)
     else:
-        yield from ladder.prompts_alone_and_together(decoder, oracle, prompts, rows)
+        yield from ladder.prompts_alone_and_together(decoder, oracle, prompts, scope.rows)
         for speedup in ratios:
-            yield from ladder.greedy(decoder, oracle, generated, speedup, new_tokens)
+            yield from ladder.greedy(decoder, oracle, generated, speedup, scope.new_tokens)
             yield from ladder.second_turn(decoder, oracle, turns, speedup)
-    if not ladder.prompts_compete(bundle):
+        if scope.long is not None:
+            yield from ladder.long_rows(decoder, oracle, scope.long, _long_tokens(bundle, scope.long.length), ratios)
+        if scope.full is not None:
+            tokens = _long_tokens(bundle, scope.full.length + 1)
+            yield from ladder.full_caches(decoder, oracle, scope.full, tokens)
+    if not prompts_compete(bundle.manifest):
         yield from ladder.single_steps(decoder, longest)
         yield from ladder.chunked_prefill(decoder, longest)
     for speedup in ratios:
@@ -122,10 +134,34 @@ def _checked(bundle: Bundle, prompts: Sequence[Sequence[int]]) -> list[Prompt]:
     return [checked_ids("prompt", row, bundle.manifest.model.vocab_size).tolist() for row in rows]
 
 
+def _scope(bundle: Bundle, prompts: Sequence[Prompt], new_tokens: int, *, against: bool, budget: float) -> Scope:
+    manifest = bundle.manifest
+    rows = manifest.limit("B") or len(prompts)
+    ratios = 1 + sum(speedup.ratio != 1 for speedup in manifest.speedups)
+    return Scope(
+        prompts,
+        rows,
+        min(rows, _GENERATED, len(prompts)),
+        new_tokens,
+        against,
+        long_row(manifest, ratios, budget) if against else None,
+        full_row(manifest, budget) if against else None,
+    )
+
+
+def _not_exercised(bundle: Bundle, scope: Scope) -> tuple[str, ...]:
+    """What this verification did not go to."""
+    manifest = bundle.manifest
+    if scope.against:
+        shortest = max(map(len, scope.prompts))
+        return not_reached(manifest, scope.long, scope.full, shortest)
+    return not_reached(manifest, None, None, max((row.length for row in golden_rows(manifest)), default=0))
+
+
 def _prompts(bundle: Bundle) -> list[Prompt]:
     """Prompts of several lengths; all but the longest leave half of the context for what is generated."""
     half, most = max(1, bundle.manifest.model.max_length // 2), bundle.manifest.model.max_length
-    if ladder.prompts_compete(bundle):  # they cannot be cut
+    if prompts_compete(bundle.manifest):  # they cannot be cut
         most = min(most, bundle.manifest.limit("S") or most)
     lengths = dict.fromkeys([*(min(length, half, most) for length in _LENGTHS[:-1]), min(_LENGTHS[-1], most)])
     ids = np.resize(_tokens(bundle), sum(lengths)).tolist()
@@ -137,23 +173,37 @@ def _prompts(bundle: Bundle) -> list[Prompt]:
 
 
 def _tokens(bundle: Bundle) -> list[int]:
-    vocabulary = bundle.manifest.model.vocab_size
-    if bundle.file(TOKENIZER_FILE) is not None:
-        encoded = bundle.text().encode(_TEXT)
-        if encoded and max(encoded) < vocabulary:
-            return encoded
-    ids: list[int] = np.random.default_rng(1).integers(0, vocabulary, sum(_LENGTHS)).tolist()
+    return _text(bundle) or _random(bundle, sum(_LENGTHS))
+
+
+def _long_tokens(bundle: Bundle, length: int) -> Prompt:
+    text = _text(bundle)
+    return varied(text, length).tolist() if text else _random(bundle, length)
+
+
+def _text(bundle: Bundle) -> list[int]:
+    """The tokens of a text; none where there is no tokenizer for the model."""
+    if bundle.file(TOKENIZER_FILE) is None:
+        return []
+    encoded = bundle.text().encode(_TEXT)
+    return encoded if encoded and max(encoded) < bundle.manifest.model.vocab_size else []
+
+
+def _random(bundle: Bundle, length: int) -> list[int]:
+    ids: list[int] = np.random.default_rng(1).integers(0, bundle.manifest.model.vocab_size, length).tolist()
     return ids
 
 
-def _golden(bundle: Bundle) -> list[GoldenRow]:
+def _golden(bundle: Bundle, decoder: AnyDecoder) -> Iterator[ladder.Measurement]:
     path = bundle.file(GOLDEN)
     if path is None:
         raise DynexportError(
             f"{bundle.path}: expected golden vectors to verify with, found none; name the model with --against, "
             "or convert it where torch is installed"
         )
-    return read_golden(path, bundle.manifest)
+    there = read_golden(path, bundle.manifest)
+    for row in golden_rows(bundle.manifest):
+        yield from ladder.golden_row(decoder, row, there.get(row.name))
 
 
 def _oracle(bundle: Bundle, against: str | Path) -> Oracle:
@@ -168,5 +218,5 @@ def _oracle(bundle: Bundle, against: str | Path) -> Oracle:
                 f"{checkpoint.source}: {name}: expected {expected} as in {bundle.path}, found {found}; "
                 "name the model that the bundle was made from"
             )
-    # One layer in memory at a time: the engine holds the whole model already.
-    return strategies()[manifest.contract.strategy].oracle(checkpoint, manifest, streaming=True)
+    streaming = not fits_in_memory(manifest.model.parameters)
+    return strategies()[manifest.contract.strategy].oracle(checkpoint, manifest, streaming=streaming)

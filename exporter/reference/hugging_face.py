@@ -57,24 +57,26 @@ class Reference:
         """
         return cls(Weights(checkpoint, streaming=streaming), checkpoint.source)
 
-    def logits(self, tokens: Sequence[Sequence[int]], runs: Runs | None = None, *, last: int = 0) -> list[FloatArray]:
+    def logits(
+        self, tokens: Sequence[Sequence[int]], runs: Runs | None = None, *, at: Sequence[int] = ()
+    ) -> list[FloatArray]:
         """Teacher-forced logits.
 
         Args:
-            tokens: rows of token ids; their lengths may differ, unless ``last`` is given.
+            tokens: rows of token ids; their lengths may differ, unless ``at`` is given.
             runs: which tokens run in which layer; None: all in all.
-            last: compute the head for this many last tokens only; 0: for all.
+            at: compute the head for the tokens at these positions only; empty: for all.
 
         Returns:
-            For every row, float32 [length or last, vocabulary].
+            For every row, float32 [length or positions, vocabulary].
 
         Raises:
             DynexportError: on an empty or too long row, an unknown token id, or runs of another shape.
         """
-        if last and len({len(ids) for ids in tokens}) > 1:
-            raise DynexportError(f"{self._source}: last: expected rows of one length, found several")
-        logits = self._forward(tokens, runs, last=last)
-        return [_numpy(logits[row, : last or len(ids)]) for row, ids in enumerate(tokens)]
+        if len(at) and len({len(ids) for ids in tokens}) > 1:
+            raise DynexportError(f"{self._source}: at: expected rows of one length, found several")
+        logits = self._forward(tokens, runs, at=at)
+        return [_numpy(logits[row, : len(at) or len(ids)]) for row, ids in enumerate(tokens)]
 
     def layer_outputs(self, tokens: Sequence[Sequence[int]], runs: Runs | None = None) -> list[FloatArray]:
         """Hidden states after every layer, to find the first layer where something else goes astray.
@@ -126,9 +128,9 @@ class Reference:
         runs: Runs | None,
         outputs: list[Any] | None = None,
         *,
-        last: int = 0,
+        at: Sequence[int] = (),
     ) -> Any:
-        """One pass over all rows, right-padded: logits [rows, longest or last, vocabulary].
+        """One pass over all rows, right-padded: logits [rows, longest or positions, vocabulary].
 
         Padding runs in no layer, so no layer sees it; the mask of ones keeps transformers from guessing at
         it. Hidden states after each layer are added to ``outputs``.
@@ -140,8 +142,9 @@ class Reference:
         ids = torch.zeros((len(tokens), max(map(len, tokens))), dtype=torch.int64)
         for row, row_tokens in enumerate(tokens):
             ids[row, : len(row_tokens)] = torch.tensor(row_tokens)
+        keep = torch.tensor(at) if len(at) else 0
         with torch.no_grad(), self._routed(row_runs, outputs):
-            return self._model(ids, attention_mask=torch.ones_like(ids), use_cache=False, logits_to_keep=last).logits
+            return self._model(ids, attention_mask=torch.ones_like(ids), use_cache=False, logits_to_keep=keep).logits
 
     @contextmanager
     def _routed(self, runs: BoolArray, outputs: list[Any] | None) -> Iterator[None]:

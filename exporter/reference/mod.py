@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from dynexport.exporter.checkpoint.base import Checkpoint
 from dynexport.exporter.reference.hugging_face import BoolArray, FloatArray, Reference, Runs
+from dynexport.exporter.reference.stored import Tensors
 from dynexport.exporter.reference.transformers_layers import Call, DecoderLayers
 from dynexport.exporter.reference.weights import Weights
 from dynexport.runtime.contract import Mod
@@ -70,7 +71,7 @@ class ModReference(Reference):
         super().__init__(weights, checkpoint.source)
         self._contract = contract
         self._slots = contract.slots(max_length)
-        self._routers = {layer: self._read_router(checkpoint, layer) for layer in contract.routed_layers}
+        self._routers = {layer: self._read_router(weights.tensors, layer) for layer in contract.routed_layers}
         self._pass: _Pass | None = None
 
     @classmethod
@@ -97,27 +98,27 @@ class ModReference(Reference):
         prompted: Sequence[Spans],
         forced: Sequence[BoolArray] | None = None,
         *,
-        last: int = 0,
+        at: Sequence[int] = (),
     ) -> tuple[list[FloatArray], list[RowRoutes]]:
         """Teacher-forced logits and routes.
 
         Args:
-            tokens: rows of token ids; their lengths may differ, unless ``last`` is given.
+            tokens: rows of token ids; their lengths may differ, unless ``at`` is given.
             prompted: for each row the spans of tokens that were given as prompt. With ``prefill: topk`` every span
                 chooses among its own tokens; all other tokens are decided causally.
             forced: bool [routed layers, tokens] per row, decisions to make instead of the router's own. A full
                 cache still turns tokens away.
-            last: compute the head for this many last tokens only; 0: for all.
+            at: compute the head for the tokens at these positions only; empty: for all.
 
         Returns:
-            float32 [length or last, vocabulary] per row, and what each row's tokens did.
+            float32 [length or positions, vocabulary] per row, and what each row's tokens did.
 
         Raises:
             DynexportError: as ``Reference.logits``; on spans outside their row or out of order, forced decisions of
                 another shape, or a score that is NaN.
         """
         with self._routing(tokens, prompted, forced) as routes:
-            return self.logits(tokens, last=last), routes
+            return self.logits(tokens, at=at), routes
 
     def routed_layer_outputs(
         self, tokens: Sequence[Sequence[int]], prompted: Sequence[Spans], forced: Sequence[BoolArray] | None = None
@@ -175,14 +176,19 @@ class ModReference(Reference):
                 )
 
     def _forward(
-        self, tokens: Sequence[Sequence[int]], runs: Runs | None, outputs: list[Any] | None = None, *, last: int = 0
+        self,
+        tokens: Sequence[Sequence[int]],
+        runs: Runs | None,
+        outputs: list[Any] | None = None,
+        *,
+        at: Sequence[int] = (),
     ) -> Any:
         if runs is not None:
             raise DynexportError("runs: expected none, as the routers decide: give forced routes to routed_logits")
         if self._pass is not None:
-            return super()._forward(tokens, runs, outputs, last=last)
+            return super()._forward(tokens, runs, outputs, at=at)
         with self._routing(tokens, [()] * len(tokens), None):
-            return super()._forward(tokens, runs, outputs, last=last)
+            return super()._forward(tokens, runs, outputs, at=at)
 
     def _run_layer(self, index: int, runs: BoolArray, call: Call) -> Any:
         if index not in self._contract.routed_layers:
@@ -258,7 +264,7 @@ class ModReference(Reference):
             chosen = np.ones(len(logit), bool)
         return chosen, np.abs(probability - threshold)
 
-    def _read_router(self, checkpoint: Checkpoint, layer: int) -> dict[str, Any]:
+    def _read_router(self, tensors: Tensors, layer: int) -> dict[str, Any]:
         """The float32 tensors of a layer's router and predictor, by what follows ``model.layers.{layer}.``."""
         import torch
 
@@ -268,18 +274,18 @@ class ModReference(Reference):
             )
         prefix, hidden = f"model.layers.{layer}.", self._model.config.hidden_size
         shapes: dict[str, tuple[int, ...]] = {"mod_router.weight": (1, hidden)}
-        if prefix + "mod_router.bias" in checkpoint.names:
+        if prefix + "mod_router.bias" in tensors.names:
             shapes["mod_router.bias"] = (1,)
         if self._contract.decision.rule == "predictor":
             first = prefix + "mod_predictor.fc1.bias"
-            width = checkpoint.shape(first)[0] if first in checkpoint.names else 0
+            width = tensors.shape(first)[0] if first in tensors.names else 0
             shapes |= {
                 "mod_predictor.fc1.bias": (width,),
                 "mod_predictor.fc1.weight": (width, hidden),
                 "mod_predictor.fc2.weight": (1, width),
                 "mod_predictor.fc2.bias": (1,),
             }
-        return {name: torch.from_numpy(_read(checkpoint, prefix + name, expected)) for name, expected in shapes.items()}
+        return {name: torch.from_numpy(_read(tensors, prefix + name, expected)) for name, expected in shapes.items()}
 
 
 def pick_chosen(contract: Mod, decoder: DecoderLayers, call: Call, row: int, rows: int, chosen: Any) -> Call:
@@ -333,15 +339,15 @@ def top_k(contract: Mod, score: FloatArray) -> tuple[BoolArray, FloatArray]:
     return chosen, np.where(chosen, score - best_out, worst_in - score).astype(np.float32)
 
 
-def _read(checkpoint: Checkpoint, name: str, expected: tuple[int, ...]) -> FloatArray:
-    if name not in checkpoint.names:
+def _read(tensors: Tensors, name: str, expected: tuple[int, ...]) -> FloatArray:
+    if name not in tensors.names:
         raise DynexportError(
-            f"{checkpoint.source}: tensor {name} is not in the checkpoint, and the routing contract needs it: add it, "
+            f"{tensors.source}: tensor {name} is not in the checkpoint, and the routing contract needs it: add it, "
             'or correct "dynexport" in config.json'
         )
-    tensor = checkpoint.read(name)
-    if tensor.shape != expected:
-        raise DynexportError(f"{checkpoint.source}: tensor {name}: expected shape {expected}, found {tensor.shape}")
-    if not np.isfinite(tensor).all():
-        raise DynexportError(f"{checkpoint.source}: tensor {name}: expected finite numbers, found NaN or infinity")
-    return tensor
+    values = tensors.read(name)
+    if values.shape != expected:
+        raise DynexportError(f"{tensors.source}: tensor {name}: expected shape {expected}, found {values.shape}")
+    if not np.isfinite(values).all():
+        raise DynexportError(f"{tensors.source}: tensor {name}: expected finite numbers, found NaN or infinity")
+    return values

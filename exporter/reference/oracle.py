@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from dynexport.exporter.checkpoint.base import Checkpoint
 from dynexport.exporter.reference.hugging_face import BoolArray, FloatArray, Reference
@@ -27,11 +29,13 @@ class Case:
         prompted: (start, stop) of what is given as prompt, in order, the first from 0; what lies outside was
             generated, and is fed token by token.
         speedup: where generated tokens run, unless routers say.
+        forced: int64 [R, length], decisions to make instead of the routers'; None leaves all to them.
     """
 
     tokens: tuple[int, ...]
     prompted: tuple[tuple[int, int], ...]
     speedup: Speedup
+    forced: NDArray[np.int64] | None = field(default=None, compare=False)
 
 
 @dataclass(frozen=True)
@@ -48,14 +52,21 @@ class Answer:
 
 
 class Oracle(ABC):
-    """A model in PyTorch."""
+    """A model in PyTorch.
+
+    Attributes:
+        loaded_by: who has read the checkpoint, for reports.
+    """
+
+    loaded_by: str
 
     @abstractmethod
-    def answers(self, cases: Sequence[Case], *, last: int = 0) -> list[Answer]:
+    def answers(self, cases: Sequence[Case], *, at: Sequence[int] = ()) -> list[Answer]:
         """Teacher-forced answers.
 
         Args:
-            last: compute logits for this many last tokens only, all cases then being of one length; 0: for all.
+            at: compute logits of the tokens at these positions only, all cases then being of one length; empty: for
+                all. Routes are told of all tokens.
 
         Raises:
             DynexportError: for tokens that the model does not have, or too many.
@@ -70,10 +81,12 @@ class KeptOracle(Oracle):
     """All tokens in all layers, or those of a kept set."""
 
     def __init__(self, checkpoint: Checkpoint, *, streaming: bool) -> None:
-        self._reference = Reference.from_checkpoint(checkpoint, streaming=streaming)
+        weights = Weights(checkpoint, streaming=streaming)
+        self._reference = Reference(weights, checkpoint.source)
+        self.loaded_by = weights.loaded_by
 
-    def answers(self, cases: Sequence[Case], *, last: int = 0) -> list[Answer]:
-        logits = self._reference.logits([case.tokens for case in cases], self._runs(cases), last=last)
+    def answers(self, cases: Sequence[Case], *, at: Sequence[int] = ()) -> list[Answer]:
+        logits = self._reference.logits([case.tokens for case in cases], self._runs(cases), at=at)
         return [Answer(values) for values in logits]
 
     def hidden_states(self, cases: Sequence[Case]) -> list[FloatArray]:
@@ -89,17 +102,18 @@ class RoutedOracle(Oracle):
 
     def __init__(self, checkpoint: Checkpoint, contract: Mod, max_length: int, *, streaming: bool) -> None:
         weights = Weights(checkpoint, streaming=streaming)
+        self.loaded_by = weights.loaded_by
         self._routed = ModReference(weights, checkpoint, contract, max_length)
         self._unrouted = Reference(weights, checkpoint.source)
 
-    def answers(self, cases: Sequence[Case], *, last: int = 0) -> list[Answer]:
+    def answers(self, cases: Sequence[Case], *, at: Sequence[int] = ()) -> list[Answer]:
         tokens, prompted = [case.tokens for case in cases], [case.prompted for case in cases]
-        logits, routes = self._routed.routed_logits(tokens, prompted, last=last)
+        logits, routes = self._routed.routed_logits(tokens, prompted, _forced(cases, np.bool_), at=at)
         return [Answer(values, row) for values, row in zip(logits, routes, strict=True)]
 
     def hidden_states(self, cases: Sequence[Case]) -> list[FloatArray]:
         tokens, prompted = [case.tokens for case in cases], [case.prompted for case in cases]
-        after, _ = self._routed.routed_layer_outputs(tokens, prompted)
+        after, _ = self._routed.routed_layer_outputs(tokens, prompted, _forced(cases, np.bool_))
         return _with_embedding(self._unrouted, cases, after)
 
 
@@ -108,17 +122,25 @@ class RadialOracle(Oracle):
 
     def __init__(self, checkpoint: Checkpoint, contract: Radial, *, streaming: bool) -> None:
         weights = Weights(checkpoint, streaming=streaming)
+        self.loaded_by = weights.loaded_by
         self._routed = RadialReference(weights, checkpoint, contract)
         self._unrouted = Reference(weights, checkpoint.source)
 
-    def answers(self, cases: Sequence[Case], *, last: int = 0) -> list[Answer]:
-        logits, paths = self._routed.routed_logits([case.tokens for case in cases], last=last)
+    def answers(self, cases: Sequence[Case], *, at: Sequence[int] = ()) -> list[Answer]:
+        tokens = [case.tokens for case in cases]
+        logits, paths = self._routed.routed_logits(tokens, _forced(cases, np.int64), at=at)
         return [Answer(values, row) for values, row in zip(logits, paths, strict=True)]
 
     def hidden_states(self, cases: Sequence[Case]) -> list[FloatArray]:
         """After the embedding and after every step, float32 [1 + max_steps, length, hidden] per case."""
-        after, _ = self._routed.routed_step_outputs([case.tokens for case in cases])
+        after, _ = self._routed.routed_step_outputs([case.tokens for case in cases], _forced(cases, np.int64))
         return _with_embedding(self._unrouted, cases, after)
+
+
+def _forced(cases: Sequence[Case], dtype: type[np.generic]) -> list[NDArray[Any]] | None:
+    """The decisions that all of these cases, or none, come with."""
+    told = [case.forced.astype(dtype) for case in cases if case.forced is not None]
+    return told or None
 
 
 def _with_embedding(reference: Reference, cases: Sequence[Case], after: Sequence[FloatArray]) -> list[FloatArray]:

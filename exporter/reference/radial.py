@@ -31,6 +31,7 @@ from dynexport.exporter.reference.hugging_face import (
     _numpy,
 )
 from dynexport.exporter.reference.mod import _read
+from dynexport.exporter.reference.stored import Tensors
 from dynexport.exporter.reference.transformers_layers import Call, DecoderLayers, norm_epsilon, tested_version
 from dynexport.exporter.reference.weights import Weights
 from dynexport.runtime.contract import Radial
@@ -184,7 +185,7 @@ class RadialReference(Reference):
         self._check_pool()
         self._epsilon = router_epsilon(self._decoder)
         steps: Sequence[int | None] = [None] if contract.router.shared else range(contract.max_steps)
-        self._routers = [self._read_router(checkpoint, step) for step in steps]
+        self._routers = [self._read_router(weights.tensors, step) for step in steps]
         self._pass: _Pass | None = None
 
     @classmethod
@@ -206,25 +207,25 @@ class RadialReference(Reference):
         return cls(Weights(checkpoint, streaming=streaming), checkpoint, contract)
 
     def routed_logits(
-        self, tokens: Sequence[Sequence[int]], forced: Sequence[IntArray] | None = None, *, last: int = 0
+        self, tokens: Sequence[Sequence[int]], forced: Sequence[IntArray] | None = None, *, at: Sequence[int] = ()
     ) -> tuple[list[FloatArray], list[RowPaths]]:
         """Teacher-forced logits and paths.
 
         Args:
-            tokens: rows of token ids; their lengths may differ, unless ``last`` is given.
+            tokens: rows of token ids; their lengths may differ, unless ``at`` is given.
             forced: int64 [max_steps, tokens] per row, in the form of ``RowPaths.path``, choices to make instead of
                 the router's own. The gate then is the forced choice's probability among the allowed ones.
-            last: compute the head for this many last tokens only; 0: for all.
+            at: compute the head for the tokens at these positions only; empty: for all.
 
         Returns:
-            float32 [length or last, vocabulary] per row, and what each row's tokens did.
+            float32 [length or positions, vocabulary] per row, and what each row's tokens did.
 
         Raises:
             DynexportError: as ``Reference.logits``; on forced choices of another shape or that the contract does not
                 allow, or a score that is NaN or infinite.
         """
         with self._routing(tokens, forced) as routing:
-            return self.logits(tokens, last=last), routing.paths
+            return self.logits(tokens, at=at), routing.paths
 
     def routed_step_outputs(
         self, tokens: Sequence[Sequence[int]], forced: Sequence[IntArray] | None = None
@@ -236,7 +237,7 @@ class RadialReference(Reference):
         import torch
 
         with self._routing(tokens, forced, outputs=[]) as routing:
-            self._forward(tokens, None, last=1)
+            self._forward(tokens, None, at=(0,))
         assert routing.outputs is not None
         stacked = torch.stack(routing.outputs, dim=1)
         return [_numpy(stacked[row, :, : len(ids)]) for row, ids in enumerate(tokens)], routing.paths
@@ -262,14 +263,19 @@ class RadialReference(Reference):
             self._pass = None
 
     def _forward(
-        self, tokens: Sequence[Sequence[int]], runs: Runs | None, outputs: list[Any] | None = None, *, last: int = 0
+        self,
+        tokens: Sequence[Sequence[int]],
+        runs: Runs | None,
+        outputs: list[Any] | None = None,
+        *,
+        at: Sequence[int] = (),
     ) -> Any:
         if runs is not None:
             raise DynexportError("runs: expected none, as the router decides: give forced paths to routed_logits")
         if self._pass is not None:
-            return super()._forward(tokens, runs, outputs, last=last)
+            return super()._forward(tokens, runs, outputs, at=at)
         with self._routing(tokens, None):
-            return super()._forward(tokens, runs, outputs, last=last)
+            return super()._forward(tokens, runs, outputs, at=at)
 
     def _run_layer(self, index: int, runs: BoolArray, call: Call) -> Any:
         """Take note of what the model gives a layer; in the last one's place, run all steps."""
@@ -436,7 +442,7 @@ class RadialReference(Reference):
                         f"found {found.get(name)}: the layers of a radial pool must be alike"
                     )
 
-    def _read_router(self, checkpoint: Checkpoint, step: int | None) -> dict[str, Any]:
+    def _read_router(self, tensors: Tensors, step: int | None) -> dict[str, Any]:
         """The float32 tensors of the router of a step, or of the shared one, by their names within it."""
         import torch
 
@@ -444,10 +450,10 @@ class RadialReference(Reference):
         contract, hidden = self._contract, self._model.config.hidden_size
         width, choices = contract.router.hidden, contract.choices(self.layers)
         bias = prefix + "fc2.bias"
-        if bias in checkpoint.names and checkpoint.shape(bias) != (choices,):
+        if bias in tensors.names and tensors.shape(bias) != (choices,):
             raise DynexportError(
                 f"{self._source}: tensor {bias}: expected {choices} scores, for {self.layers} layers and "
-                f'{"exit" if contract.exit else "no exit"}, found shape {checkpoint.shape(bias)}: see "exit" in '
+                f'{"exit" if contract.exit else "no exit"}, found shape {tensors.shape(bias)}: see "exit" in '
                 "config.json"
             )
         shapes: dict[str, tuple[int, ...]] = {
@@ -457,7 +463,7 @@ class RadialReference(Reference):
             "fc2.weight": (choices, width),
             "fc2.bias": (choices,),
         }
-        return {name: torch.from_numpy(_read(checkpoint, prefix + name, shape)) for name, shape in shapes.items()}
+        return {name: torch.from_numpy(_read(tensors, prefix + name, shape)) for name, shape in shapes.items()}
 
 
 def router_epsilon(decoder: DecoderLayers) -> float:

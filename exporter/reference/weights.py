@@ -7,11 +7,11 @@ from contextlib import contextmanager
 from typing import Any
 
 from dynexport.exporter.checkpoint.base import Checkpoint
+from dynexport.exporter.reference.loading import build_config, load_pretrained, reader_reason
+from dynexport.exporter.reference.stored import StoredTensors, Tensors
 from dynexport.exporter.reference.transformers_layers import DecoderLayers, find_layers
 from dynexport.runtime.errors import DynexportError, require_module
 
-# About the bytes on disk or the routing, not about the float32 model that is built here.
-_FOREIGN_FIELDS = ("model_type", "dynexport", "dtype", "torch_dtype", "quantization_config")
 # Heads that checkpoints store under another name than transformers' module has (gpt_neox).
 _RENAMED = {"lm_head.weight": "embed_out.weight"}
 
@@ -24,22 +24,31 @@ class Weights:
             the meta device until they are loaded, its buffers are real.
         decoder: how the model calls its decoder layers.
         layers: its decoder layers, in order.
+        tensors: those of the checkpoint, by name; routing reads its own from here.
+        loaded_by: who has read the checkpoint, for reports.
     """
 
     def __init__(self, checkpoint: Checkpoint, *, streaming: bool) -> None:
-        """Load everything, or with ``streaming`` all but the decoder layers.
+        """Load everything, by transformers itself where it can; or with ``streaming`` all but the decoder layers.
 
         Raises:
             DynexportError: when torch or transformers is missing, transformers cannot build the model, or a
                 tensor is absent or of another shape.
         """
-        self._checkpoint = checkpoint
+        self._source = checkpoint.source
         self._streaming = streaming
-        self.model = _build_model(checkpoint)
-        layers_name, self.layers = find_layers(self.model)
-        self._layer_names = [f"{layers_name}.{index}." for index in range(len(self.layers))]
-        in_layers = layers_name + "."
-        self._load_tied([name for name in self._parameter_names() if not (streaming and name.startswith(in_layers))])
+        reason = reader_reason(checkpoint)
+        directory = checkpoint.origin if checkpoint.origin is not None and checkpoint.origin.is_dir() else None
+        self.tensors: Tensors = checkpoint if directory is None else StoredTensors(directory, checkpoint.source)
+        if not streaming and not reason:
+            self.model = load_pretrained(checkpoint)
+            self.loaded_by = "transformers (from_pretrained)"
+        else:
+            self.model = _build_model(checkpoint)
+            self._load_parameters()
+            self.loaded_by = _own_loading(directory is not None, streaming, reason)
+        name, self.layers = find_layers(self.model)
+        self._layer_names = [f"{name}.{index}." for index in range(len(self.layers))]
         self.decoder = DecoderLayers(self.model)
 
     @contextmanager
@@ -56,44 +65,66 @@ class Weights:
             for name in names:
                 _set_parameter(self.model, name, self.model.get_parameter(name).to("meta"))
 
-    def _parameter_names(self) -> list[str]:
-        """Names in the model; tied parameters under each of theirs."""
-        return [name for name, _ in self.model.named_parameters(remove_duplicate=False)]
+    def _load_parameters(self) -> None:
+        """All of them, or all but those of decoder layers."""
+        in_layers = find_layers(self.model)[0] + "."
+        self._load([name for name in self._parameter_names() if not (self._streaming and name.startswith(in_layers))])
+        self.model.tie_weights()
+        self._untie()
 
-    def _load_tied(self, names: list[str]) -> None:
-        """Load those that are stored; transformers' rules then tie embedding and head, or keep two that differ."""
-        missing = {name for name in names if self._find(name) is None}
-        self._load([name for name in names if name not in missing])
-        self.model.tie_weights(missing_keys=missing)
-        self._load(sorted(missing))
+    def _untie(self) -> None:
+        """Give the head a matrix of its own where another one than the embedding's is stored, as transformers does."""
+        import torch
+
+        embedding, head = self.model.get_input_embeddings(), self.model.get_output_embeddings()
+        if head.weight is not embedding.weight:
+            return
+        name = next(name for name, module in self.model.named_modules() if module is head) + ".weight"
+        stored = next((known for known in (name, _RENAMED.get(name)) if known in self.tensors.names), None)
+        if stored is None:
+            return
+        matrix = torch.from_numpy(self.tensors.read(stored))
+        if not torch.equal(matrix, embedding.weight):
+            _set_parameter(self.model, name, matrix)
+
+    def _parameter_names(self) -> list[str]:
+        """Names in the model; tied parameters once, under the embedding's name."""
+        return [name for name, _ in self.model.named_parameters()]
 
     def _load(self, names: list[str]) -> None:
         import torch
 
         for name in names:
-            array = self._checkpoint.read(self._stored_name(name))
+            array = self.tensors.read(self._stored_name(name))
             expected = tuple(self.model.get_parameter(name).shape)
             if array.shape != expected:
                 raise DynexportError(
-                    f"{self._checkpoint.source}: tensor {name}: expected shape {expected} from the config, "
-                    f"found {array.shape}"
+                    f"{self._source}: tensor {name}: expected shape {expected} from the config, found {array.shape}"
                 )
             _set_parameter(self.model, name, torch.from_numpy(array))
 
     def _stored_name(self, name: str) -> str:
         """The checkpoint's name for a parameter; saved base models, such as gpt2's, leave out the prefix."""
-        found = self._find(name)
-        if found is None:
-            raise DynexportError(
-                f"{self._checkpoint.source}: tensor {name} is not in the checkpoint, and transformers' "
-                f"{type(self.model).__name__} needs it: complete the checkpoint or correct its config.json"
-            )
-        return found
-
-    def _find(self, name: str) -> str | None:
         bare = name.removeprefix(self.model.base_model_prefix + ".")
-        candidates = (name, bare, _RENAMED.get(name))
-        return next((candidate for candidate in candidates if candidate in self._checkpoint.names), None)
+        candidates = [name, bare, _RENAMED.get(name)]
+        if self.model.get_parameter(name) is self.model.get_output_embeddings().weight:
+            candidates.append("lm_head.weight")  # a tied pair, stored under the head's name
+        for candidate in candidates:
+            if candidate in self.tensors.names:
+                return str(candidate)
+        raise DynexportError(
+            f"{self._source}: tensor {name} is not in the checkpoint, and transformers' "
+            f"{type(self.model).__name__} needs it: complete the checkpoint or correct its config.json"
+        )
+
+
+def _own_loading(directory: bool, streaming: bool, reason: str) -> str:
+    """Who has read the checkpoint where from_pretrained has not, and why."""
+    part = "one layer at a time" if streaming else "whole"
+    if directory:
+        return f"safetensors, {part}, into transformers' modules"
+    why = reason or "transformers would load a GGUF file whole"
+    return f"dynexport's own reader, whose faults it cannot show ({why})"
 
 
 def _build_model(checkpoint: Checkpoint) -> Any:
@@ -101,14 +132,14 @@ def _build_model(checkpoint: Checkpoint) -> Any:
     require_module("torch", "torch", "run the PyTorch reference")
     require_module("transformers", "torch", "run the PyTorch reference")
     import torch
-    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers import AutoModelForCausalLM
 
-    fields = {name: value for name, value in checkpoint.config.items() if name not in _FOREIGN_FIELDS}
     model_type = checkpoint.config.get("model_type")
     try:
-        config = AutoConfig.for_model(model_type, **fields)
         with _parameters_on_meta():
-            model = AutoModelForCausalLM.from_config(config, dtype=torch.float32, attn_implementation="eager")
+            model = AutoModelForCausalLM.from_config(
+                build_config(checkpoint), dtype=torch.float32, attn_implementation="eager"
+            )
     # transformers raises anything here, from KeyError to the errors of its config validators.
     except Exception as error:
         reason = " ".join(str(error).split())

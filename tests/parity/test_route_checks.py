@@ -113,7 +113,9 @@ def with_contract(bundle: Bundle, **fields: Any) -> Bundle:
 def test_another_threshold_fails_in_its_decisions_alone(bundle: Bundle) -> None:
     """With the reference's routes forced, logits are right: the report tells a wrong rule from wrong arithmetic."""
     report = verify(with_contract(bundle, thresholds={1: 0.6}), CONFORMANCE / "mod-router", new_tokens=6, threads=1)
-    assert failed(report) == {"routes"}
+    assert failed(report) == {"routes", "constants"}
+    assert report.departure is not None
+    assert (report.departure.of, report.departure.first, [*report.departure.errors]) == ("decisions", 1, ["1"])
     assert report.max_abs_logit_error is not None and report.max_abs_logit_error < 1e-4
 
 
@@ -167,5 +169,7 @@ def test_golden_routes_of_another_shape_are_refused(case: str, shape: tuple[int,
     path = tmp_path / "bundle" / "golden.safetensors"
     tensors = load_file(path)
     save_file({**tensors, "dense.33.score": np.zeros(shape, np.float32)}, path)
-    with pytest.raises(DynexportError, match=r"dense\.33\.score: expected \[\d, 41\] for 41 tokens, found"):
+    with pytest.raises(
+        DynexportError, match=r"dense\.33\.score: expected \[\d, 41\], as golden vectors of this bundle have, found"
+    ):
         read_golden(path, Manifest.model_validate_json((tmp_path / "bundle" / "manifest.json").read_text()))

@@ -18,6 +18,7 @@ from dynexport.exporter.families import families
 from dynexport.exporter.profile import Measured, measure, measurement
 from dynexport.exporter.profile.blocks import Blocks, Reader
 from dynexport.exporter.reference import Reference
+from dynexport.exporter.reference.transformers_layers import Call
 from dynexport.runtime.errors import DynexportError
 
 WINDOW = 24
@@ -228,9 +229,9 @@ class Layer(torch.nn.Module):
 def test_a_layer_of_another_kind_is_refused(blocks: Blocks, layer: Layer, expected: str) -> None:
     x = torch.randn(2, 3, 8, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
-        Reader(Blocks(), "model").run(7, Layer(), x)
+        Reader(Blocks(), "model").run(7, Layer(), x, Call((x,), {}))
         with pytest.raises(DynexportError, match=expected):
-            Reader(blocks, "model").run(7, layer, x)
+            Reader(blocks, "model").run(7, layer, x, Call((x,), {}))
     assert not layer.self_attn._forward_hooks and not layer.mlp._forward_hooks
 
 

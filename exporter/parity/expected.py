@@ -1,0 +1,93 @@
+"""Which checks a verification has to have made, listed from the manifest: one that is missing has failed."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from dynexport.exporter.parity.cases import Prompt
+from dynexport.exporter.parity.golden import golden_rows
+from dynexport.exporter.parity.ladder import CHUNKS, Measurement, absent
+from dynexport.exporter.parity.reach import LongRow, full_is_refused, prompts_compete
+from dynexport.exporter.parity.thresholds import ROUTES
+from dynexport.runtime.manifest import Manifest
+
+
+@dataclass(frozen=True)
+class Scope:
+    """What a verification was asked for.
+
+    Attributes:
+        prompts: rows of token ids.
+        rows: how many of them run together.
+        generated: how many are continued, in one batch.
+        new_tokens: generated for each.
+        against: whether PyTorch runs the model; else golden vectors stand for it.
+        long, full: the rows that reach far, None where they are not worth their cost.
+    """
+
+    prompts: Sequence[Prompt]
+    rows: int
+    generated: int
+    new_tokens: int
+    against: bool
+    long: LongRow | None
+    full: LongRow | None
+
+
+def expected_checks(manifest: Manifest, scope: Scope) -> dict[str, int]:
+    """Positions that every comparison has to have, by its name; 0 for those that compare no logits."""
+    ratios = ["dense", *(speedup.name for speedup in manifest.speedups if speedup.ratio != 1)]
+    longest, decisions = max(map(len, scope.prompts)), manifest.has_routers
+    compared: dict[str, int] = {}
+    if not scope.against:
+        compared |= {row.check: len(row.positions) for row in golden_rows(manifest)}
+    else:
+        compared |= _against(manifest, scope, ratios)
+    if not prompts_compete(manifest):
+        compared["single_steps"] = longest
+        compared |= {f"chunked_prefill/{chunk}": longest for chunk in CHUNKS if chunk < longest}
+    compared |= {f"batch_isolation/{ratio}": 1 for ratio in ratios}
+    exact = [
+        "kept_sets",
+        "constants",
+        *(f"{name}/{ratio}" for ratio in ratios for name in ("neighbours", "ratio_change")),
+    ]
+    if scope.full is not None and full_is_refused(manifest, scope.full):
+        exact.append("full_caches/refused")
+    found = compared | dict.fromkeys(exact, 0)
+    return found | ({f"routes/{name}": 0 for name in compared} if decisions else {})
+
+
+def _against(manifest: Manifest, scope: Scope, ratios: Sequence[str]) -> dict[str, int]:
+    lengths = [len(prompt) for prompt in scope.prompts]
+    longest = max(lengths[: scope.generated])
+    count = min(scope.new_tokens, manifest.model.max_length - longest + 1)
+    found = {f"prompt/{length}": length for length in lengths}
+    found["prompt/batch"] = sum(lengths[: scope.rows])
+    for ratio in ratios:
+        found |= {f"greedy/{ratio}": count * scope.generated, f"second_turn/{ratio}": 1}
+        if scope.long is not None:
+            found[f"long/{ratio}"] = len(scope.long.positions)
+    if scope.full is not None:
+        ways = ("steps",) if prompts_compete(manifest) else ("prompt", "steps")
+        found |= {f"full_caches/{way}": len(scope.full.positions) for way in ways}
+    return found
+
+
+def missing(measured: Sequence[Measurement], expected: dict[str, int]) -> list[Measurement]:
+    """A failed check for each that was not made, or compared less than it had to."""
+    found = {check.name: check for check in measured}
+    gaps: list[Measurement] = []
+    for name, positions in expected.items():
+        check = found.get(name)
+        if check is None:
+            gaps.append(absent(name, "expected by the manifest, but nothing was compared"))
+        elif check.kind != "exact" and check.kind not in ROUTES:
+            compared = check.metrics["positions"]
+            if isinstance(compared, int) and compared < positions:
+                gaps.append(absent(f"{name}/positions", f"expected {positions} to be compared, found {compared}"))
+    return gaps
+
+
+__all__ = ["Scope", "expected_checks", "missing"]

@@ -1,0 +1,169 @@
+"""How far a verification reaches: past windows, full caches and pieces of prompts; what it costs and leaves out."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+
+from dynexport.exporter.families import read_architecture
+from dynexport.runtime.contract import Mod, Radial
+from dynexport.runtime.decoder import CHUNK
+from dynexport.runtime.manifest import Manifest
+
+# FLOPs of one pass of the reference over all long rows. Two cores do 30 to 60 billion a second: up to half a minute for
+# PyTorch and about as much for the engine. Golden vectors hold up a conversion, and have less.
+BUDGET, GOLDEN_BUDGET = 1e12, 4e11
+# Bytes of attention's scores, of which PyTorch has three at once for every head and pair of positions.
+_MEMORY, _BYTES_PER_SCORE = 1 << 30, 3 * 4
+# Shorter rows are as long as those that other checks run.
+_SHORTEST = 96
+# The last tokens of a row are fed one by one, so that decoding reaches as far as prompts do.
+STEPS = 4
+# Tokens after the last edge that a row reaches.
+_BEYOND = 16
+# Logits that are compared: numbers in a check, bytes in golden vectors; and positions, whatever they cost.
+_NUMBERS, _GOLDEN_BYTES = 1 << 22, 1 << 22
+_POSITIONS, _GOLDEN_POSITIONS = (16, 512), (8, 64)
+# What a cache of a path fills with, where it has no limit of its own.
+_TOKENS_OF_PATHS = 24
+
+
+@dataclass(frozen=True)
+class LongRow:
+    """One row that goes as far as is worth its cost.
+
+    Attributes:
+        length: tokens.
+        prompt: tokens that are given as prompt; those after them are fed one by one.
+        positions: tokens whose logits are compared, ascending.
+    """
+
+    length: int
+    prompt: int
+    positions: tuple[int, ...]
+
+
+def prompts_compete(manifest: Manifest) -> bool:
+    """Whether what a prompt's token does depends on the tokens after it: then a prompt in pieces is another prompt."""
+    return isinstance(manifest.contract, Mod) and manifest.contract.prefill == "topk"
+
+
+def edges(manifest: Manifest) -> dict[str, int]:
+    """Lengths from which on something else happens to a row, by what it is; the last is the whole context."""
+    context = manifest.model.max_length
+    windows = {size for size in read_architecture(manifest.source.config).windows if size is not None}
+    found = {f"the attention window of {size}": size + 1 for size in sorted(windows)}
+    if not prompts_compete(manifest):
+        found[f"prompts in pieces of {CHUNK}"] = CHUNK + 1
+    return {name: size for name, size in found.items() if size < context} | {f"the context of {context}": context}
+
+
+def long_row(manifest: Manifest, rows: int, budget: float) -> LongRow | None:
+    """The row to run, or None where none is worth it.
+
+    Args:
+        rows: how many such rows the reference runs.
+        budget: FLOPs for all of them; infinite for the whole context.
+    """
+    limit = _limit(manifest)
+    most = min(limit, affordable(manifest, rows, budget))
+    if most < min(limit, _SHORTEST):
+        return None
+    reached = [size for size in edges(manifest).values() if size <= most]
+    length = min(most, max(reached) + _BEYOND) if reached else most
+    return _row(manifest, length, _NUMBERS // manifest.model.vocab_size, _POSITIONS)
+
+
+def golden_long_row(manifest: Manifest) -> LongRow | None:
+    """The same for golden vectors: one row, and logits that do not make the bundle large."""
+    row = long_row(manifest, 1, GOLDEN_BUDGET)
+    if row is None:
+        return None
+    return _row(manifest, row.length, _GOLDEN_BYTES // (4 * manifest.model.vocab_size), _GOLDEN_POSITIONS)
+
+
+def full_row(manifest: Manifest, budget: float) -> LongRow | None:
+    """The row, all of whose tokens run, that fills the caches of routed layers and asks for more, where it may."""
+    contract, context = manifest.contract, manifest.model.max_length
+    if isinstance(contract, Radial):
+        length = min(_TOKENS_OF_PATHS, context)
+    elif isinstance(contract, Mod) and manifest.routed is not None:
+        slots = min(manifest.routed.slots, context)
+        length = slots if contract.cache.overflow == "error" else min(slots + STEPS, context)
+    else:
+        return None
+    if length > affordable(manifest, 1, budget):
+        return None
+    return _row(manifest, length, _NUMBERS // manifest.model.vocab_size, _POSITIONS)
+
+
+def full_is_refused(manifest: Manifest, row: LongRow) -> bool:
+    """Whether one token more than such a row has is an error."""
+    contract = manifest.contract
+    refuses = isinstance(contract, Mod) and contract.cache.overflow == "error"
+    return refuses and row.length < manifest.model.max_length
+
+
+def not_reached(manifest: Manifest, row: LongRow | None, full: LongRow | None, shortest: int) -> tuple[str, ...]:
+    """What no row went to, one phrase each.
+
+    Args:
+        row, full: what was run.
+        shortest: tokens that other checks ran.
+    """
+    reached = max(shortest, 0 if row is None else row.length)
+    missed = [f"{name} (rows had up to {reached} tokens)" for name, size in edges(manifest).items() if size > reached]
+    if full is None and manifest.routed is not None:
+        missed.append(f"routed caches that are full ({manifest.routed.slots} entries)")
+    return tuple(missed)
+
+
+def affordable(manifest: Manifest, rows: int, budget: float) -> int:
+    """The longest row that PyTorch runs within a budget of FLOPs, and within the memory for attention's scores.
+
+    Products cost two FLOPs for each weight and token; attention four for each channel and pair of tokens.
+    """
+    if math.isinf(budget):
+        return manifest.model.max_length
+    model = manifest.model
+    runs = model.layers
+    if isinstance(manifest.contract, Radial):
+        runs = manifest.contract.max_steps * (model.layers if manifest.single_graph else 1)
+    squared, linear = 4 * model.heads * model.head_dim * runs, manifest.cost.layer_flops * runs
+    within = (math.sqrt(linear**2 + 4 * squared * budget / rows) - linear) / (2 * squared)
+    return max(1, int(min(within, math.sqrt(_MEMORY / (_BYTES_PER_SCORE * model.heads)))))
+
+
+def _limit(manifest: Manifest) -> int:
+    """Tokens that a row can have, whatever routers decide: where a full cache is an error none may be full."""
+    contract, most = manifest.contract, manifest.model.max_length
+    if isinstance(contract, Mod) and manifest.routed is not None and contract.cache.overflow == "error":
+        most = min(most, manifest.routed.slots)
+    longest_prompt = manifest.limit("S") if prompts_compete(manifest) else None
+    return most if longest_prompt is None else min(most, longest_prompt + STEPS)
+
+
+def _row(manifest: Manifest, length: int, count: int, bounds: tuple[int, int]) -> LongRow:
+    prompt = max(1, length - STEPS)
+    count = min(length, max(bounds[0], min(count, bounds[1])))
+    spread = {int(place) for place in np.linspace(0, length - 1, count)}
+    beside = {size + offset for size in edges(manifest).values() for offset in (-2, -1, 0)}
+    wanted = spread | {place for place in beside if 0 <= place < length} | set(range(prompt - 1, length))
+    return LongRow(length, prompt, tuple(sorted(wanted)))
+
+
+__all__ = [
+    "BUDGET",
+    "STEPS",
+    "LongRow",
+    "affordable",
+    "edges",
+    "full_is_refused",
+    "full_row",
+    "golden_long_row",
+    "long_row",
+    "not_reached",
+    "prompts_compete",
+]

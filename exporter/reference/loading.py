@@ -1,0 +1,145 @@
+"""The model as transformers loads it by itself: a reference that can see a fault of dynexport's own reader."""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from dynexport.exporter.checkpoint.base import Checkpoint
+from dynexport.runtime.errors import DynexportError, require_module
+
+# About the bytes on disk or the routing, not about the float32 model that is built here.
+_FOREIGN_FIELDS = ("model_type", "dynexport", "dtype", "torch_dtype", "quantization_config")
+# What only the routing contract knows, in any family.
+_ROUTING = re.compile(r"model\.(layers\.[0-9]+\.mod_(router|predictor)|radial_router)\..+")
+# Float32 weights up to this size are loaded whole; one layer at a time is in memory beyond.
+_RESIDENT_BYTES = 8 << 30
+
+
+def fits_in_memory(parameters: int) -> bool:
+    """Whether the reference loads a model of so many parameters whole, which from_pretrained needs."""
+    return 4 * parameters <= _RESIDENT_BYTES
+
+
+def reader_reason(checkpoint: Checkpoint) -> str:
+    """Why transformers cannot load a checkpoint by itself; "" where it can."""
+    if checkpoint.origin is None:
+        return "transformers has no loader for its format"
+    if checkpoint.origin.is_dir():
+        return ""
+    if importlib.util.find_spec("accelerate") is None:
+        return "transformers needs accelerate to load a GGUF file: pip install accelerate"
+    return ""
+
+
+def load_pretrained(checkpoint: Checkpoint) -> Any:
+    """The model by ``AutoModelForCausalLM.from_pretrained``, in float32 with eager attention.
+
+    No code of a checkpoint is run and no pickle is read.
+
+    Raises:
+        DynexportError: when transformers cannot load it, or a tensor is left out or left over that routing does not
+            explain.
+    """
+    require_module("torch", "torch", "run the PyTorch reference")
+    require_module("transformers", "torch", "run the PyTorch reference")
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    path = checkpoint.origin
+    assert path is not None
+    arguments: dict[str, Any] = {"pretrained_model_name_or_path": path}
+    try:
+        if path.is_file():
+            config = gguf_config(checkpoint, path)
+            arguments = {"pretrained_model_name_or_path": path.parent, "gguf_file": path.name, "config": config}
+        with _quiet():
+            model, info = AutoModelForCausalLM.from_pretrained(
+                **arguments,
+                dtype=torch.float32,
+                attn_implementation="eager",
+                trust_remote_code=False,
+                use_safetensors=True,
+                local_files_only=True,
+                output_loading_info=True,
+            )
+    # transformers raises anything here, from KeyError to the errors of its config validators.
+    except Exception as error:
+        raise DynexportError(f"{checkpoint.source}: transformers cannot load it: {_line(error)}") from error
+    _check(checkpoint.source, type(model).__name__, info)
+    return model.eval().requires_grad_(False)
+
+
+def build_config(checkpoint: Checkpoint) -> Any:
+    """transformers' config object; of a directory as transformers reads it, otherwise of the fields that we read."""
+    from transformers import AutoConfig
+
+    if checkpoint.origin is not None and checkpoint.origin.is_dir():
+        return AutoConfig.from_pretrained(checkpoint.origin, trust_remote_code=False, local_files_only=True)
+    fields = {name: value for name, value in checkpoint.config.items() if name not in _FOREIGN_FIELDS}
+    return AutoConfig.for_model(checkpoint.config.get("model_type"), **fields)
+
+
+def gguf_config(checkpoint: Checkpoint, path: Path) -> Any:
+    """The config of a GGUF file: what transformers reads there, and our reading of what it does not look for.
+
+    transformers reads some of the metadata (not scaled rotary positions, for example) and has its classes' defaults
+    for the rest. So a value of its own that is not the default is the file's, and goes before ours.
+    """
+    from transformers import AutoConfig
+
+    ours = build_config(checkpoint)
+    with _quiet():
+        theirs = AutoConfig.from_pretrained(path.parent, gguf_file=path.name, local_files_only=True).to_dict()
+    defaults = type(ours)().to_dict()
+    fields = _taken(ours.to_dict(), theirs, defaults)
+    return type(ours)(**{name: value for name, value in fields.items() if name not in _FOREIGN_FIELDS})
+
+
+def _taken(ours: dict[str, Any], theirs: dict[str, Any], defaults: dict[str, Any]) -> dict[str, Any]:
+    result = dict(ours)
+    for name, value in theirs.items():
+        default = defaults.get(name)
+        if isinstance(value, dict) and isinstance(ours.get(name), dict):
+            result[name] = _taken(ours[name], value, default or {})
+        elif name in ours and value != default:
+            result[name] = value
+    return result
+
+
+def _check(source: str, name: str, info: dict[str, Any]) -> None:
+    """Raise DynexportError unless every tensor of the model came from the checkpoint, and every one of it was used."""
+    if missing := sorted(info["missing_keys"]):
+        raise DynexportError(
+            f"{source}: tensor {missing[0]} is not in the checkpoint, and transformers' {name} needs it: complete the "
+            "checkpoint or correct its config.json"
+        )
+    if unknown := sorted(key for key in info["unexpected_keys"] if not _ROUTING.fullmatch(key)):
+        raise DynexportError(
+            f"{source}: tensor {unknown[0]}: expected those of transformers' {name} and of routers, found this as "
+            "well, which it leaves unread"
+        )
+
+
+def _line(error: Exception) -> str:
+    return " ".join(str(error).split())[:300]
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Within, transformers writes neither progress nor warnings; what matters of them is checked here."""
+    from transformers.utils import logging
+
+    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)
+        if bars:
+            logging.enable_progress_bar()

@@ -1,0 +1,76 @@
+"""Tensors of a Hugging Face directory, read by the safetensors package, with no code of ``exporter/checkpoint``."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Collection
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+from safetensors import SafetensorError, safe_open
+
+from dynexport.runtime.errors import DynexportError
+
+
+class Tensors(Protocol):
+    """Tensors by name; a ``Checkpoint`` is one of these as well.
+
+    Attributes:
+        source: what the user named, for messages.
+    """
+
+    source: str
+
+    @property
+    def names(self) -> Collection[str]:
+        """Names of all tensors."""
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """Shape of a tensor, without reading it."""
+
+    def read(self, name: str) -> np.ndarray:
+        """One tensor as float32."""
+
+
+class StoredTensors:
+    """All tensors in ``model.safetensors``, or in the shards that its index names.
+
+    Args:
+        directory: one that ``open_checkpoint`` has accepted.
+        source: what the user named.
+    """
+
+    def __init__(self, directory: Path, source: str) -> None:
+        self.source = source
+        index = directory / "model.safetensors.index.json"
+        files = [directory / "model.safetensors"]
+        if not files[0].is_file():
+            shards = json.loads(index.read_text())["weight_map"].values()
+            files = [directory / Path(shard).name for shard in sorted(set(shards))]
+        self._files: dict[str, Path] = {}
+        for file in files:
+            with self._open(file) as opened:
+                self._files |= dict.fromkeys(opened.keys(), file)
+
+    @property
+    def names(self) -> Collection[str]:
+        """Names of all tensors."""
+        return self._files.keys()
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """Shape of a tensor, without reading it."""
+        with self._open(self._files[name]) as opened:
+            return tuple(opened.get_slice(name).get_shape())
+
+    def read(self, name: str) -> np.ndarray:
+        """One tensor as float32, in memory of its own."""
+        with self._open(self._files[name]) as opened:
+            return np.array(opened.get_tensor(name).float().numpy(), np.float32)
+
+    @staticmethod
+    def _open(file: Path) -> Any:
+        try:
+            return safe_open(file, framework="pt")
+        except (OSError, SafetensorError) as error:
+            raise DynexportError(f"{file}: expected a safetensors file, found: {error!s:.200}") from error
