@@ -16,6 +16,7 @@ from dynexport.exporter import describe
 from dynexport.exporter.architecture import Architecture
 from dynexport.exporter.bundle_writer import replacing
 from dynexport.exporter.checkpoint import Checkpoint, open_checkpoint
+from dynexport.exporter.checkpoint.sizes import check_sizes
 from dynexport.exporter.families import find_family, read_architecture
 from dynexport.exporter.graph.plan import GraphPlan
 from dynexport.exporter.parity.golden import write_golden
@@ -113,6 +114,7 @@ def convert(
     _check_form(static, layer_capacity)
     engine = _target(target, precision, max_batch, max_prompt, plugins)
     checkpoint = open_checkpoint(model, tokenizer=tokenizer, importer=importer)
+    check_sizes(checkpoint)
     architecture = _limited(read_architecture(checkpoint.config), max_length)
     contract = read_contract(checkpoint, strategy, speedups, rule, keep, fields)
     engine.check_contract(contract, architecture.max_length)
