@@ -16,6 +16,7 @@ from dynexport.exporter import describe
 from dynexport.exporter.architecture import Architecture
 from dynexport.exporter.bundle_writer import replacing
 from dynexport.exporter.checkpoint import Checkpoint, open_checkpoint
+from dynexport.exporter.checkpoint.sizes import check_sizes
 from dynexport.exporter.families import find_family, read_architecture
 from dynexport.exporter.graph.plan import GraphPlan
 from dynexport.exporter.leftovers import check_leftovers
@@ -117,6 +118,7 @@ def convert(
     _check_form(static, layer_capacity)
     engine = _target(target, precision, max_batch, max_prompt, plugins)
     checkpoint = open_checkpoint(model, tokenizer=tokenizer, importer=importer)
+    check_sizes(checkpoint)
     architecture = _limited(read_architecture(checkpoint.config), max_length)
     reader = WeightReader(checkpoint, find_family(checkpoint.config), architecture)
     reader.architecture = architecture = tied_as_stored(reader)

@@ -29,6 +29,9 @@ CONTRACT_VERSION = 1
 _Number = Annotated[float, Strict()]
 _Layer = Annotated[int, Strict()]
 _Switch = Annotated[bool, Strict()]
+# Far beyond any model, and few enough to be counted through.
+_MOST_STEPS = 4096
+_MOST_RATIOS = 64
 SkipRule = Literal["official", "balanced", "modulo"]
 
 
@@ -52,7 +55,7 @@ class UnifiedSkip(_Contract):
     """
 
     strategy: Literal["unified-skip"] = "unified-skip"
-    speedups: tuple[_Number, ...] = (2.0, 3.0)
+    speedups: tuple[_Number, ...] = Field(default=(2.0, 3.0), max_length=_MOST_RATIOS)
     rule: SkipRule = "official"
     keep: tuple[_Layer, ...] | None = None
 
@@ -176,7 +179,7 @@ class Radial(_Contract):
     """
 
     strategy: Literal["radial"] = "radial"
-    max_steps: _Layer = Field(default=12, ge=1)
+    max_steps: _Layer = Field(default=12, ge=1, le=_MOST_STEPS)
     min_steps: _Layer = Field(default=0, ge=0)
     exit: _Switch = True
     allow_reuse: _Switch = True

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import codecs
 import json
+import os
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -96,6 +97,7 @@ def read_text(path: Path, max_tokens: int) -> str:
     limit = 16 * max(1, max_tokens)
     try:
         with open_plain(path, "a text file") as file:
+            limit = min(limit, os.fstat(file.fileno()).st_size + 1)
             content = file.read(limit)
         # The cut may go through a character; the end of the file may not.
         return codecs.getincrementaldecoder("utf-8")().decode(content, final=len(content) < limit)

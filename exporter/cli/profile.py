@@ -109,11 +109,13 @@ def _use_threads(threads: int) -> None:
 
 def _layers_to_skip(checkpoint: Checkpoint, skip: int | None, budget: float | None) -> int | None:
     """How many, before anything runs; None where no budget was named."""
+    from dynexport.exporter.checkpoint.sizes import check_sizes
     from dynexport.exporter.families import read_architecture
     from dynexport.exporter.profile import layers_to_skip
 
     if skip is None and budget is None:
         return None
+    check_sizes(checkpoint)
     return layers_to_skip(read_architecture(checkpoint.config).layers, skip=skip, budget=budget)
 
 

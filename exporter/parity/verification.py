@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from dynexport.exporter.checkpoint import open_checkpoint
+from dynexport.exporter.checkpoint.sizes import check_sizes
 from dynexport.exporter.families import read_architecture
 from dynexport.exporter.parity import ladder
 from dynexport.exporter.parity.bisect import find_departure
@@ -210,6 +211,7 @@ def _oracle(bundle: Bundle, against: str | Path) -> Oracle:
     """The model in PyTorch, when the bundle can have been made from it."""
     manifest = bundle.manifest
     checkpoint = open_checkpoint(against, importer=manifest.source.importer)
+    check_sizes(checkpoint)
     architecture = read_architecture(checkpoint.config)
     for name in ("layers", "hidden_size", "vocab_size"):
         expected, found = getattr(manifest.model, name), getattr(architecture, name)

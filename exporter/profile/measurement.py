@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from dynexport.exporter.architecture import Architecture
 from dynexport.exporter.checkpoint import Checkpoint
+from dynexport.exporter.checkpoint.sizes import check_sizes
 from dynexport.exporter.families import read_architecture
 from dynexport.exporter.profile.blocks import Reader, blocks_of
 from dynexport.exporter.reference.transformers_layers import Call
@@ -116,6 +117,7 @@ def _check(checkpoint: Checkpoint) -> Architecture:
             "trained for the tokens that routers send there, and what they would add to all others means nothing "
             "(dynexport run BUNDLE --trace F.png shows which token runs where)"
         )
+    check_sizes(checkpoint)
     return read_architecture(checkpoint.config)
 
 

@@ -26,6 +26,7 @@ from dynexport.runtime.manifest import Precision, Profile, Role, TargetName
 
 OPSET = 24
 MAX_BATCH, MAX_PROMPT = 8, 1024
+_MOST_ROWS = 1 << 16
 # What a TopK layer chooses at most.
 TOP_K_LIMIT = 3840
 # Rows of logits that a prompt's run gives at most: each is a float32 of the whole vocabulary, for every row of a batch.
@@ -63,6 +64,8 @@ class TensorRT(Target):
     ) -> None:
         if not is_integer(max_batch) or max_batch < 1:
             raise DynexportError(f"max_batch: expected at least 1 row, found {shown(max_batch)}")
+        if max_batch > _MOST_ROWS:
+            raise DynexportError(f"max_batch: expected at most {_MOST_ROWS} rows, found {max_batch}")
         self.precision, self.max_batch, self.max_prompt, self.plugins = precision, max_batch, max_prompt, plugins
         self.activations = _ACTIVATIONS[precision]
         self.vector_storage: Storage = Plain(self.activations)

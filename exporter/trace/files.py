@@ -37,6 +37,8 @@ class TraceFile:
         if suffix == ".png":
             png.require()
         self._render = _FORMATS[suffix]
+        if path.exists() and not (path.is_file() or path.is_dir()):
+            raise DynexportError(f"trace {path}: expected a file to write, found something else")
         check_writable(path, "trace")
 
     def write(self, trace: Trace) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -62,6 +63,16 @@ def config(**fields: Any) -> Callable[[Path], None]:
     return change
 
 
+def in_its_place(name: str, make: Callable[[Path], object]) -> Callable[[Path], None]:
+    """Something else under the name of a file."""
+
+    def change(model: Path) -> None:
+        (model / name).unlink(missing_ok=True)
+        make(model / name)
+
+    return change
+
+
 CHECKPOINTS: dict[str, tuple[Callable[[Path], object], str]] = {
     "no weights": (lambda m: weights(m).unlink(), "model.safetensors or model.safetensors.index.json, found neither"),
     "no config": (lambda m: (m / "config.json").unlink(), "expected config.json"),
@@ -84,6 +95,37 @@ CHECKPOINTS: dict[str, tuple[Callable[[Path], object], str]] = {
     "an unknown field of the contract": (config(dynexport={"strategy": "unified-skip", "depth": 2}), "depth"),
     "a contract that is no object": (config(dynexport=[1]), "config.json: dynexport: expected an object, found [1]"),
     "layers that are none": (config(num_hidden_layers=0), "num_hidden_layers"),
+    "layers without end": (
+        config(num_hidden_layers=10**9),
+        "num_hidden_layers: expected at most 75, as it has tensors",
+    ),
+    "layers of a graph too large to build": (config(num_hidden_layers=4096), "num_hidden_layers: expected at most 75"),
+    "width without end": (config(hidden_size=10**9), "hidden_size: expected at most 89, the largest dimension of its"),
+    "a head without end": (config(head_dim=10**9), "head_dim: expected at most 89"),
+    "a vocabulary without end": (config(vocab_size=2**31 - 1), "vocab_size: expected at most 89"),
+    "a pipe for a config": (in_its_place("config.json", os.mkfifo), "config.json: expected a file, found a pipe"),
+    "a pipe for weights": (
+        in_its_place("model.safetensors", os.mkfifo),
+        "model.safetensors: expected a file, found a p",
+    ),
+    "a pipe for a tokenizer": (
+        in_its_place("tokenizer.json", os.mkfifo),
+        "tokenizer.json: expected a file, found a pipe",
+    ),
+    "a directory for a config": (in_its_place("config.json", Path.mkdir), "config.json: expected a file, found a dire"),
+    "a link to nowhere": (
+        in_its_place("generation_config.json", lambda path: path.symlink_to("nowhere")),
+        "generation_config.json: expected a file, found a link that leads nowhere",
+    ),
+    "a device for weights": (
+        in_its_place("model.safetensors", lambda path: path.symlink_to("/dev/zero")),
+        "model.safetensors: expected a file, found a device",
+    ),
+    "a config without end": (lambda m: (m / "config.json").write_text('{"a":' * 10**5), "more than 64 levels"),
+    "a field twice": (
+        lambda m: (m / "config.json").write_text('{"vocab_size": 1, "vocab_size": 2}'),
+        "'vocab_size' is there twice",
+    ),
     "more layers than there are": (config(num_hidden_layers=9), "no tensor model.layers.8."),
 }
 

@@ -173,7 +173,7 @@ CHECKPOINTS: dict[str, tuple[Callable[[Path], object], str]] = {
     "a threshold of no layer": (contract(thresholds={"last": 0.5}), "thresholds.last"),
     "a threshold that is NaN": (
         contract(thresholds={"1": float("nan")}),
-        "thresholds: expected finite numbers, found NaN",
+        "config.json: expected JSON, found something else (NaN is no number)",
     ),
     "an unknown rule": (
         contract(decision={"rule": "guess"}),

@@ -113,7 +113,7 @@ BAD: dict[str, tuple[list[Any], str]] = {
     "batch 0": (["--batch", 0], "batch: expected at least 1, found 0"),
     "fewer tokens than a window": (["--max-tokens", 31], "max_tokens: expected at least one window of 32, found 31"),
     "threads 0": (["--threads", 0], "threads: expected 1..256, found 0"),
-    "no text": (["--text", "nowhere.txt"], "nowhere.txt: expected a text file, found: No such file or directory"),
+    "no text": (["--text", "nowhere.txt"], "nowhere.txt: expected a text file, found none"),
 }
 
 

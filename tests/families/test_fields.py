@@ -108,11 +108,11 @@ SIZE_FIELDS = [(family, field) for family in FAMILIES for field in REQUIRED.get(
 
 
 @pytest.mark.parametrize(("family", "field"), SIZE_FIELDS)
-@pytest.mark.parametrize("value", [None, "32", True, 32.0, 0, -1, 1 << 400, [32]])
+@pytest.mark.parametrize("value", [None, "32", True, 32.0, 0, -1, 1 << 4000, [32]])
 def test_a_size_is_one(family: str, field: str, value: Any) -> None:
     message = refused(config(family, **{field: value}))
     assert f"{field}: expected an integer" in message
-    assert f"found {value!r}" in message
+    assert f"found {value!r:.200}" in message
 
 
 @pytest.mark.parametrize(
