@@ -224,7 +224,8 @@ def read_contract(
 ) -> AnyContract:
     """The checkpoint's contract with what the user asked for on top of it; ``changes`` may name any field."""
     speedups = checked_list("speedups", speedups, "numbers")
-    keep = None if keep is None else checked_list("keep", keep, "layers")
+    if keep is not None:  # numbers of numpy as plain ones, which is what a contract has
+        keep = [int(layer) if is_integer(layer) else layer for layer in checked_list("keep", keep, "layers")]
     changes = {} if changes is None else changes
     checked_kind("fields", changes, Mapping, "a mapping of the contract's fields")
     declared = checkpoint.config.get("dynexport")

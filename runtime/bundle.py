@@ -116,7 +116,7 @@ class Bundle:
 
     def file(self, name: str) -> Path | None:
         """A file of the bundle, or None where it has none of that name."""
-        return self.path / name if name in self.manifest.files else None
+        return self.path / name if isinstance(name, str) and name in self.manifest.files else None
 
     def speedup(self, wanted: str | float | None) -> Speedup:
         """The kept set of a declared ratio.

@@ -1,7 +1,8 @@
 """The routing contract, version 1: what a checkpoint says about its routing (docs/routing-contract.md).
 
 It stands in a checkpoint's ``config.json`` under ``"dynexport"`` and in every bundle's manifest. Every field that is
-left out takes its default here; every field that is not known is an error, never ignored.
+left out takes its default here; every field that is not known is an error, never ignored. ``parse_contract`` tells it
+in one line; the models themselves are pydantic's, and raise its ``ValidationError``.
 """
 
 from __future__ import annotations

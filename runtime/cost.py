@@ -6,6 +6,7 @@ from collections.abc import Collection
 
 import numpy as np
 
+from dynexport.runtime.checks import checked_count, checked_list
 from dynexport.runtime.contract import Radial
 from dynexport.runtime.manifest import Manifest
 
@@ -31,9 +32,15 @@ def step_bytes(manifest: Manifest, keep: Collection[int], context: int, rows: in
         keep: layers that run.
         context: cached tokens of each row.
         rows: batch size.
+
+    Raises:
+        DynexportError: for a layer that the model does not have.
     """
+    layers = checked_list("keep", keep, "layers")
+    for layer in layers:
+        checked_count("keep: a layer", layer, 0, manifest.model.layers - 1)
     ran = np.zeros((manifest.model.layers, rows), bool)
-    ran[list(keep)] = True
+    ran[layers] = True
     return realised_bytes(manifest, ran, np.full(ran.shape, context))
 
 

@@ -198,6 +198,7 @@ class StreamDecoder:
 
     def __init__(self, text: Text, *, skip_special_tokens: bool = True) -> None:
         """Start a stream; one decoder serves one sequence."""
+        checked_kind("text", text, Text, "a Text")
         self._text = text
         self._skip_special_tokens = skip_special_tokens
         self._window: list[int] = []

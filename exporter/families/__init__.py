@@ -12,6 +12,7 @@ from dynexport.exporter.architecture import Architecture, Rotary
 from dynexport.exporter.families.class_fields import NEUTRAL, ROTARY
 from dynexport.exporter.families.family import Family
 from dynexport.exporter.families.fields import Fields
+from dynexport.runtime.checks import checked_kind
 from dynexport.runtime.errors import DynexportError
 
 __all__ = ["Family", "asked_fields", "families", "find_family", "read_architecture"]
@@ -34,6 +35,7 @@ def find_family(config: Mapping[str, Any]) -> Family:
     Raises:
         DynexportError: when ``model_type`` is missing or not supported.
     """
+    checked_kind("config", config, Mapping, "a mapping of config.json's fields")
     model_type = config.get("model_type")
     family = families().get(str(model_type))
     if family is None:

@@ -13,6 +13,7 @@ from dynexport.exporter.profile.measurement import Measured
 from dynexport.exporter.profile.model import Profile
 from dynexport.exporter.trace.model import Token
 from dynexport.runtime.atomic import write_file
+from dynexport.runtime.checks import checked_path
 from dynexport.runtime.errors import DynexportError
 
 REPORT = "profile.json"
@@ -30,7 +31,7 @@ class ProfileDirectory:
 
     def __init__(self, path: Path) -> None:
         pictures.require()
-        self.path = path
+        self.path = checked_path("profile", path)
         self._check()
 
     def write(

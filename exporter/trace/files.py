@@ -8,6 +8,7 @@ from pathlib import Path
 from dynexport.exporter.trace import html, png
 from dynexport.exporter.trace.model import Trace
 from dynexport.runtime.atomic import check_writable, not_writable, write_file
+from dynexport.runtime.checks import checked_path
 from dynexport.runtime.errors import DynexportError
 
 
@@ -30,7 +31,7 @@ class TraceFile:
     """
 
     def __init__(self, path: Path) -> None:
-        self.path = path
+        self.path = path = checked_path("trace", path)
         suffix = path.suffix.lower()
         if suffix not in _FORMATS:
             raise DynexportError(f"trace {path}: expected a name in .png, .html or .json, found {suffix or 'none'!r}")

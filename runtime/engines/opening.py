@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Literal, TypeAlias, get_args
 
 from dynexport.runtime.bundle import Bundle
-from dynexport.runtime.checks import checked_path, shown
+from dynexport.runtime.checks import checked_kind, checked_path, shown
 from dynexport.runtime.engines.engine import Engine
 from dynexport.runtime.engines.onnxruntime import CPU, CUDA, OnnxRuntimeEngine, check_provider, check_threads
 from dynexport.runtime.errors import DynexportError
@@ -35,6 +35,7 @@ def engine_opener(
     Raises:
         DynexportError: when this bundle cannot run there; told before anything of it is loaded.
     """
+    checked_kind("bundle", bundle, Bundle, "an opened Bundle (Bundle.open)")
     check_backend(backend)
     check_threads(threads)
     if profile is not None:
@@ -64,8 +65,9 @@ def backend_text(backend: RunBackend) -> str:
     """A backend in words: its version, and the GPU that it runs on.
 
     Raises:
-        DynexportError: when it is not installed.
+        DynexportError: when it is not installed, or we know none of that name.
     """
+    check_backend(backend)
     if backend == "tensorrt" or backend == "tensorrt-rtx":
         from dynexport.runtime.engines.tensorrt.backend import open_backend
         from dynexport.runtime.engines.tensorrt.gpu import find_gpu

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -14,8 +15,9 @@ from bundles import CONFORMANCE
 from dynexport.exporter.conversion import convert
 from dynexport.runtime import Bundle, DynexportError, Generation, Generator, Sampling
 from dynexport.runtime.conversation import Conversation
+from dynexport.runtime.path_decoder import PathDecoder
 
-THREADS, EACH, NEW = 8, 6, 6
+THREADS, NEW = 8, 6
 # Every decoder, cache and form of graph that there is.
 STRATEGIES: dict[str, tuple[str, dict[str, Any]]] = {
     "dense": ("dense", {}),
@@ -43,20 +45,26 @@ def shared(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
 
 
 def at_once(work: Callable[[int], Any]) -> list[Any]:
-    """What ``work`` gives in each thread; all of them begin together."""
-    begin = threading.Barrier(THREADS)
-    with ThreadPoolExecutor(THREADS) as pool:
-        return list(pool.map(lambda index: (begin.wait(30), work(index))[1], range(THREADS)))
+    """What ``work`` gives in each thread; all of them begin together, and take turns as often as they can."""
+    begin, interval = threading.Barrier(THREADS), sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        with ThreadPoolExecutor(THREADS) as pool:
+            return list(pool.map(lambda index: (begin.wait(30), work(index))[1], range(THREADS)))
+    finally:
+        sys.setswitchinterval(interval)
 
 
 def test_eight_threads_get_what_each_would_get_alone(shared: Generator) -> None:
     def generate(index: int) -> list[Generation]:
         return shared.generate(BATCHES[index % len(BATCHES)], max_new_tokens=NEW, sampling=SAMPLING)
 
+    # Only graph sets have memory that runs share: there it takes luck to see that it is.
+    times = 12 if isinstance(shared.decoder, PathDecoder) else 2
     alone = [generate(index) for index in range(len(BATCHES))]
     wrong = [
         index
-        for index, rounds in enumerate(at_once(lambda index: [generate(index) for _ in range(EACH)]))
+        for index, rounds in enumerate(at_once(lambda index: [generate(index) for _ in range(times)]))
         if any(found != alone[index % len(BATCHES)] for found in rounds)
     ]
     assert not wrong

@@ -13,15 +13,19 @@ from bundles import CONFORMANCE, copied
 
 from dynexport.exporter.checkpoint import open_checkpoint
 from dynexport.exporter.conversion import convert
+from dynexport.exporter.families import read_architecture
 from dynexport.exporter.parity import verify
-from dynexport.exporter.profile import layers_to_skip, measure
+from dynexport.exporter.profile import ProfileDirectory, layers_to_skip, measure
+from dynexport.exporter.trace.files import TraceFile
 from dynexport.runtime import Bundle, DynexportError, Generator, Sampling
 from dynexport.runtime.bench import benchmark
 from dynexport.runtime.cache import Cache
 from dynexport.runtime.calibrate import calibrate
 from dynexport.runtime.contract import parse_contract
 from dynexport.runtime.conversation import Conversation
+from dynexport.runtime.cost import step_bytes
 from dynexport.runtime.decoders import open_decoder
+from dynexport.runtime.engines.opening import backend_text
 from dynexport.runtime.evaluate import evaluate
 from dynexport.runtime.manifest import Speedup
 from dynexport.runtime.sampling import Sampler
@@ -176,6 +180,7 @@ WRONG: dict[str, tuple[Callable[[Any], Any], str]] = {
     "chat-empty": (lambda at: at.text.chat([]), "messages: expected at least one, found none"),
     "files-none": (lambda at: Text.from_files(None), "files: expected"),
     "files-text": (lambda at: Text.from_files({"tokenizer.json": "{}"}), "tokenizer.json: "),
+    "decoder-of-none": (lambda at: StreamDecoder(None), "text: expected a Text, found None"),
     "push-text": (lambda at: StreamDecoder(at.text).push("a"), "tokenizer.json: cannot look up"),
     "stops-number": (lambda at: StopStrings(5), "stop: expected a list of strings"),
     # Sampling.
@@ -282,6 +287,11 @@ WRONG: dict[str, tuple[Callable[[Any], Any], str]] = {
     "profile-batch": (lambda at: read(at, batch=0.5, window=8), "batch: expected at least 1, found 0.5"),
     "profile-skip": (lambda at: layers_to_skip(8, skip="2"), "skip: expected 0..7"),
     "profile-budget": (lambda at: layers_to_skip(8, budget="half"), "budget: expected a share"),
+    "cost-keep": (lambda at: step_bytes(at.bundle.manifest, [99], 8), "keep: a layer: expected 0..7, found 99"),
+    "cost-keep-none": (lambda at: step_bytes(at.bundle.manifest, None, 8), "keep: expected a list of layers"),
+    "backend-in-words": (lambda at: backend_text("cpu"), "backend: expected onnxruntime"),
+    "trace-none": (lambda at: TraceFile(None), "trace: expected a path, found None"),
+    "profile-to-a-number": (lambda at: ProfileDirectory(5), "profile: expected a path, found 5"),
     # Converting.
     "convert-none": (lambda at: converted(at, None), "model: expected a path or a hub id, found None"),
     "convert-bytes": (lambda at: converted(at, b"model"), "model: expected a path or a hub id, found b'model'"),
@@ -304,6 +314,9 @@ WRONG: dict[str, tuple[Callable[[Any], Any], str]] = {
     "convert-prompt": (lambda at: converted(at, target="tensorrt", max_prompt=8.5), "max_prompt: expected"),
     "convert-tokenizer": (lambda at: converted(at, tokenizer=5), "tokenizer: expected a path, found 5"),
     "convert-importer": (lambda at: converted(at, importer=["astramind"]), "import: expected astramind"),
+    "convert-keep-layer": (lambda at: converted(at, keep=["0"]), "{model}: contract: unified-skip.keep.0"),
+    "family-list": (lambda at: read_architecture([]), "config: expected a mapping of config.json's fields"),
+    "contract-field": (lambda at: parse_contract({"strategy": "radial", "steps": 3}, "here"), "here: radial.steps: "),
     "contract-list": (lambda at: parse_contract([1], "here"), "here: "),
     "contract-none": (lambda at: parse_contract(None, "here"), "here: "),
 }

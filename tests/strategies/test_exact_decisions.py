@@ -46,8 +46,9 @@ def decided(decoder: AnyDecoder, *, by_steps: bool) -> tuple[np.ndarray, np.ndar
     return ran[list(decoder.manifest.routed.layers)], margins
 
 
-@pytest.mark.parametrize("form", FORMS)
-@pytest.mark.parametrize("case", ["mod-router", "mod-predictor-normed"])
+@pytest.mark.parametrize(
+    ("case", "form"), [*(("mod-router", form) for form in FORMS), ("mod-predictor-normed", "conditional")]
+)
 def test_a_probability_at_the_threshold_passes_where_the_contract_says_so(tmp_path: Path, case: str, form: str) -> None:
     """The first routed layer, whose scores no other decision changes: its threshold is one token's very probability."""
     model = checkpoint(tmp_path / "m", case)
@@ -118,8 +119,7 @@ RADIAL_FORMS: dict[str, dict[str, Any]] = {
 
 
 @pytest.mark.parametrize("form", RADIAL_FORMS)
-@pytest.mark.parametrize("leaving", [0.0, 1.0], ids=["equal scores", "leaving is best"])
-@pytest.mark.parametrize("reuse", [True, False])
+@pytest.mark.parametrize(("leaving", "reuse"), [(0.0, False), (1.0, True)], ids=["equal scores", "leaving is best"])
 def test_equal_scores_go_to_the_lowest_layer_and_none_leaves_before_the_least_steps(
     tmp_path: Path, form: str, leaving: float, reuse: bool
 ) -> None:
