@@ -16,6 +16,8 @@ from dynexport.runtime.errors import DynexportError
 
 _WEIGHTS = "model.safetensors"
 _INDEX = "model.safetensors.index.json"
+# Mistral's repositories hold the weights under other names too.
+_SECOND_COPY = "consolidated"
 _CARRIED = ("tokenizer.json", "tokenizer_config.json", "generation_config.json")
 
 
@@ -40,6 +42,7 @@ class SafetensorsDirectory(Checkpoint):
         self.files = _read_carried(directory)
         self._homes = _find_tensors(directory)
         refuse_foreign_tensors(self.names, self.source)
+        self._check_other_files(directory)
 
     @property
     def names(self) -> Collection[str]:
@@ -53,6 +56,19 @@ class SafetensorsDirectory(Checkpoint):
     def read(self, name: str) -> np.ndarray:
         """A tensor as float32. Raises DynexportError when it is absent, unreadable or of another dtype."""
         return self._home(name).read(name)
+
+    def _check_other_files(self, directory: Path) -> None:
+        """Refuse other files with tensors that the model's own files lack: they may be routers or adapters."""
+        own = {home.path.name for home in self._homes.values()}
+        for path in sorted(directory.glob("*.safetensors")):
+            if path.name in own or path.name.startswith(_SECOND_COPY) or not path.is_file():
+                continue
+            more = [name for name in SafetensorsFile(path).names if name not in self._homes]
+            if more:
+                raise DynexportError(
+                    f"{path}: tensor {more[0]:.120}: expected all weights of the model in its own files, found "
+                    f"{len(more)} more tensors here; add them to {_WEIGHTS}, or move this file away"
+                )
 
     def _home(self, name: str) -> SafetensorsFile:
         home = self._homes.get(name)
@@ -109,15 +125,24 @@ def _find_tensors(directory: Path) -> dict[str, SafetensorsFile]:
 
 
 def _read_shards(directory: Path, index: Path) -> dict[str, SafetensorsFile]:
+    """Tensor name -> its shard; transformers loads those of a shard that the index leaves out too."""
     weights = parse_object(read_file(index), index).get("weight_map")
     if not isinstance(weights, dict) or not weights:
         raise DynexportError(f'{index}: expected an object "weight_map" of tensor names, found {weights!r:.80}')
     shards = {str(shard): _open_shard(directory, index, shard) for shard in set(map(str, weights.values()))}
-    held = {shard: set(file.names) for shard, file in shards.items()}
+    homes: dict[str, SafetensorsFile] = {}
+    for shard, file in sorted(shards.items()):
+        for name in file.names:
+            if weights.setdefault(name, shard) != shard:
+                raise DynexportError(
+                    f"{index}: tensor {name!r:.120}: expected in {weights[name]!r:.120} alone, found in {shard} too; "
+                    "download the shards again"
+                )
+            homes[name] = file
     for name, shard in weights.items():
-        if name not in held[str(shard)]:
+        if name not in homes:
             raise DynexportError(f"{index}: tensor {name!r}: expected in {shard}, not found there; download both again")
-    return {name: shards[shard] for name, shard in weights.items()}
+    return homes
 
 
 def _open_shard(directory: Path, index: Path, shard: str) -> SafetensorsFile:

@@ -62,7 +62,7 @@ def asked_fields(config: Mapping[str, Any]) -> dict[str, str]:
 def _read(config: Mapping[str, Any]) -> tuple[Architecture, Fields]:
     family = find_family(config)
     fields = Fields(family.completed(config), family.model_type)
-    fields.asked |= {twin: f"the same as {name}" for twin, name in family.twins.items()}
+    fields.asked |= {twin: f"another name of `{name}`" for twin, name in family.twins.items()}
     fields.flag("is_causal")  # transformers takes a null for false
     for name, value in NEUTRAL.items():
         fields.only(name, value)
@@ -72,7 +72,7 @@ def _read(config: Mapping[str, Any]) -> tuple[Architecture, Fields]:
         raise fields.error("num_key_value_heads", architecture.kv_heads, expected)
     if "layer_types" not in fields.asked:
         kinds = ["sliding_attention" if window else "full_attention" for window in architecture.windows]
-        fields.only("layer_types", kinds)
+        fields.only("layer_types", kinds, "the family's windows are")
     if isinstance(architecture.positions, Rotary):
         fields.asked = dict.fromkeys(ROTARY, "read") | fields.asked
     fields.check_known()

@@ -28,7 +28,7 @@ def _read(fields: Fields) -> Architecture:
     heads = fields.integer("n_head")
     layers = fields.layers("n_layer")
     fields.only("apply_residual_connection_post_layernorm", False)
-    fields.only("n_inner", 4 * hidden)
+    fields.only("n_inner", 4 * hidden, "four times `hidden_size`")
     ranks = fields.integer("pretraining_tp")
     if fields.flag("slow_but_exact") and ranks > 1:
         # transformers then leaves out the biases of attention's and the MLP's output

@@ -101,7 +101,7 @@ def layer_norm_like(fields: Fields, *, hidden_size: int, heads: int, layers: int
     """The shape that gpt2, opt, gpt-neox and bloom share: LayerNorm, a key head per query head, an MLP without gate."""
     if hidden_size % heads:
         raise fields.error("hidden_size", hidden_size, f"a multiple of {heads} heads")
-    fields.only("head_dim", hidden_size // heads)
+    fields.only("head_dim", hidden_size // heads, "`hidden_size` over heads")
     return Architecture(
         family=fields.family,
         hidden_size=hidden_size,

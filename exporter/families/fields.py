@@ -15,8 +15,11 @@ ACTIVATIONS: dict[str, Activation] = {
     "silu": "silu",
     "swish": "silu",
     "gelu": "gelu",
+    "gelu_python": "gelu",
     "gelu_new": "gelu_tanh",
     "gelu_fast": "gelu_tanh",
+    "gelu_accurate": "gelu_tanh",
+    "gelu_python_tanh": "gelu_tanh",
     "gelu_pytorch_tanh": "gelu_tanh",
     "relu": "relu",
 }
@@ -95,13 +98,17 @@ class Fields:
             raise self.error(name, value, "true or false")
         return value
 
-    def only(self, name: str, *supported: Any) -> None:
-        """Insist on the values of a field that this project supports; absent or null is taken to be one of them."""
-        self.asked[name] = "only " + " or ".join(json.dumps(value) for value in supported)
+    def only(self, name: str, supported: Any, meaning: str = "") -> None:
+        """Insist on the one value of a field that this project supports; absent or null is taken to be it.
+
+        Args:
+            meaning: where the value follows from other fields, from which.
+        """
+        self.asked[name] = f"only {meaning or json.dumps(supported)}"
         value = self._config.get(name)
-        if value is not None and value not in supported:
-            first = supported[0]
-            raise self.error(name, value, "no value" if first is None else f"{first!r}, the only one supported")
+        if value is not None and value != supported:
+            reason = f"as {meaning}" if meaning else "the only one supported"
+            raise self.error(name, value, "no value" if supported is None else f"{supported!r:.200}, {reason}")
 
     def activation(self, name: str) -> Activation:
         """The MLP's activation function."""

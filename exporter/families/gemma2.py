@@ -26,7 +26,7 @@ def _read(fields: Fields) -> Architecture:
     window = fields.integer("sliding_window")
     fields.only("use_bidirectional_attention", False)
     activation = fields.activation("hidden_activation")
-    fields.only("hidden_act", fields.get("hidden_activation"))  # transformers reads only the other
+    fields.only("hidden_act", fields.get("hidden_activation"), "`hidden_activation`, which transformers reads")
     architecture = llama_like(
         fields,
         activation=activation,

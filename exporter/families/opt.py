@@ -25,7 +25,7 @@ def _read(fields: Fields) -> Architecture:
     hidden, heads = fields.integer("hidden_size"), fields.integer("num_attention_heads")
     layers = fields.layers("num_hidden_layers")
     fields.only("do_layer_norm_before", True)
-    fields.only("word_embed_proj_dim", hidden)
+    fields.only("word_embed_proj_dim", hidden, "`hidden_size`")
     fields.only("_remove_final_layer_norm", False)
     fields.only("layer_norm_elementwise_affine", True)
     max_length = fields.integer("max_position_embeddings")

@@ -12,9 +12,9 @@ def _rotary_layers(fields: Fields, layers: int) -> tuple[bool, ...]:
     listed, interval = fields.get("no_rope_layers"), fields.integer("no_rope_layer_interval")
     if listed is None:
         return tuple((i + 1) % interval != 0 for i in range(layers))
-    if not isinstance(listed, list) or len(listed) != layers or any(value not in (0, 1) for value in listed):
+    if not isinstance(listed, list) or len(listed) < layers or any(value not in (0, 1) for value in listed):
         raise fields.error("no_rope_layers", listed, f"{layers} values of 0 or 1")
-    return tuple(bool(value) for value in listed)
+    return tuple(bool(value) for value in listed[:layers])
 
 
 def _read(fields: Fields) -> Architecture:

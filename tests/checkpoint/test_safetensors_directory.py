@@ -324,6 +324,29 @@ def test_index_naming_an_absent_tensor(directory: Path, tensors: Tensors) -> Non
     assert "tensor 'absent': expected in shard.safetensors" in error_of(lambda: open_checkpoint(directory))
 
 
+def test_a_tensor_that_the_index_leaves_out_is_there(directory: Path, tensors: Tensors) -> None:
+    save_file(tensors, directory / "shard.safetensors")
+    write_index(directory, {"float32": "shard.safetensors"})
+    check_tensors(SafetensorsDirectory(directory), tensors)
+
+
+def test_weights_in_a_file_that_nothing_names(directory: Path, tensors: Tensors) -> None:
+    save_file({"float32": tensors["float32"]}, directory / "stale.safetensors")
+    save_file({"another": tensors["float32"]}, directory / "consolidated.safetensors")
+    check_tensors(SafetensorsDirectory(directory), tensors)
+    save_file({"router.weight": tensors["float32"]}, directory / "routers.safetensors")
+    message = error_of(lambda: open_checkpoint(directory))
+    assert "routers.safetensors: tensor router.weight: expected all weights of the model in its own files" in message
+
+
+def test_a_tensor_in_two_shards(directory: Path, tensors: Tensors) -> None:
+    save_file(tensors, directory / "a.safetensors")
+    save_file({"float32": tensors["float32"] + 1}, directory / "b.safetensors")
+    write_index(directory, dict.fromkeys(tensors, "a.safetensors") | {"other": "b.safetensors"})
+    message = error_of(lambda: open_checkpoint(directory))
+    assert "tensor 'float32': expected in 'a.safetensors' alone, found in b.safetensors too" in message
+
+
 @pytest.mark.parametrize(
     "shard",
     [

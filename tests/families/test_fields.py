@@ -17,6 +17,7 @@ from tiny_models import FAMILIES, LAYERS, VARIANTS, save_model
 from dynexport.exporter.architecture import Architecture, Rotary
 from dynexport.exporter.conversion import convert
 from dynexport.exporter.families import asked_fields, families, read_architecture
+from dynexport.exporter.families.fields import ACTIVATIONS
 from dynexport.runtime.errors import DynexportError
 
 MISSING = object()
@@ -272,6 +273,8 @@ def test_an_empty_config_means_what_transformers_makes_of_it(family: str) -> Non
         ),
         ("gpt2", {"hidden_size": 32, "n_embd": MISSING, "num_hidden_layers": LAYERS, "n_layer": None}, {}),
         ("gpt2", {"n_ctx": 32}, {}),
+        ("smollm3", {"no_rope_layers": [1, 0, 1, 0, 0, 1]}, {}),
+        ("gpt_neox", {"hidden_act": "gelu_python"}, {}),
         ("gpt_neox", {"head_dim": 8}, {}),
         ("mistral", {"layer_types": ["sliding_attention"] * LAYERS}, {}),
         (
@@ -286,3 +289,17 @@ def test_an_empty_config_means_what_transformers_makes_of_it(family: str) -> Non
 )
 def test_older_configs_mean_the_same(family: str, old: dict[str, Any], new: dict[str, Any]) -> None:
     same(read_architecture(config(family, **old)), read_architecture(config(family, **new)))
+
+
+def test_activations_are_those_of_transformers() -> None:
+    torch = pytest.importorskip("torch")
+    activations = pytest.importorskip("transformers.activations").ACT2FN
+    x = torch.linspace(-6, 6, 200)
+    plain = {
+        "silu": torch.nn.functional.silu,
+        "relu": torch.relu,
+        "gelu": torch.nn.functional.gelu,
+        "gelu_tanh": lambda x: torch.nn.functional.gelu(x, approximate="tanh"),
+    }
+    for name, ours in ACTIVATIONS.items():
+        torch.testing.assert_close(activations[name](x), plain[ours](x), atol=1e-6, rtol=1e-5, msg=name)
