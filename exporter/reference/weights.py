@@ -6,7 +6,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import numpy as np
+
 from dynexport.exporter.checkpoint.base import Checkpoint
+from dynexport.exporter.reference.dequantised import DequantisedWeights
 from dynexport.exporter.reference.loading import build_config, load_pretrained, reader_reason
 from dynexport.exporter.reference.stored import StoredTensors, Tensors
 from dynexport.exporter.reference.transformers_layers import DecoderLayers, find_layers
@@ -25,23 +28,29 @@ class Weights:
         decoder: how the model calls its decoder layers.
         layers: its decoder layers, in order.
         tensors: those of the checkpoint, by name; routing reads its own from here.
+        source: what the user named, for messages.
         loaded_by: who has read the checkpoint, for reports.
     """
 
-    def __init__(self, checkpoint: Checkpoint, *, streaming: bool) -> None:
+    def __init__(self, checkpoint: Checkpoint, *, streaming: bool, stored: DequantisedWeights | None = None) -> None:
         """Load everything, by transformers itself where it can; or with ``streaming`` all but the decoder layers.
+
+        Args:
+            stored: a bundle's quantised matrices, to compute with instead of the checkpoint's.
 
         Raises:
             DynexportError: when torch or transformers is missing, transformers cannot build the model, or a
                 tensor is absent or of another shape.
         """
-        self._source = checkpoint.source
+        self.source = checkpoint.source
         self._streaming = streaming
+        self._stored = stored
         reason = reader_reason(checkpoint)
         directory = checkpoint.origin if checkpoint.origin is not None and checkpoint.origin.is_dir() else None
         self.tensors: Tensors = checkpoint if directory is None else StoredTensors(directory, checkpoint.source)
         if not streaming and not reason:
             self.model = load_pretrained(checkpoint)
+            self._replace_parameters()
             self.loaded_by = "transformers (from_pretrained)"
         else:
             self.model = _build_model(checkpoint)
@@ -72,10 +81,21 @@ class Weights:
         self.model.tie_weights()
         self._untie()
 
-    def _untie(self) -> None:
-        """Give the head a matrix of its own where another one than the embedding's is stored, as transformers does."""
+    def _replace_parameters(self) -> None:
+        """Take a bundle's quantised matrices instead of those that were loaded; tied ones stay tied."""
+        if self._stored is None:
+            return
+        for name, parameter in self.model.named_parameters():
+            parameter.data.copy_(self._as_stored(name, parameter.numpy()))
+
+    def _as_stored(self, name: str, array: np.ndarray) -> Any:
+        """A parameter as a tensor: the checkpoint's values, or what a bundle has made of them."""
         import torch
 
+        return torch.from_numpy(array if self._stored is None else self._stored.stored(name, array))
+
+    def _untie(self) -> None:
+        """Give the head a matrix of its own where another one than the embedding's is stored, as transformers does."""
         embedding, head = self.model.get_input_embeddings(), self.model.get_output_embeddings()
         if head.weight is not embedding.weight:
             return
@@ -83,25 +103,27 @@ class Weights:
         stored = next((known for known in (name, _RENAMED.get(name)) if known in self.tensors.names), None)
         if stored is None:
             return
-        matrix = torch.from_numpy(self.tensors.read(stored))
-        if not torch.equal(matrix, embedding.weight):
-            _set_parameter(self.model, name, matrix)
+        matrix = self.tensors.read(stored)
+        if not np.array_equal(matrix, self.tensors.read(self._stored_name(self._embedding_name()))):
+            _set_parameter(self.model, name, self._as_stored(name, matrix))
+
+    def _embedding_name(self) -> str:
+        embedding = self.model.get_input_embeddings().weight
+        return next(name for name, parameter in self.model.named_parameters() if parameter is embedding)
 
     def _parameter_names(self) -> list[str]:
         """Names in the model; tied parameters once, under the embedding's name."""
         return [name for name, _ in self.model.named_parameters()]
 
     def _load(self, names: list[str]) -> None:
-        import torch
-
         for name in names:
             array = self.tensors.read(self._stored_name(name))
             expected = tuple(self.model.get_parameter(name).shape)
             if array.shape != expected:
                 raise DynexportError(
-                    f"{self._source}: tensor {name}: expected shape {expected} from the config, found {array.shape}"
+                    f"{self.source}: tensor {name}: expected shape {expected} from the config, found {array.shape}"
                 )
-            _set_parameter(self.model, name, torch.from_numpy(array))
+            _set_parameter(self.model, name, self._as_stored(name, array))
 
     def _stored_name(self, name: str) -> str:
         """The checkpoint's name for a parameter; saved base models, such as gpt2's, leave out the prefix."""
@@ -113,7 +135,7 @@ class Weights:
             if candidate in self.tensors.names:
                 return str(candidate)
         raise DynexportError(
-            f"{self._source}: tensor {name} is not in the checkpoint, and transformers' "
+            f"{self.source}: tensor {name} is not in the checkpoint, and transformers' "
             f"{type(self.model).__name__} needs it: complete the checkpoint or correct its config.json"
         )
 
