@@ -110,8 +110,8 @@ def write_golden(path: Path, checkpoint: Checkpoint, manifest: Manifest) -> tupl
         return 0, f"a context of {manifest.model.max_length} token leaves nothing to compare"
     tensors = _answers(checkpoint, manifest, weights, [row for row in rows if not row.dequantised])
     if is_quantised(manifest):
-        stored = Weights(checkpoint, streaming=True, stored=DequantisedWeights(path.parent, manifest))
-        tensors |= _answers(checkpoint, manifest, stored, [row for row in rows if row.dequantised])
+        rounded = weights.rounded(DequantisedWeights(path.parent, manifest))
+        tensors |= _answers(checkpoint, manifest, rounded, [row for row in rows if row.dequantised])
     save_file(tensors, path, metadata={"reference": weights.loaded_by})
     path.chmod(0o644)  # safetensors makes it for its owner alone
     return len(rows), ""

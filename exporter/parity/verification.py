@@ -235,6 +235,5 @@ def _oracles(bundle: Bundle, against: str | Path) -> list[Oracle]:
     strategy = strategies()[manifest.contract.strategy]
     weights = [Weights(checkpoint, streaming=streaming)]
     if is_quantised(manifest):
-        stored = DequantisedWeights(bundle.path, manifest)
-        weights.append(Weights(checkpoint, streaming=streaming, stored=stored))
+        weights.append(weights[0].rounded(DequantisedWeights(bundle.path, manifest)))
     return [strategy.oracle(each, manifest) for each in weights]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -32,11 +33,8 @@ class Weights:
         loaded_by: who has read the checkpoint, for reports.
     """
 
-    def __init__(self, checkpoint: Checkpoint, *, streaming: bool, stored: DequantisedWeights | None = None) -> None:
+    def __init__(self, checkpoint: Checkpoint, *, streaming: bool) -> None:
         """Load everything, by transformers itself where it can; or with ``streaming`` all but the decoder layers.
-
-        Args:
-            stored: a bundle's quantised matrices, to compute with instead of the checkpoint's.
 
         Raises:
             DynexportError: when torch or transformers is missing, transformers cannot build the model, or a
@@ -44,18 +42,31 @@ class Weights:
         """
         self.source = checkpoint.source
         self._streaming = streaming
-        self._stored = stored
+        self._stored: DequantisedWeights | None = None
         reason = reader_reason(checkpoint)
         directory = checkpoint.origin if checkpoint.origin is not None and checkpoint.origin.is_dir() else None
         self.tensors: Tensors = checkpoint if directory is None else StoredTensors(directory, checkpoint.source)
         if not streaming and not reason:
             self.model = load_pretrained(checkpoint)
-            self._replace_parameters()
             self.loaded_by = "transformers (from_pretrained)"
         else:
             self.model = _build_model(checkpoint)
             self._load_parameters()
             self.loaded_by = _own_loading(directory is not None, streaming, reason)
+        self._find_layers()
+
+    def rounded(self, stored: DequantisedWeights) -> Weights:
+        """The same model, computing with a bundle's quantised matrices instead of the checkpoint's."""
+        other = copy.copy(self)
+        other._stored = stored
+        other.model = copy.deepcopy(self.model)
+        for name, parameter in other.model.named_parameters():
+            if not parameter.is_meta:  # those of a layer are taken when it is loaded
+                parameter.data.copy_(other._as_stored(name, parameter.numpy()))
+        other._find_layers()
+        return other
+
+    def _find_layers(self) -> None:
         name, self.layers = find_layers(self.model)
         self._layer_names = [f"{name}.{index}." for index in range(len(self.layers))]
         self.decoder = DecoderLayers(self.model)
@@ -81,13 +92,6 @@ class Weights:
         self.model.tie_weights()
         self._untie()
 
-    def _replace_parameters(self) -> None:
-        """Take a bundle's quantised matrices instead of those that were loaded; tied ones stay tied."""
-        if self._stored is None:
-            return
-        for name, parameter in self.model.named_parameters():
-            parameter.data.copy_(self._as_stored(name, parameter.numpy()))
-
     def _as_stored(self, name: str, array: np.ndarray) -> Any:
         """A parameter as a tensor: the checkpoint's values, or what a bundle has made of them."""
         import torch
@@ -96,6 +100,8 @@ class Weights:
 
     def _untie(self) -> None:
         """Give the head a matrix of its own where another one than the embedding's is stored, as transformers does."""
+        import torch
+
         embedding, head = self.model.get_input_embeddings(), self.model.get_output_embeddings()
         if head.weight is not embedding.weight:
             return
@@ -105,7 +111,7 @@ class Weights:
             return
         matrix = self.tensors.read(stored)
         if not np.array_equal(matrix, self.tensors.read(self._stored_name(self._embedding_name()))):
-            _set_parameter(self.model, name, self._as_stored(name, matrix))
+            _set_parameter(self.model, name, torch.from_numpy(matrix))
 
     def _embedding_name(self) -> str:
         embedding = self.model.get_input_embeddings().weight
