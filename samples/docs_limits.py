@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 from docs_families import DOCS, markdown, with_table
@@ -22,6 +23,8 @@ def table() -> str:
     rows = []
     for name, limits in NAMED.items():
         kinds: dict[Limits, list[str]] = {}
+        if math.isinf(limits.full.mean_kl):
+            kinds[limits.of("arithmetic", skipped=False)] = ["PyTorch with the rounded weights"]
         for kind, limit in (
             ("PyTorch, every layer", limits.full),
             ("PyTorch, layers skipped", limits.skipped),
@@ -34,6 +37,8 @@ def table() -> str:
 
 
 def _figures(limit: Limits) -> list[str]:
+    if math.isinf(limit.mean_kl):
+        return ["reported"] * 3 + [f"{limit.layer:g}"]
     error = "not judged" if limit.error is None else f"{limit.error[0]:g} or {limit.error[1]:g} x spread"
     return [error, f"{limit.mean_kl:g}", f"{limit.agreement:.0%}", f"{limit.layer:g}"]
 

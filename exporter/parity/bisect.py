@@ -34,7 +34,7 @@ def find_departure(
     if logits is not None and oracle is not None and decoder.backend == "onnxruntime":
         errors = _hidden_state_errors(decoder, oracle, logits)
         if errors:
-            limit = limits.of("reference", skipped=logits.skipped).layer
+            limit = limits.of(logits.kind, skipped=logits.skipped).layer
             first = first_departure(errors, limit)
             # With every layer right where tokens are sent to it, it is the router that sends them elsewhere.
             if first == "head" and decided is not None and isinstance(decoder.manifest.contract, Radial):

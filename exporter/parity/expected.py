@@ -10,6 +10,7 @@ from dynexport.exporter.parity.golden import golden_rows
 from dynexport.exporter.parity.ladder import CHUNKS, Measurement, absent
 from dynexport.exporter.parity.reach import LongRow, full_is_refused, prompts_compete
 from dynexport.exporter.parity.thresholds import ROUTES
+from dynexport.exporter.reference.dequantised import is_quantised
 from dynexport.runtime.manifest import Manifest
 
 
@@ -55,6 +56,8 @@ def expected_checks(manifest: Manifest, scope: Scope) -> dict[str, int]:
     ]
     if scope.full is not None and full_is_refused(manifest, scope.full):
         exact.append("full_caches/refused")
+        if is_quantised(manifest):
+            exact.append("arithmetic/full_caches/refused")
     found = compared | dict.fromkeys(exact, 0)
     return found | ({f"routes/{name}": 0 for name in compared} if decisions else {})
 
@@ -72,6 +75,9 @@ def _against(manifest: Manifest, scope: Scope, ratios: Sequence[str]) -> dict[st
     if scope.full is not None:
         ways = ("steps",) if prompts_compete(manifest) else ("prompt", "steps")
         found |= {f"full_caches/{way}": len(scope.full.positions) for way in ways}
+    if is_quantised(manifest):
+        found |= {f"arithmetic/{name}": positions for name, positions in found.items()}
+        found["rounding/prompt"] = sum(lengths[: scope.rows])
     return found
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,6 +14,8 @@ from safetensors.numpy import load_file, save_file
 from dynexport.exporter.checkpoint import Checkpoint
 from dynexport.exporter.parity.reach import golden_long_row, prompts_compete
 from dynexport.exporter.reference import Answer, Case, RowPaths, RowRoutes
+from dynexport.exporter.reference.dequantised import DequantisedWeights, is_quantised
+from dynexport.exporter.reference.weights import Weights
 from dynexport.exporter.strategies import strategies
 from dynexport.runtime.errors import DynexportError
 from dynexport.runtime.manifest import Manifest, Speedup
@@ -30,6 +33,7 @@ _LENGTH = 41
 _COMPARED = 8
 # Of a text that is repeated, so many tokens stay together: the same words, never the same distance apart.
 _TOGETHER = 8
+_DEQUANTISED = "dequantised."
 _ROUTES: dict[str, type[RowRoutes | RowPaths]] = {"mod": RowRoutes, "radial": RowPaths}
 
 
@@ -43,6 +47,7 @@ class GoldenRow:
         speedup: the kept set that tokens after the prompt run in; all layers, or where routers say.
         prompt, length: tokens that are given as prompt, and all; those after the prompt are fed one by one.
         positions: tokens whose logits it has, ascending.
+        dequantised: whether they are those of the weights as the bundle holds them, not as the checkpoint does.
     """
 
     name: str
@@ -51,11 +56,13 @@ class GoldenRow:
     prompt: int
     length: int
     positions: tuple[int, ...]
+    dequantised: bool = False
 
     @property
     def check(self) -> str:
         """The name of the check that compares it."""
-        return f"golden/{self.name.replace('.', '/')}"
+        name = self.name.removeprefix(_DEQUANTISED).replace(".", "/")
+        return f"arithmetic/golden/{name}" if self.dequantised else f"golden/{name}"
 
     def case(self, tokens: np.ndarray) -> Case:
         """The row as the reference runs it; tokens int64 [length]."""
@@ -81,13 +88,19 @@ def golden_rows(manifest: Manifest) -> tuple[GoldenRow, ...]:
         speedup = (full, *manifest.speedups)[-1]
         name = f"{speedup.name}.long"
         rows.append(GoldenRow(name, "long_tokens", speedup, row.prompt, row.length, row.positions))
+    if is_quantised(manifest):
+        rows += [dataclasses.replace(row, name=_DEQUANTISED + row.name, dequantised=True) for row in rows]
     return tuple(rows)
 
 
 def write_golden(path: Path, checkpoint: Checkpoint, manifest: Manifest) -> tuple[int, str]:
-    """Compute golden rows, reading one layer at a time, and write them; (rows, "") or (0, why there are none)."""
+    """Compute golden rows, reading one layer at a time, and write them; (rows, "") or (0, why there are none).
+
+    Args:
+        path: in the bundle's directory, which has its graphs already.
+    """
     try:
-        oracle = strategies()[manifest.contract.strategy].oracle(checkpoint, manifest, streaming=True)
+        weights = Weights(checkpoint, streaming=True)
     except DynexportError as error:
         if isinstance(error.__cause__, ImportError):
             return 0, str(error)
@@ -95,6 +108,20 @@ def write_golden(path: Path, checkpoint: Checkpoint, manifest: Manifest) -> tupl
     rows = golden_rows(manifest)
     if not rows:
         return 0, f"a context of {manifest.model.max_length} token leaves nothing to compare"
+    tensors = _answers(checkpoint, manifest, weights, [row for row in rows if not row.dequantised])
+    if is_quantised(manifest):
+        rounded = weights.rounded(DequantisedWeights(path.parent, manifest))
+        tensors |= _answers(checkpoint, manifest, rounded, [row for row in rows if row.dequantised])
+    save_file(tensors, path, metadata={"reference": weights.loaded_by})
+    path.chmod(0o644)  # safetensors makes it for its owner alone
+    return len(rows), ""
+
+
+def _answers(
+    checkpoint: Checkpoint, manifest: Manifest, weights: Weights, rows: Sequence[GoldenRow]
+) -> dict[str, np.ndarray]:
+    """Tokens, logits and routes of golden rows."""
+    oracle = strategies()[manifest.contract.strategy].oracle(weights, manifest)
     tensors: dict[str, np.ndarray] = {}
     for name in dict.fromkeys(row.tokens for row in rows):
         together = [row for row in rows if row.tokens == name]
@@ -104,9 +131,7 @@ def write_golden(path: Path, checkpoint: Checkpoint, manifest: Manifest) -> tupl
             tensors[row.name] = answer.logits
             if answer.routes is not None:
                 tensors |= {f"{row.name}.{part}": getattr(answer.routes, part) for part in _parts(type(answer.routes))}
-    save_file(tensors, path, metadata={"reference": oracle.loaded_by})
-    path.chmod(0o644)  # safetensors makes it for its owner alone
-    return len(rows), ""
+    return tensors
 
 
 def golden_reference(path: Path | None) -> str:

@@ -25,6 +25,7 @@ from dynexport.runtime.manifest import Speedup
 from dynexport.runtime.routes import TURNED_AWAY
 
 CHUNKS = (1, 3, 16)
+_ROUTES_OF: dict[Kind, Kind] = {"reference": "routes", "arithmetic": "arithmetic_routes"}
 # Tokens fed one by one where generating is not what is checked.
 _STEPS = 8
 
@@ -85,7 +86,8 @@ def golden_row(decoder: AnyDecoder, row: GoldenRow, there: tuple[Case, Answer] |
     if there is None:
         return [absent(row.check, f"expected logits of {len(row.positions)} positions under {row.name}, found none")]
     case, answer = there
-    return _replayed(row.check, decoder, [case], [answer], at=row.positions)
+    kind: Kind = "arithmetic" if row.dequantised else "reference"
+    return replayed(row.check, decoder, [case], [answer], at=row.positions, kind=kind)
 
 
 def absent(name: str, difference: str) -> Measurement:
@@ -101,7 +103,7 @@ def long_rows(
     answers = oracle.answers(cases, at=row.positions)
     found: list[Measurement] = []
     for case, answer in zip(cases, answers, strict=True):
-        found += _replayed(f"long/{case.speedup.name}", decoder, [case], [answer], at=row.positions)
+        found += replayed(f"long/{case.speedup.name}", decoder, [case], [answer], at=row.positions)
     return found
 
 
@@ -122,7 +124,7 @@ def full_caches(decoder: AnyDecoder, oracle: Oracle, row: LongRow, tokens: Promp
         at = tuple(sorted({*row.positions, case.prompted[0][1] - 1}))
         answer = _certain(oracle.answers([case], at=at)[0])
         try:
-            found += _replayed(f"full_caches/{name}", decoder, [case], [answer], at=at)
+            found += replayed(f"full_caches/{name}", decoder, [case], [answer], at=at)
         except DynexportError as error:  # of an overflow, where the contract calls it one
             found.append(absent(f"full_caches/{name}", str(error)))
     if full_is_refused(manifest, row):
@@ -179,8 +181,8 @@ def prompts_alone_and_together(
     answers = oracle.answers(cases)
     found: list[Measurement] = []
     for case, answer in zip(cases, answers, strict=True):
-        found += _replayed(f"prompt/{len(case.tokens)}", decoder, [case], [answer])
-    return found + _replayed("prompt/batch", decoder, cases[:rows], answers[:rows])
+        found += replayed(f"prompt/{len(case.tokens)}", decoder, [case], [answer])
+    return found + replayed("prompt/batch", decoder, cases[:rows], answers[:rows])
 
 
 def greedy(
@@ -281,11 +283,17 @@ def ratio_change(decoder: AnyDecoder, fresh: AnyDecoder, prompts: Sequence[Promp
     return Measurement(f"ratio_change/{speedup.name}", "exact", compare_bits(new, used), _skips(decoder, speedup))
 
 
-def _replayed(
-    name: str, decoder: AnyDecoder, cases: Sequence[Case], answers: Sequence[Answer], *, at: tuple[int, ...] = ()
+def replayed(
+    name: str,
+    decoder: AnyDecoder,
+    cases: Sequence[Case],
+    answers: Sequence[Answer],
+    *,
+    at: tuple[int, ...] = (),
+    kind: Kind = "reference",
 ) -> list[Measurement]:
-    """Run cases through the engine and compare."""
-    return _compared(name, "reference", decoder, cases, _answered(answers), _run(decoder, cases, at=at), at=at)
+    """Run cases through the engine and compare with what the reference answers to them."""
+    return _compared(name, kind, decoder, cases, _answered(answers), _run(decoder, cases, at=at), at=at)
 
 
 def _run(decoder: AnyDecoder, cases: Sequence[Case], *, chunk: int = CHUNK, at: Sequence[int] = ()) -> _Run:
@@ -325,7 +333,7 @@ def _compared(
     logits, measured = found.logits, []
     if expected.decided:
         told, decided = expected.decided, found.decided
-        routes_kind: Kind = "routes" if kind == "reference" else "own_routes"
+        routes_kind = _ROUTES_OF.get(kind, "own_routes")
         measured.append(Measurement(f"routes/{name}", routes_kind, compare_routes(told, decided), skipped))
         differ = [bool((a.decisions != b.decisions).any()) for a, b in zip(told, decided, strict=True)]
         if any(differ):

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 
+from dynexport.exporter.parity.arithmetic import keep_activations_float
 from dynexport.exporter.parity.metrics import FloatArray
 from dynexport.runtime.bundle import Bundle
 from dynexport.runtime.decoder import Decoder
@@ -94,6 +95,7 @@ def _with_outputs(path: Path, names: Sequence[str], dtype: str) -> bytes:
     """The graph with these values as further outputs. Raises DynexportError when it lacks one."""
     number = getattr(onnx.TensorProto, dtype.upper())
     model = onnx.load(path, load_external_data=False)
+    keep_activations_float(model.graph)  # what products round is no layer's fault
     produced = {output for node in model.graph.node for output in node.output}
     for name in names:
         if name not in produced:

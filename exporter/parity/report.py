@@ -46,7 +46,7 @@ class Check(_Part):
         """A measurement held to limits."""
         m = measurement
         if m.kind in ROUTES:
-            verdict = judge_routes(m.metrics, limits.routes)
+            verdict = judge_routes(m.metrics, limits.of_routes(m.kind))
         else:
             verdict = judge(m.kind, m.metrics, limits.of(m.kind, skipped=m.skipped))
         return cls(

@@ -12,6 +12,7 @@ from dynexport.exporter.checkpoint import open_checkpoint
 from dynexport.exporter.checkpoint.sizes import check_sizes
 from dynexport.exporter.families import read_architecture
 from dynexport.exporter.parity import ladder
+from dynexport.exporter.parity.arithmetic import as_arithmetic, exact_decoder, rounding
 from dynexport.exporter.parity.bisect import find_departure
 from dynexport.exporter.parity.cases import Prompt
 from dynexport.exporter.parity.expected import Scope, expected_checks, missing
@@ -20,14 +21,16 @@ from dynexport.exporter.parity.reach import BUDGET, full_row, long_row, not_reac
 from dynexport.exporter.parity.report import Check, Report
 from dynexport.exporter.parity.thresholds import limits_of
 from dynexport.exporter.reference import Oracle
+from dynexport.exporter.reference.dequantised import DequantisedWeights, is_quantised
 from dynexport.exporter.reference.loading import fits_in_memory
+from dynexport.exporter.reference.weights import Weights
 from dynexport.exporter.strategies import strategies
 from dynexport.runtime.bundle import Bundle
 from dynexport.runtime.checks import checked_count, checked_ids, checked_list
 from dynexport.runtime.decoders import AnyDecoder, open_decoder
 from dynexport.runtime.engines.opening import RunBackend
 from dynexport.runtime.errors import DynexportError
-from dynexport.runtime.manifest import GOLDEN
+from dynexport.runtime.manifest import GOLDEN, Speedup
 from dynexport.runtime.text import TOKENIZER_FILE
 
 _TEXT = (
@@ -74,17 +77,17 @@ def verify(
     rows = _prompts(bundle) if prompts is None else _checked(bundle, prompts)
     scope = _scope(bundle, rows, new_tokens, against=against is not None, budget=math.inf if long else BUDGET)
     decoder = open_decoder(bundle, threads, backend=backend)
-    oracle = None if against is None else _oracle(bundle, against)
+    oracles = [] if against is None else _oracles(bundle, against)
     limits = limits_of(bundle.manifest.target, bundle.manifest.precision)
     measured = []
-    for measurement in climb(bundle, oracle, decoder, scope):
+    for measurement in climb(bundle, oracles, decoder, scope):
         measured.append(measurement)
         if progress is not None:
             progress(measurement.name)
     measured += missing(measured, expected_checks(bundle.manifest, scope))
     if progress is not None and not all(Check.judged(m, limits).passed for m in measured):
         progress("looking for the layer that departs")
-    departure = find_departure(decoder, oracle, measured, limits)
+    departure = find_departure(decoder, oracles[-1] if oracles else None, measured, limits)
     return Report.of(
         str(bundle.path),
         None if against is None else str(against),
@@ -92,39 +95,53 @@ def verify(
         [Check.judged(measurement, limits) for measurement in measured],
         departure,
         _not_exercised(bundle, scope),
-        golden_reference(bundle.file(GOLDEN)) if oracle is None else oracle.loaded_by,
+        oracles[0].loaded_by if oracles else golden_reference(bundle.file(GOLDEN)),
     )
 
 
-def climb(bundle: Bundle, oracle: Oracle | None, decoder: AnyDecoder, scope: Scope) -> Iterator[ladder.Measurement]:
-    """All checks, the simplest first."""
+def climb(bundle: Bundle, oracles: Sequence[Oracle], decoder: AnyDecoder, scope: Scope) -> Iterator[ladder.Measurement]:
+    """All checks, the simplest first.
+
+    Args:
+        oracles: the model in PyTorch, and for int4 and int8 the one with rounded weights; none: golden vectors.
+    """
     ratios = [bundle.speedup(1), *(speedup for speedup in bundle.manifest.speedups if speedup.ratio != 1)]
-    prompts = scope.prompts
-    generated = prompts[: scope.generated]
-    longest = max(prompts, key=len)
-    half = max(1, bundle.manifest.model.max_length // 2)
-    turns = [prompts[-1][:half], prompts[0][:half]]
+    generated = scope.prompts[: scope.generated]
+    longest = max(scope.prompts, key=len)
     yield ladder.kept_sets(bundle)
     yield ladder.constants(bundle)
-    if oracle is None:
+    if not oracles:
         yield from _golden(bundle, decoder)
     else:
-        yield from ladder.prompts_alone_and_together(decoder, oracle, prompts, scope.rows)
-        for speedup in ratios:
-            yield from ladder.greedy(decoder, oracle, generated, speedup, scope.new_tokens)
-            yield from ladder.second_turn(decoder, oracle, turns, speedup)
-        if scope.long is not None:
-            yield from ladder.long_rows(decoder, oracle, scope.long, _long_tokens(bundle, scope.long.length), ratios)
-        if scope.full is not None:
-            tokens = _long_tokens(bundle, scope.full.length + 1)
-            yield from ladder.full_caches(decoder, oracle, scope.full, tokens)
+        yield from _held_to_pytorch(oracles[0], decoder, scope, ratios)
+        for rounded in oracles[1:]:
+            exact = exact_decoder(bundle, decoder.threads)
+            yield from map(as_arithmetic, _held_to_pytorch(rounded, exact, scope, ratios))
+            yield from rounding(decoder, rounded, scope.prompts[: scope.rows])
     if not prompts_compete(bundle.manifest):
         yield from ladder.single_steps(decoder, longest)
         yield from ladder.chunked_prefill(decoder, longest)
     for speedup in ratios:
         yield from ladder.batch_isolation(decoder, generated, speedup)
         other = open_decoder(bundle, decoder.threads, backend=decoder.backend)
-        yield ladder.ratio_change(decoder, other, (longest, prompts[0]), speedup)
+        yield ladder.ratio_change(decoder, other, (longest, scope.prompts[0]), speedup)
+
+
+def _held_to_pytorch(
+    oracle: Oracle, decoder: AnyDecoder, scope: Scope, ratios: Sequence[Speedup]
+) -> Iterator[ladder.Measurement]:
+    bundle, prompts = decoder.bundle, scope.prompts
+    half = max(1, bundle.manifest.model.max_length // 2)
+    turns = [prompts[-1][:half], prompts[0][:half]]
+    yield from ladder.prompts_alone_and_together(decoder, oracle, prompts, scope.rows)
+    for speedup in ratios:
+        yield from ladder.greedy(decoder, oracle, prompts[: scope.generated], speedup, scope.new_tokens)
+        yield from ladder.second_turn(decoder, oracle, turns, speedup)
+    if scope.long is not None:
+        yield from ladder.long_rows(decoder, oracle, scope.long, _long_tokens(bundle, scope.long.length), ratios)
+    if scope.full is not None:
+        tokens = _long_tokens(bundle, scope.full.length + 1)
+        yield from ladder.full_caches(decoder, oracle, scope.full, tokens)
 
 
 def _checked(bundle: Bundle, prompts: Sequence[Sequence[int]]) -> list[Prompt]:
@@ -203,12 +220,14 @@ def _golden(bundle: Bundle, decoder: AnyDecoder) -> Iterator[ladder.Measurement]
             "or convert it where torch is installed"
         )
     there = read_golden(path, bundle.manifest)
-    for row in golden_rows(bundle.manifest):
-        yield from ladder.golden_row(decoder, row, there.get(row.name))
+    rows = golden_rows(bundle.manifest)
+    exact = exact_decoder(bundle, decoder.threads) if any(row.dequantised for row in rows) else decoder
+    for row in rows:
+        yield from ladder.golden_row(exact if row.dequantised else decoder, row, there.get(row.name))
 
 
-def _oracle(bundle: Bundle, against: str | Path) -> Oracle:
-    """The model in PyTorch, when the bundle can have been made from it."""
+def _oracles(bundle: Bundle, against: str | Path) -> list[Oracle]:
+    """The model in PyTorch, when the bundle can have been made from it; of int4 and int8 also with rounded weights."""
     manifest = bundle.manifest
     checkpoint = open_checkpoint(against, importer=manifest.source.importer)
     check_sizes(checkpoint)
@@ -221,4 +240,8 @@ def _oracle(bundle: Bundle, against: str | Path) -> Oracle:
                 "name the model that the bundle was made from"
             )
     streaming = not fits_in_memory(manifest.model.parameters)
-    return strategies()[manifest.contract.strategy].oracle(checkpoint, manifest, streaming=streaming)
+    strategy = strategies()[manifest.contract.strategy]
+    weights = [Weights(checkpoint, streaming=streaming)]
+    if is_quantised(manifest):
+        weights.append(weights[0].rounded(DequantisedWeights(bundle.path, manifest)))
+    return [strategy.oracle(each, manifest) for each in weights]

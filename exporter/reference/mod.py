@@ -67,8 +67,8 @@ class ModReference(Reference):
     ``logits`` and ``layer_outputs`` decide every token causally, as if none had been given as prompt.
     """
 
-    def __init__(self, weights: Weights, checkpoint: Checkpoint, contract: Mod, max_length: int) -> None:
-        super().__init__(weights, checkpoint.source)
+    def __init__(self, weights: Weights, contract: Mod, max_length: int) -> None:
+        super().__init__(weights, weights.source)
         self._contract = contract
         self._slots = contract.slots(max_length)
         self._routers = {layer: self._read_router(weights.tensors, layer) for layer in contract.routed_layers}
@@ -90,7 +90,7 @@ class ModReference(Reference):
             DynexportError: as ``Reference.from_checkpoint``, or when a routed layer is not in the model, or a
                 router's or predictor's tensor is absent, of another shape, or not finite.
         """
-        return cls(Weights(checkpoint, streaming=streaming), checkpoint, contract, max_length)
+        return cls(Weights(checkpoint, streaming=streaming), contract, max_length)
 
     def routed_logits(
         self,

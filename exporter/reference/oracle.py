@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from dynexport.exporter.checkpoint.base import Checkpoint
 from dynexport.exporter.reference.hugging_face import BoolArray, FloatArray, Reference
 from dynexport.exporter.reference.mod import ModReference, RowRoutes
 from dynexport.exporter.reference.radial import RadialReference, RowPaths
@@ -80,9 +79,8 @@ class Oracle(ABC):
 class KeptOracle(Oracle):
     """All tokens in all layers, or those of a kept set."""
 
-    def __init__(self, checkpoint: Checkpoint, *, streaming: bool) -> None:
-        weights = Weights(checkpoint, streaming=streaming)
-        self._reference = Reference(weights, checkpoint.source)
+    def __init__(self, weights: Weights) -> None:
+        self._reference = Reference(weights, weights.source)
         self.loaded_by = weights.loaded_by
 
     def answers(self, cases: Sequence[Case], *, at: Sequence[int] = ()) -> list[Answer]:
@@ -100,11 +98,10 @@ class KeptOracle(Oracle):
 class RoutedOracle(Oracle):
     """Routed layers run the tokens that their routers choose."""
 
-    def __init__(self, checkpoint: Checkpoint, contract: Mod, max_length: int, *, streaming: bool) -> None:
-        weights = Weights(checkpoint, streaming=streaming)
+    def __init__(self, weights: Weights, contract: Mod, max_length: int) -> None:
         self.loaded_by = weights.loaded_by
-        self._routed = ModReference(weights, checkpoint, contract, max_length)
-        self._unrouted = Reference(weights, checkpoint.source)
+        self._routed = ModReference(weights, contract, max_length)
+        self._unrouted = Reference(weights, weights.source)
 
     def answers(self, cases: Sequence[Case], *, at: Sequence[int] = ()) -> list[Answer]:
         tokens, prompted = [case.tokens for case in cases], [case.prompted for case in cases]
@@ -120,11 +117,10 @@ class RoutedOracle(Oracle):
 class RadialOracle(Oracle):
     """Tokens go from layer to layer as the router says; what is prompt makes no difference."""
 
-    def __init__(self, checkpoint: Checkpoint, contract: Radial, *, streaming: bool) -> None:
-        weights = Weights(checkpoint, streaming=streaming)
+    def __init__(self, weights: Weights, contract: Radial) -> None:
         self.loaded_by = weights.loaded_by
-        self._routed = RadialReference(weights, checkpoint, contract)
-        self._unrouted = Reference(weights, checkpoint.source)
+        self._routed = RadialReference(weights, contract)
+        self._unrouted = Reference(weights, weights.source)
 
     def answers(self, cases: Sequence[Case], *, at: Sequence[int] = ()) -> list[Answer]:
         tokens = [case.tokens for case in cases]

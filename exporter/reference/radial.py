@@ -179,8 +179,8 @@ class ShownEntries:
 class RadialReference(Reference):
     """A model whose tokens go from layer to layer as a router says (docs/routing-contract.md, radial)."""
 
-    def __init__(self, weights: Weights, checkpoint: Checkpoint, contract: Radial) -> None:
-        super().__init__(weights, checkpoint.source)
+    def __init__(self, weights: Weights, contract: Radial) -> None:
+        super().__init__(weights, weights.source)
         self._contract = contract
         self._check_pool()
         self._epsilon = router_epsilon(self._decoder)
@@ -204,7 +204,7 @@ class RadialReference(Reference):
             DynexportError: as ``Reference.from_checkpoint``, or when layers of the pool have different shapes, or a
                 router's tensor is absent, of another shape, or not finite.
         """
-        return cls(Weights(checkpoint, streaming=streaming), checkpoint, contract)
+        return cls(Weights(checkpoint, streaming=streaming), contract)
 
     def routed_logits(
         self, tokens: Sequence[Sequence[int]], forced: Sequence[IntArray] | None = None, *, at: Sequence[int] = ()

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import numpy as np
+
 from dynexport.exporter.checkpoint.base import Checkpoint
+from dynexport.exporter.reference.dequantised import DequantisedWeights
 from dynexport.exporter.reference.loading import build_config, load_pretrained, reader_reason
 from dynexport.exporter.reference.stored import StoredTensors, Tensors
 from dynexport.exporter.reference.transformers_layers import DecoderLayers, find_layers
@@ -25,6 +29,7 @@ class Weights:
         decoder: how the model calls its decoder layers.
         layers: its decoder layers, in order.
         tensors: those of the checkpoint, by name; routing reads its own from here.
+        source: what the user named, for messages.
         loaded_by: who has read the checkpoint, for reports.
     """
 
@@ -35,8 +40,9 @@ class Weights:
             DynexportError: when torch or transformers is missing, transformers cannot build the model, or a
                 tensor is absent or of another shape.
         """
-        self._source = checkpoint.source
+        self.source = checkpoint.source
         self._streaming = streaming
+        self._stored: DequantisedWeights | None = None
         reason = reader_reason(checkpoint)
         directory = checkpoint.origin if checkpoint.origin is not None and checkpoint.origin.is_dir() else None
         self.tensors: Tensors = checkpoint if directory is None else StoredTensors(directory, checkpoint.source)
@@ -47,6 +53,20 @@ class Weights:
             self.model = _build_model(checkpoint)
             self._load_parameters()
             self.loaded_by = _own_loading(directory is not None, streaming, reason)
+        self._find_layers()
+
+    def rounded(self, stored: DequantisedWeights) -> Weights:
+        """The same model, computing with a bundle's quantised matrices instead of the checkpoint's."""
+        other = copy.copy(self)
+        other._stored = stored
+        other.model = copy.deepcopy(self.model)
+        for name, parameter in other.model.named_parameters():
+            if not parameter.is_meta:  # those of a layer are taken when it is loaded
+                parameter.data.copy_(other._as_stored(name, parameter.numpy()))
+        other._find_layers()
+        return other
+
+    def _find_layers(self) -> None:
         name, self.layers = find_layers(self.model)
         self._layer_names = [f"{name}.{index}." for index in range(len(self.layers))]
         self.decoder = DecoderLayers(self.model)
@@ -72,6 +92,12 @@ class Weights:
         self.model.tie_weights()
         self._untie()
 
+    def _as_stored(self, name: str, array: np.ndarray) -> Any:
+        """A parameter as a tensor: the checkpoint's values, or what a bundle has made of them."""
+        import torch
+
+        return torch.from_numpy(array if self._stored is None else self._stored.stored(name, array))
+
     def _untie(self) -> None:
         """Give the head a matrix of its own where another one than the embedding's is stored, as transformers does."""
         import torch
@@ -83,25 +109,27 @@ class Weights:
         stored = next((known for known in (name, _RENAMED.get(name)) if known in self.tensors.names), None)
         if stored is None:
             return
-        matrix = torch.from_numpy(self.tensors.read(stored))
-        if not torch.equal(matrix, embedding.weight):
-            _set_parameter(self.model, name, matrix)
+        matrix = self.tensors.read(stored)
+        if not np.array_equal(matrix, self.tensors.read(self._stored_name(self._embedding_name()))):
+            _set_parameter(self.model, name, torch.from_numpy(matrix))
+
+    def _embedding_name(self) -> str:
+        embedding = self.model.get_input_embeddings().weight
+        return next(name for name, parameter in self.model.named_parameters() if parameter is embedding)
 
     def _parameter_names(self) -> list[str]:
         """Names in the model; tied parameters once, under the embedding's name."""
         return [name for name, _ in self.model.named_parameters()]
 
     def _load(self, names: list[str]) -> None:
-        import torch
-
         for name in names:
             array = self.tensors.read(self._stored_name(name))
             expected = tuple(self.model.get_parameter(name).shape)
             if array.shape != expected:
                 raise DynexportError(
-                    f"{self._source}: tensor {name}: expected shape {expected} from the config, found {array.shape}"
+                    f"{self.source}: tensor {name}: expected shape {expected} from the config, found {array.shape}"
                 )
-            _set_parameter(self.model, name, torch.from_numpy(array))
+            _set_parameter(self.model, name, self._as_stored(name, array))
 
     def _stored_name(self, name: str) -> str:
         """The checkpoint's name for a parameter; saved base models, such as gpt2's, leave out the prefix."""
@@ -113,7 +141,7 @@ class Weights:
             if candidate in self.tensors.names:
                 return str(candidate)
         raise DynexportError(
-            f"{self._source}: tensor {name} is not in the checkpoint, and transformers' "
+            f"{self.source}: tensor {name} is not in the checkpoint, and transformers' "
             f"{type(self.model).__name__} needs it: complete the checkpoint or correct its config.json"
         )
 

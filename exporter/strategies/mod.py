@@ -21,6 +21,7 @@ from dynexport.exporter.graph.layers import PLAIN, Linear
 from dynexport.exporter.graph.plan import GraphPlan
 from dynexport.exporter.graph.step import LayerCache, Step
 from dynexport.exporter.reference import Oracle, RoutedOracle
+from dynexport.exporter.reference.weights import Weights
 from dynexport.exporter.strategies.strategy import Strategy
 from dynexport.exporter.targets.target import Target
 from dynexport.runtime.contract import AnyContract, Mod
@@ -76,9 +77,9 @@ class ModStrategy(Strategy):
                     target, hidden, _width(checkpoint, f"{name}predictor.fc1.weight")
                 )
 
-    def oracle(self, checkpoint: Checkpoint, manifest: Manifest, *, streaming: bool) -> Oracle:
+    def oracle(self, weights: Weights, manifest: Manifest) -> Oracle:
         assert isinstance(manifest.contract, Mod)
-        return RoutedOracle(checkpoint, manifest.contract, manifest.model.max_length, streaming=streaming)
+        return RoutedOracle(weights, manifest.contract, manifest.model.max_length)
 
     def run_layer(
         self, op: Any, layer: DecoderLayer, hidden_states: ir.Value, step: Step, cache: LayerCache

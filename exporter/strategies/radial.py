@@ -20,6 +20,7 @@ from dynexport.exporter.graph.plan import GraphPlan
 from dynexport.exporter.graph.radial_decode import decode_graph
 from dynexport.exporter.graph.radial_single import single_graph
 from dynexport.exporter.reference import Oracle, RadialOracle
+from dynexport.exporter.reference.weights import Weights
 from dynexport.exporter.strategies.strategy import Strategy
 from dynexport.exporter.targets.target import Target
 from dynexport.exporter.targets.tensorrt_selected import SelectedLayer
@@ -96,9 +97,9 @@ class RadialStrategy(Strategy):
             write = parts[plan.role](architecture, target)
         return radial.build_part(plan.name, model, target, write), model
 
-    def oracle(self, checkpoint: Checkpoint, manifest: Manifest, *, streaming: bool) -> Oracle:
+    def oracle(self, weights: Weights, manifest: Manifest) -> Oracle:
         assert isinstance(manifest.contract, Radial)
-        return RadialOracle(checkpoint, manifest.contract, streaming=streaming)
+        return RadialOracle(weights, manifest.contract)
 
 
 def _routers(

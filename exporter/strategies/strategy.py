@@ -14,6 +14,7 @@ from dynexport.exporter.graph.decoder import CausalLM, DecoderLayer
 from dynexport.exporter.graph.plan import GraphPlan
 from dynexport.exporter.graph.step import LayerCache, Step
 from dynexport.exporter.reference import KeptOracle, Oracle
+from dynexport.exporter.reference.weights import Weights
 from dynexport.exporter.targets.target import Target
 from dynexport.runtime.contract import AnyContract
 from dynexport.runtime.errors import DynexportError
@@ -67,9 +68,9 @@ class Strategy(ABC):
     def attach(self, model: CausalLM, contract: AnyContract, checkpoint: Checkpoint, target: Target) -> None:  # noqa: B027
         """Give the model's layers the modules that routing needs; here, none."""
 
-    def oracle(self, checkpoint: Checkpoint, manifest: Manifest, *, streaming: bool) -> Oracle:
+    def oracle(self, weights: Weights, manifest: Manifest) -> Oracle:
         """The PyTorch golden; here, whole layers are left out or not. Raises DynexportError as ``Reference`` does."""
-        return KeptOracle(checkpoint, streaming=streaming)
+        return KeptOracle(weights)
 
     def run_layer(
         self, op: Any, layer: DecoderLayer, hidden_states: ir.Value, step: Step, cache: LayerCache

@@ -12,7 +12,7 @@ from dynexport.exporter.parity.metrics import Metrics, compare_logits
 from dynexport.exporter.parity.thresholds import LIMITS, TENSORRT_LIMITS, Limits, PrecisionLimits, judge
 
 FLOAT32 = LIMITS["fp32"].full
-WEIGHTS_ROUNDED = LIMITS["int8"].full
+WEIGHTS_ROUNDED = TENSORRT_LIMITS["int8"].full
 
 
 def metrics(margins: list[float] | None = None, **changed: float | None) -> Metrics:

@@ -17,6 +17,7 @@ from dynexport.exporter.checkpoint import open_checkpoint
 from dynexport.exporter.reference import Reference
 from dynexport.exporter.reference.oracle import Case, RadialOracle
 from dynexport.exporter.reference.radial import RadialReference, RowPaths
+from dynexport.exporter.reference.weights import Weights
 from dynexport.runtime.contract import Radial
 from dynexport.runtime.errors import DynexportError
 from dynexport.runtime.manifest import Speedup
@@ -302,7 +303,7 @@ def test_streaming_equals_resident(saved_model: SavedModel, policy: str) -> None
 def test_the_oracle_tells_of_paths_and_steps(saved_model: SavedModel) -> None:
     contract, rows = radial(), random_rows(6, 9)
     checkpoint = Routed(saved_model("llama"), contract)
-    oracle = RadialOracle(checkpoint, contract, streaming=False)
+    oracle = RadialOracle(Weights(checkpoint, streaming=False), contract)
     cases = [Case(tuple(row), ((0, 3),), Speedup(name="1", ratio=1.0, keep=tuple(range(LAYERS)))) for row in rows]
     logits, paths = reference(saved_model("llama")).routed_logits(rows)
     for answer, values, row in zip(oracle.answers(cases), logits, paths, strict=True):
@@ -354,7 +355,7 @@ def test_layers_that_are_not_alike(saved_model: SavedModel, monkeypatch: pytest.
     model = reference(saved_model("llama"))
     model._weights.layers[2].mlp.up_proj = torch.nn.Linear(32, 48, bias=False)
     with pytest.raises(DynexportError, match=r"layer 2: mlp.up_proj.weight: expected shape \(44, 32\) as in layer 0"):
-        RadialReference(model._weights, Routed(saved_model("llama"), radial()), radial())
+        RadialReference(model._weights, radial())
 
 
 def test_scores_that_are_not_numbers(saved_model: SavedModel) -> None:
