@@ -40,6 +40,8 @@ class Weights:
             DynexportError: when torch or transformers is missing, transformers cannot build the model, or a
                 tensor is absent or of another shape.
         """
+        require_module("torch", "torch", "run the PyTorch reference")
+        require_module("transformers", "torch", "run the PyTorch reference")
         self.source = checkpoint.source
         self._streaming = streaming
         self._stored: DequantisedWeights | None = None
@@ -157,8 +159,6 @@ def _own_loading(directory: bool, streaming: bool, reason: str) -> str:
 
 def _build_model(checkpoint: Checkpoint) -> Any:
     """The checkpoint's model in float32 without weights, by transformers' own classes."""
-    require_module("torch", "torch", "run the PyTorch reference")
-    require_module("transformers", "torch", "run the PyTorch reference")
     import torch
     from transformers import AutoModelForCausalLM
 
