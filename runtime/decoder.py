@@ -60,7 +60,7 @@ class Decoder(Loaded):
         whose tokens compete for a layer (``prefill: topk``) is never cut.
 
         Args:
-            logits_at: int64 [K] per row, ascending places in its prompt: logits of these tokens only.
+            logits_at: int64 [K] per row, ascending places in its prompt: logits of these tokens only, if any.
             forced: bool [R, len] per row, decisions of routed layers to make instead of their routers'; or int64, where
                 -1 leaves one to the router.
 
@@ -183,7 +183,7 @@ class Decoder(Loaded):
         for i, row in enumerate(rows):
             ids[i, : len(row)], wish[:, i, : len(row)] = row, wishes[i]
         sizes = np.array([len(row) for row in rows], np.int64)
-        most = max(map(len, wanted))
+        most = max(1, *map(len, wanted))  # the graph wants one place at least
         places = np.stack([np.resize(row, most) for row in wanted])
         logits = self._run_prompt(cache, ids, sizes, wish, places)
         return [logits[i, : len(row)] for i, row in enumerate(wanted)]
@@ -197,7 +197,6 @@ class Decoder(Loaded):
             ids = row[None, start:stop]
             size = ids.shape[1]
             inside = wanted[(wanted >= start) & (wanted < start + size)] - start
-            # The graph wants one place at least.
             places = inside if len(inside) else np.array([size - 1])
             logits = self._run_prompt(cache, ids, np.array([size]), wish[:, None, start:stop], places[None])[0]
             pieces.append(logits[: len(inside)])

@@ -121,7 +121,8 @@ class PathDecoder(Loaded):
                     inside = wanted[row][(wanted[row] >= start) & (wanted[row] < start + len(part))] - start
                     if len(inside):
                         pieces[row].append(self._logits(hidden_states[row][inside]))
-        return [np.concatenate(found) for found in pieces]
+        nothing = np.zeros((0, self.manifest.model.vocab_size), np.float32)
+        return [np.concatenate(found or [nothing]) for found in pieces]
 
     @uses_cache
     def step(

@@ -37,7 +37,7 @@ def replay(
         cache: an empty one to use; None makes one.
         chunk: prompts go in pieces of this many tokens.
         forced: per case bool or int64 [R, length], decisions to make instead of the routers', and of the cases' own.
-        at: ascending positions, one of each prompt at least, whose logits are wanted; empty: all.
+        at: ascending positions whose logits are wanted; empty: all.
 
     Returns:
         Per case float32 [length or positions, vocab]: the logits after every token, or after those.

@@ -16,6 +16,7 @@ import onnx_ir as ir
 from dynexport.exporter.architecture import Alibi, Architecture, LearnedPositions, Rotary
 from dynexport.exporter.families import read_architecture
 from dynexport.exporter.parity.graph_reading import COMPARISONS, GraphFile, behind, constant, number, operands, text
+from dynexport.exporter.reference.rotary import rotary_angles
 from dynexport.runtime.bundle import Bundle
 from dynexport.runtime.contract import Mod, Radial
 from dynexport.runtime.manifest import Manifest
@@ -32,17 +33,18 @@ _PRODUCTS = ("FusedMatMul", "MatMul", "MatMulNBits")
 _DISTANCES = ("Sub", *COMPARISONS)
 # Inputs of ONNX Runtime's GroupQueryAttention, and of the standard's Attention.
 _COS, _SIN, _GROUPED_BIAS, _MASK = 7, 8, 10, 3
+# Of an angle, and for each position: a frequency's last bit, twice over. A wrong theta shows at any position.
+_ANGLE_LIMIT, _BIT = 1e-3, 2.0**-22
 Difference = str
 
 
 def differences(bundle: Bundle) -> list[Difference]:
     """Every constant that is not what config and contract say: where, what was expected, what was found."""
     manifest = bundle.manifest
-    architecture = read_architecture(manifest.source.config)
-    architecture = dataclasses.replace(architecture, max_length=manifest.model.max_length)
+    architecture = architecture_of(manifest)
     found = [*_manifest(manifest, architecture)]
     for entry in manifest.graphs:
-        graph = GraphFile(bundle.path, entry)
+        graph = GraphFile(bundle, entry)
         for check in (_norms, _activations, _attention, _rotary, _ends, _layers):
             found += check(graph, architecture)
         if isinstance(manifest.contract, Mod):
@@ -50,6 +52,41 @@ def differences(bundle: Bundle) -> list[Difference]:
         if isinstance(manifest.contract, Radial):
             found += _paths(graph, manifest, manifest.contract)
     return found
+
+
+def architecture_of(manifest: Manifest) -> Architecture:
+    """What the config means, for the bundle's context."""
+    architecture = read_architecture(manifest.source.config)
+    return dataclasses.replace(architecture, max_length=manifest.model.max_length)
+
+
+def angle_differences(manifest: Manifest) -> list[Difference]:
+    """Where the config's rotary angles, as it was read, are not those of transformers' own module: some positions."""
+    positions, last = architecture_of(manifest).positions, manifest.model.max_length - 1
+    if not isinstance(positions, Rotary):
+        return []
+    places = sorted({min(place, last) for place in (0, 1, 2, 89, 90, 1023, 1024, last // 2, last)})
+    known = rotary_angles(manifest.source.config, places)
+    if known is None:
+        return ["expected a module for rotary positions in transformers' model, found none"]
+    angles = np.multiply.outer(np.array(places, np.float32), np.asarray(positions.inverse_frequencies, np.float32))
+    limits = _ANGLE_LIMIT + np.array(places)[:, None] * _BIT
+    found: list[Difference] = []
+    for name, expected, turned in zip(("cos", "sin"), known, (np.cos(angles), np.sin(angles)), strict=True):
+        own = turned * np.float32(_attention_factor(positions))
+        if own.shape != expected.shape:
+            return [f"{name}: expected {expected.shape[1]} channels as transformers has, found {own.shape[1]}"]
+        for place, channel in np.argwhere(np.abs(own - expected) > limits)[:1]:
+            found.append(
+                f"{name} of position {places[place]}, channel {channel}: expected {expected[place, channel]:.6g} as "
+                f"transformers has, found {own[place, channel]:.6g}"
+            )
+    return found
+
+
+def _attention_factor(positions: Rotary) -> float:
+    """What cos and sin are multiplied by."""
+    return float(getattr(positions, "attention_factor", 1.0))
 
 
 def _unequal(where: str, expected: object, found: object) -> Iterator[Difference]:
@@ -175,10 +212,18 @@ def _angles(where: str, value: ir.Value | None, kind: str, architecture: Archite
     """Cos or sin of positions times frequencies; what comes from another graph was looked at there."""
     if value is not None and value.producer() is None and value.name == kind.lower():
         return
-    turn = next((node for node in behind(value, ("Cos", "Sin")) if node.op_type in ("Cos", "Sin")), None)
+    factors, turn = [], None
+    for node in behind(value, ("Cos", "Sin")):
+        if node.op_type in ("Cos", "Sin"):
+            turn = node
+            break
+        factors += [float(number) for number in operands(node) if node.op_type == "Mul" and number.size == 1]
     yield from _unequal(f"{where}: angles", kind, None if turn is None else turn.op_type)
     if turn is None:
         return
+    if isinstance(architecture.positions, Rotary):
+        factor = float(np.float32(_attention_factor(architecture.positions)))
+        yield from _unequal(f"{where}: factor of {kind}", [factor] if factor != 1 else [], factors)
     found = [v.reshape(-1) for node in behind(turn.inputs[0], ("Unsqueeze",)) for v in operands(node) if v.size > 1]
     expected = None
     if isinstance(architecture.positions, Rotary):
@@ -331,4 +376,4 @@ def _shown(values: np.ndarray | None) -> str:
     return f"{values.size} from {first}"
 
 
-__all__ = ["differences"]
+__all__ = ["angle_differences", "architecture_of", "differences"]

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from dynexport.exporter.parity.cases import Prompt
 from dynexport.exporter.parity.golden import golden_rows
 from dynexport.exporter.parity.ladder import CHUNKS, Measurement, absent
-from dynexport.exporter.parity.reach import LongRow, full_is_refused, prompts_compete
+from dynexport.exporter.parity.reach import LongRow, full_is_refused, prompts_compete, row_limit
 from dynexport.exporter.parity.thresholds import ROUTES
 from dynexport.exporter.reference.dequantised import is_quantised
 from dynexport.runtime.manifest import Manifest
@@ -52,8 +52,10 @@ def expected_checks(manifest: Manifest, scope: Scope) -> dict[str, int]:
     exact = [
         "kept_sets",
         "constants",
-        *(f"{name}/{ratio}" for ratio in ratios for name in ("neighbours", "ratio_change")),
+        *(f"{name}/{ratio}" for ratio in ratios for name in ("neighbours", "ratio_change", "ended_rows")),
     ]
+    if scope.against:
+        exact.append("rotary_angles")
     if scope.full is not None and full_is_refused(manifest, scope.full):
         exact.append("full_caches/refused")
         if is_quantised(manifest):
@@ -65,7 +67,7 @@ def expected_checks(manifest: Manifest, scope: Scope) -> dict[str, int]:
 def _against(manifest: Manifest, scope: Scope, ratios: Sequence[str]) -> dict[str, int]:
     lengths = [len(prompt) for prompt in scope.prompts]
     longest = max(lengths[: scope.generated])
-    count = min(scope.new_tokens, manifest.model.max_length - longest + 1)
+    count = min(scope.new_tokens, row_limit(manifest) - longest + 1)
     found = {f"prompt/{length}": length for length in lengths}
     found["prompt/batch"] = sum(lengths[: scope.rows])
     for ratio in ratios:

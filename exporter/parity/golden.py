@@ -12,7 +12,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import load_file, save_file
 
 from dynexport.exporter.checkpoint import Checkpoint
-from dynexport.exporter.parity.reach import golden_long_row, prompts_compete
+from dynexport.exporter.parity.reach import golden_long_row, prompts_compete, row_limit
 from dynexport.exporter.reference import Answer, Case, RowPaths, RowRoutes
 from dynexport.exporter.reference.dequantised import DequantisedWeights, is_quantised
 from dynexport.exporter.reference.weights import Weights
@@ -72,7 +72,7 @@ class GoldenRow:
 def golden_rows(manifest: Manifest) -> tuple[GoldenRow, ...]:
     """The rows that a bundle's golden vectors have, whoever has written them: the long one is the last."""
     full = Speedup(name="dense", ratio=1.0, keep=tuple(range(manifest.model.layers)))
-    length = min(_LENGTH, manifest.model.max_length)
+    length = min(_LENGTH, row_limit(manifest))
     longest = (prompts_compete(manifest) and manifest.limit("S")) or length
     prompts = [size for size in _PROMPT_LENGTHS if size < length and size <= longest]
     if not prompts:
@@ -107,7 +107,7 @@ def write_golden(path: Path, checkpoint: Checkpoint, manifest: Manifest) -> tupl
         raise
     rows = golden_rows(manifest)
     if not rows:
-        return 0, f"a context of {manifest.model.max_length} token leaves nothing to compare"
+        return 0, f"a row of {row_limit(manifest)} token leaves nothing to compare"
     tensors = _answers(checkpoint, manifest, weights, [row for row in rows if not row.dequantised])
     if is_quantised(manifest):
         rounded = weights.rounded(DequantisedWeights(path.parent, manifest))

@@ -5,12 +5,12 @@ from __future__ import annotations
 import re
 from collections import deque
 from collections.abc import Collection, Iterator
-from pathlib import Path
 
 import numpy as np
+import onnx
 import onnx_ir as ir
 
-from dynexport.runtime.errors import DynexportError
+from dynexport.runtime.bundle import Bundle
 from dynexport.runtime.manifest import Graph
 
 _LAYER = re.compile(r"layers?[._]([0-9]+)")
@@ -27,12 +27,9 @@ class GraphFile:
         nodes: those of its branches too.
     """
 
-    def __init__(self, directory: Path, entry: Graph) -> None:
+    def __init__(self, bundle: Bundle, entry: Graph) -> None:
         self.entry = entry
-        try:
-            self._graph = ir.load(directory / entry.file).graph
-        except Exception as error:  # protobuf raises its own kinds
-            raise DynexportError(f"{directory / entry.file}: expected an ONNX model, found: {error}") from error
+        self._graph = ir.from_proto(onnx.load_from_string(bundle.read(entry.file))).graph
         self.nodes = list(self._graph.all_nodes())
 
     def of_type(self, *kinds: str) -> Iterator[ir.Node]:
@@ -41,10 +38,9 @@ class GraphFile:
 
     def value(self, name: str) -> ir.Value | None:
         """An output, or what is computed under this name."""
-        for value in self._graph.outputs:
-            if value.name == name:
-                return value
-        return next((value for node in self.nodes for value in node.outputs if value.name == name), None)
+        inside = [value for node in self.nodes for value in node.outputs]
+        found: list[ir.Value] = [value for value in (*self._graph.outputs, *inside) if value.name == name]
+        return found[0] if found else None
 
     def constant(self, name: str) -> np.ndarray | None:
         """A constant by its name."""

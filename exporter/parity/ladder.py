@@ -9,10 +9,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dynexport.exporter.parity.cases import Decisions, Prompt, generate, replay, routes
-from dynexport.exporter.parity.constants import differences
+from dynexport.exporter.parity.constants import angle_differences, differences
 from dynexport.exporter.parity.golden import GoldenRow
 from dynexport.exporter.parity.metrics import FloatArray, Metrics, compare_bits, compare_logits, compare_routes
-from dynexport.exporter.parity.reach import STEPS, LongRow, full_is_refused
+from dynexport.exporter.parity.reach import STEPS, LongRow, full_is_refused, row_limit
 from dynexport.exporter.parity.thresholds import Kind
 from dynexport.exporter.reference import Answer, Case, Oracle, RowPaths, RowRoutes
 from dynexport.exporter.strategies import strategies
@@ -79,6 +79,12 @@ def constants(bundle: Bundle) -> Measurement:
     """Thresholds, windows, frequencies and the like in the graphs are those that config and contract say."""
     found = differences(bundle)
     return Measurement("constants", "exact", {"identical": not found, "differences": list(found)})
+
+
+def rotary_angles(bundle: Bundle) -> Measurement:
+    """Rotary angles, as they were read from the config, are those of transformers' own module, to the last position."""
+    found = angle_differences(bundle.manifest)
+    return Measurement("rotary_angles", "exact", {"identical": not found, "differences": list(found)})
 
 
 def golden_row(decoder: AnyDecoder, row: GoldenRow, there: tuple[Case, Answer] | None) -> list[Measurement]:
@@ -194,7 +200,7 @@ def greedy(
         count: tokens to generate; fewer where the context ends before.
     """
     longest = max(map(len, prompts))
-    count = min(count, decoder.manifest.model.max_length - longest + 1)
+    count = min(count, row_limit(decoder.manifest) - longest + 1)
     cache = decoder.cache(len(prompts), longest + count, record=True)
     first = decoder.prefill(cache, prompts, all_logits=True)
     # What is generated last is never fed.
@@ -210,7 +216,7 @@ def greedy(
 
 def second_turn(decoder: AnyDecoder, oracle: Oracle, prompts: Sequence[Prompt], speedup: Speedup) -> list[Measurement]:
     """A prompt, generated tokens, a further prompt, generated tokens."""
-    room = decoder.manifest.model.max_length - sum(map(len, prompts))
+    room = row_limit(decoder.manifest) - sum(map(len, prompts))
     steps = min(_STEPS, room // len(prompts))
     cache = decoder.cache(1, sum(map(len, prompts)) + steps * len(prompts), record=True)
     tokens: list[int] = []
@@ -243,6 +249,34 @@ def batch_isolation(decoder: AnyDecoder, prompts: Sequence[Prompt], speedup: Spe
         *_compared(f"batch_isolation/{speedup.name}", "consistency", decoder, cases, alone, together),
         Measurement(f"neighbours/{speedup.name}", "exact", exact, _skips(decoder, speedup)),
     ]
+
+
+def ended_rows(decoder: AnyDecoder, prompts: Sequence[Prompt], speedup: Speedup) -> Measurement:
+    """Rows that have ended, or have not gone on yet, leave nothing behind: each gives what it gives among live ones.
+
+    The first row goes on later than the others, which then have ended.
+    """
+    cases = _forced(decoder, prompts, speedup)
+    together = _run(decoder, cases)
+    steps = len(cases[0].tokens) - cases[0].prompted[0][1]
+    # With room for entries that should not be.
+    cache = decoder.cache(len(cases), max(len(case.tokens) for case in cases) + steps)
+    told = [_wishes(row) for row in together.decided]
+    starts = [case.prompted[0][1] for case in cases]
+    begins = np.array([steps, *[0] * (len(cases) - 1)])
+    forced = [row[:, :start] for row, start in zip(told, starts, strict=bool(told))]
+    given = [case.tokens[:start] for case, start in zip(cases, starts, strict=True)]
+    parts = [list(rows) for rows in decoder.prefill(cache, given, all_logits=True, forced=forced or None)]
+    for now in range(2 * steps):
+        live = (begins <= now) & (now < begins + steps)
+        places = np.add(starts, np.clip(now - begins, 0, steps - 1)).tolist()
+        tokens = [case.tokens[place] for case, place in zip(cases, places, strict=True)]
+        wish = np.stack([row[:, place] for row, place in zip(told, places, strict=True)], axis=1) if told else None
+        logits = decoder.step(cache, tokens, speedup, live, forced=wish)
+        for row in np.flatnonzero(live):
+            parts[row].append(logits[row])
+    metrics = compare_logits(together.logits, [np.stack(rows) for rows in parts])
+    return Measurement(f"ended_rows/{speedup.name}", "consistency", metrics, _skips(decoder, speedup))
 
 
 def single_steps(decoder: AnyDecoder, prompt: Prompt) -> list[Measurement]:
@@ -356,7 +390,7 @@ def _skips(decoder: AnyDecoder, speedup: Speedup) -> bool:
 
 def _forced(decoder: AnyDecoder, prompts: Sequence[Prompt], speedup: Speedup) -> list[Case]:
     """The prompts, each begun anew as if that had been generated: by as many tokens in every row."""
-    fed = min(_STEPS, decoder.manifest.model.max_length - max(map(len, prompts)))
+    fed = min(_STEPS, row_limit(decoder.manifest) - max(map(len, prompts)))
     return [
         Case(tuple(np.resize(prompt, len(prompt) + fed).tolist()), ((0, len(prompt)),), speedup) for prompt in prompts
     ]

@@ -13,8 +13,8 @@ from dynexport.runtime.decoder import CHUNK
 from dynexport.runtime.manifest import Manifest
 
 # FLOPs of one pass of the reference over all long rows. Two cores do 30 to 60 billion a second: up to half a minute for
-# PyTorch and about as much for the engine. Golden vectors hold up a conversion, and have less.
-BUDGET, GOLDEN_BUDGET = 1e12, 4e11
+# PyTorch and about as much for the engine. Golden vectors hold up a conversion, and have a tenth.
+BUDGET, GOLDEN_BUDGET = 1e12, 1e11
 # Bytes of attention's scores, of which PyTorch has three at once for every head and pair of positions.
 _MEMORY, _BYTES_PER_SCORE = 1 << 30, 3 * 4
 # Shorter rows are as long as those that other checks run.
@@ -50,6 +50,14 @@ def prompts_compete(manifest: Manifest) -> bool:
     return isinstance(manifest.contract, Mod) and manifest.contract.prefill == "topk"
 
 
+def row_limit(manifest: Manifest) -> int:
+    """Tokens that a row may have, whatever routers decide: where a full cache is an error, none may be full."""
+    contract, context = manifest.contract, manifest.model.max_length
+    if isinstance(contract, Mod) and manifest.routed is not None and contract.cache.overflow == "error":
+        return min(context, manifest.routed.slots)
+    return context
+
+
 def edges(manifest: Manifest) -> dict[str, int]:
     """Lengths from which on something else happens to a row, by what it is; the last is the whole context."""
     context = manifest.model.max_length
@@ -67,7 +75,9 @@ def long_row(manifest: Manifest, rows: int, budget: float) -> LongRow | None:
         rows: how many such rows the reference runs.
         budget: FLOPs for all of them; infinite for the whole context.
     """
-    limit = _limit(manifest)
+    limit = row_limit(manifest)
+    if prompts_compete(manifest):  # they cannot be cut
+        limit = min(limit, (manifest.limit("S") or limit) + STEPS)
     most = min(limit, affordable(manifest, rows, budget))
     if most < min(limit, _SHORTEST):
         return None
@@ -87,6 +97,8 @@ def golden_long_row(manifest: Manifest) -> LongRow | None:
 def full_row(manifest: Manifest, budget: float) -> LongRow | None:
     """The row, all of whose tokens run, that fills the caches of routed layers and asks for more, where it may."""
     contract, context = manifest.contract, manifest.model.max_length
+    if manifest.single_graph is not None and manifest.single_graph.layer_capacity < 1:
+        return None  # tokens that all want one layer are turned away
     if isinstance(contract, Radial):
         length = min(_TOKENS_OF_PATHS, context)
     elif isinstance(contract, Mod) and manifest.routed is not None:
@@ -136,15 +148,6 @@ def affordable(manifest: Manifest, rows: int, budget: float) -> int:
     return max(1, int(min(within, math.sqrt(_MEMORY / (_BYTES_PER_SCORE * model.heads)))))
 
 
-def _limit(manifest: Manifest) -> int:
-    """Tokens that a row can have, whatever routers decide: where a full cache is an error none may be full."""
-    contract, most = manifest.contract, manifest.model.max_length
-    if isinstance(contract, Mod) and manifest.routed is not None and contract.cache.overflow == "error":
-        most = min(most, manifest.routed.slots)
-    longest_prompt = manifest.limit("S") if prompts_compete(manifest) else None
-    return most if longest_prompt is None else min(most, longest_prompt + STEPS)
-
-
 def _row(manifest: Manifest, length: int, count: int, bounds: tuple[int, int]) -> LongRow:
     prompt = max(1, length - STEPS)
     count = min(length, max(bounds[0], min(count, bounds[1])))
@@ -166,4 +169,5 @@ __all__ = [
     "long_row",
     "not_reached",
     "prompts_compete",
+    "row_limit",
 ]

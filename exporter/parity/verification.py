@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +18,7 @@ from dynexport.exporter.parity.bisect import find_departure
 from dynexport.exporter.parity.cases import Prompt
 from dynexport.exporter.parity.expected import Scope, expected_checks, missing
 from dynexport.exporter.parity.golden import golden_reference, golden_rows, read_golden, varied
-from dynexport.exporter.parity.reach import BUDGET, full_row, long_row, not_reached, prompts_compete
+from dynexport.exporter.parity.reach import BUDGET, full_row, long_row, not_reached, prompts_compete, row_limit
 from dynexport.exporter.parity.report import Check, Report
 from dynexport.exporter.parity.thresholds import limits_of
 from dynexport.exporter.reference import Oracle
@@ -69,42 +70,77 @@ def verify(
     Raises:
         DynexportError: when nothing stands for the reference, the model is not the bundle's, or a prompt is wrong.
     """
-    new_tokens = checked_count("new_tokens", new_tokens)
-    if long and against is None:
-        raise DynexportError(
-            "--long: expected with --against, as golden vectors are as long as they are; found without"
-        )
-    rows = _prompts(bundle) if prompts is None else _checked(bundle, prompts)
-    scope = _scope(bundle, rows, new_tokens, against=against is not None, budget=math.inf if long else BUDGET)
-    decoder = open_decoder(bundle, threads, backend=backend)
-    oracles = [] if against is None else _oracles(bundle, against)
+    verification = Verification.prepare(
+        bundle, against, backend=backend, threads=threads, prompts=prompts, new_tokens=new_tokens, long=long
+    )
     limits = limits_of(bundle.manifest.target, bundle.manifest.precision)
     measured = []
-    for measurement in climb(bundle, oracles, decoder, scope):
+    for measurement in verification.checks():
         measured.append(measurement)
         if progress is not None:
             progress(measurement.name)
-    measured += missing(measured, expected_checks(bundle.manifest, scope))
-    if progress is not None and not all(Check.judged(m, limits).passed for m in measured):
+    checks = [Check.judged(measurement, limits) for measurement in measured]
+    if progress is not None and not all(check.passed for check in checks):
         progress("looking for the layer that departs")
-    departure = find_departure(decoder, oracles[-1] if oracles else None, measured, limits)
+    oracles = verification.oracles
+    departure = find_departure(verification.decoder, oracles[-1] if oracles else None, measured, limits)
     return Report.of(
         str(bundle.path),
         None if against is None else str(against),
         bundle.manifest.precision,
-        [Check.judged(measurement, limits) for measurement in measured],
+        checks,
         departure,
-        _not_exercised(bundle, scope),
+        _not_exercised(bundle, verification.scope),
         oracles[0].loaded_by if oracles else golden_reference(bundle.file(GOLDEN)),
     )
 
 
-def climb(bundle: Bundle, oracles: Sequence[Oracle], decoder: AnyDecoder, scope: Scope) -> Iterator[ladder.Measurement]:
-    """All checks, the simplest first.
+@dataclass(frozen=True)
+class Verification:
+    """A bundle, loaded, and what stands for PyTorch.
 
-    Args:
+    Attributes:
         oracles: the model in PyTorch, and for int4 and int8 the one with rounded weights; none: golden vectors.
     """
+
+    bundle: Bundle
+    decoder: AnyDecoder
+    oracles: Sequence[Oracle]
+    scope: Scope
+
+    @classmethod
+    def prepare(
+        cls,
+        bundle: Bundle,
+        against: str | Path | None = None,
+        *,
+        backend: RunBackend = "onnxruntime",
+        threads: int | None = None,
+        prompts: Sequence[Sequence[int]] | None = None,
+        new_tokens: int = 32,
+        long: bool = False,
+    ) -> Verification:
+        """Load everything; arguments and errors as for ``verify``."""
+        new_tokens = checked_count("new_tokens", new_tokens)
+        if long and against is None:
+            raise DynexportError("--long: expected with --against, as golden vectors have their length, found without")
+        rows = _prompts(bundle) if prompts is None else _checked(bundle, prompts)
+        scope = _scope(bundle, rows, new_tokens, against=against is not None, budget=math.inf if long else BUDGET)
+        decoder = open_decoder(bundle, threads, backend=backend)
+        return cls(bundle, decoder, [] if against is None else _oracles(bundle, against), scope)
+
+    def checks(self) -> Iterator[ladder.Measurement]:
+        """All checks, the simplest first; at the end those that were not made, although the manifest asks for them."""
+        measured = []
+        for measurement in _climb(self.bundle, self.oracles, self.decoder, self.scope):
+            measured.append(measurement)
+            yield measurement
+        yield from missing(measured, expected_checks(self.bundle.manifest, self.scope))
+
+
+def _climb(
+    bundle: Bundle, oracles: Sequence[Oracle], decoder: AnyDecoder, scope: Scope
+) -> Iterator[ladder.Measurement]:
     ratios = [bundle.speedup(1), *(speedup for speedup in bundle.manifest.speedups if speedup.ratio != 1)]
     generated = scope.prompts[: scope.generated]
     longest = max(scope.prompts, key=len)
@@ -113,6 +149,7 @@ def climb(bundle: Bundle, oracles: Sequence[Oracle], decoder: AnyDecoder, scope:
     if not oracles:
         yield from _golden(bundle, decoder)
     else:
+        yield ladder.rotary_angles(bundle)
         yield from _held_to_pytorch(oracles[0], decoder, scope, ratios)
         for rounded in oracles[1:]:
             exact = exact_decoder(bundle, decoder.threads)
@@ -123,6 +160,7 @@ def climb(bundle: Bundle, oracles: Sequence[Oracle], decoder: AnyDecoder, scope:
         yield from ladder.chunked_prefill(decoder, longest)
     for speedup in ratios:
         yield from ladder.batch_isolation(decoder, generated, speedup)
+        yield ladder.ended_rows(decoder, generated, speedup)
         other = open_decoder(bundle, decoder.threads, backend=decoder.backend)
         yield ladder.ratio_change(decoder, other, (longest, scope.prompts[0]), speedup)
 
@@ -131,7 +169,7 @@ def _held_to_pytorch(
     oracle: Oracle, decoder: AnyDecoder, scope: Scope, ratios: Sequence[Speedup]
 ) -> Iterator[ladder.Measurement]:
     bundle, prompts = decoder.bundle, scope.prompts
-    half = max(1, bundle.manifest.model.max_length // 2)
+    half = max(1, row_limit(bundle.manifest) // 2)
     turns = [prompts[-1][:half], prompts[0][:half]]
     yield from ladder.prompts_alone_and_together(decoder, oracle, prompts, scope.rows)
     for speedup in ratios:
@@ -178,7 +216,8 @@ def _not_exercised(bundle: Bundle, scope: Scope) -> tuple[str, ...]:
 
 def _prompts(bundle: Bundle) -> list[Prompt]:
     """Prompts of several lengths; all but the longest leave half of the context for what is generated."""
-    half, most = max(1, bundle.manifest.model.max_length // 2), bundle.manifest.model.max_length
+    most = row_limit(bundle.manifest)
+    half = max(1, most // 2)
     if prompts_compete(bundle.manifest):  # they cannot be cut
         most = min(most, bundle.manifest.limit("S") or most)
     lengths = dict.fromkeys([*(min(length, half, most) for length in _LENGTHS[:-1]), min(_LENGTHS[-1], most)])

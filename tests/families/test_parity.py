@@ -14,6 +14,7 @@ from tiny_models import FAMILIES, LAYERS, VARIANTS, random_rows
 from dynexport.exporter.checkpoint import open_checkpoint
 from dynexport.exporter.conversion import convert
 from dynexport.exporter.families import families
+from dynexport.exporter.parity.constants import angle_differences, differences
 from dynexport.exporter.reference import Reference, unified_skip_runs
 from dynexport.runtime.bundle import Bundle
 from dynexport.runtime.decoder import Decoder
@@ -69,6 +70,14 @@ def test_conversation(name: str, strategy: str, reference: Models, decoder: Deco
         assert follow(run, talk, rows=[0, 1, 2, 3]).max() < TOLERANCE, "right-padded batch"
         assert follow(run, talk, rows=[3]).max() < TOLERANCE, "one row"
         assert follow(run, talk, rows=[2, 3], chunk=4).max() < TOLERANCE, "in pieces"
+
+
+@pytest.mark.parametrize("name", [*FAMILIES, *VARIANTS])
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_constants_are_those_of_the_config(name: str, strategy: str, decoder: Decoders) -> None:
+    bundle = decoder(name, strategy).bundle
+    assert differences(bundle) == []
+    assert strategy != "dense" or angle_differences(bundle.manifest) == []
 
 
 @pytest.mark.parametrize("name", ["llama", "mistral", "gpt2", "opt", "bloom"])
