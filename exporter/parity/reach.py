@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from dynexport.exporter.families import read_architecture
+from dynexport.exporter.reference.dequantised import is_quantised
 from dynexport.runtime.contract import Mod, Radial
 from dynexport.runtime.decoder import CHUNK
 from dynexport.runtime.manifest import Manifest
@@ -88,7 +89,7 @@ def long_row(manifest: Manifest, rows: int, budget: float) -> LongRow | None:
 
 def golden_long_row(manifest: Manifest) -> LongRow | None:
     """The same for golden vectors: one row, and logits that do not make the bundle large."""
-    row = long_row(manifest, 1, GOLDEN_BUDGET)
+    row = long_row(manifest, 1 + is_quantised(manifest), GOLDEN_BUDGET)
     if row is None:
         return None
     return _row(manifest, row.length, _GOLDEN_BYTES // (4 * manifest.model.vocab_size), _GOLDEN_POSITIONS)

@@ -194,13 +194,14 @@ def _scope(bundle: Bundle, prompts: Sequence[Prompt], new_tokens: int, *, agains
     manifest = bundle.manifest
     rows = manifest.limit("B") or len(prompts)
     ratios = 1 + sum(speedup.ratio != 1 for speedup in manifest.speedups)
+    passes = 2 if is_quantised(manifest) else 1
     return Scope(
         prompts,
         rows,
         min(rows, _GENERATED, len(prompts)),
         new_tokens,
         against,
-        long_row(manifest, ratios, budget) if against else None,
+        long_row(manifest, ratios * passes, budget) if against else None,
         full_row(manifest, budget) if against else None,
     )
 
