@@ -27,6 +27,8 @@ _BEYOND = 16
 # Logits that are compared: numbers in a check, bytes in golden vectors; and positions, whatever they cost.
 _NUMBERS, _GOLDEN_BYTES = 1 << 22, 1 << 22
 _POSITIONS, _GOLDEN_POSITIONS = (16, 512), (8, 64)
+# Limits of the largest error were measured over so many positions; where arithmetic is rounded, more have a larger one.
+_ROUNDED_POSITIONS = (16, 64)
 # What a cache of a path fills with, where it has no limit of its own.
 _TOKENS_OF_PATHS = 24
 
@@ -84,7 +86,7 @@ def long_row(manifest: Manifest, rows: int, budget: float) -> LongRow | None:
         return None
     reached = [size for size in edges(manifest).values() if size <= most]
     length = min(most, max(reached) + _BEYOND) if reached else most
-    return _row(manifest, length, _NUMBERS // manifest.model.vocab_size, _POSITIONS)
+    return _row(manifest, length, _NUMBERS // manifest.model.vocab_size, _most_positions(manifest))
 
 
 def golden_long_row(manifest: Manifest) -> LongRow | None:
@@ -109,7 +111,7 @@ def full_row(manifest: Manifest, budget: float) -> LongRow | None:
         return None
     if length > affordable(manifest, 1, budget):
         return None
-    return _row(manifest, length, _NUMBERS // manifest.model.vocab_size, _POSITIONS)
+    return _row(manifest, length, _NUMBERS // manifest.model.vocab_size, _most_positions(manifest))
 
 
 def full_is_refused(manifest: Manifest, row: LongRow) -> bool:
@@ -147,6 +149,10 @@ def affordable(manifest: Manifest, rows: int, budget: float) -> int:
     squared, linear = 4 * model.heads * model.head_dim * runs, manifest.cost.layer_flops * runs
     within = (math.sqrt(linear**2 + 4 * squared * budget / rows) - linear) / (2 * squared)
     return max(1, int(min(within, math.sqrt(_MEMORY / (_BYTES_PER_SCORE * model.heads)))))
+
+
+def _most_positions(manifest: Manifest) -> tuple[int, int]:
+    return _POSITIONS if manifest.precision == "fp32" else _ROUNDED_POSITIONS
 
 
 def _row(manifest: Manifest, length: int, count: int, bounds: tuple[int, int]) -> LongRow:

@@ -27,7 +27,7 @@ from dynexport.exporter.reference.loading import fits_in_memory
 from dynexport.exporter.reference.weights import Weights
 from dynexport.exporter.strategies import strategies
 from dynexport.runtime.bundle import Bundle
-from dynexport.runtime.checks import checked_count, checked_ids, checked_list
+from dynexport.runtime.checks import checked_count, checked_ids, checked_kind, checked_list
 from dynexport.runtime.decoders import AnyDecoder, open_decoder
 from dynexport.runtime.engines.opening import RunBackend
 from dynexport.runtime.errors import DynexportError
@@ -121,6 +121,7 @@ class Verification:
         long: bool = False,
     ) -> Verification:
         """Load everything; arguments and errors as for ``verify``."""
+        checked_kind("bundle", bundle, Bundle, "an opened Bundle (Bundle.open)")
         new_tokens = checked_count("new_tokens", new_tokens)
         if long and against is None:
             raise DynexportError("--long: expected with --against, as golden vectors have their length, found without")
