@@ -90,7 +90,12 @@ def rotary_angles(bundle: Bundle) -> Measurement:
 def golden_row(decoder: AnyDecoder, row: GoldenRow, there: tuple[Case, Answer] | None) -> list[Measurement]:
     """What PyTorch computed when the bundle was made; a row that is not there has failed."""
     if there is None:
-        return [absent(row.check, f"expected logits of {len(row.positions)} positions under {row.name}, found none")]
+        return [
+            absent(
+                row.check,
+                f"expected logits of {len(row.positions)} positions under {row.name}, found none; convert again",
+            )
+        ]
     case, answer = there
     kind: Kind = "arithmetic" if row.dequantised else "reference"
     return replayed(row.check, decoder, [case], [answer], at=row.positions, kind=kind)
