@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-# What an absent field means, by model_type; the same in transformers 5.0 and 5.24. A test compares them with the
+# What an absent field means, by model_type; the same in transformers 5.2 and 5.24. A test compares them with the
 # classes of the version that is installed.
 CLASS_DEFAULTS: Mapping[str, Mapping[str, Any]] = {
     "bloom": {

@@ -166,4 +166,5 @@ def test_harmless_fields_change_nothing_in_pytorch(family: str) -> None:
         ids = torch.arange(1, 9)[None] % VOCABULARY
         with torch.no_grad():
             logits.append(model.eval()(ids).logits.numpy())
-    np.testing.assert_array_equal(*logits)
+    # gpt2's reorder_and_upcast_attn takes the same sum in another order, which is 2e-7 in transformers 5.2.
+    np.testing.assert_allclose(*logits, rtol=0, atol=1e-6)
