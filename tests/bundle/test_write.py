@@ -292,6 +292,9 @@ def test_a_kill_at_any_moment_loses_nothing(earlier: Path, tmp_path: Path, monke
                 moments = -1
             except Killed:
                 moments += 1
+                if (place / MANIFEST).exists():  # then it is one bundle
+                    names = json.loads((place / MANIFEST).read_text())["files"]
+                    assert len({(place / name).read_text() for name in names}) == 1
         with pytest.raises(KeyError), replacing(place):  # the next run only begins
             raise KeyError
         shutil.rmtree(place / "engines", ignore_errors=True)
