@@ -10,8 +10,10 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
+from threading import Barrier
 
 import pytest
 from bundles import CONFORMANCE, contents, environment
@@ -258,6 +260,18 @@ def test_a_directory_whose_name_cannot_be_given_away(earlier: Path, why: str, mo
         assert part.parent == earlier
         fill(part, graph="new")
     assert held(earlier) == {"graph": "new"} and earlier.stat().st_ino == inode
+
+
+def test_conversions_to_one_place_at_once(tmp_path: Path) -> None:
+    def convert_one(number: int) -> None:
+        with replacing(tmp_path / "bundle") as part:
+            fill(part, graph=str(number), weights=str(number))
+            together.wait()
+
+    together = Barrier(4)
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(convert_one, range(4)))
+    assert len(set(held(tmp_path / "bundle").values())) == 1 and siblings(tmp_path / "bundle") == []
 
 
 def test_of_a_link_the_target_is_replaced(earlier: Path, tmp_path: Path) -> None:
