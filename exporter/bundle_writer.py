@@ -39,7 +39,6 @@ def replacing(output: Path) -> Iterator[Path]:
     Raises:
         DynexportError: when ``output`` is something other than a bundle or an empty directory, or not writable.
     """
-    output = Path.cwd() / output
     with contextlib.ExitStack() as stack:
         try:
             place = _place(output)
@@ -109,7 +108,7 @@ def _somebody_stands_in(place: Path) -> bool:
         with contextlib.suppress(OSError):
             if link.readlink().is_relative_to(place):
                 return True
-    return Path.cwd().is_relative_to(place)
+    return False
 
 
 def _names(manifest: Path) -> set[str]:
@@ -129,16 +128,28 @@ def _belongs(path: Path, names: set[str]) -> bool:
 
 
 def _take_place(part: Path, place: Path, *, stays: bool) -> None:
-    if not place.exists():
+    if _take_free_name(part, place) or (not stays and _exchange(part, place)):
+        sync(place.parent)
+        return
+    for path in part.iterdir():
+        if (place / path.name).is_dir():
+            raise OSError(f"{place / path.name} is a directory")
+    part.rename(place / NEXT)
+    sync(place)  # from here on the new bundle counts, and is finished by whoever comes next
+    _move_in(place)
+
+
+def _take_free_name(part: Path, place: Path) -> bool:
+    """Take a name that nothing has; False where something has it, another conversion's bundle just now perhaps."""
+    if place.exists():
+        return False
+    try:
         part.rename(place)
-    elif stays or not _exchange(part, place):
-        for path in part.iterdir():
-            if (place / path.name).is_dir():
-                raise OSError(f"{place / path.name} is a directory")
-        part.rename(place / NEXT)
-        sync(place)  # from here on the new bundle counts, and is finished by whoever comes next
-        _move_in(place)
-    sync(place.parent)
+    except OSError:
+        if not place.exists():
+            raise
+        return False
+    return True
 
 
 def _move_in(place: Path) -> None:

@@ -15,6 +15,7 @@ from dynexport.exporter.graph.plan import GraphPlan
 from dynexport.runtime import manifest as m
 from dynexport.runtime.contract import AnyContract, Mod
 from dynexport.runtime.errors import DynexportError
+from dynexport.runtime.json_text import parse_json
 
 _TOOLS = (
     "dynexport",
@@ -90,10 +91,8 @@ def describe_tokens(checkpoint: Checkpoint) -> m.Tokens:
     Raises:
         DynexportError: when one is not a token id.
     """
-    try:
-        generation = json.loads(checkpoint.files.get("generation_config.json", b"{}"))
-    except ValueError as error:
-        raise DynexportError(f"{checkpoint.source}: generation_config.json: expected JSON ({error})") from error
+    content = checkpoint.files.get("generation_config.json", b"{}")
+    generation = parse_json(content, f"{checkpoint.source}: generation_config.json")
 
     def ids(name: str) -> tuple[int, ...]:
         value = generation.get(name) if isinstance(generation, dict) else None

@@ -37,6 +37,7 @@ _ARRAY_TYPES: dict[str, type[np.generic]] = {
     "int64": np.int64,
     "bool": np.bool_,
 }
+ArrayType = Annotated[str, Field(pattern=f"^({'|'.join(_ARRAY_TYPES)})$")]
 Layers = Annotated[tuple[int, ...], Field(min_length=1)]
 
 
@@ -66,7 +67,7 @@ class TensorSpec(_Part):
     """
 
     name: str
-    dtype: str
+    dtype: ArrayType
     shape: tuple[int | str, ...]
 
     @property

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import codecs
-import json
 import os
 from collections.abc import Iterable
 from pathlib import Path
@@ -13,6 +12,7 @@ import click
 
 from dynexport.runtime.engines.opening import RUN_BACKENDS
 from dynexport.runtime.errors import DynexportError
+from dynexport.runtime.json_text import parse_json
 from dynexport.runtime.machine import available_cores
 from dynexport.runtime.plain_files import open_plain
 
@@ -73,8 +73,8 @@ def settings(options: Iterable[str], option: str) -> dict[str, Any]:
 
 def _json_or_text(value: str) -> Any:
     try:
-        return json.loads(value)
-    except (ValueError, RecursionError):
+        return parse_json(value, "a value")
+    except DynexportError:
         return value
 
 

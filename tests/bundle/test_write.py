@@ -10,8 +10,10 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
+from threading import Barrier
 
 import pytest
 from bundles import CONFORMANCE, contents, environment
@@ -260,6 +262,18 @@ def test_a_directory_whose_name_cannot_be_given_away(earlier: Path, why: str, mo
     assert held(earlier) == {"graph": "new"} and earlier.stat().st_ino == inode
 
 
+def test_conversions_to_one_place_at_once(tmp_path: Path) -> None:
+    def convert_one(number: int) -> None:
+        with replacing(tmp_path / "bundle") as part:
+            fill(part, graph=str(number), weights=str(number))
+            together.wait()
+
+    together = Barrier(4)
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(convert_one, range(4)))
+    assert len(set(held(tmp_path / "bundle").values())) == 1 and siblings(tmp_path / "bundle") == []
+
+
 def test_of_a_link_the_target_is_replaced(earlier: Path, tmp_path: Path) -> None:
     (tmp_path / "link").symlink_to(earlier)
     with replacing(tmp_path / "link") as part:
@@ -292,6 +306,9 @@ def test_a_kill_at_any_moment_loses_nothing(earlier: Path, tmp_path: Path, monke
                 moments = -1
             except Killed:
                 moments += 1
+                if (place / MANIFEST).exists():  # then it is one bundle
+                    names = json.loads((place / MANIFEST).read_text())["files"]
+                    assert len({(place / name).read_text() for name in names}) == 1
         with pytest.raises(KeyError), replacing(place):  # the next run only begins
             raise KeyError
         shutil.rmtree(place / "engines", ignore_errors=True)

@@ -214,7 +214,10 @@ def test_a_bundle_for_another_engine(unbuilt: Path) -> None:
         ([*RTX, "--compute-capability", "8.0,sm89"], "such as 8.0,8.9; found 'sm89'"),
         ([*RTX, "--compute-capability", ""], "such as 8.0,8.9; found ''"),
         ([*RTX, "--plugins", "--plugin-library", "x.so"], "expected --plugins or --plugin-library, found both"),
-        ([*RTX, "--plugin-library", "/no/such.so"], "/no/such.so: expected a plugin library, found: No such file"),
+        (
+            [*RTX, "--plugin-library", "/no/such.so"],
+            "/no/such.so: expected a plugin library, found none; compile it first",
+        ),
     ],
 )
 def test_bad_arguments(unbuilt: Path, arguments: list[str], expected: str) -> None:

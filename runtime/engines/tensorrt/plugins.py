@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict
 
 from dynexport.plugins.schema import DOMAIN
 from dynexport.runtime.errors import DynexportError
+from dynexport.runtime.plain_files import hash_plain
 
 _OURS = "dynexport.plugins.creators"
 
@@ -39,13 +40,7 @@ class PluginLibrary(BaseModel):
         Raises:
             DynexportError: when it cannot be read.
         """
-        try:
-            with Path(path).open("rb") as file:
-                sha256 = hashlib.file_digest(file, "sha256").hexdigest()
-        except OSError as error:
-            raise DynexportError(
-                f"{path}: expected a plugin library, found: {error.strerror}; compile it first"
-            ) from error
+        sha256, _ = hash_plain(Path(path), "a plugin library", advice="compile it first")
         return cls(source=str(Path(path).resolve()), is_module=False, sha256=sha256)
 
     @classmethod
