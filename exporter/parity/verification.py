@@ -26,7 +26,7 @@ from dynexport.exporter.reference.loading import fits_in_memory
 from dynexport.exporter.reference.weights import Weights
 from dynexport.exporter.strategies import strategies
 from dynexport.runtime.bundle import Bundle
-from dynexport.runtime.checks import checked_count, checked_ids, checked_list
+from dynexport.runtime.checks import checked_count, checked_ids, checked_kind, checked_list
 from dynexport.runtime.decoders import AnyDecoder, open_decoder
 from dynexport.runtime.engines.opening import RunBackend
 from dynexport.runtime.errors import DynexportError
@@ -69,6 +69,7 @@ def verify(
     Raises:
         DynexportError: when nothing stands for the reference, the model is not the bundle's, or a prompt is wrong.
     """
+    checked_kind("bundle", bundle, Bundle, "an opened Bundle (Bundle.open)")
     new_tokens = checked_count("new_tokens", new_tokens)
     if long and against is None:
         raise DynexportError(
