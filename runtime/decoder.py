@@ -15,6 +15,7 @@ from dynexport.runtime.checks import (
     checked_kind,
     checked_list,
     checked_rows,
+    shown,
 )
 from dynexport.runtime.contract import Mod
 from dynexport.runtime.engines.engine import Caches, Engine
@@ -267,10 +268,23 @@ class Decoder(Loaded):
 
 
 def wanted_places(rows: Sequence[Array], all_logits: bool, logits_at: Sequence[Array] | None) -> list[Array]:
-    """Per row, int64 [K], the places in its prompt whose logits are wanted: all, the given ones, or the last."""
+    """Per row, int64 [K], the places in its prompt whose logits are wanted: all, the given ones, or the last.
+
+    Raises:
+        DynexportError: for what is no ascending place of a row's prompt.
+    """
     if logits_at is not None:
-        return [np.asarray(places, np.int64) for places in logits_at]
+        given = zip(checked_for_rows("logits_at", logits_at, len(rows)), rows, strict=True)
+        return [_checked_places(places, len(row)) for places, row in given]
     return [np.arange(len(row)) if all_logits else np.array([len(row) - 1]) for row in rows]
+
+
+def _checked_places(places: Any, tokens: int) -> Array:
+    """Ascending places among so many tokens, int64 [K]."""
+    found = [checked_count("logits_at", place, 0, tokens - 1) for place in checked_list("logits_at", places, "places")]
+    if sorted(set(found)) != found:
+        raise DynexportError(f"logits_at: expected ascending places, found {shown(found)}")
+    return np.array(found, np.int64)
 
 
 def checked_prompts(manifest: Manifest, prompts: Sequence[Tokens], cache: Entries) -> list[Array]:

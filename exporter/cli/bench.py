@@ -22,10 +22,10 @@ _DECODE = ["decode ms", "speed-up", "ideal", "efficiency", "GB/s"]
 @click.command(
     epilog="""\b
 Examples:
-  dynexport bench smollm2                                     every declared ratio against every layer
-  dynexport bench smollm2 --speedup 2 --threads 2 --batch 4   one ratio, on two threads, four rows at once
+  dynexport bench smollm2
+  dynexport bench smollm2 --speedup 2 --threads 2 --batch 4
   dynexport bench smollm2 --prompt-tokens 512 --new-tokens 64 --repeats 15 --json bench.json
-  dynexport bench mod-model --skip-rate 0.5 --skip-rate 1     as routers decide, and exact shares of layers skipped
+  dynexport bench mod-model --skip-rate 0.5 --skip-rate 1
   dynexport bench mod-model --baseline dense-model --text book.txt
   dynexport bench radial-model --baseline dense-model --depth 4 --depth 8"""
 )
