@@ -117,7 +117,7 @@ class Weights:
 
     def _embedding_name(self) -> str:
         embedding = self.model.get_input_embeddings().weight
-        return next(name for name, parameter in self.model.named_parameters() if parameter is embedding)
+        return next(str(name) for name, parameter in self.model.named_parameters() if parameter is embedding)
 
     def _parameter_names(self) -> list[str]:
         """Names in the model; tied parameters once, under the embedding's name."""
