@@ -172,6 +172,20 @@ def test_without_accelerate_the_report_says_whose_reader_it_is(
     assert loaded.startswith("dynexport's own reader, whose faults it cannot show (transformers needs accelerate")
 
 
+def test_a_gguf_file_that_transformers_does_not_know_is_read_by_ours_and_told(
+    saved_model: SavedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(checkpoint: Any) -> Any:
+        raise DynexportError(f"{checkpoint.source}: transformers cannot load it: not supported yet")
+
+    path = tmp_path / "tiny.gguf"
+    write_gguf(saved_model("llama"), path)
+    monkeypatch.setattr(weights, "reader_reason", lambda checkpoint: "")
+    monkeypatch.setattr(weights, "load_pretrained", refuse)
+    loaded = Weights(open_checkpoint(path), streaming=False).loaded_by
+    assert loaded.endswith("cannot show (transformers cannot load it: not supported yet)")
+
+
 def test_a_layer_at_a_time_shares_no_reader_either(
     saved_model: SavedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
