@@ -20,7 +20,7 @@ from dynexport.exporter.checkpoint.gguf_layout import GgufFamily
 from dynexport.exporter.checkpoint.safetensors_file import SafetensorsFile
 from dynexport.exporter.conversion import convert
 from dynexport.exporter.parity import Report, verify
-from dynexport.exporter.reference import loading
+from dynexport.exporter.reference import loading, weights
 from dynexport.exporter.reference.weights import Weights
 from dynexport.runtime.bundle import Bundle
 from dynexport.runtime.errors import DynexportError
