@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import importlib.util
+import io
 import re
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr
 from pathlib import Path
 from typing import Any
 
 from dynexport.exporter.checkpoint.base import Checkpoint
-from dynexport.runtime.errors import DynexportError, require_module
+from dynexport.runtime.errors import DynexportError
 
 # About the bytes on disk or the routing, not about the float32 model that is built here.
 _FOREIGN_FIELDS = ("model_type", "dynexport", "dtype", "torch_dtype", "quantization_config")
@@ -45,8 +46,6 @@ def load_pretrained(checkpoint: Checkpoint) -> Any:
         DynexportError: when transformers cannot load it, or a tensor is left out or left over that routing does not
             explain.
     """
-    require_module("torch", "torch", "run the PyTorch reference")
-    require_module("transformers", "torch", "run the PyTorch reference")
     import torch
     from transformers import AutoModelForCausalLM
 
@@ -138,7 +137,8 @@ def _quiet() -> Iterator[None]:
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     try:
-        yield
+        with redirect_stderr(io.StringIO()):  # the bar of GGUF files asks nobody
+            yield
     finally:
         logging.set_verbosity(level)
         if bars:

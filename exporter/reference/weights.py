@@ -48,8 +48,16 @@ class Weights:
         reason = reader_reason(checkpoint)
         directory = checkpoint.origin if checkpoint.origin is not None and checkpoint.origin.is_dir() else None
         self.tensors: Tensors = checkpoint if directory is None else StoredTensors(directory, checkpoint.source)
+        model = None
         if not streaming and not reason:
-            self.model = load_pretrained(checkpoint)
+            try:
+                model = load_pretrained(checkpoint)
+            except DynexportError as error:
+                if directory is not None:
+                    raise
+                reason = str(error).removeprefix(f"{checkpoint.source}: ")  # not all GGUF files are known to it
+        if model is not None:
+            self.model = model
             self.loaded_by = "transformers (from_pretrained)"
         else:
             self.model = _build_model(checkpoint)

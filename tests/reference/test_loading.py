@@ -20,7 +20,7 @@ from dynexport.exporter.checkpoint.gguf_layout import GgufFamily
 from dynexport.exporter.checkpoint.safetensors_file import SafetensorsFile
 from dynexport.exporter.conversion import convert
 from dynexport.exporter.parity import Report, verify
-from dynexport.exporter.reference import loading
+from dynexport.exporter.reference import loading, weights
 from dynexport.exporter.reference.weights import Weights
 from dynexport.runtime.bundle import Bundle
 from dynexport.runtime.errors import DynexportError
@@ -82,7 +82,7 @@ def write_gguf(model: Path, path: Path) -> None:
 
 def verified(model: Path, tmp_path: Path) -> Report:
     """A conversion by our reader, held to the model as transformers loads it."""
-    convert(model, tmp_path / "bundle", golden=False)
+    convert(model, tmp_path / "bundle", golden=model.is_dir())
     return verify(Bundle.open(tmp_path / "bundle"), model, prompts=[[3, 14, 15, 92, 65]], new_tokens=1)
 
 
@@ -133,6 +133,10 @@ def test_a_fault_of_our_reader_fails(
     report = verified(model, tmp_path)
     assert report.reference == "transformers (from_pretrained)"
     assert report.passed == (fault == "none")
+    # Golden vectors are not computed with our reader either.
+    golden = verify(Bundle.open(tmp_path / "bundle"), prompts=[[3, 14, 15, 92, 65]], new_tokens=1)
+    assert golden.reference.startswith("safetensors")
+    assert golden.passed == (fault == "none")
 
 
 def nibbles_in_another_order(content: np.ndarray, tensor: Any) -> np.ndarray:
@@ -166,6 +170,20 @@ def test_without_accelerate_the_report_says_whose_reader_it_is(
     monkeypatch.setattr(loading.importlib.util, "find_spec", lambda name: None)
     loaded = Weights(open_checkpoint(path), streaming=False).loaded_by
     assert loaded.startswith("dynexport's own reader, whose faults it cannot show (transformers needs accelerate")
+
+
+def test_a_gguf_file_that_transformers_does_not_know_is_read_by_ours_and_told(
+    saved_model: SavedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(checkpoint: Any) -> Any:
+        raise DynexportError(f"{checkpoint.source}: transformers cannot load it: not supported yet")
+
+    path = tmp_path / "tiny.gguf"
+    write_gguf(saved_model("llama"), path)
+    monkeypatch.setattr(weights, "reader_reason", lambda checkpoint: "")
+    monkeypatch.setattr(weights, "load_pretrained", refuse)
+    loaded = Weights(open_checkpoint(path), streaming=False).loaded_by
+    assert loaded.endswith("cannot show (transformers cannot load it: not supported yet)")
 
 
 def test_a_layer_at_a_time_shares_no_reader_either(
