@@ -70,22 +70,9 @@ def verify(
     Raises:
         DynexportError: when nothing stands for the reference, the model is not the bundle's, or a prompt is wrong.
     """
-<<<<<<< HEAD
     verification = Verification.prepare(
         bundle, against, backend=backend, threads=threads, prompts=prompts, new_tokens=new_tokens, long=long
     )
-=======
-    checked_kind("bundle", bundle, Bundle, "an opened Bundle (Bundle.open)")
-    new_tokens = checked_count("new_tokens", new_tokens)
-    if long and against is None:
-        raise DynexportError(
-            "--long: expected with --against, as golden vectors are as long as they are; found without"
-        )
-    rows = _prompts(bundle) if prompts is None else _checked(bundle, prompts)
-    scope = _scope(bundle, rows, new_tokens, against=against is not None, budget=math.inf if long else BUDGET)
-    decoder = open_decoder(bundle, threads, backend=backend)
-    oracles = [] if against is None else _oracles(bundle, against)
->>>>>>> w-runtime
     limits = limits_of(bundle.manifest.target, bundle.manifest.precision)
     measured = []
     for measurement in verification.checks():
