@@ -136,11 +136,6 @@ class Architecture:
         return isinstance(self.positions, Alibi) or self.windows[layer] is not None
 
     @property
-    def kv_size(self) -> int:
-        """Numbers in one token's key and value in one layer."""
-        return 2 * self.kv_heads * self.head_dim
-
-    @property
     def layer_flops_per_token(self) -> int:
         """Of one layer's products for one token: two for every weight of its matrices."""
         query, both = self.heads * self.head_dim, 2 * self.kv_heads * self.head_dim

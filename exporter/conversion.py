@@ -203,7 +203,7 @@ def _write_graphs(
         model=describe.describe_model(architecture, weights.elements),
         speedups=kept,
         graphs=tuple(graphs),
-        cost=describe.describe_cost(architecture, weights.bytes_read, target.activations),
+        cost=describe.describe_cost(architecture, weights.bytes_read, target),
         tokens=describe.describe_tokens(checkpoint),
         key_positions=describe.position_layers(graphs[0]),
         routed=describe.routed_caches(contract, architecture.max_length, padded=plans[0].padded),

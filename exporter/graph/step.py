@@ -21,7 +21,7 @@ _MASKED = -1e30
 
 @dataclass(frozen=True)
 class LayerCache:
-    """One layer's cache, as input or output: key and value [B, kv_heads, M, head_dim].
+    """One layer's cache, as input or output: key and value [B, kv_heads, M, cache_head_dim].
 
     Attributes:
         position: int64 [B, M], the original position of every entry, for layers that need it.
