@@ -27,13 +27,14 @@ _SIZES = {
 _LLAMA_LIKE = {**_SIZES, "num_key_value_heads": 2, "pad_token_id": None}
 _PARTIAL_ROTARY = {"rope_type": "default", "rope_theta": 1e4, "partial_rotary_factor": 0.5}
 _MOST_ROTARY = {**_PARTIAL_ROTARY, "partial_rotary_factor": 0.8}
-# One config a family. Windows are shorter than the sequences of the tests.
+_YARN = {"rope_type": "yarn", "rope_theta": 1e4, "factor": 4.0, "original_max_position_embeddings": 16}
+# One config a family; two multiply cos and sin by a factor. Windows are shorter than the sequences of the tests.
 FAMILIES: dict[str, dict[str, Any]] = {
     "llama": _LLAMA_LIKE,
     "mistral": {**_LLAMA_LIKE, "sliding_window": 5},
-    "qwen2": {**_LLAMA_LIKE, "tie_word_embeddings": True},
+    "qwen2": {**_LLAMA_LIKE, "tie_word_embeddings": True, "rope_parameters": _YARN},
     "qwen3": {**_LLAMA_LIKE, "head_dim": 16},
-    "smollm3": {**_LLAMA_LIKE, "no_rope_layers": [1, 0, 1, 0]},
+    "smollm3": {**_LLAMA_LIKE, "no_rope_layers": [1, 0, 1, 0], "rope_parameters": _YARN},
     "gemma2": {**_LLAMA_LIKE, "head_dim": 8, "sliding_window": 6, "query_pre_attn_scalar": 8},
     "phi3": {**_LLAMA_LIKE, "rope_parameters": _PARTIAL_ROTARY},
     "gpt2": {"n_embd": 32, "n_layer": LAYERS, "n_head": 4, "n_positions": 64, "vocab_size": VOCABULARY},
@@ -127,6 +128,8 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
                 "attention_bias": False,
                 "hidden_size": 36,
                 "num_attention_heads": 3,
+                # A quarter of 12 channels: 3, of which the last rotates with a fourth.
+                "rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "partial_rotary_factor": 0.25},
             },
         ),
         ("bloom-six-heads", "bloom", {"hidden_size": 42, "n_head": 6}),
