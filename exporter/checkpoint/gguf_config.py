@@ -18,8 +18,8 @@ _SMOLLM3_NO_ROPE_INTERVAL = 4
 _GEMMA2_27B_LAYERS = 46
 # convert_hf_to_gguf.py computes rope_freqs with these, whatever the model's config says of the last one.
 _LLAMA3_ROPE = {"low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 8192}
-# What llama.cpp makes something else of than transformers, and the values at which they agree.
-_YARN_USUAL = {"yarn_ext_factor": (-1.0, 1.0), "yarn_attn_factor": (1.0,), "yarn_log_multiplier": (0.0,)}
+# What transformers has no counterpart of, and the value that changes nothing.
+_MULTIPLIERS = {"yarn_ext_factor": -1.0, "yarn_attn_factor": 1.0, "yarn_log_multiplier": 0.0}
 
 # Values of an architecture that these families do not compute with, at least not where they are not read: those of
 # experts, where there are none, and of a scaling of rotary positions, where there is none.
@@ -29,11 +29,8 @@ _WITHOUT_EFFECT = {
     "pooling_type",
     "rope.scaling.finetuned",
     "rope.scaling.original_context_length",
-    "rope.scaling.yarn_attn_factor",
     "rope.scaling.yarn_beta_fast",
     "rope.scaling.yarn_beta_slow",
-    "rope.scaling.yarn_ext_factor",
-    "rope.scaling.yarn_log_multiplier",
     "tensor_data_layout",
     "vocab_size",
 }
@@ -217,6 +214,10 @@ def _scaling(metadata: Metadata) -> dict[str, Any] | None:
     kind = metadata.optional(key, str, "a string") or "linear"
     if kind not in ("none", "linear", "yarn", "longrope"):
         raise metadata.error(key, "none, linear, yarn or longrope")
+    for name, usual in _MULTIPLIERS.items():
+        key = metadata.key(f"rope.scaling.{name}")
+        if metadata.optional(key, (int, float), "a number") not in (None, usual):
+            raise metadata.error(key, f"{usual:g}, or none")
     factor = metadata.number("rope.scaling.factor")
     factor = (metadata.number("rope.scale_linear") if factor is None else factor) or 1.0
     if kind == "yarn":
@@ -229,10 +230,6 @@ def _scaling(metadata: Metadata) -> dict[str, Any] | None:
 
 
 def _yarn(metadata: Metadata, factor: float) -> dict[str, Any]:
-    for name, allowed in _YARN_USUAL.items():
-        key = metadata.key(f"rope.scaling.{name}")
-        if metadata.optional(key, (int, float), "a number") not in (None, *allowed):
-            raise metadata.error(key, f"{allowed[-1]:g}, or none")
     scaling: dict[str, Any] = {"rope_type": "yarn", "factor": factor}
     original = metadata.number("rope.scaling.original_context_length")
     if original:

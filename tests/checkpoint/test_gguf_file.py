@@ -287,6 +287,7 @@ def test_linear_and_yarn_scaling(tmp_path: Path) -> None:
     ("customise", "name"),
     [
         (lambda writer: writer.add_rope_scaling_attn_factors(1.5), "rope.scaling.attn_factor"),
+        (lambda writer: writer.add_float32("llama.rope.scaling.yarn_attn_factor", 1.5), "yarn_attn_factor"),
         (lambda writer: writer.add_string("llama.rope.scaling.type", "dynamic"), "rope.scaling.type"),
         (
             lambda writer: (
