@@ -124,8 +124,12 @@ def test_every_spelling(family: str) -> None:
         check(family, small(family, **fields))
 
 
-def phi3(**fields: Any) -> dict[str, Any]:
-    return small("phi3", **fields)
+def known_to_transformers(family: str, fields: dict[str, Any]) -> bool:
+    """Whether this version reads a share within ``rope_parameters``; early versions 5 overwrite it."""
+    name = "rope_scaling" if "rope_scaling" in fields else "rope_parameters"
+    share = fields.get(name, {}).get("partial_rotary_factor")
+    config = transformers.AutoConfig.for_model(family, rope_parameters={"partial_rotary_factor": 0.75})
+    return share is None or config.rope_parameters["partial_rotary_factor"] == 0.75
 
 
 PHI3: list[dict[str, Any]] = [
@@ -136,7 +140,8 @@ PHI3: list[dict[str, Any]] = [
     {"rope_scaling": {**LONGROPE, "original_max_position_embeddings": 16}},
     {"rope_scaling": {**LONGROPE, "original_max_position_embeddings": 16}, "max_position_embeddings": 8192},
     {
-        "rope_scaling": {**LONGROPE, "short_factor": SHORT[:4], "long_factor": LONG[:4], "partial_rotary_factor": 0.5},
+        "rope_scaling": {**LONGROPE, "short_factor": SHORT[:4], "long_factor": LONG[:4]},
+        "partial_rotary_factor": 0.5,
         "original_max_position_embeddings": 16,
         "hidden_size": 64,
     },
@@ -150,7 +155,8 @@ PHI3: list[dict[str, Any]] = [
 
 def test_phi3() -> None:
     for fields in PHI3:
-        check("phi3", phi3(**{"hidden_size": 64, **fields}))
+        if known_to_transformers("phi3", fields):
+            check("phi3", small("phi3", **{"hidden_size": 64, **fields}))
 
 
 NEOX: list[dict[str, Any]] = [
@@ -171,7 +177,8 @@ NEOX: list[dict[str, Any]] = [
 
 def test_gpt_neox() -> None:
     for fields in NEOX:
-        check("gpt_neox", small("gpt_neox", **fields))
+        if known_to_transformers("gpt_neox", fields):
+            check("gpt_neox", small("gpt_neox", **fields))
 
 
 @pytest.mark.parametrize(
