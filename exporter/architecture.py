@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import numpy as np
@@ -16,16 +16,41 @@ Residual = Literal["sequential", "parallel"]
 
 
 @dataclass(frozen=True)
+class LongContext:
+    """What rotary positions become in a context of more tokens than the model was first trained for (longrope).
+
+    Attributes:
+        beyond: tokens of the largest context that does without.
+        max_length: tokens of the largest context of all.
+        inverse_frequencies: [dim / 2], for contexts between them.
+    """
+
+    beyond: int
+    max_length: int
+    inverse_frequencies: tuple[float, ...]
+
+
+@dataclass(frozen=True)
 class Rotary:
     """Rotary position embedding (arXiv 2104.09864) of the first ``dim`` channels of every head.
 
     Attributes:
         dim: rotated channels per head, even.
         inverse_frequencies: [dim / 2], scaling already applied.
+        attention_factor: multiplies cos and sin (yarn, longrope).
+        rope_type: transformers' name of the scaling, for messages.
+        long: the frequencies of longer contexts, in a model that has others for them.
     """
 
     dim: int
     inverse_frequencies: tuple[float, ...]
+    attention_factor: float = 1.0
+    rope_type: str = "default"
+    long: LongContext | None = None
+
+    def context(self, max_length: int) -> int:
+        """Of a model of ``max_length`` tokens, the largest context that has these frequencies."""
+        return max_length if self.long is None else self.long.beyond
 
 
 @dataclass(frozen=True)
@@ -131,14 +156,23 @@ class Architecture:
         """What multiplies q.k before softmax."""
         return self.head_dim**-0.5 if self.attention_scale is None else self.attention_scale
 
+    @property
+    def longest(self) -> int:
+        """Tokens of the largest context that the model can be given; ``max_length`` unless longer ones have other
+        rotary frequencies."""
+        long = self.positions.long if isinstance(self.positions, Rotary) else None
+        return self.max_length if long is None else long.max_length
+
+    def with_context(self, max_length: int) -> Architecture:
+        """The model for a context of this many tokens, at most ``longest``."""
+        positions = self.positions
+        if isinstance(positions, Rotary) and positions.long is not None and max_length > positions.long.beyond:
+            positions = replace(positions, inverse_frequencies=positions.long.inverse_frequencies)
+        return replace(self, max_length=max_length, positions=positions)
+
     def needs_key_positions(self, layer: int) -> bool:
         """Whether a layer's attention looks at the original positions of cached keys (windows, ALiBi)."""
         return isinstance(self.positions, Alibi) or self.windows[layer] is not None
-
-    @property
-    def kv_size(self) -> int:
-        """Numbers in one token's key and value in one layer."""
-        return 2 * self.kv_heads * self.head_dim
 
     @property
     def layer_flops_per_token(self) -> int:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import re
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -13,7 +12,7 @@ from typing import Any, get_args
 import onnx_ir as ir
 
 from dynexport.exporter import describe
-from dynexport.exporter.architecture import Architecture
+from dynexport.exporter.architecture import Architecture, Rotary
 from dynexport.exporter.bundle_writer import replacing
 from dynexport.exporter.checkpoint import Checkpoint, open_checkpoint
 from dynexport.exporter.checkpoint.sizes import check_sizes
@@ -47,7 +46,7 @@ class Conversion:
         manifest: its manifest.
         golden: how many golden rows were written; 0 without torch.
         note: why there are no golden vectors, or "".
-        notes: what the importer had to assume or change, one line each.
+        notes: what the importer had to assume or change, and which rotary frequencies were chosen, one line each.
         seconds: wall time.
         peak_memory: bytes, of this process since its start.
     """
@@ -99,7 +98,7 @@ def convert(
             context, at most 1024.
         plugins: for TensorRT, call operators of our own, which engines are then built and run with (docs/plugins.md);
             a Radial Network's bundle then has a graph for decode steps beside its set.
-        max_length: the bundle's context in tokens; None takes the model's.
+        max_length: the bundle's context in tokens; None takes the model's, with longrope its original length.
         static: write a graph of the kept layers per ratio instead of one graph with conditions.
         layer_capacity: write a single graph of all steps of a Radial Network, in which every layer has room for this
             share of a step's tokens; None for the usual graphs.
@@ -141,7 +140,8 @@ def convert(
         manifest = manifest.model_copy(update={"files": {**manifest.files, **files}, "source": source})
         (part / m.MANIFEST).write_text(manifest.model_dump_json(indent=1) + "\n")
     seconds = time.perf_counter() - started
-    return Conversion(output, manifest, rows, note, checkpoint.notes, seconds, peak_memory())
+    notes = (*checkpoint.notes, *_rope_notes(architecture))
+    return Conversion(output, manifest, rows, note, notes, seconds, peak_memory())
 
 
 def _check_form(static: bool, layer_capacity: float | None) -> None:
@@ -167,11 +167,31 @@ def _target(
 
 
 def _limited(architecture: Architecture, max_length: int | None) -> Architecture:
+    """The model for the context that was asked for, or for its own."""
     if max_length is None:
         return architecture
-    if not is_integer(max_length) or not 1 <= max_length <= architecture.max_length:
-        raise DynexportError(f"max_length: expected 1..{architecture.max_length} tokens, found {shown(max_length)}")
-    return dataclasses.replace(architecture, max_length=int(max_length))
+    if not is_integer(max_length) or not 1 <= max_length <= architecture.longest:
+        dynamic = isinstance(architecture.positions, Rotary) and architecture.positions.rope_type == "dynamic"
+        why = "; beyond, dynamic rope changes its frequencies with the length of each text" if dynamic else ""
+        raise DynexportError(f"max_length: expected 1..{architecture.longest} tokens, found {shown(max_length)}{why}")
+    return architecture.with_context(int(max_length))
+
+
+def _rope_notes(architecture: Architecture) -> tuple[str, ...]:
+    """Which of longrope's two sets of frequencies the bundle has, and what that means for its answers."""
+    long = architecture.positions.long if isinstance(architecture.positions, Rotary) else None
+    if long is None:
+        return ()
+    if architecture.max_length <= long.beyond:
+        return (
+            f"longrope: the short set of frequencies, PyTorch's for texts up to {long.beyond} tokens; --max-length "
+            f"{long.beyond + 1} to {long.max_length} takes the long set",
+        )
+    return (
+        f"longrope: the long set of frequencies for every text, as the context is {architecture.max_length} tokens; "
+        f"PyTorch takes the short set up to {long.beyond} tokens, so answers to shorter texts differ from its, and "
+        f"--max-length {long.beyond} gives those",
+    )
 
 
 def _write_graphs(
@@ -203,7 +223,7 @@ def _write_graphs(
         model=describe.describe_model(architecture, weights.elements),
         speedups=kept,
         graphs=tuple(graphs),
-        cost=describe.describe_cost(architecture, weights.bytes_read, target.activations),
+        cost=describe.describe_cost(architecture, weights.bytes_read, target),
         tokens=describe.describe_tokens(checkpoint),
         key_positions=describe.position_layers(graphs[0]),
         routed=describe.routed_caches(contract, architecture.max_length, padded=plans[0].padded),

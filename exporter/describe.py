@@ -12,6 +12,7 @@ import onnx_ir as ir
 from dynexport.exporter.architecture import Architecture
 from dynexport.exporter.checkpoint import Checkpoint
 from dynexport.exporter.graph.plan import GraphPlan
+from dynexport.exporter.targets.target import Target
 from dynexport.runtime import manifest as m
 from dynexport.runtime.contract import AnyContract, Mod
 from dynexport.runtime.errors import DynexportError
@@ -66,8 +67,8 @@ def describe_graph(model: ir.Model, plan: GraphPlan, profiles: tuple[m.Profile, 
     )
 
 
-def describe_cost(architecture: Architecture, bytes_read: dict[str, int], caches: ir.DataType) -> m.Cost:
-    """Bytes that a decode step reads, from what each stored parameter costs to read, and the type of caches."""
+def describe_cost(architecture: Architecture, bytes_read: dict[str, int], target: Target) -> m.Cost:
+    """Bytes that a decode step reads: what each stored parameter costs to read, and caches as the target has them."""
     layers = [0] * architecture.layers
     shared = 0
     for name, size in bytes_read.items():
@@ -77,10 +78,11 @@ def describe_cost(architecture: Architecture, bytes_read: dict[str, int], caches
             continue  # read once a step of the path: counted where paths are known
         elif not name.startswith(_TABLES) or (architecture.tied_embeddings and name.startswith(_TABLES[0])):
             shared += size
+    entry = 2 * architecture.kv_heads * target.cache_head_dim(architecture.head_dim)
     return m.Cost(
         shared=shared,
         layers=tuple(layers),
-        kv_per_token=architecture.kv_size * caches.bitwidth // 8,
+        kv_per_token=entry * target.activations.bitwidth // 8,
         layer_flops=architecture.layer_flops_per_token,
     )
 

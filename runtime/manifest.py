@@ -20,6 +20,8 @@ GOLDEN = "golden.safetensors"
 ENGINES = "engines"
 # A complete bundle in the directory whose place it is about to take.
 NEXT = ".dynexport-next"
+# Heads of caches have as many channels as the model's, or the next multiple of this where the engine wants one.
+HEAD_DIM_MULTIPLE = 8
 
 Precision = Literal["fp32", "fp16", "bf16", "int8", "int4"]
 TargetName = Literal["onnxruntime", "tensorrt"]
@@ -309,8 +311,11 @@ class Manifest(_Part):
 
     def _check_caches(self) -> None:
         heads, size = self.model.kv_heads, self.model.head_dim
+        padded = -(-size // HEAD_DIM_MULTIPLE) * HEAD_DIM_MULTIPLE
         for spec in (spec for graph in self.graphs for spec in graph.caches.values()):
             holds_heads = spec.name.endswith(("key", "value"))
-            if holds_heads and (len(spec.shape) != 4 or (spec.shape[1], spec.shape[3]) != (heads, size)):
+            if holds_heads and not (
+                len(spec.shape) == 4 and spec.shape[1] == heads and spec.shape[3] in (size, padded)
+            ):
                 found = f"{list(spec.shape)!s:.80}"
                 raise ValueError(f"{spec.name:.80}: expected {heads} heads of {size} as in model, found {found}")

@@ -26,13 +26,15 @@ _SIZES = {
 }
 _LLAMA_LIKE = {**_SIZES, "num_key_value_heads": 2, "pad_token_id": None}
 _PARTIAL_ROTARY = {"rope_type": "default", "rope_theta": 1e4, "partial_rotary_factor": 0.5}
-# One config a family. Windows are shorter than the sequences of the tests.
+_MOST_ROTARY = {**_PARTIAL_ROTARY, "partial_rotary_factor": 0.8}
+_YARN = {"rope_type": "yarn", "rope_theta": 1e4, "factor": 4.0, "original_max_position_embeddings": 16}
+# One config a family; two multiply cos and sin by a factor. Windows are shorter than the sequences of the tests.
 FAMILIES: dict[str, dict[str, Any]] = {
     "llama": _LLAMA_LIKE,
     "mistral": {**_LLAMA_LIKE, "sliding_window": 5},
-    "qwen2": {**_LLAMA_LIKE, "tie_word_embeddings": True},
+    "qwen2": {**_LLAMA_LIKE, "tie_word_embeddings": True, "rope_parameters": _YARN},
     "qwen3": {**_LLAMA_LIKE, "head_dim": 16},
-    "smollm3": {**_LLAMA_LIKE, "no_rope_layers": [1, 0, 1, 0]},
+    "smollm3": {**_LLAMA_LIKE, "no_rope_layers": [1, 0, 1, 0], "rope_parameters": _YARN},
     "gemma2": {**_LLAMA_LIKE, "head_dim": 8, "sliding_window": 6, "query_pre_attn_scalar": 8},
     "phi3": {**_LLAMA_LIKE, "rope_parameters": _PARTIAL_ROTARY},
     "gpt2": {"n_embd": 32, "n_layer": LAYERS, "n_head": 4, "n_positions": 64, "vocab_size": VOCABULARY},
@@ -56,6 +58,8 @@ _LLAMA3_ROTARY = {
     "high_freq_factor": 4.0,
     "original_max_position_embeddings": 32,
 }
+# Heads of 12 channels, which engines may want a multiple of.
+_THREE_HEADS = {"hidden_size": 36, "num_attention_heads": 3, "num_key_value_heads": 1}
 # What a family's config can switch on besides: name -> family, config.
 VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     name: (family, {**FAMILIES[family], **fields})
@@ -72,34 +76,63 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
             },
         ),
         ("llama-one-kv-head", "llama", {"num_key_value_heads": 1, "head_dim": 24}),
-        ("llama-narrow", "llama", {"hidden_size": 40, "head_dim": 8}),
+        ("llama-narrow", "llama", {"hidden_size": 40, "head_dim": 10}),
+        ("llama-pairs", "llama", {"hidden_size": 12, "num_attention_heads": 6}),
         (
             "qwen2-windows",
             "qwen2",
-            {"use_sliding_window": True, "sliding_window": 5, "max_window_layers": 2},
+            {"use_sliding_window": True, "sliding_window": 5, "max_window_layers": 2, **_THREE_HEADS},
         ),
-        ("qwen3-biases", "qwen3", {"attention_bias": True, "hidden_act": "gelu"}),
+        ("qwen3-biases", "qwen3", {"attention_bias": True, "hidden_act": "gelu", "head_dim": 12}),
         (
             "smollm3-windows",
             "smollm3",
-            {"use_sliding_window": True, "sliding_window": 5, "attention_bias": True, "mlp_bias": True},
+            {"use_sliding_window": True, "sliding_window": 5, "attention_bias": True, "mlp_bias": True, "head_dim": 6},
         ),
         (
             "gemma2-uncapped",
             "gemma2",
-            {"attn_logit_softcapping": None, "final_logit_softcapping": None, "head_dim": 16},
+            {"attn_logit_softcapping": None, "final_logit_softcapping": None, "head_dim": 18},
         ),
-        ("phi3-window", "phi3", {"sliding_window": 5, "rope_parameters": None}),
+        ("phi3-window", "phi3", {"sliding_window": 5, "rope_parameters": None, **_THREE_HEADS}),
         ("phi3-wide-heads", "phi3", {"num_attention_heads": 2, "num_key_value_heads": 1}),
+        # 16 of 20 channels: ONNX Runtime could rotate these itself, but not in heads of 24.
+        (
+            "phi3-most-channels",
+            "phi3",
+            {"head_dim": 20, "rope_parameters": {**_PARTIAL_ROTARY, "partial_rotary_factor": 0.8}},
+        ),
         ("gpt_neox-wide-heads", "gpt_neox", {"num_attention_heads": 2}),
         ("gpt_neox-one-head", "gpt_neox", {"num_attention_heads": 1}),
         ("smollm3-wide-heads", "smollm3", {"num_attention_heads": 2, "num_key_value_heads": 1}),
         ("mistral-wide-heads", "mistral", {"num_attention_heads": 2, "num_key_value_heads": 1}),
-        ("gpt2-narrow", "gpt2", {"n_embd": 40, "n_head": 5, "n_inner": 50, "activation_function": "relu"}),
+        ("mistral-narrow", "mistral", _THREE_HEADS),
+        ("gpt2-narrow", "gpt2", {"n_embd": 36, "n_head": 3, "n_inner": 50, "activation_function": "relu"}),
         ("gpt2-untied", "gpt2", {"tie_word_embeddings": False}),
-        ("opt-plain", "opt", {"enable_bias": False, "tie_word_embeddings": False}),
-        ("gpt_neox-sequential", "gpt_neox", {"use_parallel_residual": False, "attention_bias": False}),
-        ("bloom-six-heads", "bloom", {"hidden_size": 48, "n_head": 6}),
+        (
+            "opt-plain",
+            "opt",
+            {
+                "enable_bias": False,
+                "tie_word_embeddings": False,
+                "hidden_size": 25,
+                "word_embed_proj_dim": 25,
+                "num_attention_heads": 5,
+            },
+        ),
+        (
+            "gpt_neox-sequential",
+            "gpt_neox",
+            {
+                "use_parallel_residual": False,
+                "attention_bias": False,
+                "hidden_size": 36,
+                "num_attention_heads": 3,
+                # A quarter of 12 channels: 3, of which the last rotates with a fourth.
+                "rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "partial_rotary_factor": 0.25},
+            },
+        ),
+        ("bloom-six-heads", "bloom", {"hidden_size": 42, "n_head": 6}),
     )
 }
 

@@ -18,6 +18,8 @@ _SMOLLM3_NO_ROPE_INTERVAL = 4
 _GEMMA2_27B_LAYERS = 46
 # convert_hf_to_gguf.py computes rope_freqs with these, whatever the model's config says of the last one.
 _LLAMA3_ROPE = {"low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 8192}
+# What transformers has no counterpart of, and the value that changes nothing.
+_MULTIPLIERS = {"yarn_ext_factor": -1.0, "yarn_attn_factor": 1.0, "yarn_log_multiplier": 0.0}
 
 # Values of an architecture that these families do not compute with, at least not where they are not read: those of
 # experts, where there are none, and of a scaling of rotary positions, where there is none.
@@ -27,11 +29,8 @@ _WITHOUT_EFFECT = {
     "pooling_type",
     "rope.scaling.finetuned",
     "rope.scaling.original_context_length",
-    "rope.scaling.yarn_attn_factor",
     "rope.scaling.yarn_beta_fast",
     "rope.scaling.yarn_beta_slow",
-    "rope.scaling.yarn_ext_factor",
-    "rope.scaling.yarn_log_multiplier",
     "tensor_data_layout",
     "vocab_size",
 }
@@ -166,40 +165,82 @@ def _sizes(metadata: Metadata) -> dict[str, Any]:
 
 
 def _rope(metadata: Metadata, head_dim: int, read: Callable[[str], np.ndarray]) -> dict[str, Any]:
+    """What llama.cpp makes of the metadata and tables of rotary positions (src/llama-context.cpp), in config's terms.
+
+    Raises:
+        DynexportError: for a scaling on top of a table, or another combination that has no name in transformers.
+    """
     base = metadata.number("rope.freq_base") or _DEFAULT_ROPE_BASE
     dim = metadata.integer("rope.dimension_count", head_dim)
     fields: dict[str, Any] = {"rope_theta": base, "rope_scaling": _scaling(metadata)}
     if dim != head_dim:
-        fields["partial_rotary_factor"] = dim / head_dim
-    tensors = metadata.header.tensors
-    if "rope_freqs.weight" in tensors:
-        fields["rope_scaling"] = _llama3_scaling(metadata, read("rope_freqs.weight"), base, dim)
-    if "rope_factors_long.weight" in tensors and "rope_factors_short.weight" in tensors:
-        long, short = (read(f"rope_factors_{which}.weight").tolist() for which in ("long", "short"))
-        fields["rope_scaling"] = {"rope_type": "longrope", "long_factor": long, "short_factor": short}
-        fields["original_max_position_embeddings"] = metadata.integer("rope.scaling.original_context_length")
+        share = dim / head_dim
+        fields["partial_rotary_factor"] = share if int(head_dim * share) == dim else math.nextafter(share, 1)
+    tables = sorted(name for name in metadata.header.tensors if name.startswith("rope_"))
+    if tables and fields["rope_scaling"] is not None:
+        raise metadata.error(metadata.key("rope.scaling.factor"), f"none beside the tensor {tables[0]}")
+    if tables == ["rope_factors_long.weight", "rope_factors_short.weight"]:
+        fields |= _longrope(metadata, *(read(name).tolist() for name in tables))
+    elif tables == ["rope_freqs.weight"]:
+        fields["rope_scaling"] = _llama3_scaling(metadata, read(tables[0]), base, dim)
+    elif tables:
+        raise DynexportError(
+            f"{metadata.header.path}: tensors of rotary positions: expected rope_freqs.weight, or both of "
+            f"rope_factors_long.weight and rope_factors_short.weight, found {', '.join(tables):.200}"
+        )
+    kind = (fields["rope_scaling"] or {}).get("rope_type")
+    if kind not in ("yarn", "longrope") and metadata.number("rope.scaling.attn_factor") not in (None, 1.0):
+        raise metadata.error(metadata.key("rope.scaling.attn_factor"), "1, or none, with this scaling")
     return fields
 
 
+def _longrope(metadata: Metadata, long: list[float], short: list[float]) -> dict[str, Any]:
+    """Two sets of factors; llama.cpp's attention factor is 1 where none is stored."""
+    factor = metadata.number("rope.scaling.attn_factor")
+    return {
+        "rope_scaling": {
+            "rope_type": "longrope",
+            "long_factor": long,
+            "short_factor": short,
+            "attention_factor": 1.0 if factor is None else factor,
+        },
+        "original_max_position_embeddings": metadata.integer("rope.scaling.original_context_length"),
+    }
+
+
 def _scaling(metadata: Metadata) -> dict[str, Any] | None:
-    """Scaling that numbers alone describe: linear, yarn, or another that a family may refuse by its name."""
-    kind = metadata.optional(metadata.key("rope.scaling.type"), str, "a string")
+    """Scaling that numbers alone describe: linear, which is also what an absent type means, or yarn."""
+    key = metadata.key("rope.scaling.type")
+    kind = metadata.optional(key, str, "a string") or "linear"
+    if kind not in ("none", "linear", "yarn", "longrope"):
+        raise metadata.error(key, "none, linear, yarn or longrope")
+    for name, usual in _MULTIPLIERS.items():
+        key = metadata.key(f"rope.scaling.{name}")
+        if metadata.optional(key, (int, float), "a number") not in (None, usual):
+            raise metadata.error(key, f"{usual:g}, or none")
     factor = metadata.number("rope.scaling.factor")
-    old_factor = metadata.number("rope.scale_linear")
-    if kind is None and old_factor not in (None, 1.0):
-        kind, factor = "linear", old_factor
-    if kind in (None, "none"):
+    factor = (metadata.number("rope.scale_linear") if factor is None else factor) or 1.0
+    if kind == "yarn":
+        return _yarn(metadata, factor)
+    if kind == "none" or factor == 1.0:
         return None
-    scaling: dict[str, Any] = {"rope_type": kind, "factor": factor}
-    for name, key in (
-        ("original_max_position_embeddings", "original_context_length"),
-        ("attention_factor", "attn_factor"),
-        ("beta_fast", "yarn_beta_fast"),
-        ("beta_slow", "yarn_beta_slow"),
-    ):
-        value = metadata.number(f"rope.scaling.{key}")
+    if kind == "longrope":
+        raise metadata.error(metadata.key("rope.scaling.factor"), "none with longrope, whose factors are in tensors")
+    return {"rope_type": "linear", "factor": factor}
+
+
+def _yarn(metadata: Metadata, factor: float) -> dict[str, Any]:
+    scaling: dict[str, Any] = {"rope_type": "yarn", "factor": factor}
+    original = metadata.number("rope.scaling.original_context_length")
+    if original:
+        scaling["original_max_position_embeddings"] = int(original)
+    for name in ("beta_fast", "beta_slow"):
+        value = metadata.number(f"rope.scaling.yarn_{name}")
         if value is not None:
-            scaling[name] = int(value) if name == "original_max_position_embeddings" else value
+            scaling[name] = value
+    given = metadata.number("rope.scaling.attn_factor")
+    if given is not None:  # llama.cpp multiplies yarn's own factor by it
+        scaling["attention_factor"] = given * (0.1 * math.log(max(factor, 1.0)) + 1.0)
     return scaling
 
 

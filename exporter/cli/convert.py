@@ -83,7 +83,11 @@ Examples:
     is_flag=True,
     help="TensorRT: call operators of our own where they serve; with radial also write a graph that decodes.",
 )
-@click.option("--max-length", type=int, help="Context of the bundle in tokens.  [default: the model's]")
+@click.option(
+    "--max-length",
+    type=int,
+    help="Context of the bundle in tokens.  [default: the model's, with longrope its original length]",
+)
 @click.option(
     "--static",
     is_flag=True,

@@ -348,11 +348,14 @@ _OTHER_HEADS = (
     "summary_type",
     "summary_use_proj",
 )
-# Old names of lengths that transformers does not read, and Megatron's notes on how bloom was trained.
+# Old names of lengths that transformers does not read, Megatron's notes on how bloom was trained, and sizes that it does
+# not read in gpt2, opt, bloom and gpt_neox: these have other names for them, or as many key heads as heads.
 _UNREAD_BY_TRANSFORMERS = (
+    "intermediate_size",
     "max_sequence_length",
     "model_max_length",
     "n_ctx",
+    "num_key_value_heads",
     "offset_alibi",
     "sliding_window_size",
     "skip_bias_add",

@@ -9,6 +9,7 @@ from typing import Any
 from dynexport.exporter.architecture import Architecture, Array, Source
 from dynexport.exporter.families.class_fields import CLASS_DEFAULTS
 from dynexport.exporter.families.fields import Fields
+from dynexport.exporter.families.rope import RopeDefaults, read_rotary
 from dynexport.runtime.errors import DynexportError
 
 
@@ -55,17 +56,14 @@ class Family:
         return {"is_causal": True, **CLASS_DEFAULTS[self.model_type], **named}
 
 
-def llama_like(
-    fields: Fields, *, rope_theta: float = 10000.0, rotary_share: float | None = None, **overrides: Any
-) -> Architecture:
+def llama_like(fields: Fields, *, rope: RopeDefaults | None = None, **overrides: Any) -> Architecture:
     """The shape that llama, mistral, qwen, smollm3, gemma2 and phi3 share.
 
     q, k and v are stacked into one ``qkv_proj``: fewer, larger matrix products at decode. ``attention_bias`` and
     ``mlp_bias`` are read by the families that have them; elsewhere they may only say what the family does anyway.
 
     Args:
-        rope_theta, rotary_share: the family's defaults; ``rotary_share`` None that all channels of a head are rotated
-            in every model of the family.
+        rope: the family's defaults of rotary positions, where they are not the usual ones.
         overrides: fields of the architecture that differ.
     """
     heads = fields.integer("num_attention_heads")
@@ -74,6 +72,8 @@ def llama_like(
     if fields.get("head_dim") is None and hidden % heads:
         raise fields.error("hidden_size", hidden, f"a multiple of {heads} heads")
     head_dim = fields.integer("head_dim", default=hidden // heads)
+    max_length = fields.integer("max_position_embeddings")
+    rotary = read_rotary(fields, head_dim, max_length, rope)
     values: dict[str, Any] = {
         "family": fields.family,
         "hidden_size": hidden,
@@ -83,8 +83,8 @@ def llama_like(
         "head_dim": head_dim,
         "intermediate_size": fields.integer("intermediate_size"),
         "vocab_size": fields.integer("vocab_size"),
-        "max_length": fields.integer("max_position_embeddings"),
-        "positions": fields.rotary(head_dim, theta=rope_theta, share=rotary_share),
+        "max_length": rotary.context(max_length),
+        "positions": rotary,
         "norm_epsilon": fields.number("rms_norm_eps"),
         "tied_embeddings": fields.flag("tie_word_embeddings"),
     }

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Mapping
 from typing import Any
 
-from dynexport.exporter.architecture import Activation, Rotary
+from dynexport.exporter.architecture import Activation
 from dynexport.exporter.families.class_fields import HARMLESS
 from dynexport.runtime.errors import DynexportError
 
@@ -23,16 +22,6 @@ ACTIVATIONS: dict[str, Activation] = {
     "gelu_pytorch_tanh": "gelu_tanh",
     "relu": "relu",
 }
-_ROPE_FIELDS = (
-    "rope_type",
-    "type",
-    "rope_theta",
-    "partial_rotary_factor",
-    "factor",
-    "low_freq_factor",
-    "high_freq_factor",
-    "original_max_position_embeddings",
-)
 _LARGEST_SIZE = (1 << 31) - 1
 _MOST_LAYERS = 4096
 _SMALLEST, _LARGEST = 1e-30, 1e30
@@ -129,55 +118,3 @@ class Fields:
                     f"config.json ({self.family}): {name:.80}: expected no such field, as it may change what the model "
                     f"computes, found {value!r:.80}; if it does not, take it out of config.json"
                 )
-
-    def rotary(
-        self, head_dim: int, *, theta: float = 10000.0, theta_name: str = "rope_theta", share: float | None = None
-    ) -> Rotary:
-        """Rotary frequencies: transformers 5's ``rope_parameters``, or ``rope_theta`` with ``rope_scaling``.
-
-        Args:
-            head_dim: channels of a head.
-            theta: the family's default base.
-            theta_name: where older configs keep the base.
-            share: default of ``partial_rotary_factor``, the share of a head's channels that is rotated; None in a
-                family that always rotates all of them.
-        """
-        name = "rope_parameters" if self.get("rope_scaling", {}) == {} else "rope_scaling"
-        rope = self.get(name, {})
-        if not isinstance(rope, dict):
-            raise self.error(name, rope, "an object")
-        fields = Fields({**self._config, theta_name: self.get(theta_name, theta), **rope}, self.family)
-        kind = rope.get("rope_type", rope.get("type", "default"))
-        if kind not in ("default", "linear", "llama3"):
-            raise self.error("rope_type", kind, "default, linear or llama3")
-        for key, value in rope.items():
-            if key not in _ROPE_FIELDS:
-                raise self.error(f"{name}.{key}", value, f"one of the fields {', '.join(_ROPE_FIELDS)}")
-        if share is None:
-            fields.only("partial_rotary_factor", 1.0)
-        factor = 1.0 if share is None else fields.number("partial_rotary_factor", share)
-        dim = int(head_dim * factor)
-        if dim < 2 or dim % 2 or dim > head_dim:
-            raise self.error("partial_rotary_factor", factor, f"an even number of the {head_dim} channels of a head")
-        base = fields.number("rope_theta" if "rope_theta" in rope else theta_name)
-        plain = [base ** (-i / dim) for i in range(0, dim, 2)]
-        return Rotary(dim, tuple(_scaled(plain, kind, fields)))
-
-
-def _scaled(frequencies: list[float], kind: str, fields: Fields) -> list[float]:
-    """Frequencies of ``rope_type`` default, linear, or llama3 (transformers' ``_compute_llama3_parameters``)."""
-    if kind == "default":
-        return frequencies
-    factor = fields.number("factor")
-    if kind == "linear":
-        return [frequency / factor for frequency in frequencies]
-    low, high = fields.number("low_freq_factor"), fields.number("high_freq_factor")
-    if high <= low:
-        raise fields.error("high_freq_factor", high, f"more than low_freq_factor, which is {low:g}")
-    context = fields.number("original_max_position_embeddings")
-    scaled = []
-    for frequency in frequencies:
-        wavelength = 2 * math.pi / frequency
-        smooth = min(1.0, max(0.0, (context / wavelength - low) / (high - low)))
-        scaled.append((1 - smooth) * frequency / factor + smooth * frequency)
-    return scaled

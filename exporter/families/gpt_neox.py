@@ -7,6 +7,7 @@ from dataclasses import replace
 from dynexport.exporter.architecture import Architecture
 from dynexport.exporter.families.family import Family, deinterleave_qkv, layer_norm_like, renamed
 from dynexport.exporter.families.fields import Fields
+from dynexport.exporter.families.rope import RopeDefaults, read_rotary
 
 _OUTER = {
     "model.embed_tokens": "gpt_neox.embed_in",
@@ -21,6 +22,7 @@ _INNER = {
     "mlp.up_proj": "mlp.dense_h_to_4h",
     "mlp.down_proj": "mlp.dense_4h_to_h",
 }
+_ROPE = RopeDefaults(theta_name="rotary_emb_base", share=0.25, share_name="rotary_pct")
 
 
 def _read(fields: Fields) -> Architecture:
@@ -28,6 +30,8 @@ def _read(fields: Fields) -> Architecture:
     layers = fields.layers("num_hidden_layers")
     head_dim = hidden // heads
     bias = fields.flag("attention_bias")
+    max_length = fields.integer("max_position_embeddings")
+    rotary = read_rotary(fields, head_dim, max_length, _ROPE)
     sources = renamed(layers, _OUTER, _INNER, "gpt_neox.layers.{i}.")
     for name in list(sources):
         if "qkv_proj" in name:
@@ -38,8 +42,8 @@ def _read(fields: Fields) -> Architecture:
         heads=heads,
         layers=layers,
         intermediate_size=fields.integer("intermediate_size"),
-        max_length=fields.integer("max_position_embeddings"),
-        positions=fields.rotary(head_dim, theta_name="rotary_emb_base", share=fields.number("rotary_pct", 0.25)),
+        max_length=rotary.context(max_length),
+        positions=rotary,
         norm_epsilon=fields.number("layer_norm_eps"),
         activation=fields.activation("hidden_act"),
         residual="parallel" if fields.flag("use_parallel_residual") else "sequential",

@@ -1,4 +1,4 @@
-"""Phi-3 (4k) and Phi-4: q, k, v and gate, up stored fused; rotary on a share of the channels."""
+"""Phi-3 and Phi-4: q, k, v and gate, up stored fused; rotary on a share of the channels, longrope in long models."""
 
 from __future__ import annotations
 
@@ -7,7 +7,11 @@ from collections.abc import Callable
 from dynexport.exporter.architecture import Architecture, Array, Source
 from dynexport.exporter.families.family import Family, llama_like, same_window
 from dynexport.exporter.families.fields import Fields
+from dynexport.exporter.families.rope import RopeDefaults
 
+# Early checkpoints call longrope so.
+_TYPES = {"default": "default", **dict.fromkeys(("longrope", "su", "yarn"), "longrope")}
+_ROPE = RopeDefaults(share=1.0, types=_TYPES)
 # What configs of Phi-3-small and Phi-4-mini say; transformers' class has none of it.
 _VARIANTS = {"lm_head_bias": False, "full_attn_mod": 1, "interpolate_factor": 1}
 
@@ -31,10 +35,10 @@ def _read(fields: Fields) -> Architecture:
     }
     return llama_like(
         fields,
-        rotary_share=1.0,
+        rope=_ROPE,
         windows=same_window(fields),
         sources=gate_up,
     )
 
 
-FAMILY = Family("phi3", "Phi-3 (4k), Phi-4", "fused qkv and gate-up, partial rotary, sliding window", _read)
+FAMILY = Family("phi3", "Phi-3, Phi-4", "fused qkv and gate-up, partial rotary, longrope, sliding window", _read)

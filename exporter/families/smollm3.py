@@ -5,6 +5,7 @@ from __future__ import annotations
 from dynexport.exporter.architecture import Architecture
 from dynexport.exporter.families.family import Family, layer_windows, llama_like
 from dynexport.exporter.families.fields import Fields
+from dynexport.exporter.families.rope import RopeDefaults
 
 
 def _rotary_layers(fields: Fields, layers: int) -> tuple[bool, ...]:
@@ -24,7 +25,7 @@ def _read(fields: Fields) -> Architecture:
     rotary_layers = _rotary_layers(fields, layers)
     return llama_like(
         fields,
-        rope_theta=2000000.0,
+        rope=RopeDefaults(theta=2000000.0),
         rotary_layers=rotary_layers,
         windows=layer_windows(fields, window if slides else None, [not rotary for rotary in rotary_layers]),
         qkv_bias=bias,

@@ -81,6 +81,7 @@ class Attention(nn.Module):
             step.counts,
             a.heads,
             a.kv_heads,
+            a.head_dim,
             a.scale,
             a.attention_softcap,
         )

@@ -28,8 +28,9 @@ def build_graph(
 
     Inputs: ``input_ids`` and ``position_ids`` int64 [B, S]; ``cache_lengths`` int64 [L, B]; ``layer_active`` bool [L]
     in a conditional graph; ``logits_indices`` int64 [B, K]; ``past_key_values.{i}.key`` and ``.value``
-    [B, kv_heads, M, head_dim], of the target's type of activations, and ``.position`` int64 [B, M] where a layer needs
-    it. L counts the plan's layers. M is a number where the target wants it to be.
+    [B, kv_heads, M, cache_head_dim], of the target's type of activations, and ``.position`` int64 [B, M] where a layer
+    needs it. L counts the plan's layers. M is a number where the target wants it to be, and cache_head_dim is head_dim
+    where the target takes that.
     Outputs: ``logits`` float32 [B, K, vocab]; ``present.{i}.*`` like the inputs, to be bound to the same buffers.
 
     A Mixture-of-Depths graph has further inputs: ``token_counts`` int64 [B], ``forced_routes`` int64 [R, B, S], and
@@ -144,7 +145,7 @@ def _cache(
     graph: ir.Graph, architecture: Architecture, plan: GraphPlan, contract: AnyContract, target: Target, layer: int
 ) -> LayerCache:
     slots = _slots(architecture, contract, target, layer)
-    shape: list[int | str] = ["B", architecture.kv_heads, slots, architecture.head_dim]
+    shape: list[int | str] = ["B", architecture.kv_heads, slots, target.cache_head_dim(architecture.head_dim)]
     key, value = (
         add_input(graph, f"past_key_values.{layer}.{part}", target.activations, shape) for part in ("key", "value")
     )

@@ -109,12 +109,16 @@ class _Pool:
         return op.Where(op.Unsqueeze(decision.goes, [1, 2]), output, hidden_states), present
 
     def _angles(self) -> Rotation | None:
-        """Of every token's position; of position 0, which turns nothing, where its layer does not rotate."""
-        op = self._op
-        if self._rotation is None or all(self._architecture.rotary_layers):
+        """Of every token's position; where its layer does not rotate, of position 0 without an attention factor, which
+        changes nothing."""
+        op, frequencies = self._op, self._frequencies
+        if frequencies is None or all(self._architecture.rotary_layers):
             return self._rotation
         rotates = op.Unsqueeze(op.Gather(self._rotates, self._selected.layer), [1])
-        return rotation(op, self._frequencies, op.Mul(self._position_ids, rotates))
+        if frequencies.factor != 1.0:
+            rotated = op.Cast(op.Unsqueeze(rotates, [2]), to=ir.DataType.BOOL)
+            frequencies = replace(frequencies, factor=op.Where(rotated, frequencies.factor, 1.0))
+        return rotation(op, frequencies, op.Mul(self._position_ids, rotates))
 
 
 __all__ = ["decode_graph"]

@@ -25,6 +25,7 @@ from dynexport.exporter.graph.step import (
     FLOAT,
     INT32,
     INT64,
+    Frequencies,
     LayerCache,
     LayerStep,
     Rotation,
@@ -154,7 +155,7 @@ class StepInputs:
     """
 
     position_ids: ir.Value
-    inverse_frequencies: ir.Value | None
+    inverse_frequencies: Frequencies | None
     cache_lengths: ir.Value
     token_counts: ir.Value
     forced_routes: ir.Value

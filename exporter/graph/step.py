@@ -21,7 +21,7 @@ _MASKED = -1e30
 
 @dataclass(frozen=True)
 class LayerCache:
-    """One layer's cache, as input or output: key and value [B, kv_heads, M, head_dim].
+    """One layer's cache, as input or output: key and value [B, kv_heads, M, cache_head_dim].
 
     Attributes:
         position: int64 [B, M], the original position of every entry, for layers that need it.
@@ -37,8 +37,21 @@ class LayerCache:
 
 
 @dataclass(frozen=True)
+class Frequencies:
+    """What rotary angles are computed with.
+
+    Attributes:
+        inverse: the constant float32 [rotary dim / 2] that positions are multiplied by.
+        factor: multiplies cos and sin; a number, or float32 that broadcasts with them.
+    """
+
+    inverse: ir.Value
+    factor: float | ir.Value
+
+
+@dataclass(frozen=True)
 class Rotation:
-    """Rotary angles.
+    """Rotary angles, multiplied by the attention factor of yarn and longrope.
 
     Attributes:
         cos, sin: float32 [max_length, rotary dim / 2] of every position, for an attention kernel that rotates itself;
@@ -105,7 +118,7 @@ class Step:
     architecture: Architecture
     layers: tuple[int, ...]
     position_ids: ir.Value
-    inverse_frequencies: ir.Value | None
+    inverse_frequencies: Frequencies | None
     rotation: Rotation | None
     cache_lengths: ir.Value
     last_index: ir.Value
@@ -125,7 +138,7 @@ class Step:
         position_ids: ir.Value,
         cache_lengths: ir.Value,
         layer_active: ir.Value | None,
-        frequencies: ir.Value | None,
+        frequencies: Frequencies | None,
         *,
         layers: tuple[int, ...],
         contiguous: tuple[int, ...],
@@ -223,16 +236,17 @@ def attention_bias(
     return bias
 
 
-def inverse_frequencies(op: Any, architecture: Architecture) -> ir.Value | None:
-    """The constant float32 [rotary dim / 2] that angles are computed with; None without rotary positions."""
-    if not isinstance(architecture.positions, Rotary):
+def inverse_frequencies(op: Any, architecture: Architecture) -> Frequencies | None:
+    """What angles are computed with; None without rotary positions."""
+    positions = architecture.positions
+    if not isinstance(positions, Rotary):
         return None
-    values = np.asarray(architecture.positions.inverse_frequencies, dtype=np.float32)
-    return op.initializer(ir.tensor(values), "inverse_frequencies")
+    values = np.asarray(positions.inverse_frequencies, dtype=np.float32)
+    return Frequencies(op.initializer(ir.tensor(values), "inverse_frequencies"), positions.attention_factor)
 
 
 def rotation(
-    op: Any, frequencies: ir.Value | None, positions: ir.Value, *, of_every_position: bool = False
+    op: Any, frequencies: Frequencies | None, positions: ir.Value, *, of_every_position: bool = False
 ) -> Rotation | None:
     """The angles of positions int64 [max_length] or [B, S]; None without rotary positions.
 
@@ -240,5 +254,8 @@ def rotation(
     """
     if frequencies is None:
         return None
-    angles = op.Mul(op.Cast(op.Unsqueeze(positions, [-1]), to=FLOAT), frequencies)
-    return Rotation(op.Cos(angles), op.Sin(angles), of_every_position)
+    angles = op.Mul(op.Cast(op.Unsqueeze(positions, [-1]), to=FLOAT), frequencies.inverse)
+    cos, sin = op.Cos(angles), op.Sin(angles)
+    if frequencies.factor != 1.0:
+        cos, sin = op.Mul(cos, frequencies.factor), op.Mul(sin, frequencies.factor)
+    return Rotation(cos, sin, of_every_position)

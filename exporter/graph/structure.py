@@ -127,6 +127,12 @@ def _fixed_slots(graph: ir.Graph) -> set[int]:
     return {shape[2] for shape in shapes if shape is not None and isinstance(shape[2], int)}
 
 
+def _cache_channels(graph: ir.Graph) -> set[int]:
+    """Channels of a head in a cache: as many as the model has, or more where the engine wants another multiple."""
+    shapes = (value.shape for value in graph.inputs if (value.name or "").endswith(".key"))
+    return {shape[3] for shape in shapes if shape is not None and isinstance(shape[3], int)}
+
+
 def _dimensions(name: str, contract: Mod, fixed_slots: bool) -> list[str | None]:
     """The symbols of an input or output, None for a number."""
     if name.startswith((PAST, PRESENT)):
@@ -188,8 +194,10 @@ class _Sizes:
         self._heads = {a.heads, a.kv_heads} if self._slots else set()
         self._features: set[tuple[int | None, ...]] = {(), (a.hidden_size,)}
         self._features |= {(size,) for size in (self._slots | {a.head_dim} if self._slots else ())}
-        for heads in (a.heads, a.kv_heads):
-            self._features |= {(heads, a.head_dim), (heads * a.head_dim,)}
+        padded = _cache_channels(graph) - {a.head_dim}
+        for channels in (a.head_dim, *padded):
+            for heads in (a.heads, a.kv_heads, *([a.heads + 2 * a.kv_heads] if padded else [])):
+                self._features |= {(heads, channels), (heads * channels,)}
         self._declared = {0, 1} | declared
         self._of_the_run = _of_the_run(graph, self._slots)
 
@@ -209,7 +217,7 @@ class _Sizes:
         elif node.op_type in _COMPARISONS:
             self._check_comparison(node)
         for place, fixed in _SIZES.get(node.op_type, {}).items():
-            if node.op_type == "TopK" and _ranks_features(node):
+            if (node.op_type == "TopK" and _ranks_features(node)) or (node.op_type == "Pad" and _pads_features(node)):
                 continue
             if node.op_type == "Range" and place == 1:  # the rotary angles of all positions; the places in a cache
                 fixed = fixed | {self._max_length} | self._slots | ({1} if self._one_token else set())
@@ -403,6 +411,11 @@ def _ranks_features(node: ir.Node) -> bool:
     if ranked is None or ranked.shape is None:
         return False
     return isinstance(ranked.shape[-1 if axis is None else axis.as_int()], int)
+
+
+def _pads_features(node: ir.Node) -> bool:
+    """Whether a Pad adds to the last axis alone, which never counts tokens."""
+    return len(node.inputs) > 3 and _integers(node.inputs[3]) == [-1]
 
 
 def _integers(value: ir.Value | None) -> list[int] | None:

@@ -6,7 +6,6 @@ here is taken from the code that builds graphs: constants are found by following
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Iterator, Sequence
 from fractions import Fraction
 
@@ -56,8 +55,7 @@ def differences(bundle: Bundle) -> list[Difference]:
 
 def architecture_of(manifest: Manifest) -> Architecture:
     """What the config means, for the bundle's context."""
-    architecture = read_architecture(manifest.source.config)
-    return dataclasses.replace(architecture, max_length=manifest.model.max_length)
+    return read_architecture(manifest.source.config).with_context(manifest.model.max_length)
 
 
 def angle_differences(manifest: Manifest) -> list[Difference]:
@@ -231,6 +229,21 @@ def _angles(where: str, value: ir.Value | None, kind: str, architecture: Archite
     frequencies = found[0] if found else np.ones(1, np.float32)
     if not _same(expected, frequencies):
         yield f"{where}: rotary frequencies: expected {_shown(expected)}, found {_shown(frequencies)}"
+    factor = architecture.positions.attention_factor if isinstance(architecture.positions, Rotary) else 1.0
+    yield from _unequal(f"{where}: factor of angles", {float(np.float32(factor))} - {1.0}, _factors(value))
+
+
+def _factors(angles: ir.Value | None) -> set[float]:
+    """What cos or sin is multiplied by, 1 left out; single layers may be told another factor by Where."""
+    found: set[float] = set()
+    while angles is not None and (node := angles.producer()) is not None and node.op_type not in ("Cos", "Sin"):
+        for factor in node.inputs[1:] if node.op_type == "Mul" else ():
+            numbers = [constant(factor)]
+            for choice in behind(factor, ("Where",)):
+                numbers += operands(choice)
+            found |= {float(v) for value in numbers if value is not None for v in value.reshape(-1)}
+        angles = node.inputs[0]
+    return found - {1.0}
 
 
 def _ends(graph: GraphFile, architecture: Architecture) -> Iterator[Difference]:

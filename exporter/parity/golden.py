@@ -100,7 +100,7 @@ def write_golden(path: Path, checkpoint: Checkpoint, manifest: Manifest) -> tupl
         path: in the bundle's directory, which has its graphs already.
     """
     try:
-        weights = Weights(checkpoint, streaming=True)
+        weights = Weights(checkpoint, streaming=True, max_length=manifest.model.max_length)
     except DynexportError as error:
         if isinstance(error.__cause__, ImportError):
             return 0, str(error)

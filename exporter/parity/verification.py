@@ -282,7 +282,7 @@ def _oracles(bundle: Bundle, against: str | Path) -> list[Oracle]:
             )
     streaming = not fits_in_memory(manifest.model.parameters)
     strategy = strategies()[manifest.contract.strategy]
-    weights = [Weights(checkpoint, streaming=streaming)]
+    weights = [Weights(checkpoint, streaming=streaming, max_length=manifest.model.max_length)]
     if is_quantised(manifest):
         weights.append(weights[0].rounded(DequantisedWeights(bundle.path, manifest)))
     return [strategy.oracle(each, manifest) for each in weights]

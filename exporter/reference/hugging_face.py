@@ -218,12 +218,14 @@ class Reference:
 def _max_length(config: Any) -> int:
     """How many tokens the model has well-defined positions for; bloom has no limit.
 
-    longrope's frequencies change for the whole batch with the length of its longest row (transformers'
-    ``dynamic_rope_update``): beyond the original length no answer belongs to a single row.
+    longrope's frequencies change for the whole batch with the length of its longest row: beyond the original length no
+    answer belongs to a single row, unless both sets are the same (``set_context``).
     """
     rope = getattr(config, "rope_parameters", None) or {}
-    original = rope.get("original_max_position_embeddings") if rope.get("rope_type") == "longrope" else None
-    return int(original or getattr(config, "max_position_embeddings", None) or sys.maxsize)
+    changes = rope.get("rope_type") == "longrope" and rope.get("short_factor") != rope.get("long_factor")
+    original = rope.get("original_max_position_embeddings") if changes else None
+    longest = getattr(config, "max_position_embeddings", None) or sys.maxsize
+    return min(int(original or longest), int(longest))
 
 
 def _numpy(tensor: Any) -> FloatArray:

@@ -37,10 +37,13 @@ def reader_reason(checkpoint: Checkpoint) -> str:
     return ""
 
 
-def load_pretrained(checkpoint: Checkpoint) -> Any:
+def load_pretrained(checkpoint: Checkpoint, max_length: int | None = None) -> Any:
     """The model by ``AutoModelForCausalLM.from_pretrained``, in float32 with eager attention.
 
     No code of a checkpoint is run and no pickle is read.
+
+    Args:
+        max_length: as ``set_context`` takes it.
 
     Raises:
         DynexportError: when transformers cannot load it, or a tensor is left out or left over that routing does not
@@ -51,11 +54,14 @@ def load_pretrained(checkpoint: Checkpoint) -> Any:
 
     path = checkpoint.origin
     assert path is not None
-    arguments: dict[str, Any] = {"pretrained_model_name_or_path": path}
     try:
+        arguments: dict[str, Any] = {"pretrained_model_name_or_path": path}
         if path.is_file():
-            config = gguf_config(checkpoint, path)
-            arguments = {"pretrained_model_name_or_path": path.parent, "gguf_file": path.name, "config": config}
+            arguments = {"pretrained_model_name_or_path": path.parent, "gguf_file": path.name}
+            arguments["config"] = gguf_config(checkpoint, path)
+        else:
+            arguments["config"] = build_config(checkpoint)
+        set_context(arguments["config"], max_length)
         with _quiet():
             model, info = AutoModelForCausalLM.from_pretrained(
                 **arguments,
@@ -81,6 +87,21 @@ def build_config(checkpoint: Checkpoint) -> Any:
         return AutoConfig.from_pretrained(checkpoint.origin, trust_remote_code=False, local_files_only=True)
     fields = {name: value for name, value in checkpoint.config.items() if name not in _FOREIGN_FIELDS}
     return AutoConfig.for_model(checkpoint.config.get("model_type"), **fields)
+
+
+def set_context(config: Any, max_length: int | None) -> None:
+    """Have transformers rotate as a bundle with a context of ``max_length`` tokens does; None: as by itself.
+
+    transformers takes longrope's long set where the longest row of a batch exceeds the original length, a bundle with
+    such a context takes it for every row: so the long set stands in for the short one.
+
+    Args:
+        config: transformers' config object; changed in place, before the model is built.
+    """
+    rope = getattr(config, "rope_parameters", None) or {}
+    changes = max_length is not None and rope.get("rope_type") == "longrope"
+    if changes and max_length > rope["original_max_position_embeddings"]:
+        rope["short_factor"] = rope["long_factor"]
 
 
 def gguf_config(checkpoint: Checkpoint, path: Path) -> Any:

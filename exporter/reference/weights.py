@@ -11,7 +11,7 @@ import numpy as np
 
 from dynexport.exporter.checkpoint.base import Checkpoint
 from dynexport.exporter.reference.dequantised import DequantisedWeights
-from dynexport.exporter.reference.loading import build_config, load_pretrained, reader_reason
+from dynexport.exporter.reference.loading import build_config, load_pretrained, reader_reason, set_context
 from dynexport.exporter.reference.stored import StoredTensors, Tensors
 from dynexport.exporter.reference.transformers_layers import DecoderLayers, find_layers
 from dynexport.runtime.errors import DynexportError, require_module
@@ -33,8 +33,11 @@ class Weights:
         loaded_by: who has read the checkpoint, for reports.
     """
 
-    def __init__(self, checkpoint: Checkpoint, *, streaming: bool) -> None:
+    def __init__(self, checkpoint: Checkpoint, *, streaming: bool, max_length: int | None = None) -> None:
         """Load everything, by transformers itself where it can; or with ``streaming`` all but the decoder layers.
+
+        Args:
+            max_length: the context of the bundle that is judged, where the model's answers depend on it (longrope).
 
         Raises:
             DynexportError: when torch or transformers is missing, transformers cannot build the model, or a
@@ -51,7 +54,7 @@ class Weights:
         model = None
         if not streaming and not reason:
             try:
-                model = load_pretrained(checkpoint)
+                model = load_pretrained(checkpoint, max_length)
             except DynexportError as error:
                 if directory is not None:
                     raise
@@ -60,7 +63,7 @@ class Weights:
             self.model = model
             self.loaded_by = "transformers (from_pretrained)"
         else:
-            self.model = _build_model(checkpoint)
+            self.model = _build_model(checkpoint, max_length)
             self._load_parameters()
             self.loaded_by = _own_loading(directory is not None, streaming, reason)
         self._find_layers()
@@ -165,17 +168,17 @@ def _own_loading(directory: bool, streaming: bool, reason: str) -> str:
     return f"dynexport's own reader, whose faults it cannot show ({why})"
 
 
-def _build_model(checkpoint: Checkpoint) -> Any:
+def _build_model(checkpoint: Checkpoint, max_length: int | None) -> Any:
     """The checkpoint's model in float32 without weights, by transformers' own classes."""
     import torch
     from transformers import AutoModelForCausalLM
 
     model_type = checkpoint.config.get("model_type")
     try:
+        config = build_config(checkpoint)
+        set_context(config, max_length)
         with _parameters_on_meta():
-            model = AutoModelForCausalLM.from_config(
-                build_config(checkpoint), dtype=torch.float32, attn_implementation="eager"
-            )
+            model = AutoModelForCausalLM.from_config(config, dtype=torch.float32, attn_implementation="eager")
     # transformers raises anything here, from KeyError to the errors of its config validators.
     except Exception as error:
         reason = " ".join(str(error).split())

@@ -14,15 +14,15 @@ from dynexport.exporter.architecture import Activation, Architecture, Rotary
 from dynexport.exporter.graph.storage import BlockQuantized, Plain, Storage, StoredWeight
 from dynexport.exporter.targets.target import AttentionInputs, Target
 from dynexport.runtime.errors import DynexportError
-from dynexport.runtime.manifest import Precision, TargetName
+from dynexport.runtime.manifest import HEAD_DIM_MULTIPLE, Precision, TargetName
 
 OPSET = 24
 _TABLE_MULTIPLE = 8
+_ROTATED_HEAD_DIM_MULTIPLE = 16
 _LARGEST_TABLES = 256 << 20
 _MICROSOFT = "com.microsoft"
 # int8 activations, as onnxruntime-genai chooses on CPU: the level with VNNI and dot-product kernels.
 _ACCURACY_LEVEL = 4
-_HEAD_DIM_MULTIPLE = 8
 _STORAGES: dict[str, Storage] = {
     "fp32": Plain(),
     "fp16": Plain(ir.DataType.FLOAT16),
@@ -125,25 +125,27 @@ class OnnxRuntime(Target):
         positions = architecture.positions
         if not isinstance(positions, Rotary):
             return False
-        # The kernel's own condition; and tables that nobody minds having in memory.
+        # The kernel's own conditions; and tables that nobody minds having in memory.
         fits = positions.dim // 2 % _TABLE_MULTIPLE == 0
+        fits = fits and self.cache_head_dim(architecture.head_dim) % _ROTATED_HEAD_DIM_MULTIPLE == 0
         return fits and architecture.max_length * positions.dim * 4 <= _LARGEST_TABLES
 
+    def cache_head_dim(self, head_dim: int) -> int:
+        """GroupQueryAttention takes multiples of 8 only; the channels above ``head_dim`` are zeros."""
+        return -(-head_dim // HEAD_DIM_MULTIPLE) * HEAD_DIM_MULTIPLE
+
     def attention(self, op: Any, inputs: AttentionInputs) -> tuple[ir.Value, ir.Value, ir.Value]:
-        assert inputs.past_key.shape is not None
-        head_dim = inputs.past_key.shape[3]
-        if not isinstance(head_dim, int) or head_dim % _HEAD_DIM_MULTIPLE:
-            raise DynexportError(
-                f"head_dim: expected a multiple of {_HEAD_DIM_MULTIPLE}, as ONNX Runtime's GroupQueryAttention needs, "
-                f"found {head_dim}"
-            )
+        """Zeros change no product of query and key, and what they give of a value is dropped."""
         extra = [*(inputs.rotary or (None, None, None)), inputs.bias]
         while extra and extra[-1] is None:
             extra.pop()
-        output, key, value = op.GroupQueryAttention(
-            inputs.query,
-            inputs.key,
-            inputs.value,
+        apart = inputs.key is not None
+        query = self._padded(op, inputs.query, inputs.heads + (0 if apart else 2 * inputs.kv_heads), inputs.head_dim)
+        key, value = (self._padded(op, part, inputs.kv_heads, inputs.head_dim) for part in (inputs.key, inputs.value))
+        output, present_key, present_value = op.GroupQueryAttention(
+            query,
+            key,
+            value,
             inputs.past_key,
             inputs.past_value,
             inputs.last_index,
@@ -157,7 +159,24 @@ class OnnxRuntime(Target):
             scale=inputs.scale,
             softcap=inputs.softcap or 0.0,
         )
-        return _float(output), _float(key), _float(value)
+        return self._unpadded(op, _float(output), inputs), _float(present_key), _float(present_value)
+
+    def _padded(self, op: Any, x: ir.Value | None, heads: int, head_dim: int) -> ir.Value | None:
+        """[B, S, heads * head_dim] -> [B, S, heads * cache_head_dim], with zeros behind every head's channels."""
+        channels = self.cache_head_dim(head_dim)
+        if x is None or channels == head_dim:
+            return x
+        by_head = op.Pad(op.Reshape(x, [0, 0, heads, head_dim]), [0, channels - head_dim], None, [-1])
+        return _float(op.Reshape(by_head, [0, 0, heads * channels]))
+
+    def _unpadded(self, op: Any, x: ir.Value, inputs: AttentionInputs) -> ir.Value:
+        """[B, S, heads * cache_head_dim] -> [B, S, heads * head_dim]."""
+        heads, head_dim, channels = inputs.heads, inputs.head_dim, self.cache_head_dim(inputs.head_dim)
+        if channels == head_dim:
+            return x
+        by_head = op.Reshape(x, [0, 0, heads, channels])
+        kept, _ = op.Split(by_head, [head_dim, channels - head_dim], axis=-1, _outputs=2)
+        return _float(op.Reshape(kept, [0, 0, heads * head_dim]))
 
 
 def _widened(op: Any, value: ir.Value) -> ir.Value:

@@ -25,7 +25,7 @@ class AttentionInputs:
     Attributes:
         query: float [B, S, heads * head_dim]; or query, key and value packed along the last axis.
         key, value: float [B, S, kv_heads * head_dim]; None where they are packed.
-        past_key, past_value: float [B, kv_heads, M, head_dim], entries 0..cache_length-1 of a row in use.
+        past_key, past_value: float [B, kv_heads, M, cache_head_dim], entries 0..cache_length-1 of a row in use.
         cache_length: int64 [B], entries of a row before the append.
         last_index: int32 [B], index of the row's last entry after the append: cache_length + S - 1.
         total_length: int32 scalar, the longest row's entries after the append; None where caches have a fixed number
@@ -36,6 +36,7 @@ class AttentionInputs:
         counts: int64 [B], how many of the S tokens make an entry, where a run appends to a cache several times; None
             where it does so once, and may leave what it likes behind the entries.
         heads, kv_heads: of queries, and of keys and values.
+        head_dim: channels of a head of queries, keys and values; caches may have more.
         scale: factor of the scores.
         softcap: what they are squeezed into by tanh, or None.
     """
@@ -53,6 +54,7 @@ class AttentionInputs:
     counts: ir.Value | None
     heads: int
     kv_heads: int
+    head_dim: int
     scale: float
     softcap: float | None
 
@@ -137,6 +139,10 @@ class Target(ABC):
     @abstractmethod
     def activate(self, op: Any, x: ir.Value, activation: Activation) -> ir.Value:
         """The activation function, element by element."""
+
+    def cache_head_dim(self, head_dim: int) -> int:
+        """Channels of a head in a cache; here, as many as the model's heads have."""
+        return head_dim
 
     @abstractmethod
     def rotates_in_attention(self, architecture: Architecture) -> bool:

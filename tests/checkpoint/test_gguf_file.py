@@ -227,13 +227,19 @@ def test_config_of_phi3(tmp_path: Path) -> None:
         writer.add_sliding_window(0)
         writer.add_rope_dimension_count(HEAD_DIM // 2)
         writer.add_rope_scaling_orig_ctx_len(64)
+        writer.add_rope_scaling_attn_factors(1.25)
         writer.add_tensor("rope_factors_long.weight", np.asarray([1, 2], np.float32))
         writer.add_tensor("rope_factors_short.weight", np.asarray([1, 1], np.float32))
 
     expected = {
         "sliding_window": None,
         "partial_rotary_factor": 0.5,
-        "rope_scaling": {"rope_type": "longrope", "long_factor": [1.0, 2.0], "short_factor": [1.0, 1.0]},
+        "rope_scaling": {
+            "rope_type": "longrope",
+            "long_factor": [1.0, 2.0],
+            "short_factor": [1.0, 1.0],
+            "attention_factor": 1.25,
+        },
         "original_max_position_embeddings": 64,
     }
     check_config(tmp_path / "model.gguf", "phi3", customise, expected)
@@ -258,6 +264,63 @@ def test_linear_and_yarn_scaling(tmp_path: Path) -> None:
     check_config(tmp_path / "a.gguf", "llama", linear, {"rope_scaling": {"rope_type": "linear", "factor": 2.0}})
     scaling = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32}
     check_config(tmp_path / "b.gguf", "qwen2", yarn, {"rope_scaling": scaling})
+
+    def more(writer: GGUFWriter) -> None:
+        yarn(writer)
+        writer.add_rope_scaling_attn_factors(0.5)
+        writer.add_rope_scaling_yarn_beta_fast(16.0)
+
+    write_model(tmp_path / "c.gguf", "qwen2", more)
+    found = open_checkpoint(tmp_path / "c.gguf").config["rope_scaling"]
+    factor = 0.5 * (0.1 * np.log(4.0) + 1)
+    assert found == {**scaling, "beta_fast": 16.0, "attention_factor": pytest.approx(factor)}
+    # llama.cpp takes an absent type for linear.
+    check_config(
+        tmp_path / "d.gguf",
+        "llama",
+        lambda writer: writer.add_rope_scaling_factor(2.0),
+        {"rope_scaling": {"rope_type": "linear", "factor": 2.0}},
+    )
+
+
+@pytest.mark.parametrize(
+    ("customise", "name"),
+    [
+        (lambda writer: writer.add_rope_scaling_attn_factors(1.5), "rope.scaling.attn_factor"),
+        (lambda writer: writer.add_float32("llama.rope.scaling.yarn_attn_factor", 1.5), "yarn_attn_factor"),
+        (lambda writer: writer.add_string("llama.rope.scaling.type", "dynamic"), "rope.scaling.type"),
+        (
+            lambda writer: (
+                writer.add_rope_scaling_type(gguf.RopeScalingType.YARN),
+                writer.add_float32("llama.rope.scaling.yarn_log_multiplier", 0.1),
+            ),
+            "yarn_log_multiplier",
+        ),
+        (
+            lambda writer: (
+                writer.add_rope_scaling_type(gguf.RopeScalingType.LONGROPE),
+                writer.add_rope_scaling_factor(4.0),
+            ),
+            "rope.scaling.factor",
+        ),
+        (
+            lambda writer: (
+                writer.add_rope_scaling_factor(4.0),
+                writer.add_tensor("rope_freqs.weight", llama3_factors(1e4, 8.0)),
+            ),
+            "beside the tensor rope_freqs.weight",
+        ),
+        (
+            lambda writer: writer.add_tensor("rope_factors_long.weight", np.ones(HEAD_DIM // 2, np.float32)),
+            "rope_factors_long.weight",
+        ),
+    ],
+)
+def test_scalings_that_only_llama_cpp_has_are_refused_by_name(
+    customise: Callable[[GGUFWriter], Any], name: str, tmp_path: Path
+) -> None:
+    write_model(tmp_path / "model.gguf", customise=customise)
+    assert name in error_of(lambda: open_checkpoint(tmp_path / "model.gguf"))
 
 
 def llama3_factors(base: float, factor: float) -> np.ndarray:

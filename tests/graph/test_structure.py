@@ -19,6 +19,7 @@ from tiny_models import FAMILIES, LAYERS, VARIANTS, save_model
 from dynexport.exporter.checkpoint import open_checkpoint
 from dynexport.exporter.conversion import Conversion, convert
 from dynexport.exporter.families import read_architecture
+from dynexport.exporter.operators import count_operators
 
 pytest.importorskip("transformers")
 
@@ -166,13 +167,20 @@ def test_inputs_and_outputs_are_as_the_manifest_says(done: Conversion) -> None:
         assert inputs["input_ids"] == inputs["position_ids"] == ("B", "S")
         assert inputs["cache_lengths"] == (count, "B")
         assert inputs.get("layer_active") == ((count,) if described.conditional else None)
-        cache_shape = ("B", manifest.model.kv_heads, "M", manifest.model.head_dim)
+        cache_shape = ("B", manifest.model.kv_heads, "M", math.ceil(manifest.model.head_dim / 8) * 8)
         for layer in described.layers:
             assert inputs[f"past_key_values.{layer}.key"] == inputs[f"past_key_values.{layer}.value"] == cache_shape
         outputs = {spec.name: spec.shape for spec in described.outputs}
         assert outputs.pop("logits") == ("B", "K", manifest.model.vocab_size)
         pasts = {name: shape for name, shape in inputs.items() if name.startswith("past_key_values")}
         assert outputs == {name.replace("past_key_values", "present"): shape for name, shape in pasts.items()}
+
+
+def test_heads_are_padded_only_where_the_kernel_wants_it(done: Conversion) -> None:
+    padded = done.manifest.model.head_dim % 8 != 0
+    for graph in done.manifest.graphs:
+        counts = count_operators(done.output / graph.file)
+        assert (counts["", "Pad"] > 0) == padded
 
 
 def test_positions_are_cached_only_where_they_matter(done: Conversion) -> None:

@@ -1,0 +1,299 @@
+"""Rotary positions of a config.json: the frequencies and the attention factor that transformers computes from it.
+
+Which of several spellings counts, and the formulas, are those of transformers 5 (``modeling_rope_utils.py``).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from dynexport.exporter.architecture import LongContext, Rotary
+from dynexport.exporter.families.fields import Fields
+from dynexport.runtime.errors import DynexportError
+
+_TYPES = ("default", "linear", "dynamic", "yarn", "longrope", "llama3")
+_FIELDS = (
+    "rope_type",
+    "type",
+    "rope_theta",
+    "partial_rotary_factor",
+    "factor",
+    "original_max_position_embeddings",
+    "attention_factor",
+    "beta_fast",
+    "beta_slow",
+    "mscale",
+    "mscale_all_dim",
+    "truncate",
+    "short_factor",
+    "long_factor",
+    "low_freq_factor",
+    "high_freq_factor",
+    # Early yarn models say so of themselves; no implementation computes with it.
+    "finetuned",
+)
+
+
+@dataclass(frozen=True)
+class RopeDefaults:
+    """What a family's rotary positions are where its config does not say.
+
+    Attributes:
+        theta: the base.
+        theta_name: the field outside of ``rope_parameters`` that holds the base.
+        share: the share of a head's channels that is rotated; None in a family that always rotates all of them.
+        share_name: the field outside of ``rope_parameters`` that holds the share.
+        types: name in the config -> rope type, for those that the family has.
+    """
+
+    theta: float = 10000.0
+    theta_name: str = "rope_theta"
+    share: float | None = None
+    share_name: str = "partial_rotary_factor"
+    types: Mapping[str, str] = field(default_factory=lambda: {name: name for name in _TYPES})
+
+
+class _Rope:
+    """The fields of ``rope_parameters``, or of ``rope_scaling`` where that is given: transformers takes one of them."""
+
+    def __init__(self, config: Fields) -> None:
+        self.config = config
+        self.name = "rope_scaling" if config.get("rope_scaling", {}) != {} else "rope_parameters"
+        values = config.get(self.name, {})
+        if not isinstance(values, dict):
+            raise config.error(self.name, values, "an object")
+        for key, value in values.items():
+            if isinstance(value, dict):
+                raise self.error(key, value, "the same fields for all layers, not an object for each type of layer")
+            if key not in _FIELDS:
+                raise self.error(key, value, f"one of the fields {', '.join(_FIELDS)}")
+        self._values = values
+        self._numbers = Fields({self._full(key): value for key, value in values.items()}, config.family)
+
+    def _full(self, key: str) -> str:
+        return f"{self.name}.{key}"
+
+    def error(self, key: str, value: Any, expected: str) -> DynexportError:
+        """An error that names the field, what was expected and what was found."""
+        return self.config.error(self._full(f"{key:.80}"), value, expected)
+
+    def kind(self, types: Mapping[str, str]) -> str:
+        """The rope type; ``type`` is the older name of ``rope_type``."""
+        key = "rope_type" if "rope_type" in self._values or "type" not in self._values else "type"
+        value = self._values.get(key, "default")
+        if not isinstance(value, str) or value not in types:
+            raise self.error(key, value, f"one of {', '.join(types)}")
+        return types[value]
+
+    def get(self, key: str) -> Any:
+        """The value, or None."""
+        return self._values.get(key)
+
+    def number(self, key: str, default: float | None = None) -> float:
+        """A positive number; ``default`` where it is absent, but not where it is null."""
+        return self._numbers.number(self._full(key), default)
+
+    def optional(self, key: str) -> float | None:
+        """A positive number, or None where it is absent or null."""
+        return None if self.get(key) is None else self.number(key)
+
+    def or_zero(self, key: str) -> float | None:
+        """A positive number, or None where it is absent, null or 0: transformers asks whether it is true."""
+        value = self.get(key)
+        return None if value == 0 and not isinstance(value, bool) else self.optional(key)
+
+    def flag(self, key: str, default: bool) -> bool:
+        """A boolean; null is taken as false, as transformers does."""
+        value = self._values.get(key, default)
+        if value is not None and not isinstance(value, bool):
+            raise self.error(key, value, "true or false")
+        return bool(value)
+
+    def factors(self, key: str, count: int) -> list[float]:
+        """A list of ``count`` positive numbers."""
+        value = self.get(key)
+        if not isinstance(value, list) or len(value) != count:
+            raise self.error(key, value, f"{count} numbers, one for every two rotated channels")
+        numbers = Fields({f"{self._full(key)}[{i}]": item for i, item in enumerate(value)}, self.config.family)
+        return [numbers.number(f"{self._full(key)}[{i}]") for i in range(count)]
+
+
+@dataclass(frozen=True)
+class _Sizes:
+    """What every rope type computes with.
+
+    Attributes:
+        base: theta.
+        dim: channels of a head that the frequencies are spread over.
+        max_length: ``max_position_embeddings``.
+        original: the length that the model was first trained for.
+    """
+
+    base: float
+    dim: int
+    max_length: int
+    original: int
+
+    def plain(self) -> list[float]:
+        """theta ** (-i / dim) for every second channel i: the inverse frequencies without scaling."""
+        return [self.base ** (-i / self.dim) for i in range(0, self.dim, 2)]
+
+
+def read_rotary(fields: Fields, head_dim: int, max_length: int, defaults: RopeDefaults | None = None) -> Rotary:
+    """The rotary positions that a config describes.
+
+    Args:
+        head_dim: channels of a head.
+        max_length: ``max_position_embeddings``.
+        defaults: of the family.
+
+    Raises:
+        DynexportError: naming a field that is unknown, has no meaning here, or has a value that cannot be computed
+            with.
+    """
+    defaults = defaults or RopeDefaults()
+    rope = _Rope(fields)
+    kind = rope.kind(defaults.types)
+    share = _share(rope, defaults)
+    dim = int(head_dim * share)
+    # With an odd number of channels there is a frequency for the last of them too, which rotates one more.
+    rotated = dim + dim % 2
+    if not 2 <= rotated <= head_dim:
+        raise fields.error("partial_rotary_factor", share, f"an even number of the {head_dim} channels of a head")
+    if dim % 2 and kind in ("yarn", "longrope"):
+        raise fields.error("partial_rotary_factor", share, f"an even number of rotated channels with {kind}")
+    base = rope.number("rope_theta", fields.number(defaults.theta_name, defaults.theta))
+    _agree(fields, "rope_theta", defaults.theta_name, base)
+    sizes = _Sizes(base, dim, max_length, _original(rope, max_length))
+    if kind == "longrope":
+        return _longrope(rope, sizes)
+    frequencies, attention_factor = _FORMULAS[kind](rope, sizes)
+    return Rotary(rotated, tuple(frequencies), attention_factor, rope_type=kind)
+
+
+def _share(rope: _Rope, defaults: RopeDefaults) -> float:
+    """The share of a head's channels that is rotated."""
+    config, name = rope.config, "partial_rotary_factor"
+    outside = config.get(defaults.share_name)
+    if defaults.share is None:
+        for found in (rope.get(name), outside):
+            if found not in (None, 1):
+                raise config.error(name, found, "1, the only one supported")
+        return 1.0
+    share = rope.number(name, defaults.share if outside is None else config.number(defaults.share_name))
+    _agree(config, name, defaults.share_name, share)
+    return share
+
+
+def _agree(config: Fields, usual: str, name: str, value: float) -> None:
+    """Refuse the usual name of a field in a family that has another for it, where it says something else.
+
+    transformers 5 reads the family's own name alone.
+    """
+    if name != usual and config.get(usual) not in (None, value):
+        raise config.error(usual, config.get(usual), f"{value:g} as {name} says, or no value: {name} counts here")
+
+
+def _original(rope: _Rope, max_length: int) -> int:
+    """The length that the model was first trained for; beside ``rope_parameters`` it counts more than within."""
+    name = "original_max_position_embeddings"
+    outside = rope.config.get(name)
+    value = rope.get(name) if outside is None else outside
+    if value is None:
+        return max_length
+    if isinstance(value, bool) or not isinstance(value, int) or not 2 <= value < 1 << 31:
+        raise rope.config.error(name, value, f"an integer from 2 to {(1 << 31) - 1}")
+    return value
+
+
+def _default(rope: _Rope, sizes: _Sizes) -> tuple[list[float], float]:
+    return sizes.plain(), 1.0
+
+
+def _linear(rope: _Rope, sizes: _Sizes) -> tuple[list[float], float]:
+    factor = rope.number("factor")
+    return [frequency / factor for frequency in sizes.plain()], 1.0
+
+
+def _dynamic(rope: _Rope, sizes: _Sizes) -> tuple[list[float], float]:
+    """Within ``max_position_embeddings``; beyond, transformers computes the base anew from the length reached."""
+    rope.number("factor")
+    return sizes.plain(), 1.0
+
+
+def _llama3(rope: _Rope, sizes: _Sizes) -> tuple[list[float], float]:
+    factor, low, high = (rope.number(key) for key in ("factor", "low_freq_factor", "high_freq_factor"))
+    if high <= low:
+        raise rope.error("high_freq_factor", high, f"more than low_freq_factor, which is {low:g}")
+    scaled = []
+    for frequency in sizes.plain():
+        wavelength = 2 * math.pi / frequency
+        smooth = min(1.0, max(0.0, (sizes.original / wavelength - low) / (high - low)))
+        scaled.append((1 - smooth) * frequency / factor + smooth * frequency)
+    return scaled, 1.0
+
+
+def _yarn(rope: _Rope, sizes: _Sizes) -> tuple[list[float], float]:
+    """Yarn (arXiv 2309.00071): low frequencies are interpolated, high ones stay, and between them there is a ramp."""
+    if sizes.base <= 1:
+        raise rope.error("rope_theta", sizes.base, "more than 1 with yarn")
+    factor = rope.optional("factor") or sizes.max_length / sizes.original
+    low, high = (_rotations_dim(rope.or_zero(key) or default, sizes) for key, default in _BETAS.items())
+    if rope.flag("truncate", True):
+        low, high = math.floor(low), math.ceil(high)
+    low, high = max(low, 0), min(high, sizes.dim - 1)
+    width = (high - low) or 0.001
+    scaled = []
+    for i, frequency in enumerate(sizes.plain()):
+        ramp = min(1.0, max(0.0, (i - low) / width))
+        scaled.append(frequency / factor * ramp + frequency * (1 - ramp))
+    return scaled, _yarn_attention_factor(rope, factor)
+
+
+_BETAS = {"beta_fast": 32.0, "beta_slow": 1.0}
+
+
+def _rotations_dim(rotations: float, sizes: _Sizes) -> float:
+    """The pair of channels that turns so many times within the original length; not an integer."""
+    return sizes.dim * math.log(sizes.original / (rotations * 2 * math.pi)) / (2 * math.log(sizes.base))
+
+
+def _yarn_attention_factor(rope: _Rope, factor: float) -> float:
+    given = rope.optional("attention_factor")
+    if given is not None:
+        return given
+    scale, all_dims = rope.or_zero("mscale"), rope.or_zero("mscale_all_dim")
+    if scale is not None and all_dims is not None:
+        return _mscale(factor, scale) / _mscale(factor, all_dims)
+    return _mscale(factor, 1.0)
+
+
+def _mscale(factor: float, scale: float) -> float:
+    return 1.0 if factor <= 1 else 0.1 * scale * math.log(factor) + 1.0
+
+
+def _longrope(rope: _Rope, sizes: _Sizes) -> Rotary:
+    """LongRoPE (arXiv 2402.13753): a set of factors for texts up to the original length, and one for longer ones."""
+    pairs, original = sizes.dim // 2, sizes.original
+    short, long = (
+        tuple(f / by for f, by in zip(sizes.plain(), rope.factors(key, pairs), strict=True))
+        for key in ("short_factor", "long_factor")
+    )
+    attention_factor = rope.optional("attention_factor")
+    if attention_factor is None:
+        factor = rope.optional("factor") or sizes.max_length / original
+        attention_factor = 1.0 if factor <= 1 else math.sqrt(1 + math.log(factor) / math.log(original))
+    beyond = LongContext(original, sizes.max_length, long) if sizes.max_length > original else None
+    return Rotary(sizes.dim, short, attention_factor, rope_type="longrope", long=beyond)
+
+
+_FORMULAS: dict[str, Callable[[_Rope, _Sizes], tuple[list[float], float]]] = {
+    "default": _default,
+    "linear": _linear,
+    "dynamic": _dynamic,
+    "llama3": _llama3,
+    "yarn": _yarn,
+}
