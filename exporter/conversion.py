@@ -47,7 +47,7 @@ class Conversion:
         manifest: its manifest.
         golden: how many golden rows were written; 0 without torch.
         note: why there are no golden vectors, or "".
-        notes: what the importer had to assume or change, one line each.
+        notes: what had to be assumed or changed when the checkpoint was read, one line each.
         seconds: wall time.
         peak_memory: bytes, of this process since its start.
     """
@@ -141,7 +141,8 @@ def convert(
         manifest = manifest.model_copy(update={"files": {**manifest.files, **files}, "source": source})
         (part / m.MANIFEST).write_text(manifest.model_dump_json(indent=1) + "\n")
     seconds = time.perf_counter() - started
-    return Conversion(output, manifest, rows, note, checkpoint.notes, seconds, peak_memory())
+    notes = (*checkpoint.notes, *describe.notes_on_tokens(checkpoint, manifest.tokens))
+    return Conversion(output, manifest, rows, note, notes, seconds, peak_memory())
 
 
 def _check_form(static: bool, layer_capacity: float | None) -> None:
