@@ -46,7 +46,8 @@ class Conversion:
         manifest: its manifest.
         golden: how many golden rows were written; 0 without torch.
         note: why there are no golden vectors, or "".
-        notes: what the importer had to assume or change, and which rotary frequencies were chosen, one line each.
+        notes: what had to be assumed or changed when the checkpoint was read, and which rotary frequencies were chosen,
+            one line each.
         seconds: wall time.
         peak_memory: bytes, of this process since its start.
     """
@@ -140,7 +141,7 @@ def convert(
         manifest = manifest.model_copy(update={"files": {**manifest.files, **files}, "source": source})
         (part / m.MANIFEST).write_text(manifest.model_dump_json(indent=1) + "\n")
     seconds = time.perf_counter() - started
-    notes = (*checkpoint.notes, *_rope_notes(architecture))
+    notes = (*checkpoint.notes, *_rope_notes(architecture), *describe.notes_on_tokens(checkpoint, manifest.tokens))
     return Conversion(output, manifest, rows, note, notes, seconds, peak_memory())
 
 

@@ -88,7 +88,7 @@ def describe_cost(architecture: Architecture, bytes_read: dict[str, int], target
 
 
 def describe_tokens(checkpoint: Checkpoint) -> m.Tokens:
-    """Special tokens: generation_config.json where it names them, else config.json.
+    """Special tokens: generation_config.json where it names them, else config.json; what else ends a turn in a chat.
 
     Raises:
         DynexportError: when one is not a token id.
@@ -106,7 +106,20 @@ def describe_tokens(checkpoint: Checkpoint) -> m.Tokens:
         return tuple(values)
 
     first = {name: (ids(f"{name}_token_id") or (None,))[0] for name in ("bos", "pad")}
-    return m.Tokens(bos=first["bos"], pad=first["pad"], eos=ids("eos_token_id"))
+    eos = ids("eos_token_id")
+    turn_end = tuple(token_id for token_id in checkpoint.turn_ends if token_id not in eos)
+    return m.Tokens(bos=first["bos"], pad=first["pad"], eos=eos, turn_end=turn_end)
+
+
+def notes_on_tokens(checkpoint: Checkpoint, tokens: m.Tokens) -> tuple[str, ...]:
+    """What there is to tell of ends that the tokenizer knows and the model's config does not."""
+    names = ", ".join(f"{checkpoint.turn_ends[token_id]!r:.60} ({token_id})" for token_id in tokens.turn_end)
+    if not names:
+        return ()
+    return (
+        f"end tokens: answers in a chat also end at {names}, by the tokenizer; config.json and generation_config.json "
+        f"name {list(tokens.eos) or 'none'}, where plain prompts end",
+    )
 
 
 def describe_source(checkpoint: Checkpoint) -> m.Source:

@@ -59,7 +59,12 @@ class Conversation:
         prompt = rendered[len(self._cached) :]
         ids: list[int] = []
         pieces = self._generator.stream(
-            [prompt], speedup=speedup, max_new_tokens=max_new_tokens, sampling=sampling, cache=self._cache
+            [prompt],
+            speedup=speedup,
+            max_new_tokens=max_new_tokens,
+            sampling=sampling,
+            cache=self._cache,
+            chat=True,
         )
         answer = {"role": "assistant", "content": ""}
         for piece in pieces:

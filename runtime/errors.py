@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 EXIT_GOOD = 0
 EXIT_CHECK_FAILED = 1
 EXIT_BAD_INPUT = 2
 # Characters of an error. A longer one loses its middle: the place stands at its start, what to do at its end.
 _LONGEST, _END = 900, 300
+# Of which a library's own message may take so many.
+_REASON = 300
 
 
 class DynexportError(Exception):
@@ -48,3 +53,23 @@ def require_module(name: str, extra: str, purpose: str) -> object:
         raise DynexportError(
             f"{name} is needed to {purpose} and is not installed: pip install 'dynexport[{extra}]'"
         ) from error
+
+
+@contextmanager
+def told_as(what: str) -> Iterator[None]:
+    """Turn any failure of a library into a DynexportError of one line that starts with ``what``."""
+    try:
+        yield
+    except DynexportError:
+        raise
+    except BaseException as error:
+        # A Rust panic in tokenizers does not derive from Exception.
+        if isinstance(error, Exception) or type(error).__name__ == "PanicException":
+            raise DynexportError(f"{what}: {_reason(error)}") from error
+        raise
+
+
+def _reason(error: BaseException) -> str:
+    """A library's message as part of a line."""
+    text = " ".join(str(error).split()) or type(error).__name__
+    return text if len(text) <= _REASON else f"{text[:_REASON]} .."

@@ -99,11 +99,15 @@ class Generator:
         max_new_tokens: int = 128,
         sampling: Sampling = _GREEDY,
         stop: Sequence[str] = (),
+        chat: bool = False,
     ) -> list[Generation]:
         """All rows to their end; arguments and errors as for ``stream``."""
         rows = self._checked(prompts)
         done = [Generation(len(prompt)) for prompt in rows]
-        for piece in self.stream(rows, speedup=speedup, max_new_tokens=max_new_tokens, sampling=sampling, stop=stop):
+        pieces = self.stream(
+            rows, speedup=speedup, max_new_tokens=max_new_tokens, sampling=sampling, stop=stop, chat=chat
+        )
+        for piece in pieces:
             row = done[piece.row]
             row.ids.append(piece.token)
             row.text += piece.text
@@ -119,6 +123,7 @@ class Generator:
         sampling: Sampling = _GREEDY,
         stop: Sequence[str] = (),
         cache: AnyCache | None = None,
+        chat: bool = False,
     ) -> Stream:
         """Tokens as they come, row by row within a step.
 
@@ -130,6 +135,8 @@ class Generator:
             stop: strings that end a row; they are not part of its text.
             cache: what earlier turns left, to go on from, which no other stream may use until this one has ended or
                 is closed; None begins anew.
+            chat: whether what is generated is an answer in a chat, which ends at more tokens than other text
+                (``turn_end`` of the manifest).
 
         Raises:
             DynexportError: for a prompt that is empty, has unknown tokens or exceeds the context, or a bad argument.
@@ -140,7 +147,8 @@ class Generator:
         if stop and not self.text.has_tokenizer:
             raise DynexportError(f"stop: expected a bundle with a tokenizer, found none in {self.bundle.path}")
         keep = self.bundle.speedup(speedup)
-        eos = frozenset(self.bundle.manifest.tokens.eos)
+        tokens = self.bundle.manifest.tokens
+        eos = frozenset((*tokens.eos, *tokens.turn_end) if chat else tokens.eos)
         if cache is None:
             cache = self.decoder.cache(len(ids), max(map(len, ids)) + max_new_tokens)
         self.decoder.check_cache(cache)

@@ -199,10 +199,17 @@ class Cost(_Part):
 
 
 class Tokens(_Part):
-    """Special tokens. ``eos`` may be several; empty when the model has none."""
+    """Special tokens.
+
+    Attributes:
+        bos, pad: None where the model has none.
+        eos: end any text; empty when the model has none.
+        turn_end: end an answer in a chat beside ``eos``: by the tokenizer or the chat template, not the config.
+    """
 
     bos: int | None = None
     eos: tuple[int, ...] = ()
+    turn_end: tuple[int, ...] = ()
     pad: int | None = None
 
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+import re
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
@@ -17,7 +17,7 @@ from jinja2.utils import Namespace
 from tokenizers import Tokenizer
 
 from dynexport.runtime.checks import checked_kind, checked_list
-from dynexport.runtime.errors import DynexportError
+from dynexport.runtime.errors import DynexportError, told_as
 
 TOKENIZER_FILE = "tokenizer.json"
 CONFIG_FILE = "tokenizer_config.json"
@@ -33,8 +33,22 @@ _SPECIAL_NAMES = (
     "cls_token",
     "mask_token",
 )
+# What transformers' clean_up_tokenization does to decoded text, in this order; a bundle's tokenizer.json has it.
+CLEAN_UPS = {
+    " .": ".",
+    " ?": "?",
+    " !": "!",
+    " ,": ",",
+    " ' ": "'",
+    " n't": "n't",
+    " 'm": "'m",
+    " 's": "'s",
+    " 've": "'ve",
+    " 're": "'re",
+}
+# What all of these, one after the other, may still change at the end of a text.
+_MAY_BE_CLEANED = re.compile(r"[ '][ 'nvr]*$")
 _REPLACEMENT = "\ufffd"
-_MESSAGE_LIMIT = 300
 
 
 class Text:
@@ -50,13 +64,12 @@ class Text:
         self._chat_template = chat_template
         self._special_tokens = _special_tokens(config)
         self._special_ids: frozenset[int] = frozenset()
+        self.cleans_up = bool(config.get("clean_up_tokenization_spaces"))
         if tokenizer is not None:
             tokenizer.no_truncation()  # a stored limit would cut a long prompt without a word
             tokenizer.no_padding()
-            self._special_ids = _mark_special(tokenizer, self._special_tokens.values())
-        self._explicit_ends = "add_bos_token" in config or "add_eos_token" in config
-        self._first = self._end_ids(config, "bos_token")
-        self._last = self._end_ids(config, "eos_token")
+            added = tokenizer.get_added_tokens_decoder().items()
+            self._special_ids = frozenset(token_id for token_id, token in added if token.special)
 
     @classmethod
     def from_files(cls, files: Mapping[str, bytes]) -> Text:
@@ -67,17 +80,17 @@ class Text:
                 other names are ignored. A template in tokenizer_config.json serves where the last is absent.
 
         Raises:
-            DynexportError: when a file is corrupt, or asks for a begin or end token that the tokenizer lacks.
+            DynexportError: when a file is corrupt.
         """
         checked_kind("files", files, Mapping, "contents by name")
         tokenizer = None
         if TOKENIZER_FILE in files:
-            with _told_as(f"{TOKENIZER_FILE}: cannot be loaded by the tokenizers library"):
+            with told_as(f"{TOKENIZER_FILE}: cannot be loaded by the tokenizers library"):
                 tokenizer = Tokenizer.from_str(files[TOKENIZER_FILE].decode("utf-8"))
         config = _read_config(files.get(CONFIG_FILE, b"{}"))
         if TEMPLATE_FILE not in files:
             return cls(tokenizer, config, _template_in_config(config))
-        with _told_as(f"{TEMPLATE_FILE}: expected UTF-8 text"):
+        with told_as(f"{TEMPLATE_FILE}: expected UTF-8 text"):
             template = files[TEMPLATE_FILE].decode("utf-8")
         return cls(tokenizer, config, template)
 
@@ -102,10 +115,9 @@ class Text:
             DynexportError: without a tokenizer, or when the tokenizer cannot encode the text.
         """
         tokenizer = self._require_tokenizer()
-        by_processor = add_special_tokens and not self._explicit_ends
-        with _told_as(f"{TOKENIZER_FILE}: cannot encode the text"):
-            ids: list[int] = tokenizer.encode(text, add_special_tokens=by_processor).ids
-        return [*self._first, *ids, *self._last] if add_special_tokens else ids
+        with told_as(f"{TOKENIZER_FILE}: cannot encode the text"):
+            ids: list[int] = tokenizer.encode(text, add_special_tokens=add_special_tokens).ids
+        return ids
 
     def decode(self, ids: Sequence[int], *, skip_special_tokens: bool = True) -> str:
         """The text of token ids; ids that the tokenizer does not know add nothing.
@@ -116,7 +128,7 @@ class Text:
             DynexportError: without a tokenizer, or when an id is negative or not a 32-bit integer.
         """
         tokenizer = self._require_tokenizer()
-        with _told_as(f"{TOKENIZER_FILE}: cannot decode token ids"):
+        with told_as(f"{TOKENIZER_FILE}: cannot decode token ids"):
             text: str = tokenizer.decode(list(ids), skip_special_tokens=skip_special_tokens)
         return text
 
@@ -136,7 +148,7 @@ class Text:
         if self._chat_template is None:
             raise DynexportError(f"{TEMPLATE_FILE}: the bundle has no chat template; give a plain prompt instead")
         conversation = _plain_messages(messages)
-        with _told_as(f"{TEMPLATE_FILE}: the chat template failed"):
+        with told_as(f"{TEMPLATE_FILE}: the chat template failed"):
             rendered = (
                 _template_environment()
                 .from_string(self._chat_template)
@@ -159,7 +171,7 @@ class Text:
         tokenizer = self._require_tokenizer()
         if skip_special_tokens and token_id in self._special_ids:
             return True
-        with _told_as(f"{TOKENIZER_FILE}: cannot look up token id {token_id}"):
+        with told_as(f"{TOKENIZER_FILE}: cannot look up token id {token_id}"):
             return tokenizer.id_to_token(token_id) is None
 
     def _require_tokenizer(self) -> Tokenizer:
@@ -167,24 +179,13 @@ class Text:
             raise DynexportError(f"{TOKENIZER_FILE}: the bundle has no tokenizer; use token ids instead of text")
         return self._tokenizer
 
-    def _end_ids(self, config: Mapping[str, Any], name: str) -> list[int]:
-        """The one id that ``add_bos_token`` or ``add_eos_token`` asks for, or none."""
-        if self._tokenizer is None or not config.get(f"add_{name}"):
-            return []
-        token = self._special_tokens.get(name)
-        token_id = None if token is None else self._tokenizer.token_to_id(token)
-        if token_id is None:
-            raise DynexportError(
-                f"{CONFIG_FILE}: add_{name} is true, but {TOKENIZER_FILE} does not have its {name}, {token!r}"
-            )
-        return [token_id]
-
 
 class StreamDecoder:
     """Text of a token stream, piece by piece, each piece final.
 
     The pieces together are ``text.decode`` of all ids. Bytes that may still become a character are held back,
-    so a character is never emitted in halves. Each push decodes a short window, whatever the stream's length.
+    so a character is never emitted in halves, and so are spaces that decoding may still take away. Each push
+    decodes a short window, whatever the stream's length.
 
     One exception: a byte-fallback tokenizer's ``decode`` turns a run of byte tokens that is not UTF-8 wholly
     into U+FFFD, good characters included; those complete before the bad byte came stay as emitted here.
@@ -193,8 +194,9 @@ class StreamDecoder:
     # An unfinished character is at most 3 bytes, so at most 3 tokens. The rest of the window is context,
     # which metaspace tokenizers need: they drop the leading space of the first token they see.
     _UNFINISHED = 3
+    _CLEANED = 6  # characters that clean-up may still change
     _CONTEXT = 8
-    _WINDOW = 3 * _CONTEXT  # reached only by bytes that never become a character
+    _WINDOW = 3 * _CONTEXT  # reached only by bytes that never become a character, and text that never gets clean
 
     def __init__(self, text: Text, *, skip_special_tokens: bool = True) -> None:
         """Start a stream; one decoder serves one sequence."""
@@ -233,13 +235,19 @@ class StreamDecoder:
         whole = len(self._decoded.rstrip(_REPLACEMENT))
         self._waiting = 0 if whole == len(self._decoded) else self._waiting + 1
         # After too long a wait the bytes are known to be bad; only the last ones can still begin a character.
-        return whole if self._waiting <= self._UNFINISHED else len(self._decoded) - 1
+        final = whole if self._waiting <= self._UNFINISHED else len(self._decoded) - 1
+        return final - self._uncleaned(final) if self._text.cleans_up else final
+
+    def _uncleaned(self, length: int) -> int:
+        """How many of the characters up to ``length`` may go when text is cleaned up with what follows."""
+        ends = _MAY_BE_CLEANED.search(self._decoded[max(0, length - self._CLEANED) : length])
+        return 0 if ends is None else len(ends[0])
 
     def _slide(self) -> None:
-        if self._waiting == 0 and len(self._window) - self._boundary >= self._CONTEXT:
+        if self._emitted == len(self._decoded) and len(self._window) - self._boundary >= self._CONTEXT:
             start = self._boundary
         elif len(self._window) > self._WINDOW:
-            start = len(self._window) - self._CONTEXT
+            start = len(self._window) - 2 * self._CONTEXT
         else:
             return
         held_back = max(0, len(self._decoded) - self._emitted)
@@ -377,14 +385,14 @@ def _plain_messages(messages: Sequence[Mapping[str, str]]) -> list[dict[str, Any
         checked_kind(f"messages[{index}]", message, Mapping, 'a mapping with "role" and "content"')
         if not all(isinstance(message.get(key), str) for key in ("role", "content")):
             raise DynexportError(f'messages[{index}]: expected text under "role" and "content"')
-        with _told_as(f"messages[{index}]: expected JSON values"):
+        with told_as(f"messages[{index}]: expected JSON values"):
             fields = json.loads(json.dumps(dict(message)))
         conversation.append({key: value for key, value in fields.items() if value is not None})
     return conversation
 
 
 def _read_config(content: bytes) -> dict[str, Any]:
-    with _told_as(f"{CONFIG_FILE}: expected a JSON object"):
+    with told_as(f"{CONFIG_FILE}: expected a JSON object"):
         config = json.loads(content)
     if not isinstance(config, dict):
         raise DynexportError(f"{CONFIG_FILE}: expected a JSON object, found {type(config).__name__}")
@@ -413,30 +421,3 @@ def _special_tokens(config: Mapping[str, Any]) -> dict[str, str]:
         elif value is not None:
             raise DynexportError(f'{CONFIG_FILE}: {name}: expected text or an object with "content", found {value!r}')
     return tokens
-
-
-def _mark_special(tokenizer: Tokenizer, tokens: Iterable[str]) -> frozenset[int]:
-    """Make the config's special tokens special, as transformers does; return the ids of all that are."""
-    added = {token.content for token in tokenizer.get_added_tokens_decoder().values()}
-    known = [token for token in tokens if tokenizer.token_to_id(token) is not None]
-    tokenizer.add_special_tokens([token for token in dict.fromkeys(known) if token not in added])
-    return frozenset(token_id for token_id, token in tokenizer.get_added_tokens_decoder().items() if token.special)
-
-
-@contextmanager
-def _told_as(what: str) -> Iterator[None]:
-    """Turn any failure of a library into one line that starts with ``what``."""
-    try:
-        yield
-    except BaseException as error:
-        # A Rust panic in tokenizers does not derive from Exception.
-        if isinstance(error, Exception) or type(error).__name__ == "PanicException":
-            raise DynexportError(f"{what}: {_one_line(error)}") from error
-        raise
-
-
-def _one_line(error: BaseException) -> str:
-    """The message without line breaks, control characters or endless length: it may quote hostile input."""
-    printable = "".join(character if character.isprintable() else " " for character in str(error))
-    line = " ".join(printable.split()) or type(error).__name__
-    return line if len(line) <= _MESSAGE_LIMIT else line[:_MESSAGE_LIMIT] + " ..."

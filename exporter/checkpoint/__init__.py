@@ -5,16 +5,17 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-from tokenizers import Tokenizer
-
 from dynexport.exporter.checkpoint.astramind import AstramindCheckpoint
 from dynexport.exporter.checkpoint.base import Checkpoint
 from dynexport.exporter.checkpoint.gguf_file import GgufFile
+from dynexport.exporter.checkpoint.gguf_header import is_gguf
 from dynexport.exporter.checkpoint.hub import download, is_hub_id
 from dynexport.exporter.checkpoint.safetensors_directory import SafetensorsDirectory
+from dynexport.exporter.checkpoint.tokenizer_files import TokenizerFiles, load_tokenizer, read_tokenizer, turn_ends
 from dynexport.runtime.checks import checked_kind, checked_path
 from dynexport.runtime.errors import DynexportError
 from dynexport.runtime.plain_files import open_plain, read_plain
+from dynexport.runtime.text import TOKENIZER_FILE
 
 __all__ = ["IMPORTERS", "Checkpoint", "open_checkpoint"]
 
@@ -26,8 +27,8 @@ def open_checkpoint(model: str | Path, *, tokenizer: Path | None = None, importe
     """Open a model; tensors are read later, one at a time.
 
     Args:
-        model: a Hugging Face directory, a ``.gguf`` file, or a hub id ``owner/name``, which is downloaded.
-        tokenizer: a ``tokenizer.json``, or a directory that holds one, to take instead of the model's own.
+        model: a Hugging Face directory, a GGUF file, or a hub id ``owner/name``, which is downloaded.
+        tokenizer: a ``tokenizer.json``, or a directory with a tokenizer, to take instead of the model's own.
         importer: one of ``IMPORTERS``, for a directory that other routing code has written; its ``notes`` say what
             changes.
 
@@ -37,12 +38,14 @@ def open_checkpoint(model: str | Path, *, tokenizer: Path | None = None, importe
     checked_kind("model", model, str | Path, "a path or a hub id")
     if importer is not None and not (isinstance(importer, str) and importer in IMPORTERS):
         raise DynexportError(f"import: expected {' or '.join(IMPORTERS)}, found {importer!r:.80}")
-    override = None if tokenizer is None else _read_tokenizer(checked_path("tokenizer", tokenizer))
+    override = None if tokenizer is None else _read_override(checked_path("tokenizer", tokenizer))
     checkpoint = _open(model, needs_tokenizer=override is None)
     if importer is not None:
         checkpoint = _import(checkpoint, importer)
     if override is not None:
-        checkpoint.files["tokenizer.json"] = override
+        checkpoint.files |= override.files
+        checkpoint.turn_ends = turn_ends(checkpoint.files)
+        checkpoint.notes += override.notes
     return checkpoint
 
 
@@ -55,18 +58,18 @@ def _open(model: str | Path, *, needs_tokenizer: bool) -> Checkpoint:
         reason = error.strerror if isinstance(error, OSError) else error
         raise DynexportError(f"{source:.200}: cannot be looked up ({reason}); name a path or a hub id") from error
     if is_directory:
-        return SafetensorsDirectory(path, source)
-    if is_file and path.suffix == ".gguf":
+        return SafetensorsDirectory(path, source, build_tokenizer=needs_tokenizer)
+    if is_file and (path.suffix == ".gguf" or is_gguf(path)):
         return GgufFile(path, source, build_tokenizer=needs_tokenizer)
     if path.exists() and not is_file:
         open_plain(path, "a Hugging Face directory or a .gguf file").close()  # says what it is
     if is_file:
         raise DynexportError(
-            f"{source}: expected a Hugging Face directory or a .gguf file, found another kind of file; "
+            f"{source}: expected a Hugging Face directory or a GGUF file, found another kind of file; "
             "name the directory that holds config.json"
         )
     if isinstance(model, str) and is_hub_id(model):
-        return SafetensorsDirectory(download(model), source)
+        return SafetensorsDirectory(download(model), source, build_tokenizer=needs_tokenizer)
     raise DynexportError(
         f"{source:.200}: no such file or directory; expected a Hugging Face directory, a .gguf file "
         "or a hub id such as owner/name"
@@ -82,14 +85,13 @@ def _import(checkpoint: Checkpoint, importer: str) -> Checkpoint:
     return IMPORTERS[importer](checkpoint)
 
 
-def _read_tokenizer(path: Path) -> bytes:
-    """The bytes of a ``tokenizer.json`` that the tokenizers library accepts."""
-    file = path / "tokenizer.json" if path.is_dir() else path
-    content = read_plain(file, "a tokenizer", advice="name a tokenizer.json or a directory with one")
-    try:
-        Tokenizer.from_buffer(content)
-    except Exception as error:  # the library raises bare Exception
-        raise DynexportError(
-            f"{file}: expected a tokenizer.json of the tokenizers library, found something else ({str(error)!r:.200})"
-        ) from error
-    return content
+def _read_override(path: Path) -> TokenizerFiles:
+    """The tokenizer that the user names: a tokenizer.json as it stands, or a directory's with its side files."""
+    if path.is_dir():
+        found = read_tokenizer(path)
+        if TOKENIZER_FILE not in found.files:
+            raise DynexportError(f"{path}: expected a directory with a tokenizer.json, found none")
+        return found
+    content = read_plain(path, "a tokenizer", advice="name a tokenizer.json or a directory with one")
+    load_tokenizer(content, path)
+    return TokenizerFiles({TOKENIZER_FILE: content})

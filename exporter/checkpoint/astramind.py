@@ -55,12 +55,12 @@ class AstramindCheckpoint(Checkpoint):
     """
 
     def __init__(self, stored: Checkpoint) -> None:
-        self.source, self.files = stored.source, stored.files
+        self.source, self.files, self.turn_ends = stored.source, stored.files, stored.turn_ends
         self._stored = stored
         self._stored_names = _rename(stored)
         contract = _contract(stored, _routed_layers(stored))
         self.config = stored.config | {"dynexport": contract}
-        self.notes = _notes(stored.config)
+        self.notes = (*stored.notes, *_notes(stored.config))
 
     @property
     def names(self) -> Collection[str]:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -19,13 +20,16 @@ class Checkpoint(ABC):
         files: small text files that a bundle carries on, name -> content: ``tokenizer.json`` where there is a
             tokenizer, ``chat_template.jinja`` where there is a template, ``generation_config.json``
             (``eos_token_id``).
-        notes: what an importer had to assume or change, one plain line each.
+        turn_ends: tokens that end an answer in a chat, id -> text, whether or not ``config`` or
+            ``generation_config.json`` names them.
+        notes: what had to be assumed or changed when the checkpoint was read, one plain line each.
         origin: the directory or the .gguf file, where transformers can load it by itself; None: it cannot.
     """
 
     source: str
     config: dict[str, Any]
     files: dict[str, bytes]
+    turn_ends: Mapping[int, str] = MappingProxyType({})
     notes: tuple[str, ...] = ()
     origin: Path | None = None
 

@@ -16,6 +16,7 @@ from dynexport.runtime.errors import DynexportError
 _DEFAULT_ROPE_BASE = 10000.0
 _SMOLLM3_NO_ROPE_INTERVAL = 4
 _GEMMA2_27B_LAYERS = 46
+_NO_TOKEN = 2**32 - 1
 # convert_hf_to_gguf.py computes rope_freqs with these, whatever the model's config says of the last one.
 _LLAMA3_ROPE = {"low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 8192}
 # What transformers has no counterpart of, and the value that changes nothing.
@@ -103,9 +104,9 @@ class Metadata:
                 raise self.error(key, "no such value, as it may change what the model computes")
 
     def token(self, name: str) -> int | None:
-        """The id of a special token, such as ``bos``, or None."""
+        """The id of a special token, such as ``bos``; None where the file has none, or -1 in its place."""
         value = self.optional(f"tokenizer.ggml.{name}_token_id", int, "a token id")
-        return None if value is None else int(value)
+        return None if value in (None, _NO_TOKEN) else int(value)
 
 
 def read_config(metadata: Metadata, family: GgufFamily, read: Callable[[str], np.ndarray]) -> dict[str, Any]:

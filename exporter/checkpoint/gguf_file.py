@@ -44,7 +44,8 @@ class GgufFile(Checkpoint):
             raise metadata.error(metadata.key("block_count"), f"no more than {len(self._header.tensors)} tensors")
         self._stored = self._family.hugging_face_names(self._header.tensors, layers, path)
         self.config = read_config(metadata, self._family, self._read_stored)
-        self.files = tokenizer_files(metadata, build=build_tokenizer)
+        tokenizer = tokenizer_files(metadata, build=build_tokenizer)
+        self.files, self.notes = tokenizer.files, tokenizer.notes
 
     @property
     def names(self) -> Collection[str]:

@@ -17,6 +17,7 @@ from dynexport.runtime.errors import DynexportError
 from dynexport.runtime.plain_files import open_plain
 
 # https://github.com/ggml-org/ggml/blob/master/docs/gguf.md; in versions 2 and 3 all counts are 64 bits wide.
+_MAGIC = b"GGUF"
 _VERSIONS = (2, 3)
 _FLOAT32, _STRING, _ARRAY = 6, 8, 9
 _SCALARS = {
@@ -69,6 +70,12 @@ class GgufHeader:
     path: Path
     metadata: dict[str, Any]
     tensors: dict[str, GgufTensor]
+
+
+def is_gguf(path: Path) -> bool:
+    """Whether a file begins as GGUF does, whatever its name. Raises DynexportError when it cannot be read."""
+    with open_plain(path) as file:
+        return file.read(len(_MAGIC)) == _MAGIC
 
 
 def read_header(path: Path) -> GgufHeader:
@@ -184,7 +191,7 @@ def _read(cursor: _Cursor) -> GgufHeader:
 
 def _check_version(cursor: _Cursor) -> None:
     magic = cursor.take(min(4, cursor.size))
-    if magic != b"GGUF":
+    if magic != _MAGIC:
         raise DynexportError(f"{cursor.path}: expected a GGUF file, found one that starts with {magic!r}")
     version = cursor.number("I")
     if version & 0xFFFF == 0:

@@ -1,177 +1,287 @@
-"""The tokenizer that a GGUF file carries, as the tokenizer.json and tokenizer_config.json of Hugging Face."""
+"""The tokenizer that a GGUF file carries, as the files that a bundle has of a tokenizer."""
 
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from collections.abc import Sequence
 from typing import Any
 
-from tokenizers import AddedToken, Regex, Tokenizer
-from tokenizers.decoders import ByteLevel as ByteLevelDecoder
-from tokenizers.models import BPE
-from tokenizers.normalizers import NFC, Normalizer
-from tokenizers.pre_tokenizers import ByteLevel, Digits, PreTokenizer, Sequence, Split
+from tokenizers import AddedToken, Regex, Tokenizer, decoders, normalizers
+from tokenizers.models import BPE, Unigram
 from tokenizers.processors import TemplateProcessing
 
 from dynexport.exporter.checkpoint.gguf_config import Metadata
-from dynexport.runtime.errors import DynexportError
+from dynexport.exporter.checkpoint.gguf_pre_tokenizers import SPLITTINGS, Splitting
+from dynexport.exporter.checkpoint.gguf_vocabulary import ANOTHER_TOKENIZER, Kind, Vocabulary, read_vocabulary
+from dynexport.exporter.checkpoint.tokenizer_files import TokenizerFiles, tokenizer_settings
+from dynexport.runtime.errors import DynexportError, told_as
+from dynexport.runtime.text import CONFIG_FILE, TEMPLATE_FILE, TOKENIZER_FILE
 
-_CONTROL, _USER_DEFINED = 3, 4
-_PATTERN = (
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}%s"
-    r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-)
-
-
-@dataclass(frozen=True)
-class _Splitting:
-    """What ``tokenizer.ggml.pre`` stands for.
-
-    Attributes:
-        digits: that stay together: "" for one, "{1,3}" for up to three; None for GPT-2's own pattern.
-        single_digits: whether digits are set apart before GPT-2's pattern.
-        whole_words: whether a word of the vocabulary is taken without merging.
-        begins: whether a text begins with bos where the file does not say.
-        composes: whether text is brought into Unicode's composed form.
-    """
-
-    digits: str | None = None
-    single_digits: bool = False
-    whole_words: bool = False
-    begins: bool = False
-    composes: bool = False
-
-    def pre_tokenizer(self) -> PreTokenizer:
-        """Splits text into words and writes their bytes in the alphabet of the vocabulary."""
-        if self.digits is not None:
-            split = Split(Regex(_PATTERN % self.digits), behavior="isolated", invert=False)
-            return Sequence([split, ByteLevel(add_prefix_space=False, use_regex=False)])
-        words = ByteLevel(add_prefix_space=False, use_regex=True)
-        return Sequence([Digits(individual_digits=True), words]) if self.single_digits else words
-
-    def normalizer(self) -> Normalizer | None:
-        """What is done to text before it is split."""
-        return NFC() if self.composes else None
-
-
-_SPLITTINGS = {
-    "gpt-2": _Splitting(),
-    "default": _Splitting(),
-    "smollm": _Splitting(single_digits=True),
-    "llama-bpe": _Splitting(digits="{1,3}", whole_words=True, begins=True),
-    "smaug-bpe": _Splitting(digits="{1,3}"),
-    "qwen2": _Splitting(digits="", composes=True),
+_GENERATION = "generation_config.json"
+_NO_VOCABULARY = ("", "none", "no_vocab")
+_SPACE = "\u2581"
+# Longer pieces of words there are none; of each, all ways to halve it are looked at.
+_LONGEST_PIECE = 256
+_NAMED = {
+    "bos": "bos_token",
+    "eos": "eos_token",
+    "unknown": "unk_token",
+    "padding": "pad_token",
+    "seperator": "sep_token",
+    "mask": "mask_token",
 }
+# Keys under tokenizer. that are read, or say nothing that changes ids or text.
+_READ = (
+    *("ggml.model", "ggml.pre", "ggml.tokens", "ggml.token_type", "ggml.scores", "ggml.merges", "ggml.add_bos_token"),
+    *("ggml.add_eos_token", "ggml.add_space_prefix", "ggml.remove_extra_whitespaces", "ggml.precompiled_charsmap"),
+    *("ggml.bos_token_id", "ggml.eos_token_id", "ggml.eot_token_id", "ggml.eom_token_id", "ggml.unknown_token_id"),
+    *("ggml.seperator_token_id", "ggml.padding_token_id", "ggml.mask_token_id", "ggml.fim_pre_token_id"),
+    *("ggml.fim_suf_token_id", "ggml.fim_mid_token_id", "ggml.fim_pad_token_id", "ggml.fim_rep_token_id"),
+    *("ggml.fim_sep_token_id", "chat_template", "chat_templates"),
+)
+_HARMLESS = (
+    *("ggml.token_type_count", "ggml.add_sep_token", "ggml.prefix_token_id", "ggml.suffix_token_id"),
+    *("ggml.middle_token_id", "ggml.cls_token_id", "huggingface.json", "rwkv.world"),
+)
+# Models whose name has one of these: spaces after special tokens belong to them, which no key of the file says.
+_STRIPPING_NAMES = ("phi-3", "phi3")
+_NOT_STRIPPING = ("<unk>", "<s>", "<|endoftext|>")
 
 
-def tokenizer_files(metadata: Metadata, *, build: bool) -> dict[str, bytes]:
-    """The files of a tokenizer, name -> content.
+def tokenizer_files(metadata: Metadata, *, build: bool) -> TokenizerFiles:
+    """The files of a tokenizer, with ids as llama.cpp gives them, and ``generation_config.json``.
 
     Args:
         metadata: of the GGUF file.
-        build: whether to make ``tokenizer.json``. It is left out for an unsupported kind of tokenizer; the
-            user then names one.
+        build: whether to make ``tokenizer.json``; not where the user names another.
 
     Raises:
-        DynexportError: when the vocabulary is damaged.
+        DynexportError: when the vocabulary is damaged, or of a kind or splitting that is not supported.
     """
-    tokens = metadata.optional("tokenizer.ggml.tokens", list, "a list of strings") or []
-    ids = {name: metadata.token(name) for name in ("bos", "eos", "eot", "padding", "unknown")}
-    for name, token in ids.items():
-        if token is not None and tokens and not 0 <= token < len(tokens):
-            raise metadata.error(f"tokenizer.ggml.{name}_token_id", f"an id below {len(tokens)}")
-    files = {
-        "generation_config.json": _json(_generation(ids)),
-        "tokenizer_config.json": _json(_settings(metadata, ids, tokens)),
-    }
-    template = metadata.optional("tokenizer.chat_template", str, "a string")
+    vocabulary = read_vocabulary(metadata)
+    template, notes = _read_template(metadata)
+    files = {_GENERATION: json.dumps(_generation(vocabulary), indent=2).encode()}
+    named = {name: vocabulary.roles[role] for role, name in _NAMED.items() if role in vocabulary.roles}
+    if vocabulary.tokens:
+        files[CONFIG_FILE] = tokenizer_settings({name: vocabulary.tokens[i] for name, i in named.items()})
     if template is not None:
-        files["chat_template.jinja"] = template.encode()
-    splitting = _splitting(metadata)
-    if build and splitting is not None and tokens:
-        files["tokenizer.json"] = _build(metadata, splitting, tokens).to_str().encode()
-    return files
+        files[TEMPLATE_FILE] = template.encode()
+    if build and (vocabulary.tokens or vocabulary.model not in _NO_VOCABULARY):
+        files[TOKENIZER_FILE] = _build(metadata, vocabulary).to_str().encode()
+        notes += _notes(metadata, vocabulary)
+    return TokenizerFiles(files, notes)
 
 
-def _json(value: dict[str, Any]) -> bytes:
-    return json.dumps(value, indent=2, ensure_ascii=False).encode()
-
-
-def _generation(ids: dict[str, int | None]) -> dict[str, Any]:
-    ends = list(dict.fromkeys(token for token in (ids["eos"], ids["eot"]) if token is not None))
+def _generation(vocabulary: Vocabulary) -> dict[str, Any]:
+    ends = list(vocabulary.ends)
     fields = {
-        "bos_token_id": ids["bos"],
+        "bos_token_id": vocabulary.roles.get("bos"),
         "eos_token_id": ends[0] if len(ends) == 1 else ends or None,
-        "pad_token_id": ids["padding"],
+        "pad_token_id": vocabulary.roles.get("padding"),
     }
     return {name: value for name, value in fields.items() if value is not None}
 
 
-def _settings(metadata: Metadata, ids: dict[str, int | None], tokens: list[str]) -> dict[str, Any]:
-    settings: dict[str, Any] = {
-        "tokenizer_class": "PreTrainedTokenizerFast",
-        "clean_up_tokenization_spaces": False,
-        "add_bos_token": _adds(metadata, "bos"),
-        "add_eos_token": _adds(metadata, "eos"),
-    }
-    for name, key in (("bos", "bos"), ("eos", "eos"), ("pad", "padding"), ("unk", "unknown")):
-        token = ids[key]
-        if token is not None and tokens:
-            settings[f"{name}_token"] = tokens[token]
-    return settings
+def _read_template(metadata: Metadata) -> tuple[str | None, tuple[str, ...]]:
+    """The chat template for messages alone, and what there is to tell."""
+    template: str | None = metadata.optional("tokenizer.chat_template", str, "a string")
+    prefix = "tokenizer.chat_template."
+    names = [key.removeprefix(prefix) for key in metadata.header.metadata if key.startswith(prefix)]
+    if template is None and "default" in names:
+        return metadata.optional(f"{prefix}default", str, "a string"), ()
+    if template is None and names:
+        shown = ", ".join(names)
+        return None, (f"chat templates: expected one for all uses, found {shown:.80}; the bundle has none",)
+    return template, ()
 
 
-def _splitting(metadata: Metadata) -> _Splitting | None:
-    """How words are split, or None for a tokenizer that is not byte-level BPE of a known kind."""
-    if metadata.optional("tokenizer.ggml.model", str, "a string") != "gpt2":
-        return None
-    return _SPLITTINGS.get(metadata.optional("tokenizer.ggml.pre", str, "a string") or "")
+def _notes(metadata: Metadata, vocabulary: Vocabulary) -> tuple[str, ...]:
+    """What of the file's tokenizer is left out or assumed."""
+    known = {*(f"tokenizer.{key}" for key in (*_READ, *_HARMLESS))}
+    others = [
+        key
+        for key in metadata.header.metadata
+        if key.startswith("tokenizer.") and key not in known and not key.startswith("tokenizer.chat_template.")
+    ]
+    notes = []
+    if vocabulary.model == "gpt2" and not metadata.optional("tokenizer.ggml.pre", str, "a string"):
+        notes.append("tokenizer.ggml.pre: the file has none; text is split as llama.cpp does then, by its default")
+    if others:
+        notes.append(f"tokenizer: left out, as not known here: {', '.join(others):.300}")
+    return tuple(notes)
 
 
-def _adds(metadata: Metadata, name: str) -> bool:
-    """Whether a text gets bos in front, or eos at its end."""
-    told = metadata.optional(f"tokenizer.ggml.add_{name}_token", bool, "true or false")
-    if told is not None or name == "eos":
-        return bool(told)
-    splitting = _splitting(metadata)
-    is_sentencepiece = metadata.optional("tokenizer.ggml.model", str, "a string") == "llama"
-    return is_sentencepiece or (splitting is not None and splitting.begins)
-
-
-def _build(metadata: Metadata, splitting: _Splitting, tokens: list[str]) -> Tokenizer:
-    merges = metadata.optional("tokenizer.ggml.merges", list, "a list of strings") or []
-    kinds = metadata.optional("tokenizer.ggml.token_type", list, "a list of integers") or [1] * len(tokens)
-    vocabulary = {token: i for i, token in enumerate(tokens)}
-    if len(vocabulary) != len(tokens) or len(kinds) != len(tokens):
-        raise metadata.error("tokenizer.ggml.tokens", f"{len(kinds)} different tokens, one a token_type")
-    try:
-        pairs = [(left, right) for left, right in (merge.split(" ") for merge in merges)]
-        model = BPE(vocabulary, pairs, ignore_merges=splitting.whole_words)
-    except Exception as error:  # the library raises bare Exception for merges outside the vocabulary
-        raise DynexportError(
-            f"{metadata.header.path}: metadata tokenizer.ggml.merges: expected pairs of tokens, "
-            f"found others ({str(error)!r:.200}); name a tokenizer.json"
-        ) from error
-    tokenizer = Tokenizer(model)
-    tokenizer.normalizer = splitting.normalizer()
-    tokenizer.pre_tokenizer = splitting.pre_tokenizer()
-    tokenizer.decoder = ByteLevelDecoder()
-    tokenizer.post_processor = _frame(metadata, tokens)
-    for kind, is_special in ((_CONTROL, True), (_USER_DEFINED, False)):
-        chosen = [token for token, token_kind in zip(tokens, kinds, strict=True) if token_kind == kind]
-        added = [AddedToken(token, special=is_special, normalized=False) for token in chosen]
-        (tokenizer.add_special_tokens if is_special else tokenizer.add_tokens)(added)
+def _build(metadata: Metadata, vocabulary: Vocabulary) -> Tokenizer:
+    if not vocabulary.tokens:
+        raise metadata.error("tokenizer.ggml.tokens", "a list of strings")
+    if vocabulary.model == "llama":
+        tokenizer, begins, ends = _sentencepiece(metadata, vocabulary), True, False
+    elif vocabulary.model == "t5":
+        tokenizer, begins, ends = _unigram(metadata, vocabulary), False, True
+    elif vocabulary.model in ("gpt2", "gemma4"):
+        splitting = _splitting(metadata, vocabulary)
+        build = _byte_level if splitting.spelled == "bytes" else _merged_text
+        tokenizer, begins, ends = build(metadata, vocabulary, splitting), splitting.begins, False
+    else:
+        raise _unsupported(metadata, "tokenizer.ggml.model", "llama, gpt2, gemma4 or t5")
+    _add_tokens(tokenizer, metadata, vocabulary)
+    tokenizer.post_processor = _frame(metadata, vocabulary, begins=begins, ends=ends)
     return tokenizer
 
 
-def _frame(metadata: Metadata, tokens: list[str]) -> TemplateProcessing:
-    """Puts bos before a text and eos behind it, where the model wants them."""
-    first, last = (
-        [tokens[token]] if _adds(metadata, name) and (token := metadata.token(name)) is not None else []
-        for name in ("bos", "eos")
+def _unsupported(metadata: Metadata, key: str, expected: str) -> DynexportError:
+    found = metadata.header.metadata.get(key)
+    return DynexportError(
+        f"{metadata.header.path}: metadata {key}: expected {expected}, found {found!r:.80}; {ANOTHER_TOKENIZER}"
     )
-    known = [(token, tokens.index(token)) for token in dict.fromkeys(first + last)]
+
+
+def _splitting(metadata: Metadata, vocabulary: Vocabulary) -> Splitting:
+    name = metadata.optional("tokenizer.ggml.pre", str, "a string") or "default"
+    if vocabulary.model == "gemma4":
+        name = "gemma4"
+    if name not in SPLITTINGS:
+        raise _unsupported(metadata, "tokenizer.ggml.pre", "a name that llama.cpp knows for text models")
+    return SPLITTINGS[name]
+
+
+def _merges(metadata: Metadata) -> list[tuple[str, str]]:
+    """Pairs of tokens; a space within the first is part of it."""
+    merges = metadata.optional("tokenizer.ggml.merges", list, "a list of strings")
+    if merges is None:
+        raise _unsupported(metadata, "tokenizer.ggml.merges", "a list of pairs")
+    pairs = []
+    for merge in merges:
+        cut = merge.find(" ", 1) if isinstance(merge, str) else -1
+        if cut < 0:
+            raise DynexportError(
+                f"{metadata.header.path}: metadata tokenizer.ggml.merges: expected pairs of tokens, found "
+                f"{merge!r:.80}; {ANOTHER_TOKENIZER}"
+            )
+        pairs.append((merge[:cut], merge[cut + 1 :]))
+    return pairs
+
+
+def _bpe(metadata: Metadata, vocabulary: Vocabulary, pairs: Sequence[tuple[str, str]], **options: Any) -> Tokenizer:
+    ids = {token: i for i, token in enumerate(vocabulary.tokens)}
+    with told_as(
+        f"{metadata.header.path}: metadata tokenizer.ggml.merges: expected pairs of tokens, found others; "
+        f"{ANOTHER_TOKENIZER}"
+    ):
+        return Tokenizer(BPE(ids, list(pairs), **options))
+
+
+def _byte_level(metadata: Metadata, vocabulary: Vocabulary, splitting: Splitting) -> Tokenizer:
+    """Words in GPT-2's alphabet of bytes, merged in the order of the file."""
+    tokenizer = _bpe(metadata, vocabulary, _merges(metadata), ignore_merges=splitting.whole_words)
+    tokenizer.normalizer = splitting.normalizer()
+    tokenizer.pre_tokenizer = splitting.pre_tokenizer()
+    tokenizer.decoder = decoders.ByteLevel()
+    return tokenizer
+
+
+def _merged_text(metadata: Metadata, vocabulary: Vocabulary, splitting: Splitting) -> Tokenizer:
+    """Text with a mark for spaces, merged in the order of the file; what has no token becomes bytes."""
+    tokenizer = _bpe(metadata, vocabulary, _merges(metadata), **_bytes_for_unknown(vocabulary))
+    tokenizer.normalizer = normalizers.Replace(" ", _SPACE)
+    tokenizer.pre_tokenizer = splitting.pre_tokenizer()
+    tokenizer.decoder = _text_decoder(starts_with_space=False)
+    return tokenizer
+
+
+def _sentencepiece(metadata: Metadata, vocabulary: Vocabulary) -> Tokenizer:
+    """Text with a mark for spaces, of which pieces are merged best score first."""
+    prefix = metadata.optional("tokenizer.ggml.add_space_prefix", bool, "true or false") in (None, True)
+    pairs = _pairs_by_score(metadata, vocabulary)
+    tokenizer = _bpe(metadata, vocabulary, pairs, **_bytes_for_unknown(vocabulary))
+    steps = [normalizers.Prepend(_SPACE)] if prefix else []
+    tokenizer.normalizer = normalizers.Sequence([*steps, normalizers.Replace(" ", _SPACE)])
+    tokenizer.decoder = _text_decoder(starts_with_space=prefix)
+    return tokenizer
+
+
+def _pairs_by_score(metadata: Metadata, vocabulary: Vocabulary) -> list[tuple[str, str]]:
+    """Every way to make a piece of two others, best score first."""
+    pieces = set(vocabulary.tokens)
+    scored: list[tuple[float, str, str]] = []
+    for token, kind, score in zip(vocabulary.tokens, vocabulary.kinds, vocabulary.scores, strict=True):
+        if kind in (Kind.CONTROL, Kind.UNKNOWN, Kind.BYTE):
+            continue
+        if len(token) > _LONGEST_PIECE and kind != Kind.USER_DEFINED:
+            raise metadata.error("tokenizer.ggml.tokens", f"pieces of at most {_LONGEST_PIECE} characters")
+        halves = ((token[:cut], token[cut:]) for cut in range(1, min(len(token), _LONGEST_PIECE)))
+        scored += [(score, left, right) for left, right in halves if left in pieces and right in pieces]
+    scored.sort(key=lambda pair: -pair[0])
+    return [(left, right) for _, left, right in scored]
+
+
+def _unigram(metadata: Metadata, vocabulary: Vocabulary) -> Tokenizer:
+    """The most probable pieces of a text with marks for spaces."""
+    merges = metadata.optional("tokenizer.ggml.remove_extra_whitespaces", bool, "true or false") or False
+    prefix = metadata.optional("tokenizer.ggml.add_space_prefix", bool, "true or false") or merges
+    charsmap = metadata.optional("tokenizer.ggml.precompiled_charsmap", list, "a list of bytes")
+    told = zip(vocabulary.tokens, vocabulary.kinds, vocabulary.scores, strict=True)
+    pieces = [(token, 0.0 if kind == Kind.USER_DEFINED else score) for token, kind, score in told]
+    steps: list[normalizers.Normalizer] = []
+    with told_as(
+        f"{metadata.header.path}: metadata tokenizer.ggml: expected a Unigram vocabulary, found another; "
+        f"{ANOTHER_TOKENIZER}"
+    ):
+        tokenizer = Tokenizer(Unigram(pieces, unk_id=vocabulary.roles.get("unknown"), byte_fallback=False))
+        if charsmap:
+            steps.append(normalizers.Precompiled(bytes(byte % 256 for byte in charsmap)))
+    if merges:
+        steps += [normalizers.Strip(), normalizers.Replace(Regex(" {2,}"), " ")]
+    steps += [normalizers.Prepend(_SPACE)] if prefix else []
+    tokenizer.normalizer = normalizers.Sequence([*steps, normalizers.Replace(" ", _SPACE)])
+    tokenizer.decoder = _text_decoder(starts_with_space=prefix)
+    return tokenizer
+
+
+def _bytes_for_unknown(vocabulary: Vocabulary) -> dict[str, Any]:
+    """What a merging model does with a character that has no token."""
+    unknown = vocabulary.roles.get("unknown")
+    text = None if unknown is None else vocabulary.tokens[unknown]
+    return {"unk_token": text, "fuse_unk": True, "byte_fallback": True}
+
+
+def _text_decoder(*, starts_with_space: bool) -> decoders.Decoder:
+    """Spaces for their marks, and characters for byte tokens; less the space that encoding put in front."""
+    steps = [decoders.Replace(_SPACE, " "), decoders.ByteFallback(), decoders.Fuse()]
+    return decoders.Sequence([*steps, decoders.Strip(" ", 1, 0)] if starts_with_space else steps)
+
+
+def _add_tokens(tokenizer: Tokenizer, metadata: Metadata, vocabulary: Vocabulary) -> None:
+    """Tokens that are found in text before it is split; control tokens are not shown, user-defined ones are."""
+    name = str(metadata.header.metadata.get("general.name", "")).lower()
+    strips = any(part in name for part in _STRIPPING_NAMES)
+    for kinds, is_special in (((Kind.CONTROL, Kind.UNKNOWN), True), ((Kind.USER_DEFINED,), False)):
+        chosen = [token for token, kind in zip(vocabulary.tokens, vocabulary.kinds, strict=True) if kind in kinds]
+        tokenizer.add_tokens(
+            [
+                AddedToken(token, special=is_special, normalized=False, rstrip=strips and token not in _NOT_STRIPPING)
+                for token in chosen
+            ]
+        )
+
+
+def _frame(metadata: Metadata, vocabulary: Vocabulary, *, begins: bool, ends: bool) -> TemplateProcessing:
+    """Puts bos before a text and eos behind it, where the file says so; ``begins`` and ``ends`` where it is silent."""
+    first = _added_by_rule(metadata, vocabulary, "bos", begins)
+    last = _added_by_rule(metadata, vocabulary, "eos", ends)
     single = [*first, "$A", *last]
+    known = [(token, vocabulary.tokens.index(token)) for token in dict.fromkeys(first + last)]
     return TemplateProcessing(
         single=single, pair=[*single, *(f"{part}:1" for part in (*first, "$B", *last))], special_tokens=known
     )
+
+
+def _added_by_rule(metadata: Metadata, vocabulary: Vocabulary, role: str, default: bool) -> list[str]:
+    told = metadata.optional(f"tokenizer.ggml.add_{role}_token", bool, "true or false")
+    if not (default if told is None else told):
+        return []
+    if role not in vocabulary.roles:
+        if told is None:
+            return []
+        raise metadata.error(f"tokenizer.ggml.{role}_token_id", f"a token id, as add_{role}_token is true")
+    return [vocabulary.tokens[vocabulary.roles[role]]]

@@ -12,13 +12,14 @@ from dynexport.exporter.checkpoint.base import Checkpoint
 from dynexport.exporter.checkpoint.kinds import refuse_adapter, refuse_foreign_tensors, refuse_quantised
 from dynexport.exporter.checkpoint.safetensors_file import SafetensorsFile
 from dynexport.exporter.checkpoint.small_files import find_file, parse_object, read_file
+from dynexport.exporter.checkpoint.tokenizer_files import read_tokenizer, turn_ends
 from dynexport.runtime.errors import DynexportError
 
 _WEIGHTS = "model.safetensors"
 _INDEX = "model.safetensors.index.json"
 # Mistral's repositories hold the weights under other names too.
 _SECOND_COPY = "consolidated"
-_CARRIED = ("tokenizer.json", "tokenizer_config.json", "generation_config.json")
+_GENERATION = "generation_config.json"
 
 
 class SafetensorsDirectory(Checkpoint):
@@ -27,19 +28,24 @@ class SafetensorsDirectory(Checkpoint):
     Args:
         directory: the directory.
         source: what the user named; by default the directory.
+        build_tokenizer: whether its tokenizer is wanted; not when the user has another.
 
     Raises:
         DynexportError: when a file is missing or damaged, the index names what is not there, or it is an adapter or
             quantised.
     """
 
-    def __init__(self, directory: Path, source: str | None = None) -> None:
+    def __init__(self, directory: Path, source: str | None = None, *, build_tokenizer: bool = True) -> None:
         self.source = str(directory) if source is None else source
         refuse_adapter(directory)
         self.origin = directory
         self.config = _read_config(directory)
         refuse_quantised(self.config, self.source)
-        self.files = _read_carried(directory)
+        tokenizer = read_tokenizer(directory, build=build_tokenizer)
+        self.files, self.notes = tokenizer.files, tokenizer.notes
+        self.turn_ends = turn_ends(self.files)
+        if path := find_file(directory, _GENERATION):
+            self.files[_GENERATION] = read_file(path)
         self._homes = _find_tensors(directory)
         refuse_foreign_tensors(self.names, self.source)
         self._check_other_files(directory)
@@ -86,27 +92,6 @@ def _read_config(directory: Path) -> dict[str, Any]:
         hint = "; name the .gguf file itself" if any(directory.glob("*.gguf")) else ""
         raise DynexportError(f"{directory}: expected config.json in a Hugging Face model directory, found none{hint}")
     return parse_object(read_file(path), path)
-
-
-def _read_carried(directory: Path) -> dict[str, bytes]:
-    """The files that a bundle carries on; a chat template inside tokenizer_config.json is taken out of it."""
-    files = {name: read_file(path) for name in _CARRIED if (path := find_file(directory, name))}
-    if path := find_file(directory, "chat_template.jinja"):
-        files["chat_template.jinja"] = read_file(path)
-    elif "tokenizer_config.json" in files:
-        settings = parse_object(files["tokenizer_config.json"], directory / "tokenizer_config.json")
-        template = _default_template(settings.get("chat_template"))
-        if template is not None:
-            files["chat_template.jinja"] = template.encode()
-    return files
-
-
-def _default_template(value: Any) -> str | None:
-    """A chat template that stands alone, or the one named "default" of several."""
-    if isinstance(value, list):
-        named = {item.get("name"): item.get("template") for item in value if isinstance(item, dict)}
-        value = named.get("default")
-    return value if isinstance(value, str) else None
 
 
 def _find_tensors(directory: Path) -> dict[str, SafetensorsFile]:

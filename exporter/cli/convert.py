@@ -114,7 +114,7 @@ Examples:
 @click.option(
     "--tokenizer",
     type=click.Path(path_type=Path),
-    help="tokenizer.json, or a directory with one, instead of the model's own.",
+    help="tokenizer.json as it stands, or a directory with a tokenizer, instead of the model's own.",
 )
 @json_option
 def convert(

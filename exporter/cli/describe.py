@@ -9,6 +9,7 @@ from dynexport.runtime.cache import layer_slots
 from dynexport.runtime.contract import Mod
 from dynexport.runtime.cost import ideal_speedup, step_bytes
 from dynexport.runtime.manifest import WEIGHTS, Manifest, SingleGraph
+from dynexport.runtime.text import TEMPLATE_FILE, TOKENIZER_FILE
 
 NOT_TRAINED = (
     "this checkpoint does not declare that it was trained to skip layers; expect worse text the more are skipped "
@@ -31,12 +32,19 @@ def describe_bundle(manifest: Manifest) -> list[tuple[str, str]]:
         ("weights", bytes_text(manifest.files[WEIGHTS].bytes) if WEIGHTS in manifest.files else "-"),
         ("graphs", ", ".join(graph.file for graph in manifest.graphs)),
         ("context", f"{model.max_length} tokens"),
+        ("tokenizer", _describe_tokenizer(manifest)),
         ("cache", _describe_cache(manifest)),
         (
             "read per step",
             f"{bytes_text(step_bytes(manifest, range(model.layers), 0))} at full depth, and the cache",
         ),
     ]
+
+
+def _describe_tokenizer(manifest: Manifest) -> str:
+    if TOKENIZER_FILE not in manifest.files:
+        return "none: run takes --ids in place of text"
+    return f"{TOKENIZER_FILE}, {'with a' if TEMPLATE_FILE in manifest.files else 'no'} chat template"
 
 
 def _describe_mod(contract: Mod, layers: int) -> list[tuple[str, str]]:

@@ -101,7 +101,13 @@ def run(
     cache = generator.decoder.cache(1, len(tokens) + max(0, max_new_tokens), record=bool(files))
     start = time.perf_counter()
     pieces = generator.stream(
-        [tokens], speedup=speedup, max_new_tokens=max_new_tokens, sampling=sampling, stop=stop, cache=cache
+        [tokens],
+        speedup=speedup,
+        max_new_tokens=max_new_tokens,
+        sampling=sampling,
+        stop=stop,
+        cache=cache,
+        chat=chat,
     )
     shown = _show(out, pieces, as_ids=not generator.text.has_tokenizer or ids is not None)
     seconds = time.perf_counter() - start

@@ -348,8 +348,8 @@ _OTHER_HEADS = (
     "summary_type",
     "summary_use_proj",
 )
-# Old names of lengths that transformers does not read, Megatron's notes on how bloom was trained, and sizes that it does
-# not read in gpt2, opt, bloom and gpt_neox: these have other names for them, or as many key heads as heads.
+# Old names of lengths that transformers does not read, Megatron's notes on how bloom was trained, and sizes that it
+# does not read in gpt2, opt, bloom and gpt_neox: these have other names for them, or as many key heads as heads.
 _UNREAD_BY_TRANSFORMERS = (
     "intermediate_size",
     "max_sequence_length",
@@ -361,6 +361,8 @@ _UNREAD_BY_TRANSFORMERS = (
     "skip_bias_add",
     "skip_bias_add_qkv",
 )
+# Sizes in families that have no such field: transformers reads them nowhere, and tensors' shapes say the true ones.
+_SIZES_OF_OTHERS = ("intermediate_size", "num_key_value_heads")
 _TOKENS = (
     "bos_token",
     "bos_token_id",
@@ -423,6 +425,7 @@ HARMLESS = frozenset(
         *_TRAINING,
         *_OTHER_HEADS,
         *_UNREAD_BY_TRANSFORMERS,
+        *_SIZES_OF_OTHERS,
         *_TOKENS,
         *_GENERATION,
     )

@@ -416,7 +416,7 @@ def encode(path: Path, pre: str, text: str, customise: Callable[[GGUFWriter], No
     ("pre", "tokens"),
     [
         ("gpt-2", ["Ġa", "Ġ", "12", "34"]),
-        ("default", ["Ġa", "Ġ", "12", "34"]),
+        ("default", ["Ġa", "Ġ", "123", "4"]),
         ("smollm", ["Ġa", "Ġ", "1", "2", "3", "4"]),
         ("qwen2", ["Ġa", "Ġ", "1", "2", "3", "4"]),
         ("smaug-bpe", ["Ġa", "Ġ", "123", "4"]),
@@ -469,22 +469,8 @@ def test_files_of_a_tokenizer(tmp_path: Path) -> None:
         "<|end|>",
         "<|end|>",
     )
-    assert settings["add_bos_token"] is False
+    assert "add_bos_token" not in settings  # tokenizer.json has it
     assert (checkpoint.config["bos_token_id"], checkpoint.config["eos_token_id"]) == (0, 1)
-
-
-def test_other_tokenizers_are_left_to_the_user(tmp_path: Path) -> None:
-    def sentencepiece(writer: GGUFWriter) -> None:
-        writer.add_tokenizer_model("llama")
-        writer.add_token_list(["<s>", "</s>"])
-        writer.add_bos_token_id(0)
-
-    for number, customise in enumerate((sentencepiece, lambda writer: vocabulary(writer, "tekken"))):
-        path = tmp_path / f"{number}.gguf"
-        write_model(path, customise=customise)
-        files = open_checkpoint(path).files
-        assert "tokenizer.json" not in files
-        assert json.loads(files["tokenizer_config.json"])["add_bos_token"] is (number == 0)
 
 
 @pytest.mark.parametrize("merges", [["a b c"], ["a"], ["xyz a"]])
@@ -515,6 +501,17 @@ def test_bad_vocabulary(tmp_path: Path, bos: int, tokens: list[str] | None) -> N
 
     write_model(tmp_path / "model.gguf", customise=customise)
     assert "tokenizer.ggml." in error_of(lambda: open_checkpoint(tmp_path / "model.gguf"))
+
+
+def test_a_file_is_known_by_its_first_bytes(tmp_path: Path) -> None:
+    write_model(tmp_path / "model.gguf")
+    named = open_checkpoint(tmp_path / "model.gguf")
+    for name in ("model", "model.bin", "sha256-0123"):
+        (tmp_path / "model.gguf").rename(tmp_path / name)
+        assert open_checkpoint(str(tmp_path / name)).config == named.config
+        (tmp_path / name).rename(tmp_path / "model.gguf")
+    (tmp_path / "model.gguf").write_bytes(b"GGU")
+    assert "expected a GGUF file" in error_of(lambda: open_checkpoint(tmp_path / "model.gguf"))
 
 
 def test_unknown_architecture(tmp_path: Path) -> None:

@@ -84,6 +84,7 @@ def test_download(tmp_path: Path, hub: Callable[[dict[str, Any]], list[str]], mo
         "b.py",
         "onnx/config.json",
         "consolidated.safetensors",
+        "original/tokenizer.model",
     ]
     kept = filter_repo_objects(
         wanted + others, allow_patterns=asked["allow_patterns"], ignore_patterns=asked["ignore_patterns"]
@@ -154,7 +155,7 @@ def test_a_path_is_never_downloaded(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_other_kinds_of_file(tmp_path: Path) -> None:
     (tmp_path / "model.bin").touch()
-    with pytest.raises(DynexportError, match=r"model\.bin: expected a Hugging Face directory or a \.gguf file"):
+    with pytest.raises(DynexportError, match=r"model\.bin: expected a Hugging Face directory or a GGUF file"):
         open_checkpoint(tmp_path / "model.bin")
 
 

@@ -177,9 +177,7 @@ def test_quantised_weights_are_told_where_the_config_is_silent(
 
 
 def test_carried_files(directory: Path) -> None:
-    names = ("tokenizer.json", "tokenizer_config.json", "generation_config.json")
-    contents = dict.fromkeys(names, b"{}")
-    contents["chat_template.jinja"] = b"{{ messages }}"
+    contents = {"generation_config.json": b"{}", "chat_template.jinja": b"{{ messages }}"}
     for name, content in contents.items():
         (directory / name).write_bytes(content)
     (directory / "README.md").write_text("left out")
@@ -207,9 +205,14 @@ def test_tokenizer_override(directory: Path, tmp_path: Path) -> None:
     other = tmp_path / "other"
     other.mkdir()
     Tokenizer(BPE({"a": 0}, [])).save(str(other / "tokenizer.json"))
+    (other / "tokenizer_config.json").write_text('{"eos_token": "<end>"}')
     expected = (other / "tokenizer.json").read_bytes()
-    for chosen in (other, other / "tokenizer.json"):
-        assert open_checkpoint(directory, tokenizer=chosen).files["tokenizer.json"] == expected
+    assert open_checkpoint(directory, tokenizer=other / "tokenizer.json").files["tokenizer.json"] == expected
+    whole = open_checkpoint(directory, tokenizer=other)
+    assert Tokenizer.from_buffer(whole.files["tokenizer.json"]).encode("a<end>").ids == [0, 1]
+    assert whole.turn_ends == {1: "<end>"}
+    (directory / "tokenizer.json").write_bytes(b"damaged, but not asked for")
+    assert open_checkpoint(directory, tokenizer=other).files == whole.files
     assert "none: expected a tokenizer, found none; name a" in error_of(
         lambda: open_checkpoint(directory, tokenizer=tmp_path / "none")
     )

@@ -92,6 +92,13 @@ def test_the_tables_of_inspect(skip_bundle: Path) -> None:
     assert "past_key_values.1.key" not in out
 
 
+def test_a_bundle_says_whether_it_has_a_tokenizer(skip_bundle: Path, ids_bundle: Path) -> None:
+    for bundle, said in ((skip_bundle, "tokenizer.json, with a chat template"), (ids_bundle, "none: run takes --ids")):
+        table = dynexport("inspect", bundle).err + dynexport("inspect", bundle).out
+        assert said in " ".join(table.split())
+    assert dynexport("inspect", skip_bundle, "--json", "-").report["tokens"]["turn_end"] == [88]
+
+
 def test_the_tables_of_doctor() -> None:
     out = good(dynexport("doctor"))
     assert "GroupQueryAttention there" in out and "onnxruntime 1." in out and "MISSING" not in out

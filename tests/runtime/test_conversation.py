@@ -24,7 +24,7 @@ def say(conversation: Conversation, content: str, speedup: float = 1) -> list[in
 def afresh(generator: Generator, messages: list[dict[str, str]]) -> list[int]:
     """The answer to messages that nothing is cached of."""
     prompt = generator.text.chat(messages)
-    return generator.generate([prompt], speedup=1, max_new_tokens=NEW)[0].ids
+    return generator.generate([prompt], speedup=1, max_new_tokens=NEW, chat=True)[0].ids
 
 
 @pytest.mark.parametrize("template", [CHAT, FORGETFUL], ids=["growing", "forgetful"])

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
+from tokenizers import Tokenizer, decoders, models
 
 from dynexport.runtime import Bundle, DynexportError, Generation, Generator, Sampling
+from dynexport.runtime.text import Text
 
 PROMPTS = [[5], [7, 8, 9, 10, 11], [60, 61, 62]]
 NEW = 12
@@ -57,6 +60,51 @@ def test_an_unfinished_stop_string_is_text(generator: Generator) -> None:
     (free,) = generator.generate(PROMPTS[:1], max_new_tokens=NEW)
     (row,) = generator.generate(PROMPTS[:1], max_new_tokens=NEW, stop=[free.text[-3:] + "and more"])
     assert (row.text, row.finish_reason) == (free.text, "length")
+
+
+def spelling(generator: Generator, monkeypatch: pytest.MonkeyPatch, answer: bytes, *eos: int) -> Generator:
+    """A model that answers with these bytes, one a token; the end tokens are among them."""
+    tokenizer = Tokenizer(models.BPE({f"<0x{byte:02X}>": byte for byte in range(256)}, []))
+    tokenizer.decoder = decoders.Sequence([decoders.ByteFallback(), decoders.Fuse()])
+    logits = iter(np.eye(256, dtype=np.float32)[list(answer)][:, None])
+    speller = with_eos(generator, *eos)
+    speller.text = Text.from_files({"tokenizer.json": tokenizer.to_str().encode()})
+    monkeypatch.setattr(speller.decoder, "prefill", lambda cache, prompts: [next(logits)])
+    monkeypatch.setattr(speller.decoder, "step", lambda cache, tokens, keep, live: next(logits))
+    return speller
+
+
+@pytest.mark.parametrize(
+    ("answer", "text", "reason"),
+    [
+        ("hé🎉".encode(), "hé🎉", "length"),
+        ("h🎉".encode()[:-1], "h\ufffd\ufffd\ufffd", "length"),
+        ("h🎉".encode()[:-1] + b"\xff", "h\ufffd\ufffd\ufffd", "eos"),
+        ("é".encode()[:1], "\ufffd", "length"),
+    ],
+)
+def test_unfinished_bytes_at_the_end_of_a_text_are_shown(
+    generator: Generator, monkeypatch: pytest.MonkeyPatch, answer: bytes, text: str, reason: str
+) -> None:
+    (row,) = spelling(generator, monkeypatch, answer, 0xFF).generate([[5]], max_new_tokens=len(answer))
+    assert (row.text, row.ids, row.finish_reason) == (text, list(answer), reason)
+
+
+def test_unfinished_bytes_may_complete_a_stop_string(generator: Generator, monkeypatch: pytest.MonkeyPatch) -> None:
+    speller = spelling(generator, monkeypatch, b"ab\xc3")
+    (row,) = speller.generate([[5]], max_new_tokens=3, stop=["b\ufffd"])
+    assert (row.text, row.finish_reason) == ("a", "stop")
+
+
+def test_answers_in_a_chat_end_at_more_tokens(generator: Generator) -> None:
+    (free,) = generator.generate(PROMPTS[:1], max_new_tokens=NEW)
+    manifest = generator.bundle.manifest
+    tokens = manifest.tokens.model_copy(update={"eos": (), "turn_end": (free.ids[2],)})
+    bundle = Bundle(generator.bundle.path, manifest.model_copy(update={"tokens": tokens}))
+    other = Generator(bundle, threads=1)
+    assert other.generate(PROMPTS[:1], max_new_tokens=NEW)[0].ids == free.ids
+    (row,) = other.generate(PROMPTS[:1], max_new_tokens=NEW, chat=True)
+    assert (row.ids, row.finish_reason) == (free.ids[: free.ids.index(free.ids[2]) + 1], "eos")
 
 
 def test_the_pieces_of_a_stream_are_the_generation(generator: Generator) -> None:

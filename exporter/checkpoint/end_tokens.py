@@ -1,0 +1,53 @@
+"""Tokens that end an answer, known by their text: checkpoints often name only some of them by id."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+
+# llama.cpp ends generation at these whatever a file names (src/llama-vocab.cpp, special_eog_ids).
+_ENDS = frozenset(
+    {
+        "<|eot_id|>",
+        "<|im_end|>",
+        "<|end|>",
+        "<|return|>",
+        "<|call|>",
+        "<|flush|>",
+        "<|calls|>",
+        "<end_of_turn>",
+        "<|endoftext|>",
+        "</s>",
+        "<|eom_id|>",
+        "<EOT>",
+        "_<EOT>",
+        "[EOT]",
+        "[EOS]",
+        "<|end_of_text|>",
+        "<end_of_utterance>",
+        "<eos>",
+        "<turn|>",
+        "<|tool_response>",
+        "<｜end▁of▁sentence｜>",  # noqa: RUF001 - DeepSeek writes it so
+        "[e~[",
+    }
+)
+# Where all of the first are there, the second only closes a part of an answer (harmony, solar-open, gemma4).
+_PARTS = (
+    (frozenset({"<|return|>", "<|call|>", "<|end|>"}), "<|end|>"),
+    (frozenset({"<|return|>", "<|calls|>", "<|end|>"}), "<|end|>"),
+    (frozenset({"<|flush|>", "<|call|>", "<|end|>"}), "<|end|>"),
+    (frozenset({"<|flush|>", "<|calls|>", "<|end|>"}), "<|end|>"),
+    (frozenset({"<|tool_response>", "</s>"}), "</s>"),
+)
+
+
+def ends_by_text(tokens: Collection[str]) -> frozenset[str]:
+    """Those of a vocabulary's tokens that end an answer by their text."""
+    found = _ENDS.intersection(tokens)
+    return found - {part for together, part in _PARTS if together <= found}
+
+
+def parts_by_text(tokens: Collection[str]) -> frozenset[str]:
+    """Those that look like an end, but in this vocabulary only close a part of an answer."""
+    found = _ENDS.intersection(tokens)
+    return frozenset(part for together, part in _PARTS if together <= found)

@@ -1,0 +1,317 @@
+"""The tokenizer of a Hugging Face directory as one tokenizer.json, with what its side files say folded in."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import re
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from tokenizers import Tokenizer, decoders
+from tokenizers.models import BPE
+
+from dynexport.exporter.checkpoint.end_tokens import ends_by_text
+from dynexport.exporter.checkpoint.small_files import find_file, parse_object, read_file
+from dynexport.runtime.errors import DynexportError, told_as
+from dynexport.runtime.text import CLEAN_UPS, CONFIG_FILE, TEMPLATE_FILE, TOKENIZER_FILE
+
+_SIDE_FILES = ("config.json", CONFIG_FILE, "special_tokens_map.json", "added_tokens.json")
+_VOCABULARIES = (
+    TOKENIZER_FILE,
+    "vocab.json",
+    "merges.txt",
+    "vocab.txt",
+    "tokenizer.model",
+    "spiece.model",
+    "sentencepiece.bpe.model",
+    "tiktoken.model",
+    "tekken.json",
+)
+_VERSIONED = re.compile(r"tokenizer\.[0-9.]{1,20}\.json")
+_TEMPLATES = "additional_chat_templates"
+_NAMED = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
+_FLAGS = ("lstrip", "rstrip", "single_word", "normalized", "special")
+# All that AutoTokenizer looks at in config.json; a fault in another field is not the tokenizer's to tell.
+_MODEL_FIELDS = ("model_type", "model_name", "tokenizer_class", "transformers_version")
+_PLAIN_CLASSES = (None, "PreTrainedTokenizerFast", "TokenizersBackend")
+_CLEANS_UP_BPE = "clean_up_tokenization_spaces_for_bpe_even_though_it_will_corrupt_output"
+_PROBE = "Hello world, it's 12345 o'clock!\n\n  x = f(a_b)\t你好 é 🙂"
+_ANOTHER = "name a tokenizer.json with --tokenizer"
+
+
+@dataclass(frozen=True)
+class TokenizerFiles:
+    """What a bundle carries on of a tokenizer.
+
+    Attributes:
+        files: name -> content: ``tokenizer.json``, which alone decides which ids a text has; in
+            ``tokenizer_config.json`` the named special tokens; ``chat_template.jinja``. Those that there are.
+        notes: what differs from what the directory seems to say, one plain line each.
+    """
+
+    files: dict[str, bytes] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+
+
+def read_tokenizer(directory: Path, *, build: bool = True) -> TokenizerFiles:
+    """Read a directory's tokenizer, so that ids are those of transformers' ``AutoTokenizer``.
+
+    transformers builds it where it is installed. Without, tokenizer.json is taken as it stands, and side files that
+    say more than it does are refused.
+
+    Args:
+        directory: with any of tokenizer.json, vocab.json and merges.txt, tokenizer.model, their side files and
+            chat templates.
+        build: whether a tokenizer is wanted; not where the user names another.
+
+    Raises:
+        DynexportError: when a file is damaged, or a tokenizer cannot be made of what is there.
+    """
+    sides = {name: read_file(path) for name in (*_VOCABULARIES, *_SIDE_FILES) if (path := find_file(directory, name))}
+    settings = _parse(directory, sides, CONFIG_FILE)
+    versions = settings.get("fast_tokenizer_files")  # for older versions of transformers
+    for name in versions if isinstance(versions, list) else ():
+        if _VERSIONED.fullmatch(str(name)) and (path := find_file(directory, name)):
+            sides[name] = read_file(path)
+    template, notes = _read_template(directory, settings)
+    named = _named_tokens(directory, settings, sides)
+    files = {} if template is None else {TEMPLATE_FILE: template}
+    cleans_up = False
+    if build and any(name in sides for name in _VOCABULARIES):
+        if importlib.util.find_spec("transformers") is None:
+            tokenizer, told = _as_it_stands(directory, sides, settings, named)
+        else:
+            tokenizer, named, cleans_up, told = _built(directory, sides, settings)
+        notes += told + _notes_beyond(tokenizer, directory, sides)
+        tokenizer.no_truncation()
+        tokenizer.no_padding()
+        files[TOKENIZER_FILE] = tokenizer.to_str().encode()
+    if named or CONFIG_FILE in sides:
+        files[CONFIG_FILE] = tokenizer_settings(named, cleans_up=cleans_up)
+    return TokenizerFiles(files, notes)
+
+
+def tokenizer_settings(named: Mapping[str, str], *, cleans_up: bool = False) -> bytes:
+    """A bundle's tokenizer_config.json: the special tokens by name; everything else is in tokenizer.json.
+
+    Args:
+        named: ``bos_token`` and so on -> text.
+        cleans_up: whether decoding takes spaces before punctuation away.
+    """
+    settings = {"tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": cleans_up, **named}
+    return json.dumps(settings, indent=2, ensure_ascii=False).encode()
+
+
+def turn_ends(files: Mapping[str, bytes]) -> dict[int, str]:
+    """Tokens that end an answer in a chat: the tokenizer's own end, and known ends that the chat template writes.
+
+    Args:
+        files: of a tokenizer, as in ``TokenizerFiles``; without a tokenizer.json nothing is found.
+    """
+    if TOKENIZER_FILE not in files:
+        return {}
+    tokenizer = load_tokenizer(files[TOKENIZER_FILE], Path(TOKENIZER_FILE))
+    added = {token.content for token in tokenizer.get_added_tokens_decoder().values()}
+    written = files.get(TEMPLATE_FILE, b"").decode(errors="replace")
+    own = json.loads(files.get(CONFIG_FILE, b"{}")).get("eos_token")
+    texts = [own, *(text for text in sorted(ends_by_text(added)) if text in written)]
+    ids = {text: tokenizer.token_to_id(text) for text in texts if text is not None}
+    return {token_id: text for text, token_id in ids.items() if token_id is not None}
+
+
+def load_tokenizer(content: bytes, path: Path) -> Tokenizer:
+    """A tokenizer from a ``tokenizer.json``. Raises DynexportError when the tokenizers library refuses it."""
+    with told_as(f"{path}: expected a tokenizer.json of the tokenizers library, found something else"):
+        return Tokenizer.from_buffer(content)
+
+
+def _parse(directory: Path, sides: Mapping[str, bytes], name: str) -> dict[str, Any]:
+    """A side file, empty where there is none. Raises DynexportError when it is no JSON object."""
+    return parse_object(sides.get(name, b"{}"), directory / name)
+
+
+def _read_template(directory: Path, settings: Mapping[str, Any]) -> tuple[bytes | None, tuple[str, ...]]:
+    """The chat template for messages alone, and what there is to tell. Template files go before settings."""
+    named: dict[str, bytes] = {}
+    if path := find_file(directory, TEMPLATE_FILE):
+        named["default"] = read_file(path)
+    for found in sorted((directory / _TEMPLATES).glob("*.jinja")):
+        if path := find_file(directory, f"{_TEMPLATES}/{found.name}"):
+            named[found.stem] = read_file(path)
+    if not named:
+        named = _templates_in(settings.get("chat_template"))
+    if named and "default" not in named:
+        names = ", ".join(sorted(named))
+        return None, (f"chat templates: expected one named default, found {names:.80}; the bundle has none",)
+    return named.get("default"), ()
+
+
+def _templates_in(value: Any) -> dict[str, bytes]:
+    """Chat templates of tokenizer_config.json: one alone, or several with names."""
+    if isinstance(value, str):
+        return {"default": value.encode()}
+    entries = [item for item in value if isinstance(item, dict)] if isinstance(value, list) else []
+    return {
+        str(item.get("name")): item["template"].encode() for item in entries if isinstance(item.get("template"), str)
+    }
+
+
+def _named_tokens(directory: Path, settings: Mapping[str, Any], sides: Mapping[str, bytes]) -> dict[str, str]:
+    """Special tokens by name, from tokenizer_config.json and, beside an old one, special_tokens_map.json."""
+    values = {name: settings.get(name) for name in _NAMED}
+    if "added_tokens_decoder" not in settings and "special_tokens_map.json" in sides:
+        told = _parse(directory, sides, "special_tokens_map.json")
+        values |= {name: value for name, value in told.items() if name in _NAMED}
+    named = {name: value.get("content") if isinstance(value, dict) else value for name, value in values.items()}
+    for name, text in named.items():
+        if not isinstance(text, str | None):
+            raise DynexportError(f'{directory / CONFIG_FILE}: {name}: expected text or "content", found {text!r:.80}')
+    return {name: text for name, text in named.items() if text is not None}
+
+
+def _built(
+    directory: Path, sides: Mapping[str, bytes], settings: Mapping[str, Any]
+) -> tuple[Tokenizer, dict[str, str], bool, tuple[str, ...]]:
+    """What transformers makes of the files: tokenizer, named tokens, whether it cleans text up, and notes."""
+    made = _ask_transformers(directory, sides)
+    tokenizer, kind = getattr(made, "backend_tokenizer", None), type(made).__name__
+    if not isinstance(tokenizer, Tokenizer):
+        raise DynexportError(f"{directory}: transformers makes a {kind} of it, which is no tokenizer.json; {_ANOTHER}")
+    if getattr(made, "split_special_tokens", False):
+        raise DynexportError(
+            f"{directory / CONFIG_FILE}: split_special_tokens: expected false, found true, which no tokenizer.json can "
+            f"say; {_ANOTHER}"
+        )
+    notes = _notes_on_ids(tokenizer, directory, sides, settings)
+    if TOKENIZER_FILE in sides and _ids(tokenizer) != _ids(load_tokenizer(sides[TOKENIZER_FILE], directory)):
+        notes += (
+            f"tokenizer: transformers makes a {kind} of it, which splits text otherwise than tokenizer.json says; its "
+            f"ids are taken (--tokenizer {directory / TOKENIZER_FILE} takes the file as it stands)",
+        )
+    named = {name: str(token) for name, token in made.special_tokens_map.items() if not isinstance(token, list)}
+    cleans_up = bool(made.clean_up_tokenization_spaces) and (
+        not isinstance(tokenizer.model, BPE) or bool(settings.get(_CLEANS_UP_BPE))
+    )
+    if cleans_up:
+        # Without a decoder words are joined by spaces, as this one does for a prefix that no word has.
+        join = tokenizer.decoder or decoders.WordPiece(prefix="\0", cleanup=False)
+        replacements = [decoders.Replace(before, after) for before, after in CLEAN_UPS.items()]
+        tokenizer.decoder = decoders.Sequence([join, decoders.Fuse(), *replacements])
+    return tokenizer, named, cleans_up, notes
+
+
+def _ask_transformers(directory: Path, sides: Mapping[str, bytes]) -> Any:
+    """transformers' tokenizer of the files, from copies: nothing else is read, and no code of the checkpoint runs."""
+    with told_as(f"{directory}: transformers, which makes the tokenizer, cannot be imported; {_ANOTHER}"):
+        import transformers
+    config = _parse(directory, sides, "config.json")
+    model = json.dumps({name: config[name] for name in _MODEL_FIELDS if name in config})
+    names = ", ".join(name for name in _VOCABULARIES if name in sides)
+    if TOKENIZER_FILE not in sides and ".model" in names and importlib.util.find_spec("sentencepiece") is None:
+        raise DynexportError(
+            f"{directory}: making a tokenizer of {names} needs sentencepiece: pip install sentencepiece, or {_ANOTHER}"
+        )
+    what = f"{directory}: transformers {transformers.__version__} makes no tokenizer of {names}; {_ANOTHER}"
+    with tempfile.TemporaryDirectory() as folder, _quiet(transformers), told_as(what):
+        for name, content in {**sides, "config.json": model.encode()}.items():
+            (Path(folder) / name).write_bytes(content)
+        return transformers.AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
+
+
+@contextmanager
+def _quiet(transformers: Any) -> Iterator[None]:
+    """Keep transformers' remarks to itself: what matters of them is told as a note."""
+    before = transformers.logging.get_verbosity()
+    transformers.logging.set_verbosity(transformers.logging.CRITICAL)
+    try:
+        yield
+    finally:
+        transformers.logging.set_verbosity(before)
+
+
+def _ids(tokenizer: Tokenizer) -> list[int]:
+    ids: list[int] = tokenizer.encode(_PROBE, add_special_tokens=False).ids
+    return ids
+
+
+def _notes_on_ids(
+    tokenizer: Tokenizer, directory: Path, sides: Mapping[str, bytes], settings: Mapping[str, Any]
+) -> tuple[str, ...]:
+    """Added tokens whose ids are not those that the files give them."""
+    declared = _parse(directory, sides, "added_tokens.json")
+    declared |= {token["content"]: int(token_id) for token_id, token in _added_tokens(settings).items()}
+    moved = {text: token_id for text, token_id in declared.items() if tokenizer.token_to_id(text) != token_id}
+    if not moved:
+        return ()
+    text, token_id = next(iter(moved.items()))
+    return (
+        f"tokenizer: {len(moved)} added tokens have other ids than their files say, as in transformers: "
+        f"{text!r:.60} is {tokenizer.token_to_id(text)}, the file says {token_id!r:.20}",
+    )
+
+
+def _notes_beyond(tokenizer: Tokenizer, directory: Path, sides: Mapping[str, bytes]) -> tuple[str, ...]:
+    """Added tokens for which the model has no embedding."""
+    size = _parse(directory, sides, "config.json").get("vocab_size")
+    added = tokenizer.get_added_tokens_decoder().items()
+    beyond = [token.content for token_id, token in added if isinstance(size, int) and token_id >= size]
+    if not beyond:
+        return ()
+    shown = ", ".join(map(repr, beyond[:3]))
+    return (
+        f"tokenizer: {len(beyond)} of its tokens have ids from {size} up, beyond the model's vocabulary "
+        f"({shown:.200}); prompts with them are refused",
+    )
+
+
+def _added_tokens(settings: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """``added_tokens_decoder`` of tokenizer_config.json, id -> flags; empty where it is of another form."""
+    added = settings.get("added_tokens_decoder")
+    if not isinstance(added, dict):
+        return {}
+    return {
+        token_id: token
+        for token_id, token in added.items()
+        if token_id.isdecimal() and isinstance(token, dict) and isinstance(token.get("content"), str)
+    }
+
+
+def _as_it_stands(
+    directory: Path, sides: Mapping[str, bytes], settings: Mapping[str, Any], named: Mapping[str, str]
+) -> tuple[Tokenizer, tuple[str, ...]]:
+    """tokenizer.json without transformers: complete, or refused with what is missing in it."""
+    install = f"pip install 'dynexport[torch]', or {_ANOTHER}"
+    if TOKENIZER_FILE not in sides:
+        names = ", ".join(name for name in _VOCABULARIES if name in sides)
+        raise DynexportError(f"{directory}: making a tokenizer of {names} needs transformers: {install}")
+    tokenizer = load_tokenizer(sides[TOKENIZER_FILE], directory / TOKENIZER_FILE)
+    added = {token.content: token for token in tokenizer.get_added_tokens_decoder().values()}
+    declared = {*_parse(directory, sides, "added_tokens.json"), *named.values(), *_extra_tokens(settings)}
+    missing = declared - added.keys()
+    for flags in _added_tokens(settings).values():
+        token = added.get(flags["content"])
+        if token is None or any(flags.get(flag, getattr(token, flag)) != getattr(token, flag) for flag in _FLAGS):
+            missing.add(flags["content"])
+    if missing:
+        shown = ", ".join(sorted(map(repr, missing))[:5])
+        raise DynexportError(
+            f"{directory}: side files of the tokenizer give tokens or flags that tokenizer.json does not have "
+            f"({shown:.200}); taking them in needs transformers: {install}"
+        )
+    kind = settings.get("tokenizer_class")
+    if kind in _PLAIN_CLASSES:
+        return tokenizer, ()
+    return tokenizer, (f"tokenizer.json is taken as it stands; transformers, not installed, may heed {kind!r:.60}",)
+
+
+def _extra_tokens(settings: Mapping[str, Any]) -> set[str]:
+    """Further special tokens of tokenizer_config.json, which have no names or names of their own."""
+    extra = settings.get("extra_special_tokens") or settings.get("additional_special_tokens") or []
+    values = list(extra.values()) if isinstance(extra, dict) else extra if isinstance(extra, list) else []
+    texts = (value.get("content") if isinstance(value, dict) else value for value in values)
+    return {text for text in texts if isinstance(text, str)}
