@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 EXIT_GOOD = 0
 EXIT_CHECK_FAILED = 1
 EXIT_BAD_INPUT = 2
 # Characters of an error. A longer one loses its middle: the place stands at its start, what to do at its end.
 _LONGEST, _END = 900, 300
+# Of what a library says.
+_QUOTED = 300
 
 
 class DynexportError(Exception):
@@ -21,8 +26,12 @@ class DynexportError(Exception):
 
 def one_line(text: str) -> str:
     """Escape what would break a line or control a terminal, and cut the middle out of a text of endless length."""
-    line = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in _shortened(text))
-    return _shortened(line)
+    return _shortened(printable(_shortened(text)))
+
+
+def printable(text: str) -> str:
+    """Escape what would break a line or control a terminal."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 def _shortened(text: str) -> str:
@@ -48,3 +57,18 @@ def require_module(name: str, extra: str, purpose: str) -> object:
         raise DynexportError(
             f"{name} is needed to {purpose} and is not installed: pip install 'dynexport[{extra}]'"
         ) from error
+
+
+@contextmanager
+def told_as(what: str) -> Iterator[None]:
+    """Turn any failure of a library into a DynexportError of one line that starts with ``what``."""
+    try:
+        yield
+    except DynexportError:
+        raise
+    except BaseException as error:
+        # A Rust panic in tokenizers does not derive from Exception.
+        if isinstance(error, Exception) or type(error).__name__ == "PanicException":
+            said = " ".join(str(error).split()) or type(error).__name__
+            raise DynexportError(f"{what}: {said if len(said) <= _QUOTED else said[:_QUOTED] + ' ..'}") from error
+        raise
