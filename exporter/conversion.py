@@ -256,6 +256,8 @@ def read_contract(
     if not isinstance(name, str) or name not in strategies():
         known = " or ".join(strategies())
         raise DynexportError(f"{checkpoint.source}: strategy: expected {known}, found {name!r}")
+    if name != "unified-skip" and (speedups or rule is not None or keep is not None):
+        raise _no_ratios(checkpoint, name, "speedups" if speedups else "keep" if keep is not None else "rule")
     fields: dict[str, Any] = dict(declared) if declared and declared.get("strategy") == name else {"strategy": name}
     if speedups:
         fields["speedups"] = tuple(speedups)
@@ -273,6 +275,14 @@ def read_contract(
     if name == "mod" and "routed_layers" not in fields:
         raise _no_routed_layers(checkpoint)
     return parse_contract(fields, f"{checkpoint.source}: contract")
+
+
+def _no_ratios(checkpoint: Checkpoint, strategy: str, field: str) -> DynexportError:
+    option = f"--{field.removesuffix('s')}"
+    return DynexportError(
+        f"{checkpoint.source}: {option}: expected with the strategy unified-skip, whose contract has {field}, found "
+        f"{strategy}; add --strategy unified-skip, or leave {option} out"
+    )
 
 
 def merged(fields: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from pydantic import ValidationError
 from dynexport.runtime.checks import checked_path, shown
 from dynexport.runtime.contract import first_problem
 from dynexport.runtime.errors import DynexportError
+from dynexport.runtime.generation_config import GENERATION_CONFIG, Recommended, read_generation_config
 from dynexport.runtime.json_text import parse_json
 from dynexport.runtime.manifest import MANIFEST, NEXT, SCHEMA_VERSION, File, Manifest, Speedup
 from dynexport.runtime.plain_files import open_plain, read_plain
@@ -114,6 +115,16 @@ class Bundle:
         """The tokenizer and chat template. Its methods raise DynexportError where the bundle has none."""
         return Text.from_files({name: self.read(name) for name in TEXT_FILES if name in self.manifest.files})
 
+    def recommended(self) -> Recommended:
+        """How the model's author recommends to sample; greedy where nothing is said.
+
+        Raises:
+            DynexportError: when the generation_config.json cannot be used; it names the field.
+        """
+        if GENERATION_CONFIG not in self.manifest.files:
+            return Recommended()
+        return read_generation_config(self.read(GENERATION_CONFIG))
+
     def file(self, name: str) -> Path | None:
         """A file of the bundle, or None where it has none of that name."""
         return self.path / name if isinstance(name, str) and name in self.manifest.files else None
@@ -122,7 +133,8 @@ class Bundle:
         """The kept set of a declared ratio.
 
         Args:
-            wanted: a ratio or name; 1 is full depth; None is the first that the bundle declares.
+            wanted: a ratio or name; 1 is full depth; None is the first that the checkpoint was trained for, full depth
+                where it was for none.
 
         Raises:
             DynexportError: when the bundle does not declare it.
@@ -130,7 +142,7 @@ class Bundle:
         model, declared = self.manifest.model, self.manifest.speedups
         full = Speedup(name="dense", ratio=1.0, keep=tuple(range(model.layers)))
         if wanted is None:
-            return declared[0] if declared else full
+            return next((speedup for speedup in declared if self.manifest.trained_for(speedup)), full)
         text = wanted if isinstance(wanted, str) else shown(wanted)
         for speedup in (full, *declared):
             if text == speedup.name or _number(wanted) == speedup.ratio is not None:

@@ -15,6 +15,8 @@ from dynexport.runtime.manifest import Manifest, Model, TensorSpec
 from dynexport.runtime.routes import RowLog
 
 Buffers = dict[str, np.ndarray]
+# Tokens that rows of a long context have room for at first, where nobody knows how many there will be.
+STEP = 1024
 
 
 class Entries:
@@ -125,7 +127,8 @@ def zeroed(specs: Mapping[str, TensorSpec], sizes: Mapping[str, int], slots: int
 class Cache(Entries):
     """Caches for ``rows`` sequences of up to ``slots`` tokens.
 
-    A layer that chooses its tokens has room for fewer entries, where the contract says so.
+    A layer that chooses its tokens has room for fewer entries, where the contract says so. Buffers may have room for
+    fewer tokens than ``slots`` as yet: ``reserve`` makes more.
 
     Attributes:
         buffers: "{layer}.key" and "{layer}.value" [rows, kv_heads, its slots, head_dim]; "{layer}.position" int64
@@ -134,25 +137,48 @@ class Cache(Entries):
 
     Args:
         record: keep logs.
+        room: tokens that rows have room for at first; None for all.
     """
 
-    def __init__(self, manifest: Manifest, rows: int, slots: int, *, record: bool = False) -> None:
+    def __init__(
+        self, manifest: Manifest, rows: int, slots: int, *, record: bool = False, room: int | None = None
+    ) -> None:
         check_sizes(manifest, rows, slots)
-        routed = manifest.routed.layers if manifest.routed else ()
-        sizes = {"B": rows, "M": slots}
-        if routed:
-            sizes["M_routed"] = layer_slots(manifest, routed[0], slots)
-        (self.buffers,) = zeroed(manifest.graphs[0].caches, sizes, slots)
-        self.begin(manifest, rows, slots, caches=manifest.model.layers, routers=len(routed), record=record)
+        self._manifest, self._room = manifest, slots if room is None else min(slots, room)
+        self.buffers = self._zeroed(rows, slots, self._room)
+        routers = len(manifest.routed.layers) if manifest.routed else 0
+        self.begin(manifest, rows, slots, caches=manifest.model.layers, routers=routers, record=record)
+
+    def _zeroed(self, rows: int, slots: int, room: int) -> Buffers:
+        """Buffers with room for so many tokens a row."""
+        sizes = {"B": rows, "M": room}
+        if self._manifest.routed:
+            sizes["M_routed"] = layer_slots(self._manifest, self._manifest.routed.layers[0], room)
+        return zeroed(self._manifest.graphs[0].caches, sizes, slots)[0]
+
+    def reserve(self, tokens: int) -> None:
+        """Make room for rows of so many tokens, at most ``slots``; not through a view of a row.
+
+        Raises:
+            DynexportError: where there is not so much memory; nothing has changed then.
+        """
+        if min(tokens, self.slots) <= self._room:
+            return
+        room = min(self.slots, max(tokens, 2 * self._room))
+        grown = self._zeroed(self.rows, self.slots, room)
+        for name, buffer in self.buffers.items():
+            copy_entries(buffer, grown[name])
+        self.buffers, self._room = grown, room
 
     def written_lengths(self) -> np.ndarray:
         """``lengths`` at which a step may write: a row that has ended writes over its last slot, never read again."""
-        return np.asarray(np.minimum(self.lengths, self.slots - 1))
+        return np.asarray(np.minimum(self.lengths, self._room - 1))
 
     def row(self, index: int) -> Cache:
         """A view of one row: the same memory, so what is written there is written here."""
         checked_count("row", index, 0, self.rows - 1)
         view = object.__new__(type(self))
+        view._manifest, view._room = self._manifest, self._room
         view.model, view.slots = self.model, self.slots
         view.buffers = {name: buffer[index : index + 1] for name, buffer in self.buffers.items()}
         view.lengths = self.lengths[:, index : index + 1]
@@ -161,6 +187,12 @@ class Cache(Entries):
         view.logs = None if self.logs is None else self.logs[index : index + 1]
         view.streamed, view.running = self.streamed, self.running
         return view
+
+
+def copy_entries(buffer: np.ndarray, larger: np.ndarray) -> None:
+    """Copy [rows, heads, slots, size] or [rows, slots] to the beginning of a buffer with more slots."""
+    places = (..., slice(buffer.shape[2]), slice(None)) if buffer.ndim == 4 else (..., slice(buffer.shape[1]))
+    larger[places] = buffer
 
 
 def layer_slots(manifest: Manifest, layer: int, slots: int) -> int:

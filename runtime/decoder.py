@@ -40,9 +40,13 @@ class Decoder(Loaded):
         self._masks: dict[tuple[int, ...], Array] = {}
         self._deciders = len(self.manifest.routed.layers) if self.manifest.routed else 0
 
-    def cache(self, rows: int, slots: int, *, record: bool = False) -> Cache:
-        """Room for ``rows`` sequences of ``slots`` tokens; at most the model's context."""
-        return Cache(self.manifest, rows, self._slots(slots), record=record)
+    def cache(self, rows: int, slots: int, *, record: bool = False, room: int | None = None) -> Cache:
+        """Room for ``rows`` sequences of ``slots`` tokens; at most the model's context.
+
+        Args:
+            room: tokens that there is memory for at first, more when they come; None for all. On a GPU always all.
+        """
+        return Cache(self.manifest, rows, self._slots(slots), record=record, room=self._first_room(room))
 
     @uses_cache
     def prefill(
@@ -75,6 +79,7 @@ class Decoder(Loaded):
                 error.
         """
         rows = checked_prompts(self.manifest, prompts, cache)
+        cache.reserve(int(cache.positions.max()) + max(map(len, rows)))
         wishes = self._wishes(rows, forced)
         wanted = wanted_places(rows, all_logits, logits_at)
         chunk = self._piece(rows, checked_count("chunk", chunk), all_logits or logits_at is not None)
@@ -104,6 +109,7 @@ class Decoder(Loaded):
             DynexportError: when a live row has no slot left; otherwise as ``prefill``.
         """
         tokens, live = checked_step(self.manifest, tokens, live, cache)
+        cache.reserve(int(cache.positions.max()) + 1)
         active = self._active(speedup)
         ids = tokens.reshape(-1, 1)
         counts = np.ones(len(ids), np.int64) if live is None else live.astype(np.int64)

@@ -31,7 +31,7 @@ class AnyDecoder(Protocol):
     backend: RunBackend
     threads: int | None
 
-    def cache(self, rows: int, slots: int, *, record: bool = False) -> Any:
+    def cache(self, rows: int, slots: int, *, record: bool = False, room: int | None = None) -> Any:
         """Room for ``rows`` sequences of ``slots`` tokens."""
 
     def check_cache(self, cache: Entries) -> None:

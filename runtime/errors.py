@@ -26,8 +26,12 @@ class DynexportError(Exception):
 
 def one_line(text: str) -> str:
     """Escape what would break a line or control a terminal, and cut the middle out of a text of endless length."""
-    line = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in _shortened(text))
-    return _shortened(line)
+    return _shortened(printable(_shortened(text)))
+
+
+def printable(text: str) -> str:
+    """Escape what would break a line or control a terminal."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 def _shortened(text: str) -> str:

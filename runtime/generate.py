@@ -11,6 +11,7 @@ from typing import Literal
 import numpy as np
 
 from dynexport.runtime.bundle import Bundle
+from dynexport.runtime.cache import STEP
 from dynexport.runtime.checks import checked_count, checked_ids, checked_list
 from dynexport.runtime.decoder import Tokens
 from dynexport.runtime.decoders import AnyCache, open_decoder
@@ -129,7 +130,7 @@ class Generator:
 
         Args:
             prompts: token ids per row; lengths may differ.
-            speedup: a ratio that the bundle declares; 1 is full depth; None the first declared.
+            speedup: a ratio that the bundle declares; 1 is full depth; None as for ``Bundle.speedup``.
             max_new_tokens: at most so many per row.
             sampling: temperature 0 is greedy. A row's draws do not depend on its neighbours.
             stop: strings that end a row; they are not part of its text.
@@ -150,7 +151,8 @@ class Generator:
         tokens = self.bundle.manifest.tokens
         eos = frozenset((*tokens.eos, *tokens.turn_end) if chat else tokens.eos)
         if cache is None:
-            cache = self.decoder.cache(len(ids), max(map(len, ids)) + max_new_tokens)
+            longest = max(map(len, ids))
+            cache = self.decoder.cache(len(ids), longest + max_new_tokens, room=longest + STEP)
         self.decoder.check_cache(cache)
         rows = [_Row(i, self.text, stop, eos, max_new_tokens) for i in range(len(ids))]
         return Stream(self._run(cache, ids, rows, keep, Sampler(sampling, len(rows))))

@@ -54,6 +54,10 @@ class Loaded:
         if cache.model != self.manifest.model:
             raise DynexportError(f"cache: expected {expected}, found one of another model")
 
+    def _first_room(self, room: int | None) -> int | None:
+        """Tokens that a cache has room for at first: all on a GPU, where what it holds cannot move."""
+        return room if self.backend == "onnxruntime" else None
+
     def _engine(self, graph: Graph) -> Engine:
         if graph.name not in self._engines:
             with self._opening, self.bundle.unchanged():

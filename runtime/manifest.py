@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, Strict, model_validator
 
-from dynexport.runtime.contract import Contract, Mod, Radial
+from dynexport.runtime.contract import Contract, Mod, Radial, UnifiedSkip, parse_contract
 from dynexport.runtime.errors import DynexportError
 from dynexport.runtime.plain_files import hash_plain
 
@@ -285,6 +285,21 @@ class Manifest(_Part):
         """Whether the checkpoint itself declares this strategy: only then was it trained to be run so."""
         declared = self.source.config.get("dynexport") or {}
         return bool(declared.get("strategy", "dense") == self.contract.strategy)
+
+    def trained_for(self, speedup: Speedup) -> bool:
+        """Whether the checkpoint itself declares these layers: only then was it trained to run in them alone."""
+        if len(speedup.keep) == self.model.layers:
+            return True
+        declared = self.source.config.get("dynexport")
+        if not (isinstance(declared, dict) and isinstance(self.contract, UnifiedSkip)):
+            return False
+        try:
+            trained = parse_contract(declared, "config.json: dynexport")
+        except DynexportError:
+            return False  # of another version, or never a contract
+        if not isinstance(trained, UnifiedSkip) or trained.keep != self.contract.keep:
+            return False
+        return trained.keep is not None or (trained.rule == self.contract.rule and speedup.ratio in trained.speedups)
 
     @model_validator(mode="after")
     def _agrees_with_itself(self) -> Manifest:

@@ -6,7 +6,7 @@ from functools import cached_property
 
 import numpy as np
 
-from dynexport.runtime.cache import Cache, Entries, check_sizes, zeroed
+from dynexport.runtime.cache import Buffers, Cache, Entries, check_sizes, copy_entries, zeroed
 from dynexport.runtime.contract import Radial
 from dynexport.runtime.errors import DynexportError
 from dynexport.runtime.manifest import Graph, Manifest, SingleGraph
@@ -26,14 +26,25 @@ class PathCache(Entries):
 
     Args:
         record: keep logs.
+        room: tokens that rows have room for at first; None for all.
     """
 
-    def __init__(self, manifest: Manifest, contract: Radial, rows: int, slots: int, *, record: bool = False) -> None:
+    def __init__(
+        self,
+        manifest: Manifest,
+        contract: Radial,
+        rows: int,
+        slots: int,
+        *,
+        record: bool = False,
+        room: int | None = None,
+    ) -> None:
         check_sizes(manifest, rows, slots)
         places = contract.places(manifest.model.layers)
         (graph,) = (graph for graph in manifest.graphs if graph.role == "attention")
         self._specs = graph.caches
-        self.buffers = zeroed(self._specs, {"B": rows, "M": slots}, slots, places)
+        self._room = slots if room is None else min(slots, room)
+        self.buffers = zeroed(self._specs, {"B": rows, "M": self._room}, slots, places)
         self.begin(manifest, rows, slots, caches=places, routers=0, record=record)  # no token finds a place full
 
     @cached_property
@@ -53,10 +64,26 @@ class PathCache(Entries):
                     "needed; the context is exhausted"
                 )
             for part, buffer in self.buffers[place].items():
-                entries = grown[part][:, :, :slots] if buffer.ndim == 4 else grown[part][:, :slots]
-                entries[:] = buffer
+                copy_entries(buffer, grown[part])
             self.buffers[place] = grown
         return self.buffers[place]
+
+    def reserve(self, tokens: int) -> None:
+        """Make room for rows of so many tokens in every place, for graphs that take all of them at once.
+
+        Raises:
+            DynexportError: where there is not so much memory.
+        """
+        if min(tokens, self.slots) <= self._room:
+            return
+        self._room = min(self.slots, max(tokens, 2 * self._room))
+        for place in range(len(self.buffers)):
+            self.room(place, self._room)
+        self.__dict__.pop("together", None)
+
+    def written_lengths(self) -> np.ndarray:
+        """``lengths`` at which a step may write: a row that has ended writes over its last slot, never read again."""
+        return np.asarray(np.minimum(self.lengths, self._room - 1))
 
 
 def check_places(graph: Graph, places: int) -> None:
@@ -79,20 +106,32 @@ class SinglePathCache(Cache):
 
     Args:
         record: keep logs.
+        room: as for ``Cache``.
 
     Raises:
         DynexportError: when the graph has not the caches of its contract, or there is no memory for them.
     """
 
-    def __init__(self, manifest: Manifest, contract: Radial, rows: int, slots: int, *, record: bool = False) -> None:
-        check_sizes(manifest, rows, slots)
-        single, specs = manifest.single_graph, manifest.graphs[0].caches
+    def __init__(
+        self,
+        manifest: Manifest,
+        contract: Radial,
+        rows: int,
+        slots: int,
+        *,
+        record: bool = False,
+        room: int | None = None,
+    ) -> None:
+        self._contract = contract
+        check_places(manifest.graphs[0], contract.places(manifest.model.layers))
+        super().__init__(manifest, rows, slots, record=record, room=room)
+        self.begin(manifest, rows, slots, caches=contract.places(manifest.model.layers), routers=1, record=record)
+
+    def _zeroed(self, rows: int, slots: int, room: int) -> Buffers:
+        single = self._manifest.single_graph
         assert isinstance(single, SingleGraph)
-        places = contract.places(manifest.model.layers)
-        check_places(manifest.graphs[0], places)
-        room = slots * contract.entries_per_token + single.chunk
-        (self.buffers,) = zeroed(specs, {"B": rows, "M": room}, slots)
-        self.begin(manifest, rows, slots, caches=places, routers=1, record=record)
+        entries = room * self._contract.entries_per_token + single.chunk
+        return zeroed(self._manifest.graphs[0].caches, {"B": rows, "M": entries}, slots)[0]
 
     def written_lengths(self) -> np.ndarray:
         """``lengths`` as they are: behind all entries there is room that nobody counts."""

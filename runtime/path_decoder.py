@@ -86,10 +86,10 @@ class PathDecoder(Loaded):
         self._decode = self._whole_step()
         self._walking = threading.Lock()
 
-    def cache(self, rows: int, slots: int, *, record: bool = False) -> PathCache:
-        """Room for ``rows`` sequences of ``slots`` tokens; at most the model's context."""
-        slots = min(checked_count("slots", slots), self.manifest.model.max_length)
-        return PathCache(self.manifest, self.contract, rows, slots, record=record)
+    def cache(self, rows: int, slots: int, *, record: bool = False, room: int | None = None) -> PathCache:
+        """Room for ``rows`` sequences of ``slots`` tokens; at most the model's context; ``room`` as for ``Decoder``."""
+        slots, room = min(checked_count("slots", slots), self.manifest.model.max_length), self._first_room(room)
+        return PathCache(self.manifest, self.contract, rows, slots, record=record, room=room)
 
     @uses_cache
     def prefill(
@@ -108,6 +108,8 @@ class PathDecoder(Loaded):
             forced: int64 [max_steps, len] per row: a layer, the number of layers to leave, -1 to let the router decide.
         """
         rows = checked_prompts(self.manifest, prompts, cache)
+        if self._decode is not None:
+            cache.reserve(int(cache.positions.max()) + max(map(len, rows)))
         paths = self._paths(rows, forced)
         wanted = wanted_places(rows, all_logits, logits_at)
         chunk = self._piece(len(rows), checked_count("chunk", chunk))
@@ -142,6 +144,7 @@ class PathDecoder(Loaded):
         ids, live = checked_step(self.manifest, tokens, live, cache)
         wish = self._path(forced, cache.rows)
         if self._decode is not None:
+            cache.reserve(int(cache.positions.max()) + 1)
             return self._step_at_once(self._decode, cache, ids, live, wish)
         fed = np.ones(cache.rows, bool) if live is None else live
         parts = [ids[row : row + 1] if fed[row] else ids[:0] for row in range(cache.rows)]
@@ -158,7 +161,7 @@ class PathDecoder(Loaded):
             "input_ids": ids[:, None],
             # Only rows that have ended ever reach past the model's last position, and a cache's last slot.
             "position_ids": np.minimum(cache.positions, self.manifest.model.max_length - 1)[:, None],
-            "cache_lengths": np.minimum(cache.lengths, cache.slots - 1),
+            "cache_lengths": cache.written_lengths(),
             "token_counts": counts,
             "forced_paths": wish[:, :, None],
         }

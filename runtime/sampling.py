@@ -22,6 +22,7 @@ class Sampling:
         temperature: 0 takes the most probable token; above 0 one is drawn from softmax(logits / temperature).
         top_p: draw from the smallest set of most probable tokens whose probability is at least this, 0 < top_p <= 1.
         top_k: draw from this many most probable tokens, before ``top_p``; 0 means all.
+        min_p: draw only from tokens at least ``min_p`` times as probable as the most probable one, after ``top_p``.
         seed: makes the draws repeatable; None takes fresh entropy.
 
     Raises:
@@ -31,6 +32,7 @@ class Sampling:
     temperature: float = 0.0
     top_p: float = 1.0
     top_k: int = 0
+    min_p: float = 0.0
     seed: int | None = None
 
     def __post_init__(self) -> None:
@@ -38,6 +40,7 @@ class Sampling:
         _check("temperature", self.temperature, temperature_fits, "a finite number >= 0")
         _check("top_p", self.top_p, is_number(self.top_p) and 0 < self.top_p <= 1, "0 < top_p <= 1")
         _check("top_k", self.top_k, is_integer(self.top_k) and self.top_k >= 0, "an integer >= 0")
+        _check("min_p", self.min_p, is_number(self.min_p) and 0 <= self.min_p <= 1, "0 <= min_p <= 1")
         seed_fits = self.seed is None or (is_integer(self.seed) and self.seed >= 0)
         _check("seed", self.seed, seed_fits, "an integer >= 0, or none")
 
@@ -92,13 +95,16 @@ def distribution(row: NDArray[np.float32], sampling: Sampling) -> tuple[NDArray[
         sampling: its temperature is above 0.
 
     Returns:
-        Token ids, ascending, and the probability of each among all that were there before ``top_p``.
+        Token ids, ascending, and the probability of each among all that were there before ``top_p`` and ``min_p``.
     """
     candidates = _top_k(row, sampling.top_k)
     probabilities = _softmax(row[candidates], sampling.temperature)
     if sampling.top_p < 1:
         kept = _top_p(probabilities, sampling.top_p)
         candidates, probabilities = candidates[kept], probabilities[kept]
+    if sampling.min_p > 0:
+        likely = probabilities >= sampling.min_p * probabilities.max()
+        candidates, probabilities = candidates[likely], probabilities[likely]
     return candidates, probabilities
 
 

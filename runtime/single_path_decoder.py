@@ -35,9 +35,10 @@ class SinglePathDecoder(Decoder):
         (graph,) = self.manifest.graphs
         self._check_outputs(graph, "logits", "overflow", *StepPaths.OUTPUTS)
 
-    def cache(self, rows: int, slots: int, *, record: bool = False) -> SinglePathCache:
-        """Room for ``rows`` sequences of ``slots`` tokens; at most the model's context."""
-        return SinglePathCache(self.manifest, self.contract, rows, self._slots(slots), record=record)
+    def cache(self, rows: int, slots: int, *, record: bool = False, room: int | None = None) -> SinglePathCache:
+        """Room for ``rows`` sequences of ``slots`` tokens; at most the model's context; ``room`` as for ``Decoder``."""
+        slots, room = self._slots(slots), self._first_room(room)
+        return SinglePathCache(self.manifest, self.contract, rows, slots, record=record, room=room)
 
     def prefill(
         self,

@@ -4,24 +4,17 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping, Sequence
-from datetime import datetime
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
-from jinja2 import TemplateError, nodes
-from jinja2.exceptions import SecurityError
-from jinja2.ext import Extension, loopcontrols
-from jinja2.parser import Parser
-from jinja2.sandbox import ImmutableSandboxedEnvironment
-from jinja2.utils import Namespace
 from tokenizers import Tokenizer
 
+from dynexport.runtime.chat_template import TEMPLATE_FILE, ChatTemplate, named_templates
 from dynexport.runtime.checks import checked_kind, checked_list
 from dynexport.runtime.errors import DynexportError, told_as
 
 TOKENIZER_FILE = "tokenizer.json"
 CONFIG_FILE = "tokenizer_config.json"
-TEMPLATE_FILE = "chat_template.jinja"
 TEXT_FILES = (TOKENIZER_FILE, CONFIG_FILE, TEMPLATE_FILE)
 
 _SPECIAL_NAMES = (
@@ -49,6 +42,7 @@ CLEAN_UPS = {
 # What all of these, one after the other, may still change at the end of a text.
 _MAY_BE_CLEANED = re.compile(r"[ '][ 'nvr]*$")
 _REPLACEMENT = "\ufffd"
+NO_VARIABLES: Mapping[str, Any] = {}
 
 
 class Text:
@@ -58,7 +52,9 @@ class Text:
     error that says so.
     """
 
-    def __init__(self, tokenizer: Tokenizer | None, config: Mapping[str, Any], chat_template: str | None) -> None:
+    def __init__(
+        self, tokenizer: Tokenizer | None, config: Mapping[str, Any], chat_template: ChatTemplate | None
+    ) -> None:
         """Use ``from_files``; this takes what it has read."""
         self._tokenizer = tokenizer
         self._chat_template = chat_template
@@ -88,11 +84,11 @@ class Text:
             with told_as(f"{TOKENIZER_FILE}: cannot be loaded by the tokenizers library"):
                 tokenizer = Tokenizer.from_str(files[TOKENIZER_FILE].decode("utf-8"))
         config = _read_config(files.get(CONFIG_FILE, b"{}"))
-        if TEMPLATE_FILE not in files:
-            return cls(tokenizer, config, _template_in_config(config))
-        with told_as(f"{TEMPLATE_FILE}: expected UTF-8 text"):
-            template = files[TEMPLATE_FILE].decode("utf-8")
-        return cls(tokenizer, config, template)
+        templates = named_templates(config.get("chat_template"), CONFIG_FILE)
+        if TEMPLATE_FILE in files:
+            with told_as(f"{TEMPLATE_FILE}: expected UTF-8 text"):
+                templates["default"] = files[TEMPLATE_FILE].decode("utf-8")
+        return cls(tokenizer, config, ChatTemplate(templates) if templates else None)
 
     @property
     def has_tokenizer(self) -> bool:
@@ -132,35 +128,23 @@ class Text:
             text: str = tokenizer.decode(list(ids), skip_special_tokens=skip_special_tokens)
         return text
 
-    def chat(self, messages: Sequence[Mapping[str, str]], add_generation_prompt: bool = True) -> list[int]:
-        """Token ids of a conversation, rendered by the chat template.
-
-        The template runs in a sandbox: it reaches the messages and the special tokens, and nothing else of
-        this process. Its running time and memory are not bounded.
-
-        Args:
-            messages: one or more, each with at least ``"role"`` and ``"content"``.
-            add_generation_prompt: end with what opens the assistant's turn.
+    def chat(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        add_generation_prompt: bool = True,
+        variables: Mapping[str, Any] = NO_VARIABLES,
+    ) -> list[int]:
+        """Token ids of a conversation, rendered by the chat template; arguments and errors as ``ChatTemplate.render``.
 
         Raises:
-            DynexportError: without messages, template or tokenizer, or when the template fails or refuses.
+            DynexportError: also without template or tokenizer.
         """
-        if self._chat_template is None:
-            raise DynexportError(f"{TEMPLATE_FILE}: the bundle has no chat template; give a plain prompt instead")
-        conversation = _plain_messages(messages)
-        with told_as(f"{TEMPLATE_FILE}: the chat template failed"):
-            rendered = (
-                _template_environment()
-                .from_string(self._chat_template)
-                .render(
-                    messages=conversation,
-                    tools=None,
-                    documents=None,
-                    add_generation_prompt=add_generation_prompt,
-                    **self._special_tokens,
-                )
-            )
+        rendered = self._require_template().render(messages, add_generation_prompt, self._special_tokens, variables)
         return self.encode(rendered, add_special_tokens=False)
+
+    def unused_variables(self, names: Collection[str]) -> list[str]:
+        """Those names that the chat template does not read. Raises DynexportError where there is none, or damaged."""
+        return self._require_template().unused(names)
 
     def is_silent(self, token_id: int, *, skip_special_tokens: bool = True) -> bool:
         """Whether ``decode`` leaves this id out wherever it stands: it is special and skipped, or not known.
@@ -173,6 +157,11 @@ class Text:
             return True
         with told_as(f"{TOKENIZER_FILE}: cannot look up token id {token_id}"):
             return tokenizer.id_to_token(token_id) is None
+
+    def _require_template(self) -> ChatTemplate:
+        if self._chat_template is None:
+            raise DynexportError(f"{TEMPLATE_FILE}: the bundle has no chat template; give a plain prompt instead")
+        return self._chat_template
 
     def _require_tokenizer(self) -> Tokenizer:
         if self._tokenizer is None:
@@ -315,99 +304,12 @@ class StopStrings:
         return piece
 
 
-class _GenerationTag(Extension):
-    """``{% generation %}`` marks the assistant's text for training; here its body is simply rendered."""
-
-    tags = {"generation"}  # noqa: RUF012 - jinja declares it so
-
-    def parse(self, parser: Parser) -> list[nodes.Node]:
-        next(parser.stream)
-        return parser.parse_statements(("name:endgeneration",), drop_needle=True)
-
-
-class _GuardedNamespace(Namespace):
-    """Jinja's namespace, whose assignments bypass the sandbox's checks, without underscored names."""
-
-    def __init__(self, /, *args: Any, **kwargs: Any) -> None:
-        attributes = dict(*args, **kwargs)
-        for name in attributes:
-            _refuse_underscore(name)
-        super().__init__(attributes)
-
-    def __setitem__(self, name: str, value: Any) -> None:
-        _refuse_underscore(name)
-        super().__setitem__(name, value)
-
-
-def _refuse_underscore(name: object) -> None:
-    if isinstance(name, str) and name.startswith("_"):
-        raise SecurityError(f"a namespace cannot hold {name!r}")
-
-
-def _template_environment() -> ImmutableSandboxedEnvironment:
-    """The environment that transformers gives to chat templates."""
-    environment = ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=[_GenerationTag, loopcontrols]
-    )
-    environment.filters["tojson"] = _to_json
-    environment.globals["raise_exception"] = _raise_exception
-    environment.globals["strftime_now"] = _strftime_now
-    environment.globals["namespace"] = _GuardedNamespace
-    return environment
-
-
-def _to_json(
-    value: Any,
-    ensure_ascii: bool = False,
-    indent: int | None = None,
-    separators: tuple[str, str] | None = None,
-    sort_keys: bool = False,
-) -> str:
-    # Jinja's own filter escapes HTML, which models have never seen.
-    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
-
-
-def _raise_exception(message: str) -> None:
-    raise TemplateError(message)
-
-
-def _strftime_now(format: str) -> str:
-    return datetime.now().strftime(format)
-
-
-def _plain_messages(messages: Sequence[Mapping[str, str]]) -> list[dict[str, Any]]:
-    """Copies made of JSON values, so that a template meets no other object of this process; no nulls."""
-    listed = checked_list("messages", messages, "messages")
-    if not listed:
-        raise DynexportError("messages: expected at least one, found none")
-    conversation = []
-    for index, message in enumerate(listed):
-        checked_kind(f"messages[{index}]", message, Mapping, 'a mapping with "role" and "content"')
-        if not all(isinstance(message.get(key), str) for key in ("role", "content")):
-            raise DynexportError(f'messages[{index}]: expected text under "role" and "content"')
-        with told_as(f"messages[{index}]: expected JSON values"):
-            fields = json.loads(json.dumps(dict(message)))
-        conversation.append({key: value for key, value in fields.items() if value is not None})
-    return conversation
-
-
 def _read_config(content: bytes) -> dict[str, Any]:
     with told_as(f"{CONFIG_FILE}: expected a JSON object"):
         config = json.loads(content)
     if not isinstance(config, dict):
         raise DynexportError(f"{CONFIG_FILE}: expected a JSON object, found {type(config).__name__}")
     return config
-
-
-def _template_in_config(config: Mapping[str, Any]) -> str | None:
-    """Where checkpoints kept the template before chat_template.jinja: as text, or as named texts."""
-    template = config.get("chat_template")
-    if isinstance(template, list):
-        named = {entry.get("name"): entry.get("template") for entry in template if isinstance(entry, dict)}
-        template = named.get("default")
-    if template is None or isinstance(template, str):
-        return template
-    raise DynexportError(f"{CONFIG_FILE}: chat_template: expected text, found {type(template).__name__}")
 
 
 def _special_tokens(config: Mapping[str, Any]) -> dict[str, str]:

@@ -10,6 +10,7 @@ import os
 import shutil
 import signal
 import sys
+import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -45,17 +46,21 @@ class Ran:
         return json.loads(self.out)
 
 
-def dynexport(*arguments: object, stdin: str = "") -> Ran:
+def dynexport(*arguments: object, stdin: str | bytes = "") -> Ran:
     """Run a command as ``dynexport ARGUMENTS`` does, in this process."""
     out, err = io.StringIO(), io.StringIO()
     earlier = sys.argv, sys.stdin, signal.getsignal(signal.SIGTERM)
-    sys.argv, sys.stdin = ["dynexport", *map(str, arguments)], io.StringIO(stdin)
-    try:
-        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err), pytest.raises(SystemExit) as ended:
-            main()
-    finally:
-        sys.argv, sys.stdin = earlier[:2]
-        signal.signal(signal.SIGTERM, earlier[2])
+    with tempfile.TemporaryFile() if stdin else Path(os.devnull).open("rb") as file:
+        if stdin:
+            file.write(stdin if isinstance(stdin, bytes) else stdin.encode())
+            file.seek(0)
+        sys.argv, sys.stdin = ["dynexport", *map(str, arguments)], io.TextIOWrapper(file)
+        try:
+            with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err), pytest.raises(SystemExit) as ended:
+                main()
+        finally:
+            sys.argv, sys.stdin = earlier[:2]
+            signal.signal(signal.SIGTERM, earlier[2])
     assert isinstance(ended.value.code, int)
     return Ran(ended.value.code, out.getvalue(), err.getvalue())
 

@@ -14,8 +14,9 @@ from dynexport.exporter.checkpoint.gguf_config import Metadata
 from dynexport.exporter.checkpoint.gguf_pre_tokenizers import SPLITTINGS, Splitting
 from dynexport.exporter.checkpoint.gguf_vocabulary import ANOTHER_TOKENIZER, Kind, Vocabulary, read_vocabulary
 from dynexport.exporter.checkpoint.tokenizer_files import TokenizerFiles, tokenizer_settings
+from dynexport.runtime.chat_template import TEMPLATE_FILE
 from dynexport.runtime.errors import DynexportError, told_as
-from dynexport.runtime.text import CONFIG_FILE, TEMPLATE_FILE, TOKENIZER_FILE
+from dynexport.runtime.text import CONFIG_FILE, TOKENIZER_FILE
 
 _GENERATION = "generation_config.json"
 _NO_VOCABULARY = ("", "none", "no_vocab")

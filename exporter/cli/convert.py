@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from dynexport.exporter.cli.arguments import numbers, settings
-from dynexport.exporter.cli.describe import NOT_TRAINED, bundle_report, describe_bundle, speedup_table
+from dynexport.exporter.cli.describe import bundle_report, describe_bundle, not_trained, speedup_table
 from dynexport.exporter.cli.output import Output, bytes_text, json_option
 from dynexport.runtime.contract import STRATEGY_NAMES
 
@@ -169,8 +169,8 @@ def convert(
     out.facts(f"Bundle {done.output}", [*describe_bundle(manifest), *_describe_run(done)])
     if manifest.speedups:
         out.table("Kept layers", *speedup_table(manifest))
-    if manifest.speedups and not manifest.trained_for_its_strategy:
-        out.warn(NOT_TRAINED)
+    if warning := not_trained(manifest, manifest.speedups):
+        out.warn(warning)
     for note in done.notes:
         out.warn(note)
     out.report(

@@ -2,19 +2,27 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 from dynexport.exporter.cli.output import bytes_text, layers_text
 from dynexport.runtime.cache import layer_slots
+from dynexport.runtime.chat_template import TEMPLATE_FILE
 from dynexport.runtime.contract import Mod
 from dynexport.runtime.cost import ideal_speedup, step_bytes
-from dynexport.runtime.manifest import WEIGHTS, Manifest, SingleGraph
-from dynexport.runtime.text import TEMPLATE_FILE, TOKENIZER_FILE
+from dynexport.runtime.manifest import WEIGHTS, Manifest, SingleGraph, Speedup
+from dynexport.runtime.text import TOKENIZER_FILE
 
-NOT_TRAINED = (
-    "this checkpoint does not declare that it was trained to skip layers; expect worse text the more are skipped "
-    "(dynexport eval BUNDLE --text FILE says how much)"
-)
+
+def not_trained(manifest: Manifest, speedups: Iterable[Speedup]) -> str | None:
+    """A warning where some of the ratios are none that the checkpoint was trained for."""
+    names = [speedup.name for speedup in speedups if not manifest.trained_for(speedup)]
+    if not names:
+        return None
+    return (
+        f"this checkpoint does not declare that it was trained to skip layers as the ratio {' or '.join(names)} does; "
+        "expect worse text the more are skipped (dynexport eval BUNDLE --text FILE says how much)"
+    )
 
 
 def describe_bundle(manifest: Manifest) -> list[tuple[str, str]]:
@@ -117,7 +125,11 @@ def bundle_report(manifest: Manifest) -> dict[str, Any]:
         "single_graph": manifest.single_graph.model_dump() if manifest.single_graph else None,
         "trained_for_its_strategy": manifest.trained_for_its_strategy,
         "speedups": [
-            {**speedup.model_dump(mode="json"), "ideal_speedup": ideal_speedup(manifest, speedup.keep)}
+            {
+                **speedup.model_dump(mode="json"),
+                "ideal_speedup": ideal_speedup(manifest, speedup.keep),
+                "trained": manifest.trained_for(speedup),
+            }
             for speedup in manifest.speedups
         ],
         "graphs": [graph.model_dump(mode="json") for graph in manifest.graphs],

@@ -16,7 +16,7 @@ from dynexport.exporter.cli.arguments import (
     threads_option,
     trust_option,
 )
-from dynexport.exporter.cli.describe import NOT_TRAINED
+from dynexport.exporter.cli.describe import not_trained
 from dynexport.exporter.cli.output import Output, json_option
 from dynexport.runtime.bundle import Bundle
 from dynexport.runtime.engines.opening import RunBackend
@@ -90,8 +90,8 @@ def evaluate(
             for row, result in zip(rows, results, strict=True)
         ]
     out.table(f"Perplexity on {text_path.name}, {results[0].tokens} decoded tokens", columns, rows)
-    if len(results) > 1 and not opened.manifest.trained_for_its_strategy:
-        out.warn(NOT_TRAINED)
+    if warning := not_trained(opened.manifest, compared):
+        out.warn(warning)
     out.report(
         {
             "text": str(text_path),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import logging
 import os
@@ -26,7 +27,7 @@ from dynexport.exporter.cli.inspect import inspect
 from dynexport.exporter.cli.profile import profile
 from dynexport.exporter.cli.run import run
 from dynexport.exporter.cli.verify import verify
-from dynexport.runtime.errors import EXIT_BAD_INPUT, DynexportError
+from dynexport.runtime.errors import EXIT_BAD_INPUT, DynexportError, one_line
 
 _DEBUG = "--debug"
 
@@ -39,7 +40,7 @@ class _Commands(click.Group):
             # Whoever read our output has seen enough; click and rich end with 1 then, which here is a failed check.
             if isinstance(error, SystemExit) and not isinstance(error.__context__, BrokenPipeError):
                 raise
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for the flush at exit
+            _discard_output()
             sys.exit(128 + signal.SIGPIPE)
 
 
@@ -66,14 +67,13 @@ def main() -> NoReturn:
     """Run the command line; exit codes: 0 good, 1 a check failed, 2 bad usage or input."""
     # So that temporary files are removed when we are asked to end.
     signal.signal(signal.SIGTERM, _exit_on_signal)
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="replace")  # a terminal that cannot show a character shows "?"
+    _open_streams()
     try:
         # --debug is taken wherever it stands.
         arguments = sys.argv[1:]
         words = [word for word in arguments if word != _DEBUG]
         code = cli.main(words, prog_name="dynexport", standalone_mode=False)
+        sys.stdout.flush()
     except click.exceptions.NoArgsIsHelpError as error:
         error.show()
         sys.exit(EXIT_BAD_INPUT)
@@ -86,7 +86,12 @@ def main() -> NoReturn:
         _say("interrupted")
         sys.exit(128 + signal.SIGINT)
     except DynexportError as error:
+        _discard_output()
         _say(f"error: {error}", log=error)
+        sys.exit(EXIT_BAD_INPUT)
+    except OSError as error:
+        where = "standard output" if _discard_output() else error.filename or type(error).__name__
+        _say(f"error: {where}: {error.strerror or error}", log=error)
         sys.exit(EXIT_BAD_INPUT)
     except MemoryError as error:
         _say("error: out of memory; use a smaller model, batch or context", log=error)
@@ -100,14 +105,40 @@ def main() -> NoReturn:
     sys.exit(code if isinstance(code, int) else 0)
 
 
+def _open_streams() -> None:
+    """Make sure that there are standard streams: a file that is opened in place of a closed one would get its text."""
+    for number, stream in enumerate((sys.stdin, sys.stdout, sys.stderr)):
+        if stream is None:
+            os.dup2(os.open(os.devnull, os.O_RDWR), number)
+    sys.stdin, sys.stderr = sys.stdin or open(0), sys.stderr or open(2, "w")  # noqa: SIM115 - never closed
+    if sys.stdout is None:
+        _say("error: standard output: expected a place to write, found it closed; /dev/null takes what nobody wants")
+        sys.exit(EXIT_BAD_INPUT)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")  # a terminal that cannot show a character shows "?"
+
+
+def _discard_output() -> bool:
+    """Drop what standard output cannot take, for the flush at exit would fail on it again; whether that was so."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return True
+    return False
+
+
 def _exit_on_signal(number: int, frame: FrameType | None) -> NoReturn:
     raise SystemExit(128 + number)
 
 
 def _say(text: str, log: BaseException | None = None) -> None:
     """One line on standard error; under --debug the traceback goes to a file that is named there too."""
-    # Messages quote hostile input: no line breaks, no escape sequences.
-    click.echo(" ".join("".join(c if c.isprintable() else " " for c in text).split()), err=True)
+    # Messages quote hostile input: no line breaks, no escape sequences, no end of it.
+    line = one_line(" ".join("".join(c if c.isprintable() else " " for c in text).split()))
+    with contextlib.suppress(OSError):  # there is nowhere to say that standard error is full
+        click.echo(line, err=True)
     if log is not None and _DEBUG in sys.argv[1:]:
         descriptor, path = tempfile.mkstemp(prefix="dynexport-", suffix=".log")
         os.close(descriptor)

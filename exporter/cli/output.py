@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 import math
 import sys
+import unicodedata
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from rich.progress import (
 from rich.table import Table
 
 from dynexport.runtime.atomic import check_writable, not_writable, write_file
+from dynexport.runtime.errors import DynexportError, one_line, printable
 
 json_option = click.option(
     "--json",
@@ -46,40 +48,47 @@ class Output:
         self._json_path = json_path
         if json_path is not None and json_path != "-":
             check_writable(Path(json_path), "--json")
-        self.console = _console(stderr=json_path == "-")
+        self._console = _console(stderr=json_path == "-")
         self._errors = _console(stderr=True)
+        self.warnings: list[str] = []
 
     def say(self, text: str) -> None:
         """A line for people."""
-        self.console.print(text)
+        self._print(printable(text))
 
     def stream(self, text: str) -> None:
-        """A piece of text for people, shown at once and as it is."""
+        """A piece of a model's text, shown at once: as it is, but at a terminal without what it would obey."""
         stream = sys.stderr if self._json_path == "-" else sys.stdout
-        stream.write(text)
-        stream.flush()
+        with _written():
+            stream.write(_harmless(text) if stream.isatty() else text)
+            stream.flush()
+
+    def note(self, text: str) -> None:
+        """A line on standard error."""
+        self._tell(text, "dim")
 
     def warn(self, text: str) -> None:
-        """A line on standard error that people should not miss."""
-        self._errors.print(f"warning: {text}", style="yellow")
+        """A line on standard error that people should not miss; it stays in ``warnings``."""
+        self.warnings.append(text)
+        self._tell(f"warning: {text}", "yellow")
 
     def table(self, title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
         """A table; the first column is text, the others are figures."""
-        table = Table(title=title, title_justify="left", title_style="bold")
+        table = Table(title=printable(title), title_justify="left", title_style="bold")
         for number, column in enumerate(columns):
             table.add_column(column, justify="left" if number == 0 else "right", overflow="fold")
         for row in rows:
-            table.add_row(*row)
-        self.console.print(table)
+            table.add_row(*map(printable, row))
+        self._print(table)
 
     def facts(self, title: str, facts: Sequence[tuple[str, str]]) -> None:
         """Names and values."""
-        table = Table(title=title, title_justify="left", title_style="bold", show_header=False)
+        table = Table(title=printable(title), title_justify="left", title_style="bold", show_header=False)
         table.add_column(style="dim")
         table.add_column(overflow="fold")
         for name, value in facts:
-            table.add_row(name, value)
-        self.console.print(table)
+            table.add_row(printable(name), printable(value))
+        self._print(table)
 
     def report(self, fields: dict[str, Any]) -> None:
         """Write the JSON report, if one was asked for.
@@ -91,13 +100,22 @@ class Output:
             return
         text = json.dumps(_finite(fields), indent=1, allow_nan=False) + "\n"
         if self._json_path == "-":
-            sys.stdout.write(text)
-            sys.stdout.flush()
+            with _written():
+                sys.stdout.write(text)
+                sys.stdout.flush()
             return
         try:
             write_file(Path(self._json_path), text.encode())
         except OSError as error:
             raise not_writable(Path(self._json_path), "--json", error) from error
+
+    def _tell(self, text: str, style: str) -> None:
+        with suppress(OSError):  # there is nowhere to say that standard error is full
+            self._errors.print(one_line(text), style=style)
+
+    def _print(self, what: str | Table) -> None:
+        with _written():
+            self._console.print(what)
 
     @contextmanager
     def progress(self, title: str) -> Iterator[ProgressBar]:
@@ -129,16 +147,32 @@ class ProgressBar:
 
     def working_on(self, what: str, done: int, total: int) -> None:
         """So many of so many, and what it is now."""
-        self._progress.update(self._task, completed=done, total=total, description=f"{self._title} {what}")
+        self._progress.update(self._task, completed=done, total=total, description=f"{self._title} {printable(what)}")
 
     def stage(self, what: str) -> None:
         """What it is now; nobody knows how long."""
-        self._progress.update(self._task, description=f"{self._title}: {what}", total=None)
+        self._progress.update(self._task, description=f"{self._title}: {printable(what)}", total=None)
 
 
 def _console(*, stderr: bool) -> Console:
     # Without markup and emoji: a path may have brackets and colons.
     return Console(stderr=stderr, soft_wrap=True, highlight=False, markup=False, emoji=False)
+
+
+@contextmanager
+def _written() -> Iterator[None]:
+    """Within, people are told something; raise DynexportError where that cannot be written."""
+    try:
+        yield
+    except BrokenPipeError:
+        raise  # no error: whoever reads has seen enough
+    except OSError as error:
+        raise DynexportError(f"standard output: expected a place to write, found: {error.strerror}") from error
+
+
+def _harmless(text: str) -> str:
+    """Text without control characters but line breaks and tabs: they are escaped."""
+    return "".join(c if c in "\n\t" or unicodedata.category(c) != "Cc" else printable(c) for c in text)
 
 
 def _finite(value: Any) -> Any:

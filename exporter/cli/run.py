@@ -2,23 +2,37 @@
 
 from __future__ import annotations
 
-import sys
 import time
-from collections.abc import Iterable
+from collections.abc import Sequence
+from contextlib import closing
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import click
 
-from dynexport.exporter.cli.arguments import backend_option, bundle_argument, numbers, threads_option, trust_option
+from dynexport.exporter.cli.arguments import (
+    backend_option,
+    bundle_argument,
+    numbers,
+    settings,
+    threads_option,
+    trust_option,
+)
+from dynexport.exporter.cli.describe import not_trained
 from dynexport.exporter.cli.output import Output, json_option
+from dynexport.exporter.cli.prompts import given_prompt, utf8
+from dynexport.exporter.cli.talk import talk
 from dynexport.exporter.trace import Depth, Token, Trace, TraceFile, look
 from dynexport.runtime.bundle import Bundle
+from dynexport.runtime.cache import STEP
 from dynexport.runtime.conversation import Conversation
 from dynexport.runtime.decoders import AnyCache
 from dynexport.runtime.engines.opening import RunBackend
 from dynexport.runtime.errors import DynexportError
-from dynexport.runtime.generate import Generator, Piece
+from dynexport.runtime.generate import Generator, Stream
+from dynexport.runtime.generation_config import GENERATION_CONFIG, Recommended
+from dynexport.runtime.manifest import Speedup
 from dynexport.runtime.sampling import Sampling
 
 
@@ -26,35 +40,54 @@ from dynexport.runtime.sampling import Sampling
     epilog="""\b
 Examples:
   dynexport run smollm2 --prompt "Once upon a time" --speedup 1
-  dynexport run smollm2 --chat --prompt "What is the capital of France?" --speedup 1
+  dynexport run smollm2 --chat --prompt "What is the capital of France?" --system "Answer briefly."
   dynexport run smollm2 --chat
+  dynexport run qwen3 --chat --prompt-file question.txt --template-var enable_thinking=false
+  dynexport run smollm2 --prompt-file story.txt --temperature 0.7 --top-p 0.9
   dynexport run smollm2 --ids 1,2,3 --max-new-tokens 16 --json -
   dynexport run smollm2 --prompt "Once upon a time" --trace trace.png --trace trace.html
   dynexport run for-tensorrt --prompt "Once upon a time" --backend tensorrt-rtx"""
 )
 @bundle_argument
-@click.option("--prompt", help="Text to continue; with --chat, a message to answer.")
+@click.option(
+    "--prompt", callback=utf8, help="Text to continue, '-' for standard input; with --chat, a message to answer."
+)
+@click.option("--prompt-file", type=click.Path(path_type=Path), help="The same from a file.")
 @click.option("--ids", metavar="1,2,3", help="Token ids to continue.")
-@click.option("--chat", is_flag=True, help="Use the chat template; without --prompt, talk until end of input.")
-@click.option("--speedup", help="A declared ratio; 1 is full depth.  [default: the first of the bundle]")
+@click.option("--chat", is_flag=True, help="Use the chat template; without a prompt, talk until end of input.")
+@click.option("--system", callback=utf8, help="With --chat: a system message to begin with.")
+@click.option(
+    "--template-var",
+    "variables",
+    metavar="NAME=VALUE",
+    callback=utf8,
+    multiple=True,
+    help="With --chat: a variable of the chat template, as JSON or text, such as enable_thinking=false; may be given "
+    "several times.",
+)
+@click.option(
+    "--speedup", help="A declared ratio; 1 is full depth.  [default: the first that the model was trained for, else 1]"
+)
 @click.option("--max-new-tokens", type=int, default=128, show_default=True, help="Stop after so many tokens.")
-@click.option("--temperature", type=float, default=0.0, show_default=True, help="0 is greedy.")
+@click.option("--temperature", type=float, help="0 is greedy.  [default: as generation_config.json says, else 0]")
 @click.option(
     "--top-p",
     type=float,
-    default=1.0,
-    show_default=True,
-    help="Sample from the likeliest tokens of this share.",
+    help="Sample from the likeliest tokens of this share.  [default: as generation_config.json says, else 1]",
 )
 @click.option(
     "--top-k",
     type=int,
-    default=0,
-    show_default=True,
-    help="Sample from so many likeliest tokens; 0 from all.",
+    help="Sample from so many likeliest tokens; 0 from all.  [default: as generation_config.json says, else 0]",
+)
+@click.option(
+    "--min-p",
+    type=float,
+    help="Sample from tokens at least so probable, against the likeliest.  [default: as generation_config.json says, "
+    "else 0]",
 )
 @click.option("--seed", type=int, help="Makes sampling repeatable.")
-@click.option("--stop", multiple=True, help="Stop at this text; may be given several times.")
+@click.option("--stop", callback=utf8, multiple=True, help="Stop at this text; may be given several times.")
 @click.option(
     "--trace",
     "traces",
@@ -70,13 +103,17 @@ Examples:
 def run(
     bundle: Path,
     prompt: str | None,
+    prompt_file: Path | None,
     ids: str | None,
     chat: bool,
+    system: str | None,
+    variables: tuple[str, ...],
     speedup: str | None,
     max_new_tokens: int,
-    temperature: float,
-    top_p: float,
-    top_k: int,
+    temperature: float | None,
+    top_p: float | None,
+    top_k: int | None,
+    min_p: float | None,
     seed: int | None,
     stop: tuple[str, ...],
     traces: tuple[Path, ...],
@@ -85,34 +122,57 @@ def run(
     threads: int,
     json_path: str | None,
 ) -> None:
-    """Generate with BUNDLE, streaming."""
-    if (prompt is not None) + (ids is not None) + (chat and prompt is None) != 1 or (chat and ids is not None):
-        raise click.UsageError("expected one of --prompt TEXT, --ids 1,2,3 or --chat (or --chat with --prompt)")
-    if traces and chat and prompt is None:
-        raise click.UsageError("--trace: expected --prompt or --ids beside it, found a conversation")
+    """Generate with BUNDLE, streaming.
+
+    Without --prompt, --prompt-file, --ids and --chat, the prompt is what a pipe brings.
+    """
+    _check_sources(prompt, prompt_file, ids, chat=chat)
+    template_variables = _template_variables(variables)
+    if not chat and (system is not None or variables):
+        raise click.UsageError("--system and --template-var: expected with --chat, found without")
     out = Output(json_path)
     files = [TraceFile(path) for path in traces]
-    sampling = Sampling(temperature=temperature, top_p=top_p, top_k=top_k, seed=seed)
-    generator = Generator(Bundle.open(bundle, trust_engines=trust_engines), threads, backend=backend)
-    if chat and prompt is None:
-        _talk(out, generator, speedup, max_new_tokens, sampling)
+    text = given_prompt(prompt, prompt_file, from_pipe=ids is None and not chat)
+    if text is None and ids is None and not chat:
+        raise click.UsageError(_SOURCES)
+    talking = chat and text is None
+    if traces and talking:
+        raise click.UsageError("--trace: expected --prompt or --ids beside it, found a conversation")
+    given = {"temperature": temperature, "top_p": top_p, "top_k": top_k, "min_p": min_p, "seed": seed}
+    opened = Bundle.open(bundle, trust_engines=trust_engines)
+    recommended = opened.recommended()
+    sampling = _sampling(out, recommended, {name: value for name, value in given.items() if value is not None})
+    keep = opened.speedup(speedup)
+    _say_ratio(out, opened, keep, asked=speedup is not None)
+    generator = Generator(opened, threads, backend=backend)
+    if template_variables and (unused := generator.text.unused_variables(template_variables)):
+        out.warn(f"--template-var {', '.join(unused)}: the chat template reads no such variable")
+    how: dict[str, Any] = {
+        "speedup": speedup,
+        "max_new_tokens": max_new_tokens,
+        "sampling": sampling,
+        "stop": (*stop, *(recommended.stop if generator.text.has_tokenizer else ())),
+    }
+    settled = {
+        "speedup": keep.name,
+        "layers": list(keep.keep),
+        "trained": opened.manifest.trained_for(keep),
+        "sampling": asdict(sampling),
+        "warnings": out.warnings,
+    }
+    if talking:
+        _talk(out, Conversation(generator, system, template_variables), how, settled)
         return
-    tokens = _tokens(generator, prompt, ids, chat)
-    cache = generator.decoder.cache(1, len(tokens) + max(0, max_new_tokens), record=bool(files))
-    start = time.perf_counter()
-    pieces = generator.stream(
-        [tokens],
-        speedup=speedup,
-        max_new_tokens=max_new_tokens,
-        sampling=sampling,
-        stop=stop,
-        cache=cache,
-        chat=chat,
+    tokens = _tokens(generator, text, ids, _messages(system, text) if chat else None, template_variables)
+    cache = generator.decoder.cache(
+        1, len(tokens) + max(0, max_new_tokens), record=bool(files), room=len(tokens) + STEP
     )
-    shown = _show(out, pieces, as_ids=not generator.text.has_tokenizer or ids is not None)
+    start = time.perf_counter()
+    shown = _nothing_shown()
+    pieces = generator.stream([tokens], cache=cache, chat=chat, **how)
+    _show(out, pieces, shown, as_ids=not generator.text.has_tokenizer or ids is not None)
     seconds = time.perf_counter() - start
-    keep = generator.bundle.speedup(speedup)
-    report = {**shown, "prompt_ids": tokens, "speedup": keep.name, "layers": list(keep.keep), "seconds": seconds}
+    report = {**shown, "prompt_ids": tokens, **settled, "seconds": seconds}
     depth = Depth.of(cache, generator.bundle.manifest)
     if depth.routed:
         _say_depth(out, depth)
@@ -125,28 +185,86 @@ def run(
     out.report(report)
 
 
-def _tokens(generator: Generator, prompt: str | None, ids: str | None, chat: bool) -> list[int]:
+_SOURCES = (
+    "expected one of --prompt TEXT, --ids 1,2,3 or --chat (or --chat with --prompt); --prompt-file FILE or a pipe can "
+    "take the place of --prompt"
+)
+
+
+def _check_sources(prompt: str | None, path: Path | None, ids: str | None, *, chat: bool) -> None:
+    if sum(source is not None for source in (prompt, path, ids)) > 1 or (chat and ids is not None):
+        raise click.UsageError(_SOURCES)
+
+
+def _template_variables(options: Sequence[str]) -> dict[str, Any]:
+    variables = settings(options, "--template-var")
+    for name, value in variables.items():
+        if value in ("True", "False", "None"):  # text that no template takes for what was meant
+            json_value = {"True": "true", "False": "false", "None": "null"}[value]
+            raise click.BadParameter(f"{name}: expected JSON, {json_value}, found {value}", param_hint="--template-var")
+    return variables
+
+
+def _sampling(out: Output, recommended: Recommended, given: dict[str, Any]) -> Sampling:
+    """What the user asks for on top of what the model's author recommends; both are told where they matter."""
+    sampling = replace(recommended.sampling, **given)
+    if recommended.left_out:
+        out.warn(f"{GENERATION_CONFIG} asks for {', '.join(recommended.left_out)}: dynexport does not do that")
+    filters = [name for name in ("top_p", "top_k", "min_p") if name in given]
+    if sampling.temperature == 0 and filters and "temperature" not in given:
+        options = ", ".join(f"--{name.replace('_', '-')}" for name in filters)
+        out.warn(f"{options}: expected with --temperature above 0, found greedy choice, where it changes nothing")
+    if sampling.temperature > 0 and recommended.sampling != Sampling():
+        fields = {name: value for name, value in asdict(sampling).items() if value is not None}
+        shown = ", ".join(f"{name.replace('_', '-')} {value:g}" for name, value in fields.items())
+        out.note(
+            f"sampling, where no option says otherwise as {GENERATION_CONFIG} does: {shown}; --temperature 0 is greedy"
+        )
+    return sampling
+
+
+def _say_ratio(out: Output, bundle: Bundle, keep: Speedup, *, asked: bool) -> None:
+    """Warn about a ratio that the model was not trained for; tell where that is why none is taken."""
+    if warning := not_trained(bundle.manifest, [keep]):
+        out.warn(warning)
+    if bundle.manifest.speedups and not asked and len(keep.keep) == bundle.manifest.model.layers:
+        out.note("at full depth, as the checkpoint declares no ratio that it was trained for; --speedup takes one")
+
+
+def _messages(system: str | None, prompt: str | None) -> list[dict[str, str]]:
+    told = [] if system is None else [{"role": "system", "content": system}]
+    return [*told, {"role": "user", "content": prompt or ""}]
+
+
+def _tokens(
+    generator: Generator,
+    prompt: str | None,
+    ids: str | None,
+    messages: list[dict[str, str]] | None,
+    variables: dict[str, Any],
+) -> list[int]:
     if ids is not None:
         return numbers(ids, "--ids")
     if not prompt:
         raise DynexportError("--prompt: expected text, found none")
-    if chat:
-        return generator.text.chat([{"role": "user", "content": prompt}])
+    if messages is not None:
+        return generator.text.chat(messages, variables=variables)
     return generator.text.encode(prompt)
 
 
-def _show(out: Output, pieces: Iterable[Piece], *, as_ids: bool) -> dict[str, Any]:
-    """Print tokens as they come; what they were."""
-    ids: list[int] = []
-    text, reason = "", None
-    for piece in pieces:
-        shown = (f",{piece.token}" if ids else str(piece.token)) if as_ids else piece.text
-        out.stream(shown)
-        ids.append(piece.token)
-        text += piece.text
-        reason = piece.finish_reason
+def _nothing_shown() -> dict[str, Any]:
+    return {"ids": [], "text": "", "finish_reason": None}
+
+
+def _show(out: Output, stream: Stream, shown: dict[str, Any], *, as_ids: bool) -> None:
+    """Print tokens as they come, and keep them in ``shown``, whose finish_reason stays None when they are left off."""
+    with closing(stream) as pieces:
+        for piece in pieces:
+            out.stream(f"{',' if shown['ids'] else ''}{piece.token}" if as_ids else piece.text)
+            shown["ids"].append(piece.token)
+            shown["text"] += piece.text
+            shown["finish_reason"] = piece.finish_reason
     out.stream("\n")
-    return {"ids": ids, "text": text, "finish_reason": reason}
 
 
 def _say_depth(out: Output, depth: Depth) -> None:
@@ -173,16 +291,18 @@ def _trace(
         out.say(f"trace: {file.path}")
 
 
-def _talk(out: Output, generator: Generator, speedup: str | None, max_new_tokens: int, sampling: Sampling) -> None:
-    """A conversation on standard input until its end; the report has all messages."""
-    conversation = Conversation(generator)
-    interactive = sys.stdin.isatty()
-    while True:
-        try:
-            line = input("> " if interactive else "")
-        except EOFError:
-            break
-        if line.strip():
-            answer = conversation.say(line, speedup=speedup, max_new_tokens=max_new_tokens, sampling=sampling)
-            _show(out, answer, as_ids=False)
-    out.report({"messages": conversation.messages})
+def _talk(out: Output, conversation: Conversation, how: dict[str, Any], settled: dict[str, Any]) -> None:
+    """A conversation on standard input; the report has what was said, whatever ended it."""
+    turns: list[dict[str, Any]] = []
+
+    def answer(message: str) -> None:
+        turns.append(_nothing_shown())
+        _show(out, conversation.say(message, **how), turns[-1], as_ids=False)
+        if turns[-1]["finish_reason"] == "context":
+            out.warn(f"the context of {conversation.context} tokens is full: the answer ends here")
+
+    try:
+        talk(out, answer)
+    finally:
+        answered = [turn for turn in turns if turn["ids"]]
+        out.report({"messages": conversation.messages, "turns": answered, **settled})

@@ -69,7 +69,11 @@ def test_a_contract_all_of_settings(tmp_path: Path) -> None:
 
 def test_settings_of_other_strategies(tmp_path: Path) -> None:
     model = checkpoint(tmp_path / "model", "skip-2x")
-    assert convert(model, "--set", "speedups=[4]", "--set", "rule=balanced")["speedups"] == [4.0]
+    ran = dynexport(
+        "convert", model, "--no-golden", "-o", tmp_path / "b", "--set", "speedups=[2, 4]", "--set", "rule=official"
+    )
+    assert ran.code == 0 and "trained to skip layers as the ratio 4 does" in ran.err
+    assert Bundle.open(tmp_path / "b").manifest.contract.model_dump()["speedups"] == (2.0, 4.0)
 
 
 def astramind(model: Path) -> Path:
@@ -227,7 +231,7 @@ ARGUMENTS: dict[str, tuple[list[str], str]] = {
         ["--set", "thresholds=" + '{"1":' * 5000],
         "mod.thresholds: Input should be a valid dict",
     ),
-    "ratios": (["--speedup", "2"], "mod.speedups: Extra inputs are not permitted"),
+    "ratios": (["--speedup", "2"], "--speedup: expected with the strategy unified-skip"),
     "another strategy's contract": (["--strategy", "dense", "--set", "capacity=1"], "dense.capacity: Extra inputs are"),
     "no routers to import": (
         ["--import", "astramind"],

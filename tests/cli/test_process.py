@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import signal
 import subprocess
 import sys
@@ -41,6 +42,24 @@ def test_a_reader_that_has_seen_enough(skip_bundle: Path, arguments: list[str]) 
         assert process.stdout is not None and process.stderr is not None
         process.stdout.close()
         assert (process.stderr.read(), process.wait(timeout=30)) == (b"", 128 + signal.SIGPIPE)
+
+
+@pytest.mark.parametrize(
+    ("redirected", "expected"),
+    [
+        (">/dev/full", (2, "error: standard output: expected a place to write, found: No space left on device\n")),
+        (">&- <&-", (2, "error: standard output: expected a place to write, found it closed; /dev/null takes what ")),
+        ("--chat <&- 2>&- --json -", (0, "")),
+    ],
+)
+def test_standard_streams_that_are_full_or_closed(
+    skip_bundle: Path, redirected: str, expected: tuple[int, str]
+) -> None:
+    what = "" if "--chat" in redirected else "--ids 1 --max-new-tokens 2"
+    line = f"{shlex.join(command('run', skip_bundle))} {what} {redirected}"
+    ran = subprocess.run(["bash", "-c", line], capture_output=True, text=True, env=environment())
+    assert (ran.returncode, ran.stderr[: len(expected[1]) or None]) == expected
+    assert ran.stdout == "" or json.loads(ran.stdout)["messages"] == []
 
 
 def test_characters_that_the_output_cannot_show(skip_bundle: Path, tmp_path: Path) -> None:

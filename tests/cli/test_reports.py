@@ -180,7 +180,7 @@ def test_chat_on_standard_input(skip_bundle: Path) -> None:
 
 def test_chat_with_nothing_to_answer(skip_bundle: Path) -> None:
     ran = dynexport("run", skip_bundle, "--chat", "--json", "-", stdin="")
-    assert (ran.code, ran.report) == (0, {"messages": []})
+    assert (ran.code, ran.report["messages"], ran.report["turns"]) == (0, [], [])
 
 
 def test_inspect_names_the_operators_that_may_become_plugins(tmp_path: Path) -> None:

@@ -53,6 +53,25 @@ def test_a_step_does_not_touch_the_memory_of_unused_slots(generator: Generator) 
     assert size >= 1 << 30
 
 
+def test_a_cache_for_a_long_context_begins_small(bundle: Bundle) -> None:
+    cache = Cache(bundle.manifest, 1, 1 << 40, room=8)
+    assert {buffer.shape[2] for buffer in cache.buffers.values()} == {8}
+    cache.buffers["3.value"][...] = np.arange(8)[:, None]
+    first = cache.buffers
+    cache.reserve(8)
+    assert cache.buffers is first
+    for tokens, room in ((9, 16), (17, 32), (100, 100)):
+        cache.reserve(tokens)
+        assert {buffer.shape[2] for buffer in cache.buffers.values()} == {room}
+        assert (cache.buffers["3.value"][..., :8, 0] == np.arange(8)).all() and not cache.buffers["0.key"].any()
+    small = Cache(bundle.manifest, 2, 12, room=8)
+    small.reserve(13)  # a row that has ended may be full
+    assert small.buffers["0.key"].shape[2] == 12
+    with pytest.raises(DynexportError, match="more than there is"):
+        cache.reserve(1 << 40)
+    assert cache.buffers["0.key"].shape[2] == 100
+
+
 def _status(field: str) -> int:
     line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(field))
     return int(line.split()[1]) << 10

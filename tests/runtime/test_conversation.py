@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 from bundles import CHAT, talking_checkpoint
 
 from dynexport.exporter.conversion import convert
 from dynexport.runtime import Bundle, DynexportError, Generator, Sampling
+from dynexport.runtime.cache import Cache
 from dynexport.runtime.conversation import Conversation
 
 NEW = 8
@@ -71,3 +73,48 @@ def test_a_message_that_does_not_fit_is_not_kept(generator: Generator) -> None:
     assert conversation.messages == before
     asked = [*before, {"role": "user", "content": "Still there?"}]
     assert say(conversation, "Still there?") == afresh(generator, asked)
+
+
+def test_an_answer_that_is_interrupted_within_a_step_leaves_the_cache_whole(
+    generator: Generator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    conversation = Conversation(generator)
+    advance, fed = type(generator.decoder)._advance, []
+
+    def interrupted(self: Any, cache: Cache, *arguments: Any) -> None:
+        fed.append(cache)
+        advance(self, cache, *arguments)
+        if len(fed) == 4:  # after the prompt and three tokens, when only half of it is written down
+            cache.positions -= 1
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(type(generator.decoder), "_advance", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            say(conversation, "Hello there")
+    asked = [*conversation.messages, {"role": "user", "content": "Go on"}]
+    assert len(conversation.messages[-1]["content"]) > 0
+    assert say(conversation, "Go on") == afresh(generator, asked)
+
+
+def test_caches_grow_with_the_conversation(generator: Generator, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("dynexport.runtime.conversation.STEP", 16)
+    conversation = Conversation(generator)
+    rooms = []
+    for content in ("Hi", "And then?", "Why?"):
+        asked = [*conversation.messages, {"role": "user", "content": content}]
+        assert say(conversation, content) == afresh(generator, asked)
+        rooms.append(conversation._cache.buffers["0.key"].shape[2])
+    assert rooms[0] < rooms[-1] < conversation.context
+
+
+def test_variables_of_the_template(tmp_path: Path) -> None:
+    template = "{{ 'quiet ' if enable_thinking is false }}" + CHAT
+    convert(talking_checkpoint(tmp_path / "m", template=template), tmp_path / "b", golden=False)
+    generator = Generator(Bundle.open(tmp_path / "b"), threads=1)
+    message = [{"role": "user", "content": "Hi"}]
+    quiet = generator.text.chat(message, variables={"enable_thinking": False})
+    assert quiet != generator.text.chat(message)
+    answers = [say(Conversation(generator, variables=given), "Hi") for given in ({"enable_thinking": False}, {})]
+    assert answers[0] == generator.generate([quiet], speedup=1, max_new_tokens=NEW)[0].ids
+    assert answers[1] == afresh(generator, message)

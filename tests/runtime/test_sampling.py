@@ -130,6 +130,13 @@ def test_the_edges_of_the_temperature() -> None:
     assert (draw(row[None], 20, temperature=0, seed=1) == 0).all()
 
 
+def test_min_p_is_a_share_of_the_most_probable() -> None:
+    logits = np.log(np.array([[0.1, 0.5, 0.05, 0.35]], dtype=np.float32))
+    for min_p, expected in {0.09: {0, 1, 2, 3}, 0.11: {0, 1, 3}, 0.69: {1, 3}, 0.71: {1}, 1.0: {1}}.items():
+        tokens = draw(logits, 400, temperature=1.0, min_p=min_p, seed=3)
+        assert set(tokens[:, 0].tolist()) == expected, min_p
+
+
 def test_frequencies_follow_the_softmax() -> None:
     logits = np.array([[0.0, 1.0, 2.0, -np.inf]], dtype=np.float32)
     steps = 20_000

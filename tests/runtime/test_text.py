@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
 
+from dynexport.runtime.chat_template import ChatTemplate
 from dynexport.runtime.errors import DynexportError
 from dynexport.runtime.text import CLEAN_UPS, StopStrings, StreamDecoder, Text
 
@@ -277,21 +278,51 @@ def before_first_stop(text: str, stops: list[str]) -> tuple[str, bool]:
     return text, False
 
 
-class TestChat:
-    conversations = [
-        [{"role": "user", "content": "Hi the cat"}],
-        [{"role": "system", "content": " Be 你好. "}, {"role": "user", "content": "<b>&'quoted'\n"}],
-        [
-            {"role": "user", "content": "one"},
-            {"role": "assistant", "content": "two <|im_end|> 🎉"},
-            {"role": "user", "content": "three"},
-        ],
-    ]
+THINKING = "{% if enable_thinking is defined and enable_thinking is false %}<think></think>{% endif %}"
+# What current models' templates use, each thing once.
+TEMPLATES = {
+    "a date": "{% if strftime_now is defined %}{{ strftime_now('%d %b %Y') }}{% endif %}{{ date | default('-') }}",
+    "json": "{{ messages | tojson(indent=2) }}"
+    "{{ {'b': 1, 'a': '<é>'} | tojson(sort_keys=true, separators=(',', ':')) }}",
+    "namespace": "{% set ns = namespace(n=0) %}{% for m in messages %}"
+    "{% if m.role == 'system' %}{% continue %}{% endif %}"
+    "{% set ns.n = ns.n + loop.index %}{% if ns.n > 2 %}{% break %}{% endif %}{% endfor %}{{ ns.n }}",
+    "generation": "{% for m in messages %}{% generation %}{% set x = m.content %}{{ x }}{{ loop.index }}"
+    "{% endgeneration %}{{ x is defined }}{% endfor %}",
+    "tools": "{{ tools is none }}{{ tools is defined }}{{ documents is none }}{% if tools %}T{% endif %}",
+    "a macro": "{% macro turn(m, end='|') -%}[{{ m.role | upper }}] {{ m.content | trim }}{{ end }}{%- endmacro %}\n"
+    "  {%- for m in messages %}\n    {{ turn(m) }}\n  {% endfor %}\n{% if add_generation_prompt %}A:{% endif %}\n",
+    "thinking": THINKING + "{{ enable_thinking | default('unset') }}",
+    "documents": "{% for d in documents or [] %}{{ d.title }}: {{ d['text'] }}{% endfor %}",
+    "reasoning": "{{ messages[2].reasoning_content }}{{ messages[2].thinking }}{{ messages[2].tool_calls[0] }}",
+    "special tokens": "{{ bos_token }}{{ unk_token }}{{ eos_token is defined }}",
+    "nulls": "{{ 'name' in messages[1] }}{{ messages[1].get('name', 'none') }}",
+    "dict": "{{ dict(a=1) }}{{ dict.fromkeys(['x'], 2) }}{{ messages[::-1][0].content.split('e')[-1] }}",
+    "filters": "{{ messages | selectattr('role', 'equalto', 'user') | map(attribute='content') | list }}"
+    "{{ messages | rejectattr('role', 'in', ['user']) | list | length }}{{ '%03d' % 7 }}{{ 'a' ~ 1 }}",
+}
 
-    @pytest.mark.parametrize("kind", sorted(KINDS))
-    @pytest.mark.parametrize("template", [CHATML, LLAMA], ids=["chatml", "llama"])
-    @pytest.mark.parametrize("conversation", conversations, ids=["one", "system", "turns"])
-    @pytest.mark.parametrize("prompted", [True, False])
+
+CONVERSATIONS = [
+    [{"role": "user", "content": "Hi the cat"}],
+    [{"role": "system", "content": " Be 你好. "}, {"role": "user", "content": "<b>&'quoted'\n"}],
+    [
+        {"role": "user", "content": "one"},
+        {"role": "assistant", "content": "two <|im_end|> 🎉"},
+        {"role": "user", "content": "three"},
+    ],
+]
+
+
+class TestChat:
+    @pytest.mark.parametrize(
+        ("kind", "template", "conversation", "prompted"),
+        [
+            *((kind, CHATML, CONVERSATIONS[2], True) for kind in sorted(KINDS)),
+            *(("byte level", CHATML, conversation, False) for conversation in CONVERSATIONS),
+            *(("metaspace", LLAMA, conversation, True) for conversation in CONVERSATIONS),
+        ],
+    )
     def test_the_ids_that_transformers_gives(
         self, kind: str, template: str, conversation: list[dict[str, str]], prompted: bool
     ) -> None:
@@ -315,6 +346,71 @@ class TestChat:
         assert alone.decode(alone.chat(message)) == "the cat"
         assert listed.decode(listed.chat(message)) == "user"
 
+    @pytest.mark.parametrize("template", TEMPLATES.values(), ids=TEMPLATES)
+    def test_a_template_is_rendered_as_transformers_renders_it(self, template: str) -> None:
+        oracle = PreTrainedTokenizerFast(tokenizer_object=KINDS["byte level"], bos_token="<s>", unk_token="<unk>")
+        messages = [
+            {"role": "system", "content": "Be <brief> & 'good'.\n"},
+            {"role": "user", "content": " hello 你 ", "name": None},
+            {"role": "assistant", "content": "yes", "reasoning": "hm", "tool_calls": [{"function": {"name": "f"}}]},
+        ]
+        variables = {"enable_thinking": False, "documents": [{"title": "t", "text": "x"}], "unk_token": "other"}
+        for more in ({}, variables):
+            expected = oracle.apply_chat_template(
+                messages, chat_template=template, add_generation_prompt=True, tokenize=False, **more
+            )
+            special_tokens = {"bos_token": "<s>", "unk_token": "<unk>"}
+            assert ChatTemplate({"default": template}).render(messages, True, special_tokens, more) == expected
+
+    def test_several_templates(self) -> None:
+        template = ChatTemplate({"default": "plain", "tool_use": "{{ tools | length }} tools"})
+        message = [{"role": "user", "content": "hi"}]
+        assert template.render(message, True, {}, {}) == "plain"
+        assert template.render(message, True, {}, {"tools": [{"name": "f"}]}) == "1 tools"
+        with pytest.raises(DynexportError, match=r"expected a template named default, found \['rag'\]"):
+            ChatTemplate({"rag": "x"}).render(message, True, {}, {})
+
+    def test_variables_that_no_template_reads(self) -> None:
+        template = ChatTemplate({"default": THINKING, "rag": "{{ documents }}{% set mine = 1 %}{{ mine }}"})
+        assert template.unused(["enable_thinking", "documents", "enable_thinkng", "mine", "tools"]) == [
+            "enable_thinkng",
+            "mine",
+        ]
+        with pytest.raises(DynexportError, match="the chat template is damaged"):
+            ChatTemplate({"default": "{% if %}"}).unused(["x"])
+
+    @pytest.mark.parametrize("name", ["messages", "add_generation_prompt"])
+    def test_variables_that_are_ours(self, name: str) -> None:
+        with pytest.raises(DynexportError, match=f"template variable {name}: expected another one"):
+            ChatTemplate({"default": "x"}).render([{"role": "user", "content": "hi"}], True, {}, {name: []})
+
+    @pytest.mark.parametrize(
+        ("template", "expected"),
+        [
+            ("{% for i in range(9999) %}{% for j in range(9999) %}{% endfor %}{% endfor %}", "it takes more than 1 s"),
+            ("{{ 10 ** (10 ** 10) }}", "it takes more than 1 s"),
+            ("{{ 'x' * 10 ** 10 }}", "more than 1024 MiB of memory"),
+            ("{{ '%9999999999d' % 1 }}", "more than 1024 MiB of memory"),
+            (
+                "{% set ns = namespace(s='x') %}{% for i in range(99) %}{% set ns.s = ns.s ~ ns.s %}{% endfor %}",
+                "more than 1024 MiB of memory",
+            ),
+            ("{{ 'x' * 2 ** 25 }}", "more than 16 Mi characters"),
+        ],
+    )
+    def test_a_template_without_end_is_stopped(
+        self, template: str, expected: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr("dynexport.runtime.chat_template.SECONDS", 1)
+        with pytest.raises(DynexportError, match=f"the chat template failed: .*{expected}"):
+            ChatTemplate({"default": template}).render([{"role": "user", "content": "hi"}], True, {}, {})
+
+    def test_a_template_that_is_too_long(self) -> None:
+        with pytest.raises(
+            DynexportError, match="template default: expected at most 1048576 characters, found 2097152"
+        ):
+            ChatTemplate({"default": "x" * (2 << 20)})
+
     @pytest.mark.parametrize(
         "template",
         [
@@ -336,7 +432,7 @@ class TestChat:
         ],
     )
     def test_a_hostile_template_is_one_line(self, template: str) -> None:
-        text = Text(KINDS["byte level"], {}, template)
+        text = Text(KINDS["byte level"], {}, ChatTemplate({"default": template}))
         with pytest.raises(DynexportError) as caught:
             text.chat([{"role": "user", "content": "hi"}])
         assert str(caught.value).isprintable()

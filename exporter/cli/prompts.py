@@ -1,0 +1,91 @@
+"""Where a prompt comes from: an option, a file, or standard input; all of it UTF-8."""
+
+from __future__ import annotations
+
+import stat
+import sys
+from collections.abc import Generator
+from os import fstat
+from pathlib import Path
+from typing import BinaryIO, TypeVar
+
+import click
+
+from dynexport.runtime.errors import DynexportError
+
+# No model's context has room for so much text.
+_LARGEST = 64 << 20
+_Given = TypeVar("_Given", str | None, tuple[str, ...])
+
+
+def utf8(ctx: click.Context, param: click.Parameter, value: _Given) -> _Given:
+    """Check an option's text; what its bytes were where they are no UTF-8, Python keeps as half characters.
+
+    Raises:
+        click.BadParameter: when it is not UTF-8.
+    """
+    for text in value if isinstance(value, tuple) else (value or "",):
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            byte = ord(text[error.start]) & 0xFF
+            found = f"found the byte 0x{byte:02x} after {error.start} characters"
+            raise click.BadParameter(f"expected UTF-8, {found}", ctx, param) from error
+    return value
+
+
+def given_prompt(prompt: str | None, path: Path | None, *, from_pipe: bool) -> str | None:
+    """The prompt of ``--prompt`` ("-" is standard input) or ``--prompt-file``.
+
+    Args:
+        from_pipe: whether a pipe or file on standard input is a prompt where no option names one.
+
+    Returns:
+        The text, without the last line break of a file; None where there is none.
+
+    Raises:
+        DynexportError: when it cannot be read, is not UTF-8, or has no end.
+    """
+    if path is not None:
+        where = f"--prompt-file {path}"
+        try:
+            with path.open("rb") as file:
+                return _read(file, where)
+        except OSError as error:
+            raise DynexportError(f"{where}: expected a text file, found: {error.strerror}") from error
+    if prompt == "-" or (prompt is None and from_pipe and _is_piped()):
+        return _read(sys.stdin.buffer, "standard input")
+    return prompt
+
+
+def piped_lines() -> Generator[str, None, None]:
+    """The lines of standard input, without their ends. Raises DynexportError for one that is not UTF-8."""
+    for number, line in enumerate(sys.stdin.buffer, 1):
+        yield _decoded(line, f"standard input: line {number}").rstrip("\r\n")
+
+
+def _read(file: BinaryIO, where: str) -> str:
+    try:
+        content = file.read(_LARGEST + 1)
+    except OSError as error:
+        raise DynexportError(f"{where}: expected text, found: {error.strerror}") from error
+    if len(content) > _LARGEST:
+        raise DynexportError(f"{where}: expected at most {_LARGEST >> 20} MiB of text, found more")
+    return _decoded(content, where).removesuffix("\n").removesuffix("\r")
+
+
+def _decoded(content: bytes, where: str) -> str:
+    try:
+        return content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        byte = f"0x{content[error.start]:02x} at byte {error.start}"
+        raise DynexportError(f"{where}: expected UTF-8 text, found {byte}; save or convert it as UTF-8") from error
+
+
+def _is_piped() -> bool:
+    """Whether standard input is a pipe or a file: neither a terminal nor what services are started with."""
+    try:
+        mode = fstat(sys.stdin.fileno()).st_mode
+    except (OSError, ValueError):
+        return False
+    return stat.S_ISFIFO(mode) or stat.S_ISREG(mode)
