@@ -175,7 +175,7 @@ def test_without_accelerate_the_report_says_whose_reader_it_is(
 def test_a_gguf_file_that_transformers_does_not_know_is_read_by_ours_and_told(
     saved_model: SavedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def refuse(checkpoint: Any) -> Any:
+    def refuse(checkpoint: Any, *_: Any) -> Any:
         raise DynexportError(f"{checkpoint.source}: transformers cannot load it: not supported yet")
 
     path = tmp_path / "tiny.gguf"
