@@ -39,6 +39,8 @@ class Decoder(Loaded):
     def _begin(self) -> None:
         self._masks: dict[tuple[int, ...], Array] = {}
         self._deciders = len(self.manifest.routed.layers) if self.manifest.routed else 0
+        for graph in self.manifest.graphs:
+            self._check_outputs(graph, "logits", *(StepRoutes.OUTPUTS if self.manifest.routed else ()))
 
     def cache(self, rows: int, slots: int, *, record: bool = False, room: int | None = None) -> Cache:
         """Room for ``rows`` sequences of ``slots`` tokens; at most the model's context.

@@ -41,6 +41,8 @@ class StepRoutes:
     margins: Array
     overflow: Array
 
+    OUTPUTS: ClassVar = frozenset({"routes", "route_scores", "route_margins", "overflow"})
+
     @classmethod
     def of(cls, results: dict[str, Array]) -> StepRoutes:
         """Of a graph's outputs."""

@@ -12,6 +12,7 @@ from typing import BinaryIO, TypeVar
 import click
 
 from dynexport.runtime.errors import DynexportError
+from dynexport.runtime.plain_files import open_plain
 
 # No model's context has room for so much text.
 _LARGEST = 64 << 20
@@ -48,11 +49,8 @@ def given_prompt(prompt: str | None, path: Path | None, *, from_pipe: bool) -> s
     """
     if path is not None:
         where = f"--prompt-file {path}"
-        try:
-            with path.open("rb") as file:
-                return _read(file, where)
-        except OSError as error:
-            raise DynexportError(f"{where}: expected a text file, found: {error.strerror}") from error
+        with open_plain(path, "a text file for --prompt-file", advice="name one, or give it on standard input") as file:
+            return _read(file, where)
     if prompt == "-" or (prompt is None and from_pipe and _is_piped()):
         return _read(sys.stdin.buffer, "standard input")
     return prompt

@@ -228,6 +228,8 @@ DAMAGED: dict[str, tuple[Change, str]] = {
     "no source": (lambda f: f["source"].pop("model"), "source.model: Field required"),
     "a hash that is none": (lambda f: f["files"]["model.data"].update(sha256="x"), "files.model.data.sha256: "),
     "a graph without its file": (lambda f: f["graphs"][0].update(file="other.onnx"), "expected its file other.onnx"),
+    "no logits": (lambda f: f["graphs"][0].update(outputs=[]), "model.onnx: expected an output logits, found none"),
+    "a type that nobody knows": (lambda f: _key(f).update(dtype="float8"), "dtype: String should match pattern"),
     "an input that is not there": (lambda f: f["graphs"][0]["inputs"].pop(), "expected the inputs that the manifest"),
     "other heads": (
         lambda f: _key_shape(f).__setitem__(1, 1),

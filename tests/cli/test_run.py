@@ -50,9 +50,9 @@ BAD: dict[str, tuple[list[Any], bytes, str]] = {
     "no file": (
         ["--prompt-file", "/nowhere"],
         b"",
-        "--prompt-file /nowhere: expected a text file, found: No such file",
+        "/nowhere: expected a text file for --prompt-file, found none; name one, or give it on standard input",
     ),
-    "a directory": (["--prompt-file", "/"], b"", "--prompt-file /: expected a text file, found: Is a directory"),
+    "a directory": (["--prompt-file", "/"], b"", "/: expected a text file for --prompt-file, found a directory"),
     "a system message alone": (["--prompt", "a", "--system", "b"], b"", "expected with --chat, found without"),
     "a variable alone": (["--prompt", "a", "--template-var", "b=1"], b"", "expected with --chat, found without"),
     "Python's word": (
