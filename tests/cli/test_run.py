@@ -175,6 +175,6 @@ def test_what_ends_a_chat_keeps_what_was_said(skip_bundle: Path, tmp_path: Path)
         kept = json.loads(path.read_text())
         assert [message["role"] for message in kept["messages"]] == ["user", "assistant"]
         assert [turn["finish_reason"] for turn in kept["turns"]] == ["length"]
-    ran = dynexport("run", skip_bundle, "--chat", "--max-new-tokens", 500, "--json", path, stdin="Hello\n")
+    ran = dynexport("run", skip_bundle, "--chat", "--max-new-tokens", 500, "--json", path, stdin="e" * 236 + "\n")
     assert ran.code == 0 and "warning: the context of 256 tokens is full: the answer ends here" in ran.err
     assert json.loads(path.read_text())["turns"][0]["finish_reason"] == "context"
