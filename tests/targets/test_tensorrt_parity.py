@@ -29,7 +29,7 @@ CONTEXT, VARIED = 48, (1, 2, 9, 23)
 KEEP = (0, 3)
 # Between them: windows and ALiBi in routed layers, compact positions, top-k prompts, full caches, both gates.
 ROUTED: dict[str, dict[str, Any]] = {
-    "plain": {},
+    "plain": {"routed_layers": [1, 3]},
     "compact": {
         "routed_layers": [0, 2],
         "router_input": "normed",
@@ -38,7 +38,13 @@ ROUTED: dict[str, dict[str, Any]] = {
         "decision": {"rule": "predictor"},
         "positions": "compact",
     },
-    "topk": {"capacity": 0.4, "rounding": "ceil", "prefill": "topk", "cache": {"capacity": 0.25}},
+    "topk": {
+        "routed_layers": [1, 3],
+        "capacity": 0.4,
+        "rounding": "ceil",
+        "prefill": "topk",
+        "cache": {"capacity": 0.25},
+    },
 }
 # Largest error of logits in standard deviations: float16 throughout; weights of 8 bits; of random models 4 bits leave
 # little, so that only the sign of life is looked for.
@@ -60,7 +66,7 @@ def routed_model(saved_model: Callable[[str], Path], tmp_path_factory: pytest.Te
 @pytest.fixture
 def decoder(tmp_path: Path) -> Convert:
     def make(model: Path, **options: Any) -> Decoder:
-        bundle = tmp_path / "bundle"
+        bundle = tmp_path / f"bundle-{len(list(tmp_path.iterdir()))}"
         convert(model, bundle, target="tensorrt", max_length=CONTEXT, golden=False, **options)
         return Decoder(Bundle.open(bundle), threads=1)
 
