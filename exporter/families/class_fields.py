@@ -361,8 +361,6 @@ _UNREAD_BY_TRANSFORMERS = (
     "skip_bias_add",
     "skip_bias_add_qkv",
 )
-# Sizes in families that have no such field: transformers reads them nowhere, and tensors' shapes say the true ones.
-_SIZES_OF_OTHERS = ("intermediate_size", "num_key_value_heads")
 _TOKENS = (
     "bos_token",
     "bos_token_id",
@@ -425,7 +423,6 @@ HARMLESS = frozenset(
         *_TRAINING,
         *_OTHER_HEADS,
         *_UNREAD_BY_TRANSFORMERS,
-        *_SIZES_OF_OTHERS,
         *_TOKENS,
         *_GENERATION,
     )
