@@ -225,7 +225,7 @@ ARGUMENTS: dict[str, tuple[list[str], str]] = {
     "NaN": (["--set", "capacity=NaN"], "mod.capacity: Input should be"),
     "an infinite threshold": (
         ["--set", "decision.threshold=1e999"],
-        "mod.decision.threshold: Input should be a finite",
+        "mod.decision.threshold: Input should be a valid number",
     ),
     "an object without end": (
         ["--set", "thresholds=" + '{"1":' * 5000],
