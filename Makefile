@@ -25,7 +25,7 @@ $(VENV)/.installed: pyproject.toml $(LOCK) | $(BIN)/python
 	@echo "== installing dynexport with PyTorch and the test tools (a minute or two)"
 	@# PyTorch first and by itself: nothing else is looked for on its index, what it needs comes with the rest.
 	$(PIP) --no-deps --extra-index-url $(TORCH_INDEX) $(TORCH) || { echo "$(NO_TORCH)"; exit 1; }
-	$(PIP) setuptools
+	$(PIP) 'setuptools>=77'
 	$(PIP) --no-build-isolation --editable '.[torch,pictures,test]'
 	touch $@
 
