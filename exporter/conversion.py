@@ -17,6 +17,7 @@ from dynexport.exporter.bundle_writer import replacing
 from dynexport.exporter.checkpoint import Checkpoint, open_checkpoint
 from dynexport.exporter.checkpoint.sizes import check_sizes
 from dynexport.exporter.families import find_family, read_architecture
+from dynexport.exporter.graph.decoder import CausalLM
 from dynexport.exporter.graph.plan import GraphPlan
 from dynexport.exporter.leftovers import check_leftovers
 from dynexport.exporter.parity.golden import write_golden
@@ -130,9 +131,11 @@ def convert(
         plans = chosen.graphs(contract, kept, architecture.layers, target=engine, static=static)
     else:
         plans = (chosen.single_graph(contract, architecture.layers, layer_capacity),)
+    built = [chosen.build(plan, architecture, engine, contract, checkpoint) for plan in plans]
+    needed = {name for _, modules in built for name in reader.needed(modules)}
+    checkpoint.notes += check_leftovers(reader, needed, contract, chosen=strategy is not None, changed=bool(fields))
     with replacing(output) as part:
-        manifest = _write_graphs(part, reader, contract, kept, precision, plans, engine, progress)
-        checkpoint.notes += check_leftovers(reader, contract, chosen=strategy is not None, changed=bool(fields))
+        manifest = _write_graphs(part, reader, contract, kept, precision, plans, built, engine, progress)
         for name, content in checkpoint.files.items():
             (part / name).write_bytes(content)
         rows, note = write_golden(part / m.GOLDEN, checkpoint, manifest) if golden else (0, "left out as asked")
@@ -202,16 +205,15 @@ def _write_graphs(
     kept: tuple[m.Speedup, ...],
     precision: m.Precision,
     plans: tuple[GraphPlan, ...],
+    built: Sequence[tuple[ir.Model, CausalLM]],
     target: Target,
     progress: Progress | None,
 ) -> m.Manifest:
     """Write every graph and the one file of weights that they share; the manifest of it, other files still missing."""
-    strategy = strategies()[contract.strategy]
     checkpoint, architecture = reader.checkpoint, reader.architecture
     graphs = []
     with WeightFile(part / m.WEIGHTS, target, progress) as weights:
-        for plan in plans:
-            graph, modules = strategy.build(plan, architecture, target, contract, checkpoint)
+        for plan, (graph, modules) in zip(plans, built, strict=True):
             weights.store(modules, reader)
             ir.save(graph, part / f"{plan.name}.onnx")
             profiles = target.profiles(plan, contract, architecture.max_length)

@@ -1,9 +1,9 @@
-"""Tensors of a checkpoint that a conversion has not read: refused by name, or told where the user left them out."""
+"""Tensors of a checkpoint that a conversion does not read: refused by name, or told where the user left them out."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 
 from dynexport.exporter.strategies import strategies
 from dynexport.exporter.weights import HEAD, WeightReader
@@ -16,15 +16,15 @@ _SHOWN = 6
 
 
 def check_leftovers(
-    reader: WeightReader, contract: AnyContract, *, chosen: bool = False, changed: bool = False
+    reader: WeightReader, needed: Collection[str], contract: AnyContract, *, chosen: bool = False, changed: bool = False
 ) -> tuple[str, ...]:
-    """Insist that every tensor was read.
+    """Insist that every tensor is read; asked by name, before any is.
 
     Masks, rotary tables and a second copy of a tied head may be left. So may the routers of another strategy than
     the one that the user has chosen, and those that a contract changed by the user leaves out; a note names them.
 
     Args:
-        reader: after all graphs have their weights.
+        needed: names of the tensors that the graphs are made from.
         contract: what was converted.
         chosen: whether the user has named the strategy.
         changed: whether the user has changed fields of the contract.
@@ -45,7 +45,7 @@ def check_leftovers(
         reasons |= {other.tensors: f"--strategy {strategy.name} was asked for" for other in others}
     if changed and strategy.tensors:
         reasons[strategy.tensors] = "the contract that was asked for does not use them"
-    left = sorted(set(reader.checkpoint.names) - reader.read_names)
+    left = sorted(set(reader.checkpoint.names).difference(needed))
     left = [name for name in left if not any(re.fullmatch(pattern, name) for pattern in allowed)]
     notes = []
     for pattern, reason in reasons.items():

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
@@ -30,16 +30,26 @@ EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
 
 @dataclass
 class WeightReader:
-    """Tensors of the graph from the tensors of a checkpoint, checked.
-
-    Attributes:
-        read_names: tensors of the checkpoint that were read, under the names that it has for them.
-    """
+    """Tensors of the graph from the tensors of a checkpoint, checked."""
 
     checkpoint: Checkpoint
     family: Family
     architecture: Architecture
-    read_names: set[str] = field(default_factory=set)
+
+    def needed(self, model: CausalLM) -> set[str]:
+        """The checkpoint's names of all tensors that a graph is made from, found without reading them.
+
+        Raises:
+            DynexportError: naming one that it lacks.
+        """
+        names: set[str] = set()
+        for name, weight in stored_weights(model):
+            for single in _names(name, weight):
+                source = self.architecture.sources.get(single, Source((single,)))
+                names.update(map(self._stored_name, source.names))
+        for name in sorted(names - set(self.checkpoint.names)):
+            self.checkpoint.shape(name)  # says that it is absent
+        return names
 
     def stored_names(self, name: str) -> list[str]:
         """The tensors of the checkpoint behind one of the graph; empty where it lacks any of them."""
@@ -70,9 +80,7 @@ class WeightReader:
         )
 
     def _read_part(self, name: str) -> np.ndarray:
-        stored = self._stored_name(name)
-        value = self.checkpoint.read(stored)
-        self.read_names.add(stored)
+        value = self.checkpoint.read(self._stored_name(name))
         if not np.isfinite(value).all():
             raise DynexportError(
                 f"{self.checkpoint.source}: tensor {name}: expected finite numbers, found NaN or infinity; the "
@@ -148,9 +156,10 @@ class WeightFile:
 
     def _pack_stack(self, name: str, weight: StoredWeight, storage: Stacked, reader: WeightReader) -> None:
         """Write every layer's weight under its own name, without room between them: together they are the stack."""
-        for layer in range(storage.layers):
-            self._pack(name.replace(f".{POOL}.", f".{layer}."), weight, reader, aligned=layer == 0)
-        first = self.written[name.replace(f".{POOL}.", ".0.")]
+        names = _names(name, weight)
+        for single in names:
+            self._pack(single, weight, reader, aligned=single == names[0])
+        first = self.written[names[0]]
         assert first.offset is not None and first.length is not None
         self._place(name, first.offset, storage.layers * first.length, first.dtype, (storage.layers, *weight.shape))
 
@@ -172,6 +181,13 @@ class WeightFile:
     def _write(self, data: bytes | memoryview) -> None:
         self._file.write(data)
         self._hash.update(data)
+
+
+def _names(name: str, weight: StoredWeight) -> list[str]:
+    """The graph's name of a weight; of stacked layers, those of each."""
+    if not isinstance(weight.storage, Stacked):
+        return [name]
+    return [name.replace(f".{POOL}.", f".{layer}.") for layer in range(weight.storage.layers)]
 
 
 def _as_stored(value: np.ndarray, dtype: ir.DataType) -> bytes | memoryview:

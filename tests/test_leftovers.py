@@ -13,6 +13,7 @@ import pytest
 from bundles import CONFORMANCE, checkpoint
 from safetensors.numpy import load_file, save_file
 
+from dynexport.exporter.checkpoint.safetensors_directory import SafetensorsDirectory
 from dynexport.exporter.conversion import convert
 from dynexport.runtime.errors import DynexportError
 
@@ -52,6 +53,16 @@ def test_a_tensor_that_nothing_reads_is_named(name: str, tmp_path: Path) -> None
     message = refused(directory, tmp_path / "bundle")
     assert f"expected no tensors but those of a llama as config.json describes it, found {name}; " in message
     assert name in refused(directory, tmp_path / "bundle", strategy="unified-skip", keep=[0, 1])
+
+
+def test_names_are_checked_before_weights_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    directory = add(checkpoint(tmp_path / "model", "radial-gated-noexit"), "model.layers.1.router.weight")
+    read: list[str] = []
+    monkeypatch.setattr(SafetensorsDirectory, "read", lambda self, name: read.append(name))
+    assert "found model.layers.1.router.weight; " in refused(directory, tmp_path / "bundle")
+    add(directory, without="layers.3.mlp.up_proj")
+    assert "no tensor model.layers.3.mlp.up_proj.weight" in refused(directory, tmp_path / "bundle")
+    assert read == []
 
 
 def test_many_of_them_are_counted(tmp_path: Path) -> None:

@@ -42,10 +42,14 @@ class Metadata:
 
     Args:
         header: of the file.
+
+    Attributes:
+        notes: what was left out of it, one line each, for the summary.
     """
 
     def __init__(self, header: GgufHeader) -> None:
         self.header = header
+        self.notes: tuple[str, ...] = ()
         self._values = header.metadata
         self.architecture = str(header.metadata.get("general.architecture"))
         self._asked: set[str] = set()
@@ -273,7 +277,8 @@ def _specials(metadata: Metadata, config: dict[str, Any]) -> dict[str, Any]:
         return {"model_type": "mistral", "architectures": ["MistralForCausalLM"], "sliding_window": window}
     context = config["max_position_embeddings"]
     if kind not in ("gemma2", "phi3") and (window or context) < context:
-        raise metadata.error(metadata.key("attention.sliding_window"), f"none in a {kind}")
+        # llama.cpp (src/models) and transformers do not read it in these either.
+        metadata.notes += (f"{metadata.key('attention.sliding_window')} is not used, as in llama.cpp: no window",)
     if kind in ("llama", "smollm3"):
         fields: dict[str, Any] = {
             "attention_bias": "blk.0.attn_q.bias" in biased,

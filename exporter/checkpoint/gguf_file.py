@@ -45,7 +45,7 @@ class GgufFile(Checkpoint):
         self._stored = self._family.hugging_face_names(self._header.tensors, layers, path)
         self.config = read_config(metadata, self._family, self._read_stored)
         tokenizer = tokenizer_files(metadata, build=build_tokenizer)
-        self.files, self.notes = tokenizer.files, tokenizer.notes
+        self.files, self.notes = tokenizer.files, (*metadata.notes, *tokenizer.notes)
 
     @property
     def names(self) -> Collection[str]:

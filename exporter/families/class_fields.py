@@ -1,7 +1,7 @@
 """The fields of transformers' config classes: their defaults, and which of all fields never change the logits.
 
 A family's reader asks for the fields that it honours or insists on (``Fields``). Every other field of a config.json
-is one of ``HARMLESS``, or null, or an error.
+is one of ``HARMLESS``, or switched off (null, false, empty), or an error.
 """
 
 from __future__ import annotations

@@ -53,6 +53,9 @@ class Family:
                     f"config.json ({self.model_type}): {twin}: expected {named[name]!r:.80} as {name} says, which is "
                     f"another name of it, found {value!r:.80}; take the wrong one out of config.json"
                 )
+        kinds = named.get("layer_types")
+        if isinstance(kinds, list):
+            named["layer_types"] = ["full_attention" if kind == "attention" else kind for kind in kinds]  # its old name
         return {"is_causal": True, **CLASS_DEFAULTS[self.model_type], **named}
 
 
@@ -126,6 +129,12 @@ def stacked_qkv(layers: int, *, bias: bool) -> dict[str, Source]:
         for i in range(layers)
         for kind in (("weight", "bias") if bias else ("weight",))
     }
+
+
+def used_window(fields: Fields) -> int | None:
+    """``sliding_window`` where ``use_sliding_window`` is set; transformers does not read it elsewhere."""
+    fields.get("sliding_window")
+    return fields.optional_integer("sliding_window") if fields.flag("use_sliding_window") else None
 
 
 def layer_windows(fields: Fields, window: int | None, sliding: Sequence[bool]) -> tuple[int | None, ...]:

@@ -107,13 +107,14 @@ class Fields:
         return ACTIVATIONS[value]
 
     def check_known(self) -> None:
-        """Insist that every field was read, is known to be without effect, or is null.
+        """Insist that every field was read, is known to be without effect, or is off: null, false or empty.
 
         Raises:
             DynexportError: naming the first that may change the computation.
         """
         for name, value in self._config.items():
-            if name not in self.asked and name not in HARMLESS and value is not None:
+            is_off = value is None or value is False or value in ([], {}, "")
+            if name not in self.asked and name not in HARMLESS and not is_off:
                 raise DynexportError(
                     f"config.json ({self.family}): {name:.80}: expected no such field, as it may change what the model "
                     f"computes, found {value!r:.80}; if it does not, take it out of config.json"

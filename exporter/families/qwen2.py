@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 from dynexport.exporter.architecture import Architecture
-from dynexport.exporter.families.family import Family, layer_windows, llama_like
+from dynexport.exporter.families.family import Family, layer_windows, llama_like, used_window
 from dynexport.exporter.families.fields import Fields
 
 
 def qwen_windows(fields: Fields) -> tuple[int | None, ...]:
     """Layers from ``max_window_layers`` on slide, when ``use_sliding_window`` is set."""
-    slides, window = fields.flag("use_sliding_window"), fields.optional_integer("sliding_window")
     first = fields.integer("max_window_layers", at_least=0)
     layers = fields.layers("num_hidden_layers")
-    return layer_windows(fields, window if slides else None, [i >= first for i in range(layers)])
+    return layer_windows(fields, used_window(fields), [i >= first for i in range(layers)])
 
 
 def _read(fields: Fields) -> Architecture:

@@ -34,6 +34,8 @@ _FIELDS = (
     "high_freq_factor",
     # Early yarn models say so of themselves; no implementation computes with it.
     "finetuned",
+    # How a vision model shares channels among three positions, which are one and the same in text.
+    "mrope_section",
 )
 
 
@@ -68,7 +70,7 @@ class _Rope:
         for key, value in values.items():
             if isinstance(value, dict):
                 raise self.error(key, value, "the same fields for all layers, not an object for each type of layer")
-            if key not in _FIELDS:
+            if key not in _FIELDS and value is not None:
                 raise self.error(key, value, f"one of the fields {', '.join(_FIELDS)}")
         self._values = values
         self._numbers = Fields({self._full(key): value for key, value in values.items()}, config.family)

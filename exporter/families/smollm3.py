@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from dynexport.exporter.architecture import Architecture
-from dynexport.exporter.families.family import Family, layer_windows, llama_like
+from dynexport.exporter.families.family import Family, layer_windows, llama_like, used_window
 from dynexport.exporter.families.fields import Fields
 from dynexport.exporter.families.rope import RopeDefaults
 
 
 def _rotary_layers(fields: Fields, layers: int) -> tuple[bool, ...]:
     """``no_rope_layers`` holds 1 where a layer is rotary; without it every fourth layer is not."""
-    listed, interval = fields.get("no_rope_layers"), fields.integer("no_rope_layer_interval")
+    listed, interval = fields.get("no_rope_layers"), fields.get("no_rope_layer_interval")
     if listed is None:
+        interval = fields.integer("no_rope_layer_interval")
         return tuple((i + 1) % interval != 0 for i in range(layers))
     if not isinstance(listed, list) or len(listed) < layers or any(value not in (0, 1) for value in listed):
         raise fields.error("no_rope_layers", listed, f"{layers} values of 0 or 1")
@@ -21,13 +22,12 @@ def _rotary_layers(fields: Fields, layers: int) -> tuple[bool, ...]:
 def _read(fields: Fields) -> Architecture:
     layers = fields.layers("num_hidden_layers")
     bias = fields.flag("attention_bias")
-    slides, window = fields.flag("use_sliding_window"), fields.optional_integer("sliding_window")
     rotary_layers = _rotary_layers(fields, layers)
     return llama_like(
         fields,
         rope=RopeDefaults(theta=2000000.0),
         rotary_layers=rotary_layers,
-        windows=layer_windows(fields, window if slides else None, [not rotary for rotary in rotary_layers]),
+        windows=layer_windows(fields, used_window(fields), [not rotary for rotary in rotary_layers]),
         qkv_bias=bias,
         attention_output_bias=bias,
         mlp_bias=fields.flag("mlp_bias"),

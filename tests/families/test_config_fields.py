@@ -96,8 +96,11 @@ MISSING = object()
 @pytest.mark.parametrize(
     "name", ["logit_scale", "residual_multiplier", "num_local_experts", "fusion_config", "quantization"]
 )
-def test_an_unknown_field_is_refused_unless_it_is_null(family: str, name: str) -> None:
-    read_architecture({"model_type": family, **FAMILIES[family], name: None})
+def test_an_unknown_field_is_refused_unless_it_is_off(family: str, name: str) -> None:
+    for off in (None, False, [], {}, ""):
+        read_architecture({"model_type": family, **FAMILIES[family], name: off})
+    with pytest.raises(DynexportError, match=f"{name}: expected no such field, .* found 0;"):
+        read_architecture({"model_type": family, **FAMILIES[family], name: 0})
     with pytest.raises(
         DynexportError, match=rf"\({family}\): {name}: expected no such field, .* found 2; if it does not"
     ):

@@ -187,7 +187,7 @@ def test_gpt_neox() -> None:
         ("llama", {"rope_parameters": {"rope_type": "proportional"}}, ("rope_type", "longrope", "proportional")),
         ("llama", {"rope_parameters": {"rope_type": None}}, ("rope_type", "None")),
         ("llama", {"rope_scaling": {"type": "su", **LONGROPE, "rope_type": "su"}}, ("rope_type", "su")),
-        ("llama", {"rope_scaling": {"type": "mrope", "mrope_section": [1, 2]}}, ("rope_scaling.mrope_section",)),
+        ("llama", {"rope_scaling": {"type": "mrope", "mrope_section": [1, 2]}}, ("rope_scaling.type", "mrope")),
         ("phi3", {"rope_scaling": {"type": "linear", "factor": 2.0}}, ("rope_scaling.type", "linear")),
         ("qwen2", {"rope_parameters": {"full_attention": {"rope_type": "default"}}}, ("full_attention", "all layers")),
         ("llama", {"rope_parameters": {"rope_theta": None}}, ("rope_parameters.rope_theta", "None")),
