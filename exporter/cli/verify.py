@@ -57,6 +57,7 @@ def verify(
     Exit code 1 if a check fails.
     """
     from dynexport.exporter.parity import verify as run_ladder
+    from dynexport.exporter.parity.reach import COMPETING
 
     out = Output(json_path)
     opened = Bundle.open(bundle, trust_engines=trust_engines)
@@ -82,7 +83,8 @@ def verify(
     if report.reference:
         out.say(f"the checkpoint was read by {report.reference}")
     for missed in report.not_exercised:
-        out.say(f"not exercised: {missed}{'' if long or against is None else '; --long goes there'}")
+        reachable = not long and against is not None and missed != COMPETING
+        out.say(f"not exercised: {missed}{'; --long goes there' if reachable else ''}")
     decided = "" if report.route_agreement is None else f"{report.route_agreement:.2%} of decisions agree; "
     out.say(
         f"{'passed' if report.passed else 'FAILED'}: {decided}{report.token_agreement:.2%} of tokens agree, "

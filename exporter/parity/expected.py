@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from dynexport.exporter.parity.cases import Prompt
 from dynexport.exporter.parity.golden import golden_rows
 from dynexport.exporter.parity.ladder import CHUNKS, Measurement, absent
-from dynexport.exporter.parity.reach import LongRow, full_is_refused, prompts_compete, row_limit
+from dynexport.exporter.parity.reach import LongRow, full_is_refused, prompts_compete, row_limit, rows_compete
 from dynexport.exporter.parity.thresholds import ROUTES
 from dynexport.exporter.reference.dequantised import is_quantised
 from dynexport.runtime.manifest import Manifest
@@ -45,15 +45,13 @@ def expected_checks(manifest: Manifest, scope: Scope) -> dict[str, int]:
         compared |= {row.check: len(row.positions) for row in golden_rows(manifest)}
     else:
         compared |= _against(manifest, scope, ratios)
-    if not prompts_compete(manifest):
+    if not rows_compete(manifest) and not prompts_compete(manifest):
         compared["single_steps"] = longest
         compared |= {f"chunked_prefill/{chunk}": longest for chunk in CHUNKS if chunk < longest}
-    compared |= {f"batch_isolation/{ratio}": 1 for ratio in ratios}
-    exact = [
-        "kept_sets",
-        "constants",
-        *(f"{name}/{ratio}" for ratio in ratios for name in ("neighbours", "ratio_change", "ended_rows")),
-    ]
+    exact = ["kept_sets", "constants", *(f"ratio_change/{ratio}" for ratio in ratios)]
+    if not rows_compete(manifest):
+        compared |= {f"batch_isolation/{ratio}": 1 for ratio in ratios}
+        exact += [f"{name}/{ratio}" for ratio in ratios for name in ("neighbours", "ended_rows")]
     if scope.against:
         exact.append("rotary_angles")
     if scope.full is not None and full_is_refused(manifest, scope.full):

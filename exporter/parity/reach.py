@@ -31,6 +31,8 @@ _POSITIONS, _GOLDEN_POSITIONS = (16, 512), (8, 64)
 # PyTorch's own float16 on the untrained dense model of tests/conformance, six rows of 256 tokens: 99 of 100 positions
 # are off by at most 0.084, the worst of 64 by 0.08 and the worst of all by 0.16, whatever their place in the row.
 _ROUNDED_POSITIONS = (16, 64)
+# What nothing goes to where a single graph's layers have no room for all.
+COMPETING = "rows beside others and prompts in other pieces, as tokens that run together compete for layers"
 # What a cache of a path fills with, where it has no limit of its own.
 _TOKENS_OF_PATHS = 24
 
@@ -53,6 +55,11 @@ class LongRow:
 def prompts_compete(manifest: Manifest) -> bool:
     """Whether what a prompt's token does depends on the tokens after it: then a prompt in pieces is another prompt."""
     return isinstance(manifest.contract, Mod) and manifest.contract.prefill == "topk"
+
+
+def rows_compete(manifest: Manifest) -> bool:
+    """Whether tokens that run together compete for room in layers, those of other rows and other pieces too."""
+    return manifest.single_graph is not None and manifest.single_graph.layer_capacity < 1
 
 
 def row_limit(manifest: Manifest) -> int:
@@ -102,7 +109,7 @@ def golden_long_row(manifest: Manifest) -> LongRow | None:
 def full_row(manifest: Manifest, budget: float) -> LongRow | None:
     """The row, all of whose tokens run, that fills the caches of routed layers and asks for more, where it may."""
     contract, context = manifest.contract, manifest.model.max_length
-    if manifest.single_graph is not None and manifest.single_graph.layer_capacity < 1:
+    if rows_compete(manifest):
         return None  # tokens that all want one layer are turned away
     if isinstance(contract, Radial):
         length = min(_TOKENS_OF_PATHS, context)
@@ -132,6 +139,8 @@ def not_reached(manifest: Manifest, row: LongRow | None, full: LongRow | None, s
     """
     reached = max(shortest, 0 if row is None else row.length)
     missed = [f"{name} (rows had up to {reached} tokens)" for name, size in edges(manifest).items() if size > reached]
+    if rows_compete(manifest):
+        missed.append(COMPETING)
     if full is None and manifest.routed is not None:
         missed.append(f"routed caches that are full ({manifest.routed.slots} entries)")
     return tuple(missed)
@@ -168,6 +177,7 @@ def _row(manifest: Manifest, length: int, count: int, bounds: tuple[int, int]) -
 
 __all__ = [
     "BUDGET",
+    "COMPETING",
     "STEPS",
     "LongRow",
     "affordable",
@@ -179,4 +189,5 @@ __all__ = [
     "not_reached",
     "prompts_compete",
     "row_limit",
+    "rows_compete",
 ]

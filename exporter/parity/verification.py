@@ -18,7 +18,15 @@ from dynexport.exporter.parity.bisect import find_departure
 from dynexport.exporter.parity.cases import Prompt
 from dynexport.exporter.parity.expected import Scope, expected_checks, missing
 from dynexport.exporter.parity.golden import golden_reference, golden_rows, read_golden, varied
-from dynexport.exporter.parity.reach import BUDGET, full_row, long_row, not_reached, prompts_compete, row_limit
+from dynexport.exporter.parity.reach import (
+    BUDGET,
+    full_row,
+    long_row,
+    not_reached,
+    prompts_compete,
+    row_limit,
+    rows_compete,
+)
 from dynexport.exporter.parity.report import Check, Report
 from dynexport.exporter.parity.thresholds import limits_of
 from dynexport.exporter.reference import Oracle
@@ -156,12 +164,14 @@ def _climb(
             exact = exact_decoder(bundle, decoder.threads)
             yield from map(as_arithmetic, _held_to_pytorch(rounded, exact, scope, ratios))
             yield from rounding(decoder, rounded, scope.prompts[: scope.rows])
-    if not prompts_compete(bundle.manifest):
+    competing = rows_compete(bundle.manifest)
+    if not competing and not prompts_compete(bundle.manifest):
         yield from ladder.single_steps(decoder, longest)
         yield from ladder.chunked_prefill(decoder, longest)
     for speedup in ratios:
-        yield from ladder.batch_isolation(decoder, generated, speedup)
-        yield ladder.ended_rows(decoder, generated, speedup)
+        if not competing:
+            yield from ladder.batch_isolation(decoder, generated, speedup)
+            yield ladder.ended_rows(decoder, generated, speedup)
         other = open_decoder(bundle, decoder.threads, backend=decoder.backend)
         yield ladder.ratio_change(decoder, other, (longest, scope.prompts[0]), speedup)
 
@@ -193,7 +203,7 @@ def _checked(bundle: Bundle, prompts: Sequence[Sequence[int]]) -> list[Prompt]:
 
 def _scope(bundle: Bundle, prompts: Sequence[Prompt], new_tokens: int, *, against: bool, budget: float) -> Scope:
     manifest = bundle.manifest
-    rows = manifest.limit("B") or len(prompts)
+    rows = 1 if rows_compete(manifest) else manifest.limit("B") or len(prompts)
     ratios = 1 + sum(speedup.ratio != 1 for speedup in manifest.speedups)
     passes = 2 if is_quantised(manifest) else 1
     return Scope(

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from fractions import Fraction
 from typing import Any
 
 import numpy as np
@@ -12,11 +14,11 @@ from numpy.typing import NDArray
 
 from dynexport.exporter.reference.hugging_face import BoolArray, FloatArray, Reference
 from dynexport.exporter.reference.mod import ModReference, RowRoutes
-from dynexport.exporter.reference.radial import RadialReference, RowPaths
+from dynexport.exporter.reference.radial import RadialReference, Room, RowPaths
 from dynexport.exporter.reference.unified_skip import unified_skip_runs
 from dynexport.exporter.reference.weights import Weights
 from dynexport.runtime.contract import Mod, Radial
-from dynexport.runtime.manifest import Speedup
+from dynexport.runtime.manifest import SingleGraph, Speedup
 
 
 @dataclass(frozen=True)
@@ -115,22 +117,43 @@ class RoutedOracle(Oracle):
 
 
 class RadialOracle(Oracle):
-    """Tokens go from layer to layer as the router says; what is prompt makes no difference."""
+    """Tokens go from layer to layer as the router says.
 
-    def __init__(self, weights: Weights, contract: Radial) -> None:
+    Args:
+        single: of a bundle in one graph, in which tokens of a prompt compete for room where it has a capacity below 1.
+            Every case is a row that runs alone.
+    """
+
+    def __init__(self, weights: Weights, contract: Radial, single: SingleGraph | None = None) -> None:
         self.loaded_by = weights.loaded_by
+        self._single = single
         self._routed = RadialReference(weights, contract)
         self._unrouted = Reference(weights, weights.source)
 
     def answers(self, cases: Sequence[Case], *, at: Sequence[int] = ()) -> list[Answer]:
         tokens = [case.tokens for case in cases]
-        logits, paths = self._routed.routed_logits(tokens, _forced(cases, np.int64), at=at)
+        logits, paths = self._routed.routed_logits(tokens, _forced(cases, np.int64), at=at, room=self._room(cases))
         return [Answer(values, row) for values, row in zip(logits, paths, strict=True)]
 
     def hidden_states(self, cases: Sequence[Case]) -> list[FloatArray]:
         """After the embedding and after every step, float32 [1 + max_steps, length, hidden] per case."""
-        after, _ = self._routed.routed_step_outputs([case.tokens for case in cases], _forced(cases, np.int64))
+        tokens, forced = [case.tokens for case in cases], _forced(cases, np.int64)
+        after, _ = self._routed.routed_step_outputs(tokens, forced, room=self._room(cases))
         return _with_embedding(self._unrouted, cases, after)
+
+    def _room(self, cases: Sequence[Case]) -> list[list[Room]] | None:
+        """What layers take of every run of a prompt; a token alone always has room."""
+        if self._single is None or self._single.layer_capacity == 1:
+            return None
+        share, chunk = Fraction(str(self._single.layer_capacity)), self._single.chunk
+        return [
+            [
+                (begin, end := min(begin + chunk, stop), max(1, math.ceil(share * (end - begin))))
+                for start, stop in case.prompted
+                for begin in range(start, stop, chunk)
+            ]
+            for case in cases
+        ]
 
 
 def _forced(cases: Sequence[Case], dtype: type[np.generic]) -> list[NDArray[Any]] | None:

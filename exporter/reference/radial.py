@@ -41,6 +41,8 @@ from dynexport.runtime.routes import TURNED_AWAY
 IntArray = NDArray[np.int64]
 
 GONE = -1
+# Tokens that an engine's single graph runs together: from, up to, and how many of them a layer takes in a step.
+Room = tuple[int, int, int]
 
 
 @dataclass
@@ -74,7 +76,7 @@ class RowPaths:
 
     @property
     def overflow(self) -> IntArray:
-        """How often a full layer turned a token away, int64 [1]; the reference has room for all."""
+        """How often a full layer turned a token away, int64 [1]."""
         return np.array([(self.path == TURNED_AWAY).sum()])
 
     @classmethod
@@ -122,6 +124,7 @@ class _Row:
         visited: bool [tokens, layers].
         entries: by step or by layer, as the cache policy has it.
         forced: int64 [max_steps, tokens], choices to make instead of the router's own.
+        room: where layers take so many tokens only; elsewhere they take all.
     """
 
     number: int
@@ -130,6 +133,7 @@ class _Row:
     visited: BoolArray
     forced: IntArray | None
     paths: RowPaths
+    room: Sequence[Room] = ()
     entries: dict[int, _Entries] = field(default_factory=dict)
 
 
@@ -143,6 +147,7 @@ class _Pass:
     """
 
     forced: Sequence[IntArray] | None
+    room: Sequence[Sequence[Room]] | None
     paths: list[RowPaths]
     outputs: list[Any] | None
     inputs: list[Call] = field(default_factory=list)
@@ -207,7 +212,12 @@ class RadialReference(Reference):
         return cls(Weights(checkpoint, streaming=streaming), contract)
 
     def routed_logits(
-        self, tokens: Sequence[Sequence[int]], forced: Sequence[IntArray] | None = None, *, at: Sequence[int] = ()
+        self,
+        tokens: Sequence[Sequence[int]],
+        forced: Sequence[IntArray] | None = None,
+        *,
+        at: Sequence[int] = (),
+        room: Sequence[Sequence[Room]] | None = None,
     ) -> tuple[list[FloatArray], list[RowPaths]]:
         """Teacher-forced logits and paths.
 
@@ -216,6 +226,8 @@ class RadialReference(Reference):
             forced: int64 [max_steps, tokens] per row, in the form of ``RowPaths.path``, choices to make instead of
                 the router's own. The gate then is the forced choice's probability among the allowed ones.
             at: compute the head for the tokens at these positions only; empty: for all.
+            room: per row, where layers take so many tokens of a run only, the first that choose them; those turned
+                away keep their hidden states and may choose the layer again. None: all have room.
 
         Returns:
             float32 [length or positions, vocabulary] per row, and what each row's tokens did.
@@ -224,11 +236,15 @@ class RadialReference(Reference):
             DynexportError: as ``Reference.logits``; on forced choices of another shape or that the contract does not
                 allow, or a score that is NaN or infinite.
         """
-        with self._routing(tokens, forced) as routing:
+        with self._routing(tokens, forced, room=room) as routing:
             return self.logits(tokens, at=at), routing.paths
 
     def routed_step_outputs(
-        self, tokens: Sequence[Sequence[int]], forced: Sequence[IntArray] | None = None
+        self,
+        tokens: Sequence[Sequence[int]],
+        forced: Sequence[IntArray] | None = None,
+        *,
+        room: Sequence[Sequence[Room]] | None = None,
     ) -> tuple[list[FloatArray], list[RowPaths]]:
         """Hidden states after every step, float32 [max_steps, length, hidden] per row, and what each row's tokens did.
 
@@ -236,7 +252,7 @@ class RadialReference(Reference):
         """
         import torch
 
-        with self._routing(tokens, forced, outputs=[]) as routing:
+        with self._routing(tokens, forced, outputs=[], room=room) as routing:
             self._forward(tokens, None, at=(0,))
         assert routing.outputs is not None
         stacked = torch.stack(routing.outputs, dim=1)
@@ -250,13 +266,17 @@ class RadialReference(Reference):
 
     @contextmanager
     def _routing(
-        self, tokens: Sequence[Sequence[int]], forced: Sequence[IntArray] | None, outputs: list[Any] | None = None
+        self,
+        tokens: Sequence[Sequence[int]],
+        forced: Sequence[IntArray] | None,
+        outputs: list[Any] | None = None,
+        room: Sequence[Sequence[Room]] | None = None,
     ) -> Iterator[_Pass]:
         """Within, a pass over ``tokens`` chooses as told and writes down what happened."""
         self._check_tokens(tokens)
         self._check_forced(tokens, forced)
         paths = [RowPaths.empty(self._contract.max_steps, len(ids)) for ids in tokens]
-        self._pass = _Pass(forced, paths, outputs)
+        self._pass = _Pass(forced, room, paths, outputs)
         try:
             yield self._pass
         finally:
@@ -292,6 +312,7 @@ class RadialReference(Reference):
         for step in range(self._contract.max_steps):
             for row in rows:
                 self._choose(step, row)
+                self._turn_away(step, row)
             self._with_layers(step, rows, self._make_entries)
             self._with_layers(step, rows, self._attend)
             after = hidden.clone()
@@ -303,7 +324,7 @@ class RadialReference(Reference):
 
     def _start(self, number: int, embedding: Any) -> _Row:
         assert self._pass is not None
-        forced, tokens = self._pass.forced, len(embedding)
+        forced, room, tokens = self._pass.forced, self._pass.room, len(embedding)
         return _Row(
             number=number,
             hidden=embedding.clone(),
@@ -311,6 +332,7 @@ class RadialReference(Reference):
             visited=np.zeros((tokens, self.layers), bool),
             forced=None if forced is None else forced[number],
             paths=self._pass.paths[number],
+            room=() if room is None else room[number],
         )
 
     def _with_layers(
@@ -377,6 +399,13 @@ class RadialReference(Reference):
         paths.margin[step, asked] = best - second
         paths.probability[step, asked] = _softmax(among)[each, choice]
         row.inside[asked] = choice < self.layers
+
+    def _turn_away(self, step: int, row: _Row) -> None:
+        """Of the tokens that run together and chose a layer, the first ones run; the others stay as they are."""
+        for start, stop, places in row.room:
+            path = row.paths.path[step, start:stop]
+            for index in range(self.layers):
+                path[np.flatnonzero(path == index)[places:]] = TURNED_AWAY
 
     def _allowed(self, step: int, visited: BoolArray) -> BoolArray:
         """Which choices tokens have: bool [tokens, choices]."""

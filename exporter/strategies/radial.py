@@ -99,7 +99,7 @@ class RadialStrategy(Strategy):
 
     def oracle(self, weights: Weights, manifest: Manifest) -> Oracle:
         assert isinstance(manifest.contract, Radial)
-        return RadialOracle(weights, manifest.contract)
+        return RadialOracle(weights, manifest.contract, manifest.single_graph)
 
 
 def _routers(

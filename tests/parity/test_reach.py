@@ -12,16 +12,28 @@ from bundles import CONFORMANCE, dynexport, error_of
 from planting import Planted
 
 from dynexport.exporter.architecture import Rotary
+from dynexport.exporter.checkpoint import open_checkpoint
 from dynexport.exporter.conversion import convert
 from dynexport.exporter.parity import constants, ladder, verification, verify
 from dynexport.exporter.parity.expected import missing
 from dynexport.exporter.parity.metrics import compare_bits, compare_logits, compare_routes
-from dynexport.exporter.parity.reach import BUDGET, affordable, edges, golden_long_row, long_row, not_reached
+from dynexport.exporter.parity.reach import (
+    BUDGET,
+    COMPETING,
+    affordable,
+    edges,
+    golden_long_row,
+    long_row,
+    not_reached,
+)
 from dynexport.exporter.parity.report import Check, Report
 from dynexport.exporter.parity.thresholds import LIMITS, judge, judge_routes, limits_of
 from dynexport.exporter.parity.verification import Verification
+from dynexport.exporter.reference import RadialOracle
+from dynexport.exporter.reference.weights import Weights
 from dynexport.runtime.bundle import Bundle
-from dynexport.runtime.manifest import Manifest, TargetName
+from dynexport.runtime.contract import Radial
+from dynexport.runtime.manifest import Manifest, SingleGraph, TargetName
 
 pytest.importorskip("transformers")
 BundleOf = Callable[..., Bundle]
@@ -129,6 +141,26 @@ def test_full_caches(case: str, overflow: str, target: TargetName, tmp_path: Pat
     overflows = {check.metrics["overflow"] for check in checks.values() if check.of_routes}
     assert overflows == {2 * 4 * (overflow == "residual")}
     assert ("full_caches/refused" in checks) == (overflow == "error")
+
+
+def test_the_reference_turns_away_whom_a_single_graph_has_to(tmp_path: Path) -> None:
+    model = CONFORMANCE / "radial-noreuse-min"
+    convert(model, tmp_path / "bundle", layer_capacity=0.25)
+    bundle = Bundle.open(tmp_path / "bundle")
+    assert verify(bundle, threads=1).passed, "golden vectors"
+    prepared = Verification.prepare(bundle, model, threads=1, new_tokens=2)
+    checks = {check.name: Check.judged(check, limits_of("onnxruntime", "fp32")) for check in prepared.checks()}
+    assert all(check.passed for check in checks.values()), checks
+    turned = checks["routes/prompt/64"].metrics
+    assert turned["overflow"] == turned["overflow_reference"] != 0
+    assert "chunked_prefill/3" not in checks and "batch_isolation/dense" not in checks
+    assert COMPETING in not_reached(bundle.manifest, None, None, 0)
+    # With room for one more the reference lets another token run, and the check fails.
+    contract, weights = bundle.manifest.contract, Weights(open_checkpoint(model), streaming=False)
+    assert isinstance(contract, Radial)
+    oracle = RadialOracle(weights, contract, SingleGraph(layer_capacity=0.27, chunk=64))
+    found = ladder.prompts_alone_and_together(prepared.decoder, oracle, [list(range(64))], 1)
+    assert not all(Check.judged(check, limits_of("onnxruntime", "fp32")).passed for check in found)
 
 
 def test_rows_are_no_longer_than_caches_where_a_full_one_is_an_error(tmp_path: Path) -> None:
