@@ -16,6 +16,8 @@ from dynexport.runtime.errors import DynexportError
 _DEFAULT_ROPE_BASE = 10000.0
 _SMOLLM3_NO_ROPE_INTERVAL = 4
 _GEMMA2_27B_LAYERS = 46
+# What files without these mean, to llama.cpp (src/llama-hparams.h) and to transformers.
+_GEMMA2_SOFTCAPS = {"attn_logit_softcapping": 50.0, "final_logit_softcapping": 30.0}
 _NO_TOKEN = 2**32 - 1
 # convert_hf_to_gguf.py computes rope_freqs with these, whatever the model's config says of the last one.
 _LLAMA3_ROPE = {"low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 8192}
@@ -97,14 +99,15 @@ class Metadata:
         return float(value)
 
     def check_known(self) -> None:
-        """Insist that every value of the architecture was read, or is known to change nothing.
+        """Insist that every value of the architecture was read, is known to change nothing, or is false.
 
         Raises:
             DynexportError: naming the first that may change what the model computes.
         """
         prefix = self.key("")
         for key in sorted(self._values.keys() - self._asked):
-            if key.startswith(prefix) and key.removeprefix(prefix) not in _WITHOUT_EFFECT:
+            is_off = self._values[key] is False or key.removeprefix(prefix) in _WITHOUT_EFFECT
+            if key.startswith(prefix) and not is_off:
                 raise self.error(key, "no such value, as it may change what the model computes")
 
     def token(self, name: str) -> int | None:
@@ -297,13 +300,13 @@ def _specials(metadata: Metadata, config: dict[str, Any]) -> dict[str, Any]:
 
 def _gemma2(metadata: Metadata, config: dict[str, Any], window: int | None) -> dict[str, Any]:
     heads, hidden = config["num_attention_heads"], config["hidden_size"]
+    caps = {name: metadata.number(name) for name in _GEMMA2_SOFTCAPS}
     is_27b = config["num_hidden_layers"] == _GEMMA2_27B_LAYERS
     return {
         "hidden_act": "gelu_pytorch_tanh",
         "hidden_activation": "gelu_pytorch_tanh",
         "attention_bias": False,
-        "attn_logit_softcapping": metadata.number("attn_logit_softcapping"),
-        "final_logit_softcapping": metadata.number("final_logit_softcapping"),
+        **{name: _GEMMA2_SOFTCAPS[name] if cap is None else cap for name, cap in caps.items()},
         "query_pre_attn_scalar": hidden // heads if is_27b else config["head_dim"],
         "sliding_window": window or 4096,
     }

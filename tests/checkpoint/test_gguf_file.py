@@ -204,6 +204,11 @@ def test_config_of_mistral(tmp_path: Path) -> None:
     check_config(tmp_path / "model.gguf", "llama", lambda writer: writer.add_sliding_window(64), expected)
 
 
+def test_gemma2_without_soft_caps_has_the_usual_ones(tmp_path: Path) -> None:
+    usual = {"attn_logit_softcapping": 50.0, "final_logit_softcapping": 30.0}
+    check_config(tmp_path / "model.gguf", "gemma2", lambda writer: writer.add_key_length(HEAD_DIM), usual)
+
+
 def test_config_of_gemma2(tmp_path: Path) -> None:
     def customise(writer: GGUFWriter) -> None:
         writer.add_attn_logit_softcapping(50.0)
@@ -564,6 +569,7 @@ def test_values_without_effect(tmp_path: Path) -> None:
         writer.add_causal_attention(True)
         writer.add_expert_count(0)
         writer.add_expert_used_count(0)
+        writer.add_bool("llama.use_parallel_residual", False)
         writer.add_key_length(HEAD_DIM)
         writer.add_value_length(HEAD_DIM)
         writer.add_type("model")
