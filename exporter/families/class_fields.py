@@ -348,9 +348,9 @@ _OTHER_HEADS = (
     "summary_type",
     "summary_use_proj",
 )
-# Old names of lengths that transformers does not read, Megatron's notes on how bloom was trained, sizes that it does not
-# read in gpt2, opt, bloom and gpt_neox: these have other names for them, or as many key heads as heads; and what other
-# families do with windows (SmolLM3 has it in its config.json).
+# Old names of lengths that transformers does not read, Megatron's notes on how bloom was trained, sizes that it does
+# not read in gpt2, opt, bloom and gpt_neox: these have other names for them, or as many key heads as heads; and what
+# other families do with windows (SmolLM3 has it in its config.json).
 _UNREAD_BY_TRANSFORMERS = (
     "intermediate_size",
     "max_sequence_length",
