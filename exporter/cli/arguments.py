@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import codecs
 import os
+import stat
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,9 @@ from dynexport.runtime.engines.opening import RUN_BACKENDS
 from dynexport.runtime.errors import DynexportError
 from dynexport.runtime.json_text import parse_json
 from dynexport.runtime.machine import available_cores
-from dynexport.runtime.plain_files import open_plain
+from dynexport.runtime.plain_files import open_named
+
+_LARGEST_FROM_PIPE = 64 << 20  # bytes
 
 bundle_argument = click.argument("bundle", type=click.Path(path_type=Path))
 threads_option = click.option(
@@ -96,8 +99,9 @@ def read_text(path: Path, max_tokens: int) -> str:
     """
     limit = 16 * max(1, max_tokens)
     try:
-        with open_plain(path, "a text file") as file:
-            limit = min(limit, os.fstat(file.fileno()).st_size + 1)
+        with open_named(path, "a text file") as file:
+            status = os.fstat(file.fileno())
+            limit = min(limit, status.st_size + 1 if stat.S_ISREG(status.st_mode) else _LARGEST_FROM_PIPE)
             content = file.read(limit)
         # The cut may go through a character; the end of the file may not.
         return codecs.getincrementaldecoder("utf-8")().decode(content, final=len(content) < limit)
