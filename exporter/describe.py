@@ -15,7 +15,7 @@ from dynexport.exporter.graph.plan import GraphPlan
 from dynexport.exporter.targets.target import Target
 from dynexport.runtime import manifest as m
 from dynexport.runtime.contract import AnyContract, Mod
-from dynexport.runtime.errors import DynexportError
+from dynexport.runtime.errors import DynexportError, printable
 from dynexport.runtime.generation_config import GENERATION_CONFIG
 from dynexport.runtime.json_text import parse_json_object
 
@@ -140,7 +140,7 @@ def describe_source(checkpoint: Checkpoint) -> m.Source:
     """Which checkpoint this was: its name, its config and the config's hash."""
     config = json.dumps(checkpoint.config, sort_keys=True)
     digest = hashlib.sha256(config.encode()).hexdigest()
-    return m.Source(model=checkpoint.source, config_sha256=digest, config=checkpoint.config)
+    return m.Source(model=printable(checkpoint.source), config_sha256=digest, config=checkpoint.config)
 
 
 def tool_versions() -> dict[str, str]:

@@ -36,7 +36,11 @@ trust_option = click.option(
     help="Give TensorRT engines that were not built here. They are native code: whoever made them runs it.",
 )
 text_option = click.option(
-    "--text", "text_path", required=True, type=click.Path(path_type=Path), help="A UTF-8 text file."
+    "--text",
+    "text_path",
+    required=True,
+    type=click.Path(path_type=Path),
+    help="UTF-8 text: a file, a pipe, or '-' for standard input.",
 )
 
 
@@ -92,12 +96,13 @@ def _add(fields: dict[str, Any], more: dict[str, Any]) -> bool:
 
 
 def read_text(path: Path, max_tokens: int) -> str:
-    """Enough of a text file for so many tokens; a token is rarely longer than 16 bytes.
+    """Enough of a text for so many tokens, each rarely longer than 16 bytes; "-" is standard input.
 
     Raises:
         DynexportError: when it cannot be read, or is not UTF-8.
     """
     limit = 16 * max(1, max_tokens)
+    path = Path("/dev/stdin") if str(path) == "-" else path
     try:
         with open_named(path, "a text file") as file:
             status = os.fstat(file.fileno())

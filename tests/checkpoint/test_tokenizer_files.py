@@ -14,7 +14,7 @@ from transformers import AutoTokenizer
 
 from dynexport.exporter.checkpoint import open_checkpoint
 from dynexport.exporter.checkpoint.tokenizer_files import TokenizerFiles, read_tokenizer, turn_ends
-from dynexport.exporter.describe import describe_tokens, notes_on_tokens
+from dynexport.exporter.describe import describe_source, describe_tokens, notes_on_tokens
 from dynexport.runtime.errors import DynexportError
 from dynexport.runtime.text import StreamDecoder, Text
 
@@ -356,6 +356,12 @@ class TestChatTemplate:
         named = [{"name": "tool_use", "template": "{{ tools }}"}, {"name": "default", "template": "none"}]
         found = read(tmp_path, {"tokenizer.json": byte_level(), "tokenizer_config.json": settings(chat_template=named)})
         assert (rendered(found), rendered(found, tools=["f"])) == ("none", "['f']")
+
+
+def test_a_path_that_is_no_utf8_is_named_in_the_manifest(tmp_path: Path) -> None:
+    path = talking_checkpoint(tmp_path / "model").rename(tmp_path / "caf\udce9")
+    source = describe_source(open_checkpoint(path))
+    assert "caf\\\\udce9" in source.model_dump_json()
 
 
 class TestTurnEnds:
