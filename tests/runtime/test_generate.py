@@ -43,6 +43,9 @@ def test_the_penalty_of_repetition_knows_the_prompt_and_the_answer(generator: Ge
     for prompt, row in zip(PROMPTS, rows, strict=True):
         assert len({*prompt, *row.ids}) == len(prompt) + len(row.ids)
         assert row == generator.generate([prompt], max_new_tokens=NEW, sampling=never)[0]
+    most = list(range(80))
+    (free,), (new,) = (generator.generate([most], max_new_tokens=1, sampling=how) for how in (Sampling(), never))
+    assert free.ids[0] in most and new.ids[0] not in most
 
 
 def test_any_token_of_the_end_set_ends_a_row_and_is_not_text(generator: Generator) -> None:

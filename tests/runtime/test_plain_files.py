@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
+import threading
 from pathlib import Path
 
 import pytest
@@ -67,10 +68,11 @@ def test_a_large_file_is_refused_before_it_is_read(tmp_path: Path) -> None:
 def test_a_pipe_that_the_user_names(tmp_path: Path) -> None:
     reading, writing = os.pipe()
     with open_named(Path(f"/dev/fd/{reading}")) as file:
-        os.write(writing, b"hello")
-        os.close(writing)
-        os.close(reading)
+        later = threading.Timer(0.05, lambda: (os.write(writing, b"hello"), os.close(writing)))
+        later.start()
         assert file.read() == b"hello"
+        later.join()
+    os.close(reading)
     with open_named(Path("/dev/null")) as file:
         assert file.read() == b""
     with open_named(make(tmp_path, "a pipe")) as file:  # nobody writes to it
