@@ -31,6 +31,7 @@ from dynexport.runtime import manifest as m
 from dynexport.runtime.checks import checked_kind, checked_list, checked_path, is_integer, is_number, shown
 from dynexport.runtime.contract import AnyContract, SkipRule, parse_contract
 from dynexport.runtime.errors import DynexportError
+from dynexport.runtime.generation_config import GENERATION_CONFIG, read_generation_config
 from dynexport.runtime.machine import peak_memory
 
 # Called with what is being worked on, the weights done so far, and how many there are.
@@ -120,6 +121,7 @@ def convert(
     engine = _target(target, precision, max_batch, max_prompt, plugins)
     checkpoint = open_checkpoint(model, tokenizer=tokenizer, importer=importer)
     check_sizes(checkpoint)
+    read_generation_config(checkpoint.files.get(GENERATION_CONFIG, b"{}"))  # refused now rather than by each run
     architecture = _limited(read_architecture(checkpoint.config), max_length)
     reader = WeightReader(checkpoint, find_family(checkpoint.config), architecture)
     reader.architecture = architecture = tied_as_stored(reader)
@@ -227,7 +229,7 @@ def _write_graphs(
         speedups=kept,
         graphs=tuple(graphs),
         cost=describe.describe_cost(architecture, weights.bytes_read, target),
-        tokens=describe.describe_tokens(checkpoint),
+        tokens=describe.describe_tokens(checkpoint, architecture.vocab_size),
         key_positions=describe.position_layers(graphs[0]),
         routed=describe.routed_caches(contract, architecture.max_length, padded=plans[0].padded),
         single_graph=describe.single_graph(plans),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from importlib import metadata
 
 import onnx_ir as ir
@@ -15,8 +15,9 @@ from dynexport.exporter.graph.plan import GraphPlan
 from dynexport.exporter.targets.target import Target
 from dynexport.runtime import manifest as m
 from dynexport.runtime.contract import AnyContract, Mod
-from dynexport.runtime.errors import DynexportError
-from dynexport.runtime.json_text import parse_json
+from dynexport.runtime.errors import DynexportError, printable
+from dynexport.runtime.generation_config import GENERATION_CONFIG
+from dynexport.runtime.json_text import parse_json_object
 
 _TOOLS = (
     "dynexport",
@@ -87,46 +88,59 @@ def describe_cost(architecture: Architecture, bytes_read: dict[str, int], target
     )
 
 
-def describe_tokens(checkpoint: Checkpoint) -> m.Tokens:
+def describe_tokens(checkpoint: Checkpoint, vocab_size: int) -> m.Tokens:
     """Special tokens: generation_config.json where it names them, else config.json; what else ends a turn in a chat.
 
+    Ids that are no tokens of the model are left out, as it can neither read nor generate them.
+
     Raises:
-        DynexportError: when one is not a token id.
+        DynexportError: when one is no whole number.
     """
-    content = checkpoint.files.get("generation_config.json", b"{}")
-    generation = parse_json(content, f"{checkpoint.source}: generation_config.json")
 
-    def ids(name: str) -> tuple[int, ...]:
-        value = generation.get(name) if isinstance(generation, dict) else None
-        value = checkpoint.config.get(name) if value is None else value
-        values = value if isinstance(value, list) else [] if value is None else [value]
-        for item in values:
-            if isinstance(item, bool) or not isinstance(item, int):
-                raise DynexportError(f"{checkpoint.source}: {name}: expected token ids, found {item!r}")
-        return tuple(values)
+    def tokens(ids: Iterable[int]) -> tuple[int, ...]:
+        return tuple(token_id for token_id in ids if 0 <= token_id < vocab_size)
 
-    first = {name: (ids(f"{name}_token_id") or (None,))[0] for name in ("bos", "pad")}
-    eos = ids("eos_token_id")
-    turn_end = tuple(token_id for token_id in checkpoint.turn_ends if token_id not in eos)
+    first = {name: next(iter(tokens(_named_ids(checkpoint, f"{name}_token_id"))), None) for name in ("bos", "pad")}
+    eos = tokens(_named_ids(checkpoint, "eos_token_id"))
+    turn_end = tuple(token_id for token_id in tokens(checkpoint.turn_ends) if token_id not in eos)
     return m.Tokens(bos=first["bos"], pad=first["pad"], eos=eos, turn_end=turn_end)
 
 
 def notes_on_tokens(checkpoint: Checkpoint, tokens: m.Tokens) -> tuple[str, ...]:
-    """What there is to tell of ends that the tokenizer knows and the model's config does not."""
+    """What there is to tell of ends that the tokenizer knows and the model's config does not, or names in vain."""
+    notes = []
+    vain = [token_id for token_id in _named_ids(checkpoint, "eos_token_id") if token_id not in tokens.eos]
+    if vain:
+        notes.append(
+            f"eos_token_id: left out {', '.join(f'{token_id!s:.20}' for token_id in vain[:5])}, no token of the "
+            f"model's vocabulary; {'plain prompts have no end' if not tokens.eos else f'{list(tokens.eos)} are kept'}"
+        )
     names = ", ".join(f"{checkpoint.turn_ends[token_id]!r:.60} ({token_id})" for token_id in tokens.turn_end)
-    if not names:
-        return ()
-    return (
-        f"end tokens: answers in a chat also end at {names}, by the tokenizer; config.json and generation_config.json "
-        f"name {list(tokens.eos) or 'none'}, where plain prompts end",
-    )
+    if names:
+        notes.append(
+            f"end tokens: answers in a chat also end at {names}, by the tokenizer; config.json and "
+            f"generation_config.json name {list(tokens.eos) or 'none'}, where plain prompts end"
+        )
+    return tuple(notes)
+
+
+def _named_ids(checkpoint: Checkpoint, name: str) -> tuple[int, ...]:
+    """Token ids under a name of generation_config.json, else of config.json."""
+    content = checkpoint.files.get(GENERATION_CONFIG, b"{}")
+    value = parse_json_object(content, f"{checkpoint.source}: {GENERATION_CONFIG}").get(name)
+    value = checkpoint.config.get(name) if value is None else value
+    values = value if isinstance(value, list) else [] if value is None else [value]
+    for item in values:
+        if isinstance(item, bool) or not isinstance(item, int):
+            raise DynexportError(f"{checkpoint.source}: {name}: expected token ids, found {item!r:.80}")
+    return tuple(values)
 
 
 def describe_source(checkpoint: Checkpoint) -> m.Source:
     """Which checkpoint this was: its name, its config and the config's hash."""
     config = json.dumps(checkpoint.config, sort_keys=True)
     digest = hashlib.sha256(config.encode()).hexdigest()
-    return m.Source(model=checkpoint.source, config_sha256=digest, config=checkpoint.config)
+    return m.Source(model=printable(checkpoint.source), config_sha256=digest, config=checkpoint.config)
 
 
 def tool_versions() -> dict[str, str]:

@@ -97,6 +97,7 @@ class Conversation:
             sampling=sampling,
             stop=stop,
             cache=self._cache,
+            held=[self._cached],
             chat=True,
         )
         state = self._cache.mark(), self._cached

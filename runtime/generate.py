@@ -124,6 +124,7 @@ class Generator:
         sampling: Sampling = _GREEDY,
         stop: Sequence[str] = (),
         cache: AnyCache | None = None,
+        held: Sequence[Tokens] = (),
         chat: bool = False,
     ) -> Stream:
         """Tokens as they come, row by row within a step.
@@ -136,6 +137,7 @@ class Generator:
             stop: strings that end a row; they are not part of its text.
             cache: what earlier turns left, to go on from, which no other stream may use until this one has ended or
                 is closed; None begins anew.
+            held: with ``cache``: the token ids that it holds, per row, which ``repetition_penalty`` is for as well.
             chat: whether what is generated is an answer in a chat, which ends at more tokens than other text
                 (``turn_end`` of the manifest).
 
@@ -155,7 +157,10 @@ class Generator:
             cache = self.decoder.cache(len(ids), longest + max_new_tokens, room=longest + STEP)
         self.decoder.check_cache(cache)
         rows = [_Row(i, self.text, stop, eos, max_new_tokens) for i in range(len(ids))]
-        return Stream(self._run(cache, ids, rows, keep, Sampler(sampling, len(rows))))
+        sampler = Sampler(sampling, len(rows))
+        for row, tokens_of_row in (*enumerate(ids), *enumerate(held)):
+            sampler.see(row, tokens_of_row)
+        return Stream(self._run(cache, ids, rows, keep, sampler))
 
     def _checked(self, prompts: Sequence[Tokens]) -> list[np.ndarray]:
         """int64 [len] per row. Raises DynexportError where one has what is no token, or there is none."""

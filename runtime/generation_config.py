@@ -36,7 +36,6 @@ _NEUTRAL: dict[str, tuple[object, ...]] = {
     "no_repeat_ngram_size": (0,),
     "num_beams": (1,),
     "penalty_alpha": (0,),
-    "repetition_penalty": (1,),
     "sequence_bias": ({}, []),
     "suppress_tokens": ([],),
     "token_healing": (False,),
@@ -51,7 +50,7 @@ class Recommended:
     """How a model is meant to be sampled.
 
     Attributes:
-        sampling: greedy unless the file says ``do_sample``; ``top_p``, ``top_k`` and ``min_p`` are the file's anyway.
+        sampling: greedy unless the file says ``do_sample``; the other fields are the file's anyway.
         stop: texts that end an answer.
         left_out: fields that change what is generated and that dynexport does not do, with their values.
     """
@@ -72,12 +71,14 @@ def read_generation_config(content: bytes) -> Recommended:
     samples = fields.get("do_sample", False)
     if not isinstance(samples, bool):
         raise DynexportError(f"{GENERATION_CONFIG}: do_sample: expected true or false, found {samples!r:.80}")
+    top_k = fields.get("top_k", _TOP_K if samples else 0)
     try:
         sampling = Sampling(
             temperature=fields.get("temperature", 1.0) if samples else 0.0,
             top_p=fields.get("top_p", 1.0),
-            top_k=fields.get("top_k", _TOP_K if samples else 0),
+            top_k=0 if top_k == -1 else top_k,  # vLLM's way to say "all"
             min_p=fields.get("min_p", 0.0),
+            repetition_penalty=fields.get("repetition_penalty", 1.0),
         )
     except DynexportError as error:
         raise DynexportError(f"{GENERATION_CONFIG}: {error}") from error

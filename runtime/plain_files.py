@@ -1,4 +1,4 @@
-"""Open and read files that may come from elsewhere: regular files only, so that nothing waits for a pipe."""
+"""Open and read files that may come from elsewhere: regular files, unless the user names a pipe himself."""
 
 from __future__ import annotations
 
@@ -34,6 +34,22 @@ def open_plain(path: Path, expected: str = "a file", *, follow: bool = True, adv
     Raises:
         DynexportError: when there is none, it is something else than a regular file, or it cannot be read.
     """
+    return _open(path, expected, follow, advice, stat.S_ISREG)
+
+
+def open_named(path: Path, expected: str = "a file", *, advice: str = "") -> BufferedReader:
+    """Open what the user names himself: a file, or a pipe or device, such as a shell's ``<(..)`` and /dev/stdin.
+
+    It may have no end; a pipe that nobody has opened for writing is empty. Arguments and errors as for ``open_plain``.
+    """
+    return _open(path, expected, True, advice, _can_be_read)
+
+
+def _can_be_read(mode: int) -> bool:
+    return stat.S_ISREG(mode) or stat.S_ISFIFO(mode) or stat.S_ISCHR(mode)
+
+
+def _open(path: Path, expected: str, follow: bool, advice: str, accepts: Callable[[int], bool]) -> BufferedReader:
     # Without O_NONBLOCK, opening a pipe would wait for somebody who writes to it.
     flags = os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | (0 if follow else os.O_NOFOLLOW)
     try:
@@ -41,9 +57,10 @@ def open_plain(path: Path, expected: str = "a file", *, follow: bool = True, adv
     except (OSError, ValueError) as error:
         raise _refusal(path, expected, _found(path, error), advice) from error
     mode = os.fstat(descriptor).st_mode
-    if not stat.S_ISREG(mode):
+    if not accepts(mode):
         os.close(descriptor)
         raise _refusal(path, expected, kind_of(mode), advice)
+    os.set_blocking(descriptor, True)
     return os.fdopen(descriptor, "rb")
 
 
@@ -105,4 +122,4 @@ def _found(path: Path, error: OSError | ValueError) -> str:
     return f"none that can be read ({error.strerror})"
 
 
-__all__ = ["LARGEST_SMALL_FILE", "hash_plain", "kind_of", "open_plain", "read_plain"]
+__all__ = ["LARGEST_SMALL_FILE", "hash_plain", "kind_of", "open_named", "open_plain", "read_plain"]

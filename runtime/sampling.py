@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,7 +14,7 @@ from dynexport.runtime.errors import DynexportError
 
 @dataclass(frozen=True)
 class Sampling:
-    """How tokens are chosen: as transformers' warpers do, in their order (temperature, top_k, top_p).
+    """How tokens are chosen: as transformers does, in its order (repetition_penalty, temperature, top_k, top_p, min_p).
 
     Of equally probable tokens at the edge of a filter those with the lowest ids stay, so that top_k is never exceeded
     and top_k=1 is greedy; transformers keeps all of them under top_k, and leaves it open which under top_p.
@@ -23,6 +24,9 @@ class Sampling:
         top_p: draw from the smallest set of most probable tokens whose probability is at least this, 0 < top_p <= 1.
         top_k: draw from this many most probable tokens, before ``top_p``; 0 means all.
         min_p: draw only from tokens at least ``min_p`` times as probable as the most probable one, after ``top_p``.
+        repetition_penalty: logits of tokens that the row has already, its prompt included, are divided by it where
+            positive and multiplied by it where negative, greedy or not (Keskar et al. 2019, arXiv:1909.05858); 1 is
+            none, and below 1 repeats are favoured.
         seed: makes the draws repeatable; None takes fresh entropy.
 
     Raises:
@@ -33,6 +37,7 @@ class Sampling:
     top_p: float = 1.0
     top_k: int = 0
     min_p: float = 0.0
+    repetition_penalty: float = 1.0
     seed: int | None = None
 
     def __post_init__(self) -> None:
@@ -41,12 +46,14 @@ class Sampling:
         _check("top_p", self.top_p, is_number(self.top_p) and 0 < self.top_p <= 1, "0 < top_p <= 1")
         _check("top_k", self.top_k, is_integer(self.top_k) and self.top_k >= 0, "an integer >= 0")
         _check("min_p", self.min_p, is_number(self.min_p) and 0 <= self.min_p <= 1, "0 <= min_p <= 1")
+        penalty = self.repetition_penalty
+        _check("repetition_penalty", penalty, is_number(penalty) and penalty > 0, "a finite number > 0")
         seed_fits = self.seed is None or (is_integer(self.seed) and self.seed >= 0)
         _check("seed", self.seed, seed_fits, "an integer >= 0, or none")
 
 
 class Sampler:
-    """Draws one token a row and step; a row's draws depend on its seed, its index and its own logits only."""
+    """Draws one token a row and step; a row's draws depend on its seed, its index, its own logits and tokens only."""
 
     def __init__(self, sampling: Sampling, rows: int) -> None:
         """Prepare the generators of ``rows`` rows."""
@@ -55,6 +62,11 @@ class Sampler:
         seed = None if sampling.seed is None else int(sampling.seed)
         seeds = np.random.SeedSequence(seed).spawn(checked_count("rows", rows))
         self._generators = [np.random.default_rng(seed) for seed in seeds]
+        self._seen: list[set[int]] = [set() for _ in self._generators]
+
+    def see(self, row: int, tokens: Sequence[int] | NDArray[np.int64]) -> None:
+        """Take token ids that a row has already, for ``repetition_penalty``; chosen ones are taken by themselves."""
+        self._seen[row].update(map(int, tokens))
 
     def __call__(self, logits: NDArray[np.float32]) -> NDArray[np.int64]:
         """Choose the next token of every row.
@@ -75,6 +87,23 @@ class Sampler:
         if logits.ndim != 2 or logits.shape[0] != rows or logits.shape[1] == 0:
             raise DynexportError(f"logits: expected shape [{rows}, vocab], found {list(logits.shape)}")
         _check_finite(logits)
+        if self._sampling.repetition_penalty == 1:
+            return self._choose(logits)
+        tokens = self._choose(self._penalised(logits))
+        for seen, token in zip(self._seen, tokens, strict=True):
+            seen.add(int(token))
+        return tokens
+
+    def _penalised(self, logits: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Logits ``[rows, vocab]`` with those of seen tokens made smaller; ids beyond the vocabulary have none."""
+        penalty, penalised = self._sampling.repetition_penalty, logits.copy()
+        for row, seen in zip(penalised, self._seen, strict=True):
+            ids = np.fromiter(seen, np.int64, len(seen))
+            ids = ids[ids < row.size]
+            row[ids] = np.where(row[ids] < 0, row[ids] * penalty, row[ids] / penalty)
+        return penalised
+
+    def _choose(self, logits: NDArray[np.float32]) -> NDArray[np.int64]:
         if self._sampling.temperature == 0:
             return np.asarray(np.argmax(logits, axis=1), dtype=np.int64)
         chosen = [self._draw(row, generator) for row, generator in zip(logits, self._generators, strict=True)]

@@ -108,9 +108,10 @@ class Text:
             add_special_tokens: put the begin and end tokens around it that the tokenizer asks for.
 
         Raises:
-            DynexportError: without a tokenizer, or when the tokenizer cannot encode the text.
+            DynexportError: without a tokenizer, or when the text is not UTF-8, or the tokenizer cannot encode it.
         """
         tokenizer = self._require_tokenizer()
+        _check_utf8(text)
         with told_as(f"{TOKENIZER_FILE}: cannot encode the text"):
             ids: list[int] = tokenizer.encode(text, add_special_tokens=add_special_tokens).ids
         return ids
@@ -302,6 +303,17 @@ class StopStrings:
         piece = self._held[:length]
         self._held = "" if drop_rest else self._held[length:]
         return piece
+
+
+def _check_utf8(text: str) -> None:
+    """Raise DynexportError for half characters, as which Python keeps bytes that are no UTF-8."""
+    checked_kind("text", text, str, "text")
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise DynexportError(
+            f"text: expected UTF-8, found {text[error.start]!a} after {error.start} characters, which is no character"
+        ) from error
 
 
 def _read_config(content: bytes) -> dict[str, Any]:

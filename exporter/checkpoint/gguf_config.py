@@ -90,13 +90,15 @@ class Metadata:
 
     def number(self, name: str) -> float | None:
         """A finite number >= 0 of the architecture, or None."""
-        key = self.key(name)
-        value = self.optional(key, (int, float), "a number")
-        if value is None:
-            return None
-        if not math.isfinite(value) or value < 0:
+        value = self.finite(self.key(name))
+        return None if value is None else float(value)
+
+    def finite(self, key: str) -> int | float | None:
+        """A finite number >= 0 under its full key, or None."""
+        value: int | float | None = self.optional(key, (int, float), "a number")
+        if value is not None and not (math.isfinite(value) and value >= 0):
             raise self.error(key, "a finite number >= 0")
-        return float(value)
+        return value
 
     def check_known(self) -> None:
         """Insist that every value of the architecture was read, is known to change nothing, or is false.

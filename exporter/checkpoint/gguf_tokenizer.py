@@ -12,8 +12,9 @@ from tokenizers.processors import TemplateProcessing
 
 from dynexport.exporter.checkpoint.gguf_config import Metadata
 from dynexport.exporter.checkpoint.gguf_pre_tokenizers import SPLITTINGS, Splitting
+from dynexport.exporter.checkpoint.gguf_sampling import read_sampling
 from dynexport.exporter.checkpoint.gguf_vocabulary import ANOTHER_TOKENIZER, Kind, Vocabulary, read_vocabulary
-from dynexport.exporter.checkpoint.tokenizer_files import TokenizerFiles, tokenizer_settings
+from dynexport.exporter.checkpoint.tokenizer_files import TokenizerFiles, notes_on_templates, tokenizer_settings
 from dynexport.runtime.chat_template import TEMPLATE_FILE
 from dynexport.runtime.errors import DynexportError, told_as
 from dynexport.runtime.text import CONFIG_FILE, TOKENIZER_FILE
@@ -60,13 +61,15 @@ def tokenizer_files(metadata: Metadata, *, build: bool) -> TokenizerFiles:
         DynexportError: when the vocabulary is damaged, or of a kind or splitting that is not supported.
     """
     vocabulary = read_vocabulary(metadata)
-    template, notes = _read_template(metadata)
-    files = {_GENERATION: json.dumps(_generation(vocabulary), indent=2).encode()}
+    templates = _read_templates(metadata)
+    sampling, notes = read_sampling(metadata)
+    notes += notes_on_templates(templates)
+    files = {_GENERATION: json.dumps({**_generation(vocabulary), **sampling}, indent=2).encode()}
     named = {name: vocabulary.roles[role] for role, name in _NAMED.items() if role in vocabulary.roles}
     if vocabulary.tokens:
-        files[CONFIG_FILE] = tokenizer_settings({name: vocabulary.tokens[i] for name, i in named.items()})
-    if template is not None:
-        files[TEMPLATE_FILE] = template.encode()
+        files[CONFIG_FILE] = tokenizer_settings({name: vocabulary.tokens[i] for name, i in named.items()}, templates)
+    if "default" in templates:
+        files[TEMPLATE_FILE] = templates["default"].encode()
     if build and (vocabulary.tokens or vocabulary.model not in _NO_VOCABULARY):
         files[TOKENIZER_FILE] = _build(metadata, vocabulary).to_str().encode()
         notes += _notes(metadata, vocabulary)
@@ -83,17 +86,14 @@ def _generation(vocabulary: Vocabulary) -> dict[str, Any]:
     return {name: value for name, value in fields.items() if value is not None}
 
 
-def _read_template(metadata: Metadata) -> tuple[str | None, tuple[str, ...]]:
-    """The chat template for messages alone, and what there is to tell."""
-    template: str | None = metadata.optional("tokenizer.chat_template", str, "a string")
-    prefix = "tokenizer.chat_template."
-    names = [key.removeprefix(prefix) for key in metadata.header.metadata if key.startswith(prefix)]
-    if template is None and "default" in names:
-        return metadata.optional(f"{prefix}default", str, "a string"), ()
-    if template is None and names:
-        shown = ", ".join(names)
-        return None, (f"chat templates: expected one for all uses, found {shown:.80}; the bundle has none",)
-    return template, ()
+def _read_templates(metadata: Metadata) -> dict[str, str]:
+    """Chat templates by name; the one without a name is the default."""
+    key = "tokenizer.chat_template"
+    keys = {name.removeprefix(f"{key}."): name for name in metadata.header.metadata if name.startswith(f"{key}.")}
+    found = {name: metadata.optional(at, str, "a string") for name, at in {**keys, "default": key}.items()}
+    if found["default"] is None:
+        found["default"] = metadata.optional(f"{key}.default", str, "a string")
+    return {name: text for name, text in found.items() if text is not None}
 
 
 def _notes(metadata: Metadata, vocabulary: Vocabulary) -> tuple[str, ...]:

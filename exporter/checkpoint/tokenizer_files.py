@@ -17,7 +17,7 @@ from tokenizers.models import BPE
 
 from dynexport.exporter.checkpoint.end_tokens import ends_by_text
 from dynexport.exporter.checkpoint.small_files import find_file, parse_object, read_file
-from dynexport.runtime.chat_template import TEMPLATE_FILE
+from dynexport.runtime.chat_template import TEMPLATE_FILE, named_templates
 from dynexport.runtime.errors import DynexportError, told_as
 from dynexport.runtime.text import CLEAN_UPS, CONFIG_FILE, TOKENIZER_FILE
 
@@ -37,6 +37,7 @@ _VERSIONED = re.compile(r"tokenizer\.[0-9.]{1,20}\.json")
 _TEMPLATES = "additional_chat_templates"
 _NAMED = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 _FLAGS = ("lstrip", "rstrip", "single_word", "normalized", "special")
+_OF_A_TOKEN = ("content", "__type", *_FLAGS)
 # All that AutoTokenizer looks at in config.json; a fault in another field is not the tokenizer's to tell.
 _MODEL_FIELDS = ("model_type", "model_name", "tokenizer_class", "transformers_version")
 _PLAIN_CLASSES = (None, "PreTrainedTokenizerFast", "TokenizersBackend")
@@ -79,9 +80,10 @@ def read_tokenizer(directory: Path, *, build: bool = True) -> TokenizerFiles:
     for name in versions if isinstance(versions, list) else ():
         if _VERSIONED.fullmatch(str(name)) and (path := find_file(directory, name)):
             sides[name] = read_file(path)
-    template, notes = _read_template(directory, settings)
+    templates = _read_templates(directory, settings)
+    notes = notes_on_templates(templates)
     named = _named_tokens(directory, settings, sides)
-    files = {} if template is None else {TEMPLATE_FILE: template}
+    files = {TEMPLATE_FILE: templates["default"].encode()} if "default" in templates else {}
     cleans_up = False
     if build and any(name in sides for name in _VOCABULARIES):
         if importlib.util.find_spec("transformers") is None:
@@ -92,20 +94,35 @@ def read_tokenizer(directory: Path, *, build: bool = True) -> TokenizerFiles:
         tokenizer.no_truncation()
         tokenizer.no_padding()
         files[TOKENIZER_FILE] = tokenizer.to_str().encode()
-    if named or CONFIG_FILE in sides:
-        files[CONFIG_FILE] = tokenizer_settings(named, cleans_up=cleans_up)
+    if named or CONFIG_FILE in sides or templates.keys() - {"default"}:
+        files[CONFIG_FILE] = tokenizer_settings(named, templates, cleans_up=cleans_up)
     return TokenizerFiles(files, notes)
 
 
-def tokenizer_settings(named: Mapping[str, str], *, cleans_up: bool = False) -> bytes:
-    """A bundle's tokenizer_config.json: the special tokens by name; everything else is in tokenizer.json.
+def tokenizer_settings(named: Mapping[str, str], templates: Mapping[str, str], *, cleans_up: bool = False) -> bytes:
+    """A bundle's tokenizer_config.json: special tokens and further chat templates; all else is in tokenizer.json.
 
     Args:
         named: ``bos_token`` and so on -> text.
+        templates: chat templates by name, of which "default" has a file of its own.
         cleans_up: whether decoding takes spaces before punctuation away.
     """
-    settings = {"tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": cleans_up, **named}
+    settings: dict[str, Any] = {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "clean_up_tokenization_spaces": cleans_up,
+        **named,
+    }
+    others = [{"name": name, "template": text} for name, text in sorted(templates.items()) if name != "default"]
+    if others:
+        settings["chat_template"] = others
     return json.dumps(settings, indent=2, ensure_ascii=False).encode()
+
+
+def notes_on_templates(templates: Mapping[str, str]) -> tuple[str, ...]:
+    """What there is to tell of chat templates, text by name, of which none is for messages alone."""
+    if not templates or "default" in templates:
+        return ()
+    return (f"chat templates: expected one named default, found {', '.join(sorted(templates)):.80}; chats are refused",)
 
 
 def turn_ends(files: Mapping[str, bytes]) -> dict[int, str]:
@@ -136,30 +153,16 @@ def _parse(directory: Path, sides: Mapping[str, bytes], name: str) -> dict[str, 
     return parse_object(sides.get(name, b"{}"), directory / name)
 
 
-def _read_template(directory: Path, settings: Mapping[str, Any]) -> tuple[bytes | None, tuple[str, ...]]:
-    """The chat template for messages alone, and what there is to tell. Template files go before settings."""
-    named: dict[str, bytes] = {}
-    if path := find_file(directory, TEMPLATE_FILE):
-        named["default"] = read_file(path)
-    for found in sorted((directory / _TEMPLATES).glob("*.jinja")):
-        if path := find_file(directory, f"{_TEMPLATES}/{found.name}"):
-            named[found.stem] = read_file(path)
-    if not named:
-        named = _templates_in(settings.get("chat_template"))
-    if named and "default" not in named:
-        names = ", ".join(sorted(named))
-        return None, (f"chat templates: expected one named default, found {names:.80}; the bundle has none",)
-    return named.get("default"), ()
-
-
-def _templates_in(value: Any) -> dict[str, bytes]:
-    """Chat templates of tokenizer_config.json: one alone, or several with names."""
-    if isinstance(value, str):
-        return {"default": value.encode()}
-    entries = [item for item in value if isinstance(item, dict)] if isinstance(value, list) else []
-    return {
-        str(item.get("name")): item["template"].encode() for item in entries if isinstance(item.get("template"), str)
-    }
+def _read_templates(directory: Path, settings: Mapping[str, Any]) -> dict[str, str]:
+    """Chat templates by name: files, which go before settings, or what tokenizer_config.json has."""
+    folder = sorted(found.name for found in (directory / _TEMPLATES).glob("*.jinja"))
+    named: dict[str, str] = {}
+    for file in (TEMPLATE_FILE, *(f"{_TEMPLATES}/{name}" for name in folder)):
+        if path := find_file(directory, file):
+            content = read_file(path)
+            with told_as(f"{path}: expected UTF-8 text"):
+                named["default" if file == TEMPLATE_FILE else path.stem] = content.decode()
+    return named or named_templates(settings.get("chat_template"), str(directory / CONFIG_FILE))
 
 
 def _named_tokens(directory: Path, settings: Mapping[str, Any], sides: Mapping[str, bytes]) -> dict[str, str]:
@@ -179,7 +182,8 @@ def _built(
     directory: Path, sides: Mapping[str, bytes], settings: Mapping[str, Any]
 ) -> tuple[Tokenizer, dict[str, str], bool, tuple[str, ...]]:
     """What transformers makes of the files: tokenizer, named tokens, whether it cleans text up, and notes."""
-    made = _ask_transformers(directory, sides)
+    known, unknown = _with_known_flags(directory, sides)
+    made = _ask_transformers(directory, {**sides, **known})
     tokenizer, kind = getattr(made, "backend_tokenizer", None), type(made).__name__
     if not isinstance(tokenizer, Tokenizer):
         raise DynexportError(f"{directory}: transformers makes a {kind} of it, which is no tokenizer.json; {_ANOTHER}")
@@ -189,6 +193,10 @@ def _built(
             f"say; {_ANOTHER}"
         )
     notes = _notes_on_ids(tokenizer, directory, sides, settings)
+    if unknown:
+        notes += (
+            f"tokenizer: flags of tokens that no tokenizer.json has are left out: {', '.join(sorted(unknown)):.200}",
+        )
     if TOKENIZER_FILE in sides and _ids(tokenizer) != _ids(load_tokenizer(sides[TOKENIZER_FILE], directory)):
         notes += (
             f"tokenizer: transformers makes a {kind} of it, which splits text otherwise than tokenizer.json says; its "
@@ -222,6 +230,26 @@ def _ask_transformers(directory: Path, sides: Mapping[str, bytes]) -> Any:
         for name, content in {**sides, "config.json": model.encode()}.items():
             (Path(folder) / name).write_bytes(content)
         return transformers.AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
+
+
+def _with_known_flags(directory: Path, sides: Mapping[str, bytes]) -> tuple[dict[str, bytes], set[str]]:
+    """Side files whose tokens have only flags that the tokenizers library knows, and the others' names.
+
+    It leaves them out too, but prints a line on standard output for each.
+    """
+    unknown: set[str] = set()
+
+    def known(value: Any) -> Any:
+        if isinstance(value, list):
+            return [known(item) for item in value]
+        if not isinstance(value, dict):
+            return value
+        others = value.keys() - _OF_A_TOKEN if isinstance(value.get("content"), str) else set()
+        unknown.update(others)
+        return {name: known(item) for name, item in value.items() if name not in others}
+
+    names = [name for name in (CONFIG_FILE, "special_tokens_map.json") if name in sides]
+    return {name: json.dumps(known(_parse(directory, sides, name))).encode() for name in names}, unknown
 
 
 @contextmanager

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import codecs
 import os
+import stat
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,9 @@ from dynexport.runtime.engines.opening import RUN_BACKENDS
 from dynexport.runtime.errors import DynexportError
 from dynexport.runtime.json_text import parse_json
 from dynexport.runtime.machine import available_cores
-from dynexport.runtime.plain_files import open_plain
+from dynexport.runtime.plain_files import open_named
+
+_LARGEST_FROM_PIPE = 64 << 20  # bytes
 
 bundle_argument = click.argument("bundle", type=click.Path(path_type=Path))
 threads_option = click.option(
@@ -33,7 +36,11 @@ trust_option = click.option(
     help="Give TensorRT engines that were not built here. They are native code: whoever made them runs it.",
 )
 text_option = click.option(
-    "--text", "text_path", required=True, type=click.Path(path_type=Path), help="A UTF-8 text file."
+    "--text",
+    "text_path",
+    required=True,
+    type=click.Path(path_type=Path),
+    help="UTF-8 text: a file, a pipe, or '-' for standard input.",
 )
 
 
@@ -89,15 +96,17 @@ def _add(fields: dict[str, Any], more: dict[str, Any]) -> bool:
 
 
 def read_text(path: Path, max_tokens: int) -> str:
-    """Enough of a text file for so many tokens; a token is rarely longer than 16 bytes.
+    """Enough of a text for so many tokens, each rarely longer than 16 bytes; "-" is standard input.
 
     Raises:
         DynexportError: when it cannot be read, or is not UTF-8.
     """
     limit = 16 * max(1, max_tokens)
+    path = Path("/dev/stdin") if str(path) == "-" else path
     try:
-        with open_plain(path, "a text file") as file:
-            limit = min(limit, os.fstat(file.fileno()).st_size + 1)
+        with open_named(path, "a text file") as file:
+            status = os.fstat(file.fileno())
+            limit = min(limit, status.st_size + 1 if stat.S_ISREG(status.st_mode) else _LARGEST_FROM_PIPE)
             content = file.read(limit)
         # The cut may go through a character; the end of the file may not.
         return codecs.getincrementaldecoder("utf-8")().decode(content, final=len(content) < limit)

@@ -12,7 +12,7 @@ from typing import BinaryIO, TypeVar
 import click
 
 from dynexport.runtime.errors import DynexportError
-from dynexport.runtime.plain_files import open_plain
+from dynexport.runtime.plain_files import open_named
 
 # No model's context has room for so much text.
 _LARGEST = 64 << 20
@@ -36,7 +36,7 @@ def utf8(ctx: click.Context, param: click.Parameter, value: _Given) -> _Given:
 
 
 def given_prompt(prompt: str | None, path: Path | None, *, from_pipe: bool) -> str | None:
-    """The prompt of ``--prompt`` ("-" is standard input) or ``--prompt-file``.
+    """The prompt of ``--prompt`` or ``--prompt-file``; either may be "-", standard input.
 
     Args:
         from_pipe: whether a pipe or file on standard input is a prompt where no option names one.
@@ -47,11 +47,11 @@ def given_prompt(prompt: str | None, path: Path | None, *, from_pipe: bool) -> s
     Raises:
         DynexportError: when it cannot be read, is not UTF-8, or has no end.
     """
-    if path is not None:
+    if path is not None and str(path) != "-":
         where = f"--prompt-file {path}"
-        with open_plain(path, "a text file for --prompt-file", advice="name one, or give it on standard input") as file:
+        with open_named(path, "a text file for --prompt-file", advice="name one, or give it on standard input") as file:
             return _read(file, where)
-    if prompt == "-" or (prompt is None and from_pipe and _is_piped()):
+    if path is not None or prompt == "-" or (prompt is None and from_pipe and _is_piped()):
         return _read(sys.stdin.buffer, "standard input")
     return prompt
 

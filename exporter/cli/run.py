@@ -52,7 +52,9 @@ Examples:
 @click.option(
     "--prompt", callback=utf8, help="Text to continue, '-' for standard input; with --chat, a message to answer."
 )
-@click.option("--prompt-file", type=click.Path(path_type=Path), help="The same from a file.")
+@click.option(
+    "--prompt-file", type=click.Path(path_type=Path), help="The same from a file or a pipe; '-' for standard input."
+)
 @click.option("--ids", metavar="1,2,3", help="Token ids to continue.")
 @click.option("--chat", is_flag=True, help="Use the chat template; without a prompt, talk until end of input.")
 @click.option("--system", callback=utf8, help="With --chat: a system message to begin with.")
@@ -86,6 +88,11 @@ Examples:
     help="Sample from tokens at least so probable, against the likeliest.  [default: as generation_config.json says, "
     "else 0]",
 )
+@click.option(
+    "--repetition-penalty",
+    type=float,
+    help="Above 1: make tokens that came before less probable.  [default: as generation_config.json says, else 1]",
+)
 @click.option("--seed", type=int, help="Makes sampling repeatable.")
 @click.option("--stop", callback=utf8, multiple=True, help="Stop at this text; may be given several times.")
 @click.option(
@@ -114,6 +121,7 @@ def run(
     top_p: float | None,
     top_k: int | None,
     min_p: float | None,
+    repetition_penalty: float | None,
     seed: int | None,
     stop: tuple[str, ...],
     traces: tuple[Path, ...],
@@ -139,6 +147,7 @@ def run(
     if traces and talking:
         raise click.UsageError("--trace: expected --prompt or --ids beside it, found a conversation")
     given = {"temperature": temperature, "top_p": top_p, "top_k": top_k, "min_p": min_p, "seed": seed}
+    given["repetition_penalty"] = repetition_penalty
     opened = Bundle.open(bundle, trust_engines=trust_engines)
     recommended = opened.recommended()
     sampling = _sampling(out, recommended, {name: value for name, value in given.items() if value is not None})
@@ -164,6 +173,9 @@ def run(
         _talk(out, Conversation(generator, system, template_variables), how, settled)
         return
     tokens = _tokens(generator, text, ids, _messages(system, text) if chat else None, template_variables)
+    bos = opened.manifest.tokens.bos
+    if bos is not None and text is not None and tokens[:2] == [bos, bos]:
+        out.warn(f"the prompt begins with token {bos} twice: the tokenizer puts one there by itself, leave out yours")
     cache = generator.decoder.cache(
         1, len(tokens) + max(0, max_new_tokens), record=bool(files), room=len(tokens) + STEP
     )
@@ -214,11 +226,12 @@ def _sampling(out: Output, recommended: Recommended, given: dict[str, Any]) -> S
     if sampling.temperature == 0 and filters and "temperature" not in given:
         options = ", ".join(f"--{name.replace('_', '-')}" for name in filters)
         out.warn(f"{options}: expected with --temperature above 0, found greedy choice, where it changes nothing")
-    if sampling.temperature > 0 and recommended.sampling != Sampling():
+    if (sampling.temperature > 0 or sampling.repetition_penalty != 1) and recommended.sampling != Sampling():
         fields = {name: value for name, value in asdict(sampling).items() if value is not None}
         shown = ", ".join(f"{name.replace('_', '-')} {value:g}" for name, value in fields.items())
         out.note(
-            f"sampling, where no option says otherwise as {GENERATION_CONFIG} does: {shown}; --temperature 0 is greedy"
+            f"sampling, where no option says otherwise as {GENERATION_CONFIG} does: {shown}; --temperature 0 and "
+            "--repetition-penalty 1 are plain greedy choice"
         )
     return sampling
 

@@ -17,6 +17,7 @@ from tokenizers import Regex, Tokenizer, pre_tokenizers
 from dynexport.exporter.checkpoint.gguf_config import Metadata
 from dynexport.exporter.checkpoint.gguf_header import GgufHeader
 from dynexport.exporter.checkpoint.gguf_pre_tokenizers import SPLITTINGS
+from dynexport.exporter.checkpoint.gguf_sampling import read_sampling
 from dynexport.exporter.checkpoint.gguf_tokenizer import tokenizer_files
 from dynexport.exporter.checkpoint.tokenizer_files import TokenizerFiles
 from dynexport.runtime.errors import DynexportError
@@ -378,3 +379,19 @@ def test_what_is_left_out_is_told() -> None:
 )
 def test_damaged_vocabularies(changes: dict[str, Any], named: str) -> None:
     assert f"tokenizer.ggml.{named}" in refusal(**byte_level(**changes))
+
+
+def sampling_of(**keys: Any) -> tuple[dict[str, Any], tuple[str, ...]]:
+    metadata = {f"general.sampling.{key}": value for key, value in keys.items()}
+    return read_sampling(Metadata(GgufHeader(Path("m.gguf"), metadata, {})))
+
+
+def test_recommended_sampling() -> None:
+    assert sampling_of() == ({}, ())
+    fields: dict[str, Any] = {"temperature": 0.5, "top_k": 20, "repetition_penalty": 1.25, "do_sample": True}
+    assert sampling_of(temp=0.5, top_k=20, penalty_repeat=1.25, penalty_last_n=-1, mirostat=0) == (fields, ())
+    assert sampling_of(temp=0.0, top_p=0.5) == ({"top_p": 0.5, "do_sample": False}, ())
+    fields, (note,) = sampling_of(sequence="kp", xtc_probability=0.5, xtc_threshold=0.1)
+    assert fields == {} and "sequence 'kp', xtc_probability 0.5" in note
+    with pytest.raises(DynexportError, match=r"general.sampling.temp: expected a finite number >= 0, found -1"):
+        sampling_of(temp=-1.0)

@@ -14,7 +14,7 @@ from transformers import AutoTokenizer
 
 from dynexport.exporter.checkpoint import open_checkpoint
 from dynexport.exporter.checkpoint.tokenizer_files import TokenizerFiles, read_tokenizer, turn_ends
-from dynexport.exporter.describe import describe_tokens, notes_on_tokens
+from dynexport.exporter.describe import describe_source, describe_tokens, notes_on_tokens
 from dynexport.runtime.errors import DynexportError
 from dynexport.runtime.text import StreamDecoder, Text
 
@@ -320,6 +320,20 @@ class TestNotes:
         (note,) = read(tmp_path, files).notes
         assert "'</s>'" in note and str(SIZE - 1) in note
 
+    def test_flags_that_are_unknown(self, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+        added = {str(SIZE - 1): {"content": "</s>", "special": True, "shiny": 1}}
+        files = {"tokenizer.json": byte_level(), "tokenizer_config.json": settings(added_tokens_decoder=added)}
+        (note,) = read(tmp_path, files).notes
+        assert "left out: shiny" in note
+        assert capfd.readouterr().out == ""  # where a report in JSON may go
+
+
+def rendered(found: TokenizerFiles, **variables: Any) -> str:
+    """A chat's text, of a tokenizer of single bytes."""
+    tokenizer = {"tokenizer.json": byte_level().to_str().encode()}
+    text = Text.from_files({**found.files, **tokenizer})
+    return text.decode(text.chat([{"role": "user", "content": "x"}], variables=variables))
+
 
 class TestChatTemplate:
     def test_files_go_before_settings(self, tmp_path: Path) -> None:
@@ -334,7 +348,20 @@ class TestChatTemplate:
         assert "chat_template.jinja" not in found.files
         assert "tool_use" in found.notes[0]
         (folder / "default.jinja").write_text("new")
-        assert read_tokenizer(tmp_path).files["chat_template.jinja"] == b"new"
+        found = read_tokenizer(tmp_path)
+        assert found.files["chat_template.jinja"] == b"new"
+        assert rendered(found, tools=["f"]) == "tools"
+
+    def test_one_for_tools_in_settings(self, tmp_path: Path) -> None:
+        named = [{"name": "tool_use", "template": "{{ tools }}"}, {"name": "default", "template": "none"}]
+        found = read(tmp_path, {"tokenizer.json": byte_level(), "tokenizer_config.json": settings(chat_template=named)})
+        assert (rendered(found), rendered(found, tools=["f"])) == ("none", "['f']")
+
+
+def test_a_path_that_is_no_utf8_is_named_in_the_manifest(tmp_path: Path) -> None:
+    path = talking_checkpoint(tmp_path / "model").rename(tmp_path / "caf\udce9")
+    source = describe_source(open_checkpoint(path))
+    assert "caf\\\\udce9" in source.model_dump_json()
 
 
 class TestTurnEnds:
@@ -348,14 +375,23 @@ class TestTurnEnds:
 
     def test_the_manifest_has_those_that_the_config_does_not_name(self, tmp_path: Path) -> None:
         checkpoint = open_checkpoint(talking_checkpoint(tmp_path / "model", eos_token_id=5))
-        tokens = describe_tokens(checkpoint)
+        tokens = describe_tokens(checkpoint, 100)
         assert (tokens.eos, tokens.turn_end) == ((5,), (88,))
         (note,) = notes_on_tokens(checkpoint, tokens)
         assert "'<|im_end|>' (88)" in note and "[5]" in note
         (tmp_path / "model/generation_config.json").write_text('{"eos_token_id": [5, 88]}')
         checkpoint = open_checkpoint(tmp_path / "model")
-        tokens = describe_tokens(checkpoint)
+        tokens = describe_tokens(checkpoint, 100)
         assert (tokens.eos, tokens.turn_end, notes_on_tokens(checkpoint, tokens)) == ((5, 88), (), ())
+
+    def test_ids_that_are_no_tokens_are_named(self, tmp_path: Path) -> None:
+        checkpoint = open_checkpoint(talking_checkpoint(tmp_path / "model", eos_token_id=[-1, 5, 100, 10**30]))
+        tokens = describe_tokens(checkpoint, 100)
+        assert tokens.eos == (5,)
+        assert "eos_token_id: left out -1, 100, 1000000" in notes_on_tokens(checkpoint, tokens)[0]
+        tokens = describe_tokens(checkpoint, 5)
+        assert (tokens.eos, tokens.turn_end) == ((), ())
+        assert "plain prompts have no end" in notes_on_tokens(checkpoint, tokens)[0]
 
     def test_nothing_without_a_tokenizer(self, tmp_path: Path) -> None:
         assert turn_ends(read(tmp_path, {"tokenizer_config.json": settings()}).files) == {}

@@ -126,6 +126,10 @@ CHECKPOINTS: dict[str, tuple[Callable[[Path], object], str]] = {
         lambda m: (m / "config.json").write_text('{"vocab_size": 1, "vocab_size": 2}'),
         "'vocab_size' is there twice",
     ),
+    "sampling that nobody can do": (
+        lambda m: (m / "generation_config.json").write_text('{"top_p": 7}'),
+        "generation_config.json: top_p: expected 0 < top_p <= 1, found 7",
+    ),
     "more layers than there are": (config(num_hidden_layers=9), "no tensor model.layers.8."),
 }
 

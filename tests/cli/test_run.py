@@ -32,6 +32,7 @@ def test_a_prompt_from_a_file_or_a_pipe(skip_bundle: Path, tmp_path: Path) -> No
         (["--prompt", "-"], text),
         ([], text + "\n"),
         (["--prompt-file", tmp_path / "p.txt"], "not this"),
+        (["--prompt-file", "-"], text),
     ):
         assert report(skip_bundle, *arguments, stdin=stdin)["prompt_ids"] == expected
     one = report(skip_bundle, "--chat", "--prompt", text)
@@ -53,6 +54,7 @@ BAD: dict[str, tuple[list[Any], bytes, str]] = {
         "/nowhere: expected a text file for --prompt-file, found none; name one, or give it on standard input",
     ),
     "a directory": (["--prompt-file", "/"], b"", "/: expected a text file for --prompt-file, found a directory"),
+    "no end": (["--prompt-file", "/dev/zero"], b"", "/dev/zero: expected at most 64 MiB of text, found more"),
     "a system message alone": (["--prompt", "a", "--system", "b"], b"", "expected with --chat, found without"),
     "a variable alone": (["--prompt", "a", "--template-var", "b=1"], b"", "expected with --chat, found without"),
     "Python's word": (
@@ -98,21 +100,23 @@ def recommending(skip_bundle: Path, directory: Path, **fields: Any) -> Path:
 
 def test_what_the_author_recommends_is_used_and_shown(skip_bundle: Path, tmp_path: Path) -> None:
     bundle = recommending(
-        skip_bundle, tmp_path / "b", do_sample=True, temperature=2.0, top_p=0.9, repetition_penalty=1.2
+        skip_bundle, tmp_path / "b", do_sample=True, temperature=2.0, top_p=0.9, no_repeat_ngram_size=2
     )
     greedy = run(skip_bundle, "--prompt", "Hello").out
     ran = run(bundle, "--prompt", "Hello", "--seed", 1, "--json", "-")
-    expected = {"temperature": 2.0, "top_p": 0.9, "top_k": 50, "min_p": 0.0, "seed": 1}
+    expected = {"temperature": 2.0, "top_p": 0.9, "top_k": 50, "min_p": 0.0, "repetition_penalty": 1.0, "seed": 1}
     assert ran.report["sampling"] == expected
-    assert "temperature 2, top-p 0.9, top-k 50, min-p 0, seed 1; --temperature 0 is greedy" in ran.err
+    assert "temperature 2, top-p 0.9, top-k 50, min-p 0, repetition-penalty 1, seed 1; --temperature 0" in ran.err
     assert ran.report["warnings"] == [
-        "generation_config.json asks for repetition_penalty 1.2: dynexport does not do that"
+        "generation_config.json asks for no_repeat_ngram_size 2: dynexport does not do that"
     ]
     same = run(skip_bundle, "--prompt", "Hello", "--seed", 1, "--temperature", 2, "--top-p", 0.9, "--top-k", 50)
     assert ran.report["text"] + "\n" == same.out != greedy
     assert run(bundle, "--prompt", "Hello", "--temperature", 0).out == greedy
-    own = report(bundle, "--prompt", "Hello", "--temperature", 0.5, "--top-k", 0, "--min-p", 0.1)["sampling"]
-    assert own == {"temperature": 0.5, "top_p": 0.9, "top_k": 0, "min_p": 0.1, "seed": None}
+    given = ["--temperature", 0.5, "--top-k", 0, "--min-p", 0.1, "--repetition-penalty", 1.5]
+    own = report(bundle, "--prompt", "Hello", *given)["sampling"]
+    expected = {"temperature": 0.5, "top_k": 0, "min_p": 0.1, "repetition_penalty": 1.5, "seed": None}
+    assert own == {**expected, "top_p": 0.9}
 
 
 def test_without_do_sample_the_choice_is_greedy(skip_bundle: Path, tmp_path: Path) -> None:
@@ -178,3 +182,11 @@ def test_what_ends_a_chat_keeps_what_was_said(skip_bundle: Path, tmp_path: Path)
     ran = dynexport("run", skip_bundle, "--chat", "--max-new-tokens", 500, "--json", path, stdin="e" * 236 + "\n")
     assert ran.code == 0 and "warning: the context of 256 tokens is full: the answer ends here" in ran.err
     assert json.loads(path.read_text())["turns"][0]["finish_reason"] == "context"
+
+
+def test_two_begin_tokens_are_told(skip_bundle: Path, tmp_path: Path) -> None:
+    bundle = copied(skip_bundle, tmp_path / "b")
+    bos = report(bundle, "--prompt", "A")["prompt_ids"][0]
+    change_manifest(bundle, lambda fields: fields["tokens"].update(bos=bos))
+    assert f"warning: the prompt begins with token {bos} twice" in run(bundle, "--prompt", "AAB").err
+    assert run(bundle, "--prompt", "ABA").err == ""

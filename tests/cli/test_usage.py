@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
 from bundles import CONFORMANCE, dynexport, error_of
 
+from dynexport.exporter.cli.arguments import read_text
 from dynexport.exporter.cli.main import cli
 
 COMMANDS = sorted(cli.commands)
@@ -133,3 +135,11 @@ def test_paths_with_brackets_and_colons_are_shown_as_they_are(tmp_path: Path) ->
     ran = dynexport("convert", CONFORMANCE / "dense", "--no-golden", "-o", bundle)
     assert ran.code == 0 and f"Bundle {bundle}" in ran.out
     assert f"Bundle {bundle}" in dynexport("inspect", bundle).out
+
+
+def test_text_from_a_pipe() -> None:
+    reading, writing = os.pipe()
+    os.write(writing, b"Hello" * 50)
+    os.close(writing)
+    assert read_text(Path(f"/dev/fd/{reading}"), 10) == ("Hello" * 50)[:160]
+    os.close(reading)

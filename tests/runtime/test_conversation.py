@@ -18,15 +18,18 @@ NEW = 8
 FORGETFUL = CHAT.replace("message.content", "('' if message.role == 'assistant' else message.content)")
 
 
+SAMPLING = Sampling(repetition_penalty=1.3)  # what was said before counts, cached or not
+
+
 def say(conversation: Conversation, content: str, speedup: float = 1) -> list[int]:
-    pieces = conversation.say(content, speedup=speedup, max_new_tokens=NEW, sampling=Sampling())
+    pieces = conversation.say(content, speedup=speedup, max_new_tokens=NEW, sampling=SAMPLING)
     return [piece.token for piece in pieces]
 
 
 def afresh(generator: Generator, messages: list[dict[str, str]]) -> list[int]:
     """The answer to messages that nothing is cached of."""
     prompt = generator.text.chat(messages)
-    return generator.generate([prompt], speedup=1, max_new_tokens=NEW, chat=True)[0].ids
+    return generator.generate([prompt], speedup=1, max_new_tokens=NEW, sampling=SAMPLING, chat=True)[0].ids
 
 
 @pytest.mark.parametrize("template", [CHAT, FORGETFUL], ids=["growing", "forgetful"])
@@ -116,5 +119,5 @@ def test_variables_of_the_template(tmp_path: Path) -> None:
     quiet = generator.text.chat(message, variables={"enable_thinking": False})
     assert quiet != generator.text.chat(message)
     answers = [say(Conversation(generator, variables=given), "Hi") for given in ({"enable_thinking": False}, {})]
-    assert answers[0] == generator.generate([quiet], speedup=1, max_new_tokens=NEW)[0].ids
+    assert answers[0] == generator.generate([quiet], speedup=1, max_new_tokens=NEW, sampling=SAMPLING)[0].ids
     assert answers[1] == afresh(generator, message)

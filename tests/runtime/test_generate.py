@@ -37,6 +37,17 @@ def test_rows_end_at_their_own_time_as_they_would_alone(generator: Generator) ->
         assert row.ids == before.ids[: len(row.ids)]
 
 
+def test_the_penalty_of_repetition_knows_the_prompt_and_the_answer(generator: Generator) -> None:
+    never = Sampling(repetition_penalty=1e6)
+    rows = generator.generate(PROMPTS, max_new_tokens=NEW, sampling=never)
+    for prompt, row in zip(PROMPTS, rows, strict=True):
+        assert len({*prompt, *row.ids}) == len(prompt) + len(row.ids)
+        assert row == generator.generate([prompt], max_new_tokens=NEW, sampling=never)[0]
+    most = list(range(80))
+    (free,), (new,) = (generator.generate([most], max_new_tokens=1, sampling=how) for how in (Sampling(), never))
+    assert free.ids[0] in most and new.ids[0] not in most
+
+
 def test_any_token_of_the_end_set_ends_a_row_and_is_not_text(generator: Generator) -> None:
     (free,) = generator.generate(PROMPTS[:1], max_new_tokens=NEW)
     for index in (1, 4):

@@ -23,6 +23,8 @@ from dynexport.runtime.generation_config import read_generation_config
             {"do_sample": True, "temperature": 0.6, "top_p": 0.95, "top_k": 20, "min_p": 0.1},
             Sampling(temperature=0.6, top_p=0.95, top_k=20, min_p=0.1),
         ),
+        ({"do_sample": True, "top_k": -1}, Sampling(temperature=1.0)),
+        ({"repetition_penalty": 1.3}, Sampling(repetition_penalty=1.3)),
         ({"do_sample": True, "temperature": None, "top_p": None}, Sampling(temperature=1.0, top_k=50)),
     ],
 )
@@ -31,16 +33,16 @@ def test_sampling(fields: dict[str, Any], expected: Sampling) -> None:
 
 
 def test_what_is_not_done_is_named_and_what_changes_nothing_is_not() -> None:
-    asked = {"repetition_penalty": 1.05, "num_beams": 4, "suppress_tokens": [1], "max_new_tokens": 9, "use_cache": True}
+    asked = {"no_repeat_ngram_size": 3, "num_beams": 4, "suppress_tokens": [1], "max_new_tokens": 9, "use_cache": True}
     harmless = {
-        "no_repeat_ngram_size": 0,
+        "repetition_penalty": 1,
         "typical_p": 1.0,
         "bad_words_ids": None,
         "min_length": 0,
         "sequence_bias": {},
     }
     found = read_generation_config(json.dumps(asked | harmless).encode()).left_out
-    assert found == ("num_beams 4", "repetition_penalty 1.05", "suppress_tokens [1]")
+    assert found == ("no_repeat_ngram_size 3", "num_beams 4", "suppress_tokens [1]")
 
 
 @pytest.mark.parametrize(("value", "expected"), [("END", ("END",)), (["a", "b"], ("a", "b")), (None, ())])

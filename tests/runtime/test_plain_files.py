@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import os
 import socket
+import threading
 from pathlib import Path
 
 import pytest
 
 from dynexport.runtime.errors import DynexportError
-from dynexport.runtime.plain_files import hash_plain, open_plain, read_plain
+from dynexport.runtime.plain_files import hash_plain, open_named, open_plain, read_plain
 
 
 def make(home: Path, kind: str) -> Path:
@@ -62,3 +63,19 @@ def test_a_large_file_is_refused_before_it_is_read(tmp_path: Path) -> None:
         file.truncate(1 << 40)
     with pytest.raises(DynexportError, match=f"expected a file of at most 536870912 bytes, found {1 << 40}"):
         read_plain(tmp_path / "file")
+
+
+def test_a_pipe_that_the_user_names(tmp_path: Path) -> None:
+    reading, writing = os.pipe()
+    with open_named(Path(f"/dev/fd/{reading}")) as file:
+        later = threading.Timer(0.05, lambda: (os.write(writing, b"hello"), os.close(writing)))
+        later.start()
+        assert file.read() == b"hello"
+        later.join()
+    os.close(reading)
+    with open_named(Path("/dev/null")) as file:
+        assert file.read() == b""
+    with open_named(make(tmp_path, "a pipe")) as file:  # nobody writes to it
+        assert file.read() == b""
+    with pytest.raises(DynexportError, match="expected a file, found a directory"):
+        open_named(tmp_path)

@@ -6,10 +6,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from numpy.typing import NDArray
+from transformers import RepetitionPenaltyLogitsProcessor
 
 from dynexport.runtime.errors import DynexportError
 from dynexport.runtime.sampling import Sampler, Sampling, distribution
@@ -216,3 +218,23 @@ def test_logits_that_are_no_distribution_are_refused(temperature: float, bad: li
 def test_logits_of_another_shape_are_refused(shape: tuple[int, ...]) -> None:
     with pytest.raises(DynexportError, match=r"expected shape \[2, vocab\]"):
         Sampler(Sampling(), 2)(np.zeros(shape, dtype=np.float32))
+
+
+@given(tied_logits, st.lists(st.integers(0, 15), max_size=6), st.floats(0.5, 2))
+def test_the_penalty_of_repetition_is_that_of_transformers(
+    logits: NDArray[np.float32], before: list[int], penalty: float
+) -> None:
+    sampler = Sampler(Sampling(repetition_penalty=penalty), len(logits))
+    histories = [[token for token in before if token < logits.shape[1]] for _ in logits]
+    for row in range(len(logits)):
+        sampler.see(row, before)
+    process = RepetitionPenaltyLogitsProcessor(penalty)
+    for _ in range(3):
+        rows = [
+            process(torch.tensor([history], dtype=torch.int64), torch.tensor(row[None].copy()))[0].argmax()
+            for history, row in zip(histories, logits, strict=True)
+        ]
+        tokens = sampler(logits)
+        assert tokens.tolist() == [int(row) for row in rows]
+        for history, token in zip(histories, tokens, strict=True):
+            history.append(int(token))

@@ -169,8 +169,9 @@ WRONG: dict[str, tuple[Callable[[Any], Any], str]] = {
         "chat_template.jinja: the bundle has no chat template",
     ),
     # Text.
-    "encode-none": (lambda at: at.text.encode(None), "tokenizer.json: cannot encode"),
-    "encode-bytes": (lambda at: at.text.encode(b"a"), "tokenizer.json: cannot encode"),
+    "encode-none": (lambda at: at.text.encode(None), "text: expected text, found None"),
+    "encode-bytes": (lambda at: at.text.encode(b"a"), "text: expected text, found b'a'"),
+    "encode-half": (lambda at: at.text.encode("caf\udce9"), "text: expected UTF-8, found '\\udce9' after 3 char"),
     "decode-number": (lambda at: at.text.decode(5), "tokenizer.json: cannot decode"),
     "decode-negative": (lambda at: at.text.decode([-1]), "tokenizer.json: cannot decode"),
     "decode-part": (lambda at: at.text.decode([1.5]), "tokenizer.json: cannot decode"),

@@ -1,0 +1,49 @@
+"""What a GGUF file recommends for sampling, as the fields of a generation_config.json."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from dynexport.exporter.checkpoint.gguf_config import Metadata
+
+_PREFIX = "general.sampling."
+_FIELDS = {
+    "temp": "temperature",
+    "top_k": "top_k",
+    "top_p": "top_p",
+    "min_p": "min_p",
+    "penalty_repeat": "repetition_penalty",
+}
+_SAMPLES = ("temperature", "top_k", "top_p", "min_p")
+# Values under which a key changes nothing; of the last ones, keys that only say how.
+_NEUTRAL: dict[str, tuple[Any, ...]] = {
+    "mirostat": (0,),
+    "xtc_probability": (0,),
+    "penalty_last_n": (-1,),
+}
+_DETAILS = ("mirostat_tau", "mirostat_eta", "xtc_threshold")
+
+
+def read_sampling(metadata: Metadata) -> tuple[dict[str, Any], tuple[str, ...]]:
+    """Fields of generation_config.json, of which converters make these keys, and a note on what is left out.
+
+    Raises:
+        DynexportError: when a value is no finite number >= 0.
+    """
+    fields = {field: value for key, field in _FIELDS.items() if (value := metadata.finite(_PREFIX + key)) is not None}
+    if fields.get("temperature") == 0:
+        fields["do_sample"] = False
+        del fields["temperature"]
+    elif any(field in fields for field in _SAMPLES):
+        fields["do_sample"] = True
+    given = {
+        key.removeprefix(_PREFIX): value for key, value in metadata.header.metadata.items() if key.startswith(_PREFIX)
+    }
+    others = [
+        f"{key} {value!r:.40}"
+        for key, value in sorted(given.items())
+        if key not in _FIELDS and key not in _DETAILS and value not in _NEUTRAL.get(key, ())
+    ]
+    if not others:
+        return fields, ()
+    return fields, (f"{_PREFIX}*: left out {', '.join(others):.300}, which dynexport does not do",)
