@@ -29,7 +29,7 @@ _NUMBERS, _GOLDEN_BYTES = 1 << 22, 1 << 22
 _POSITIONS, _GOLDEN_POSITIONS = (16, 512), (8, 64)
 # Limits of the largest error were measured over so many positions; where arithmetic is rounded, more have a larger one.
 # PyTorch's own float16 on the untrained dense model of tests/conformance, six rows of 256 tokens: 99 of 100 positions
-# are off by at most 0.084, the worst of 64 by 0.08 and the worst of all by 0.16, whatever their place in the row.
+# are off by at most 0.084 and the worst of all by 0.16, whatever their place in the row.
 _ROUNDED_POSITIONS = (16, 64)
 # What nothing goes to where a single graph's layers have no room for all.
 COMPETING = "rows beside others and prompts in other pieces, as tokens that run together compete for layers"

@@ -19,7 +19,7 @@ from dynexport.runtime.errors import DynexportError
 
 # Where a value stands in a call: number or name of the argument, then places in nested tuples.
 Place = tuple[int | str, ...]
-_TESTED = ">=5.2,<=5.24"
+_TESTED = ">=5.7,<=5.24"
 
 
 @dataclass(frozen=True)
