@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import closing
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -173,18 +173,34 @@ def run(
         _talk(out, Conversation(generator, system, template_variables), how, settled)
         return
     tokens = _tokens(generator, text, ids, _messages(system, text) if chat else None, template_variables)
-    bos = opened.manifest.tokens.bos
-    if bos is not None and text is not None and tokens[:2] == [bos, bos]:
-        out.warn(f"the prompt begins with token {bos} twice: the tokenizer puts one there by itself, leave out yours")
-    cache = generator.decoder.cache(
-        1, len(tokens) + max(0, max_new_tokens), record=bool(files), room=len(tokens) + STEP
-    )
+    _warn_of_two_beginnings(out, opened.manifest.tokens.bos if text is not None else None, tokens)
+    as_ids = not generator.text.has_tokenizer or ids is not None
+    _answer(out, generator, tokens, {**how, "chat": chat}, settled, files, as_ids=as_ids)
+
+
+def _answer(
+    out: Output,
+    generator: Generator,
+    tokens: list[int],
+    how: Mapping[str, Any],
+    settled: Mapping[str, Any],
+    files: list[TraceFile],
+    *,
+    as_ids: bool,
+) -> None:
+    """Generate after one prompt, show what comes, and report it.
+
+    Args:
+        how: what ``Generator.stream`` takes beside the prompt and its cache.
+        settled: what the report says of how it was generated.
+        as_ids: show token ids rather than text.
+    """
+    longest = len(tokens) + max(0, how["max_new_tokens"])
+    cache = generator.decoder.cache(1, longest, record=bool(files), room=len(tokens) + STEP)
     start = time.perf_counter()
     shown = _nothing_shown()
-    pieces = generator.stream([tokens], cache=cache, chat=chat, **how)
-    _show(out, pieces, shown, as_ids=not generator.text.has_tokenizer or ids is not None)
-    seconds = time.perf_counter() - start
-    report = {**shown, "prompt_ids": tokens, **settled, "seconds": seconds}
+    _show(out, generator.stream([tokens], cache=cache, **how), shown, as_ids=as_ids)
+    report = {**shown, "prompt_ids": tokens, **settled, "seconds": time.perf_counter() - start}
     depth = Depth.of(cache, generator.bundle.manifest)
     if depth.routed:
         _say_depth(out, depth)
@@ -195,6 +211,11 @@ def run(
     if files:
         _trace(out, files, generator, cache, depth, report)
     out.report(report)
+
+
+def _warn_of_two_beginnings(out: Output, bos: int | None, tokens: Sequence[int]) -> None:
+    if bos is not None and tokens[:2] == [bos, bos]:
+        out.warn(f"the prompt begins with token {bos} twice: the tokenizer puts one there by itself, leave out yours")
 
 
 _SOURCES = (
