@@ -388,10 +388,17 @@ class TestChat:
             ChatTemplate({"default": "x"}).render([{"role": "user", "content": "hi"}], True, {}, {name: []})
 
     @pytest.mark.parametrize(
+        "template",
+        ["{% for i in range(9999) %}{% for j in range(9999) %}{% endfor %}{% endfor %}", "{{ 10 ** (10 ** 10) }}"],
+    )
+    def test_a_template_without_end_is_stopped(self, template: str, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr("dynexport.runtime.chat_template.SECONDS", 1)
+        with pytest.raises(DynexportError, match="the chat template failed: it takes more than 1 s"):
+            ChatTemplate({"default": template}).render([{"role": "user", "content": "hi"}], True, {}, {})
+
+    @pytest.mark.parametrize(
         ("template", "expected"),
         [
-            ("{% for i in range(9999) %}{% for j in range(9999) %}{% endfor %}{% endfor %}", "it takes more than 1 s"),
-            ("{{ 10 ** (10 ** 10) }}", "it takes more than 1 s"),
             ("{{ 'x' * 10 ** 10 }}", "more than 1024 MiB of memory"),
             ("{{ '%9999999999d' % 1 }}", "more than 1024 MiB of memory"),
             (
@@ -401,10 +408,8 @@ class TestChat:
             ("{{ 'x' * 2 ** 25 }}", "more than 16 Mi characters"),
         ],
     )
-    def test_a_template_without_end_is_stopped(
-        self, template: str, expected: str, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        monkeypatch.setattr("dynexport.runtime.chat_template.SECONDS", 1)
+    def test_a_template_that_takes_memory_is_stopped(self, template: str, expected: str) -> None:
+        # With the whole time limit: a machine may take a second to give a process its first GiB.
         with pytest.raises(DynexportError, match=f"the chat template failed: .*{expected}"):
             ChatTemplate({"default": template}).render([{"role": "user", "content": "hi"}], True, {}, {})
 
