@@ -22,8 +22,8 @@ from random_llama import save_llama
 
 from dynexport.exporter import convert
 from dynexport.runtime import Bundle
-from dynexport.runtime.bench import benchmark
-from dynexport.runtime.cost import prompt_flops
+from dynexport.runtime.measure.bench import benchmark
+from dynexport.runtime.measure.cost import prompt_flops
 
 LAYERS, HIDDEN, INTERMEDIATE, HEADS, KV_HEADS, VOCABULARY = 24, 1024, 2816, 16, 4, 8192
 RATES = (0.0, 0.25, 0.5, 0.75, 1.0)

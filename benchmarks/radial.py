@@ -132,7 +132,7 @@ def _work(told: str) -> Any:
         return _loaded(Bundle.open(Path(path)), job["threads"])
     if job.pop("pools", False):
         return _in_pools(Path(path), job["threads"])
-    from dynexport.runtime.bench import benchmark
+    from dynexport.runtime.measure.bench import benchmark
 
     sizes = {"prompt_tokens": 8, "new_tokens": 16, "repeats": 3}
     return [result.model_dump() for result in benchmark(Bundle.open(Path(path)), **sizes, **job).results]
@@ -140,7 +140,7 @@ def _work(told: str) -> Any:
 
 def _in_pools(directory: Path, threads: int) -> dict[int, float]:
     """Time of a step through the first layers of each pool / of the same step in the smallest, steps in turn."""
-    from dynexport.runtime.decoders import open_decoder
+    from dynexport.runtime.execution.decoders import open_decoder
 
     depth, times = min(DEPTHS), []
     path = np.full((LAYERS, 8), -1)
@@ -164,8 +164,8 @@ def _in_pools(directory: Path, threads: int) -> dict[int, float]:
 
 
 def _loaded(bundle: Bundle, threads: int) -> dict[str, float]:
-    from dynexport.runtime.decoders import open_decoder
-    from dynexport.runtime.prescribed import in_order
+    from dynexport.runtime.execution.decoders import open_decoder
+    from dynexport.runtime.measure.prescribed import in_order
 
     before = _resident()
     start = time.perf_counter()

@@ -26,6 +26,7 @@ from checkpoints import mod_routers, radial_router, random_tensors, save_checkpo
 from dynexport.exporter.checkpoint import open_checkpoint
 from dynexport.exporter.cli.output import Output, bytes_text
 from dynexport.runtime import Bundle
+from dynexport.runtime.bundle.errors import DynexportError
 from dynexport.runtime.engines.tensorrt import (
     Backend,
     Builder,
@@ -35,7 +36,6 @@ from dynexport.runtime.engines.tensorrt import (
     find_gpu,
     open_backend,
 )
-from dynexport.runtime.errors import DynexportError
 
 LAYERS, HIDDEN = 30, 576
 ROUTED = range(1, LAYERS, 2)

@@ -8,7 +8,7 @@ __all__ = ["convert", "verify"]
 def __getattr__(name: str) -> Any:
     # Only when asked for: the graph builder is a second of imports that most commands do without.
     if name == "convert":
-        from dynexport.exporter.conversion import convert
+        from dynexport.exporter.bundle.conversion import convert
 
         return convert
     if name == "verify":

@@ -16,7 +16,7 @@ from typing import Any
 from dynexport.plugins.kernels import LAUNCHES, dtype_of
 from dynexport.plugins.operators import OPERATORS
 from dynexport.plugins.schema import DOMAIN, TENSORRT_TYPES, Operator, T
-from dynexport.runtime.errors import DynexportError
+from dynexport.runtime.bundle.errors import DynexportError
 
 
 def register(trt: Any, ptx: Path) -> None:

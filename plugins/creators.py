@@ -12,7 +12,7 @@ from dynexport.plugins.driver import Kernels
 from dynexport.plugins.kernels import LAUNCHES, dtype_of, read_sizes
 from dynexport.plugins.operators import OPERATORS
 from dynexport.plugins.schema import DOMAIN, FLOATS, TENSORRT_TYPES, VERSION, Operator, T
-from dynexport.runtime.errors import DynexportError
+from dynexport.runtime.bundle.errors import DynexportError
 
 # A registry does not keep what it is given alive.
 _REGISTERED: dict[str, list[Any]] = {}

@@ -14,7 +14,7 @@ from onnx_ir import DataType
 
 from dynexport.plugins.operators import CAPACITY_TOP_K, GATED_SCATTER_ADD, RAGGED_KV_APPEND, SELECTED_MATMUL
 from dynexport.plugins.schema import Operator, T
-from dynexport.runtime.errors import DynexportError
+from dynexport.runtime.bundle.errors import DynexportError
 
 SOURCE = Path(__file__).parent / "cuda" / "kernels.cu"
 # Kernels count in 32 bits.

@@ -16,7 +16,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from types import ModuleType
 
-from dynexport.runtime.errors import require_module
+from dynexport.runtime.bundle.errors import require_module
 
 MODULE = "tensorrt_rtx"
 # Any of them loads the libraries.

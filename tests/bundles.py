@@ -21,8 +21,8 @@ import pytest
 from safetensors.numpy import load_file, save_file
 from tokenizers import Tokenizer, decoders, models
 
+from dynexport.exporter.bundle.conversion import convert
 from dynexport.exporter.cli.main import main
-from dynexport.exporter.conversion import convert
 
 CONFORMANCE = Path(__file__).parent / "conformance"
 SPECIAL = ("<|im_start|>", "<|im_end|>")

@@ -15,9 +15,9 @@ import numpy as np
 import pytest
 from bundles import CONFORMANCE, dynexport
 
-from dynexport.exporter.conversion import convert
+from dynexport.exporter.bundle.conversion import convert
 from dynexport.runtime import Bundle, Generator
-from dynexport.runtime.routes import RowLog
+from dynexport.runtime.execution.routes import RowLog
 
 TOLERANCE = 1e-4
 NEAR_TIE = 2e-3

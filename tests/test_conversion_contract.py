@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 from bundles import CONFORMANCE, checkpoint
 
+from dynexport.exporter.bundle.conversion import convert, merged, read_contract
 from dynexport.exporter.checkpoint import open_checkpoint
-from dynexport.exporter.conversion import convert, merged, read_contract
 from dynexport.runtime import Bundle, DynexportError
-from dynexport.runtime.contract import Dense, Mod
+from dynexport.runtime.bundle.contract import Dense, Mod
 
 
 def contract(case: str, **arguments: Any) -> dict[str, Any]:

@@ -13,9 +13,9 @@ import pytest
 from bundles import CONFORMANCE, checkpoint
 from safetensors.numpy import load_file, save_file
 
+from dynexport.exporter.bundle.conversion import convert
 from dynexport.exporter.checkpoint.safetensors_directory import SafetensorsDirectory
-from dynexport.exporter.conversion import convert
-from dynexport.runtime.errors import DynexportError
+from dynexport.runtime.bundle.errors import DynexportError
 
 
 def add(directory: Path, *names: str, shape: tuple[int, ...] = (1,), without: str = "\0") -> Path:

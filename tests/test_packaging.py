@@ -18,7 +18,7 @@ import pytest
 from bundles import CONFORMANCE, Ran, environment
 
 import dynexport
-from dynexport.exporter.conversion import convert
+from dynexport.exporter.bundle.conversion import convert
 
 ROOT = Path(__file__).parent.parent
 # Folder -> the package that it is.

@@ -12,10 +12,10 @@ from dynexport.exporter.checkpoint.gguf_header import is_gguf
 from dynexport.exporter.checkpoint.hub import download, is_hub_id
 from dynexport.exporter.checkpoint.safetensors_directory import SafetensorsDirectory
 from dynexport.exporter.checkpoint.tokenizer_files import TokenizerFiles, load_tokenizer, read_tokenizer, turn_ends
-from dynexport.runtime.checks import checked_kind, checked_path
-from dynexport.runtime.errors import DynexportError
-from dynexport.runtime.plain_files import open_plain, read_plain
-from dynexport.runtime.text import TOKENIZER_FILE
+from dynexport.runtime.bundle.checks import checked_kind, checked_path
+from dynexport.runtime.bundle.errors import DynexportError
+from dynexport.runtime.bundle.plain_files import open_plain, read_plain
+from dynexport.runtime.text.text import TOKENIZER_FILE
 
 __all__ = ["IMPORTERS", "Checkpoint", "open_checkpoint"]
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from dynexport.exporter.checkpoint.base import Checkpoint
-from dynexport.runtime.errors import DynexportError
+from dynexport.runtime.bundle.errors import DynexportError
 
 # The package puts a router and a wrapped layer, its "block", in place of a layer.
 _PART = re.compile(r"model\.layers\.(0|[1-9][0-9]{0,3})\.(block|router)\.(.+)")

@@ -10,7 +10,7 @@ import numpy as np
 
 from dynexport.exporter.checkpoint.gguf_header import GgufHeader
 from dynexport.exporter.checkpoint.gguf_layout import GgufFamily
-from dynexport.runtime.errors import DynexportError
+from dynexport.runtime.bundle.errors import DynexportError
 
 # Not in the metadata; llama.cpp has them in its code (src/llama-model.cpp, src/models/smollm3.cpp).
 _DEFAULT_ROPE_BASE = 10000.0

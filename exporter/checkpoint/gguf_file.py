@@ -15,7 +15,7 @@ from dynexport.exporter.checkpoint.gguf_header import GgufTensor
 from dynexport.exporter.checkpoint.gguf_layout import FAMILIES, GgufFamily
 from dynexport.exporter.checkpoint.gguf_parts import read_parts
 from dynexport.exporter.checkpoint.gguf_tokenizer import tokenizer_files
-from dynexport.runtime.errors import DynexportError
+from dynexport.runtime.bundle.errors import DynexportError
 
 _VALUES_AT_A_TIME = 1 << 22
 

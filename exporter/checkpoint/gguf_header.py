@@ -13,8 +13,8 @@ from typing import Any, BinaryIO
 import numpy as np
 from gguf.constants import GGML_QUANT_SIZES, GGUF_DEFAULT_ALIGNMENT, GGMLQuantizationType
 
-from dynexport.runtime.errors import DynexportError
-from dynexport.runtime.plain_files import open_plain
+from dynexport.runtime.bundle.errors import DynexportError
+from dynexport.runtime.bundle.plain_files import open_plain
 
 # https://github.com/ggml-org/ggml/blob/master/docs/gguf.md; in versions 2 and 3 all counts are 64 bits wide.
 _MAGIC = b"GGUF"

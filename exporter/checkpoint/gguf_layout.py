@@ -9,7 +9,7 @@ from pathlib import Path
 import gguf
 import numpy as np
 
-from dynexport.runtime.errors import DynexportError
+from dynexport.runtime.bundle.errors import DynexportError
 
 _OUTER = ("model.embed_tokens", "model.norm", "lm_head")
 _LLAMA = (

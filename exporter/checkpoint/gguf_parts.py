@@ -6,7 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from dynexport.exporter.checkpoint.gguf_header import GgufHeader, read_header
-from dynexport.runtime.errors import DynexportError
+from dynexport.runtime.bundle.errors import DynexportError
 
 _COUNT, _NUMBER, _TENSORS = "split.count", "split.no", "split.tensors.count"
 _LAST = "-{number:05}-of-{count:05}.gguf"

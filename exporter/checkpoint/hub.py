@@ -13,7 +13,7 @@ from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
 from dynexport.exporter.checkpoint.kinds import refuse_quantised
 from dynexport.exporter.checkpoint.small_files import parse_object, read_file
 from dynexport.exporter.families import read_architecture
-from dynexport.runtime.errors import DynexportError
+from dynexport.runtime.bundle.errors import DynexportError
 
 _PATTERNS = ["*.json", "*.safetensors", "*.jinja", "merges.txt", "vocab.txt", "*.model"]
 # Other formats beside the model: subfolders (onnx/, original/) and Mistral's second copy of its weights.

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from dynexport.exporter.checkpoint.small_files import find_file, parse_object, read_file
-from dynexport.runtime.errors import DynexportError
+from dynexport.runtime.bundle.errors import DynexportError
 
 _ADAPTER_FILE = "adapter_config.json"
 # Of the peft library: low-rank and other adapters, and what it wraps around the layers that have them.

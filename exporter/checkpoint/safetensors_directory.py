@@ -13,7 +13,7 @@ from dynexport.exporter.checkpoint.kinds import refuse_adapter, refuse_foreign_t
 from dynexport.exporter.checkpoint.safetensors_file import SafetensorsFile
 from dynexport.exporter.checkpoint.small_files import find_file, parse_object, read_file
 from dynexport.exporter.checkpoint.tokenizer_files import read_tokenizer, turn_ends
-from dynexport.runtime.errors import DynexportError
+from dynexport.runtime.bundle.errors import DynexportError
 
 _WEIGHTS = "model.safetensors"
 _INDEX = "model.safetensors.index.json"

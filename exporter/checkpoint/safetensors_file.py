@@ -13,9 +13,9 @@ import ml_dtypes
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
-from dynexport.runtime.errors import DynexportError
-from dynexport.runtime.json_text import parse_json_object
-from dynexport.runtime.plain_files import open_plain
+from dynexport.runtime.bundle.errors import DynexportError
+from dynexport.runtime.bundle.json_text import parse_json_object
+from dynexport.runtime.bundle.plain_files import open_plain
 
 # As in the safetensors library.
 _LARGEST_HEADER = 100_000_000

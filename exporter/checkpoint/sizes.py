@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dynexport.exporter.checkpoint.base import Checkpoint
-from dynexport.runtime.errors import DynexportError
+from dynexport.runtime.bundle.errors import DynexportError
 
 # What families call them. A width is a dimension of some tensor, or divides one; a layer has a tensor at least.
 _WIDTHS = (

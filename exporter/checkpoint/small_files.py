@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from dynexport.runtime.errors import DynexportError
-from dynexport.runtime.json_text import parse_json_object
-from dynexport.runtime.plain_files import open_plain, read_plain
+from dynexport.runtime.bundle.errors import DynexportError
+from dynexport.runtime.bundle.json_text import parse_json_object
+from dynexport.runtime.bundle.plain_files import open_plain, read_plain
 
 
 def find_file(directory: Path, name: str) -> Path | None:

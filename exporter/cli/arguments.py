@@ -11,11 +11,11 @@ from typing import Any
 
 import click
 
-from dynexport.runtime.engines.opening import RUN_BACKENDS
-from dynexport.runtime.errors import DynexportError
-from dynexport.runtime.json_text import parse_json
-from dynexport.runtime.machine import available_cores
-from dynexport.runtime.plain_files import open_named
+from dynexport.runtime.bundle.errors import DynexportError
+from dynexport.runtime.bundle.json_text import parse_json
+from dynexport.runtime.bundle.machine import available_cores
+from dynexport.runtime.bundle.plain_files import open_named
+from dynexport.runtime.engines.registry import RUN_BACKENDS
 
 _LARGEST_FROM_PIPE = 64 << 20  # bytes
 

@@ -9,11 +9,12 @@ import click
 
 from dynexport.exporter.cli.arguments import backend_option, bundle_argument, read_text, threads_option, trust_option
 from dynexport.exporter.cli.output import Output, json_option
-from dynexport.runtime.bundle import Bundle
-from dynexport.runtime.engines.opening import RunBackend
+from dynexport.runtime.bundle.bundle import Bundle
+from dynexport.runtime.engines.registry import RunBackend
+from dynexport.runtime.text.text import Text
 
 if TYPE_CHECKING:
-    from dynexport.runtime.bench import Benchmark, Result
+    from dynexport.runtime.measure.bench import Benchmark, Result
 
 _SHOWN_OPERATORS = 6
 _DECODE = ["decode ms", "speed-up", "ideal", "efficiency", "GB/s"]
@@ -92,10 +93,13 @@ def bench(
                 prefill: FLOPs of the dense prompt / FLOPs of what ran
     efficiency  measured speed-up / ideal
     """
-    from dynexport.runtime.bench import benchmark
+    from dynexport.runtime.measure.bench import benchmark
 
     out = Output(json_path)
     opened = Bundle.open(bundle, trust_engines=trust_engines)
+    text = None
+    if text_path is not None:
+        text = Text.of_bundle(opened).encode(read_text(text_path, batch * prompt_tokens))
     with out.progress("measuring") as bar:
         measured = benchmark(
             opened,
@@ -106,7 +110,7 @@ def bench(
             skip_rates=skip_rates,
             depths=depths,
             baseline=None if baseline is None else Bundle.open(baseline, trust_engines=trust_engines),
-            text=None if text_path is None else opened.text().encode(read_text(text_path, batch * prompt_tokens)),
+            text=text,
             repeats=repeats,
             backend=backend,
             threads=threads,

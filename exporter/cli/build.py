@@ -10,14 +10,14 @@ import click
 from dynexport.exporter.cli.arguments import bundle_argument
 from dynexport.exporter.cli.engines import engine_report
 from dynexport.exporter.cli.output import Output, bytes_text, json_option
-from dynexport.runtime.bundle import Bundle
+from dynexport.runtime.bundle.bundle import Bundle
+from dynexport.runtime.bundle.manifest import ENGINES, Graph
 from dynexport.runtime.engines.tensorrt.backend import BACKENDS, BackendName, choose_target, open_backend
 from dynexport.runtime.engines.tensorrt.build import Built, build_engine
 from dynexport.runtime.engines.tensorrt.builder import Builder
 from dynexport.runtime.engines.tensorrt.gpu import find_gpu
 from dynexport.runtime.engines.tensorrt.plugins import PluginLibrary, our_plugins
 from dynexport.runtime.engines.tensorrt.shapes import profiles_text
-from dynexport.runtime.manifest import ENGINES, Graph
 
 
 @click.command(

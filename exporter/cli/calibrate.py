@@ -11,11 +11,12 @@ import click
 
 from dynexport.exporter.cli.arguments import bundle_argument, read_text, text_option, threads_option
 from dynexport.exporter.cli.output import Output, json_option
-from dynexport.runtime.bundle import Bundle
+from dynexport.runtime.bundle.bundle import Bundle
+from dynexport.runtime.text.text import Text
 
 if TYPE_CHECKING:
-    from dynexport.runtime.calibrate import Calibration
-    from dynexport.runtime.manifest import Source
+    from dynexport.runtime.bundle.manifest import Source
+    from dynexport.runtime.measure.calibrate import Calibration
 
 
 @click.command(
@@ -48,11 +49,11 @@ def calibrate(
     rate   share of the tokens that a layer runs, by its causal rule
     flips  share of the tokens on which top-k, as in training, decides otherwise
     """
-    from dynexport.runtime.calibrate import calibrate as measure
+    from dynexport.runtime.measure.calibrate import calibrate as measure
 
     out = Output(json_path)
     opened = Bundle.open(bundle)
-    ids = opened.text().encode(read_text(text_path, max_tokens))
+    ids = Text.of_bundle(opened).encode(read_text(text_path, max_tokens))
     with out.progress("calibrating") as bar:
         done = measure(
             opened,

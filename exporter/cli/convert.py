@@ -10,10 +10,10 @@ import click
 from dynexport.exporter.cli.arguments import numbers, settings
 from dynexport.exporter.cli.describe import bundle_report, describe_bundle, not_trained, speedup_table
 from dynexport.exporter.cli.output import Output, bytes_text, json_option
-from dynexport.runtime.contract import STRATEGY_NAMES
+from dynexport.runtime.bundle.contract import STRATEGY_NAMES
 
 if TYPE_CHECKING:
-    from dynexport.exporter.conversion import Conversion
+    from dynexport.exporter.bundle.conversion import Conversion
 
 
 @click.command(
@@ -140,7 +140,7 @@ def convert(
     json_path: str | None,
 ) -> None:
     """Convert MODEL: a Hugging Face directory, a hub id, or a .gguf file."""
-    from dynexport.exporter.conversion import convert as convert_model
+    from dynexport.exporter.bundle.conversion import convert as convert_model
 
     out = Output(json_path)
     with out.progress("converting") as bar:

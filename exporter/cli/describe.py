@@ -6,12 +6,12 @@ from collections.abc import Iterable
 from typing import Any
 
 from dynexport.exporter.cli.output import bytes_text, layers_text
-from dynexport.runtime.cache import layer_slots
-from dynexport.runtime.chat_template import TEMPLATE_FILE
-from dynexport.runtime.contract import Mod
-from dynexport.runtime.cost import ideal_speedup, step_bytes
-from dynexport.runtime.manifest import WEIGHTS, Manifest, SingleGraph, Speedup
-from dynexport.runtime.text import TOKENIZER_FILE
+from dynexport.runtime.bundle.contract import Mod
+from dynexport.runtime.bundle.manifest import WEIGHTS, Manifest, SingleGraph, Speedup
+from dynexport.runtime.execution.cache import layer_slots
+from dynexport.runtime.measure.cost import ideal_speedup, step_bytes
+from dynexport.runtime.text.chat_template import TEMPLATE_FILE
+from dynexport.runtime.text.text import TOKENIZER_FILE
 
 
 def not_trained(manifest: Manifest, speedups: Iterable[Speedup]) -> str | None:

@@ -7,8 +7,8 @@ from importlib import metadata
 import click
 
 from dynexport.exporter.cli.output import Output, bytes_text, json_option
+from dynexport.runtime.bundle.machine import Machine
 from dynexport.runtime.engines.tensorrt.diagnosis import diagnose
-from dynexport.runtime.machine import Machine
 
 _NEEDED = (
     "numpy",

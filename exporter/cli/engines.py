@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from dynexport.exporter.cli.output import Output, bytes_text
-from dynexport.runtime.bundle import Bundle
+from dynexport.runtime.bundle.bundle import Bundle
+from dynexport.runtime.bundle.errors import DynexportError
 from dynexport.runtime.engines.tensorrt.backend import BACKENDS, BackendName, BuildTarget, open_backend
 from dynexport.runtime.engines.tensorrt.check import Here, mismatch
 from dynexport.runtime.engines.tensorrt.gpu import Gpu, find_gpu
@@ -13,7 +14,6 @@ from dynexport.runtime.engines.tensorrt.inspector import engine_layers
 from dynexport.runtime.engines.tensorrt.plugins import our_plugins
 from dynexport.runtime.engines.tensorrt.shapes import profiles_text
 from dynexport.runtime.engines.tensorrt.store import Stored, stored_engines
-from dynexport.runtime.errors import DynexportError
 
 
 def what_is_here() -> Here:

@@ -18,11 +18,12 @@ from dynexport.exporter.cli.arguments import (
 )
 from dynexport.exporter.cli.describe import not_trained
 from dynexport.exporter.cli.output import Output, json_option
-from dynexport.runtime.bundle import Bundle
-from dynexport.runtime.engines.opening import RunBackend
+from dynexport.runtime.bundle.bundle import Bundle
+from dynexport.runtime.engines.registry import RunBackend
+from dynexport.runtime.text.text import Text
 
 if TYPE_CHECKING:
-    from dynexport.runtime.evaluate import Evaluation
+    from dynexport.runtime.measure.evaluate import Evaluation
 
 
 @click.command(
@@ -61,11 +62,11 @@ def evaluate(
     The first tokens of every window run as a prompt does; the rest are decoded one by one, in the kept layers or
     where routers say, and only these count. The depth is how many layers such a token ran in, on average.
     """
-    from dynexport.runtime.evaluate import evaluate as measure
+    from dynexport.runtime.measure.evaluate import evaluate as measure
 
     out = Output(json_path)
     opened = Bundle.open(bundle, trust_engines=trust_engines)
-    ids = opened.text().encode(read_text(text_path, max_tokens))
+    ids = Text.of_bundle(opened).encode(read_text(text_path, max_tokens))
     dense = opened.speedup(1)
     compared = opened.manifest.speedups if speedup is None else (opened.speedup(speedup),)
     with out.progress("evaluating") as bar:

@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING
 import click
 
 from dynexport.exporter.cli.output import Output, json_option
+from dynexport.runtime.bundle.errors import EXIT_CHECK_FAILED, EXIT_GOOD, DynexportError
 from dynexport.runtime.engines.tensorrt.gpu import NoGpu, find_gpu
-from dynexport.runtime.errors import EXIT_CHECK_FAILED, EXIT_GOOD, DynexportError
 
 if TYPE_CHECKING:
-    from dynexport.exporter.gpu_checks import Outcome
+    from dynexport.exporter.cli.gpu_checks import Outcome
 
 _SAMPLES = Path("samples") / "training" / "checkpoints"
 
@@ -43,7 +43,7 @@ def gpu_check(quick: bool, samples: Path, json_path: str | None) -> int:
 
     Exit code 1 if a check fails, or there is no GPU; what is not installed is skipped.
     """
-    from dynexport.exporter.gpu_checks import SAMPLES, WHAT, checks
+    from dynexport.exporter.cli.gpu_checks import SAMPLES, WHAT, checks
 
     out = Output(json_path)
     here = find_gpu()

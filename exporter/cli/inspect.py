@@ -11,8 +11,8 @@ from dynexport.exporter.cli.arguments import bundle_argument, trust_option
 from dynexport.exporter.cli.describe import bundle_report, describe_bundle, speedup_table
 from dynexport.exporter.cli.engines import show_engines
 from dynexport.exporter.cli.output import Output, bytes_text, json_option
-from dynexport.runtime.bundle import Bundle
-from dynexport.runtime.manifest import PAST, PRESENT, Manifest
+from dynexport.runtime.bundle.bundle import Bundle
+from dynexport.runtime.bundle.manifest import PAST, PRESENT, Manifest
 
 _CACHES = (PAST, PRESENT)
 
@@ -73,7 +73,7 @@ def _show_bundle(out: Output, bundle: Bundle) -> None:
 
 def _show_operators(out: Output, bundle: Bundle) -> dict[str, Any]:
     """What TensorRT will find in every graph, and for what it may have a plugin; the same for the JSON report."""
-    from dynexport.exporter.operators import count_operators, ours
+    from dynexport.exporter.bundle.operators import count_operators, ours
 
     found = {graph.name: count_operators(bundle.path / graph.file) for graph in bundle.manifest.graphs}
     rows = [

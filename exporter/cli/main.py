@@ -27,7 +27,7 @@ from dynexport.exporter.cli.inspect import inspect
 from dynexport.exporter.cli.profile import profile
 from dynexport.exporter.cli.run import run
 from dynexport.exporter.cli.verify import verify
-from dynexport.runtime.errors import EXIT_BAD_INPUT, DynexportError, one_line
+from dynexport.runtime.bundle.errors import EXIT_BAD_INPUT, DynexportError, one_line
 
 _DEBUG = "--debug"
 

@@ -23,8 +23,8 @@ from rich.progress import (
 )
 from rich.table import Table
 
-from dynexport.runtime.atomic import check_writable, not_writable, write_file
-from dynexport.runtime.errors import DynexportError, one_line, printable
+from dynexport.runtime.bundle.atomic import check_writable, not_writable, write_file
+from dynexport.runtime.bundle.errors import DynexportError, one_line, printable
 
 json_option = click.option(
     "--json",

@@ -10,14 +10,14 @@ import click
 
 from dynexport.exporter.cli.arguments import read_text, text_option
 from dynexport.exporter.cli.output import Output, json_option, layers_text
-from dynexport.runtime.errors import DynexportError, require_module
-from dynexport.runtime.machine import available_cores
+from dynexport.runtime.bundle.errors import DynexportError, require_module
+from dynexport.runtime.bundle.machine import available_cores
 
 if TYPE_CHECKING:
     from dynexport.exporter.checkpoint import Checkpoint
     from dynexport.exporter.profile import Measured, Profile, ProfileDirectory
     from dynexport.exporter.profile.model import Spread
-    from dynexport.runtime.text import Text
+    from dynexport.runtime.text.text import Text
 
 _MOST_THREADS = 256
 _SHORT = {"attention": "attn", "mlp": "MLP"}  # the table has to fit into 80 columns
@@ -120,7 +120,7 @@ def _layers_to_skip(checkpoint: Checkpoint, skip: int | None, budget: float | No
 
 
 def _text_of(checkpoint: Checkpoint) -> Text:
-    from dynexport.runtime.text import Text
+    from dynexport.runtime.text.text import Text
 
     text = Text.from_files(checkpoint.files)
     if not text.has_tokenizer:

@@ -11,8 +11,8 @@ from typing import BinaryIO, TypeVar
 
 import click
 
-from dynexport.runtime.errors import DynexportError
-from dynexport.runtime.plain_files import open_named
+from dynexport.runtime.bundle.errors import DynexportError
+from dynexport.runtime.bundle.plain_files import open_named
 
 # No model's context has room for so much text.
 _LARGEST = 64 << 20

@@ -24,16 +24,16 @@ from dynexport.exporter.cli.output import Output, json_option
 from dynexport.exporter.cli.prompts import given_prompt, utf8
 from dynexport.exporter.cli.talk import talk
 from dynexport.exporter.trace import Depth, Token, Trace, TraceFile, look
-from dynexport.runtime.bundle import Bundle
-from dynexport.runtime.cache import STEP
-from dynexport.runtime.conversation import Conversation
-from dynexport.runtime.decoders import AnyCache
-from dynexport.runtime.engines.opening import RunBackend
-from dynexport.runtime.errors import DynexportError
-from dynexport.runtime.generate import Generator, Stream
-from dynexport.runtime.generation_config import GENERATION_CONFIG, Recommended
-from dynexport.runtime.manifest import Speedup
-from dynexport.runtime.sampling import Sampling
+from dynexport.runtime.bundle.bundle import Bundle
+from dynexport.runtime.bundle.errors import DynexportError
+from dynexport.runtime.bundle.manifest import Speedup
+from dynexport.runtime.engines.registry import RunBackend
+from dynexport.runtime.execution.cache import STEP
+from dynexport.runtime.execution.decoders import AnyCache
+from dynexport.runtime.generation.conversation import Conversation
+from dynexport.runtime.generation.generation_config import GENERATION_CONFIG, Recommended, recommended_by
+from dynexport.runtime.generation.generator import Generator, Stream
+from dynexport.runtime.generation.sampling import Sampling
 
 
 @click.command(
@@ -149,7 +149,7 @@ def run(
     given = {"temperature": temperature, "top_p": top_p, "top_k": top_k, "min_p": min_p, "seed": seed}
     given["repetition_penalty"] = repetition_penalty
     opened = Bundle.open(bundle, trust_engines=trust_engines)
-    recommended = opened.recommended()
+    recommended = recommended_by(opened)
     sampling = _sampling(out, recommended, {name: value for name, value in given.items() if value is not None})
     keep = opened.speedup(speedup)
     _say_ratio(out, opened, keep, asked=speedup is not None)

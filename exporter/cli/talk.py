@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from dynexport.exporter.cli.output import Output
 from dynexport.exporter.cli.prompts import piped_lines
-from dynexport.runtime.errors import DynexportError
+from dynexport.runtime.bundle.errors import DynexportError
 
 if TYPE_CHECKING:
     from prompt_toolkit.history import History

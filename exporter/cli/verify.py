@@ -10,9 +10,9 @@ import click
 
 from dynexport.exporter.cli.arguments import backend_option, bundle_argument, threads_option, trust_option
 from dynexport.exporter.cli.output import Output, json_option
-from dynexport.runtime.bundle import Bundle
-from dynexport.runtime.engines.opening import RunBackend
-from dynexport.runtime.errors import EXIT_CHECK_FAILED, EXIT_GOOD
+from dynexport.runtime.bundle.bundle import Bundle
+from dynexport.runtime.bundle.errors import EXIT_CHECK_FAILED, EXIT_GOOD
+from dynexport.runtime.engines.registry import RunBackend
 
 if TYPE_CHECKING:
     from dynexport.exporter.parity import Check

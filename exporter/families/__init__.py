@@ -8,12 +8,12 @@ from collections.abc import Mapping
 from functools import cache
 from typing import Any
 
-from dynexport.exporter.architecture import Architecture, Rotary
+from dynexport.exporter.families.architecture import Architecture, Rotary
 from dynexport.exporter.families.class_fields import NEUTRAL, ROTARY
 from dynexport.exporter.families.family import Family
 from dynexport.exporter.families.fields import Fields
-from dynexport.runtime.checks import checked_kind
-from dynexport.runtime.errors import DynexportError
+from dynexport.runtime.bundle.checks import checked_kind
+from dynexport.runtime.bundle.errors import DynexportError
 
 __all__ = ["Family", "asked_fields", "families", "find_family", "read_architecture"]
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from dynexport.exporter.architecture import Alibi, Architecture
+from dynexport.exporter.families.architecture import Alibi, Architecture
 from dynexport.exporter.families.family import Family, deinterleave_qkv, layer_norm_like, renamed
 from dynexport.exporter.families.fields import Fields
 

@@ -6,11 +6,11 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from dynexport.exporter.architecture import Architecture, Array, Source
+from dynexport.exporter.families.architecture import Architecture, Array, Source
 from dynexport.exporter.families.class_fields import CLASS_DEFAULTS
 from dynexport.exporter.families.fields import Fields
 from dynexport.exporter.families.rope import RopeDefaults, read_rotary
-from dynexport.runtime.errors import DynexportError
+from dynexport.runtime.bundle.errors import DynexportError
 
 
 @dataclass(frozen=True)

@@ -6,9 +6,9 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from dynexport.exporter.architecture import Activation
+from dynexport.exporter.families.architecture import Activation
 from dynexport.exporter.families.class_fields import HARMLESS
-from dynexport.runtime.errors import DynexportError
+from dynexport.runtime.bundle.errors import DynexportError
 
 ACTIVATIONS: dict[str, Activation] = {
     "silu": "silu",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from dynexport.exporter.architecture import Architecture, Array, Source
+from dynexport.exporter.families.architecture import Architecture, Array, Source
 from dynexport.exporter.families.family import Family, layer_windows, llama_like
 from dynexport.exporter.families.fields import Fields
 

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from dynexport.exporter.architecture import Architecture, Array, LearnedPositions
+from dynexport.exporter.families.architecture import Architecture, Array, LearnedPositions
 from dynexport.exporter.families.family import Family, layer_norm_like, renamed
 from dynexport.exporter.families.fields import Fields
 

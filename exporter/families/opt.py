@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dynexport.exporter.architecture import Architecture, LearnedPositions, Source
+from dynexport.exporter.families.architecture import Architecture, LearnedPositions, Source
 from dynexport.exporter.families.family import Family, layer_norm_like, renamed
 from dynexport.exporter.families.fields import Fields
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from dynexport.exporter.architecture import Architecture, Array, Source
+from dynexport.exporter.families.architecture import Architecture, Array, Source
 from dynexport.exporter.families.family import Family, llama_like, same_window
 from dynexport.exporter.families.fields import Fields
 from dynexport.exporter.families.rope import RopeDefaults

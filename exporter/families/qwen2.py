@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dynexport.exporter.architecture import Architecture
+from dynexport.exporter.families.architecture import Architecture
 from dynexport.exporter.families.family import Family, layer_windows, llama_like, used_window
 from dynexport.exporter.families.fields import Fields
 

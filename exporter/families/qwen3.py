@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dynexport.exporter.architecture import Architecture
+from dynexport.exporter.families.architecture import Architecture
 from dynexport.exporter.families.family import Family, llama_like
 from dynexport.exporter.families.fields import Fields
 from dynexport.exporter.families.qwen2 import qwen_windows

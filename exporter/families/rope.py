@@ -10,9 +10,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from dynexport.exporter.architecture import LongContext, Rotary
+from dynexport.exporter.families.architecture import LongContext, Rotary
 from dynexport.exporter.families.fields import Fields
-from dynexport.runtime.errors import DynexportError
+from dynexport.runtime.bundle.errors import DynexportError
 
 _TYPES = ("default", "linear", "dynamic", "yarn", "longrope", "llama3")
 _FIELDS = (

@@ -7,10 +7,10 @@ from typing import Any
 import onnx_ir as ir
 from onnxscript import nn
 
-from dynexport.exporter.architecture import Architecture, Rotary
+from dynexport.exporter.families.architecture import Architecture, Rotary
 from dynexport.exporter.graph.layers import Linear, Norm
 from dynexport.exporter.graph.step import LayerCache, LayerStep, Rotation, attention_bias
-from dynexport.exporter.targets.target import AttentionInputs, Target, cast
+from dynexport.exporter.lowering.target import AttentionInputs, Target, cast
 
 
 class Attention(nn.Module):

@@ -8,15 +8,15 @@ from typing import Any
 import onnx_ir as ir
 from onnxscript import GraphBuilder
 
-from dynexport.exporter.architecture import Architecture
-from dynexport.exporter.describe import routed_caches
+from dynexport.exporter.bundle.describe import routed_caches
+from dynexport.exporter.families.architecture import Architecture
 from dynexport.exporter.graph.decoder import CausalLM, RunLayer
-from dynexport.exporter.graph.plan import GraphPlan
 from dynexport.exporter.graph.routing import Routing, StepInputs, outputs
 from dynexport.exporter.graph.step import BOOL, FLOAT, INT64, LayerCache, Step, inverse_frequencies
 from dynexport.exporter.graph.structure import check_structure
-from dynexport.exporter.targets.target import Target
-from dynexport.runtime.contract import AnyContract, Mod
+from dynexport.exporter.lowering.plan import GraphPlan
+from dynexport.exporter.lowering.target import Target
+from dynexport.runtime.bundle.contract import AnyContract, Mod
 
 IR_VERSION = 11
 

@@ -8,11 +8,11 @@ from typing import Any
 import onnx_ir as ir
 from onnxscript import nn
 
-from dynexport.exporter.architecture import Architecture, LearnedPositions
+from dynexport.exporter.families.architecture import Architecture, LearnedPositions
 from dynexport.exporter.graph.attention import Attention
 from dynexport.exporter.graph.layers import Embedding, Linear, Mlp, Norm
 from dynexport.exporter.graph.step import FLOAT, LayerCache, LayerStep, Step
-from dynexport.exporter.targets.target import Target, cast
+from dynexport.exporter.lowering.target import Target, cast
 
 # What stands for a layer's number in the names of weights that a whole pool's layers have stacked.
 POOL = "pool"

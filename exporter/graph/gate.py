@@ -6,7 +6,7 @@ from typing import Any
 
 import onnx_ir as ir
 
-from dynexport.exporter.targets.target import cast
+from dynexport.exporter.lowering.target import cast
 
 
 def gated(op: Any, hidden_states: ir.Value, output: ir.Value, gate: ir.Value) -> ir.Value:

@@ -8,9 +8,9 @@ from typing import Any
 import onnx_ir as ir
 from onnxscript import nn
 
-from dynexport.exporter.architecture import Activation, NormKind
-from dynexport.exporter.graph.storage import Plain, Storage, StoredWeight
-from dynexport.exporter.targets.target import Target
+from dynexport.exporter.families.architecture import Activation, NormKind
+from dynexport.exporter.lowering.storage import Plain, Storage, StoredWeight
+from dynexport.exporter.lowering.target import Target
 
 PLAIN = Plain()
 

@@ -18,7 +18,7 @@ from typing import Any, TypeAlias
 import onnx_ir as ir
 from onnxscript import GraphBuilder, nn
 
-from dynexport.exporter.architecture import Architecture, Rotary
+from dynexport.exporter.families.architecture import Architecture, Rotary
 from dynexport.exporter.graph.attention import Attention
 from dynexport.exporter.graph.build import IR_VERSION, add_input, add_output, register_parameters, typed_value
 from dynexport.exporter.graph.decoder import CausalLM, DecoderLayer
@@ -36,8 +36,8 @@ from dynexport.exporter.graph.step import (
     inverse_frequencies,
     rotation,
 )
-from dynexport.exporter.targets.target import Target, cast
-from dynexport.runtime.contract import Radial
+from dynexport.exporter.lowering.target import Target, cast
+from dynexport.runtime.bundle.contract import Radial
 
 # Added to the score of an entry that a token may not see; of several such exp() is 0, and no sum of them overflows.
 _HIDDEN = -1e30

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from dynexport.exporter.architecture import Architecture
+from dynexport.exporter.families.architecture import Architecture
 from dynexport.exporter.graph import radial
 from dynexport.exporter.graph.build import add_input, add_output, typed_value
 from dynexport.exporter.graph.decoder import POOL, CausalLM, DecoderLayer
@@ -21,8 +21,8 @@ from dynexport.exporter.graph.gate import gated
 from dynexport.exporter.graph.radial_paths import Decision, Paths
 from dynexport.exporter.graph.step import FLOAT, INT64, LayerCache, Rotation, inverse_frequencies, rotation
 from dynexport.exporter.graph.structure import check_decode_graph
-from dynexport.exporter.targets.tensorrt_selected import SelectedLayer
-from dynexport.runtime.contract import Radial
+from dynexport.exporter.lowering.tensorrt.selected import SelectedLayer
+from dynexport.runtime.bundle.contract import Radial
 
 
 def decode_graph(

@@ -11,7 +11,7 @@ import onnx_ir as ir
 from dynexport.exporter.graph import radial
 from dynexport.exporter.graph.build import add_output, typed_value
 from dynexport.exporter.graph.step import BOOL, FLOAT, INT64
-from dynexport.runtime.contract import Radial
+from dynexport.runtime.bundle.contract import Radial
 
 _NOWHERE = -1
 

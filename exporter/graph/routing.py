@@ -15,11 +15,10 @@ import numpy as np
 import onnx_ir as ir
 from onnxscript import nn
 
-from dynexport.exporter.architecture import Architecture
-from dynexport.exporter.graph.conditional import either
+from dynexport.exporter.families.architecture import Architecture
+from dynexport.exporter.graph.branch import either
 from dynexport.exporter.graph.gate import gated
 from dynexport.exporter.graph.layers import PLAIN, Linear
-from dynexport.exporter.graph.plan import GraphPlan
 from dynexport.exporter.graph.selection import capacity, chosen_first
 from dynexport.exporter.graph.step import (
     FLOAT,
@@ -32,8 +31,9 @@ from dynexport.exporter.graph.step import (
     Step,
     rotation,
 )
-from dynexport.exporter.targets.target import Target, cast
-from dynexport.runtime.contract import Mod
+from dynexport.exporter.lowering.plan import GraphPlan
+from dynexport.exporter.lowering.target import Target, cast
+from dynexport.runtime.bundle.contract import Mod
 
 # What top-k decides, beside 0 for "left to the router" and infinity for "made to run".
 _RANKED = 1e30

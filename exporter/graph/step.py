@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import onnx_ir as ir
 
-from dynexport.exporter.architecture import Alibi, Architecture, Rotary
+from dynexport.exporter.families.architecture import Alibi, Architecture, Rotary
 
 if TYPE_CHECKING:
     from dynexport.exporter.graph.routing import Ragged, Routing

@@ -19,11 +19,11 @@ from fractions import Fraction
 
 import onnx_ir as ir
 
-from dynexport.exporter.architecture import Architecture
+from dynexport.exporter.families.architecture import Architecture
 from dynexport.exporter.graph.routing import Routing
-from dynexport.runtime.contract import Mod, Radial
-from dynexport.runtime.manifest import PAST, PRESENT
-from dynexport.runtime.routes import TURNED_AWAY
+from dynexport.runtime.bundle.contract import Mod, Radial
+from dynexport.runtime.bundle.manifest import PAST, PRESENT
+from dynexport.runtime.execution.routes import TURNED_AWAY
 
 
 class BrokenGraph(AssertionError):

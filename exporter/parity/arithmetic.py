@@ -19,16 +19,16 @@ from dynexport.exporter.parity.cases import Prompt
 from dynexport.exporter.parity.ladder import Measurement, replayed
 from dynexport.exporter.parity.thresholds import ROUTES, Kind
 from dynexport.exporter.reference import Case, Oracle
-from dynexport.runtime.bundle import Bundle
-from dynexport.runtime.contract import Radial
-from dynexport.runtime.decoder import Decoder
-from dynexport.runtime.decoders import AnyDecoder
+from dynexport.runtime.bundle.bundle import Bundle
+from dynexport.runtime.bundle.contract import Radial
+from dynexport.runtime.bundle.manifest import Graph
 from dynexport.runtime.engines.engine import Engine
 from dynexport.runtime.engines.onnxruntime import OnnxRuntimeEngine
-from dynexport.runtime.loaded import Loaded
-from dynexport.runtime.manifest import Graph
-from dynexport.runtime.path_decoder import PathDecoder
-from dynexport.runtime.single_path_decoder import SinglePathDecoder
+from dynexport.runtime.execution.decoder import Decoder
+from dynexport.runtime.execution.decoders import AnyDecoder
+from dynexport.runtime.execution.loaded import Loaded
+from dynexport.runtime.execution.path_decoder import PathDecoder
+from dynexport.runtime.execution.single_path_decoder import SinglePathDecoder
 
 _KINDS: dict[Kind, Kind] = {"reference": "arithmetic", "routes": "arithmetic_routes"}
 

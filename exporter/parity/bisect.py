@@ -13,9 +13,9 @@ from dynexport.exporter.parity.probe import EMBEDDING, PathProbe, ProbeDecoder
 from dynexport.exporter.parity.report import Check, Departure, Place
 from dynexport.exporter.parity.thresholds import ROUTES, PrecisionLimits, RouteLimits, wrong_flip
 from dynexport.exporter.reference import Case, Oracle
-from dynexport.runtime.contract import Mod, Radial
-from dynexport.runtime.decoders import AnyDecoder
-from dynexport.runtime.manifest import Manifest, Role
+from dynexport.runtime.bundle.contract import Mod, Radial
+from dynexport.runtime.bundle.manifest import Manifest, Role
+from dynexport.runtime.execution.decoders import AnyDecoder
 
 # Of a row, so many tokens are sent through every layer of a pool in turn.
 _TOKENS_OF_A_POOL = 16

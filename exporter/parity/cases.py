@@ -10,11 +10,11 @@ from numpy.typing import NDArray
 
 from dynexport.exporter.parity.metrics import FloatArray
 from dynexport.exporter.reference import Case, RowPaths, RowRoutes
-from dynexport.runtime.contract import Radial
-from dynexport.runtime.decoder import CHUNK
-from dynexport.runtime.decoders import AnyCache, AnyDecoder
-from dynexport.runtime.manifest import Speedup
-from dynexport.runtime.routes import RowLog
+from dynexport.runtime.bundle.contract import Radial
+from dynexport.runtime.bundle.manifest import Speedup
+from dynexport.runtime.execution.decoder import CHUNK
+from dynexport.runtime.execution.decoders import AnyCache, AnyDecoder
+from dynexport.runtime.execution.routes import RowLog
 
 Prompt: TypeAlias = Sequence[int]
 Decisions: TypeAlias = NDArray[np.bool_] | NDArray[np.int64]

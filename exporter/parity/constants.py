@@ -12,13 +12,13 @@ from fractions import Fraction
 import numpy as np
 import onnx_ir as ir
 
-from dynexport.exporter.architecture import Alibi, Architecture, LearnedPositions, Rotary
 from dynexport.exporter.families import read_architecture
+from dynexport.exporter.families.architecture import Alibi, Architecture, LearnedPositions, Rotary
 from dynexport.exporter.parity.graph_reading import COMPARISONS, GraphFile, behind, constant, number, operands, text
 from dynexport.exporter.reference.rotary import rotary_angles
-from dynexport.runtime.bundle import Bundle
-from dynexport.runtime.contract import Mod, Radial
-from dynexport.runtime.manifest import Manifest
+from dynexport.runtime.bundle.bundle import Bundle
+from dynexport.runtime.bundle.contract import Mod, Radial
+from dynexport.runtime.bundle.manifest import Manifest
 
 _NORMS = (
     "LayerNormalization",

@@ -11,7 +11,7 @@ from dynexport.exporter.parity.ladder import CHUNKS, Measurement, absent
 from dynexport.exporter.parity.reach import LongRow, full_is_refused, prompts_compete, row_limit, rows_compete
 from dynexport.exporter.parity.thresholds import ROUTES
 from dynexport.exporter.reference.dequantised import is_quantised
-from dynexport.runtime.manifest import Manifest
+from dynexport.runtime.bundle.manifest import Manifest
 
 
 @dataclass(frozen=True)

@@ -17,9 +17,9 @@ from dynexport.exporter.reference import Answer, Case, RowPaths, RowRoutes
 from dynexport.exporter.reference.dequantised import DequantisedWeights, is_quantised
 from dynexport.exporter.reference.weights import Weights
 from dynexport.exporter.strategies import strategies
-from dynexport.runtime.errors import DynexportError
-from dynexport.runtime.manifest import Manifest, Speedup
-from dynexport.runtime.text import Text
+from dynexport.runtime.bundle.errors import DynexportError
+from dynexport.runtime.bundle.manifest import Manifest, Speedup
+from dynexport.runtime.text.text import Text
 
 _TEXT = (
     "The river had been rising since morning, and by noon the lower fields were under water. Nobody in the village "

@@ -10,8 +10,8 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 
-from dynexport.runtime.bundle import Bundle
-from dynexport.runtime.manifest import Graph
+from dynexport.runtime.bundle.bundle import Bundle
+from dynexport.runtime.bundle.manifest import Graph
 
 _LAYER = re.compile(r"layers?[._]([0-9]+)")
 # Of larger tensors, which are weights, no value is read.

@@ -16,13 +16,13 @@ from dynexport.exporter.parity.reach import STEPS, LongRow, full_is_refused, row
 from dynexport.exporter.parity.thresholds import Kind
 from dynexport.exporter.reference import Answer, Case, Oracle, RowPaths, RowRoutes
 from dynexport.exporter.strategies import strategies
-from dynexport.runtime.bundle import Bundle
-from dynexport.runtime.contract import AnyContract, Mod, Radial
-from dynexport.runtime.decoder import CHUNK
-from dynexport.runtime.decoders import AnyDecoder
-from dynexport.runtime.errors import DynexportError
-from dynexport.runtime.manifest import Speedup
-from dynexport.runtime.routes import TURNED_AWAY
+from dynexport.runtime.bundle.bundle import Bundle
+from dynexport.runtime.bundle.contract import AnyContract, Mod, Radial
+from dynexport.runtime.bundle.errors import DynexportError
+from dynexport.runtime.bundle.manifest import Speedup
+from dynexport.runtime.execution.decoder import CHUNK
+from dynexport.runtime.execution.decoders import AnyDecoder
+from dynexport.runtime.execution.routes import TURNED_AWAY
 
 CHUNKS = (1, 3, 16)
 _ROUTES_OF: dict[Kind, Kind] = {"reference": "routes", "arithmetic": "arithmetic_routes"}

@@ -10,13 +10,13 @@ import onnx
 
 from dynexport.exporter.parity.arithmetic import keep_activations_float
 from dynexport.exporter.parity.metrics import FloatArray
-from dynexport.runtime.bundle import Bundle
-from dynexport.runtime.decoder import Decoder
+from dynexport.runtime.bundle.bundle import Bundle
+from dynexport.runtime.bundle.errors import DynexportError
+from dynexport.runtime.bundle.manifest import Graph, Role, TensorSpec
 from dynexport.runtime.engines.engine import NO_CACHES, Array, Caches, Engine
 from dynexport.runtime.engines.onnxruntime import OnnxRuntimeEngine
-from dynexport.runtime.errors import DynexportError
-from dynexport.runtime.manifest import Graph, Role, TensorSpec
-from dynexport.runtime.path_decoder import PathDecoder
+from dynexport.runtime.execution.decoder import Decoder
+from dynexport.runtime.execution.path_decoder import PathDecoder
 
 EMBEDDING = "embedding"
 _PREFIX = "hidden_states."

@@ -9,9 +9,9 @@ import numpy as np
 
 from dynexport.exporter.families import read_architecture
 from dynexport.exporter.reference.dequantised import is_quantised
-from dynexport.runtime.contract import Mod, Radial
-from dynexport.runtime.decoder import CHUNK
-from dynexport.runtime.manifest import Manifest
+from dynexport.runtime.bundle.contract import Mod, Radial
+from dynexport.runtime.bundle.manifest import Manifest
+from dynexport.runtime.execution.decoder import CHUNK
 
 # FLOPs of one pass of the reference over all long rows. Two cores do 30 to 60 billion a second: up to half a minute for
 # PyTorch and about as much for the engine. Golden vectors hold up a conversion, and have a tenth.

@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict
 from dynexport.exporter.parity.ladder import Measurement
 from dynexport.exporter.parity.metrics import Metrics, number
 from dynexport.exporter.parity.thresholds import ROUTES, Kind, PrecisionLimits, judge, judge_routes
-from dynexport.runtime.manifest import Precision
+from dynexport.runtime.bundle.manifest import Precision
 
 Place: TypeAlias = int | Literal["embedding", "head", "router"]
 """A layer; what stands before the first, or after the last: final norm and head; or the router of paths."""

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from typing import Literal, TypeAlias
 
 from dynexport.exporter.parity.metrics import Metric, number
-from dynexport.runtime.manifest import Precision, TargetName
+from dynexport.runtime.bundle.manifest import Precision, TargetName
 
 Kind: TypeAlias = Literal[
     "reference", "consistency", "exact", "routes", "own_routes", "arithmetic", "arithmetic_routes"

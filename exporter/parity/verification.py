@@ -34,13 +34,13 @@ from dynexport.exporter.reference.dequantised import DequantisedWeights, is_quan
 from dynexport.exporter.reference.loading import fits_in_memory
 from dynexport.exporter.reference.weights import Weights
 from dynexport.exporter.strategies import strategies
-from dynexport.runtime.bundle import Bundle
-from dynexport.runtime.checks import checked_count, checked_ids, checked_kind, checked_list
-from dynexport.runtime.decoders import AnyDecoder, open_decoder
-from dynexport.runtime.engines.opening import RunBackend
-from dynexport.runtime.errors import DynexportError
-from dynexport.runtime.manifest import GOLDEN, Speedup
-from dynexport.runtime.text import TOKENIZER_FILE
+from dynexport.runtime.bundle.bundle import Bundle
+from dynexport.runtime.bundle.checks import checked_count, checked_ids, checked_kind, checked_list
+from dynexport.runtime.bundle.errors import DynexportError
+from dynexport.runtime.bundle.manifest import GOLDEN, Speedup
+from dynexport.runtime.engines.registry import RunBackend
+from dynexport.runtime.execution.decoders import AnyDecoder, open_decoder
+from dynexport.runtime.text.text import TOKENIZER_FILE, Text
 
 _TEXT = (
     "A lighthouse keeper writes down what the sea does, hour by hour, and nobody reads it. On the third of March the "
@@ -254,7 +254,7 @@ def _text(bundle: Bundle) -> list[int]:
     """The tokens of a text; none where there is no tokenizer for the model."""
     if bundle.file(TOKENIZER_FILE) is None:
         return []
-    encoded = bundle.text().encode(_TEXT)
+    encoded = Text.of_bundle(bundle).encode(_TEXT)
     return encoded if encoded and max(encoded) < bundle.manifest.model.vocab_size else []
 
 

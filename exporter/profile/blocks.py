@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from dynexport.exporter.reference.transformers_layers import Call, DecoderLayers, tested_version
-from dynexport.runtime.errors import DynexportError
+from dynexport.runtime.bundle.errors import DynexportError
 
 
 @dataclass(frozen=True)

@@ -12,9 +12,9 @@ from dynexport.exporter.profile import pictures
 from dynexport.exporter.profile.measurement import Measured
 from dynexport.exporter.profile.model import Profile
 from dynexport.exporter.trace.model import Token
-from dynexport.runtime.atomic import write_file
-from dynexport.runtime.checks import checked_path
-from dynexport.runtime.errors import DynexportError
+from dynexport.runtime.bundle.atomic import write_file
+from dynexport.runtime.bundle.checks import checked_path
+from dynexport.runtime.bundle.errors import DynexportError
 
 REPORT = "profile.json"
 

@@ -9,16 +9,16 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from dynexport.exporter.architecture import Architecture
 from dynexport.exporter.checkpoint import Checkpoint
 from dynexport.exporter.checkpoint.sizes import check_sizes
 from dynexport.exporter.families import read_architecture
+from dynexport.exporter.families.architecture import Architecture
 from dynexport.exporter.profile.blocks import Reader, blocks_of
 from dynexport.exporter.reference.transformers_layers import Call
 from dynexport.exporter.reference.weights import Weights
-from dynexport.runtime.checks import checked_count, checked_kind, is_integer, shown
-from dynexport.runtime.errors import DynexportError
-from dynexport.runtime.evaluate import text_windows
+from dynexport.runtime.bundle.checks import checked_count, checked_kind, is_integer, shown
+from dynexport.runtime.bundle.errors import DynexportError
+from dynexport.runtime.measure.evaluate import text_windows
 
 Array = NDArray[np.float64]
 # Hidden states that are held while the text goes through the layers; a longer text reads the weights again.

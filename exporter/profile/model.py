@@ -10,8 +10,8 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict
 
 from dynexport.exporter.profile.measurement import Array, Measured, Ratios
-from dynexport.runtime.checks import is_integer, is_number, shown
-from dynexport.runtime.errors import DynexportError
+from dynexport.runtime.bundle.checks import is_integer, is_number, shown
+from dynexport.runtime.bundle.errors import DynexportError
 
 # Of contributions, a tenth of a decade apart.
 THRESHOLDS = tuple(float(f"{10 ** (step / 10):.4g}") for step in range(-40, 11))

@@ -17,7 +17,7 @@ from dynexport.exporter.profile.measurement import Measured
 from dynexport.exporter.profile.model import Contribution, Profile, all_blocks
 from dynexport.exporter.trace import look
 from dynexport.exporter.trace.model import Token
-from dynexport.runtime.errors import require_module
+from dynexport.runtime.bundle.errors import require_module
 
 OF_INPUT, OF_OUTPUT = "‖R(x)‖ / ‖x‖", "‖R(x)‖ / ‖x + R(x)‖"
 INFLUENCE = "1 - cos(x, x + R(x))"

@@ -21,8 +21,8 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
-from dynexport.runtime.errors import DynexportError
-from dynexport.runtime.manifest import Manifest
+from dynexport.runtime.bundle.errors import DynexportError
+from dynexport.runtime.bundle.manifest import Manifest
 
 FloatArray = NDArray[np.float32]
 _OPERATORS = ("MatMulNBits", "GatherBlockQuantized")

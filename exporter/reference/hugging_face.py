@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from dynexport.exporter.checkpoint.base import Checkpoint
 from dynexport.exporter.reference.transformers_layers import Call
 from dynexport.exporter.reference.weights import Weights
-from dynexport.runtime.errors import DynexportError
+from dynexport.runtime.bundle.errors import DynexportError
 
 BoolArray = NDArray[np.bool_]
 FloatArray = NDArray[np.float32]

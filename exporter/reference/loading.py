@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from dynexport.exporter.checkpoint.base import Checkpoint
-from dynexport.runtime.errors import DynexportError
+from dynexport.runtime.bundle.errors import DynexportError
 
 # About the bytes on disk or the routing, not about the float32 model that is built here.
 _FOREIGN_FIELDS = ("model_type", "dynexport", "dtype", "torch_dtype", "quantization_config")

@@ -17,8 +17,8 @@ from dynexport.exporter.reference.hugging_face import BoolArray, FloatArray, Ref
 from dynexport.exporter.reference.stored import Tensors
 from dynexport.exporter.reference.transformers_layers import Call, DecoderLayers
 from dynexport.exporter.reference.weights import Weights
-from dynexport.runtime.contract import Mod
-from dynexport.runtime.errors import DynexportError
+from dynexport.runtime.bundle.contract import Mod
+from dynexport.runtime.bundle.errors import DynexportError
 
 Spans = Sequence[tuple[int, int]]
 """(start, stop) of a row's tokens that were given as prompt: the first from 0, then a conversation's later turns."""

@@ -22,7 +22,7 @@ from torch import nn
 
 from dynexport.exporter.reference.mod import pick_chosen, router_input, top_k_count
 from dynexport.exporter.reference.transformers_layers import Call, DecoderLayers, find_layers
-from dynexport.runtime.contract import Mod
+from dynexport.runtime.bundle.contract import Mod
 
 
 @dataclass(frozen=True)

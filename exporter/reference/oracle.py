@@ -17,8 +17,8 @@ from dynexport.exporter.reference.mod import ModReference, RowRoutes
 from dynexport.exporter.reference.radial import RadialReference, Room, RowPaths
 from dynexport.exporter.reference.unified_skip import unified_skip_runs
 from dynexport.exporter.reference.weights import Weights
-from dynexport.runtime.contract import Mod, Radial
-from dynexport.runtime.manifest import SingleGraph, Speedup
+from dynexport.runtime.bundle.contract import Mod, Radial
+from dynexport.runtime.bundle.manifest import SingleGraph, Speedup
 
 
 @dataclass(frozen=True)

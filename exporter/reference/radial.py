@@ -34,9 +34,9 @@ from dynexport.exporter.reference.mod import _read
 from dynexport.exporter.reference.stored import Tensors
 from dynexport.exporter.reference.transformers_layers import Call, DecoderLayers, norm_epsilon, tested_version
 from dynexport.exporter.reference.weights import Weights
-from dynexport.runtime.contract import Radial
-from dynexport.runtime.errors import DynexportError
-from dynexport.runtime.routes import TURNED_AWAY
+from dynexport.runtime.bundle.contract import Radial
+from dynexport.runtime.bundle.errors import DynexportError
+from dynexport.runtime.execution.routes import TURNED_AWAY
 
 IntArray = NDArray[np.int64]
 

@@ -35,8 +35,8 @@ from torch import nn
 
 from dynexport.exporter.reference.radial import GONE, ShownEntries, router_epsilon
 from dynexport.exporter.reference.transformers_layers import Call, DecoderLayers, find_layers
-from dynexport.runtime.contract import Radial
-from dynexport.runtime.errors import DynexportError
+from dynexport.runtime.bundle.contract import Radial
+from dynexport.runtime.bundle.errors import DynexportError
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from dynexport.exporter.reference.hugging_face import FloatArray
-from dynexport.runtime.errors import DynexportError, require_module
+from dynexport.runtime.bundle.errors import DynexportError, require_module
 
 # About the bytes on disk or the routing, not about positions.
 _FOREIGN_FIELDS = ("model_type", "dynexport", "dtype", "torch_dtype", "quantization_config")

@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from dynexport.runtime.errors import DynexportError
+from dynexport.runtime.bundle.errors import DynexportError
 
 # Where a value stands in a call: number or name of the argument, then places in nested tuples.
 Place = tuple[int | str, ...]

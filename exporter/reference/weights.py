@@ -14,7 +14,7 @@ from dynexport.exporter.reference.dequantised import DequantisedWeights
 from dynexport.exporter.reference.loading import build_config, load_pretrained, reader_reason, set_context
 from dynexport.exporter.reference.stored import StoredTensors, Tensors
 from dynexport.exporter.reference.transformers_layers import DecoderLayers, find_layers
-from dynexport.runtime.errors import DynexportError, require_module
+from dynexport.runtime.bundle.errors import DynexportError, require_module
 
 # Heads that checkpoints store under another name than transformers' module has (gpt_neox).
 _RENAMED = {"lm_head.weight": "embed_out.weight"}

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from dynexport.exporter.graph.plan import GraphPlan
+from dynexport.exporter.lowering.plan import GraphPlan
+from dynexport.exporter.lowering.target import Target
 from dynexport.exporter.strategies.strategy import Strategy
-from dynexport.exporter.targets.target import Target
-from dynexport.runtime.contract import AnyContract
-from dynexport.runtime.errors import DynexportError
-from dynexport.runtime.manifest import Speedup
+from dynexport.runtime.bundle.contract import AnyContract
+from dynexport.runtime.bundle.errors import DynexportError
+from dynexport.runtime.bundle.manifest import Speedup
 
 
 class DenseStrategy(Strategy):

@@ -15,18 +15,18 @@ import onnx_ir as ir
 
 from dynexport.exporter.checkpoint import Checkpoint
 from dynexport.exporter.graph import routing
-from dynexport.exporter.graph.conditional import run_if
+from dynexport.exporter.graph.branch import run_if
 from dynexport.exporter.graph.decoder import CausalLM, DecoderLayer
 from dynexport.exporter.graph.layers import PLAIN, Linear
-from dynexport.exporter.graph.plan import GraphPlan
 from dynexport.exporter.graph.step import LayerCache, Step
+from dynexport.exporter.lowering.plan import GraphPlan
+from dynexport.exporter.lowering.target import Target
 from dynexport.exporter.reference import Oracle, RoutedOracle
 from dynexport.exporter.reference.weights import Weights
 from dynexport.exporter.strategies.strategy import Strategy
-from dynexport.exporter.targets.target import Target
-from dynexport.runtime.contract import AnyContract, Mod
-from dynexport.runtime.errors import DynexportError
-from dynexport.runtime.manifest import Manifest, Speedup
+from dynexport.runtime.bundle.contract import AnyContract, Mod
+from dynexport.runtime.bundle.errors import DynexportError
+from dynexport.runtime.bundle.manifest import Manifest, Speedup
 
 
 class ModStrategy(Strategy):

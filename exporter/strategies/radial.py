@@ -12,21 +12,21 @@ from collections.abc import Sequence
 import onnx_ir as ir
 from onnxscript import nn
 
-from dynexport.exporter.architecture import Architecture
 from dynexport.exporter.checkpoint import Checkpoint
+from dynexport.exporter.families.architecture import Architecture
 from dynexport.exporter.graph import radial
 from dynexport.exporter.graph.decoder import CausalLM
-from dynexport.exporter.graph.plan import GraphPlan
 from dynexport.exporter.graph.radial_decode import decode_graph
 from dynexport.exporter.graph.radial_single import single_graph
+from dynexport.exporter.lowering.plan import GraphPlan
+from dynexport.exporter.lowering.target import Target
+from dynexport.exporter.lowering.tensorrt.selected import SelectedLayer
 from dynexport.exporter.reference import Oracle, RadialOracle
 from dynexport.exporter.reference.weights import Weights
 from dynexport.exporter.strategies.strategy import Strategy
-from dynexport.exporter.targets.target import Target
-from dynexport.exporter.targets.tensorrt_selected import SelectedLayer
-from dynexport.runtime.contract import AnyContract, Radial
-from dynexport.runtime.errors import DynexportError
-from dynexport.runtime.manifest import Manifest, Speedup
+from dynexport.runtime.bundle.contract import AnyContract, Radial
+from dynexport.runtime.bundle.errors import DynexportError
+from dynexport.runtime.bundle.manifest import Manifest, Speedup
 
 
 class RadialStrategy(Strategy):

@@ -7,18 +7,18 @@ from typing import Any
 
 import onnx_ir as ir
 
-from dynexport.exporter.architecture import Architecture
 from dynexport.exporter.checkpoint import Checkpoint
+from dynexport.exporter.families.architecture import Architecture
 from dynexport.exporter.graph.build import build_graph
 from dynexport.exporter.graph.decoder import CausalLM, DecoderLayer
-from dynexport.exporter.graph.plan import GraphPlan
 from dynexport.exporter.graph.step import LayerCache, Step
+from dynexport.exporter.lowering.plan import GraphPlan
+from dynexport.exporter.lowering.target import Target
 from dynexport.exporter.reference import KeptOracle, Oracle
 from dynexport.exporter.reference.weights import Weights
-from dynexport.exporter.targets.target import Target
-from dynexport.runtime.contract import AnyContract
-from dynexport.runtime.errors import DynexportError
-from dynexport.runtime.manifest import Manifest, Speedup
+from dynexport.runtime.bundle.contract import AnyContract
+from dynexport.runtime.bundle.errors import DynexportError
+from dynexport.runtime.bundle.manifest import Manifest, Speedup
 
 
 class Strategy(ABC):
@@ -76,4 +76,4 @@ class Strategy(ABC):
         self, op: Any, layer: DecoderLayer, hidden_states: ir.Value, step: Step, cache: LayerCache
     ) -> tuple[ir.Value, LayerCache]:
         """Write one layer into the graph; here, it always runs."""
-        return layer(op, hidden_states, step.for_layer(op, layer.index), cache)  # type: ignore[no-any-return]
+        return layer(op, hidden_states, step.for_layer(op, layer.index), cache)

@@ -10,15 +10,15 @@ from typing import Any
 
 import onnx_ir as ir
 
-from dynexport.exporter.graph.conditional import run_if
+from dynexport.exporter.graph.branch import run_if
 from dynexport.exporter.graph.decoder import DecoderLayer
-from dynexport.exporter.graph.plan import GraphPlan
 from dynexport.exporter.graph.step import LayerCache, Step
+from dynexport.exporter.lowering.plan import GraphPlan
+from dynexport.exporter.lowering.target import Target
 from dynexport.exporter.strategies.strategy import Strategy
-from dynexport.exporter.targets.target import Target
-from dynexport.runtime.contract import AnyContract, SkipRule, UnifiedSkip
-from dynexport.runtime.errors import DynexportError
-from dynexport.runtime.manifest import ProfileName, Speedup
+from dynexport.runtime.bundle.contract import AnyContract, SkipRule, UnifiedSkip
+from dynexport.runtime.bundle.errors import DynexportError
+from dynexport.runtime.bundle.manifest import ProfileName, Speedup
 
 
 def kept_layers(rule: SkipRule, ratio: float, layers: int) -> tuple[int, ...]:
@@ -104,7 +104,7 @@ class UnifiedSkipStrategy(Strategy):
             return super().run_layer(op, layer, hidden_states, step, cache)
 
         def run(op: Any) -> tuple[ir.Value, LayerCache]:
-            return layer(op, hidden_states, step.for_layer(op, layer.index), cache)  # type: ignore[no-any-return]
+            return layer(op, hidden_states, step.for_layer(op, layer.index), cache)
 
         active = op.Gather(step.layer_active, step.row_of(layer.index))
         return run_if(op, active, run, hidden_states, cache, f"layer_{layer.index}")

@@ -7,9 +7,9 @@ from pathlib import Path
 
 from dynexport.exporter.trace import html, png
 from dynexport.exporter.trace.model import Trace
-from dynexport.runtime.atomic import check_writable, not_writable, write_file
-from dynexport.runtime.checks import checked_path
-from dynexport.runtime.errors import DynexportError
+from dynexport.runtime.bundle.atomic import check_writable, not_writable, write_file
+from dynexport.runtime.bundle.checks import checked_path
+from dynexport.runtime.bundle.errors import DynexportError
 
 
 def _json(trace: Trace) -> bytes:

@@ -8,10 +8,10 @@ from collections.abc import Sequence
 import numpy as np
 from pydantic import BaseModel, ConfigDict
 
-from dynexport.runtime.decoders import AnyCache
-from dynexport.runtime.manifest import Manifest
-from dynexport.runtime.routes import RowLog
-from dynexport.runtime.text import StreamDecoder, Text
+from dynexport.runtime.bundle.manifest import Manifest
+from dynexport.runtime.execution.decoders import AnyCache
+from dynexport.runtime.execution.routes import RowLog
+from dynexport.runtime.text.text import StreamDecoder, Text
 
 Array = np.ndarray
 # Of one routed layer, a number for every token; None where it is NaN or infinite, which JSON does not have.

@@ -13,7 +13,7 @@ import numpy as np
 
 from dynexport.exporter.trace import look
 from dynexport.exporter.trace.model import Trace
-from dynexport.runtime.errors import require_module
+from dynexport.runtime.bundle.errors import require_module
 
 _DPI = 150
 _LEFT, _RIGHT, _HEAD, _FOOT, _EDGE = 0.8, 1.75, 1.02, 0.5, 0.3

@@ -9,7 +9,7 @@ from typing import Protocol
 
 import numpy as np
 
-from dynexport.runtime.manifest import Graph
+from dynexport.runtime.bundle.manifest import Graph
 
 Array = np.ndarray
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from dynexport.runtime.manifest import Graph, TensorSpec
+from dynexport.runtime.bundle.manifest import Graph, TensorSpec
 
 Array = np.ndarray
 

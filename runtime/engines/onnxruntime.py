@@ -9,11 +9,11 @@ from typing import Any
 import numpy as np
 import onnxruntime
 
-from dynexport.runtime.checks import checked_count
+from dynexport.runtime.bundle.checks import checked_count
+from dynexport.runtime.bundle.errors import DynexportError
+from dynexport.runtime.bundle.manifest import PAST, PRESENT, Graph
 from dynexport.runtime.engines.engine import NO_CACHES, Caches
 from dynexport.runtime.engines.inputs import sizes_of, wanted_inputs
-from dynexport.runtime.errors import DynexportError
-from dynexport.runtime.manifest import PAST, PRESENT, Graph
 
 Array = np.ndarray
 CPU, CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"

@@ -18,7 +18,7 @@ from dynexport.exporter.reference import Reference, unified_skip_runs
 from dynexport.exporter.reference.mod import ModReference, RowRoutes, top_k
 from dynexport.exporter.reference.radial import RadialReference
 from dynexport.exporter.strategies.unified_skip import kept_layers
-from dynexport.runtime.contract import Mod, Radial, UnifiedSkip, parse_contract
+from dynexport.runtime.bundle.contract import Mod, Radial, UnifiedSkip, parse_contract
 
 Rows = list[list[int]]
 

@@ -26,7 +26,7 @@ from dynexport.exporter.reference.radial_training import (
     radial_routing,
 )
 from dynexport.exporter.strategies.unified_skip import kept_layers
-from dynexport.runtime.contract import Mod, Radial
+from dynexport.runtime.bundle.contract import Mod, Radial
 
 WINDOW = 256
 LAYERS = 12

@@ -16,9 +16,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.numpy import load_file
 
+from dynexport.exporter.bundle.conversion import read_contract
 from dynexport.exporter.checkpoint import open_checkpoint
 from dynexport.exporter.checkpoint.sizes import check_sizes
-from dynexport.exporter.conversion import read_contract
 from dynexport.exporter.families import read_architecture
 from dynexport.exporter.strategies import strategies
 from dynexport.runtime import Bundle, DynexportError, Generator

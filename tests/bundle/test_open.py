@@ -15,10 +15,11 @@ import pytest
 from bundles import change_manifest, copied, dynexport, error_of, replace_file
 from onnx import TensorProto, helper
 
-from dynexport.exporter import bundle_writer
+from dynexport.exporter.bundle import writer as bundle_writer
 from dynexport.runtime import Bundle, DynexportError, Generator
-from dynexport.runtime import bundle as bundle_module
-from dynexport.runtime.manifest import Manifest
+from dynexport.runtime.bundle import bundle as bundle_module
+from dynexport.runtime.bundle.manifest import Manifest
+from dynexport.runtime.text.text import Text
 
 Change = Callable[[dict[str, Any]], object]
 
@@ -46,7 +47,7 @@ def test_a_bundle_opens(bundle: Path) -> None:
     opened = Bundle.open(str(bundle))
     assert opened.manifest.files.keys() == {path.name for path in bundle.iterdir()} - {"manifest.json"}
     assert opened.file("model.onnx") == bundle / "model.onnx" and opened.file("manifest.json") is None
-    assert opened.text().has_chat_template
+    assert Text.of_bundle(opened).has_chat_template
 
 
 @pytest.mark.parametrize("name", ["model.onnx", "model.data", "tokenizer.json", "chat_template.jinja"])
@@ -71,7 +72,7 @@ def test_a_missing_cut_or_longer_file(bundle: Path, name: str) -> None:
 
 
 def test_large_files_are_hashed_when_asked_for(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("dynexport.runtime.bundle._HASHED_WHEN_OPENED", 10_000)
+    monkeypatch.setattr("dynexport.runtime.bundle.bundle._HASHED_WHEN_OPENED", 10_000)
     content = bytearray((bundle / "model.data").read_bytes())
     content[-1] ^= 1
     (bundle / "model.data").write_bytes(content)
@@ -118,9 +119,9 @@ def of_the_same_age(bundle: Path, other: Path) -> None:
 def test_what_is_loaded_is_what_was_opened(
     bundle: Path, other: Path, change: Callable[[Path, Path], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("dynexport.runtime.bundle._HASHED_WHEN_OPENED", 10_000)
+    monkeypatch.setattr("dynexport.runtime.bundle.bundle._HASHED_WHEN_OPENED", 10_000)
     opened = Bundle.open(bundle)
-    loaded, lazy, text = Generator(opened, threads=1), Generator(opened, threads=1), opened.text()
+    loaded, lazy, text = Generator(opened, threads=1), Generator(opened, threads=1), Text.of_bundle(opened)
     before = loaded.generate([[1, 2, 3]], max_new_tokens=3)[0].ids
     change(bundle, other)
     for late in (lambda: lazy.generate([[1, 2, 3]], max_new_tokens=3), opened.check):
@@ -134,7 +135,7 @@ def test_what_is_loaded_is_what_was_opened(
 def test_a_bundle_that_is_replaced_while_it_is_opened(
     bundle: Path, other: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("dynexport.runtime.bundle._HASHED_WHEN_OPENED", 10_000)
+    monkeypatch.setattr("dynexport.runtime.bundle.bundle._HASHED_WHEN_OPENED", 10_000)
     read = bundle_module._read_manifest
 
     def interrupted(directory: Path) -> Manifest:
@@ -162,7 +163,7 @@ def test_what_lies_in_the_place_of_a_file(bundle: Path, name: str) -> None:
 
 def test_a_file_that_the_manifest_does_not_list_is_not_used(bundle: Path) -> None:
     change_manifest(bundle, lambda fields: fields["files"].pop("tokenizer.json"))
-    assert not Bundle.open(bundle).text().has_tokenizer
+    assert not Text.of_bundle(Bundle.open(bundle)).has_tokenizer
 
 
 @pytest.mark.parametrize("version", [0, 2, "1", None, -1, [1], "x" * 1000])

@@ -18,12 +18,12 @@ from threading import Barrier
 import pytest
 from bundles import CONFORMANCE, contents, environment
 
-from dynexport.exporter import bundle_writer
-from dynexport.exporter.bundle_writer import replacing
-from dynexport.exporter.conversion import convert
+from dynexport.exporter.bundle import writer as bundle_writer
+from dynexport.exporter.bundle.conversion import convert
+from dynexport.exporter.bundle.writer import replacing
 from dynexport.runtime import Bundle, DynexportError, Generator
-from dynexport.runtime.atomic import PART_PATTERN, part_directory
-from dynexport.runtime.manifest import MANIFEST
+from dynexport.runtime.bundle.atomic import PART_PATTERN, part_directory
+from dynexport.runtime.bundle.manifest import MANIFEST
 
 # The command line, standing still in the middle of the weights.
 SLOW_CONVERT = """

@@ -23,8 +23,8 @@ from safetensors.numpy import load_file, save_file
 from dynexport.exporter.checkpoint import IMPORTERS, Checkpoint, open_checkpoint
 from dynexport.exporter.families import read_architecture
 from dynexport.exporter.reference.mod import ModReference
-from dynexport.runtime.contract import Decision, Mod, parse_contract
-from dynexport.runtime.errors import DynexportError
+from dynexport.runtime.bundle.contract import Decision, Mod, parse_contract
+from dynexport.runtime.bundle.errors import DynexportError
 
 Tensors = dict[str, np.ndarray]
 Chosen = NDArray[np.bool_]

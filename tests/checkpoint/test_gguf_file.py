@@ -17,7 +17,7 @@ from tokenizers import Tokenizer
 from dynexport.exporter.checkpoint import open_checkpoint
 from dynexport.exporter.checkpoint.gguf_file import GgufFile
 from dynexport.exporter.checkpoint.gguf_header import read_header
-from dynexport.runtime.errors import DynexportError
+from dynexport.runtime.bundle.errors import DynexportError
 
 Tensors = dict[str, np.ndarray]
 HEADS, KV_HEADS, HEAD_DIM, HIDDEN, INTERMEDIATE, LAYERS, VOCABULARY = 4, 2, 8, 32, 64, 2, 12

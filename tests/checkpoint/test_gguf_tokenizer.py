@@ -20,8 +20,8 @@ from dynexport.exporter.checkpoint.gguf_pre_tokenizers import SPLITTINGS
 from dynexport.exporter.checkpoint.gguf_sampling import read_sampling
 from dynexport.exporter.checkpoint.gguf_tokenizer import tokenizer_files
 from dynexport.exporter.checkpoint.tokenizer_files import TokenizerFiles
-from dynexport.runtime.errors import DynexportError
-from dynexport.runtime.text import StreamDecoder, Text
+from dynexport.runtime.bundle.errors import DynexportError
+from dynexport.runtime.text.text import StreamDecoder, Text
 
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, BYTE = 1, 2, 3, 4, 6
 MARK = "\u2581"

@@ -15,7 +15,7 @@ from safetensors.numpy import save_file
 
 from dynexport.exporter.checkpoint import open_checkpoint
 from dynexport.exporter.checkpoint.hub import download, is_hub_id
-from dynexport.runtime.errors import DynexportError
+from dynexport.runtime.bundle.errors import DynexportError
 
 
 @pytest.fixture(autouse=True)

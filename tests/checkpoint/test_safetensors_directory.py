@@ -16,7 +16,7 @@ from safetensors.numpy import save_file
 
 from dynexport.exporter.checkpoint import open_checkpoint
 from dynexport.exporter.checkpoint.safetensors_directory import SafetensorsDirectory
-from dynexport.runtime.errors import DynexportError
+from dynexport.runtime.bundle.errors import DynexportError
 
 Tensors = dict[str, np.ndarray]
 

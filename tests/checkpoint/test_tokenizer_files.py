@@ -12,11 +12,11 @@ from bundles import talking_checkpoint
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 from transformers import AutoTokenizer
 
+from dynexport.exporter.bundle.describe import describe_source, describe_tokens, notes_on_tokens
 from dynexport.exporter.checkpoint import open_checkpoint
 from dynexport.exporter.checkpoint.tokenizer_files import TokenizerFiles, read_tokenizer, turn_ends
-from dynexport.exporter.describe import describe_source, describe_tokens, notes_on_tokens
-from dynexport.runtime.errors import DynexportError
-from dynexport.runtime.text import StreamDecoder, Text
+from dynexport.runtime.bundle.errors import DynexportError
+from dynexport.runtime.text.text import StreamDecoder, Text
 
 MARK = "\u2581"
 TEXTS = [

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from bundles import Ran, change_manifest, copied, dynexport, error_of, talking_checkpoint
 
-from dynexport.exporter.conversion import convert
+from dynexport.exporter.bundle.conversion import convert
 from dynexport.runtime import Bundle
 
 SIZES = ["--window", 32, "--max-tokens", 1024, "--threads", 1]

@@ -10,12 +10,12 @@ from types import SimpleNamespace
 import pytest
 from bundles import CONFORMANCE, dynexport, error_of
 
-from dynexport.exporter import gpu_checks
 from dynexport.exporter.cli import gpu_check as command
-from dynexport.exporter.gpu_checks import SAMPLES, Check, Engines, Skipped, checks
-from dynexport.runtime.bundle import Bundle
-from dynexport.runtime.errors import DynexportError
-from dynexport.runtime.manifest import Graph
+from dynexport.exporter.cli import gpu_checks
+from dynexport.exporter.cli.gpu_checks import SAMPLES, Check, Engines, Skipped, checks
+from dynexport.runtime.bundle.bundle import Bundle
+from dynexport.runtime.bundle.errors import DynexportError
+from dynexport.runtime.bundle.manifest import Graph
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "engines"))
 from on_fake_gpu import ADA, Machine, install

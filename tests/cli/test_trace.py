@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from bundles import CONFORMANCE, dynexport, error_of, talking_checkpoint
 
-from dynexport.exporter.conversion import convert
+from dynexport.exporter.bundle.conversion import convert
 
 SIZES = ["--max-new-tokens", 16, "--threads", 1]
 # Where the answer's best two tokens are nearer than this, rounding may choose either.

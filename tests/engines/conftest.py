@@ -8,11 +8,11 @@ import pytest
 from bundles import copied, dynexport
 from small_bundles import tensorrt_bundle
 
-from dynexport.runtime.bundle import Bundle
+from dynexport.runtime.bundle.bundle import Bundle
+from dynexport.runtime.bundle.manifest import File
 from dynexport.runtime.engines.tensorrt.backend import Backend, BuildTarget, open_backend
 from dynexport.runtime.engines.tensorrt.build import recipe_of
 from dynexport.runtime.engines.tensorrt.record import EngineRecord
-from dynexport.runtime.manifest import File
 
 pytest.importorskip("tensorrt_rtx", reason="builds engines without a GPU: pip install 'dynexport[test]'")
 

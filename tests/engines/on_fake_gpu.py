@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 from fake_gpu import FakeCuda, FakeTensorRt, engine_content
 
-from dynexport.runtime.bundle import Bundle
+from dynexport.runtime.bundle.bundle import Bundle
+from dynexport.runtime.bundle.manifest import File, Graph
 from dynexport.runtime.engines.tensorrt import backend as backends
 from dynexport.runtime.engines.tensorrt import gpu as gpus
 from dynexport.runtime.engines.tensorrt import opening
@@ -20,7 +21,6 @@ from dynexport.runtime.engines.tensorrt.gpu import Gpu
 from dynexport.runtime.engines.tensorrt.record import EngineRecord
 from dynexport.runtime.engines.tensorrt.shapes import profile_shapes
 from dynexport.runtime.engines.tensorrt.store import place_for_engine, put
-from dynexport.runtime.manifest import File, Graph
 
 ADA, VERSION = Gpu("Ada card", "8.9", "13.0"), "1.7.1.116"
 

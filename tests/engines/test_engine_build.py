@@ -21,7 +21,8 @@ from bundles import change_manifest, contents, dynexport, environment, error_of,
 from onnx import TensorProto, helper, numpy_helper
 from small_bundles import layer_model, tensorrt_bundle
 
-from dynexport.runtime.bundle import Bundle
+from dynexport.runtime.bundle.bundle import Bundle
+from dynexport.runtime.bundle.errors import DynexportError
 from dynexport.runtime.engines.tensorrt import build as building
 from dynexport.runtime.engines.tensorrt import builder as builder_module
 from dynexport.runtime.engines.tensorrt.backend import Backend, BuildTarget
@@ -29,7 +30,6 @@ from dynexport.runtime.engines.tensorrt.build import Built, build_engine
 from dynexport.runtime.engines.tensorrt.builder import Builder
 from dynexport.runtime.engines.tensorrt.gpu import Gpu, NoGpu, find_gpu
 from dynexport.runtime.engines.tensorrt.plugins import PluginLibrary
-from dynexport.runtime.errors import DynexportError
 
 RTX = ["--backend", "tensorrt-rtx"]
 AMPERE = BuildTarget(("8.0",))

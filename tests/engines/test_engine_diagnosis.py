@@ -11,10 +11,10 @@ import pytest
 from bundles import dynexport
 
 from dynexport.plugins import rtx as plain_library
+from dynexport.runtime.bundle.errors import DynexportError
 from dynexport.runtime.engines.tensorrt import diagnosis, gpu, timing
 from dynexport.runtime.engines.tensorrt.backend import Backend, open_backend
 from dynexport.runtime.engines.tensorrt.gpu import Gpu, NoGpu, find_gpu
-from dynexport.runtime.errors import DynexportError
 
 
 class Driver:

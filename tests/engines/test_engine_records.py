@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 from bundles import change_manifest, dynexport, error_of, replace_file
 
-from dynexport.runtime.bundle import Bundle
+from dynexport.runtime.bundle.bundle import Bundle
+from dynexport.runtime.bundle.errors import DynexportError
 from dynexport.runtime.engines.tensorrt import inspector
 from dynexport.runtime.engines.tensorrt.backend import Backend, BuildTarget, choose_target
 from dynexport.runtime.engines.tensorrt.build import recipe_of
@@ -21,7 +22,6 @@ from dynexport.runtime.engines.tensorrt.plugins import PluginLibrary
 from dynexport.runtime.engines.tensorrt.record import EngineRecord, digest
 from dynexport.runtime.engines.tensorrt.shapes import profile_for, profile_shapes
 from dynexport.runtime.engines.tensorrt.store import find, stored_engines
-from dynexport.runtime.errors import DynexportError
 
 ADA = Gpu("Ada card", "8.9", "13.0")
 HOPPER = Gpu("Hopper card", "9.0", "13.0")

@@ -16,14 +16,14 @@ from fake_gpu import NO_MEMORY
 from on_fake_gpu import Machine, install
 from tiny_models import random_rows
 
-from dynexport.exporter.conversion import convert
-from dynexport.runtime.bundle import Bundle
-from dynexport.runtime.decoders import AnyDecoder, open_decoder
-from dynexport.runtime.engines.opening import engine_opener
+from dynexport.exporter.bundle.conversion import convert
+from dynexport.runtime.bundle.bundle import Bundle
+from dynexport.runtime.bundle.errors import DynexportError
+from dynexport.runtime.engines.registry import engine_opener
 from dynexport.runtime.engines.tensorrt import kernels, opening
 from dynexport.runtime.engines.tensorrt.gpu import NoGpu
 from dynexport.runtime.engines.tensorrt.plugins import our_plugins
-from dynexport.runtime.errors import DynexportError
+from dynexport.runtime.execution.decoders import AnyDecoder, open_decoder
 
 Array = np.ndarray
 # 47 slots: rows of a batch do not begin at multiples of 256.

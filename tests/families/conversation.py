@@ -14,9 +14,9 @@ import numpy as np
 from tiny_models import LAYERS, random_rows
 
 from dynexport.exporter.reference import Reference
-from dynexport.runtime.cache import Cache
-from dynexport.runtime.decoder import Decoder
-from dynexport.runtime.manifest import Speedup
+from dynexport.runtime.bundle.manifest import Speedup
+from dynexport.runtime.execution.cache import Cache
+from dynexport.runtime.execution.decoder import Decoder
 
 PROMPTS = (1, 2, 9, 23)
 SECOND_PROMPTS = (6, 1, 3, 11)

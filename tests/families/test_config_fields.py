@@ -12,7 +12,7 @@ from tiny_models import FAMILIES, LAYERS, VOCABULARY
 
 from dynexport.exporter.families import asked_fields, find_family, read_architecture
 from dynexport.exporter.families.class_fields import CLASS_DEFAULTS, HARMLESS, NEUTRAL
-from dynexport.runtime.errors import DynexportError
+from dynexport.runtime.bundle.errors import DynexportError
 
 # A default that follows from other fields, and a value that is not it.
 CHANGES: dict[str, Any] = {

@@ -14,10 +14,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from tiny_models import FAMILIES, LAYERS, VARIANTS
 
-from dynexport.exporter.architecture import Architecture, Rotary
 from dynexport.exporter.families import asked_fields, families, read_architecture
+from dynexport.exporter.families.architecture import Architecture, Rotary
 from dynexport.exporter.families.fields import ACTIVATIONS
-from dynexport.runtime.errors import DynexportError
+from dynexport.runtime.bundle.errors import DynexportError
 
 MISSING = object()
 LLAMA3 = {"factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 32}

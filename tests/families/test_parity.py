@@ -11,14 +11,14 @@ import pytest
 from conversation import EVERYTHING, Conversation, follow, generate
 from tiny_models import FAMILIES, LAYERS, VARIANTS, random_rows
 
+from dynexport.exporter.bundle.conversion import convert
 from dynexport.exporter.checkpoint import open_checkpoint
-from dynexport.exporter.conversion import convert
 from dynexport.exporter.families import families
 from dynexport.exporter.parity.constants import angle_differences, differences
 from dynexport.exporter.reference import Reference, unified_skip_runs
-from dynexport.runtime.bundle import Bundle
-from dynexport.runtime.decoder import Decoder
-from dynexport.runtime.errors import DynexportError
+from dynexport.runtime.bundle.bundle import Bundle
+from dynexport.runtime.bundle.errors import DynexportError
+from dynexport.runtime.execution.decoder import Decoder
 
 pytest.importorskip("transformers")
 

@@ -16,15 +16,15 @@ from conversation import Conversation, follow
 from onnx import numpy_helper
 from tiny_models import FAMILIES
 
-from dynexport.exporter.architecture import Source
+from dynexport.exporter.bundle.conversion import convert
 from dynexport.exporter.checkpoint import Checkpoint, open_checkpoint
-from dynexport.exporter.conversion import convert
 from dynexport.exporter.families import read_architecture
+from dynexport.exporter.families.architecture import Source
+from dynexport.exporter.lowering import onnxruntime as target
 from dynexport.exporter.reference import Reference
-from dynexport.exporter.targets import onnxruntime as target
-from dynexport.runtime.bundle import Bundle
-from dynexport.runtime.decoder import Decoder
-from dynexport.runtime.manifest import Manifest
+from dynexport.runtime.bundle.bundle import Bundle
+from dynexport.runtime.bundle.manifest import Manifest
+from dynexport.runtime.execution.decoder import Decoder
 
 pytest.importorskip("transformers")
 

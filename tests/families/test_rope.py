@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 from tiny_models import FAMILIES
 
-from dynexport.exporter.architecture import Rotary
 from dynexport.exporter.families import read_architecture
-from dynexport.runtime.errors import DynexportError
+from dynexport.exporter.families.architecture import Rotary
+from dynexport.runtime.bundle.errors import DynexportError
 
 transformers = pytest.importorskip("transformers")
 

@@ -11,12 +11,12 @@ import pytest
 from bundles import change_manifest, dynexport
 from tiny_models import FAMILIES, random_rows, save_model
 
-from dynexport.exporter.conversion import convert
+from dynexport.exporter.bundle.conversion import convert
 from dynexport.exporter.parity.constants import differences
 from dynexport.exporter.parity.verification import verify
-from dynexport.runtime.bundle import Bundle
-from dynexport.runtime.decoder import Decoder
-from dynexport.runtime.errors import DynexportError
+from dynexport.runtime.bundle.bundle import Bundle
+from dynexport.runtime.bundle.errors import DynexportError
+from dynexport.runtime.execution.decoder import Decoder
 
 pytest.importorskip("transformers")
 

@@ -11,15 +11,15 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
+from dynexport.exporter.bundle.conversion import convert
+from dynexport.exporter.bundle.ties import tied_as_stored
+from dynexport.exporter.bundle.weights import WeightReader
 from dynexport.exporter.checkpoint import open_checkpoint
-from dynexport.exporter.conversion import convert
 from dynexport.exporter.families import find_family, read_architecture
 from dynexport.exporter.reference import Reference
-from dynexport.exporter.ties import tied_as_stored
-from dynexport.exporter.weights import WeightReader
 from dynexport.runtime import Bundle
-from dynexport.runtime.decoder import Decoder
-from dynexport.runtime.errors import DynexportError
+from dynexport.runtime.bundle.errors import DynexportError
+from dynexport.runtime.execution.decoder import Decoder
 
 Change = Callable[[dict[str, np.ndarray]], None]
 EMBEDDING = {

@@ -15,7 +15,7 @@ import pytest
 from test_structure import external, graphs, microsoft_schemas, names, subgraphs, used  # noqa: F401 - a fixture
 from tiny_models import FAMILIES, save_routed_model
 
-from dynexport.exporter.conversion import Conversion, convert
+from dynexport.exporter.bundle.conversion import Conversion, convert
 from dynexport.exporter.graph import build, routing
 from dynexport.exporter.graph.structure import BrokenGraph, check_structure
 

@@ -16,10 +16,10 @@ from onnx.defs import OpSchema
 from onnxruntime.capi import onnxruntime_pybind11_state
 from tiny_models import FAMILIES, LAYERS, VARIANTS, save_model
 
+from dynexport.exporter.bundle.conversion import Conversion, convert
+from dynexport.exporter.bundle.operators import count_operators
 from dynexport.exporter.checkpoint import open_checkpoint
-from dynexport.exporter.conversion import Conversion, convert
 from dynexport.exporter.families import read_architecture
-from dynexport.exporter.operators import count_operators
 
 pytest.importorskip("transformers")
 

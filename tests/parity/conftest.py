@@ -11,9 +11,9 @@ import numpy as np
 import onnx
 import pytest
 
-from dynexport.exporter.conversion import convert
-from dynexport.runtime.bundle import Bundle
-from dynexport.runtime.manifest import MANIFEST, WEIGHTS, File, Manifest
+from dynexport.exporter.bundle.conversion import convert
+from dynexport.runtime.bundle.bundle import Bundle
+from dynexport.runtime.bundle.manifest import MANIFEST, WEIGHTS, File, Manifest
 
 ConvertOnce = Callable[..., Bundle]
 Damage = Callable[[Bundle, str], Bundle]

@@ -17,8 +17,8 @@ import onnx
 import pytest
 from planting import Edited, Planted, attribute
 
-from dynexport.runtime.cache import Cache
-from dynexport.runtime.decoder import Decoder
+from dynexport.runtime.execution.cache import Cache
+from dynexport.runtime.execution.decoder import Decoder
 
 Patch = pytest.MonkeyPatch
 Plant = Callable[[Planted, Patch], Any]

@@ -12,8 +12,8 @@ import numpy as np
 import onnx
 from safetensors.numpy import load_file, save_file
 
-from dynexport.runtime.bundle import Bundle
-from dynexport.runtime.manifest import GOLDEN, MANIFEST, WEIGHTS, File
+from dynexport.runtime.bundle.bundle import Bundle
+from dynexport.runtime.bundle.manifest import GOLDEN, MANIFEST, WEIGHTS, File
 
 Nodes = list[onnx.NodeProto]
 

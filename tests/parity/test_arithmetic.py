@@ -14,10 +14,10 @@ from safetensors.numpy import load_file
 
 pytest.importorskip("transformers")
 
-from dynexport.exporter.conversion import convert
+from dynexport.exporter.bundle.conversion import convert
 from dynexport.exporter.parity import Report, verify
 from dynexport.exporter.reference.dequantised import DequantisedWeights
-from dynexport.runtime.bundle import Bundle
+from dynexport.runtime.bundle.bundle import Bundle
 
 SavedModel = Callable[[str], Path]
 LAYER = 1

@@ -13,13 +13,13 @@ from faults import FAULTS, Fault
 from planting import Planted
 from tiny_models import FAMILIES, save_model
 
-from dynexport.exporter.conversion import convert
+from dynexport.exporter.bundle.conversion import convert
 from dynexport.exporter.parity import verify
 from dynexport.exporter.parity.report import Check
 from dynexport.exporter.parity.thresholds import limits_of
 from dynexport.exporter.parity.verification import Verification
-from dynexport.runtime.bundle import Bundle
-from dynexport.runtime.errors import DynexportError
+from dynexport.runtime.bundle.bundle import Bundle
+from dynexport.runtime.bundle.errors import DynexportError
 
 pytest.importorskip("transformers")
 _STATIC = ("kept_sets", "constants")

@@ -15,11 +15,11 @@ from safetensors.numpy import load_file, save_file
 
 from dynexport.exporter.parity import Report, verify
 from dynexport.exporter.parity.thresholds import LIMITS
-from dynexport.runtime.bundle import Bundle
-from dynexport.runtime.cache import Cache
-from dynexport.runtime.decoder import Decoder
-from dynexport.runtime.errors import DynexportError
-from dynexport.runtime.manifest import GOLDEN, File
+from dynexport.runtime.bundle.bundle import Bundle
+from dynexport.runtime.bundle.errors import DynexportError
+from dynexport.runtime.bundle.manifest import GOLDEN, File
+from dynexport.runtime.execution.cache import Cache
+from dynexport.runtime.execution.decoder import Decoder
 
 pytest.importorskip("transformers")
 
@@ -259,7 +259,7 @@ _WITHOUT_TORCH = """
 import sys
 sys.modules["torch"] = sys.modules["transformers"] = None
 from dynexport.exporter.parity import verify
-from dynexport.runtime.bundle import Bundle
+from dynexport.runtime.bundle.bundle import Bundle
 for path in sys.argv[1:]:
     report = verify(Bundle.open(path), threads=1)
     print(report.passed, *sorted({check.name.split("/")[0] for check in report.checks if not check.passed}))

@@ -11,9 +11,9 @@ import pytest
 from bundles import CONFORMANCE, dynexport, error_of
 from planting import Planted
 
-from dynexport.exporter.architecture import Rotary
+from dynexport.exporter.bundle.conversion import convert
 from dynexport.exporter.checkpoint import open_checkpoint
-from dynexport.exporter.conversion import convert
+from dynexport.exporter.families.architecture import Rotary
 from dynexport.exporter.parity import constants, ladder, verification, verify
 from dynexport.exporter.parity.expected import missing
 from dynexport.exporter.parity.metrics import compare_bits, compare_logits, compare_routes
@@ -31,9 +31,9 @@ from dynexport.exporter.parity.thresholds import LIMITS, judge, judge_routes, li
 from dynexport.exporter.parity.verification import Verification
 from dynexport.exporter.reference import RadialOracle
 from dynexport.exporter.reference.weights import Weights
-from dynexport.runtime.bundle import Bundle
-from dynexport.runtime.contract import Radial
-from dynexport.runtime.manifest import Manifest, SingleGraph, TargetName
+from dynexport.runtime.bundle.bundle import Bundle
+from dynexport.runtime.bundle.contract import Radial
+from dynexport.runtime.bundle.manifest import Manifest, SingleGraph, TargetName
 
 pytest.importorskip("transformers")
 BundleOf = Callable[..., Bundle]

@@ -10,18 +10,18 @@ import pytest
 from bundles import CONFORMANCE
 from safetensors.numpy import load_file, save_file
 
-from dynexport.exporter.conversion import convert
+from dynexport.exporter.bundle.conversion import convert
 from dynexport.exporter.parity import Report, verify
 from dynexport.exporter.parity.golden import read_golden
 from dynexport.exporter.parity.metrics import compare_routes
 from dynexport.exporter.parity.thresholds import RouteLimits, judge_routes
 from dynexport.exporter.reference import RowRoutes
-from dynexport.runtime.bundle import Bundle
-from dynexport.runtime.contract import Mod
-from dynexport.runtime.decoder import Decoder
-from dynexport.runtime.errors import DynexportError
-from dynexport.runtime.manifest import Manifest
-from dynexport.runtime.routes import StepRoutes
+from dynexport.runtime.bundle.bundle import Bundle
+from dynexport.runtime.bundle.contract import Mod
+from dynexport.runtime.bundle.errors import DynexportError
+from dynexport.runtime.bundle.manifest import Manifest
+from dynexport.runtime.execution.decoder import Decoder
+from dynexport.runtime.execution.routes import StepRoutes
 
 pytest.importorskip("transformers")
 LIMITS = RouteLimits(margin=(1e-5, 0.0), agreement=0.9)

@@ -15,7 +15,7 @@ from operator_models import BY_NAME
 
 from dynexport.plugins import aot
 from dynexport.plugins.schema import TENSORRT_TYPES, T
-from dynexport.runtime.errors import DynexportError
+from dynexport.runtime.bundle.errors import DynexportError
 
 SIZES = {"B": 3, "S": 1_500, "H": 300, "K": 37, "h": 2, "M": 50, "D": 130, "L": 3, "J": 21, "N": 5}
 BLOCKS = {"CapacityTopK": 3, "GatedScatterAdd": 3 * 37, "RaggedKVAppend": 3 * 2 * 37, "SelectedMatMul": 5 * 3}

@@ -25,7 +25,7 @@ from dynexport.plugins import creators
 from dynexport.plugins.driver import Kernels
 from dynexport.plugins.kernels import LAUNCHES, SOURCE, compile_kernels, compile_ptx, find_nvcc, read_sizes
 from dynexport.plugins.schema import FLOATS, T
-from dynexport.runtime.errors import DynexportError
+from dynexport.runtime.bundle.errors import DynexportError
 
 TOLERANCES = {np.dtype(np.float32): 1e-5, np.dtype(np.float16): 5e-3, np.dtype(ml_dtypes.bfloat16): 4e-2}
 SIZES = {"B": 3, "S": 1_500, "H": 300, "K": 37, "h": 2, "M": 50, "D": 130, "L": 3, "J": 21, "N": 5}

@@ -14,7 +14,7 @@ from operator_models import BY_NAME
 from dynexport.plugins.kernels import find_nvcc
 from dynexport.plugins.operators import OPERATORS
 from dynexport.plugins.schema import Operator, T
-from dynexport.runtime.errors import DynexportError
+from dynexport.runtime.bundle.errors import DynexportError
 
 ROOT = Path(__file__).parents[2]
 # nvinfer1::DataType

@@ -19,7 +19,7 @@ from dynexport.exporter.profile import Measured, measure, measurement
 from dynexport.exporter.profile.blocks import Blocks, Reader
 from dynexport.exporter.reference import Reference
 from dynexport.exporter.reference.transformers_layers import Call
-from dynexport.runtime.errors import DynexportError
+from dynexport.runtime.bundle.errors import DynexportError
 
 WINDOW = 24
 SavedModel = Callable[[str], Path]

@@ -12,7 +12,7 @@ import pytest
 
 from dynexport.exporter.profile import Measured, ProfileDirectory, pictures, summarise
 from dynexport.exporter.trace import Token
-from dynexport.runtime.errors import DynexportError
+from dynexport.runtime.bundle.errors import DynexportError
 
 pytest.importorskip("matplotlib")
 MakeMeasured = Callable[..., Measured]

@@ -10,7 +10,7 @@ import pytest
 
 from dynexport.exporter.profile import Measured, layers_to_skip, summarise
 from dynexport.exporter.profile.model import Spread
-from dynexport.runtime.errors import DynexportError
+from dynexport.runtime.bundle.errors import DynexportError
 
 MakeMeasured = Callable[..., Measured]
 

@@ -17,7 +17,7 @@ from tiny_models import FAMILIES, LAYERS, VOCABULARY, random_rows, save_model
 
 from dynexport.exporter.checkpoint.base import Checkpoint
 from dynexport.exporter.reference import Reference, unified_skip_runs
-from dynexport.runtime.errors import DynexportError
+from dynexport.runtime.bundle.errors import DynexportError
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")

@@ -15,15 +15,15 @@ from safetensors.numpy import load_file, save_file
 
 pytest.importorskip("transformers")
 
+from dynexport.exporter.bundle.conversion import convert
 from dynexport.exporter.checkpoint import gguf_file, open_checkpoint
 from dynexport.exporter.checkpoint.gguf_layout import GgufFamily
 from dynexport.exporter.checkpoint.safetensors_file import SafetensorsFile
-from dynexport.exporter.conversion import convert
 from dynexport.exporter.parity import Report, verify
 from dynexport.exporter.reference import loading, weights
 from dynexport.exporter.reference.weights import Weights
-from dynexport.runtime.bundle import Bundle
-from dynexport.runtime.errors import DynexportError
+from dynexport.runtime.bundle.bundle import Bundle
+from dynexport.runtime.bundle.errors import DynexportError
 
 SavedModel = Callable[[str], Path]
 NAMES = {

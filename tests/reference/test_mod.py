@@ -17,8 +17,8 @@ from dynexport.exporter.checkpoint import open_checkpoint
 from dynexport.exporter.checkpoint.base import Checkpoint
 from dynexport.exporter.reference import Reference
 from dynexport.exporter.reference.mod import ModReference, RowRoutes, top_k, top_k_count
-from dynexport.runtime.contract import Mod, parse_contract
-from dynexport.runtime.errors import DynexportError
+from dynexport.runtime.bundle.contract import Mod, parse_contract
+from dynexport.runtime.bundle.errors import DynexportError
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")

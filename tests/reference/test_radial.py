@@ -18,9 +18,9 @@ from dynexport.exporter.reference import Reference
 from dynexport.exporter.reference.oracle import Case, RadialOracle
 from dynexport.exporter.reference.radial import RadialReference, RowPaths
 from dynexport.exporter.reference.weights import Weights
-from dynexport.runtime.contract import Radial
-from dynexport.runtime.errors import DynexportError
-from dynexport.runtime.manifest import Speedup
+from dynexport.runtime.bundle.contract import Radial
+from dynexport.runtime.bundle.errors import DynexportError
+from dynexport.runtime.bundle.manifest import Speedup
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")

@@ -11,7 +11,7 @@ torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 
 from dynexport.exporter.reference.transformers_layers import DecoderLayers, norm_epsilon  # noqa: E402
-from dynexport.runtime.errors import DynexportError  # noqa: E402
+from dynexport.runtime.bundle.errors import DynexportError  # noqa: E402
 
 
 @pytest.fixture(scope="module")

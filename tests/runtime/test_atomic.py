@@ -10,14 +10,14 @@ from pathlib import Path
 
 import pytest
 
-from dynexport.runtime import atomic
-from dynexport.runtime.errors import DynexportError
+from dynexport.runtime.bundle import atomic
+from dynexport.runtime.bundle.errors import DynexportError
 
 # Another process, perhaps with our own number in a container of its own: it writes until it is killed.
 WRITER = """
 import sys, time
 from pathlib import Path
-from dynexport.runtime.atomic import part_directory, part_file
+from dynexport.runtime.bundle.atomic import part_directory, part_file
 
 with part_directory(Path(sys.argv[1])) as directory, part_file(Path(sys.argv[1])) as file:
     (directory / "half").write_text("half")

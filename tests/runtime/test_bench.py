@@ -11,11 +11,11 @@ import pytest
 from bundles import CONFORMANCE, checkpoint, copied
 from safetensors.numpy import load_file
 
-from dynexport.exporter.conversion import convert
+from dynexport.exporter.bundle.conversion import convert
 from dynexport.runtime import Bundle, DynexportError
-from dynexport.runtime.bench import Benchmark, benchmark, is_steady, quartiles
-from dynexport.runtime.timed_run import Sizes
-from dynexport.runtime.twin import Twin
+from dynexport.runtime.measure.bench import Benchmark, benchmark, is_steady, quartiles
+from dynexport.runtime.measure.timed_run import Sizes
+from dynexport.runtime.measure.twin import Twin
 
 PROMPT, NEW, BATCH = 12, 4, 3
 KEPT = (0, 2, 4, 7)

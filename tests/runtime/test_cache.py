@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from dynexport.runtime import Bundle, DynexportError, Generator
-from dynexport.runtime.cache import Cache
+from dynexport.runtime.execution.cache import Cache
 
 LAYERS, KEPT = range(8), (0, 2, 4, 7)
 

@@ -11,13 +11,13 @@ from bundles import CONFORMANCE
 from hypothesis import given
 from hypothesis import strategies as st
 
+from dynexport.exporter.bundle.conversion import convert
 from dynexport.exporter.checkpoint import open_checkpoint
-from dynexport.exporter.conversion import convert
 from dynexport.runtime import Bundle, DynexportError
-from dynexport.runtime.calibrate import Calibration, calibrate, threshold_for, top_k, top_k_count
-from dynexport.runtime.contract import Mod
-from dynexport.runtime.decoder import Decoder
-from dynexport.runtime.evaluate import evaluate
+from dynexport.runtime.bundle.contract import Mod
+from dynexport.runtime.execution.decoder import Decoder
+from dynexport.runtime.measure.calibrate import Calibration, calibrate, threshold_for, top_k, top_k_count
+from dynexport.runtime.measure.evaluate import evaluate
 
 CASES = ("mod-router", "mod-predictor-normed", "mod-overflow", "mod-topk", "mod-topk-predictor")
 # The routed layers of mod-overflow have room for 11 tokens only.

@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 from bundles import CHAT, talking_checkpoint
 
-from dynexport.exporter.conversion import convert
+from dynexport.exporter.bundle.conversion import convert
 from dynexport.runtime import Bundle, DynexportError, Generator, Sampling
-from dynexport.runtime.cache import Cache
-from dynexport.runtime.conversation import Conversation
+from dynexport.runtime.execution.cache import Cache
+from dynexport.runtime.generation.conversation import Conversation
 
 NEW = 8
 # Tells earlier answers without their text, as templates of reasoning models do.
@@ -101,7 +101,7 @@ def test_an_answer_that_is_interrupted_within_a_step_leaves_the_cache_whole(
 
 
 def test_caches_grow_with_the_conversation(generator: Generator, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("dynexport.runtime.conversation.STEP", 16)
+    monkeypatch.setattr("dynexport.runtime.generation.conversation.STEP", 16)
     conversation = Conversation(generator)
     rooms = []
     for content in ("Hi", "And then?", "Why?"):

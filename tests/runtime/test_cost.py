@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from dynexport.runtime import Bundle
-from dynexport.runtime.cost import ideal_speedup, step_bytes
+from dynexport.runtime.measure.cost import ideal_speedup, step_bytes
 
 
 def test_weights_are_read_once_and_caches_once_a_row(bundle: Bundle) -> None:

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from bundles import CONFORMANCE
 
-from dynexport.exporter.conversion import convert
+from dynexport.exporter.bundle.conversion import convert
 from dynexport.runtime import Bundle, DynexportError, Generator
-from dynexport.runtime.decoder import Decoder
+from dynexport.runtime.execution.decoder import Decoder
 
 PROMPTS = [[5], [7, 8, 9, 10, 11], [3, 4], [60, 61, 62, 63, 64, 65, 66, 67, 68]]
 # float32 in another order of addition; logits are of the order of 1.

@@ -9,7 +9,7 @@ from bundles import CONFORMANCE
 from dynexport.exporter.checkpoint import open_checkpoint
 from dynexport.exporter.reference import Reference, unified_skip_runs
 from dynexport.runtime import Bundle, DynexportError
-from dynexport.runtime.evaluate import Evaluation, evaluate
+from dynexport.runtime.measure.evaluate import Evaluation, evaluate
 
 WINDOW, PROMPT, WINDOWS = 14, 5, 5
 IDS = np.random.default_rng(0).integers(0, 89, WINDOW * WINDOWS + 3).tolist()

@@ -9,7 +9,7 @@ import pytest
 from tokenizers import Tokenizer, decoders, models
 
 from dynexport.runtime import Bundle, DynexportError, Generation, Generator, Sampling
-from dynexport.runtime.text import Text
+from dynexport.runtime.text.text import Text
 
 PROMPTS = [[5], [7, 8, 9, 10, 11], [60, 61, 62]]
 NEW = 12

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from dynexport.runtime import DynexportError, Sampling
-from dynexport.runtime.generation_config import read_generation_config
+from dynexport.runtime.generation.generation_config import read_generation_config
 
 
 @pytest.mark.parametrize(

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from dynexport.runtime.errors import DynexportError, one_line
-from dynexport.runtime.json_text import parse_json, parse_json_object
+from dynexport.runtime.bundle.errors import DynexportError, one_line
+from dynexport.runtime.bundle.json_text import parse_json, parse_json_object
 
 REFUSED = {
     "empty": (b"", "Expecting value"),

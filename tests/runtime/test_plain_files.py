@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from dynexport.runtime.errors import DynexportError
-from dynexport.runtime.plain_files import hash_plain, open_named, open_plain, read_plain
+from dynexport.runtime.bundle.errors import DynexportError
+from dynexport.runtime.bundle.plain_files import hash_plain, open_named, open_plain, read_plain
 
 
 def make(home: Path, kind: str) -> Path:

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from dynexport.runtime.contract import Radial, first_problem
+from dynexport.runtime.bundle.contract import Radial, first_problem
 
 
 def test_fields_that_are_left_out() -> None:

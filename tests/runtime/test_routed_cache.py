@@ -12,10 +12,10 @@ import onnx
 import pytest
 from bundles import CONFORMANCE, replace_file
 
-from dynexport.exporter.conversion import convert
+from dynexport.exporter.bundle.conversion import convert
 from dynexport.runtime import Bundle, DynexportError
-from dynexport.runtime.cache import Cache
-from dynexport.runtime.decoder import Decoder
+from dynexport.runtime.execution.cache import Cache
+from dynexport.runtime.execution.decoder import Decoder
 
 CONTEXT = 32
 ROUTED = (1, 3)

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from dynexport.runtime import DynexportError
-from dynexport.runtime.contract import Mod
-from dynexport.runtime.routes import RowLog, StepRoutes
+from dynexport.runtime.bundle.contract import Mod
+from dynexport.runtime.execution.routes import RowLog, StepRoutes
 
 LAYERS, ROWS, TOKENS = (2, 5), 3, 4
 COUNTS = np.array([4, 1, 0])

@@ -13,8 +13,8 @@ from hypothesis.extra import numpy as hnp
 from numpy.typing import NDArray
 from transformers import RepetitionPenaltyLogitsProcessor
 
-from dynexport.runtime.errors import DynexportError
-from dynexport.runtime.sampling import Sampler, Sampling, distribution
+from dynexport.runtime.bundle.errors import DynexportError
+from dynexport.runtime.generation.sampling import Sampler, Sampling, distribution
 
 # Few distinct values, so that ties are common; minus infinity is a masked token.
 tied_logits = hnp.arrays(

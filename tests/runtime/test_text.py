@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
 
-from dynexport.runtime.chat_template import ChatTemplate
-from dynexport.runtime.errors import DynexportError
-from dynexport.runtime.text import CLEAN_UPS, StopStrings, StreamDecoder, Text
+from dynexport.runtime.bundle.errors import DynexportError
+from dynexport.runtime.text.chat_template import ChatTemplate
+from dynexport.runtime.text.text import CLEAN_UPS, StopStrings, StreamDecoder, Text
 
 CORPUS = "The cat sat on the mat. 你好、世界。 こんにちは 🎉🎉 👩‍👩‍👧 naïve café the the cat sat"
 SPECIAL = ["<|im_start|>", "<|im_end|>", "<s>", "</s>"]
@@ -392,7 +392,7 @@ class TestChat:
         ["{% for i in range(9999) %}{% for j in range(9999) %}{% endfor %}{% endfor %}", "{{ 10 ** (10 ** 10) }}"],
     )
     def test_a_template_without_end_is_stopped(self, template: str, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr("dynexport.runtime.chat_template.SECONDS", 1)
+        monkeypatch.setattr("dynexport.runtime.text.chat_template.SECONDS", 1)
         with pytest.raises(DynexportError, match="the chat template failed: it takes more than 1 s"):
             ChatTemplate({"default": template}).render([{"role": "user", "content": "hi"}], True, {}, {})
 

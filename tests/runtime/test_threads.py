@@ -12,10 +12,10 @@ from typing import Any
 import pytest
 from bundles import CONFORMANCE
 
-from dynexport.exporter.conversion import convert
+from dynexport.exporter.bundle.conversion import convert
 from dynexport.runtime import Bundle, DynexportError, Generation, Generator, Sampling
-from dynexport.runtime.conversation import Conversation
-from dynexport.runtime.path_decoder import PathDecoder
+from dynexport.runtime.execution.path_decoder import PathDecoder
+from dynexport.runtime.generation.conversation import Conversation
 
 THREADS, NEW = 8, 6
 # Every decoder, cache and form of graph that there is.

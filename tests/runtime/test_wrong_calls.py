@@ -11,25 +11,25 @@ import numpy as np
 import pytest
 from bundles import CONFORMANCE, copied
 
+from dynexport.exporter.bundle.conversion import convert
 from dynexport.exporter.checkpoint import open_checkpoint
-from dynexport.exporter.conversion import convert
 from dynexport.exporter.families import read_architecture
 from dynexport.exporter.parity import verify
 from dynexport.exporter.profile import ProfileDirectory, layers_to_skip, measure
 from dynexport.exporter.trace.files import TraceFile
 from dynexport.runtime import Bundle, DynexportError, Generator, Sampling
-from dynexport.runtime.bench import benchmark
-from dynexport.runtime.cache import Cache
-from dynexport.runtime.calibrate import calibrate
-from dynexport.runtime.contract import parse_contract
-from dynexport.runtime.conversation import Conversation
-from dynexport.runtime.cost import step_bytes
-from dynexport.runtime.decoders import open_decoder
-from dynexport.runtime.engines.opening import backend_text
-from dynexport.runtime.evaluate import evaluate
-from dynexport.runtime.manifest import Speedup
-from dynexport.runtime.sampling import Sampler
-from dynexport.runtime.text import StopStrings, StreamDecoder, Text
+from dynexport.runtime.bundle.contract import parse_contract
+from dynexport.runtime.bundle.manifest import Speedup
+from dynexport.runtime.engines.registry import backend_text
+from dynexport.runtime.execution.cache import Cache
+from dynexport.runtime.execution.decoders import open_decoder
+from dynexport.runtime.generation.conversation import Conversation
+from dynexport.runtime.generation.sampling import Sampler
+from dynexport.runtime.measure.bench import benchmark
+from dynexport.runtime.measure.calibrate import calibrate
+from dynexport.runtime.measure.cost import step_bytes
+from dynexport.runtime.measure.evaluate import evaluate
+from dynexport.runtime.text.text import StopStrings, StreamDecoder, Text
 
 NAN, HUGE = float("nan"), 10**400
 SKIP = CONFORMANCE / "skip-2x"

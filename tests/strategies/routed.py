@@ -12,8 +12,8 @@ import numpy as np
 from tiny_models import random_rows
 
 from dynexport.exporter.reference.mod import ModReference, RowRoutes
-from dynexport.runtime.cache import Cache
-from dynexport.runtime.decoder import CHUNK, Decoder
+from dynexport.runtime.execution.cache import Cache
+from dynexport.runtime.execution.decoder import CHUNK, Decoder
 
 CONTEXT = 48
 # Nearer to the other decision, rounding may decide.

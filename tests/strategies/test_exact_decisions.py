@@ -13,10 +13,10 @@ import numpy as np
 import pytest
 from bundles import change_tensors, checkpoint
 
-from dynexport.exporter.conversion import convert
+from dynexport.exporter.bundle.conversion import convert
 from dynexport.runtime import Bundle
-from dynexport.runtime.cache import Cache
-from dynexport.runtime.decoders import AnyDecoder, open_decoder
+from dynexport.runtime.execution.cache import Cache
+from dynexport.runtime.execution.decoders import AnyDecoder, open_decoder
 
 PROMPT = [5, 17, 3, 80, 41, 2, 66]
 FORMS: dict[str, dict[str, Any]] = {

@@ -12,12 +12,12 @@ import pytest
 from routed import CONTEXT, NEAR, Talk, error, finished, follow
 from tiny_models import FAMILIES, random_rows, save_routed_model
 
+from dynexport.exporter.bundle.conversion import convert
 from dynexport.exporter.checkpoint import open_checkpoint
-from dynexport.exporter.conversion import convert
 from dynexport.exporter.reference.mod import ModReference, RowRoutes
-from dynexport.runtime.bundle import Bundle
-from dynexport.runtime.contract import parse_contract
-from dynexport.runtime.decoder import Decoder
+from dynexport.runtime.bundle.bundle import Bundle
+from dynexport.runtime.bundle.contract import parse_contract
+from dynexport.runtime.execution.decoder import Decoder
 
 pytest.importorskip("transformers")
 

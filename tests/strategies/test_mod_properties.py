@@ -16,13 +16,13 @@ from hypothesis import strategies as st
 from routed import CONTEXT, NEAR, Row, Talk, error, follow
 from tiny_models import LAYERS, VOCABULARY, save_routed_model
 
+from dynexport.exporter.bundle.conversion import convert
 from dynexport.exporter.checkpoint import open_checkpoint
-from dynexport.exporter.conversion import convert
 from dynexport.exporter.reference.mod import ModReference
-from dynexport.runtime.bundle import Bundle
-from dynexport.runtime.contract import parse_contract
-from dynexport.runtime.decoder import Decoder
-from dynexport.runtime.manifest import Speedup
+from dynexport.runtime.bundle.bundle import Bundle
+from dynexport.runtime.bundle.contract import parse_contract
+from dynexport.runtime.bundle.manifest import Speedup
+from dynexport.runtime.execution.decoder import Decoder
 
 pytest.importorskip("transformers")
 

@@ -12,12 +12,12 @@ import pytest
 from bundles import CONFORMANCE, change_tensors, checkpoint, dynexport, error_of, talking_checkpoint
 from tiny_models import FAMILIES, LAYERS, random_rows, save_radial_model
 
+from dynexport.exporter.bundle.conversion import convert
 from dynexport.exporter.checkpoint import open_checkpoint
-from dynexport.exporter.conversion import convert
 from dynexport.exporter.reference.radial import RadialReference
 from dynexport.runtime import Bundle, DynexportError
-from dynexport.runtime.contract import Radial
-from dynexport.runtime.decoders import open_decoder
+from dynexport.runtime.bundle.contract import Radial
+from dynexport.runtime.execution.decoders import open_decoder
 
 ModelOf = Callable[[str], Path]
 MARGIN = 1e-5

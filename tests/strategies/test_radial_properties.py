@@ -11,13 +11,13 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from tiny_models import VOCABULARY, random_rows, save_radial_model
 
+from dynexport.exporter.bundle.conversion import convert
 from dynexport.exporter.checkpoint import open_checkpoint
-from dynexport.exporter.conversion import convert
 from dynexport.exporter.reference.radial import RadialReference
 from dynexport.runtime import Bundle
-from dynexport.runtime.contract import Radial
-from dynexport.runtime.decoders import AnyDecoder, open_decoder
-from dynexport.runtime.path_cache import PathCache
+from dynexport.runtime.bundle.contract import Radial
+from dynexport.runtime.execution.decoders import AnyDecoder, open_decoder
+from dynexport.runtime.execution.path_cache import PathCache
 
 pytest.importorskip("transformers")
 

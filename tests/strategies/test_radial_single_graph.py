@@ -15,16 +15,16 @@ from bundles import CONFORMANCE, change_manifest, copied, dynexport, error_of, t
 from test_radial_parity import MARGIN, REFUSED
 from tiny_models import FAMILIES, LAYERS, random_rows, save_radial_model
 
+from dynexport.exporter.bundle.conversion import convert
 from dynexport.exporter.checkpoint import open_checkpoint
-from dynexport.exporter.conversion import convert
 from dynexport.exporter.graph import radial_single
 from dynexport.exporter.graph.structure import BrokenGraph
 from dynexport.exporter.reference.radial import RadialReference
 from dynexport.runtime import Bundle, DynexportError
-from dynexport.runtime.contract import Radial
-from dynexport.runtime.decoders import AnyDecoder, open_decoder
-from dynexport.runtime.routes import TURNED_AWAY
-from dynexport.runtime.single_path_decoder import SinglePathDecoder
+from dynexport.runtime.bundle.contract import Radial
+from dynexport.runtime.execution.decoders import AnyDecoder, open_decoder
+from dynexport.runtime.execution.routes import TURNED_AWAY
+from dynexport.runtime.execution.single_path_decoder import SinglePathDecoder
 
 ModelOf = Callable[[str], Path]
 Opened = tuple[AnyDecoder, RadialReference]

@@ -13,14 +13,14 @@ from bundles import CONFORMANCE
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dynexport.exporter.conversion import convert
+from dynexport.exporter.bundle.conversion import convert
 from dynexport.exporter.strategies import strategies
 from dynexport.exporter.strategies.unified_skip import kept_layers
-from dynexport.runtime.bundle import Bundle
-from dynexport.runtime.contract import parse_contract
-from dynexport.runtime.decoder import Decoder
-from dynexport.runtime.errors import DynexportError
-from dynexport.runtime.manifest import Speedup
+from dynexport.runtime.bundle.bundle import Bundle
+from dynexport.runtime.bundle.contract import parse_contract
+from dynexport.runtime.bundle.errors import DynexportError
+from dynexport.runtime.bundle.manifest import Speedup
+from dynexport.runtime.execution.decoder import Decoder
 
 RULES = ("official", "balanced", "modulo")
 

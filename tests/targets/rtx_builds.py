@@ -14,10 +14,10 @@ from typing import Any
 
 from dynexport.plugins import creators, rtx
 from dynexport.runtime import Bundle
+from dynexport.runtime.bundle.errors import DynexportError
+from dynexport.runtime.bundle.manifest import Graph
 from dynexport.runtime.engines.tensorrt.network import Log, add_profile, parse
 from dynexport.runtime.engines.tensorrt.shapes import profile_shapes
-from dynexport.runtime.errors import DynexportError
-from dynexport.runtime.manifest import Graph
 
 
 def built(trt: Any, model: Path, graph: Graph, capabilities: Sequence[str] = ("SM89",)) -> tuple[int, int]:

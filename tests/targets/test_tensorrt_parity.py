@@ -12,14 +12,14 @@ import pytest
 from bundles import dynexport
 from tiny_models import FAMILIES, LAYERS, random_rows, save_routed_model
 
+from dynexport.exporter.bundle.conversion import convert
 from dynexport.exporter.checkpoint import open_checkpoint
-from dynexport.exporter.conversion import convert
 from dynexport.exporter.reference import Reference, unified_skip_runs
 from dynexport.exporter.reference.mod import ModReference
-from dynexport.runtime.bundle import Bundle
-from dynexport.runtime.contract import parse_contract
-from dynexport.runtime.decoder import Decoder
-from dynexport.runtime.errors import DynexportError
+from dynexport.runtime.bundle.bundle import Bundle
+from dynexport.runtime.bundle.contract import parse_contract
+from dynexport.runtime.bundle.errors import DynexportError
+from dynexport.runtime.execution.decoder import Decoder
 
 pytest.importorskip("transformers")
 

@@ -15,13 +15,13 @@ from rtx_builds import built, report
 from test_tensorrt_structure import CAPABILITIES
 from tiny_models import FAMILIES, LAYERS, random_rows, save_radial_model
 
+from dynexport.exporter.bundle.conversion import convert
 from dynexport.exporter.checkpoint import open_checkpoint
-from dynexport.exporter.conversion import convert
+from dynexport.exporter.lowering.tensorrt.rules import check_accepted
 from dynexport.exporter.reference.radial import RadialReference
-from dynexport.exporter.targets.tensorrt_rules import check_accepted
 from dynexport.runtime import Bundle
-from dynexport.runtime.contract import Radial
-from dynexport.runtime.decoders import AnyDecoder, open_decoder
+from dynexport.runtime.bundle.contract import Radial
+from dynexport.runtime.execution.decoders import AnyDecoder, open_decoder
 
 ModelOf = Callable[[str], Path]
 # float32 on both sides, added up in another order; a path may differ where two choices are closer than that.

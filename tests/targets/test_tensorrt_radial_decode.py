@@ -19,16 +19,16 @@ from rtx_builds import report
 from test_tensorrt_radial import CONTEXT, POOLED, STEPS, check_against_reference, opened
 from tiny_models import LAYERS, random_rows, save_radial_model
 
+from dynexport.exporter.bundle.conversion import convert
 from dynexport.exporter.checkpoint import open_checkpoint
-from dynexport.exporter.conversion import convert
 from dynexport.exporter.families import read_architecture
 from dynexport.exporter.graph.structure import BrokenGraph, check_decode_graph
-from dynexport.exporter.targets.tensorrt_rules import check_accepted
+from dynexport.exporter.lowering.tensorrt.rules import check_accepted
 from dynexport.plugins.schema import DOMAIN
 from dynexport.runtime import Bundle, DynexportError
-from dynexport.runtime.contract import Radial
-from dynexport.runtime.decoders import AnyDecoder, open_decoder
-from dynexport.runtime.manifest import WEIGHTS
+from dynexport.runtime.bundle.contract import Radial
+from dynexport.runtime.bundle.manifest import WEIGHTS
+from dynexport.runtime.execution.decoders import AnyDecoder, open_decoder
 
 ModelOf = Callable[[str], Path]
 # Of a llama-like layer: query, key and value in one, then output, gate, up and down.

@@ -13,10 +13,10 @@ from bundles import CONFORMANCE, dynexport, error_of
 from rtx_builds import built
 from tiny_models import save_routed_model
 
-from dynexport.exporter.conversion import convert
+from dynexport.exporter.bundle.conversion import convert
 from dynexport.exporter.graph.structure import BrokenGraph
-from dynexport.exporter.targets.tensorrt_rules import check_accepted
-from dynexport.runtime.errors import DynexportError
+from dynexport.exporter.lowering.tensorrt.rules import check_accepted
+from dynexport.runtime.bundle.errors import DynexportError
 
 Spoil = Callable[[ir.Graph], None]
 SAMPLES = Path(__file__).parents[2] / "samples" / "training" / "checkpoints"

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from dynexport.exporter.trace import Depth, RoutedLayer, Token, Trace
-from dynexport.runtime.routes import RowLog
+from dynexport.runtime.execution.routes import RowLog
 
 MakeTrace = Callable[..., Trace]
 

@@ -10,8 +10,8 @@ import pytest
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
 from dynexport.exporter.trace import Depth, RoutedLayer, Token, Trace
-from dynexport.runtime.routes import RowLog
-from dynexport.runtime.text import Text
+from dynexport.runtime.execution.routes import RowLog
+from dynexport.runtime.text.text import Text
 
 
 def bytes_of_text() -> Text:

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from dynexport.exporter.trace import Trace, TraceFile
-from dynexport.runtime.errors import DynexportError
+from dynexport.runtime.bundle.errors import DynexportError
 
 MakeTrace = Callable[..., Trace]
 

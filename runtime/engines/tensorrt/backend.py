@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
 from dynexport.plugins import rtx
+from dynexport.runtime.bundle.errors import DynexportError, require_module
 from dynexport.runtime.engines.tensorrt.gpu import Gpu, NoGpu
-from dynexport.runtime.errors import DynexportError, require_module
 
 BackendName = Literal["tensorrt", "tensorrt-rtx"]
 BACKENDS: tuple[BackendName, ...] = get_args(BackendName)

@@ -5,7 +5,9 @@ from __future__ import annotations
 from contextlib import nullcontext
 from dataclasses import dataclass
 
-from dynexport.runtime.bundle import Bundle
+from dynexport.runtime.bundle.bundle import Bundle
+from dynexport.runtime.bundle.errors import DynexportError
+from dynexport.runtime.bundle.manifest import File, Graph
 from dynexport.runtime.engines.tensorrt.backend import Backend, BuildTarget
 from dynexport.runtime.engines.tensorrt.builder import Builder, Progress
 from dynexport.runtime.engines.tensorrt.check import check_target
@@ -16,8 +18,6 @@ from dynexport.runtime.engines.tensorrt.shapes import profile_shapes
 from dynexport.runtime.engines.tensorrt.store import Stored, find, place_for_engine, put
 from dynexport.runtime.engines.tensorrt.timing import timing_file
 from dynexport.runtime.engines.tensorrt.worker import Job
-from dynexport.runtime.errors import DynexportError
-from dynexport.runtime.manifest import File, Graph
 
 
 @dataclass(frozen=True)

@@ -11,10 +11,10 @@ import tempfile
 from collections.abc import Callable
 from typing import Any
 
+from dynexport.runtime.bundle.errors import DynexportError
 from dynexport.runtime.engines.tensorrt.network import one_line
 from dynexport.runtime.engines.tensorrt.plugins import PluginLibrary
 from dynexport.runtime.engines.tensorrt.worker import START, Job
-from dynexport.runtime.errors import DynexportError
 
 Progress = Callable[[str, int, int], None]
 

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from dynexport.runtime.bundle import Bundle
+from dynexport.runtime.bundle.bundle import Bundle
+from dynexport.runtime.bundle.errors import DynexportError
+from dynexport.runtime.bundle.manifest import Graph
 from dynexport.runtime.engines.tensorrt.backend import BackendName
 from dynexport.runtime.engines.tensorrt.gpu import Gpu, NoGpu
 from dynexport.runtime.engines.tensorrt.record import EngineRecord, GraphHashes
 from dynexport.runtime.engines.tensorrt.store import Stored, stored_engines
-from dynexport.runtime.errors import DynexportError
-from dynexport.runtime.manifest import Graph
 
 _LEAST_PORTABLE = (8, 0)
 

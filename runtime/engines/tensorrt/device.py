@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from dynexport.runtime.errors import DynexportError, require_module
+from dynexport.runtime.bundle.errors import DynexportError, require_module
 
 Array = np.ndarray
 _NO_MEMORY = 2

@@ -8,9 +8,9 @@ from importlib import metadata
 from pydantic import BaseModel
 
 from dynexport.plugins import rtx
+from dynexport.runtime.bundle.errors import DynexportError
 from dynexport.runtime.engines.tensorrt.backend import BACKENDS, Backend, BackendName, module_of, open_backend
 from dynexport.runtime.engines.tensorrt.gpu import Gpu, NoGpu, find_gpu
-from dynexport.runtime.errors import DynexportError
 
 _WHEEL = re.compile(r"_cu(\d+)(_libs|_bindings)?$")
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 
+from dynexport.runtime.bundle.errors import DynexportError
 from dynexport.runtime.engines.tensorrt.backend import open_backend
 from dynexport.runtime.engines.tensorrt.check import Here, check_record
 from dynexport.runtime.engines.tensorrt.network import Log
 from dynexport.runtime.engines.tensorrt.plugins import our_plugins
 from dynexport.runtime.engines.tensorrt.store import Stored
-from dynexport.runtime.errors import DynexportError
 
 
 def engine_layers(stored: Stored, here: Here) -> list[str]:

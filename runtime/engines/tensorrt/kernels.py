@@ -6,10 +6,10 @@ import hashlib
 from pathlib import Path
 from typing import Any
 
-from dynexport.runtime.atomic import part_directory, publish
+from dynexport.runtime.bundle.atomic import part_directory, publish
+from dynexport.runtime.bundle.errors import DynexportError
 from dynexport.runtime.engines.tensorrt.plugins import our_plugins
 from dynexport.runtime.engines.tensorrt.timing import HOME
-from dynexport.runtime.errors import DynexportError
 
 
 def load_with_kernels(trt: Any) -> None:

@@ -6,8 +6,8 @@ import re
 from pathlib import Path
 from typing import Any
 
+from dynexport.runtime.bundle.errors import DynexportError
 from dynexport.runtime.engines.tensorrt.shapes import ShapeRange
-from dynexport.runtime.errors import DynexportError
 
 _LONGEST = 400
 _FORMATS = re.compile(

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from dynexport.runtime.bundle import Bundle
+from dynexport.runtime.bundle.bundle import Bundle
+from dynexport.runtime.bundle.errors import DynexportError
+from dynexport.runtime.bundle.manifest import Graph
 from dynexport.runtime.engines.engine import Engine
 from dynexport.runtime.engines.tensorrt.backend import BackendName, open_backend
 from dynexport.runtime.engines.tensorrt.check import Here, check_target, engine_for
@@ -13,8 +15,6 @@ from dynexport.runtime.engines.tensorrt.gpu import NoGpu, find_gpu
 from dynexport.runtime.engines.tensorrt.kernels import load_with_kernels
 from dynexport.runtime.engines.tensorrt.plugins import our_plugins
 from dynexport.runtime.engines.tensorrt.session import TensorRtEngine
-from dynexport.runtime.errors import DynexportError
-from dynexport.runtime.manifest import Graph
 
 
 def tensorrt_opener(bundle: Bundle, name: BackendName) -> Callable[[Graph], Engine]:

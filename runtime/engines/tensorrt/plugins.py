@@ -12,8 +12,8 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict
 
 from dynexport.plugins.schema import DOMAIN
-from dynexport.runtime.errors import DynexportError
-from dynexport.runtime.plain_files import hash_plain
+from dynexport.runtime.bundle.errors import DynexportError
+from dynexport.runtime.bundle.plain_files import hash_plain
 
 _OURS = "dynexport.plugins.creators"
 

@@ -11,13 +11,13 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
+from dynexport.runtime.bundle.errors import DynexportError
+from dynexport.runtime.bundle.manifest import PAST, PRESENT, Graph
 from dynexport.runtime.engines.engine import NO_CACHES, Caches
 from dynexport.runtime.engines.inputs import sizes_of, wanted_inputs
 from dynexport.runtime.engines.tensorrt.device import Device
 from dynexport.runtime.engines.tensorrt.network import Log, parser_refusal
 from dynexport.runtime.engines.tensorrt.shapes import profile_for
-from dynexport.runtime.errors import DynexportError
-from dynexport.runtime.manifest import PAST, PRESENT, Graph
 
 Array = np.ndarray
 _Key: TypeAlias = tuple[int, Hashable]

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from dynexport.runtime.errors import DynexportError
-from dynexport.runtime.manifest import Graph, Profile, TensorSpec
+from dynexport.runtime.bundle.errors import DynexportError
+from dynexport.runtime.bundle.manifest import Graph, Profile, TensorSpec
 
 Shape = tuple[int, ...]
 ShapeRange = tuple[Shape, Shape, Shape]

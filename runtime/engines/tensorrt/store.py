@@ -10,14 +10,14 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
-from dynexport.runtime.atomic import part_file, publish, write_file
-from dynexport.runtime.bundle import Bundle
-from dynexport.runtime.contract import first_problem
+from dynexport.runtime.bundle.atomic import part_file, publish, write_file
+from dynexport.runtime.bundle.bundle import Bundle
+from dynexport.runtime.bundle.contract import first_problem
+from dynexport.runtime.bundle.errors import DynexportError
+from dynexport.runtime.bundle.manifest import ENGINES, File
+from dynexport.runtime.bundle.plain_files import read_plain
 from dynexport.runtime.engines.tensorrt.known import is_known, prepare, remember
 from dynexport.runtime.engines.tensorrt.record import EngineRecord, Recipe
-from dynexport.runtime.errors import DynexportError
-from dynexport.runtime.manifest import ENGINES, File
-from dynexport.runtime.plain_files import read_plain
 
 _ENGINE, _RECORD = ".engine", ".json"
 _LARGEST_RECORD = 1 << 20

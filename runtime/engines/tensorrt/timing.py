@@ -8,7 +8,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from dynexport.runtime.atomic import write_file
+from dynexport.runtime.bundle.atomic import write_file
 
 # What is here is native and trusted: it stays out of bundles, which come from elsewhere.
 HOME = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "dynexport"

@@ -13,13 +13,13 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict
 
 from dynexport.plugins.creators import allow_in_place
+from dynexport.runtime.bundle.errors import DynexportError
+from dynexport.runtime.bundle.machine import forget_peak_memory, peak_memory
 from dynexport.runtime.engines.tensorrt.backend import BackendName, open_backend
 from dynexport.runtime.engines.tensorrt.network import Log, add_profile, parse
 from dynexport.runtime.engines.tensorrt.plugins import PluginLibrary
 from dynexport.runtime.engines.tensorrt.shapes import ShapeRange
 from dynexport.runtime.engines.tensorrt.timing import keep_timings, use_timings
-from dynexport.runtime.errors import DynexportError
-from dynexport.runtime.machine import forget_peak_memory, peak_memory
 
 START = "from dynexport.runtime.engines.tensorrt.worker import main; main()"
 

@@ -1,0 +1,189 @@
+"""What the manifest of a bundle says: sizes, costs, special tokens, inputs and outputs, versions."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Sequence
+from importlib import metadata
+
+import onnx_ir as ir
+
+from dynexport.exporter.checkpoint import Checkpoint
+from dynexport.exporter.families.architecture import Architecture
+from dynexport.exporter.lowering.plan import GraphPlan
+from dynexport.exporter.lowering.target import Target
+from dynexport.runtime.bundle import manifest as m
+from dynexport.runtime.bundle.contract import AnyContract, Mod
+from dynexport.runtime.bundle.errors import DynexportError, printable
+from dynexport.runtime.bundle.json_text import parse_json_object
+from dynexport.runtime.generation.generation_config import GENERATION_CONFIG
+
+_TOOLS = (
+    "dynexport",
+    "numpy",
+    "onnx",
+    "onnx-ir",
+    "onnxruntime",
+    "onnxscript",
+    "safetensors",
+    "torch",
+    "transformers",
+)
+# Tokens of a row in a run that fills slots whatever was chosen: each costs a slot of every cache that tokens choose.
+PADDED_CHUNK = 64
+_LAYER_PREFIX = "model.layers."
+_ROUTER_PREFIX = "model.radial_router."
+# Of these a step reads single rows only, unless a tied head multiplies by the whole table.
+_TABLES = ("model.embed_tokens.", "model.embed_positions.")
+
+
+def describe_model(architecture: Architecture, parameters: int) -> m.Model:
+    """Sizes that a runtime needs; ``parameters`` counts the elements of all weights."""
+    return m.Model(
+        family=architecture.family,
+        layers=architecture.layers,
+        hidden_size=architecture.hidden_size,
+        heads=architecture.heads,
+        kv_heads=architecture.kv_heads,
+        head_dim=architecture.head_dim,
+        vocab_size=architecture.vocab_size,
+        max_length=architecture.max_length,
+        parameters=parameters,
+    )
+
+
+def describe_graph(model: ir.Model, plan: GraphPlan, profiles: tuple[m.Profile, ...]) -> m.Graph:
+    """One graph with its inputs and outputs."""
+    return m.Graph(
+        name=plan.name,
+        file=f"{plan.name}.onnx",
+        layers=plan.layers,
+        conditional=plan.conditional,
+        role=plan.role,
+        step=plan.step,
+        profiles=profiles,
+        inputs=tuple(_tensor(value) for value in model.graph.inputs),
+        outputs=tuple(_tensor(value) for value in model.graph.outputs),
+    )
+
+
+def describe_cost(architecture: Architecture, bytes_read: dict[str, int], target: Target) -> m.Cost:
+    """Bytes that a decode step reads: what each stored parameter costs to read, and caches as the target has them."""
+    layers = [0] * architecture.layers
+    shared = 0
+    for name, size in bytes_read.items():
+        if name.startswith(_LAYER_PREFIX):
+            layers[int(name.removeprefix(_LAYER_PREFIX).split(".")[0])] += size
+        elif name.startswith(_ROUTER_PREFIX):
+            continue  # read once a step of the path: counted where paths are known
+        elif not name.startswith(_TABLES) or (architecture.tied_embeddings and name.startswith(_TABLES[0])):
+            shared += size
+    entry = 2 * architecture.kv_heads * target.cache_head_dim(architecture.head_dim)
+    return m.Cost(
+        shared=shared,
+        layers=tuple(layers),
+        kv_per_token=entry * target.activations.bitwidth // 8,
+        layer_flops=architecture.layer_flops_per_token,
+    )
+
+
+def describe_tokens(checkpoint: Checkpoint, vocab_size: int) -> m.Tokens:
+    """Special tokens: generation_config.json where it names them, else config.json; what else ends a turn in a chat.
+
+    Ids that are no tokens of the model are left out, as it can neither read nor generate them.
+
+    Raises:
+        DynexportError: when one is no whole number.
+    """
+
+    def tokens(ids: Iterable[int]) -> tuple[int, ...]:
+        return tuple(token_id for token_id in ids if 0 <= token_id < vocab_size)
+
+    first = {name: next(iter(tokens(_named_ids(checkpoint, f"{name}_token_id"))), None) for name in ("bos", "pad")}
+    eos = tokens(_named_ids(checkpoint, "eos_token_id"))
+    turn_end = tuple(token_id for token_id in tokens(checkpoint.turn_ends) if token_id not in eos)
+    return m.Tokens(bos=first["bos"], pad=first["pad"], eos=eos, turn_end=turn_end)
+
+
+def notes_on_tokens(checkpoint: Checkpoint, tokens: m.Tokens) -> tuple[str, ...]:
+    """What there is to tell of ends that the tokenizer knows and the model's config does not, or names in vain."""
+    notes = []
+    vain = [token_id for token_id in _named_ids(checkpoint, "eos_token_id") if token_id not in tokens.eos]
+    if vain:
+        notes.append(
+            f"eos_token_id: left out {', '.join(f'{token_id!s:.20}' for token_id in vain[:5])}, no token of the "
+            f"model's vocabulary; {'plain prompts have no end' if not tokens.eos else f'{list(tokens.eos)} are kept'}"
+        )
+    names = ", ".join(f"{checkpoint.turn_ends[token_id]!r:.60} ({token_id})" for token_id in tokens.turn_end)
+    if names:
+        notes.append(
+            f"end tokens: answers in a chat also end at {names}, by the tokenizer; config.json and "
+            f"generation_config.json name {list(tokens.eos) or 'none'}, where plain prompts end"
+        )
+    return tuple(notes)
+
+
+def _named_ids(checkpoint: Checkpoint, name: str) -> tuple[int, ...]:
+    """Token ids under a name of generation_config.json, else of config.json."""
+    content = checkpoint.files.get(GENERATION_CONFIG, b"{}")
+    value = parse_json_object(content, f"{checkpoint.source}: {GENERATION_CONFIG}").get(name)
+    value = checkpoint.config.get(name) if value is None else value
+    values = value if isinstance(value, list) else [] if value is None else [value]
+    for item in values:
+        if isinstance(item, bool) or not isinstance(item, int):
+            raise DynexportError(f"{checkpoint.source}: {name}: expected token ids, found {item!r:.80}")
+    return tuple(values)
+
+
+def describe_source(checkpoint: Checkpoint) -> m.Source:
+    """Which checkpoint this was: its name, its config and the config's hash."""
+    config = json.dumps(checkpoint.config, sort_keys=True)
+    digest = hashlib.sha256(config.encode()).hexdigest()
+    return m.Source(model=printable(checkpoint.source), config_sha256=digest, config=checkpoint.config)
+
+
+def tool_versions() -> dict[str, str]:
+    """Versions of the packages that made the bundle."""
+    versions = {}
+    for name in _TOOLS:
+        try:
+            versions[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return versions
+
+
+def routed_caches(contract: AnyContract, max_length: int, *, padded: bool) -> m.RoutedCaches | None:
+    """What layers that choose their tokens have for a cache.
+
+    A padded step writes as many entries as it has room for, chosen or not: on a filled cache that needs slack.
+    """
+    if not isinstance(contract, Mod):
+        return None
+    slots = contract.slots(max_length)
+    if not padded:
+        return m.RoutedCaches(layers=contract.routed_layers, slots=slots, slack=1, chunk=None)
+    if contract.prefill == "topk":  # such a prompt cannot be cut
+        return m.RoutedCaches(layers=contract.routed_layers, slots=slots, slack=slots, chunk=None)
+    chunk = min(slots, PADDED_CHUNK)
+    return m.RoutedCaches(layers=contract.routed_layers, slots=slots, slack=chunk, chunk=chunk)
+
+
+def single_graph(plans: Sequence[GraphPlan]) -> m.SingleGraph | None:
+    """What there is to know of a graph that follows paths."""
+    capacity = plans[0].layer_capacity
+    return None if capacity is None else m.SingleGraph(layer_capacity=capacity, chunk=PADDED_CHUNK)
+
+
+def position_layers(graph: m.Graph) -> tuple[int, ...]:
+    """Layers whose cache also holds original positions; none of a graph whose caches may be those of steps."""
+    if graph.role != "step":
+        return ()
+    names = (spec.name for spec in graph.inputs if spec.name.endswith(".position"))
+    return tuple(int(name.split(".")[1]) for name in names)
+
+
+def _tensor(value: ir.Value) -> m.TensorSpec:
+    shape = tuple(dim if isinstance(dim, int) else str(dim.value) for dim in value.shape or ())
+    return m.TensorSpec(name=value.name or "", dtype=value.dtype.name.lower() if value.dtype else "", shape=shape)

@@ -1,0 +1,197 @@
+"""Writing a model's weights: one tensor at a time from the checkpoint to the bundle's data file, hashed on the way."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+import onnx_ir as ir
+
+from dynexport.exporter.checkpoint import Checkpoint
+from dynexport.exporter.families import Family
+from dynexport.exporter.families.architecture import Architecture, Source
+from dynexport.exporter.graph.decoder import POOL, CausalLM
+from dynexport.exporter.graph.layers import stored_weights
+from dynexport.exporter.lowering.storage import Stacked, StoredWeight
+from dynexport.exporter.lowering.target import Target
+from dynexport.runtime.bundle.errors import DynexportError
+from dynexport.runtime.bundle.manifest import File
+
+# Page alignment lets ONNX Runtime map a tensor straight from the file.
+_ALIGNMENT = 4096
+Progress = Callable[[str, int, int], None]
+EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
+
+
+@dataclass
+class WeightReader:
+    """Tensors of the graph from the tensors of a checkpoint, checked."""
+
+    checkpoint: Checkpoint
+    family: Family
+    architecture: Architecture
+
+    def needed(self, model: CausalLM) -> set[str]:
+        """The checkpoint's names of all tensors that a graph is made from, found without reading them.
+
+        Raises:
+            DynexportError: naming one that it lacks.
+        """
+        names: set[str] = set()
+        for name, weight in stored_weights(model):
+            for single in _names(name, weight):
+                source = self.architecture.sources.get(single, Source((single,)))
+                names.update(map(self._stored_name, source.names))
+        for name in sorted(names - set(self.checkpoint.names)):
+            self.checkpoint.shape(name)  # says that it is absent
+        return names
+
+    def stored_names(self, name: str) -> list[str]:
+        """The tensors of the checkpoint behind one of the graph; empty where it lacks any of them."""
+        source = self.architecture.sources.get(name, Source((name,)))
+        names = [self._stored_name(part) for part in source.names]
+        return names if all(name in self.checkpoint.names for name in names) else []
+
+    def read(self, name: str, shape: tuple[int, ...]) -> np.ndarray:
+        """The float32 tensor that the graph calls ``name``.
+
+        Raises:
+            DynexportError: when it is absent, has another shape, or holds NaN or infinity.
+        """
+        source = self.architecture.sources.get(name, Source((name,)))
+        try:
+            value = source.build(self._read_part)
+        except (ValueError, IndexError) as error:
+            parts = (self.checkpoint.shape(self._stored_name(part)) for part in source.names)
+            raise self._wrong_shape(source, shape, *parts) from error
+        if value.shape != shape:
+            raise self._wrong_shape(source, shape, value.shape)
+        return value
+
+    def _wrong_shape(self, source: Source, shape: tuple[int, ...], *found: tuple[int, ...]) -> DynexportError:
+        return DynexportError(
+            f"{self.checkpoint.source}: tensor {', '.join(source.names)}: expected shape {list(shape)} as config.json "
+            f"says, found {', '.join(str(list(part)) for part in found)}"
+        )
+
+    def _read_part(self, name: str) -> np.ndarray:
+        value = self.checkpoint.read(self._stored_name(name))
+        if not np.isfinite(value).all():
+            raise DynexportError(
+                f"{self.checkpoint.source}: tensor {name}: expected finite numbers, found NaN or infinity; the "
+                "checkpoint is damaged"
+            )
+        return value
+
+    def _stored_name(self, name: str) -> str:
+        """The checkpoint's name for a tensor: those of a bare model leave out the prefix that one with a head has."""
+        candidates = (name, name.removeprefix(self.family.base_prefix), self.family.renamed.get(name, name))
+        return next((candidate for candidate in candidates if candidate in self.checkpoint.names), name)
+
+
+class WeightFile:
+    """The external data file of a bundle's graphs. Use as a context manager.
+
+    Args:
+        path: where it is written.
+        target: for which engine; some widen float16 when they load it.
+        progress: called with the tensor just written, how many are done, and how many there are in the graph.
+
+    Attributes:
+        written: parameter name -> where it lies, shared by every graph of the bundle; of stacked layers each lies
+            within the stack, and both have their names here.
+        bytes_read: parameter name -> bytes that reading all of it costs at run time.
+        elements: weights written, counted before quantisation.
+    """
+
+    def __init__(self, path: Path, target: Target, progress: Progress | None = None) -> None:
+        self._path, self._target, self._progress = path, target, progress
+        self._hash = hashlib.sha256()
+        self.written: dict[str, ir.ExternalTensor] = {}
+        self.bytes_read: dict[str, int] = {}
+        self.elements = 0
+
+    def __enter__(self) -> WeightFile:
+        self._file: BinaryIO = self._path.open("wb")
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._file.close()
+
+    def entry(self) -> File:
+        """Size and hash of what was written."""
+        return File(sha256=self._hash.hexdigest(), bytes=self._path.stat().st_size)
+
+    def store(self, model: CausalLM, reader: WeightReader) -> None:
+        """Give every parameter of a graph its place in the file; write those that are not there yet."""
+        weights = list(stored_weights(model))
+        for done, (name, weight) in enumerate(weights, start=1):
+            if any(parameter.name not in self.written for parameter in weight.parts.values()):
+                if isinstance(weight.storage, Stacked):
+                    self._pack_stack(name, weight, weight.storage, reader)
+                else:
+                    self._pack(name, weight, reader)
+                if self._progress is not None:
+                    self._progress(name, done, len(weights))
+            for parameter in weight.parts.values():
+                parameter.const_value = self.written[parameter.name]
+
+    def _pack(self, name: str, weight: StoredWeight, reader: WeightReader, *, aligned: bool = True) -> None:
+        """Write a weight; ``name`` is the graph's, or of one layer in a stack, which the weight describes."""
+        with np.errstate(over="ignore"):  # told below
+            values = weight.storage.pack(reader.read(name, weight.shape))
+        if not all(np.isfinite(part).all() for part in values.values() if part.dtype == np.float16):
+            raise DynexportError(
+                f"{reader.checkpoint.source}: tensor {name}: expected weights up to 65504 for float16, found "
+                "larger ones; choose another precision"
+            )
+        for suffix in weight.parts:
+            self._append(name + suffix, values[suffix], aligned=aligned)
+        self.elements += math.prod(weight.shape)
+
+    def _pack_stack(self, name: str, weight: StoredWeight, storage: Stacked, reader: WeightReader) -> None:
+        """Write every layer's weight under its own name, without room between them: together they are the stack."""
+        names = _names(name, weight)
+        for single in names:
+            self._pack(single, weight, reader, aligned=single == names[0])
+        first = self.written[names[0]]
+        assert first.offset is not None and first.length is not None
+        self._place(name, first.offset, storage.layers * first.length, first.dtype, (storage.layers, *weight.shape))
+
+    def _append(self, name: str, value: np.ndarray, *, aligned: bool) -> None:
+        if aligned:
+            self._write(bytes(-self._file.tell() % _ALIGNMENT))
+        offset = self._file.tell()
+        dtype = ir.DataType.from_numpy(value.dtype)
+        self._write(_as_stored(value, dtype))
+        self._place(name, offset, self._file.tell() - offset, dtype, value.shape)
+        self.bytes_read[name] = math.ceil(value.size * self._target.bits_read(dtype) / 8)
+
+    def _place(self, name: str, offset: int, length: int, dtype: ir.DataType, shape: tuple[int, ...]) -> None:
+        """Say where a parameter lies."""
+        self.written[name] = ir.ExternalTensor(
+            self._path.name, offset, length, dtype, shape=ir.Shape(shape), name=name, base_dir=self._path.parent
+        )
+
+    def _write(self, data: bytes | memoryview) -> None:
+        self._file.write(data)
+        self._hash.update(data)
+
+
+def _names(name: str, weight: StoredWeight) -> list[str]:
+    """The graph's name of a weight; of stacked layers, those of each."""
+    if not isinstance(weight.storage, Stacked):
+        return [name]
+    return [name.replace(f".{POOL}.", f".{layer}.") for layer in range(weight.storage.layers)]
+
+
+def _as_stored(value: np.ndarray, dtype: ir.DataType) -> bytes | memoryview:
+    """The bytes of an external tensor, little-endian; two numbers of 4 bits share one."""
+    if dtype.bitwidth < 8:
+        return ir.tensor(value).tobytes()
+    return np.ascontiguousarray(value).view(np.uint8).data

@@ -1,0 +1,257 @@
+"""What only a GPU can show; each check is a function that says what it found, raises ``Skipped``, or fails."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import partial
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from pydantic import BaseModel
+
+from dynexport.exporter.bundle.conversion import convert
+from dynexport.exporter.parity import verify
+from dynexport.runtime.bundle.bundle import Bundle
+from dynexport.runtime.bundle.errors import DynexportError
+from dynexport.runtime.bundle.machine import available_cores
+from dynexport.runtime.engines.registry import RunBackend, backend_text
+from dynexport.runtime.engines.tensorrt.backend import BACKENDS, BackendName, choose_target, open_backend
+from dynexport.runtime.engines.tensorrt.build import build_engine
+from dynexport.runtime.engines.tensorrt.builder import Builder
+from dynexport.runtime.engines.tensorrt.gpu import NoGpu, find_gpu
+from dynexport.runtime.engines.tensorrt.plugins import our_plugins
+from dynexport.runtime.measure.bench import Benchmark, benchmark
+
+WHAT = (
+    "engines of every strategy by each TensorRT that is installed (built, verified, measured), kernels of plugins, "
+    "ONNX Runtime's CUDA provider, torch as it is and compiled"
+)
+# The samples, and the options that each is converted with.
+SAMPLES: Mapping[str, Mapping[str, Any]] = {
+    "dense": {},
+    "skip-2": {},
+    "mod": {},
+    "radial-distilled": {},
+}
+# Ranked prompts, and decode steps that take weights of chosen layers, are what our operators are called for.
+WITH_PLUGINS: Mapping[str, Mapping[str, Any]] = {
+    "mod": {"fields": {"prefill": "topk"}, "plugins": True},
+    "radial-distilled": {"plugins": True},
+}
+KERNEL_TESTS = Path(__file__).resolve().parents[2] / "tests" / "plugins" / "test_operator_kernels.py"
+_BATCH, _CONTEXT, _PROMPT, _NEW = 8, 256, 64, 64
+
+
+class Skipped(Exception):
+    """Why a check cannot be made here."""
+
+
+class Outcome(BaseModel):
+    """What came of a check.
+
+    Attributes:
+        found: what it measured, or why it failed or was skipped.
+    """
+
+    name: str
+    state: Literal["passed", "failed", "skipped"]
+    found: str
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Check:
+    """A check that has not been made yet."""
+
+    name: str
+    make: Callable[[], str]
+
+    def outcome(self) -> Outcome:
+        """Make it; whatever goes wrong in a library is this check's failure, and not the end of the others."""
+        start = time.perf_counter()
+        state: Literal["passed", "failed", "skipped"] = "passed"
+        try:
+            found = self.make()
+        except Skipped as reason:
+            state, found = "skipped", str(reason)
+        except DynexportError as error:
+            state, found = "failed", str(error)
+        except Exception as error:
+            state, found = "failed", f"{type(error).__name__}: {' '.join(str(error).split())}"
+        return Outcome(name=self.name, state=state, found=found, seconds=time.perf_counter() - start)
+
+
+def checks(samples: Path, work: Path, *, benchmarks: bool) -> Iterator[Check]:
+    """All checks, in the order in which one relies on another.
+
+    Args:
+        samples: the directory of the trained samples.
+        work: an empty directory.
+    """
+    yield Check("GPU and driver", gpu)
+    for backend in BACKENDS:
+        yield Check(backend, partial(installed, backend))
+    yield Check("kernels of our plugins against their bodies", kernels)
+    for backend in BACKENDS:
+        for sample, options in [*SAMPLES.items(), *WITH_PLUGINS.items()]:
+            name = f"{backend}: {sample}{' with our plugins' if options.get('plugins') else ''}"
+            bundle = work / name.replace(": ", "-").replace(" ", "-")
+            run = Engines(backend, samples / sample, bundle, options)
+            yield Check(f"{name}: build and verify", run.verified)
+            if benchmarks:
+                yield Check(f"{name}: bench", run.measured)
+        stripped = Engines(backend, samples / "skip-2", work / f"{backend}-without-weights", {}, strip=True)
+        yield Check(f"{backend}: skip-2 without weights: build and verify", stripped.verified)
+    for sample in SAMPLES:
+        yield Check(f"onnxruntime-cuda: {sample}: verify", partial(on_cuda, samples / sample, work / f"cuda-{sample}"))
+    for sample in SAMPLES if benchmarks else ():
+        for how in ("eager", "compiled"):
+            yield Check(f"torch, {how}: {sample}", partial(torch_decode, samples / sample, compiled=how == "compiled"))
+
+
+def gpu() -> str:
+    """The GPU and the newest CUDA version that its driver supports."""
+    found = find_gpu()
+    if isinstance(found, NoGpu):
+        raise DynexportError(found.reason)
+    return str(found)
+
+
+def installed(backend: BackendName) -> str:
+    """The version of a backend."""
+    try:
+        return open_backend(backend).version
+    except DynexportError as error:
+        raise Skipped(str(error)) from error
+
+
+def kernels() -> str:
+    """The tests of kernels, those that run on a GPU."""
+    if not KERNEL_TESTS.exists() or find_spec("pytest") is None:
+        raise Skipped("its tests are not here: run it in a clone of the repository, with pip install -e '.[test]'")
+    # Quiet once: told twice to be, as the project's own options do, it leaves out the line that counts.
+    options = ["-q", "-k", "gpu", "-o", "addopts=", "-p", "no:cacheprovider"]
+    command = [sys.executable, "-m", "pytest", *options, str(KERNEL_TESTS)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    last = (done.stdout.strip().splitlines() or done.stderr.strip().splitlines() or ["pytest says nothing"])[-1]
+    if done.returncode:
+        raise DynexportError(last)
+    if "passed" not in last:
+        raise Skipped(last)
+    return last
+
+
+@dataclass(frozen=True)
+class Engines:
+    """A sample's engines on one backend.
+
+    Attributes:
+        bundle: where to convert it to.
+        options: for ``convert``.
+        strip: whether engines take their weights from the bundle.
+    """
+
+    backend: BackendName
+    checkpoint: Path
+    bundle: Path
+    options: Mapping[str, Any]
+    strip: bool = False
+
+    def verified(self) -> str:
+        """Convert, build and verify: logits, routes, greedy tokens, batches, chunks, second turns."""
+        installed(self.backend)
+        options: dict[str, Any] = {"target": "tensorrt", "precision": "fp16", **self.options}
+        convert(self.checkpoint, self.bundle, max_batch=_BATCH, max_length=_CONTEXT, **options)
+        opened, backend = Bundle.open(self.bundle), open_backend(self.backend)
+        target = choose_target(backend, None, find_gpu())
+        plugins = our_plugins() if self.options.get("plugins") else None
+        start = time.perf_counter()
+        with Builder() as builder:
+            for graph in opened.manifest.graphs:
+                build_engine(opened, graph, backend, target, plugins=plugins, strip=self.strip, builder=builder)
+        built = f"{len(opened.manifest.graphs)} engines for {target} in {time.perf_counter() - start:.0f} s"
+        return f"{built}; {_verified(opened, self.checkpoint, self.backend)}"
+
+    def measured(self) -> str:
+        """Decode every way in turn."""
+        if not self.bundle.exists():
+            raise Skipped("there are no engines: see its build")
+        return _in_words(_measure(Bundle.open(self.bundle), self.backend))
+
+
+def on_cuda(checkpoint: Path, bundle: Path) -> str:
+    """Verify a bundle for ONNX Runtime on its CUDA provider; caches cross the bus in every step."""
+    try:
+        engine = backend_text("onnxruntime-cuda")
+    except DynexportError as error:
+        raise Skipped(str(error)) from error
+    convert(checkpoint, bundle)
+    opened = Bundle.open(bundle)
+    return f"{engine}: {_verified(opened, checkpoint, 'onnxruntime-cuda')}"
+
+
+def torch_decode(checkpoint: Path, *, compiled: bool) -> str:
+    """Milliseconds of a decode step of transformers' own ``generate``: every layer for every token, float16."""
+    torch, transformers = _torch()
+    model = transformers.AutoModelForCausalLM.from_pretrained(checkpoint, dtype=torch.float16).cuda().eval()
+    more: dict[str, Any] = {}
+    if compiled:
+        model.forward = torch.compile(model.forward, mode="reduce-overhead", fullgraph=True)
+        more["cache_implementation"] = "static"
+    ids = torch.randint(model.config.vocab_size, (1, _PROMPT), device="cuda")
+
+    def seconds(new: int) -> float:
+        torch.cuda.synchronize()
+        start = time.perf_counter()
+        model.generate(ids, max_new_tokens=new, min_new_tokens=new, do_sample=False, **more)
+        torch.cuda.synchronize()
+        return time.perf_counter() - start
+
+    for new in (1, 1 + _NEW):  # warm-up, and compilation
+        seconds(new)
+    steps = [(seconds(1 + _NEW) - seconds(1)) / _NEW for _ in range(5)]
+    return f"{1e3 * float(np.median(steps)):.2f} ms a step, every layer, torch {torch.__version__}"
+
+
+def _torch() -> tuple[Any, Any]:
+    try:
+        import torch
+        import transformers
+    except ImportError as error:
+        raise Skipped("torch and transformers are not installed: pip install 'dynexport[torch]'") from error
+    if not torch.cuda.is_available():
+        raise Skipped(f"torch {torch.__version__} has no CUDA: install a CUDA build of it")
+    return torch, transformers
+
+
+def _verified(bundle: Bundle, checkpoint: Path, backend: RunBackend) -> str:
+    report = verify(bundle, checkpoint, backend=backend, threads=available_cores(), new_tokens=16)
+    if not report.passed:
+        failed = [check for check in report.checks if not check.passed]
+        raise DynexportError(f"{len(failed)} checks fail, first {failed[0].name}: {'; '.join(failed[0].failures)}")
+    return f"{len(report.checks)} checks against PyTorch, {report.token_agreement:.2%} of tokens agree"
+
+
+def _measure(bundle: Bundle, backend: RunBackend) -> Benchmark:
+    return benchmark(
+        bundle, prompt_tokens=_PROMPT, new_tokens=_NEW, repeats=5, backend=backend, threads=available_cores()
+    )
+
+
+def _in_words(measured: Benchmark) -> str:
+    dense, *others = measured.results
+    told = [
+        f"{r.name} {r.decode_milliseconds:.2f} ms, {r.speedup:.2f}x of ideal {r.ideal_speedup:.2f}x, "
+        f"efficiency {r.efficiency:.2f}"
+        for r in others
+    ]
+    return "; ".join([f"a dense step {dense.decode_milliseconds:.2f} ms", *told])
+
+
+__all__ = ["SAMPLES", "Check", "Outcome", "Skipped", "checks"]

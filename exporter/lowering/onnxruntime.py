@@ -1,0 +1,193 @@
+"""ONNX Runtime: its fused kernels, its block-quantised products, caches updated in place by GroupQueryAttention.
+
+Why these operators: docs/architecture.md, "The ONNX Runtime lowering".
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import onnx_ir as ir
+
+from dynexport.exporter.families.architecture import Activation, Architecture, Rotary
+from dynexport.exporter.lowering.storage import BlockQuantized, Plain, Storage, StoredWeight
+from dynexport.exporter.lowering.target import AttentionInputs, Target
+from dynexport.runtime.bundle.errors import DynexportError
+from dynexport.runtime.bundle.manifest import HEAD_DIM_MULTIPLE, Precision, TargetName
+
+OPSET = 24
+_TABLE_MULTIPLE = 8
+_ROTATED_HEAD_DIM_MULTIPLE = 16
+_LARGEST_TABLES = 256 << 20
+_MICROSOFT = "com.microsoft"
+# int8 activations, as onnxruntime-genai chooses on CPU: the level with VNNI and dot-product kernels.
+_ACCURACY_LEVEL = 4
+_STORAGES: dict[str, Storage] = {
+    "fp32": Plain(),
+    "fp16": Plain(ir.DataType.FLOAT16),
+    "int8": BlockQuantized(8),
+    "int4": BlockQuantized(4),
+}
+
+
+class OnnxRuntime(Target):
+    """Weights in ``precision``; norms, rotary, softmax and logits always in float32."""
+
+    name: TargetName = "onnxruntime"
+    opset_imports: Mapping[str, int] = {"": OPSET, _MICROSOFT: 1}
+
+    def __init__(self, precision: Precision) -> None:
+        if precision not in _STORAGES:
+            raise DynexportError(
+                f"precision: expected one of {', '.join(_STORAGES)} for ONNX Runtime, found {precision}, which its CPU "
+                "provider has no kernels for; choose fp16, or --target tensorrt"
+            )
+        self.storage = _STORAGES[precision]
+
+    def bits_read(self, dtype: ir.DataType) -> int:
+        """float16 is widened when a session is loaded."""
+        return 32 if dtype == ir.DataType.FLOAT16 else dtype.bitwidth
+
+    def weight_storage(self, shape: Sequence[int]) -> Storage:
+        return self.storage
+
+    def embedding_storage(self, shape: Sequence[int], *, tied: bool) -> Storage:
+        # GatherBlockQuantized wants whole blocks.
+        if isinstance(self.storage, BlockQuantized) and shape[1] % self.storage.block_size:
+            return Plain()
+        return self.storage
+
+    def matmul(self, op: Any, x: ir.Value, weight: StoredWeight) -> ir.Value:
+        if isinstance(weight.storage, BlockQuantized):
+            rows, columns = weight.shape
+            y = op.MatMulNBits(
+                x,
+                weight.parts["_quantized"],
+                weight.parts["_scales"],
+                _domain=_MICROSOFT,
+                N=rows,
+                K=columns,
+                bits=weight.storage.bits,
+                block_size=weight.storage.block_size,
+                accuracy_level=_ACCURACY_LEVEL,
+            )
+        else:
+            y = op.FusedMatMul(x, _widened(op, weight.parts[""]), _domain=_MICROSOFT, transB=1)
+        return _float(y)
+
+    def gather_rows(self, op: Any, indices: ir.Value, weight: StoredWeight) -> ir.Value:
+        if isinstance(weight.storage, BlockQuantized):
+            rows, columns = weight.shape
+            table = op.Reshape(weight.parts["_quantized"], [rows, columns * weight.storage.bits // 8])
+            y = op.GatherBlockQuantized(
+                table,
+                indices,
+                weight.parts["_scales"],
+                _domain=_MICROSOFT,
+                bits=weight.storage.bits,
+                block_size=weight.storage.block_size,
+                gather_axis=0,
+                quantize_axis=1,
+            )
+            return _float(y)
+        return _widened(op, op.Gather(weight.parts[""], indices))
+
+    def norm(self, op: Any, x: ir.Value, weight: ir.Value, bias: ir.Value | None, epsilon: float) -> ir.Value:
+        if bias is None:
+            return _float(op.RMSNormalization(x, weight, axis=-1, epsilon=epsilon))
+        return _float(op.LayerNormalization(x, weight, bias, axis=-1, epsilon=epsilon))
+
+    def add_norm(
+        self,
+        op: Any,
+        x: ir.Value,
+        residual: ir.Value,
+        weight: ir.Value,
+        bias: ir.Value | None,
+        epsilon: float,
+    ) -> tuple[ir.Value, ir.Value]:
+        kind = "SkipSimplifiedLayerNormalization" if bias is None else "SkipLayerNormalization"
+        inputs = [residual, x, weight] + ([] if bias is None else [bias])
+        outputs = getattr(op, kind)(*inputs, _domain=_MICROSOFT, _outputs=4, epsilon=epsilon)
+        for unused in outputs[1:3]:
+            unused.name = ""
+        return _float(outputs[0]), _float(outputs[3])
+
+    def activate(self, op: Any, x: ir.Value, activation: Activation) -> ir.Value:
+        if activation == "silu":
+            return _float(op.QuickGelu(x, _domain=_MICROSOFT, alpha=1.0))
+        if activation == "relu":
+            return _float(op.Relu(x))
+        return _float(op.Gelu(x, approximate="tanh" if activation == "gelu_tanh" else "none"))
+
+    def rotates_in_attention(self, architecture: Architecture) -> bool:
+        positions = architecture.positions
+        if not isinstance(positions, Rotary):
+            return False
+        # The kernel's own conditions; and tables that nobody minds having in memory.
+        fits = positions.dim // 2 % _TABLE_MULTIPLE == 0
+        fits = fits and self.cache_head_dim(architecture.head_dim) % _ROTATED_HEAD_DIM_MULTIPLE == 0
+        return fits and architecture.max_length * positions.dim * 4 <= _LARGEST_TABLES
+
+    def cache_head_dim(self, head_dim: int) -> int:
+        """GroupQueryAttention takes multiples of 8 only; the channels above ``head_dim`` are zeros."""
+        return -(-head_dim // HEAD_DIM_MULTIPLE) * HEAD_DIM_MULTIPLE
+
+    def attention(self, op: Any, inputs: AttentionInputs) -> tuple[ir.Value, ir.Value, ir.Value]:
+        """Zeros change no product of query and key, and what they give of a value is dropped."""
+        extra = [*(inputs.rotary or (None, None, None)), inputs.bias]
+        while extra and extra[-1] is None:
+            extra.pop()
+        apart = inputs.key is not None
+        query = self._padded(op, inputs.query, inputs.heads + (0 if apart else 2 * inputs.kv_heads), inputs.head_dim)
+        key, value = (self._padded(op, part, inputs.kv_heads, inputs.head_dim) for part in (inputs.key, inputs.value))
+        output, present_key, present_value = op.GroupQueryAttention(
+            query,
+            key,
+            value,
+            inputs.past_key,
+            inputs.past_value,
+            inputs.last_index,
+            inputs.total_length,
+            *extra,
+            _domain=_MICROSOFT,
+            _outputs=3,
+            do_rotary=int(inputs.rotary is not None),
+            num_heads=inputs.heads,
+            kv_num_heads=inputs.kv_heads,
+            scale=inputs.scale,
+            softcap=inputs.softcap or 0.0,
+        )
+        return self._unpadded(op, _float(output), inputs), _float(present_key), _float(present_value)
+
+    def _padded(self, op: Any, x: ir.Value | None, heads: int, head_dim: int) -> ir.Value | None:
+        """[B, S, heads * head_dim] -> [B, S, heads * cache_head_dim], with zeros behind every head's channels."""
+        channels = self.cache_head_dim(head_dim)
+        if x is None or channels == head_dim:
+            return x
+        by_head = op.Pad(op.Reshape(x, [0, 0, heads, head_dim]), [0, channels - head_dim], None, [-1])
+        return _float(op.Reshape(by_head, [0, 0, heads * channels]))
+
+    def _unpadded(self, op: Any, x: ir.Value, inputs: AttentionInputs) -> ir.Value:
+        """[B, S, heads * cache_head_dim] -> [B, S, heads * head_dim]."""
+        heads, head_dim, channels = inputs.heads, inputs.head_dim, self.cache_head_dim(inputs.head_dim)
+        if channels == head_dim:
+            return x
+        by_head = op.Reshape(x, [0, 0, heads, channels])
+        kept, _ = op.Split(by_head, [head_dim, channels - head_dim], axis=-1, _outputs=2)
+        return _float(op.Reshape(kept, [0, 0, heads * head_dim]))
+
+
+def _widened(op: Any, value: ir.Value) -> ir.Value:
+    """float32; ONNX Runtime folds the cast of a stored float16 weight when it loads the session."""
+    if value.dtype == ir.DataType.FLOAT16:
+        return _float(op.Cast(value, to=ir.DataType.FLOAT))
+    return _float(value)
+
+
+def _float(value: ir.Value) -> ir.Value:
+    """Declare the type of an operator's result that shape inference does not know."""
+    if value.type is None:
+        value.type = ir.TensorType(ir.DataType.FLOAT)
+    return value

@@ -1,0 +1,1 @@
+"""Lower the graph's modules to what TensorRT and TensorRT-RTX take."""

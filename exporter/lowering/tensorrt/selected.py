@@ -1,0 +1,83 @@
+"""TensorRT's lowering of a layer that stands for a whole pool: its weights are those of all, stacked, and every row
+takes those of the layer that it chose.
+
+Rows have one token each: activations are [B, 1, ..].
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+
+from dynexport.exporter.lowering.storage import Stacked, Storage, StoredWeight
+from dynexport.exporter.lowering.target import Target, cast
+from dynexport.exporter.lowering.tensorrt.target import TensorRT
+from dynexport.plugins.graph import selected_matmul
+
+
+class SelectedLayer(TensorRT):
+    """Products by SelectedMatMul, which reads the chosen matrices alone; vectors are small, and gathered.
+
+    ``choose`` comes before whatever is to be lowered.
+
+    Attributes:
+        layer: int64 [B], that of every row; any where a row has none.
+
+    Args:
+        target: of everything else in the graph.
+        layers: of the pool.
+    """
+
+    def __init__(self, target: Target, layers: int) -> None:
+        assert isinstance(target, TensorRT)
+        super().__init__(target.precision, target.max_batch, target.max_prompt, plugins=True)
+        self._layers = layers
+        self.vector_storage = Stacked(self.activations, layers=layers)
+        self.norm_storage = Stacked(layers=layers)
+        self._ones: dict[int, ir.Value] = {}
+
+    def choose(self, op: Any, index: ir.Value) -> None:
+        """Say which layer every row takes from here on.
+
+        Args:
+            index: int64 [B], -1 for a row that runs in none; what it gets has no meaning, and costs no matrix.
+        """
+        self._index, self.layer = index, op.Max(index, 0)
+
+    def weight_storage(self, shape: Sequence[int]) -> Storage:
+        return Stacked(self.activations, layers=self._layers)
+
+    def matmul(self, op: Any, x: ir.Value, weight: StoredWeight) -> ir.Value:
+        tokens = op.Squeeze(cast(op, x, self.activations), [1])
+        return op.Unsqueeze(selected_matmul(op, tokens, weight.parts[""], self._index), [1])
+
+    def vector(self, op: Any, stored: ir.Value) -> ir.Value:
+        return op.Unsqueeze(op.Gather(stored, self.layer), [1])
+
+    def norm(self, op: Any, x: ir.Value, weight: ir.Value, bias: ir.Value | None, epsilon: float) -> ir.Value:
+        """The standard's norms take one weight for all rows; so they get ones, and each row's own comes after."""
+        assert x.shape is not None
+        between = [*range(1, len(x.shape) - 1)]
+        wide = cast(op, x, ir.DataType.FLOAT)
+        kind = op.RMSNormalization if bias is None else op.LayerNormalization
+        normed = kind(wide, self._ones_of(op, weight), axis=-1, epsilon=epsilon)
+        scaled = op.Mul(normed, op.Unsqueeze(op.Gather(weight, self.layer), between))
+        if bias is not None:
+            scaled = op.Add(scaled, op.Unsqueeze(op.Gather(bias, self.layer), between))
+        return cast(op, scaled, x.dtype)
+
+    def _ones_of(self, op: Any, weight: ir.Value) -> ir.Value:
+        """float32 [features] of ones, once for the graph."""
+        assert weight.shape is not None
+        features = weight.shape[1]
+        assert isinstance(features, int)
+        if features not in self._ones:
+            ones = ir.tensor(np.ones(features, np.float32))
+            self._ones[features] = op.builder.initializer(ones, f"ones_{features}", qualify=False)
+        return self._ones[features]
+
+
+__all__ = ["SelectedLayer"]

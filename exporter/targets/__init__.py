@@ -1,1 +1,0 @@
-"""How the graph's modules are lowered for an engine. Each file of this folder is one engine's way."""

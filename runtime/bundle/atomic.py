@@ -1,0 +1,207 @@
+"""Write files and directories in one step: a name holds the old content or the new, also after a kill or a power cut.
+
+What is not finished has a random name, ``.dynexport-*.part``, and is locked by the process that writes it. Numbers of
+processes would not do: two containers may have the same ones. A part that nobody locks was left behind by a process
+that ended, and the next write to the same directory removes it. Where a file system has no locks, parts are left alone.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import secrets
+import shutil
+import stat
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from dynexport.runtime.bundle.errors import DynexportError
+from dynexport.runtime.bundle.plain_files import kind_of
+
+_PREFIX, _SUFFIX = ".dynexport-", ".part"
+PART_PATTERN = f"{_PREFIX}*{_SUFFIX}"
+
+
+def write_file(path: Path, content: bytes) -> None:
+    """Write a file as a whole: a link is kept and its target replaced; a pipe or device is written to.
+
+    Raises:
+        OSError, ValueError: when it cannot be written; an earlier file is then as it was.
+    """
+    if not _is_replaceable(path):
+        with path.open("wb") as file:
+            file.write(content)
+        return
+    target = Path(os.path.realpath(path))
+    with part_file(target.parent) as part:
+        part.write_bytes(content)
+        with contextlib.suppress(FileNotFoundError):
+            part.chmod(stat.S_IMODE(target.stat().st_mode))
+        publish(part, target)
+
+
+def check_writable(path: Path, option: str) -> None:
+    """Try whether ``write_file`` could write there, before any work is done.
+
+    Args:
+        option: how the user named the file, for the error: ``"--json"``.
+
+    Raises:
+        DynexportError: when it could not.
+    """
+    try:
+        if not _is_replaceable(path):
+            return
+        target = Path(os.path.realpath(path))
+        if target.exists():
+            os.close(os.open(target, os.O_WRONLY | os.O_CLOEXEC | os.O_NONBLOCK))
+        with part_file(target.parent):
+            pass
+    except (OSError, ValueError) as error:
+        raise not_writable(path, option, error) from error
+
+
+def not_writable(path: Path, option: str, error: OSError | ValueError) -> DynexportError:
+    """Say that a file cannot be written, and why."""
+    found = error.strerror if isinstance(error, OSError) else error
+    return DynexportError(f"{option} {path}: expected a file to write, found {found}")
+
+
+@contextlib.contextmanager
+def part_file(directory: Path) -> Iterator[Path]:
+    """Yield a new, empty file in a directory, to be written and then given its name with ``publish``.
+
+    It is removed where it was not. Leftovers of processes that ended are removed first.
+
+    Raises:
+        OSError: when the directory cannot be written to.
+    """
+    with _part(directory, _new_file) as part:
+        yield part
+
+
+@contextlib.contextmanager
+def part_directory(directory: Path) -> Iterator[Path]:
+    """Yield a new, empty directory in a directory; the rest as for ``part_file``."""
+    with _part(directory, Path.mkdir) as part:
+        yield part
+
+
+def publish(part: Path, target: Path) -> None:
+    """Give a finished part its name; what has that name is replaced.
+
+    The content is on the disk before the name is, so that a power cut leaves the old file or the new one.
+    """
+    sync(part)
+    part.replace(target)
+    sync(target.parent)
+
+
+def sync(path: Path) -> None:
+    """Bring a file, or a directory and everything in it, to the disk."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def sync_tree(directory: Path) -> None:
+    """Bring a directory and every file below it to the disk."""
+    for path in directory.iterdir():
+        if path.is_dir() and not path.is_symlink():
+            sync_tree(path)
+        else:
+            sync(path)
+    sync(directory)
+
+
+def clear_leftovers(directory: Path) -> None:
+    """Remove the parts in a directory whose process has ended; those that somebody still writes are left alone."""
+    for left in directory.glob(PART_PATTERN):
+        if is_abandoned(left):
+            remove(left)
+
+
+def is_abandoned(part: Path) -> bool:
+    """Whether the process that wrote a part has ended: nobody holds its lock."""
+    try:
+        descriptor = _open_part(part)
+    except OSError:
+        return False
+    try:
+        return _lock(descriptor) is True
+    finally:
+        os.close(descriptor)
+
+
+def remove(path: Path) -> None:
+    """Remove a file or a directory with everything in it, as far as that is possible."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        with contextlib.suppress(OSError):
+            path.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def _part(directory: Path, make: Callable[[Path], None]) -> Iterator[Path]:
+    clear_leftovers(directory)
+    part, descriptor = _locked_part(directory, make)
+    try:
+        yield part
+    finally:
+        remove(part)
+        os.close(descriptor)
+
+
+def _locked_part(directory: Path, make: Callable[[Path], None]) -> tuple[Path, int]:
+    while True:
+        part = directory / f"{_PREFIX}{secrets.token_hex(8)}{_SUFFIX}"
+        make(part)
+        # Until it is locked, another process may take it for a leftover.
+        try:
+            descriptor = _open_part(part)
+        except FileNotFoundError:
+            continue
+        if _lock(descriptor) is not False and part.exists():
+            return part, descriptor
+        os.close(descriptor)
+
+
+def _new_file(path: Path) -> None:
+    path.touch(exist_ok=False)
+
+
+def _open_part(path: Path) -> int:
+    mode = path.lstat().st_mode
+    if stat.S_ISDIR(mode):
+        return os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    if stat.S_ISREG(mode):
+        return os.open(path, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK)
+    raise OSError(f"{path} is {kind_of(mode)}")
+
+
+def _lock(descriptor: int) -> bool | None:
+    """Lock it for as long as it is open: whether that is done, or None where the file system has no locks."""
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:
+        return None
+    return True
+
+
+def _is_replaceable(path: Path) -> bool:
+    """Whether a new file can take the place of what is there: nothing, or a regular file."""
+    try:
+        mode = path.stat().st_mode
+    except FileNotFoundError:
+        return True
+    if stat.S_ISDIR(mode):
+        raise IsADirectoryError(None, kind_of(mode))
+    home = os.path.realpath(path.parent)
+    # /dev/stdout leads to a file that the shell has opened: it is to be written, not replaced.
+    return stat.S_ISREG(mode) and home != "/dev" and not home.startswith("/proc/")

@@ -1,0 +1,226 @@
+"""Opening a bundle: nothing of it is used before its manifest, versions, paths and hashes agree."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pydantic import ValidationError
+
+from dynexport.runtime.bundle.checks import checked_path, shown
+from dynexport.runtime.bundle.contract import first_problem
+from dynexport.runtime.bundle.errors import DynexportError
+from dynexport.runtime.bundle.json_text import parse_json
+from dynexport.runtime.bundle.manifest import MANIFEST, NEXT, SCHEMA_VERSION, File, Manifest, Speedup
+from dynexport.runtime.bundle.plain_files import open_plain, read_plain
+
+if TYPE_CHECKING:
+    from onnx import TensorProto
+
+_LARGEST_MANIFEST = 16 << 20
+# Larger files are hashed by ``Bundle.check`` only: tens of gigabytes take longer than their first answer.
+_HASHED_WHEN_OPENED = 64 << 20
+_MAKE_ONE = "make one with: dynexport convert"
+
+
+@dataclass(frozen=True)
+class _Identity:
+    """What tells a file from another one that has taken its name, and from itself before it was written to."""
+
+    device: int
+    inode: int
+    bytes: int
+    modified_ns: int
+
+    @classmethod
+    def of(cls, found: os.stat_result) -> _Identity:
+        return cls(found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns)
+
+
+class Bundle:
+    """A converted model on disk.
+
+    What is loaded from it later is what was there when it was opened, or an error: see ``unchanged``.
+
+    Args:
+        trust_engines: whether TensorRT may be given engines that were not built on this machine.
+
+    Attributes:
+        path: its directory.
+        manifest: what it says of itself.
+    """
+
+    def __init__(self, path: Path, manifest: Manifest, *, trust_engines: bool = False) -> None:
+        self.path = path
+        self.manifest = manifest
+        self.trust_engines = trust_engines
+        self._opened = {name: _identity(path / name) for name in (MANIFEST, *manifest.files)}
+
+    @classmethod
+    def open(cls, path: str | Path, *, trust_engines: bool = False) -> Bundle:
+        """Open and check a bundle: versions, paths, every size, and hashes of files of up to 64 MiB.
+
+        Raises:
+            DynexportError: when it is no bundle, of another schema version, incomplete, or changed since it was made.
+        """
+        directory = checked_path("bundle", path)
+        before = _identity(directory / MANIFEST)
+        bundle = cls(directory, _read_manifest(directory), trust_engines=trust_engines)
+        bundle._opened[MANIFEST] = before  # of what was read; what replaces a bundle replaces its manifest too
+        for name, file in bundle.manifest.files.items():
+            bundle._check_file(name, hashed=file.bytes <= _HASHED_WHEN_OPENED)
+        for graph in bundle.manifest.graphs:
+            if graph.file not in bundle.manifest.files:
+                raise DynexportError(f"{directory}: graph {graph.name}: expected its file {graph.file} among files")
+            _check_external_data(directory / graph.file, bundle.read(graph.file), set(bundle.manifest.files))
+        bundle._check_unchanged()
+        return bundle
+
+    def check(self) -> None:
+        """Hash every file. Raises DynexportError for one that is not what the manifest says."""
+        with self.unchanged():
+            for name in self.manifest.files:
+                self._check_file(name, hashed=True)
+
+    @contextlib.contextmanager
+    def unchanged(self) -> Iterator[None]:
+        """Load files by their paths in this block: it makes sure that they are those that were opened.
+
+        Raises:
+            DynexportError: when one has been written to, or another bundle has taken the place of this one.
+        """
+        self._check_unchanged()
+        try:
+            yield
+        finally:
+            self._check_unchanged()
+
+    def read(self, name: str) -> bytes:
+        """Read a file that is listed and small enough: a graph, a tokenizer.
+
+        Raises:
+            DynexportError: when it cannot be read, or has changed since the bundle was opened.
+        """
+        content = read_plain(self.path / name, follow=False)
+        self._check_unchanged(name)
+        return content
+
+    def file(self, name: str) -> Path | None:
+        """A file of the bundle, or None where it has none of that name."""
+        return self.path / name if isinstance(name, str) and name in self.manifest.files else None
+
+    def speedup(self, wanted: str | float | None) -> Speedup:
+        """The kept set of a declared ratio.
+
+        Args:
+            wanted: a ratio or name; 1 is full depth; None is the first that the checkpoint was trained for, full depth
+                where it was for none.
+
+        Raises:
+            DynexportError: when the bundle does not declare it.
+        """
+        model, declared = self.manifest.model, self.manifest.speedups
+        full = Speedup(name="dense", ratio=1.0, keep=tuple(range(model.layers)))
+        if wanted is None:
+            return next((speedup for speedup in declared if self.manifest.trained_for(speedup)), full)
+        text = wanted if isinstance(wanted, str) else shown(wanted)
+        for speedup in (full, *declared):
+            if text == speedup.name or _number(wanted) == speedup.ratio is not None:
+                return speedup
+        names = ", ".join(speedup.name for speedup in declared)
+        raise DynexportError(f"{self.path}: speedup: expected 1{', ' if names else ''}{names}; found {text}")
+
+    def _check_file(self, name: str, *, hashed: bool) -> None:
+        file, path = self.manifest.files[name], self.path / name
+        if Path(name).name != name or path.is_symlink():
+            raise DynexportError(f"{self.path}: file {name!r}: expected a plain file of the bundle; it leads out of it")
+        with open_plain(path, f"{file.bytes} bytes", follow=False) as opened:
+            if (size := os.fstat(opened.fileno()).st_size) != file.bytes:
+                raise DynexportError(
+                    f"{path}: expected {file.bytes} bytes, found {size} bytes; the bundle is incomplete, convert again"
+                )
+        if hashed and (found := File.of(path)) != file:
+            raise DynexportError(
+                f"{path}: expected sha256 {file.sha256[:12]}.., found {found.sha256[:12]}..; the file was changed, "
+                "convert again"
+            )
+        self._check_unchanged(name)
+
+    def _check_unchanged(self, *names: str) -> None:
+        for name in names or self._opened:
+            if _identity(self.path / name) != self._opened[name]:
+                raise DynexportError(
+                    f"{self.path / name}: expected the file that was there when the bundle was opened, found it "
+                    "replaced or written to; open the bundle again"
+                )
+
+
+def _identity(path: Path) -> _Identity | None:
+    """Of what a path leads to now; None where that is nothing."""
+    try:
+        return _Identity.of(path.stat(follow_symlinks=False))
+    except (OSError, ValueError):
+        return None
+
+
+def _number(value: str | float) -> float | None:
+    if isinstance(value, bool):
+        return None
+    try:
+        return float(value)
+    except (TypeError, ValueError, OverflowError):
+        return None
+
+
+def _read_manifest(directory: Path) -> Manifest:
+    path = directory / MANIFEST
+    if _identity(path) is None:
+        raise DynexportError(
+            f"{directory}: expected a bundle with a {MANIFEST}, found none; "
+            + ("a conversion was interrupted, run it again" if _identity(directory / NEXT) is not None else _MAKE_ONE)
+        )
+    fields = parse_json(read_plain(path, at_most=_LARGEST_MANIFEST, follow=False), path)
+    found = fields.get("schema_version") if isinstance(fields, dict) else None
+    if found != SCHEMA_VERSION:
+        newer = isinstance(found, int) and found > SCHEMA_VERSION
+        advice = "it is of a newer dynexport, update this one" if newer else "convert the model again"
+        raise DynexportError(f"{path}: schema_version: expected {SCHEMA_VERSION}, found {found!r:.40}; {advice}")
+    try:
+        return Manifest.model_validate(fields)
+    except ValidationError as error:
+        raise DynexportError(f"{path}: {first_problem(error)}") from error
+
+
+def _check_external_data(path: Path, content: bytes, files: set[str]) -> None:
+    """A graph may point to data files of its own bundle only."""
+    import onnx
+
+    try:
+        model = onnx.load_model_from_string(content)
+    except Exception as error:  # protobuf raises its own kinds
+        raise DynexportError(f"{path}: expected an ONNX model, found something else ({error})") from error
+    for tensor in _tensors(model):
+        for entry in tensor.external_data:
+            if entry.key == "location" and entry.value not in files:
+                raise DynexportError(
+                    f"{path}: tensor {tensor.name}: external data {entry.value!r} is not a file of the bundle"
+                )
+
+
+def _tensors(message: Any) -> Iterator[TensorProto]:
+    """Every tensor in a protobuf message: initializers, attributes, subgraphs, functions, wherever they stand."""
+    for field, value in message.ListFields():
+        if field.message_type is None:
+            continue
+        for part in [value] if hasattr(value, "ListFields") else value:
+            if field.message_type.full_name == "onnx.TensorProto":
+                yield part
+            else:
+                yield from _tensors(part)
+
+
+__all__ = ["Bundle"]

@@ -1,0 +1,240 @@
+"""The routing contract, version 1: what a checkpoint says about its routing (docs/routing-contract.md).
+
+It stands in a checkpoint's ``config.json`` under ``"dynexport"`` and in every bundle's manifest. Every field that is
+left out takes its default here; every field that is not known is an error, never ignored. ``parse_contract`` tells it
+in one line; the models themselves are pydantic's, and raise its ``ValidationError``.
+"""
+
+from __future__ import annotations
+
+import math
+from fractions import Fraction
+from typing import Annotated, Any, Literal
+
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    Strict,
+    TypeAdapter,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
+
+from dynexport.runtime.bundle.errors import DynexportError
+
+CONTRACT_VERSION = 1
+
+# Numbers as JSON has them: neither true nor "2" is one.
+_Number = Annotated[float, Strict()]
+_Layer = Annotated[int, Strict()]
+_Switch = Annotated[bool, Strict()]
+# Far beyond any model, and few enough to be counted through.
+_MOST_STEPS = 4096
+_MOST_RATIOS = 64
+SkipRule = Literal["official", "balanced", "modulo"]
+
+
+class _Contract(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Dense(_Contract):
+    """Every token runs in every layer."""
+
+    strategy: Literal["dense"] = "dense"
+
+
+class UnifiedSkip(_Contract):
+    """Unified Layer Skipping (arXiv 2404.06954): the prompt runs in all layers, generated tokens in the kept ones.
+
+    Attributes:
+        speedups: the target ratios r >= 1; one kept set each.
+        rule: how a kept set follows from a ratio.
+        keep: overrides the rule; indices of the kept layers.
+    """
+
+    strategy: Literal["unified-skip"] = "unified-skip"
+    speedups: tuple[_Number, ...] = Field(default=(2.0, 3.0), max_length=_MOST_RATIOS)
+    rule: SkipRule = "official"
+    keep: tuple[_Layer, ...] | None = None
+
+    @field_validator("speedups")
+    @classmethod
+    def _finite_ratios(cls, speedups: tuple[float, ...]) -> tuple[float, ...]:
+        for ratio in speedups:
+            if not math.isfinite(ratio) or ratio < 1:
+                raise ValueError(f"expected finite ratios >= 1, found {ratio}")
+        return tuple(dict.fromkeys(speedups))
+
+    @model_validator(mode="after")
+    def _something_kept(self) -> UnifiedSkip:
+        if self.keep is None and not self.speedups:
+            raise ValueError("speedups: expected at least one ratio, or keep, found neither")
+        if self.keep is not None and not self.keep:
+            raise ValueError("keep: expected at least one layer, found none")
+        return self
+
+
+class Decision(_Contract):
+    """How a routed layer decides, causally, whether a token runs: ``sigmoid(logit) comparison threshold``.
+
+    Attributes:
+        rule: "router": the logit is the router's score; "predictor": a small MLP's; "always": every token runs.
+    """
+
+    rule: Literal["router", "predictor", "always"] = "router"
+    threshold: _Number = Field(default=0.5, allow_inf_nan=False)
+    comparison: Literal[">", ">="] = ">"
+
+
+class RoutedCache(_Contract):
+    """The cache of a routed layer: ``ceil(capacity * max_length)`` entries a row, and what happens when it is full.
+
+    Attributes:
+        overflow: "residual": the token is treated as not chosen, and counted; "error": generation stops.
+    """
+
+    capacity: _Number = Field(default=1.0, gt=0, le=1)
+    overflow: Literal["residual", "error"] = "residual"
+
+
+class Mod(_Contract):
+    """Mixture-of-Depths (arXiv 2404.02258): every routed layer runs the tokens that its router chooses.
+
+    Attributes:
+        routed_layers: layers with a router, ascending.
+        capacity: share of a sequence that top-k chooses.
+        rounding: of capacity * tokens.
+        router_input: "hidden": the layer's input; "normed": after the layer's input norm.
+        gate: g = the score, its sigmoid, or 1.
+        combine: "delta": h + g (y - h); "replace": g y.
+        decision: the causal rule.
+        prefill: "causal", or "topk" for the tokens of a prompt (training parity; not causal).
+        positions: "original", or "compact": a token's index among the layer's entries.
+        thresholds: layer -> threshold, instead of the one in ``decision``; calibration writes them.
+    """
+
+    strategy: Literal["mod"] = "mod"
+    routed_layers: tuple[_Layer, ...] = Field(min_length=1)
+    capacity: _Number = Field(default=0.125, gt=0, le=1)
+    rounding: Literal["floor", "ceil"] = "floor"
+    router_input: Literal["hidden", "normed"] = "hidden"
+    gate: Literal["raw", "sigmoid", "none"] = "raw"
+    combine: Literal["delta", "replace"] = "delta"
+    decision: Decision = Decision()
+    prefill: Literal["causal", "topk"] = "causal"
+    positions: Literal["original", "compact"] = "original"
+    cache: RoutedCache = RoutedCache()
+    thresholds: dict[int, _Number] = Field(default_factory=dict)
+
+    @field_validator("routed_layers")
+    @classmethod
+    def _ascending(cls, layers: tuple[int, ...]) -> tuple[int, ...]:
+        if len(set(layers)) < len(layers) or min(layers, default=0) < 0:
+            raise ValueError(f"expected different layers from 0, found {list(layers)}")
+        return tuple(sorted(layers))
+
+    @model_validator(mode="after")
+    def _thresholds_of_routed_layers(self) -> Mod:
+        unrouted = sorted(set(self.thresholds) - set(self.routed_layers))
+        if unrouted:
+            raise ValueError(f"thresholds: expected routed layers, found {unrouted[0]}")
+        if not all(math.isfinite(value) for value in self.thresholds.values()):
+            raise ValueError("thresholds: expected finite numbers, found NaN or infinity")
+        return self
+
+    def threshold(self, layer: int) -> float:
+        """The threshold of a routed layer."""
+        return self.thresholds.get(layer, self.decision.threshold)
+
+    def slots(self, max_length: int) -> int:
+        """Entries that a row may have in a routed layer's cache; the capacity is the decimal number as written."""
+        return min(max_length, math.ceil(Fraction(str(self.cache.capacity)) * max_length))
+
+
+class RadialRouter(_Contract):
+    """The router of a radial network: ``fc2(silu(fc1(rms_norm(h))))``, a score for every layer of the pool and exit.
+
+    Attributes:
+        hidden: units between fc1 and fc2.
+        shared: one router for all steps; or every step has its own.
+    """
+
+    hidden: _Layer = Field(default=64, ge=1)
+    shared: _Switch = True
+
+
+class Radial(_Contract):
+    """Radial Networks (arXiv 2404.04900): before every step a router sends each token to a layer of the pool, or out.
+
+    Attributes:
+        max_steps: steps after which every token leaves.
+        min_steps: exit is not allowed in the steps before this one.
+        exit: exit is a choice, the last score.
+        allow_reuse: a token may visit a layer again.
+        gate: "none": h = y; "probability": h + p (y - h), p the choice's probability among the allowed ones.
+        cache_policy: what a K/V entry belongs to. "step": its step, whichever layer made it; "layer": its layer, with
+            the step as a tag.
+    """
+
+    strategy: Literal["radial"] = "radial"
+    max_steps: _Layer = Field(default=12, ge=1, le=_MOST_STEPS)
+    min_steps: _Layer = Field(default=0, ge=0)
+    exit: _Switch = True
+    allow_reuse: _Switch = True
+    router: RadialRouter = RadialRouter()
+    gate: Literal["none", "probability"] = "none"
+    cache_policy: Literal["step", "layer"] = "step"
+
+    @model_validator(mode="after")
+    def _steps_in_order(self) -> Radial:
+        if self.min_steps > self.max_steps:
+            raise ValueError(f"min_steps: expected at most max_steps = {self.max_steps}, found {self.min_steps}")
+        return self
+
+    def choices(self, layers: int) -> int:
+        """How many scores a router gives over a pool of ``layers``: exit, where there is one, is the last."""
+        return layers + self.exit
+
+    def places(self, layers: int) -> int:
+        """How many caches there are: one for every step, or for every one of ``layers``."""
+        return layers if self.cache_policy == "layer" else self.max_steps
+
+    @property
+    def entries_per_token(self) -> int:
+        """How many entries a token has in one cache at most: a layer may be come back to in every step."""
+        return self.max_steps if self.cache_policy == "layer" and self.allow_reuse else 1
+
+
+AnyContract = Dense | UnifiedSkip | Mod | Radial
+Contract = Annotated[AnyContract, Field(discriminator="strategy")]
+STRATEGY_NAMES = tuple(str(kind.model_fields["strategy"].default) for kind in (Dense, UnifiedSkip, Mod, Radial))
+_ADAPTER: TypeAdapter[AnyContract] = TypeAdapter(Contract)
+
+
+def parse_contract(fields: dict[str, Any], where: str) -> AnyContract:
+    """Read contract fields as they stand in a config or a manifest.
+
+    Args:
+        fields: the JSON object under ``"dynexport"``.
+        where: what to name in an error, such as the config's path.
+
+    Raises:
+        DynexportError: on an unknown strategy or field, or a value outside its range.
+    """
+    try:
+        return _ADAPTER.validate_python(fields)
+    except ValidationError as error:
+        raise DynexportError(f"{where}: {first_problem(error)}") from error
+
+
+def first_problem(error: ValidationError) -> str:
+    """The first problem of a pydantic error as "field: message", in one line."""
+    problem = error.errors(include_url=False)[0]
+    field = ".".join(str(part) for part in problem["loc"])
+    message = problem["msg"].removeprefix("Value error, ").replace("\n", " ")
+    found = problem.get("input")
+    shown = "" if isinstance(found, dict | list | tuple) or "found" in message else f", found {found!r:.80}"
+    return f"{field:.80}: {message}{shown}" if field else f"{message}{shown}"

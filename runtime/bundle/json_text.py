@@ -1,0 +1,110 @@
+"""Parse JSON that may come from elsewhere: strict, of bounded depth, and nothing in it that fails later on."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterable
+from typing import Any
+
+from dynexport.runtime.bundle.errors import DynexportError
+
+# Deeper ones would end in a RecursionError wherever somebody walks through them.
+_DEEPEST = 64
+# 10 ** 30 is a usual model_max_length; 10 ** 400 is no float.
+_MOST_DIGITS = 40
+
+
+def parse_json(content: bytes | str, where: object, advice: str = "") -> Any:
+    """Parse JSON as RFC 8259 has it, without keys that stand twice, NaN, or half characters.
+
+    Args:
+        content: the text; bytes are UTF-8.
+        where: what to name in an error, such as the path.
+        advice: what to do, at the end of an error.
+
+    Raises:
+        DynexportError: when it is not JSON, or nested more than 64 levels deep.
+    """
+    try:
+        text = content.decode("utf-8-sig") if isinstance(content, bytes) else content
+        value = json.loads(
+            text, object_pairs_hook=_unique, parse_constant=_no_constant, parse_int=_integer, parse_float=_finite
+        )
+        _check_levels(value)
+    except RecursionError as error:
+        raise _refusal(where, _too_deep(), advice) from error
+    except ValueError as error:
+        raise _refusal(where, error, advice) from error
+    return value
+
+
+def parse_json_object(content: bytes | str, where: object, advice: str = "") -> dict[str, Any]:
+    """Parse a JSON object; arguments and errors as for ``parse_json``."""
+    value = parse_json(content, where, advice)
+    if not isinstance(value, dict):
+        raise DynexportError(f"{where}: expected a JSON object, found {type(value).__name__}")
+    return value
+
+
+def _refusal(where: object, problem: object, advice: str) -> DynexportError:
+    return DynexportError(f"{where}: expected JSON, found something else ({problem}){'; ' if advice else ''}{advice}")
+
+
+def _check_levels(value: Any) -> None:
+    """Raise ValueError for what is nested too deep; level by level, so that depth cannot end the walk."""
+    level, depth = [value], 0
+    while level:
+        if depth > _DEEPEST:
+            raise ValueError(_too_deep())
+        level, depth = [item for parent in level for item in _items(parent)], depth + 1
+
+
+def _items(value: Any) -> Iterable[Any]:
+    """What stands in an object or list."""
+    if isinstance(value, str):
+        _check_characters(value)
+    if isinstance(value, dict):
+        return value.values()
+    return value if isinstance(value, list) else ()
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Make an object, without the silent loss of repeated keys."""
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        seen: set[str] = set()
+        repeated = next(name for name, _ in pairs if name in seen or seen.add(name))  # type: ignore[func-returns-value]
+        raise ValueError(f"{repeated!r:.80} is there twice")
+    for name in found:
+        _check_characters(name)
+    return found
+
+
+def _check_characters(text: str) -> None:
+    """Raise ValueError for half of a surrogate pair: no UTF-8 can hold it."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise ValueError(f"half of a character in {text!r:.80}") from error
+
+
+def _no_constant(name: str) -> float:
+    raise ValueError(f"{name} is no number")
+
+
+def _integer(digits: str) -> int:
+    if len(digits) > _MOST_DIGITS:
+        raise ValueError(f"a number of {len(digits)} digits")
+    return int(digits)
+
+
+def _finite(digits: str) -> float:
+    value = float(digits)
+    if not math.isfinite(value):
+        raise ValueError(f"{digits:.40} is too large a number")
+    return value
+
+
+def _too_deep() -> str:
+    return f"more than {_DEEPEST} levels of objects or lists"

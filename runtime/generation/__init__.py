@@ -1,0 +1,1 @@
+"""From prompts to generated tokens: sampling, streaming, chats."""

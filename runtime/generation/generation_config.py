@@ -1,0 +1,113 @@
+"""What a model's author recommends for sampling: the fields of its generation_config.json."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from dynexport.runtime.bundle.bundle import Bundle
+from dynexport.runtime.bundle.errors import DynexportError
+from dynexport.runtime.bundle.json_text import parse_json_object
+from dynexport.runtime.generation.sampling import Sampling
+
+GENERATION_CONFIG = "generation_config.json"
+_TOP_K = 50  # of transformers, where a file that samples names none
+# Fields that change which tokens are generated and that we cannot do, with the values that change nothing.
+_NEUTRAL: dict[str, tuple[object, ...]] = {
+    "assistant_early_exit": (),
+    "bad_words_ids": ([],),
+    "begin_suppress_tokens": ([],),
+    "constraints": ([],),
+    "diversity_penalty": (0,),
+    "dola_layers": (),
+    "encoder_no_repeat_ngram_size": (0,),
+    "encoder_repetition_penalty": (1,),
+    "epsilon_cutoff": (0,),
+    "eta_cutoff": (0,),
+    "exponential_decay_length_penalty": (),
+    "force_words_ids": ([],),
+    "forced_bos_token_id": (),
+    "forced_decoder_ids": ([],),
+    "forced_eos_token_id": (),
+    "guidance_scale": (1,),
+    "min_length": (0,),
+    "min_new_tokens": (0,),
+    "no_repeat_ngram_size": (0,),
+    "num_beams": (1,),
+    "penalty_alpha": (0,),
+    "sequence_bias": ({}, []),
+    "suppress_tokens": ([],),
+    "token_healing": (False,),
+    "top_h": (1,),
+    "typical_p": (1,),
+    "watermarking_config": (),
+}
+
+
+@dataclass(frozen=True)
+class Recommended:
+    """How a model is meant to be sampled.
+
+    Attributes:
+        sampling: greedy unless the file says ``do_sample``; the other fields are the file's anyway.
+        stop: texts that end an answer.
+        left_out: fields that change what is generated and that dynexport does not do, with their values.
+    """
+
+    sampling: Sampling = field(default_factory=Sampling)
+    stop: tuple[str, ...] = ()
+    left_out: tuple[str, ...] = ()
+
+
+def recommended_by(bundle: Bundle) -> Recommended:
+    """Read how the bundle's model is meant to be sampled; greedy where nothing is said.
+
+    Raises:
+        DynexportError: when its generation_config.json cannot be used; it names the field.
+    """
+    if GENERATION_CONFIG not in bundle.manifest.files:
+        return Recommended()
+    return read_generation_config(bundle.read(GENERATION_CONFIG))
+
+
+def read_generation_config(content: bytes) -> Recommended:
+    """What a generation_config.json says, with transformers' defaults for what it leaves out.
+
+    Raises:
+        DynexportError: when it is no JSON object, or a field that is used is out of its range.
+    """
+    stored = parse_json_object(content, GENERATION_CONFIG)
+    fields = {name: value for name, value in stored.items() if value is not None}
+    samples = fields.get("do_sample", False)
+    if not isinstance(samples, bool):
+        raise DynexportError(f"{GENERATION_CONFIG}: do_sample: expected true or false, found {samples!r:.80}")
+    top_k = fields.get("top_k", _TOP_K if samples else 0)
+    try:
+        sampling = Sampling(
+            temperature=fields.get("temperature", 1.0) if samples else 0.0,
+            top_p=fields.get("top_p", 1.0),
+            top_k=0 if top_k == -1 else top_k,  # vLLM's way to say "all"
+            min_p=fields.get("min_p", 0.0),
+            repetition_penalty=fields.get("repetition_penalty", 1.0),
+        )
+    except DynexportError as error:
+        raise DynexportError(f"{GENERATION_CONFIG}: {error}") from error
+    return Recommended(sampling, _stop_strings(fields), _left_out(fields))
+
+
+def _stop_strings(fields: Mapping[str, Any]) -> tuple[str, ...]:
+    value = fields.get("stop_strings", [])
+    texts = [value] if isinstance(value, str) else value
+    if not isinstance(texts, list) or not all(isinstance(text, str) and text for text in texts):
+        raise DynexportError(f"{GENERATION_CONFIG}: stop_strings: expected text or several, found {value!r:.80}")
+    return tuple(texts)
+
+
+def _left_out(fields: Mapping[str, Any]) -> tuple[str, ...]:
+    found = [(name, fields[name]) for name in sorted(_NEUTRAL) if name in fields]
+    return tuple(f"{name} {json.dumps(value)!s:.40}" for name, value in found if value not in _NEUTRAL[name])
+
+
+__all__ = ["GENERATION_CONFIG", "Recommended", "read_generation_config", "recommended_by"]

@@ -1,0 +1,1 @@
+"""Measure a bundle: speed, perplexity, where time goes, thresholds."""

@@ -1,0 +1,63 @@
+"""Where a decode step's time goes, by ONNX Runtime's own profiler."""
+
+from __future__ import annotations
+
+import collections
+import json
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from dynexport.runtime.bundle.manifest import Speedup
+from dynexport.runtime.execution.decoders import AnyCache, AnyDecoder, open_decoder
+
+_STEPS = 8
+# These contain other operators, whose time would be counted twice.
+_CONTAINERS = frozenset({"If", "Loop", "Scan"})
+
+
+def operator_times(decoder: AnyDecoder, cache: AnyCache, speedup: Speedup) -> tuple[float, dict[str, float]]:
+    """Profile a few steps in sessions of their own.
+
+    Args:
+        cache: holding a prompt, with room for a token; left as it was.
+
+    Returns:
+        The engine's share of a step's wall time, and operator -> share of all operators' time, largest first.
+    """
+    with tempfile.TemporaryDirectory() as directory:
+        profiled = open_decoder(decoder.bundle, decoder.threads, profile=Path(directory) / "profile")
+        tokens = np.ones(cache.rows, np.int64)
+        mark = cache.mark()
+        profiled.step(cache, tokens, speedup)
+        start = time.perf_counter()
+        for _ in range(_STEPS):
+            # Always the same step: the cache may have room for few.
+            cache.restore(mark)
+            profiled.step(cache, tokens, speedup)
+        wall = time.perf_counter() - start
+        cache.restore(mark)
+        sessions = [json.loads(path.read_text()) for path in profiled.end_profiling()]
+    inside = 0.0
+    times: collections.Counter[str] = collections.Counter()
+    for events in sessions:
+        runs = [event for event in events if event.get("name") == "model_run"]
+        if runs := runs[len(runs) // (_STEPS + 1) :]:  # without the first step's
+            inside += sum(run["dur"] for run in runs) / 1e6
+            times += _kernel_times(events, runs[0]["ts"])
+    everything = times.total() or 1
+    return inside / wall, {operator: duration / everything for operator, duration in times.most_common()}
+
+
+def _kernel_times(events: list[dict[str, Any]], since: int) -> collections.Counter[str]:
+    """Operator -> microseconds from then on."""
+    times: collections.Counter[str] = collections.Counter()
+    for event in events:
+        if event.get("cat") == "Node" and event["name"].endswith("kernel_time") and event["ts"] >= since:
+            operator = event["args"]["op_name"]
+            if operator not in _CONTAINERS:
+                times[operator] += event["dur"]
+    return times

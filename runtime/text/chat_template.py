@@ -1,0 +1,163 @@
+"""Chat templates: which one of a model's serves, and messages rendered by it as transformers renders them."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Collection, Mapping, Sequence
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from dynexport.runtime.bundle.checks import checked_kind, checked_list
+from dynexport.runtime.bundle.errors import DynexportError, told_as
+from dynexport.runtime.text import template_process
+
+TEMPLATE_FILE = "chat_template.jinja"
+_LARGEST_TEMPLATE = 1 << 20  # characters
+SECONDS = 10  # of processor time; what a template is meant for takes a thousandth
+# What a message's reasoning has been called; templates read the first, gpt-oss's the second.
+_REASONING = ("reasoning_content", "thinking", "reasoning")
+_OUR_VARIABLES = ("messages", "add_generation_prompt")
+
+
+class ChatTemplate:
+    """The templates of a model, each rendered in a sandbox, in a process with little time and memory.
+
+    Args:
+        templates: text by name; "default" serves, and "tool_use" where tools are given.
+
+    Raises:
+        DynexportError: for a template that is too long.
+    """
+
+    def __init__(self, templates: Mapping[str, str]) -> None:
+        for name, template in templates.items():
+            if len(template) > _LARGEST_TEMPLATE:
+                raise DynexportError(
+                    f"{TEMPLATE_FILE}: template {name:.80}: expected at most {_LARGEST_TEMPLATE} characters, found "
+                    f"{len(template)}"
+                )
+        self._templates = dict(templates)
+
+    def render(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        add_generation_prompt: bool,
+        special_tokens: Mapping[str, str],
+        variables: Mapping[str, Any],
+    ) -> str:
+        """The text of a conversation.
+
+        Args:
+            messages: one or more, each with a role, and as its content text or parts, as JSON values.
+            add_generation_prompt: end with what opens the assistant's turn.
+            special_tokens: the tokenizer's, by their names in a template.
+            variables: further ones, JSON values, which go before special tokens; ``tools`` and ``documents`` are lists.
+
+        Raises:
+            DynexportError: for messages or variables that are none, or when the template fails, refuses, or takes too
+                much time or memory.
+        """
+        checked_kind("variables", variables, Mapping, "values by name")
+        for name in _OUR_VARIABLES:
+            if name in variables:
+                raise DynexportError(f"template variable {name}: expected another one; dynexport sets it itself")
+        values = {
+            "tools": None,
+            "documents": None,
+            **special_tokens,
+            **_json_values("template variables", dict(variables)),
+            "messages": _plain_messages(messages),
+            "add_generation_prompt": add_generation_prompt,
+        }
+        return _in_a_process(self._chosen(values["tools"] is not None), values)
+
+    def unused(self, variables: Collection[str]) -> list[str]:
+        """Those of the variables' names that no template reads. Raises DynexportError for a damaged template."""
+        with told_as(f"{TEMPLATE_FILE}: the chat template is damaged"):
+            read = set().union(*map(template_process.used_variables, self._templates.values()))
+        return [name for name in variables if name not in {*read, "tools"}]
+
+    def _chosen(self, with_tools: bool) -> str:
+        if with_tools and "tool_use" in self._templates:
+            return self._templates["tool_use"]
+        if "default" not in self._templates:
+            raise DynexportError(
+                f"{TEMPLATE_FILE}: expected a template named default, found {sorted(self._templates)!s:.200}; put the "
+                "one to use into the checkpoint's chat_template.jinja, and convert again"
+            )
+        return self._templates["default"]
+
+
+def named_templates(value: Any, where: str) -> dict[str, str]:
+    """The templates that ``chat_template`` of a tokenizer_config.json holds, text by name.
+
+    Args:
+        value: text; a list of objects with "name" and "template"; texts by name; or None.
+        where: the file, for messages.
+
+    Raises:
+        DynexportError: when it is something else.
+    """
+    if value is None:
+        return {}
+    if isinstance(value, str):
+        return {"default": value}
+    if isinstance(value, list) and all(isinstance(entry, dict) for entry in value):
+        value = {entry.get("name"): entry.get("template") for entry in value}
+    if isinstance(value, dict) and all(isinstance(text, str) for entry in value.items() for text in entry):
+        return dict(value)
+    raise DynexportError(f"{where}: chat_template: expected text, or texts by name, found {type(value).__name__}")
+
+
+def _in_a_process(template: str, values: dict[str, Any]) -> str:
+    found = [spec.origin for name in ("jinja2", "markupsafe") if (spec := find_spec(name)) and spec.origin]
+    packages = sorted({str(Path(origin).parent.parent) for origin in found})
+    request = json.dumps({"path": packages, "seconds": SECONDS, "template": template, "variables": values})
+    try:
+        done = subprocess.run(
+            [sys.executable, "-I", "-S", template_process.__file__],
+            input=request.encode(),
+            capture_output=True,
+            timeout=10 * SECONDS,
+        )
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise DynexportError(f"{TEMPLATE_FILE}: the chat template's process failed: {error}") from error
+    try:
+        answer = json.loads(done.stdout)
+    except ValueError:
+        # Killed at a limit, in most cases before it could say so.
+        answer = {"error": f"it takes more than {SECONDS} s, or too much memory"}
+    if "error" in answer:
+        raise DynexportError(f"{TEMPLATE_FILE}: the chat template failed: {answer['error']:.500}")
+    return str(answer["text"])
+
+
+def _plain_messages(messages: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Copies made of JSON values, without nulls, as transformers gives them to a template."""
+    listed = checked_list("messages", messages, "messages")
+    if not listed:
+        raise DynexportError("messages: expected at least one, found none")
+    conversation = []
+    for index, message in enumerate(listed):
+        where = f"messages[{index}]"
+        checked_kind(where, message, Mapping, 'a mapping with "role" and "content"')
+        if not isinstance(message.get("role"), str):
+            raise DynexportError(f'{where}: expected text under "role"')
+        content = message.get("content")
+        if not (isinstance(content, str | list) or (content is None and "tool_calls" in message)):
+            raise DynexportError(f'{where}: expected text, or a list of parts, under "content"')
+        fields = {name: value for name, value in _json_values(where, dict(message)).items() if value is not None}
+        reasoning = next((fields[name] for name in _REASONING if name in fields), None)
+        if reasoning is not None:
+            fields = {"thinking": reasoning, **fields, "reasoning_content": reasoning}
+        conversation.append(fields)
+    return conversation
+
+
+def _json_values(where: str, fields: dict[str, Any]) -> dict[str, Any]:
+    with told_as(f"{where}: expected JSON values"):
+        copy: dict[str, Any] = json.loads(json.dumps(fields))
+    return copy

@@ -1,0 +1,343 @@
+"""Text to token ids and back: a bundle's tokenizer, its chat template, streamed text and stop strings."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any
+
+from tokenizers import Tokenizer
+
+from dynexport.runtime.bundle.bundle import Bundle
+from dynexport.runtime.bundle.checks import checked_kind, checked_list
+from dynexport.runtime.bundle.errors import DynexportError, told_as
+from dynexport.runtime.text.chat_template import TEMPLATE_FILE, ChatTemplate, named_templates
+
+TOKENIZER_FILE = "tokenizer.json"
+CONFIG_FILE = "tokenizer_config.json"
+TEXT_FILES = (TOKENIZER_FILE, CONFIG_FILE, TEMPLATE_FILE)
+
+_SPECIAL_NAMES = (
+    "bos_token",
+    "eos_token",
+    "unk_token",
+    "sep_token",
+    "pad_token",
+    "cls_token",
+    "mask_token",
+)
+# What transformers' clean_up_tokenization does to decoded text, in this order; a bundle's tokenizer.json has it.
+CLEAN_UPS = {
+    " .": ".",
+    " ?": "?",
+    " !": "!",
+    " ,": ",",
+    " ' ": "'",
+    " n't": "n't",
+    " 'm": "'m",
+    " 's": "'s",
+    " 've": "'ve",
+    " 're": "'re",
+}
+# What all of these, one after the other, may still change at the end of a text.
+_MAY_BE_CLEANED = re.compile(r"[ '][ 'nvr]*$")
+_REPLACEMENT = "\ufffd"
+NO_VARIABLES: Mapping[str, Any] = {}
+
+
+class Text:
+    """The tokenizer and the chat template of a bundle.
+
+    Every part is optional until it is used: encoding without a tokenizer, or a chat without a template, is an
+    error that says so.
+    """
+
+    def __init__(
+        self, tokenizer: Tokenizer | None, config: Mapping[str, Any], chat_template: ChatTemplate | None
+    ) -> None:
+        """Use ``from_files``; this takes what it has read."""
+        self._tokenizer = tokenizer
+        self._chat_template = chat_template
+        self._special_tokens = _special_tokens(config)
+        self._special_ids: frozenset[int] = frozenset()
+        self.cleans_up = bool(config.get("clean_up_tokenization_spaces"))
+        if tokenizer is not None:
+            tokenizer.no_truncation()  # a stored limit would cut a long prompt without a word
+            tokenizer.no_padding()
+            added = tokenizer.get_added_tokens_decoder().items()
+            self._special_ids = frozenset(token_id for token_id, token in added if token.special)
+
+    @classmethod
+    def of_bundle(cls, bundle: Bundle) -> Text:
+        """Read a bundle's tokenizer and chat template. Methods raise DynexportError where the bundle has none."""
+        return cls.from_files({name: bundle.read(name) for name in TEXT_FILES if name in bundle.manifest.files})
+
+    @classmethod
+    def from_files(cls, files: Mapping[str, bytes]) -> Text:
+        """Build from file contents.
+
+        Args:
+            files: any of ``tokenizer.json``, ``tokenizer_config.json`` and ``chat_template.jinja``, by name;
+                other names are ignored. A template in tokenizer_config.json serves where the last is absent.
+
+        Raises:
+            DynexportError: when a file is corrupt.
+        """
+        checked_kind("files", files, Mapping, "contents by name")
+        tokenizer = None
+        if TOKENIZER_FILE in files:
+            with told_as(f"{TOKENIZER_FILE}: cannot be loaded by the tokenizers library"):
+                tokenizer = Tokenizer.from_str(files[TOKENIZER_FILE].decode("utf-8"))
+        config = _read_config(files.get(CONFIG_FILE, b"{}"))
+        templates = named_templates(config.get("chat_template"), CONFIG_FILE)
+        if TEMPLATE_FILE in files:
+            with told_as(f"{TEMPLATE_FILE}: expected UTF-8 text"):
+                templates["default"] = files[TEMPLATE_FILE].decode("utf-8")
+        return cls(tokenizer, config, ChatTemplate(templates) if templates else None)
+
+    @property
+    def has_tokenizer(self) -> bool:
+        """Whether ``encode`` and ``decode`` can be used."""
+        return self._tokenizer is not None
+
+    @property
+    def has_chat_template(self) -> bool:
+        """Whether ``chat`` can be used."""
+        return self._chat_template is not None
+
+    def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
+        """Token ids of a text, never truncated.
+
+        Args:
+            text: any string that UTF-8 can hold.
+            add_special_tokens: put the begin and end tokens around it that the tokenizer asks for.
+
+        Raises:
+            DynexportError: without a tokenizer, or when the text is not UTF-8, or the tokenizer cannot encode it.
+        """
+        tokenizer = self._require_tokenizer()
+        _check_utf8(text)
+        with told_as(f"{TOKENIZER_FILE}: cannot encode the text"):
+            ids: list[int] = tokenizer.encode(text, add_special_tokens=add_special_tokens).ids
+        return ids
+
+    def decode(self, ids: Sequence[int], *, skip_special_tokens: bool = True) -> str:
+        """The text of token ids; ids that the tokenizer does not know add nothing.
+
+        Bytes that are not UTF-8 come out as U+FFFD.
+
+        Raises:
+            DynexportError: without a tokenizer, or when an id is negative or not a 32-bit integer.
+        """
+        tokenizer = self._require_tokenizer()
+        with told_as(f"{TOKENIZER_FILE}: cannot decode token ids"):
+            text: str = tokenizer.decode(list(ids), skip_special_tokens=skip_special_tokens)
+        return text
+
+    def chat(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        add_generation_prompt: bool = True,
+        variables: Mapping[str, Any] = NO_VARIABLES,
+    ) -> list[int]:
+        """Token ids of a conversation, rendered by the chat template; arguments and errors as ``ChatTemplate.render``.
+
+        Raises:
+            DynexportError: also without template or tokenizer.
+        """
+        rendered = self._require_template().render(messages, add_generation_prompt, self._special_tokens, variables)
+        return self.encode(rendered, add_special_tokens=False)
+
+    def unused_variables(self, names: Collection[str]) -> list[str]:
+        """Those names that the chat template does not read. Raises DynexportError where there is none, or damaged."""
+        return self._require_template().unused(names)
+
+    def is_silent(self, token_id: int, *, skip_special_tokens: bool = True) -> bool:
+        """Whether ``decode`` leaves this id out wherever it stands: it is special and skipped, or not known.
+
+        Raises:
+            DynexportError: without a tokenizer, or when the id is negative or not a 32-bit integer.
+        """
+        tokenizer = self._require_tokenizer()
+        if skip_special_tokens and token_id in self._special_ids:
+            return True
+        with told_as(f"{TOKENIZER_FILE}: cannot look up token id {token_id}"):
+            return tokenizer.id_to_token(token_id) is None
+
+    def _require_template(self) -> ChatTemplate:
+        if self._chat_template is None:
+            raise DynexportError(f"{TEMPLATE_FILE}: the bundle has no chat template; give a plain prompt instead")
+        return self._chat_template
+
+    def _require_tokenizer(self) -> Tokenizer:
+        if self._tokenizer is None:
+            raise DynexportError(f"{TOKENIZER_FILE}: the bundle has no tokenizer; use token ids instead of text")
+        return self._tokenizer
+
+
+class StreamDecoder:
+    """Text of a token stream, piece by piece, each piece final.
+
+    The pieces together are ``text.decode`` of all ids. Bytes that may still become a character are held back,
+    so a character is never emitted in halves, and so are spaces that decoding may still take away. Each push
+    decodes a short window, whatever the stream's length.
+
+    One exception: a byte-fallback tokenizer's ``decode`` turns a run of byte tokens that is not UTF-8 wholly
+    into U+FFFD, good characters included; those complete before the bad byte came stay as emitted here.
+    """
+
+    # An unfinished character is at most 3 bytes, so at most 3 tokens. The rest of the window is context,
+    # which metaspace tokenizers need: they drop the leading space of the first token they see.
+    _UNFINISHED = 3
+    _CLEANED = 6  # characters that clean-up may still change
+    _CONTEXT = 8
+    _WINDOW = 3 * _CONTEXT  # reached only by bytes that never become a character, and text that never gets clean
+
+    def __init__(self, text: Text, *, skip_special_tokens: bool = True) -> None:
+        """Start a stream; one decoder serves one sequence."""
+        checked_kind("text", text, Text, "a Text")
+        self._text = text
+        self._skip_special_tokens = skip_special_tokens
+        self._window: list[int] = []
+        self._decoded = ""  # of the window
+        self._emitted = 0  # characters of it
+        self._waiting = 0  # tokens since the window last ended in a whole character
+        self._boundary = 0  # where the window will begin after it slides: between two characters
+
+    def push(self, token_id: int) -> str:
+        """Take one more id; return the text that it makes final, often one word, or the empty string.
+
+        Raises:
+            DynexportError: as ``Text.decode``.
+        """
+        if self._text.is_silent(token_id, skip_special_tokens=self._skip_special_tokens):
+            return ""
+        self._window.append(token_id)
+        self._decoded = self._decode_window()
+        piece = self._decoded[self._emitted : self._final_length()]
+        self._emitted += len(piece)
+        self._slide()
+        return piece
+
+    def finish(self) -> str:
+        """The text still held back, with U+FFFD for bytes that never became a character."""
+        piece = self._decoded[self._emitted :]
+        self._emitted += len(piece)
+        return piece
+
+    def _final_length(self) -> int:
+        """How many characters of the window no later token can change."""
+        whole = len(self._decoded.rstrip(_REPLACEMENT))
+        self._waiting = 0 if whole == len(self._decoded) else self._waiting + 1
+        # After too long a wait the bytes are known to be bad; only the last ones can still begin a character.
+        final = whole if self._waiting <= self._UNFINISHED else len(self._decoded) - 1
+        return final - self._uncleaned(final) if self._text.cleans_up else final
+
+    def _uncleaned(self, length: int) -> int:
+        """How many of the characters up to ``length`` may go when text is cleaned up with what follows."""
+        ends = _MAY_BE_CLEANED.search(self._decoded[max(0, length - self._CLEANED) : length])
+        return 0 if ends is None else len(ends[0])
+
+    def _slide(self) -> None:
+        if self._emitted == len(self._decoded) and len(self._window) - self._boundary >= self._CONTEXT:
+            start = self._boundary
+        elif len(self._window) > self._WINDOW:
+            start = len(self._window) - 2 * self._CONTEXT
+        else:
+            return
+        held_back = max(0, len(self._decoded) - self._emitted)
+        del self._window[:start]
+        self._decoded = self._decode_window()
+        self._emitted = len(self._decoded) - held_back
+        self._boundary = len(self._window)
+
+    def _decode_window(self) -> str:
+        return self._text.decode(self._window, skip_special_tokens=self._skip_special_tokens)
+
+
+class StopStrings:
+    """Cuts streamed text before the first stop string, wherever the pieces are split.
+
+    The first is the one that is complete first; of those that end together, the longest.
+    """
+
+    def __init__(self, stops: Sequence[str]) -> None:
+        """Watch for any of ``stops``; none of them means that all text passes.
+
+        Raises:
+            DynexportError: when a stop string is empty.
+        """
+        stops = checked_list("stop", stops, "strings")
+        for stop in stops:
+            checked_kind("stop", stop, str, "a list of strings")
+        if "" in stops:
+            raise DynexportError("stop: expected non-empty strings, found an empty one")
+        self._stops = tuple(stops)
+        self._held = ""
+        self._stopped = False
+
+    def push(self, text: str) -> tuple[str, bool]:
+        """Take a piece; return the text that no stop string can claim any more, and whether a stop was found.
+
+        After a stop was found every push returns ``("", True)``.
+        """
+        if self._stopped:
+            return "", True
+        self._held += text
+        found = [
+            (self._held.find(stop) + len(stop), self._held.find(stop)) for stop in self._stops if stop in self._held
+        ]
+        if found:
+            self._stopped = True
+            return self._release(min(found)[1], drop_rest=True), True
+        return self._release(len(self._held) - self._undecided()), False
+
+    def finish(self) -> str:
+        """The text held back as the possible start of a stop string; nothing after a stop was found."""
+        return self._release(len(self._held))
+
+    def _undecided(self) -> int:
+        """Length of the longest end of the held text that a stop string begins with."""
+        longest = max((len(stop) for stop in self._stops), default=1)
+        for length in range(min(len(self._held), longest - 1), 0, -1):
+            if any(stop.startswith(self._held[-length:]) for stop in self._stops):
+                return length
+        return 0
+
+    def _release(self, length: int, *, drop_rest: bool = False) -> str:
+        piece = self._held[:length]
+        self._held = "" if drop_rest else self._held[length:]
+        return piece
+
+
+def _check_utf8(text: str) -> None:
+    """Raise DynexportError for half characters, as which Python keeps bytes that are no UTF-8."""
+    checked_kind("text", text, str, "text")
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise DynexportError(
+            f"text: expected UTF-8, found {text[error.start]!a} after {error.start} characters, which is no character"
+        ) from error
+
+
+def _read_config(content: bytes) -> dict[str, Any]:
+    with told_as(f"{CONFIG_FILE}: expected a JSON object"):
+        config = json.loads(content)
+    if not isinstance(config, dict):
+        raise DynexportError(f"{CONFIG_FILE}: expected a JSON object, found {type(config).__name__}")
+    return config
+
+
+def _special_tokens(config: Mapping[str, Any]) -> dict[str, str]:
+    """The special tokens that the config names, each given as text or as an object with "content"."""
+    tokens = {}
+    for name in _SPECIAL_NAMES:
+        value = config.get(name)
+        token = value.get("content") if isinstance(value, dict) else value
+        if isinstance(token, str):
+            tokens[name] = token
+        elif value is not None:
+            raise DynexportError(f'{CONFIG_FILE}: {name}: expected text or an object with "content", found {value!r}')
+    return tokens
