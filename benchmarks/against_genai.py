@@ -49,7 +49,7 @@ def measure_dynexport(directory: Path, threads: int) -> dict[str, float]:
     from dynexport.runtime import Bundle, Generator
 
     generator = Generator(Bundle.open(directory), threads)
-    decoder, keep = generator.decoder, generator.bundle.speedup(1)
+    decoder, keep = generator.decoder, generator.bundle.depth(1)
     prompt = np.random.default_rng(0).integers(0, 40000, PROMPT)
     cache = decoder.cache(1, PROMPT + STEPS + 8)
     prefill, decode = [], []

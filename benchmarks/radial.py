@@ -151,7 +151,7 @@ def _in_pools(directory: Path, threads: int) -> dict[int, float]:
         decoder, routes = open_decoder(bundle, threads), np.where(path < 0, layers, path)
         cache = decoder.cache(1, 256)
         decoder.prefill(cache, [list(range(8))], forced=[routes])
-        ways.append((decoder, cache, bundle.speedup(1), routes[:, :1]))
+        ways.append((decoder, cache, bundle.depth(1), routes[:, :1]))
     for _ in range(_STEPS_IN_TURN):
         row = []
         for decoder, cache, full, routes in ways:
@@ -175,7 +175,7 @@ def _loaded(bundle: Bundle, threads: int) -> dict[str, float]:
     decoder.prefill(cache, [list(range(8))], forced=routes)
     seconds = time.perf_counter() - start
     for _ in range(8):
-        decoder.step(cache, [1], bundle.speedup(1), forced=None if routes is None else routes[0][:, :1])
+        decoder.step(cache, [1], bundle.depth(1), forced=None if routes is None else routes[0][:, :1])
     return {"load_and_prompt_seconds": seconds, "resident_mb": (_resident() - before) / 1e6}
 
 

@@ -74,9 +74,7 @@ def decided(run: dict[str, Any]) -> list[int]:
 def test_the_sizes_and_the_kept_set(case: Case) -> None:
     manifest = case.bundle.manifest
     assert manifest.model.max_length == case.expected["max_length"]
-    assert [list(speedup.keep) for speedup in manifest.speedups] == [case.expected["keep"]] * bool(
-        case.expected["keep"]
-    )
+    assert [list(speedup.keep) for speedup in manifest.depths] == [case.expected["keep"]] * bool(case.expected["keep"])
 
 
 def test_logits_and_tokens(case: Case) -> None:
@@ -92,7 +90,7 @@ def test_logits_and_tokens(case: Case) -> None:
             assert logits[0].argmax() == token or margin < NEAR_TIE
             steps = len(cache.logs[0].ran)  # the last token's step is not in the answer
             overflow = 0 if case.bundle.manifest.routed is None else cache.overflow.sum()
-            logits = decoder.step(cache, [token], case.bundle.speedup(None))
+            logits = decoder.step(cache, [token], case.bundle.depth(None))
         assert overflow == (run["overflow"] or 0)
         if case.bundle.manifest.routed:
             check_routes(case, run, cache.logs[0], steps)

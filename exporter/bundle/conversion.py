@@ -204,7 +204,7 @@ def _write_graphs(
     part: Path,
     reader: WeightReader,
     contract: AnyContract,
-    kept: tuple[m.Speedup, ...],
+    depths: tuple[m.Depth, ...],
     precision: m.Precision,
     plans: tuple[GraphPlan, ...],
     built: Sequence[tuple[ir.Model, CausalLM]],
@@ -213,26 +213,35 @@ def _write_graphs(
 ) -> m.Manifest:
     """Write every graph and the one file of weights that they share; the manifest of it, other files still missing."""
     checkpoint, architecture = reader.checkpoint, reader.architecture
+    strategy, context = strategies()[contract.strategy], architecture.max_length
     graphs = []
     with WeightFile(part / m.WEIGHTS, target, progress) as weights:
         for plan, (graph, modules) in zip(plans, built, strict=True):
             weights.store(modules, reader)
             ir.save(graph, part / f"{plan.name}.onnx")
-            profiles = target.profiles(plan, contract, architecture.max_length)
-            graphs.append(describe.describe_graph(graph, plan, profiles))
+            graphs.append(describe.describe_graph(graph, plan, target.profiles(plan, contract, context)))
+    programs = strategy.programs(contract, plans, depths)
     return m.Manifest(
         schema_version=m.SCHEMA_VERSION,
         contract=contract,
+        trained=describe.is_trained(checkpoint, contract),
         target=target.name,
         precision=precision,
         model=describe.describe_model(architecture, weights.elements),
-        speedups=kept,
+        depths=tuple(describe.mark_trained(checkpoint, strategy, contract, depths)),
+        programs=programs,
         graphs=tuple(graphs),
-        cost=describe.describe_cost(architecture, weights.bytes_read, target),
+        caches=describe.describe_caches(
+            graphs,
+            strategy.places(contract, architecture.layers),
+            lambda place: strategy.slots(contract, place, context, plans),
+        ),
+        routing=strategy.routing(contract, plans),
+        limits=describe.describe_limits(graphs, programs, strategy.limits(contract, context, plans)),
+        cost=describe.describe_cost(
+            architecture, weights.bytes_read, target, strategy.router_weights(contract, architecture)
+        ),
         tokens=describe.describe_tokens(checkpoint, architecture.vocab_size),
-        key_positions=describe.position_layers(graphs[0]),
-        routed=describe.routed_caches(contract, architecture.max_length, padded=plans[0].padded),
-        single_graph=describe.single_graph(plans),
         source=describe.describe_source(checkpoint),
         tools=describe.tool_versions(),
         files={m.WEIGHTS: weights.entry()},

@@ -167,9 +167,9 @@ def convert(
         )
     manifest = done.manifest
     out.facts(f"Bundle {done.output}", [*describe_bundle(manifest), *_describe_run(done)])
-    if manifest.speedups:
+    if manifest.depths:
         out.table("Kept layers", *speedup_table(manifest))
-    if warning := not_trained(manifest, manifest.speedups):
+    if warning := not_trained(manifest, manifest.depths):
         out.warn(warning)
     for note in done.notes:
         out.warn(note)

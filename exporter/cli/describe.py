@@ -7,14 +7,14 @@ from typing import Any
 
 from dynexport.exporter.cli.output import bytes_text, layers_text
 from dynexport.runtime.bundle.contract import Mod
-from dynexport.runtime.bundle.manifest import WEIGHTS, Manifest, SingleGraph, Speedup
+from dynexport.runtime.bundle.manifest import WEIGHTS, Depth, Manifest, SingleGraph
 from dynexport.runtime.execution.cache import layer_slots
 from dynexport.runtime.measure.cost import ideal_speedup, step_bytes
 from dynexport.runtime.text.chat_template import TEMPLATE_FILE
 from dynexport.runtime.text.text import TOKENIZER_FILE
 
 
-def not_trained(manifest: Manifest, speedups: Iterable[Speedup]) -> str | None:
+def not_trained(manifest: Manifest, speedups: Iterable[Depth]) -> str | None:
     """A warning where some of the ratios are none that the checkpoint was trained for."""
     names = [speedup.name for speedup in speedups if not manifest.trained_for(speedup)]
     if not names:
@@ -105,7 +105,7 @@ def speedup_table(manifest: Manifest) -> tuple[list[str], list[list[str]]]:
             layers_text(speedup.keep),
             f"{ideal_speedup(manifest, speedup.keep):.2f}x",
         ]
-        for speedup in manifest.speedups
+        for speedup in manifest.depths
     ]
     return ["speedup", "layers", "which", "ideal decode speed-up"], rows
 
@@ -130,7 +130,7 @@ def bundle_report(manifest: Manifest) -> dict[str, Any]:
                 "ideal_speedup": ideal_speedup(manifest, speedup.keep),
                 "trained": manifest.trained_for(speedup),
             }
-            for speedup in manifest.speedups
+            for speedup in manifest.depths
         ],
         "graphs": [graph.model_dump(mode="json") for graph in manifest.graphs],
         "tokens": manifest.tokens.model_dump(),

@@ -67,8 +67,8 @@ def evaluate(
     out = Output(json_path)
     opened = Bundle.open(bundle, trust_engines=trust_engines)
     ids = Text.of_bundle(opened).encode(read_text(text_path, max_tokens))
-    dense = opened.speedup(1)
-    compared = opened.manifest.speedups if speedup is None else (opened.speedup(speedup),)
+    dense = opened.depth(1)
+    compared = opened.manifest.depths if speedup is None else (opened.depth(speedup),)
     with out.progress("evaluating") as bar:
         results = measure(
             opened,

@@ -51,7 +51,7 @@ def inspect(bundle: Path, engine: bool, check: bool, trust_engines: bool, json_p
 def _show_bundle(out: Output, bundle: Bundle) -> None:
     manifest = bundle.manifest
     out.facts(f"Bundle {bundle.path}", [*describe_bundle(manifest), ("source", manifest.source.model)])
-    if manifest.speedups:
+    if manifest.depths:
         out.table("Kept layers", *speedup_table(manifest))
     graph = manifest.graphs[0]
     shown = _shown_layers(manifest)

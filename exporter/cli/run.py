@@ -26,10 +26,10 @@ from dynexport.exporter.cli.talk import talk
 from dynexport.exporter.trace import Depth, Token, Trace, TraceFile, look
 from dynexport.runtime.bundle.bundle import Bundle
 from dynexport.runtime.bundle.errors import DynexportError
-from dynexport.runtime.bundle.manifest import Speedup
+from dynexport.runtime.bundle.manifest import Depth
 from dynexport.runtime.engines.registry import RunBackend
-from dynexport.runtime.execution.cache import STEP
 from dynexport.runtime.execution.decoders import AnyCache
+from dynexport.runtime.execution.kv_cache import STEP
 from dynexport.runtime.generation.conversation import Conversation
 from dynexport.runtime.generation.generation_config import GENERATION_CONFIG, Recommended, recommended_by
 from dynexport.runtime.generation.generator import Generator, Stream
@@ -151,7 +151,7 @@ def run(
     opened = Bundle.open(bundle, trust_engines=trust_engines)
     recommended = recommended_by(opened)
     sampling = _sampling(out, recommended, {name: value for name, value in given.items() if value is not None})
-    keep = opened.speedup(speedup)
+    keep = opened.depth(speedup)
     _say_ratio(out, opened, keep, asked=speedup is not None)
     generator = Generator(opened, threads, backend=backend)
     if template_variables and (unused := generator.text.unused_variables(template_variables)):
@@ -257,11 +257,11 @@ def _sampling(out: Output, recommended: Recommended, given: dict[str, Any]) -> S
     return sampling
 
 
-def _say_ratio(out: Output, bundle: Bundle, keep: Speedup, *, asked: bool) -> None:
+def _say_ratio(out: Output, bundle: Bundle, keep: Depth, *, asked: bool) -> None:
     """Warn about a ratio that the model was not trained for; tell where that is why none is taken."""
     if warning := not_trained(bundle.manifest, [keep]):
         out.warn(warning)
-    if bundle.manifest.speedups and not asked and len(keep.keep) == bundle.manifest.model.layers:
+    if bundle.manifest.depths and not asked and len(keep.keep) == bundle.manifest.model.layers:
         out.note("at full depth, as the checkpoint declares no ratio that it was trained for; --speedup takes one")
 
 

@@ -8,9 +8,9 @@ from typing import Any
 import onnx_ir as ir
 from onnxscript import GraphBuilder
 
-from dynexport.exporter.bundle.describe import routed_caches
 from dynexport.exporter.families.architecture import Architecture
 from dynexport.exporter.graph.decoder import CausalLM, RunLayer
+from dynexport.exporter.graph.routed_caches import routed_caches
 from dynexport.exporter.graph.routing import Routing, StepInputs, outputs
 from dynexport.exporter.graph.step import BOOL, FLOAT, INT64, LayerCache, Step, inverse_frequencies
 from dynexport.exporter.graph.structure import check_structure

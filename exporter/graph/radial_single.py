@@ -16,7 +16,6 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from dynexport.exporter.bundle.describe import PADDED_CHUNK
 from dynexport.exporter.families.architecture import Architecture
 from dynexport.exporter.graph import radial
 from dynexport.exporter.graph.build import add_input, add_output, typed_value
@@ -25,9 +24,10 @@ from dynexport.exporter.graph.radial_paths import Decision, Paths, any_of
 from dynexport.exporter.graph.selection import capacity, chosen_first
 from dynexport.exporter.graph.step import FLOAT, INT64, Rotation, inverse_frequencies, rotation
 from dynexport.exporter.graph.structure import check_single_graph
+from dynexport.exporter.lowering.plan import PADDED_CHUNK
 from dynexport.exporter.lowering.target import Target
 from dynexport.runtime.bundle.contract import Radial
-from dynexport.runtime.execution.routes import TURNED_AWAY
+from dynexport.runtime.execution.decisions import TURNED_AWAY
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,7 @@ from dynexport.exporter.families.architecture import Architecture
 from dynexport.exporter.graph.routing import Routing
 from dynexport.runtime.bundle.contract import Mod, Radial
 from dynexport.runtime.bundle.manifest import PAST, PRESENT
-from dynexport.runtime.execution.routes import TURNED_AWAY
+from dynexport.runtime.execution.decisions import TURNED_AWAY
 
 
 class BrokenGraph(AssertionError):

@@ -3,8 +3,24 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
-from dynexport.runtime.bundle.manifest import ProfileName, Role
+from dynexport.runtime.bundle.manifest import ProfileName
+
+# Tokens of a row in a run that fills slots whatever was chosen: each costs a slot of every cache that tokens choose.
+PADDED_CHUNK = 64
+Role = Literal[
+    "step", "paths", "decode", "embedding", "router", "before_attention", "attention", "after_attention", "head"
+]
+
+
+@dataclass(frozen=True)
+class SlotRule:
+    """How many entries a row may have in one cache, and slots; as in ``manifest.Cache``."""
+
+    most: int | None = None
+    per_token: int = 1
+    slack: int = 0
 
 
 @dataclass(frozen=True)
@@ -34,6 +50,11 @@ class GraphPlan:
     serves: tuple[ProfileName, ...] = ("prefill", "decode")
     step: int | None = None
     layer_capacity: float | None = None
+
+    @property
+    def share_memory(self) -> bool:
+        """Whether a session should plan which results share memory: not in a graph of all hops and layers."""
+        return self.layer_capacity is None
 
     @property
     def only_decodes(self) -> bool:

@@ -20,63 +20,43 @@ from dynexport.exporter.parity.ladder import Measurement, replayed
 from dynexport.exporter.parity.thresholds import ROUTES, Kind
 from dynexport.exporter.reference import Case, Oracle
 from dynexport.runtime.bundle.bundle import Bundle
-from dynexport.runtime.bundle.contract import Radial
 from dynexport.runtime.bundle.manifest import Graph
-from dynexport.runtime.engines.engine import Engine
+from dynexport.runtime.engines.engine import Engine, HostMemory
 from dynexport.runtime.engines.onnxruntime import OnnxRuntimeEngine
-from dynexport.runtime.execution.decoder import Decoder
-from dynexport.runtime.execution.decoders import AnyDecoder
-from dynexport.runtime.execution.loaded import Loaded
-from dynexport.runtime.execution.path_decoder import PathDecoder
-from dynexport.runtime.execution.single_path_decoder import SinglePathDecoder
+from dynexport.runtime.execution.executor import Executor
 
 _KINDS: dict[Kind, Kind] = {"reference": "arithmetic", "routes": "arithmetic_routes"}
 
 
-def exact_decoder(bundle: Bundle, threads: int | None) -> AnyDecoder:
+def exact_executor(bundle: Bundle, threads: int | None) -> Executor:
     """The bundle on ONNX Runtime's CPU provider, with activations that stay float32."""
-    if bundle.manifest.single_graph is not None:
-        return _ExactSinglePathDecoder(bundle, threads)
-    if isinstance(bundle.manifest.contract, Radial):
-        return _ExactPathDecoder(bundle, threads)
-    return _ExactDecoder(bundle, threads)
+    return Executor(bundle, threads, wrap=lambda _: _ExactBackend(bundle, threads))
 
 
 def as_arithmetic(measured: Measurement) -> Measurement:
-    """A comparison with the reference, made by ``exact_decoder`` and with rounded weights on both sides."""
+    """A comparison with the reference, made by ``exact_executor`` and with rounded weights on both sides."""
     routes = "routes/" if measured.kind in ROUTES else ""
     name = f"{routes}arithmetic/{measured.name.removeprefix(routes)}"
     return replace(measured, name=name, kind=_KINDS.get(measured.kind, measured.kind))
 
 
-def rounding(decoder: AnyDecoder, oracle: Oracle, prompts: Sequence[Prompt]) -> list[Measurement]:
+def rounding(executor: Executor, oracle: Oracle, prompts: Sequence[Prompt]) -> list[Measurement]:
     """What rounding activations inside products does: the bundle as it is, beside PyTorch with the same weights."""
-    cases = [Case(tuple(prompt), ((0, len(prompt)),), decoder.bundle.speedup(1)) for prompt in prompts]
-    return replayed("rounding/prompt", decoder, cases, oracle.answers(cases), kind="consistency")
+    cases = [Case(tuple(prompt), ((0, len(prompt)),), executor.manifest.full) for prompt in prompts]
+    return replayed("rounding/prompt", executor, cases, oracle.answers(cases), kind="consistency")
 
 
-class _Exact(Loaded):
+class _ExactBackend(HostMemory):
     """Opens a bundle's graphs so that products keep their activations as they are."""
 
-    def _engine(self, graph: Graph) -> Engine:
-        if graph.name not in self._engines:
-            path = self.bundle.path / graph.file
-            self._engines[graph.name] = OnnxRuntimeEngine(
-                path, graph, self.threads, alone=False, model=_with_float_activations(path)
-            )
-        return self._engines[graph.name]
+    grows = True
 
+    def __init__(self, bundle: Bundle, threads: int | None) -> None:
+        self._path, self._threads = bundle.path, threads
 
-class _ExactDecoder(_Exact, Decoder):
-    """Of whole steps."""
-
-
-class _ExactPathDecoder(_Exact, PathDecoder):
-    """Of a set of graphs."""
-
-
-class _ExactSinglePathDecoder(_Exact, SinglePathDecoder):
-    """Of a single graph of all steps."""
+    def open(self, graph: Graph) -> Engine:
+        path = self._path / graph.file
+        return OnnxRuntimeEngine(path, graph, self._threads, alone=False, model=_with_float_activations(path))
 
 
 def _with_float_activations(path: Path) -> bytes:

@@ -18,7 +18,7 @@ from dynexport.exporter.parity.graph_reading import COMPARISONS, GraphFile, behi
 from dynexport.exporter.reference.rotary import rotary_angles
 from dynexport.runtime.bundle.bundle import Bundle
 from dynexport.runtime.bundle.contract import Mod, Radial
-from dynexport.runtime.bundle.manifest import Manifest
+from dynexport.runtime.bundle.manifest import Manifest, PathRouting
 
 _NORMS = (
     "LayerNormalization",
@@ -101,10 +101,11 @@ def _manifest(manifest: Manifest, architecture: Architecture) -> Iterator[Differ
         ("vocab_size", architecture.vocab_size),
     ):
         yield from _unequal(f"manifest: {name}", expected, getattr(manifest.model, name))
-    if isinstance(contract, Mod) and manifest.routed is not None:
+    if isinstance(contract, Mod):
         slots = contract.slots(manifest.model.max_length)
-        yield from _unequal("manifest: entries of routed caches", slots, manifest.routed.slots)
-    for speedup in manifest.speedups:
+        found = {cache.most for cache in manifest.caches if cache.place in contract.routed_layers}
+        yield from _unequal("manifest: entries of routed caches", {slots}, found)
+    for speedup in manifest.depths:
         graphs = [graph for graph in manifest.graphs if graph.name == f"decode-{speedup.name}"]
         for graph in graphs:
             yield from _unequal(f"{graph.name}: layers", speedup.keep, graph.layers)
@@ -150,7 +151,7 @@ def _attention(graph: GraphFile, architecture: Architecture) -> Iterator[Differe
             heads = (int(number(node, "num_heads")), int(number(node, "kv_num_heads")))
             yield from _unequal(f"{where}: heads", (architecture.heads, architecture.kv_heads), heads)
             yield from _unequal(f"{where}: window", -1.0, number(node, "local_window_size", -1))
-    if graph.entry.role == "step":
+    if graph.is_step:
         yield from _unequal(f"{graph.entry.name}: layers with attention", {*graph.entry.layers}, seen)
 
 
@@ -198,10 +199,10 @@ def _rotary(graph: GraphFile, architecture: Architecture) -> Iterator[Difference
             yield from _angles(graph.where(node), node.inputs[place], kind, architecture)
         yield from _unequal(f"{graph.where(node)}: interleaved", 0.0, number(node, "interleaved"))
         yield from _unequal(f"{graph.where(node)}: interleaved", 0.0, number(node, "rotary_interleaved"))
-    if graph.entry.role == "embedding" and isinstance(architecture.positions, Rotary):
+    if graph.only_embeds and isinstance(architecture.positions, Rotary):
         for kind in ("Cos", "Sin"):
             yield from _angles(graph.entry.name, graph.value(kind.lower()), kind, architecture)
-    if graph.entry.role in ("step", "before_attention"):
+    if graph.is_step or graph.value("query") is not None:
         layers = {layer for layer in graph.entry.layers if architecture.rotary_layers[layer]}
         yield from _unequal(f"{graph.entry.name}: layers with rotary positions", layers, rotated)
 
@@ -256,7 +257,7 @@ def _ends(graph: GraphFile, architecture: Architecture) -> Iterator[Difference]:
         expected = set() if a.logits_softcap is None else {float(np.float32(a.logits_softcap))}
         yield from _unequal(f"{name}: softcap of logits", (expected, bool(expected)), (caps, capped))
     embedded = graph.value("hidden_states.embedding")
-    if graph.entry.role == "embedding":
+    if graph.only_embeds:
         embedded = graph.value("hidden_states_out")
     if embedded is None:
         return
@@ -272,7 +273,7 @@ def _ends(graph: GraphFile, architecture: Architecture) -> Iterator[Difference]:
 
 def _layers(graph: GraphFile, architecture: Architecture) -> Iterator[Difference]:
     """Which layer a condition is for, by the weights in its branch."""
-    if not graph.entry.conditional:
+    if not graph.entry.takes("layer_active"):
         return
     rows = {}
     for node in graph.of_type("If"):
@@ -359,7 +360,7 @@ def _shares(graph: GraphFile) -> Iterator[tuple[int, int, int]]:
 def _paths(graph: GraphFile, manifest: Manifest, contract: Radial) -> Iterator[Difference]:
     """The choices of every step, and how many scores a router gives."""
     name, layers = graph.entry.name, manifest.model.layers
-    if graph.entry.role in ("paths", "decode"):
+    if graph.entry.takes("forced_paths"):
         for step in range(contract.max_steps):
             row = np.ones(contract.choices(layers), np.bool_)
             if contract.exit:
@@ -367,10 +368,10 @@ def _paths(graph: GraphFile, manifest: Manifest, contract: Radial) -> Iterator[D
             found = graph.constant(f"allowed_in_step_{step}")
             if found is None or not np.array_equal(found.reshape(-1), row):
                 yield f"{name}: step {step}: choices: expected {_shown(row)}, found {_shown(found)}"
-    if graph.entry.role == "paths" and manifest.single_graph is not None:
-        shares = {_share(manifest.single_graph.layer_capacity, "ceil")}
+    if not graph.entry.share_memory and isinstance(manifest.routing, PathRouting):
+        shares = {_share(manifest.routing.layer_capacity, "ceil")}
         yield from _unequal(f"{name}: share that a layer has room for", shares, {*_shares(graph)})
-    if graph.entry.role == "router":
+    if graph.entry.takes("forced_choices"):
         sizes = [spec.shape[-1] for spec in graph.entry.outputs if spec.name == "scores"]
         yield from _unequal(f"{name}: choices", [contract.choices(layers)], sizes)
 

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from dynexport.exporter.parity.cases import Prompt
 from dynexport.exporter.parity.golden import golden_rows
 from dynexport.exporter.parity.ladder import CHUNKS, Measurement, absent
-from dynexport.exporter.parity.reach import LongRow, full_is_refused, prompts_compete, row_limit, rows_compete
+from dynexport.exporter.parity.reach import LongRow, full_is_refused, row_limit
 from dynexport.exporter.parity.thresholds import ROUTES
 from dynexport.exporter.reference.dequantised import is_quantised
-from dynexport.runtime.bundle.manifest import Manifest
+from dynexport.runtime.bundle.manifest import FULL, Manifest
 
 
 @dataclass(frozen=True)
@@ -38,18 +38,18 @@ class Scope:
 
 def expected_checks(manifest: Manifest, scope: Scope) -> dict[str, int]:
     """Positions that every comparison has to have, by its name; 0 for those that compare no logits."""
-    ratios = ["dense", *(speedup.name for speedup in manifest.speedups if speedup.ratio != 1)]
-    longest, decisions = max(map(len, scope.prompts)), manifest.has_routers
+    ratios = [FULL, *(depth.name for depth in manifest.depths if depth.ratio != 1)]
+    longest, decisions = max(map(len, scope.prompts)), manifest.routing is not None
     compared: dict[str, int] = {}
     if not scope.against:
         compared |= {row.check: len(row.positions) for row in golden_rows(manifest)}
     else:
         compared |= _against(manifest, scope, ratios)
-    if not rows_compete(manifest) and not prompts_compete(manifest):
+    if not manifest.limits.compete and not manifest.limits.whole_prompts:
         compared["single_steps"] = longest
         compared |= {f"chunked_prefill/{chunk}": longest for chunk in CHUNKS if chunk < longest}
     exact = ["kept_sets", "constants", *(f"ratio_change/{ratio}" for ratio in ratios)]
-    if not rows_compete(manifest):
+    if not manifest.limits.compete:
         compared |= {f"batch_isolation/{ratio}": 1 for ratio in ratios}
         exact += [f"{name}/{ratio}" for ratio in ratios for name in ("neighbours", "ended_rows")]
     if scope.against:
@@ -73,7 +73,7 @@ def _against(manifest: Manifest, scope: Scope, ratios: Sequence[str]) -> dict[st
         if scope.long is not None:
             found[f"long/{ratio}"] = len(scope.long.positions)
     if scope.full is not None:
-        ways = ("steps",) if prompts_compete(manifest) else ("prompt", "steps")
+        ways = ("steps",) if manifest.limits.whole_prompts else ("prompt", "steps")
         found |= {f"full_caches/{way}": len(scope.full.positions) for way in ways}
     if is_quantised(manifest):
         found |= {f"arithmetic/{name}": positions for name, positions in found.items()}

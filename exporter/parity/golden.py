@@ -12,13 +12,14 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import load_file, save_file
 
 from dynexport.exporter.checkpoint import Checkpoint
-from dynexport.exporter.parity.reach import golden_long_row, prompts_compete, row_limit
+from dynexport.exporter.parity.reach import golden_long_row, row_limit
 from dynexport.exporter.reference import Answer, Case, RowPaths, RowRoutes
 from dynexport.exporter.reference.dequantised import DequantisedWeights, is_quantised
 from dynexport.exporter.reference.weights import Weights
 from dynexport.exporter.strategies import strategies
 from dynexport.runtime.bundle.errors import DynexportError
-from dynexport.runtime.bundle.manifest import Manifest, Speedup
+from dynexport.runtime.bundle.manifest import Depth, Manifest
+from dynexport.runtime.execution.decisions import DecisionReader
 from dynexport.runtime.text.text import Text
 
 _TEXT = (
@@ -34,7 +35,7 @@ _COMPARED = 8
 # Of a text that is repeated, so many tokens stay together: the same words, never the same distance apart.
 _TOGETHER = 8
 _DEQUANTISED = "dequantised."
-_ROUTES: dict[str, type[RowRoutes | RowPaths]] = {"mod": RowRoutes, "radial": RowPaths}
+_ROUTES: dict[str, type[RowRoutes | RowPaths]] = {"layers": RowRoutes, "paths": RowPaths}
 
 
 @dataclass(frozen=True)
@@ -44,7 +45,7 @@ class GoldenRow:
     Attributes:
         name: of its tensors.
         tokens: name of the tensor with its tokens.
-        speedup: the kept set that tokens after the prompt run in; all layers, or where routers say.
+        depth: the layers that tokens after the prompt run in; all layers, or where routers say.
         prompt, length: tokens that are given as prompt, and all; those after the prompt are fed one by one.
         positions: tokens whose logits it has, ascending.
         dequantised: whether they are those of the weights as the bundle holds them, not as the checkpoint does.
@@ -52,7 +53,7 @@ class GoldenRow:
 
     name: str
     tokens: str
-    speedup: Speedup
+    depth: Depth
     prompt: int
     length: int
     positions: tuple[int, ...]
@@ -66,28 +67,28 @@ class GoldenRow:
 
     def case(self, tokens: np.ndarray) -> Case:
         """The row as the reference runs it; tokens int64 [length]."""
-        return Case(tuple(tokens.tolist()), ((0, self.prompt),), self.speedup)
+        return Case(tuple(tokens.tolist()), ((0, self.prompt),), self.depth)
 
 
 def golden_rows(manifest: Manifest) -> tuple[GoldenRow, ...]:
     """The rows that a bundle's golden vectors have, whoever has written them: the long one is the last."""
-    full = Speedup(name="dense", ratio=1.0, keep=tuple(range(manifest.model.layers)))
+    full = manifest.full
     length = min(_LENGTH, row_limit(manifest))
-    longest = (prompts_compete(manifest) and manifest.limit("S")) or length
+    longest = (manifest.limits.whole_prompts and manifest.limits.prompt) or length
     prompts = [size for size in _PROMPT_LENGTHS if size < length and size <= longest]
     if not prompts:
         return ()
     positions = tuple(range(max(length - _COMPARED, max(prompts)), length))
     rows = [
-        GoldenRow(f"{speedup.name}.{prompt}", "tokens", speedup, prompt, length, positions)
-        for speedup in (full, *manifest.speedups)
-        for prompt in (prompts if speedup is full else prompts[-1:])
+        GoldenRow(f"{depth.name}.{prompt}", "tokens", depth, prompt, length, positions)
+        for depth in (full, *manifest.depths)
+        for prompt in (prompts if depth is full else prompts[-1:])
     ]
     row = golden_long_row(manifest)
     if row is not None:
-        speedup = (full, *manifest.speedups)[-1]
-        name = f"{speedup.name}.long"
-        rows.append(GoldenRow(name, "long_tokens", speedup, row.prompt, row.length, row.positions))
+        depth = (full, *manifest.depths)[-1]
+        name = f"{depth.name}.long"
+        rows.append(GoldenRow(name, "long_tokens", depth, row.prompt, row.length, row.positions))
     if is_quantised(manifest):
         rows += [dataclasses.replace(row, name=_DEQUANTISED + row.name, dequantised=True) for row in rows]
     return tuple(rows)
@@ -154,7 +155,7 @@ def read_golden(path: Path, manifest: Manifest) -> dict[str, tuple[Case, Answer]
     except (OSError, SafetensorError) as error:
         raise DynexportError(f"{path}: expected golden vectors, found: {error}") from error
     rows = golden_rows(manifest)
-    kind = _ROUTES.get(manifest.contract.strategy)
+    kind = None if manifest.routing is None else _ROUTES[manifest.routing.kind]
     parts = [] if kind is None else _parts(kind)
     known = {f"{row.name}.{part}" for row in rows for part in parts} | {
         name for row in rows for name in (row.name, row.tokens)
@@ -177,10 +178,10 @@ def _tokens(path: Path, row: GoldenRow, tensors: dict[str, np.ndarray]) -> np.nd
 def _answer(path: Path, row: GoldenRow, tensors: dict[str, np.ndarray], manifest: Manifest) -> Answer:
     logits = tensors[row.name]
     _check_shape(path, row.name, logits, (len(row.positions), manifest.model.vocab_size))
-    kind = _ROUTES.get(manifest.contract.strategy)
+    kind = None if manifest.routing is None else _ROUTES[manifest.routing.kind]
     if kind is None:
         return Answer(logits)
-    count = len(manifest.routed.layers) if manifest.routed else getattr(manifest.contract, "max_steps", 0)
+    count = DecisionReader(manifest).rows
     shapes = {"overflow": (count,), "depth": (row.length,)}
     parts = {part: tensors.get(f"{row.name}.{part}", np.zeros(0)) for part in _parts(kind)}
     for part, values in parts.items():

@@ -32,6 +32,20 @@ class GraphFile:
         self._graph = ir.from_proto(onnx.load_from_string(bundle.read(entry.file))).graph
         self.nodes = list(self._graph.all_nodes())
 
+    @property
+    def is_step(self) -> bool:
+        """Whether it takes tokens through the model's layers in their order."""
+        return (
+            self.entry.takes("input_ids")
+            and self.entry.takes("logits_indices")
+            and not self.entry.takes("forced_paths")
+        )
+
+    @property
+    def only_embeds(self) -> bool:
+        """Whether it gives hidden states of tokens, and no more."""
+        return self.entry.takes("input_ids") and not self.entry.caches
+
     def of_type(self, *kinds: str) -> Iterator[ir.Node]:
         """Nodes of these operators."""
         return (node for node in self.nodes if node.op_type in kinds)
@@ -52,7 +66,11 @@ class GraphFile:
         found = _LAYER.search(node.name or "")
         if found:
             return int(found[1])
-        return self.entry.layers[0] if self.entry.role in ("before_attention", "after_attention") else None
+        return (
+            self.entry.layers[0]
+            if self.entry.takes("hidden_states") and len(self.entry.layers) == 1 and not self.entry.caches
+            else None
+        )
 
     def where(self, node: ir.Node) -> str:
         """A place to name in a difference."""

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from dynexport.exporter.parity.cases import Decisions, Prompt, generate, replay, routes
+from dynexport.exporter.parity.cases import Forced, Prompt, generate, replay, routes
 from dynexport.exporter.parity.constants import angle_differences, differences
 from dynexport.exporter.parity.golden import GoldenRow
 from dynexport.exporter.parity.metrics import FloatArray, Metrics, compare_bits, compare_logits, compare_routes
@@ -17,12 +17,11 @@ from dynexport.exporter.parity.thresholds import Kind
 from dynexport.exporter.reference import Answer, Case, Oracle, RowPaths, RowRoutes
 from dynexport.exporter.strategies import strategies
 from dynexport.runtime.bundle.bundle import Bundle
-from dynexport.runtime.bundle.contract import AnyContract, Mod, Radial
 from dynexport.runtime.bundle.errors import DynexportError
-from dynexport.runtime.bundle.manifest import Speedup
-from dynexport.runtime.execution.decoder import CHUNK
-from dynexport.runtime.execution.decoders import AnyDecoder
-from dynexport.runtime.execution.routes import TURNED_AWAY
+from dynexport.runtime.bundle.manifest import Depth, LayerRouting, Manifest, PathRouting
+from dynexport.runtime.execution.batch import CHUNK
+from dynexport.runtime.execution.decisions import TURNED_AWAY
+from dynexport.runtime.execution.executor import Executor
 
 CHUNKS = (1, 3, 16)
 _ROUTES_OF: dict[Kind, Kind] = {"reference": "routes", "arithmetic": "arithmetic_routes"}
@@ -60,17 +59,17 @@ def kept_sets(bundle: Bundle) -> Measurement:
     """The manifest's kept sets are those that its contract asks for."""
     manifest = bundle.manifest
     wanted = strategies()[manifest.contract.strategy].speedups(manifest.contract, manifest.model.layers)
-    by_name = {speedup.name: speedup for speedup in manifest.speedups}
+    by_name = {depth.name: depth for depth in manifest.depths}
     metrics: Metrics = {
-        "identical": wanted == manifest.speedups,
+        "identical": wanted == manifest.depths,
         "differences": [
-            f"kept set {speedup.name}: expected {list(speedup.keep)}, found "
-            f"{list(by_name[speedup.name].keep) if speedup.name in by_name else 'none'}"
-            for speedup in wanted
-            if by_name.get(speedup.name) != speedup
+            f"kept set {depth.name}: expected {list(depth.keep)}, found "
+            f"{list(by_name[depth.name].keep) if depth.name in by_name else 'none'}"
+            for depth in wanted
+            if by_name.get(depth.name) != depth
         ],
-        "contract": [list(speedup.keep) for speedup in wanted],
-        "manifest": [list(speedup.keep) for speedup in manifest.speedups],
+        "contract": [list(depth.keep) for depth in wanted],
+        "manifest": [list(depth.keep) for depth in manifest.depths],
     }
     return Measurement("kept_sets", "exact", metrics)
 
@@ -87,7 +86,7 @@ def rotary_angles(bundle: Bundle) -> Measurement:
     return Measurement("rotary_angles", "exact", {"identical": not found, "differences": list(found)})
 
 
-def golden_row(decoder: AnyDecoder, row: GoldenRow, there: tuple[Case, Answer] | None) -> list[Measurement]:
+def golden_row(executor: Executor, row: GoldenRow, there: tuple[Case, Answer] | None) -> list[Measurement]:
     """What PyTorch computed when the bundle was made; a row that is not there has failed."""
     if there is None:
         return [
@@ -98,7 +97,7 @@ def golden_row(decoder: AnyDecoder, row: GoldenRow, there: tuple[Case, Answer] |
         ]
     case, answer = there
     kind: Kind = "arithmetic" if row.dequantised else "reference"
-    return replayed(row.check, decoder, [case], [answer], at=row.positions, kind=kind)
+    return replayed(row.check, executor, [case], [answer], at=row.positions, kind=kind)
 
 
 def absent(name: str, difference: str) -> Measurement:
@@ -107,27 +106,27 @@ def absent(name: str, difference: str) -> Measurement:
 
 
 def long_rows(
-    decoder: AnyDecoder, oracle: Oracle, row: LongRow, tokens: Prompt, ratios: Sequence[Speedup]
+    executor: Executor, oracle: Oracle, row: LongRow, tokens: Prompt, ratios: Sequence[Depth]
 ) -> list[Measurement]:
     """A row that goes as far as is worth its cost, at every ratio; logits of some positions, all decisions."""
-    cases = [Case(tuple(tokens[: row.length]), ((0, row.prompt),), speedup) for speedup in ratios]
+    cases = [Case(tuple(tokens[: row.length]), ((0, row.prompt),), depth) for depth in ratios]
     answers = oracle.answers(cases, at=row.positions)
     found: list[Measurement] = []
     for case, answer in zip(cases, answers, strict=True):
-        found += replayed(f"long/{case.speedup.name}", decoder, [case], [answer], at=row.positions)
+        found += replayed(f"long/{case.depth.name}", executor, [case], [answer], at=row.positions)
     return found
 
 
-def full_caches(decoder: AnyDecoder, oracle: Oracle, row: LongRow, tokens: Prompt) -> list[Measurement]:
+def full_caches(executor: Executor, oracle: Oracle, row: LongRow, tokens: Prompt) -> list[Measurement]:
     """Every token runs, whatever routers say, until a cache is full and after: in a prompt, and token by token.
 
     Where prompts choose by top-k, no more of their tokens run than the contract says: then only token by token.
     """
-    manifest, full = decoder.manifest, decoder.bundle.speedup(1)
-    contract, length = manifest.contract, row.length
-    forced = everywhere(contract, manifest.model.layers, length)
+    manifest, full = executor.manifest, executor.manifest.full
+    length = row.length
+    forced = everywhere(manifest, length)
     prompts = {"prompt": length, "steps": max(1, length - 2 * STEPS)}
-    if isinstance(contract, Mod) and contract.prefill == "topk":
+    if manifest.limits.whole_prompts:
         prompts = {"steps": 1}
     cases = {name: Case(tuple(tokens[:length]), ((0, size),), full, forced) for name, size in prompts.items()}
     found: list[Measurement] = []
@@ -135,43 +134,43 @@ def full_caches(decoder: AnyDecoder, oracle: Oracle, row: LongRow, tokens: Promp
         at = tuple(sorted({*row.positions, case.prompted[0][1] - 1}))
         answer = _certain(oracle.answers([case], at=at)[0])
         try:
-            found += replayed(f"full_caches/{name}", decoder, [case], [answer], at=at)
+            found += replayed(f"full_caches/{name}", executor, [case], [answer], at=at)
         except DynexportError as error:  # of an overflow, where the contract calls it one
             found.append(absent(f"full_caches/{name}", str(error)))
     if full_is_refused(manifest, row):
-        found.append(_refused_when_full(decoder, cases["steps"], tokens[length]))
+        found.append(_refused_when_full(executor, cases["steps"], tokens[length]))
     return found
 
 
-def _refused_when_full(decoder: AnyDecoder, case: Case, token: int) -> Measurement:
+def _refused_when_full(executor: Executor, case: Case, token: int) -> Measurement:
     """One token more than there is room for is an error."""
     assert case.forced is not None
     one_more = Case(
-        (*case.tokens, token), case.prompted, case.speedup, np.pad(case.forced, ((0, 0), (0, 1)), mode="edge")
+        (*case.tokens, token), case.prompted, case.depth, np.pad(case.forced, ((0, 0), (0, 1)), mode="edge")
     )
     difference = f"expected an error for {len(one_more.tokens)} tokens that run in every layer, found none"
     try:
-        replay(decoder, [one_more])
+        replay(executor, [one_more])
     except DynexportError:
         return Measurement("full_caches/refused", "exact", {"identical": True})
     return absent("full_caches/refused", difference)
 
 
-def everywhere(contract: AnyContract, layers: int, length: int) -> NDArray[np.int64]:
+def everywhere(manifest: Manifest, length: int) -> NDArray[np.int64]:
     """int64 [R, length]: decisions for every token to run wherever it may; on a path, in the first layer if it can."""
-    if isinstance(contract, Mod):
-        return np.ones((len(contract.routed_layers), length), np.int64)
-    assert isinstance(contract, Radial)
-    return np.repeat(path_through(contract, layers, 0)[:, None], length, axis=1)
+    if isinstance(manifest.routing, LayerRouting):
+        return np.ones((len(manifest.routing.layers), length), np.int64)
+    assert isinstance(manifest.routing, PathRouting)
+    return np.repeat(path_through(manifest.routing, manifest.model.layers, 0)[:, None], length, axis=1)
 
 
-def path_through(contract: Radial, layers: int, first: int) -> NDArray[np.int64]:
-    """int64 [max_steps], the path that stays in a layer as long as there are steps, or goes on to those behind it."""
-    steps = np.arange(contract.max_steps)
-    if contract.allow_reuse:
-        return np.full_like(steps, first)
-    path = np.where(steps < layers, (first + steps) % layers, -1)
-    if contract.exit and contract.max_steps > layers and contract.min_steps <= layers:
+def path_through(routing: PathRouting, layers: int, first: int) -> NDArray[np.int64]:
+    """int64 [hops], the path that stays in a layer as long as there are hops, or goes on to those behind it."""
+    hops = np.arange(routing.hops)
+    if routing.reuse:
+        return np.full_like(hops, first)
+    path = np.where(hops < layers, (first + hops) % layers, -1)
+    if routing.exit and routing.hops > layers and routing.min_hops <= layers:
         path[layers] = layers  # to leave is a choice even then
     return path
 
@@ -184,20 +183,20 @@ def _certain(answer: Answer) -> Answer:
 
 
 def prompts_alone_and_together(
-    decoder: AnyDecoder, oracle: Oracle, prompts: Sequence[Prompt], rows: int
+    executor: Executor, oracle: Oracle, prompts: Sequence[Prompt], rows: int
 ) -> list[Measurement]:
     """Logits after every token of every prompt: each prompt alone, then the first ``rows`` as a right-padded batch."""
-    full = decoder.bundle.speedup(1)
+    full = executor.manifest.full
     cases = [Case(tuple(prompt), ((0, len(prompt)),), full) for prompt in prompts]
     answers = oracle.answers(cases)
     found: list[Measurement] = []
     for case, answer in zip(cases, answers, strict=True):
-        found += replayed(f"prompt/{len(case.tokens)}", decoder, [case], [answer])
-    return found + replayed("prompt/batch", decoder, cases[:rows], answers[:rows])
+        found += replayed(f"prompt/{len(case.tokens)}", executor, [case], [answer])
+    return found + replayed("prompt/batch", executor, cases[:rows], answers[:rows])
 
 
 def greedy(
-    decoder: AnyDecoder, oracle: Oracle, prompts: Sequence[Prompt], speedup: Speedup, count: int
+    executor: Executor, oracle: Oracle, prompts: Sequence[Prompt], depth: Depth, count: int
 ) -> list[Measurement]:
     """The engine generates in a right-padded batch; the reference scores what it generated, in one pass.
 
@@ -205,126 +204,124 @@ def greedy(
         count: tokens to generate; fewer where the context ends before.
     """
     longest = max(map(len, prompts))
-    count = min(count, row_limit(decoder.manifest) - longest + 1)
-    cache = decoder.cache(len(prompts), longest + count, record=True)
-    first = decoder.prefill(cache, prompts, all_logits=True)
+    count = min(count, row_limit(executor.manifest) - longest + 1)
+    cache = executor.full_cache(len(prompts), longest + count, record=True)
+    first = executor.prefill(cache, prompts, all_logits=True)
     # What is generated last is never fed.
     last = np.concatenate([logits[-1:] for logits in first])
-    fed, later = generate(decoder, cache, last, speedup, count - 1)
-    cases = [
-        Case((*prompt, *tokens), ((0, len(prompt)),), speedup) for prompt, tokens in zip(prompts, fed, strict=True)
-    ]
-    found = _Run([np.concatenate(parts) for parts in zip(first, later, strict=True)], routes(decoder, cache))
+    fed, later = generate(executor, cache, last, depth, count - 1)
+    cases = [Case((*prompt, *tokens), ((0, len(prompt)),), depth) for prompt, tokens in zip(prompts, fed, strict=True)]
+    found = _Run([np.concatenate(parts) for parts in zip(first, later, strict=True)], routes(cache))
     expected = _answered(oracle.answers(cases))
-    return _compared(f"greedy/{speedup.name}", "reference", decoder, cases, expected, found, last=count)
+    return _compared(f"greedy/{depth.name}", "reference", executor, cases, expected, found, last=count)
 
 
-def second_turn(decoder: AnyDecoder, oracle: Oracle, prompts: Sequence[Prompt], speedup: Speedup) -> list[Measurement]:
+def second_turn(executor: Executor, oracle: Oracle, prompts: Sequence[Prompt], depth: Depth) -> list[Measurement]:
     """A prompt, generated tokens, a further prompt, generated tokens."""
-    room = row_limit(decoder.manifest) - sum(map(len, prompts))
+    room = row_limit(executor.manifest) - sum(map(len, prompts))
     steps = min(_STEPS, room // len(prompts))
-    cache = decoder.cache(1, sum(map(len, prompts)) + steps * len(prompts), record=True)
+    cache = executor.full_cache(1, sum(map(len, prompts)) + steps * len(prompts), record=True)
     tokens: list[int] = []
     prompted = []
     found: list[FloatArray] = []
     for prompt in prompts:
         prompted.append((len(tokens), len(tokens) + len(prompt)))
-        logits = decoder.prefill(cache, [prompt], all_logits=True)[0]
-        fed, later = generate(decoder, cache, logits[-1:], speedup, steps)
+        logits = executor.prefill(cache, [prompt], all_logits=True)[0]
+        fed, later = generate(executor, cache, logits[-1:], depth, steps)
         tokens += [*prompt, *fed[0]]
         found += [logits, later[0]]
-    cases = [Case(tuple(tokens), tuple(prompted), speedup)]
-    expected, own = _answered(oracle.answers(cases)), _Run([np.concatenate(found)], routes(decoder, cache))
-    return _compared(f"second_turn/{speedup.name}", "reference", decoder, cases, expected, own)
+    cases = [Case(tuple(tokens), tuple(prompted), depth)]
+    expected, own = _answered(oracle.answers(cases)), _Run([np.concatenate(found)], routes(cache))
+    return _compared(f"second_turn/{depth.name}", "reference", executor, cases, expected, own)
 
 
-def batch_isolation(decoder: AnyDecoder, prompts: Sequence[Prompt], speedup: Speedup) -> list[Measurement]:
+def batch_isolation(executor: Executor, prompts: Sequence[Prompt], depth: Depth) -> list[Measurement]:
     """A row beside others is what it is alone, and to the last bit what it is beside others of the same lengths.
 
     Kernels may round differently for another batch size; for the same, a neighbour's tokens may change nothing.
     """
-    cases = _forced(decoder, prompts, speedup)
-    together, single = _run(decoder, cases), [_run(decoder, [case]) for case in cases]
+    cases = _forced(executor, prompts, depth)
+    together, single = _run(executor, cases), [_run(executor, [case]) for case in cases]
     alone = _Run([run.logits[0] for run in single], [row for run in single for row in run.decided])
-    vocabulary = decoder.manifest.model.vocab_size
-    others = [Case(tuple((t + 1) % vocabulary for t in case.tokens), case.prompted, speedup) for case in cases]
-    among_others = [replay(decoder, [*others[:i], case, *others[i + 1 :]])[i] for i, case in enumerate(cases)]
+    vocabulary = executor.manifest.model.vocab_size
+    others = [Case(tuple((t + 1) % vocabulary for t in case.tokens), case.prompted, depth) for case in cases]
+    among_others = [replay(executor, [*others[:i], case, *others[i + 1 :]])[i] for i, case in enumerate(cases)]
     exact = compare_bits(together.logits, among_others)
     return [
-        *_compared(f"batch_isolation/{speedup.name}", "consistency", decoder, cases, alone, together),
-        Measurement(f"neighbours/{speedup.name}", "exact", exact, _skips(decoder, speedup)),
+        *_compared(f"batch_isolation/{depth.name}", "consistency", executor, cases, alone, together),
+        Measurement(f"neighbours/{depth.name}", "exact", exact, _skips(executor, depth)),
     ]
 
 
-def ended_rows(decoder: AnyDecoder, prompts: Sequence[Prompt], speedup: Speedup) -> Measurement:
+def ended_rows(executor: Executor, prompts: Sequence[Prompt], depth: Depth) -> Measurement:
     """Rows that have ended, or have not gone on yet, leave nothing behind: each gives what it gives among live ones.
 
     The first row goes on later than the others, which then have ended.
     """
-    cases = _forced(decoder, prompts, speedup)
-    together = _run(decoder, cases)
+    cases = _forced(executor, prompts, depth)
+    together = _run(executor, cases)
     steps = len(cases[0].tokens) - cases[0].prompted[0][1]
     # With room for entries that should not be.
-    cache = decoder.cache(len(cases), max(len(case.tokens) for case in cases) + steps)
+    cache = executor.full_cache(len(cases), max(len(case.tokens) for case in cases) + steps)
     told = [_wishes(row) for row in together.decided]
     starts = [case.prompted[0][1] for case in cases]
     begins = np.array([steps, *[0] * (len(cases) - 1)])
     forced = [row[:, :start] for row, start in zip(told, starts, strict=bool(told))]
     given = [case.tokens[:start] for case, start in zip(cases, starts, strict=True)]
-    parts = [list(rows) for rows in decoder.prefill(cache, given, all_logits=True, forced=forced or None)]
+    parts = [list(rows) for rows in executor.prefill(cache, given, all_logits=True, forced=forced or None)]
     for now in range(2 * steps):
         live = (begins <= now) & (now < begins + steps)
         places = np.add(starts, np.clip(now - begins, 0, steps - 1)).tolist()
         tokens = [case.tokens[place] for case, place in zip(cases, places, strict=True)]
         wish = np.stack([row[:, place] for row, place in zip(told, places, strict=True)], axis=1) if told else None
-        logits = decoder.step(cache, tokens, speedup, live, forced=wish)
+        logits = executor.step(cache, tokens, depth, live, forced=wish)
         for row in np.flatnonzero(live):
             parts[row].append(logits[row])
     metrics = compare_logits(together.logits, [np.stack(rows) for rows in parts])
-    return Measurement(f"ended_rows/{speedup.name}", "consistency", metrics, _skips(decoder, speedup))
+    return Measurement(f"ended_rows/{depth.name}", "consistency", metrics, _skips(executor, depth))
 
 
-def single_steps(decoder: AnyDecoder, prompt: Prompt) -> list[Measurement]:
+def single_steps(executor: Executor, prompt: Prompt) -> list[Measurement]:
     """A prompt at once gives what its tokens give one by one, in every layer."""
-    full = decoder.bundle.speedup(1)
-    at_once = _run(decoder, [Case(tuple(prompt), ((0, len(prompt)),), full)])
+    full = executor.manifest.full
+    at_once = _run(executor, [Case(tuple(prompt), ((0, len(prompt)),), full)])
     one_by_one = [Case(tuple(prompt), ((0, 1),), full)]
-    return _compared("single_steps", "consistency", decoder, one_by_one, at_once, _run(decoder, one_by_one))
+    return _compared("single_steps", "consistency", executor, one_by_one, at_once, _run(executor, one_by_one))
 
 
-def chunked_prefill(decoder: AnyDecoder, prompt: Prompt) -> list[Measurement]:
+def chunked_prefill(executor: Executor, prompt: Prompt) -> list[Measurement]:
     """A prompt at once gives what it gives in pieces."""
-    cases = [Case(tuple(prompt), ((0, len(prompt)),), decoder.bundle.speedup(1))]
-    at_once = _run(decoder, cases, chunk=len(prompt))
+    cases = [Case(tuple(prompt), ((0, len(prompt)),), executor.manifest.full)]
+    at_once = _run(executor, cases, chunk=len(prompt))
     found: list[Measurement] = []
     for chunk in CHUNKS:
         if chunk < len(prompt):
-            pieces = _run(decoder, cases, chunk=chunk)
-            found += _compared(f"chunked_prefill/{chunk}", "consistency", decoder, cases, at_once, pieces, chunk=chunk)
+            pieces = _run(executor, cases, chunk=chunk)
+            found += _compared(f"chunked_prefill/{chunk}", "consistency", executor, cases, at_once, pieces, chunk=chunk)
     return found
 
 
-def ratio_change(decoder: AnyDecoder, fresh: AnyDecoder, prompts: Sequence[Prompt], speedup: Speedup) -> Measurement:
-    """After a request at full depth, on its cache, another gives to the last bit what it gives on a new decoder.
+def ratio_change(executor: Executor, fresh: Executor, prompts: Sequence[Prompt], depth: Depth) -> Measurement:
+    """After a request at full depth, on its cache, another gives to the last bit what it gives on a new executor.
 
     Args:
         fresh: nothing has run on it.
         prompts: of the first request and of the one that is compared.
     """
-    before = _forced(decoder, prompts[:1], decoder.bundle.speedup(1))
-    compared = _forced(decoder, prompts[1:2], speedup)
+    before = _forced(executor, prompts[:1], executor.manifest.full)
+    compared = _forced(executor, prompts[1:2], depth)
     slots = max(len(case.tokens) for case in (*before, *compared))
-    cache = decoder.cache(1, slots)
-    replay(decoder, before, cache=cache)
+    cache = executor.full_cache(1, slots)
+    replay(executor, before, cache=cache)
     cache.rewind()
-    used = replay(decoder, compared, cache=cache)
-    new = replay(fresh, compared, cache=fresh.cache(1, slots))
-    return Measurement(f"ratio_change/{speedup.name}", "exact", compare_bits(new, used), _skips(decoder, speedup))
+    used = replay(executor, compared, cache=cache)
+    new = replay(fresh, compared, cache=fresh.full_cache(1, slots))
+    return Measurement(f"ratio_change/{depth.name}", "exact", compare_bits(new, used), _skips(executor, depth))
 
 
 def replayed(
     name: str,
-    decoder: AnyDecoder,
+    executor: Executor,
     cases: Sequence[Case],
     answers: Sequence[Answer],
     *,
@@ -332,13 +329,13 @@ def replayed(
     kind: Kind = "reference",
 ) -> list[Measurement]:
     """Run cases through the engine and compare with what the reference answers to them."""
-    return _compared(name, kind, decoder, cases, _answered(answers), _run(decoder, cases, at=at), at=at)
+    return _compared(name, kind, executor, cases, _answered(answers), _run(executor, cases, at=at), at=at)
 
 
-def _run(decoder: AnyDecoder, cases: Sequence[Case], *, chunk: int = CHUNK, at: Sequence[int] = ()) -> _Run:
+def _run(executor: Executor, cases: Sequence[Case], *, chunk: int = CHUNK, at: Sequence[int] = ()) -> _Run:
     """The engine left to its own decisions."""
-    cache = decoder.cache(len(cases), max(len(case.tokens) for case in cases), record=True)
-    return _Run(replay(decoder, cases, cache=cache, chunk=chunk, at=at), routes(decoder, cache))
+    cache = executor.full_cache(len(cases), max(len(case.tokens) for case in cases), record=True)
+    return _Run(replay(executor, cases, cache=cache, chunk=chunk, at=at), routes(cache))
 
 
 def _answered(answers: Sequence[Answer]) -> _Run:
@@ -348,7 +345,7 @@ def _answered(answers: Sequence[Answer]) -> _Run:
 def _compared(
     name: str,
     kind: Kind,
-    decoder: AnyDecoder,
+    executor: Executor,
     cases: Sequence[Case],
     expected: _Run,
     found: _Run,
@@ -363,12 +360,12 @@ def _compared(
     rows run once more with the expected routes, so that numeric errors and decisions are told apart.
 
     Args:
-        found: what these cases gave on this decoder.
+        found: what these cases gave on this executor.
         last: compare only so many last positions; 0: as many as are expected.
         chunk: prompts went in pieces of this many tokens.
         at: positions that were wanted; empty: all.
     """
-    skipped = _skips(decoder, cases[0].speedup)
+    skipped = _skips(executor, cases[0].depth)
     logits, measured = found.logits, []
     if expected.decided:
         told, decided = expected.decided, found.decided
@@ -376,7 +373,7 @@ def _compared(
         measured.append(Measurement(f"routes/{name}", routes_kind, compare_routes(told, decided), skipped))
         differ = [bool((a.decisions != b.decisions).any()) for a, b in zip(told, decided, strict=True)]
         if any(differ):
-            again = replay(decoder, cases, chunk=chunk, forced=[_wishes(row) for row in told], at=at)
+            again = replay(executor, cases, chunk=chunk, forced=[_wishes(row) for row in told], at=at)
             logits = [other if flipped else own for own, other, flipped in zip(logits, again, differ, strict=True)]
     wanted = [row[-last:] for row in expected.logits]
     candidate = [row[-len(like) :] for row, like in zip(logits, wanted, strict=True)]
@@ -384,18 +381,18 @@ def _compared(
     return [*measured, Measurement(name, kind, compare_logits(wanted, candidate), skipped, compared, at)]
 
 
-def _wishes(row: RowRoutes | RowPaths) -> Decisions:
+def _wishes(row: RowRoutes | RowPaths) -> Forced:
     """The decisions to force, int64 or bool [R, tokens]; what a full layer made of one is not among them."""
     return np.where(row.decisions == TURNED_AWAY, -1, row.decisions)
 
 
-def _skips(decoder: AnyDecoder, speedup: Speedup) -> bool:
-    return len(speedup.keep) < decoder.manifest.model.layers
+def _skips(executor: Executor, depth: Depth) -> bool:
+    return len(depth.keep) < executor.manifest.model.layers
 
 
-def _forced(decoder: AnyDecoder, prompts: Sequence[Prompt], speedup: Speedup) -> list[Case]:
+def _forced(executor: Executor, prompts: Sequence[Prompt], depth: Depth) -> list[Case]:
     """The prompts, each begun anew as if that had been generated: by as many tokens in every row."""
-    fed = min(_STEPS, row_limit(decoder.manifest) - max(map(len, prompts)))
+    fed = min(_STEPS, row_limit(executor.manifest) - max(map(len, prompts)))
     return [
-        Case(tuple(np.resize(prompt, len(prompt) + fed).tolist()), ((0, len(prompt)),), speedup) for prompt in prompts
+        Case(tuple(np.resize(prompt, len(prompt) + fed).tolist()), ((0, len(prompt)),), depth) for prompt in prompts
     ]

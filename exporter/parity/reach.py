@@ -9,9 +9,8 @@ import numpy as np
 
 from dynexport.exporter.families import read_architecture
 from dynexport.exporter.reference.dequantised import is_quantised
-from dynexport.runtime.bundle.contract import Mod, Radial
-from dynexport.runtime.bundle.manifest import Manifest
-from dynexport.runtime.execution.decoder import CHUNK
+from dynexport.runtime.bundle.manifest import LayerRouting, Manifest, PathRouting
+from dynexport.runtime.execution.batch import CHUNK
 
 # FLOPs of one pass of the reference over all long rows. Two cores do 30 to 60 billion a second: up to half a minute for
 # PyTorch and about as much for the engine. Golden vectors hold up a conversion, and have a tenth.
@@ -52,22 +51,18 @@ class LongRow:
     positions: tuple[int, ...]
 
 
-def prompts_compete(manifest: Manifest) -> bool:
-    """Whether what a prompt's token does depends on the tokens after it: then a prompt in pieces is another prompt."""
-    return isinstance(manifest.contract, Mod) and manifest.contract.prefill == "topk"
-
-
-def rows_compete(manifest: Manifest) -> bool:
-    """Whether tokens that run together compete for room in layers, those of other rows and other pieces too."""
-    return manifest.single_graph is not None and manifest.single_graph.layer_capacity < 1
-
-
 def row_limit(manifest: Manifest) -> int:
     """Tokens that a row may have, whatever routers decide: where a full cache is an error, none may be full."""
-    contract, context = manifest.contract, manifest.model.max_length
-    if isinstance(contract, Mod) and manifest.routed is not None and contract.cache.overflow == "error":
-        return min(context, manifest.routed.slots)
-    return context
+    return min(manifest.model.max_length, _most_entries(manifest) if _full_is_error(manifest) else math.inf)
+
+
+def _full_is_error(manifest: Manifest) -> bool:
+    return isinstance(manifest.routing, LayerRouting) and manifest.routing.overflow == "error"
+
+
+def _most_entries(manifest: Manifest) -> int:
+    """Entries that a row may have in every cache."""
+    return min((cache.most for cache in manifest.caches if cache.most is not None), default=manifest.model.max_length)
 
 
 def edges(manifest: Manifest) -> dict[str, int]:
@@ -75,7 +70,7 @@ def edges(manifest: Manifest) -> dict[str, int]:
     context = manifest.model.max_length
     windows = {size for size in read_architecture(manifest.source.config).windows if size is not None}
     found = {f"the attention window of {size}": size + 1 for size in sorted(windows)}
-    if not prompts_compete(manifest):
+    if not manifest.limits.whole_prompts:
         found[f"prompts in pieces of {CHUNK}"] = CHUNK + 1
     return {name: size for name, size in found.items() if size < context} | {f"the context of {context}": context}
 
@@ -88,8 +83,8 @@ def long_row(manifest: Manifest, rows: int, budget: float) -> LongRow | None:
         budget: FLOPs for all of them; infinite for the whole context.
     """
     limit = row_limit(manifest)
-    if prompts_compete(manifest):  # they cannot be cut
-        limit = min(limit, (manifest.limit("S") or limit) + STEPS)
+    if manifest.limits.whole_prompts:  # they cannot be cut
+        limit = min(limit, (manifest.limits.prompt or limit) + STEPS)
     most = min(limit, affordable(manifest, rows, budget))
     if most < min(limit, _SHORTEST):
         return None
@@ -108,16 +103,13 @@ def golden_long_row(manifest: Manifest) -> LongRow | None:
 
 def full_row(manifest: Manifest, budget: float) -> LongRow | None:
     """The row, all of whose tokens run, that fills the caches of routed layers and asks for more, where it may."""
-    contract, context = manifest.contract, manifest.model.max_length
-    if rows_compete(manifest):
-        return None  # tokens that all want one layer are turned away
-    if isinstance(contract, Radial):
-        length = min(_TOKENS_OF_PATHS, context)
-    elif isinstance(contract, Mod) and manifest.routed is not None:
-        slots = min(manifest.routed.slots, context)
-        length = slots if contract.cache.overflow == "error" else min(slots + STEPS, context)
-    else:
+    context = manifest.model.max_length
+    if manifest.limits.compete or manifest.routing is None:
         return None
+    length = min(context, _TOKENS_OF_PATHS)
+    if isinstance(manifest.routing, LayerRouting):
+        most = _most_entries(manifest)
+        length = most if _full_is_error(manifest) else min(context, most + STEPS)
     if length > affordable(manifest, 1, budget):
         return None
     return _row(manifest, length, _NUMBERS // manifest.model.vocab_size, _most_positions(manifest))
@@ -125,9 +117,7 @@ def full_row(manifest: Manifest, budget: float) -> LongRow | None:
 
 def full_is_refused(manifest: Manifest, row: LongRow) -> bool:
     """Whether one token more than such a row has is an error."""
-    contract = manifest.contract
-    refuses = isinstance(contract, Mod) and contract.cache.overflow == "error"
-    return refuses and row.length < manifest.model.max_length
+    return _full_is_error(manifest) and row.length < manifest.model.max_length
 
 
 def not_reached(manifest: Manifest, row: LongRow | None, full: LongRow | None, shortest: int) -> tuple[str, ...]:
@@ -139,10 +129,10 @@ def not_reached(manifest: Manifest, row: LongRow | None, full: LongRow | None, s
     """
     reached = max(shortest, 0 if row is None else row.length)
     missed = [f"{name} (rows had up to {reached} tokens)" for name, size in edges(manifest).items() if size > reached]
-    if rows_compete(manifest):
+    if manifest.limits.compete:
         missed.append(COMPETING)
-    if full is None and manifest.routed is not None:
-        missed.append(f"routed caches that are full ({manifest.routed.slots} entries)")
+    if full is None and isinstance(manifest.routing, LayerRouting):
+        missed.append(f"routed caches that are full ({_most_entries(manifest)} entries)")
     return tuple(missed)
 
 
@@ -155,8 +145,9 @@ def affordable(manifest: Manifest, rows: int, budget: float) -> int:
         return manifest.model.max_length
     model = manifest.model
     runs = model.layers
-    if isinstance(manifest.contract, Radial):
-        runs = manifest.contract.max_steps * (model.layers if manifest.single_graph else 1)
+    if isinstance(manifest.routing, PathRouting):
+        in_one_graph = manifest.program("prompt", manifest.full).set is None
+        runs = manifest.routing.hops * (model.layers if in_one_graph else 1)
     squared, linear = 4 * model.heads * model.head_dim * runs, manifest.cost.layer_flops * runs
     within = (math.sqrt(linear**2 + 4 * squared * budget / rows) - linear) / (2 * squared)
     return max(1, int(min(within, math.sqrt(_MEMORY / (_BYTES_PER_SCORE * model.heads)))))
@@ -187,7 +178,5 @@ __all__ = [
     "golden_long_row",
     "long_row",
     "not_reached",
-    "prompts_compete",
     "row_limit",
-    "rows_compete",
 ]

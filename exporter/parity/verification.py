@@ -13,7 +13,7 @@ from dynexport.exporter.checkpoint import open_checkpoint
 from dynexport.exporter.checkpoint.sizes import check_sizes
 from dynexport.exporter.families import read_architecture
 from dynexport.exporter.parity import ladder
-from dynexport.exporter.parity.arithmetic import as_arithmetic, exact_decoder, rounding
+from dynexport.exporter.parity.arithmetic import as_arithmetic, exact_executor, rounding
 from dynexport.exporter.parity.bisect import find_departure
 from dynexport.exporter.parity.cases import Prompt
 from dynexport.exporter.parity.expected import Scope, expected_checks, missing
@@ -23,9 +23,7 @@ from dynexport.exporter.parity.reach import (
     full_row,
     long_row,
     not_reached,
-    prompts_compete,
     row_limit,
-    rows_compete,
 )
 from dynexport.exporter.parity.report import Check, Report
 from dynexport.exporter.parity.thresholds import limits_of
@@ -37,9 +35,9 @@ from dynexport.exporter.strategies import strategies
 from dynexport.runtime.bundle.bundle import Bundle
 from dynexport.runtime.bundle.checks import checked_count, checked_ids, checked_kind, checked_list
 from dynexport.runtime.bundle.errors import DynexportError
-from dynexport.runtime.bundle.manifest import GOLDEN, Speedup
+from dynexport.runtime.bundle.manifest import GOLDEN, Depth
 from dynexport.runtime.engines.registry import RunBackend
-from dynexport.runtime.execution.decoders import AnyDecoder, open_decoder
+from dynexport.runtime.execution.executor import Executor
 from dynexport.runtime.text.text import TOKENIZER_FILE, Text
 
 _TEXT = (
@@ -91,7 +89,7 @@ def verify(
     if progress is not None and not all(check.passed for check in checks):
         progress("looking for the layer that departs")
     oracles = verification.oracles
-    departure = find_departure(verification.decoder, oracles[-1] if oracles else None, measured, limits)
+    departure = find_departure(verification.executor, oracles[-1] if oracles else None, measured, limits)
     return Report.of(
         str(bundle.path),
         None if against is None else str(against),
@@ -112,7 +110,7 @@ class Verification:
     """
 
     bundle: Bundle
-    decoder: AnyDecoder
+    executor: Executor
     oracles: Sequence[Oracle]
     scope: Scope
 
@@ -135,62 +133,60 @@ class Verification:
             raise DynexportError("--long: expected with --against, as golden vectors have their length, found without")
         rows = _prompts(bundle) if prompts is None else _checked(bundle, prompts)
         scope = _scope(bundle, rows, new_tokens, against=against is not None, budget=math.inf if long else BUDGET)
-        decoder = open_decoder(bundle, threads, backend=backend)
-        return cls(bundle, decoder, [] if against is None else _oracles(bundle, against), scope)
+        executor = Executor(bundle, threads, backend=backend)
+        return cls(bundle, executor, [] if against is None else _oracles(bundle, against), scope)
 
     def checks(self) -> Iterator[ladder.Measurement]:
         """All checks, the simplest first; at the end those that were not made, although the manifest asks for them."""
         measured = []
-        for measurement in _climb(self.bundle, self.oracles, self.decoder, self.scope):
+        for measurement in _climb(self.bundle, self.oracles, self.executor, self.scope):
             measured.append(measurement)
             yield measurement
         yield from missing(measured, expected_checks(self.bundle.manifest, self.scope))
 
 
-def _climb(
-    bundle: Bundle, oracles: Sequence[Oracle], decoder: AnyDecoder, scope: Scope
-) -> Iterator[ladder.Measurement]:
-    ratios = [bundle.speedup(1), *(speedup for speedup in bundle.manifest.speedups if speedup.ratio != 1)]
+def _climb(bundle: Bundle, oracles: Sequence[Oracle], executor: Executor, scope: Scope) -> Iterator[ladder.Measurement]:
+    ratios = [bundle.manifest.full, *(depth for depth in bundle.manifest.depths if depth.ratio != 1)]
     generated = scope.prompts[: scope.generated]
     longest = max(scope.prompts, key=len)
     yield ladder.kept_sets(bundle)
     yield ladder.constants(bundle)
     if not oracles:
-        yield from _golden(bundle, decoder)
+        yield from _golden(bundle, executor)
     else:
         yield ladder.rotary_angles(bundle)
-        yield from _held_to_pytorch(oracles[0], decoder, scope, ratios)
+        yield from _held_to_pytorch(oracles[0], executor, scope, ratios)
         for rounded in oracles[1:]:
-            exact = exact_decoder(bundle, decoder.threads)
+            exact = exact_executor(bundle, executor.threads)
             yield from map(as_arithmetic, _held_to_pytorch(rounded, exact, scope, ratios))
-            yield from rounding(decoder, rounded, scope.prompts[: scope.rows])
-    competing = rows_compete(bundle.manifest)
-    if not competing and not prompts_compete(bundle.manifest):
-        yield from ladder.single_steps(decoder, longest)
-        yield from ladder.chunked_prefill(decoder, longest)
-    for speedup in ratios:
+            yield from rounding(executor, rounded, scope.prompts[: scope.rows])
+    competing = bundle.manifest.limits.compete
+    if not competing and not bundle.manifest.limits.whole_prompts:
+        yield from ladder.single_steps(executor, longest)
+        yield from ladder.chunked_prefill(executor, longest)
+    for depth in ratios:
         if not competing:
-            yield from ladder.batch_isolation(decoder, generated, speedup)
-            yield ladder.ended_rows(decoder, generated, speedup)
-        other = open_decoder(bundle, decoder.threads, backend=decoder.backend)
-        yield ladder.ratio_change(decoder, other, (longest, scope.prompts[0]), speedup)
+            yield from ladder.batch_isolation(executor, generated, depth)
+            yield ladder.ended_rows(executor, generated, depth)
+        other = Executor(bundle, executor.threads, backend=executor.backend)
+        yield ladder.ratio_change(executor, other, (longest, scope.prompts[0]), depth)
 
 
 def _held_to_pytorch(
-    oracle: Oracle, decoder: AnyDecoder, scope: Scope, ratios: Sequence[Speedup]
+    oracle: Oracle, executor: Executor, scope: Scope, ratios: Sequence[Depth]
 ) -> Iterator[ladder.Measurement]:
-    bundle, prompts = decoder.bundle, scope.prompts
+    bundle, prompts = executor.bundle, scope.prompts
     half = max(1, row_limit(bundle.manifest) // 2)
     turns = [prompts[-1][:half], prompts[0][:half]]
-    yield from ladder.prompts_alone_and_together(decoder, oracle, prompts, scope.rows)
-    for speedup in ratios:
-        yield from ladder.greedy(decoder, oracle, prompts[: scope.generated], speedup, scope.new_tokens)
-        yield from ladder.second_turn(decoder, oracle, turns, speedup)
+    yield from ladder.prompts_alone_and_together(executor, oracle, prompts, scope.rows)
+    for depth in ratios:
+        yield from ladder.greedy(executor, oracle, prompts[: scope.generated], depth, scope.new_tokens)
+        yield from ladder.second_turn(executor, oracle, turns, depth)
     if scope.long is not None:
-        yield from ladder.long_rows(decoder, oracle, scope.long, _long_tokens(bundle, scope.long.length), ratios)
+        yield from ladder.long_rows(executor, oracle, scope.long, _long_tokens(bundle, scope.long.length), ratios)
     if scope.full is not None:
         tokens = _long_tokens(bundle, scope.full.length + 1)
-        yield from ladder.full_caches(decoder, oracle, scope.full, tokens)
+        yield from ladder.full_caches(executor, oracle, scope.full, tokens)
 
 
 def _checked(bundle: Bundle, prompts: Sequence[Sequence[int]]) -> list[Prompt]:
@@ -203,8 +199,8 @@ def _checked(bundle: Bundle, prompts: Sequence[Sequence[int]]) -> list[Prompt]:
 
 def _scope(bundle: Bundle, prompts: Sequence[Prompt], new_tokens: int, *, against: bool, budget: float) -> Scope:
     manifest = bundle.manifest
-    rows = 1 if rows_compete(manifest) else manifest.limit("B") or len(prompts)
-    ratios = 1 + sum(speedup.ratio != 1 for speedup in manifest.speedups)
+    rows = 1 if manifest.limits.compete else manifest.limits.rows or len(prompts)
+    ratios = 1 + sum(depth.ratio != 1 for depth in manifest.depths)
     passes = 2 if is_quantised(manifest) else 1
     return Scope(
         prompts,
@@ -230,8 +226,8 @@ def _prompts(bundle: Bundle) -> list[Prompt]:
     """Prompts of several lengths; all but the longest leave half of the context for what is generated."""
     most = row_limit(bundle.manifest)
     half = max(1, most // 2)
-    if prompts_compete(bundle.manifest):  # they cannot be cut
-        most = min(most, bundle.manifest.limit("S") or most)
+    if bundle.manifest.limits.whole_prompts:  # they cannot be cut
+        most = min(most, bundle.manifest.limits.prompt or most)
     lengths = dict.fromkeys([*(min(length, half, most) for length in _LENGTHS[:-1]), min(_LENGTHS[-1], most)])
     ids = np.resize(_tokens(bundle), sum(lengths)).tolist()
     prompts: list[Prompt] = []
@@ -263,7 +259,7 @@ def _random(bundle: Bundle, length: int) -> list[int]:
     return ids
 
 
-def _golden(bundle: Bundle, decoder: AnyDecoder) -> Iterator[ladder.Measurement]:
+def _golden(bundle: Bundle, executor: Executor) -> Iterator[ladder.Measurement]:
     path = bundle.file(GOLDEN)
     if path is None:
         raise DynexportError(
@@ -272,9 +268,9 @@ def _golden(bundle: Bundle, decoder: AnyDecoder) -> Iterator[ladder.Measurement]
         )
     there = read_golden(path, bundle.manifest)
     rows = golden_rows(bundle.manifest)
-    exact = exact_decoder(bundle, decoder.threads) if any(row.dequantised for row in rows) else decoder
+    exact = exact_executor(bundle, executor.threads) if any(row.dequantised for row in rows) else executor
     for row in rows:
-        yield from ladder.golden_row(exact if row.dequantised else decoder, row, there.get(row.name))
+        yield from ladder.golden_row(exact if row.dequantised else executor, row, there.get(row.name))
 
 
 def _oracles(bundle: Bundle, against: str | Path) -> list[Oracle]:

@@ -18,7 +18,7 @@ from dynexport.exporter.reference.radial import RadialReference, Room, RowPaths
 from dynexport.exporter.reference.unified_skip import unified_skip_runs
 from dynexport.exporter.reference.weights import Weights
 from dynexport.runtime.bundle.contract import Mod, Radial
-from dynexport.runtime.bundle.manifest import SingleGraph, Speedup
+from dynexport.runtime.bundle.manifest import Depth
 
 
 @dataclass(frozen=True)
@@ -29,13 +29,13 @@ class Case:
         tokens: all of them.
         prompted: (start, stop) of what is given as prompt, in order, the first from 0; what lies outside was
             generated, and is fed token by token.
-        speedup: where generated tokens run, unless routers say.
+        depth: where generated tokens run, unless routers say.
         forced: int64 [R, length], decisions to make instead of the routers'; None leaves all to them.
     """
 
     tokens: tuple[int, ...]
     prompted: tuple[tuple[int, int], ...]
-    speedup: Speedup
+    depth: Depth
     forced: NDArray[np.int64] | None = field(default=None, compare=False)
 
 
@@ -124,9 +124,11 @@ class RadialOracle(Oracle):
             Every case is a row that runs alone.
     """
 
-    def __init__(self, weights: Weights, contract: Radial, single: SingleGraph | None = None) -> None:
+    def __init__(
+        self, weights: Weights, contract: Radial, layer_capacity: float = 1.0, chunk: int | None = None
+    ) -> None:
         self.loaded_by = weights.loaded_by
-        self._single = single
+        self._capacity, self._chunk = Fraction(str(layer_capacity)), chunk
         self._routed = RadialReference(weights, contract)
         self._unrouted = Reference(weights, weights.source)
 
@@ -143,9 +145,9 @@ class RadialOracle(Oracle):
 
     def _room(self, cases: Sequence[Case]) -> list[list[Room]] | None:
         """What layers take of every run of a prompt; a token alone always has room."""
-        if self._single is None or self._single.layer_capacity == 1:
+        if self._capacity == 1 or self._chunk is None:
             return None
-        share, chunk = Fraction(str(self._single.layer_capacity)), self._single.chunk
+        share, chunk = self._capacity, self._chunk
         return [
             [
                 (begin, end := min(begin + chunk, stop), max(1, math.ceil(share * (end - begin))))
@@ -172,7 +174,7 @@ def _with_embedding(reference: Reference, cases: Sequence[Case], after: Sequence
 def _kept_runs(case: Case, layers: int) -> BoolArray:
     """Which tokens run in which layer: bool [layers, length]."""
     (_, first), *later = case.prompted
-    return unified_skip_runs(first, len(case.tokens), case.speedup.keep, layers, segments=later)
+    return unified_skip_runs(first, len(case.tokens), case.depth.keep, layers, segments=later)
 
 
 __all__ = [

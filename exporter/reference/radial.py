@@ -36,7 +36,7 @@ from dynexport.exporter.reference.transformers_layers import Call, DecoderLayers
 from dynexport.exporter.reference.weights import Weights
 from dynexport.runtime.bundle.contract import Radial
 from dynexport.runtime.bundle.errors import DynexportError
-from dynexport.runtime.execution.routes import TURNED_AWAY
+from dynexport.runtime.execution.decisions import TURNED_AWAY
 
 IntArray = NDArray[np.int64]
 

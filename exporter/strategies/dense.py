@@ -7,7 +7,7 @@ from dynexport.exporter.lowering.target import Target
 from dynexport.exporter.strategies.strategy import Strategy
 from dynexport.runtime.bundle.contract import AnyContract
 from dynexport.runtime.bundle.errors import DynexportError
-from dynexport.runtime.bundle.manifest import Speedup
+from dynexport.runtime.bundle.manifest import Depth
 
 
 class DenseStrategy(Strategy):
@@ -16,11 +16,11 @@ class DenseStrategy(Strategy):
     name = "dense"
     summary = "every token in every layer"
 
-    def speedups(self, contract: AnyContract, layers: int) -> tuple[Speedup, ...]:
+    def speedups(self, contract: AnyContract, layers: int) -> tuple[Depth, ...]:
         return ()
 
     def graphs(
-        self, contract: AnyContract, speedups: tuple[Speedup, ...], layers: int, *, target: Target, static: bool
+        self, contract: AnyContract, speedups: tuple[Depth, ...], layers: int, *, target: Target, static: bool
     ) -> tuple[GraphPlan, ...]:
         if static:
             raise DynexportError("--static: expected with --strategy unified-skip, found dense, which skips nothing")

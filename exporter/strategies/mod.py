@@ -18,15 +18,16 @@ from dynexport.exporter.graph import routing
 from dynexport.exporter.graph.branch import run_if
 from dynexport.exporter.graph.decoder import CausalLM, DecoderLayer
 from dynexport.exporter.graph.layers import PLAIN, Linear
+from dynexport.exporter.graph.routed_caches import routed_caches
 from dynexport.exporter.graph.step import LayerCache, Step
-from dynexport.exporter.lowering.plan import GraphPlan
+from dynexport.exporter.lowering.plan import GraphPlan, SlotRule
 from dynexport.exporter.lowering.target import Target
 from dynexport.exporter.reference import Oracle, RoutedOracle
 from dynexport.exporter.reference.weights import Weights
 from dynexport.exporter.strategies.strategy import Strategy
 from dynexport.runtime.bundle.contract import AnyContract, Mod
 from dynexport.runtime.bundle.errors import DynexportError
-from dynexport.runtime.bundle.manifest import Manifest, Speedup
+from dynexport.runtime.bundle.manifest import Depth, LayerRouting, Limits, Manifest
 
 
 class ModStrategy(Strategy):
@@ -36,7 +37,7 @@ class ModStrategy(Strategy):
     summary = "a router per layer chooses the tokens that run in it"
     tensors = r"(model\.)?layers\.\d+\.mod_(router|predictor)\..+"
 
-    def speedups(self, contract: AnyContract, layers: int) -> tuple[Speedup, ...]:
+    def speedups(self, contract: AnyContract, layers: int) -> tuple[Depth, ...]:
         assert isinstance(contract, Mod)
         if contract.routed_layers[-1] >= layers:
             raise DynexportError(f"routed_layers: expected layers 0..{layers - 1}, found {contract.routed_layers[-1]}")
@@ -50,7 +51,7 @@ class ModStrategy(Strategy):
         return {rf"(model\.)?layers\.({routed})\.mod_predictor\..+": f"decision.rule is {contract.decision.rule}"}
 
     def graphs(
-        self, contract: AnyContract, speedups: tuple[Speedup, ...], layers: int, *, target: Target, static: bool
+        self, contract: AnyContract, speedups: tuple[Depth, ...], layers: int, *, target: Target, static: bool
     ) -> tuple[GraphPlan, ...]:
         assert isinstance(contract, Mod)
         everything = tuple(range(layers))
@@ -62,6 +63,21 @@ class ModStrategy(Strategy):
         # A profile for decoding would nearly double the time that the first takes to build.
         prompts = replace(model, serves=("prefill",))
         return (prompts, GraphPlan("decode", everything, contiguous=unrouted, serves=("decode",)))
+
+    def slots(self, contract: AnyContract, place: int, max_length: int, plans: tuple[GraphPlan, ...]) -> SlotRule:
+        routed = routed_caches(contract, max_length, padded=plans[0].padded)
+        if routed is None or place not in routed.layers:
+            return SlotRule()
+        return SlotRule(most=routed.slots, slack=routed.slack)
+
+    def routing(self, contract: AnyContract, plans: tuple[GraphPlan, ...]) -> LayerRouting:
+        assert isinstance(contract, Mod)
+        return LayerRouting(layers=contract.routed_layers, overflow=contract.cache.overflow)
+
+    def limits(self, contract: AnyContract, max_length: int, plans: tuple[GraphPlan, ...]) -> Limits:
+        assert isinstance(contract, Mod)
+        routed = routed_caches(contract, max_length, padded=plans[0].padded)
+        return Limits(filled=routed.chunk if routed else None, whole_prompts=contract.prefill == "topk")
 
     def attach(self, model: CausalLM, contract: AnyContract, checkpoint: Checkpoint, target: Target) -> None:
         assert isinstance(contract, Mod)

@@ -8,6 +8,7 @@ want one graph there is one, in which every layer runs in every step. With our p
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import get_args
 
 import onnx_ir as ir
 from onnxscript import nn
@@ -18,7 +19,7 @@ from dynexport.exporter.graph import radial
 from dynexport.exporter.graph.decoder import CausalLM
 from dynexport.exporter.graph.radial_decode import decode_graph
 from dynexport.exporter.graph.radial_single import single_graph
-from dynexport.exporter.lowering.plan import GraphPlan
+from dynexport.exporter.lowering.plan import PADDED_CHUNK, GraphPlan, Role, SlotRule
 from dynexport.exporter.lowering.target import Target
 from dynexport.exporter.lowering.tensorrt.selected import SelectedLayer
 from dynexport.exporter.reference import Oracle, RadialOracle
@@ -26,7 +27,7 @@ from dynexport.exporter.reference.weights import Weights
 from dynexport.exporter.strategies.strategy import Strategy
 from dynexport.runtime.bundle.contract import AnyContract, Radial
 from dynexport.runtime.bundle.errors import DynexportError
-from dynexport.runtime.bundle.manifest import Manifest, Speedup
+from dynexport.runtime.bundle.manifest import Depth, GraphSet, Limits, Manifest, PathRouting, Program
 
 
 class RadialStrategy(Strategy):
@@ -36,11 +37,11 @@ class RadialStrategy(Strategy):
     summary = "a router sends every token to its next layer"
     tensors = r"(model\.)?radial_router\..+"
 
-    def speedups(self, contract: AnyContract, layers: int) -> tuple[Speedup, ...]:
+    def speedups(self, contract: AnyContract, layers: int) -> tuple[Depth, ...]:
         return ()
 
     def graphs(
-        self, contract: AnyContract, speedups: tuple[Speedup, ...], layers: int, *, target: Target, static: bool
+        self, contract: AnyContract, speedups: tuple[Depth, ...], layers: int, *, target: Target, static: bool
     ) -> tuple[GraphPlan, ...]:
         assert isinstance(contract, Radial)
         if static:
@@ -61,6 +62,63 @@ class RadialStrategy(Strategy):
             *(GraphPlan(f"layer-{i}-after", (i,), role="after_attention") for i in pool),
             GraphPlan("head", (), role="head"),
         )
+
+    def programs(
+        self, contract: AnyContract, plans: tuple[GraphPlan, ...], depths: tuple[Depth, ...]
+    ) -> tuple[Program, ...]:
+        assert isinstance(contract, Radial)
+        names = {role: [plan.name for plan in plans if plan.role == role] for role in get_args(Role)}
+        if names["paths"]:
+            return super().programs(contract, plans, depths)
+        (embedding,), (attention,), (head,) = names["embedding"], names["attention"], names["head"]
+        found = GraphSet(
+            embedding=embedding,
+            routers=tuple(names["router"] * (contract.max_steps if contract.router.shared else 1)),
+            before_attention=tuple(names["before_attention"]),
+            attention=attention,
+            after_attention=tuple(names["after_attention"]),
+            head=head,
+        )
+        decode = (
+            Program(phase="decode", graph=names["decode"][0]) if names["decode"] else Program(phase="decode", set=found)
+        )
+        return Program(phase="prompt", set=found), decode
+
+    def places(self, contract: AnyContract, layers: int) -> int:
+        assert isinstance(contract, Radial)
+        return contract.places(layers)
+
+    def slots(self, contract: AnyContract, place: int, max_length: int, plans: tuple[GraphPlan, ...]) -> SlotRule:
+        assert isinstance(contract, Radial)
+        return SlotRule(
+            per_token=contract.entries_per_token, slack=0 if plans[0].layer_capacity is None else PADDED_CHUNK
+        )
+
+    def routing(self, contract: AnyContract, plans: tuple[GraphPlan, ...]) -> PathRouting:
+        assert isinstance(contract, Radial)
+        return PathRouting(
+            hops=contract.max_steps,
+            min_hops=contract.min_steps,
+            exit=contract.exit,
+            reuse=contract.allow_reuse,
+            places="hops" if contract.cache_policy == "step" else "layers",
+            layer_capacity=plans[0].layer_capacity or 1.0,
+        )
+
+    def limits(self, contract: AnyContract, max_length: int, plans: tuple[GraphPlan, ...]) -> Limits:
+        assert isinstance(contract, Radial)
+        capacity = plans[0].layer_capacity
+        if capacity is None:
+            return Limits(together="always")
+        # A layer's cache is appended to in every hop, where attention takes several tokens of rows together only on
+        # empty ones.
+        together = "empty" if contract.cache_policy == "step" else "never"
+        return Limits(prompt=PADDED_CHUNK, together=together, compete=capacity < 1)
+
+    def router_weights(self, contract: AnyContract, architecture: Architecture) -> int:
+        assert isinstance(contract, Radial)
+        hidden, inner = architecture.hidden_size, contract.router.hidden
+        return hidden + inner * (hidden + contract.choices(architecture.layers))
 
     def single_graph(self, contract: AnyContract, layers: int, layer_capacity: float) -> GraphPlan:
         return GraphPlan("model", tuple(range(layers)), role="paths", layer_capacity=layer_capacity)
@@ -99,7 +157,8 @@ class RadialStrategy(Strategy):
 
     def oracle(self, weights: Weights, manifest: Manifest) -> Oracle:
         assert isinstance(manifest.contract, Radial)
-        return RadialOracle(weights, manifest.contract, manifest.single_graph)
+        assert isinstance(manifest.routing, PathRouting)
+        return RadialOracle(weights, manifest.contract, manifest.routing.layer_capacity, manifest.limits.prompt)
 
 
 def _routers(

@@ -12,13 +12,17 @@ from dynexport.exporter.families.architecture import Architecture
 from dynexport.exporter.graph.build import build_graph
 from dynexport.exporter.graph.decoder import CausalLM, DecoderLayer
 from dynexport.exporter.graph.step import LayerCache, Step
-from dynexport.exporter.lowering.plan import GraphPlan
+from dynexport.exporter.lowering.plan import GraphPlan, SlotRule
 from dynexport.exporter.lowering.target import Target
 from dynexport.exporter.reference import KeptOracle, Oracle
 from dynexport.exporter.reference.weights import Weights
+from dynexport.runtime.bundle import manifest as m
 from dynexport.runtime.bundle.contract import AnyContract
 from dynexport.runtime.bundle.errors import DynexportError
-from dynexport.runtime.bundle.manifest import Manifest, Speedup
+from dynexport.runtime.bundle.manifest import Depth, Manifest
+
+# The phase that a graph serves by the name of its optimization profile.
+PHASES: dict[m.ProfileName, m.Phase] = {"prefill": "prompt", "decode": "decode"}
 
 
 class Strategy(ABC):
@@ -30,12 +34,12 @@ class Strategy(ABC):
     """Names of the tensors that its routers add to a model, a regular expression."""
 
     @abstractmethod
-    def speedups(self, contract: AnyContract, layers: int) -> tuple[Speedup, ...]:
+    def speedups(self, contract: AnyContract, layers: int) -> tuple[Depth, ...]:
         """The kept set of every declared ratio. Raises DynexportError on one that cannot be met."""
 
     @abstractmethod
     def graphs(
-        self, contract: AnyContract, speedups: tuple[Speedup, ...], layers: int, *, target: Target, static: bool
+        self, contract: AnyContract, speedups: tuple[Depth, ...], layers: int, *, target: Target, static: bool
     ) -> tuple[GraphPlan, ...]:
         """The graphs to write, in this order; of those that are whole steps of any number of tokens the first takes
         prompts, at full depth."""
@@ -51,6 +55,36 @@ class Strategy(ABC):
             layer_capacity: share of a step's tokens that every layer has room for.
         """
         raise DynexportError(f"--single-graph: expected with --strategy radial, found {self.name}")
+
+    def programs(
+        self, contract: AnyContract, plans: tuple[GraphPlan, ...], depths: tuple[m.Depth, ...]
+    ) -> tuple[m.Program, ...]:
+        """Which graph runs which phase; here, each runs what it serves, at every depth."""
+        return tuple(m.Program(phase=PHASES[served], graph=plan.name) for plan in plans for served in plan.serves)
+
+    def places(self, contract: AnyContract, layers: int) -> int:
+        """How many KV caches a row has; here, one for every layer."""
+        return layers
+
+    def slots(self, contract: AnyContract, place: int, max_length: int, plans: tuple[GraphPlan, ...]) -> SlotRule:
+        """How many entries and slots a cache has; here, one for every token."""
+        return SlotRule()
+
+    def routing(self, contract: AnyContract, plans: tuple[GraphPlan, ...]) -> m.LayerRouting | m.PathRouting | None:
+        """What routers decide, token by token; here, nothing."""
+        return None
+
+    def limits(self, contract: AnyContract, max_length: int, plans: tuple[GraphPlan, ...]) -> m.Limits:
+        """What a call may have, whatever engines are built for; here, rows go together on empty caches."""
+        return m.Limits()
+
+    def is_trained(self, contract: AnyContract, depth: m.Depth, declared: AnyContract) -> bool:
+        """Whether a checkpoint that declares a contract was trained to run in a depth's layers alone."""
+        return False
+
+    def router_weights(self, contract: AnyContract, architecture: Architecture) -> int:
+        """Weights, in float32, that one choice of the next layer reads; here, there is none."""
+        return 0
 
     def build(
         self,

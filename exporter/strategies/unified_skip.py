@@ -18,7 +18,7 @@ from dynexport.exporter.lowering.target import Target
 from dynexport.exporter.strategies.strategy import Strategy
 from dynexport.runtime.bundle.contract import AnyContract, SkipRule, UnifiedSkip
 from dynexport.runtime.bundle.errors import DynexportError
-from dynexport.runtime.bundle.manifest import ProfileName, Speedup
+from dynexport.runtime.bundle.manifest import FULL, Depth, ProfileName, Program
 
 
 def kept_layers(rule: SkipRule, ratio: float, layers: int) -> tuple[int, ...]:
@@ -52,15 +52,15 @@ def kept_layers(rule: SkipRule, ratio: float, layers: int) -> tuple[int, ...]:
     return (0, *inner[: count - 2], layers - 1)
 
 
-def _declared(keep: tuple[int, ...], layers: int) -> Speedup:
+def _declared(keep: tuple[int, ...], layers: int) -> Depth:
     """A kept set given by hand."""
     wrong = [i for i in keep if not 0 <= i < layers]
     if wrong:
         raise DynexportError(f"keep: expected layers 0..{layers - 1}, found {wrong[0]}")
-    return Speedup(name="keep", ratio=None, keep=tuple(sorted(set(keep))))
+    return Depth(name="keep", ratio=None, keep=tuple(sorted(set(keep))), prompt=tuple(range(layers)))
 
 
-def _skipped_together(layers: tuple[int, ...], speedups: tuple[Speedup, ...]) -> tuple[tuple[int, ...], ...]:
+def _skipped_together(layers: tuple[int, ...], speedups: tuple[Depth, ...]) -> tuple[tuple[int, ...], ...]:
     """Those of these layers that the same ratios keep."""
     groups: dict[tuple[bool, ...], list[int]] = {}
     for layer in layers:
@@ -74,18 +74,23 @@ class UnifiedSkipStrategy(Strategy):
     name = "unified-skip"
     summary = "prompt in every layer, generated tokens in a fixed share of them"
 
-    def speedups(self, contract: AnyContract, layers: int) -> tuple[Speedup, ...]:
+    def speedups(self, contract: AnyContract, layers: int) -> tuple[Depth, ...]:
         assert isinstance(contract, UnifiedSkip)
         if contract.keep is not None:
             return (_declared(contract.keep, layers),)
         return tuple(
             # All digits: two ratios never share a name, which is also that of a graph's file.
-            Speedup(name=str(ratio).removesuffix(".0"), ratio=ratio, keep=kept_layers(contract.rule, ratio, layers))
+            Depth(
+                name=str(ratio).removesuffix(".0"),
+                ratio=ratio,
+                keep=kept_layers(contract.rule, ratio, layers),
+                prompt=tuple(range(layers)),
+            )
             for ratio in contract.speedups
         )
 
     def graphs(
-        self, contract: AnyContract, speedups: tuple[Speedup, ...], layers: int, *, target: Target, static: bool
+        self, contract: AnyContract, speedups: tuple[Depth, ...], layers: int, *, target: Target, static: bool
     ) -> tuple[GraphPlan, ...]:
         everything = tuple(range(layers))
         if target.conditional_layers and not static:
@@ -96,6 +101,25 @@ class UnifiedSkipStrategy(Strategy):
 
         decode = (plan(f"decode-{s.name}", s.keep, "decode") for s in speedups)
         return (plan("model", everything, "prefill", "decode"), *decode)
+
+    def programs(
+        self, contract: AnyContract, plans: tuple[GraphPlan, ...], depths: tuple[Depth, ...]
+    ) -> tuple[Program, ...]:
+        """A conditional graph serves every depth; of static ones, the first every prompt, each other one its depth."""
+        if plans[0].conditional:
+            return super().programs(contract, plans, depths)
+        first, *others = plans
+        decode = [(FULL, first), *((depth.name, plan) for depth, plan in zip(depths, others, strict=True))]
+        return (
+            Program(phase="prompt", graph=first.name),
+            *(Program(phase="decode", depth=depth, graph=plan.name) for depth, plan in decode),
+        )
+
+    def is_trained(self, contract: AnyContract, depth: Depth, declared: AnyContract) -> bool:
+        assert isinstance(contract, UnifiedSkip)
+        if not isinstance(declared, UnifiedSkip) or declared.keep != contract.keep:
+            return False
+        return declared.keep is not None or (declared.rule == contract.rule and depth.ratio in declared.speedups)
 
     def run_layer(
         self, op: Any, layer: DecoderLayer, hidden_states: ir.Value, step: Step, cache: LayerCache

@@ -9,8 +9,8 @@ from typing import Any
 
 from dynexport.runtime.bundle.checks import checked_kind
 from dynexport.runtime.bundle.errors import DynexportError
-from dynexport.runtime.execution.cache import STEP
 from dynexport.runtime.execution.claim import Claim
+from dynexport.runtime.execution.kv_cache import STEP
 from dynexport.runtime.generation.generator import Generator, Piece, Stream
 from dynexport.runtime.generation.sampling import Sampling
 from dynexport.runtime.text.text import NO_VARIABLES

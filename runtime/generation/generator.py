@@ -13,11 +13,11 @@ import numpy as np
 from dynexport.runtime.bundle.bundle import Bundle
 from dynexport.runtime.bundle.checks import checked_count, checked_ids, checked_list
 from dynexport.runtime.bundle.errors import DynexportError
-from dynexport.runtime.bundle.manifest import Speedup
+from dynexport.runtime.bundle.manifest import Depth
 from dynexport.runtime.engines.registry import RunBackend
-from dynexport.runtime.execution.cache import STEP
-from dynexport.runtime.execution.decoder import Tokens
+from dynexport.runtime.execution.batch import Tokens
 from dynexport.runtime.execution.decoders import AnyCache, open_decoder
+from dynexport.runtime.execution.kv_cache import STEP
 from dynexport.runtime.generation.sampling import Sampler, Sampling
 from dynexport.runtime.text.text import StopStrings, StreamDecoder, Text
 
@@ -131,7 +131,7 @@ class Generator:
 
         Args:
             prompts: token ids per row; lengths may differ.
-            speedup: a ratio that the bundle declares; 1 is full depth; None as for ``Bundle.speedup``.
+            speedup: a ratio that the bundle declares; 1 is full depth; None as for ``Bundle.depth``.
             max_new_tokens: at most so many per row.
             sampling: temperature 0 is greedy. A row's draws do not depend on its neighbours.
             stop: strings that end a row; they are not part of its text.
@@ -149,7 +149,7 @@ class Generator:
         stop = checked_list("stop", stop, "strings")
         if stop and not self.text.has_tokenizer:
             raise DynexportError(f"stop: expected a bundle with a tokenizer, found none in {self.bundle.path}")
-        keep = self.bundle.speedup(speedup)
+        keep = self.bundle.depth(speedup)
         tokens = self.bundle.manifest.tokens
         eos = frozenset((*tokens.eos, *tokens.turn_end) if chat else tokens.eos)
         if cache is None:
@@ -170,7 +170,7 @@ class Generator:
         return [checked_ids("prompt", row, self.bundle.manifest.model.vocab_size) for row in rows]
 
     def _run(
-        self, cache: AnyCache, prompts: Sequence[Tokens], rows: list[_Row], keep: Speedup, sampler: Sampler
+        self, cache: AnyCache, prompts: Sequence[Tokens], rows: list[_Row], keep: Depth, sampler: Sampler
     ) -> Steps[Piece, None, None]:
         with cache.streamed:
             logits = np.concatenate(self.decoder.prefill(cache, prompts))
@@ -179,7 +179,7 @@ class Generator:
             yield from self._decode(cache, logits, rows, keep, sampler)
 
     def _decode(
-        self, cache: AnyCache, logits: np.ndarray, rows: list[_Row], keep: Speedup, sampler: Sampler
+        self, cache: AnyCache, logits: np.ndarray, rows: list[_Row], keep: Depth, sampler: Sampler
     ) -> Steps[Piece, None, None]:
         live = np.ones(len(rows), bool)
         while True:

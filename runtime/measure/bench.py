@@ -258,7 +258,7 @@ def _ways(
     bundle: Bundle, runner: Runner, twin: Twin | None, speedup: str | float | None, told: Mapping[str, Routes]
 ) -> list[_Way]:
     """All ways to run, the dense one first."""
-    manifest, full = bundle.manifest, bundle.speedup(1)
+    manifest, full = bundle.manifest, bundle.depth(1)
     if twin is not None:
         dense = _Way("dense", twin.run)
     else:
@@ -266,7 +266,7 @@ def _ways(
     if manifest.has_routers:
         ways = [_Way(name, partial(runner.run, routes=routes), prescribed=True) for name, routes in told.items()]
         return [dense, _Way("routed", runner.run), *ways]
-    declared = manifest.speedups if speedup is None else (bundle.speedup(speedup),)
+    declared = manifest.depths if speedup is None else (bundle.depth(speedup),)
     # Its prompt runs in every layer all the same: it need not be run again.
     step = runner.run_steps if twin is None else runner.run
     return [dense, *(_Way(ratio.name, partial(step, ratio)) for ratio in declared if ratio.ratio != full.ratio)]

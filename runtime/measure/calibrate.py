@@ -209,7 +209,7 @@ class _Text:
         self.windows = windows
         self._contract, self._batch, self._progress = contract, batch, progress
         self._decoder = Decoder(bundle, threads)
-        self._everything = bundle.speedup(1)
+        self._everything = bundle.depth(1)
         self._done = 0
 
     def run(self, forced: Array) -> _Routes:

@@ -11,7 +11,7 @@ from pydantic import BaseModel
 from dynexport.runtime.bundle.bundle import Bundle
 from dynexport.runtime.bundle.checks import checked_count, checked_ids, checked_kind, checked_list, is_integer, shown
 from dynexport.runtime.bundle.errors import DynexportError
-from dynexport.runtime.bundle.manifest import Speedup
+from dynexport.runtime.bundle.manifest import Depth
 from dynexport.runtime.engines.registry import RunBackend
 from dynexport.runtime.execution.decoders import AnyDecoder, open_decoder
 
@@ -37,7 +37,7 @@ def evaluate(
     bundle: Bundle,
     ids: Sequence[int],
     *,
-    speedups: Sequence[Speedup],
+    speedups: Sequence[Depth],
     window: int = 256,
     prompt_tokens: int = 64,
     max_tokens: int = 2048,
@@ -71,11 +71,11 @@ def evaluate(
         raise DynexportError(
             f"window: expected 1 <= prompt_tokens < window <= {limit}, found {shown(prompt_tokens)} and {shown(window)}"
         )
-    speedups = checked_list("speedups", speedups, "those of Bundle.speedup")
+    speedups = checked_list("speedups", speedups, "those of Bundle.depth")
     if not speedups:
         raise DynexportError("speedups: expected at least one, found none")
     for speedup in speedups:
-        checked_kind("speedups", speedup, Speedup, "those of Bundle.speedup")
+        checked_kind("speedups", speedup, Depth, "those of Bundle.depth")
     windows = text_windows(ids, window, max_tokens, bundle.manifest.model.vocab_size)
     groups = [windows[start : start + batch] for start in range(0, len(windows), batch)]
     total = len(speedups) * len(groups)
@@ -136,7 +136,7 @@ def text_windows(ids: Iterable[int], window: int, max_tokens: int, vocabulary: i
     return checked_ids("text", listed[: count * window], vocabulary).reshape(count, window)
 
 
-def _losses(decoder: AnyDecoder, windows: np.ndarray, prompt: int, speedup: Speedup) -> tuple[np.ndarray, np.ndarray]:
+def _losses(decoder: AnyDecoder, windows: np.ndarray, prompt: int, speedup: Depth) -> tuple[np.ndarray, np.ndarray]:
     """Of every token after the prompt, -log p; and the layers that those fed back ran in.
 
     Returns:

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from dynexport.runtime.bundle.manifest import Speedup
+from dynexport.runtime.bundle.manifest import Depth
 from dynexport.runtime.execution.decoders import AnyCache, AnyDecoder, open_decoder
 
 _STEPS = 8
@@ -19,7 +19,7 @@ _STEPS = 8
 _CONTAINERS = frozenset({"If", "Loop", "Scan"})
 
 
-def operator_times(decoder: AnyDecoder, cache: AnyCache, speedup: Speedup) -> tuple[float, dict[str, float]]:
+def operator_times(decoder: AnyDecoder, cache: AnyCache, speedup: Depth) -> tuple[float, dict[str, float]]:
     """Profile a few steps in sessions of their own.
 
     Args:

@@ -9,7 +9,7 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict
 
 from dynexport.runtime.bundle.bundle import Bundle
-from dynexport.runtime.bundle.manifest import Manifest, Speedup
+from dynexport.runtime.bundle.manifest import Depth, Manifest
 from dynexport.runtime.engines.registry import RunBackend
 from dynexport.runtime.execution.cache import Entries
 from dynexport.runtime.execution.decoders import open_decoder
@@ -72,7 +72,7 @@ class Runner:
         self._count = sizes.steps
         self._decoder = open_decoder(bundle, sizes.threads, backend=sizes.backend)
         self._cache = self._decoder.cache(sizes.rows, sizes.slots, record=True)
-        self._full = bundle.speedup(1)
+        self._full = bundle.depth(1)
 
     def warm_up(self, prompts: Array) -> None:
         """Run these prompts, int64 [rows, tokens], and a step: engines are loaded then. All runs have these prompts."""
@@ -80,7 +80,7 @@ class Runner:
         self._prefill(None)
         self._decoder.step(self._cache, self._prompts[:, 0], self._full)
 
-    def run(self, speedup: Speedup | None = None, routes: Routes = as_routers_decide) -> Timed:
+    def run(self, speedup: Depth | None = None, routes: Routes = as_routers_decide) -> Timed:
         """Time the prompts and the steps.
 
         Args:
@@ -94,7 +94,7 @@ class Runner:
         flops = _flops(self._decoder.manifest, self._cache)
         return self._steps(logits, speedup or self._full, routes, flops, seconds)
 
-    def run_steps(self, speedup: Speedup) -> Timed:
+    def run_steps(self, speedup: Depth) -> Timed:
         """Time the steps only, after the prompts of the last run; of a bundle without routers."""
         logits = np.zeros((self._cache.rows, 1), np.float32)
         return self._steps(logits, speedup, as_routers_decide, _flops(self._decoder.manifest, self._cache), None)
@@ -107,7 +107,7 @@ class Runner:
         self._cache.rewind()
         return np.concatenate(self._decoder.prefill(self._cache, list(self._prompts), forced=told))
 
-    def _steps(self, logits: Array, speedup: Speedup, routes: Routes, flops: int, prefill: float | None) -> Timed:
+    def _steps(self, logits: Array, speedup: Depth, routes: Routes, flops: int, prefill: float | None) -> Timed:
         """Time the steps after a prompt that the cache holds; it is left as it was."""
         cache, mark = self._cache, self._cache.mark()
         for log in cache.logs or ():

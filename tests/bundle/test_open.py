@@ -368,12 +368,12 @@ def test_text_files_that_are_none(bundle: Path, name: str) -> None:
 
 def test_the_ratios_of_a_bundle(bundle: Path) -> None:
     opened = Bundle.open(bundle)
-    (declared,) = opened.manifest.speedups
-    assert [opened.speedup(wanted) for wanted in (None, 2, "2", 2.0, "2.0")] == [declared] * 5
-    assert [opened.speedup(wanted).name for wanted in (1, "1", 1.0, "dense")] == ["dense"] * 4
+    (declared,) = opened.manifest.depths
+    assert [opened.depth(wanted) for wanted in (None, 2, "2", 2.0, "2.0")] == [declared] * 5
+    assert [opened.depth(wanted).name for wanted in (1, "1", 1.0, "dense")] == ["dense"] * 4
     for wanted in (0, -1, 3, "nan", float("inf"), "", "two"):
         with pytest.raises(DynexportError, match=f"speedup: expected 1, 2; found {wanted}"):
-            opened.speedup(wanted)
+            opened.depth(wanted)
 
 
 def test_a_bundle_says_whether_its_model_was_trained_for_its_strategy(bundle: Path) -> None:

@@ -164,7 +164,7 @@ def test_what_a_checkpoint_declares(skip_bundle: Path, tmp_path: Path, declared:
 
     manifest = Bundle.open(skip_bundle).manifest
     source = manifest.source.model_copy(update={"config": {"dynexport": declared}})
-    (speedup,) = manifest.speedups
+    (speedup,) = manifest.depths
     assert manifest.model_copy(update={"source": source}).trained_for(speedup) is trained
 
 

@@ -69,7 +69,7 @@ def talk(decoder: AnyDecoder, lengths: tuple[int, ...]) -> list[Array]:
     )
     state = decoder.cache(len(lengths), CONTEXT)
     found = list(decoder.prefill(state, first, all_logits=True))
-    for speedup in (decoder.bundle.speedup(None), decoder.bundle.speedup(None), decoder.bundle.speedup(1)):
+    for speedup in (decoder.bundle.depth(None), decoder.bundle.depth(None), decoder.bundle.depth(1)):
         found.append(decoder.step(state, found[-1][-1:].argmax(-1).repeat(len(lengths)), speedup))
     return found + list(decoder.prefill(state, second, all_logits=True))
 
@@ -116,9 +116,9 @@ def test_a_row_is_a_part_of_its_batch(converted: Callable[[str], Path], machine:
     found, touched = [], []
     for decoder in (open_decoder(bundle, 1, backend=BACKEND), open_decoder(bundle, 1)):
         state = decoder.cache(3, CONTEXT)
-        decoder.step(state, [1, 2, 3], bundle.speedup(1))  # from now on row by row
+        decoder.step(state, [1, 2, 3], bundle.depth(1))  # from now on row by row
         decoder.prefill(state, [[4, 5], [6], [7, 8, 9]])
-        found.append(decoder.step(state, [1, 2, 3], bundle.speedup(1)))
+        found.append(decoder.step(state, [1, 2, 3], bundle.depth(1)))
         touched.append(bool(state.buffers["0.key"].any()))
     same(found[:1], found[1:])
     assert touched == [False, True]
@@ -133,7 +133,7 @@ def test_a_cuda_graph_takes_new_values_and_another_cache(converted: Callable[[st
         for token in range(4):
             tokens = np.arange(rows) + token
             steps = zip((engines, expected), states, strict=True)
-            same(*[[decoder.step(state, tokens, bundle.speedup(1))] for decoder, state in steps])
+            same(*[[decoder.step(state, tokens, bundle.depth(1))] for decoder, state in steps])
         captures.append(machine.cuda.calls["cudaStreamBeginCapture"])
     assert captures == [1, 2, 3]  # one a cache
     assert machine.cuda.calls["cudaGraphLaunch"] == 9 and len(machine.cuda.graphs) == 1
@@ -160,17 +160,17 @@ def test_an_execution_that_fails(converted: Callable[[str], Path], machine: Mach
     state = decoder.cache(1, CONTEXT)
     machine.trt.fails = "IExecutionContext::enqueueV3: Error Code 1: Cask (no kernel)"
     with pytest.raises(DynexportError, match=r"^graph model: TensorRT failed in a step: Cask \(no kernel\)$"):
-        decoder.step(state, [1], bundle.speedup(1))
+        decoder.step(state, [1], bundle.depth(1))
     machine.trt.fails = None
     for code, expected in ((1, "cudaMemcpyAsync: CUDA error 1: invalid argument"), (NO_MEMORY, "not enough memory")):
         machine.cuda.errors["cudaMemcpyAsync"] = code
         with pytest.raises(DynexportError, match=expected):
-            decoder.step(state, [1], bundle.speedup(1))
+            decoder.step(state, [1], bundle.depth(1))
     machine.cuda.errors.clear()
     expected_logits = open_decoder(bundle, 1)
     same(
-        [decoder.step(state, [1], bundle.speedup(1))],
-        [expected_logits.step(expected_logits.cache(1, CONTEXT), [1], bundle.speedup(1))],
+        [decoder.step(state, [1], bundle.depth(1))],
+        [expected_logits.step(expected_logits.cache(1, CONTEXT), [1], bundle.depth(1))],
     )
 
 
@@ -179,12 +179,12 @@ def test_too_little_memory(converted: Callable[[str], Path], machine: Machine) -
     bundle = machine.built(converted("dense"))
     decoder = open_decoder(bundle, 1, backend=BACKEND)
     small, large = decoder.cache(1, CONTEXT), decoder.cache(ROWS, CONTEXT)
-    logits = decoder.step(small, [1], bundle.speedup(1))
+    logits = decoder.step(small, [1], bundle.depth(1))
     machine.cuda.size = machine.cuda.used + 5_000
     with pytest.raises(DynexportError, match="the GPU has not enough memory; lower the batch, or convert with a small"):
-        decoder.step(large, [1, 1, 1, 1], bundle.speedup(1))
+        decoder.step(large, [1, 1, 1, 1], bundle.depth(1))
     small.rewind()
-    same([decoder.step(small, [1], bundle.speedup(1))], [logits])
+    same([decoder.step(small, [1], bundle.depth(1))], [logits])
 
 
 def test_sizes_that_no_profile_has_room_for(converted: Callable[[str], Path], machine: Machine) -> None:
@@ -251,7 +251,7 @@ def test_an_engine_of_another_version(converted: Callable[[str], Path], tmp_path
     bundle = machine.built(path)
     machine.trt.refuses = "IRuntime::deserializeCudaEngine: Error Code 6: API Usage Error (stale)"
     with pytest.raises(DynexportError, match=r"graph model: TensorRT refuses its engine: API Usage Error \(stale\)"):
-        open_decoder(bundle, backend=BACKEND).step(open_decoder(bundle).cache(1, 8), [1], bundle.speedup(1))
+        open_decoder(bundle, backend=BACKEND).step(open_decoder(bundle).cache(1, 8), [1], bundle.depth(1))
     assert [path.name for path in machine.trt.read] == ["model.onnx"]
 
 

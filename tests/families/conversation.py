@@ -14,7 +14,7 @@ import numpy as np
 from tiny_models import LAYERS, random_rows
 
 from dynexport.exporter.reference import Reference
-from dynexport.runtime.bundle.manifest import Speedup
+from dynexport.runtime.bundle.manifest import Depth
 from dynexport.runtime.execution.cache import Cache
 from dynexport.runtime.execution.decoder import Decoder
 
@@ -79,4 +79,4 @@ def follow(decoder: Decoder, talk: Conversation, rows: Sequence[int], chunk: int
 
 def generate(decoder: Decoder, cache: Cache, tokens: Sequence[int], keep: Keep) -> np.ndarray:
     """One generated token per row: float32 [rows, 1, vocabulary]."""
-    return decoder.step(cache, tokens, Speedup(name="test", ratio=None, keep=keep))[:, None]
+    return decoder.step(cache, tokens, Depth(name="test", ratio=None, keep=keep))[:, None]

@@ -111,7 +111,7 @@ def test_layer_that_only_skipping_shows(
 
 def test_other_kept_set_fails(convert_once: BundleOf) -> None:
     bundle = convert_once()
-    (speedup,) = bundle.manifest.speedups
+    (speedup,) = bundle.manifest.depths
     other = speedup.model_copy(update={"keep": (0, 2)})
     mutant = Bundle(bundle.path, bundle.manifest.model_copy(update={"speedups": (other,)}))
     assert failed(verify(mutant, threads=1)) == {"kept_sets", "golden"}

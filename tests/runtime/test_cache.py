@@ -20,7 +20,7 @@ def test_a_step_adds_one_entry_in_the_kept_layers_and_changes_no_other_byte(gene
         buffer[...] = 7
     decoder.prefill(cache, [[1, 2, 3], [4, 5, 6]])
     before = {name: buffer.copy() for name, buffer in cache.buffers.items()}
-    decoder.step(cache, [7, 8], decoder.bundle.speedup(2))
+    decoder.step(cache, [7, 8], decoder.bundle.depth(2))
     for name, buffer in cache.buffers.items():
         changed = np.unique(np.nonzero(buffer != before[name])[2 if buffer.ndim == 4 else 1])
         assert changed.tolist() == ([3] if int(name.split(".")[0]) in KEPT else []), name
@@ -31,7 +31,7 @@ def test_buffers_are_those_that_the_engine_writes(generator: Generator) -> None:
     decoder = generator.decoder
     cache = decoder.cache(1, 12)
     decoder.prefill(cache, [[1, 2, 3]])
-    decoder.step(cache, [4], decoder.bundle.speedup(2))
+    decoder.step(cache, [4], decoder.bundle.depth(2))
     (engine,) = decoder._engines.values()
     assert engine._bound is not None
     addresses = {value.data_ptr() for value in engine._bound[None]._binding.get_outputs()}
@@ -47,7 +47,7 @@ def test_a_step_does_not_touch_the_memory_of_unused_slots(generator: Generator) 
     peak_before = _reset_peak_memory()
     decoder.prefill(cache, [[1, 2, 3]])
     for ratio in (2, 1):
-        decoder.step(cache, [4], decoder.bundle.speedup(ratio))
+        decoder.step(cache, [4], decoder.bundle.depth(ratio))
     # Huge pages are 2 MB, and each buffer's two heads begin in pages of their own.
     assert _status("VmHWM") - peak_before < size / 4
     assert size >= 1 << 30

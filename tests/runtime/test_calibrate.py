@@ -123,7 +123,7 @@ def test_a_bundle_with_the_thresholds_runs_what_was_predicted(
     decoder, rows = Decoder(bundle, 1), text(case)
     cache = decoder.cache(*rows.shape)
     for position in range(rows.shape[1]):
-        decoder.step(cache, rows[:, position], bundle.speedup(1))
+        decoder.step(cache, rows[:, position], bundle.depth(1))
     assert bundle.manifest.routed is not None
     rates = cache.lengths[list(bundle.manifest.routed.layers)].sum(axis=1) / rows.size
     assert rates == pytest.approx([layer.calibrated.rate for layer in found.layers], abs=1e-9)

@@ -25,7 +25,7 @@ def decoder(generator: Generator) -> Decoder:
 
 @pytest.mark.parametrize("chunk", [1, 3, 1024])
 def test_rows_of_a_batch_are_what_they_are_alone(decoder: Decoder, chunk: int) -> None:
-    keep = decoder.bundle.speedup(2)
+    keep = decoder.bundle.depth(2)
     together = decoder.cache(len(PROMPTS), 16)
     found = [np.concatenate(decoder.prefill(together, PROMPTS, chunk=chunk))]
     found += [decoder.step(together, [step] * len(PROMPTS), keep) for step in range(4)]
@@ -44,7 +44,7 @@ def test_all_logits_end_with_the_last(decoder: Decoder) -> None:
 
 
 def test_a_row_that_has_ended_gets_no_entry_and_disturbs_none(decoder: Decoder) -> None:
-    keep = decoder.bundle.speedup(2)
+    keep = decoder.bundle.depth(2)
     cache, alone = decoder.cache(2, 8), decoder.cache(1, 8)
     decoder.prefill(cache, [[1, 2, 3], [4]])
     decoder.prefill(alone, [[1, 2, 3]])
@@ -63,7 +63,7 @@ def test_a_full_context_is_told(short: Generator) -> None:
     cache = decoder.cache(1, 1000)
     decoder.prefill(cache, [[1] * 24])
     with pytest.raises(DynexportError, match="all 24 slots of a row are used; the context is exhausted"):
-        decoder.step(cache, [1], decoder.bundle.speedup(1))
+        decoder.step(cache, [1], decoder.bundle.depth(1))
     with pytest.raises(DynexportError, match=r"expected at most 0 tokens to fit the context of 24, found 1"):
         decoder.prefill(cache, [[1]])
 
@@ -100,7 +100,7 @@ def test_a_static_bundle_runs_its_own_kept_sets_only(tmp_path: Path) -> None:
     decoder = Decoder(bundle, 1)
     cache = decoder.cache(1, 8)
     decoder.prefill(cache, [[1]])
-    decoder.step(cache, [1], bundle.speedup(2))
-    other = bundle.speedup(2).model_copy(update={"name": "other", "keep": (0, 7)})
+    decoder.step(cache, [1], bundle.depth(2))
+    other = bundle.depth(2).model_copy(update={"name": "other", "keep": (0, 7)})
     with pytest.raises(DynexportError, match="no graph for speedup other; convert again with it"):
         decoder.step(cache, [1], other)

@@ -45,7 +45,7 @@ def decoder(tmp_path_factory: pytest.TempPathFactory) -> Decoders:
 
 
 def step(decoder: Decoder, cache: Cache, tokens: list[int], *args: Any, **kwargs: Any) -> np.ndarray:
-    return decoder.step(cache, tokens, decoder.bundle.speedup(None), *args, **kwargs)
+    return decoder.step(cache, tokens, decoder.bundle.depth(None), *args, **kwargs)
 
 
 def talk(decoder: Decoder, cache: Cache) -> list[np.ndarray]:

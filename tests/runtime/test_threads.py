@@ -115,12 +115,12 @@ def test_a_cache_has_one_step_at_a_time(shared: Generator) -> None:
     with cache.running:
         for run in (
             lambda: decoder.prefill(cache, [[6]]),
-            lambda: decoder.step(cache, [6], decoder.bundle.speedup(None)),
+            lambda: decoder.step(cache, [6], decoder.bundle.depth(None)),
         ):
             with pytest.raises(DynexportError, match=r"^cache: expected one that no other thread uses, found a step"):
                 run()
     assert cache.positions.tolist() == [1]
-    decoder.step(cache, [6], decoder.bundle.speedup(None))
+    decoder.step(cache, [6], decoder.bundle.depth(None))
 
 
 def test_a_conversation_has_one_turn_at_a_time(generator: Generator) -> None:

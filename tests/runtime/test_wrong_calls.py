@@ -19,7 +19,7 @@ from dynexport.exporter.profile import ProfileDirectory, layers_to_skip, measure
 from dynexport.exporter.trace.files import TraceFile
 from dynexport.runtime import Bundle, DynexportError, Generator, Sampling
 from dynexport.runtime.bundle.contract import parse_contract
-from dynexport.runtime.bundle.manifest import Speedup
+from dynexport.runtime.bundle.manifest import Depth
 from dynexport.runtime.engines.registry import backend_text
 from dynexport.runtime.execution.cache import Cache
 from dynexport.runtime.execution.decoders import open_decoder
@@ -42,7 +42,7 @@ def at(skip_bundle: Path, bundle: Bundle, generator: Generator, tmp_path_factory
     token."""
     home = tmp_path_factory.mktemp("wrong")
     found = SimpleNamespace(home=home, path=skip_bundle, bundle=bundle, generator=generator, text=generator.text)
-    found.skip, found.ratio = generator.decoder, bundle.speedup(2)
+    found.skip, found.ratio = generator.decoder, bundle.depth(2)
     for name in ("dense", "mod-router", "radial-step"):
         convert(CONFORMANCE / name, home / name, golden=False)
         setattr(found, name.partition("-")[0], open_decoder(Bundle.open(home / name), 1))
@@ -56,7 +56,7 @@ def full(decoder: Any, rows: int = 1) -> Any:
 
 
 def step(decoder: Any, tokens: Any, *more: Any, rows: int = 1, **named: Any) -> Any:
-    return decoder.step(full(decoder, rows), tokens, decoder.bundle.speedup(1), *more, **named)
+    return decoder.step(full(decoder, rows), tokens, decoder.bundle.depth(1), *more, **named)
 
 
 def prompt(decoder: Any, prompts: Any, **named: Any) -> Any:
@@ -104,10 +104,10 @@ WRONG: dict[str, tuple[Callable[[Any], Any], str]] = {
     "open-nul": (lambda at: Bundle.open("a\0b"), "a"),
     "open-long": (lambda at: Bundle.open("x" * 300), "x"),
     "open-a-file": (lambda at: Bundle.open(at.path / "model.onnx"), "/"),
-    "speedup-list": (lambda at: at.bundle.speedup([2]), "{path}: speedup: expected 1, 2; found [2]"),
-    "speedup-huge": (lambda at: at.bundle.speedup(HUGE), "{path}: speedup: expected 1, 2; found 1000"),
-    "speedup-nan": (lambda at: at.bundle.speedup(NAN), "{path}: speedup: expected 1, 2; found nan"),
-    "speedup-bool": (lambda at: at.bundle.speedup(True), "{path}: speedup: expected 1, 2; found True"),
+    "speedup-list": (lambda at: at.bundle.depth([2]), "{path}: speedup: expected 1, 2; found [2]"),
+    "speedup-huge": (lambda at: at.bundle.depth(HUGE), "{path}: speedup: expected 1, 2; found 1000"),
+    "speedup-nan": (lambda at: at.bundle.depth(NAN), "{path}: speedup: expected 1, 2; found nan"),
+    "speedup-bool": (lambda at: at.bundle.depth(True), "{path}: speedup: expected 1, 2; found True"),
     # Generators.
     "generator-of-a-path": (lambda at: Generator(at.path), "bundle: expected an opened Bundle"),
     "generator-of-none": (lambda at: Generator(None), "bundle: expected an opened Bundle"),
@@ -244,10 +244,10 @@ WRONG: dict[str, tuple[Callable[[Any], Any], str]] = {
     "step-live-text": (lambda at: step(at.radial, [1], "yes"), "live: expected a list of 1 bools"),
     "step-speedup": (
         lambda at: at.skip.step(full(at.skip), [1], 2),
-        "speedup: expected one of Bundle.speedup",
+        "speedup: expected one of Bundle.depth",
     ),
     "step-speedup-layers": (
-        lambda at: at.skip.step(full(at.skip), [1], Speedup(name="x", ratio=None, keep=(99,))),
+        lambda at: at.skip.step(full(at.skip), [1], Depth(name="x", ratio=None, keep=(99,))),
         "speedup: a kept layer: expected 0..7, found 99",
     ),
     # Measuring.
@@ -272,7 +272,7 @@ WRONG: dict[str, tuple[Callable[[Any], Any], str]] = {
     "eval-prompt": (lambda at: perplexity(at, prompt_tokens=None), "window: expected 1 <= prompt_tokens < window"),
     "eval-max": (lambda at: perplexity(at, max_tokens=NAN), "max_tokens: expected at least one window of 8"),
     "eval-batch": (lambda at: perplexity(at, batch="8"), "batch: expected at least 1, found '8'"),
-    "eval-speedups": (lambda at: perplexity(at, speedups=[2]), "speedups: expected those of Bundle.speedup, found 2"),
+    "eval-speedups": (lambda at: perplexity(at, speedups=[2]), "speedups: expected those of Bundle.depth, found 2"),
     "eval-no-speedups": (lambda at: perplexity(at, speedups=[]), "speedups: expected at least one, found none"),
     "eval-speedups-none": (lambda at: perplexity(at, speedups=None), "speedups: expected a list"),
     "calibrate-rate": (lambda at: thresholds(at, target_rate="half"), "target_rate: expected 0 < target_rate <= 1"),
@@ -339,12 +339,12 @@ def test_a_wrong_call_is_told_in_one_line(at: Any, name: str) -> None:
 
 def test_a_wrong_call_leaves_a_cache_as_it_was(at: Any) -> None:
     cache = full(at.mod)
-    before = at.mod.step(cache, [1], at.mod.bundle.speedup(1))
+    before = at.mod.step(cache, [1], at.mod.bundle.depth(1))
     cache = full(at.mod)
     for wrong in ([1, 2], ["x"], [-1], None):
         with pytest.raises(DynexportError):
-            at.mod.step(cache, wrong, at.mod.bundle.speedup(1))
-    np.testing.assert_array_equal(at.mod.step(cache, [1], at.mod.bundle.speedup(1)), before)
+            at.mod.step(cache, wrong, at.mod.bundle.depth(1))
+    np.testing.assert_array_equal(at.mod.step(cache, [1], at.mod.bundle.depth(1)), before)
 
 
 def test_what_is_not_wrong(at: Any, tmp_path: Path) -> None:
@@ -354,7 +354,7 @@ def test_what_is_not_wrong(at: Any, tmp_path: Path) -> None:
     for prompts in ((prompt for prompt in [iter([1, 2])]), np.array([[1, 2]], np.uint16), [range(1, 3)]):
         assert generate(at, prompts, max_new_tokens=np.int32(3), sampling=sampling) == expected
     assert Generator(Bundle.open(str(at.path)), np.int64(1)).generate([[1]], max_new_tokens=1)
-    assert at.bundle.speedup(np.float32(2)) == at.ratio == at.bundle.speedup("2")
+    assert at.bundle.depth(np.float32(2)) == at.ratio == at.bundle.depth("2")
     copy = copied(at.path, tmp_path / "b")
     assert bench(at, Bundle.open(copy), text=(token for token in range(4)), skip_rates=()).results
     assert perplexity(at, iter(range(16)), speedups=(at.ratio,))[0].tokens == 8

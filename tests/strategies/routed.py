@@ -92,7 +92,7 @@ def follow(
         for tokens in zip(*part, strict=True):
             wishes = _next(forced, cache, [[token] for token in tokens])
             wish = None if wishes is None else np.concatenate(wishes, axis=1)
-            found = decoder.step(cache, tokens, decoder.bundle.speedup(None), forced=wish)
+            found = decoder.step(cache, tokens, decoder.bundle.depth(None), forced=wish)
             for row, of_row in zip(logits, found, strict=True):
                 row.append(of_row[None])
     return [finished(decoder, cache, row, parts) for row, parts in enumerate(logits)]

@@ -37,7 +37,7 @@ def decided(decoder: AnyDecoder, *, by_steps: bool) -> tuple[np.ndarray, np.ndar
     cache: Cache = decoder.cache(1, len(PROMPT), record=True)
     if by_steps:
         for token in PROMPT:
-            decoder.step(cache, [token], decoder.bundle.speedup(1))
+            decoder.step(cache, [token], decoder.bundle.depth(1))
     else:
         decoder.prefill(cache, [PROMPT])
     assert cache.logs is not None
@@ -141,6 +141,6 @@ def test_equal_scores_go_to_the_lowest_layer_and_none_leaves_before_the_least_st
         expected = [*order, layers]  # nothing else is allowed any more
     cache = decoder.cache(1, 8, record=True)
     decoder.prefill(cache, [PROMPT[:3]])
-    decoder.step(cache, [7], decoder.bundle.speedup(1))
+    decoder.step(cache, [7], decoder.bundle.depth(1))
     paths = np.concatenate(cache.logs[0].paths, axis=1).T.tolist()
     assert [[choice for choice in path if choice >= 0] for path in paths] == [expected] * 4

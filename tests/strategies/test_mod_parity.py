@@ -153,7 +153,7 @@ def test_thousands_of_greedy_decisions(static: bool, routed_model: Callable[[str
     while len(rows[0]) < context:
         for row, token in zip(rows, best.tolist(), strict=True):
             row.append(token)
-        best = run.step(state, best, run.bundle.speedup(None)).argmax(1)
+        best = run.step(state, best, run.bundle.depth(None)).argmax(1)
     _, expected = reference(directory, fields, context).routed_logits(rows, [[]] * len(rows))
     found = np.stack([finished(run, state, row, [np.zeros(0)]).chosen for row in range(len(rows))])
     chosen, margin = (np.stack([getattr(row, part) for row in expected]) for part in ("chosen", "margin"))

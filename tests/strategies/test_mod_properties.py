@@ -21,7 +21,7 @@ from dynexport.exporter.checkpoint import open_checkpoint
 from dynexport.exporter.reference.mod import ModReference
 from dynexport.runtime.bundle.bundle import Bundle
 from dynexport.runtime.bundle.contract import parse_contract
-from dynexport.runtime.bundle.manifest import Speedup
+from dynexport.runtime.bundle.manifest import Depth
 from dynexport.runtime.execution.decoder import Decoder
 
 pytest.importorskip("transformers")
@@ -205,7 +205,7 @@ def test_no_token_anywhere_leaves_the_other_layers(models: Models, static: bool,
     talk = Talk.random((1, 7, 19), (4, 4, 4), (5, 2, 3), (2, 2, 2))
     rows = follow(models.decoder({"decision": {"threshold": 1.0}}, static), talk)
     convert(models.directory, tmp_path / "skip", strategy="unified-skip", keep=[0, 2], max_length=CONTEXT, golden=False)
-    skip, keep = Decoder(Bundle.open(tmp_path / "skip"), threads=1), Speedup(name="test", ratio=None, keep=(0, 2))
+    skip, keep = Decoder(Bundle.open(tmp_path / "skip"), threads=1), Depth(name="test", ratio=None, keep=(0, 2))
     for found, ids in zip(rows, talk.rows, strict=True):
         assert not found.chosen.any() and not found.overflow.any()
         state = skip.cache(1, CONTEXT)

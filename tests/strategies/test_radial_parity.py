@@ -39,7 +39,7 @@ def test_paths_and_logits(family: str, policy: str, saved_model: ModelOf, tmp_pa
     cache = decoder.cache(3, 24, record=True)
     found = decoder.prefill(cache, rows, all_logits=True)
     for tokens in random_rows(3, 3, seed=8):
-        logits = decoder.step(cache, tokens, bundle.speedup(1))
+        logits = decoder.step(cache, tokens, bundle.depth(1))
         found = [np.concatenate([row, new[None]]) for row, new in zip(found, logits, strict=True)]
         rows = [[*row, token] for row, token in zip(rows, tokens, strict=True)]
     reference = RadialReference.from_checkpoint(open_checkpoint(model), contract=contract)

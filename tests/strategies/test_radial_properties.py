@@ -44,7 +44,7 @@ def fed(
     """Logits after every token: a prompt of so many tokens, the rest one by one."""
     cache = decoder.cache(len(rows), len(rows[0]), record=True)
     found = decoder.prefill(cache, [row[:prompt] for row in rows], all_logits=True, chunk=chunk)
-    full = decoder.bundle.speedup(1)
+    full = decoder.bundle.depth(1)
     later = [decoder.step(cache, [row[place] for row in rows], full) for place in range(prompt, len(rows[0]))]
     return [np.concatenate([logits, *(step[i : i + 1] for step in later)]) for i, logits in enumerate(found)], cache
 

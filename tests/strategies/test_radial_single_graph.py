@@ -23,7 +23,7 @@ from dynexport.exporter.reference.radial import RadialReference
 from dynexport.runtime import Bundle, DynexportError
 from dynexport.runtime.bundle.contract import Radial
 from dynexport.runtime.execution.decoders import AnyDecoder, open_decoder
-from dynexport.runtime.execution.routes import TURNED_AWAY
+from dynexport.runtime.execution.decisions import TURNED_AWAY
 from dynexport.runtime.execution.single_path_decoder import SinglePathDecoder
 
 ModelOf = Callable[[str], Path]
@@ -61,7 +61,7 @@ def test_paths_and_logits(family: str, policy: str, saved_model: ModelOf, tmp_pa
     cache = decoder.cache(3, 24, record=True)
     found = [[logits] for logits in decoder.prefill(cache, rows, all_logits=True)]
     for tokens in random_rows(3, 3, 3, seed=8):
-        for row, logits in enumerate(decoder.step(cache, tokens, decoder.bundle.speedup(1))):
+        for row, logits in enumerate(decoder.step(cache, tokens, decoder.bundle.depth(1))):
             found[row].append(logits[None])
             rows[row] = [*rows[row], tokens[row]]
     for row, logits in enumerate(decoder.prefill(cache, later, chunk=3, all_logits=True)):
@@ -86,7 +86,7 @@ def test_what_is_logged_is_what_the_graph_set_logs(saved_model: ModelOf, tmp_pat
         decoder = open_decoder(Bundle.open(tmp_path / name), 1)
         cache = decoder.cache(2, 12, record=True)
         decoder.prefill(cache, random_rows(7, 3))
-        decoder.step(cache, [5, 6], decoder.bundle.speedup(1), np.array([True, False]))
+        decoder.step(cache, [5, 6], decoder.bundle.depth(1), np.array([True, False]))
         logs.append((cache.logs, cache.lengths))
     for ours, theirs in zip(logs[0][0], logs[1][0], strict=True):
         for part in ("ran", "paths", "scores", "margins"):
@@ -100,7 +100,7 @@ def test_single_steps_and_batches_change_nothing(half: Opened, saved_model: Mode
     decoder, _ = opened(
         save_radial_model(tmp_path / "model", saved_model("qwen2"), max_steps=STEPS), tmp_path / "bundle"
     )
-    rows, full = random_rows(9, 4), decoder.bundle.speedup(1)
+    rows, full = random_rows(9, 4), decoder.bundle.depth(1)
     cache = decoder.cache(2, 9)
     at_once = decoder.prefill(cache, rows, all_logits=True)
     alone = decoder.prefill(decoder.cache(1, 9), rows[:1], all_logits=True)[0]
@@ -178,7 +178,7 @@ def test_a_token_alone_always_has_room(half: Opened) -> None:
     decoder, _ = half
     cache = decoder.cache(1, 8)
     for token in random_rows(8)[0]:
-        decoder.step(cache, [token], decoder.bundle.speedup(1))
+        decoder.step(cache, [token], decoder.bundle.depth(1))
     assert not cache.overflow.any()
 
 

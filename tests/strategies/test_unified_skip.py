@@ -19,7 +19,7 @@ from dynexport.exporter.strategies.unified_skip import kept_layers
 from dynexport.runtime.bundle.bundle import Bundle
 from dynexport.runtime.bundle.contract import parse_contract
 from dynexport.runtime.bundle.errors import DynexportError
-from dynexport.runtime.bundle.manifest import Speedup
+from dynexport.runtime.bundle.manifest import Depth
 from dynexport.runtime.execution.decoder import Decoder
 
 RULES = ("official", "balanced", "modulo")
@@ -103,7 +103,7 @@ def test_thirty_layers(rule: str, ratio: float, expected: tuple[int, ...]) -> No
     assert kept_layers(rule, float(ratio), 30) == expected
 
 
-def speedups(layers: int, **fields: Any) -> tuple[Speedup, ...]:
+def speedups(layers: int, **fields: Any) -> tuple[Depth, ...]:
     """As a conversion finds them: contract fields, then the strategy."""
     strategy = strategies()["unified-skip"]
     contract = parse_contract({"strategy": "unified-skip", **fields}, "config.json: dynexport")
@@ -208,7 +208,7 @@ def test_graphs_of_kept_layers_take_turns_as_conditions_do(tmp_path: Path) -> No
         rows = decoder.prefill(cache, [[5, 3, 8, 2], [7]], all_logits=True)
         logits = [np.concatenate(rows)]
         for token, ratio in enumerate(ratios):
-            logits.append(decoder.step(cache, [token + 11, token + 40], decoder.bundle.speedup(ratio)))
+            logits.append(decoder.step(cache, [token + 11, token + 40], decoder.bundle.depth(ratio)))
         rows = decoder.prefill(cache, [[9], [4, 6, 1]], all_logits=True)
         found.append(np.concatenate([*logits, *rows]))
         assert len({tuple(lengths) for lengths in cache.lengths.tolist()}) == 3

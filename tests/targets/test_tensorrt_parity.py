@@ -77,7 +77,7 @@ def talk(run: Decoder, prompts: list[list[int]], generated: list[list[int]], sec
     """Prompts in a batch, generated tokens, further prompts: the logits of all tokens, row after row."""
     state = run.cache(len(prompts), CONTEXT)
     rows = [[part] for part in run.prefill(state, prompts, all_logits=True)]
-    (speedup, *_) = (*run.manifest.speedups, run.bundle.speedup(1))
+    (speedup, *_) = (*run.manifest.depths, run.bundle.depth(1))
     for tokens in zip(*generated, strict=True):
         for row, logits in zip(rows, run.step(state, tokens, speedup), strict=True):
             row.append(logits[None])
@@ -149,7 +149,7 @@ def test_precisions(family: str, precision: str, decoder: Convert, routed_model:
         state, prompts = run.cache(3, CONTEXT), random_rows(3, 7, 12)
         forced = [np.ones((2, len(prompt)), bool) for prompt in prompts]
         logits = run.prefill(state, prompts, all_logits=True, forced=forced)
-        last = run.step(state, [1, 2, 3], run.bundle.speedup(1), forced=np.ones((2, 3), bool))
+        last = run.step(state, [1, 2, 3], run.bundle.depth(1), forced=np.ones((2, 3), bool))
         found[name] = np.concatenate([*logits, last])
         assert found[name].dtype == np.float32
     assert np.abs(found[precision] - found["fp32"]).max() / found["fp32"].std() < PRECISIONS[precision]
@@ -162,7 +162,7 @@ def test_caches_are_updated_in_place(decoder: Convert, saved_model: Callable[[st
     assert {buffer.shape[-2] for name, buffer in state.buffers.items() if name.endswith("key")} == {CONTEXT}
     run.prefill(state, random_rows(4, 7))
     before = {name: buffer.copy() for name, buffer in state.buffers.items()}
-    run.step(state, [1, 2], run.manifest.speedups[0])
+    run.step(state, [1, 2], run.manifest.depths[0])
     for name, buffer in state.buffers.items():
         layer, part = name.split(".")
         changed = (buffer != before[name]).reshape(2, -1, CONTEXT, *buffer.shape[3:]).any(axis=1)

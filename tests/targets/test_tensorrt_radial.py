@@ -47,7 +47,7 @@ def check_against_reference(decoder: AnyDecoder, model: Path) -> None:
     found = [[logits] for logits in decoder.prefill(cache, rows, all_logits=True)]
     live = np.array([True, True, True])
     for tokens in random_rows(3, 3, 3, seed=8):
-        logits = decoder.step(cache, tokens, decoder.bundle.speedup(1), live)
+        logits = decoder.step(cache, tokens, decoder.bundle.depth(1), live)
         for row in np.flatnonzero(live):
             found[row].append(logits[row][None])
             rows[row] = [*rows[row], tokens[row]]
@@ -100,7 +100,7 @@ def test_slots_that_no_entry_has_filled_are_hidden(policy: str, saved_model: Mod
             for buffer in buffers.values():
                 buffer[:] = rubbish
         (logits,) = decoder.prefill(cache, prompt, all_logits=True)
-        found.append([*logits, *decoder.step(cache, [5], decoder.bundle.speedup(1))])
+        found.append([*logits, *decoder.step(cache, [5], decoder.bundle.depth(1))])
     assert (np.array(found[0]) == np.array(found[1])).all()
 
 
@@ -133,7 +133,7 @@ def test_precisions(family: str, policy: str, saved_model: ModelOf, tmp_path: Pa
         assert cache.buffers[0]["key"].dtype == (np.float32 if precision == "fp32" else np.float16)
         logits = decoder.prefill(cache, prompts, all_logits=True, forced=forced)
         found[precision] = np.concatenate(
-            [*logits, decoder.step(cache, [1, 2, 3], decoder.bundle.speedup(1), forced=last)]
+            [*logits, decoder.step(cache, [1, 2, 3], decoder.bundle.depth(1), forced=last)]
         )
         assert found[precision].dtype == np.float32
     for precision, most in PRECISIONS.items():

@@ -63,7 +63,7 @@ def test_the_same_as_by_the_set(both: tuple[AnyDecoder, AnyDecoder]) -> None:
     forced = random.integers(0, layers + 1, (STEPS, 3))
     forced[:, 0] = -1
     for decoder in both:
-        cache, full = decoder.cache(3, 12, record=True), decoder.bundle.speedup(1)
+        cache, full = decoder.cache(3, 12, record=True), decoder.bundle.depth(1)
         decoder.prefill(cache, random_rows(7, 2, 5, vocabulary=50))
         steps = [decoder.step(cache, [5, 6, 7], full), decoder.step(cache, [8, 9, 10], full, forced=forced)]
         ended = decoder.step(cache, [1, 2, 3], full, np.array([True, False, True]))
@@ -81,7 +81,7 @@ def test_the_same_as_by_the_set(both: tuple[AnyDecoder, AnyDecoder]) -> None:
 
 def test_a_row_that_has_ended_is_not_in_the_way(both: tuple[AnyDecoder, AnyDecoder]) -> None:
     """Its caches are full; the other row goes on as if it were alone."""
-    decoder, full = both[1], both[1].bundle.speedup(1)
+    decoder, full = both[1], both[1].bundle.depth(1)
     ended, going = random_rows(CONTEXT, 4, vocabulary=50)
     cache, alone = decoder.cache(2, CONTEXT), decoder.cache(1, CONTEXT)
     decoder.prefill(cache, [ended, going])
@@ -107,7 +107,7 @@ def test_half_precision(saved_model: ModelOf, tmp_path: Path) -> None:
         decoder = opened(model, tmp_path / precision, precision=precision, plugins=True)
         cache = decoder.cache(2, CONTEXT)
         decoder.prefill(cache, prompts, forced=paths)
-        steps = [decoder.step(cache, [1, 2], decoder.bundle.speedup(1), forced=paths[1][:, i : i + 2]) for i in (0, 2)]
+        steps = [decoder.step(cache, [1, 2], decoder.bundle.depth(1), forced=paths[1][:, i : i + 2]) for i in (0, 2)]
         found.append(np.concatenate(steps))
     assert found[1].dtype == np.float32
     assert np.abs(found[1] - found[0]).max() / found[0].std() < 0.05

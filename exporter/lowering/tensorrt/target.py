@@ -12,9 +12,8 @@ from typing import Any
 
 import onnx_ir as ir
 
-from dynexport.exporter.bundle.describe import PADDED_CHUNK
 from dynexport.exporter.families.architecture import Activation, Architecture
-from dynexport.exporter.lowering.plan import GraphPlan
+from dynexport.exporter.lowering.plan import PADDED_CHUNK, GraphPlan
 from dynexport.exporter.lowering.storage import Dequantized, Plain, Storage, StoredWeight
 from dynexport.exporter.lowering.target import AttentionInputs, Target, cast
 from dynexport.exporter.lowering.tensorrt.rules import check_accepted
@@ -22,7 +21,7 @@ from dynexport.plugins.graph import add_functions, capacity_top_k, gated_scatter
 from dynexport.runtime.bundle.checks import is_integer, shown
 from dynexport.runtime.bundle.contract import AnyContract, Mod, Radial
 from dynexport.runtime.bundle.errors import DynexportError
-from dynexport.runtime.bundle.manifest import Precision, Profile, Role, TargetName
+from dynexport.runtime.bundle.manifest import Precision, Profile, TargetName
 
 OPSET = 24
 MAX_BATCH, MAX_PROMPT = 8, 1024
