@@ -18,7 +18,8 @@ from dynexport.runtime.engines.registry import RunBackend
 from dynexport.runtime.execution.cache import STEP
 from dynexport.runtime.execution.decoder import Tokens
 from dynexport.runtime.execution.decoders import AnyCache, open_decoder
-from dynexport.runtime.generation.sampling import Sampler, Sampling
+from dynexport.runtime.generation.sampler import Sampler
+from dynexport.runtime.generation.sampling import Sampling
 from dynexport.runtime.text.text import StopStrings, StreamDecoder, Text
 
 FinishReason = Literal["eos", "stop", "length", "context"]
@@ -157,8 +158,8 @@ class Generator:
             cache = self.decoder.cache(len(ids), longest + max_new_tokens, room=longest + STEP)
         self.decoder.check_cache(cache)
         rows = [_Row(i, self.text, stop, eos, max_new_tokens) for i in range(len(ids))]
-        sampler = Sampler(sampling, len(rows))
-        for row, tokens_of_row in (*enumerate(ids), *enumerate(held)):
+        sampler = Sampler(sampling, len(rows), eos=eos, vocabulary=self.bundle.manifest.model.vocab_size)
+        for row, tokens_of_row in (*enumerate(held), *enumerate(ids)):
             sampler.see(row, tokens_of_row)
         return Stream(self._run(cache, ids, rows, keep, sampler))
 

@@ -14,7 +14,9 @@ from numpy.typing import NDArray
 from transformers import RepetitionPenaltyLogitsProcessor
 
 from dynexport.runtime.bundle.errors import DynexportError
-from dynexport.runtime.generation.sampling import Sampler, Sampling, distribution
+from dynexport.runtime.generation.filters import distribution
+from dynexport.runtime.generation.sampler import Sampler
+from dynexport.runtime.generation.sampling import Sampling
 
 # Few distinct values, so that ties are common; minus infinity is a masked token.
 tied_logits = hnp.arrays(
