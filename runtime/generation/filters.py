@@ -19,8 +19,8 @@ Weights = NDArray[np.float64]
 # Rows shorter than this are drawn from by definition: that is as fast.
 _SHORT = 4096
 _BLOCK = 64
-# Candidates are looked for among the largest weights of groups of so many tokens.
-_GROUP = 16
+# top_p looks first among the tokens that have at least one of so many parts of the share that it leaves out.
+_CANDIDATES = (512, 4096)
 # Float32 can divide by temperatures from _COLDEST to _HOTTEST.
 _COLDEST, _HOTTEST = 1e-6, 1e6
 
@@ -64,18 +64,16 @@ def draw(row: Logits, largest: float, sampling: Sampling, uniform: float) -> int
     """
     small = row.size < _SHORT or sampling.top_k > 0
     if small or sampling.typical_p < 1 or not _COLDEST <= sampling.temperature <= _HOTTEST:
-        ids, probabilities = distribution(row, sampling)
-        cumulative = probabilities.cumsum()
-        cumulative /= cumulative[-1]  # the last is then exactly 1, above every draw
-        return int(ids[cumulative.searchsorted(uniform, side="right")])
-    weights = _weights(row, largest, sampling.temperature)
+        return _pick(*distribution(row, sampling), uniform)
     if sampling.top_p < 1:
-        total = float(_block_sums(weights).sum(dtype=np.float64))
-        edge, count = _edge(weights, sampling.top_p * total)
-        _leave_out(weights, edge, count)
+        return _draw_top_p(row, largest, sampling, uniform)
     if sampling.min_p > 0:
-        weights *= weights >= sampling.min_p  # the largest weight is 1
-    return _drawn(weights, uniform)
+        # min_p is a distance of logits; distribution() decides at its edge.
+        edge = largest + sampling.temperature * float(np.log(sampling.min_p))
+        near = np.flatnonzero(row >= edge - 1e-5 * (1 + abs(edge)))
+        ids, probabilities = distribution(row[near], sampling)
+        return _pick(near[ids], probabilities, uniform)
+    return _draw_from_all(_weights(row, largest, sampling.temperature), uniform)
 
 
 def largest_ids(row: Logits, count: int) -> Ids:
@@ -127,7 +125,8 @@ def _typical(probabilities: Weights, mass: float) -> NDArray[np.bool_]:
 
 def _weights(row: Logits, largest: float, temperature: float) -> Logits:
     """Return exp((logit - largest) / temperature), float32, with zeros behind it up to a whole number of blocks."""
-    weights = np.zeros(-(-row.size // _BLOCK) * _BLOCK, np.float32)
+    weights = np.empty(-(-row.size // _BLOCK) * _BLOCK, np.float32)
+    weights[row.size :] = 0
     part = weights[: row.size]
     np.subtract(row, np.float32(largest), out=part)
     if temperature != 1:
@@ -141,26 +140,48 @@ def _block_sums(weights: Logits) -> Logits:
     return np.asarray(np.einsum("ij->i", weights.reshape(-1, _BLOCK)))
 
 
-def _edge(weights: Logits, wanted: float) -> tuple[np.floating, int]:
-    """Return the smallest of the fewest largest weights that sum to ``wanted``, and how many these are."""
-    # Where the largest weights of groups sum to what is wanted, all that is needed reaches the smallest of them.
-    maxima = weights.reshape(_GROUP, -1).max(axis=0)
-    few = len(maxima) // 3
-    descending = np.sort(np.partition(maxima, -few)[-few:])[::-1]
-    place = int(descending.astype(np.float64).cumsum().searchsorted(wanted))
-    if place < few:
-        return _smallest_set(weights[weights >= descending[place]], wanted)
-    most = len(weights) // 6
-    largest = np.partition(weights, -most)[-most:]
-    return _smallest_set(largest if largest.sum(dtype=np.float64) > wanted else weights, wanted)
-
-
 def _smallest_set(weights: NDArray[np.floating], wanted: float) -> tuple[np.floating, int]:
     """Return the smallest of the fewest largest weights that sum to ``wanted``, at least one, and how many these are."""
     descending = np.sort(weights)[::-1]
     reached = int(descending.astype(np.float64).cumsum().searchsorted(wanted))
     reached = min(reached, len(weights) - 1)
     return descending[reached], reached + 1
+
+
+def _draw_top_p(row: Logits, largest: float, sampling: Sampling, uniform: float) -> int:
+    weights = _weights(row, largest, sampling.temperature)
+    total = float(_block_sums(weights).sum(dtype=np.float64))
+    wanted = sampling.top_p * total
+    for tokens in _CANDIDATES:
+        ids = np.flatnonzero(weights >= (total - wanted) / tokens)
+        values = weights[ids]
+        if values.sum(dtype=np.float64) > wanted:
+            kept = _first_largest(values, *_smallest_set(values, wanted))
+            ids, values = ids[kept], values[kept]
+            likely = values >= sampling.min_p  # the largest weight is 1
+            return _pick(ids[likely], values[likely].astype(np.float64), uniform)
+    _leave_out(weights, *_smallest_set(weights, wanted))
+    weights *= weights >= sampling.min_p
+    return _draw_from_all(weights, uniform)
+
+
+def _pick(ids: Ids, weights: Weights, uniform: float) -> int:
+    cumulative = weights.cumsum()
+    cumulative /= cumulative[-1]  # the last is then exactly 1, above every draw
+    return int(ids[cumulative.searchsorted(uniform, side="right")])
+
+
+def _draw_from_all(weights: Logits, uniform: float) -> int:
+    """Return the first place at which the cumulative share is above ``uniform``: its block, then it."""
+    cumulative = _block_sums(weights).astype(np.float64).cumsum()
+    total = float(cumulative[-1])
+    cumulative /= total
+    block = int(cumulative.searchsorted(uniform, side="right"))
+    before = float(cumulative[block - 1]) if block else 0.0
+    inside = weights[block * _BLOCK : (block + 1) * _BLOCK].astype(np.float64).cumsum()
+    # Rounding may put the target at the end of the block or beyond; it belongs to its last token then.
+    target = min((uniform - before) * total, float(np.nextafter(inside[-1], 0)))
+    return block * _BLOCK + int(inside.searchsorted(target, side="right"))
 
 
 def _leave_out(weights: Logits, edge: np.floating, count: int) -> None:
@@ -170,19 +191,6 @@ def _leave_out(weights: Logits, edge: np.floating, count: int) -> None:
     if surplus:
         kept[np.flatnonzero(weights == edge)[-surplus:]] = False
     weights *= kept
-
-
-def _drawn(weights: Logits, uniform: float) -> int:
-    """Return the first place at which the cumulative share is above ``uniform``; its weight is not 0."""
-    cumulative = _block_sums(weights).astype(np.float64).cumsum()
-    total = float(cumulative[-1])
-    cumulative /= total  # the last is then exactly 1, above every draw
-    block = int(cumulative.searchsorted(uniform, side="right"))
-    before = float(cumulative[block - 1]) if block else 0.0
-    inside = weights[block * _BLOCK : (block + 1) * _BLOCK].astype(np.float64).cumsum()
-    # Rounding may put the target at the end of the block or beyond; it belongs to its last token then.
-    target = min((uniform - before) * total, float(np.nextafter(inside[-1], 0)))
-    return block * _BLOCK + int(inside.searchsorted(target, side="right"))
 
 
 __all__ = ["distribution", "draw", "largest_ids", "log_of_sum"]
