@@ -1,7 +1,8 @@
 """Time of choosing tokens, per step: rows of 49,152 logits, least of many, one thread.
 
-Three kinds of logits: those of a trained model (a .npy file, float32 [rows, vocab], where one is given), peaked ones made
-up to resemble them, and flat ones, for which no few candidates hold enough. docs/benchmarks.md quotes the figures.
+Three kinds of logits: those of a trained model (a .npy file, float32 [rows, vocab], where one is given), peaked ones
+made up to resemble them, and flat ones, where a nucleus has most of the vocabulary. docs/benchmarks.md quotes the
+figures.
 """
 
 from __future__ import annotations

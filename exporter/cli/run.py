@@ -22,6 +22,7 @@ from dynexport.exporter.cli.arguments import (
 from dynexport.exporter.cli.describe import not_trained
 from dynexport.exporter.cli.output import Output, json_option
 from dynexport.exporter.cli.prompts import given_prompt, utf8
+from dynexport.exporter.cli.sampling_options import given_fields, sampling_options
 from dynexport.exporter.cli.talk import talk
 from dynexport.exporter.trace import Depth, Token, Trace, TraceFile, look
 from dynexport.runtime.bundle.bundle import Bundle
@@ -71,29 +72,7 @@ Examples:
     "--speedup", help="A declared ratio; 1 is full depth.  [default: the first that the model was trained for, else 1]"
 )
 @click.option("--max-new-tokens", type=int, default=128, show_default=True, help="Stop after so many tokens.")
-@click.option("--temperature", type=float, help="0 is greedy.  [default: as generation_config.json says, else 0]")
-@click.option(
-    "--top-p",
-    type=float,
-    help="Sample from the likeliest tokens of this share.  [default: as generation_config.json says, else 1]",
-)
-@click.option(
-    "--top-k",
-    type=int,
-    help="Sample from so many likeliest tokens; 0 from all.  [default: as generation_config.json says, else 0]",
-)
-@click.option(
-    "--min-p",
-    type=float,
-    help="Sample from tokens at least so probable, against the likeliest.  [default: as generation_config.json says, "
-    "else 0]",
-)
-@click.option(
-    "--repetition-penalty",
-    type=float,
-    help="Above 1: make tokens that came before less probable.  [default: as generation_config.json says, else 1]",
-)
-@click.option("--seed", type=int, help="Makes sampling repeatable.")
+@sampling_options
 @click.option("--stop", callback=utf8, multiple=True, help="Stop at this text; may be given several times.")
 @click.option(
     "--trace",
@@ -117,18 +96,13 @@ def run(
     variables: tuple[str, ...],
     speedup: str | None,
     max_new_tokens: int,
-    temperature: float | None,
-    top_p: float | None,
-    top_k: int | None,
-    min_p: float | None,
-    repetition_penalty: float | None,
-    seed: int | None,
     stop: tuple[str, ...],
     traces: tuple[Path, ...],
     backend: RunBackend,
     trust_engines: bool,
     threads: int,
     json_path: str | None,
+    **sampling_fields: Any,
 ) -> None:
     """Generate with BUNDLE, streaming.
 
@@ -146,11 +120,10 @@ def run(
     talking = chat and text is None
     if traces and talking:
         raise click.UsageError("--trace: expected --prompt or --ids beside it, found a conversation")
-    given = {"temperature": temperature, "top_p": top_p, "top_k": top_k, "min_p": min_p, "seed": seed}
-    given["repetition_penalty"] = repetition_penalty
+    given = given_fields(sampling_fields)
     opened = Bundle.open(bundle, trust_engines=trust_engines)
     recommended = recommended_by(opened)
-    sampling = _sampling(out, recommended, {name: value for name, value in given.items() if value is not None})
+    sampling = _sampling(out, recommended, given)
     keep = opened.speedup(speedup)
     _say_ratio(out, opened, keep, asked=speedup is not None)
     generator = Generator(opened, threads, backend=backend)
@@ -247,14 +220,19 @@ def _sampling(out: Output, recommended: Recommended, given: dict[str, Any]) -> S
     if sampling.temperature == 0 and filters and "temperature" not in given:
         options = ", ".join(f"--{name.replace('_', '-')}" for name in filters)
         out.warn(f"{options}: expected with --temperature above 0, found greedy choice, where it changes nothing")
-    if (sampling.temperature > 0 or sampling.repetition_penalty != 1) and recommended.sampling != Sampling():
-        fields = {name: value for name, value in asdict(sampling).items() if value is not None}
-        shown = ", ".join(f"{name.replace('_', '-')} {value:g}" for name, value in fields.items())
+    if (sampling.temperature > 0 or sampling.adjusts) and recommended.sampling != Sampling():
+        plain = asdict(Sampling())
+        fields = {name: value for name, value in asdict(sampling).items() if value != plain[name]}
+        shown = ", ".join(f"{name.replace('_', '-')} {_short(value)}" for name, value in fields.items())
         out.note(
-            f"sampling, where no option says otherwise as {GENERATION_CONFIG} does: {shown}; --temperature 0 and "
-            "--repetition-penalty 1 are plain greedy choice"
+            f"sampling, where no option says otherwise as {GENERATION_CONFIG} does: {shown}; --temperature 0 takes the "
+            "most probable token"
         )
     return sampling
+
+
+def _short(value: Any) -> str:
+    return f"{value:g}" if isinstance(value, int | float) else f"{value!s:.60}"
 
 
 def _say_ratio(out: Output, bundle: Bundle, keep: Speedup, *, asked: bool) -> None:

@@ -1,8 +1,8 @@
 """Draw a token from a row of logits: the distribution that the filters leave, and a fast way to draw from it.
 
 ``distribution`` is the definition, in float64 over the whole row. ``draw`` follows it with softmax in float32 (sums in
-float64), as transformers and vLLM do: shares differ by about 1e-7, so it gives another token than the definition in about
-one draw of a million, where the random number falls between both.
+float64), as transformers and vLLM do: shares differ by about 1e-7, so it gives another token than the definition in
+less than one draw of 10,000, where the random number falls between both.
 """
 
 from __future__ import annotations
@@ -141,7 +141,7 @@ def _block_sums(weights: Logits) -> Logits:
 
 
 def _smallest_set(weights: NDArray[np.floating], wanted: float) -> tuple[np.floating, int]:
-    """Return the smallest of the fewest largest weights that sum to ``wanted``, at least one, and how many these are."""
+    """Return the smallest of the fewest largest weights that sum to ``wanted``, and how many these are, at least 1."""
     descending = np.sort(weights)[::-1]
     reached = int(descending.astype(np.float64).cumsum().searchsorted(wanted))
     reached = min(reached, len(weights) - 1)
@@ -185,7 +185,7 @@ def _draw_from_all(weights: Logits, uniform: float) -> int:
 
 
 def _leave_out(weights: Logits, edge: np.floating, count: int) -> None:
-    """Set all weights but the ``count`` largest to 0, of which ``edge`` is the smallest; of equal ones the first stay."""
+    """Set weights to 0, but the ``count`` largest, of which ``edge`` is the smallest; of equal ones the first stay."""
     kept = weights >= edge
     surplus = np.count_nonzero(kept) - count
     if surplus:

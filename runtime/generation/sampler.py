@@ -137,7 +137,9 @@ def _with_logprobs(logits: NDArray[np.float32], largest: float, token: int, coun
 class Sampler:
     """Chooses one token a row and step, with the same options in every row."""
 
-    def __init__(self, sampling: Sampling, rows: int, *, eos: Iterable[int] = (), vocabulary: int | None = None) -> None:
+    def __init__(
+        self, sampling: Sampling, rows: int, *, eos: Iterable[int] = (), vocabulary: int | None = None
+    ) -> None:
         """Prepare ``rows`` rows; the other arguments and errors are those of ``RowSampler``."""
         eos = tuple(eos)
         count = checked_count("rows", rows)

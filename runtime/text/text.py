@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
@@ -12,6 +11,7 @@ from tokenizers import Tokenizer
 from dynexport.runtime.bundle.bundle import Bundle
 from dynexport.runtime.bundle.checks import checked_kind, checked_list
 from dynexport.runtime.bundle.errors import DynexportError, told_as
+from dynexport.runtime.bundle.json_text import parse_json_object
 from dynexport.runtime.text.chat_template import TEMPLATE_FILE, ChatTemplate, named_templates
 
 TOKENIZER_FILE = "tokenizer.json"
@@ -89,7 +89,7 @@ class Text:
         if TOKENIZER_FILE in files:
             with told_as(f"{TOKENIZER_FILE}: cannot be loaded by the tokenizers library"):
                 tokenizer = Tokenizer.from_str(files[TOKENIZER_FILE].decode("utf-8"))
-        config = _read_config(files.get(CONFIG_FILE, b"{}"))
+        config = parse_json_object(files.get(CONFIG_FILE, b"{}"), CONFIG_FILE)
         templates = named_templates(config.get("chat_template"), CONFIG_FILE)
         if TEMPLATE_FILE in files:
             with told_as(f"{TEMPLATE_FILE}: expected UTF-8 text"):
@@ -320,14 +320,6 @@ def _check_utf8(text: str) -> None:
         raise DynexportError(
             f"text: expected UTF-8, found {text[error.start]!a} after {error.start} characters, which is no character"
         ) from error
-
-
-def _read_config(content: bytes) -> dict[str, Any]:
-    with told_as(f"{CONFIG_FILE}: expected a JSON object"):
-        config = json.loads(content)
-    if not isinstance(config, dict):
-        raise DynexportError(f"{CONFIG_FILE}: expected a JSON object, found {type(config).__name__}")
-    return config
 
 
 def _special_tokens(config: Mapping[str, Any]) -> dict[str, str]:
