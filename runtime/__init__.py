@@ -2,14 +2,16 @@
 
 from typing import Any
 
-__all__ = ["Bundle", "DynexportError", "Generation", "Generator", "Piece", "Sampling"]
+__all__ = ["Bundle", "Conversation", "DynexportError", "Generation", "Model", "Piece", "Sampling", "load"]
 
 _HOMES = {
     "Bundle": "dynexport.runtime.bundle.bundle",
     "DynexportError": "dynexport.runtime.bundle.errors",
-    "Generation": "dynexport.runtime.generation.generator",
-    "Generator": "dynexport.runtime.generation.generator",
-    "Piece": "dynexport.runtime.generation.generator",
+    "Conversation": "dynexport.runtime.generation.conversation",
+    "Generation": "dynexport.runtime.generation.request",
+    "Model": "dynexport.runtime.generation.model",
+    "Piece": "dynexport.runtime.generation.request",
+    "load": "dynexport.runtime.generation.model",
     "Sampling": "dynexport.runtime.generation.sampling",
 }
 

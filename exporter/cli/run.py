@@ -22,18 +22,19 @@ from dynexport.exporter.cli.arguments import (
 from dynexport.exporter.cli.describe import not_trained
 from dynexport.exporter.cli.output import Output, json_option
 from dynexport.exporter.cli.prompts import given_prompt, utf8
+from dynexport.exporter.cli.sampling_options import given_fields, sampling_options
 from dynexport.exporter.cli.talk import talk
 from dynexport.exporter.trace import Depth, Token, Trace, TraceFile, look
 from dynexport.runtime.bundle.bundle import Bundle
 from dynexport.runtime.bundle.errors import DynexportError
 from dynexport.runtime.bundle.manifest import Depth
 from dynexport.runtime.engines.registry import RunBackend
-from dynexport.runtime.execution.decoders import AnyCache
-from dynexport.runtime.execution.kv_cache import STEP
+from dynexport.runtime.execution.kv_cache import STEP, KvCache
 from dynexport.runtime.generation.conversation import Conversation
 from dynexport.runtime.generation.generation_config import GENERATION_CONFIG, Recommended, recommended_by
-from dynexport.runtime.generation.generator import Generator, Stream
+from dynexport.runtime.generation.model import Model
 from dynexport.runtime.generation.sampling import Sampling
+from dynexport.runtime.generation.stream import Stream
 
 
 @click.command(
@@ -71,29 +72,7 @@ Examples:
     "--speedup", help="A declared ratio; 1 is full depth.  [default: the first that the model was trained for, else 1]"
 )
 @click.option("--max-new-tokens", type=int, default=128, show_default=True, help="Stop after so many tokens.")
-@click.option("--temperature", type=float, help="0 is greedy.  [default: as generation_config.json says, else 0]")
-@click.option(
-    "--top-p",
-    type=float,
-    help="Sample from the likeliest tokens of this share.  [default: as generation_config.json says, else 1]",
-)
-@click.option(
-    "--top-k",
-    type=int,
-    help="Sample from so many likeliest tokens; 0 from all.  [default: as generation_config.json says, else 0]",
-)
-@click.option(
-    "--min-p",
-    type=float,
-    help="Sample from tokens at least so probable, against the likeliest.  [default: as generation_config.json says, "
-    "else 0]",
-)
-@click.option(
-    "--repetition-penalty",
-    type=float,
-    help="Above 1: make tokens that came before less probable.  [default: as generation_config.json says, else 1]",
-)
-@click.option("--seed", type=int, help="Makes sampling repeatable.")
+@sampling_options
 @click.option("--stop", callback=utf8, multiple=True, help="Stop at this text; may be given several times.")
 @click.option(
     "--trace",
@@ -117,18 +96,13 @@ def run(
     variables: tuple[str, ...],
     speedup: str | None,
     max_new_tokens: int,
-    temperature: float | None,
-    top_p: float | None,
-    top_k: int | None,
-    min_p: float | None,
-    repetition_penalty: float | None,
-    seed: int | None,
     stop: tuple[str, ...],
     traces: tuple[Path, ...],
     backend: RunBackend,
     trust_engines: bool,
     threads: int,
     json_path: str | None,
+    **sampling_fields: Any,
 ) -> None:
     """Generate with BUNDLE, streaming.
 
@@ -146,41 +120,40 @@ def run(
     talking = chat and text is None
     if traces and talking:
         raise click.UsageError("--trace: expected --prompt or --ids beside it, found a conversation")
-    given = {"temperature": temperature, "top_p": top_p, "top_k": top_k, "min_p": min_p, "seed": seed}
-    given["repetition_penalty"] = repetition_penalty
+    given = given_fields(sampling_fields)
     opened = Bundle.open(bundle, trust_engines=trust_engines)
     recommended = recommended_by(opened)
-    sampling = _sampling(out, recommended, {name: value for name, value in given.items() if value is not None})
+    sampling = _sampling(out, recommended, given)
     keep = opened.depth(speedup)
     _say_ratio(out, opened, keep, asked=speedup is not None)
-    generator = Generator(opened, threads, backend=backend)
-    if template_variables and (unused := generator.text.unused_variables(template_variables)):
+    model = Model(opened, threads, backend=backend)
+    if template_variables and (unused := model.text.unused_variables(template_variables)):
         out.warn(f"--template-var {', '.join(unused)}: the chat template reads no such variable")
     how: dict[str, Any] = {
-        "speedup": speedup,
+        "depth": keep,
         "max_new_tokens": max_new_tokens,
         "sampling": sampling,
-        "stop": (*stop, *(recommended.stop if generator.text.has_tokenizer else ())),
+        "stop": (*stop, *(recommended.stop if model.text.has_tokenizer else ())),
     }
     settled = {
         "speedup": keep.name,
         "layers": list(keep.keep),
-        "trained": opened.manifest.trained_for(keep),
+        "trained": keep.trained,
         "sampling": asdict(sampling),
         "warnings": out.warnings,
     }
     if talking:
-        _talk(out, Conversation(generator, system, template_variables), how, settled)
+        _talk(out, Conversation(model, system, template_variables), how, settled)
         return
-    tokens = _tokens(generator, text, ids, _messages(system, text) if chat else None, template_variables)
+    tokens = _tokens(model, text, ids, _messages(system, text) if chat else None, template_variables)
     _warn_of_two_beginnings(out, opened.manifest.tokens.bos if text is not None else None, tokens)
-    as_ids = not generator.text.has_tokenizer or ids is not None
-    _answer(out, generator, tokens, {**how, "chat": chat}, settled, files, as_ids=as_ids)
+    as_ids = not model.text.has_tokenizer or ids is not None
+    _answer(out, model, tokens, {**how, "chat": chat}, settled, files, as_ids=as_ids)
 
 
 def _answer(
     out: Output,
-    generator: Generator,
+    model: Model,
     tokens: list[int],
     how: Mapping[str, Any],
     settled: Mapping[str, Any],
@@ -196,12 +169,12 @@ def _answer(
         as_ids: show token ids rather than text.
     """
     longest = len(tokens) + max(0, how["max_new_tokens"])
-    cache = generator.decoder.cache(1, longest, record=bool(files), room=len(tokens) + STEP)
+    cache = model.executor.full_cache(1, longest, record=bool(files), room=len(tokens) + STEP)
     start = time.perf_counter()
     shown = _nothing_shown()
-    _show(out, generator.stream([tokens], cache=cache, **how), shown, as_ids=as_ids)
+    _show(out, model.stream([tokens], cache=cache, **how), shown, as_ids=as_ids)
     report = {**shown, "prompt_ids": tokens, **settled, "seconds": time.perf_counter() - start}
-    depth = Depth.of(cache, generator.bundle.manifest)
+    depth = Depth.of(cache, model.bundle.manifest)
     if depth.routed:
         _say_depth(out, depth)
         report["depth"] = depth.model_dump()
@@ -209,7 +182,7 @@ def _answer(
         out.warn(f"full layers turned tokens away {depth.turned_away} times: see layer_capacity")
         report["turned_away"] = depth.turned_away
     if files:
-        _trace(out, files, generator, cache, depth, report)
+        _trace(out, files, model, cache, depth, report)
     out.report(report)
 
 
@@ -247,14 +220,19 @@ def _sampling(out: Output, recommended: Recommended, given: dict[str, Any]) -> S
     if sampling.temperature == 0 and filters and "temperature" not in given:
         options = ", ".join(f"--{name.replace('_', '-')}" for name in filters)
         out.warn(f"{options}: expected with --temperature above 0, found greedy choice, where it changes nothing")
-    if (sampling.temperature > 0 or sampling.repetition_penalty != 1) and recommended.sampling != Sampling():
-        fields = {name: value for name, value in asdict(sampling).items() if value is not None}
-        shown = ", ".join(f"{name.replace('_', '-')} {value:g}" for name, value in fields.items())
+    if (sampling.temperature > 0 or sampling.adjusts) and recommended.sampling != Sampling():
+        plain = asdict(Sampling())
+        fields = {name: value for name, value in asdict(sampling).items() if value != plain[name]}
+        shown = ", ".join(f"{name.replace('_', '-')} {_short(value)}" for name, value in fields.items())
         out.note(
-            f"sampling, where no option says otherwise as {GENERATION_CONFIG} does: {shown}; --temperature 0 and "
-            "--repetition-penalty 1 are plain greedy choice"
+            f"sampling, where no option says otherwise as {GENERATION_CONFIG} does: {shown}; --temperature 0 takes the "
+            "most probable token"
         )
     return sampling
+
+
+def _short(value: Any) -> str:
+    return f"{value:g}" if isinstance(value, int | float) else f"{value!s:.60}"
 
 
 def _say_ratio(out: Output, bundle: Bundle, keep: Depth, *, asked: bool) -> None:
@@ -271,7 +249,7 @@ def _messages(system: str | None, prompt: str | None) -> list[dict[str, str]]:
 
 
 def _tokens(
-    generator: Generator,
+    model: Model,
     prompt: str | None,
     ids: str | None,
     messages: list[dict[str, str]] | None,
@@ -282,8 +260,8 @@ def _tokens(
     if not prompt:
         raise DynexportError("--prompt: expected text, found none")
     if messages is not None:
-        return generator.text.chat(messages, variables=variables)
-    return generator.text.encode(prompt)
+        return model.text.chat(messages, variables=variables)
+    return model.text.encode(prompt)
 
 
 def _nothing_shown() -> dict[str, Any]:
@@ -308,16 +286,16 @@ def _say_depth(out: Output, depth: Depth) -> None:
 
 
 def _trace(
-    out: Output, files: list[TraceFile], generator: Generator, cache: AnyCache, depth: Depth, report: dict[str, Any]
+    out: Output, files: list[TraceFile], model: Model, cache: KvCache, depth: Depth, report: dict[str, Any]
 ) -> None:
     """Write what was recorded of the tokens that were processed; the last generated one never was."""
     assert cache.logs is not None
     ids = [*report["prompt_ids"], *report["ids"]][: depth.tokens]
     trace = Trace.from_log(
         cache.logs[0],
-        Token.sequence(ids, generator.text, len(report["prompt_ids"])),
+        Token.sequence(ids, model.text, len(report["prompt_ids"])),
         depth,
-        strategy=generator.bundle.manifest.contract.strategy,
+        strategy=model.bundle.manifest.contract.strategy,
         speedup=report["speedup"],
     )
     for file in files:
@@ -332,7 +310,7 @@ def _talk(out: Output, conversation: Conversation, how: dict[str, Any], settled:
     def answer(message: str) -> None:
         turns.append(_nothing_shown())
         _show(out, conversation.say(message, **how), turns[-1], as_ids=False)
-        if turns[-1]["finish_reason"] == "context":
+        if turns[-1]["finish_reason"] == "length" and conversation.is_full:
             out.warn(f"the context of {conversation.context} tokens is full: the answer ends here")
 
     try:

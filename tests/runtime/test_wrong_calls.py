@@ -24,7 +24,7 @@ from dynexport.runtime.engines.registry import backend_text
 from dynexport.runtime.execution.cache import Cache
 from dynexport.runtime.execution.decoders import open_decoder
 from dynexport.runtime.generation.conversation import Conversation
-from dynexport.runtime.generation.sampling import Sampler
+from dynexport.runtime.generation.sampler import Sampler
 from dynexport.runtime.measure.bench import benchmark
 from dynexport.runtime.measure.calibrate import calibrate
 from dynexport.runtime.measure.cost import step_bytes

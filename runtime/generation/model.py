@@ -1,0 +1,254 @@
+"""A bundle, ready to generate: text or token ids in, text out."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import numpy as np
+
+from dynexport.runtime.bundle.bundle import Bundle
+from dynexport.runtime.bundle.checks import checked_count, checked_ids, checked_kind, checked_list, shown
+from dynexport.runtime.bundle.errors import DynexportError
+from dynexport.runtime.bundle.manifest import Depth
+from dynexport.runtime.engines.registry import RunBackend
+from dynexport.runtime.execution.batch import Tokens
+from dynexport.runtime.execution.executor import Executor
+from dynexport.runtime.execution.kv_cache import STEP, KvCache
+from dynexport.runtime.generation.request import Generation, Request
+from dynexport.runtime.generation.sampler import RowSampler
+from dynexport.runtime.generation.sampling import Sampling
+from dynexport.runtime.generation.stream import Stream, run_requests
+from dynexport.runtime.text.text import NO_VARIABLES, Text
+
+Array = np.ndarray
+Prompt: TypeAlias = str | Tokens
+Prompts: TypeAlias = Prompt | Sequence[Prompt]
+WantedDepth: TypeAlias = str | float | Depth | None
+_GREEDY = Sampling()
+_MOST_CHOICES = 128
+
+
+def load(
+    bundle: str | Path,
+    *,
+    threads: int | None = None,
+    backend: RunBackend = "onnxruntime",
+    trust_engines: bool = False,
+) -> Model:
+    """Open a bundle to generate with.
+
+    Args:
+        bundle: its directory.
+        threads: intra-op threads of ONNX Runtime; None lets it take one per physical core.
+        backend: what runs the graphs: "onnxruntime", "onnxruntime-cuda", "tensorrt", "tensorrt-rtx".
+        trust_engines: whether TensorRT may be given engines that were not built on this machine.
+
+    Raises:
+        DynexportError: when it is no bundle, has changed since it was made, or cannot run there.
+    """
+    return Model(Bundle.open(bundle, trust_engines=trust_engines), threads, backend=backend)
+
+
+class Model:
+    """Generates with a bundle.
+
+    Threads may share one, and streams may be taken from in any order: each gets what it would get alone.
+
+    Attributes:
+        bundle: the opened bundle.
+        executor: runs its graphs.
+        text: its tokenizer and chat template.
+
+    Args:
+        threads, backend: as for ``load``.
+    """
+
+    def __init__(self, bundle: Bundle, threads: int | None = None, *, backend: RunBackend = "onnxruntime") -> None:
+        self.executor = Executor(bundle, threads, backend=backend)
+        self.bundle, self.text = bundle, Text.of_bundle(bundle)
+
+    def generate(
+        self,
+        prompts: Prompts,
+        *,
+        max_new_tokens: int = 128,
+        sampling: Sampling | Sequence[Sampling] = _GREEDY,
+        depth: WantedDepth | Sequence[WantedDepth] = None,
+        stop: Sequence[str] = (),
+        n: int = 1,
+    ) -> Any:
+        """Generate after one prompt, or several in one batch.
+
+        Args:
+            prompts: text, token ids, or a list of either.
+            max_new_tokens: at most so many per row; fewer where the context ends before.
+            sampling: of all prompts, or one for each. Temperature 0 is greedy. What a row draws does not depend on its
+                neighbours.
+            depth: of all prompts, or one for each: a ratio that the bundle declares, a name, "full", or one of
+                ``Bundle.depth``; None as for ``Bundle.depth``.
+            stop: strings that end a row; they are not part of its text.
+            n: answers to each prompt; they share the run of the prompt, and differ in their draws.
+
+        Returns:
+            ``Generation`` for a single prompt, else a list of them; lists of n of these in their place where n > 1.
+
+        Raises:
+            DynexportError: for a prompt that is empty, has unknown tokens or exceeds the context, or a bad argument.
+        """
+        rows, single = self._rows(prompts)
+        n = checked_count("n", n, 1, _MOST_CHOICES)
+        done = [Generation(len(row)) for row in rows for _ in range(n)]
+        for piece in self._stream(rows, max_new_tokens, sampling, depth, stop, n=n):
+            done[piece.row].push(piece)
+        found = done if n == 1 else [done[start : start + n] for start in range(0, len(done), n)]
+        return found[0] if single else found
+
+    def stream(
+        self,
+        prompts: Prompts,
+        *,
+        max_new_tokens: int = 128,
+        sampling: Sampling | Sequence[Sampling] = _GREEDY,
+        depth: WantedDepth | Sequence[WantedDepth] = None,
+        stop: Sequence[str] = (),
+        n: int = 1,
+        chat: bool = False,
+        cache: KvCache | None = None,
+        held: Sequence[Tokens] = (),
+    ) -> Stream:
+        """Generate token by token: pieces as they come, row by row within a step; arguments as for ``generate``.
+
+        Args:
+            chat: whether what is generated is an answer in a chat, which ends at more tokens than other text
+                (``turn_end`` of the manifest).
+            cache: what earlier turns left, to go on from; all of its rows are acquired, one for each prompt, and no
+                other stream may use it until this one has ended or is closed. None begins anew.
+            held: with ``cache``: the token ids that it holds, per row, which penalties are for as well.
+        """
+        rows, _ = self._rows(prompts)
+        return self._stream(rows, max_new_tokens, sampling, depth, stop, n=n, chat=chat, cache=cache, held=held)
+
+    def chat(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        *,
+        variables: Mapping[str, Any] = NO_VARIABLES,
+        max_new_tokens: int = 128,
+        sampling: Sampling = _GREEDY,
+        depth: WantedDepth = None,
+        stop: Sequence[str] = (),
+    ) -> Generation:
+        """Answer a conversation; other arguments and errors as for ``generate``.
+
+        Args:
+            messages: each with a role and its content, as for transformers' ``apply_chat_template``.
+            variables: further ones of the chat template, such as ``tools``.
+
+        Raises:
+            DynexportError: also where the bundle has no chat template, or it refuses the messages.
+        """
+        prompt = self.text.chat(messages, variables=variables)
+        answer = Generation(len(prompt))
+        stream = self.stream(
+            [prompt], max_new_tokens=max_new_tokens, sampling=sampling, depth=depth, stop=stop, chat=True
+        )
+        for piece in stream:
+            answer.push(piece)
+        return answer
+
+    def _rows(self, prompts: Prompts) -> tuple[list[Array], bool]:
+        """int64 [n] per prompt, and whether there is a single one that stands in no list."""
+        if isinstance(prompts, str):
+            return [self._ids(prompts)], True
+        listed = checked_list("prompts", prompts, "prompts, each text or a list of token ids")
+        if not listed:
+            raise DynexportError("prompts: expected at least one, found none")
+        single = all(isinstance(item, int | np.integer) for item in listed)
+        return ([self._ids(prompts)], True) if single else ([self._ids(item) for item in listed], False)
+
+    def _ids(self, prompt: Prompt) -> Array:
+        tokens = self.text.encode(prompt) if isinstance(prompt, str) else prompt
+        return checked_ids("prompt", tokens, self.bundle.manifest.model.vocab_size)
+
+    def _stream(
+        self,
+        rows: list[Array],
+        max_new_tokens: int,
+        sampling: Sampling | Sequence[Sampling],
+        depth: WantedDepth | Sequence[WantedDepth],
+        stop: Sequence[str],
+        *,
+        n: int = 1,
+        chat: bool = False,
+        cache: KvCache | None = None,
+        held: Sequence[Tokens] = (),
+    ) -> Stream:
+        """What ``stream`` says, of checked prompts."""
+        max_new_tokens = checked_count("max_new_tokens", max_new_tokens)
+        stop, n = checked_list("stop", stop, "strings"), checked_count("n", n, 1, _MOST_CHOICES)
+        if stop and not self.text.has_tokenizer:
+            raise DynexportError(f"stop: expected a bundle with a tokenizer, found none in {self.bundle.path}")
+        samplings = _for_each("sampling", sampling, len(rows), Sampling)
+        depths = [
+            self._depth(wanted) for wanted in _for_each("depth", depth, len(rows), str | float | int | Depth | None)
+        ]
+        if cache is None:
+            longest = max(map(len, rows))
+            cache = self.executor.full_cache(len(rows) * n, longest + max_new_tokens, room=longest + STEP)
+        self.executor.check_cache(cache)
+        requests = [
+            [
+                self._request(
+                    place * n + choice, row, depths[place], samplings[place], stop, max_new_tokens, cache, chat
+                )
+                for choice in range(n)
+            ]
+            for place, row in enumerate(rows)
+        ]
+        for group, seen in zip(requests, held, strict=False):
+            for request in group:
+                request.sampler.see_prompt(seen)
+        return Stream(run_requests(self.executor, cache, rows, requests))
+
+    def _request(
+        self,
+        index: int,
+        prompt: Array,
+        depth: Depth,
+        sampling: Sampling,
+        stop: Sequence[str],
+        max_new_tokens: int,
+        cache: KvCache,
+        chat: bool,
+    ) -> Request:
+        tokens, model = self.bundle.manifest.tokens, self.bundle.manifest.model
+        eos = frozenset((*tokens.eos, *tokens.turn_end) if chat else tokens.eos)
+        sampler = RowSampler(sampling, seed_index=index, eos=eos, vocabulary=model.vocab_size)
+        sampler.see_prompt(prompt)
+        seen = int(cache.positions[index]) if index < cache.rows else 0
+        room = model.max_length - seen - len(prompt)
+        return Request(index, depth, sampler, self.text, stop=stop, eos=eos, max_new_tokens=max_new_tokens, room=room)
+
+    def _depth(self, wanted: WantedDepth) -> Depth:
+        return wanted if isinstance(wanted, Depth) else self.bundle.depth(wanted)
+
+
+def _for_each(name: str, value: Any, count: int, kind: Any) -> list[Any]:
+    """One value for each prompt, where there may be one for all.
+
+    Raises:
+        DynexportError: for a value of another kind, or another number of them.
+    """
+    if isinstance(value, kind):
+        return [value] * count
+    values = checked_list(name, value, f"{count}, one a prompt")
+    if len(values) != count:
+        raise DynexportError(f"{name}: expected one, or {count}, one for each prompt, found {len(values)}")
+    for item in values:
+        checked_kind(name, item, kind, f"one for each prompt, each as for a single one, not {shown(item)}")
+    return values
+
+
+__all__ = ["Model", "Prompt", "load"]
