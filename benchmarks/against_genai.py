@@ -23,7 +23,7 @@ def measure_genai(directory: Path) -> dict[str, float]:
     import numpy as np
     import onnxruntime_genai as genai
 
-    model = genai.Model(str(directory))
+    model = genai.Generator(str(directory))
     prompt = np.random.default_rng(0).integers(0, 40000, PROMPT).astype(np.int32)
     prefill, decode = [], []
     for _ in range(3):
@@ -46,9 +46,9 @@ def measure_dynexport(directory: Path, threads: int) -> dict[str, float]:
     """The same by our runtime: prompt, greedy choice, steps."""
     import numpy as np
 
-    from dynexport.runtime import Bundle, Generator
+    from dynexport.runtime import Bundle, Model
 
-    generator = Generator(Bundle.open(directory), threads)
+    generator = Model(Bundle.open(directory), threads)
     decoder, keep = generator.decoder, generator.bundle.depth(1)
     prompt = np.random.default_rng(0).integers(0, 40000, PROMPT)
     cache = decoder.cache(1, PROMPT + STEPS + 8)

@@ -16,7 +16,7 @@ import pytest
 from bundles import CONFORMANCE, dynexport
 
 from dynexport.exporter.bundle.conversion import convert
-from dynexport.runtime import Bundle, Generator
+from dynexport.runtime import Bundle, Model
 from dynexport.runtime.execution.routes import RowLog
 
 TOLERANCE = 1e-4
@@ -78,7 +78,7 @@ def test_the_sizes_and_the_kept_set(case: Case) -> None:
 
 
 def test_logits_and_tokens(case: Case) -> None:
-    decoder = Generator(case.bundle, threads=1).decoder
+    decoder = Model(case.bundle, threads=1).decoder
     for run in case.expected["runs"]:
         # Its buffers grow at almost every step.
         cache = decoder.cache(1, len(run["prompt"]) + len(run["greedy"]), record=True, room=1)
@@ -118,7 +118,7 @@ def check_routes(case: Case, run: dict[str, Any], log: RowLog, steps: int) -> No
 
 def test_generation_of_all_prompts_together(case: Case) -> None:
     runs = case.expected["runs"]
-    done = Generator(case.bundle, threads=1).generate([run["prompt"] for run in runs], max_new_tokens=16)
+    done = Model(case.bundle, threads=1).generate([run["prompt"] for run in runs], max_new_tokens=16)
     for run, generation in zip(runs, done, strict=True):
         assert len(generation.ids) == len(run["greedy"])
         assert generation.ids[: len(decided(run))] == decided(run)

@@ -48,6 +48,11 @@ class Conversation:
         )
         self.messages: list[dict[str, str]] = [] if system is None else [{"role": "system", "content": system}]
 
+    @property
+    def is_full(self) -> bool:
+        """Whether the context has no room for another token."""
+        return int(self._cache.positions[0]) >= self.context
+
     def say(
         self,
         content: str,

@@ -27,6 +27,7 @@ Prompt: TypeAlias = str | Tokens
 Prompts: TypeAlias = Prompt | Sequence[Prompt]
 WantedDepth: TypeAlias = str | float | Depth | None
 _GREEDY = Sampling()
+_DEPTHS = str | float | int | Depth | None
 _MOST_CHOICES = 128
 
 
@@ -191,45 +192,27 @@ class Model:
         if stop and not self.text.has_tokenizer:
             raise DynexportError(f"stop: expected a bundle with a tokenizer, found none in {self.bundle.path}")
         samplings = _for_each("sampling", sampling, len(rows), Sampling)
-        depths = [
-            self._depth(wanted) for wanted in _for_each("depth", depth, len(rows), str | float | int | Depth | None)
-        ]
+        depths = [self._depth(wanted) for wanted in _for_each("depth", depth, len(rows), _DEPTHS)]
         if cache is None:
             longest = max(map(len, rows))
             cache = self.executor.full_cache(len(rows) * n, longest + max_new_tokens, room=longest + STEP)
         self.executor.check_cache(cache)
-        requests = [
-            [
-                self._request(
-                    place * n + choice, row, depths[place], samplings[place], stop, max_new_tokens, cache, chat
-                )
-                for choice in range(n)
-            ]
-            for place, row in enumerate(rows)
-        ]
-        for group, seen in zip(requests, held, strict=False):
-            for request in group:
-                request.sampler.see_prompt(seen)
-        return Stream(run_requests(self.executor, cache, rows, requests))
-
-    def _request(
-        self,
-        index: int,
-        prompt: Array,
-        depth: Depth,
-        sampling: Sampling,
-        stop: Sequence[str],
-        max_new_tokens: int,
-        cache: KvCache,
-        chat: bool,
-    ) -> Request:
+        if cache.rows != len(rows) * n:
+            raise DynexportError(f"cache: expected {len(rows) * n} rows, one for each answer, found {cache.rows}")
         tokens, model = self.bundle.manifest.tokens, self.bundle.manifest.model
         eos = frozenset((*tokens.eos, *tokens.turn_end) if chat else tokens.eos)
-        sampler = RowSampler(sampling, seed_index=index, eos=eos, vocabulary=model.vocab_size)
-        sampler.see_prompt(prompt)
-        seen = int(cache.positions[index]) if index < cache.rows else 0
-        room = model.max_length - seen - len(prompt)
-        return Request(index, depth, sampler, self.text, stop=stop, eos=eos, max_new_tokens=max_new_tokens, room=room)
+
+        def request(place: int, index: int) -> Request:
+            sampler = RowSampler(samplings[place], seed_index=index, eos=eos, vocabulary=model.vocab_size)
+            for seen in (*held[place : place + 1], rows[place]):
+                sampler.see_prompt(seen)
+            room = model.max_length - int(cache.positions[index]) - len(rows[place])
+            return Request(
+                index, depths[place], sampler, self.text, stop=stop, eos=eos, max_new_tokens=max_new_tokens, room=room
+            )
+
+        requests = [[request(place, place * n + choice) for choice in range(n)] for place in range(len(rows))]
+        return Stream(run_requests(self.executor, cache, rows, requests))
 
     def _depth(self, wanted: WantedDepth) -> Depth:
         return wanted if isinstance(wanted, Depth) else self.bundle.depth(wanted)

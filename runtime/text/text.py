@@ -288,12 +288,8 @@ class StopStrings:
         if self.found is not None:
             return "", True
         self._held += text
-        found = [
-            (self._held.find(stop) + len(stop), self._held.find(stop), stop)
-            for stop in self._stops
-            if stop in self._held
-        ]
-        if found:
+        starts = ((self._held.find(stop), stop) for stop in self._stops)
+        if found := [(start + len(stop), start, stop) for start, stop in starts if start >= 0]:
             _, start, self.found = min(found)
             return self._release(start, drop_rest=True), True
         return self._release(len(self._held) - self._undecided()), False

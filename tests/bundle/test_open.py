@@ -16,7 +16,7 @@ from bundles import change_manifest, copied, dynexport, error_of, replace_file
 from onnx import TensorProto, helper
 
 from dynexport.exporter.bundle import writer as bundle_writer
-from dynexport.runtime import Bundle, DynexportError, Generator
+from dynexport.runtime import Bundle, DynexportError, Model
 from dynexport.runtime.bundle import bundle as bundle_module
 from dynexport.runtime.bundle.manifest import Manifest
 from dynexport.runtime.text.text import Text
@@ -27,7 +27,7 @@ Change = Callable[[dict[str, Any]], object]
 def refusal(bundle: Path) -> str:
     """What opening and running it says, which must be one line without the traceback of another error."""
     with pytest.raises(DynexportError) as caught:
-        Generator(Bundle.open(bundle), threads=1).generate([[1, 2, 3]], max_new_tokens=2)
+        Model(Bundle.open(bundle), threads=1).generate([[1, 2, 3]], max_new_tokens=2)
     message = str(caught.value)
     assert message.isprintable() and len(message) < 1000
     return message
@@ -121,7 +121,7 @@ def test_what_is_loaded_is_what_was_opened(
 ) -> None:
     monkeypatch.setattr("dynexport.runtime.bundle.bundle._HASHED_WHEN_OPENED", 10_000)
     opened = Bundle.open(bundle)
-    loaded, lazy, text = Generator(opened, threads=1), Generator(opened, threads=1), Text.of_bundle(opened)
+    loaded, lazy, text = Model(opened, threads=1), Model(opened, threads=1), Text.of_bundle(opened)
     before = loaded.generate([[1, 2, 3]], max_new_tokens=3)[0].ids
     change(bundle, other)
     for late in (lambda: lazy.generate([[1, 2, 3]], max_new_tokens=3), opened.check):

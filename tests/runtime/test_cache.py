@@ -7,13 +7,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from dynexport.runtime import Bundle, DynexportError, Generator
+from dynexport.runtime import Bundle, DynexportError, Model
 from dynexport.runtime.execution.cache import Cache
 
 LAYERS, KEPT = range(8), (0, 2, 4, 7)
 
 
-def test_a_step_adds_one_entry_in_the_kept_layers_and_changes_no_other_byte(generator: Generator) -> None:
+def test_a_step_adds_one_entry_in_the_kept_layers_and_changes_no_other_byte(generator: Model) -> None:
     decoder = generator.decoder
     cache = decoder.cache(2, 12)
     for buffer in cache.buffers.values():
@@ -27,7 +27,7 @@ def test_a_step_adds_one_entry_in_the_kept_layers_and_changes_no_other_byte(gene
     assert [cache.lengths[layer].tolist() for layer in LAYERS] == [[4, 4] if i in KEPT else [3, 3] for i in LAYERS]
 
 
-def test_buffers_are_those_that_the_engine_writes(generator: Generator) -> None:
+def test_buffers_are_those_that_the_engine_writes(generator: Model) -> None:
     decoder = generator.decoder
     cache = decoder.cache(1, 12)
     decoder.prefill(cache, [[1, 2, 3]])
@@ -38,7 +38,7 @@ def test_buffers_are_those_that_the_engine_writes(generator: Generator) -> None:
     assert {buffer.ctypes.data for buffer in cache.buffers.values()} <= addresses
 
 
-def test_a_step_does_not_touch_the_memory_of_unused_slots(generator: Generator) -> None:
+def test_a_step_does_not_touch_the_memory_of_unused_slots(generator: Model) -> None:
     """Untouched pages take no memory: copying the caches, even onto themselves, would make them take it all."""
     decoder = generator.decoder
     cache = Cache(decoder.manifest, 1, 1 << 20)

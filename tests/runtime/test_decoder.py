@@ -10,7 +10,7 @@ import pytest
 from bundles import CONFORMANCE
 
 from dynexport.exporter.bundle.conversion import convert
-from dynexport.runtime import Bundle, DynexportError, Generator
+from dynexport.runtime import Bundle, DynexportError, Model
 from dynexport.runtime.execution.decoder import Decoder
 
 PROMPTS = [[5], [7, 8, 9, 10, 11], [3, 4], [60, 61, 62, 63, 64, 65, 66, 67, 68]]
@@ -19,7 +19,7 @@ SAME = 2e-5
 
 
 @pytest.fixture
-def decoder(generator: Generator) -> Decoder:
+def decoder(generator: Model) -> Decoder:
     return generator.decoder
 
 
@@ -58,7 +58,7 @@ def test_a_row_that_has_ended_gets_no_entry_and_disturbs_none(decoder: Decoder) 
     np.testing.assert_array_equal(cache.row(1).buffers["0.key"][:, :, :1], before)
 
 
-def test_a_full_context_is_told(short: Generator) -> None:
+def test_a_full_context_is_told(short: Model) -> None:
     decoder = short.decoder
     cache = decoder.cache(1, 1000)
     decoder.prefill(cache, [[1] * 24])

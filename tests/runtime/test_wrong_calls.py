@@ -17,7 +17,7 @@ from dynexport.exporter.families import read_architecture
 from dynexport.exporter.parity import verify
 from dynexport.exporter.profile import ProfileDirectory, layers_to_skip, measure
 from dynexport.exporter.trace.files import TraceFile
-from dynexport.runtime import Bundle, DynexportError, Generator, Sampling
+from dynexport.runtime import Bundle, DynexportError, Model, Sampling
 from dynexport.runtime.bundle.contract import parse_contract
 from dynexport.runtime.bundle.manifest import Depth
 from dynexport.runtime.engines.registry import backend_text
@@ -37,7 +37,7 @@ ZEROS = np.zeros((1, 8), np.float32)
 
 
 @pytest.fixture(scope="module")
-def at(skip_bundle: Path, bundle: Bundle, generator: Generator, tmp_path_factory: pytest.TempPathFactory) -> Any:
+def at(skip_bundle: Path, bundle: Bundle, generator: Model, tmp_path_factory: pytest.TempPathFactory) -> Any:
     """What the calls are made on: bundles, their generators and decoders, and a cache of each decoder that holds a
     token."""
     home = tmp_path_factory.mktemp("wrong")
@@ -109,13 +109,13 @@ WRONG: dict[str, tuple[Callable[[Any], Any], str]] = {
     "speedup-nan": (lambda at: at.bundle.depth(NAN), "{path}: speedup: expected 1, 2; found nan"),
     "speedup-bool": (lambda at: at.bundle.depth(True), "{path}: speedup: expected 1, 2; found True"),
     # Generators.
-    "generator-of-a-path": (lambda at: Generator(at.path), "bundle: expected an opened Bundle"),
-    "generator-of-none": (lambda at: Generator(None), "bundle: expected an opened Bundle"),
-    "generator-threads-text": (lambda at: Generator(at.bundle, threads="2"), "threads: expected 1..256, found '2'"),
-    "generator-threads-part": (lambda at: Generator(at.bundle, threads=1.5), "threads: expected 1..256, found 1.5"),
-    "generator-threads-bool": (lambda at: Generator(at.bundle, threads=True), "threads: expected 1..256, found True"),
-    "generator-backend": (lambda at: Generator(at.bundle, backend="cpu"), "backend: expected onnxruntime"),
-    "generator-backend-none": (lambda at: Generator(at.bundle, backend=None), "backend: expected onnxruntime"),
+    "generator-of-a-path": (lambda at: Model(at.path), "bundle: expected an opened Bundle"),
+    "generator-of-none": (lambda at: Model(None), "bundle: expected an opened Bundle"),
+    "generator-threads-text": (lambda at: Model(at.bundle, threads="2"), "threads: expected 1..256, found '2'"),
+    "generator-threads-part": (lambda at: Model(at.bundle, threads=1.5), "threads: expected 1..256, found 1.5"),
+    "generator-threads-bool": (lambda at: Model(at.bundle, threads=True), "threads: expected 1..256, found True"),
+    "generator-backend": (lambda at: Model(at.bundle, backend="cpu"), "backend: expected onnxruntime"),
+    "generator-backend-none": (lambda at: Model(at.bundle, backend=None), "backend: expected onnxruntime"),
     "decoder-profile": (lambda at: open_decoder(at.bundle, profile=5), "profile: expected a path"),
     "generate-text": (lambda at: generate(at, "Hello"), "prompts: expected a list of prompts"),
     "generate-one-flat-prompt": (lambda at: generate(at, [1, 2, 3]), "prompt: expected a list of token ids, found 1"),
@@ -164,7 +164,7 @@ WRONG: dict[str, tuple[Callable[[Any], Any], str]] = {
     "say-tokens": (lambda at: say(at, max_new_tokens=-1), "max_new_tokens: expected at least 1"),
     "say-without-a-template": (
         lambda at: list(
-            Conversation(Generator(at.dense.bundle)).say("Hi", speedup=1, max_new_tokens=1, sampling=Sampling())
+            Conversation(Model(at.dense.bundle)).say("Hi", speedup=1, max_new_tokens=1, sampling=Sampling())
         ),
         "chat_template.jinja: the bundle has no chat template",
     ),
@@ -353,7 +353,7 @@ def test_what_is_not_wrong(at: Any, tmp_path: Path) -> None:
     sampling = Sampling(temperature=np.float32(0.5), top_k=np.int64(4), top_p=np.float64(0.5), seed=np.uint8(1))
     for prompts in ((prompt for prompt in [iter([1, 2])]), np.array([[1, 2]], np.uint16), [range(1, 3)]):
         assert generate(at, prompts, max_new_tokens=np.int32(3), sampling=sampling) == expected
-    assert Generator(Bundle.open(str(at.path)), np.int64(1)).generate([[1]], max_new_tokens=1)
+    assert Model(Bundle.open(str(at.path)), np.int64(1)).generate([[1]], max_new_tokens=1)
     assert at.bundle.depth(np.float32(2)) == at.ratio == at.bundle.depth("2")
     copy = copied(at.path, tmp_path / "b")
     assert bench(at, Bundle.open(copy), text=(token for token in range(4)), skip_rates=()).results

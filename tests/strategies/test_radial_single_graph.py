@@ -22,8 +22,8 @@ from dynexport.exporter.graph.structure import BrokenGraph
 from dynexport.exporter.reference.radial import RadialReference
 from dynexport.runtime import Bundle, DynexportError
 from dynexport.runtime.bundle.contract import Radial
-from dynexport.runtime.execution.decoders import AnyDecoder, open_decoder
 from dynexport.runtime.execution.decisions import TURNED_AWAY
+from dynexport.runtime.execution.decoders import AnyDecoder, open_decoder
 from dynexport.runtime.execution.single_path_decoder import SinglePathDecoder
 
 ModelOf = Callable[[str], Path]
