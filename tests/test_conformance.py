@@ -78,11 +78,11 @@ def test_the_sizes_and_the_kept_set(case: Case) -> None:
 
 
 def test_logits_and_tokens(case: Case) -> None:
-    decoder = Model(case.bundle, threads=1).decoder
+    executor = Model(case.bundle, threads=1).executor
     for run in case.expected["runs"]:
         # Its buffers grow at almost every step.
-        cache = decoder.cache(1, len(run["prompt"]) + len(run["greedy"]), record=True, room=1)
-        (logits,) = decoder.prefill(cache, [run["prompt"]])
+        cache = executor.full_cache(1, len(run["prompt"]) + len(run["greedy"]), record=True, room=1)
+        (logits,) = executor.prefill(cache, [run["prompt"]])
         assert np.abs(logits[0] - run["last_prompt_logits"]).max() < TOLERANCE
         for token, margin in zip(run["greedy"], run["logit_margins"], strict=True):
             second, best = np.partition(logits[0], -2)[-2:]
@@ -90,7 +90,7 @@ def test_logits_and_tokens(case: Case) -> None:
             assert logits[0].argmax() == token or margin < NEAR_TIE
             steps = len(cache.logs[0].ran)  # the last token's step is not in the answer
             overflow = 0 if case.bundle.manifest.routed is None else cache.overflow.sum()
-            logits = decoder.step(cache, [token], case.bundle.depth(None))
+            logits = executor.step(cache, [token], case.bundle.depth(None))
         assert overflow == (run["overflow"] or 0)
         if case.bundle.manifest.routed:
             check_routes(case, run, cache.logs[0], steps)

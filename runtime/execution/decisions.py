@@ -96,7 +96,7 @@ class DecisionReader:
         return Decisions(*tokens, np.sum([part.overflow for part in parts], axis=0))
 
     def read(
-        self, results: Mapping[str, Array], counts: Array, positions: Array, active: Array
+        self, results: Mapping[str, Array], counts: Array, positions: Array, active: Array, first_row: int
     ) -> tuple[Array, list[Decisions]]:
         """Read what a whole step decided.
 
@@ -105,6 +105,7 @@ class DecisionReader:
             counts: int64 [B], tokens of each row.
             positions: int64 [B], of each row's first token.
             active: bool [layers], those that the call runs.
+            first_row: the cache's row that is the call's first, for errors.
 
         Returns:
             int64 [places, B], new entries of every cache; and each row's decisions.
@@ -119,8 +120,8 @@ class DecisionReader:
         overflow = results.get("overflow")
         if overflow is None:
             overflow = np.zeros((self.overflows, len(counts)), np.int64)
-        self._check_scores(scores, margins, counts, positions)
-        self._check_overflow(overflow)
+        self._check_scores(scores, margins, counts, positions, first_row)
+        self._check_overflow(overflow, first_row)
         rows = [
             self.of_row(choices[:, b, :n], scores[:, b, :n], margins[:, b, :n], overflow[:, b], active)
             for b, n in enumerate(counts)
@@ -154,7 +155,7 @@ class DecisionReader:
             return np.asarray(((choices >= 0) & (choices < self._layers)).sum(axis=2))
         return np.stack([(choices == layer).sum(axis=(0, 2)) for layer in range(self._layers)])
 
-    def _check_scores(self, scores: Array, margins: Array, counts: Array, positions: Array) -> None:
+    def _check_scores(self, scores: Array, margins: Array, counts: Array, positions: Array, first_row: int) -> None:
         paths = isinstance(self._routing, PathRouting)
         if np.isfinite(scores).all() and not np.isnan(margins).any():
             return
@@ -164,20 +165,20 @@ class DecisionReader:
             return
         place, row, token = broken[0]
         if paths:
-            raise nan_in_hop(int(place), int(row), int(positions[row] + token))
+            raise nan_in_hop(int(place), first_row + int(row), int(positions[row] + token))
         assert isinstance(self._routing, LayerRouting)
         raise DynexportError(
-            f"layer {self._routing.layers[place]}: row {row}, token {token}: expected a router score, found NaN; the "
-            "hidden states before it overflow, look for the layer with: dynexport verify"
+            f"layer {self._routing.layers[place]}: row {first_row + row}, token {token}: expected a router score, "
+            "found NaN; the hidden states before it overflow, look for the layer with: dynexport verify"
         )
 
-    def _check_overflow(self, overflow: Array) -> None:
+    def _check_overflow(self, overflow: Array, first_row: int) -> None:
         if isinstance(self._routing, LayerRouting) and self._routing.overflow == "error" and overflow.any():
             place, row = np.argwhere(overflow)[0]
             layer = self._routing.layers[place]
             raise DynexportError(
-                f"layer {layer}: row {row}: all {self._most[layer]} entries of its cache are used, and the contract's "
-                "cache.overflow is error; convert with a larger cache.capacity, or with residual"
+                f"layer {layer}: row {first_row + row}: all {self._most[layer]} entries of its cache are used, and "
+                "the contract's cache.overflow is error; convert with a larger cache.capacity, or with residual"
             )
 
 

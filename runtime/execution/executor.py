@@ -255,7 +255,7 @@ class Executor:
         count = len(ids)
         if not count and phase == "prompt":
             raise DynexportError("prompt: expected at least one token, found none")
-        cache.check_room(row, count)
+        cache.check_room(row, count, is_prompt=phase == "prompt")
         return Part(row, ids, _places(wanted, count), self._forced(wish, count))
 
     def _forced(self, wish: Array | None, count: int) -> Array:

@@ -91,13 +91,14 @@ class KvCache:
         self.manifest, self.tokens = manifest, min(checked_count("slots", tokens), manifest.model.max_length)
         self._layout, self._backend = layout, backend
         self._room = self.tokens if room is None or not backend.grows else min(self.tokens, room)
-        self.lengths = np.zeros((layout.places, rows), np.int64)
-        self.positions = np.zeros(rows, np.int64)
-        self.overflow = np.zeros((counters, rows), np.int64)
+        self._rows = rows
         self._slots = [layout.slots(place, self._room) for place in range(layout.places)]
         self.buffers = Buffers()
         for place, slots in enumerate(self._slots):
             self.buffers |= self._allocated(place, slots)
+        self.lengths = np.zeros((layout.places, rows), np.int64)
+        self.positions = np.zeros(rows, np.int64)
+        self.overflow = np.zeros((counters, rows), np.int64)
         self.logs: list[list[Decisions]] | None = [[] for _ in range(rows)] if record else None
         self._tenants = np.zeros(rows, np.int64)
         self._free = list(range(rows))
@@ -107,7 +108,7 @@ class KvCache:
     @property
     def rows(self) -> int:
         """How many rows there are, acquired or not."""
-        return len(self.positions)
+        return self._rows
 
     def acquire(self, count: int = 1) -> list[int]:
         """Take so many free rows, empty, the lowest ones. Raises DynexportError where there are fewer."""
@@ -231,16 +232,17 @@ class KvCache:
                 self._restore(mark)
             raise
 
-    def check_room(self, row: int, tokens: int) -> None:
+    def check_room(self, row: int, tokens: int, *, is_prompt: bool) -> None:
         """Raise DynexportError when a row has no room for so many tokens more."""
-        seen = int(self.positions[row])
-        if seen + tokens > self.tokens:
-            if tokens == 1:
-                raise DynexportError(f"cache: all {self.tokens} slots of a row are used; the context is exhausted")
-            raise DynexportError(
-                f"prompt: expected at most {self.tokens - seen} tokens to fit the context of {self.tokens}, found "
-                f"{tokens}"
-            )
+        room = self.tokens - int(self.positions[row])
+        if tokens <= room:
+            return
+        if not is_prompt and not room:
+            raise DynexportError(f"cache: all {self.tokens} slots of a row are used; the context is exhausted")
+        raise DynexportError(
+            f"{'prompt' if is_prompt else 'tokens'}: expected at most {room} tokens to fit the context of "
+            f"{self.tokens}, found {tokens}"
+        )
 
     def reserve(self, tokens: int) -> None:
         """Make room for rows of so many tokens, at most ``tokens`` of the cache.

@@ -41,7 +41,7 @@ class WholeStep:
         """
         positions = cache.positions[call.rows]
         results = self._engine.run(self._inputs(cache, call, positions), Caches(cache.buffers, call.rows))
-        entries, decisions = self._reader.read(results, call.counts, positions, call.active)
+        entries, decisions = self._reader.read(results, call.counts, positions, call.active, call.rows.start)
         return CallResult(results["logits"], entries, decisions)
 
     def _inputs(self, cache: KvCache, call: Call, positions: Array) -> dict[str, Array]:

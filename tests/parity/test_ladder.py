@@ -18,8 +18,8 @@ from dynexport.exporter.parity.thresholds import LIMITS
 from dynexport.runtime.bundle.bundle import Bundle
 from dynexport.runtime.bundle.errors import DynexportError
 from dynexport.runtime.bundle.manifest import GOLDEN, File
-from dynexport.runtime.execution.cache import Cache
-from dynexport.runtime.execution.decoder import Decoder
+from dynexport.runtime.execution.executor import Executor
+from dynexport.runtime.execution.kv_cache import KvCache
 
 pytest.importorskip("transformers")
 
@@ -97,13 +97,13 @@ def test_layer_that_only_skipping_shows(
     saved_model: ModelOf, convert_once: BundleOf, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A cache that goes wrong in one layer, and only when tokens are fed one by one, is traced to that layer."""
-    step = Decoder.step
+    step = Executor.step
 
-    def damaged(self: Decoder, cache: Cache, *args: Any, **options: Any) -> Any:
+    def damaged(self: Executor, cache: KvCache, *args: Any, **options: Any) -> Any:
         cache.buffers["3.key"][:, :, 0] = 9
         return step(self, cache, *args, **options)
 
-    monkeypatch.setattr(Decoder, "step", damaged)
+    monkeypatch.setattr(Executor, "step", damaged)
     report = verify(convert_once(), saved_model("llama"), new_tokens=4, threads=1)
     assert report.departure is not None
     assert (report.departure.check, report.departure.first) == ("greedy/dense", 3)
@@ -117,16 +117,16 @@ def test_other_kept_set_fails(convert_once: BundleOf) -> None:
     assert failed(verify(mutant, threads=1)) == {"kept_sets", "golden"}
 
 
-def every_layer(decoder: Decoder, cache: Cache, _: Any) -> dict[str, Any]:
-    return {"layer_active": np.ones(decoder.manifest.model.layers, bool)}
+def every_layer(executor: Executor, cache: KvCache, _: Any) -> dict[str, Any]:
+    return {"layer_active": np.ones(executor.manifest.model.layers, bool)}
 
 
-def later_positions(decoder: Decoder, cache: Cache, inputs: dict[str, Any]) -> dict[str, Any]:
+def later_positions(executor: Executor, cache: KvCache, inputs: dict[str, Any]) -> dict[str, Any]:
     """Off by one for all but the first tokens of a sequence."""
     return {"position_ids": inputs["position_ids"] + (inputs["position_ids"][:, :1] > 0)}
 
 
-def forgotten_row(decoder: Decoder, cache: Cache, inputs: dict[str, Any]) -> dict[str, Any]:
+def forgotten_row(executor: Executor, cache: KvCache, inputs: dict[str, Any]) -> dict[str, Any]:
     """Every row is taken to be as long as the first."""
     return {
         "cache_lengths": np.ascontiguousarray(
@@ -135,7 +135,7 @@ def forgotten_row(decoder: Decoder, cache: Cache, inputs: dict[str, Any]) -> dic
     }
 
 
-def scrambled_positions(decoder: Decoder, cache: Cache, _: Any) -> dict[str, Any]:
+def scrambled_positions(executor: Executor, cache: KvCache, _: Any) -> dict[str, Any]:
     cache.buffers["0.position"][:] = 0
     return {}
 
@@ -157,41 +157,41 @@ def test_wrong_inputs_fail(
     convert_once: BundleOf,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """The decoder tells the graph something wrong."""
-    prepare = Decoder._inputs
+    """The executor tells the graph something wrong."""
+    prepare = Executor._inputs
 
-    def mutated(self: Decoder, *args: Any) -> dict[str, Any]:
+    def mutated(self: Executor, *args: Any) -> dict[str, Any]:
         inputs = prepare(self, *args)
         changed = mutation(self, running[0], inputs)
         return inputs | changed
 
-    running: list[Cache] = []
+    running: list[KvCache] = []
     for name in ("step", "_run_prompt"):
         remember_cache(monkeypatch, name, running)
-    monkeypatch.setattr(Decoder, "_inputs", mutated)
+    monkeypatch.setattr(Executor, "_inputs", mutated)
     assert failed(verify(convert_once(family), saved_model(family), new_tokens=8, threads=1)) >= expected
 
 
-def remember_cache(monkeypatch: pytest.MonkeyPatch, method: str, running: list[Cache]) -> None:
-    """Let ``running[0]`` be the cache that a method of the decoder was last called with."""
-    original = getattr(Decoder, method)
+def remember_cache(monkeypatch: pytest.MonkeyPatch, method: str, running: list[KvCache]) -> None:
+    """Let ``running[0]`` be the cache that a method of the executor was last called with."""
+    original = getattr(Executor, method)
 
-    def call(self: Decoder, cache: Cache, *args: Any, **options: Any) -> Any:
+    def call(self: Executor, cache: KvCache, *args: Any, **options: Any) -> Any:
         running[:] = [cache]
         return original(self, cache, *args, **options)
 
-    monkeypatch.setattr(Decoder, method, call)
+    monkeypatch.setattr(Executor, method, call)
 
 
 def test_neighbours_that_leak_fail(convert_once: BundleOf, monkeypatch: pytest.MonkeyPatch) -> None:
     """However little: far less than rounding may change."""
-    step = Decoder.step
+    step = Executor.step
 
-    def leaking(self: Decoder, *args: Any, **options: Any) -> Any:
+    def leaking(self: Executor, *args: Any, **options: Any) -> Any:
         logits = step(self, *args, **options)
         return logits + 1e-6 * logits.sum(axis=0)
 
-    monkeypatch.setattr(Decoder, "step", leaking)
+    monkeypatch.setattr(Executor, "step", leaking)
     assert failed(verify(convert_once(), threads=1)) == {"neighbours"}
 
 
@@ -199,12 +199,12 @@ def test_padding_that_leaks_fails(
     saved_model: ModelOf, convert_once: BundleOf, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Every row of a right-padded prompt is taken to be as long as the longest."""
-    run = Decoder._run_prompt
+    run = Executor._run_prompt
 
-    def padded(self: Decoder, cache: Cache, ids: Any, sizes: Any, *others: Any) -> Any:
+    def padded(self: Executor, cache: KvCache, ids: Any, sizes: Any, *others: Any) -> Any:
         return run(self, cache, ids, np.full_like(sizes, ids.shape[1]), *others)
 
-    monkeypatch.setattr(Decoder, "_run_prompt", padded)
+    monkeypatch.setattr(Executor, "_run_prompt", padded)
     assert failed(verify(convert_once(), saved_model("llama"), new_tokens=4, threads=1)) >= {
         "greedy",
         "batch_isolation",
@@ -214,9 +214,9 @@ def test_padding_that_leaks_fails(
 def test_batch_that_is_mixed_up_fails(
     saved_model: ModelOf, convert_once: BundleOf, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    prefill = Decoder._prefill_batch
+    prefill = Executor._prefill_batch
     monkeypatch.setattr(
-        Decoder,
+        Executor,
         "_prefill_batch",
         lambda self, cache, rows, *others: prefill(self, cache, rows, *others)[:1] * len(rows),
     )
@@ -225,18 +225,18 @@ def test_batch_that_is_mixed_up_fails(
 
 
 def test_state_left_by_an_earlier_request_fails(convert_once: BundleOf, monkeypatch: pytest.MonkeyPatch) -> None:
-    def incomplete(self: Cache) -> None:
+    def incomplete(self: KvCache) -> None:
         self.positions[:] = 1
         self.lengths[:] = 0
 
-    monkeypatch.setattr(Cache, "rewind", incomplete)
+    monkeypatch.setattr(KvCache, "rewind", incomplete)
     assert failed(verify(convert_once(), threads=1)) == {"ratio_change"}
 
 
 def test_logits_that_are_not_finite_fail(convert_once: BundleOf, monkeypatch: pytest.MonkeyPatch) -> None:
-    step = Decoder.step
+    step = Executor.step
     monkeypatch.setattr(
-        Decoder, "step", lambda self, *args, **options: step(self, *args, **options) * np.float32(np.nan)
+        Executor, "step", lambda self, *args, **options: step(self, *args, **options) * np.float32(np.nan)
     )
     report = verify(convert_once(), threads=1)
     assert failed(report) >= {"golden", "single_steps"}

@@ -20,7 +20,7 @@ from dynexport.runtime.bundle.bundle import Bundle
 from dynexport.runtime.bundle.contract import Mod
 from dynexport.runtime.bundle.errors import DynexportError
 from dynexport.runtime.bundle.manifest import Manifest
-from dynexport.runtime.execution.decoder import Decoder
+from dynexport.runtime.execution.executor import Executor
 from dynexport.runtime.execution.routes import StepRoutes
 
 pytest.importorskip("transformers")
@@ -139,12 +139,12 @@ def test_routes_told_wrong_fail(bundle: Bundle, monkeypatch: pytest.MonkeyPatch)
 
 def test_other_decisions_in_pieces_fail_in_decisions_alone(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
     """Where the same tokens run, the same comes out."""
-    undecided = Decoder._undecided
+    undecided = Executor._undecided
 
-    def none_alone(self: Decoder, tokens: int) -> np.ndarray:
+    def none_alone(self: Executor, tokens: int) -> np.ndarray:
         return undecided(self, tokens) * (tokens != 1)
 
-    monkeypatch.setattr(Decoder, "_undecided", none_alone)
+    monkeypatch.setattr(Executor, "_undecided", none_alone)
     report = verify(bundle, threads=1)
     assert failed(report) == {"routes"}
     own = {check.name for check in report.checks if check.kind == "own_routes" and not check.passed}
@@ -152,13 +152,13 @@ def test_other_decisions_in_pieces_fail_in_decisions_alone(bundle: Bundle, monke
 
 
 def test_entries_counted_for_skipped_tokens_fail(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
-    advance = Decoder._advance
+    advance = Executor._advance
 
-    def every_token(self: Decoder, cache: Any, active: Any, counts: Any, results: Any) -> None:
+    def every_token(self: Executor, cache: Any, active: Any, counts: Any, results: Any) -> None:
         advance(self, cache, active, counts, results)
         cache.lengths[:] = cache.positions
 
-    monkeypatch.setattr(Decoder, "_advance", every_token)
+    monkeypatch.setattr(Executor, "_advance", every_token)
     assert {"golden", "single_steps", "chunked_prefill"} <= failed(verify(bundle, threads=1))
 
 

@@ -14,11 +14,10 @@ from bundles import CONFORMANCE
 
 from dynexport.exporter.bundle.conversion import convert
 from dynexport.runtime import Bundle, DynexportError, Generation, Model, Sampling
-from dynexport.runtime.execution.path_decoder import PathDecoder
 from dynexport.runtime.generation.conversation import Conversation
 
 THREADS, NEW = 8, 6
-# Every decoder, cache and form of graph that there is.
+# Every executor, cache and form of graph that there is.
 STRATEGIES: dict[str, tuple[str, dict[str, Any]]] = {
     "dense": ("dense", {}),
     "unified-skip": ("skip-2x", {}),
@@ -60,7 +59,7 @@ def test_eight_threads_get_what_each_would_get_alone(shared: Model) -> None:
         return shared.generate(BATCHES[index % len(BATCHES)], max_new_tokens=NEW, sampling=SAMPLING)
 
     # Only graph sets have memory that runs share: there it takes luck to see that it is.
-    times = 12 if isinstance(shared.decoder, PathDecoder) else 2
+    times = 12 if isinstance(shared.executor, Executor) else 2
     alone = [generate(index) for index in range(len(BATCHES))]
     wrong = [
         index
@@ -99,7 +98,7 @@ def test_a_stream_that_another_thread_closes_ends(generator: Model) -> None:
 
 
 def test_a_cache_has_one_stream_at_a_time(generator: Model) -> None:
-    cache = generator.decoder.cache(1, 64)
+    cache = generator.executor.full_cache(1, 64)
     first, second = (generator.stream([[5]], max_new_tokens=4, cache=cache) for _ in range(2))
     next(first)
     with pytest.raises(DynexportError, match=r"^cache: expected one that no other stream uses, found it in use"):
@@ -109,18 +108,18 @@ def test_a_cache_has_one_stream_at_a_time(generator: Model) -> None:
 
 
 def test_a_cache_has_one_step_at_a_time(shared: Model) -> None:
-    decoder = shared.decoder
-    cache = decoder.cache(1, 16)
-    decoder.prefill(cache, [[5]])
+    executor = shared.executor
+    cache = executor.full_cache(1, 16)
+    executor.prefill(cache, [[5]])
     with cache.running:
         for run in (
-            lambda: decoder.prefill(cache, [[6]]),
-            lambda: decoder.step(cache, [6], decoder.bundle.depth(None)),
+            lambda: executor.prefill(cache, [[6]]),
+            lambda: executor.step(cache, [6], executor.bundle.depth(None)),
         ):
             with pytest.raises(DynexportError, match=r"^cache: expected one that no other thread uses, found a step"):
                 run()
     assert cache.positions.tolist() == [1]
-    decoder.step(cache, [6], decoder.bundle.depth(None))
+    executor.step(cache, [6], executor.bundle.depth(None))
 
 
 def test_a_conversation_has_one_turn_at_a_time(generator: Model) -> None:

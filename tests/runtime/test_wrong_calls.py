@@ -21,10 +21,10 @@ from dynexport.runtime import Bundle, DynexportError, Model, Sampling
 from dynexport.runtime.bundle.contract import parse_contract
 from dynexport.runtime.bundle.manifest import Depth
 from dynexport.runtime.engines.registry import backend_text
-from dynexport.runtime.execution.cache import Cache
-from dynexport.runtime.execution.decoders import open_decoder
+from dynexport.runtime.execution.kv_cache import KvCache
+from dynexport.runtime.execution.executor import Executor
 from dynexport.runtime.generation.conversation import Conversation
-from dynexport.runtime.generation.sampler import Sampler
+from dynexport.runtime.generation.sampling import Sampler
 from dynexport.runtime.measure.bench import benchmark
 from dynexport.runtime.measure.calibrate import calibrate
 from dynexport.runtime.measure.cost import step_bytes
@@ -38,29 +38,29 @@ ZEROS = np.zeros((1, 8), np.float32)
 
 @pytest.fixture(scope="module")
 def at(skip_bundle: Path, bundle: Bundle, generator: Model, tmp_path_factory: pytest.TempPathFactory) -> Any:
-    """What the calls are made on: bundles, their generators and decoders, and a cache of each decoder that holds a
+    """What the calls are made on: bundles, their generators and executors, and a cache of each executor that holds a
     token."""
     home = tmp_path_factory.mktemp("wrong")
     found = SimpleNamespace(home=home, path=skip_bundle, bundle=bundle, generator=generator, text=generator.text)
-    found.skip, found.ratio = generator.decoder, bundle.depth(2)
+    found.skip, found.ratio = generator.executor, bundle.depth(2)
     for name in ("dense", "mod-router", "radial-step"):
         convert(CONFORMANCE / name, home / name, golden=False)
-        setattr(found, name.partition("-")[0], open_decoder(Bundle.open(home / name), 1))
+        setattr(found, name.partition("-")[0], Executor(Bundle.open(home / name), 1))
     return found
 
 
-def full(decoder: Any, rows: int = 1) -> Any:
-    cache = decoder.cache(rows, 8)
-    decoder.prefill(cache, [[1]] * rows)
+def full(executor: Any, rows: int = 1) -> Any:
+    cache = executor.full_cache(rows, 8)
+    executor.prefill(cache, [[1]] * rows)
     return cache
 
 
-def step(decoder: Any, tokens: Any, *more: Any, rows: int = 1, **named: Any) -> Any:
-    return decoder.step(full(decoder, rows), tokens, decoder.bundle.depth(1), *more, **named)
+def step(executor: Any, tokens: Any, *more: Any, rows: int = 1, **named: Any) -> Any:
+    return executor.step(full(executor, rows), tokens, executor.bundle.depth(1), *more, **named)
 
 
-def prompt(decoder: Any, prompts: Any, **named: Any) -> Any:
-    return decoder.prefill(decoder.cache(1, 8), prompts, **named)
+def prompt(executor: Any, prompts: Any, **named: Any) -> Any:
+    return executor.prefill(executor.full_cache(1, 8), prompts, **named)
 
 
 def generate(at: Any, prompts: Any = ((1, 2),), **named: Any) -> Any:
@@ -116,7 +116,7 @@ WRONG: dict[str, tuple[Callable[[Any], Any], str]] = {
     "generator-threads-bool": (lambda at: Model(at.bundle, threads=True), "threads: expected 1..256, found True"),
     "generator-backend": (lambda at: Model(at.bundle, backend="cpu"), "backend: expected onnxruntime"),
     "generator-backend-none": (lambda at: Model(at.bundle, backend=None), "backend: expected onnxruntime"),
-    "decoder-profile": (lambda at: open_decoder(at.bundle, profile=5), "profile: expected a path"),
+    "executor-profile": (lambda at: Executor(at.bundle, profile=5), "profile: expected a path"),
     "generate-text": (lambda at: generate(at, "Hello"), "prompts: expected a list of prompts"),
     "generate-one-flat-prompt": (lambda at: generate(at, [1, 2, 3]), "prompt: expected a list of token ids, found 1"),
     "generate-texts": (lambda at: generate(at, ["Hello"]), "prompt: expected a list of token ids, found 'Hello'"),
@@ -143,18 +143,18 @@ WRONG: dict[str, tuple[Callable[[Any], Any], str]] = {
     "generate-stop-none": (lambda at: generate(at, stop=None), "stop: expected a list of strings, found None"),
     "generate-stop-number": (lambda at: generate(at, stop=[5]), "stop: expected a list of strings, found 5"),
     "generate-stop-empty": (lambda at: generate(at, stop=[""]), "stop: expected non-empty strings"),
-    "stream-cache": (lambda at: at.generator.stream([[1]], cache="x"), "cache: expected one of the decoder's own"),
+    "stream-cache": (lambda at: at.generator.stream([[1]], cache="x"), "cache: expected one of the executor's own"),
     "stream-cache-rows": (
-        lambda at: list(at.generator.stream([[1]], cache=at.skip.cache(2, 8))),
+        lambda at: list(at.generator.stream([[1]], cache=at.skip.full_cache(2, 8))),
         "prompts: expected 2, one for each row of the cache, found 1",
     ),
     "stream-cache-of-radial": (
-        lambda at: list(at.generator.stream([[1]], cache=at.radial.cache(1, 8))),
-        "cache: expected one of the decoder's own",
+        lambda at: list(at.generator.stream([[1]], cache=at.radial.full_cache(1, 8))),
+        "cache: expected one of the executor's own",
     ),
     "stream-cache-of-another": (
-        lambda at: list(at.generator.stream([[1]], cache=at.dense.cache(1, 8))),
-        "cache: expected one of the decoder's own",
+        lambda at: list(at.generator.stream([[1]], cache=at.dense.full_cache(1, 8))),
+        "cache: expected one of the executor's own",
     ),
     # Conversations.
     "conversation-of-a-bundle": (lambda at: Conversation(at.bundle), "generator: expected a Generator"),
@@ -181,7 +181,7 @@ WRONG: dict[str, tuple[Callable[[Any], Any], str]] = {
     "chat-empty": (lambda at: at.text.chat([]), "messages: expected at least one, found none"),
     "files-none": (lambda at: Text.from_files(None), "files: expected"),
     "files-text": (lambda at: Text.from_files({"tokenizer.json": "{}"}), "tokenizer.json: "),
-    "decoder-of-none": (lambda at: StreamDecoder(None), "text: expected a Text, found None"),
+    "executor-of-none": (lambda at: StreamDecoder(None), "text: expected a Text, found None"),
     "push-text": (lambda at: StreamDecoder(at.text).push("a"), "tokenizer.json: cannot look up"),
     "stops-number": (lambda at: StopStrings(5), "stop: expected a list of strings"),
     # Sampling.
@@ -198,17 +198,17 @@ WRONG: dict[str, tuple[Callable[[Any], Any], str]] = {
     "sampler-none": (lambda at: Sampler(Sampling(), 1)(None), "logits: expected floating-point numbers"),
     "sampler-text": (lambda at: Sampler(Sampling(), 1)(np.array([["a"]])), "logits: expected floating-point numbers"),
     "sampler-whole": (lambda at: Sampler(Sampling(), 1)(np.ones((1, 4), int)), "logits: expected floating-point"),
-    # Decoders and caches.
-    "cache-rows": (lambda at: at.skip.cache(0, 8), "rows: expected at least 1, found 0"),
-    "cache-rows-text": (lambda at: at.mod.cache("1", 8), "rows: expected at least 1, found '1'"),
-    "cache-rows-part": (lambda at: at.radial.cache(1.5, 8), "rows: expected at least 1, found 1.5"),
-    "cache-slots": (lambda at: at.skip.cache(1, -1), "slots: expected at least 1, found -1"),
-    "cache-slots-none": (lambda at: at.radial.cache(1, None), "slots: expected at least 1, found None"),
-    "cache-by-hand": (lambda at: Cache(at.bundle.manifest, 1, 0), "slots: expected at least 1, found 0"),
-    "cache-of-none": (lambda at: Cache(None, 1, 8), "manifest: expected a Manifest"),
-    "cache-row": (lambda at: at.skip.cache(2, 8).row(2), "row: expected 0..1, found 2"),
-    "cache-row-text": (lambda at: at.skip.cache(2, 8).row("a"), "row: expected 0..1, found 'a'"),
-    "prefill-cache-none": (lambda at: at.skip.prefill(None, [[1]]), "cache: expected one of the decoder's own"),
+    # Executors and caches.
+    "cache-rows": (lambda at: at.skip.full_cache(0, 8), "rows: expected at least 1, found 0"),
+    "cache-rows-text": (lambda at: at.mod.full_cache("1", 8), "rows: expected at least 1, found '1'"),
+    "cache-rows-part": (lambda at: at.radial.full_cache(1.5, 8), "rows: expected at least 1, found 1.5"),
+    "cache-slots": (lambda at: at.skip.full_cache(1, -1), "slots: expected at least 1, found -1"),
+    "cache-slots-none": (lambda at: at.radial.full_cache(1, None), "slots: expected at least 1, found None"),
+    "cache-by-hand": (lambda at: KvCache(at.bundle.manifest, 1, 0), "slots: expected at least 1, found 0"),
+    "cache-of-none": (lambda at: KvCache(None, 1, 8), "manifest: expected a Manifest"),
+    "cache-row": (lambda at: at.skip.full_cache(2, 8).row(2), "row: expected 0..1, found 2"),
+    "cache-row-text": (lambda at: at.skip.full_cache(2, 8).row("a"), "row: expected 0..1, found 'a'"),
+    "prefill-cache-none": (lambda at: at.skip.prefill(None, [[1]]), "cache: expected one of the executor's own"),
     "prefill-two-for-one": (lambda at: prompt(at.skip, [[1], [2]]), "prompts: expected 1, one for each row"),
     "prefill-chunk": (lambda at: prompt(at.skip, [[1]], chunk=0), "chunk: expected at least 1, found 0"),
     "prefill-chunk-radial": (lambda at: prompt(at.radial, [[1]], chunk=-1), "chunk: expected at least 1, found -1"),

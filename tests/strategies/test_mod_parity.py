@@ -17,7 +17,7 @@ from dynexport.exporter.checkpoint import open_checkpoint
 from dynexport.exporter.reference.mod import ModReference, RowRoutes
 from dynexport.runtime.bundle.bundle import Bundle
 from dynexport.runtime.bundle.contract import parse_contract
-from dynexport.runtime.execution.decoder import Decoder
+from dynexport.runtime.execution.executor import Executor
 
 pytest.importorskip("transformers")
 
@@ -106,9 +106,11 @@ def reference(directory: Path, fields: dict[str, Any], max_length: int = CONTEXT
     return ModReference.from_checkpoint(checkpoint, contract=contract, max_length=max_length)
 
 
-def decoder(directory: Path, bundle: Path, fields: dict[str, Any], static: bool, max_length: int = CONTEXT) -> Decoder:
+def executor(
+    directory: Path, bundle: Path, fields: dict[str, Any], static: bool, max_length: int = CONTEXT
+) -> Executor:
     convert(directory, bundle, fields=fields, static=static, max_length=max_length, golden=False)
-    return Decoder(Bundle.open(bundle), threads=1)
+    return Executor(Bundle.open(bundle), threads=1)
 
 
 @pytest.mark.parametrize("static", [False, True], ids=["conditional", "static"])
@@ -122,7 +124,7 @@ def test_conversation(
     tmp_path: Path,
 ) -> None:
     model, expected = golden(family, contract)
-    run = decoder(routed_model(family), tmp_path / "bundle", CONTRACTS[contract], static)
+    run = executor(routed_model(family), tmp_path / "bundle", CONTRACTS[contract], static)
     together = follow(run, TALK)
     for row in range(len(expected)):
         assert error(together[row], model, TALK, row, expected[row]) < TOLERANCE, f"row {row} of the batch"
@@ -145,9 +147,9 @@ def test_thousands_of_greedy_decisions(static: bool, routed_model: Callable[[str
     """20 rows of 64 tokens in 4 layers, three quarters of them generated."""
     fields, context = {"routed_layers": [0, 1, 2, 3], "router_input": "normed", "gate": "sigmoid"}, 64
     directory = routed_model("llama")
-    run = decoder(directory, tmp_path / "bundle", fields, static, context)
+    run = executor(directory, tmp_path / "bundle", fields, static, context)
     prompts = random_rows(*[16] * 20, seed=11)
-    state = run.cache(len(prompts), context, record=True)
+    state = run.full_cache(len(prompts), context, record=True)
     rows = [list(prompt) for prompt in prompts]
     best = np.concatenate(run.prefill(state, prompts)).argmax(1)
     while len(rows[0]) < context:

@@ -23,21 +23,20 @@ from dynexport.exporter.reference.radial import RadialReference
 from dynexport.runtime import Bundle, DynexportError
 from dynexport.runtime.bundle.contract import Radial
 from dynexport.runtime.execution.decisions import TURNED_AWAY
-from dynexport.runtime.execution.decoders import AnyDecoder, open_decoder
-from dynexport.runtime.execution.single_path_decoder import SinglePathDecoder
+from dynexport.runtime.execution.executor import Executor
 
 ModelOf = Callable[[str], Path]
-Opened = tuple[AnyDecoder, RadialReference]
+Opened = tuple[Executor, RadialReference]
 STEPS = 3
 
 
 def opened(model: Path, bundle: Path, layer_capacity: float = 1.0) -> Opened:
     """The single graph of a model, and the reference."""
     convert(model, bundle, layer_capacity=layer_capacity, golden=False)
-    decoder = open_decoder(Bundle.open(bundle), 1)
-    contract = decoder.manifest.contract
-    assert isinstance(decoder, SinglePathDecoder) and isinstance(contract, Radial)
-    return decoder, RadialReference.from_checkpoint(open_checkpoint(model), contract=contract)
+    executor = Executor(Bundle.open(bundle), 1)
+    contract = executor.manifest.contract
+    assert isinstance(executor, Executor) and isinstance(contract, Radial)
+    return executor, RadialReference.from_checkpoint(open_checkpoint(model), contract=contract)
 
 
 @pytest.fixture(scope="module")
@@ -54,22 +53,22 @@ def test_paths_and_logits(family: str, policy: str, saved_model: ModelOf, tmp_pa
     """A batch of lengths never used to build, steps of it, and another prompt in pieces, up to the last slot."""
     gate = "probability" if policy == "layer" else "none"
     fields = {"max_steps": 2, "cache_policy": policy, "gate": gate}
-    decoder, reference = opened(
+    executor, reference = opened(
         save_radial_model(tmp_path / "model", saved_model(family), **fields), tmp_path / "bundle"
     )
     rows, later = random_rows(1, 5, 17), random_rows(4, 4, 4, seed=9)
-    cache = decoder.cache(3, 24, record=True)
-    found = [[logits] for logits in decoder.prefill(cache, rows, all_logits=True)]
+    cache = executor.full_cache(3, 24, record=True)
+    found = [[logits] for logits in executor.prefill(cache, rows, all_logits=True)]
     for tokens in random_rows(3, 3, 3, seed=8):
-        for row, logits in enumerate(decoder.step(cache, tokens, decoder.bundle.depth(1))):
+        for row, logits in enumerate(executor.step(cache, tokens, executor.bundle.depth(1))):
             found[row].append(logits[None])
             rows[row] = [*rows[row], tokens[row]]
-    for row, logits in enumerate(decoder.prefill(cache, later, chunk=3, all_logits=True)):
+    for row, logits in enumerate(executor.prefill(cache, later, chunk=3, all_logits=True)):
         found[row].append(logits)
         rows[row] = [*rows[row], *later[row]]
     expected, paths = reference.routed_logits(rows)
     for row, (logits, path) in enumerate(zip(expected, paths, strict=True)):
-        ours = np.concatenate(cache.logs[row].paths, axis=1)
+        ours = executor.reader.joined(cache.logs[row]).choices
         assert ((ours == path.path).all(axis=0) | (path.margin.min(axis=0) < MARGIN)).all()
         assert np.abs(np.concatenate(found[row]) - logits).max() < 1e-4 * max(1, logits.std(axis=-1).mean())
         assert cache.lengths[:, row].sum() == path.depth.sum()
@@ -83,10 +82,10 @@ def test_what_is_logged_is_what_the_graph_set_logs(saved_model: ModelOf, tmp_pat
     logs = []
     for name, capacity in (("set", None), ("single", 1.0)):
         convert(model, tmp_path / name, layer_capacity=capacity, golden=False)
-        decoder = open_decoder(Bundle.open(tmp_path / name), 1)
-        cache = decoder.cache(2, 12, record=True)
-        decoder.prefill(cache, random_rows(7, 3))
-        decoder.step(cache, [5, 6], decoder.bundle.depth(1), np.array([True, False]))
+        executor = Executor(Bundle.open(tmp_path / name), 1)
+        cache = executor.full_cache(2, 12, record=True)
+        executor.prefill(cache, random_rows(7, 3))
+        executor.step(cache, [5, 6], executor.bundle.depth(1), np.array([True, False]))
         logs.append((cache.logs, cache.lengths))
     for ours, theirs in zip(logs[0][0], logs[1][0], strict=True):
         for part in ("ran", "paths", "scores", "margins"):
@@ -97,18 +96,18 @@ def test_what_is_logged_is_what_the_graph_set_logs(saved_model: ModelOf, tmp_pat
 
 def test_single_steps_and_batches_change_nothing(half: Opened, saved_model: ModelOf, tmp_path: Path) -> None:
     """With room for all; a row that has ended leaves nothing and is not in the way."""
-    decoder, _ = opened(
+    executor, _ = opened(
         save_radial_model(tmp_path / "model", saved_model("qwen2"), max_steps=STEPS), tmp_path / "bundle"
     )
-    rows, full = random_rows(9, 4), decoder.bundle.depth(1)
-    cache = decoder.cache(2, 9)
-    at_once = decoder.prefill(cache, rows, all_logits=True)
-    alone = decoder.prefill(decoder.cache(1, 9), rows[:1], all_logits=True)[0]
-    stepped = decoder.cache(2, 9)
+    rows, full = random_rows(9, 4), executor.bundle.depth(1)
+    cache = executor.full_cache(2, 9)
+    at_once = executor.prefill(cache, rows, all_logits=True)
+    alone = executor.prefill(executor.full_cache(1, 9), rows[:1], all_logits=True)[0]
+    stepped = executor.full_cache(2, 9)
     live = np.array([True, True])
     for place in range(9):
         live[1] = place < 4
-        logits = decoder.step(stepped, [row[min(place, len(row) - 1)] for row in rows], full, live)
+        logits = executor.step(stepped, [row[min(place, len(row) - 1)] for row in rows], full, live)
         assert all(np.abs(logits[row] - at_once[row][place]).max() < 1e-4 for row in np.flatnonzero(live))
     assert np.abs(alone - at_once[0]).max() < 1e-4
     assert (stepped.lengths == cache.lengths).all() and stepped.positions.tolist() == [9, 4]
@@ -133,16 +132,16 @@ def expected_paths(forced: np.ndarray, counts: np.ndarray, room: int) -> np.ndar
 
 def test_who_is_turned_away(half: Opened) -> None:
     """Against a count of our own, in a padded batch: paths, overflow, and entries of those that ran."""
-    decoder, _ = half
+    executor, _ = half
     rows, turned_away = random_rows(6, 11, seed=1), 0
     for seed in range(4):
         random = np.random.default_rng(seed)
         forced = random.choice([0, 1, 2, 3, 4], (STEPS, 2, 11), p=[0.7, 0.1, 0.05, 0.05, 0.1])
         expected = expected_paths(forced, np.array([6, 11]), 11)
-        cache = decoder.cache(2, 11, record=True)
-        decoder.prefill(cache, rows, forced=[forced[:, 0, :6], forced[:, 1]])
+        cache = executor.full_cache(2, 11, record=True)
+        executor.prefill(cache, rows, forced=[forced[:, 0, :6], forced[:, 1]])
         for row, length in enumerate((6, 11)):
-            assert (cache.logs[row].paths[0] == expected[:, row, :length]).all()
+            assert (cache.logs[row][0].choices == expected[:, row, :length]).all()
         ran = (expected >= 0) & (expected < LAYERS)
         assert (cache.lengths == ran.sum(axis=2)).all()
         assert (cache.overflow[0] == (expected == TURNED_AWAY).sum(axis=(0, 2))).all()
@@ -152,10 +151,10 @@ def test_who_is_turned_away(half: Opened) -> None:
 
 def test_a_token_that_is_turned_away_stays_as_it_is(half: Opened) -> None:
     """All want one layer in every step: the second half never runs, which is to leave at once."""
-    decoder, reference = half
+    executor, reference = half
     (row,) = random_rows(10)
-    cache = decoder.cache(1, 10)
-    (logits,) = decoder.prefill(cache, [row], all_logits=True, forced=[np.full((STEPS, 10), 2)])
+    cache = executor.full_cache(1, 10)
+    (logits,) = executor.prefill(cache, [row], all_logits=True, forced=[np.full((STEPS, 10), 2)])
     alike = np.full((STEPS, 10), 2)
     alike[:, 5:] = np.array([LAYERS, -1, -1])[:, None]
     (expected,), _ = reference.routed_logits([row], [alike])
@@ -164,21 +163,21 @@ def test_a_token_that_is_turned_away_stays_as_it_is(half: Opened) -> None:
 
 
 def test_paths_that_are_spread_find_room(half: Opened) -> None:
-    decoder, reference = half
+    executor, reference = half
     (row,) = random_rows(12)
     path = (np.arange(12)[None] + np.arange(STEPS)[:, None]) % 2
-    cache = decoder.cache(1, 12, record=True)
-    (logits,) = decoder.prefill(cache, [row], all_logits=True, forced=[path])
+    cache = executor.full_cache(1, 12, record=True)
+    (logits,) = executor.prefill(cache, [row], all_logits=True, forced=[path])
     (expected,), _ = reference.routed_logits([row], [path])
-    assert not cache.overflow.any() and (cache.logs[0].paths[0] == path).all()
+    assert not cache.overflow.any() and (cache.logs[0][0].choices == path).all()
     assert np.abs(logits - expected).max() < 1e-4
 
 
 def test_a_token_alone_always_has_room(half: Opened) -> None:
-    decoder, _ = half
-    cache = decoder.cache(1, 8)
+    executor, _ = half
+    cache = executor.full_cache(1, 8)
     for token in random_rows(8)[0]:
-        decoder.step(cache, [token], decoder.bundle.depth(1))
+        executor.step(cache, [token], executor.bundle.depth(1))
     assert not cache.overflow.any()
 
 
@@ -186,8 +185,8 @@ def test_a_token_alone_always_has_room(half: Opened) -> None:
 
 
 def test_no_condition_and_every_weight_once(half: Opened) -> None:
-    decoder, _ = half
-    path = decoder.bundle.path / "model.onnx"
+    executor, _ = half
+    path = executor.bundle.path / "model.onnx"
     model = onnx.load(path, load_external_data=False)
     kinds = collections.Counter(node.op_type for node in model.graph.node)
     assert not {*kinds} & {"If", "Loop", "Scan", "NonZero", "Unique", "Compress"}
@@ -292,9 +291,9 @@ def test_hostile_manifests(case: str, half: Opened, tmp_path: Path) -> None:
 
 
 def test_a_missing_layer_is_refused_and_nothing_is_counted(half: Opened) -> None:
-    decoder, _ = half
-    cache = decoder.cache(1, 8, record=True)
-    message = r"forced path: step 1: expected a layer 0\.\.3, 4 to leave or -1, found 9"
+    executor, _ = half
+    cache = executor.full_cache(1, 8, record=True)
+    message = r"forced path: hop 1: expected a layer 0\.\.3, 4 to leave or -1, found 9"
     with pytest.raises(DynexportError, match=message):
-        decoder.prefill(cache, [[1, 2]], forced=[np.array([[0, 1], [1, 9], [2, 2]])], chunk=1)
-    assert not cache.positions.any() and not cache.lengths.any() and not cache.logs[0].ran
+        executor.prefill(cache, [[1, 2]], forced=[np.array([[0, 1], [1, 9], [2, 2]])], chunk=1)
+    assert not cache.positions.any() and not cache.lengths.any() and not cache.logs[0]

@@ -20,7 +20,7 @@ from dynexport.runtime.bundle.bundle import Bundle
 from dynexport.runtime.bundle.contract import parse_contract
 from dynexport.runtime.bundle.errors import DynexportError
 from dynexport.runtime.bundle.manifest import Depth
-from dynexport.runtime.execution.decoder import Decoder
+from dynexport.runtime.execution.executor import Executor
 
 RULES = ("official", "balanced", "modulo")
 
@@ -203,13 +203,13 @@ def test_graphs_of_kept_layers_take_turns_as_conditions_do(tmp_path: Path) -> No
     for options in ({}, {"static": True}, {"target": "tensorrt"}):
         bundle = tmp_path / str(len(found))
         convert(CONFORMANCE / "skip-2x", bundle, speedups=(2.0, 1.25), golden=False, **options)
-        decoder = Decoder(Bundle.open(bundle), threads=1)
-        cache = decoder.cache(2, 32)
-        rows = decoder.prefill(cache, [[5, 3, 8, 2], [7]], all_logits=True)
+        executor = Executor(Bundle.open(bundle), threads=1)
+        cache = executor.full_cache(2, 32)
+        rows = executor.prefill(cache, [[5, 3, 8, 2], [7]], all_logits=True)
         logits = [np.concatenate(rows)]
         for token, ratio in enumerate(ratios):
-            logits.append(decoder.step(cache, [token + 11, token + 40], decoder.bundle.depth(ratio)))
-        rows = decoder.prefill(cache, [[9], [4, 6, 1]], all_logits=True)
+            logits.append(executor.step(cache, [token + 11, token + 40], executor.bundle.depth(ratio)))
+        rows = executor.prefill(cache, [[9], [4, 6, 1]], all_logits=True)
         found.append(np.concatenate([*logits, *rows]))
         assert len({tuple(lengths) for lengths in cache.lengths.tolist()}) == 3
     for other in found[1:]:

@@ -14,8 +14,8 @@ from bundles import CONFORMANCE, replace_file
 
 from dynexport.exporter.bundle.conversion import convert
 from dynexport.runtime import Bundle, DynexportError
-from dynexport.runtime.execution.cache import Cache
-from dynexport.runtime.execution.decoder import Decoder
+from dynexport.runtime.execution.executor import Executor
+from dynexport.runtime.execution.kv_cache import KvCache
 
 CONTEXT = 32
 ROUTED = (1, 3)
@@ -27,36 +27,36 @@ GUARD = 256
 SAME = 2e-5
 BOTH = pytest.mark.parametrize("static", [False, True], ids=["conditional", "static"])
 
-Decoders = Callable[..., Decoder]
+Executors = Callable[..., Executor]
 
 
 @pytest.fixture(scope="module")
-def decoder(tmp_path_factory: pytest.TempPathFactory) -> Decoders:
+def executor(tmp_path_factory: pytest.TempPathFactory) -> Executors:
     """By lowering, share of the context that the caches have room for, and what a full one does."""
 
     @cache
-    def make(static: bool, capacity: float = 0.2, overflow: str = "residual", prefill: str = "causal") -> Decoder:
+    def make(static: bool, capacity: float = 0.2, overflow: str = "residual", prefill: str = "causal") -> Executor:
         bundle = tmp_path_factory.mktemp("bundle") / "b"
         fields = {"cache": {"capacity": capacity, "overflow": overflow}, "prefill": prefill}
         convert(CONFORMANCE / "mod-router", bundle, fields=fields, static=static, max_length=CONTEXT, golden=False)
-        return Decoder(Bundle.open(bundle), threads=1)
+        return Executor(Bundle.open(bundle), threads=1)
 
     return make
 
 
-def step(decoder: Decoder, cache: Cache, tokens: list[int], *args: Any, **kwargs: Any) -> np.ndarray:
-    return decoder.step(cache, tokens, decoder.bundle.depth(None), *args, **kwargs)
+def step(executor: Executor, cache: KvCache, tokens: list[int], *args: Any, **kwargs: Any) -> np.ndarray:
+    return executor.step(cache, tokens, executor.bundle.depth(None), *args, **kwargs)
 
 
-def talk(decoder: Decoder, cache: Cache) -> list[np.ndarray]:
+def talk(executor: Executor, cache: KvCache) -> list[np.ndarray]:
     """Two prompts a row and generated tokens after each; all logits."""
-    found = decoder.prefill(cache, PROMPTS, all_logits=True)
-    found += [step(decoder, cache, [token] * 4) for token in (1, 20, 40)]
-    found += decoder.prefill(cache, SECOND, all_logits=True, chunk=3)
-    return [*found, *(step(decoder, cache, [token] * 4) for token in (2, 50))]
+    found = executor.prefill(cache, PROMPTS, all_logits=True)
+    found += [step(executor, cache, [token] * 4) for token in (1, 20, 40)]
+    found += executor.prefill(cache, SECOND, all_logits=True, chunk=3)
+    return [*found, *(step(executor, cache, [token] * 4) for token in (2, 50))]
 
 
-def counts(cache: Cache) -> list[list[int]]:
+def counts(cache: KvCache) -> list[list[int]]:
     return [cache.lengths.tolist(), cache.positions.tolist(), cache.overflow.tolist()]
 
 
@@ -67,19 +67,19 @@ def all_of(tokens: int, chosen: bool = True) -> np.ndarray:
 @BOTH
 @pytest.mark.parametrize("capacity", [0.01, 0.2, 0.5, 1.0])
 def test_routed_layers_have_a_share_of_the_slots_and_room_for_what_is_not_read(
-    decoder: Decoders, static: bool, capacity: float
+    executor: Executors, static: bool, capacity: float
 ) -> None:
-    run = decoder(static, capacity)
+    run = executor(static, capacity)
     slots = math.ceil(capacity * CONTEXT)
     for wanted in (CONTEXT, 5):
-        cache = run.cache(2, wanted)
+        cache = run.full_cache(2, wanted)
         slack = slots if static else 1  # as many as a step on a filled cache may write at once
         for layer in LAYERS:
             expected = min(slots, wanted) + slack if layer in ROUTED else wanted
             assert cache.buffers[f"{layer}.key"].shape[2] == cache.buffers[f"{layer}.value"].shape[2] == expected
 
 
-def guarded(cache: Cache, monkeypatch: pytest.MonkeyPatch) -> dict[str, np.ndarray]:
+def guarded(cache: KvCache, monkeypatch: pytest.MonkeyPatch) -> dict[str, np.ndarray]:
     """Put every buffer between two guards, and NaN into all that is not written yet; the memory with the guards."""
     memory = {}
     for name, buffer in cache.buffers.items():
@@ -94,11 +94,11 @@ def guarded(cache: Cache, monkeypatch: pytest.MonkeyPatch) -> dict[str, np.ndarr
 @pytest.mark.parametrize("prefill", ["causal", "topk"])
 @pytest.mark.parametrize("capacity", [0.2, 1.0])
 def test_nothing_is_written_out_of_range_and_nothing_read_that_was_not_written(
-    decoder: Decoders, static: bool, prefill: str, capacity: float, monkeypatch: pytest.MonkeyPatch
+    executor: Executors, static: bool, prefill: str, capacity: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    run = decoder(static, capacity, prefill=prefill)
-    expected = talk(run, run.cache(4, CONTEXT))
-    cache = run.cache(4, CONTEXT)
+    run = executor(static, capacity, prefill=prefill)
+    expected = talk(run, run.full_cache(4, CONTEXT))
+    cache = run.full_cache(4, CONTEXT)
     memory = guarded(cache, monkeypatch)
     found = talk(run, cache)
     for a, b in zip(found, expected, strict=True):
@@ -110,10 +110,10 @@ def test_nothing_is_written_out_of_range_and_nothing_read_that_was_not_written(
 
 
 @BOTH
-def test_a_full_cache_is_left_as_it_is(decoder: Decoders, static: bool) -> None:
+def test_a_full_cache_is_left_as_it_is(executor: Executors, static: bool) -> None:
     """Tokens that find no room write behind its last entry only, and are counted."""
-    run = decoder(static)
-    cache = run.cache(1, CONTEXT)
+    run = executor(static)
+    cache = run.full_cache(1, CONTEXT)
     run.prefill(cache, [list(range(12))], forced=[all_of(12)])
     assert cache.lengths[:, 0].tolist() == [12, SLOTS, 12, SLOTS] and cache.overflow[:, 0].tolist() == [5, 5]
     before = {name: buffer[:, :, :SLOTS].copy() for name, buffer in cache.buffers.items()}
@@ -127,10 +127,10 @@ def test_a_full_cache_is_left_as_it_is(decoder: Decoders, static: bool) -> None:
 
 
 @BOTH
-def test_what_a_full_cache_means_for_the_logits(decoder: Decoders, static: bool) -> None:
+def test_what_a_full_cache_means_for_the_logits(executor: Executors, static: bool) -> None:
     """A token that is turned away is a token that was not chosen."""
-    run = decoder(static)
-    full, told = run.cache(1, CONTEXT), run.cache(1, CONTEXT)
+    run = executor(static)
+    full, told = run.full_cache(1, CONTEXT), run.full_cache(1, CONTEXT)
     prompt, some = list(range(12)), all_of(12)
     some[:, SLOTS:] = False
     [found] = run.prefill(full, [prompt], forced=[all_of(12)], all_logits=True)
@@ -142,12 +142,12 @@ def test_what_a_full_cache_means_for_the_logits(decoder: Decoders, static: bool)
 
 
 @BOTH
-def test_an_overflow_that_is_an_error_leaves_the_cache_as_it_was(decoder: Decoders, static: bool) -> None:
-    run, other = decoder(static, overflow="error"), decoder(static)
-    cache, expected = run.cache(2, CONTEXT, record=True), other.cache(2, CONTEXT)
+def test_an_overflow_that_is_an_error_leaves_the_cache_as_it_was(executor: Executors, static: bool) -> None:
+    run, other = executor(static, overflow="error"), executor(static)
+    cache, expected = run.full_cache(2, CONTEXT, record=True), other.full_cache(2, CONTEXT)
     for each, state in ((run, cache), (other, expected)):
         each.prefill(state, [[4, 5, 6], list(range(SLOTS))], forced=[all_of(3), all_of(SLOTS)])
-    before, logged = counts(cache), [len(log.ran) for log in cache.logs]
+    before, logged = counts(cache), [len(log) for log in cache.logs]
     one = np.ones((2, 2), bool)
     for attempt in (
         lambda: step(run, cache, [1, 1], forced=one),
@@ -158,16 +158,16 @@ def test_an_overflow_that_is_an_error_leaves_the_cache_as_it_was(decoder: Decode
         with pytest.raises(DynexportError, match=r"^layer 1: row \d: all 7 entries of its cache are used") as caught:
             attempt()
         assert "\n" not in str(caught.value)
-        assert counts(cache) == before and [len(log.ran) for log in cache.logs] == logged
+        assert counts(cache) == before and [len(log) for log in cache.logs] == logged
     for wish in (np.array([[True, False]] * 2), np.zeros((2, 2), bool)):
         found = step(run, cache, [8, 9], forced=wish)
         np.testing.assert_array_equal(found, step(other, expected, [8, 9], forced=wish))
 
 
 @BOTH
-def test_a_row_that_has_ended_leaves_no_entry_and_disturbs_none(decoder: Decoders, static: bool) -> None:
-    run = decoder(static, 1.0)
-    cache, alone = run.cache(3, 10, record=True), run.cache(1, 10)
+def test_a_row_that_has_ended_leaves_no_entry_and_disturbs_none(executor: Executors, static: bool) -> None:
+    run = executor(static, 1.0)
+    cache, alone = run.full_cache(3, 10, record=True), run.full_cache(1, 10)
     run.prefill(cache, [[1, 2, 3], [4], [5, 6, 7, 8]])
     run.prefill(alone, [[1, 2, 3]])
     live = np.array([True, False, False])
@@ -177,16 +177,16 @@ def test_a_row_that_has_ended_leaves_no_entry_and_disturbs_none(decoder: Decoder
         np.testing.assert_allclose(found[0], step(run, alone, [token], forced=all_of(1))[0], atol=SAME)
     np.testing.assert_array_equal(cache.lengths[:, 1:], ended)
     assert cache.positions.tolist() == [10, 1, 4] and not cache.overflow.any()
-    assert [sum(part.shape[1] for part in log.ran) for log in cache.logs] == [10, 1, 4]
+    assert [sum(part.ran.shape[1] for part in log) for log in cache.logs] == [10, 1, 4]
     assert cache.lengths[1, 0] == alone.lengths[1, 0]
 
 
 @pytest.fixture(scope="module")
-def broken(tmp_path_factory: pytest.TempPathFactory) -> Callable[[bool], Decoder]:
+def broken(tmp_path_factory: pytest.TempPathFactory) -> Callable[[bool], Executor]:
     """The embedding of token 5 is no number."""
 
     @cache
-    def make(static: bool) -> Decoder:
+    def make(static: bool) -> Executor:
         bundle = tmp_path_factory.mktemp("broken") / "b"
         convert(CONFORMANCE / "mod-router", bundle, static=static, max_length=CONTEXT, golden=False)
         graph = onnx.load(bundle / "model.onnx", load_external_data=False).graph
@@ -195,15 +195,15 @@ def broken(tmp_path_factory: pytest.TempPathFactory) -> Callable[[bool], Decoder
         data = np.fromfile(bundle / "model.data", np.float32)
         data[offset // 4 :][5 * table.dims[1] : 6 * table.dims[1]] = np.nan
         replace_file(bundle, "model.data", data.tobytes())
-        return Decoder(Bundle.open(bundle), threads=1)
+        return Executor(Bundle.open(bundle), threads=1)
 
     return make
 
 
 @BOTH
-def test_a_score_that_is_no_number_is_refused(broken: Callable[[bool], Decoder], static: bool) -> None:
+def test_a_score_that_is_no_number_is_refused(broken: Callable[[bool], Executor], static: bool) -> None:
     run = broken(static)
-    cache = run.cache(2, CONTEXT)
+    cache = run.full_cache(2, CONTEXT)
     message = r"^layer 1: row 1, token 0: expected a router score, found NaN; .* dynexport verify"
     with pytest.raises(DynexportError, match=message):
         run.prefill(cache, [[1, 2, 3, 4], [5, 1, 2]])
