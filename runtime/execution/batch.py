@@ -48,12 +48,12 @@ class StepResult:
     Attributes:
         logits: float32 [k, vocab] per row, of the tokens that were asked for.
         entries: int64 [places, rows], new entries of every cache. A skipped token may have left one all the same.
-        decisions: what became of every row's new tokens; with an R of 0 where there are no routers.
+        decisions: what routers decided of every row's new tokens; None where there are no routers.
     """
 
     logits: list[Array]
     entries: Array
-    decisions: list[Decisions]
+    decisions: list[Decisions] | None
 
 
 @dataclass(frozen=True)
@@ -68,6 +68,7 @@ class Call:
         wanted: int64 [B, K], places among the S tokens whose logits are wanted.
         forced: int64 [R, B, S]; R is 0 where there are no routers.
         is_prompt: whether the tokens were given.
+        lasting: whether the logits are an array of their own; or memory that the cache's next call writes over.
     """
 
     rows: slice
@@ -77,6 +78,7 @@ class Call:
     wanted: Array
     forced: Array
     is_prompt: bool
+    lasting: bool = True
 
 
 @dataclass(frozen=True)
@@ -86,12 +88,12 @@ class CallResult:
     Attributes:
         logits: float32 [B, K, vocab].
         entries: int64 [places, B].
-        decisions: of every row's tokens, padding left out.
+        decisions: of every row's tokens, padding left out; None where there are no routers and nobody records.
     """
 
     logits: Array
     entries: Array
-    decisions: list[Decisions]
+    decisions: list[Decisions] | None
 
 
 __all__ = ["CHUNK", "Batch", "Call", "CallResult", "StepResult", "Tokens"]

@@ -14,7 +14,6 @@ Array = np.ndarray
 # In a path, of a hop in which the chosen layer had no room for the token.
 TURNED_AWAY = -2
 # The outputs of graphs that decide, by what they hold.
-_NONE = np.zeros(0, np.int64)
 _LAYER_OUTPUTS = {"choices": "routes", "scores": "route_scores", "margins": "route_margins"}
 _PATH_OUTPUTS = {"choices": "paths", "scores": "path_scores", "margins": "path_margins"}
 
@@ -51,7 +50,6 @@ class DecisionReader:
     def __init__(self, manifest: Manifest) -> None:
         self._routing, self._layers = manifest.routing, manifest.model.layers
         self._places = len(manifest.caches)
-        self._nothing: dict[int, tuple[Array, Array]] = {}
         self._most = {cache.place: cache.most for cache in manifest.caches}
         if isinstance(self._routing, LayerRouting):
             self.rows = self.overflows = len(self._routing.layers)
@@ -88,16 +86,18 @@ class DecisionReader:
         if len(parts) == 1:
             return parts[0]
         if not parts:
-            none = np.zeros((self.rows, 0), np.float32)
-            ran = np.zeros((self._layers, 0), bool)
-            return Decisions(ran, none.astype(np.int64), none, none, np.zeros(self.overflows, np.int64))
+            return Decisions(*self._no_tokens(), np.zeros(self.overflows, np.int64))
         names = ("ran", "choices", "scores", "margins")
         tokens = (np.concatenate([getattr(part, name) for part in parts], axis=1) for name in names)
         return Decisions(*tokens, np.sum([part.overflow for part in parts], axis=0))
 
+    def _no_tokens(self) -> tuple[Array, Array, Array, Array]:
+        scores = np.zeros((self.rows, 0), np.float32)
+        return np.zeros((self._layers, 0), bool), scores.astype(np.int64), scores, scores
+
     def read(
         self, results: Mapping[str, Array], counts: Array, positions: Array, active: Array, first_row: int
-    ) -> tuple[Array, list[Decisions]]:
+    ) -> tuple[Array, list[Decisions] | None]:
         """Read what a whole step decided.
 
         Args:
@@ -108,13 +108,13 @@ class DecisionReader:
             first_row: the cache's row that is the call's first, for errors.
 
         Returns:
-            int64 [places, B], new entries of every cache; and each row's decisions.
+            int64 [places, B], new entries of every cache; and each row's decisions, None where there are no routers.
 
         Raises:
             DynexportError: for a score that is NaN, or an overflow where the contract calls it an error.
         """
         if self._routing is None:
-            return active[:, None] * counts, [self._unrouted(active, int(count)) for count in counts]
+            return active[:, None] * counts, None
         choices, scores, margins = (results[name] for name in self._names.values())
         choices = choices.astype(np.int64, copy=False)
         overflow = results.get("overflow")
@@ -137,13 +137,11 @@ class DecisionReader:
             ran = (choices[None] == np.arange(self._layers)[:, None, None]).any(axis=1)
         return Decisions(ran, choices, scores, margins, overflow)
 
-    def _unrouted(self, active: Array, tokens: int) -> Decisions:
-        """What becomes of tokens that no router decides about."""
-        if tokens not in self._nothing:
-            scores = np.zeros((0, tokens), np.float32)
-            self._nothing[tokens] = scores.astype(np.int64), scores
-        choices, scores = self._nothing[tokens]
-        return Decisions(np.broadcast_to(active[:, None], (len(active), tokens)), choices, scores, scores, _NONE)
+    def unrouted(self, active: Array, tokens: int) -> Decisions:
+        """Return what becomes of a row's tokens where no router decides: all run in the active layers, bool [layers]."""
+        scores = np.zeros((0, tokens), np.float32)
+        ran = np.repeat(active[:, None], tokens, axis=1)
+        return Decisions(ran, scores.astype(np.int64), scores, scores, np.zeros(0, np.int64))
 
     def _entries(self, choices: Array, counts: Array, active: Array) -> Array:
         if isinstance(self._routing, LayerRouting):

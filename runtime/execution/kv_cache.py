@@ -201,18 +201,18 @@ class KvCache:
             self.logs[target] = self.logs[row].copy()
         self.release(row)
 
-    def commit(self, rows: slice, counts: Array, entries: Array, decisions: Sequence[Decisions]) -> None:
+    def commit(self, rows: slice, counts: Array, entries: Array, decisions: Sequence[Decisions] | None) -> None:
         """Count what a call has written.
 
         Args:
             rows: of the call.
             counts: int64 [B], tokens of each.
             entries: int64 [places, B].
-            decisions: of each row.
+            decisions: of each row; None where there are none to count or to record.
         """
         self.lengths[:, rows] += entries
         self.positions[rows] += counts
-        if self.logs is None and not len(self.overflow):
+        if decisions is None:
             return
         for row, count, made in zip(range(rows.start, rows.stop), counts, decisions, strict=True):
             if count:
@@ -224,12 +224,14 @@ class KvCache:
     @contextmanager
     def as_it_was_on_error(self, rows: Sequence[int]) -> Iterator[None]:
         """Within, entries may come call by call: when one fails, or is interrupted, none of them counts."""
-        marks = [self.mark(row) for row in rows]
+        lengths, positions, overflow = self.lengths.copy(), self.positions.copy(), self.overflow.copy()
+        steps = None if self.logs is None else [len(log) for log in self.logs]
         try:
             yield
         except BaseException:
-            for mark in marks:
-                self._restore(mark)
+            for row in rows:
+                kept = 0 if steps is None else steps[row]
+                self._restore(Mark(row, 0, lengths[:, row], int(positions[row]), overflow[:, row], kept))
             raise
 
     def check_room(self, row: int, tokens: int, *, is_prompt: bool) -> None:

@@ -40,8 +40,11 @@ class WholeStep:
             DynexportError: when the engine fails, or a route is one that the contract calls an error.
         """
         positions = cache.positions[call.rows]
-        results = self._engine.run(self._inputs(cache, call, positions), Caches(cache.buffers, call.rows))
+        caches = Caches(cache.buffers, call.rows)
+        results = self._engine.run(self._inputs(cache, call, positions), caches, lasting=call.lasting)
         entries, decisions = self._reader.read(results, call.counts, positions, call.active, call.rows.start)
+        if decisions is None and cache.logs is not None:
+            decisions = [self._reader.unrouted(call.active, int(count)) for count in call.counts]
         return CallResult(results["logits"], entries, decisions)
 
     def _inputs(self, cache: KvCache, call: Call, positions: Array) -> dict[str, Array]:

@@ -65,9 +65,7 @@ def run_requests(
                 return
             live = [request for request, _ in going]
             rows, depths = [request.index for request in live], [request.depth for request in live]
-            tokens = np.array([[token] for _, token in going])
-            found = executor.run(cache, Batch(rows, tokens, "decode", depths)).logits
-            logits = found[0] if len(found) == 1 else np.concatenate(found)
+            logits = executor.decode(cache, rows, [token for _, token in going], depths, lasting=False)
 
 
 def _run_prompts(

@@ -61,6 +61,7 @@ class Text:
         self._chat_template = chat_template
         self._special_tokens = _special_tokens(config)
         self._special_ids: frozenset[int] = frozenset()
+        self._known: set[int] = set()
         self.cleans_up = bool(config.get("clean_up_tokenization_spaces"))
         if tokenizer is not None:
             tokenizer.no_truncation()  # a stored limit would cut a long prompt without a word
@@ -162,8 +163,13 @@ class Text:
         tokenizer = self._require_tokenizer()
         if skip_special_tokens and token_id in self._special_ids:
             return True
+        if token_id in self._known:  # of those that came before, most do again
+            return False
         with told_as(f"{TOKENIZER_FILE}: cannot look up token id {token_id}"):
-            return tokenizer.id_to_token(token_id) is None
+            found = tokenizer.id_to_token(token_id) is not None
+        if found:
+            self._known.add(token_id)
+        return not found
 
     def _require_template(self) -> ChatTemplate:
         if self._chat_template is None:

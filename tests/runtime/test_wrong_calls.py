@@ -21,8 +21,8 @@ from dynexport.runtime import Bundle, DynexportError, Model, Sampling
 from dynexport.runtime.bundle.contract import parse_contract
 from dynexport.runtime.bundle.manifest import Depth
 from dynexport.runtime.engines.registry import backend_text
-from dynexport.runtime.execution.kv_cache import KvCache
 from dynexport.runtime.execution.executor import Executor
+from dynexport.runtime.execution.kv_cache import KvCache
 from dynexport.runtime.generation.conversation import Conversation
 from dynexport.runtime.generation.sampling import Sampler
 from dynexport.runtime.measure.bench import benchmark
