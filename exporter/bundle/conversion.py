@@ -126,13 +126,14 @@ def convert(
     reader = WeightReader(checkpoint, find_family(checkpoint.config), architecture)
     reader.architecture = architecture = tied_as_stored(reader)
     contract = read_contract(checkpoint, strategy, speedups, rule, keep, fields)
-    engine.check_contract(contract, architecture.max_length)
+    engine.longest_prompt(architecture.max_length)
     chosen = strategies()[contract.strategy]
+    chosen.check(contract, architecture, engine)
     kept = chosen.speedups(contract, architecture.layers)
     if layer_capacity is None:
         plans = chosen.graphs(contract, kept, architecture.layers, target=engine, static=static)
     else:
-        plans = (chosen.single_graph(contract, architecture.layers, layer_capacity),)
+        plans = (chosen.single_graph(contract, architecture.layers, layer_capacity, target=engine),)
     built = [chosen.build(plan, architecture, engine, contract, checkpoint) for plan in plans]
     needed = {name for _, modules in built for name in reader.needed(modules)}
     checkpoint.notes += check_leftovers(reader, needed, contract, chosen=strategy is not None, changed=bool(fields))
@@ -218,7 +219,7 @@ def _write_graphs(
         for plan, (graph, modules) in zip(plans, built, strict=True):
             weights.store(modules, reader)
             ir.save(graph, part / f"{plan.name}.onnx")
-            profiles = target.profiles(plan, contract, architecture.max_length)
+            profiles = target.profiles(plan, architecture.max_length)
             graphs.append(describe.describe_graph(graph, plan, profiles))
     return m.Manifest(
         schema_version=m.SCHEMA_VERSION,
@@ -231,7 +232,7 @@ def _write_graphs(
         cost=describe.describe_cost(architecture, weights.bytes_read, target),
         tokens=describe.describe_tokens(checkpoint, architecture.vocab_size),
         key_positions=describe.position_layers(graphs[0]),
-        routed=describe.routed_caches(contract, architecture.max_length, padded=plans[0].padded),
+        routed=strategies()[contract.strategy].routed_caches(contract, architecture.max_length, padded=plans[0].padded),
         single_graph=describe.single_graph(plans),
         source=describe.describe_source(checkpoint),
         tools=describe.tool_versions(),

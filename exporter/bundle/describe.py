@@ -11,10 +11,9 @@ import onnx_ir as ir
 
 from dynexport.exporter.checkpoint import Checkpoint
 from dynexport.exporter.families.architecture import Architecture
-from dynexport.exporter.lowering.plan import GraphPlan
+from dynexport.exporter.lowering.plan import PADDED_CHUNK, GraphPlan
 from dynexport.exporter.lowering.target import Target
 from dynexport.runtime.bundle import manifest as m
-from dynexport.runtime.bundle.contract import AnyContract, Mod
 from dynexport.runtime.bundle.errors import DynexportError, printable
 from dynexport.runtime.bundle.json_text import parse_json_object
 from dynexport.runtime.generation.generation_config import GENERATION_CONFIG
@@ -30,8 +29,6 @@ _TOOLS = (
     "torch",
     "transformers",
 )
-# Tokens of a row in a run that fills slots whatever was chosen: each costs a slot of every cache that tokens choose.
-PADDED_CHUNK = 64
 _LAYER_PREFIX = "model.layers."
 _ROUTER_PREFIX = "model.radial_router."
 # Of these a step reads single rows only, unless a tied head multiplies by the whole table.
@@ -152,22 +149,6 @@ def tool_versions() -> dict[str, str]:
         except metadata.PackageNotFoundError:
             continue
     return versions
-
-
-def routed_caches(contract: AnyContract, max_length: int, *, padded: bool) -> m.RoutedCaches | None:
-    """What layers that choose their tokens have for a cache.
-
-    A padded step writes as many entries as it has room for, chosen or not: on a filled cache that needs slack.
-    """
-    if not isinstance(contract, Mod):
-        return None
-    slots = contract.slots(max_length)
-    if not padded:
-        return m.RoutedCaches(layers=contract.routed_layers, slots=slots, slack=1, chunk=None)
-    if contract.prefill == "topk":  # such a prompt cannot be cut
-        return m.RoutedCaches(layers=contract.routed_layers, slots=slots, slack=slots, chunk=None)
-    chunk = min(slots, PADDED_CHUNK)
-    return m.RoutedCaches(layers=contract.routed_layers, slots=slots, slack=chunk, chunk=chunk)
 
 
 def single_graph(plans: Sequence[GraphPlan]) -> m.SingleGraph | None:

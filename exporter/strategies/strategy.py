@@ -3,77 +3,102 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, Generic, TypeVar
 
 import onnx_ir as ir
 
 from dynexport.exporter.checkpoint import Checkpoint
 from dynexport.exporter.families.architecture import Architecture
 from dynexport.exporter.graph.build import build_graph
-from dynexport.exporter.graph.decoder import CausalLM, DecoderLayer
-from dynexport.exporter.graph.step import LayerCache, Step
+from dynexport.exporter.graph.decoder import CausalLM
+from dynexport.exporter.graph.writer import LayerWriter
 from dynexport.exporter.lowering.plan import GraphPlan
 from dynexport.exporter.lowering.target import Target
-from dynexport.exporter.reference import KeptOracle, Oracle
+from dynexport.exporter.reference import Oracle
 from dynexport.exporter.reference.weights import Weights
 from dynexport.runtime.bundle.contract import AnyContract
 from dynexport.runtime.bundle.errors import DynexportError
-from dynexport.runtime.bundle.manifest import Manifest, Speedup
+from dynexport.runtime.bundle.manifest import Manifest, RoutedCaches, Speedup
+
+ContractT = TypeVar("ContractT", bound=AnyContract)
 
 
-class Strategy(ABC):
-    """One way to route; docs/routing-contract.md says what each means."""
+class Strategy(ABC, Generic[ContractT]):
+    """One way to route; docs/routing-contract.md says what each means.
+
+    Attributes:
+        name: on the command line and in contracts.
+        summary: half a line for users.
+        tensors: names of the tensors that its routers add to a model, a regular expression; "" where there are none.
+        has_ratios: whether its contract has the fields speedups, rule and keep.
+    """
 
     name: str
     summary: str
     tensors: str = ""
-    """Names of the tensors that its routers add to a model, a regular expression."""
+    has_ratios: bool = False
+
+    def check_fields(self, fields: Mapping[str, Any], checkpoint: Checkpoint) -> None:
+        """Raise DynexportError, with what the checkpoint suggests, for fields that a contract lacks; here, for none."""
+
+    def check(self, contract: ContractT, architecture: Architecture, target: Target) -> None:
+        """Raise DynexportError, with what to do, for a contract that the target cannot run; here, it runs all."""
 
     @abstractmethod
-    def speedups(self, contract: AnyContract, layers: int) -> tuple[Speedup, ...]:
+    def speedups(self, contract: ContractT, layers: int) -> tuple[Speedup, ...]:
         """The kept set of every declared ratio. Raises DynexportError on one that cannot be met."""
 
     @abstractmethod
     def graphs(
-        self, contract: AnyContract, speedups: tuple[Speedup, ...], layers: int, *, target: Target, static: bool
+        self, contract: ContractT, speedups: tuple[Speedup, ...], layers: int, *, target: Target, static: bool
     ) -> tuple[GraphPlan, ...]:
         """The graphs to write, in this order; of those that are whole steps of any number of tokens the first takes
-        prompts, at full depth."""
+        prompts, at full depth. Raises DynexportError for what the target cannot run."""
 
-    def unused(self, contract: AnyContract) -> dict[str, str]:
-        """Those of its tensors that a contract does not use: regular expression -> why."""
-        return {}
-
-    def single_graph(self, contract: AnyContract, layers: int, layer_capacity: float) -> GraphPlan:
-        """One graph without conditions instead; raises DynexportError where the strategy has none.
+    def single_graph(self, contract: ContractT, layers: int, layer_capacity: float, *, target: Target) -> GraphPlan:
+        """One graph without conditions instead; raises DynexportError where the strategy or the target has none.
 
         Args:
             layer_capacity: share of a step's tokens that every layer has room for.
         """
         raise DynexportError(f"--single-graph: expected with --strategy radial, found {self.name}")
 
+    def unused(self, contract: ContractT) -> dict[str, str]:
+        """Those of its tensors that a contract does not use: regular expression -> why."""
+        return {}
+
+    def routed_caches(self, contract: ContractT, max_length: int, *, padded: bool) -> RoutedCaches | None:
+        """The caches of layers that choose their tokens; None where no layer does.
+
+        Args:
+            padded: whether a step fills as many slots as it has room for.
+        """
+        return None
+
     def build(
         self,
         plan: GraphPlan,
         architecture: Architecture,
         target: Target,
-        contract: AnyContract,
+        contract: ContractT,
         checkpoint: Checkpoint,
     ) -> tuple[ir.Model, CausalLM]:
-        """One of them, and its modules, whose weights are still without values; here, a whole step."""
+        """One of the graphs, and its modules, whose weights are still without values; here, a whole step."""
         model = CausalLM(target, architecture, plan.layers)
         self.attach(model, contract, checkpoint, target)
-        return build_graph(plan, model, target, contract, self.run_layer), model
+        return build_graph(plan, model, target, self.writer(plan, architecture, target, contract)), model
 
-    def attach(self, model: CausalLM, contract: AnyContract, checkpoint: Checkpoint, target: Target) -> None:  # noqa: B027
+    def attach(self, model: CausalLM, contract: ContractT, checkpoint: Checkpoint, target: Target) -> None:
         """Give the model's layers the modules that routing needs; here, none."""
 
-    def oracle(self, weights: Weights, manifest: Manifest) -> Oracle:
-        """The PyTorch golden; here, whole layers are left out or not. Raises DynexportError as ``Reference`` does."""
-        return KeptOracle(weights)
+    def writer(self, plan: GraphPlan, architecture: Architecture, target: Target, contract: ContractT) -> LayerWriter:
+        """What writes the layers into a whole step; here, all of them run."""
+        return LayerWriter(plan, architecture, target)
 
-    def run_layer(
-        self, op: Any, layer: DecoderLayer, hidden_states: ir.Value, step: Step, cache: LayerCache
-    ) -> tuple[ir.Value, LayerCache]:
-        """Write one layer into the graph; here, it always runs."""
-        return layer(op, hidden_states, step.for_layer(op, layer.index), cache)
+    @abstractmethod
+    def oracle(self, weights: Weights, manifest: Manifest) -> Oracle:
+        """The model in PyTorch that bundles are compared with. Raises DynexportError as ``Reference`` does."""
+
+
+__all__ = ["ContractT", "Strategy"]
