@@ -2,7 +2,7 @@
 
 from typing import Any
 
-__all__ = ["convert", "verify"]
+__all__ = ["ConvertOptions", "convert", "verify"]
 
 
 def __getattr__(name: str) -> Any:
@@ -11,6 +11,10 @@ def __getattr__(name: str) -> Any:
         from dynexport.exporter.bundle.conversion import convert
 
         return convert
+    if name == "ConvertOptions":
+        from dynexport.exporter.bundle.options import ConvertOptions
+
+        return ConvertOptions
     if name == "verify":
         from dynexport.exporter.parity import verify
 

@@ -37,8 +37,17 @@ FORBIDDEN = (
     ("dynexport.runtime", "onnxscript"),
     ("dynexport.plugins", "dynexport.exporter"),
     ("dynexport.exporter", "dynexport.exporter.cli"),
-    ("dynexport.exporter.reference", "dynexport.exporter.graph"),
+    ("dynexport.exporter.lowering", "dynexport.exporter.bundle"),
+    ("dynexport.exporter.lowering", "dynexport.exporter.graph"),
+    ("dynexport.exporter.lowering", "dynexport.runtime.bundle.contract"),
+    ("dynexport.exporter.graph", "dynexport.exporter.bundle"),
     ("dynexport.exporter.graph", "dynexport.exporter.reference"),
+    ("dynexport.exporter.graph", "dynexport.exporter.strategies"),
+    ("dynexport.exporter.graph", "dynexport.runtime.bundle.contract"),
+    ("dynexport.exporter.reference", "dynexport.exporter.graph"),
+    ("dynexport.exporter.reference", "dynexport.exporter.lowering"),
+    ("dynexport.exporter.reference", "dynexport.exporter.strategies"),
+    ("dynexport.exporter.reference", "dynexport.runtime.bundle.contract"),
 )
 PUBLIC = ("dynexport.runtime", "dynexport.exporter")
 WITHOUT_TORCH = """
@@ -89,6 +98,20 @@ def test_imports_run_one_way(path: Path) -> None:
         if within(name, importing) and not within(name, imported):
             wrong = [module for module in imports(path) if within(module, imported)]
             assert not wrong, f"{name} imports {wrong[0]}"
+
+
+def test_a_strategy_s_answer_in_pytorch_shares_no_code_with_its_graphs() -> None:
+    """Of a strategy's folder; its ``strategy.py`` knows both."""
+    paths = sorted((ROOT / "exporter" / "strategies").glob("*/*.py"))
+    golden = [path for path in paths if path.name.startswith(("reference", "oracle", "training"))]
+    builds = [path for path in paths if path not in golden and path.stem not in ("__init__", "strategy")]
+    assert golden and builds
+    names_of_golden = ["dynexport.exporter.reference", *map(name_of, golden)]
+    names_of_builds = ["dynexport.exporter.graph", "dynexport.exporter.lowering", *map(name_of, builds)]
+    for some, others in ((golden, names_of_builds), (builds, names_of_golden)):
+        for path in some:
+            wrong = [module for module in imports(path) if any(within(module, other) for other in others)]
+            assert not wrong, f"{name_of(path)} imports {wrong[0]}"
 
 
 @pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(ROOT)))

@@ -141,12 +141,11 @@ def convert(
 ) -> None:
     """Convert MODEL: a Hugging Face directory, a hub id, or a .gguf file."""
     from dynexport.exporter.bundle.conversion import convert as convert_model
+    from dynexport.exporter.bundle.options import ConvertOptions
 
     out = Output(json_path)
     with out.progress("converting") as bar:
-        done = convert_model(
-            model,
-            output,
+        options = ConvertOptions(
             strategy=strategy,
             speedups=speedups,
             rule=rule,  # type: ignore[arg-type]  # click has checked it
@@ -165,6 +164,7 @@ def convert(
             tokenizer=tokenizer,
             progress=bar.working_on,
         )
+        done = convert_model(model, output, options)
     manifest = done.manifest
     out.facts(f"Bundle {done.output}", [*describe_bundle(manifest), *_describe_run(done)])
     if manifest.depths:

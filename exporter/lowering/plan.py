@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Literal
 
 from dynexport.runtime.bundle.manifest import ProfileName
 
-# Tokens of a row in a run that fills slots whatever was chosen: each costs a slot of every cache that tokens choose.
-PADDED_CHUNK = 64
 Role = Literal[
     "step", "paths", "decode", "embedding", "router", "before_attention", "attention", "after_attention", "head"
 ]
+
+# Tokens of a row in a run that fills slots whatever was chosen: each costs a slot of every cache that tokens choose.
+PADDED_CHUNK = 64
+# What a symbol in the shapes of a graph's inputs counts: rows of the batch, new tokens of a row, tokens of a row whose
+# logits are wanted; and where tokens of all rows come in one line, those, or those whose logits are wanted.
+Dimension = Literal["rows", "tokens", "logits", "line", "line_of_logits"]
+STEP_DIMENSIONS: Mapping[str, Dimension] = {"B": "rows", "S": "tokens", "K": "logits"}
 
 
 @dataclass(frozen=True)
@@ -38,6 +44,10 @@ class GraphPlan:
         serves: what it is run for. A graph that only decodes takes one token of every row.
         step: which step's router it is, where every step has its own.
         layer_capacity: in a single graph of all steps, the share of a step's tokens that each layer has room for.
+        dimensions: the symbols in the shapes of its inputs, and what each counts.
+        chunk: the most tokens of a row that a run takes; None for any number.
+        share_memory: whether a session should plan which results share memory, as in ``manifest.Graph``.
+        whole_prompts: whether a prompt is never cut, so that a run of one may have to give all its logits.
     """
 
     name: str
@@ -50,11 +60,10 @@ class GraphPlan:
     serves: tuple[ProfileName, ...] = ("prefill", "decode")
     step: int | None = None
     layer_capacity: float | None = None
-
-    @property
-    def share_memory(self) -> bool:
-        """Whether a session should plan which results share memory: not in a graph of all hops and layers."""
-        return self.layer_capacity is None
+    dimensions: Mapping[str, Dimension] = field(default_factory=lambda: STEP_DIMENSIONS)
+    chunk: int | None = None
+    share_memory: bool = True
+    whole_prompts: bool = False
 
     @property
     def only_decodes(self) -> bool:

@@ -16,7 +16,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.numpy import load_file
 
-from dynexport.exporter.bundle.conversion import read_contract
+from dynexport.exporter.bundle.contract import read_contract
 from dynexport.exporter.checkpoint import open_checkpoint
 from dynexport.exporter.checkpoint.sizes import check_sizes
 from dynexport.exporter.families import read_architecture

@@ -22,7 +22,7 @@ from safetensors.numpy import load_file, save_file
 
 from dynexport.exporter.checkpoint import IMPORTERS, Checkpoint, open_checkpoint
 from dynexport.exporter.families import read_architecture
-from dynexport.exporter.reference.mod import ModReference
+from dynexport.exporter.strategies.mod.reference import ModReference
 from dynexport.runtime.bundle.contract import Decision, Mod, parse_contract
 from dynexport.runtime.bundle.errors import DynexportError
 

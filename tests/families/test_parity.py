@@ -15,7 +15,8 @@ from dynexport.exporter.bundle.conversion import convert
 from dynexport.exporter.checkpoint import open_checkpoint
 from dynexport.exporter.families import families
 from dynexport.exporter.parity.constants import angle_differences, differences
-from dynexport.exporter.reference import Reference, unified_skip_runs
+from dynexport.exporter.reference import Reference
+from dynexport.exporter.strategies.unified_skip.reference import unified_skip_runs
 from dynexport.runtime.bundle.bundle import Bundle
 from dynexport.runtime.bundle.errors import DynexportError
 from dynexport.runtime.execution.executor import Executor

@@ -29,8 +29,8 @@ from dynexport.exporter.parity.reach import (
 from dynexport.exporter.parity.report import Check, Report
 from dynexport.exporter.parity.thresholds import LIMITS, judge, judge_routes, limits_of
 from dynexport.exporter.parity.verification import Verification
-from dynexport.exporter.reference import RadialOracle
 from dynexport.exporter.reference.weights import Weights
+from dynexport.exporter.strategies.radial.oracle import RadialOracle
 from dynexport.runtime.bundle.bundle import Bundle
 from dynexport.runtime.bundle.contract import Radial
 from dynexport.runtime.bundle.manifest import Manifest, SingleGraph, TargetName

@@ -65,7 +65,7 @@ def reference_routes(
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """What PyTorch decides causally: bool chosen, float32 scores and probabilities, each [R, windows, window]."""
     pytest.importorskip("transformers")
-    from dynexport.exporter.reference.mod import ModReference
+    from dynexport.exporter.strategies.mod.reference import ModReference
 
     contract = bundle.manifest.contract
     assert isinstance(contract, Mod)

@@ -7,7 +7,8 @@ import pytest
 from bundles import CONFORMANCE
 
 from dynexport.exporter.checkpoint import open_checkpoint
-from dynexport.exporter.reference import Reference, unified_skip_runs
+from dynexport.exporter.reference import Reference
+from dynexport.exporter.strategies.unified_skip.reference import unified_skip_runs
 from dynexport.runtime import Bundle, DynexportError
 from dynexport.runtime.measure.evaluate import Evaluation, evaluate
 

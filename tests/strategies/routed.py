@@ -11,7 +11,8 @@ from dataclasses import dataclass
 import numpy as np
 from tiny_models import random_rows
 
-from dynexport.exporter.reference.mod import ModReference, RowRoutes
+from dynexport.exporter.reference import RowRoutes
+from dynexport.exporter.strategies.mod.reference import ModReference
 from dynexport.runtime.execution.batch import CHUNK
 from dynexport.runtime.execution.executor import Executor
 from dynexport.runtime.execution.kv_cache import KvCache

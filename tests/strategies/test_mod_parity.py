@@ -14,7 +14,8 @@ from tiny_models import FAMILIES, random_rows, save_routed_model
 
 from dynexport.exporter.bundle.conversion import convert
 from dynexport.exporter.checkpoint import open_checkpoint
-from dynexport.exporter.reference.mod import ModReference, RowRoutes
+from dynexport.exporter.reference import RowRoutes
+from dynexport.exporter.strategies.mod.reference import ModReference
 from dynexport.runtime.bundle.bundle import Bundle
 from dynexport.runtime.bundle.contract import parse_contract
 from dynexport.runtime.execution.executor import Executor

@@ -18,7 +18,7 @@ from tiny_models import LAYERS, VOCABULARY, save_routed_model
 
 from dynexport.exporter.bundle.conversion import convert
 from dynexport.exporter.checkpoint import open_checkpoint
-from dynexport.exporter.reference.mod import ModReference
+from dynexport.exporter.strategies.mod.reference import ModReference
 from dynexport.runtime.bundle.bundle import Bundle
 from dynexport.runtime.bundle.contract import parse_contract
 from dynexport.runtime.bundle.manifest import Depth

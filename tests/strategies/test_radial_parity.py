@@ -14,7 +14,7 @@ from tiny_models import FAMILIES, LAYERS, random_rows, save_radial_model
 
 from dynexport.exporter.bundle.conversion import convert
 from dynexport.exporter.checkpoint import open_checkpoint
-from dynexport.exporter.reference.radial import RadialReference
+from dynexport.exporter.strategies.radial.reference import RadialReference
 from dynexport.runtime import Bundle, DynexportError
 from dynexport.runtime.bundle.contract import Radial
 from dynexport.runtime.execution.executor import Executor

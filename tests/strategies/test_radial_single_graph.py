@@ -17,9 +17,9 @@ from tiny_models import FAMILIES, LAYERS, random_rows, save_radial_model
 
 from dynexport.exporter.bundle.conversion import convert
 from dynexport.exporter.checkpoint import open_checkpoint
-from dynexport.exporter.graph import radial_single
-from dynexport.exporter.graph.structure import BrokenGraph
-from dynexport.exporter.reference.radial import RadialReference
+from dynexport.exporter.lowering.target import BrokenGraph
+from dynexport.exporter.strategies.radial import single
+from dynexport.exporter.strategies.radial.reference import RadialReference
 from dynexport.runtime import Bundle, DynexportError
 from dynexport.runtime.bundle.contract import Radial
 from dynexport.runtime.execution.decisions import TURNED_AWAY
@@ -212,7 +212,7 @@ def test_no_condition_and_every_weight_once(half: Opened) -> None:
 def test_a_spoiled_graph_is_refused(
     spoiled: object, expected: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(radial_single, "capacity", spoiled)
+    monkeypatch.setattr(single, "capacity", spoiled)
     with pytest.raises(BrokenGraph, match=expected):
         convert(CONFORMANCE / "radial-step", tmp_path / "b", fields={"max_steps": 1}, layer_capacity=1, golden=False)
 

@@ -14,8 +14,9 @@ from tiny_models import FAMILIES, LAYERS, random_rows, save_routed_model
 
 from dynexport.exporter.bundle.conversion import convert
 from dynexport.exporter.checkpoint import open_checkpoint
-from dynexport.exporter.reference import Reference, unified_skip_runs
-from dynexport.exporter.reference.mod import ModReference
+from dynexport.exporter.reference import Reference
+from dynexport.exporter.strategies.mod.reference import ModReference
+from dynexport.exporter.strategies.unified_skip.reference import unified_skip_runs
 from dynexport.runtime.bundle.bundle import Bundle
 from dynexport.runtime.bundle.contract import parse_contract
 from dynexport.runtime.bundle.errors import DynexportError

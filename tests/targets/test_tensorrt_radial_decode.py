@@ -22,8 +22,9 @@ from tiny_models import LAYERS, random_rows, save_radial_model
 from dynexport.exporter.bundle.conversion import convert
 from dynexport.exporter.checkpoint import open_checkpoint
 from dynexport.exporter.families import read_architecture
-from dynexport.exporter.graph.structure import BrokenGraph, check_decode_graph
+from dynexport.exporter.lowering.target import BrokenGraph
 from dynexport.exporter.lowering.tensorrt.rules import check_accepted
+from dynexport.exporter.strategies.radial.checks import check_decode_graph
 from dynexport.plugins.schema import DOMAIN
 from dynexport.runtime import Bundle, DynexportError
 from dynexport.runtime.bundle.contract import Radial

@@ -14,7 +14,7 @@ from rtx_builds import built
 from tiny_models import save_routed_model
 
 from dynexport.exporter.bundle.conversion import convert
-from dynexport.exporter.graph.structure import BrokenGraph
+from dynexport.exporter.lowering.target import BrokenGraph
 from dynexport.exporter.lowering.tensorrt.rules import check_accepted
 from dynexport.runtime.bundle.errors import DynexportError
 

@@ -14,14 +14,16 @@ import numpy as np
 import onnx_ir as ir
 
 from dynexport.exporter.families.architecture import Architecture
-from dynexport.exporter.graph import radial
-from dynexport.exporter.graph.build import add_input, add_output, typed_value
+from dynexport.exporter.graph.build import WriteGraph
 from dynexport.exporter.graph.decoder import POOL, CausalLM, DecoderLayer
 from dynexport.exporter.graph.gate import gated
-from dynexport.exporter.graph.radial_paths import Decision, Paths
 from dynexport.exporter.graph.step import FLOAT, INT64, LayerCache, Rotation, inverse_frequencies, rotation
-from dynexport.exporter.graph.structure import check_decode_graph
+from dynexport.exporter.graph.values import add_input, add_output, typed_value
 from dynexport.exporter.lowering.tensorrt.selected import SelectedLayer
+from dynexport.exporter.strategies.radial.checks import check_decode_graph
+from dynexport.exporter.strategies.radial.layer import add_cache, layer_step
+from dynexport.exporter.strategies.radial.paths import Decision, Paths
+from dynexport.exporter.strategies.radial.router import Router
 from dynexport.runtime.bundle.contract import Radial
 
 
@@ -30,8 +32,8 @@ def decode_graph(
     architecture: Architecture,
     selected: SelectedLayer,
     contract: Radial,
-    routers: Sequence[radial.Router],
-) -> radial.Write:
+    routers: Sequence[Router],
+) -> WriteGraph:
     """input_ids, position_ids int64 [B, 1] -> logits float32 [B, 1, vocab], and what became of every token.
 
     Further inputs: cache_lengths int64 [steps, B]; token_counts int64 [B], 0 for a row that does not take part;
@@ -45,7 +47,7 @@ def decode_graph(
     """
     # Rows whose layer does not rotate are rotated by nothing (``_angles``).
     alike = replace(architecture, rotary_layers=(any(architecture.rotary_layers),) * architecture.layers)
-    model.model.layers._register_child(POOL, DecoderLayer(selected, alike, 0))
+    setattr(model.model.layers, POOL, DecoderLayer(selected, alike, 0, key=POOL))
 
     def write(graph: ir.Graph, op: Any, model: CausalLM) -> None:
         steps = range(contract.max_steps)
@@ -53,7 +55,7 @@ def decode_graph(
         cache_lengths = add_input(graph, "cache_lengths", INT64, [len(steps), "B"])
         token_counts = add_input(graph, "token_counts", INT64, ["B"])
         forced = add_input(graph, "forced_paths", INT64, [len(steps), "B", 1])
-        past = [radial.add_cache(graph, architecture, selected, contract, f"past_key_values.{step}") for step in steps]
+        past = [add_cache(graph, architecture, selected, contract, f"past_key_values.{step}") for step in steps]
 
         hidden_states = model.model.embed(op, input_ids, position_ids)
         paths = Paths(op, contract, architecture.layers, op.Greater(token_counts, 0))
@@ -101,7 +103,7 @@ class _Pool:
         op = self._op
         index = op.Where(decision.goes, decision.choice, -1)
         self._selected.choose(op, index)
-        step = radial.layer_step(op, self._selected, hidden_states, self._position_ids, length)
+        step = layer_step(op, self._selected, hidden_states, self._position_ids, length)
         step = replace(step, rotation=self._angles())
         output, present = self._layer(op, hidden_states, step, LayerCache(**past))
         if decision.probability is not None:

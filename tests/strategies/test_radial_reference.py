@@ -14,17 +14,17 @@ from hypothesis import strategies as st
 from tiny_models import FAMILIES, LAYERS, VOCABULARY, InMemory, random_rows
 
 from dynexport.exporter.checkpoint import open_checkpoint
-from dynexport.exporter.reference import Reference
-from dynexport.exporter.reference.oracle import Case, RadialOracle
-from dynexport.exporter.reference.radial import RadialReference, RowPaths
+from dynexport.exporter.reference import Case, Reference, RowPaths
 from dynexport.exporter.reference.weights import Weights
+from dynexport.exporter.strategies.radial.oracle import RadialOracle
+from dynexport.exporter.strategies.radial.reference import RadialReference
 from dynexport.runtime.bundle.contract import Radial
 from dynexport.runtime.bundle.errors import DynexportError
 from dynexport.runtime.bundle.manifest import Depth
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
-from dynexport.exporter.reference.radial_training import (  # noqa: E402
+from dynexport.exporter.strategies.radial.training import (  # noqa: E402
     add_router,
     contract_tensors,
     distillation_loss,

@@ -20,121 +20,16 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from dynexport.exporter.checkpoint.base import Checkpoint
-from dynexport.exporter.reference.hugging_face import (
-    BoolArray,
-    FloatArray,
-    Reference,
-    Runs,
-    _numpy,
-)
-from dynexport.exporter.reference.mod import _read
-from dynexport.exporter.reference.stored import Tensors
-from dynexport.exporter.reference.transformers_layers import Call, DecoderLayers, norm_epsilon, tested_version
+from dynexport.exporter.reference.hugging_face import BoolArray, FloatArray, Reference, Runs, as_numpy
+from dynexport.exporter.reference.rows import IntArray, RowPaths
+from dynexport.exporter.reference.transformers_layers import Call
 from dynexport.exporter.reference.weights import Weights
+from dynexport.exporter.strategies.radial.reference_choices import Room, Routers, Row
+from dynexport.exporter.strategies.radial.reference_entries import Entries, ShownEntries
 from dynexport.runtime.bundle.contract import Radial
 from dynexport.runtime.bundle.errors import DynexportError
-from dynexport.runtime.execution.decisions import TURNED_AWAY
-
-IntArray = NDArray[np.int64]
-
-GONE = -1
-# Tokens that an engine's single graph runs together: from, up to, and how many of them a layer takes in a step.
-Room = tuple[int, int, int]
-
-
-@dataclass
-class RowPaths:
-    """What happened to one row. Where a token had left before, or had nothing left to choose, ``path`` is -1.
-
-    Attributes:
-        path: int64 [max_steps, tokens], the chosen layer of each step; as many as there are layers: exit. Of an
-            engine's single graph also ``TURNED_AWAY``, where the layer was full and the token did not run.
-        score: float32 [max_steps, tokens], of the choice; 0 where there was none.
-        margin: float32 [max_steps, tokens], the best allowed score minus the second; infinite where there were not two.
-        probability: float32 [max_steps, tokens], of the choice among the allowed ones; 0 where there was none.
-        depth: int64 [tokens], layers that ran.
-    """
-
-    path: IntArray
-    score: FloatArray
-    margin: FloatArray
-    probability: FloatArray
-    depth: IntArray
-
-    @property
-    def decisions(self) -> IntArray:
-        """What was decided, for each step and token."""
-        return self.path
-
-    @property
-    def runs(self) -> int:
-        """How often a token ran in a layer."""
-        return int(self.depth.sum())
-
-    @property
-    def overflow(self) -> IntArray:
-        """How often a full layer turned a token away, int64 [1]."""
-        return np.array([(self.path == TURNED_AWAY).sum()])
-
-    @classmethod
-    def empty(cls, steps: int, tokens: int) -> RowPaths:
-        """Nobody has chosen anything."""
-        zeros = np.zeros((steps, tokens), np.float32)
-        return cls(
-            path=np.full((steps, tokens), GONE, np.int64),
-            score=zeros,
-            margin=np.full_like(zeros, np.inf),
-            probability=zeros.copy(),
-            depth=np.zeros(tokens, np.int64),
-        )
-
-
-@dataclass
-class _Entries:
-    """K/V entries that belong together, in the order they were made.
-
-    Attributes:
-        positions: int64 [entries], original positions of the tokens that made them.
-        keys, values: float32 [1, heads, entries, head size]; None as long as there are none.
-    """
-
-    positions: IntArray = field(default_factory=lambda: np.zeros(0, np.int64))
-    keys: Any = None
-    values: Any = None
-
-    def add(self, positions: IntArray, keys: Any, values: Any) -> None:
-        import torch
-
-        self.positions = np.concatenate([self.positions, positions])
-        self.keys = keys if self.keys is None else torch.cat([self.keys, keys], dim=2)
-        self.values = values if self.values is None else torch.cat([self.values, values], dim=2)
-
-
-@dataclass
-class _Row:
-    """One row under way.
-
-    Attributes:
-        number: among the rows of the pass.
-        hidden: float32 [tokens, hidden].
-        inside: bool [tokens], who has not left.
-        visited: bool [tokens, layers].
-        entries: by step or by layer, as the cache policy has it.
-        forced: int64 [max_steps, tokens], choices to make instead of the router's own.
-        room: where layers take so many tokens only; elsewhere they take all.
-    """
-
-    number: int
-    hidden: Any
-    inside: BoolArray
-    visited: BoolArray
-    forced: IntArray | None
-    paths: RowPaths
-    room: Sequence[Room] = ()
-    entries: dict[int, _Entries] = field(default_factory=dict)
 
 
 @dataclass
@@ -153,34 +48,6 @@ class _Pass:
     inputs: list[Call] = field(default_factory=list)
 
 
-class ShownEntries:
-    """Takes the place of transformers' cache for one call of one layer."""
-
-    def __init__(self, shown: tuple[Any, Any] | None = None) -> None:
-        """``shown``: keys and values [rows, heads, entries, head size] to attend to; None: those that it makes."""
-        self._shown = shown
-        self._made: tuple[Any, Any] | None = None
-
-    @property
-    def made(self) -> tuple[Any, Any]:
-        """The keys and values [rows, heads, tokens, head size] that the layer made, rotary applied.
-
-        Raises:
-            DynexportError: when the layer has not asked for any.
-        """
-        if self._made is None:
-            raise DynexportError(
-                "radial: expected layers that pass new keys and values to a cache, found ones that do not; "
-                f"{tested_version()}"
-            )
-        return self._made
-
-    def update(self, keys: Any, values: Any, *_: Any, **__: Any) -> tuple[Any, Any]:
-        """What an attention module calls with its new keys and values: those that it shall attend to."""
-        self._made = keys, values
-        return self._shown or self._made
-
-
 class RadialReference(Reference):
     """A model whose tokens go from layer to layer as a router says (docs/routing-contract.md, radial)."""
 
@@ -188,9 +55,7 @@ class RadialReference(Reference):
         super().__init__(weights, weights.source)
         self._contract = contract
         self._check_pool()
-        self._epsilon = router_epsilon(self._decoder)
-        steps: Sequence[int | None] = [None] if contract.router.shared else range(contract.max_steps)
-        self._routers = [self._read_router(weights.tensors, step) for step in steps]
+        self._routers = Routers(weights, contract, self._decoder)
         self._pass: _Pass | None = None
 
     @classmethod
@@ -256,7 +121,7 @@ class RadialReference(Reference):
             self._forward(tokens, None, at=(0,))
         assert routing.outputs is not None
         stacked = torch.stack(routing.outputs, dim=1)
-        return [_numpy(stacked[row, :, : len(ids)]) for row, ids in enumerate(tokens)], routing.paths
+        return [as_numpy(stacked[row, :, : len(ids)]) for row, ids in enumerate(tokens)], routing.paths
 
     def layer_outputs(self, tokens: Sequence[Sequence[int]], runs: Runs | None = None) -> list[FloatArray]:
         """Refused: what a radial network has is hidden states after every step."""
@@ -311,8 +176,7 @@ class RadialReference(Reference):
         after = hidden
         for step in range(self._contract.max_steps):
             for row in rows:
-                self._choose(step, row)
-                self._turn_away(step, row)
+                self._routers.choose(step, row)
             self._with_layers(step, rows, self._make_entries)
             self._with_layers(step, rows, self._attend)
             after = hidden.clone()
@@ -322,10 +186,10 @@ class RadialReference(Reference):
                 self._pass.outputs.append(after)
         return after
 
-    def _start(self, number: int, embedding: Any) -> _Row:
+    def _start(self, number: int, embedding: Any) -> Row:
         assert self._pass is not None
         forced, room, tokens = self._pass.forced, self._pass.room, len(embedding)
-        return _Row(
+        return Row(
             number=number,
             hidden=embedding.clone(),
             inside=np.ones(tokens, bool),
@@ -335,9 +199,7 @@ class RadialReference(Reference):
             room=() if room is None else room[number],
         )
 
-    def _with_layers(
-        self, step: int, rows: Sequence[_Row], act: Callable[[int, int, Any, _Row, IntArray], None]
-    ) -> None:
+    def _with_layers(self, step: int, rows: Sequence[Row], act: Callable[[int, int, Any, Row, IntArray], None]) -> None:
         """Call ``act`` with every layer that is chosen in this step, and the tokens of each row that chose it."""
         for index in range(self.layers):
             chosen = [(row, np.flatnonzero(row.paths.path[step] == index)) for row in rows]
@@ -348,13 +210,13 @@ class RadialReference(Reference):
                     if len(tokens):
                         act(step, index, layer, row, tokens)
 
-    def _make_entries(self, step: int, index: int, layer: Any, row: _Row, tokens: IntArray) -> None:
+    def _make_entries(self, step: int, index: int, layer: Any, row: Row, tokens: IntArray) -> None:
         """Keys and values of the tokens that chose this layer; what else comes out is not looked at."""
         cache = ShownEntries()
         self._decoder.run(layer, self._call(index, row, tokens, tokens, cache))
-        row.entries.setdefault(self._owner(step, index), _Entries()).add(tokens, *cache.made)
+        row.entries.setdefault(self._owner(step, index), Entries()).add(tokens, *cache.made)
 
-    def _attend(self, step: int, index: int, layer: Any, row: _Row, tokens: IntArray) -> None:
+    def _attend(self, step: int, index: int, layer: Any, row: Row, tokens: IntArray) -> None:
         """Hidden states of the tokens that chose this layer, which attend to all entries that it shows them."""
         import torch
 
@@ -372,7 +234,7 @@ class RadialReference(Reference):
         """What an entry belongs to."""
         return step if self._contract.cache_policy == "step" else index
 
-    def _call(self, index: int, row: _Row, queries: IntArray, keys: IntArray, cache: ShownEntries) -> Call:
+    def _call(self, index: int, row: Row, queries: IntArray, keys: IntArray, cache: ShownEntries) -> Call:
         """A layer's arguments for the tokens ``queries``, which attend to entries at the positions ``keys``."""
         import torch
 
@@ -381,72 +243,7 @@ class RadialReference(Reference):
         call = self._decoder.pick(given, row.number, rows, torch.from_numpy(queries), torch.from_numpy(keys))
         return self._decoder.with_cache(self._decoder.with_hidden(call, row.hidden[None, queries]), cache)
 
-    # The router.
-
-    def _choose(self, step: int, row: _Row) -> None:
-        """Let every token that has not left choose, and write it down; who exits or has nothing left leaves."""
-        asked = np.flatnonzero(row.inside)
-        allowed = self._allowed(step, row.visited[asked])
-        row.inside[asked] = allowed.any(axis=1)
-        asked, allowed = asked[allowed.any(axis=1)], allowed[allowed.any(axis=1)]
-        self._check_choices(step, row, asked, allowed)
-        scores = self._scores(step, row, asked)
-        among = np.where(allowed, scores, np.float32(-np.inf))
-        second, best = np.partition(among, -2, axis=1)[:, -2:].T if among.shape[1] > 1 else (-np.inf, among[:, 0])
-        choice = among.argmax(axis=1) if row.forced is None else row.forced[step, asked]
-        paths, each = row.paths, np.arange(len(asked))
-        paths.path[step, asked], paths.score[step, asked] = choice, scores[each, choice]
-        paths.margin[step, asked] = best - second
-        paths.probability[step, asked] = _softmax(among)[each, choice]
-        row.inside[asked] = choice < self.layers
-
-    def _turn_away(self, step: int, row: _Row) -> None:
-        """Of the tokens that run together and chose a layer, the first ones run; the others stay as they are."""
-        for start, stop, places in row.room:
-            path = row.paths.path[step, start:stop]
-            for index in range(self.layers):
-                path[np.flatnonzero(path == index)[places:]] = TURNED_AWAY
-
-    def _allowed(self, step: int, visited: BoolArray) -> BoolArray:
-        """Which choices tokens have: bool [tokens, choices]."""
-        allowed = np.ones((len(visited), self._contract.choices(self.layers)), bool)
-        if not self._contract.allow_reuse:
-            allowed[:, : self.layers] = ~visited
-        if self._contract.exit:
-            allowed[:, self.layers] = step >= self._contract.min_steps
-        return allowed
-
-    def _scores(self, step: int, row: _Row, asked: IntArray) -> FloatArray:
-        """fc2(silu(fc1(rms_norm(h)))) of some tokens: float32 [tokens, choices]."""
-        import torch
-
-        router = self._routers[0 if self._contract.router.shared else step]
-        h = row.hidden[asked]
-        normed = h * torch.rsqrt(h.square().mean(dim=-1, keepdim=True) + self._epsilon) * router["norm.weight"]
-        inner = torch.nn.functional.silu(normed @ router["fc1.weight"].T + router["fc1.bias"])
-        scores = inner @ router["fc2.weight"].T + router["fc2.bias"]
-        if not scores.isfinite().all():
-            token = asked[~scores.isfinite().all(dim=1).numpy()][0]
-            raise DynexportError(
-                f"{self._source}: step {step}: row {row.number}, token {token}: expected finite router scores, found "
-                "NaN or infinity: the hidden states before this step are not finite, see the steps before it"
-            )
-        return _numpy(scores)
-
     # What is refused.
-
-    def _check_choices(self, step: int, row: _Row, asked: IntArray, allowed: BoolArray) -> None:
-        """Raise DynexportError on a forced choice that is not among a token's choices."""
-        if row.forced is None:
-            return
-        choices = {int(token): np.flatnonzero(may).tolist() for token, may in zip(asked, allowed, strict=True)}
-        for token, found in enumerate(row.forced[step]):
-            expected = choices.get(token, [GONE])
-            if found not in expected:
-                raise DynexportError(
-                    f"forced path of row {row.number}, step {step}, token {token}: expected one of {expected}, "
-                    f"found {found}"
-                )
 
     def _check_forced(self, tokens: Sequence[Sequence[int]], forced: Sequence[IntArray] | None) -> None:
         if forced is None:
@@ -470,45 +267,3 @@ class RadialReference(Reference):
                         f"{self._source}: layer {index}: {name}: expected shape {shapes[0].get(name)} as in layer 0, "
                         f"found {found.get(name)}: the layers of a radial pool must be alike"
                     )
-
-    def _read_router(self, tensors: Tensors, step: int | None) -> dict[str, Any]:
-        """The float32 tensors of the router of a step, or of the shared one, by their names within it."""
-        import torch
-
-        prefix = "model.radial_router." if step is None else f"model.radial_router.{step}."
-        contract, hidden = self._contract, self._model.config.hidden_size
-        width, choices = contract.router.hidden, contract.choices(self.layers)
-        bias = prefix + "fc2.bias"
-        if bias in tensors.names and tensors.shape(bias) != (choices,):
-            raise DynexportError(
-                f"{self._source}: tensor {bias}: expected {choices} scores, for {self.layers} layers and "
-                f'{"exit" if contract.exit else "no exit"}, found shape {tensors.shape(bias)}: see "exit" in '
-                "config.json"
-            )
-        shapes: dict[str, tuple[int, ...]] = {
-            "norm.weight": (hidden,),
-            "fc1.weight": (width, hidden),
-            "fc1.bias": (width,),
-            "fc2.weight": (choices, width),
-            "fc2.bias": (choices,),
-        }
-        return {name: torch.from_numpy(_read(tensors, prefix + name, shape)) for name, shape in shapes.items()}
-
-
-def router_epsilon(decoder: DecoderLayers) -> float:
-    """The epsilon of the router's norm: that of the norm at the entrance of the pool's layers.
-
-    Raises:
-        DynexportError: when they have none.
-    """
-    if decoder.input_norm is None:
-        raise DynexportError(
-            f"radial: expected layers with an input norm, found a {type(decoder.modules[0]).__name__}, which has none"
-        )
-    return norm_epsilon(decoder.modules[0].get_submodule(decoder.input_norm))
-
-
-def _softmax(scores: FloatArray) -> FloatArray:
-    import torch
-
-    return _numpy(torch.softmax(torch.from_numpy(scores), dim=-1))

@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from dynexport.exporter.graph import radial
-from dynexport.exporter.graph.build import add_output, typed_value
 from dynexport.exporter.graph.step import BOOL, FLOAT, INT64
+from dynexport.exporter.graph.values import add_output, typed_value
+from dynexport.exporter.strategies.radial.router import Router, choose
 from dynexport.runtime.bundle.contract import Radial
 
 _NOWHERE = -1
@@ -56,7 +56,7 @@ class Paths:
         self._scores: list[ir.Value] = []
         self._margins: list[ir.Value] = []
 
-    def decide(self, router: radial.Router, hidden_states: ir.Value, forced: ir.Value) -> Decision:
+    def decide(self, router: Router, hidden_states: ir.Value, forced: ir.Value) -> Decision:
         """Let every token that has not left choose in the step that comes next.
 
         Args:
@@ -69,10 +69,17 @@ class Paths:
         if self._visited is not None:
             asked = op.And(asked, any_of(op, allowed, 1))
         choices, gated = self._contract.choices(self._layers), self._contract.gate == "probability"
-        chosen = radial.choose(op, scores, allowed, forced, choices, gated=gated)
+        chosen = choose(op, scores, allowed, forced, choices, gated=gated)
         score = op.Squeeze(op.GatherElements(scores, op.Unsqueeze(chosen.choices, [1]), axis=1), [1])
         goes = op.And(asked, op.Less(chosen.choices, self._layers))
-        return Decision(asked, goes, chosen.choices, score, chosen.margins, chosen.probabilities)
+        return Decision(
+            asked=asked,
+            goes=goes,
+            choice=chosen.choices,
+            score=score,
+            margin=chosen.margins,
+            probability=chosen.probabilities,
+        )
 
     def follow(self, decision: Decision, path: ir.Value) -> None:
         """Write the step down.

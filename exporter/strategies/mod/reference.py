@@ -10,11 +10,11 @@ from decimal import Decimal
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from dynexport.exporter.checkpoint.base import Checkpoint
 from dynexport.exporter.reference.hugging_face import BoolArray, FloatArray, Reference, Runs
-from dynexport.exporter.reference.stored import Tensors
+from dynexport.exporter.reference.rows import RowRoutes
+from dynexport.exporter.reference.stored import Tensors, read_router_tensor
 from dynexport.exporter.reference.transformers_layers import Call, DecoderLayers
 from dynexport.exporter.reference.weights import Weights
 from dynexport.runtime.bundle.contract import Mod
@@ -22,34 +22,6 @@ from dynexport.runtime.bundle.errors import DynexportError
 
 Spans = Sequence[tuple[int, int]]
 """(start, stop) of a row's tokens that were given as prompt: the first from 0, then a conversation's later turns."""
-
-
-@dataclass
-class RowRoutes:
-    """What happened to one row.
-
-    Attributes:
-        chosen: bool [routed layers, tokens], which tokens ran.
-        score: float32 [routed layers, tokens], the router's r.
-        margin: float32 [routed layers, tokens], |sigmoid(logit) - threshold|; for tokens that top-k decides, the
-            distance of r to the other side, infinite where all are chosen.
-        overflow: int64 [routed layers], tokens that were chosen and found the cache full.
-    """
-
-    chosen: BoolArray
-    score: FloatArray
-    margin: FloatArray
-    overflow: NDArray[np.int64]
-
-    @property
-    def decisions(self) -> BoolArray:
-        """What was decided, for each routed layer and token."""
-        return self.chosen
-
-    @property
-    def runs(self) -> int:
-        """How often a token ran in a routed layer."""
-        return int(self.chosen.sum())
 
 
 @dataclass
@@ -285,7 +257,10 @@ class ModReference(Reference):
                 "mod_predictor.fc2.weight": (1, width),
                 "mod_predictor.fc2.bias": (1,),
             }
-        return {name: torch.from_numpy(_read(tensors, prefix + name, expected)) for name, expected in shapes.items()}
+        return {
+            name: torch.from_numpy(read_router_tensor(tensors, prefix + name, expected))
+            for name, expected in shapes.items()
+        }
 
 
 def pick_chosen(contract: Mod, decoder: DecoderLayers, call: Call, row: int, rows: int, chosen: Any) -> Call:
@@ -337,17 +312,3 @@ def top_k(contract: Mod, score: FloatArray) -> tuple[BoolArray, FloatArray]:
     worst_in = score[order[k - 1]]
     best_out = score[order[k]] if k < len(order) else np.float32(-np.inf)
     return chosen, np.where(chosen, score - best_out, worst_in - score).astype(np.float32)
-
-
-def _read(tensors: Tensors, name: str, expected: tuple[int, ...]) -> FloatArray:
-    if name not in tensors.names:
-        raise DynexportError(
-            f"{tensors.source}: tensor {name} is not in the checkpoint, and the routing contract needs it: add it, "
-            'or correct "dynexport" in config.json'
-        )
-    values = tensors.read(name)
-    if values.shape != expected:
-        raise DynexportError(f"{tensors.source}: tensor {name}: expected shape {expected}, found {values.shape}")
-    if not np.isfinite(values).all():
-        raise DynexportError(f"{tensors.source}: tensor {name}: expected finite numbers, found NaN or infinity")
-    return values

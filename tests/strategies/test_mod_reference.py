@@ -16,7 +16,8 @@ from tiny_models import LAYERS, VOCABULARY, InMemory, mod_tensors, random_rows
 from dynexport.exporter.checkpoint import open_checkpoint
 from dynexport.exporter.checkpoint.base import Checkpoint
 from dynexport.exporter.reference import Reference
-from dynexport.exporter.reference.mod import ModReference, RowRoutes, top_k, top_k_count
+from dynexport.exporter.reference.rows import RowRoutes
+from dynexport.exporter.strategies.mod.reference import ModReference, top_k, top_k_count
 from dynexport.runtime.bundle.contract import Mod, parse_contract
 from dynexport.runtime.bundle.errors import DynexportError
 
@@ -25,7 +26,7 @@ transformers = pytest.importorskip("transformers")
 
 import safetensors.torch as safetensors_torch  # noqa: E402
 
-from dynexport.exporter.reference.mod_training import (  # noqa: E402
+from dynexport.exporter.strategies.mod.training import (  # noqa: E402
     add_routers,
     auxiliary_loss,
     contract_tensors,

@@ -10,15 +10,21 @@ from typing import Any
 
 import onnx_ir as ir
 
+from dynexport.exporter.families.architecture import Architecture
 from dynexport.exporter.graph.branch import run_if
 from dynexport.exporter.graph.decoder import DecoderLayer
 from dynexport.exporter.graph.step import LayerCache, Step
+from dynexport.exporter.graph.writer import LayerWriter
 from dynexport.exporter.lowering.plan import GraphPlan
 from dynexport.exporter.lowering.target import Target
+from dynexport.exporter.reference import Case, KeptOracle, Oracle
+from dynexport.exporter.reference.hugging_face import BoolArray
+from dynexport.exporter.reference.weights import Weights
 from dynexport.exporter.strategies.strategy import Strategy
+from dynexport.exporter.strategies.unified_skip.reference import unified_skip_runs
 from dynexport.runtime.bundle.contract import AnyContract, SkipRule, UnifiedSkip
 from dynexport.runtime.bundle.errors import DynexportError
-from dynexport.runtime.bundle.manifest import FULL, Depth, ProfileName, Program
+from dynexport.runtime.bundle.manifest import FULL, Depth, Manifest, ProfileName, Program
 
 
 def kept_layers(rule: SkipRule, ratio: float, layers: int) -> tuple[int, ...]:
@@ -68,14 +74,14 @@ def _skipped_together(layers: tuple[int, ...], speedups: tuple[Depth, ...]) -> t
     return tuple(tuple(group) for group in groups.values())
 
 
-class UnifiedSkipStrategy(Strategy):
+class UnifiedSkipStrategy(Strategy[UnifiedSkip]):
     """One graph with a condition per layer; or, static, a full graph and one of the kept layers per ratio."""
 
     name = "unified-skip"
     summary = "prompt in every layer, generated tokens in a fixed share of them"
+    has_ratios = True
 
-    def speedups(self, contract: AnyContract, layers: int) -> tuple[Depth, ...]:
-        assert isinstance(contract, UnifiedSkip)
+    def speedups(self, contract: UnifiedSkip, layers: int) -> tuple[Depth, ...]:
         if contract.keep is not None:
             return (_declared(contract.keep, layers),)
         return tuple(
@@ -90,7 +96,7 @@ class UnifiedSkipStrategy(Strategy):
         )
 
     def graphs(
-        self, contract: AnyContract, speedups: tuple[Depth, ...], layers: int, *, target: Target, static: bool
+        self, contract: UnifiedSkip, speedups: tuple[Depth, ...], layers: int, *, target: Target, static: bool
     ) -> tuple[GraphPlan, ...]:
         everything = tuple(range(layers))
         if target.conditional_layers and not static:
@@ -103,7 +109,7 @@ class UnifiedSkipStrategy(Strategy):
         return (plan("model", everything, "prefill", "decode"), *decode)
 
     def programs(
-        self, contract: AnyContract, plans: tuple[GraphPlan, ...], depths: tuple[Depth, ...]
+        self, contract: UnifiedSkip, plans: tuple[GraphPlan, ...], depths: tuple[Depth, ...]
     ) -> tuple[Program, ...]:
         """A conditional graph serves every depth; of static ones, the first every prompt, each other one its depth."""
         if plans[0].conditional:
@@ -115,23 +121,35 @@ class UnifiedSkipStrategy(Strategy):
             *(Program(phase="decode", depth=depth, graph=plan.name) for depth, plan in decode),
         )
 
-    def is_trained(self, contract: AnyContract, depth: Depth, declared: AnyContract) -> bool:
-        assert isinstance(contract, UnifiedSkip)
+    def is_trained(self, contract: UnifiedSkip, depth: Depth, declared: AnyContract) -> bool:
         if not isinstance(declared, UnifiedSkip) or declared.keep != contract.keep:
             return False
         return declared.keep is not None or (declared.rule == contract.rule and depth.ratio in declared.speedups)
 
+    def writer(self, plan: GraphPlan, architecture: Architecture, target: Target, contract: UnifiedSkip) -> LayerWriter:
+        return (_SkippingWriter if plan.conditional else LayerWriter)(plan, architecture, target)
+
+    def oracle(self, weights: Weights, manifest: Manifest) -> Oracle:
+        return KeptOracle(weights, _runs)
+
+
+class _SkippingWriter(LayerWriter):
+    """Writes every layer, its cache append included, under the condition that ``layer_active`` says so."""
+
     def run_layer(
         self, op: Any, layer: DecoderLayer, hidden_states: ir.Value, step: Step, cache: LayerCache
     ) -> tuple[ir.Value, LayerCache]:
-        if step.layer_active is None:
-            return super().run_layer(op, layer, hidden_states, step, cache)
-
         def run(op: Any) -> tuple[ir.Value, LayerCache]:
             return layer(op, hidden_states, step.for_layer(op, layer.index), cache)
 
-        active = op.Gather(step.layer_active, step.row_of(layer.index))
+        active = op.Gather(step.inputs.layer_active, step.row_of(layer.index))
         return run_if(op, active, run, hidden_states, cache, f"layer_{layer.index}")
+
+
+def _runs(case: Case, layers: int) -> BoolArray:
+    """Which tokens of a case run in which layer: bool [layers, length]."""
+    (_, first), *later = case.prompted
+    return unified_skip_runs(first, len(case.tokens), case.depth.keep, layers, segments=later)
 
 
 STRATEGY = UnifiedSkipStrategy()

@@ -17,15 +17,25 @@ import numpy as np
 import onnx_ir as ir
 
 from dynexport.exporter.families.architecture import Architecture
-from dynexport.exporter.graph import radial
-from dynexport.exporter.graph.build import add_input, add_output, typed_value
+from dynexport.exporter.graph.build import WriteGraph
 from dynexport.exporter.graph.decoder import CausalLM, DecoderLayer
-from dynexport.exporter.graph.radial_paths import Decision, Paths, any_of
 from dynexport.exporter.graph.selection import capacity, chosen_first
 from dynexport.exporter.graph.step import FLOAT, INT64, Rotation, inverse_frequencies, rotation
-from dynexport.exporter.graph.structure import check_single_graph
+from dynexport.exporter.graph.values import add_input, add_output, typed_value
 from dynexport.exporter.lowering.plan import PADDED_CHUNK
 from dynexport.exporter.lowering.target import Target
+from dynexport.exporter.strategies.radial.checks import check_single_graph
+from dynexport.exporter.strategies.radial.layer import (
+    Prepared,
+    Tokens,
+    add_cache,
+    attend,
+    finish,
+    layer_step,
+    prepare,
+)
+from dynexport.exporter.strategies.radial.paths import Decision, Paths, any_of
+from dynexport.exporter.strategies.radial.router import Router
 from dynexport.runtime.bundle.contract import Radial
 from dynexport.runtime.execution.decisions import TURNED_AWAY
 
@@ -61,14 +71,14 @@ class _Line:
         line = op.Reshape(position_ids, [-1])
         numbers = ir.tensor(np.arange(architecture.layers, dtype=np.int64)[:, None])
         return cls(
-            op.Shape(position_ids),
-            op.Range(0, op.Squeeze(tokens, [0]), 1),
-            op.Range(0, op.Squeeze(length, [0]), 1),
-            op.Unsqueeze(op.Range(0, op.Squeeze(rows, [0]), 1), [1]),
-            line,
-            rotation(op, inverse_frequencies(op, architecture), op.Unsqueeze(line, [0])),
-            capacity(op, layer_capacity, "ceil", tokens),
-            op.initializer(numbers, "layer_numbers"),
+            shape=op.Shape(position_ids),
+            places=op.Range(0, op.Squeeze(tokens, [0]), 1),
+            places_in_row=op.Range(0, op.Squeeze(length, [0]), 1),
+            row_numbers=op.Unsqueeze(op.Range(0, op.Squeeze(rows, [0]), 1), [1]),
+            position_ids=line,
+            angles=rotation(op, inverse_frequencies(op, architecture), op.Unsqueeze(line, [0])),
+            room=capacity(op, layer_capacity, "ceil", tokens),
+            layers=op.initializer(numbers, "layer_numbers"),
         )
 
     def in_rows(self, op: Any, values: ir.Value) -> ir.Value:
@@ -110,11 +120,11 @@ class _Dispatch:
         index.shape = runs.shape = ir.Shape([layers, None])
         seat, layer = (op.ReduceSum(op.Where(runs, numbers, 0), [0], keepdims=0) for numbers in (before, line.layers))
         return cls(
-            runs,
-            any_of(op, runs, 0),
-            [op.Gather(index, layer, axis=0) for layer in range(layers)],
-            seat,
-            op.Add(op.Mul(layer, line.room), seat),
+            runs=runs,
+            ran=any_of(op, runs, 0),
+            index=[op.Gather(index, layer, axis=0) for layer in range(layers)],
+            seat=seat,
+            seat_of_all=op.Add(op.Mul(layer, line.room), seat),
         )
 
 
@@ -127,6 +137,7 @@ class _Walk:
         model: CausalLM,
         contract: Radial,
         line: _Line,
+        *,
         hidden_states: ir.Value,
         alive: ir.Value,
         caches: list[dict[str, ir.Value]],
@@ -137,7 +148,7 @@ class _Walk:
         self.hidden_states, self.caches, self._lengths = hidden_states, caches, lengths
         self.paths = Paths(op, contract, len(self._layers), alive)
 
-    def step(self, step: int, router: radial.Router, forced: ir.Value) -> None:
+    def step(self, step: int, router: Router, forced: ir.Value) -> None:
         """Let every token that has not left choose a layer, and run there.
 
         Args:
@@ -155,17 +166,17 @@ class _Walk:
         op, line = self._op, self._line
         states = [op.Unsqueeze(op.Gather(self.hidden_states, index), [0]) for index in dispatch.index]
         prepared = [
-            radial.prepare(op, layer, state, line.angles_of(op, index))
+            prepare(op, layer, state, line.angles_of(op, index))
             for layer, state, index in zip(self._layers, states, dispatch.index, strict=True)
         ]
         outputs = []
         for number, attended in enumerate(self._attended(step, dispatch, prepared)):
             gate = op.Gather(gates, dispatch.index[number]) if gates is not None else None
-            outputs.append(radial.finish(op, self._layers[number], states[number], attended, gate))
+            outputs.append(finish(op, self._layers[number], states[number], attended, gate))
         after = op.Gather(self._side_by_side(outputs), dispatch.seat_of_all)
         self.hidden_states = op.Where(op.Unsqueeze(dispatch.ran, [1]), after, self.hidden_states)
 
-    def _attended(self, step: int, dispatch: _Dispatch, prepared: Sequence[radial.Prepared]) -> list[ir.Value]:
+    def _attended(self, step: int, dispatch: _Dispatch, prepared: Sequence[Prepared]) -> list[ir.Value]:
         """What attention makes of the tokens in every layer, float [1, C, heads * head_dim] each."""
         op, line = self._op, self._line
         if self._contract.cache_policy == "step":
@@ -197,12 +208,12 @@ class _Walk:
         query, key, value = (op.Gather(part, seats) for part in prepared)
         positions = op.Gather(self._line.position_ids, rows.token)
         heads = self._layers[0].self_attn
-        step = radial.layer_step(op, heads.target, query, positions, self._lengths[place])
+        step = layer_step(op, heads.target, query, positions, self._lengths[place])
         if now is not None:
             step = replace(step, counts=rows.counts)
-        tokens = radial.Tokens((query, key, value), step, now)
+        tokens = Tokens((query, key, value), step, now)
         past = self.caches[place]
-        output, self.caches[place] = radial.attend(op, architecture, heads, tokens, past)
+        output, self.caches[place] = attend(op, architecture, heads, tokens, past)
         for part, entries in self.caches[place].items():  # of attention's, shape inference knows nothing
             entries.type, entries.shape = past[part].type, past[part].shape
         self._lengths[place] = op.Add(self._lengths[place], rows.counts)
@@ -250,9 +261,9 @@ def single_graph(
     architecture: Architecture,
     target: Target,
     contract: Radial,
-    routers: Sequence[radial.Router],
+    routers: Sequence[Router],
     layer_capacity: float,
-) -> radial.Write:
+) -> WriteGraph:
     """input_ids, position_ids int64 [B, S] -> logits float32 [B, K, vocab], and what became of every token.
 
     Further inputs: cache_lengths int64 [places, B]; token_counts int64 [B], how many of the S are real; forced_paths
@@ -273,7 +284,7 @@ def single_graph(
         forced = add_input(graph, "forced_paths", INT64, [contract.max_steps, "B", "S"])
         logits_indices = add_input(graph, "logits_indices", INT64, ["B", "K"])
         past = [
-            radial.add_cache(graph, architecture, target, contract, f"past_key_values.{i}", spare=PADDED_CHUNK)
+            add_cache(graph, architecture, target, contract, f"past_key_values.{i}", spare=PADDED_CHUNK)
             for i in range(places)
         ]
 
@@ -281,7 +292,7 @@ def single_graph(
         states = op.Reshape(model.model.embed(op, input_ids, position_ids), [-1, architecture.hidden_size])
         real = op.Reshape(op.Less(op.Unsqueeze(line.places_in_row, [0]), op.Unsqueeze(token_counts, [1])), [-1])
         lengths = [op.Gather(cache_lengths, place, axis=0) for place in range(places)]
-        walk = _Walk(op, model, contract, line, states, real, [*past], lengths)
+        walk = _Walk(op, model, contract, line, hidden_states=states, alive=real, caches=[*past], lengths=lengths)
         for step, router in enumerate(routers):
             walk.step(step, router, op.Reshape(op.Gather(forced, step, axis=0), [-1]))
 
