@@ -263,7 +263,7 @@ class PathRouting(_Part):
 
     A whole-step graph takes ``token_counts`` int64 [B] and ``forced_paths`` int64 [hops, B, S] (a layer, the number of
     layers to leave, -1 leaves it to the router), and gives ``paths`` int64, ``path_scores`` and ``path_margins``
-    float32 [hops, B, S], and ``overflow`` int64 [1, B] where layers have room for a share of the tokens.
+    float32 [hops, B, S], and ``overflow`` int64 [B] where layers have room for a share of the tokens.
 
     Attributes:
         hops: hops after which every token leaves.
