@@ -6,19 +6,28 @@ here is taken from the code that builds graphs: constants are found by following
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from fractions import Fraction
+from collections.abc import Iterator
 
 import numpy as np
 import onnx_ir as ir
 
 from dynexport.exporter.families import read_architecture
 from dynexport.exporter.families.architecture import Alibi, Architecture, LearnedPositions, Rotary
-from dynexport.exporter.parity.graph_reading import COMPARISONS, GraphFile, behind, constant, number, operands, text
+from dynexport.exporter.graph.reading import (
+    COMPARISONS,
+    GraphFile,
+    behind,
+    constant,
+    number,
+    operands,
+    shown_values,
+    text,
+    unequal,
+)
 from dynexport.exporter.reference.rotary import rotary_angles
+from dynexport.exporter.strategies import strategies
 from dynexport.runtime.bundle.bundle import Bundle
-from dynexport.runtime.bundle.contract import Mod, Radial
-from dynexport.runtime.bundle.manifest import Manifest, PathRouting
+from dynexport.runtime.bundle.manifest import Manifest
 
 _NORMS = (
     "LayerNormalization",
@@ -41,15 +50,13 @@ def differences(bundle: Bundle) -> list[Difference]:
     """Every constant that is not what config and contract say: where, what was expected, what was found."""
     manifest = bundle.manifest
     architecture = architecture_of(manifest)
-    found = [*_manifest(manifest, architecture)]
+    strategy = strategies()[manifest.contract.strategy]
+    found = [*_manifest(manifest, architecture), *strategy.manifest_differences(manifest)]
     for entry in manifest.graphs:
         graph = GraphFile(bundle, entry)
         for check in (_norms, _activations, _attention, _rotary, _ends, _layers):
             found += check(graph, architecture)
-        if isinstance(manifest.contract, Mod):
-            found += _routes(graph, manifest, manifest.contract)
-        if isinstance(manifest.contract, Radial):
-            found += _paths(graph, manifest, manifest.contract)
+        found += strategy.graph_differences(graph, manifest)
     return found
 
 
@@ -87,34 +94,24 @@ def _attention_factor(positions: Rotary) -> float:
     return float(getattr(positions, "attention_factor", 1.0))
 
 
-def _unequal(where: str, expected: object, found: object) -> Iterator[Difference]:
-    if expected != found:
-        yield f"{where}: expected {expected}, found {found}"
-
-
 def _manifest(manifest: Manifest, architecture: Architecture) -> Iterator[Difference]:
-    contract = manifest.contract
     for name, expected in (
         ("layers", architecture.layers),
         ("heads", architecture.heads),
         ("kv_heads", architecture.kv_heads),
         ("vocab_size", architecture.vocab_size),
     ):
-        yield from _unequal(f"manifest: {name}", expected, getattr(manifest.model, name))
-    if isinstance(contract, Mod):
-        slots = contract.slots(manifest.model.max_length)
-        found = {cache.most for cache in manifest.caches if cache.place in contract.routed_layers}
-        yield from _unequal("manifest: entries of routed caches", {slots}, found)
+        yield from unequal(f"manifest: {name}", expected, getattr(manifest.model, name))
     for speedup in manifest.depths:
         graphs = [graph for graph in manifest.graphs if graph.name == f"decode-{speedup.name}"]
         for graph in graphs:
-            yield from _unequal(f"{graph.name}: layers", speedup.keep, graph.layers)
+            yield from unequal(f"{graph.name}: layers", speedup.keep, graph.layers)
 
 
 def _norms(graph: GraphFile, architecture: Architecture) -> Iterator[Difference]:
     for node in graph.of_type(*_NORMS):
         expected, found = float(np.float32(architecture.norm_epsilon)), number(node, "epsilon", 1e-5)
-        yield from _unequal(f"{graph.where(node)}: epsilon", expected, found)
+        yield from unequal(f"{graph.where(node)}: epsilon", expected, found)
 
 
 def _activations(graph: GraphFile, architecture: Architecture) -> Iterator[Difference]:
@@ -123,8 +120,8 @@ def _activations(graph: GraphFile, architecture: Architecture) -> Iterator[Diffe
         if text(node, "approximate", "none") == "tanh":
             found = "gelu_tanh"
         factor = number(node, "alpha", 1.0)
-        yield from _unequal(f"{graph.where(node)}: activation", architecture.activation, found)
-        yield from _unequal(f"{graph.where(node)}: factor", 1.0, factor)
+        yield from unequal(f"{graph.where(node)}: activation", architecture.activation, found)
+        yield from unequal(f"{graph.where(node)}: factor", 1.0, factor)
 
 
 def _attention(graph: GraphFile, architecture: Architecture) -> Iterator[Difference]:
@@ -144,15 +141,15 @@ def _attention(graph: GraphFile, architecture: Architecture) -> Iterator[Differe
             found_scale, found_cap = number(node, "scale"), number(node, "softcap")
             place = _GROUPED_BIAS if node.op_type == "GroupQueryAttention" else _MASK
             bias = node.inputs[place] if len(node.inputs) > place else None
-        yield from _unequal(f"{where}: scale", scale, found_scale)
-        yield from _unequal(f"{where}: softcap", cap, found_cap)
+        yield from unequal(f"{where}: scale", scale, found_scale)
+        yield from unequal(f"{where}: softcap", cap, found_cap)
         yield from _bias(where, bias, architecture, layer or 0)
         if node.op_type == "GroupQueryAttention":
             heads = (int(number(node, "num_heads")), int(number(node, "kv_num_heads")))
-            yield from _unequal(f"{where}: heads", (architecture.heads, architecture.kv_heads), heads)
-            yield from _unequal(f"{where}: window", -1.0, number(node, "local_window_size", -1))
+            yield from unequal(f"{where}: heads", (architecture.heads, architecture.kv_heads), heads)
+            yield from unequal(f"{where}: window", -1.0, number(node, "local_window_size", -1))
     if graph.is_step:
-        yield from _unequal(f"{graph.entry.name}: layers with attention", {*graph.entry.layers}, seen)
+        yield from unequal(f"{graph.entry.name}: layers with attention", {*graph.entry.layers}, seen)
 
 
 def _written_out(softmax: ir.Node) -> tuple[float, float]:
@@ -180,10 +177,10 @@ def _bias(where: str, bias: ir.Value | None, architecture: Architecture, layer: 
         if node.op_type == "Mul":
             slopes = next((value.reshape(-1) for value in numbers if value is not None and value.size > 1), slopes)
     window = architecture.windows[layer]
-    yield from _unequal(f"{where}: window", set() if window is None else {window}, windows)
+    yield from unequal(f"{where}: window", set() if window is None else {window}, windows)
     expected = architecture.positions.slopes() if isinstance(architecture.positions, Alibi) else None
     if not _same(expected, slopes):
-        yield f"{where}: slopes of ALiBi: expected {_shown(expected)}, found {_shown(slopes)}"
+        yield f"{where}: slopes of ALiBi: expected {shown_values(expected)}, found {shown_values(slopes)}"
 
 
 def _rotary(graph: GraphFile, architecture: Architecture) -> Iterator[Difference]:
@@ -197,14 +194,14 @@ def _rotary(graph: GraphFile, architecture: Architecture) -> Iterator[Difference
         places = (_COS, _SIN) if grouped else (1, 2)
         for kind, place in zip(("Cos", "Sin"), places, strict=True):
             yield from _angles(graph.where(node), node.inputs[place], kind, architecture)
-        yield from _unequal(f"{graph.where(node)}: interleaved", 0.0, number(node, "interleaved"))
-        yield from _unequal(f"{graph.where(node)}: interleaved", 0.0, number(node, "rotary_interleaved"))
+        yield from unequal(f"{graph.where(node)}: interleaved", 0.0, number(node, "interleaved"))
+        yield from unequal(f"{graph.where(node)}: interleaved", 0.0, number(node, "rotary_interleaved"))
     if graph.only_embeds and isinstance(architecture.positions, Rotary):
         for kind in ("Cos", "Sin"):
             yield from _angles(graph.entry.name, graph.value(kind.lower()), kind, architecture)
     if graph.is_step or graph.value("query") is not None:
         layers = {layer for layer in graph.entry.layers if architecture.rotary_layers[layer]}
-        yield from _unequal(f"{graph.entry.name}: layers with rotary positions", layers, rotated)
+        yield from unequal(f"{graph.entry.name}: layers with rotary positions", layers, rotated)
 
 
 def _angles(where: str, value: ir.Value | None, kind: str, architecture: Architecture) -> Iterator[Difference]:
@@ -217,21 +214,21 @@ def _angles(where: str, value: ir.Value | None, kind: str, architecture: Archite
             turn = node
             break
         factors += [float(number) for number in operands(node) if node.op_type == "Mul" and number.size == 1]
-    yield from _unequal(f"{where}: angles", kind, None if turn is None else turn.op_type)
+    yield from unequal(f"{where}: angles", kind, None if turn is None else turn.op_type)
     if turn is None:
         return
     if isinstance(architecture.positions, Rotary):
         factor = float(np.float32(_attention_factor(architecture.positions)))
-        yield from _unequal(f"{where}: factor of {kind}", [factor] if factor != 1 else [], factors)
+        yield from unequal(f"{where}: factor of {kind}", [factor] if factor != 1 else [], factors)
     found = [v.reshape(-1) for node in behind(turn.inputs[0], ("Unsqueeze",)) for v in operands(node) if v.size > 1]
     expected = None
     if isinstance(architecture.positions, Rotary):
         expected = np.asarray(architecture.positions.inverse_frequencies, np.float32)
     frequencies = found[0] if found else np.ones(1, np.float32)
     if not _same(expected, frequencies):
-        yield f"{where}: rotary frequencies: expected {_shown(expected)}, found {_shown(frequencies)}"
+        yield f"{where}: rotary frequencies: expected {shown_values(expected)}, found {shown_values(frequencies)}"
     factor = architecture.positions.attention_factor if isinstance(architecture.positions, Rotary) else 1.0
-    yield from _unequal(f"{where}: factor of angles", {float(np.float32(factor))} - {1.0}, _factors(value))
+    yield from unequal(f"{where}: factor of angles", {float(np.float32(factor))} - {1.0}, _factors(value))
 
 
 def _factors(angles: ir.Value | None) -> set[float]:
@@ -255,7 +252,7 @@ def _ends(graph: GraphFile, architecture: Architecture) -> Iterator[Difference]:
         caps = {float(v) for node in nodes if node.op_type in ("Mul", "Div") for v in operands(node) if v.size == 1}
         capped = any(node.op_type == "Tanh" for node in nodes)
         expected = set() if a.logits_softcap is None else {float(np.float32(a.logits_softcap))}
-        yield from _unequal(f"{name}: softcap of logits", (expected, bool(expected)), (caps, capped))
+        yield from unequal(f"{name}: softcap of logits", (expected, bool(expected)), (caps, capped))
     embedded = graph.value("hidden_states.embedding")
     if graph.only_embeds:
         embedded = graph.value("hidden_states_out")
@@ -264,11 +261,11 @@ def _ends(graph: GraphFile, architecture: Architecture) -> Iterator[Difference]:
     nodes = list(behind(embedded, ("Gather", "GatherBlockQuantized")))
     scales = {float(v) for node in nodes if node.op_type == "Mul" for v in operands(node) if v.size == 1}
     wanted = set() if a.embedding_scale is None else {float(np.float32(a.embedding_scale))}
-    yield from _unequal(f"{name}: scale of embeddings", wanted, scales)
+    yield from unequal(f"{name}: scale of embeddings", wanted, scales)
     if isinstance(a.positions, LearnedPositions):
         places = [node for node in behind(embedded) if node.op_type == "Add" and node.inputs[0] is not None]
         offsets = {int(v) for node in places for v in operands(node) if v.size == 1 and v.dtype == np.int64}
-        yield from _unequal(f"{name}: offset of positions", {a.positions.offset} - {0}, offsets - {0})
+        yield from unequal(f"{name}: offset of positions", {a.positions.offset} - {0}, offsets - {0})
 
 
 def _layers(graph: GraphFile, architecture: Architecture) -> Iterator[Difference]:
@@ -286,108 +283,13 @@ def _layers(graph: GraphFile, architecture: Architecture) -> Iterator[Difference
         layers = {int(name.split(".")[2]) for name in names if name.startswith("model.layers.")}
         rows.update(dict.fromkeys(layers, int(row)))
     expected = {layer: row for row, layer in enumerate(graph.entry.layers)}
-    yield from _unequal(f"{graph.entry.name}: rows of layer_active", expected, dict(sorted(rows.items())))
-
-
-# Routing
-
-
-def _routes(graph: GraphFile, manifest: Manifest, contract: Mod) -> Iterator[Difference]:
-    """Comparison and threshold of every routed layer, the room of its cache, and how many tokens top-k chooses."""
-    name, slots = graph.entry.name, contract.slots(manifest.model.max_length)
-    routes = _by_layer(graph.value("routes"), contract)
-    for layer, chosen in zip(contract.routed_layers, routes, strict=True):
-        decisions, rooms = [], set()
-        for node in behind(chosen, COMPARISONS):
-            if node.op_type not in COMPARISONS:
-                continue
-            limit = constant(node.inputs[1])
-            if limit is not None and _is_probability(node.inputs[0]):
-                decisions.append((node.op_type, float(limit)))
-            if limit is None:
-                rooms |= {(node.op_type, size) for size in _rooms(node.inputs[1])}
-        compared = {">": "Greater", ">=": "GreaterOrEqual"}[contract.decision.comparison]
-        expected = [(compared, float(np.float32(contract.threshold(layer))))]
-        if contract.decision.rule == "always":
-            expected = []
-        yield from _unequal(f"{name}: layer {layer}: decision", expected, decisions)
-        if rooms or slots < manifest.model.max_length:
-            yield from _unequal(f"{name}: layer {layer}: room", {("LessOrEqual", slots)}, rooms)
-    thresholds = np.array([contract.threshold(layer) for layer in contract.routed_layers], np.float32)
-    found = graph.constant("route_thresholds")
-    if found is None or not np.array_equal(found.reshape(-1), thresholds):
-        yield f"{name}: thresholds of margins: expected {_shown(thresholds)}, found {_shown(found)}"
-    if contract.prefill == "topk" and any(spec.name == "is_prompt" for spec in graph.entry.inputs):
-        shares = {_share(contract.capacity, contract.rounding)}
-        yield from _unequal(f"{name}: share that top-k chooses", shares, {*_shares(graph)})
-
-
-def _is_probability(value: ir.Value | None) -> bool:
-    """Whether a value is a sigmoid's, or that with what is forced added to it."""
-    return any(node.op_type == "Sigmoid" for node in behind(value, through=("Add",)))
-
-
-def _by_layer(routes: ir.Value | None, contract: Mod) -> Sequence[ir.Value | None]:
-    """What the output of all routed layers is put together from."""
-    node = None if routes is None else routes.producer()
-    if node is not None and node.op_type == "Concat":
-        return list(node.inputs)
-    return [routes] * len(contract.routed_layers)
-
-
-def _rooms(limit: ir.Value | None) -> set[int]:
-    """Entries that a cache has room for: what cache_lengths are taken from."""
-    found = (constant(node.inputs[0]) for node in behind(limit, ("Sub", "Shape")) if node.op_type == "Sub")
-    return {int(value) for value in found if value is not None and value.size == 1}
-
-
-def _share(share: float, rounding: str) -> tuple[int, int, int]:
-    """Numerator, what is added, denominator."""
-    exact = Fraction(str(share))
-    return exact.numerator, exact.denominator - 1 if rounding == "ceil" else 0, exact.denominator
-
-
-def _shares(graph: GraphFile) -> Iterator[tuple[int, int, int]]:
-    """Of every max(1, (numerator * tokens + added) / denominator)."""
-    for node in graph.of_type("Max"):
-        quotient = node.inputs[0].producer() if node.inputs[0] is not None else None
-        if quotient is None or quotient.op_type != "Div" or constant(quotient.inputs[1]) is None:
-            continue
-        parts = {n.op_type: int(v) for n in behind(quotient.inputs[0], ("Mul",)) for v in operands(n) if v.size == 1}
-        yield parts.get("Mul", 1), parts.get("Add", 0), int(operands(quotient)[0])
-
-
-def _paths(graph: GraphFile, manifest: Manifest, contract: Radial) -> Iterator[Difference]:
-    """The choices of every step, and how many scores a router gives."""
-    name, layers = graph.entry.name, manifest.model.layers
-    if graph.entry.takes("forced_paths"):
-        for step in range(contract.max_steps):
-            row = np.ones(contract.choices(layers), np.bool_)
-            if contract.exit:
-                row[layers] = step >= contract.min_steps
-            found = graph.constant(f"allowed_in_step_{step}")
-            if found is None or not np.array_equal(found.reshape(-1), row):
-                yield f"{name}: step {step}: choices: expected {_shown(row)}, found {_shown(found)}"
-    if not graph.entry.share_memory and isinstance(manifest.routing, PathRouting):
-        shares = {_share(manifest.routing.layer_capacity, "ceil")}
-        yield from _unequal(f"{name}: share that a layer has room for", shares, {*_shares(graph)})
-    if graph.entry.takes("forced_choices"):
-        sizes = [spec.shape[-1] for spec in graph.entry.outputs if spec.name == "scores"]
-        yield from _unequal(f"{name}: choices", [contract.choices(layers)], sizes)
+    yield from unequal(f"{graph.entry.name}: rows of layer_active", expected, dict(sorted(rows.items())))
 
 
 def _same(expected: np.ndarray | None, found: np.ndarray | None) -> bool:
     if expected is None or found is None:
         return expected is found
     return np.array_equal(expected, found)
-
-
-def _shown(values: np.ndarray | None) -> str:
-    """The first few of some numbers."""
-    if values is None:
-        return "none"
-    first = ", ".join(f"{value:.6g}" for value in values.reshape(-1)[:4])
-    return f"{values.size} from {first}"
 
 
 __all__ = ["angle_differences", "architecture_of", "differences"]

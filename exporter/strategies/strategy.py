@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, Generic, TypeVar
 
 import onnx_ir as ir
@@ -12,6 +12,7 @@ from dynexport.exporter.checkpoint import Checkpoint
 from dynexport.exporter.families.architecture import Architecture
 from dynexport.exporter.graph.build import build_graph
 from dynexport.exporter.graph.decoder import CausalLM
+from dynexport.exporter.graph.reading import GraphFile
 from dynexport.exporter.graph.writer import LayerWriter
 from dynexport.exporter.lowering.plan import GraphPlan, SlotRule
 from dynexport.exporter.lowering.target import Target
@@ -120,6 +121,14 @@ class Strategy(ABC, Generic[ContractT]):
     def writer(self, plan: GraphPlan, architecture: Architecture, target: Target, contract: ContractT) -> LayerWriter:
         """What writes the layers into a whole step; here, all of them run."""
         return LayerWriter(plan, architecture, target)
+
+    def manifest_differences(self, manifest: Manifest) -> Iterator[str]:
+        """What a manifest says otherwise than its contract, one line each; here, nothing."""
+        return iter(())
+
+    def graph_differences(self, graph: GraphFile, manifest: Manifest) -> Iterator[str]:
+        """The constants of a written graph that are not what its contract says, one line each; here, none."""
+        return iter(())
 
     @abstractmethod
     def oracle(self, weights: Weights, manifest: Manifest) -> Oracle:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from fractions import Fraction
 from typing import Any
@@ -19,12 +19,14 @@ from dynexport.exporter.checkpoint import Checkpoint
 from dynexport.exporter.families.architecture import Architecture
 from dynexport.exporter.graph.decoder import CausalLM
 from dynexport.exporter.graph.layers import PLAIN, Linear
+from dynexport.exporter.graph.reading import GraphFile, unequal
 from dynexport.exporter.graph.writer import LayerWriter
 from dynexport.exporter.lowering.plan import GraphPlan, SlotRule
 from dynexport.exporter.lowering.target import Target
 from dynexport.exporter.reference import Oracle
 from dynexport.exporter.reference.weights import Weights
 from dynexport.exporter.strategies.mod.caches import filled_chunk, routed_slots
+from dynexport.exporter.strategies.mod.constants import route_differences
 from dynexport.exporter.strategies.mod.oracle import RoutedOracle
 from dynexport.exporter.strategies.mod.routing import Predictor
 from dynexport.exporter.strategies.mod.writer import RoutedWriter
@@ -113,6 +115,18 @@ class ModStrategy(Strategy[Mod]):
 
     def writer(self, plan: GraphPlan, architecture: Architecture, target: Target, contract: Mod) -> LayerWriter:
         return RoutedWriter(plan, architecture, target, contract)
+
+    def manifest_differences(self, manifest: Manifest) -> Iterator[str]:
+        assert isinstance(manifest.contract, Mod)
+        slots, routed = manifest.contract.slots(manifest.model.max_length), manifest.contract.routed_layers
+        found = {cache.most for cache in manifest.caches if cache.place in routed}
+        yield from unequal("manifest: entries of routed caches", {slots}, found)
+        layers = manifest.routing.layers if isinstance(manifest.routing, LayerRouting) else ()
+        yield from unequal("manifest: routed layers", routed, layers)
+
+    def graph_differences(self, graph: GraphFile, manifest: Manifest) -> Iterator[str]:
+        assert isinstance(manifest.contract, Mod)
+        return route_differences(graph, manifest, manifest.contract)
 
     def oracle(self, weights: Weights, manifest: Manifest) -> Oracle:
         assert isinstance(manifest.contract, Mod)

@@ -7,7 +7,7 @@ want one graph there is one, in which every layer runs in every step. With our p
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import get_args
 
 import onnx_ir as ir
@@ -17,12 +17,14 @@ from dynexport.exporter.checkpoint import Checkpoint
 from dynexport.exporter.families.architecture import Architecture
 from dynexport.exporter.graph.build import WriteGraph, build_part
 from dynexport.exporter.graph.decoder import CausalLM
+from dynexport.exporter.graph.reading import GraphFile, unequal
 from dynexport.exporter.lowering.plan import PADDED_CHUNK, Dimension, GraphPlan, Role, SlotRule
 from dynexport.exporter.lowering.target import Target
 from dynexport.exporter.lowering.tensorrt.selected import SelectedLayer
 from dynexport.exporter.reference import Oracle
 from dynexport.exporter.reference.weights import Weights
 from dynexport.exporter.strategies.radial import parts
+from dynexport.exporter.strategies.radial.constants import path_differences
 from dynexport.exporter.strategies.radial.decode import decode_graph
 from dynexport.exporter.strategies.radial.oracle import RadialOracle
 from dynexport.exporter.strategies.radial.router import Router
@@ -153,6 +155,19 @@ class RadialStrategy(Strategy[Radial]):
         _check_alike(architecture)
         model = CausalLM(target, architecture, () if plan.role == "decode" else plan.layers)
         return build_part(plan.name, model, target, _content(plan, model, target, contract)), model
+
+    def manifest_differences(self, manifest: Manifest) -> Iterator[str]:
+        assert isinstance(manifest.contract, Radial)
+        contract, routing = manifest.contract, manifest.routing
+        assert isinstance(routing, PathRouting)
+        expected = (contract.max_steps, contract.min_steps, contract.exit, contract.allow_reuse)
+        yield from unequal("manifest: paths", expected, (routing.hops, routing.min_hops, routing.exit, routing.reuse))
+        places = contract.places(manifest.model.layers)
+        yield from unequal("manifest: caches", places, len(manifest.caches))
+
+    def graph_differences(self, graph: GraphFile, manifest: Manifest) -> Iterator[str]:
+        assert isinstance(manifest.contract, Radial)
+        return path_differences(graph, manifest, manifest.contract)
 
     def oracle(self, weights: Weights, manifest: Manifest) -> Oracle:
         assert isinstance(manifest.contract, Radial)

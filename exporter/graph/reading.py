@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections import deque
 from collections.abc import Collection, Iterator
+from fractions import Fraction
 
 import numpy as np
 import onnx
@@ -122,4 +123,46 @@ def text(node: ir.Node, name: str, default: str) -> str:
     return default if attribute is None else str(attribute.as_string())
 
 
-__all__ = ["COMPARISONS", "GraphFile", "behind", "constant", "number", "operands", "text"]
+def unequal(where: str, expected: object, found: object) -> Iterator[str]:
+    """Yield a difference where two values are not the same."""
+    if expected != found:
+        yield f"{where}: expected {expected}, found {found}"
+
+
+def share(share: float, rounding: str) -> tuple[int, int, int]:
+    """Numerator, what is added, denominator."""
+    exact = Fraction(str(share))
+    return exact.numerator, exact.denominator - 1 if rounding == "ceil" else 0, exact.denominator
+
+
+def shares(graph: GraphFile) -> Iterator[tuple[int, int, int]]:
+    """Of every max(1, (numerator * tokens + added) / denominator)."""
+    for node in graph.of_type("Max"):
+        quotient = node.inputs[0].producer() if node.inputs[0] is not None else None
+        if quotient is None or quotient.op_type != "Div" or constant(quotient.inputs[1]) is None:
+            continue
+        parts = {n.op_type: int(v) for n in behind(quotient.inputs[0], ("Mul",)) for v in operands(n) if v.size == 1}
+        yield parts.get("Mul", 1), parts.get("Add", 0), int(operands(quotient)[0])
+
+
+def shown_values(values: np.ndarray | None) -> str:
+    """The first few of some numbers."""
+    if values is None:
+        return "none"
+    first = ", ".join(f"{value:.6g}" for value in values.reshape(-1)[:4])
+    return f"{values.size} from {first}"
+
+
+__all__ = [
+    "COMPARISONS",
+    "GraphFile",
+    "behind",
+    "constant",
+    "number",
+    "operands",
+    "share",
+    "shares",
+    "shown_values",
+    "text",
+    "unequal",
+]
