@@ -13,6 +13,7 @@ from dynexport.exporter.graph.reading import (
     behind,
     constant,
     share,
+    shares,
     shown_values,
     unequal,
 )

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from dynexport.exporter.graph.reading import GraphFile, share, shown_values, unequal
+from dynexport.exporter.graph.reading import GraphFile, share, shares, shown_values, unequal
 from dynexport.runtime.bundle.contract import Radial
 from dynexport.runtime.bundle.manifest import Manifest, PathRouting
 
