@@ -162,7 +162,7 @@ def _single_graph_dimensions(name: str, fixed_slots: bool) -> list[str | None]:
         "input_ids": ["B", "S"],
         "logits": ["B", "K", None],
         "logits_indices": ["B", "K"],
-        "overflow": ["B"],
+        "overflow": [None, "B"],
         "position_ids": ["B", "S"],
         "token_counts": ["B"],
     }
