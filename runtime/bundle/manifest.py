@@ -238,7 +238,7 @@ class Cache(_Part):
     parts: dict[str, CachePart]
     most: Size | None = None
     per_token: Size = 1
-    slack: Annotated[int, Field(ge=0)] = 0
+    slack: Annotated[int, Field(ge=0, lt=1 << 31)] = 0
 
 
 class LayerRouting(_Part):
@@ -263,7 +263,7 @@ class PathRouting(_Part):
 
     A whole-step graph takes ``token_counts`` int64 [B] and ``forced_paths`` int64 [hops, B, S] (a layer, the number of
     layers to leave, -1 leaves it to the router), and gives ``paths`` int64, ``path_scores`` and ``path_margins``
-    float32 [hops, B, S], and ``overflow`` int64 [B] where layers have room for a share of the tokens.
+    float32 [hops, B, S], and ``overflow`` int64 [1, B] where layers have room for a share of the tokens.
 
     Attributes:
         hops: hops after which every token leaves.
@@ -505,6 +505,11 @@ class Manifest(_Part):
         places = [cache.place for cache in self.caches]
         if sorted(places) != list(range(len(places))):
             raise ValueError(f"caches: expected the places 0..{len(places) - 1}, found others")
+        count, of_what = self.model.layers, "layers"
+        if isinstance(self.routing, PathRouting) and self.routing.places == "hops":
+            count, of_what = self.routing.hops, "hops"
+        if len(places) != count:
+            raise ValueError(f"caches: expected one for each of {count} {of_what}, found {len(places)}")
         for cache in self.caches:
             for name in ("key", "value"):
                 shape = cache.parts[name].shape if name in cache.parts else ()

@@ -120,7 +120,6 @@ class DecisionReader:
         overflow = results.get("overflow")
         if overflow is None:
             overflow = np.zeros((self.overflows, len(counts)), np.int64)
-        overflow = overflow.reshape(self.overflows, len(counts))
         self._check_scores(scores, margins, counts, positions, first_row)
         self._check_overflow(overflow, first_row)
         rows = [

@@ -35,7 +35,7 @@ def opened(model: Path, bundle: Path, layer_capacity: float = 1.0) -> Opened:
     convert(model, bundle, layer_capacity=layer_capacity, golden=False)
     executor = Executor(Bundle.open(bundle), 1)
     contract = executor.manifest.contract
-    assert isinstance(executor, Executor) and isinstance(contract, Radial)
+    assert isinstance(contract, Radial)
     return executor, RadialReference.from_checkpoint(open_checkpoint(model), contract=contract)
 
 
@@ -86,10 +86,10 @@ def test_what_is_logged_is_what_the_graph_set_logs(saved_model: ModelOf, tmp_pat
         cache = executor.full_cache(2, 12, record=True)
         executor.prefill(cache, random_rows(7, 3))
         executor.step(cache, [5, 6], executor.bundle.depth(1), np.array([True, False]))
-        logs.append((cache.logs, cache.lengths))
+        logs.append(([executor.reader.joined(log) for log in cache.logs], cache.lengths))
     for ours, theirs in zip(logs[0][0], logs[1][0], strict=True):
-        for part in ("ran", "paths", "scores", "margins"):
-            one, other = (np.concatenate(getattr(log, part), axis=1) for log in (ours, theirs))
+        for part in ("ran", "choices", "scores", "margins", "overflow"):
+            one, other = getattr(ours, part), getattr(theirs, part)
             assert one.dtype == other.dtype and np.allclose(one, other, atol=1e-4), part
     assert (logs[0][1] == logs[1][1]).all()
 
@@ -269,14 +269,16 @@ def test_refused_options(case: str, tmp_path: Path) -> None:
 
 
 HOSTILE: dict[str, tuple[Callable[[dict[str, Any]], object], str]] = {
-    "no room": (lambda m: m["single_graph"].update(layer_capacity=0), "single_graph.layer_capacity"),
-    "no number": (lambda m: m["single_graph"].update(layer_capacity="half"), "single_graph.layer_capacity"),
-    "no chunk": (lambda m: m["single_graph"].update(chunk=0), "single_graph.chunk"),
-    "a chunk beyond memory": (lambda m: m["single_graph"].update(chunk=2**31 - 1), "cache: 1 rows"),
-    "nothing of the graph": (lambda m: m.update(single_graph=None), "single_graph: expected beside a graph"),
-    "another role": (lambda m: m["graphs"][0].update(role="step"), "single_graph: expected a radial contract"),
-    "fewer steps": (lambda m: m["contract"].update(max_steps=2), "model.onnx: expected 2 caches, found 3"),
-    "more layers": (lambda m: m["contract"].update(cache_policy="layer"), "model.onnx: expected 4 caches, found 3"),
+    "no room": (lambda m: m["routing"].update(layer_capacity=0), "routing.paths.layer_capacity"),
+    "no number": (lambda m: m["routing"].update(layer_capacity="half"), "routing.paths.layer_capacity"),
+    "no chunk": (lambda m: m["limits"].update(prompt=0), "limits.prompt"),
+    "slack beyond memory": (lambda m: m["caches"][0].update(slack=2**31 - 1), "cache: 1 rows"),
+    "slack beyond numbers": (lambda m: m["caches"][0].update(slack=2**70), "caches.0.slack"),
+    "nothing of the router": (lambda m: m.update(routing=None), "caches: expected one for each of 4 layers, found 3"),
+    "nothing of the input": (lambda m: m["graphs"][0]["inputs"].pop(), "found 'past_key_values."),
+    "another graph": (lambda m: m["programs"][0].update(graph="step"), "programs: expected a graph of the manifest"),
+    "fewer hops": (lambda m: m["routing"].update(hops=2), "caches: expected one for each of 2 hops, found 3"),
+    "places of layers": (lambda m: m["routing"].update(places="layers"), "caches: expected one for each of 4 layers"),
     "no paths": (lambda m: m["graphs"][0]["outputs"].pop(), "expected an output"),
     "another size": (lambda m: m["model"].update(head_dim=16), "expected 2 heads of 16 as in model"),
 }

@@ -18,7 +18,7 @@ from dynexport.runtime.bundle.contract import Radial
 from dynexport.runtime.bundle.manifest import PAST, PRESENT
 from dynexport.runtime.execution.decisions import TURNED_AWAY
 
-_SHAPES: Mapping[str, list[str | None]] = {**STEP_SHAPES, "overflow": ["B"]}
+_SHAPES: Mapping[str, list[str | None]] = {**STEP_SHAPES, "overflow": [None, "B"]}
 
 
 def check_single_graph(

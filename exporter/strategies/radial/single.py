@@ -268,7 +268,7 @@ def single_graph(
 
     Further inputs: cache_lengths int64 [places, B]; token_counts int64 [B], how many of the S are real; forced_paths
     int64 [steps, B, S], -1 where the router decides; logits_indices int64 [B, K]; ``past_key_values.{place}.*``.
-    Further outputs: paths int64, path_scores, path_margins float32 [steps, B, S]; overflow int64 [B]; ``present.*``.
+    Further outputs: paths int64, path_scores, path_margins float32 [steps, B, S]; overflow int64 [1, B]; ``present.*``.
     A place is a step or a layer, as the contract's cache_policy says.
 
     Args:
@@ -305,8 +305,8 @@ def single_graph(
                 add_output(graph, after[part], f"present.{place}.{part}", entries)
         paths = walk.paths.put_out(graph, position_ids)
         turned_away = op.Cast(op.Equal(paths, TURNED_AWAY), to=INT64)
-        overflow = op.ReduceSum(turned_away, [0, 2], keepdims=0)
-        add_output(graph, overflow, "overflow", typed_value("overflow", INT64, ["B"]))
+        overflow = op.Squeeze(op.ReduceSum(turned_away, [0, 2], keepdims=1), [2])
+        add_output(graph, overflow, "overflow", typed_value("overflow", INT64, [1, "B"]))
         check_single_graph(graph, architecture, contract, layer_capacity, fixed_slots=target.fixed_slots)
 
     return write
