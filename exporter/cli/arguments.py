@@ -45,6 +45,17 @@ text_option = click.option(
 )
 
 
+def options(*decorators: Callable[[_Command], _Command]) -> Callable[[_Command], _Command]:
+    """Return a decorator that adds several options to a command, in this order."""
+
+    def add(command: _Command) -> _Command:
+        for decorator in reversed(decorators):
+            command = decorator(command)
+        return command
+
+    return add
+
+
 def depth_option(text: str) -> Callable[[_Command], _Command]:
     """Return the option that chooses a depth: a ratio, a kept set's name or "full".
 

@@ -70,7 +70,12 @@ def _describe_routing(manifest: Manifest) -> list[tuple[str, str]]:
         return []
     leaving = f", leaving allowed after {routing.min_hops}" if routing.exit else ", all of them taken"
     again = "again or not" if routing.reuse else "each layer once"
-    told = [("paths", f"{routing.hops} hops through {layers} layers{leaving}, {again}; a cache for each of its {routing.places}")]
+    told = [
+        (
+            "paths",
+            f"{routing.hops} hops through {layers} layers{leaving}, {again}; a cache for each of its {routing.places}",
+        )
+    ]
     if manifest.program("prompt", manifest.full).graph is not None:
         told.append(("one graph", f"layers have room for {100 * routing.layer_capacity:g} % of a step's tokens"))
     return told

@@ -113,12 +113,16 @@ class Runner:
         marks, entries = [cache.mark(row) for row in range(cache.rows)], cache.lengths.copy()
         prompts = [self._decided(row) for row in range(cache.rows)]
         told = routes(cache.rows, WARM_UP_STEPS + self._count)
+        rows, depths = list(range(cache.rows)), [depth] * cache.rows
         times = []
         for step in range(WARM_UP_STEPS + self._count):
             tokens = logits.argmax(axis=-1)
             wish = None if told is None else np.stack([row[:, step] for row in told], axis=1)
             start = time.perf_counter()
-            logits = self._executor.step(cache, tokens, depth, forced=wish)
+            if wish is None:  # as a generation does
+                logits = self._executor.decode(cache, rows, tokens.tolist(), depths, lasting=False)
+            else:
+                logits = self._executor.step(cache, tokens, depth, forced=wish)
             times.append(time.perf_counter() - start)
         steps = [self._decided(mark.row, since=mark.steps) for mark in marks]
         layers = np.stack([self._executor.reader.layers_run(row) for row in steps])

@@ -149,9 +149,7 @@ class _Text:
         batch: windows that run together.
     """
 
-    def __init__(
-        self, bundle: Bundle, contract: Mod, windows: Array, batch: int, options: CalibrationOptions
-    ) -> None:
+    def __init__(self, bundle: Bundle, contract: Mod, windows: Array, batch: int, options: CalibrationOptions) -> None:
         self._windows, self._contract, self._batch, self._progress = windows, contract, batch, options.progress
         self._executor = Executor(bundle, options.threads)
         self._done = 0
