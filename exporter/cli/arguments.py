@@ -5,9 +5,9 @@ from __future__ import annotations
 import codecs
 import os
 import stat
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import click
 
@@ -17,6 +17,7 @@ from dynexport.runtime.bundle.machine import available_cores
 from dynexport.runtime.bundle.plain_files import open_named
 from dynexport.runtime.engines.registry import RUN_BACKENDS
 
+_Command = TypeVar("_Command", bound=Callable[..., Any])
 _LARGEST_FROM_PIPE = 64 << 20  # bytes
 
 bundle_argument = click.argument("bundle", type=click.Path(path_type=Path))
@@ -42,6 +43,26 @@ text_option = click.option(
     type=click.Path(path_type=Path),
     help="UTF-8 text: a file, a pipe, or '-' for standard input.",
 )
+
+
+def options(*decorators: Callable[[_Command], _Command]) -> Callable[[_Command], _Command]:
+    """Return a decorator that adds several options to a command, in this order."""
+
+    def add(command: _Command) -> _Command:
+        for decorator in reversed(decorators):
+            command = decorator(command)
+        return command
+
+    return add
+
+
+def depth_option(text: str) -> Callable[[_Command], _Command]:
+    """Return the option that chooses a depth: a ratio, a kept set's name or "full".
+
+    Args:
+        text: its help.
+    """
+    return click.option("--speedup", "--depth", "depth", help=text)
 
 
 def numbers(text: str, option: str) -> list[int]:

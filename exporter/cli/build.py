@@ -3,16 +3,25 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 import click
 
 from dynexport.exporter.cli.arguments import bundle_argument
 from dynexport.exporter.cli.engines import engine_report
-from dynexport.exporter.cli.output import Output, bytes_text, json_option
+from dynexport.exporter.cli.output import Output, ProgressBar, bytes_text, json_option
 from dynexport.runtime.bundle.bundle import Bundle
 from dynexport.runtime.bundle.manifest import ENGINES, Graph
-from dynexport.runtime.engines.tensorrt.backend import BACKENDS, BackendName, choose_target, open_backend
+from dynexport.runtime.engines.tensorrt.backend import (
+    BACKENDS,
+    Backend,
+    BackendName,
+    BuildTarget,
+    choose_target,
+    open_backend,
+)
 from dynexport.runtime.engines.tensorrt.build import Built, build_engine
 from dynexport.runtime.engines.tensorrt.builder import Builder
 from dynexport.runtime.engines.tensorrt.gpu import find_gpu
@@ -85,30 +94,37 @@ def build(
     plugins = our_plugins() if with_ours else None
     if plugin_library:
         plugins = PluginLibrary.from_file(plugin_library)
-
-    def one(graph: Graph, builder: Builder) -> Built:
-        with out.progress(f"building {graph.file}:") as bar:
-            done = build_engine(
-                opened,
-                graph,
-                backend,
-                target,
-                plugins=plugins,
-                strip=strip,
-                force=force,
-                builder=builder,
-                progress=lambda phase, step, steps: bar.working_on(phase.lower(), step, steps),
-            )
-        if done.damaged:
-            out.warn(f"{done.damaged}; it was built again")
-        return done
-
+    built = []
     with Builder() as builder:
-        built = [one(graph, builder) for graph in opened.manifest.graphs]
+        for graph in opened.manifest.graphs:
+            with out.progress(f"building {graph.file}:") as bar:
+                done = build_engine(
+                    opened,
+                    graph,
+                    backend,
+                    target,
+                    plugins=plugins,
+                    strip=strip,
+                    force=force,
+                    builder=builder,
+                    progress=partial(_working_on, bar),
+                )
+            if done.damaged:
+                out.warn(f"{done.damaged}; it was built again")
+            built.append(done)
+    _show(out, opened, backend, target, built)
+
+
+def _working_on(bar: ProgressBar, phase: str, step: int, steps: int) -> None:
+    bar.working_on(phase.lower(), step, steps)
+
+
+def _show(out: Output, bundle: Bundle, backend: Backend, target: BuildTarget, built: Sequence[Built]) -> None:
+    """Say which engines there are now, in a table and in the report."""
     out.table(
-        f"Engines in {bundle / ENGINES}, for {target}, by {backend.name} {backend.version}",
+        f"Engines in {bundle.path / ENGINES}, for {target}, by {backend.name} {backend.version}",
         ["graph", "profiles", "size", "seconds", "peak memory", ""],
-        [_row(graph, done) for graph, done in zip(opened.manifest.graphs, built, strict=True)],
+        [_row(graph, done) for graph, done in zip(bundle.manifest.graphs, built, strict=True)],
     )
     if all(done.cached for done in built):
         out.say("every engine was there already; nothing was built (--force builds again)")

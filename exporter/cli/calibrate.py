@@ -15,8 +15,8 @@ from dynexport.runtime.bundle.bundle import Bundle
 from dynexport.runtime.text.text import Text
 
 if TYPE_CHECKING:
+    from dynexport.exporter.strategies.calibration import Calibration
     from dynexport.runtime.bundle.manifest import Source
-    from dynexport.runtime.measure.calibrate import Calibration
 
 
 @click.command(
@@ -43,28 +43,22 @@ def calibrate(
     threads: int,
     json_path: str | None,
 ) -> None:
-    """Find thresholds for the routed layers of BUNDLE (Mixture-of-Depths) on a text, and show how to apply them.
+    """Find thresholds for the routed layers of BUNDLE on a text, and show how to apply them.
 
     \b
     rate   share of the tokens that a layer runs, by its causal rule
     flips  share of the tokens on which top-k, as in training, decides otherwise
     """
-    from dynexport.runtime.measure.calibrate import calibrate as measure
+    from dynexport.exporter.strategies import strategies
+    from dynexport.exporter.strategies.calibration import CalibrationOptions
 
     out = Output(json_path)
     opened = Bundle.open(bundle)
     ids = Text.of_bundle(opened).encode(read_text(text_path, max_tokens))
+    strategy = strategies()[opened.manifest.contract.strategy]
     with out.progress("calibrating") as bar:
-        done = measure(
-            opened,
-            ids,
-            target_rate=target_rate,
-            window=window,
-            max_tokens=max_tokens,
-            batch=batch,
-            threads=threads,
-            progress=bar.update,
-        )
+        options = CalibrationOptions(target_rate, window, max_tokens, batch, threads, bar.update)
+        done = strategy.calibrate(opened, ids, options)
     title = f"{text_path.name}: {done.tokens} tokens in windows of {window}, of which top-k chooses {done.k} each"
     out.table(title, *_table(done))
     apply = _command(opened.manifest.source, done)

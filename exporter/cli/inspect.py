@@ -2,26 +2,28 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import click
 
 from dynexport.exporter.cli.arguments import bundle_argument, trust_option
-from dynexport.exporter.cli.describe import bundle_report, describe_bundle, speedup_table
+from dynexport.exporter.cli.describe import bundle_report, depth_table, describe_bundle
 from dynexport.exporter.cli.engines import show_engines
 from dynexport.exporter.cli.output import Output, bytes_text, json_option
 from dynexport.runtime.bundle.bundle import Bundle
-from dynexport.runtime.bundle.manifest import PAST, PRESENT, Manifest
+from dynexport.runtime.bundle.manifest import PAST, PRESENT, Graph, LayerRouting, Manifest, PathRouting, Program
 
-_CACHES = (PAST, PRESENT)
+# Of a set, which may have hundreds.
+_SHOWN_GRAPHS = 6
 
 
 @click.command(
     epilog="""\b
 Examples:
   dynexport inspect smollm2
-  dynexport inspect smollm2 --json - | jq .speedups
+  dynexport inspect smollm2 --json - | jq .depths
   dynexport inspect downloaded --check
   dynexport inspect smollm2 --engine"""
 )
@@ -52,23 +54,56 @@ def _show_bundle(out: Output, bundle: Bundle) -> None:
     manifest = bundle.manifest
     out.facts(f"Bundle {bundle.path}", [*describe_bundle(manifest), ("source", manifest.source.model)])
     if manifest.depths:
-        out.table("Kept layers", *speedup_table(manifest))
-    graph = manifest.graphs[0]
-    shown = _shown_layers(manifest)
-    interface = [
-        [spec.name, way, spec.dtype, " x ".join(map(str, spec.shape))]
-        for way, specs in (("input", graph.inputs), ("output", graph.outputs))
-        for spec in specs
-        if not spec.name.startswith(_CACHES) or spec.name.split(".")[1] in shown
-    ]
-    which = " and of routed layer ".join(shown)
-    place = "place" if graph.role in ("paths", "decode") else "layer"
-    out.table(f"{graph.file} (caches of {place} {which}; the others alike)", ["tensor", "", "type", "shape"], interface)
+        out.table("Kept layers", *depth_table(manifest))
+    out.table("Programs", ["phase", "depth", "graphs"], [_program_row(program) for program in manifest.programs])
+    _show_interface(out, manifest)
     files = [[name, bytes_text(file.bytes), file.sha256[:16]] for name, file in manifest.files.items()]
     out.table("Files", ["name", "size", "sha256"], files)
     out.facts("Made with", list(manifest.tools.items()))
     operators = {"operators": _show_operators(out, bundle)} if manifest.target == "tensorrt" else {}
     out.report(bundle_report(manifest) | operators)
+
+
+def _program_row(program: Program) -> list[str]:
+    names = list(dict.fromkeys(program.names))
+    shown = names if len(names) <= _SHOWN_GRAPHS else [*names[: _SHOWN_GRAPHS - 1], f"and {len(names)} in all"]
+    return [program.phase, program.depth or "any", ", ".join(shown)]
+
+
+def _show_interface(out: Output, manifest: Manifest) -> None:
+    """Inputs and outputs of the graph that runs prompts; of a set, of the one that holds a cache."""
+    program = manifest.program("prompt", manifest.full)
+    if program.set is not None:
+        graph = manifest.graph(program.set.attention)
+        out.table(f"{graph.file} (called for the cache of every {_place(manifest)})", *_tensors(graph, ()))
+    else:
+        graph, shown = manifest.graph(program.names[0]), _shown_places(manifest)
+        which = " and of routed layer ".join(shown)
+        out.table(f"{graph.file} (caches of {_place(manifest)} {which}; the others alike)", *_tensors(graph, shown))
+
+
+def _tensors(graph: Graph, places: Sequence[str]) -> tuple[list[str], list[list[str]]]:
+    """Columns and rows: tensors of a graph, with the caches of some of its places where they have numbers."""
+    rows = [
+        [spec.name, way, spec.dtype, " x ".join(map(str, spec.shape))]
+        for way, specs in (("input", graph.inputs), ("output", graph.outputs))
+        for spec in specs
+        if graph.places is None or not spec.name.startswith((PAST, PRESENT)) or spec.name.split(".")[1] in places
+    ]
+    return ["tensor", "", "type", "shape"], rows
+
+
+def _place(manifest: Manifest) -> str:
+    """What a cache belongs to, in a word."""
+    routing = manifest.routing
+    return "hop" if isinstance(routing, PathRouting) and routing.places == "hops" else "layer"
+
+
+def _shown_places(manifest: Manifest) -> list[str]:
+    """A cache of every kind: the first that is not a routed layer's, and the first that is."""
+    routed = manifest.routing.layers if isinstance(manifest.routing, LayerRouting) else ()
+    plain = [cache.place for cache in manifest.caches if cache.place not in routed]
+    return [str(place) for place in (*plain[:1], *routed[:1])]
 
 
 def _show_operators(out: Output, bundle: Bundle) -> dict[str, Any]:
@@ -87,10 +122,3 @@ def _show_operators(out: Output, bundle: Bundle) -> dict[str, Any]:
     ]
     out.table("Operators", ["graph", "nodes", "operators", "ours: a plugin, or their body"], rows)
     return {name: {"nodes": counts.total(), "ours": ours(counts)} for name, counts in found.items()}
-
-
-def _shown_layers(manifest: Manifest) -> list[str]:
-    """A layer of every kind: the first that is not routed, and the first that is."""
-    routed = manifest.routed.layers if manifest.routed else ()
-    plain = [layer for layer in range(manifest.model.layers) if layer not in routed]
-    return [str(layer) for layer in (*plain[:1], *routed[:1])]

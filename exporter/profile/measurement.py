@@ -18,7 +18,7 @@ from dynexport.exporter.reference.transformers_layers import Call
 from dynexport.exporter.reference.weights import Weights
 from dynexport.runtime.bundle.checks import checked_count, checked_kind, is_integer, shown
 from dynexport.runtime.bundle.errors import DynexportError
-from dynexport.runtime.measure.evaluate import text_windows
+from dynexport.runtime.measure.compared import text_windows
 
 Array = NDArray[np.float64]
 # Hidden states that are held while the text goes through the layers; a longer text reads the weights again.

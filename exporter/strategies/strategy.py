@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Generic, TypeVar
 
 import onnx_ir as ir
@@ -18,7 +18,9 @@ from dynexport.exporter.lowering.plan import GraphPlan, SlotRule
 from dynexport.exporter.lowering.target import Target
 from dynexport.exporter.reference import Oracle
 from dynexport.exporter.reference.weights import Weights
+from dynexport.exporter.strategies.calibration import Calibration, CalibrationOptions
 from dynexport.runtime.bundle import manifest as m
+from dynexport.runtime.bundle.bundle import Bundle
 from dynexport.runtime.bundle.contract import AnyContract
 from dynexport.runtime.bundle.errors import DynexportError
 from dynexport.runtime.bundle.manifest import Depth, Manifest
@@ -133,6 +135,21 @@ class Strategy(ABC, Generic[ContractT]):
     @abstractmethod
     def oracle(self, weights: Weights, manifest: Manifest) -> Oracle:
         """The model in PyTorch that bundles are compared with. Raises DynexportError as ``Reference`` does."""
+
+    def describe(self, manifest: Manifest) -> list[tuple[str, str]]:
+        """What people are told of a bundle's routing, names and values; here, nothing."""
+        return []
+
+    def calibrate(self, bundle: Bundle, ids: Sequence[int], options: CalibrationOptions) -> Calibration:
+        """Find thresholds for its routers on a text; here, they have none.
+
+        Raises:
+            DynexportError: when there is no threshold to find, or the text or an option is out of range.
+        """
+        raise DynexportError(
+            f"{bundle.path}: strategy: expected mod, whose routers have thresholds, found {self.name}; name a bundle "
+            "that was converted from a Mixture-of-Depths checkpoint"
+        )
 
 
 __all__ = ["ContractT", "Strategy"]

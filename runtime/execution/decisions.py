@@ -95,6 +95,13 @@ class DecisionReader:
         scores = np.zeros((self.rows, 0), np.float32)
         return np.zeros((self._layers, 0), bool), scores.astype(np.int64), scores, scores
 
+    def layers_run(self, decisions: Decisions) -> Array:
+        """Return int64 [tokens], in how many layers each token ran; one that it came back to counts every time."""
+        if isinstance(self._routing, PathRouting):
+            found = (decisions.choices >= 0) & (decisions.choices < self._layers)
+            return np.asarray(found.sum(axis=0))
+        return np.asarray(decisions.ran.sum(axis=0))
+
     def read(
         self, results: Mapping[str, Array], counts: Array, positions: Array, active: Array, first_row: int
     ) -> tuple[Array, list[Decisions] | None]:

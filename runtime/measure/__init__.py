@@ -1,1 +1,1 @@
-"""Measure a bundle: speed, perplexity, where time goes, thresholds."""
+"""Measure a bundle: speed, the least that it must read and compute, perplexity, where time goes."""

@@ -1,19 +1,37 @@
-"""The floor: bytes that a decode step must read, FLOPs that a prompt must spend, and what skipping can give at best."""
+"""The least that a step or a prompt costs: bytes that must be read, FLOPs that must be spent, and the ideal ratio."""
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 
 import numpy as np
 
 from dynexport.runtime.bundle.checks import checked_count, checked_list
-from dynexport.runtime.bundle.contract import Radial
-from dynexport.runtime.bundle.manifest import Manifest
+from dynexport.runtime.bundle.manifest import Manifest, PathRouting
+from dynexport.runtime.execution.decisions import Decisions
 
 Array = np.ndarray
+# In a path, of the hops after the token has left.
+_LEFT = -1
 
 
-def realised_bytes(manifest: Manifest, ran: Array, entries: Array) -> int:
+def read_bytes(manifest: Manifest, rows: Sequence[Decisions], entries: Array) -> list[int]:
+    """Bytes that each of T decode steps reads: weights that any row needs, and every row's caches.
+
+    Args:
+        rows: of every row of the batch, the decisions of its T tokens, one a step.
+        entries: int64 [places, rows], in every cache before the first step.
+    """
+    if isinstance(manifest.routing, PathRouting):
+        paths = np.stack([row.choices for row in rows], axis=2)
+        seen = [attended(manifest, manifest.routing, paths[:, :t], entries) for t in range(1, 1 + paths.shape[1])]
+        return [path_bytes(manifest, paths[:, t], seen[t]) for t in range(paths.shape[1])]
+    ran = np.stack([row.ran for row in rows], axis=2)
+    after = entries[:, None] + ran.cumsum(axis=1)
+    return [layer_bytes(manifest, ran[:, t], after[:, t]) for t in range(ran.shape[1])]
+
+
+def layer_bytes(manifest: Manifest, ran: Array, entries: Array) -> int:
     """Bytes that one decode step reads: the head, every layer that any row ran, and those rows' caches.
 
     Args:
@@ -41,7 +59,7 @@ def step_bytes(manifest: Manifest, keep: Collection[int], context: int, rows: in
         checked_count("keep: a layer", layer, 0, manifest.model.layers - 1)
     ran = np.zeros((manifest.model.layers, rows), bool)
     ran[layers] = True
-    return realised_bytes(manifest, ran, np.full(ran.shape, context))
+    return layer_bytes(manifest, ran, np.full(ran.shape, context))
 
 
 def ideal_speedup(manifest: Manifest, keep: Collection[int], context: int = 0, rows: int = 1) -> float:
@@ -51,74 +69,84 @@ def ideal_speedup(manifest: Manifest, keep: Collection[int], context: int = 0, r
 
 
 def path_bytes(manifest: Manifest, path: Array, entries: Array) -> int:
-    """Bytes that one decode step of a Radial Network reads.
+    """Bytes that one decode step reads where every token takes a path through a pool of layers.
 
-    In every step of the path: the router, every layer that any row chose, and those rows' caches; then the head. A
-    layer that is chosen again is read again.
+    In every hop: the router, every layer that any row chose, and those rows' caches; then the head. A layer that is
+    chosen again is read again.
 
     Args:
-        path: int64 [max_steps, rows]: a layer, the number of layers for leaving, -1 after that.
-        entries: int64 [max_steps, rows], entries that are attended to there.
+        path: int64 [hops, rows], as ``Decisions.choices``.
+        entries: int64 [hops, rows], entries that are attended to there.
     """
-    cost, layers = manifest.cost, manifest.model.layers
-    ran = (path >= 0) & (path < layers)
-    weights = cost.shared + int((path >= 0).any(axis=1).sum()) * 4 * _router_weights(manifest)
-    weights += sum(cost.layers[int(layer)] for step, row in zip(path, ran, strict=True) for layer in set(step[row]))
+    cost = manifest.cost
+    ran = (path >= 0) & (path < manifest.model.layers)
+    weights = cost.shared + int((path != _LEFT).any(axis=1).sum()) * cost.router
+    weights += sum(cost.layers[int(layer)] for hop, row in zip(path, ran, strict=True) for layer in set(hop[row]))
     return weights + int(entries[ran].sum()) * cost.kv_per_token
 
 
-def attended(manifest: Manifest, paths: Array, entries: Array) -> Array:
-    """Entries that the last of T tokens attends to in every step of its path, its own among them.
+def attended(manifest: Manifest, routing: PathRouting, paths: Array, entries: Array) -> Array:
+    """Entries that the last of T tokens attends to in every hop of its path, its own among them.
 
     Args:
-        paths: int64 [max_steps, T, rows].
-        entries: int64 [places, rows], in every cache before those tokens; places are steps or layers, as the contract's
-            ``cache_policy`` says.
+        paths: int64 [hops, T, rows], as ``Decisions.choices``.
+        entries: int64 [places, rows], in every cache before those tokens.
 
     Returns:
-        int64 [max_steps, rows]; 0 where it ran in no layer.
+        int64 [hops, rows]; 0 where it ran in no layer.
     """
-    layers, last = manifest.model.layers, paths[:, -1]
-    ran = (paths >= 0) & (paths < layers)
-    assert isinstance(manifest.contract, Radial)
-    if manifest.contract.cache_policy == "step":
+    last = paths[:, -1]
+    ran = (paths >= 0) & (paths < manifest.model.layers)
+    if routing.places == "hops":
         return np.where(ran[:, -1], entries + ran.sum(axis=1), 0)
     found = np.zeros(last.shape, np.int64)
-    for step, row in np.argwhere(ran[:, -1]):
-        layer = last[step, row]
+    for hop, row in np.argwhere(ran[:, -1]):
+        layer = last[hop, row]
         mine = paths[:, :, row] == layer
-        found[step, row] = entries[layer, row] + mine[:, :-1].sum() + mine[: step + 1, -1].sum()
+        found[hop, row] = entries[layer, row] + mine[:, :-1].sum() + mine[: hop + 1, -1].sum()
     return found
 
 
-def _router_weights(manifest: Manifest) -> int:
-    """Weights of one router, float32 at any precision: norm, fc1 and fc2, biases left out."""
-    assert isinstance(manifest.contract, Radial)
-    hidden, inner = manifest.model.hidden_size, manifest.contract.router.hidden
-    return hidden + inner * (hidden + manifest.contract.choices(manifest.model.layers))
-
-
-def path_flops(manifest: Manifest, tokens: Array, choices: int) -> int:
-    """FLOPs of a Radial Network's prompt on empty caches: ``prompt_flops`` and the routers.
+def flops_of_prompts(manifest: Manifest, rows: Sequence[Decisions]) -> int:
+    """FLOPs of a batch of prompts on empty caches: ``prompt_flops``, and the choices that routers made of paths.
 
     Args:
-        tokens: int64 [places, rows], how many entries every cache has after it.
-        choices: that routers made.
+        rows: of every row, the decisions of its prompt's tokens.
     """
-    return prompt_flops(manifest, tokens) + 2 * choices * _router_weights(manifest)
+    if not isinstance(manifest.routing, PathRouting):
+        return prompt_flops(manifest, np.stack([row.ran.sum(axis=1) for row in rows], axis=1))
+    layers, paths = manifest.model.layers, [row.choices for row in rows]
+    if manifest.routing.places == "hops":
+        tokens = [((path >= 0) & (path < layers)).sum(axis=1) for path in paths]
+    else:
+        tokens = [(path[None] == np.arange(layers)[:, None, None]).sum(axis=(1, 2)) for path in paths]
+    choices = sum(int((path != _LEFT).sum()) for path in paths)
+    return prompt_flops(manifest, np.stack(tokens, axis=1)) + choices * manifest.cost.router_flops
 
 
 def prompt_flops(manifest: Manifest, tokens: Array) -> int:
     """FLOPs of a prompt on empty caches, a multiplication and an addition counted as two.
 
-    Products of the layers, attention of every token to itself and the ones before it in that layer, and the head for
+    Products of the layers, attention of every token to itself and the ones before it in that place, and the head for
     one token of every row.
 
     Args:
-        tokens: int64 [layers, rows], how many tokens ran where.
+        tokens: int64 [places, rows], how many tokens ran where.
     """
     model = manifest.model
     pairs = int((tokens * (tokens + 1) // 2).sum())
     attention = 4 * model.heads * model.head_dim * pairs
     head: int = 2 * model.hidden_size * model.vocab_size * tokens.shape[1]
     return int(tokens.sum()) * manifest.cost.layer_flops + attention + head
+
+
+__all__ = [
+    "attended",
+    "flops_of_prompts",
+    "ideal_speedup",
+    "layer_bytes",
+    "path_bytes",
+    "prompt_flops",
+    "read_bytes",
+    "step_bytes",
+]

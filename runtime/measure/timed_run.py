@@ -9,11 +9,11 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict
 
 from dynexport.runtime.bundle.bundle import Bundle
-from dynexport.runtime.bundle.manifest import Depth, Manifest
+from dynexport.runtime.bundle.manifest import Depth
 from dynexport.runtime.engines.registry import RunBackend
-from dynexport.runtime.execution.cache import Entries
-from dynexport.runtime.execution.decoders import open_decoder
-from dynexport.runtime.measure.cost import attended, path_bytes, path_flops, prompt_flops, realised_bytes
+from dynexport.runtime.execution.decisions import Decisions
+from dynexport.runtime.execution.executor import Executor
+from dynexport.runtime.measure.cost import flops_of_prompts, read_bytes
 from dynexport.runtime.measure.operator_times import operator_times
 from dynexport.runtime.measure.prescribed import Routes, as_routers_decide
 
@@ -48,7 +48,7 @@ class Sizes(BaseModel):
         rows: prompts that run together.
         prompt_tokens: of each of them.
         steps: decode steps that are timed, after some of warm-up.
-        threads, backend: as for ``engine_opener``.
+        threads, backend: as for ``open_backend``.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -70,92 +70,78 @@ class Runner:
 
     def __init__(self, bundle: Bundle, sizes: Sizes) -> None:
         self._count = sizes.steps
-        self._decoder = open_decoder(bundle, sizes.threads, backend=sizes.backend)
-        self._cache = self._decoder.cache(sizes.rows, sizes.slots, record=True)
-        self._full = bundle.depth(1)
+        self._executor = Executor(bundle, sizes.threads, backend=sizes.backend)
+        self._cache = self._executor.full_cache(sizes.rows, sizes.slots, record=True)
+        self._full = bundle.manifest.full
 
     def warm_up(self, prompts: Array) -> None:
         """Run these prompts, int64 [rows, tokens], and a step: engines are loaded then. All runs have these prompts."""
         self._prompts = prompts
-        self._prefill(None)
-        self._decoder.step(self._cache, self._prompts[:, 0], self._full)
+        self._prefill(self._full, None)
+        self._executor.step(self._cache, self._prompts[:, 0], self._full)
 
-    def run(self, speedup: Depth | None = None, routes: Routes = as_routers_decide) -> Timed:
+    def run(self, depth: Depth | None = None, routes: Routes = as_routers_decide) -> Timed:
         """Time the prompts and the steps.
 
         Args:
-            speedup: which layers a step runs; None for all.
+            depth: which layers run, unless routers decide; None for all.
             routes: what routers are told.
         """
+        depth = depth or self._full
         told = routes(*self._prompts.shape)
         start = time.perf_counter()
-        logits = self._prefill(told)
+        logits = self._prefill(depth, told)
         seconds = time.perf_counter() - start
-        flops = _flops(self._decoder.manifest, self._cache)
-        return self._steps(logits, speedup or self._full, routes, flops, seconds)
+        return self._steps(logits, depth, routes, seconds)
 
-    def run_steps(self, speedup: Depth) -> Timed:
+    def run_steps(self, depth: Depth) -> Timed:
         """Time the steps only, after the prompts of the last run; of a bundle without routers."""
-        logits = np.zeros((self._cache.rows, 1), np.float32)
-        return self._steps(logits, speedup, as_routers_decide, _flops(self._decoder.manifest, self._cache), None)
+        return self._steps(np.zeros((self._cache.rows, 1), np.float32), depth, as_routers_decide, None)
 
     def operators(self) -> tuple[float, dict[str, float]]:
         """Of a step after the last prompt, as ``operator_times``."""
-        return operator_times(self._decoder, self._cache, self._full)
+        return operator_times(self._executor, self._cache, self._full)
 
-    def _prefill(self, told: list[Array] | None) -> Array:
-        self._cache.rewind()
-        return np.concatenate(self._decoder.prefill(self._cache, list(self._prompts), forced=told))
+    def _prefill(self, depth: Depth, told: list[Array] | None) -> Array:
+        for row in range(self._cache.rows):
+            self._cache.rewind(row)
+        return np.concatenate(self._executor.prefill(self._cache, list(self._prompts), depth=depth, forced=told))
 
-    def _steps(self, logits: Array, speedup: Depth, routes: Routes, flops: int, prefill: float | None) -> Timed:
+    def _steps(self, logits: Array, depth: Depth, routes: Routes, prefill: float | None) -> Timed:
         """Time the steps after a prompt that the cache holds; it is left as it was."""
-        cache, mark = self._cache, self._cache.mark()
-        for log in cache.logs or ():
-            log.clear()
+        cache, manifest = self._cache, self._executor.manifest
+        marks, entries = [cache.mark(row) for row in range(cache.rows)], cache.lengths.copy()
+        prompts = [self._decided(row) for row in range(cache.rows)]
         told = routes(cache.rows, WARM_UP_STEPS + self._count)
+        rows, depths = list(range(cache.rows)), [depth] * cache.rows
         times = []
         for step in range(WARM_UP_STEPS + self._count):
             tokens = logits.argmax(axis=-1)
             wish = None if told is None else np.stack([row[:, step] for row in told], axis=1)
             start = time.perf_counter()
-            logits = self._decoder.step(cache, tokens, speedup, forced=wish)
+            if wish is None:  # as a generation does
+                logits = self._executor.decode(cache, rows, tokens.tolist(), depths, lasting=False)
+            else:
+                logits = self._executor.step(cache, tokens, depth, forced=wish)
             times.append(time.perf_counter() - start)
-        read, depths = _read(self._decoder.manifest, cache, mark[0])
+        steps = [self._decided(mark.row, since=mark.steps) for mark in marks]
+        layers = np.stack([self._executor.reader.layers_run(row) for row in steps])
         turned_away = int(cache.overflow.sum())
-        cache.restore(mark)
+        for mark in marks:
+            cache.truncate(mark.row, mark)
         return Timed(
             prefill_seconds=prefill,
             decode_seconds=statistics.median(times[WARM_UP_STEPS:]),
-            bytes=sum(read[WARM_UP_STEPS:]),
-            flops=flops,
-            layers=float(depths[WARM_UP_STEPS:].mean()),
+            bytes=sum(read_bytes(manifest, steps, entries)[WARM_UP_STEPS:]),
+            flops=flops_of_prompts(manifest, prompts),
+            layers=float(layers[:, WARM_UP_STEPS:].mean()),
             turned_away=turned_away,
         )
 
-
-def _flops(manifest: Manifest, cache: Entries) -> int:
-    """Of the prompt that the cache holds."""
-    paths = [path for log in cache.logs or () for path in log.paths]
-    if not paths:
-        return prompt_flops(manifest, cache.lengths)
-    return path_flops(manifest, cache.lengths, sum(int((path >= 0).sum()) for path in paths))
-
-
-def _read(manifest: Manifest, cache: Entries, entries: Array) -> tuple[list[int], Array]:
-    """Bytes that each of the recorded steps had to read, and layers that each row ran in, int64 [steps, rows].
-
-    Args:
-        entries: int64 [layers or steps, rows], in the cache before them.
-    """
-    logs = cache.logs or []
-    if not logs[0].paths:
-        ran = np.stack([np.concatenate(log.ran, axis=1) for log in logs], axis=2)
-        after = entries[:, None] + ran.cumsum(axis=1)
-        return [realised_bytes(manifest, ran[:, t], after[:, t]) for t in range(ran.shape[1])], ran.sum(axis=0)
-    paths = np.stack([np.concatenate(log.paths, axis=1) for log in logs], axis=2)
-    ran = (paths >= 0) & (paths < manifest.model.layers)
-    seen = [attended(manifest, paths[:, :t], entries) for t in range(1, 1 + paths.shape[1])]
-    return [path_bytes(manifest, paths[:, t], seen[t]) for t in range(paths.shape[1])], ran.sum(axis=0)
+    def _decided(self, row: int, since: int = 0) -> Decisions:
+        """What was decided of a row's tokens, from one piece of its log on."""
+        assert self._cache.logs is not None
+        return self._executor.reader.joined(self._cache.logs[row][since:])
 
 
 __all__ = ["WARM_UP_STEPS", "Runner", "Sizes", "Timed"]

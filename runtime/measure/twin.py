@@ -1,4 +1,4 @@
-"""A dense twin, timed in a process of its own: two engines in one process would take the cores from each other."""
+"""A baseline, timed in a process of its own: two engines in one process would take the cores from each other."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class _Job(BaseModel):
 
 
 class Twin:
-    """A process that holds a dense bundle, and runs it when it is asked to; idle in between.
+    """A process that holds a bundle without routers, and runs it when it is asked to; idle in between.
 
     Raises:
         DynexportError: where it cannot be loaded.
@@ -122,10 +122,10 @@ def check_twin(bundle: Bundle, baseline: Bundle, sizes: Sizes) -> None:
     """Raise DynexportError for a baseline that is not the same model with every layer for every token."""
     checked_kind("baseline", baseline, Bundle, "an opened Bundle (Bundle.open)")
     ours, other = bundle.manifest, baseline.manifest
-    if other.has_routers:
+    if other.routing is not None:
         raise DynexportError(
-            f"baseline: {baseline.path}: strategy: expected every layer for every token, dense or unified-skip, found "
-            f"{other.contract.strategy}; convert the model with --strategy dense"
+            f"baseline: {baseline.path}: strategy: expected one without routers, which runs every layer for every "
+            f"token, found {other.contract.strategy}; convert the model with --strategy dense"
         )
     if sizes.slots > other.model.max_length:
         raise DynexportError(
@@ -135,7 +135,7 @@ def check_twin(bundle: Bundle, baseline: Bundle, sizes: Sizes) -> None:
         if expected != found:
             raise DynexportError(
                 f"baseline: {baseline.path}: {name}: expected {shown(expected)} as in {bundle.path}, found "
-                f"{shown(found)}; name a dense bundle of the same model"
+                f"{shown(found)}; name a bundle of the same model"
             )
 
 

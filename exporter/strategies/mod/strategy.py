@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from fractions import Fraction
 from typing import Any
@@ -25,12 +25,16 @@ from dynexport.exporter.lowering.plan import GraphPlan, SlotRule
 from dynexport.exporter.lowering.target import Target
 from dynexport.exporter.reference import Oracle
 from dynexport.exporter.reference.weights import Weights
+from dynexport.exporter.strategies.calibration import Calibration, CalibrationOptions
 from dynexport.exporter.strategies.mod.caches import filled_chunk, routed_slots
+from dynexport.exporter.strategies.mod.calibrate import calibrate
 from dynexport.exporter.strategies.mod.constants import route_differences
+from dynexport.exporter.strategies.mod.describe import describe
 from dynexport.exporter.strategies.mod.oracle import RoutedOracle
 from dynexport.exporter.strategies.mod.routing import Predictor
 from dynexport.exporter.strategies.mod.writer import RoutedWriter
 from dynexport.exporter.strategies.strategy import Strategy
+from dynexport.runtime.bundle.bundle import Bundle
 from dynexport.runtime.bundle.contract import Mod
 from dynexport.runtime.bundle.errors import DynexportError
 from dynexport.runtime.bundle.manifest import Depth, LayerRouting, Limits, Manifest
@@ -131,6 +135,13 @@ class ModStrategy(Strategy[Mod]):
     def oracle(self, weights: Weights, manifest: Manifest) -> Oracle:
         assert isinstance(manifest.contract, Mod)
         return RoutedOracle(weights, manifest.contract, manifest.model.max_length)
+
+    def describe(self, manifest: Manifest) -> list[tuple[str, str]]:
+        assert isinstance(manifest.contract, Mod)
+        return describe(manifest.contract)
+
+    def calibrate(self, bundle: Bundle, ids: Sequence[int], options: CalibrationOptions) -> Calibration:
+        return calibrate(bundle, ids, options)
 
 
 def _width(checkpoint: Checkpoint, name: str) -> int:

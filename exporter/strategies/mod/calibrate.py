@@ -1,73 +1,27 @@
-"""Thresholds of routed layers, such that a wanted share of a text's tokens runs (docs/calibration.md)."""
+"""Find thresholds of routed layers such that a wanted share of a text's tokens runs (docs/calibration.md)."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from fractions import Fraction
 
 import numpy as np
-from pydantic import BaseModel
 
+from dynexport.exporter.strategies.calibration import Calibration, CalibrationOptions, LayerCalibration, Rule
 from dynexport.runtime.bundle.bundle import Bundle
 from dynexport.runtime.bundle.checks import checked_count, checked_kind, checked_share, is_integer
 from dynexport.runtime.bundle.contract import Mod
 from dynexport.runtime.bundle.errors import DynexportError
-from dynexport.runtime.execution.decoder import Decoder
-from dynexport.runtime.execution.routes import RowLog
-from dynexport.runtime.measure.evaluate import rows_together, text_windows
+from dynexport.runtime.execution.decisions import Decisions
+from dynexport.runtime.execution.executor import Executor
+from dynexport.runtime.measure.compared import rows_together, text_windows
 
 Array = np.ndarray
 _COMPARISONS = {">": np.greater, ">=": np.greater_equal}
 
 
-class Rule(BaseModel):
-    """What a threshold does to a text.
-
-    Attributes:
-        rate: share of the tokens that run.
-        flips: share of the tokens on which top-k, within each window, decides otherwise.
-    """
-
-    threshold: float
-    rate: float
-    flips: float
-
-
-class LayerCalibration(BaseModel):
-    """One routed layer: its rule as it is, when all layers have theirs; and calibrated, when all have that."""
-
-    layer: int
-    now: Rule
-    calibrated: Rule
-
-
-class Calibration(BaseModel):
-    """Thresholds that meet ``target_rate`` on ``tokens`` tokens, in windows of ``window``; top-k takes k of each."""
-
-    target_rate: float
-    tokens: int
-    window: int
-    k: int
-    layers: list[LayerCalibration]
-
-    @property
-    def thresholds(self) -> dict[str, float]:
-        """As the contract's ``thresholds`` stand in JSON: layer -> threshold."""
-        return {str(layer.layer): layer.calibrated.threshold for layer in self.layers}
-
-
-def calibrate(
-    bundle: Bundle,
-    ids: Sequence[int],
-    *,
-    target_rate: float | None = None,
-    window: int = 256,
-    max_tokens: int = 4096,
-    batch: int = 8,
-    threads: int | None = None,
-    progress: Callable[[int, int], None] | None = None,
-) -> Calibration:
+def calibrate(bundle: Bundle, ids: Sequence[int], options: CalibrationOptions) -> Calibration:
     """Find a threshold for every routed layer, in ascending order.
 
     Every token is decided causally, as a generated one is. An earlier layer's threshold changes what later layers see,
@@ -76,44 +30,42 @@ def calibrate(
 
     Args:
         ids: the text.
-        target_rate: share of the tokens that shall run, in (0, 1]; None takes the contract's capacity.
-        window: tokens of the pieces that the text is cut into; each is a sequence of its own.
-        max_tokens: use at most so many tokens of the text.
-        batch: windows that run together, at most as many as the bundle takes; it does not change the result.
-        progress: called with windows done and in all, every pass counted.
 
     Raises:
         DynexportError: when the bundle has no threshold to find, the text is shorter than a window or has tokens that
             the model lacks, or a size is out of range.
     """
-    checked_kind("bundle", bundle, Bundle, "an opened Bundle (Bundle.open)")
     contract = _calibratable(bundle)
-    target = contract.capacity if target_rate is None else target_rate
+    target = contract.capacity if options.target_rate is None else options.target_rate
     target = checked_share("target_rate", target)
-    batch = rows_together(bundle, batch)
-    _check_window(bundle, window)
-    windows = text_windows(ids, window, max_tokens, bundle.manifest.model.vocab_size)
-    text = _Text(bundle, contract, windows, batch, threads, progress)
-    forced = np.full((len(contract.routed_layers), *text.windows.shape), -1, np.int64)
+    batch = rows_together(bundle, options.batch)
+    _check_window(bundle, options.window)
+    windows = text_windows(ids, options.window, options.max_tokens, bundle.manifest.model.vocab_size)
+    text = _Text(bundle, contract, windows, batch, options)
+    forced = np.full((len(contract.routed_layers), *windows.shape), -1, np.int64)
     first = text.run(forced)
     forced[1:] = 0  # layers that are not looked at yet need not run
     layers = []
     for place, layer in enumerate(contract.routed_layers):
         if place:
             forced[place] = -1
-        routes = text.run(forced) if place else first
-        probability = routes.probabilities(contract, place)
+        decided = text.run(forced) if place else first
+        probability = decided.probabilities(contract, place)
         threshold = threshold_for(probability, target, contract.decision.comparison)
         forced[place] = runs = _COMPARISONS[contract.decision.comparison](probability, np.float32(threshold))
         layers.append(
             LayerCalibration(
                 layer=layer,
                 now=_rule(contract.threshold(layer), first.ran[place], top_k(contract, first.scores[place])),
-                calibrated=_rule(threshold, runs, top_k(contract, routes.scores[place])),
+                calibrated=_rule(threshold, runs, top_k(contract, decided.scores[place])),
             )
         )
     return Calibration(
-        target_rate=target, tokens=text.windows.size, window=window, k=top_k_count(contract, window), layers=layers
+        target_rate=target,
+        tokens=windows.size,
+        window=options.window,
+        k=top_k_count(contract, options.window),
+        layers=layers,
     )
 
 
@@ -165,7 +117,7 @@ def top_k(contract: Mod, scores: Array) -> Array:
     return chosen
 
 
-class _Routes:
+class _Decided:
     """What became of a text's tokens in the routed layers.
 
     Attributes:
@@ -173,10 +125,10 @@ class _Routes:
         scores, margins: float32 [R, windows, window].
     """
 
-    def __init__(self, logs: Sequence[RowLog], routed: Sequence[int]) -> None:
-        self.ran = np.stack([np.concatenate(log.ran, axis=1)[list(routed)] for log in logs], axis=1)
-        self.scores = np.stack([np.concatenate(log.scores, axis=1) for log in logs], axis=1)
-        self.margins = np.stack([np.concatenate(log.margins, axis=1) for log in logs], axis=1)
+    def __init__(self, rows: Sequence[Decisions]) -> None:
+        self.ran = np.stack([row.choices == 1 for row in rows], axis=1)
+        self.scores = np.stack([row.scores for row in rows], axis=1)
+        self.margins = np.stack([row.margins for row in rows], axis=1)
 
     def probabilities(self, contract: Mod, place: int) -> Array:
         """float32 [windows, window] of a routed layer that has decided for itself, with room for all."""
@@ -194,54 +146,43 @@ class _Text:
 
     Args:
         windows: int64 [windows, window].
-        batch, threads, progress: as for ``calibrate``.
+        batch: windows that run together.
     """
 
-    def __init__(
-        self,
-        bundle: Bundle,
-        contract: Mod,
-        windows: Array,
-        batch: int,
-        threads: int | None,
-        progress: Callable[[int, int], None] | None,
-    ) -> None:
-        self.windows = windows
-        self._contract, self._batch, self._progress = contract, batch, progress
-        self._decoder = Decoder(bundle, threads)
-        self._everything = bundle.depth(1)
+    def __init__(self, bundle: Bundle, contract: Mod, windows: Array, batch: int, options: CalibrationOptions) -> None:
+        self._windows, self._contract, self._batch, self._progress = windows, contract, batch, options.progress
+        self._executor = Executor(bundle, options.threads)
         self._done = 0
 
-    def run(self, forced: Array) -> _Routes:
+    def run(self, forced: Array) -> _Decided:
         """Run all windows, with the decisions of int64 [R, windows, window]; -1 leaves one to the router."""
-        logs: list[RowLog] = []
-        for start in range(0, len(self.windows), self._batch):
-            rows = self.windows[start : start + self._batch]
-            logs += self._run_rows(rows, forced[:, start : start + self._batch])
+        decided: list[Decisions] = []
+        for start in range(0, len(self._windows), self._batch):
+            rows = self._windows[start : start + self._batch]
+            decided += self._run_rows(rows, forced[:, start : start + self._batch])
             self._done += len(rows)
             if self._progress is not None:
-                self._progress(self._done, len(self.windows) * len(self._contract.routed_layers))
-        return _Routes(logs, self._contract.routed_layers)
+                self._progress(self._done, len(self._windows) * len(self._contract.routed_layers))
+        return _Decided(decided)
 
-    def _run_rows(self, rows: Array, forced: Array) -> list[RowLog]:
-        cache = self._decoder.cache(*rows.shape, record=True)
+    def _run_rows(self, rows: Array, forced: Array) -> list[Decisions]:
+        cache = self._executor.full_cache(*rows.shape, record=True)
         if self._contract.prefill == "causal":
-            self._decoder.prefill(cache, list(rows), forced=list(forced.swapaxes(0, 1)))
+            self._executor.prefill(cache, list(rows), forced=list(forced.swapaxes(0, 1)))
         else:  # the tokens of a prompt would compete, and a predictor would not be asked
             for position in range(rows.shape[1]):
-                self._decoder.step(cache, rows[:, position], self._everything, forced=forced[:, :, position])
+                self._executor.step(
+                    cache, rows[:, position], self._executor.manifest.full, forced=forced[:, :, position]
+                )
         assert cache.logs is not None
-        return cache.logs
+        return [self._executor.reader.joined(log) for log in cache.logs]
 
 
 def _calibratable(bundle: Bundle) -> Mod:
     """The contract of a bundle that has thresholds."""
+    checked_kind("bundle", bundle, Bundle, "an opened Bundle (Bundle.open)")
     contract = bundle.manifest.contract
-    if not isinstance(contract, Mod):
-        raise DynexportError(
-            f"{bundle.path}: strategy: expected mod, whose routers have thresholds, found {contract.strategy}; "
-            "name a bundle that was converted from a Mixture-of-Depths checkpoint"
-        )
+    assert isinstance(contract, Mod)
     if contract.decision.rule == "always":
         raise DynexportError(
             f"{bundle.path}: decision.rule: expected router or predictor, found always, which has no threshold; "
@@ -258,19 +199,18 @@ def _calibratable(bundle: Bundle) -> Mod:
 
 
 def _check_window(bundle: Bundle, window: int) -> None:
-    model, routed = bundle.manifest.model, bundle.manifest.routed
-    assert routed is not None
-    limit = min(model.max_length, routed.slots)
-    if is_integer(window) and window > routed.slots:
+    most = min((cache.most for cache in bundle.manifest.caches if cache.most is not None), default=math.inf)
+    limit = min(bundle.manifest.model.max_length, most)
+    if is_integer(window) and window > most:
         raise DynexportError(
             f"window: expected at most {limit} tokens, as many as a routed layer's cache holds, so that none is turned "
             f"away, found {window}; choose a smaller --window, or convert with a larger cache.capacity"
         )
-    checked_count("window", window, 1, limit)
+    checked_count("window", window, 1, int(limit))
 
 
 def _rule(threshold: float, runs: Array, top: Array) -> Rule:
     return Rule(threshold=threshold, rate=float(runs.mean()), flips=float((runs != top).mean()))
 
 
-__all__ = ["Calibration", "LayerCalibration", "Rule", "calibrate", "threshold_for", "top_k", "top_k_count"]
+__all__ = ["calibrate", "threshold_for", "top_k", "top_k_count"]
