@@ -145,7 +145,7 @@ class DecisionReader:
         return Decisions(ran, choices, scores, margins, overflow)
 
     def unrouted(self, active: Array, tokens: int) -> Decisions:
-        """Return what becomes of a row's tokens where no router decides: all run in the active layers, bool [layers]."""
+        """Return what becomes of a row's tokens where no router decides: all run in active layers, bool [layers]."""
         scores = np.zeros((0, tokens), np.float32)
         ran = np.repeat(active[:, None], tokens, axis=1)
         return Decisions(ran, scores.astype(np.int64), scores, scores, np.zeros(0, np.int64))

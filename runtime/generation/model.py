@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, TypedDict, Unpack, overload
 
 import numpy as np
 
 from dynexport.runtime.bundle.bundle import Bundle
-from dynexport.runtime.bundle.checks import checked_count, checked_ids, checked_kind, checked_list, shown
+from dynexport.runtime.bundle.checks import checked_count, checked_ids, checked_kind, checked_list, is_integer, shown
 from dynexport.runtime.bundle.errors import DynexportError
 from dynexport.runtime.bundle.manifest import Depth
 from dynexport.runtime.engines.registry import RunBackend
@@ -24,11 +24,31 @@ from dynexport.runtime.text.text import NO_VARIABLES, Text
 
 Array = np.ndarray
 Prompt: TypeAlias = str | Tokens
-Prompts: TypeAlias = Prompt | Sequence[Prompt]
 WantedDepth: TypeAlias = str | float | Depth | None
 _GREEDY = Sampling()
 _DEPTHS = str | float | int | Depth | None
 _MOST_CHOICES = 128
+
+
+class Options(TypedDict, total=False):
+    """How to generate.
+
+    Attributes:
+        max_new_tokens: at most so many per row, 128 where nothing is said; fewer where the context ends before.
+        sampling: of all prompts, or one for each; greedy where nothing is said. What a row draws does not depend on its
+            neighbours.
+        depth: of all prompts, or one for each: a ratio that the bundle declares, a name, "full", or one of
+            ``Bundle.depth``; None as for ``Bundle.depth``.
+        stop: strings that end a row; they are not part of its text.
+        chat: whether what is generated is an answer in a chat, which ends at more tokens than other text (``turn_end``
+            of the manifest).
+    """
+
+    max_new_tokens: int
+    sampling: Sampling | Sequence[Sampling]
+    depth: WantedDepth | Sequence[WantedDepth]
+    stop: Sequence[str]
+    chat: bool
 
 
 def load(
@@ -70,104 +90,97 @@ class Model:
         self.executor = Executor(bundle, threads, backend=backend)
         self.bundle, self.text = bundle, Text.of_bundle(bundle)
 
-    def generate(
-        self,
-        prompts: Prompts,
-        *,
-        max_new_tokens: int = 128,
-        sampling: Sampling | Sequence[Sampling] = _GREEDY,
-        depth: WantedDepth | Sequence[WantedDepth] = None,
-        stop: Sequence[str] = (),
-        n: int = 1,
-    ) -> Any:
+    @overload
+    def generate(self, prompts: str, **options: Unpack[Options]) -> Generation: ...  # type: ignore[overload-overlap]
+    @overload
+    def generate(self, prompts: Sequence[int], **options: Unpack[Options]) -> Generation: ...  # type: ignore[overload-overlap]
+    @overload
+    def generate(self, prompts: Sequence[Prompt], **options: Unpack[Options]) -> list[Generation]: ...
+
+    def generate(self, prompts: Prompt | Sequence[Prompt], **options: Unpack[Options]) -> Generation | list[Generation]:
         """Generate after one prompt, or several in one batch.
 
         Args:
             prompts: text, token ids, or a list of either.
-            max_new_tokens: at most so many per row; fewer where the context ends before.
-            sampling: of all prompts, or one for each. Temperature 0 is greedy. What a row draws does not depend on its
-                neighbours.
-            depth: of all prompts, or one for each: a ratio that the bundle declares, a name, "full", or one of
-                ``Bundle.depth``; None as for ``Bundle.depth``.
-            stop: strings that end a row; they are not part of its text.
-            n: answers to each prompt; they share the run of the prompt, and differ in their draws.
+            options: see ``Options``.
 
         Returns:
-            ``Generation`` for a single prompt, else a list of them; lists of n of these in their place where n > 1.
+            The generation of a single prompt, else a list of them.
 
         Raises:
             DynexportError: for a prompt that is empty, has unknown tokens or exceeds the context, or a bad argument.
         """
         rows, single = self._rows(prompts)
+        done = _collected([len(row) for row in rows], self._stream(rows, 1, **options))
+        return done[0] if single else done
+
+    def choices(self, prompt: Prompt, n: int, **options: Unpack[Options]) -> list[Generation]:
+        """Generate n answers to one prompt, which runs once; they differ in their draws.
+
+        Args:
+            prompt: text, or token ids.
+            n: at most 128.
+            options: see ``Options``.
+
+        Raises:
+            DynexportError: as for ``generate``.
+        """
         n = checked_count("n", n, 1, _MOST_CHOICES)
-        done = [Generation(len(row)) for row in rows for _ in range(n)]
-        for piece in self._stream(rows, max_new_tokens, sampling, depth, stop, n=n):
-            done[piece.row].push(piece)
-        found = done if n == 1 else [done[start : start + n] for start in range(0, len(done), n)]
-        return found[0] if single else found
+        ids = self._ids(prompt)
+        return _collected([len(ids)] * n, self._stream([ids], n, **options))
 
     def stream(
         self,
-        prompts: Prompts,
+        prompts: Prompt | Sequence[Prompt],
         *,
-        max_new_tokens: int = 128,
-        sampling: Sampling | Sequence[Sampling] = _GREEDY,
-        depth: WantedDepth | Sequence[WantedDepth] = None,
-        stop: Sequence[str] = (),
-        n: int = 1,
-        chat: bool = False,
         cache: KvCache | None = None,
         held: Sequence[Tokens] = (),
+        **options: Unpack[Options],
     ) -> Stream:
-        """Generate token by token: pieces as they come, row by row within a step; arguments as for ``generate``.
+        """Generate token by token: pieces as they come, row by row within a step.
 
         Args:
-            chat: whether what is generated is an answer in a chat, which ends at more tokens than other text
-                (``turn_end`` of the manifest).
+            prompts, options: as for ``generate``.
             cache: what earlier turns left, to go on from; all of its rows are acquired, one for each prompt, and no
                 other stream may use it until this one has ended or is closed. None begins anew.
             held: with ``cache``: the token ids that it holds, per row, which penalties are for as well.
+
+        Raises:
+            DynexportError: as for ``generate``.
         """
         rows, _ = self._rows(prompts)
-        return self._stream(rows, max_new_tokens, sampling, depth, stop, n=n, chat=chat, cache=cache, held=held)
+        return self._stream(rows, 1, cache, held, **options)
 
     def chat(
         self,
         messages: Sequence[Mapping[str, Any]],
         *,
         variables: Mapping[str, Any] = NO_VARIABLES,
-        max_new_tokens: int = 128,
-        sampling: Sampling = _GREEDY,
-        depth: WantedDepth = None,
-        stop: Sequence[str] = (),
+        **options: Unpack[Options],
     ) -> Generation:
-        """Answer a conversation; other arguments and errors as for ``generate``.
+        """Answer a conversation.
 
         Args:
             messages: each with a role and its content, as for transformers' ``apply_chat_template``.
             variables: further ones of the chat template, such as ``tools``.
+            options: see ``Options``; ``chat`` is always true.
 
         Raises:
-            DynexportError: also where the bundle has no chat template, or it refuses the messages.
+            DynexportError: as for ``generate``; also where the bundle has no chat template, or it refuses the messages.
         """
         prompt = self.text.chat(messages, variables=variables)
-        answer = Generation(len(prompt))
-        stream = self.stream(
-            [prompt], max_new_tokens=max_new_tokens, sampling=sampling, depth=depth, stop=stop, chat=True
-        )
-        for piece in stream:
-            answer.push(piece)
-        return answer
+        return self.generate(prompt, **{**options, "chat": True})
 
-    def _rows(self, prompts: Prompts) -> tuple[list[Array], bool]:
+    def _rows(self, prompts: Prompt | Sequence[Prompt]) -> tuple[list[Array], bool]:
         """int64 [n] per prompt, and whether there is a single one that stands in no list."""
         if isinstance(prompts, str):
             return [self._ids(prompts)], True
         listed = checked_list("prompts", prompts, "prompts, each text or a list of token ids")
         if not listed:
             raise DynexportError("prompts: expected at least one, found none")
-        single = all(isinstance(item, int | np.integer) for item in listed)
-        return ([self._ids(prompts)], True) if single else ([self._ids(item) for item in listed], False)
+        if all(is_integer(item) for item in listed):
+            return [self._ids(prompts)], True
+        return [self._ids(item) for item in listed], False
 
     def _ids(self, prompt: Prompt) -> Array:
         tokens = self.text.encode(prompt) if isinstance(prompt, str) else prompt
@@ -176,19 +189,20 @@ class Model:
     def _stream(
         self,
         rows: list[Array],
-        max_new_tokens: int,
-        sampling: Sampling | Sequence[Sampling],
-        depth: WantedDepth | Sequence[WantedDepth],
-        stop: Sequence[str],
-        *,
-        n: int = 1,
-        chat: bool = False,
+        n: int,
         cache: KvCache | None = None,
         held: Sequence[Tokens] = (),
+        *,
+        max_new_tokens: int = 128,
+        sampling: Sampling | Sequence[Sampling] = _GREEDY,
+        depth: WantedDepth | Sequence[WantedDepth] = None,
+        stop: Sequence[str] = (),
+        chat: bool = False,
     ) -> Stream:
-        """What ``stream`` says, of checked prompts."""
+        """What ``stream`` says, of checked prompts, n times each."""
         max_new_tokens = checked_count("max_new_tokens", max_new_tokens)
-        stop, n = checked_list("stop", stop, "strings"), checked_count("n", n, 1, _MOST_CHOICES)
+        checked_kind("chat", chat, bool, "true or false")
+        stop = checked_list("stop", [stop] if isinstance(stop, str) else stop, "strings")
         if stop and not self.text.has_tokenizer:
             raise DynexportError(f"stop: expected a bundle with a tokenizer, found none in {self.bundle.path}")
         samplings = _for_each("sampling", sampling, len(rows), Sampling)
@@ -218,6 +232,13 @@ class Model:
         return wanted if isinstance(wanted, Depth) else self.bundle.depth(wanted)
 
 
+def _collected(prompt_tokens: Sequence[int], stream: Stream) -> list[Generation]:
+    done = [Generation(count) for count in prompt_tokens]
+    for piece in stream:
+        done[piece.row].push(piece)
+    return done
+
+
 def _for_each(name: str, value: Any, count: int, kind: Any) -> list[Any]:
     """One value for each prompt, where there may be one for all.
 
@@ -234,4 +255,4 @@ def _for_each(name: str, value: Any, count: int, kind: Any) -> list[Any]:
     return values
 
 
-__all__ = ["Model", "Prompt", "load"]
+__all__ = ["Model", "Options", "Prompt", "WantedDepth", "load"]

@@ -10,7 +10,7 @@ from bundles import CHAT, talking_checkpoint
 
 from dynexport.exporter.bundle.conversion import convert
 from dynexport.runtime import Bundle, DynexportError, Model, Sampling
-from dynexport.runtime.execution.cache import Cache
+from dynexport.runtime.execution.kv_cache import KvCache
 from dynexport.runtime.generation.conversation import Conversation
 
 NEW = 8
@@ -45,9 +45,9 @@ def test_every_turn_at_full_depth_is_what_a_fresh_start_says(tmp_path: Path, tem
 
 def test_a_later_turn_feeds_only_what_is_new(generator: Model, monkeypatch: pytest.MonkeyPatch) -> None:
     fed: list[int] = []
-    prefill = generator.decoder.prefill
+    run = generator.executor.run
     monkeypatch.setattr(
-        generator.decoder, "prefill", lambda cache, prompts: fed.append(len(prompts[0])) or prefill(cache, prompts)
+        generator.executor, "run", lambda cache, batch: fed.append(len(batch.tokens[0])) or run(cache, batch)
     )
     conversation = Conversation(generator)
     ids = say(conversation, "Hello there", depth=2)
@@ -82,17 +82,17 @@ def test_an_answer_that_is_interrupted_within_a_step_leaves_the_cache_whole(
     generator: Model, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     conversation = Conversation(generator)
-    advance, fed = type(generator.decoder)._advance, []
+    commit, fed = KvCache.commit, []
 
-    def interrupted(self: Any, cache: Cache, *arguments: Any) -> None:
-        fed.append(cache)
-        advance(self, cache, *arguments)
+    def interrupted(self: KvCache, *arguments: Any) -> None:
+        fed.append(self)
+        commit(self, *arguments)
         if len(fed) == 4:  # after the prompt and three tokens, when only half of it is written down
-            cache.positions -= 1
+            self.positions -= 1
             raise KeyboardInterrupt
 
     with monkeypatch.context() as patched:
-        patched.setattr(type(generator.decoder), "_advance", interrupted)
+        patched.setattr(KvCache, "commit", interrupted)
         with pytest.raises(KeyboardInterrupt):
             say(conversation, "Hello there")
     asked = [*conversation.messages, {"role": "user", "content": "Go on"}]

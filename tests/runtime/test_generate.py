@@ -9,6 +9,7 @@ import pytest
 from tokenizers import Tokenizer, decoders, models
 
 from dynexport.runtime import Bundle, DynexportError, Generation, Model, Sampling
+from dynexport.runtime.execution.batch import StepResult
 from dynexport.runtime.text.text import Text
 
 PROMPTS = [[5], [7, 8, 9, 10, 11], [60, 61, 62]]
@@ -80,8 +81,9 @@ def spelling(generator: Model, monkeypatch: pytest.MonkeyPatch, answer: bytes, *
     logits = iter(np.eye(256, dtype=np.float32)[list(answer)][:, None])
     speller = with_eos(generator, *eos)
     speller.text = Text.from_files({"tokenizer.json": tokenizer.to_str().encode()})
-    monkeypatch.setattr(speller.decoder, "prefill", lambda cache, prompts: [next(logits)])
-    monkeypatch.setattr(speller.decoder, "step", lambda cache, tokens, keep, live: next(logits))
+    none = np.zeros((1, 1), np.int64)
+    monkeypatch.setattr(speller.executor, "run", lambda cache, batch: StepResult([next(logits)], none, None))
+    monkeypatch.setattr(speller.executor, "decode", lambda *arguments, lasting: next(logits))
     return speller
 
 
@@ -90,7 +92,7 @@ def spelling(generator: Model, monkeypatch: pytest.MonkeyPatch, answer: bytes, *
     [
         ("hé🎉".encode(), "hé🎉", "length"),
         ("h🎉".encode()[:-1], "h\ufffd\ufffd\ufffd", "length"),
-        ("h🎉".encode()[:-1] + b"\xff", "h\ufffd\ufffd\ufffd", "eos"),
+        ("h🎉".encode()[:-1] + b"\xff", "h\ufffd\ufffd\ufffd", "stop"),
         ("é".encode()[:1], "\ufffd", "length"),
     ],
 )
@@ -115,7 +117,7 @@ def test_answers_in_a_chat_end_at_more_tokens(generator: Model) -> None:
     other = Model(bundle, threads=1)
     assert other.generate(PROMPTS[:1], max_new_tokens=NEW)[0].ids == free.ids
     (row,) = other.generate(PROMPTS[:1], max_new_tokens=NEW, chat=True)
-    assert (row.ids, row.finish_reason) == (free.ids[: free.ids.index(free.ids[2]) + 1], "eos")
+    assert (row.ids, row.finish_reason) == (free.ids[: free.ids.index(free.ids[2]) + 1], "stop")
 
 
 def test_the_pieces_of_a_stream_are_the_generation(generator: Model) -> None:
@@ -177,8 +179,8 @@ def test_one_request_after_another_at_any_ratio(generator: Model) -> None:
         ({"prompts": [[1], [89]]}, r"prompt: expected token ids 0\.\.88, found 89"),
         ({"prompts": [[1] * 25]}, "prompt: expected at most 24 tokens to fit the context of 24, found 25"),
         ({"max_new_tokens": 0}, "max_new_tokens: expected at least 1, found 0"),
-        ({"speedup": 3}, r"speedup: expected 1, 2, 1\.5; found 3"),
-        ({"speedup": "fast"}, r"speedup: expected 1, 2, 1\.5; found fast"),
+        ({"depth": 3}, r"depth: expected 1, 2, 1\.5; found 3"),
+        ({"depth": "fast"}, r"depth: expected 1, 2, 1\.5; found fast"),
         ({"stop": ["x"]}, "stop: expected a bundle with a tokenizer"),
     ],
 )
@@ -187,6 +189,6 @@ def test_bad_arguments(short: Model, arguments: dict[str, object], message: str)
         short.generate(**{"prompts": [[1]], **arguments})
 
 
-def test_a_generator_without_a_tokenizer_gives_ids(dense_bundle: Path) -> None:
+def test_a_model_without_a_tokenizer_gives_ids(dense_bundle: Path) -> None:
     (row,) = Model(Bundle.open(dense_bundle), threads=1).generate([[1]], max_new_tokens=3)
     assert len(row.ids) == 3 and row.text == ""
