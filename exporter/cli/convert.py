@@ -92,8 +92,8 @@ _form_options = options(
         "--layer-capacity",
         type=float,
         metavar="SHARE",
-        help="With --single-graph: of a step's tokens, the share that each layer has room for, above 0 and up to 1; others "
-        "are turned away and counted.  [default: 1]",
+        help="With --single-graph: of a step's tokens, the share that each layer has room for, above 0 and up to 1; "
+        "others are turned away and counted.  [default: 1]",
     ),
     click.option(
         "--golden/--no-golden",

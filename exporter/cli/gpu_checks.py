@@ -26,7 +26,7 @@ from dynexport.runtime.engines.tensorrt.build import build_engine
 from dynexport.runtime.engines.tensorrt.builder import Builder
 from dynexport.runtime.engines.tensorrt.gpu import NoGpu, find_gpu
 from dynexport.runtime.engines.tensorrt.plugins import our_plugins
-from dynexport.runtime.measure.bench import Benchmark, benchmark
+from dynexport.runtime.measure.bench import Benchmark, Workload, benchmark
 
 WHAT = (
     "engines of every strategy by each TensorRT that is installed (built, verified, measured), kernels of plugins, "
@@ -239,19 +239,18 @@ def _verified(bundle: Bundle, checkpoint: Path, backend: RunBackend) -> str:
 
 
 def _measure(bundle: Bundle, backend: RunBackend) -> Benchmark:
-    return benchmark(
-        bundle, prompt_tokens=_PROMPT, new_tokens=_NEW, repeats=5, backend=backend, threads=available_cores()
-    )
+    workload = Workload(available_cores(), prompt_tokens=_PROMPT, new_tokens=_NEW, repeats=5, backend=backend)
+    return benchmark(bundle, workload)
 
 
 def _in_words(measured: Benchmark) -> str:
-    dense, *others = measured.results
+    full, *others = measured.results
     told = [
         f"{r.name} {r.decode_milliseconds:.2f} ms, {r.speedup:.2f}x of ideal {r.ideal_speedup:.2f}x, "
         f"efficiency {r.efficiency:.2f}"
         for r in others
     ]
-    return "; ".join([f"a dense step {dense.decode_milliseconds:.2f} ms", *told])
+    return "; ".join([f"a step at full depth {full.decode_milliseconds:.2f} ms", *told])
 
 
 __all__ = ["SAMPLES", "Check", "Outcome", "Skipped", "checks"]

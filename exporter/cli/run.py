@@ -14,6 +14,7 @@ import click
 from dynexport.exporter.cli.arguments import (
     backend_option,
     bundle_argument,
+    depth_option,
     numbers,
     settings,
     threads_option,
@@ -24,12 +25,13 @@ from dynexport.exporter.cli.output import Output, json_option
 from dynexport.exporter.cli.prompts import given_prompt, utf8
 from dynexport.exporter.cli.sampling_options import given_fields, sampling_options
 from dynexport.exporter.cli.talk import talk
-from dynexport.exporter.trace import Depth, Token, Trace, TraceFile, look
+from dynexport.exporter.trace import RowDepth, Token, Trace, TraceFile, look
 from dynexport.runtime.bundle.bundle import Bundle
 from dynexport.runtime.bundle.errors import DynexportError
 from dynexport.runtime.bundle.manifest import Depth
 from dynexport.runtime.engines.registry import RunBackend
-from dynexport.runtime.execution.kv_cache import STEP, KvCache
+from dynexport.runtime.execution.decisions import Decisions
+from dynexport.runtime.execution.kv_cache import STEP
 from dynexport.runtime.generation.conversation import Conversation
 from dynexport.runtime.generation.generation_config import GENERATION_CONFIG, Recommended, recommended_by
 from dynexport.runtime.generation.model import Model
@@ -68,9 +70,7 @@ Examples:
     help="With --chat: a variable of the chat template, as JSON or text, such as enable_thinking=false; may be given "
     "several times.",
 )
-@click.option(
-    "--speedup", help="A declared ratio; 1 is full depth.  [default: the first that the model was trained for, else 1]"
-)
+@depth_option("A declared ratio; 1 is full depth.  [default: the first that the model was trained for, else 1]")
 @click.option("--max-new-tokens", type=int, default=128, show_default=True, help="Stop after so many tokens.")
 @sampling_options
 @click.option("--stop", callback=utf8, multiple=True, help="Stop at this text; may be given several times.")
@@ -94,7 +94,7 @@ def run(
     chat: bool,
     system: str | None,
     variables: tuple[str, ...],
-    speedup: str | None,
+    depth: str | None,
     max_new_tokens: int,
     stop: tuple[str, ...],
     traces: tuple[Path, ...],
@@ -124,8 +124,8 @@ def run(
     opened = Bundle.open(bundle, trust_engines=trust_engines)
     recommended = recommended_by(opened)
     sampling = _sampling(out, recommended, given)
-    keep = opened.depth(speedup)
-    _say_ratio(out, opened, keep, asked=speedup is not None)
+    keep = opened.depth(depth)
+    _say_ratio(out, opened, keep, asked=depth is not None)
     model = Model(opened, threads, backend=backend)
     if template_variables and (unused := model.text.unused_variables(template_variables)):
         out.warn(f"--template-var {', '.join(unused)}: the chat template reads no such variable")
@@ -169,21 +169,41 @@ def _answer(
         as_ids: show token ids rather than text.
     """
     longest = len(tokens) + max(0, how["max_new_tokens"])
-    cache = model.executor.full_cache(1, longest, record=bool(files), room=len(tokens) + STEP)
+    # What routers decided is told of every bundle that has some.
+    record = bool(files) or model.bundle.manifest.routing is not None
+    cache = model.executor.full_cache(1, longest, record=record, room=len(tokens) + STEP)
     start = time.perf_counter()
     shown = _nothing_shown()
     _show(out, model.stream([tokens], cache=cache, **how), shown, as_ids=as_ids)
     report = {**shown, "prompt_ids": tokens, **settled, "seconds": time.perf_counter() - start}
-    depth = Depth.of(cache, model.bundle.manifest)
+    if cache.logs is not None:
+        report |= _decided(out, files, model, model.executor.reader.joined(cache.logs[0]), report)
+    out.report(report)
+
+
+def _decided(
+    out: Output, files: list[TraceFile], model: Model, decisions: Decisions, report: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Say what routers decided of the tokens that were processed, and draw it; return what the report says of it."""
+    routing = model.bundle.manifest.routing
+    depth = RowDepth.of(decisions, routing)
+    told: dict[str, Any] = {}
     if depth.routed:
-        _say_depth(out, depth)
-        report["depth"] = depth.model_dump()
+        ran, overflow = look.routed(depth.routed)
+        out.say(f"{ran}; {look.deep(depth.layers_per_token, depth.layers)}; {overflow}")
+        told["depth"] = depth.model_dump()
     if depth.turned_away:
         out.warn(f"full layers turned tokens away {depth.turned_away} times: see layer_capacity")
-        report["turned_away"] = depth.turned_away
+        told["turned_away"] = depth.turned_away
     if files:
-        _trace(out, files, model, cache, depth, report)
-    out.report(report)
+        ids = [*report["prompt_ids"], *report["ids"]][: depth.tokens]  # the last generated one never was processed
+        tokens = Token.sequence(ids, model.text, len(report["prompt_ids"]))
+        strategy = model.bundle.manifest.contract.strategy
+        trace = Trace.of(decisions, routing, tokens, strategy=strategy, speedup=report["speedup"])
+        for file in files:
+            file.write(trace)
+            out.say(f"trace: {file.path}")
+    return told
 
 
 def _warn_of_two_beginnings(out: Output, bos: int | None, tokens: Sequence[int]) -> None:
@@ -277,30 +297,6 @@ def _show(out: Output, stream: Stream, shown: dict[str, Any], *, as_ids: bool) -
             shown["text"] += piece.text
             shown["finish_reason"] = piece.finish_reason
     out.stream("\n")
-
-
-def _say_depth(out: Output, depth: Depth) -> None:
-    """What the routers came to, in a line."""
-    ran, overflow = look.routed(depth.routed)
-    out.say(f"{ran}; {look.deep(depth.layers_per_token, depth.layers)}; {overflow}")
-
-
-def _trace(
-    out: Output, files: list[TraceFile], model: Model, cache: KvCache, depth: Depth, report: dict[str, Any]
-) -> None:
-    """Write what was recorded of the tokens that were processed; the last generated one never was."""
-    assert cache.logs is not None
-    ids = [*report["prompt_ids"], *report["ids"]][: depth.tokens]
-    trace = Trace.from_log(
-        cache.logs[0],
-        Token.sequence(ids, model.text, len(report["prompt_ids"])),
-        depth,
-        strategy=model.bundle.manifest.contract.strategy,
-        speedup=report["speedup"],
-    )
-    for file in files:
-        file.write(trace)
-        out.say(f"trace: {file.path}")
 
 
 def _talk(out: Output, conversation: Conversation, how: dict[str, Any], settled: dict[str, Any]) -> None:

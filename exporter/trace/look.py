@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from dynexport.exporter.trace.model import RoutedLayer, Token, Trace
+from dynexport.runtime.bundle.manifest import FULL
 
 Array = np.ndarray
 
@@ -107,7 +108,7 @@ def readable(token: Token) -> str:
 
 def headline(trace: Trace) -> str:
     """Strategy, ratio and how deep tokens went."""
-    ratio = f" at ratio {trace.speedup}" if trace.speedup != "dense" else ""
+    ratio = f" at ratio {trace.speedup}" if trace.speedup != FULL else ""
     if trace.paths:
         return (
             f"{trace.strategy}: paths of {trace.layers_per_token:.1f} layers per token through a pool of {trace.layers}"
