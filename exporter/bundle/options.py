@@ -53,8 +53,8 @@ class TargetOptions:
             rows = MAX_BATCH if self.max_batch is None else self.max_batch
             return TensorRT(self.precision, rows, self.max_prompt, plugins=self.plugins)
         only_tensorrt = {"max_batch": self.max_batch, "max_prompt": self.max_prompt, "plugins": self.plugins or None}
-        for option, value in only_tensorrt.items():
-            if value is not None:
+        for option, given in only_tensorrt.items():
+            if given is not None:
                 raise DynexportError(
                     f"{option}: expected with the target tensorrt, found onnxruntime, which needs none"
                 )

@@ -202,7 +202,13 @@ class Step:
         row = self.row_of(layer)
         length, last = op.Gather(self.inputs.cache_lengths, row), op.Gather(self.last_index, row)
         total = None if self.total_length is None else op.Gather(self.total_length, row)
-        return LayerStep(self.inputs.position_ids, self.rotation, length, last, total)
+        return LayerStep(
+            position_ids=self.inputs.position_ids,
+            rotation=self.rotation,
+            cache_length=length,
+            last_index=last,
+            total_length=total,
+        )
 
 
 def attention_bias(

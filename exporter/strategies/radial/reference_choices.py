@@ -9,9 +9,10 @@ from typing import Any
 import numpy as np
 
 from dynexport.exporter.reference.hugging_face import BoolArray, FloatArray, as_numpy
+from dynexport.exporter.reference.norms import norm_epsilon
 from dynexport.exporter.reference.rows import GONE, IntArray, RowPaths
 from dynexport.exporter.reference.stored import Tensors, read_router_tensor
-from dynexport.exporter.reference.transformers_layers import DecoderLayers, norm_epsilon
+from dynexport.exporter.reference.transformers_layers import DecoderLayers
 from dynexport.exporter.reference.weights import Weights
 from dynexport.exporter.strategies.radial.reference_entries import Entries
 from dynexport.runtime.bundle.contract import Radial
