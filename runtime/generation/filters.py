@@ -20,7 +20,7 @@ Weights = NDArray[np.float64]
 _SHORT = 4096
 _BLOCK = 64
 # top_p looks first among the tokens that have at least one of so many parts of the share that it leaves out.
-_CANDIDATES = (512, 4096)
+_PARTS = 4096
 # Float32 can divide by temperatures from _COLDEST to _HOTTEST.
 _COLDEST, _HOTTEST = 1e-6, 1e6
 
@@ -41,8 +41,7 @@ def distribution(row: Logits, sampling: Sampling) -> tuple[Ids, Weights]:
         weights = np.exp((exact - exact.max()) / sampling.temperature)
     probabilities = weights / weights.sum()
     if sampling.top_p < 1:
-        edge, count = _smallest_set(probabilities, sampling.top_p)
-        kept = _first_largest(probabilities, edge, count)
+        kept = _largest(probabilities, *_smallest_set(probabilities, sampling.top_p))
         ids, probabilities = ids[kept], probabilities[kept]
     if sampling.min_p > 0:
         likely = probabilities >= sampling.min_p * probabilities.max()
@@ -93,7 +92,7 @@ def _top_k(row: Logits, count: int) -> Ids:
         return np.arange(row.size)
     ids = _reaching(row, count)
     values = row[ids]
-    return ids[_first_largest(values, np.partition(values, -count)[-count], count)]
+    return ids[_largest(values, np.partition(values, -count)[-count], count)]
 
 
 def _reaching(row: Logits, count: int) -> Ids:
@@ -106,11 +105,13 @@ def _reaching(row: Logits, count: int) -> Ids:
     return np.flatnonzero(row >= np.partition(maxima, -count)[-count])
 
 
-def _first_largest(values: NDArray[np.floating], edge: np.floating, count: int) -> Ids:
-    """Return places of the ``count`` largest values, of which ``edge`` is the smallest; of equal ones the first."""
-    kept = values > edge
-    kept[np.flatnonzero(values == edge)[: count - np.count_nonzero(kept)]] = True
-    return np.flatnonzero(kept)
+def _largest(values: NDArray[np.floating], edge: np.floating, count: int) -> NDArray[np.bool_]:
+    """Mark the ``count`` largest values, of which ``edge`` is the smallest; of equal ones the first."""
+    marked = np.asarray(values >= edge)
+    surplus = np.count_nonzero(marked) - count
+    if surplus:
+        marked[np.flatnonzero(values == edge)[-surplus:]] = False
+    return marked
 
 
 def _typical(probabilities: Weights, mass: float) -> NDArray[np.bool_]:
@@ -152,17 +153,16 @@ def _draw_top_p(row: Logits, largest: float, sampling: Sampling, uniform: float)
     weights = _weights(row, largest, sampling.temperature)
     total = float(_block_sums(weights).sum(dtype=np.float64))
     wanted = sampling.top_p * total
-    for tokens in _CANDIDATES:
-        ids = np.flatnonzero(weights >= (total - wanted) / tokens)
-        values = weights[ids]
-        if values.sum(dtype=np.float64) > wanted:
-            kept = _first_largest(values, *_smallest_set(values, wanted))
-            ids, values = ids[kept], values[kept]
-            likely = values >= sampling.min_p  # the largest weight is 1
-            return _pick(ids[likely], values[likely].astype(np.float64), uniform)
-    _leave_out(weights, *_smallest_set(weights, wanted))
-    weights *= weights >= sampling.min_p
-    return _draw_from_all(weights, uniform)
+    ids = np.flatnonzero(weights >= (total - wanted) / _PARTS)
+    values = weights[ids]
+    if values.sum(dtype=np.float64) <= wanted:  # rare: most of the vocabulary is needed
+        weights *= _largest(weights, *_smallest_set(weights, wanted))
+        weights *= weights >= sampling.min_p  # the largest weight is 1
+        return _draw_from_all(weights, uniform)
+    kept = _largest(values, *_smallest_set(values, wanted))
+    if sampling.min_p > 0:
+        kept &= values >= sampling.min_p
+    return _pick(ids[kept], values[kept].astype(np.float64), uniform)
 
 
 def _pick(ids: Ids, weights: Weights, uniform: float) -> int:
@@ -182,15 +182,6 @@ def _draw_from_all(weights: Logits, uniform: float) -> int:
     # Rounding may put the target at the end of the block or beyond; it belongs to its last token then.
     target = min((uniform - before) * total, float(np.nextafter(inside[-1], 0)))
     return block * _BLOCK + int(inside.searchsorted(target, side="right"))
-
-
-def _leave_out(weights: Logits, edge: np.floating, count: int) -> None:
-    """Set weights to 0, but the ``count`` largest, of which ``edge`` is the smallest; of equal ones the first stay."""
-    kept = weights >= edge
-    surplus = np.count_nonzero(kept) - count
-    if surplus:
-        kept[np.flatnonzero(weights == edge)[-surplus:]] = False
-    weights *= kept
 
 
 __all__ = ["distribution", "draw", "largest_ids", "log_of_sum"]

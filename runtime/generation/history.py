@@ -55,9 +55,8 @@ class History:
             penalty = sampling.repetition_penalty
             row[ids] = np.where(row[ids] < 0, row[ids] * penalty, row[ids] / penalty)
         if sampling.frequency_penalty or sampling.presence_penalty:
-            row[ids] -= (sampling.frequency_penalty * counts + sampling.presence_penalty * (counts > 0)).astype(
-                row.dtype
-            )
+            penalties = sampling.frequency_penalty * counts + sampling.presence_penalty * (counts > 0)
+            row[ids] -= penalties.astype(row.dtype)
         for forbidden in self._forbidden():
             row[forbidden[forbidden < row.size]] = -np.inf
         return row

@@ -101,7 +101,8 @@ def choose(logits: NDArray[np.float32], rows: Sequence[RowSampler]) -> list[Choi
     if all(row.plain for row in rows):
         return [Choice(token) for token in tokens.tolist()]
     each = zip(logits, rows, tokens.tolist(), largest.tolist(), strict=True)
-    return [_choose(index, *one) for index, one in enumerate(each)]
+    with np.errstate(over="ignore"):  # minus infinity for what is far below the largest is meant
+        return [_choose(index, *one) for index, one in enumerate(each)]
 
 
 def _choose(index: int, logits: NDArray[np.float32], row: RowSampler, token: int, largest: float) -> Choice:

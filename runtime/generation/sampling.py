@@ -23,13 +23,14 @@ class Sampling:
 
     Each step applies, in this order: ``logit_bias``, ``repetition_penalty``, ``frequency_penalty``,
     ``presence_penalty``, forbidden tokens; then the most probable token is taken, or, with a temperature above 0,
-    ``temperature``, ``top_k``, ``top_p``, ``min_p`` and ``typical_p``, and a draw. The first part is vLLM's order, which
-    has both kinds of penalties; where transformers has a field, it is transformers' order too. The filters
-    follow transformers, whose generation_config.json is read (vLLM applies ``min_p`` before ``top_k`` and ``top_p``).
+    ``temperature``, ``top_k``, ``top_p``, ``min_p`` and ``typical_p`` are applied and a token is drawn. Biases and
+    penalties follow vLLM, which has all of them, so that an OpenAI request gives the same distribution; the order is
+    that of transformers too, where transformers has the field. The filters follow transformers, whose
+    generation_config.json is read; vLLM applies ``min_p`` before ``top_k`` and ``top_p``.
 
-    Of equally probable tokens at the edge of ``top_k`` and ``top_p`` those with the lowest ids stay, so that ``top_k`` is
-    never exceeded and ``top_k=1`` is greedy; transformers keeps all of them under ``top_k``, and leaves it open which
-    under ``top_p``.
+    Of equally probable tokens at the edge of ``top_k`` and ``top_p`` those with the lowest ids stay, so that ``top_k``
+    is never exceeded and ``top_k=1`` is greedy; transformers keeps all of them under ``top_k``, and leaves it open
+    which under ``top_p``.
 
     Attributes:
         temperature: 0 takes the most probable token; above 0 one is drawn from softmax(logits / temperature).
@@ -52,7 +53,8 @@ class Sampling:
         bad_words_ids: sequences of ids that are never completed; an end-of-sequence token alone is left out of them.
         seed: makes the draws repeatable; None takes fresh entropy.
         logprobs: report log probabilities: None none, 0 that of the chosen token, n <= 20 also the n most probable
-            tokens. They are those of the model: before biases, penalties, temperature and filters, as vLLM's default is.
+            tokens. They are those of the model, before biases, penalties, temperature and filters, as vLLM reports
+            them by default (``raw_logprobs``).
 
     Raises:
         DynexportError: when a field is outside its range.

@@ -369,7 +369,7 @@ def test_logits_change_as_in_transformers(sampling: Sampling, prompt: list[int],
 
 
 def test_frequency_and_presence_count_what_was_generated() -> None:
-    """OpenAI's formula, by hand: logit - count * frequency - (count > 0) * presence, after the penalty of repetition."""
+    """OpenAI's formula: logit - count * frequency - (count > 0) * presence, after the penalty of repetition."""
     sampling = Sampling(frequency_penalty=0.5, presence_penalty=-0.25, repetition_penalty=2.0)
     row = RowSampler(sampling)
     row.see_prompt([0, 1, 1])
@@ -420,7 +420,7 @@ FILTERS: list[dict[str, Any]] = [
 @pytest.mark.parametrize("kind", WIDE)
 @pytest.mark.parametrize("fields", FILTERS, ids=str)
 def test_the_fast_way_draws_what_the_definition_does(kind: str, fields: dict[str, Any]) -> None:
-    """For numbers over the whole of [0, 1): the token is the definition's, or the number lies within 1e-5 of its edge."""
+    """For numbers all over [0, 1): the token is the definition's, or the number lies within 1e-5 of its edge."""
     row, sampling = wide(kind), Sampling(**{"temperature": 1.0, **fields})
     ids, probabilities = distribution(row, sampling)
     cumulative = probabilities.cumsum() / probabilities.sum()
@@ -446,7 +446,6 @@ def test_top_p_keeps_the_lowest_of_equals_in_long_rows() -> None:
 @pytest.mark.parametrize("fields", [{}, {"top_p": 0.9}, {"min_p": 0.05}, {"top_k": 30}, {"top_p": 0.9, "min_p": 0.05}])
 def test_draws_of_long_rows_follow_the_distribution(fields: dict[str, Any]) -> None:
     """Chi-square of 4,000 draws, tokens that are expected less than ten times put together."""
-    stats = pytest.importorskip("scipy.stats")
     row, sampling = wide("peaked"), Sampling(temperature=1.0, seed=9, **fields)
     ids, probabilities = distribution(row, sampling)
     expected = np.zeros(row.size)
@@ -459,7 +458,11 @@ def test_draws_of_long_rows_follow_the_distribution(fields: dict[str, Any]) -> N
     if expected[~often].sum() >= 10:
         pairs.append((found[~often].sum()[None], expected[~often].sum()[None]))
     observed, wanted = (np.concatenate(values) for values in zip(*pairs, strict=True))
-    assert stats.chisquare(observed, wanted * observed.sum() / wanted.sum()).pvalue > 1e-4
+    wanted = wanted * observed.sum() / wanted.sum()
+    freedom = len(observed) - 1
+    # Wilson and Hilferty: the cube root of chi-square / freedom is nearly normal.
+    cube = (((observed - wanted) ** 2 / wanted).sum() / freedom) ** (1 / 3)
+    assert (cube - (1 - 2 / (9 * freedom))) / np.sqrt(2 / (9 * freedom)) < 4
 
 
 def test_rows_of_a_batch_have_their_own_options() -> None:
