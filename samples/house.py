@@ -17,6 +17,27 @@ FOLDERS = {
     "plugins": "dynexport.plugins",
 }
 
+# Rooms from the ground to the top: a room imports those of lower lines, never one of its own line or above.
+LAYERS = (
+    ("runtime.bundle",),
+    ("plugins",),
+    ("runtime.text", "runtime.engines"),
+    ("runtime.execution",),
+    ("runtime.generation",),
+    ("runtime.measure",),
+    ("exporter.families",),
+    ("exporter.checkpoint",),
+    ("exporter.reference", "exporter.lowering"),
+    ("exporter.graph",),
+    ("exporter.strategies",),
+    ("exporter.parity",),
+    ("exporter.bundle",),
+    ("exporter.trace",),
+    ("exporter.profile",),
+    ("exporter.cli",),
+)
+LEVEL = {room: number for number, layer in enumerate(LAYERS) for room in layer}
+
 
 @dataclass(frozen=True)
 class Module:
@@ -88,10 +109,10 @@ def _named(tree: ast.Module) -> Iterator[tuple[str, ...]]:
             yield (node.value,)
 
 
-def arrows(between: Iterable[Module]) -> dict[tuple[str, str], set[str]]:
+def arrows() -> dict[tuple[str, str], set[str]]:
     """(importing room, imported room) -> the imports that make it, each as "module -> module"."""
     known, found = modules(), dict[tuple[str, str], set[str]]()
-    for module in between:
+    for module in known.values():
         for target in module.imports:
             pair = module.room, known[target].room
             if all(pair) and pair[0] != pair[1]:

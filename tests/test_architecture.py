@@ -12,27 +12,8 @@ from collections.abc import Callable, Iterator
 
 import pytest
 from architecture_known import KNOWN
-from house import Module, arrows, circles, modules, short, within
+from house import LAYERS, LEVEL, Module, arrows, circles, modules, short, within
 
-# Rooms from the ground to the top: a room imports those of lower lines, never one of its own line or above.
-LAYERS = (
-    {"runtime.bundle"},
-    {"plugins"},
-    {"runtime.text", "runtime.engines"},
-    {"runtime.execution"},
-    {"runtime.generation"},
-    {"runtime.measure"},
-    {"exporter.families"},
-    {"exporter.checkpoint"},
-    {"exporter.reference", "exporter.lowering"},
-    {"exporter.graph"},
-    {"exporter.strategies"},
-    {"exporter.parity"},
-    {"exporter.bundle"},
-    {"exporter.trace"},
-    {"exporter.profile"},
-    {"exporter.cli"},
-)
 # Further: the one may not import the other. The reference shares no code with what it judges, and serving needs none of
 # what converting needs.
 APART = (
@@ -48,9 +29,8 @@ CONTRACT = "dynexport.runtime.bundle.contract"
 
 
 def within_layers() -> Iterator[str]:
-    level = {room: number for number, layer in enumerate(LAYERS) for room in layer}
-    for (importing, imported), places in arrows(modules().values()).items():
-        if level[importing] <= level[imported]:
+    for (importing, imported), places in arrows().items():
+        if LEVEL[importing] <= LEVEL[imported]:
             yield from places
 
 

@@ -52,6 +52,13 @@ def test_pictures_come_from_the_code() -> None:
         assert (docs_pictures.IMAGES / name).read_text() == content, "run: python samples/docs_pictures.py"
 
 
+def test_the_picture_of_the_house_comes_from_its_imports() -> None:
+    import docs_architecture
+
+    content = docs_architecture.PICTURE.read_text()
+    assert content == docs_architecture.picture(), "run: python samples/docs_architecture.py"
+
+
 def slug(heading: str) -> str:
     """The anchor that a heading gets."""
     return re.sub(r"[^\w\- ]", "", heading.strip().lower()).replace(" ", "-")
