@@ -1,4 +1,8 @@
-"""Read the modules of the package, and which of them imports which, from the source; nothing is imported."""
+"""Read the modules of the package, and which of them imports which, from the source; nothing is imported.
+
+`python samples/house.py` makes build/types/dynexport: links that show the four folders as the one package that they
+are, for tools that do not ask Python's import system where a package is (mypy, mkdocstrings).
+"""
 
 from __future__ import annotations
 
@@ -151,3 +155,19 @@ def circles(graph: Mapping[str, Iterable[str]]) -> list[set[str]]:
         if node not in index:
             visit(node)
     return found
+
+
+def link(directory: Path) -> None:
+    """Make ``directory``/dynexport, whose files and folders are links to the package's."""
+    package = directory / "dynexport"
+    package.mkdir(parents=True, exist_ok=True)
+    for old in package.iterdir():
+        old.unlink()
+    folders = [ROOT / folder for folder, name in FOLDERS.items() if name != "dynexport"]
+    files = [path for path in (ROOT / "package").iterdir() if path.name != "__pycache__"]
+    for path in (*folders, *files):
+        (package / path.name).symlink_to(path)
+
+
+if __name__ == "__main__":
+    link(ROOT / "build" / "types")

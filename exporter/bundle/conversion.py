@@ -91,7 +91,9 @@ def convert(
         model: a Hugging Face directory, a hub id, or a ``.gguf`` file.
         output: the bundle's directory; an earlier bundle there is replaced when the new one is complete.
         strategy: one of ``strategies()``; None takes what config.json declares under "dynexport", else dense.
-        speedups, rule, keep: override the contract's fields.
+        speedups: override the contract's ratios.
+        rule: overrides the contract's rule for kept layers.
+        keep: overrides the contract's kept layers.
         fields: override any field of the contract, objects within it field by field; these go last.
         target: the engine that the graphs are written for; ONNX Runtime runs them all.
         precision: how projections and embeddings are stored. For ONNX Runtime everything else is float32; for TensorRT

@@ -84,7 +84,8 @@ class Generator:
 
     Args:
         bundle: an opened bundle.
-        backend, threads: as for ``engine_opener``.
+        threads: of the engine, for one step; None takes one for every core.
+        backend: what runs the graphs.
     """
 
     def __init__(self, bundle: Bundle, threads: int | None = None, *, backend: RunBackend = "onnxruntime") -> None:
