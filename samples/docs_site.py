@@ -74,12 +74,22 @@ def on_page_markdown(markdown: str, page: Page, **_: Any) -> str:
     return _LINK.sub(led, markdown)
 
 
-def reference(module: str) -> str:
-    """The page of a public module: what its docstring says, and every public name where it is defined."""
+def homes(module: str) -> dict[str, str]:
+    """Public name -> where it is defined, of one module."""
     package = importlib.import_module(module)
-    parts = [f"# {module}", str(package.__doc__)]
+    found = {}
     for name in (name for name in package.__all__ if not name.startswith("__")):
         value = getattr(package, name)
-        home = f"{value.__module__}.{value.__qualname__}" if hasattr(value, "__qualname__") else f"{module}.{name}"
-        parts.append(f"::: {home}")
+        found[name] = (
+            f"{value.__module__}.{value.__qualname__}" if hasattr(value, "__qualname__") else f"{module}.{name}"
+        )
+    return found
+
+
+def reference(module: str) -> str:
+    """The page of a public module: what its docstring says, and its public names, each described on the first page."""
+    before = {home: page for page in reversed(PUBLIC[: PUBLIC.index(module)]) for home in homes(page).values()}
+    parts = [f"# {module}", str(importlib.import_module(module).__doc__)]
+    for name, home in homes(module).items():
+        parts.append(f"`{name}`: see [{before[home]}]({before[home]}.md)." if home in before else f"::: {home}")
     return "\n\n".join(parts) + "\n"
