@@ -161,7 +161,7 @@ def link(directory: Path) -> None:
     """Make ``directory``/dynexport, whose files and folders are links to the package's."""
     package = directory / "dynexport"
     package.mkdir(parents=True, exist_ok=True)
-    for old in package.iterdir():
+    for old in filter(Path.is_symlink, list(package.iterdir())):
         old.unlink()
     folders = [ROOT / folder for folder, name in FOLDERS.items() if name != "dynexport"]
     files = [path for path in (ROOT / "package").iterdir() if path.name != "__pycache__"]
