@@ -69,12 +69,12 @@ def name_of(path: Path) -> str:
     return ".".join((FOLDERS[folder], *parts)).removesuffix(".__init__")
 
 
-def room_of(name: str) -> str:
-    """The room of a module, by its name."""
-    _, *parts = name.split(".")
-    if parts[:1] == ["plugins"]:
-        return "plugins"
-    return ".".join(parts[:2]) if len(parts) > 1 else ""
+def room_of(path: Path) -> str:
+    """The room that a file stands in."""
+    folder, *parts = path.relative_to(ROOT).parts
+    if folder == "plugins":
+        return folder
+    return f"{folder}.{parts[0]}" if len(parts) > 1 else ""
 
 
 def within(name: str, package: str) -> bool:
@@ -93,10 +93,7 @@ def modules() -> Mapping[str, Module]:
         # `from package import name` names a module or a name in one; of both spellings the longest module counts.
         ours = {target for candidates in named if (target := next((n for n in candidates if n in paths), None))}
         outside = {candidates[-1].split(".")[0] for candidates in named if not within(candidates[-1], "dynexport")}
-        room = room_of(name)
-        # A file straight in runtime/ or exporter/ stands in no room, and its folder is not one.
-        room = room if room == "plugins" or any(room_of(other) == room for other in paths if other != name) else ""
-        found[name] = Module(name, path, tree, room, frozenset(ours - {name}), frozenset(outside))
+        found[name] = Module(name, path, tree, room_of(path), frozenset(ours - {name}), frozenset(outside))
     return found
 
 

@@ -28,17 +28,16 @@ def texts(figure: Any) -> list[tuple[str, Any]]:
     """Every text that is seen, and its box in pixels."""
     from matplotlib.text import Text
 
-    found = [text for text in figure.findobj(Text) if text.get_visible() and text.get_text().strip()]
-    # Ticks beyond an axis are made, and not drawn.
-    ticks = {id(text) for axes in figure.axes for axis in (axes.xaxis, axes.yaxis) for text in axis.get_ticklabels()}
-    drawn = {id(text) for axes in figure.axes for axis in (axes.xaxis, axes.yaxis) for text in _ticks(axis)}
-    return [(text.get_text(), text.get_window_extent()) for text in found if id(text) not in ticks - drawn]
+    unseen = {id(label) for axes in figure.axes for axis in (axes.xaxis, axes.yaxis) for label in _beyond(axis)}
+    found = [text for text in figure.findobj(Text) if text.get_visible() and id(text) not in unseen]
+    return [(text.get_text(), text.get_window_extent()) for text in found if text.get_text().strip()]
 
 
-def _ticks(axis: Any) -> list[Any]:
+def _beyond(axis: Any) -> list[Any]:
+    """Labels of ticks that are made but lie beyond the axis, so that they are not drawn."""
     low, high = sorted(axis.get_view_interval())
     slack = 1e-9 * (high - low)
-    return [tick.label1 for tick in axis.get_major_ticks() if low - slack <= tick.get_loc() <= high + slack]
+    return [tick.label1 for tick in axis.get_major_ticks() if not low - slack <= tick.get_loc() <= high + slack]
 
 
 def check_texts(figure: Any) -> None:

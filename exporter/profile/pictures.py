@@ -28,7 +28,7 @@ SHOWN = 256
 _FONT = "DejaVu Sans"
 _EDGE, _HEAD, _SMALL, _LABEL, _LINE_OF_TEXT = 0.3, 0.75, 7.5, 6.5, 0.14
 _CELL, _WIDEST_CELL, _NARROW_GRID, _WIDEST_GRID = 0.06, 0.4, 5.0, 15.0
-_ROW, _HIGHEST_GRID = 0.14, 6.0
+_ROW, _LOWEST_GRID, _HIGHEST_GRID = 0.14, 1.2, 6.0
 # Contributions below this are drawn as this.
 _SMALLEST = 1e-6
 # From little to much, light to dark.
@@ -86,7 +86,7 @@ def _heatmap(measured: Measured, tokens: tuple[Token, ...], title: str) -> bytes
     """A panel per residual block: layers against tokens, one colour scale for both."""
     blocks = {name: ratios.of_output[:, : len(tokens)] for name, ratios in measured.blocks.items()}
     width = min(_WIDEST_CELL * len(tokens), max(_NARROW_GRID, min(_WIDEST_GRID, _CELL * len(tokens))))
-    height = min(_ROW * len(measured.influence), _HIGHEST_GRID)
+    height = max(_LOWEST_GRID, min(_ROW * len(measured.influence), _HIGHEST_GRID))
     page, left, gap = Page(), 0.8, 0.4
     labels = _labels(tokens, math.ceil(_LINE_OF_TEXT * len(tokens) / width))
     foot = 0.35 + page.longest(labels.values(), size=_LABEL)
@@ -117,9 +117,9 @@ def _colours(values: np.ndarray) -> dict[str, Any]:
     from matplotlib.colors import LogNorm
 
     low, high = np.quantile(values, [0.01, 0.99])
-    # Where all are 0, or all the same, there is no scale; any will do.
+    # At least two of 1, 2 and 5 lie in it, also where all are 0 or the same.
     low = max(low, _SMALLEST)
-    norm = LogNorm(low, max(high, 1.01 * low))
+    norm = LogNorm(low, max(high, 5 * low))
     return {"norm": norm, "cmap": _SCALE}
 
 
