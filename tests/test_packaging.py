@@ -1,4 +1,4 @@
-"""The house's rules, held by reading the code: what is packaged, who may import whom, and what works without torch."""
+"""The package as users install it: its files, its public names, and what works without torch."""
 
 from __future__ import annotations
 
@@ -11,44 +11,15 @@ import subprocess
 import sys
 import tomllib
 import zipfile
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from bundles import CONFORMANCE, Ran, environment
+from house import FOLDERS, ROOT, modules, name_of, within
 
 import dynexport
 from dynexport.exporter.bundle.conversion import convert
 
-ROOT = Path(__file__).parent.parent
-# Folder -> the package that it is.
-FOLDERS = {
-    "package": "dynexport",
-    "exporter": "dynexport.exporter",
-    "runtime": "dynexport.runtime",
-    "plugins": "dynexport.plugins",
-}
-MODULES = sorted(path for folder in FOLDERS for path in (ROOT / folder).rglob("*.py"))
-# (importing, imported): the one may not import the other.
-FORBIDDEN = (
-    ("dynexport.runtime", "dynexport.exporter"),
-    ("dynexport.runtime", "torch"),
-    ("dynexport.runtime", "transformers"),
-    ("dynexport.runtime", "onnxscript"),
-    ("dynexport.plugins", "dynexport.exporter"),
-    ("dynexport.exporter", "dynexport.exporter.cli"),
-    ("dynexport.exporter.lowering", "dynexport.exporter.bundle"),
-    ("dynexport.exporter.lowering", "dynexport.exporter.graph"),
-    ("dynexport.exporter.lowering", "dynexport.runtime.bundle.contract"),
-    ("dynexport.exporter.graph", "dynexport.exporter.bundle"),
-    ("dynexport.exporter.graph", "dynexport.exporter.reference"),
-    ("dynexport.exporter.graph", "dynexport.exporter.strategies"),
-    ("dynexport.exporter.graph", "dynexport.runtime.bundle.contract"),
-    ("dynexport.exporter.reference", "dynexport.exporter.graph"),
-    ("dynexport.exporter.reference", "dynexport.exporter.lowering"),
-    ("dynexport.exporter.reference", "dynexport.exporter.strategies"),
-    ("dynexport.exporter.reference", "dynexport.runtime.bundle.contract"),
-)
 PUBLIC = ("dynexport.runtime", "dynexport.exporter")
 WITHOUT_TORCH = """
 import sys
@@ -64,59 +35,12 @@ main()
 """
 
 
-def name_of(path: Path) -> str:
-    folder, *parts = path.relative_to(ROOT).with_suffix("").parts
-    return ".".join((FOLDERS[folder], *parts)).removesuffix(".__init__")
-
-
-def imports(path: Path) -> Iterator[str]:
-    """Every module that a file names in an import, wherever it stands."""
-    for node in ast.walk(ast.parse(path.read_text(), path)):
-        if isinstance(node, ast.Import):
-            yield from (alias.name for alias in node.names)
-        elif isinstance(node, ast.ImportFrom):
-            assert node.level == 0, f"{path}: a relative import"
-            yield str(node.module)
-            yield from (f"{node.module}.{alias.name}" for alias in node.names)
-
-
-def within(name: str, package: str) -> bool:
-    return name == package or name.startswith(f"{package}.")
-
-
 def test_every_package_is_listed_in_pyproject() -> None:
     setuptools = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]
     assert {package: folder for folder, package in FOLDERS.items()} == setuptools["package-dir"]
     # A package may also be a folder without an __init__.py.
-    assert sorted({name_of(path.with_name("__init__.py")) for path in MODULES}) == setuptools["packages"]
-
-
-@pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(ROOT)))
-def test_imports_run_one_way(path: Path) -> None:
-    name = name_of(path)
-    for importing, imported in FORBIDDEN:
-        if within(name, importing) and not within(name, imported):
-            wrong = [module for module in imports(path) if within(module, imported)]
-            assert not wrong, f"{name} imports {wrong[0]}"
-
-
-def test_a_strategy_s_answer_in_pytorch_shares_no_code_with_its_graphs() -> None:
-    """Of a strategy's folder; its ``strategy.py`` knows both."""
-    paths = sorted((ROOT / "exporter" / "strategies").glob("*/*.py"))
-    golden = [path for path in paths if path.name.startswith(("reference", "oracle", "training"))]
-    builds = [path for path in paths if path not in golden and path.stem not in ("__init__", "strategy")]
-    assert golden and builds
-    names_of_golden = ["dynexport.exporter.reference", *map(name_of, golden)]
-    names_of_builds = ["dynexport.exporter.graph", "dynexport.exporter.lowering", *map(name_of, builds)]
-    for some, others in ((golden, names_of_builds), (builds, names_of_golden)):
-        for path in some:
-            wrong = [module for module in imports(path) if any(within(module, other) for other in others)]
-            assert not wrong, f"{name_of(path)} imports {wrong[0]}"
-
-
-@pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(ROOT)))
-def test_every_file_says_its_reason(path: Path) -> None:
-    assert ast.get_docstring(ast.parse(path.read_text())), "no docstring"
+    packages = {name_of(module.path.with_name("__init__.py")) for module in modules().values()}
+    assert sorted(packages) == setuptools["packages"]
 
 
 @pytest.mark.parametrize("package", PUBLIC)

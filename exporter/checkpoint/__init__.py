@@ -1,4 +1,4 @@
-"""Where a user's word for a model - a directory, a .gguf file, a hub id - becomes a checkpoint."""
+"""Open checkpoints: a Hugging Face directory, a .gguf file or a hub id, each as one thing."""
 
 from __future__ import annotations
 

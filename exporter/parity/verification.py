@@ -67,7 +67,8 @@ def verify(
 
     Args:
         against: the model, as for ``convert``, to be run by PyTorch; None: the bundle's golden vectors stand for it.
-        backend, threads: as for ``engine_opener``.
+        threads: of the engine, for one step; None takes one for every core.
+        backend: what runs the graphs.
         prompts: rows of token ids; None takes a text's, or random ones where there is no tokenizer.
         new_tokens: generated per prompt and ratio, at least 1.
         long: go to the end of the context, whatever it costs; only with ``against``.

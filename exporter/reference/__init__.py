@@ -1,4 +1,4 @@
-"""What the rest uses of the PyTorch golden; importing it does not import PyTorch."""
+"""Compute with PyTorch what a bundle should answer; importing this does not import PyTorch."""
 
 from dynexport.exporter.reference.hugging_face import BoolArray, Reference, Runs, RunsFor
 from dynexport.exporter.reference.oracle import Answer, Case, KeptOracle, Oracle

@@ -6,14 +6,12 @@ import importlib
 import re
 import shlex
 import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-sys.path.insert(0, str(ROOT / "samples"))
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), *(ROOT / "samples").rglob("*.md")])
 TEXT = (
     "Once upon a time the river had been rising since morning, and by noon the lower fields were under water. "
@@ -54,6 +52,13 @@ def test_pictures_come_from_the_code() -> None:
         assert (docs_pictures.IMAGES / name).read_text() == content, "run: python samples/docs_pictures.py"
 
 
+def test_the_picture_of_the_house_comes_from_its_imports() -> None:
+    import docs_architecture
+
+    content = docs_architecture.PICTURE.read_text()
+    assert content == docs_architecture.picture(), "run: python samples/docs_architecture.py"
+
+
 def slug(heading: str) -> str:
     """The anchor that a heading gets."""
     return re.sub(r"[^\w\- ]", "", heading.strip().lower()).replace(" ", "-")
@@ -72,7 +77,7 @@ def test_links_lead_somewhere(page: Path) -> None:
             assert anchor in map(slug, headings), f"{page.name}: {link}"
 
 
-@pytest.mark.parametrize("target", ["demo", "test", "gpu-check"])
+@pytest.mark.parametrize("target", ["demo", "docs", "test", "gpu-check"])
 def test_make_targets_resolve(target: str) -> None:
     done = subprocess.run(["make", "-n", target], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
