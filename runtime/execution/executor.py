@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, get_args
 
 import numpy as np
 
@@ -17,6 +17,7 @@ from dynexport.runtime.bundle.checks import (
     checked_kind,
     checked_list,
     checked_rows,
+    is_integer,
     shown,
 )
 from dynexport.runtime.bundle.errors import DynexportError
@@ -114,6 +115,8 @@ class Executor:
     def check_cache(self, cache: KvCache) -> None:
         """Raise DynexportError for a cache that is not one of this model's."""
         checked_kind("cache", cache, KvCache, "one of Executor.cache")
+        if cache.manifest is self.manifest:
+            return
         if cache.manifest.model != self.manifest.model or len(cache.lengths) != self.layout.places:
             raise DynexportError("cache: expected one of Executor.cache, found one of another model")
 
@@ -130,6 +133,7 @@ class Executor:
                 route that the contract calls an error.
         """
         self.check_cache(cache)
+        checked_kind("batch", batch, Batch, "a Batch")
         with cache.running:
             parts = self._parts(cache, batch)
             rows = [part.row for part in parts]
@@ -164,10 +168,13 @@ class Executor:
         Returns:
             float32 [rows, vocab].
         """
+        self.check_cache(cache)
+        rows, tokens = checked_list("rows", rows, "rows"), checked_list("tokens", tokens, "token ids")
+        if not rows:
+            raise DynexportError("rows: expected at least one, found none")
         first, count = rows[0], len(rows)
-        plain = all(row == first + i for i, row in enumerate(rows)) and all(depth is depths[0] for depth in depths)
-        if not plain:
-            ids = [np.array([token]) for token in tokens]
+        if not _is_plain(rows, tokens, depths):
+            ids = [[token] for token in tokens]
             return np.concatenate(self.run(cache, Batch(rows, ids, "decode", depths)).logits)
         with cache.running:
             for row in rows:
@@ -279,9 +286,13 @@ class Executor:
 
     def _parts(self, cache: KvCache, batch: Batch) -> list[Part]:
         """What each row of a batch is to run, checked."""
-        rows = [cache.checked(row) for row in batch.rows]
+        rows = [cache.checked(row) for row in checked_list("rows", batch.rows, "rows")]
         if len(set(rows)) < len(rows):
             raise DynexportError(f"rows: expected each row of a batch once, found {shown(rows)}")
+        if batch.phase not in get_args(Phase):
+            raise DynexportError(f"phase: expected {' or '.join(get_args(Phase))}, found {shown(batch.phase)}")
+        if isinstance(batch.logits, str) and batch.logits not in ("last", "all"):
+            raise DynexportError(f"logits: expected last, all or places, found {shown(batch.logits)}")
         checked_count("chunk", batch.chunk)
         given = checked_for_rows("prompts" if batch.phase == "prompt" else "tokens", batch.tokens, len(rows))
         forced = [None] * len(rows) if batch.forced is None else checked_for_rows("forced", batch.forced, len(rows))
@@ -350,6 +361,19 @@ class Executor:
                 checked_count("depth: a kept layer", layer, 0, self.manifest.model.layers - 1)
             self._masks[layers] = np.isin(np.arange(self.manifest.model.layers), layers)
         return self._masks[layers]
+
+
+def _is_plain(rows: list[Any], tokens: list[Any], depths: Sequence[Depth]) -> bool:
+    """Whether one token of each of some rows side by side is one call."""
+    return (
+        is_integer(rows[0])
+        and len(tokens) == len(rows)
+        and isinstance(depths, Sequence)
+        and len(depths) == len(rows)
+        and isinstance(depths[0], Depth)
+        and rows == list(range(rows[0], rows[0] + len(rows)))
+        and all(depth is depths[0] for depth in depths)
+    )
 
 
 def checked_for_rows(name: str, values: Any, rows: int) -> list[Any]:

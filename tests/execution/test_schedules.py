@@ -78,7 +78,9 @@ class Schedule:
         able = [row for row in self.rows if self.cache.positions[row] + most <= CONTEXT]
         chosen = self.draw(st.lists(st.sampled_from(able), unique=True, min_size=1)) if able else []
         seed = np.random.default_rng(self.draw(st.integers(0, 99)))
-        return {row: seed.integers(0, 80, 1 if most == 1 else self.draw(st.integers(1, most))).tolist() for row in chosen}
+        return {
+            row: seed.integers(0, 80, 1 if most == 1 else self.draw(st.integers(1, most))).tolist() for row in chosen
+        }
 
     def acquire(self) -> None:
         count = self.draw(st.integers(1, self.cache.rows - len(self.rows)))
@@ -168,10 +170,10 @@ def check_alone(executor: Executor, row: Row) -> None:
 
 
 @pytest.mark.parametrize("form", FORMS)
-@settings(max_examples=6, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=8, deadline=None, suppress_health_check=list(HealthCheck))
 @given(data=st.data())
 def test_every_row_is_what_it_is_alone(form: str, data: st.DataObject) -> None:
     schedule = Schedule(executor_of(form), data, data.draw(st.integers(4, 6)))
-    schedule.run(14)
+    schedule.run(30)
     for row in schedule.rows.values():
         check_alone(schedule.executor, row)
