@@ -62,7 +62,8 @@ class Engine:
 
     def __init__(self, path: Path, graph: Json) -> None:
         options = ort.SessionOptions()
-        options.intra_op_num_threads, options.enable_mem_reuse = 1, graph["share_memory"]
+        options.intra_op_num_threads, options.log_severity_level = 1, 4
+        options.enable_mem_reuse = graph["share_memory"]
         self.graph, self.session = graph, ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
 
     def run(self, inputs: Json, caches: Caches | None = None, rows: slice = slice(0), place: str = "") -> Json:
