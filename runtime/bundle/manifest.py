@@ -521,3 +521,22 @@ class Manifest(_Part):
         for graph in self.graphs:
             if not set(graph.places or ()) <= set(places):
                 raise ValueError(f"places of graph {graph.name:.80}: expected places of caches, found others")
+            self._check_cache_inputs(graph)
+
+    def _check_cache_inputs(self, graph: Graph) -> None:
+        """Raise ValueError where a graph says something else of its caches than ``caches`` does."""
+        by_place = {str(cache.place): [cache] for cache in self.caches}
+        for name, spec in graph.caches.items():
+            place, _, part = name.rpartition(".")
+            found = by_place.get(place, []) if place else self.caches
+            if not found or any(part not in cache.parts for cache in found):
+                raise ValueError(
+                    f"graph {graph.name:.80}: {spec.name:.80}: expected a cache's part, found no such cache"
+                )
+            shape = tuple("M" if dim == "M_routed" else dim for dim in spec.shape)
+            for expected in (cache.parts[part] for cache in found):
+                if (expected.dtype, expected.shape) != (spec.dtype, shape):
+                    raise ValueError(
+                        f"graph {graph.name:.80}: {spec.name:.80}: expected {expected.dtype} {list(expected.shape)!s:.80} "
+                        f"as in caches, found {spec.dtype} {list(spec.shape)!s:.80}"
+                    )

@@ -19,7 +19,8 @@ from tiny_models import random_rows
 from dynexport.exporter.bundle.conversion import convert
 from dynexport.runtime.bundle.bundle import Bundle
 from dynexport.runtime.bundle.errors import DynexportError
-from dynexport.runtime.engines.registry import engine_opener
+from dynexport.runtime.bundle.manifest import PAST
+from dynexport.runtime.engines.registry import open_backend
 from dynexport.runtime.engines.tensorrt import kernels, opening
 from dynexport.runtime.engines.tensorrt.gpu import NoGpu
 from dynexport.runtime.engines.tensorrt.plugins import our_plugins
@@ -183,7 +184,7 @@ def test_too_little_memory(converted: Callable[[str], Path], machine: Machine) -
     machine.cuda.size = machine.cuda.used + 5_000
     with pytest.raises(DynexportError, match="the GPU has not enough memory; lower the batch, or convert with a small"):
         executor.step(large, [1, 1, 1, 1], bundle.depth(1))
-    small.rewind()
+    small.rewind(0)
     same([executor.step(small, [1], bundle.depth(1))], [logits])
 
 
@@ -193,10 +194,11 @@ def test_sizes_that_no_profile_has_room_for(converted: Callable[[str], Path], ma
     with pytest.raises(DynexportError, match=f"batch: expected at most {ROWS} rows.*found 5"):
         executor.full_cache(5, CONTEXT)
     (graph,) = bundle.manifest.graphs
-    engine = engine_opener(bundle, BACKEND)(graph)
-    ids = np.zeros((1, 10), np.int64)
+    engine = open_backend(bundle, BACKEND).open(graph)
+    sizes = {"B": 1, "S": 10, "K": 1}
+    inputs = {s.name: np.zeros(s.sized(sizes), s.array_type) for s in graph.inputs if not s.name.startswith(PAST)}
     with pytest.raises(DynexportError, match=r"graph model: S: expected 1 to 9, which profile prefill was .* found 10"):
-        engine.run({"input_ids": ids})
+        engine.run(inputs)
 
 
 # Engines without weights
@@ -251,7 +253,7 @@ def test_an_engine_of_another_version(converted: Callable[[str], Path], tmp_path
     bundle = machine.built(path)
     machine.trt.refuses = "IRuntime::deserializeCudaEngine: Error Code 6: API Usage Error (stale)"
     with pytest.raises(DynexportError, match=r"graph model: TensorRT refuses its engine: API Usage Error \(stale\)"):
-        Executor(bundle, backend=BACKEND).step(Executor(bundle).cache(1, 8), [1], bundle.depth(1))
+        Executor(bundle, backend=BACKEND).step(Executor(bundle).full_cache(1, 8), [1], bundle.depth(1))
     assert [path.name for path in machine.trt.read] == ["model.onnx"]
 
 

@@ -189,7 +189,7 @@ def test_graphs_of_a_bundle(static: bool, saved_model: Callable[[str], Path], tm
         static=static,
         golden=False,
     )
-    graphs = [(graph.name, graph.layers, graph.conditional) for graph in done.manifest.graphs]
+    graphs = [(graph.name, graph.layers, graph.takes("layer_active")) for graph in done.manifest.graphs]
     everything = (0, 1, 2, 3)
     decode = [("decode-2", (0, 3), False), ("decode-1.25", (0, 2, 3), False)]
     assert graphs == [("model", everything, not static)] + (decode if static else [])
