@@ -248,6 +248,6 @@ def test_every_rule_matters(
     prompts, expected = map(list, zip(*answers(fault.case, fault.form), strict=True))
     try:
         found = generated(bundle, prompts, fault.chunk)
-    except Exception:  # ONNX Runtime raises a class of its own for each status code
+    except (RuntimeError, ValueError, IndexError):  # ONNX Runtime's are RuntimeErrors
         return
     assert not agree(found, expected)

@@ -39,7 +39,7 @@ def run_python(code: str, capsys: pytest.CaptureFixture[str]) -> str:
     return capsys.readouterr().out
 
 
-@pytest.mark.parametrize("script", ["docs_families", "docs_faults", "docs_fields", "docs_limits"])
+@pytest.mark.parametrize("script", ["docs_bundle", "docs_families", "docs_faults", "docs_fields", "docs_limits"])
 def test_tables_come_from_the_code(script: str) -> None:
     module = importlib.import_module(script)
     assert module.PAGE.read_text() == module.page(), f"run: python samples/{script}.py"
