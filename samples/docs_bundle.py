@@ -66,7 +66,7 @@ def _docstring(model: type[BaseModel]) -> tuple[str, dict[str, str]]:
 
 def _plain(text: str) -> str:
     """Markdown of what stands in a docstring."""
-    return text.replace("``", "`").replace(" None ", " null ").replace("None:", "null:").strip()
+    return re.sub(r"\bNone\b", "null", text.replace("``", "`")).strip()
 
 
 def _type(annotation: Any) -> str:

@@ -16,7 +16,7 @@ class CachePart(Part):
     Attributes:
         input: its name in the graphs that list this place.
         output: the same, after the call; bound to the same memory.
-        dtype: of its elements; "bfloat16" and "float16" have 16 bits.
+        dtype: of its elements; one of those that inputs and outputs have.
         shape: B rows, then numbers; M slots, where the graph has no number there.
     """
 
@@ -56,7 +56,7 @@ class Cache(Part):
 class Limits(Part):
     """What one call of a program may have; None stands for any number.
 
-    In the phase "decode" a row has one token a call, or none, and rows always share a call.
+    Rows that have one token each, or none, share a call whatever their caches hold.
 
     Attributes:
         rows: most rows.

@@ -35,7 +35,7 @@ class TensorSpec(Part):
 
     Attributes:
         name: as in the ONNX file; docs/bundle.md says what each holds.
-        dtype: of its elements; "float" has 32 bits.
+        dtype: of its elements: "float" (32 bits), "float16", "bfloat16", "int32", "int64" or "bool".
         shape: numbers, or symbols: B rows, S new tokens a row, K logits a row, N tokens in a line, C tokens of one row
             in a line's attention, M slots of a cache, M_routed slots of the cache of a layer that chooses its tokens.
     """

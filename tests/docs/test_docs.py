@@ -151,5 +151,5 @@ def test_a_runtime_can_be_written_from_the_bundle_page(workplace: Path, capsys: 
     convert("model", "bundle", strategy="unified-skip", speedups=[2, 3], golden=False)
     (snippet,) = blocks(ROOT / "docs" / "bundle.md", "python")
     printed = run_python(snippet, capsys)
-    ids = Model(Bundle.open("bundle"), 2).generate([[5, 17, 42]], speedup=2, max_new_tokens=16)[0].ids
+    ids = Model(Bundle.open("bundle"), 2).generate([[5, 17, 42]], depth=2, max_new_tokens=16)[0].ids
     assert printed.strip().startswith(str(ids).rstrip("]"))
