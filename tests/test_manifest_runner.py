@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from bundles import CONFORMANCE, change_manifest, copied
 from manifest_runner import PAST, Caches, Engine, Json, Runner, WholeStep
+from tiny_models import save_radial_model
 
 from dynexport.exporter.bundle.conversion import convert
 
@@ -251,3 +252,16 @@ def test_every_rule_matters(
     except (RuntimeError, ValueError, IndexError):  # ONNX Runtime's are RuntimeErrors
         return
     assert not agree(found, expected)
+
+
+def test_positions_stay_within_the_context(saved_model: Callable[[str], Path], tmp_path: Path) -> None:
+    """A row whose context is used up is computed along: there is no next position that the model could look up."""
+    model = save_radial_model(tmp_path / "model", saved_model("gpt2"), max_steps=2)
+    convert(model, tmp_path / "bundle", layer_capacity=1.0, golden=False)
+    runner = Runner(tmp_path / "bundle", 3, 4096)
+    longest = runner.bundle.manifest["model"]["max_length"]
+    runner.feed("prompt", "full", [[1], [2] * longest, [3]])
+    assert runner.feed("decode", "full", [[4], [], [5]]).any(axis=1).tolist() == [True, False, True]
+    runner.bundle.manifest["model"]["max_length"] += 1
+    with pytest.raises(RuntimeError, match="out of data bounds"):
+        runner.feed("decode", "full", [[4], [], [5]])
