@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from bundles import CONFORMANCE, change_manifest, copied
+from bundles import CONFORMANCE, change_manifest, checkpoint, copied
 from manifest_runner import PAST, Caches, Engine, Json, Runner, WholeStep
 from tiny_models import save_radial_model
 
@@ -265,3 +265,23 @@ def test_positions_stay_within_the_context(saved_model: Callable[[str], Path], t
     runner.bundle.manifest["model"]["max_length"] += 1
     with pytest.raises(RuntimeError, match="out of data bounds"):
         runner.feed("decode", "full", [[4], [], [5]])
+
+
+@pytest.mark.parametrize("form", ["static", "tensorrt"])
+def test_pieces_are_short_where_caches_are_filled(tmp_path: Path, form: str) -> None:
+    """A padded layer writes as many slots as a piece has tokens, whatever is chosen: a longer one needs more slack."""
+    config = {"strategy": "mod", "routed_layers": [0, 1, 2, 3], "decision": {"rule": "always"}}
+    model = checkpoint(tmp_path / "model", "mod-overflow", dynexport={**config, "cache": {"capacity": 0.4}})
+    convert(model, tmp_path / "bundle", **FORMS[form], golden=False)
+    ids = (np.arange(220) * 7 % 89).tolist()
+    found = []
+    for chunk in (1024, 30):
+        runner = Runner(tmp_path / "bundle", 1, 220, chunk)
+        runner.feed("prompt", "full", [ids[:110]])
+        found.append(runner.feed("prompt", "full", [ids[110:]]))
+    assert np.allclose(*found, atol=1e-4)
+    runner = Runner(tmp_path / "bundle", 1, 220)
+    runner.bundle.manifest["limits"]["filled"] = None
+    runner.feed("prompt", "full", [ids[:110]])
+    with pytest.raises(RuntimeError):
+        runner.feed("prompt", "full", [ids[110:]])
