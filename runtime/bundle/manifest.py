@@ -273,6 +273,7 @@ __all__ = [
     "PRESENT",
     "SCHEMA_VERSION",
     "WEIGHTS",
+    "Bytes",
     "Cache",
     "CachePart",
     "Cost",
