@@ -211,7 +211,8 @@ class Runner:
         most = longest if limits["whole_prompts"] else most
         alike = longest == 1 or (limits["together"] != "never" and not caches.positions[rows].any())
         full = (caches.lengths >= caches.slots).any(axis=0)
-        if alike and longest <= most and not any(full[row] for row in rows if row not in tokens):
+        fits = longest <= most and len(rows) <= (limits["rows"] or len(rows))
+        if alike and fits and not any(full[row] for row in rows if row not in tokens):
             yield tokens
             return
         for row, ids in tokens.items():

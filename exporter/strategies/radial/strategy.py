@@ -37,6 +37,11 @@ from dynexport.runtime.bundle.manifest import Depth, GraphSet, Limits, Manifest,
 _LINE: Mapping[str, Dimension] = {"N": "line"}
 
 
+# The layers whose modules a graph is written with, where they are not those that it holds: attention, which has no
+# weights, is that of any.
+_MODULES: dict[str, tuple[int, ...]] = {"decode": (), "attention": (0,)}
+
+
 class RadialStrategy(Strategy[Radial]):
     """A set of graphs, in which the layer that comes next is a graph's output; or a single one."""
 
@@ -69,7 +74,7 @@ class RadialStrategy(Strategy[Radial]):
                 for s in steps
             ),
             *(GraphPlan(f"layer-{i}-before", (i,), role="before_attention", dimensions=_LINE) for i in pool),
-            GraphPlan("attention", (0,), role="attention", dimensions={"B": "rows", "C": "tokens"}),
+            GraphPlan("attention", (), role="attention", dimensions={"B": "rows", "C": "tokens"}),
             *(GraphPlan(f"layer-{i}-after", (i,), role="after_attention", dimensions=_LINE) for i in pool),
             GraphPlan("head", (), role="head", dimensions={"N": "line_of_logits"}),
         )
@@ -153,7 +158,7 @@ class RadialStrategy(Strategy[Radial]):
         checkpoint: Checkpoint,
     ) -> tuple[ir.Model, CausalLM]:
         _check_alike(architecture)
-        model = CausalLM(target, architecture, () if plan.role == "decode" else plan.layers)
+        model = CausalLM(target, architecture, _MODULES.get(plan.role, plan.layers))
         return build_part(plan.name, model, target, _content(plan, model, target, contract)), model
 
     def manifest_differences(self, manifest: Manifest) -> Iterator[str]:
