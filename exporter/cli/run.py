@@ -135,13 +135,7 @@ def run(
         "sampling": sampling,
         "stop": (*stop, *(recommended.stop if model.text.has_tokenizer else ())),
     }
-    settled = {
-        "speedup": keep.name,
-        "layers": list(keep.keep),
-        "trained": keep.trained,
-        "sampling": asdict(sampling),
-        "warnings": out.warnings,
-    }
+    settled = _settled(out, keep, sampling)
     if talking:
         _talk(out, Conversation(model, system, template_variables), how, settled)
         return
@@ -149,6 +143,17 @@ def run(
     _warn_of_two_beginnings(out, opened.manifest.tokens.bos if text is not None else None, tokens)
     as_ids = not model.text.has_tokenizer or ids is not None
     _answer(out, model, tokens, {**how, "chat": chat}, settled, files, as_ids=as_ids)
+
+
+def _settled(out: Output, depth: Depth, sampling: Sampling) -> dict[str, Any]:
+    """What the report says of how text is generated."""
+    return {
+        "speedup": depth.name,
+        "layers": list(depth.keep),
+        "trained": depth.trained,
+        "sampling": asdict(sampling),
+        "warnings": out.warnings,
+    }
 
 
 def _answer(
