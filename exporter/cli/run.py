@@ -20,7 +20,7 @@ from dynexport.exporter.cli.arguments import (
     threads_option,
     trust_option,
 )
-from dynexport.exporter.cli.describe import not_trained
+from dynexport.exporter.cli.describe import kept_text, not_trained
 from dynexport.exporter.cli.output import Output, json_option
 from dynexport.exporter.cli.prompts import given_prompt, utf8
 from dynexport.exporter.cli.sampling_options import given_fields, sampling_options
@@ -265,7 +265,10 @@ def _say_ratio(out: Output, bundle: Bundle, keep: Depth, *, asked: bool) -> None
     if warning := not_trained(bundle.manifest, [keep]):
         out.warn(warning)
     if bundle.manifest.depths and not asked and len(keep.keep) == bundle.manifest.model.layers:
-        out.note("at full depth, as the checkpoint declares no ratio that it was trained for; --speedup takes one")
+        ratios = ", ".join(f"{depth.name} ({kept_text(bundle.manifest, depth)})" for depth in bundle.manifest.depths)
+        out.note(
+            f"at full depth, as the checkpoint declares no ratio that it was trained for; --speedup takes {ratios}"
+        )
 
 
 def _messages(system: str | None, prompt: str | None) -> list[dict[str, str]]:
