@@ -246,8 +246,8 @@ def _measure(bundle: Bundle, backend: RunBackend) -> Benchmark:
 def _in_words(measured: Benchmark) -> str:
     full, *others = measured.results
     told = [
-        f"{r.name} {r.decode_milliseconds:.2f} ms, {r.speedup:.2f}x of ideal {r.ideal_speedup:.2f}x, "
-        f"efficiency {r.efficiency:.2f}"
+        f"{r.name} ({r.layers:.3g} layers) {r.decode_milliseconds:.2f} ms, {r.speedup:.2f}x of ideal "
+        f"{r.ideal_speedup:.2f}x, efficiency {r.efficiency:.2f}"
         for r in others
     ]
     return "; ".join([f"a step at full depth {full.decode_milliseconds:.2f} ms", *told])

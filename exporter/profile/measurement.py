@@ -16,6 +16,7 @@ from dynexport.exporter.families.architecture import Architecture
 from dynexport.exporter.profile.blocks import Reader, blocks_of
 from dynexport.exporter.reference.transformers_layers import Call
 from dynexport.exporter.reference.weights import Weights
+from dynexport.exporter.strategies import strategies
 from dynexport.runtime.bundle.checks import checked_count, checked_kind, is_integer, shown
 from dynexport.runtime.bundle.errors import DynexportError
 from dynexport.runtime.measure.compared import text_windows
@@ -23,8 +24,6 @@ from dynexport.runtime.measure.compared import text_windows
 Array = NDArray[np.float64]
 # Hidden states that are held while the text goes through the layers; a longer text reads the weights again.
 _HELD_BYTES = 1 << 28
-# Strategies under which every token runs every layer, in training and in a prompt.
-_DENSE = ("dense", "unified-skip")
 
 
 @dataclass(frozen=True)
@@ -111,7 +110,8 @@ def _check(checkpoint: Checkpoint) -> Architecture:
     """The architecture of a checkpoint that can be profiled."""
     declared = checkpoint.config.get("dynexport")
     strategy = declared.get("strategy") if isinstance(declared, dict) else None
-    if declared is not None and strategy not in _DENSE:
+    without_routers = [name for name, known in strategies().items() if not known.tensors]
+    if declared is not None and strategy not in without_routers:
         raise DynexportError(
             f"{checkpoint.source}: strategy: expected a dense checkpoint, found {strategy!r:.80}; its layers were "
             "trained for the tokens that routers send there, and what they would add to all others means nothing "

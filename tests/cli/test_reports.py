@@ -145,6 +145,9 @@ def test_run_takes_the_ratio_that_it_is_told(ids_bundle: Path) -> None:
         ran = dynexport("run", ids_bundle, "--ids", "5", "--speedup", ratio, "--max-new-tokens", 2, "--json", "-")
         kept[ratio] = ran.report["layers"]
     assert [len(layers) for layers in kept.values()] == [8, 4, 5, 5]
+    for depth, layers in (("full", 8), ("1.5", 5)):
+        ran = dynexport("run", ids_bundle, "--ids", "5", "--depth", depth, "--max-new-tokens", 2, "--json", "-")
+        assert (ran.report["speedup"], len(ran.report["layers"])) == (depth, layers)
 
 
 def test_run_samples_by_its_seed(skip_bundle: Path) -> None:
@@ -183,9 +186,15 @@ def test_chat_with_nothing_to_answer(skip_bundle: Path) -> None:
 
 
 def test_inspect_names_the_operators_that_may_become_plugins(tmp_path: Path) -> None:
-    bundle, arguments = tmp_path / "bundle", ["--target", "tensorrt", "--plugins", "--no-golden"]
+    bundle, arguments = tmp_path / "bundle", ["--target", "tensorrt", "--plugins", "--no-golden", "--dtype", "fp16"]
     assert dynexport("convert", CONFORMANCE / "mod-topk", *arguments, "-o", bundle).code == 0
     assert "CapacityTopK x2" in good(dynexport("inspect", bundle))
-    told = json.loads(dynexport("inspect", bundle, "--json", "-").out)["operators"]
+    report = json.loads(dynexport("inspect", bundle, "--json", "-").out)
+    assert report["precision"] == "fp16"
+    assert [(program["phase"], program["graph"]) for program in report["programs"]] == [
+        ("prompt", "model"),
+        ("decode", "decode"),
+    ]
+    told = report["operators"]
     assert told["model"]["ours"] == {"CapacityTopK": 2, "GatedScatterAdd": 2} and told["decode"]["ours"] == {}
     assert told["model"]["nodes"] > told["decode"]["nodes"] > 100

@@ -154,7 +154,7 @@ def test_a_ratio_that_the_checkpoint_was_not_trained_for(skip_bundle: Path, ids_
     change_manifest(bundle, lambda fields: fields["depths"][0].update(trained=False))
     full = run(bundle, "--prompt", "Hello", "--json", "-")
     assert (full.report["speedup"], full.report["trained"], full.report["warnings"]) == ("full", True, [])
-    assert "at full depth, as the checkpoint declares no ratio" in full.err
+    assert "at full depth, as the checkpoint declares no ratio" in full.err and "takes 2 (4 of 8 layers)" in full.err
     assert "warning" in run(bundle, "--prompt", "Hello", "--depth", 2).err
 
 
