@@ -78,7 +78,9 @@ class Schedule:
         able = [row for row in self.rows if self.cache.positions[row] + most <= CONTEXT]
         chosen = self.draw(st.lists(st.sampled_from(able), unique=True, min_size=1)) if able else []
         seed = np.random.default_rng(self.draw(st.integers(0, 99)))
-        return {row: seed.integers(0, 80, 1 if most == 1 else self.draw(st.integers(1, most))).tolist() for row in chosen}
+        return {
+            row: seed.integers(0, 80, 1 if most == 1 else self.draw(st.integers(1, most))).tolist() for row in chosen
+        }
 
     def acquire(self) -> None:
         count = self.draw(st.integers(1, self.cache.rows - len(self.rows)))
