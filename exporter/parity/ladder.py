@@ -58,7 +58,7 @@ class _Run:
 def kept_sets(bundle: Bundle) -> Measurement:
     """The manifest's depths are those that its contract asks for."""
     manifest = bundle.manifest
-    wanted = strategies()[manifest.contract.strategy].speedups(manifest.contract, manifest.model.layers)
+    wanted = strategies()[manifest.contract.strategy].depths(manifest.contract, manifest.model.layers)
     # Whether a checkpoint was trained for one is not the contract's to say.
     found = {depth.name: depth.model_copy(update={"trained": False}) for depth in manifest.depths}
     metrics: Metrics = {

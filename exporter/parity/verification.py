@@ -32,6 +32,7 @@ from dynexport.exporter.reference.dequantised import DequantisedWeights, is_quan
 from dynexport.exporter.reference.loading import fits_in_memory
 from dynexport.exporter.reference.weights import Weights
 from dynexport.exporter.strategies import strategies
+from dynexport.exporter.strategies.importing import find_importer
 from dynexport.runtime.bundle.bundle import Bundle
 from dynexport.runtime.bundle.checks import checked_count, checked_ids, checked_kind, checked_list
 from dynexport.runtime.bundle.errors import DynexportError
@@ -277,7 +278,7 @@ def _golden(bundle: Bundle, executor: Executor) -> Iterator[ladder.Measurement]:
 def _oracles(bundle: Bundle, against: str | Path) -> list[Oracle]:
     """The model in PyTorch, when the bundle can have been made from it; of int4 and int8 also with rounded weights."""
     manifest = bundle.manifest
-    checkpoint = open_checkpoint(against, importer=manifest.source.importer)
+    checkpoint = open_checkpoint(against, importer=find_importer(manifest.source.importer))
     check_sizes(checkpoint)
     architecture = read_architecture(checkpoint.config)
     for name in ("layers", "hidden_size", "vocab_size"):
