@@ -13,7 +13,7 @@ from dynexport.exporter.checkpoint.tokenizer_files import TokenizerFiles, load_t
 from dynexport.runtime.bundle.checks import checked_kind, checked_path
 from dynexport.runtime.bundle.errors import DynexportError
 from dynexport.runtime.bundle.plain_files import open_plain, read_plain
-from dynexport.runtime.text.text import TOKENIZER_FILE
+from dynexport.runtime.bundle.text_files import TOKENIZER_FILE
 
 __all__ = ["Checkpoint", "Importer", "open_checkpoint"]
 
