@@ -8,9 +8,8 @@ from typing import Any
 from dynexport.exporter.cli.output import bytes_text, layers_text
 from dynexport.runtime.bundle.layout import CacheLayout
 from dynexport.runtime.bundle.manifest import WEIGHTS, Depth, LayerRouting, Manifest, PathRouting
+from dynexport.runtime.bundle.text_files import TEMPLATE_FILE, TOKENIZER_FILE
 from dynexport.runtime.measure.cost import ideal_speedup, step_bytes
-from dynexport.runtime.text.chat_template import TEMPLATE_FILE
-from dynexport.runtime.text.text import TOKENIZER_FILE
 
 
 def not_trained(manifest: Manifest, depths: Iterable[Depth]) -> str | None:

@@ -75,7 +75,7 @@ def measure(
     all tokens take no more than 256 MiB; those of a longer text go through the model in several passes.
 
     Args:
-        checkpoint: a dense one; it may declare Unified Skip, whose prompts run in every layer.
+        checkpoint: one without routers; it may declare a strategy that adds none.
         ids: the text.
         window: tokens per window; what is left over is left out.
         max_tokens: use at most so many tokens of the text.
@@ -110,8 +110,8 @@ def _check(checkpoint: Checkpoint) -> Architecture:
     """The architecture of a checkpoint that can be profiled."""
     declared = checkpoint.config.get("dynexport")
     strategy = declared.get("strategy") if isinstance(declared, dict) else None
-    without_routers = [name for name, known in strategies().items() if not known.tensors]
-    if declared is not None and strategy not in without_routers:
+    found = strategies().get(strategy) if isinstance(strategy, str) else None
+    if declared is not None and (found is None or found.tensors):
         raise DynexportError(
             f"{checkpoint.source}: strategy: expected a dense checkpoint, found {strategy!r:.80}; its layers were "
             "trained for the tokens that routers send there, and what they would add to all others means nothing "
