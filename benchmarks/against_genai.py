@@ -46,21 +46,21 @@ def measure_dynexport(directory: Path, threads: int) -> dict[str, float]:
     """The same by our runtime: prompt, greedy choice, steps."""
     import numpy as np
 
-    from dynexport.runtime import Bundle, Model
+    from dynexport.runtime import Bundle
+    from dynexport.runtime.execution.executor import Executor
 
-    generator = Model(Bundle.open(directory), threads)
-    decoder, keep = generator.decoder, generator.bundle.depth(1)
+    executor = Executor(Bundle.open(directory), threads)
     prompt = np.random.default_rng(0).integers(0, 40000, PROMPT)
-    cache = decoder.cache(1, PROMPT + STEPS + 8)
+    cache = executor.full_cache(1, PROMPT + STEPS + 8)
     prefill, decode = [], []
     for _ in range(3):
-        cache.rewind()
+        cache.rewind(0)
         start = time.perf_counter()
-        token = decoder.prefill(cache, [prompt])[0].argmax(axis=-1)
+        token = executor.prefill(cache, [prompt])[0].argmax(axis=-1)
         prefill.append(time.perf_counter() - start)
         for _ in range(STEPS):
             start = time.perf_counter()
-            token = decoder.step(cache, token, keep).argmax(axis=-1)
+            token = executor.decode(cache, [0], token.tolist(), [executor.manifest.full], lasting=False).argmax(axis=-1)
             decode.append(time.perf_counter() - start)
     return {"prefill": statistics.median(prefill[1:]), "decode": statistics.median(decode[STEPS:])}
 

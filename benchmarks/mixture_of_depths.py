@@ -22,7 +22,7 @@ from random_llama import save_llama
 
 from dynexport.exporter import convert
 from dynexport.runtime import Bundle
-from dynexport.runtime.measure.bench import benchmark
+from dynexport.runtime.measure.bench import Workload, benchmark
 from dynexport.runtime.measure.cost import prompt_flops
 
 LAYERS, HIDDEN, INTERMEDIATE, HEADS, KV_HEADS, VOCABULARY = 24, 1024, 2816, 16, 4, 8192
@@ -78,8 +78,9 @@ def measure(directory: Path, threads: int, pairs: int) -> dict[str, Any]:
 
 
 def _compare(directory: Path, rates: Sequence[float], pairs: int, options: dict[str, int]) -> list[dict[str, Any]]:
-    """Rows "dense" (the twin), "routed" and "skip ..", as medians over pairs."""
+    """Rows "full" (the twin), "routed" and "skip ..", as medians over pairs."""
     mod, twin = (Bundle.open(directory / name) for name in ("mod", "dense"))
+    workload = Workload(skip_rates=rates, repeats=pairs, **options)
     return [
         {
             "name": result.name,
@@ -89,7 +90,7 @@ def _compare(directory: Path, rates: Sequence[float], pairs: int, options: dict[
             "tokens_per_second": result.prefill_tokens_per_second,
             "prefill_speedup": result.prefill_speedup,
         }
-        for result in benchmark(mod, baseline=twin, skip_rates=rates, repeats=pairs, **options).results
+        for result in benchmark(mod, workload, baseline=twin).results
     ]
 
 

@@ -29,7 +29,7 @@ from dynexport.runtime import Bundle
 
 LAYERS, HIDDEN, INTERMEDIATE, HEADS, KV_HEADS, VOCABULARY = 32, 896, 2432, 14, 2, 8192
 POOLS = (8, 16, 32)
-DEPTHS = (8, 16, 24)
+HOPS = (8, 16, 24)
 ROUTER = 64
 _STEPS_IN_TURN = 63
 
@@ -65,7 +65,7 @@ def measure(directory: Path, threads: int, pairs: int) -> dict[str, Any]:
     largest = directory / f"radial-{LAYERS}"
     rounds = []
     for _ in range(pairs):
-        job = {"depths": DEPTHS, "threads": threads}
+        job = {"hops": HOPS, "threads": threads}
         rounds.append({"dense": _run(directory / "dense", {"threads": threads}), "radial": _run(largest, job)})
         print(json.dumps(_depths(rounds[-1:])), flush=True)
     pools = [_work_in_process(directory, {"pools": True, "threads": threads}) for _ in range(pairs)]
@@ -132,31 +132,31 @@ def _work(told: str) -> Any:
         return _loaded(Bundle.open(Path(path)), job["threads"])
     if job.pop("pools", False):
         return _in_pools(Path(path), job["threads"])
-    from dynexport.runtime.measure.bench import benchmark
+    from dynexport.runtime.measure.bench import Workload, benchmark
 
-    sizes = {"prompt_tokens": 8, "new_tokens": 16, "repeats": 3}
-    return [result.model_dump() for result in benchmark(Bundle.open(Path(path)), **sizes, **job).results]
+    workload = Workload(prompt_tokens=8, new_tokens=16, repeats=3, **job)
+    return [result.model_dump() for result in benchmark(Bundle.open(Path(path)), workload).results]
 
 
 def _in_pools(directory: Path, threads: int) -> dict[int, float]:
     """Time of a step through the first layers of each pool / of the same step in the smallest, steps in turn."""
-    from dynexport.runtime.execution.decoders import open_decoder
+    from dynexport.runtime.execution.executor import Executor
 
-    depth, times = min(DEPTHS), []
+    depth, times = min(HOPS), []
     path = np.full((LAYERS, 8), -1)
     path[:depth] = np.arange(depth)[:, None]
     ways = []
     for layers in POOLS:
         bundle = Bundle.open(directory / f"radial-{layers}")
-        decoder, routes = open_decoder(bundle, threads), np.where(path < 0, layers, path)
-        cache = decoder.cache(1, 256)
-        decoder.prefill(cache, [list(range(8))], forced=[routes])
-        ways.append((decoder, cache, bundle.depth(1), routes[:, :1]))
+        executor, routes = Executor(bundle, threads), np.where(path < 0, layers, path)
+        cache = executor.full_cache(1, 256)
+        executor.prefill(cache, [list(range(8))], forced=[routes])
+        ways.append((executor, cache, bundle.manifest.full, routes[:, :1]))
     for _ in range(_STEPS_IN_TURN):
         row = []
-        for decoder, cache, full, routes in ways:
+        for executor, cache, full, routes in ways:
             start = time.perf_counter()
-            decoder.step(cache, [1], full, forced=routes)
+            executor.step(cache, [1], full, forced=routes)
             row.append(time.perf_counter() - start)
         times.append(row)
     ratios = np.median(np.array(times)[3:] / np.array(times)[3:, :1], axis=0)
@@ -164,18 +164,18 @@ def _in_pools(directory: Path, threads: int) -> dict[int, float]:
 
 
 def _loaded(bundle: Bundle, threads: int) -> dict[str, float]:
-    from dynexport.runtime.execution.decoders import open_decoder
-    from dynexport.runtime.measure.prescribed import in_order
+    from dynexport.runtime.execution.executor import Executor
+    from dynexport.runtime.measure.prescribed import every_layer
 
     before = _resident()
     start = time.perf_counter()
-    decoder = open_decoder(bundle, threads)
-    cache = decoder.cache(1, 64)
-    routes = in_order(bundle.manifest)(1, 8) if bundle.manifest.has_routers else None
-    decoder.prefill(cache, [list(range(8))], forced=routes)
+    executor = Executor(bundle, threads)
+    cache = executor.full_cache(1, 64)
+    routes = every_layer(bundle.manifest)(1, 8)
+    executor.prefill(cache, [list(range(8))], forced=routes)
     seconds = time.perf_counter() - start
     for _ in range(8):
-        decoder.step(cache, [1], bundle.depth(1), forced=None if routes is None else routes[0][:, :1])
+        executor.step(cache, [1], bundle.manifest.full, forced=None if routes is None else routes[0][:, :1])
     return {"load_and_prompt_seconds": seconds, "resident_mb": (_resident() - before) / 1e6}
 
 

@@ -41,12 +41,12 @@ def show_table(bench: Path, evaluation: Path) -> None:
     speed = {row["name"]: row for row in json.loads(bench.read_text())["results"]}
     quality = {row["name"]: row for row in json.loads(evaluation.read_text())["results"]}
     table = Table(title="What skipping gains and costs", title_justify="left")
-    for column in ("ratio", "layers", "decode ms", "speed-up", "ideal", "efficiency", "perplexity"):
+    for column in ("depth", "layers", "decode ms", "speed-up", "ideal", "efficiency", "perplexity"):
         table.add_column(column, justify="right")
     for name, row in speed.items():
         table.add_row(
             name,
-            str(row["layers"]),
+            f"{row['layers']:.3g}",
             f"{row['decode_milliseconds']:.1f}",
             f"{row['speedup']:.2f}x",
             f"{row['ideal_speedup']:.2f}x",

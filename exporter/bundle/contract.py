@@ -8,7 +8,7 @@ from typing import Any
 from dynexport.exporter.checkpoint import Checkpoint
 from dynexport.exporter.strategies import strategies
 from dynexport.runtime.bundle.checks import checked_kind, checked_list, is_integer
-from dynexport.runtime.bundle.contract import AnyContract, SkipRule, parse_contract
+from dynexport.runtime.bundle.contract import UNDECLARED, AnyContract, SkipRule, parse_contract
 from dynexport.runtime.bundle.errors import DynexportError
 
 
@@ -29,7 +29,7 @@ def read_contract(
     declared = checkpoint.config.get("dynexport")
     if declared is not None and not isinstance(declared, dict):
         raise DynexportError(f"{checkpoint.source}: config.json: dynexport: expected an object, found {declared!r}")
-    name = strategy or (declared or {"strategy": "dense"}).get("strategy")
+    name = strategy or (declared or {"strategy": UNDECLARED}).get("strategy")
     if not isinstance(name, str) or name not in strategies():
         known = " or ".join(strategies())
         raise DynexportError(f"{checkpoint.source}: strategy: expected {known}, found {name!r}")

@@ -26,6 +26,7 @@ from dynexport.exporter.lowering.plan import GraphPlan
 from dynexport.exporter.lowering.target import Target
 from dynexport.exporter.parity.golden import write_golden
 from dynexport.exporter.strategies import strategies
+from dynexport.exporter.strategies.importing import find_importer
 from dynexport.runtime.bundle import manifest as m
 from dynexport.runtime.bundle.checks import checked_kind, checked_path, is_integer, shown
 from dynexport.runtime.bundle.contract import AnyContract
@@ -101,7 +102,7 @@ def convert(model: str | Path, output: str | Path, options: ConvertOptions | Non
 
 def _open(model: str | Path, options: ConvertOptions) -> WeightReader:
     """The checkpoint, checked, and its architecture."""
-    checkpoint = open_checkpoint(model, tokenizer=options.tokenizer, importer=options.importer)
+    checkpoint = open_checkpoint(model, tokenizer=options.tokenizer, importer=find_importer(options.importer))
     check_sizes(checkpoint)
     read_generation_config(checkpoint.files.get(GENERATION_CONFIG, b"{}"))  # refused now rather than by each run
     architecture = _limited(read_architecture(checkpoint.config), options.max_length)
@@ -129,7 +130,7 @@ def _build(reader: WeightReader, options: ConvertOptions, target: Target) -> _Bu
     target.longest_prompt(architecture.max_length)  # refused now rather than when weights are written
     strategy, layers = strategies()[contract.strategy], architecture.layers
     strategy.check(contract, architecture, target)
-    kept = strategy.speedups(contract, layers)
+    kept = strategy.depths(contract, layers)
     if options.layer_capacity is None:
         plans = strategy.graphs(contract, kept, layers, target=target, static=options.static)
     else:

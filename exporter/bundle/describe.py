@@ -6,6 +6,7 @@ import hashlib
 import json
 from collections.abc import Callable, Iterable, Sequence
 from importlib import metadata
+from typing import Any
 
 import onnx_ir as ir
 
@@ -15,7 +16,7 @@ from dynexport.exporter.lowering.plan import GraphPlan, SlotRule
 from dynexport.exporter.lowering.target import Target
 from dynexport.exporter.strategies import Strategy
 from dynexport.runtime.bundle import manifest as m
-from dynexport.runtime.bundle.contract import AnyContract, parse_contract
+from dynexport.runtime.bundle.contract import UNDECLARED, AnyContract, parse_contract
 from dynexport.runtime.bundle.errors import DynexportError, printable
 from dynexport.runtime.bundle.json_text import parse_json_object
 from dynexport.runtime.generation.generation_config import GENERATION_CONFIG
@@ -129,11 +130,11 @@ def _least(sizes: Iterable[int | None]) -> int | None:
 def is_trained(checkpoint: Checkpoint, contract: AnyContract) -> bool:
     """Whether the checkpoint itself declares the contract's strategy: only then was it trained to be run so."""
     declared = checkpoint.config.get("dynexport") or {}
-    return bool(declared.get("strategy", "dense") == contract.strategy)
+    return bool(declared.get("strategy", UNDECLARED) == contract.strategy)
 
 
 def mark_trained(
-    checkpoint: Checkpoint, strategy: Strategy, contract: AnyContract, depths: Sequence[m.Depth]
+    checkpoint: Checkpoint, strategy: Strategy[Any, Any], contract: AnyContract, depths: Sequence[m.Depth]
 ) -> list[m.Depth]:
     """The depths, each marked where the checkpoint itself declares its layers."""
     fields = checkpoint.config.get("dynexport")

@@ -19,8 +19,9 @@ from dynexport.exporter.checkpoint.end_tokens import ends_by_text
 from dynexport.exporter.checkpoint.small_files import find_file, parse_object, read_file
 from dynexport.runtime.bundle.errors import DynexportError, told_as
 from dynexport.runtime.bundle.json_text import parse_json_object
-from dynexport.runtime.text.chat_template import TEMPLATE_FILE, named_templates
-from dynexport.runtime.text.text import CLEAN_UPS, CONFIG_FILE, TOKENIZER_FILE
+from dynexport.runtime.bundle.text_files import CONFIG_FILE, TEMPLATE_FILE, TOKENIZER_FILE
+from dynexport.runtime.text.chat_template import named_templates
+from dynexport.runtime.text.text import CLEAN_UPS
 
 _SIDE_FILES = ("config.json", CONFIG_FILE, "special_tokens_map.json", "added_tokens.json")
 _VOCABULARIES = (

@@ -18,7 +18,7 @@ from dynexport.exporter.cli.arguments import (
 )
 from dynexport.exporter.cli.output import Output, json_option
 from dynexport.runtime.bundle.bundle import Bundle
-from dynexport.runtime.bundle.manifest import FULL
+from dynexport.runtime.bundle.manifest import FULL, PathRouting
 from dynexport.runtime.text.text import Text
 
 if TYPE_CHECKING:
@@ -102,6 +102,11 @@ def bench(
 
     out = Output(json_path)
     opened = Bundle.open(bundle, trust_engines=trust_engines)
+    if isinstance(opened.manifest.routing, PathRouting) and workload["depth"] not in (None, "1", FULL):
+        raise click.UsageError(
+            f"--depth: expected 1 or {FULL}, as routers decide here, found {workload['depth']:.40}; --hops makes every "
+            "token take a path of so many layers"
+        )
     text = None
     if text_path is not None:
         text = Text.of_bundle(opened).encode(read_text(text_path, workload["batch"] * workload["prompt_tokens"]))

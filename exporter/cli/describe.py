@@ -8,9 +8,8 @@ from typing import Any
 from dynexport.exporter.cli.output import bytes_text, layers_text
 from dynexport.runtime.bundle.layout import CacheLayout
 from dynexport.runtime.bundle.manifest import WEIGHTS, Depth, LayerRouting, Manifest, PathRouting
+from dynexport.runtime.bundle.text_files import TEMPLATE_FILE, TOKENIZER_FILE
 from dynexport.runtime.measure.cost import ideal_speedup, step_bytes
-from dynexport.runtime.text.chat_template import TEMPLATE_FILE
-from dynexport.runtime.text.text import TOKENIZER_FILE
 
 
 def not_trained(manifest: Manifest, depths: Iterable[Depth]) -> str | None:
@@ -68,13 +67,11 @@ def _describe_routing(manifest: Manifest) -> list[tuple[str, str]]:
         return [("routed layers", f"{layers_text(routing.layers)} ({len(routing.layers)} of {layers})")]
     if not isinstance(routing, PathRouting):
         return []
-    leaving = f", leaving allowed after {routing.min_hops}" if routing.exit else ", all of them taken"
-    again = "again or not" if routing.reuse else "each layer once"
+    leave = f"leave after {routing.min_hops}" if routing.exit else "not leave before"
+    again = "may come back to a layer" if routing.reuse else "takes a layer once"
     told = [
-        (
-            "paths",
-            f"{routing.hops} hops through {layers} layers{leaving}, {again}; a cache for each of its {routing.places}",
-        )
+        ("paths", f"{routing.hops} hops through {layers} layers; a token may {leave}, and {again}"),
+        ("caches", f"one for every {routing.places.removesuffix('s')}"),
     ]
     if manifest.program("prompt", manifest.full).graph is not None:
         told.append(("one graph", f"layers have room for {100 * routing.layer_capacity:g} % of a step's tokens"))

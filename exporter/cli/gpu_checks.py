@@ -17,6 +17,7 @@ from pydantic import BaseModel
 
 from dynexport.exporter.bundle.conversion import convert
 from dynexport.exporter.parity import verify
+from dynexport.exporter.strategies import strategies
 from dynexport.runtime.bundle.bundle import Bundle
 from dynexport.runtime.bundle.errors import DynexportError
 from dynexport.runtime.bundle.machine import available_cores
@@ -32,18 +33,16 @@ WHAT = (
     "engines of every strategy by each TensorRT that is installed (built, verified, measured), kernels of plugins, "
     "ONNX Runtime's CUDA provider, torch as it is and compiled"
 )
-# The samples, and the options that each is converted with.
-SAMPLES: Mapping[str, Mapping[str, Any]] = {
-    "dense": {},
-    "skip-2": {},
-    "mod": {},
-    "radial-distilled": {},
-}
-# Ranked prompts, and decode steps that take weights of chosen layers, are what our operators are called for.
+# The trained samples, one of each strategy that has one.
+SAMPLES = tuple(strategy.sample for strategy in strategies().values() if strategy.sample)
+# Of those whose graphs call our operators, the options that each is converted with.
 WITH_PLUGINS: Mapping[str, Mapping[str, Any]] = {
-    "mod": {"fields": {"prefill": "topk"}, "plugins": True},
-    "radial-distilled": {"plugins": True},
+    strategy.sample: {"fields": strategy.plugin_fields, "plugins": True}
+    for strategy in strategies().values()
+    if strategy.sample and strategy.plugin_fields is not None
 }
+# The sample whose engines are also built without weights.
+_STRIPPED = "skip-2"
 KERNEL_TESTS = Path(__file__).resolve().parents[2] / "tests" / "plugins" / "test_operator_kernels.py"
 _BATCH, _CONTEXT, _PROMPT, _NEW = 8, 256, 64, 64
 
@@ -99,15 +98,15 @@ def checks(samples: Path, work: Path, *, benchmarks: bool) -> Iterator[Check]:
         yield Check(backend, partial(installed, backend))
     yield Check("kernels of our plugins against their bodies", kernels)
     for backend in BACKENDS:
-        for sample, options in [*SAMPLES.items(), *WITH_PLUGINS.items()]:
+        for sample, options in [*((sample, {}) for sample in SAMPLES), *WITH_PLUGINS.items()]:
             name = f"{backend}: {sample}{' with our plugins' if options.get('plugins') else ''}"
             bundle = work / name.replace(": ", "-").replace(" ", "-")
             run = Engines(backend, samples / sample, bundle, options)
             yield Check(f"{name}: build and verify", run.verified)
             if benchmarks:
                 yield Check(f"{name}: bench", run.measured)
-        stripped = Engines(backend, samples / "skip-2", work / f"{backend}-without-weights", {}, strip=True)
-        yield Check(f"{backend}: skip-2 without weights: build and verify", stripped.verified)
+        stripped = Engines(backend, samples / _STRIPPED, work / f"{backend}-without-weights", {}, strip=True)
+        yield Check(f"{backend}: {_STRIPPED} without weights: build and verify", stripped.verified)
     for sample in SAMPLES:
         yield Check(f"onnxruntime-cuda: {sample}: verify", partial(on_cuda, samples / sample, work / f"cuda-{sample}"))
     for sample in SAMPLES if benchmarks else ():
@@ -246,8 +245,8 @@ def _measure(bundle: Bundle, backend: RunBackend) -> Benchmark:
 def _in_words(measured: Benchmark) -> str:
     full, *others = measured.results
     told = [
-        f"{r.name} {r.decode_milliseconds:.2f} ms, {r.speedup:.2f}x of ideal {r.ideal_speedup:.2f}x, "
-        f"efficiency {r.efficiency:.2f}"
+        f"{r.name} ({r.layers:.3g} layers) {r.decode_milliseconds:.2f} ms, {r.speedup:.2f}x of ideal "
+        f"{r.ideal_speedup:.2f}x, efficiency {r.efficiency:.2f}"
         for r in others
     ]
     return "; ".join([f"a step at full depth {full.decode_milliseconds:.2f} ms", *told])

@@ -20,7 +20,7 @@ from dynexport.exporter.cli.arguments import (
     threads_option,
     trust_option,
 )
-from dynexport.exporter.cli.describe import not_trained
+from dynexport.exporter.cli.describe import kept_text, not_trained
 from dynexport.exporter.cli.output import Output, json_option
 from dynexport.exporter.cli.prompts import given_prompt, utf8
 from dynexport.exporter.cli.sampling_options import given_fields, sampling_options
@@ -135,13 +135,7 @@ def run(
         "sampling": sampling,
         "stop": (*stop, *(recommended.stop if model.text.has_tokenizer else ())),
     }
-    settled = {
-        "speedup": keep.name,
-        "layers": list(keep.keep),
-        "trained": keep.trained,
-        "sampling": asdict(sampling),
-        "warnings": out.warnings,
-    }
+    settled = _settled(out, keep, sampling)
     if talking:
         _talk(out, Conversation(model, system, template_variables), how, settled)
         return
@@ -149,6 +143,17 @@ def run(
     _warn_of_two_beginnings(out, opened.manifest.tokens.bos if text is not None else None, tokens)
     as_ids = not model.text.has_tokenizer or ids is not None
     _answer(out, model, tokens, {**how, "chat": chat}, settled, files, as_ids=as_ids)
+
+
+def _settled(out: Output, depth: Depth, sampling: Sampling) -> dict[str, Any]:
+    """What the report says of how text is generated."""
+    return {
+        "speedup": depth.name,
+        "layers": list(depth.keep),
+        "trained": depth.trained,
+        "sampling": asdict(sampling),
+        "warnings": out.warnings,
+    }
 
 
 def _answer(
@@ -260,7 +265,10 @@ def _say_ratio(out: Output, bundle: Bundle, keep: Depth, *, asked: bool) -> None
     if warning := not_trained(bundle.manifest, [keep]):
         out.warn(warning)
     if bundle.manifest.depths and not asked and len(keep.keep) == bundle.manifest.model.layers:
-        out.note("at full depth, as the checkpoint declares no ratio that it was trained for; --speedup takes one")
+        ratios = ", ".join(f"{depth.name} ({kept_text(bundle.manifest, depth)})" for depth in bundle.manifest.depths)
+        out.note(
+            f"at full depth, as the checkpoint declares no ratio that it was trained for; --speedup takes {ratios}"
+        )
 
 
 def _messages(system: str | None, prompt: str | None) -> list[dict[str, str]]:

@@ -16,7 +16,7 @@ from typing import Any
 import onnx
 
 from dynexport.exporter.parity.cases import Prompt
-from dynexport.exporter.parity.ladder import Measurement, replayed
+from dynexport.exporter.parity.comparison import Measurement, replayed
 from dynexport.exporter.parity.thresholds import ROUTES, Kind
 from dynexport.exporter.reference import Case, Oracle
 from dynexport.runtime.bundle.bundle import Bundle

@@ -7,7 +7,8 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from dynexport.exporter.parity.cases import replay
-from dynexport.exporter.parity.ladder import Measurement, path_through
+from dynexport.exporter.parity.comparison import Measurement
+from dynexport.exporter.parity.ladder import path_through
 from dynexport.exporter.parity.metrics import FloatArray, Metrics, number, relative_error
 from dynexport.exporter.parity.probe import EMBEDDING, HiddenStates, HopStates
 from dynexport.exporter.parity.report import Check, Departure, Place

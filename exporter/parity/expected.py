@@ -6,8 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from dynexport.exporter.parity.cases import Prompt
+from dynexport.exporter.parity.comparison import Measurement, absent
 from dynexport.exporter.parity.golden import golden_rows
-from dynexport.exporter.parity.ladder import CHUNKS, Measurement, absent
+from dynexport.exporter.parity.ladder import CHUNKS
 from dynexport.exporter.parity.reach import LongRow, full_is_refused, row_limit
 from dynexport.exporter.parity.thresholds import ROUTES
 from dynexport.exporter.reference.dequantised import is_quantised

@@ -3,62 +3,44 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
 
-from dynexport.exporter.parity.cases import Forced, Prompt, generate, replay, routes
+from dynexport.exporter.parity.cases import Prompt, generate, replay, routes
+from dynexport.exporter.parity.comparison import (
+    Measurement,
+    Run,
+    absent,
+    answered,
+    compared,
+    replayed,
+    run,
+    skips,
+    wishes,
+)
 from dynexport.exporter.parity.constants import angle_differences, differences
 from dynexport.exporter.parity.golden import GoldenRow
-from dynexport.exporter.parity.metrics import FloatArray, Metrics, compare_bits, compare_logits, compare_routes
+from dynexport.exporter.parity.metrics import FloatArray, Metrics, compare_bits, compare_logits
 from dynexport.exporter.parity.reach import STEPS, LongRow, full_is_refused, row_limit
 from dynexport.exporter.parity.thresholds import Kind
-from dynexport.exporter.reference import Answer, Case, Oracle, RowPaths, RowRoutes
+from dynexport.exporter.reference import Answer, Case, Oracle
 from dynexport.exporter.strategies import strategies
 from dynexport.runtime.bundle.bundle import Bundle
 from dynexport.runtime.bundle.errors import DynexportError
 from dynexport.runtime.bundle.manifest import Depth, LayerRouting, Manifest, PathRouting
-from dynexport.runtime.execution.batch import CHUNK
-from dynexport.runtime.execution.decisions import TURNED_AWAY
 from dynexport.runtime.execution.executor import Executor
 
 CHUNKS = (1, 3, 16)
-_ROUTES_OF: dict[Kind, Kind] = {"reference": "routes", "arithmetic": "arithmetic_routes"}
 # Tokens fed one by one where generating is not what is checked.
 _STEPS = 8
-
-
-@dataclass(frozen=True)
-class Measurement:
-    """One check, not judged yet.
-
-    Attributes:
-        skipped: whether tokens ran in fewer than all layers.
-        cases: what was compared with the reference, as one batch; empty in other checks.
-        at: positions whose logits were; empty: all.
-    """
-
-    name: str
-    kind: Kind
-    metrics: Metrics
-    skipped: bool = False
-    cases: tuple[Case, ...] = ()
-    at: tuple[int, ...] = ()
-
-
-@dataclass(frozen=True)
-class _Run:
-    """What came of cases: per case float32 [length, vocab], and what routers decided, empty where there are none."""
-
-    logits: Sequence[FloatArray]
-    decided: Sequence[RowRoutes | RowPaths]
 
 
 def kept_sets(bundle: Bundle) -> Measurement:
     """The manifest's depths are those that its contract asks for."""
     manifest = bundle.manifest
-    wanted = strategies()[manifest.contract.strategy].speedups(manifest.contract, manifest.model.layers)
+    wanted = strategies()[manifest.contract.strategy].depths(manifest.contract, manifest.model.layers)
     # Whether a checkpoint was trained for one is not the contract's to say.
     found = {depth.name: depth.model_copy(update={"trained": False}) for depth in manifest.depths}
     metrics: Metrics = {
@@ -99,11 +81,6 @@ def golden_row(executor: Executor, row: GoldenRow, there: tuple[Case, Answer] | 
     case, answer = there
     kind: Kind = "arithmetic" if row.dequantised else "reference"
     return replayed(row.check, executor, [case], [answer], at=row.positions, kind=kind)
-
-
-def absent(name: str, difference: str) -> Measurement:
-    """A check that should have been made, and was not."""
-    return Measurement(name, "exact", {"identical": False, "differences": [difference]})
 
 
 def long_rows(
@@ -212,9 +189,9 @@ def greedy(
     last = np.concatenate([logits[-1:] for logits in first])
     fed, later = generate(executor, cache, last, depth, count - 1)
     cases = [Case((*prompt, *tokens), ((0, len(prompt)),), depth) for prompt, tokens in zip(prompts, fed, strict=True)]
-    found = _Run([np.concatenate(parts) for parts in zip(first, later, strict=True)], routes(cache))
-    expected = _answered(oracle.answers(cases))
-    return _compared(f"greedy/{depth.name}", "reference", executor, cases, expected, found, last=count)
+    found = Run([np.concatenate(parts) for parts in zip(first, later, strict=True)], routes(cache))
+    expected = answered(oracle.answers(cases))
+    return compared(f"greedy/{depth.name}", "reference", executor, cases, expected, found, last=count)
 
 
 def second_turn(executor: Executor, oracle: Oracle, prompts: Sequence[Prompt], depth: Depth) -> list[Measurement]:
@@ -232,8 +209,8 @@ def second_turn(executor: Executor, oracle: Oracle, prompts: Sequence[Prompt], d
         tokens += [*prompt, *fed[0]]
         found += [logits, later[0]]
     cases = [Case(tuple(tokens), tuple(prompted), depth)]
-    expected, own = _answered(oracle.answers(cases)), _Run([np.concatenate(found)], routes(cache))
-    return _compared(f"second_turn/{depth.name}", "reference", executor, cases, expected, own)
+    expected, own = answered(oracle.answers(cases)), Run([np.concatenate(found)], routes(cache))
+    return compared(f"second_turn/{depth.name}", "reference", executor, cases, expected, own)
 
 
 def batch_isolation(executor: Executor, prompts: Sequence[Prompt], depth: Depth) -> list[Measurement]:
@@ -242,15 +219,15 @@ def batch_isolation(executor: Executor, prompts: Sequence[Prompt], depth: Depth)
     Kernels may round differently for another batch size; for the same, a neighbour's tokens may change nothing.
     """
     cases = _forced(executor, prompts, depth)
-    together, single = _run(executor, cases), [_run(executor, [case]) for case in cases]
-    alone = _Run([run.logits[0] for run in single], [row for run in single for row in run.decided])
+    together, single = run(executor, cases), [run(executor, [case]) for case in cases]
+    alone = Run([one.logits[0] for one in single], [row for one in single for row in one.decided])
     vocabulary = executor.manifest.model.vocab_size
     others = [Case(tuple((t + 1) % vocabulary for t in case.tokens), case.prompted, depth) for case in cases]
     among_others = [replay(executor, [*others[:i], case, *others[i + 1 :]])[i] for i, case in enumerate(cases)]
     exact = compare_bits(together.logits, among_others)
     return [
-        *_compared(f"batch_isolation/{depth.name}", "consistency", executor, cases, alone, together),
-        Measurement(f"neighbours/{depth.name}", "exact", exact, _skips(executor, depth)),
+        *compared(f"batch_isolation/{depth.name}", "consistency", executor, cases, alone, together),
+        Measurement(f"neighbours/{depth.name}", "exact", exact, skips(executor, depth)),
     ]
 
 
@@ -260,11 +237,11 @@ def ended_rows(executor: Executor, prompts: Sequence[Prompt], depth: Depth) -> M
     The first row goes on later than the others, which then have ended.
     """
     cases = _forced(executor, prompts, depth)
-    together = _run(executor, cases)
+    together = run(executor, cases)
     steps = len(cases[0].tokens) - cases[0].prompted[0][1]
     # With room for entries that should not be.
     cache = executor.full_cache(len(cases), max(len(case.tokens) for case in cases) + steps)
-    told = [_wishes(row) for row in together.decided]
+    told = [wishes(row) for row in together.decided]
     starts = [case.prompted[0][1] for case in cases]
     begins = np.array([steps, *[0] * (len(cases) - 1)])
     forced = [row[:, :start] for row, start in zip(told, starts, strict=bool(told))]
@@ -279,26 +256,26 @@ def ended_rows(executor: Executor, prompts: Sequence[Prompt], depth: Depth) -> M
         for row in np.flatnonzero(live):
             parts[row].append(logits[row])
     metrics = compare_logits(together.logits, [np.stack(rows) for rows in parts])
-    return Measurement(f"ended_rows/{depth.name}", "consistency", metrics, _skips(executor, depth))
+    return Measurement(f"ended_rows/{depth.name}", "consistency", metrics, skips(executor, depth))
 
 
 def single_steps(executor: Executor, prompt: Prompt) -> list[Measurement]:
     """A prompt at once gives what its tokens give one by one, in every layer."""
     full = executor.manifest.full
-    at_once = _run(executor, [Case(tuple(prompt), ((0, len(prompt)),), full)])
+    at_once = run(executor, [Case(tuple(prompt), ((0, len(prompt)),), full)])
     one_by_one = [Case(tuple(prompt), ((0, 1),), full)]
-    return _compared("single_steps", "consistency", executor, one_by_one, at_once, _run(executor, one_by_one))
+    return compared("single_steps", "consistency", executor, one_by_one, at_once, run(executor, one_by_one))
 
 
 def chunked_prefill(executor: Executor, prompt: Prompt) -> list[Measurement]:
     """A prompt at once gives what it gives in pieces."""
     cases = [Case(tuple(prompt), ((0, len(prompt)),), executor.manifest.full)]
-    at_once = _run(executor, cases, chunk=len(prompt))
+    at_once = run(executor, cases, chunk=len(prompt))
     found: list[Measurement] = []
     for chunk in CHUNKS:
         if chunk < len(prompt):
-            pieces = _run(executor, cases, chunk=chunk)
-            found += _compared(f"chunked_prefill/{chunk}", "consistency", executor, cases, at_once, pieces, chunk=chunk)
+            pieces = run(executor, cases, chunk=chunk)
+            found += compared(f"chunked_prefill/{chunk}", "consistency", executor, cases, at_once, pieces, chunk=chunk)
     return found
 
 
@@ -310,85 +287,14 @@ def ratio_change(executor: Executor, fresh: Executor, prompts: Sequence[Prompt],
         prompts: of the first request and of the one that is compared.
     """
     before = _forced(executor, prompts[:1], executor.manifest.full)
-    compared = _forced(executor, prompts[1:2], depth)
-    slots = max(len(case.tokens) for case in (*before, *compared))
+    after = _forced(executor, prompts[1:2], depth)
+    slots = max(len(case.tokens) for case in (*before, *after))
     cache = executor.full_cache(1, slots)
     replay(executor, before, cache=cache)
     cache.rewind(0)
-    used = replay(executor, compared, cache=cache)
-    new = replay(fresh, compared, cache=fresh.full_cache(1, slots))
-    return Measurement(f"ratio_change/{depth.name}", "exact", compare_bits(new, used), _skips(executor, depth))
-
-
-def replayed(
-    name: str,
-    executor: Executor,
-    cases: Sequence[Case],
-    answers: Sequence[Answer],
-    *,
-    at: tuple[int, ...] = (),
-    kind: Kind = "reference",
-) -> list[Measurement]:
-    """Run cases through the engine and compare with what the reference answers to them."""
-    return _compared(name, kind, executor, cases, _answered(answers), _run(executor, cases, at=at), at=at)
-
-
-def _run(executor: Executor, cases: Sequence[Case], *, chunk: int = CHUNK, at: Sequence[int] = ()) -> _Run:
-    """The engine left to its own decisions."""
-    cache = executor.full_cache(len(cases), max(len(case.tokens) for case in cases), record=True)
-    return _Run(replay(executor, cases, cache=cache, chunk=chunk, at=at), routes(cache))
-
-
-def _answered(answers: Sequence[Answer]) -> _Run:
-    return _Run([row.logits for row in answers], [row.routes for row in answers if row.routes is not None])
-
-
-def _compared(
-    name: str,
-    kind: Kind,
-    executor: Executor,
-    cases: Sequence[Case],
-    expected: _Run,
-    found: _Run,
-    *,
-    last: int = 0,
-    chunk: int = CHUNK,
-    at: tuple[int, ...] = (),
-) -> list[Measurement]:
-    """Logits, and where layers are routed the decisions.
-
-    A row with another decision than the expected has other logits from there on, however exact the arithmetic: such
-    rows run once more with the expected routes, so that numeric errors and decisions are told apart.
-
-    Args:
-        found: what these cases gave on this executor.
-        last: compare only so many last positions; 0: as many as are expected.
-        chunk: prompts went in pieces of this many tokens.
-        at: positions that were wanted; empty: all.
-    """
-    skipped = _skips(executor, cases[0].depth)
-    logits, measured = found.logits, []
-    if expected.decided:
-        told, decided = expected.decided, found.decided
-        routes_kind = _ROUTES_OF.get(kind, "own_routes")
-        measured.append(Measurement(f"routes/{name}", routes_kind, compare_routes(told, decided), skipped))
-        differ = [bool((a.decisions != b.decisions).any()) for a, b in zip(told, decided, strict=True)]
-        if any(differ):
-            again = replay(executor, cases, chunk=chunk, forced=[_wishes(row) for row in told], at=at)
-            logits = [other if flipped else own for own, other, flipped in zip(logits, again, differ, strict=True)]
-    wanted = [row[-last:] for row in expected.logits]
-    candidate = [row[-len(like) :] for row, like in zip(logits, wanted, strict=True)]
-    compared = tuple(cases) if kind == "reference" else ()
-    return [*measured, Measurement(name, kind, compare_logits(wanted, candidate), skipped, compared, at)]
-
-
-def _wishes(row: RowRoutes | RowPaths) -> Forced:
-    """The decisions to force, int64 or bool [R, tokens]; what a full layer made of one is not among them."""
-    return np.where(row.decisions == TURNED_AWAY, -1, row.decisions)
-
-
-def _skips(executor: Executor, depth: Depth) -> bool:
-    return len(depth.keep) < executor.manifest.model.layers
+    used = replay(executor, after, cache=cache)
+    new = replay(fresh, after, cache=fresh.full_cache(1, slots))
+    return Measurement(f"ratio_change/{depth.name}", "exact", compare_bits(new, used), skips(executor, depth))
 
 
 def _forced(executor: Executor, prompts: Sequence[Prompt], depth: Depth) -> list[Case]:

@@ -53,7 +53,8 @@ class LongRow:
 
 def row_limit(manifest: Manifest) -> int:
     """Tokens that a row may have, whatever routers decide: where a full cache is an error, none may be full."""
-    return min(manifest.model.max_length, _most_entries(manifest) if _full_is_error(manifest) else math.inf)
+    context = manifest.model.max_length
+    return min(context, _most_entries(manifest)) if _full_is_error(manifest) else context
 
 
 def _full_is_error(manifest: Manifest) -> bool:

@@ -8,7 +8,7 @@ from typing import Any, Literal, TypeAlias
 
 from pydantic import BaseModel, ConfigDict
 
-from dynexport.exporter.parity.ladder import Measurement
+from dynexport.exporter.parity.comparison import Measurement
 from dynexport.exporter.parity.metrics import Metrics, number
 from dynexport.exporter.parity.thresholds import ROUTES, Kind, PrecisionLimits, judge, judge_routes
 from dynexport.runtime.bundle.manifest import Precision

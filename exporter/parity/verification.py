@@ -16,6 +16,7 @@ from dynexport.exporter.parity import ladder
 from dynexport.exporter.parity.arithmetic import as_arithmetic, exact_executor, rounding
 from dynexport.exporter.parity.bisect import find_departure
 from dynexport.exporter.parity.cases import Prompt
+from dynexport.exporter.parity.comparison import Measurement
 from dynexport.exporter.parity.expected import Scope, expected_checks, missing
 from dynexport.exporter.parity.golden import golden_reference, golden_rows, read_golden, varied
 from dynexport.exporter.parity.reach import (
@@ -32,13 +33,15 @@ from dynexport.exporter.reference.dequantised import DequantisedWeights, is_quan
 from dynexport.exporter.reference.loading import fits_in_memory
 from dynexport.exporter.reference.weights import Weights
 from dynexport.exporter.strategies import strategies
+from dynexport.exporter.strategies.importing import find_importer
 from dynexport.runtime.bundle.bundle import Bundle
 from dynexport.runtime.bundle.checks import checked_count, checked_ids, checked_kind, checked_list
 from dynexport.runtime.bundle.errors import DynexportError
 from dynexport.runtime.bundle.manifest import GOLDEN, Depth
+from dynexport.runtime.bundle.text_files import TOKENIZER_FILE
 from dynexport.runtime.engines.registry import RunBackend
 from dynexport.runtime.execution.executor import Executor
-from dynexport.runtime.text.text import TOKENIZER_FILE, Text
+from dynexport.runtime.text.text import Text
 
 _TEXT = (
     "A lighthouse keeper writes down what the sea does, hour by hour, and nobody reads it. On the third of March the "
@@ -137,7 +140,7 @@ class Verification:
         executor = Executor(bundle, threads, backend=backend)
         return cls(bundle, executor, [] if against is None else _oracles(bundle, against), scope)
 
-    def checks(self) -> Iterator[ladder.Measurement]:
+    def checks(self) -> Iterator[Measurement]:
         """All checks, the simplest first; at the end those that were not made, although the manifest asks for them."""
         measured = []
         for measurement in _climb(self.bundle, self.oracles, self.executor, self.scope):
@@ -146,7 +149,7 @@ class Verification:
         yield from missing(measured, expected_checks(self.bundle.manifest, self.scope))
 
 
-def _climb(bundle: Bundle, oracles: Sequence[Oracle], executor: Executor, scope: Scope) -> Iterator[ladder.Measurement]:
+def _climb(bundle: Bundle, oracles: Sequence[Oracle], executor: Executor, scope: Scope) -> Iterator[Measurement]:
     ratios = [bundle.manifest.full, *(depth for depth in bundle.manifest.depths if depth.ratio != 1)]
     generated = scope.prompts[: scope.generated]
     longest = max(scope.prompts, key=len)
@@ -175,7 +178,7 @@ def _climb(bundle: Bundle, oracles: Sequence[Oracle], executor: Executor, scope:
 
 def _held_to_pytorch(
     oracle: Oracle, executor: Executor, scope: Scope, ratios: Sequence[Depth]
-) -> Iterator[ladder.Measurement]:
+) -> Iterator[Measurement]:
     bundle, prompts = executor.bundle, scope.prompts
     half = max(1, row_limit(bundle.manifest) // 2)
     turns = [prompts[-1][:half], prompts[0][:half]]
@@ -260,7 +263,7 @@ def _random(bundle: Bundle, length: int) -> list[int]:
     return ids
 
 
-def _golden(bundle: Bundle, executor: Executor) -> Iterator[ladder.Measurement]:
+def _golden(bundle: Bundle, executor: Executor) -> Iterator[Measurement]:
     path = bundle.file(GOLDEN)
     if path is None:
         raise DynexportError(
@@ -277,7 +280,7 @@ def _golden(bundle: Bundle, executor: Executor) -> Iterator[ladder.Measurement]:
 def _oracles(bundle: Bundle, against: str | Path) -> list[Oracle]:
     """The model in PyTorch, when the bundle can have been made from it; of int4 and int8 also with rounded weights."""
     manifest = bundle.manifest
-    checkpoint = open_checkpoint(against, importer=manifest.source.importer)
+    checkpoint = open_checkpoint(against, importer=find_importer(manifest.source.importer))
     check_sizes(checkpoint)
     architecture = read_architecture(checkpoint.config)
     for name in ("layers", "hidden_size", "vocab_size"):

@@ -13,7 +13,7 @@ __all__ = ["Strategy", "strategies"]
 
 
 @cache
-def strategies() -> dict[str, Strategy[Any]]:
+def strategies() -> dict[str, Strategy[Any, Any]]:
     """Name on the command line and in the contract -> strategy."""
     found = {}
     for module in pkgutil.iter_modules(__path__):

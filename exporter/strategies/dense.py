@@ -12,17 +12,18 @@ from dynexport.runtime.bundle.errors import DynexportError
 from dynexport.runtime.bundle.manifest import Depth, Manifest
 
 
-class DenseStrategy(Strategy[Dense]):
+class DenseStrategy(Strategy[Dense, GraphPlan]):
     """No conditions, no routes."""
 
     name = "dense"
     summary = "every token in every layer"
+    sample = "dense"
 
-    def speedups(self, contract: Dense, layers: int) -> tuple[Depth, ...]:
+    def depths(self, contract: Dense, layers: int) -> tuple[Depth, ...]:
         return ()
 
     def graphs(
-        self, contract: Dense, speedups: tuple[Depth, ...], layers: int, *, target: Target, static: bool
+        self, contract: Dense, depths: tuple[Depth, ...], layers: int, *, target: Target, static: bool
     ) -> tuple[GraphPlan, ...]:
         if static:
             raise DynexportError("--static: expected with --strategy unified-skip, found dense, which skips nothing")

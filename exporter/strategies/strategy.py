@@ -8,7 +8,7 @@ from typing import Any, Generic, TypeVar
 
 import onnx_ir as ir
 
-from dynexport.exporter.checkpoint import Checkpoint
+from dynexport.exporter.checkpoint import Checkpoint, Importer
 from dynexport.exporter.families.architecture import Architecture
 from dynexport.exporter.graph.build import build_graph
 from dynexport.exporter.graph.decoder import CausalLM
@@ -28,22 +28,31 @@ from dynexport.runtime.bundle.manifest import Depth, Manifest
 # The phase that a graph serves, by the name of its optimization profile.
 PHASES: dict[m.ProfileName, m.Phase] = {"prefill": "prompt", "decode": "decode"}
 ContractT = TypeVar("ContractT", bound=AnyContract)
+PlanT = TypeVar("PlanT", bound=GraphPlan)
 
 
-class Strategy(ABC, Generic[ContractT]):
+class Strategy(ABC, Generic[ContractT, PlanT]):
     """One way to route; docs/routing-contract.md says what each means.
+
+    ``ContractT`` is its class in ``runtime/bundle/contract.py``; ``PlanT`` is ``GraphPlan``, or the strategy's own.
 
     Attributes:
         name: on the command line and in contracts.
         summary: half a line for users.
         tensors: names of the tensors that its routers add to a model, a regular expression; "" where there are none.
         has_ratios: whether its contract has the fields speedups, rule and keep.
+        importers: what reads checkpoints of it that other routing code has written.
+        sample: the trained sample of the repository that shows it; "" where there is none.
+        plugin_fields: fields of the contract with which its graphs call operators of our own; None: they call none.
     """
 
     name: str
     summary: str
     tensors: str = ""
     has_ratios: bool = False
+    importers: tuple[Importer, ...] = ()
+    sample: str = ""
+    plugin_fields: Mapping[str, Any] | None = None
 
     def check_fields(self, fields: Mapping[str, Any], checkpoint: Checkpoint) -> None:
         """Raise DynexportError, with what the checkpoint suggests, for fields that a contract lacks; here, for none."""
@@ -52,17 +61,17 @@ class Strategy(ABC, Generic[ContractT]):
         """Raise DynexportError, with what to do, for a contract that the target cannot run; here, it runs all."""
 
     @abstractmethod
-    def speedups(self, contract: ContractT, layers: int) -> tuple[Depth, ...]:
-        """The kept set of every declared ratio. Raises DynexportError on one that cannot be met."""
+    def depths(self, contract: ContractT, layers: int) -> tuple[Depth, ...]:
+        """What a request may choose beside full depth. Raises DynexportError for what the model cannot meet."""
 
     @abstractmethod
     def graphs(
-        self, contract: ContractT, speedups: tuple[Depth, ...], layers: int, *, target: Target, static: bool
-    ) -> tuple[GraphPlan, ...]:
+        self, contract: ContractT, depths: tuple[Depth, ...], layers: int, *, target: Target, static: bool
+    ) -> tuple[PlanT, ...]:
         """The graphs to write, in this order; of those that are whole steps of any number of tokens the first takes
         prompts, at full depth. Raises DynexportError for what the target cannot run."""
 
-    def single_graph(self, contract: ContractT, layers: int, layer_capacity: float, *, target: Target) -> GraphPlan:
+    def single_graph(self, contract: ContractT, layers: int, layer_capacity: float, *, target: Target) -> PlanT:
         """One graph without conditions instead; raises DynexportError where the strategy or the target has none.
 
         Args:
@@ -75,7 +84,7 @@ class Strategy(ABC, Generic[ContractT]):
         return {}
 
     def programs(
-        self, contract: ContractT, plans: tuple[GraphPlan, ...], depths: tuple[Depth, ...]
+        self, contract: ContractT, plans: tuple[PlanT, ...], depths: tuple[Depth, ...]
     ) -> tuple[m.Program, ...]:
         """Which graph runs which phase; here, each runs what it serves, at every depth."""
         return tuple(m.Program(phase=PHASES[served], graph=plan.name) for plan in plans for served in plan.serves)
@@ -84,15 +93,15 @@ class Strategy(ABC, Generic[ContractT]):
         """How many KV caches a row has; here, one for every layer."""
         return layers
 
-    def slots(self, contract: ContractT, place: int, max_length: int, plans: tuple[GraphPlan, ...]) -> SlotRule:
+    def slots(self, contract: ContractT, place: int, max_length: int, plans: tuple[PlanT, ...]) -> SlotRule:
         """How many entries and slots a cache has; here, one for every token."""
         return SlotRule()
 
-    def routing(self, contract: ContractT, plans: tuple[GraphPlan, ...]) -> m.LayerRouting | m.PathRouting | None:
+    def routing(self, contract: ContractT, plans: tuple[PlanT, ...]) -> m.LayerRouting | m.PathRouting | None:
         """What routers decide, token by token; here, nothing."""
         return None
 
-    def limits(self, contract: ContractT, max_length: int, plans: tuple[GraphPlan, ...]) -> m.Limits:
+    def limits(self, contract: ContractT, max_length: int, plans: tuple[PlanT, ...]) -> m.Limits:
         """What a call may have, whatever engines are built for; here, rows go together on empty caches."""
         return m.Limits()
 
@@ -106,7 +115,7 @@ class Strategy(ABC, Generic[ContractT]):
 
     def build(
         self,
-        plan: GraphPlan,
+        plan: PlanT,
         architecture: Architecture,
         target: Target,
         contract: ContractT,
@@ -120,7 +129,7 @@ class Strategy(ABC, Generic[ContractT]):
     def attach(self, model: CausalLM, contract: ContractT, checkpoint: Checkpoint, target: Target) -> None:
         """Give the model's layers the modules that routing needs; here, none."""
 
-    def writer(self, plan: GraphPlan, architecture: Architecture, target: Target, contract: ContractT) -> LayerWriter:
+    def writer(self, plan: PlanT, architecture: Architecture, target: Target, contract: ContractT) -> LayerWriter:
         """What writes the layers into a whole step; here, all of them run."""
         return LayerWriter(plan, architecture, target)
 
@@ -152,4 +161,4 @@ class Strategy(ABC, Generic[ContractT]):
         )
 
 
-__all__ = ["ContractT", "Strategy"]
+__all__ = ["ContractT", "PlanT", "Strategy"]

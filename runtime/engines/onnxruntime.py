@@ -76,7 +76,7 @@ class OnnxRuntimeEngine:
         """As ``Engine`` says."""
         try:
             values = {name: inputs[name] for name in self._names}
-            key = (*caches.key, *[value.shape for value in values.values()])
+            key = (caches.key, tuple(value.shape for value in values.values()))
             # Taken out while it runs: a thread that comes meanwhile makes one of its own.
             bound = self._bound.pop(key, None)
             if bound is None or bound.buffers is not caches.buffers:

@@ -13,6 +13,7 @@ from dynexport.runtime.execution.decisions import Decisions
 
 Array = np.ndarray
 Tokens: TypeAlias = Sequence[int] | Array
+Wanted: TypeAlias = Literal["last", "all"] | Sequence[Array]
 # Longer prompts go in pieces: the scores of a piece against all entries before it are what takes memory.
 CHUNK = 1024
 
@@ -36,7 +37,7 @@ class Batch:
     tokens: Sequence[Tokens]
     phase: Phase
     depth: Depth | Sequence[Depth]
-    logits: Literal["last", "all"] | Sequence[Array] = "last"
+    logits: Wanted = "last"
     forced: Sequence[Array] | None = None
     chunk: int = CHUNK
 
@@ -96,4 +97,4 @@ class CallResult:
     decisions: list[Decisions] | None
 
 
-__all__ = ["CHUNK", "Batch", "Call", "CallResult", "StepResult", "Tokens"]
+__all__ = ["CHUNK", "Batch", "Call", "CallResult", "StepResult", "Tokens", "Wanted"]

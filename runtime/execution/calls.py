@@ -77,7 +77,9 @@ class Cutter:
 
     def __init__(self, cache: KvCache, limits: Limits, graph: Graph, chunk: int) -> None:
         self._cache, self._limits = cache, limits
-        self._most = min(filter(None, (chunk, limits.prompt, graph.limit("S"), graph.limit("C"))))
+        in_graph = [spec.shape[1] for spec in graph.inputs if spec.name == "input_ids"]
+        fixed = [size for size in in_graph if isinstance(size, int)]  # of a graph that only decodes
+        self._most = min(filter(None, (chunk, limits.prompt, graph.limit("S"), graph.limit("C"), *fixed)))
 
     def pieces(self, parts: Sequence[Part]) -> Iterator[list[Piece]]:
         """Yield what each call runs, of rows in ascending order; earlier ones have run when a next one is asked for."""

@@ -87,9 +87,13 @@ class DecisionReader:
             return parts[0]
         if not parts:
             return Decisions(*self._no_tokens(), np.zeros(self.overflows, np.int64))
-        names = ("ran", "choices", "scores", "margins")
-        tokens = (np.concatenate([getattr(part, name) for part in parts], axis=1) for name in names)
-        return Decisions(*tokens, np.sum([part.overflow for part in parts], axis=0))
+        return Decisions(
+            np.concatenate([part.ran for part in parts], axis=1),
+            np.concatenate([part.choices for part in parts], axis=1),
+            np.concatenate([part.scores for part in parts], axis=1),
+            np.concatenate([part.margins for part in parts], axis=1),
+            np.sum([part.overflow for part in parts], axis=0),
+        )
 
     def _no_tokens(self) -> tuple[Array, Array, Array, Array]:
         scores = np.zeros((self.rows, 0), np.float32)
@@ -152,7 +156,7 @@ class DecisionReader:
 
     def _entries(self, choices: Array, counts: Array, active: Array) -> Array:
         if isinstance(self._routing, LayerRouting):
-            entries = active[:, None] * counts
+            entries: Array = active[:, None] * counts
             entries[list(self._routing.layers)] = choices.sum(axis=2)
             return entries
         assert isinstance(self._routing, PathRouting)

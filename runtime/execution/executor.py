@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Protocol, get_args
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -18,15 +18,15 @@ from dynexport.runtime.bundle.checks import (
     checked_list,
     checked_rows,
     is_integer,
-    shown,
 )
 from dynexport.runtime.bundle.errors import DynexportError
 from dynexport.runtime.bundle.layout import CacheLayout
 from dynexport.runtime.bundle.manifest import Depth, Graph, Phase, Program
 from dynexport.runtime.engines.engine import Backend, Engine
 from dynexport.runtime.engines.registry import RunBackend, open_backend
-from dynexport.runtime.execution.batch import CHUNK, Batch, Call, CallResult, StepResult, Tokens
+from dynexport.runtime.execution.batch import CHUNK, Batch, Call, CallResult, StepResult, Tokens, Wanted
 from dynexport.runtime.execution.calls import Cutter, Part, call_of
+from dynexport.runtime.execution.checking import by_depth, checked_for_rows, checked_parts
 from dynexport.runtime.execution.decisions import DecisionReader
 from dynexport.runtime.execution.graph_set import RunningSet
 from dynexport.runtime.execution.kv_cache import KvCache
@@ -135,12 +135,12 @@ class Executor:
         self.check_cache(cache)
         checked_kind("batch", batch, Batch, "a Batch")
         with cache.running:
-            parts = self._parts(cache, batch)
+            parts = checked_parts(cache, batch, self.reader, self.bundle.path)
             rows = [part.row for part in parts]
             cache.reserve(max((int(cache.positions[part.row]) + len(part.ids) for part in parts), default=0))
             before = cache.lengths[:, rows]
             with cache.as_it_was_on_error(rows):
-                for depth, group in self._by_depth(parts, batch):
+                for depth, group in by_depth(parts, batch):
                     self._run_at(cache, group, depth, batch)
             nothing = np.zeros((0, self.manifest.model.vocab_size), np.float32)
             decided = [self.reader.joined(part.decisions) for part in parts] if self.reader.rows else None
@@ -174,8 +174,8 @@ class Executor:
             raise DynexportError("rows: expected at least one, found none")
         first, count = rows[0], len(rows)
         if not _is_plain(rows, tokens, depths):
-            ids = [[token] for token in tokens]
-            return np.concatenate(self.run(cache, Batch(rows, ids, "decode", depths)).logits)
+            each = [[token] for token in tokens]
+            return np.concatenate(self.run(cache, Batch(rows, each, "decode", depths)).logits)
         with cache.running:
             for row in rows:
                 cache.check_room(cache.checked(row), 1, is_prompt=False)
@@ -220,7 +220,7 @@ class Executor:
         """
         self.check_cache(cache)
         rows = checked_for_rows("prompts", prompts, cache.rows)
-        wanted = logits_at if logits_at is not None else "all" if all_logits else "last"
+        wanted: Wanted = logits_at if logits_at is not None else "all" if all_logits else "last"
         depth = self.manifest.full if depth is None else depth
         return self.run(cache, Batch(range(cache.rows), rows, "prompt", depth, wanted, forced, chunk)).logits
 
@@ -247,7 +247,7 @@ class Executor:
         if forced is not None:
             wish = checked_decisions("forced", forced, (self.reader.rows, cache.rows)) if self.reader.rows else forced
             told = [wish[:, row : row + 1] for row in rows]
-        found = self.run(cache, Batch(rows.tolist(), ids[rows, None], "decode", depth, "last", told)).logits
+        found = self.run(cache, Batch(rows.tolist(), list(ids[rows, None]), "decode", depth, "last", told)).logits
         if live is None:
             return found[0] if len(found) == 1 else np.concatenate(found)
         logits = np.zeros((cache.rows, self.manifest.model.vocab_size), np.float32)
@@ -284,60 +284,9 @@ class Executor:
                 self._engines[graph.name] = self._backend.open(graph)
         return self._engines[graph.name]
 
-    def _parts(self, cache: KvCache, batch: Batch) -> list[Part]:
-        """What each row of a batch is to run, checked."""
-        rows = [cache.checked(row) for row in checked_list("rows", batch.rows, "rows")]
-        if len(set(rows)) < len(rows):
-            raise DynexportError(f"rows: expected each row of a batch once, found {shown(rows)}")
-        if batch.phase not in get_args(Phase):
-            raise DynexportError(f"phase: expected {' or '.join(get_args(Phase))}, found {shown(batch.phase)}")
-        if isinstance(batch.logits, str) and batch.logits not in ("last", "all"):
-            raise DynexportError(f"logits: expected last, all or places, found {shown(batch.logits)}")
-        checked_count("chunk", batch.chunk)
-        given = checked_for_rows("prompts" if batch.phase == "prompt" else "tokens", batch.tokens, len(rows))
-        forced = [None] * len(rows) if batch.forced is None else checked_for_rows("forced", batch.forced, len(rows))
-        wanted = [batch.logits] * len(rows)
-        if not isinstance(batch.logits, str):
-            wanted = checked_for_rows("logits_at", batch.logits, len(rows))
-        return [
-            self._part(cache, batch.phase, row, tokens, places, wish)
-            for row, tokens, places, wish in zip(rows, given, wanted, forced, strict=True)
-        ]
-
-    def _part(self, cache: KvCache, phase: Phase, row: int, tokens: Tokens, wanted: Any, wish: Array | None) -> Part:
-        ids = checked_ids("prompt" if phase == "prompt" else "tokens", tokens, self.manifest.model.vocab_size)
-        count = len(ids)
-        if not count and phase == "prompt":
-            raise DynexportError("prompt: expected at least one token, found none")
-        cache.check_room(row, count, is_prompt=phase == "prompt")
-        return Part(row, ids, _places(wanted, count), self._forced(wish, count))
-
-    def _forced(self, wish: Array | None, count: int) -> Array:
-        """What a caller decides for so many tokens, int64 [R, count]."""
-        rows = self.reader.rows
-        if wish is None:
-            return np.full((rows, count), -1, np.int64)
-        if not rows:
-            raise DynexportError(f"forced: expected None, as {self.bundle.path} has no routers; found decisions")
-        decisions = checked_decisions("forced", wish, (rows, count))
-        self.reader.check_forced(decisions)
-        return decisions
-
     def _undecided(self, rows: int) -> Array:
         """Int64 [R, rows, 1], all decisions left to the routers."""
         return np.full((self.reader.rows, rows, 1), -1, np.int64)
-
-    def _by_depth(self, parts: list[Part], batch: Batch) -> Iterator[tuple[Depth, list[Part]]]:
-        """Group the rows that have tokens by their depths, in ascending order of rows."""
-        if isinstance(batch.depth, Depth):
-            depths = [batch.depth] * len(parts)
-        else:
-            depths = checked_for_rows("depth", batch.depth, len(parts))
-        for depth in {id(depth): depth for depth in depths}.values():
-            checked_kind("depth", depth, Depth, "one of Bundle.depth")
-            group = [part for part, its in zip(parts, depths, strict=True) if its is depth and part.left]
-            if group:
-                yield depth, sorted(group, key=lambda part: part.row)
 
     def _run_at(self, cache: KvCache, parts: list[Part], depth: Depth, batch: Batch) -> None:
         """Run rows at one depth, call by call."""
@@ -374,24 +323,6 @@ def _is_plain(rows: list[Any], tokens: list[Any], depths: Sequence[Depth]) -> bo
         and rows == list(range(rows[0], rows[0] + len(rows)))
         and all(depth is depths[0] for depth in depths)
     )
-
-
-def checked_for_rows(name: str, values: Any, rows: int) -> list[Any]:
-    """Return one value for each row. Raises DynexportError for another number of them."""
-    found = checked_list(name, values, f"{rows}, one a row")
-    if len(found) != rows:
-        raise DynexportError(f"{name}: expected {rows}, one for each row, found {len(found)}")
-    return found
-
-
-def _places(wanted: Any, tokens: int) -> Array:
-    """Int64 [k], ascending places among so many tokens: the last, all, or the given ones."""
-    if isinstance(wanted, str):
-        return np.arange(tokens) if wanted == "all" else np.arange(tokens)[-1:]
-    found = [checked_count("logits_at", place, 0, tokens - 1) for place in checked_list("logits_at", wanted, "places")]
-    if sorted(set(found)) != found:
-        raise DynexportError(f"logits_at: expected ascending places, found {shown(found)}")
-    return np.array(found, np.int64)
 
 
 def _joined(pieces: list[Array], nothing: Array) -> Array:

@@ -2,7 +2,7 @@
 
 ``distribution`` is the definition, in float64 over the whole row. ``draw`` follows it with softmax in float32 (sums in
 float64), as transformers and vLLM do: shares differ by about 1e-7, so it gives another token than the definition in
-less than one draw of 10,000, where the random number falls between both.
+about one draw of 10,000, where the random number falls between both.
 """
 
 from __future__ import annotations

@@ -93,7 +93,7 @@ class Model:
     @overload
     def generate(self, prompts: str, **options: Unpack[Options]) -> Generation: ...  # type: ignore[overload-overlap]
     @overload
-    def generate(self, prompts: Sequence[int], **options: Unpack[Options]) -> Generation: ...  # type: ignore[overload-overlap]
+    def generate(self, prompts: Sequence[int], **options: Unpack[Options]) -> Generation: ...
     @overload
     def generate(self, prompts: Sequence[Prompt], **options: Unpack[Options]) -> list[Generation]: ...
 
@@ -169,7 +169,9 @@ class Model:
             DynexportError: as for ``generate``; also where the bundle has no chat template, or it refuses the messages.
         """
         prompt = self.text.chat(messages, variables=variables)
-        return self.generate(prompt, **{**options, "chat": True})
+        settled = Options(**options)
+        settled["chat"] = True
+        return self.generate(prompt, **settled)
 
     def _rows(self, prompts: Prompt | Sequence[Prompt]) -> tuple[list[Array], bool]:
         """int64 [n] per prompt, and whether there is a single one that stands in no list."""
@@ -179,7 +181,7 @@ class Model:
         if not listed:
             raise DynexportError("prompts: expected at least one, found none")
         if all(is_integer(item) for item in listed):
-            return [self._ids(prompts)], True
+            return [self._ids(listed)], True
         return [self._ids(item) for item in listed], False
 
     def _ids(self, prompt: Prompt) -> Array:

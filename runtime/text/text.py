@@ -12,11 +12,8 @@ from dynexport.runtime.bundle.bundle import Bundle
 from dynexport.runtime.bundle.checks import checked_kind, checked_list
 from dynexport.runtime.bundle.errors import DynexportError, told_as
 from dynexport.runtime.bundle.json_text import parse_json_object
-from dynexport.runtime.text.chat_template import TEMPLATE_FILE, ChatTemplate, named_templates
-
-TOKENIZER_FILE = "tokenizer.json"
-CONFIG_FILE = "tokenizer_config.json"
-TEXT_FILES = (TOKENIZER_FILE, CONFIG_FILE, TEMPLATE_FILE)
+from dynexport.runtime.bundle.text_files import CONFIG_FILE, TEMPLATE_FILE, TEXT_FILES, TOKENIZER_FILE
+from dynexport.runtime.text.chat_template import ChatTemplate, named_templates
 
 _SPECIAL_NAMES = (
     "bos_token",

@@ -115,7 +115,7 @@ def use_checkpoint(path: Path) -> None:
         checkpoint.read(name)
     architecture = read_architecture(checkpoint.config)
     contract = read_contract(checkpoint)
-    strategies()[contract.strategy].speedups(contract, architecture.layers)
+    strategies()[contract.strategy].depths(contract, architecture.layers)
 
 
 @few

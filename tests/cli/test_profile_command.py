@@ -57,7 +57,7 @@ def test_the_table_and_the_command_that_skips(model: Path, text: Path, tmp_path:
     arguments = [str(tmp_path / "b") if word == "BUNDLE" else word for word in shlex.split(report["convert"])]
     assert arguments[:3] == ["dynexport", "convert", str(model)]
     assert dynexport(*arguments[1:], "--no-golden").code == 0
-    assert list(Bundle.open(tmp_path / "b").speedup("keep").keep) == report["kept"]
+    assert list(Bundle.open(tmp_path / "b").depth("keep").keep) == report["kept"]
 
 
 def test_json_on_standard_output_is_alone_there_and_finite(model: Path, text: Path) -> None:

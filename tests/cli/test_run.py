@@ -7,7 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from bundles import CHAT, Ran, change_manifest, copied, dynexport, error_of, replace_file
+from bundles import CHAT, Ran, change_manifest, checkpoint, copied, dynexport, error_of, replace_file
+
+from dynexport.exporter.bundle.describe import mark_trained
+from dynexport.exporter.checkpoint import open_checkpoint
+from dynexport.exporter.strategies import strategies
+from dynexport.runtime import Bundle
 
 SIZES = ["--max-new-tokens", 3, "--threads", 1]
 LATIN = "café".encode("latin-1")
@@ -143,14 +148,14 @@ def test_a_ratio_that_the_checkpoint_was_not_trained_for(skip_bundle: Path, ids_
     assert (trained.report["speedup"], trained.report["trained"], "warning" in trained.err) == ("2", True, False)
     other = run(ids_bundle, "--ids", "1", "--speedup", "1.5", "--json", "-")
     assert (other.report["speedup"], other.report["trained"]) == ("1.5", False)
-    assert "as the ratio 1.5 does; expect worse text" in other.report["warnings"][0]
+    assert "as the ratio 1.5 (5 of 8 layers) does; expect worse text" in other.report["warnings"][0]
     assert other.err.count("warning: this checkpoint does not declare that it was trained to skip layers") == 1
     bundle = copied(skip_bundle, tmp_path / "b")
-    change_manifest(bundle, lambda fields: fields["source"]["config"].pop("dynexport"))
+    change_manifest(bundle, lambda fields: fields["depths"][0].update(trained=False))
     full = run(bundle, "--prompt", "Hello", "--json", "-")
-    assert (full.report["speedup"], full.report["trained"], full.report["warnings"]) == ("dense", True, [])
-    assert "at full depth, as the checkpoint declares no ratio" in full.err
-    assert "warning" in run(bundle, "--prompt", "Hello", "--speedup", 2).err
+    assert (full.report["speedup"], full.report["trained"], full.report["warnings"]) == ("full", True, [])
+    assert "at full depth, as the checkpoint declares no ratio" in full.err and "takes 2 (4 of 8 layers)" in full.err
+    assert "warning" in run(bundle, "--prompt", "Hello", "--depth", 2).err
 
 
 @pytest.mark.parametrize(
@@ -166,12 +171,11 @@ def test_a_ratio_that_the_checkpoint_was_not_trained_for(skip_bundle: Path, ids_
     ],
 )
 def test_what_a_checkpoint_declares(skip_bundle: Path, tmp_path: Path, declared: Any, trained: bool) -> None:
-    from dynexport.runtime import Bundle
-
+    """Of the ratio 2 by the official rule: only a checkpoint that declares just that was trained for it."""
     manifest = Bundle.open(skip_bundle).manifest
-    source = manifest.source.model_copy(update={"config": {"dynexport": declared}})
-    (speedup,) = manifest.depths
-    assert manifest.model_copy(update={"source": source}).trained_for(speedup) is trained
+    model = open_checkpoint(checkpoint(tmp_path / "model", "skip-2x", dynexport=declared))
+    (depth,) = mark_trained(model, strategies()["unified-skip"], manifest.contract, manifest.depths)
+    assert depth.trained is trained
 
 
 def test_what_ends_a_chat_keeps_what_was_said(skip_bundle: Path, tmp_path: Path) -> None:
@@ -187,7 +191,7 @@ def test_what_ends_a_chat_keeps_what_was_said(skip_bundle: Path, tmp_path: Path)
         assert [turn["finish_reason"] for turn in kept["turns"]] == ["length"]
     ran = dynexport("run", skip_bundle, "--chat", "--max-new-tokens", 500, "--json", path, stdin="e" * 236 + "\n")
     assert ran.code == 0 and "warning: the context of 256 tokens is full: the answer ends here" in ran.err
-    assert json.loads(path.read_text())["turns"][0]["finish_reason"] == "context"
+    assert json.loads(path.read_text())["turns"][0]["finish_reason"] == "length"
 
 
 def test_two_begin_tokens_are_told(skip_bundle: Path, tmp_path: Path) -> None:

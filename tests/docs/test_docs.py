@@ -39,7 +39,7 @@ def run_python(code: str, capsys: pytest.CaptureFixture[str]) -> str:
     return capsys.readouterr().out
 
 
-@pytest.mark.parametrize("script", ["docs_families", "docs_faults", "docs_fields", "docs_limits"])
+@pytest.mark.parametrize("script", ["docs_bundle", "docs_families", "docs_faults", "docs_fields", "docs_limits"])
 def test_tables_come_from_the_code(script: str) -> None:
     module = importlib.import_module(script)
     assert module.PAGE.read_text() == module.page(), f"run: python samples/{script}.py"
@@ -151,5 +151,5 @@ def test_a_runtime_can_be_written_from_the_bundle_page(workplace: Path, capsys: 
     convert("model", "bundle", strategy="unified-skip", speedups=[2, 3], golden=False)
     (snippet,) = blocks(ROOT / "docs" / "bundle.md", "python")
     printed = run_python(snippet, capsys)
-    ids = Model(Bundle.open("bundle"), 2).generate([[5, 17, 42]], speedup=2, max_new_tokens=16)[0].ids
+    ids = Model(Bundle.open("bundle"), 2).generate([[5, 17, 42]], depth=2, max_new_tokens=16)[0].ids
     assert printed.strip().startswith(str(ids).rstrip("]"))

@@ -79,4 +79,6 @@ def follow(executor: Executor, talk: Conversation, rows: Sequence[int], chunk: i
 
 def generate(executor: Executor, cache: KvCache, tokens: Sequence[int], keep: Keep) -> np.ndarray:
     """One generated token per row: float32 [rows, 1, vocabulary]."""
-    return executor.step(cache, tokens, Depth(name="test", ratio=None, keep=keep, prompt=EVERYTHING))[:, None]
+    declared = (executor.manifest.full, *executor.manifest.depths)
+    other = Depth(name="test", ratio=None, keep=keep, prompt=EVERYTHING)
+    return executor.step(cache, tokens, next((depth for depth in declared if depth.keep == keep), other))[:, None]

@@ -15,6 +15,7 @@ from dynexport.exporter.bundle.conversion import convert
 from dynexport.exporter.checkpoint import open_checkpoint
 from dynexport.exporter.families.architecture import Rotary
 from dynexport.exporter.parity import constants, ladder, verification, verify
+from dynexport.exporter.parity.comparison import Measurement
 from dynexport.exporter.parity.expected import missing
 from dynexport.exporter.parity.metrics import compare_bits, compare_logits, compare_routes
 from dynexport.exporter.parity.reach import (
@@ -106,7 +107,7 @@ def test_a_check_that_is_not_made_has_failed(convert_once: BundleOf, monkeypatch
 
 
 def test_a_check_of_fewer_positions_has_failed() -> None:
-    few = ladder.Measurement("prompt/64", "reference", {"positions": 63})
+    few = Measurement("prompt/64", "reference", {"positions": 63})
     assert [check.name for check in missing([few], {"prompt/64": 64})] == ["prompt/64/positions"]
 
 

@@ -13,7 +13,10 @@ from safetensors.numpy import load_file
 
 from dynexport.exporter.bundle.conversion import convert
 from dynexport.runtime import Bundle, DynexportError
+from dynexport.runtime.bundle.manifest import PathRouting
+from dynexport.runtime.execution.decisions import TURNED_AWAY
 from dynexport.runtime.measure.bench import Benchmark, Workload, benchmark, is_steady, quartiles
+from dynexport.runtime.measure.cost import path_bytes
 from dynexport.runtime.measure.timed_run import Sizes
 from dynexport.runtime.measure.twin import Twin
 
@@ -80,6 +83,15 @@ def test_full_depth_is_not_measured_twice(tmp_path: Path) -> None:
     sizes = {"prompt_tokens": 4, "new_tokens": 1, "repeats": 1, "threads": 1}
     assert [result.name for result in bench(bundle, **sizes).results] == ["full", "2"]
     assert [result.name for result in bench(bundle, depth=1, **sizes).results] == ["full"]
+
+
+def test_a_depth_that_is_a_prompts_too_is_measured_from_its_prompt(bundle: Bundle) -> None:
+    (depth,) = bundle.manifest.depths
+    shallow = depth.model_copy(update={"prompt": depth.keep})
+    changed = Bundle(bundle.path, bundle.manifest.model_copy(update={"depths": (shallow,)}))
+    found = bench(changed, prompt_tokens=PROMPT, new_tokens=1, repeats=1).results[1]
+    assert (found.name, found.layers) == ("2", 4) and found.prefill_speedup != 1
+    assert 1.5 < found.prefill_ideal_speedup < 2
 
 
 @pytest.mark.parametrize("name", ["prompt_tokens", "new_tokens", "batch", "repeats"])
@@ -248,6 +260,16 @@ def test_paths_as_routers_choose_and_as_told(radial: Bundle, tmp_path: Path) -> 
     assert 1 < results["hops 3"].ideal_speedup < results["hops 1"].ideal_speedup
     assert results["hops 1"].prefill_ideal_speedup > results["hops 3"].prefill_ideal_speedup > 1
     assert {"GroupQueryAttention"} <= found.operators.keys()
+
+
+def test_a_hop_that_turns_a_token_away_has_read_its_router(radial: Bundle) -> None:
+    manifest, routing = radial.manifest, radial.manifest.routing
+    assert isinstance(routing, PathRouting)
+    path = np.full((routing.hops, 1), -1)
+    nothing = path_bytes(manifest, path, np.zeros_like(path))
+    path[0] = TURNED_AWAY
+    assert nothing == manifest.cost.shared
+    assert path_bytes(manifest, path, np.zeros_like(path)) == manifest.cost.shared + manifest.cost.router
 
 
 def test_a_pool_is_its_own_dense_twin_where_its_paths_are_long_enough(radial: Bundle) -> None:

@@ -386,7 +386,7 @@ def test_frequency_and_presence_count_what_was_generated() -> None:
     assert counts[[2, 3]].min() > 1 and counts[[0, 1, 4]].sum() > 0
 
 
-def wide(kind: str, size: int = 5001) -> NDArray[np.float32]:
+def wide(kind: str, size: int = 9001) -> NDArray[np.float32]:
     """A row of logits that is long enough for the fast way: of another kind, the number of tokens in a nucleus."""
     draws = np.random.default_rng(3)
     if kind == "tied":
@@ -402,7 +402,8 @@ WIDE = ["flat", "normal", "peaked", "tied"]
 FILTERS: list[dict[str, Any]] = [
     {},
     {"top_p": 0.95},
-    {"top_p": 0.3},
+    {"top_p": 0.3},  # of flat logits, no few candidates hold this, and none holds the next
+    {"top_p": 0.1},
     {"top_p": 1e-6},
     {"top_p": np.nextafter(1, 0)},
     {"min_p": 0.02},

@@ -59,7 +59,7 @@ def test_eight_threads_get_what_each_would_get_alone(shared: Model) -> None:
         return shared.generate(BATCHES[index % len(BATCHES)], max_new_tokens=NEW, sampling=SAMPLING)
 
     # Only graph sets have memory that runs share: there it takes luck to see that it is.
-    times = 12 if isinstance(shared.executor, Executor) else 2
+    times = 12 if any(program.set for program in shared.bundle.manifest.programs) else 2
     alone = [generate(index) for index in range(len(BATCHES))]
     wrong = [
         index

@@ -16,6 +16,8 @@ from dynexport.exporter.checkpoint import open_checkpoint
 from dynexport.exporter.families import read_architecture
 from dynexport.exporter.parity import verify
 from dynexport.exporter.profile import ProfileDirectory, layers_to_skip, measure
+from dynexport.exporter.strategies.calibration import CalibrationOptions
+from dynexport.exporter.strategies.mod.calibrate import calibrate
 from dynexport.exporter.trace.files import TraceFile
 from dynexport.runtime import Bundle, DynexportError, Model, Sampling
 from dynexport.runtime.bundle.contract import parse_contract
@@ -25,8 +27,7 @@ from dynexport.runtime.execution.executor import Executor
 from dynexport.runtime.execution.kv_cache import KvCache
 from dynexport.runtime.generation.conversation import Conversation
 from dynexport.runtime.generation.sampling import Sampler
-from dynexport.runtime.measure.bench import benchmark
-from dynexport.runtime.measure.calibrate import calibrate
+from dynexport.runtime.measure.bench import Workload, benchmark
 from dynexport.runtime.measure.cost import step_bytes
 from dynexport.runtime.measure.evaluate import evaluate
 from dynexport.runtime.text.text import StopStrings, StreamDecoder, Text
@@ -74,16 +75,17 @@ def say(at: Any, content: Any = "Hi", **named: Any) -> Any:
 
 def bench(at: Any, bundle: Any = None, **named: Any) -> Any:
     sizes = {"prompt_tokens": 4, "new_tokens": 1, "repeats": 1, "threads": 1, **named}
-    return benchmark(at.bundle if bundle is None else bundle, **sizes)
+    baseline = sizes.pop("baseline", None)
+    return benchmark(at.bundle if bundle is None else bundle, Workload(**sizes), baseline=baseline)
 
 
 def perplexity(at: Any, ids: Any = range(40), **named: Any) -> Any:
-    how = {"speedups": [at.ratio], "window": 8, "prompt_tokens": 4, **named}
+    how = {"depths": [at.ratio], "window": 8, "prompt_tokens": 4, **named}
     return evaluate(at.bundle, ids, **how)
 
 
 def thresholds(at: Any, ids: Any = range(40), **named: Any) -> Any:
-    return calibrate(at.mod.bundle, ids, **{"window": 8, **named})
+    return calibrate(at.mod.bundle, ids, CalibrationOptions(**{"window": 8, **named}))
 
 
 def converted(at: Any, model: Any = SKIP, output: Any = None, **named: Any) -> Any:
@@ -261,9 +263,9 @@ WRONG: dict[str, tuple[Callable[[Any], Any], str]] = {
     "bench-text-ids": (lambda at: bench(at, text=[99] * 4), "text: expected token ids 0..88, found 99"),
     "bench-rate": (lambda at: bench(at, at.mod.bundle, skip_rates=["half"]), "skip rates: expected shares from 0 to 1"),
     "bench-rates": (lambda at: bench(at, at.mod.bundle, skip_rates=0.5), "skip rates: expected a list"),
-    "bench-depth": (lambda at: bench(at, at.radial.bundle, depths=[1.5]), "depth: expected"),
+    "bench-hops": (lambda at: bench(at, at.radial.bundle, hops=[1.5]), "hops: expected"),
     "bench-backend": (lambda at: bench(at, backend="cpu"), "backend: expected onnxruntime"),
-    "bench-speedup": (lambda at: bench(at, speedup=[2]), "{path}: speedup: expected 1, 2; found [2]"),
+    "bench-depth": (lambda at: bench(at, depth=[2]), "{path}: depth: expected 1, 2; found [2]"),
     "eval-none": (lambda at: perplexity(at, None), "text: expected a list of token ids, found None"),
     "eval-text": (lambda at: perplexity(at, "a book"), "text: expected a list of token ids, found 'a book'"),
     "eval-floats": (lambda at: perplexity(at, [1.5] * 20), "text: expected token ids 0..88, found 1.5"),
@@ -272,14 +274,17 @@ WRONG: dict[str, tuple[Callable[[Any], Any], str]] = {
     "eval-prompt": (lambda at: perplexity(at, prompt_tokens=None), "window: expected 1 <= prompt_tokens < window"),
     "eval-max": (lambda at: perplexity(at, max_tokens=NAN), "max_tokens: expected at least one window of 8"),
     "eval-batch": (lambda at: perplexity(at, batch="8"), "batch: expected at least 1, found '8'"),
-    "eval-speedups": (lambda at: perplexity(at, speedups=[2]), "speedups: expected those of Bundle.depth, found 2"),
-    "eval-no-speedups": (lambda at: perplexity(at, speedups=[]), "speedups: expected at least one, found none"),
-    "eval-speedups-none": (lambda at: perplexity(at, speedups=None), "speedups: expected a list"),
+    "eval-depths": (lambda at: perplexity(at, depths=[2]), "depths: expected those of Bundle.depth, found 2"),
+    "eval-no-depths": (lambda at: perplexity(at, depths=[]), "depths: expected at least one, found none"),
+    "eval-depths-none": (lambda at: perplexity(at, depths=None), "depths: expected a list"),
     "calibrate-rate": (lambda at: thresholds(at, target_rate="half"), "target_rate: expected 0 < target_rate <= 1"),
     "calibrate-rate-nan": (lambda at: thresholds(at, target_rate=NAN), "target_rate: expected 0 < target_rate <= 1"),
     "calibrate-window": (lambda at: thresholds(at, window=8.0), "window: expected 1..256, found 8.0"),
     "calibrate-ids": (lambda at: thresholds(at, 5), "text: expected a list of token ids, found 5"),
-    "calibrate-of-none": (lambda at: calibrate(None, range(40)), "bundle: expected an opened Bundle"),
+    "calibrate-of-none": (
+        lambda at: calibrate(None, [1], CalibrationOptions()),
+        "bundle: expected an opened Bundle",
+    ),
     "verify-of-a-path": (lambda at: verify(at.path), "bundle: expected an opened Bundle"),
     "verify-tokens": (lambda at: verify(at.bundle, SKIP, new_tokens="3"), "new_tokens: expected at least 1, found '3'"),
     "verify-prompts": (lambda at: verify(at.bundle, SKIP, prompts="ab"), "prompts: expected a list of prompts"),
@@ -357,5 +362,5 @@ def test_what_is_not_wrong(at: Any, tmp_path: Path) -> None:
     assert at.bundle.depth(np.float32(2)) == at.ratio == at.bundle.depth("2")
     copy = copied(at.path, tmp_path / "b")
     assert bench(at, Bundle.open(copy), text=(token for token in range(4)), skip_rates=()).results
-    assert perplexity(at, iter(range(16)), speedups=(at.ratio,))[0].tokens == 8
+    assert perplexity(at, iter(range(16)), depths=(at.ratio,))[0].tokens == 8
     assert step(at.mod, np.array([1], np.int32), [True], forced=[[1], [0]]).shape == (1, 89)

@@ -121,15 +121,20 @@ def test_bad_tensors_and_bench_on_the_command_line(tmp_path: Path) -> None:
     assert "--static" in error_of(dynexport("convert", source, "--static", "-o", tmp_path / "bundle"))
     assert dynexport("convert", source, "--no-golden", "-o", tmp_path / "bundle").code == 0
     assert dynexport("convert", source, "--strategy", "dense", "--no-golden", "-o", tmp_path / "dense").code == 0
+    shown = " ".join(dynexport("inspect", tmp_path / "bundle").out.replace("│", " ").split())
+    assert "paths 5 hops through 4 layers; a token may leave after 0, and may come back to a layer" in shown
+    assert "attention.onnx (called for the cache of every hop)" in shown and "decode any embedding, " in shown
     measured = dynexport(
         "bench",
         tmp_path / "bundle",
-        *("--baseline", tmp_path / "dense", "--depth", 2, "--prompt-tokens", 4, "--new-tokens", 2, "--repeats", 1),
+        *("--baseline", tmp_path / "dense", "--hops", 2, "--prompt-tokens", 4, "--new-tokens", 2, "--repeats", 1),
     )
-    assert measured.code == 0 and "depth 2" in measured.out
-    assert "depth: expected 1..5 layers" in error_of(
-        dynexport("bench", tmp_path / "bundle", "--prompt-tokens", 4, "--depth", 6)
-    )
+    assert measured.code == 0 and "hops 2" in measured.out
+    for option, expected in (
+        ("--hops", "hops: expected 1..5, as"),
+        ("--depth", "--hops makes every token take a path"),
+    ):
+        assert expected in error_of(dynexport("bench", tmp_path / "bundle", "--prompt-tokens", 4, option, 6))
     change_tensors(source, lambda tensors: tensors.pop("model.radial_router.fc2.bias"))
     assert "radial_router.fc2.bias" in error_of(dynexport("convert", source, "-o", tmp_path / "other"))
 

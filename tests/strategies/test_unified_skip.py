@@ -107,7 +107,7 @@ def speedups(layers: int, **fields: Any) -> tuple[Depth, ...]:
     """As a conversion finds them: contract fields, then the strategy."""
     strategy = strategies()["unified-skip"]
     contract = parse_contract({"strategy": "unified-skip", **fields}, "config.json: dynexport")
-    return strategy.speedups(contract, layers)
+    return strategy.depths(contract, layers)
 
 
 def test_names_and_order() -> None:

@@ -160,7 +160,10 @@ def test_types_and_profiles(tmp_path: Path) -> None:
     assert [node.inputs[0] for node in casts] == [router.inputs[0]]
     assert casts[0].attributes["to"].as_int() == ir.DataType.FLOAT
     one, rows = (1, 1, 1), (1, 1, 3)
-    ranges = {graph.role: [p.ranges for p in graph.profiles] for graph in done.manifest.graphs}
+    found = done.manifest.program("prompt", done.manifest.full).set
+    parts = {"embedding": found.embedding, "router": found.routers[0], "attention": found.attention, "head": found.head}
+    parts |= {"before_attention": found.before_attention[0], "after_attention": found.after_attention[0]}
+    ranges = {part: [p.ranges for p in done.manifest.graph(name).profiles] for part, name in parts.items()}
     on_tokens = [{"N": (1, 20, 60)}, {"N": rows}]
     assert ranges == dict.fromkeys(("embedding", "router", "before_attention", "after_attention"), on_tokens) | {
         "attention": [{"B": rows, "C": (1, 20, 20)}, {"B": rows, "C": one}],

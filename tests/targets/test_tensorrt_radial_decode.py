@@ -167,7 +167,7 @@ def test_the_graph(both: tuple[Executor, Executor]) -> None:
         if name.startswith("model.layers.pool.") and value.shape is not None:
             readers = {node.op_type for node, _ in value.uses()}
             assert readers == ({"SelectedMatMul"} if len(value.shape) == 3 else {"Gather"}), name
-    (entry,) = (graph for graph in both[1].manifest.graphs if graph.role == "decode")
+    entry = both[1].manifest.graph("decode")
     assert [(profile.name, profile.ranges) for profile in entry.profiles] == [("decode", {"B": (1, 1, 8)})]
     ran = dynexport("inspect", both[1].bundle.path, "--json", "-")
     assert ran.report["operators"]["decode"]["ours"] == {"SelectedMatMul": PRODUCTS * STEPS}
@@ -181,7 +181,7 @@ def test_a_token_that_has_left_takes_no_weights(both: tuple[Executor, Executor])
     model.graph.output.extend(onnx.helper.make_tensor_value_info(name, onnx.TensorProto.INT64, ["B"]) for name in index)
     session = onnxruntime.InferenceSession(model.SerializeToString())
     forced = np.array([[0, 1, 0], [layers, 2, 1], [-1, 3, 2], [-1, 0, 0], [-1, layers, 0]])
-    (graph,) = (graph for graph in both[1].manifest.graphs if graph.role == "decode")
+    graph = both[1].manifest.graph("decode")
     inputs = {spec.name: np.zeros(spec.sized({"B": 3}), spec.array_type) for spec in graph.inputs}
     inputs |= {"forced_paths": forced[:, :, None], "token_counts": np.array([1, 1, 0])}
     found = np.stack(session.run(index, inputs))

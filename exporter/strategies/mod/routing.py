@@ -19,8 +19,8 @@ from dynexport.exporter.graph.layers import PLAIN, Linear
 from dynexport.exporter.graph.selection import capacity
 from dynexport.exporter.graph.step import BOOL, INT32, INT64, StepInputs, rotation
 from dynexport.exporter.graph.values import add_input
-from dynexport.exporter.lowering.plan import GraphPlan
 from dynexport.exporter.lowering.target import Target
+from dynexport.exporter.strategies.mod.plan import RoutedPlan
 from dynexport.runtime.bundle.contract import Mod
 
 # What top-k decides, beside 0 for "left to the router" and infinity for "made to run".
@@ -94,7 +94,7 @@ class Routing:
         op: Any,
         architecture: Architecture,
         contract: Mod,
-        plan: GraphPlan,
+        plan: RoutedPlan,
         target: Target,
         step: StepInputs,
         told: RoutedInputs,
@@ -145,7 +145,7 @@ class RoutedInputs:
     is_prompt: ir.Value | None
 
     @classmethod
-    def add(cls, graph: ir.Graph, contract: Mod, plan: GraphPlan) -> RoutedInputs:
+    def add(cls, graph: ir.Graph, contract: Mod, plan: RoutedPlan) -> RoutedInputs:
         """Add them to a graph."""
         ranks_prompts = contract.prefill == "topk" and not plan.only_decodes
         return cls(

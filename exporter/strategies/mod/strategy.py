@@ -13,6 +13,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from fractions import Fraction
+from types import MappingProxyType
 from typing import Any
 
 from dynexport.exporter.checkpoint import Checkpoint
@@ -21,16 +22,18 @@ from dynexport.exporter.graph.decoder import CausalLM
 from dynexport.exporter.graph.layers import PLAIN, Linear
 from dynexport.exporter.graph.reading import GraphFile, unequal
 from dynexport.exporter.graph.writer import LayerWriter
-from dynexport.exporter.lowering.plan import GraphPlan, SlotRule
+from dynexport.exporter.lowering.plan import SlotRule
 from dynexport.exporter.lowering.target import Target
 from dynexport.exporter.reference import Oracle
 from dynexport.exporter.reference.weights import Weights
 from dynexport.exporter.strategies.calibration import Calibration, CalibrationOptions
+from dynexport.exporter.strategies.mod.astramind import ASTRAMIND
 from dynexport.exporter.strategies.mod.caches import filled_chunk, routed_slots
 from dynexport.exporter.strategies.mod.calibrate import calibrate
 from dynexport.exporter.strategies.mod.constants import route_differences
 from dynexport.exporter.strategies.mod.describe import describe
 from dynexport.exporter.strategies.mod.oracle import RoutedOracle
+from dynexport.exporter.strategies.mod.plan import RoutedPlan
 from dynexport.exporter.strategies.mod.routing import Predictor
 from dynexport.exporter.strategies.mod.writer import RoutedWriter
 from dynexport.exporter.strategies.strategy import Strategy
@@ -42,12 +45,15 @@ from dynexport.runtime.bundle.manifest import Depth, LayerRouting, Limits, Manif
 _ROUTER = re.compile(r"model\.layers\.([0-9]{1,4})\.mod_router\.weight")
 
 
-class ModStrategy(Strategy[Mod]):
+class ModStrategy(Strategy[Mod, RoutedPlan]):
     """One graph for prompts and decoding; routes, scores, margins and overflow are outputs."""
 
     name = "mod"
     summary = "a router per layer chooses the tokens that run in it"
     tensors = r"(model\.)?layers\.\d+\.mod_(router|predictor)\..+"
+    importers = (ASTRAMIND,)
+    sample = "mod"
+    plugin_fields = MappingProxyType({"prefill": "topk"})  # prompts are ranked by one
 
     def check_fields(self, fields: Mapping[str, Any], checkpoint: Checkpoint) -> None:
         if "routed_layers" not in fields:
@@ -65,7 +71,7 @@ class ModStrategy(Strategy[Mod]):
                 "our plugins (--plugins), lower --max-prompt, or decide causally (--set prefill=causal)"
             )
 
-    def speedups(self, contract: Mod, layers: int) -> tuple[Depth, ...]:
+    def depths(self, contract: Mod, layers: int) -> tuple[Depth, ...]:
         if contract.routed_layers[-1] >= layers:
             raise DynexportError(f"routed_layers: expected layers 0..{layers - 1}, found {contract.routed_layers[-1]}")
         return ()
@@ -77,11 +83,11 @@ class ModStrategy(Strategy[Mod]):
         return {rf"(model\.)?layers\.({routed})\.mod_predictor\..+": f"decision.rule is {contract.decision.rule}"}
 
     def graphs(
-        self, contract: Mod, speedups: tuple[Depth, ...], layers: int, *, target: Target, static: bool
-    ) -> tuple[GraphPlan, ...]:
+        self, contract: Mod, depths: tuple[Depth, ...], layers: int, *, target: Target, static: bool
+    ) -> tuple[RoutedPlan, ...]:
         everything = tuple(range(layers))
         unrouted = tuple(layer for layer in everything if layer not in contract.routed_layers)
-        model = GraphPlan(
+        model = RoutedPlan(
             "model",
             everything,
             contiguous=unrouted,
@@ -92,17 +98,17 @@ class ModStrategy(Strategy[Mod]):
             return (model,)
         # A profile for decoding would nearly double the time that the first takes to build.
         prompts = replace(model, serves=("prefill",))
-        return (prompts, GraphPlan("decode", everything, contiguous=unrouted, serves=("decode",)))
+        return (prompts, RoutedPlan("decode", everything, contiguous=unrouted, serves=("decode",)))
 
-    def slots(self, contract: Mod, place: int, max_length: int, plans: tuple[GraphPlan, ...]) -> SlotRule:
+    def slots(self, contract: Mod, place: int, max_length: int, plans: tuple[RoutedPlan, ...]) -> SlotRule:
         if place not in contract.routed_layers:
             return SlotRule()
         return routed_slots(contract, max_length, padded=plans[0].padded)
 
-    def routing(self, contract: Mod, plans: tuple[GraphPlan, ...]) -> LayerRouting:
+    def routing(self, contract: Mod, plans: tuple[RoutedPlan, ...]) -> LayerRouting:
         return LayerRouting(layers=contract.routed_layers, overflow=contract.cache.overflow)
 
-    def limits(self, contract: Mod, max_length: int, plans: tuple[GraphPlan, ...]) -> Limits:
+    def limits(self, contract: Mod, max_length: int, plans: tuple[RoutedPlan, ...]) -> Limits:
         chunk = filled_chunk(contract, max_length, padded=plans[0].padded)
         return Limits(filled=chunk, whole_prompts=contract.prefill == "topk")
 
@@ -117,7 +123,7 @@ class ModStrategy(Strategy[Mod]):
             if contract.decision.rule == "predictor":
                 layer.mod_predictor = Predictor(target, hidden, _width(checkpoint, f"{name}predictor.fc1.weight"))
 
-    def writer(self, plan: GraphPlan, architecture: Architecture, target: Target, contract: Mod) -> LayerWriter:
+    def writer(self, plan: RoutedPlan, architecture: Architecture, target: Target, contract: Mod) -> LayerWriter:
         return RoutedWriter(plan, architecture, target, contract)
 
     def manifest_differences(self, manifest: Manifest) -> Iterator[str]:

@@ -12,11 +12,11 @@ from dynexport.exporter.graph.decoder import DecoderLayer
 from dynexport.exporter.graph.step import BOOL, FLOAT, INT64, LayerCache, Step, StepInputs
 from dynexport.exporter.graph.values import add_output, typed_value
 from dynexport.exporter.graph.writer import LayerWriter
-from dynexport.exporter.lowering.plan import GraphPlan
 from dynexport.exporter.lowering.target import Target
 from dynexport.exporter.strategies.mod.caches import routed_slots
 from dynexport.exporter.strategies.mod.checks import check_routed_graph
 from dynexport.exporter.strategies.mod.compaction import Compacted, EveryRow, Padded, Ragged, combined
+from dynexport.exporter.strategies.mod.plan import RoutedPlan
 from dynexport.exporter.strategies.mod.routing import Route, RoutedInputs, Routing, decide, outputs
 from dynexport.runtime.bundle.contract import Mod
 
@@ -29,7 +29,9 @@ class RoutedWriter(LayerWriter):
     ``overflow`` int64 [R, B]. R counts the routed layers.
     """
 
-    def __init__(self, plan: GraphPlan, architecture: Architecture, target: Target, contract: Mod) -> None:
+    plan: RoutedPlan
+
+    def __init__(self, plan: RoutedPlan, architecture: Architecture, target: Target, contract: Mod) -> None:
         super().__init__(plan, architecture, target)
         self._contract = contract
 

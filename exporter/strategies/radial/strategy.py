@@ -8,7 +8,8 @@ want one graph there is one, in which every layer runs in every step. With our p
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import get_args
+from types import MappingProxyType
+from typing import Literal, get_args
 
 import onnx_ir as ir
 from onnxscript import nn
@@ -18,7 +19,7 @@ from dynexport.exporter.families.architecture import Architecture
 from dynexport.exporter.graph.build import WriteGraph, build_part
 from dynexport.exporter.graph.decoder import CausalLM
 from dynexport.exporter.graph.reading import GraphFile, unequal
-from dynexport.exporter.lowering.plan import PADDED_CHUNK, Dimension, GraphPlan, Role, SlotRule
+from dynexport.exporter.lowering.plan import PADDED_CHUNK, Dimension, SlotRule
 from dynexport.exporter.lowering.target import Target
 from dynexport.exporter.lowering.tensorrt.selected import SelectedLayer
 from dynexport.exporter.reference import Oracle
@@ -27,6 +28,7 @@ from dynexport.exporter.strategies.radial import parts
 from dynexport.exporter.strategies.radial.constants import path_differences
 from dynexport.exporter.strategies.radial.decode import decode_graph
 from dynexport.exporter.strategies.radial.oracle import RadialOracle
+from dynexport.exporter.strategies.radial.plan import PathPlan, Role
 from dynexport.exporter.strategies.radial.router import Router
 from dynexport.exporter.strategies.radial.single import single_graph
 from dynexport.exporter.strategies.strategy import Strategy
@@ -37,19 +39,26 @@ from dynexport.runtime.bundle.manifest import Depth, GraphSet, Limits, Manifest,
 _LINE: Mapping[str, Dimension] = {"N": "line"}
 
 
-class RadialStrategy(Strategy[Radial]):
+# The layers whose modules a graph is written with, where they are not those that it holds: attention, which has no
+# weights, is that of any.
+_MODULES: dict[str, tuple[int, ...]] = {"decode": (), "attention": (0,)}
+
+
+class RadialStrategy(Strategy[Radial, PathPlan]):
     """A set of graphs, in which the layer that comes next is a graph's output; or a single one."""
 
     name = "radial"
     summary = "a router sends every token to its next layer"
     tensors = r"(model\.)?radial_router\..+"
+    sample = "radial-distilled"
+    plugin_fields = MappingProxyType({})  # decode steps take the weights of chosen layers with one
 
-    def speedups(self, contract: Radial, layers: int) -> tuple[Depth, ...]:
+    def depths(self, contract: Radial, layers: int) -> tuple[Depth, ...]:
         return ()
 
     def graphs(
-        self, contract: Radial, speedups: tuple[Depth, ...], layers: int, *, target: Target, static: bool
-    ) -> tuple[GraphPlan, ...]:
+        self, contract: Radial, depths: tuple[Depth, ...], layers: int, *, target: Target, static: bool
+    ) -> tuple[PathPlan, ...]:
         if static:
             raise DynexportError(
                 "--static: expected with --strategy unified-skip or mod, found radial; for a static graph of that "
@@ -59,22 +68,22 @@ class RadialStrategy(Strategy[Radial]):
             _check_selection(contract, target)
         pool = range(layers)
         steps = [None] if contract.router.shared else range(contract.max_steps)
-        decode = GraphPlan("decode", tuple(pool), role="decode", serves=("decode",), dimensions={"B": "rows"})
+        decode = PathPlan("decode", tuple(pool), role="decode", serves=("decode",), dimensions={"B": "rows"})
         return (
             # First: the set's weights lie within those that it has stacked.
             *([decode] if target.plugins else []),
-            GraphPlan("embedding", (), role="embedding", dimensions=_LINE),
+            PathPlan("embedding", (), role="embedding", dimensions=_LINE),
             *(
-                GraphPlan("router" if s is None else f"router-{s}", (), role="router", step=s, dimensions=_LINE)
+                PathPlan("router" if s is None else f"router-{s}", (), role="router", step=s, dimensions=_LINE)
                 for s in steps
             ),
-            *(GraphPlan(f"layer-{i}-before", (i,), role="before_attention", dimensions=_LINE) for i in pool),
-            GraphPlan("attention", (0,), role="attention", dimensions={"B": "rows", "C": "tokens"}),
-            *(GraphPlan(f"layer-{i}-after", (i,), role="after_attention", dimensions=_LINE) for i in pool),
-            GraphPlan("head", (), role="head", dimensions={"N": "line_of_logits"}),
+            *(PathPlan(f"layer-{i}-before", (i,), role="before_attention", dimensions=_LINE) for i in pool),
+            PathPlan("attention", (), role="attention", dimensions={"B": "rows", "C": "tokens"}),
+            *(PathPlan(f"layer-{i}-after", (i,), role="after_attention", dimensions=_LINE) for i in pool),
+            PathPlan("head", (), role="head", dimensions={"N": "line_of_logits"}),
         )
 
-    def single_graph(self, contract: Radial, layers: int, layer_capacity: float, *, target: Target) -> GraphPlan:
+    def single_graph(self, contract: Radial, layers: int, layer_capacity: float, *, target: Target) -> PathPlan:
         if contract.cache_policy == "layer" and contract.max_steps > 1 and target.appends_once:
             raise DynexportError(
                 f"--single-graph: expected cache_policy step with --target {target.name}, which appends to a cache "
@@ -86,7 +95,7 @@ class RadialStrategy(Strategy[Radial]):
                 f"layer capacity: expected 1 for batches, as {target.title} builds no graph with a share of rows times "
                 f"tokens, found {layer_capacity:g}; give --max-batch 1, or leave out --layer-capacity"
             )
-        return GraphPlan(
+        return PathPlan(
             "model",
             tuple(range(layers)),
             role="paths",
@@ -95,9 +104,7 @@ class RadialStrategy(Strategy[Radial]):
             share_memory=False,
         )
 
-    def programs(
-        self, contract: Radial, plans: tuple[GraphPlan, ...], depths: tuple[Depth, ...]
-    ) -> tuple[Program, ...]:
+    def programs(self, contract: Radial, plans: tuple[PathPlan, ...], depths: tuple[Depth, ...]) -> tuple[Program, ...]:
         names = {role: tuple(plan.name for plan in plans if plan.role == role) for role in get_args(Role)}
         if names["paths"]:
             return super().programs(contract, plans, depths)
@@ -118,10 +125,10 @@ class RadialStrategy(Strategy[Radial]):
     def places(self, contract: Radial, layers: int) -> int:
         return contract.places(layers)
 
-    def slots(self, contract: Radial, place: int, max_length: int, plans: tuple[GraphPlan, ...]) -> SlotRule:
+    def slots(self, contract: Radial, place: int, max_length: int, plans: tuple[PathPlan, ...]) -> SlotRule:
         return SlotRule(per_token=contract.entries_per_token, slack=plans[0].chunk or 0)
 
-    def routing(self, contract: Radial, plans: tuple[GraphPlan, ...]) -> PathRouting:
+    def routing(self, contract: Radial, plans: tuple[PathPlan, ...]) -> PathRouting:
         return PathRouting(
             hops=contract.max_steps,
             min_hops=contract.min_steps,
@@ -131,13 +138,13 @@ class RadialStrategy(Strategy[Radial]):
             layer_capacity=plans[0].layer_capacity or 1.0,
         )
 
-    def limits(self, contract: Radial, max_length: int, plans: tuple[GraphPlan, ...]) -> Limits:
+    def limits(self, contract: Radial, max_length: int, plans: tuple[PathPlan, ...]) -> Limits:
         capacity = plans[0].layer_capacity
         if capacity is None:
             return Limits(together="always")
         # A layer's cache is appended to in every hop, where attention takes several tokens of rows together only on
         # empty ones.
-        together = "empty" if contract.cache_policy == "step" else "never"
+        together: Literal["empty", "never"] = "empty" if contract.cache_policy == "step" else "never"
         return Limits(prompt=plans[0].chunk, together=together, compete=capacity < 1)
 
     def router_weights(self, contract: Radial, architecture: Architecture) -> int:
@@ -146,14 +153,14 @@ class RadialStrategy(Strategy[Radial]):
 
     def build(
         self,
-        plan: GraphPlan,
+        plan: PathPlan,
         architecture: Architecture,
         target: Target,
         contract: Radial,
         checkpoint: Checkpoint,
     ) -> tuple[ir.Model, CausalLM]:
         _check_alike(architecture)
-        model = CausalLM(target, architecture, () if plan.role == "decode" else plan.layers)
+        model = CausalLM(target, architecture, _MODULES.get(plan.role, plan.layers))
         return build_part(plan.name, model, target, _content(plan, model, target, contract)), model
 
     def manifest_differences(self, manifest: Manifest) -> Iterator[str]:
@@ -175,7 +182,7 @@ class RadialStrategy(Strategy[Radial]):
         return RadialOracle(weights, manifest.contract, manifest.routing.layer_capacity, manifest.limits.prompt)
 
 
-def _content(plan: GraphPlan, model: CausalLM, target: Target, contract: Radial) -> WriteGraph:
+def _content(plan: PathPlan, model: CausalLM, target: Target, contract: Radial) -> WriteGraph:
     """What writes a graph; the model is given the modules that it lacks for that."""
     architecture = model.architecture
     every_step, gated = range(contract.max_steps), contract.gate == "probability"

@@ -66,22 +66,23 @@ def _declared(keep: tuple[int, ...], layers: int) -> Depth:
     return Depth(name="keep", ratio=None, keep=tuple(sorted(set(keep))), prompt=tuple(range(layers)))
 
 
-def _skipped_together(layers: tuple[int, ...], speedups: tuple[Depth, ...]) -> tuple[tuple[int, ...], ...]:
+def _skipped_together(layers: tuple[int, ...], depths: tuple[Depth, ...]) -> tuple[tuple[int, ...], ...]:
     """Those of these layers that the same ratios keep."""
     groups: dict[tuple[bool, ...], list[int]] = {}
     for layer in layers:
-        groups.setdefault(tuple(layer in speedup.keep for speedup in speedups), []).append(layer)
+        groups.setdefault(tuple(layer in depth.keep for depth in depths), []).append(layer)
     return tuple(tuple(group) for group in groups.values())
 
 
-class UnifiedSkipStrategy(Strategy[UnifiedSkip]):
+class UnifiedSkipStrategy(Strategy[UnifiedSkip, GraphPlan]):
     """One graph with a condition per layer; or, static, a full graph and one of the kept layers per ratio."""
 
     name = "unified-skip"
     summary = "prompt in every layer, generated tokens in a fixed share of them"
     has_ratios = True
+    sample = "skip-2"
 
-    def speedups(self, contract: UnifiedSkip, layers: int) -> tuple[Depth, ...]:
+    def depths(self, contract: UnifiedSkip, layers: int) -> tuple[Depth, ...]:
         if contract.keep is not None:
             return (_declared(contract.keep, layers),)
         return tuple(
@@ -96,16 +97,16 @@ class UnifiedSkipStrategy(Strategy[UnifiedSkip]):
         )
 
     def graphs(
-        self, contract: UnifiedSkip, speedups: tuple[Depth, ...], layers: int, *, target: Target, static: bool
+        self, contract: UnifiedSkip, depths: tuple[Depth, ...], layers: int, *, target: Target, static: bool
     ) -> tuple[GraphPlan, ...]:
         everything = tuple(range(layers))
         if target.conditional_layers and not static:
             return (GraphPlan("model", everything, conditional=True),)
 
         def plan(name: str, kept: tuple[int, ...], *serves: ProfileName) -> GraphPlan:
-            return GraphPlan(name, kept, together=_skipped_together(kept, speedups), serves=serves)
+            return GraphPlan(name, kept, together=_skipped_together(kept, depths), serves=serves)
 
-        decode = (plan(f"decode-{s.name}", s.keep, "decode") for s in speedups)
+        decode = (plan(f"decode-{depth.name}", depth.keep, "decode") for depth in depths)
         return (plan("model", everything, "prefill", "decode"), *decode)
 
     def programs(

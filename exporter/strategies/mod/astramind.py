@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from dynexport.exporter.checkpoint.base import Checkpoint
+from dynexport.exporter.checkpoint import Checkpoint, Importer
 from dynexport.runtime.bundle.errors import DynexportError
 
 # The package puts a router and a wrapped layer, its "block", in place of a layer.
@@ -171,3 +171,8 @@ def _notes(config: dict[str, Any]) -> tuple[str, ...]:
             "become equal and all that equal the k-th are left out"
         )
     return tuple(notes)
+
+
+ASTRAMIND = Importer("astramind", AstramindCheckpoint)
+
+__all__ = ["ASTRAMIND"]
