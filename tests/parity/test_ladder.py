@@ -62,7 +62,7 @@ def test_right_bundle_passes(
 def test_golden_vectors_suffice(convert_once: BundleOf) -> None:
     report = verify(convert_once(), threads=1)
     assert report.passed
-    assert {check.name for check in report.checks} >= {"golden/dense/33", "golden/2/33", "neighbours/2", "single_steps"}
+    assert {check.name for check in report.checks} >= {"golden/full/33", "golden/2/33", "neighbours/2", "single_steps"}
 
 
 @pytest.mark.parametrize(
@@ -106,14 +106,14 @@ def test_layer_that_only_skipping_shows(
     monkeypatch.setattr(Executor, "step", damaged)
     report = verify(convert_once(), saved_model("llama"), new_tokens=4, threads=1)
     assert report.departure is not None
-    assert (report.departure.check, report.departure.first) == ("greedy/dense", 3)
+    assert (report.departure.check, report.departure.first) == ("greedy/full", 3)
 
 
 def test_other_kept_set_fails(convert_once: BundleOf) -> None:
     bundle = convert_once()
     (speedup,) = bundle.manifest.depths
     other = speedup.model_copy(update={"keep": (0, 2)})
-    mutant = Bundle(bundle.path, bundle.manifest.model_copy(update={"speedups": (other,)}))
+    mutant = Bundle(bundle.path, bundle.manifest.model_copy(update={"depths": (other,)}))
     assert failed(verify(mutant, threads=1)) == {"kept_sets", "golden"}
 
 
@@ -303,10 +303,10 @@ def test_prompts_that_fill_the_context(saved_model: ModelOf, convert_once: Bundl
 def test_damaged_golden_vectors(tmp_path: Path, convert_once: BundleOf) -> None:
     bundle = convert_once()
     tensors = load_file(bundle.path / GOLDEN)
-    save_file({"tokens": tensors["tokens"], "dense.99": tensors["dense.33"]}, tmp_path / GOLDEN)
+    save_file({"tokens": tensors["tokens"], "full.99": tensors["full.33"]}, tmp_path / GOLDEN)
     for name in bundle.manifest.files:
         if name != GOLDEN:
             (tmp_path / name).hardlink_to(bundle.path / name)
     files = bundle.manifest.files | {GOLDEN: File.of(tmp_path / GOLDEN)}
-    with pytest.raises(DynexportError, match=r"dense\.99"):
+    with pytest.raises(DynexportError, match=r"full\.99"):
         verify(Bundle(tmp_path, bundle.manifest.model_copy(update={"files": files})))

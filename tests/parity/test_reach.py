@@ -34,7 +34,7 @@ from dynexport.exporter.reference.weights import Weights
 from dynexport.exporter.strategies.radial.oracle import RadialOracle
 from dynexport.runtime.bundle.bundle import Bundle
 from dynexport.runtime.bundle.contract import Radial
-from dynexport.runtime.bundle.manifest import Manifest, SingleGraph, TargetName
+from dynexport.runtime.bundle.manifest import Manifest, TargetName
 
 pytest.importorskip("transformers")
 BundleOf = Callable[..., Bundle]
@@ -93,7 +93,7 @@ def test_what_was_not_exercised_is_told(convert_once: BundleOf, monkeypatch: pyt
     assert long.code == 0 and long.report["not_exercised"] == []
     assert {
         check["name"]: check["metrics"]["positions"] for check in long.report["checks"] if "long" in check["name"]
-    } == {"long/dense": 256}
+    } == {"long/full": 256}
     assert "--long: expected with --against" in error_of(dynexport("verify", bundle, "--long"))
 
 
@@ -154,12 +154,12 @@ def test_the_reference_turns_away_whom_a_single_graph_has_to(tmp_path: Path) -> 
     assert all(check.passed for check in checks.values()), checks
     turned = checks["routes/prompt/64"].metrics
     assert turned["overflow"] == turned["overflow_reference"] != 0
-    assert "chunked_prefill/3" not in checks and "batch_isolation/dense" not in checks
+    assert "chunked_prefill/3" not in checks and "batch_isolation/full" not in checks
     assert COMPETING in not_reached(bundle.manifest, None, None, 0)
     # With room for one more the reference lets another token run, and the check fails.
     contract, weights = bundle.manifest.contract, Weights(open_checkpoint(model), streaming=False)
     assert isinstance(contract, Radial)
-    oracle = RadialOracle(weights, contract, SingleGraph(layer_capacity=0.27, chunk=64))
+    oracle = RadialOracle(weights, contract, 0.27, 64)
     found = ladder.prompts_alone_and_together(prepared.decoder, oracle, [list(range(64))], 1)
     assert not all(Check.judged(check, limits_of("onnxruntime", "fp32")).passed for check in found)
 

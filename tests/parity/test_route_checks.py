@@ -100,7 +100,7 @@ def test_right_bundles_pass(case: str, static: bool, tmp_path: Path) -> None:
         assert report.passed, [check.failures for check in report.checks if check.failures]
         assert report.route_agreement == 1.0 and report.route_flips == 0
         names = {check.name for check in report.checks if check.kind == "routes"}
-        expected = {"routes/golden/dense/33"} if against is None else {"routes/prompt/batch", "routes/greedy/dense"}
+        expected = {"routes/golden/full/33"} if against is None else {"routes/prompt/batch", "routes/greedy/full"}
         assert names >= expected
 
 
@@ -168,8 +168,8 @@ def test_golden_routes_of_another_shape_are_refused(case: str, shape: tuple[int,
     convert(CONFORMANCE / case, tmp_path / "bundle")
     path = tmp_path / "bundle" / "golden.safetensors"
     tensors = load_file(path)
-    save_file({**tensors, "dense.33.score": np.zeros(shape, np.float32)}, path)
+    save_file({**tensors, "full.33.score": np.zeros(shape, np.float32)}, path)
     with pytest.raises(
-        DynexportError, match=r"dense\.33\.score: expected \[\d, 41\], as golden vectors of this bundle have, found"
+        DynexportError, match=r"full\.33\.score: expected \[\d, 41\], as golden vectors of this bundle have, found"
     ):
         read_golden(path, Manifest.model_validate_json((tmp_path / "bundle" / "manifest.json").read_text()))
