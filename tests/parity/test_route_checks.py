@@ -20,8 +20,9 @@ from dynexport.runtime.bundle.bundle import Bundle
 from dynexport.runtime.bundle.contract import Mod
 from dynexport.runtime.bundle.errors import DynexportError
 from dynexport.runtime.bundle.manifest import Manifest
+from dynexport.runtime.execution import checking
+from dynexport.runtime.execution.decisions import DecisionReader
 from dynexport.runtime.execution.executor import Executor
-from dynexport.runtime.execution.routes import StepRoutes
 
 pytest.importorskip("transformers")
 LIMITS = RouteLimits(margin=(1e-5, 0.0), agreement=0.9)
@@ -128,23 +129,23 @@ def test_another_gate_fails_in_its_logits(bundle: Bundle) -> None:
 
 def test_routes_told_wrong_fail(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
     """An engine that runs other tokens than it says it does."""
-    of = StepRoutes.of
+    read = DecisionReader.read
 
-    def mistold(results: dict[str, Any]) -> StepRoutes:
-        return of(results | {"routes": results["routes"][::-1]})
+    def mistold(self: DecisionReader, results: dict[str, Any], *args: Any) -> Any:
+        return read(self, results | {"routes": results["routes"][::-1]}, *args)
 
-    monkeypatch.setattr(StepRoutes, "of", staticmethod(mistold))
+    monkeypatch.setattr(DecisionReader, "read", mistold)
     assert "routes" in failed(verify(bundle, threads=1))
 
 
 def test_other_decisions_in_pieces_fail_in_decisions_alone(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
     """Where the same tokens run, the same comes out."""
-    undecided = Executor._undecided
+    decided = checking._forced
 
-    def none_alone(self: Executor, tokens: int) -> np.ndarray:
-        return undecided(self, tokens) * (tokens != 1)
+    def none_alone(wish: Any, tokens: int, *args: Any) -> np.ndarray:
+        return decided(wish, tokens, *args) * (tokens != 1)
 
-    monkeypatch.setattr(Executor, "_undecided", none_alone)
+    monkeypatch.setattr(checking, "_forced", none_alone)
     report = verify(bundle, threads=1)
     assert failed(report) == {"routes"}
     own = {check.name for check in report.checks if check.kind == "own_routes" and not check.passed}
