@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +19,12 @@ from dynexport.exporter.parity.thresholds import LIMITS
 from dynexport.runtime.bundle.bundle import Bundle
 from dynexport.runtime.bundle.errors import DynexportError
 from dynexport.runtime.bundle.manifest import GOLDEN, File
+from dynexport.runtime.execution import executor
+from dynexport.runtime.execution.batch import Call
+from dynexport.runtime.execution.calls import call_of
 from dynexport.runtime.execution.executor import Executor
 from dynexport.runtime.execution.kv_cache import KvCache
+from dynexport.runtime.execution.whole_step import WholeStep
 
 pytest.importorskip("transformers")
 
@@ -117,16 +122,16 @@ def test_other_kept_set_fails(convert_once: BundleOf) -> None:
     assert failed(verify(mutant, threads=1)) == {"kept_sets", "golden"}
 
 
-def every_layer(executor: Executor, cache: KvCache, _: Any) -> dict[str, Any]:
-    return {"layer_active": np.ones(executor.manifest.model.layers, bool)}
+def every_layer(cache: KvCache, _: Any) -> dict[str, Any]:
+    return {"layer_active": np.ones(cache.manifest.model.layers, bool)}
 
 
-def later_positions(executor: Executor, cache: KvCache, inputs: dict[str, Any]) -> dict[str, Any]:
+def later_positions(cache: KvCache, inputs: dict[str, Any]) -> dict[str, Any]:
     """Off by one for all but the first tokens of a sequence."""
     return {"position_ids": inputs["position_ids"] + (inputs["position_ids"][:, :1] > 0)}
 
 
-def forgotten_row(executor: Executor, cache: KvCache, inputs: dict[str, Any]) -> dict[str, Any]:
+def forgotten_row(cache: KvCache, inputs: dict[str, Any]) -> dict[str, Any]:
     """Every row is taken to be as long as the first."""
     return {
         "cache_lengths": np.ascontiguousarray(
@@ -135,7 +140,7 @@ def forgotten_row(executor: Executor, cache: KvCache, inputs: dict[str, Any]) ->
     }
 
 
-def scrambled_positions(executor: Executor, cache: KvCache, _: Any) -> dict[str, Any]:
+def scrambled_positions(cache: KvCache, _: Any) -> dict[str, Any]:
     cache.buffers["0.position"][:] = 0
     return {}
 
@@ -158,29 +163,14 @@ def test_wrong_inputs_fail(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """The executor tells the graph something wrong."""
-    prepare = Executor._inputs
+    prepare = WholeStep._inputs
 
-    def mutated(self: Executor, *args: Any) -> dict[str, Any]:
-        inputs = prepare(self, *args)
-        changed = mutation(self, running[0], inputs)
-        return inputs | changed
+    def mutated(self: WholeStep, cache: KvCache, *args: Any) -> dict[str, Any]:
+        inputs = prepare(self, cache, *args)
+        return inputs | mutation(cache, inputs)
 
-    running: list[KvCache] = []
-    for name in ("step", "_run_prompt"):
-        remember_cache(monkeypatch, name, running)
-    monkeypatch.setattr(Executor, "_inputs", mutated)
+    monkeypatch.setattr(WholeStep, "_inputs", mutated)
     assert failed(verify(convert_once(family), saved_model(family), new_tokens=8, threads=1)) >= expected
-
-
-def remember_cache(monkeypatch: pytest.MonkeyPatch, method: str, running: list[KvCache]) -> None:
-    """Let ``running[0]`` be the cache that a method of the executor was last called with."""
-    original = getattr(Executor, method)
-
-    def call(self: Executor, cache: KvCache, *args: Any, **options: Any) -> Any:
-        running[:] = [cache]
-        return original(self, cache, *args, **options)
-
-    monkeypatch.setattr(Executor, method, call)
 
 
 def test_neighbours_that_leak_fail(convert_once: BundleOf, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -199,12 +189,12 @@ def test_padding_that_leaks_fails(
     saved_model: ModelOf, convert_once: BundleOf, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Every row of a right-padded prompt is taken to be as long as the longest."""
-    run = Executor._run_prompt
 
-    def padded(self: Executor, cache: KvCache, ids: Any, sizes: Any, *others: Any) -> Any:
-        return run(self, cache, ids, np.full_like(sizes, ids.shape[1]), *others)
+    def padded(*args: Any, **options: Any) -> Call:
+        call = call_of(*args, **options)
+        return replace(call, counts=np.full_like(call.counts, call.ids.shape[1]))
 
-    monkeypatch.setattr(Executor, "_run_prompt", padded)
+    monkeypatch.setattr(executor, "call_of", padded)
     assert failed(verify(convert_once(), saved_model("llama"), new_tokens=4, threads=1)) >= {
         "greedy",
         "batch_isolation",
@@ -214,20 +204,21 @@ def test_padding_that_leaks_fails(
 def test_batch_that_is_mixed_up_fails(
     saved_model: ModelOf, convert_once: BundleOf, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    prefill = Executor._prefill_batch
+    """Every row of a prompt's batch is given the first row's logits."""
+    prefill = Executor.prefill
     monkeypatch.setattr(
         Executor,
-        "_prefill_batch",
-        lambda self, cache, rows, *others: prefill(self, cache, rows, *others)[:1] * len(rows),
+        "prefill",
+        lambda self, cache, rows, **others: prefill(self, cache, rows, **others)[:1] * len(rows),
     )
     report = verify(convert_once(), saved_model("llama"), new_tokens=4, threads=1, prompts=[[5, 6], [7, 8]])
     assert {check.name for check in report.checks if not check.passed} >= {"prompt/batch", "greedy/2"}
 
 
 def test_state_left_by_an_earlier_request_fails(convert_once: BundleOf, monkeypatch: pytest.MonkeyPatch) -> None:
-    def incomplete(self: KvCache) -> None:
-        self.positions[:] = 1
-        self.lengths[:] = 0
+    def incomplete(self: KvCache, row: int) -> None:
+        self.positions[row] = 1
+        self.lengths[:, row] = 0
 
     monkeypatch.setattr(KvCache, "rewind", incomplete)
     assert failed(verify(convert_once(), threads=1)) == {"ratio_change"}

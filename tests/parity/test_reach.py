@@ -136,7 +136,7 @@ def test_full_caches(case: str, overflow: str, target: TargetName, tmp_path: Pat
     prepared = Verification.prepare(Bundle.open(tmp_path / "bundle"), CONFORMANCE / case, threads=1, new_tokens=2)
     row, (oracle,), tokens = prepared.scope.full, prepared.oracles, list(range(12))
     assert row is not None and row.length == 7 + 4 * (overflow == "residual")
-    measured = ladder.full_caches(prepared.decoder, oracle, row, tokens)
+    measured = ladder.full_caches(prepared.executor, oracle, row, tokens)
     checks = {m.name: Check.judged(m, limits_of(target, "fp32")) for m in measured}
     assert all(check.passed for check in checks.values()), checks
     overflows = {check.metrics["overflow"] for check in checks.values() if check.of_routes}
@@ -160,7 +160,7 @@ def test_the_reference_turns_away_whom_a_single_graph_has_to(tmp_path: Path) -> 
     contract, weights = bundle.manifest.contract, Weights(open_checkpoint(model), streaming=False)
     assert isinstance(contract, Radial)
     oracle = RadialOracle(weights, contract, 0.27, 64)
-    found = ladder.prompts_alone_and_together(prepared.decoder, oracle, [list(range(64))], 1)
+    found = ladder.prompts_alone_and_together(prepared.executor, oracle, [list(range(64))], 1)
     assert not all(Check.judged(check, limits_of("onnxruntime", "fp32")).passed for check in found)
 
 

@@ -22,7 +22,7 @@ from dynexport.runtime.bundle.errors import DynexportError
 from dynexport.runtime.bundle.manifest import Manifest
 from dynexport.runtime.execution import checking
 from dynexport.runtime.execution.decisions import DecisionReader
-from dynexport.runtime.execution.executor import Executor
+from dynexport.runtime.execution.kv_cache import KvCache
 
 pytest.importorskip("transformers")
 LIMITS = RouteLimits(margin=(1e-5, 0.0), agreement=0.9)
@@ -143,7 +143,7 @@ def test_other_decisions_in_pieces_fail_in_decisions_alone(bundle: Bundle, monke
     decided = checking._forced
 
     def none_alone(wish: Any, tokens: int, *args: Any) -> np.ndarray:
-        return decided(wish, tokens, *args) * (tokens != 1)
+        return decided(wish, tokens, *args) * (wish is not None or tokens != 1)
 
     monkeypatch.setattr(checking, "_forced", none_alone)
     report = verify(bundle, threads=1)
@@ -153,13 +153,13 @@ def test_other_decisions_in_pieces_fail_in_decisions_alone(bundle: Bundle, monke
 
 
 def test_entries_counted_for_skipped_tokens_fail(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
-    advance = Executor._advance
+    commit = KvCache.commit
 
-    def every_token(self: Executor, cache: Any, active: Any, counts: Any, results: Any) -> None:
-        advance(self, cache, active, counts, results)
-        cache.lengths[:] = cache.positions
+    def every_token(self: KvCache, *args: Any) -> None:
+        commit(self, *args)
+        self.lengths[:] = self.positions
 
-    monkeypatch.setattr(Executor, "_advance", every_token)
+    monkeypatch.setattr(KvCache, "commit", every_token)
     assert {"golden", "single_steps", "chunked_prefill"} <= failed(verify(bundle, threads=1))
 
 
