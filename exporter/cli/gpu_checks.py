@@ -17,6 +17,7 @@ from pydantic import BaseModel
 
 from dynexport.exporter.bundle.conversion import convert
 from dynexport.exporter.parity import verify
+from dynexport.exporter.strategies import strategies
 from dynexport.runtime.bundle.bundle import Bundle
 from dynexport.runtime.bundle.errors import DynexportError
 from dynexport.runtime.bundle.machine import available_cores
@@ -32,17 +33,12 @@ WHAT = (
     "engines of every strategy by each TensorRT that is installed (built, verified, measured), kernels of plugins, "
     "ONNX Runtime's CUDA provider, torch as it is and compiled"
 )
-# The samples, and the options that each is converted with.
-SAMPLES: Mapping[str, Mapping[str, Any]] = {
-    "dense": {},
-    "skip-2": {},
-    "mod": {},
-    "radial-distilled": {},
-}
-# Ranked prompts, and decode steps that take weights of chosen layers, are what our operators are called for.
+# Trained checkpoints, one a strategy, and the options that each is converted with.
+SAMPLES: Mapping[str, Mapping[str, Any]] = {known.sample: {} for known in strategies().values() if known.sample}
 WITH_PLUGINS: Mapping[str, Mapping[str, Any]] = {
-    "mod": {"fields": {"prefill": "topk"}, "plugins": True},
-    "radial-distilled": {"plugins": True},
+    known.sample: {"fields": known.plugin_fields, "plugins": True}
+    for known in strategies().values()
+    if known.sample and known.plugin_fields is not None
 }
 KERNEL_TESTS = Path(__file__).resolve().parents[2] / "tests" / "plugins" / "test_operator_kernels.py"
 _BATCH, _CONTEXT, _PROMPT, _NEW = 8, 256, 64, 64

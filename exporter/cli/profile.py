@@ -163,10 +163,13 @@ def _spread(name: str, spread: Spread) -> str:
 
 def _plan(done: Profile, model: str, count: int) -> dict[str, Any]:
     """Which layers would be skipped, and the command that makes such a bundle."""
+    from dynexport.exporter.strategies import strategies
+
     skipped = done.least(count)
     kept = [layer.layer for layer in done.layers if layer.layer not in skipped]
     keep = ",".join(map(str, kept))
-    command = ["dynexport", "convert", model, "--strategy", "unified-skip", "--keep", keep, "-o", "BUNDLE"]
+    strategy = next(name for name, known in strategies().items() if known.has_ratios)
+    command = ["dynexport", "convert", model, "--strategy", strategy, "--keep", keep, "-o", "BUNDLE"]
     return {"skipped": list(skipped), "kept": kept, "convert": shlex.join(command)}
 
 

@@ -17,6 +17,7 @@ class DenseStrategy(Strategy[Dense]):
 
     name = "dense"
     summary = "every token in every layer"
+    sample = "dense"
 
     def speedups(self, contract: Dense, layers: int) -> tuple[Depth, ...]:
         return ()

@@ -38,12 +38,16 @@ class Strategy(ABC, Generic[ContractT]):
         summary: half a line for users.
         tensors: names of the tensors that its routers add to a model, a regular expression; "" where there are none.
         has_ratios: whether its contract has the fields speedups, rule and keep.
+        sample: the trained checkpoint of the repository (samples/training/checkpoints) that ``gpu-check`` converts.
+        plugin_fields: fields of its contract with which graphs call our plugins; None where they never do.
     """
 
     name: str
     summary: str
     tensors: str = ""
     has_ratios: bool = False
+    sample: str | None = None
+    plugin_fields: Mapping[str, Any] | None = None
 
     def check_fields(self, fields: Mapping[str, Any], checkpoint: Checkpoint) -> None:
         """Raise DynexportError, with what the checkpoint suggests, for fields that a contract lacks; here, for none."""

@@ -48,6 +48,8 @@ class ModStrategy(Strategy[Mod]):
     name = "mod"
     summary = "a router per layer chooses the tokens that run in it"
     tensors = r"(model\.)?layers\.\d+\.mod_(router|predictor)\..+"
+    sample = "mod"
+    plugin_fields: Mapping[str, Any] = {"prefill": "topk"}  # ranked prompts
 
     def check_fields(self, fields: Mapping[str, Any], checkpoint: Checkpoint) -> None:
         if "routed_layers" not in fields:

@@ -8,7 +8,7 @@ want one graph there is one, in which every layer runs in every step. With our p
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import get_args
+from typing import Any, get_args
 
 import onnx_ir as ir
 from onnxscript import nn
@@ -48,6 +48,8 @@ class RadialStrategy(Strategy[Radial]):
     name = "radial"
     summary = "a router sends every token to its next layer"
     tensors = r"(model\.)?radial_router\..+"
+    sample = "radial-distilled"
+    plugin_fields: Mapping[str, Any] = {}  # decode steps that take weights of chosen layers
 
     def speedups(self, contract: Radial, layers: int) -> tuple[Depth, ...]:
         return ()

@@ -80,6 +80,7 @@ class UnifiedSkipStrategy(Strategy[UnifiedSkip]):
     name = "unified-skip"
     summary = "prompt in every layer, generated tokens in a fixed share of them"
     has_ratios = True
+    sample = "skip-2"
 
     def speedups(self, contract: UnifiedSkip, layers: int) -> tuple[Depth, ...]:
         if contract.keep is not None:
