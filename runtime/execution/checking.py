@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 
@@ -35,9 +35,13 @@ def checked_parts(cache: KvCache, batch: Batch, reader: DecisionReader, bundle: 
     Raises:
         DynexportError: as ``Executor.run`` says.
     """
-    rows = [cache.checked(row) for row in batch.rows]
+    rows = [cache.checked(row) for row in checked_list("rows", batch.rows, "rows")]
     if len(set(rows)) < len(rows):
         raise DynexportError(f"rows: expected each row of a batch once, found {shown(rows)}")
+    if batch.phase not in get_args(Phase):
+        raise DynexportError(f"phase: expected {' or '.join(get_args(Phase))}, found {shown(batch.phase)}")
+    if isinstance(batch.logits, str) and batch.logits not in ("last", "all"):
+        raise DynexportError(f"logits: expected last, all or places, found {shown(batch.logits)}")
     checked_count("chunk", batch.chunk)
     given = checked_for_rows("prompts" if batch.phase == "prompt" else "tokens", batch.tokens, len(rows))
     forced = [None] * len(rows) if batch.forced is None else checked_for_rows("forced", batch.forced, len(rows))

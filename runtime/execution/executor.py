@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -15,7 +15,9 @@ from dynexport.runtime.bundle.checks import (
     checked_decisions,
     checked_ids,
     checked_kind,
+    checked_list,
     checked_rows,
+    is_integer,
 )
 from dynexport.runtime.bundle.errors import DynexportError
 from dynexport.runtime.bundle.layout import CacheLayout
@@ -113,6 +115,8 @@ class Executor:
     def check_cache(self, cache: KvCache) -> None:
         """Raise DynexportError for a cache that is not one of this model's."""
         checked_kind("cache", cache, KvCache, "one of Executor.cache")
+        if cache.manifest is self.manifest:
+            return
         if cache.manifest.model != self.manifest.model or len(cache.lengths) != self.layout.places:
             raise DynexportError("cache: expected one of Executor.cache, found one of another model")
 
@@ -129,6 +133,7 @@ class Executor:
                 route that the contract calls an error.
         """
         self.check_cache(cache)
+        checked_kind("batch", batch, Batch, "a Batch")
         with cache.running:
             parts = checked_parts(cache, batch, self.reader, self.bundle.path)
             rows = [part.row for part in parts]
@@ -163,10 +168,13 @@ class Executor:
         Returns:
             float32 [rows, vocab].
         """
+        self.check_cache(cache)
+        rows, tokens = checked_list("rows", rows, "rows"), checked_list("tokens", tokens, "token ids")
+        if not rows:
+            raise DynexportError("rows: expected at least one, found none")
         first, count = rows[0], len(rows)
-        plain = all(row == first + i for i, row in enumerate(rows)) and all(depth is depths[0] for depth in depths)
-        if not plain:
-            each = [np.array([token]) for token in tokens]
+        if not _is_plain(rows, tokens, depths):
+            each = [[token] for token in tokens]
             return np.concatenate(self.run(cache, Batch(rows, each, "decode", depths)).logits)
         with cache.running:
             for row in rows:
@@ -302,6 +310,19 @@ class Executor:
                 checked_count("depth: a kept layer", layer, 0, self.manifest.model.layers - 1)
             self._masks[layers] = np.isin(np.arange(self.manifest.model.layers), layers)
         return self._masks[layers]
+
+
+def _is_plain(rows: list[Any], tokens: list[Any], depths: Sequence[Depth]) -> bool:
+    """Whether one token of each of some rows side by side is one call."""
+    return (
+        is_integer(rows[0])
+        and len(tokens) == len(rows)
+        and isinstance(depths, Sequence)
+        and len(depths) == len(rows)
+        and isinstance(depths[0], Depth)
+        and rows == list(range(rows[0], rows[0] + len(rows)))
+        and all(depth is depths[0] for depth in depths)
+    )
 
 
 def _joined(pieces: list[Array], nothing: Array) -> Array:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -20,6 +21,7 @@ from dynexport.runtime.execution.decisions import Decisions
 Array = np.ndarray
 # Tokens that rows of a long context have room for at first, where nobody knows how many there will be.
 STEP = 1024
+_TENANTS = itertools.count()
 
 
 @dataclass(frozen=True)
@@ -28,11 +30,12 @@ class Mark:
 
     Attributes:
         row: of the cache.
-        tenant: counts who has had the row; a mark of an earlier one is none of this one.
+        tenant: who has the row, of all caches' rows; a mark of an earlier one is none of this one.
         lengths: int64 [places], entries.
         position: tokens seen.
         overflow: int64 [counters].
         steps: pieces of its log.
+        made: when, as the cache counts cuts: what was cut off since is no part of the row any more.
     """
 
     row: int
@@ -41,6 +44,7 @@ class Mark:
     position: int
     overflow: Array
     steps: int
+    made: int = 0
 
 
 class KvCache:
@@ -100,7 +104,10 @@ class KvCache:
         self.positions = np.zeros(rows, np.int64)
         self.overflow = np.zeros((counters, rows), np.int64)
         self.logs: list[list[Decisions]] | None = [[] for _ in range(rows)] if record else None
-        self._tenants = np.zeros(rows, np.int64)
+        self._tenants = [next(_TENANTS) for _ in range(rows)]
+        # Of every row, when it was cut back to how many tokens; only cuts that none to fewer tokens came after.
+        self._cuts: list[list[tuple[int, int]]] = [[] for _ in range(rows)]
+        self._cut = 0
         self._free = list(range(rows))
         self.streamed = Claim("cache: expected one that no other stream uses, found it in use; close that stream")
         self.running = Claim("cache: expected one that no other thread uses, found a step of another thread running")
@@ -144,11 +151,12 @@ class KvCache:
         steps = len(self.logs[row]) if self.logs is not None else 0
         return Mark(
             row,
-            int(self._tenants[row]),
+            self._tenants[row],
             self.lengths[:, row].copy(),
             int(self.positions[row]),
             self.overflow[:, row].copy(),
             steps,
+            self._cut,
         )
 
     def truncate(self, row: int, mark: Mark) -> None:
@@ -157,10 +165,12 @@ class KvCache:
         Raises:
             DynexportError: for a mark of another row or an earlier tenant, or one beyond what the row holds.
         """
-        self._check_mark(self.checked(row), mark)
-        if mark.row != row:
+        row = self.checked(row)
+        if self._row_of(mark) != row:
             raise DynexportError(f"cache: row {row}: expected a mark of its own, found one of row {mark.row}")
         self._restore(mark)
+        self._cut += 1
+        self._cuts[row] = [cut for cut in self._cuts[row] if cut[1] < mark.position] + [(self._cut, mark.position)]
 
     def copy_prefix(self, mark: Mark, target: int) -> None:
         """Copy what a row held at a mark into an empty row: the beginning of a text that both share.
@@ -178,8 +188,8 @@ class KvCache:
                 "cache: expected a prefix whose tokens ran whatever came after them, found a prompt that top-k decided "
                 "as a whole; run the prompt again"
             )
-        source, target = self.checked(mark.row), self.checked(target)
-        self._check_mark(source, mark)
+        self._row_of(mark)
+        target = self.checked(target)
         if self.positions[target]:
             raise DynexportError(
                 f"cache: row {target}: expected an empty row to copy to, found {self.positions[target]} tokens"
@@ -277,7 +287,8 @@ class KvCache:
         return bool((self.lengths[:, row] >= np.array(self._slots)).any())
 
     def _forget(self, row: int) -> None:
-        self._tenants[row] += 1
+        self._tenants[row] = next(_TENANTS)
+        self._cuts[row] = []
         for counts in (self.lengths, self.positions, self.overflow):
             counts[..., row] = 0
         if self.logs is not None:
@@ -290,15 +301,18 @@ class KvCache:
         if self.logs is not None:
             del self.logs[mark.row][mark.steps :]
 
-    def _check_mark(self, row: int, mark: Mark) -> None:
+    def _row_of(self, mark: Mark) -> int:
+        """Return a mark's row. Raises DynexportError where what it marks is no part of that row any more."""
         checked_kind("mark", mark, Mark, "one of KvCache.mark")
-        if mark.row == row and mark.tenant != self._tenants[row]:
+        row = self.checked(mark.row)
+        if mark.tenant != self._tenants[row]:
             raise DynexportError(f"cache: row {row}: expected a mark of this text, found one of an earlier one")
-        if mark.position > self.positions[row] or (mark.lengths > self.lengths[:, row]).any():
+        if any(mark.made < made and mark.position > tokens for made, tokens in self._cuts[row]):
             raise DynexportError(
                 f"cache: row {row}: expected a mark within its {self.positions[row]} tokens, found one after "
                 f"{mark.position}; it was cut back since"
             )
+        return row
 
     def _copy(self, mark: Mark, target: int) -> None:
         for place in range(self._layout.places):

@@ -185,7 +185,11 @@ Change = Callable[[dict[str, Any]], object]
         ),
         (
             lambda graph: graph["inputs"][2]["shape"].__setitem__(2, 32),
-            "input past_key_values.0.key: expected 64 as in the graph, found 32 in the manifest",
+            "past_key_values.0.key: expected float16 ['B', 2, 64, 16] as in caches, found float16 ['B', 2, 32, 16]",
+        ),
+        (
+            lambda graph: graph["outputs"][0]["shape"].__setitem__(2, 98),
+            "expected 97 as in the graph, found 98 in the manifest",
         ),
         (
             lambda graph: graph["inputs"][0].update(shape=[1, 1, "S"]),

@@ -178,6 +178,8 @@ def test_nothing_joins_to_no_tokens(found: DecisionReader, rows: int) -> None:
 def test_without_routers_a_token_runs_where_its_depth_says() -> None:
     active = ACTIVE.copy()
     active[3] = False
-    entries, rows = reader(None).read({}, COUNTS, POSITIONS, active, FIRST_ROW)
+    entries, decided = reader(None).read({}, COUNTS, POSITIONS, active, FIRST_ROW)
+    assert decided is None
+    rows = [reader(None).unrouted(active, count) for count in COUNTS.tolist()]
     assert entries.T.tolist() == [[4, 4, 4, 0, 4, 4], [1, 1, 1, 0, 1, 1], [0] * 6]
     assert [row.ran.shape for row in rows] == [(6, 4), (6, 1), (6, 0)] and not rows[0].ran[3].any()

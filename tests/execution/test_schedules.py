@@ -170,10 +170,10 @@ def check_alone(executor: Executor, row: Row) -> None:
 
 
 @pytest.mark.parametrize("form", FORMS)
-@settings(max_examples=6, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=8, deadline=None, suppress_health_check=list(HealthCheck))
 @given(data=st.data())
 def test_every_row_is_what_it_is_alone(form: str, data: st.DataObject) -> None:
     schedule = Schedule(executor_of(form), data, data.draw(st.integers(4, 6)))
-    schedule.run(14)
+    schedule.run(30)
     for row in schedule.rows.values():
         check_alone(schedule.executor, row)
