@@ -1,5 +1,6 @@
 """dynexport: deploy language models that do not run every layer for every token."""
 
+from importlib import import_module
 from typing import Any
 
 __all__ = [
@@ -24,7 +25,5 @@ def __getattr__(name: str) -> Any:
         return version("dynexport")
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from importlib import import_module
-
     room = "dynexport.exporter" if name in ("convert", "verify") else "dynexport.runtime"
     return getattr(import_module(room), name)

@@ -7,6 +7,7 @@ from typing import Any
 import onnx_ir as ir
 
 from dynexport.exporter.families.architecture import Architecture
+from dynexport.exporter.graph.branch import run_if
 from dynexport.exporter.graph.decoder import DecoderLayer
 from dynexport.exporter.graph.step import LayerCache, Step, StepInputs
 from dynexport.exporter.lowering.plan import GraphPlan
@@ -43,4 +44,23 @@ class LayerWriter:
         """
 
 
-__all__ = ["LayerWriter"]
+class ConditionalWriter(LayerWriter):
+    """Writes every layer, its cache append included, under the condition that ``layer_active`` says so.
+
+    Contiguous layers are those that no depth skips: they stand there without.
+    """
+
+    def run_layer(
+        self, op: Any, layer: DecoderLayer, hidden_states: ir.Value, step: Step, cache: LayerCache
+    ) -> tuple[ir.Value, LayerCache]:
+        if layer.index in self.plan.contiguous:
+            return super().run_layer(op, layer, hidden_states, step, cache)
+
+        def run(op: Any) -> tuple[ir.Value, LayerCache]:
+            return layer(op, hidden_states, step.for_layer(op, layer.index), cache)
+
+        active = op.Gather(step.inputs.layer_active, step.row_of(layer.index))
+        return run_if(op, active, run, hidden_states, cache, f"layer_{layer.index}")
+
+
+__all__ = ["ConditionalWriter", "LayerWriter"]

@@ -54,8 +54,9 @@ def differences(bundle: Bundle) -> list[Difference]:
     found = [*_manifest(manifest, architecture), *strategy.manifest_differences(manifest)]
     for entry in manifest.graphs:
         graph = GraphFile(bundle, entry)
-        for check in (_norms, _activations, _attention, _rotary, _ends, _layers):
+        for check in (_norms, _activations, _attention, _rotary, _ends):
             found += check(graph, architecture)
+        found += _conditions(graph, manifest)
         found += strategy.graph_differences(graph, manifest)
     return found
 
@@ -102,10 +103,19 @@ def _manifest(manifest: Manifest, architecture: Architecture) -> Iterator[Differ
         ("vocab_size", architecture.vocab_size),
     ):
         yield from unequal(f"manifest: {name}", expected, getattr(manifest.model, name))
-    for speedup in manifest.depths:
-        graphs = [graph for graph in manifest.graphs if graph.name == f"decode-{speedup.name}"]
-        for graph in graphs:
-            yield from unequal(f"{graph.name}: layers", speedup.keep, graph.layers)
+    for name, layers in dict.fromkeys(_without_conditions(manifest)):
+        yield from unequal(f"{name}: layers", layers, manifest.graph(name).layers)
+
+
+def _without_conditions(manifest: Manifest) -> Iterator[tuple[str, tuple[int, ...]]]:
+    """Graphs that run all of their layers, and the layers of the depths that they are for."""
+    for depth in (manifest.full, *manifest.depths):
+        for program, layers in (
+            (manifest.program("prompt", depth), depth.prompt),
+            (manifest.program("decode", depth), depth.keep),
+        ):
+            if program.graph is not None and not manifest.graph(program.graph).takes("layer_active"):
+                yield program.graph, layers
 
 
 def _norms(graph: GraphFile, architecture: Architecture) -> Iterator[Difference]:
@@ -268,8 +278,8 @@ def _ends(graph: GraphFile, architecture: Architecture) -> Iterator[Difference]:
         yield from unequal(f"{name}: offset of positions", {a.positions.offset} - {0}, offsets - {0})
 
 
-def _layers(graph: GraphFile, architecture: Architecture) -> Iterator[Difference]:
-    """Which layer a condition is for, by the weights in its branch."""
+def _conditions(graph: GraphFile, manifest: Manifest) -> Iterator[Difference]:
+    """Which layer a condition is for, by the weights in its branch; each has one that some depth skips."""
     if not graph.entry.takes("layer_active"):
         return
     rows = {}
@@ -282,7 +292,9 @@ def _layers(graph: GraphFile, architecture: Architecture) -> Iterator[Difference
         names = {str(v.name) for inner in branch for v in inner.inputs if v is not None and v.is_initializer()}
         layers = {int(name.split(".")[2]) for name in names if name.startswith("model.layers.")}
         rows.update(dict.fromkeys(layers, int(row)))
-    expected = {layer: row for row, layer in enumerate(graph.entry.layers)}
+    runs = [run for depth in manifest.depths for run in (depth.keep, depth.prompt)]
+    skipped = {layer for layer in graph.entry.layers if any(layer not in run for run in runs)}
+    expected = {layer: row for row, layer in enumerate(graph.entry.layers) if layer in skipped | rows.keys()}
     yield from unequal(f"{graph.entry.name}: rows of layer_active", expected, dict(sorted(rows.items())))
 
 

@@ -184,7 +184,7 @@ def greedy(
     longest = max(map(len, prompts))
     count = min(count, row_limit(executor.manifest) - longest + 1)
     cache = executor.full_cache(len(prompts), longest + count, record=True)
-    first = executor.prefill(cache, prompts, all_logits=True)
+    first = executor.prefill(cache, prompts, depth=depth, all_logits=True)
     # What is generated last is never fed.
     last = np.concatenate([logits[-1:] for logits in first])
     fed, later = generate(executor, cache, last, depth, count - 1)
@@ -204,7 +204,7 @@ def second_turn(executor: Executor, oracle: Oracle, prompts: Sequence[Prompt], d
     found: list[FloatArray] = []
     for prompt in prompts:
         prompted.append((len(tokens), len(tokens) + len(prompt)))
-        logits = executor.prefill(cache, [prompt], all_logits=True)[0]
+        logits = executor.prefill(cache, [prompt], depth=depth, all_logits=True)[0]
         fed, later = generate(executor, cache, logits[-1:], depth, steps)
         tokens += [*prompt, *fed[0]]
         found += [logits, later[0]]
@@ -246,7 +246,7 @@ def ended_rows(executor: Executor, prompts: Sequence[Prompt], depth: Depth) -> M
     begins = np.array([steps, *[0] * (len(cases) - 1)])
     forced = [row[:, :start] for row, start in zip(told, starts, strict=bool(told))]
     given = [case.tokens[:start] for case, start in zip(cases, starts, strict=True)]
-    parts = [list(rows) for rows in executor.prefill(cache, given, all_logits=True, forced=forced or None)]
+    parts = [list(rows) for rows in executor.prefill(cache, given, depth=depth, all_logits=True, forced=forced or None)]
     for now in range(2 * steps):
         live = (begins <= now) & (now < begins + steps)
         places = np.add(starts, np.clip(now - begins, 0, steps - 1)).tolist()

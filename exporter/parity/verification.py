@@ -56,7 +56,7 @@ _GENERATED = 3
 
 
 def verify(
-    bundle: Bundle,
+    bundle: Bundle | str | Path,
     against: str | Path | None = None,
     *,
     backend: RunBackend = "onnxruntime",
@@ -69,6 +69,7 @@ def verify(
     """Check that a bundle computes what PyTorch computes.
 
     Args:
+        bundle: an opened bundle, or its directory.
         against: the model, as for ``convert``, to be run by PyTorch; None: the bundle's golden vectors stand for it.
         threads: of the engine, for one step; None takes one for every core.
         backend: what runs the graphs.
@@ -80,6 +81,7 @@ def verify(
     Raises:
         DynexportError: when nothing stands for the reference, the model is not the bundle's, or a prompt is wrong.
     """
+    bundle = bundle if isinstance(bundle, Bundle) else Bundle.open(bundle)
     verification = Verification.prepare(
         bundle, against, backend=backend, threads=threads, prompts=prompts, new_tokens=new_tokens, long=long
     )

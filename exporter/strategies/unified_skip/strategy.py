@@ -6,20 +6,14 @@ no entry. Where attention cannot stand in an ``If``, and with ``--static``, ever
 
 from __future__ import annotations
 
-from typing import Any
-
-import onnx_ir as ir
-
 from dynexport.exporter.families.architecture import Architecture
-from dynexport.exporter.graph.branch import run_if
-from dynexport.exporter.graph.decoder import DecoderLayer
-from dynexport.exporter.graph.step import LayerCache, Step
-from dynexport.exporter.graph.writer import LayerWriter
+from dynexport.exporter.graph.writer import ConditionalWriter, LayerWriter
 from dynexport.exporter.lowering.plan import GraphPlan
 from dynexport.exporter.lowering.target import Target
 from dynexport.exporter.reference import Case, KeptOracle, Oracle
 from dynexport.exporter.reference.hugging_face import BoolArray
 from dynexport.exporter.reference.weights import Weights
+from dynexport.exporter.strategies.fixed_depths import skipped_together
 from dynexport.exporter.strategies.strategy import Strategy
 from dynexport.exporter.strategies.unified_skip.reference import unified_skip_runs
 from dynexport.runtime.bundle.contract import AnyContract, SkipRule, UnifiedSkip
@@ -66,14 +60,6 @@ def _declared(keep: tuple[int, ...], layers: int) -> Depth:
     return Depth(name="keep", ratio=None, keep=tuple(sorted(set(keep))), prompt=tuple(range(layers)))
 
 
-def _skipped_together(layers: tuple[int, ...], depths: tuple[Depth, ...]) -> tuple[tuple[int, ...], ...]:
-    """Those of these layers that the same ratios keep."""
-    groups: dict[tuple[bool, ...], list[int]] = {}
-    for layer in layers:
-        groups.setdefault(tuple(layer in depth.keep for depth in depths), []).append(layer)
-    return tuple(tuple(group) for group in groups.values())
-
-
 class UnifiedSkipStrategy(Strategy[UnifiedSkip, GraphPlan]):
     """One graph with a condition per layer; or, static, a full graph and one of the kept layers per ratio."""
 
@@ -104,7 +90,7 @@ class UnifiedSkipStrategy(Strategy[UnifiedSkip, GraphPlan]):
             return (GraphPlan("model", everything, conditional=True),)
 
         def plan(name: str, kept: tuple[int, ...], *serves: ProfileName) -> GraphPlan:
-            return GraphPlan(name, kept, together=_skipped_together(kept, depths), serves=serves)
+            return GraphPlan(name, kept, together=skipped_together(kept, depths), serves=serves)
 
         decode = (plan(f"decode-{depth.name}", depth.keep, "decode") for depth in depths)
         return (plan("model", everything, "prefill", "decode"), *decode)
@@ -128,23 +114,10 @@ class UnifiedSkipStrategy(Strategy[UnifiedSkip, GraphPlan]):
         return declared.keep is not None or (declared.rule == contract.rule and depth.ratio in declared.speedups)
 
     def writer(self, plan: GraphPlan, architecture: Architecture, target: Target, contract: UnifiedSkip) -> LayerWriter:
-        return (_SkippingWriter if plan.conditional else LayerWriter)(plan, architecture, target)
+        return (ConditionalWriter if plan.conditional else LayerWriter)(plan, architecture, target)
 
     def oracle(self, weights: Weights, manifest: Manifest) -> Oracle:
         return KeptOracle(weights, _runs)
-
-
-class _SkippingWriter(LayerWriter):
-    """Writes every layer, its cache append included, under the condition that ``layer_active`` says so."""
-
-    def run_layer(
-        self, op: Any, layer: DecoderLayer, hidden_states: ir.Value, step: Step, cache: LayerCache
-    ) -> tuple[ir.Value, LayerCache]:
-        def run(op: Any) -> tuple[ir.Value, LayerCache]:
-            return layer(op, hidden_states, step.for_layer(op, layer.index), cache)
-
-        active = op.Gather(step.inputs.layer_active, step.row_of(layer.index))
-        return run_if(op, active, run, hidden_states, cache, f"layer_{layer.index}")
 
 
 def _runs(case: Case, layers: int) -> BoolArray:
