@@ -86,6 +86,7 @@ class Executor:
         self._programs: dict[tuple[Phase, str], Running] = {}
         self._masks: dict[tuple[int, ...], Array] = {}
         self._opening = threading.RLock()
+        self._walking = threading.Lock()  # of all sets: prompts and decode steps share engines
 
     def cache(self, rows: int, tokens: int, *, record: bool = False, room: int | None = None) -> KvCache:
         """Make a cache whose rows are all free.
@@ -274,7 +275,7 @@ class Executor:
     def _opened(self, program: Program) -> Running:
         engines = {name: self._engine(self.manifest.graph(name)) for name in program.names}
         if program.set is not None:
-            return RunningSet(self.manifest, program.set, engines)
+            return RunningSet(self.manifest, program.set, engines, self._walking)
         (engine,) = engines.values()
         return WholeStep(self.manifest, engine)
 

@@ -65,9 +65,12 @@ class RunningSet:
 
     Args:
         engines: of the set's graphs, by name.
+        walking: held while hops run; one for all sets of the same engines.
     """
 
-    def __init__(self, manifest: Manifest, found: GraphSet, engines: dict[str, Engine]) -> None:
+    def __init__(
+        self, manifest: Manifest, found: GraphSet, engines: dict[str, Engine], walking: threading.Lock
+    ) -> None:
         assert isinstance(manifest.routing, PathRouting)
         self._routing, self._reader = manifest.routing, DecisionReader(manifest)
         self._layers = manifest.model.layers
@@ -76,7 +79,7 @@ class RunningSet:
         self._before = [engines[name] for name in found.before_attention]
         self._after = [engines[name] for name in found.after_attention]
         self._attention = engines[found.attention]
-        self._walking = threading.Lock()
+        self._walking = walking
 
     @property
     def graph(self) -> Graph:
