@@ -4,7 +4,7 @@ from dynexport.runtime.bundle.lazy import lazily
 
 __all__ = ["ConvertOptions", "convert", "verify"]
 
-# Imported when asked for: the graph builder takes a second, which most commands do without.
+# Imported on first use: the graph builder takes a second to import, and most commands do not need it.
 __getattr__ = lazily(
     __name__,
     {
