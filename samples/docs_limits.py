@@ -32,7 +32,7 @@ def table() -> str:
         ):
             kinds.setdefault(limit, []).append(kind)
         rows += [[name, "; ".join(held), *_figures(limit)] for limit, held in kinds.items()]
-    columns = ["Precision", "Held to", "Largest error", "Mean KL, nats", "Equal tokens", "Layer departs at"]
+    columns = ["Precision", "Held to", "Largest error", "Mean KL, nats", "Equal tokens", "Layer diverges at"]
     return markdown(columns, rows)
 
 
