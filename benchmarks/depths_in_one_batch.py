@@ -108,7 +108,11 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as directory:
         for precision in ("fp32", "int4"):
             calls, rows = bundles(Path(directory), precision)
-            for name, shallow in (("half", list(range(ROWS // 2, ROWS))), ("one", [ROWS - 1]), ("all", list(range(ROWS)))):
+            for name, shallow in (
+                ("half", list(range(ROWS // 2, ROWS))),
+                ("one", [ROWS - 1]),
+                ("all", list(range(ROWS))),
+            ):
                 ways = [step(calls, options.threads, shallow), step(rows, options.threads, shallow)]
                 medians, ratio = timed(ways, options.repeats)
                 print(f"{precision}, {name} shallow: calls {medians[0]:.1f} ms, rows {medians[1]:.1f} ms, {ratio:.2f}x")
@@ -125,7 +129,9 @@ def main() -> None:
 
                     ways.append(way)
                 medians, ratio = timed(ways, options.repeats)
-                print(f"{precision}, {idle} idle between: one call {medians[0]:.1f} ms, two {medians[1]:.1f} ms, {ratio:.2f}x")
+                print(
+                    f"{precision}, {idle} idle between: one call {medians[0]:.1f} ms, two {medians[1]:.1f} ms, {ratio:.2f}x"
+                )
 
 
 if __name__ == "__main__":

@@ -50,7 +50,7 @@ class Family:
                 named[name] = value
             elif value is not None and named[name] != value:
                 raise DynexportError(
-        """Return a config's fields under the names of transformers' class, with its defaults for absent fields.
+                    f"config.json ({self.model_type}): {twin}: expected {named[name]!r:.80} as in {name}, which "
                     f"is another name of this field, found {value!r:.80}; remove the wrong one from config.json"
                 )
         kinds = named.get("layer_types")
