@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, get_args
 
@@ -78,10 +78,8 @@ def _forced(wish: Array | None, count: int, reader: DecisionReader, bundle: Path
 
 def by_depth(parts: list[Part], batch: Batch) -> Iterator[tuple[Depth, list[Part]]]:
     """Group the rows that have tokens by their depths, in ascending order of rows."""
-    if isinstance(batch.depth, Depth):
-        depths = [batch.depth] * len(parts)
-    else:
-        depths = checked_for_rows("depth", batch.depth, len(parts))
+    several = isinstance(batch.depth, Sequence) and not isinstance(batch.depth, str)
+    depths: list[Any] = checked_for_rows("depth", batch.depth, len(parts)) if several else [batch.depth] * len(parts)
     for depth in {id(depth): depth for depth in depths}.values():
         checked_kind("depth", depth, Depth, "one of Bundle.depth")
         group = [part for part, its in zip(parts, depths, strict=True) if its is depth and part.left]

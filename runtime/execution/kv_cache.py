@@ -85,6 +85,7 @@ class KvCache:
         record: bool = False,
         room: int | None = None,
     ) -> None:
+        checked_kind("manifest", manifest, Manifest, "a Manifest")
         checked_count("rows", rows)
         limit = manifest.limits.rows
         if limit is not None and rows > limit:

@@ -83,7 +83,9 @@ class Model:
         text: its tokenizer and chat template.
 
     Args:
-        threads, backend: as for ``load``.
+        bundle: an opened bundle.
+        threads: as for ``load``.
+        backend: as for ``load``.
     """
 
     def __init__(self, bundle: Bundle, threads: int | None = None, *, backend: RunBackend = "onnxruntime") -> None:
@@ -140,7 +142,8 @@ class Model:
         """Generate token by token: pieces as they come, row by row within a step.
 
         Args:
-            prompts, options: as for ``generate``.
+            prompts: as for ``generate``.
+            options: as for ``generate``.
             cache: what earlier turns left, to go on from; all of its rows are acquired, one for each prompt, and no
                 other stream may use it until this one has ended or is closed. None begins anew.
             held: with ``cache``: the token ids that it holds, per row, which penalties are for as well.
@@ -207,8 +210,9 @@ class Model:
         stop = checked_list("stop", [stop] if isinstance(stop, str) else stop, "strings")
         if stop and not self.text.has_tokenizer:
             raise DynexportError(f"stop: expected a bundle with a tokenizer, found none in {self.bundle.path}")
-        samplings = _for_each("sampling", sampling, len(rows), Sampling)
-        depths = [self._depth(wanted) for wanted in _for_each("depth", depth, len(rows), _DEPTHS)]
+        samplings = _for_each("sampling", sampling, len(rows), Sampling, "a Sampling")
+        wanted = _for_each("depth", depth, len(rows), _DEPTHS, "a ratio, a name or a Depth")
+        depths = [self._depth(each) for each in wanted]
         if cache is None:
             longest = max(map(len, rows))
             cache = self.executor.full_cache(len(rows) * n, longest + max_new_tokens, room=longest + STEP)
@@ -241,20 +245,19 @@ def _collected(prompt_tokens: Sequence[int], stream: Stream) -> list[Generation]
     return done
 
 
-def _for_each(name: str, value: Any, count: int, kind: Any) -> list[Any]:
-    """One value for each prompt, where there may be one for all.
+def _for_each(name: str, value: Any, count: int, kind: Any, what: str) -> list[Any]:
+    """Return one value for each prompt, where there may be one for all.
 
     Raises:
         DynexportError: for a value of another kind, or another number of them.
     """
     if isinstance(value, kind):
         return [value] * count
-    values = checked_list(name, value, f"{count}, one a prompt")
-    if len(values) != count:
-        raise DynexportError(f"{name}: expected one, or {count}, one for each prompt, found {len(values)}")
-    for item in values:
-        checked_kind(name, item, kind, f"one for each prompt, each as for a single one, not {shown(item)}")
-    return values
+    if not isinstance(value, Sequence | np.ndarray) or not all(isinstance(item, kind) for item in value):
+        raise DynexportError(f"{name}: expected {what}, or one for each prompt, found {shown(value)}")
+    if len(value) != count:
+        raise DynexportError(f"{name}: expected one, or {count}, one for each prompt, found {len(value)}")
+    return list(value)
 
 
 __all__ = ["Model", "Options", "Prompt", "WantedDepth", "load"]

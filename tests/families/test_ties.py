@@ -25,7 +25,7 @@ Change = Callable[[dict[str, np.ndarray]], None]
 EMBEDDING = {
     "llama": "model.embed_tokens.weight",
     "gpt2": "transformer.wte.weight",
-    "opt": "model.executor.embed_tokens.weight",
+    "opt": "model.decoder.embed_tokens.weight",
 }
 IDS = [5, 9, 30, 77, 20]
 

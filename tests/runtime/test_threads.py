@@ -124,7 +124,7 @@ def test_a_cache_has_one_step_at_a_time(shared: Model) -> None:
 
 def test_a_conversation_has_one_turn_at_a_time(generator: Model) -> None:
     conversation = Conversation(generator)
-    how: dict[str, Any] = {"speedup": 1, "max_new_tokens": 20, "sampling": Sampling()}
+    how: dict[str, Any] = {"depth": 1, "max_new_tokens": 20, "sampling": Sampling()}
 
     def say(index: int) -> str:
         try:
@@ -142,7 +142,7 @@ def test_a_conversation_has_one_turn_at_a_time(generator: Model) -> None:
     answer.close()
     list(conversation.say("And now?", **how))
     asked = conversation.messages[:-1]
-    (afresh,) = generator.generate([generator.text.chat(asked)], speedup=1, max_new_tokens=20)
+    (afresh,) = generator.generate([generator.text.chat(asked)], depth=1, max_new_tokens=20)
     assert conversation.messages[-1]["content"] == afresh.text
 
 

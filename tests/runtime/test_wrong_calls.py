@@ -26,7 +26,7 @@ from dynexport.runtime.engines.registry import backend_text
 from dynexport.runtime.execution.executor import Executor
 from dynexport.runtime.execution.kv_cache import KvCache
 from dynexport.runtime.generation.conversation import Conversation
-from dynexport.runtime.generation.sampling import Sampler
+from dynexport.runtime.generation.sampler import Sampler
 from dynexport.runtime.measure.bench import Workload, benchmark
 from dynexport.runtime.measure.cost import step_bytes
 from dynexport.runtime.measure.evaluate import evaluate
@@ -69,7 +69,7 @@ def generate(at: Any, prompts: Any = ((1, 2),), **named: Any) -> Any:
 
 
 def say(at: Any, content: Any = "Hi", **named: Any) -> Any:
-    how = {"speedup": 1, "max_new_tokens": 2, "sampling": Sampling(), **named}
+    how = {"depth": 1, "max_new_tokens": 2, "sampling": Sampling(), **named}
     return list(Conversation(at.generator).say(content, **how))
 
 
@@ -106,10 +106,10 @@ WRONG: dict[str, tuple[Callable[[Any], Any], str]] = {
     "open-nul": (lambda at: Bundle.open("a\0b"), "a"),
     "open-long": (lambda at: Bundle.open("x" * 300), "x"),
     "open-a-file": (lambda at: Bundle.open(at.path / "model.onnx"), "/"),
-    "speedup-list": (lambda at: at.bundle.depth([2]), "{path}: speedup: expected 1, 2; found [2]"),
-    "speedup-huge": (lambda at: at.bundle.depth(HUGE), "{path}: speedup: expected 1, 2; found 1000"),
-    "speedup-nan": (lambda at: at.bundle.depth(NAN), "{path}: speedup: expected 1, 2; found nan"),
-    "speedup-bool": (lambda at: at.bundle.depth(True), "{path}: speedup: expected 1, 2; found True"),
+    "depth-list": (lambda at: at.bundle.depth([2]), "{path}: depth: expected 1, 2; found [2]"),
+    "depth-huge": (lambda at: at.bundle.depth(HUGE), "{path}: depth: expected 1, 2; found 1000"),
+    "depth-nan": (lambda at: at.bundle.depth(NAN), "{path}: depth: expected 1, 2; found nan"),
+    "depth-bool": (lambda at: at.bundle.depth(True), "{path}: depth: expected 1, 2; found True"),
     # Generators.
     "generator-of-a-path": (lambda at: Model(at.path), "bundle: expected an opened Bundle"),
     "generator-of-none": (lambda at: Model(None), "bundle: expected an opened Bundle"),
@@ -119,9 +119,13 @@ WRONG: dict[str, tuple[Callable[[Any], Any], str]] = {
     "generator-backend": (lambda at: Model(at.bundle, backend="cpu"), "backend: expected onnxruntime"),
     "generator-backend-none": (lambda at: Model(at.bundle, backend=None), "backend: expected onnxruntime"),
     "executor-profile": (lambda at: Executor(at.bundle, profile=5), "profile: expected a path"),
-    "generate-text": (lambda at: generate(at, "Hello"), "prompts: expected a list of prompts"),
-    "generate-one-flat-prompt": (lambda at: generate(at, [1, 2, 3]), "prompt: expected a list of token ids, found 1"),
-    "generate-texts": (lambda at: generate(at, ["Hello"]), "prompt: expected a list of token ids, found 'Hello'"),
+    "generate-mixed": (lambda at: generate(at, [[1], 2]), "prompt: expected a list of token ids, found 2"),
+    "generate-text-for-none": (lambda at: Model(at.dense.bundle).generate("a"), "tokenizer.json: "),
+    "choices-none": (lambda at: at.generator.choices([1], 0), "n: expected 1..128, found 0"),
+    "choices-text": (lambda at: at.generator.choices([1], "2"), "n: expected 1..128, found '2'"),
+    "generate-depth": (lambda at: generate(at, depth={2: 1}), "depth: expected a ratio, a name or a Depth"),
+    "generate-depths": (lambda at: generate(at, depth=[2, 1]), "depth: expected one, or 1, one for each prompt"),
+    "generate-chat": (lambda at: generate(at, chat="yes"), "chat: expected true or false"),
     "generate-bytes": (lambda at: generate(at, [b"ab"]), "prompt: expected a list of token ids, found b'ab'"),
     "generate-none": (lambda at: generate(at, None), "prompts: expected a list of prompts"),
     "generate-none-inside": (lambda at: generate(at, [None]), "prompt: expected a list of token ids, found None"),
@@ -139,35 +143,38 @@ WRONG: dict[str, tuple[Callable[[Any], Any], str]] = {
     "generate-tokens-part": (lambda at: generate(at, max_new_tokens=2.0), "max_new_tokens: expected at least 1"),
     "generate-tokens-nan": (lambda at: generate(at, max_new_tokens=NAN), "max_new_tokens: expected at least 1"),
     "generate-tokens-none": (lambda at: generate(at, max_new_tokens=None), "max_new_tokens: expected at least 1"),
-    "generate-sampling": (lambda at: generate(at, sampling={"top_k": 3}), "sampling: expected a Sampling, found {{"),
-    "generate-sampling-none": (lambda at: generate(at, sampling=None), "sampling: expected a Sampling, found None"),
-    "generate-stop-text": (lambda at: generate(at, stop="end"), "stop: expected a list of strings, found 'end'"),
+    "generate-sampling": (
+        lambda at: generate(at, sampling={"top_k": 3}),
+        "sampling: expected a Sampling, or one for each",
+    ),
+    "generate-sampling-none": (
+        lambda at: generate(at, sampling=None),
+        "sampling: expected a Sampling, or one for each",
+    ),
     "generate-stop-none": (lambda at: generate(at, stop=None), "stop: expected a list of strings, found None"),
     "generate-stop-number": (lambda at: generate(at, stop=[5]), "stop: expected a list of strings, found 5"),
     "generate-stop-empty": (lambda at: generate(at, stop=[""]), "stop: expected non-empty strings"),
-    "stream-cache": (lambda at: at.generator.stream([[1]], cache="x"), "cache: expected one of the executor's own"),
+    "stream-cache": (lambda at: at.generator.stream([[1]], cache="x"), "cache: expected one of Executor.cache"),
     "stream-cache-rows": (
         lambda at: list(at.generator.stream([[1]], cache=at.skip.full_cache(2, 8))),
-        "prompts: expected 2, one for each row of the cache, found 1",
+        "cache: expected 1 rows, one for each answer, found 2",
     ),
     "stream-cache-of-radial": (
         lambda at: list(at.generator.stream([[1]], cache=at.radial.full_cache(1, 8))),
-        "cache: expected one of the executor's own",
+        "cache: expected one of Executor.cache",
     ),
     "stream-cache-of-another": (
         lambda at: list(at.generator.stream([[1]], cache=at.dense.full_cache(1, 8))),
-        "cache: expected one of the executor's own",
+        "cache: expected one of Executor.cache",
     ),
     # Conversations.
-    "conversation-of-a-bundle": (lambda at: Conversation(at.bundle), "generator: expected a Generator"),
+    "conversation-of-a-bundle": (lambda at: Conversation(at.bundle), "model: expected a Model"),
     "conversation-system": (lambda at: Conversation(at.generator, system=5), "system: expected text or None"),
     "say-none": (lambda at: say(at, None), "messages[0]: expected text"),
     "say-bytes": (lambda at: say(at, b"Hi"), "messages[0]: expected text"),
     "say-tokens": (lambda at: say(at, max_new_tokens=-1), "max_new_tokens: expected at least 1"),
     "say-without-a-template": (
-        lambda at: list(
-            Conversation(Model(at.dense.bundle)).say("Hi", speedup=1, max_new_tokens=1, sampling=Sampling())
-        ),
+        lambda at: list(Conversation(Model(at.dense.bundle)).say("Hi", depth=1, max_new_tokens=1, sampling=Sampling())),
         "chat_template.jinja: the bundle has no chat template",
     ),
     # Text.
@@ -206,11 +213,10 @@ WRONG: dict[str, tuple[Callable[[Any], Any], str]] = {
     "cache-rows-part": (lambda at: at.radial.full_cache(1.5, 8), "rows: expected at least 1, found 1.5"),
     "cache-slots": (lambda at: at.skip.full_cache(1, -1), "slots: expected at least 1, found -1"),
     "cache-slots-none": (lambda at: at.radial.full_cache(1, None), "slots: expected at least 1, found None"),
-    "cache-by-hand": (lambda at: KvCache(at.bundle.manifest, 1, 0), "slots: expected at least 1, found 0"),
-    "cache-of-none": (lambda at: KvCache(None, 1, 8), "manifest: expected a Manifest"),
-    "cache-row": (lambda at: at.skip.full_cache(2, 8).row(2), "row: expected 0..1, found 2"),
-    "cache-row-text": (lambda at: at.skip.full_cache(2, 8).row("a"), "row: expected 0..1, found 'a'"),
-    "prefill-cache-none": (lambda at: at.skip.prefill(None, [[1]]), "cache: expected one of the executor's own"),
+    "cache-of-none": (lambda at: KvCache(None, None, None, 1, 8, counters=0), "manifest: expected a Manifest"),
+    "cache-row": (lambda at: at.skip.full_cache(2, 8).mark(2), "row: expected 0..1, found 2"),
+    "cache-row-text": (lambda at: at.skip.full_cache(2, 8).mark("a"), "row: expected 0..1, found 'a'"),
+    "prefill-cache-none": (lambda at: at.skip.prefill(None, [[1]]), "cache: expected one of Executor.cache"),
     "prefill-two-for-one": (lambda at: prompt(at.skip, [[1], [2]]), "prompts: expected 1, one for each row"),
     "prefill-chunk": (lambda at: prompt(at.skip, [[1]], chunk=0), "chunk: expected at least 1, found 0"),
     "prefill-chunk-radial": (lambda at: prompt(at.radial, [[1]], chunk=-1), "chunk: expected at least 1, found -1"),
@@ -244,13 +250,10 @@ WRONG: dict[str, tuple[Callable[[Any], Any], str]] = {
         "live: expected bool of shape [1], one a row",
     ),
     "step-live-text": (lambda at: step(at.radial, [1], "yes"), "live: expected a list of 1 bools"),
-    "step-speedup": (
-        lambda at: at.skip.step(full(at.skip), [1], 2),
-        "speedup: expected one of Bundle.depth",
-    ),
-    "step-speedup-layers": (
-        lambda at: at.skip.step(full(at.skip), [1], Depth(name="x", ratio=None, keep=(99,))),
-        "speedup: a kept layer: expected 0..7, found 99",
+    "step-depth": (lambda at: at.skip.step(full(at.skip), [1], 2), "depth: expected one of Bundle.depth, found 2"),
+    "step-depth-layers": (
+        lambda at: at.skip.step(full(at.skip), [1], Depth(name="x", ratio=None, keep=(99,), prompt=(99,))),
+        "depth: a kept layer: expected 0..7, found 99",
     ),
     # Measuring.
     "bench-of-a-path": (lambda at: bench(at, at.path), "bundle: expected an opened Bundle"),
@@ -285,7 +288,7 @@ WRONG: dict[str, tuple[Callable[[Any], Any], str]] = {
         lambda at: calibrate(None, [1], CalibrationOptions()),
         "bundle: expected an opened Bundle",
     ),
-    "verify-of-a-path": (lambda at: verify(at.path), "bundle: expected an opened Bundle"),
+    "verify-of-a-number": (lambda at: verify(5), "bundle: expected a path"),
     "verify-tokens": (lambda at: verify(at.bundle, SKIP, new_tokens="3"), "new_tokens: expected at least 1, found '3'"),
     "verify-prompts": (lambda at: verify(at.bundle, SKIP, prompts="ab"), "prompts: expected a list of prompts"),
     "verify-flat-prompt": (lambda at: verify(at.bundle, SKIP, prompts=[1]), "prompt: expected a list of token ids"),

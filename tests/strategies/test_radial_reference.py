@@ -304,7 +304,10 @@ def test_the_oracle_tells_of_paths_and_steps(saved_model: SavedModel) -> None:
     contract, rows = radial(), random_rows(6, 9)
     checkpoint = Routed(saved_model("llama"), contract)
     oracle = RadialOracle(Weights(checkpoint, streaming=False), contract)
-    cases = [Case(tuple(row), ((0, 3),), Depth(name="1", ratio=1.0, keep=tuple(range(LAYERS)))) for row in rows]
+    cases = [
+        Case(tuple(row), ((0, 3),), Depth(name="1", ratio=1.0, keep=tuple(range(LAYERS)), prompt=tuple(range(LAYERS))))
+        for row in rows
+    ]
     logits, paths = reference(saved_model("llama")).routed_logits(rows)
     for answer, values, row in zip(oracle.answers(cases), logits, paths, strict=True):
         assert isinstance(answer.routes, RowPaths)

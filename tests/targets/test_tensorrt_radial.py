@@ -96,9 +96,8 @@ def test_slots_that_no_entry_has_filled_are_hidden(policy: str, saved_model: Mod
     prompt, found = random_rows(9), []
     for rubbish in (0, 3):
         cache = executor.full_cache(1, CONTEXT)
-        for buffers in cache.buffers:
-            for buffer in buffers.values():
-                buffer[:] = rubbish
+        for buffer in cache.buffers.values():
+            buffer[:] = rubbish
         (logits,) = executor.prefill(cache, prompt, all_logits=True)
         found.append([*logits, *executor.step(cache, [5], executor.bundle.depth(1))])
     assert (np.array(found[0]) == np.array(found[1])).all()
@@ -111,9 +110,9 @@ def test_a_layer_that_is_come_back_to_has_room(saved_model: ModelOf, tmp_path: P
     contract, (row,) = executor.manifest.contract, random_rows(CONTEXT)
     assert isinstance(contract, Radial)
     cache, path = executor.full_cache(1, CONTEXT), np.full((STEPS, CONTEXT), 2)
-    assert cache.buffers[2]["key"].shape[2] == STEPS * CONTEXT
+    assert cache.buffers["2.key"].shape[2] == STEPS * CONTEXT
     (logits,) = executor.prefill(cache, [row], all_logits=True, forced=[path])
-    assert cache.lengths[2, 0] == cache.buffers[2]["key"].shape[2]
+    assert cache.lengths[2, 0] == cache.buffers["2.key"].shape[2]
     reference = RadialReference.from_checkpoint(open_checkpoint(model), contract=contract)
     (expected,), _ = reference.routed_logits([row], [path])
     assert np.abs(logits - expected).max() < TOLERANCE
@@ -130,7 +129,7 @@ def test_precisions(family: str, policy: str, saved_model: ModelOf, tmp_path: Pa
     for precision in ("fp32", *PRECISIONS):
         executor = opened(model, tmp_path / precision, precision=precision)
         cache = executor.full_cache(3, CONTEXT)
-        assert cache.buffers[0]["key"].dtype == (np.float32 if precision == "fp32" else np.float16)
+        assert cache.buffers["0.key"].dtype == (np.float32 if precision == "fp32" else np.float16)
         logits = executor.prefill(cache, prompts, all_logits=True, forced=forced)
         found[precision] = np.concatenate(
             [*logits, executor.step(cache, [1, 2, 3], executor.bundle.depth(1), forced=last)]

@@ -73,11 +73,12 @@ def test_the_same_as_by_the_set(both: tuple[Executor, Executor]) -> None:
     ours, theirs = caches
     assert np.abs(logits[0] - logits[1]).max() < 1e-4
     assert (ours.lengths == theirs.lengths).all() and (ours.positions == theirs.positions).all()
-    for one, other in zip(ours.logs, theirs.logs, strict=True):
-        for part in ("ran", "paths", "scores", "margins"):
-            first, second = (np.concatenate(getattr(log, part), axis=1) for log in (one, other))
+    reader = both[0].reader
+    for one, other in zip(map(reader.joined, ours.logs), map(reader.joined, theirs.logs), strict=True):
+        for part in ("ran", "choices", "scores", "margins"):
+            first, second = getattr(one, part), getattr(other, part)
             assert first.dtype == second.dtype and np.allclose(first, second, atol=1e-4), part
-    assert len({(path >= 0).sum() for log in ours.logs for step in log.paths for path in step.T}) > 1
+    assert len({(path >= 0).sum() for log in ours.logs for step in log for path in step.choices.T}) > 1
 
 
 def test_a_row_that_has_ended_is_not_in_the_way(both: tuple[Executor, Executor]) -> None:
@@ -94,7 +95,7 @@ def test_a_row_that_has_ended_is_not_in_the_way(both: tuple[Executor, Executor])
     assert (cache.lengths[:, 0] == before).all() and cache.positions.tolist() == [CONTEXT, 6]
     with pytest.raises(DynexportError, match="the context is exhausted"):
         executor.step(cache, [0, 1], full)
-    with pytest.raises(DynexportError, match="forced path: step 0: expected a layer"):
+    with pytest.raises(DynexportError, match="forced path: hop 0: expected a layer"):
         executor.step(alone, [0], full, forced=np.full((STEPS, 1), 99))
 
 
@@ -229,15 +230,12 @@ def test_what_cannot_be_served_is_refused(case: str, tmp_path: Path) -> None:
 
 def test_hostile_manifests(tmp_path: Path) -> None:
     convert(CONFORMANCE / "radial-step", tmp_path / "b", target="tensorrt", plugins=True, golden=False)
-    change_manifest(tmp_path / "b", lambda fields: fields["contract"].update(max_steps=2))
-    with pytest.raises(DynexportError, match=r"decode\.onnx: expected 2 caches, found 5"):
-        Executor(Bundle.open(tmp_path / "b"), 1)
     change_manifest(tmp_path / "b", lambda fields: fields["graphs"][0]["outputs"].pop())
-    change_manifest(tmp_path / "b", lambda fields: fields["contract"].update(max_steps=5))
     with pytest.raises(DynexportError, match=r"decode\.onnx: expected an output path_margins, found none"):
-        Executor(Bundle.open(tmp_path / "b"), 1)
-    change_manifest(tmp_path / "b", lambda fields: fields["contract"].update(cache_policy="layer"))
-    with pytest.raises(DynexportError, match="graphs: expected the role decode for radial with cache_policy step"):
+        bundle = Bundle.open(tmp_path / "b")
+        Executor(bundle, 1).program("decode", bundle.manifest.full)
+    change_manifest(tmp_path / "b", lambda fields: fields["routing"].update(hops=2))
+    with pytest.raises(DynexportError, match=r"programs: set: routers: expected 2 names, found 5|caches: expected one"):
         Bundle.open(tmp_path / "b")
 
 
