@@ -1,1 +1,1 @@
-"""Measure a bundle: speed, the least that it must read and compute, perplexity, where time goes."""
+"""Measurements of a bundle: speed, minimal memory reads and FLOPs, perplexity, time by operator."""

@@ -1,4 +1,4 @@
-"""How fast a bundle runs, against full depth, and against what must be read or computed at least."""
+"""Speed of a bundle, compared with full depth and with the ideal speedup by bytes and FLOPs."""
 
 from __future__ import annotations
 
@@ -25,31 +25,34 @@ from dynexport.runtime.measure.timed_run import WARM_UP_STEPS, Runner, Sizes, Ti
 from dynexport.runtime.measure.twin import Twin, check_twin
 
 Array = np.ndarray
-# Quartiles of the repetitions' ratios lie within this share of the median where a measurement repeats.
+# A measurement is steady where the quartiles of its ratios differ by at most this share of the median.
 _STEADY = 0.1
 
 
 class Result(BaseModel):
-    """Medians for one way to run.
+    """Medians over the repetitions of one run mode.
 
     Attributes:
-        name: "full" is every layer for every token; else the depth's, "routed" as routers decide, the share of routed
-            layers that every token is made to skip, or the length of the path that it is made to take.
-        layers: layers that a decoded token ran in, on average.
-        prefill_tokens_per_second: of the prompt.
-        prefill_speedup: the median over repetitions of full depth's time / this time, the two measured in turn; 1
-            where a prompt runs in every layer all the same.
-        prefill_ideal_speedup: FLOPs of the prompt at full depth / FLOPs of what ran.
-        decode_milliseconds: one step, all rows.
-        tokens_per_second: of decoding, all rows together.
-        speedup: the median over repetitions of full depth's time / this time, the two measured in turn.
-        speedup_quartiles, prefill_speedup_quartiles: the lower and the upper one of these ratios.
-        steady: whether there are at least three ratios of each kind, and their quartiles lie within a tenth of the
-            median from each other: otherwise the next measurement may well come out differently.
-        ideal_speedup: bytes read by the steps at full depth / bytes that these very steps had to read.
+        name: "full" for every layer and every token; the depth's name; "routed" for the routers' own decisions;
+            "skip 50%" or "hops 4" for prescribed decisions.
+        layers: mean number of layers that a decoded token ran.
+        prefill_tokens_per_second: prompt tokens per second, all rows together.
+        prefill_speedup: median over repetitions of (full depth's prefill time / this prefill time), both measured in
+            the same repetition; 1 where prompts run every layer at any depth.
+        prefill_speedup_quartiles: lower and upper quartile of the prefill ratios.
+        prefill_ideal_speedup: FLOPs of the prompt at full depth / FLOPs of the prompt in this mode.
+        decode_milliseconds: time of one decode step for all rows.
+        tokens_per_second: decoded tokens per second, all rows together.
+        speedup: median over repetitions of (full depth's step time / this step time), both measured in the same
+            repetition.
+        speedup_quartiles: lower and upper quartile of the decode ratios.
+        steady: whether there are at least three ratios of each kind and their quartiles differ by at most a tenth of
+            the median; False means that another measurement may give another result.
+        ideal_speedup: bytes that the decode steps must read at full depth / bytes that they must read in this mode.
         efficiency: speedup / ideal_speedup.
-        gigabytes_per_second: bytes that must be read / time.
-        turned_away: how often in a repetition a full layer had no room for a token that its router had sent.
+        gigabytes_per_second: bytes that the decode steps must read / their time, in 1e9 bytes per second.
+        turned_away: routing decisions in one repetition that were dropped because the layer's cache or capacity was
+            full.
     """
 
     name: str
@@ -71,21 +74,21 @@ class Result(BaseModel):
 
 @dataclass(frozen=True)
 class Workload:
-    """What is measured, and how.
+    """Settings of a benchmark.
 
     Attributes:
-        threads: intra-op threads, stated so that the figure can be repeated.
-        prompt_tokens: of every prompt.
-        new_tokens: decode steps that are timed.
-        batch: prompts that run together.
-        repeats: how often all ways are measured in turn.
-        depth: measure this ratio or kept set only; None measures all that the bundle declares.
-        skip_rates: of a bundle with routed layers, besides what its routers decide: shares of them that every token is
-            made to skip.
-        hops: of a bundle with paths, besides what its routers decide: lengths of paths that every token is made to
-            take.
-        text: token ids that prompts are taken from; None takes random ones.
-        backend: what runs the graphs. Every step ends when its logits are in the host's memory, so a GPU has done all.
+        threads: intra-op threads; required, so that the measurement can be repeated.
+        prompt_tokens: length of every prompt.
+        new_tokens: number of timed decode steps.
+        batch: number of prompts that run together.
+        repeats: number of repetitions; each one measures every run mode once.
+        depth: ratio or kept set to measure; None measures every depth of the bundle.
+        skip_rates: shares of the routed layers that every token must skip; one more run mode for each. Only for
+            bundles with routed layers.
+        hops: path lengths that every token must take; one more run mode for each. Only for bundles with paths.
+        text: token ids that the prompts are taken from; None uses random token ids.
+        backend: what runs the graphs. A step's time includes the copy of its logits to host memory, so the GPU's work
+            is complete.
     """
 
     threads: int
@@ -101,13 +104,24 @@ class Workload:
 
 
 class Benchmark(BaseModel):
-    """One run of ``dynexport bench``.
+    """Results of one run of ``dynexport bench``.
 
     Attributes:
-        baseline: the bundle that "full" was measured on, in a process of its own where it is another.
-        engine: what ran the graphs, in words.
-        engine_share: part of a step of the first result that is spent inside the engine; None where it does not tell.
-        operators: operator -> share of the engine's time in such a step, largest first; none where it does not tell.
+        bundle: directory of the bundle.
+        baseline: directory of the bundle that "full" was measured on; it runs in its own process where it is not
+            ``bundle``.
+        precision: precision of the bundle.
+        machine: the machine that ran it.
+        engine: description of the backend.
+        threads: intra-op threads.
+        batch: number of prompts that run together.
+        prompt_tokens: length of every prompt.
+        new_tokens: number of timed decode steps.
+        repeats: number of repetitions.
+        results: one entry per run mode, "full" first.
+        engine_share: share of a decode step's time that is spent inside the engine, without prescribed decisions, on
+            the baseline where there is one; None for a backend without a profiler.
+        operators: operator -> share of all operators' time in such a step, largest first; empty without a profiler.
     """
 
     bundle: str
@@ -127,11 +141,11 @@ class Benchmark(BaseModel):
 
 @dataclass
 class _Way:
-    """One way to run, and what was timed of it.
+    """A run mode and its timings.
 
     Attributes:
-        run: runs it once.
-        prescribed: whether it has to run what its name says, no matter what routers would decide.
+        run: runs the mode once.
+        prescribed: whether every prescribed decision has to be carried out.
     """
 
     name: str
@@ -140,24 +154,24 @@ class _Way:
     timed: list[Timed] = field(default_factory=list)
 
     def measure(self) -> None:
-        """Time it once more. Raises DynexportError where layers had no room for tokens that were sent there."""
+        """Run the mode once and keep its timing. Raises DynexportError where a prescribed decision was dropped."""
         timed = self.run()
         if self.prescribed and timed.turned_away:
             raise DynexportError(
                 f"{self.name}: expected room for every token that is sent to a layer, found {timed.turned_away} turned "
-                "away as its cache or its capacity was full; lower --prompt-tokens and --new-tokens, or name a bundle "
+                "away because a cache or capacity was full; lower --prompt-tokens and --new-tokens, or name a bundle "
                 "of the same model without routers with --baseline"
             )
         self.timed.append(timed)
 
     @property
     def decode(self) -> list[float]:
-        """Seconds of a step, of each repetition."""
+        """Return the seconds of one decode step, per repetition."""
         return [timed.decode_seconds for timed in self.timed]
 
     @property
     def prefill(self) -> list[float]:
-        """Seconds of the prompt, of each repetition in which there was one."""
+        """Return the seconds of the prefill, per repetition that had one."""
         return [timed.prefill_seconds for timed in self.timed if timed.prefill_seconds is not None]
 
 
@@ -168,19 +182,22 @@ def benchmark(
     baseline: Bundle | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Benchmark:
-    """Measure every way to run in turn, ``workload.repeats`` times over: a prompt, then greedy decoding.
+    """Measure prefill and greedy decoding of every run mode.
 
-    A prompt that runs in every layer at any depth is measured once a repetition.
+    The run modes are measured in turn, ``workload.repeats`` times. Where prompts run every layer at any depth, one
+    prefill per repetition is measured.
 
     Args:
-        baseline: a bundle of the same model with every layer for every token, which runs in a process of its own, idle
-            while this one is measured; None takes the bundle itself, routed layers forced to run, or the layers of a
-            pool once in order.
-        progress: called with repetitions done and in all.
+        bundle: the bundle to measure.
+        workload: sizes and run modes.
+        baseline: a bundle of the same model without routers, for "full"; it runs in its own process, which is idle
+            while ``bundle`` is measured. None measures "full" on ``bundle``: every routed layer runs every token, or
+            every token runs each layer of a pool once, in order.
+        progress: called after every repetition with the number of repetitions done and the total.
 
     Raises:
-        DynexportError: when the lengths do not fit the context, the baseline is another model, the bundle's own layers
-            have no room for every token that full depth sends there, or an argument is out of range.
+        DynexportError: the lengths do not fit the context, the baseline is another model, the caches are too small for
+            full depth, or an argument is out of range.
     """
     sizes = _sizes(bundle, workload)
     told = _told(bundle.manifest, workload)
@@ -214,7 +231,7 @@ def benchmark(
 
 
 def _take_turns(ways: Sequence[_Way], repeats: int, progress: Callable[[int, int], None] | None) -> None:
-    """Time every way once a repetition."""
+    """Time every run mode once per repetition."""
     for repeat in range(repeats):
         for way in ways:
             way.measure()
@@ -223,7 +240,7 @@ def _take_turns(ways: Sequence[_Way], repeats: int, progress: Callable[[int, int
 
 
 def _sizes(bundle: Bundle, workload: Workload) -> Sizes:
-    """What all runs have in common, checked."""
+    """Check the workload's sizes and return them."""
     checked_kind("bundle", bundle, Bundle, "an opened Bundle (Bundle.open)")
     checked_kind("workload", workload, Workload, "a Workload")
     for name in ("prompt_tokens", "new_tokens", "batch", "repeats"):
@@ -246,7 +263,7 @@ def _sizes(bundle: Bundle, workload: Workload) -> Sizes:
 
 
 def _prompts(vocabulary: int, workload: Workload) -> Array:
-    """int64 [batch, tokens]."""
+    """Return the prompts' token ids, int64 [batch, tokens]."""
     shape = workload.batch, workload.prompt_tokens
     if workload.text is None:
         return np.random.default_rng(0).integers(0, vocabulary, shape)
@@ -257,7 +274,7 @@ def _prompts(vocabulary: int, workload: Workload) -> Array:
 
 
 def _told(manifest: Manifest, workload: Workload) -> dict[str, Routes]:
-    """Names and decisions of the ways that are prescribed."""
+    """Return the prescribed run modes: name -> decisions."""
     rates, hops = (
         checked_list("skip rates", workload.skip_rates, "shares"),
         checked_list("hops", workload.hops, "lengths"),
@@ -268,7 +285,7 @@ def _told(manifest: Manifest, workload: Workload) -> dict[str, Routes]:
 
 
 def _check_room(manifest: Manifest, sizes: Sizes) -> None:
-    """Raise DynexportError where a layer's cache cannot hold every token: full depth would be something else."""
+    """Raise DynexportError where a layer's cache cannot hold every token of full depth."""
     most = min((cache.most for cache in manifest.caches if cache.most is not None), default=None)
     if most is not None and sizes.slots > most:
         raise DynexportError(
@@ -279,7 +296,7 @@ def _check_room(manifest: Manifest, sizes: Sizes) -> None:
 
 
 def _ways(bundle: Bundle, runner: Runner, twin: Twin | None, workload: Workload, told: dict[str, Routes]) -> list[_Way]:
-    """All ways to run, full depth first."""
+    """Return all run modes, full depth first."""
     if twin is not None:
         full = _Way(FULL, twin.run)
     else:
@@ -290,7 +307,7 @@ def _ways(bundle: Bundle, runner: Runner, twin: Twin | None, workload: Workload,
         return [full, _Way("routed", runner.run), *ways]
 
     def run(depth: Depth) -> Callable[[], Timed]:
-        # A prompt that runs in every layer all the same need not be run again.
+        # The prefill is the same as at full depth: its result is in the cache.
         same = twin is None and depth.prompt == everything.prompt
         return partial(runner.run_steps if same else runner.run, depth)
 
@@ -321,18 +338,18 @@ def _result(way: _Way, full: _Way, sizes: Sizes) -> Result:
 
 
 def _ratios(full: Sequence[float], part: Sequence[float]) -> list[float]:
-    """Full depth's time / this time, of each repetition."""
+    """Return full depth's time / this time, per repetition."""
     return [whole / own for whole, own in zip(full, part, strict=True)]
 
 
 def quartiles(ratios: Sequence[float]) -> tuple[float, float]:
-    """The lower and the upper quartile, between neighbours where they fall there."""
+    """Return the lower and the upper quartile, linearly interpolated."""
     lower, upper = np.quantile(ratios, (0.25, 0.75))
     return float(lower), float(upper)
 
 
 def is_steady(ratios: Sequence[float]) -> bool:
-    """Whether their median can be expected to come out the same again, within about a tenth."""
+    """Return whether there are three or more ratios and their quartiles differ by at most a tenth of the median."""
     lower, upper = quartiles(ratios)
     return len(ratios) >= 3 and upper - lower <= _STEADY * statistics.median(ratios)
 

@@ -1,4 +1,4 @@
-"""What a measurement compares: depths of a bundle, and windows of a text."""
+"""Inputs of a comparison: depths of a bundle and windows of a text."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from dynexport.runtime.bundle.manifest import Depth
 
 
 def compared_depths(bundle: Bundle, wanted: str | float | None) -> tuple[Depth, ...]:
-    """Return full depth, and the others to compare with it: those that run fewer layers.
+    """Return full depth and the depths to compare with it, which run fewer layers.
 
     Args:
-        wanted: a ratio or name as for ``Bundle.depth``; None for all that the bundle declares.
+        wanted: a ratio or name as for ``Bundle.depth``; None for every depth of the bundle.
 
     Raises:
-        DynexportError: when the bundle does not declare it.
+        DynexportError: the bundle does not declare the depth.
     """
     full = bundle.manifest.full
     others = bundle.manifest.depths if wanted is None else (bundle.depth(wanted),)
@@ -27,10 +27,10 @@ def compared_depths(bundle: Bundle, wanted: str | float | None) -> tuple[Depth, 
 
 
 def rows_together(bundle: Bundle, wanted: int) -> int:
-    """Return how many windows run together: as many as wanted, but no more than engines are built for.
+    """Return the number of windows per batch: ``wanted``, but at most the rows that the engines accept.
 
     Raises:
-        DynexportError: when less than one is wanted.
+        DynexportError: ``wanted`` is less than 1.
     """
     wanted = checked_count("batch", wanted)
     return min(wanted, bundle.manifest.limits.rows or wanted)
@@ -40,16 +40,16 @@ def text_windows(ids: Iterable[int], window: int, max_tokens: int, vocabulary: i
     """Cut the beginning of a text into windows.
 
     Args:
-        ids: the text.
-        window: tokens per row, at least 1.
-        max_tokens: use at most so many tokens of the text.
-        vocabulary: token ids that the model has.
+        ids: token ids of the text.
+        window: tokens per window, at least 1.
+        max_tokens: maximum number of tokens to use, from the text's beginning.
+        vocabulary: number of token ids that the model has.
 
     Returns:
         int64 [windows, window], at least one.
 
     Raises:
-        DynexportError: when the text is shorter than a window, or has tokens that the model lacks.
+        DynexportError: the text is shorter than a window, or has token ids that the model lacks.
     """
     if not is_integer(max_tokens) or max_tokens < window:
         raise DynexportError(f"max_tokens: expected at least one window of {window}, found {shown(max_tokens)}")

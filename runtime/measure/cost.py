@@ -1,4 +1,4 @@
-"""The least that a step or a prompt costs: bytes that must be read, FLOPs that must be spent, and the ideal ratio."""
+"""Minimal cost of a decode step or a prompt: bytes read, FLOPs, and the ideal speedup that follows."""
 
 from __future__ import annotations
 
@@ -11,16 +11,17 @@ from dynexport.runtime.bundle.manifest import Manifest, PathRouting
 from dynexport.runtime.execution.decisions import Decisions
 
 Array = np.ndarray
-# In a path, of the hops after the token has left.
+# Marks the hops of a path after the token has exited.
 _LEFT = -1
 
 
 def read_bytes(manifest: Manifest, rows: Sequence[Decisions], entries: Array) -> list[int]:
-    """Bytes that each of T decode steps reads: weights that any row needs, and every row's caches.
+    """Return the bytes that each of T decode steps reads: weights that any row needs, and every row's caches.
 
     Args:
-        rows: of every row of the batch, the decisions of its T tokens, one a step.
-        entries: int64 [places, rows], in every cache before the first step.
+        manifest: the bundle's manifest.
+        rows: per batch row, the decisions of its T tokens, one per step.
+        entries: int64 [places, rows], entries in every cache before the first step.
     """
     if isinstance(manifest.routing, PathRouting):
         paths = np.stack([row.choices for row in rows], axis=2)
@@ -32,11 +33,12 @@ def read_bytes(manifest: Manifest, rows: Sequence[Decisions], entries: Array) ->
 
 
 def layer_bytes(manifest: Manifest, ran: Array, entries: Array) -> int:
-    """Bytes that one decode step reads: the head, every layer that any row ran, and those rows' caches.
+    """Return the bytes that one decode step reads: the head, each layer that any row ran, and those rows' caches.
 
     Args:
-        ran: bool [layers, rows], who ran where.
-        entries: int64 [layers, rows], entries that are attended to there.
+        manifest: the bundle's manifest.
+        ran: bool [layers, rows], whether the row ran the layer.
+        entries: int64 [layers, rows], cache entries that the row attends to in the layer.
     """
     cost = manifest.cost
     weights = cost.shared + sum(cost.layers[layer] for layer in np.flatnonzero(ran.any(axis=1)))
@@ -44,15 +46,16 @@ def layer_bytes(manifest: Manifest, ran: Array, entries: Array) -> int:
 
 
 def step_bytes(manifest: Manifest, keep: Collection[int], context: int, rows: int = 1) -> int:
-    """Bytes that one decode step reads where all rows run the same layers.
+    """Return the bytes that one decode step reads where all rows run the same layers.
 
     Args:
+        manifest: the bundle's manifest.
         keep: layers that run.
         context: cached tokens of each row.
         rows: batch size.
 
     Raises:
-        DynexportError: for a layer that the model does not have.
+        DynexportError: ``keep`` names a layer that the model does not have.
     """
     layers = checked_list("keep", keep, "layers")
     for layer in layers:
@@ -63,20 +66,21 @@ def step_bytes(manifest: Manifest, keep: Collection[int], context: int, rows: in
 
 
 def ideal_speedup(manifest: Manifest, keep: Collection[int], context: int = 0, rows: int = 1) -> float:
-    """How many times faster than full depth a step can be, if reading memory is what it costs."""
+    """Return the largest speedup over full depth that a step can have where memory reads set its time."""
     everything = range(manifest.model.layers)
     return step_bytes(manifest, everything, context, rows) / step_bytes(manifest, keep, context, rows)
 
 
 def path_bytes(manifest: Manifest, path: Array, entries: Array) -> int:
-    """Bytes that one decode step reads where every token takes a path through a pool of layers.
+    """Return the bytes that one decode step reads where every token takes a path through a pool of layers.
 
-    In every hop: the router, every layer that any row chose, and those rows' caches; then the head. A layer that is
-    chosen again is read again.
+    Each hop reads the router, every layer that any row chose, and those rows' caches. The head is read once. A layer
+    that is chosen again is read again.
 
     Args:
+        manifest: the bundle's manifest.
         path: int64 [hops, rows], as ``Decisions.choices``.
-        entries: int64 [hops, rows], entries that are attended to there.
+        entries: int64 [hops, rows], cache entries that the row attends to in the hop.
     """
     cost = manifest.cost
     ran = (path >= 0) & (path < manifest.model.layers)
@@ -86,14 +90,16 @@ def path_bytes(manifest: Manifest, path: Array, entries: Array) -> int:
 
 
 def attended(manifest: Manifest, routing: PathRouting, paths: Array, entries: Array) -> Array:
-    """Entries that the last of T tokens attends to in every hop of its path, its own among them.
+    """Return the cache entries that the last of T tokens attends to in every hop of its path, its own included.
 
     Args:
+        manifest: the bundle's manifest.
+        routing: the manifest's routing.
         paths: int64 [hops, T, rows], as ``Decisions.choices``.
-        entries: int64 [places, rows], in every cache before those tokens.
+        entries: int64 [places, rows], entries in every cache before the T tokens.
 
     Returns:
-        int64 [hops, rows]; 0 where it ran in no layer.
+        int64 [hops, rows]; 0 where the token ran no layer.
     """
     last = paths[:, -1]
     ran = (paths >= 0) & (paths < manifest.model.layers)
@@ -108,10 +114,11 @@ def attended(manifest: Manifest, routing: PathRouting, paths: Array, entries: Ar
 
 
 def flops_of_prompts(manifest: Manifest, rows: Sequence[Decisions]) -> int:
-    """FLOPs of a batch of prompts on empty caches: ``prompt_flops``, and the choices that routers made of paths.
+    """Return the FLOPs of a batch of prompts on empty caches: ``prompt_flops`` and the routers of paths.
 
     Args:
-        rows: of every row, the decisions of its prompt's tokens.
+        manifest: the bundle's manifest.
+        rows: per batch row, the decisions of its prompt's tokens.
     """
     if not isinstance(manifest.routing, PathRouting):
         return prompt_flops(manifest, np.stack([row.ran.sum(axis=1) for row in rows], axis=1))
@@ -125,13 +132,13 @@ def flops_of_prompts(manifest: Manifest, rows: Sequence[Decisions]) -> int:
 
 
 def prompt_flops(manifest: Manifest, tokens: Array) -> int:
-    """FLOPs of a prompt on empty caches, a multiplication and an addition counted as two.
+    """Return the FLOPs of a batch of prompts on empty caches; a multiply-add is two FLOPs.
 
-    Products of the layers, attention of every token to itself and the ones before it in that place, and the head for
-    one token of every row.
+    Counted are the layers' matrix products, causal attention per place, and the head for one token of every row.
 
     Args:
-        tokens: int64 [places, rows], how many tokens ran where.
+        manifest: the bundle's manifest.
+        tokens: int64 [places, rows], number of tokens that ran in the place.
     """
     model = manifest.model
     pairs = int((tokens * (tokens + 1) // 2).sum())

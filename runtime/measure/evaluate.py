@@ -1,4 +1,4 @@
-"""Perplexity on a text, through the very path that serves: a prompt, then one decode step per token."""
+"""Perplexity on a text, computed as a request runs: a prefill, then one decode step per token."""
 
 from __future__ import annotations
 
@@ -20,12 +20,15 @@ Array = np.ndarray
 
 
 class Evaluation(BaseModel):
-    """Perplexity at one depth over ``tokens`` decoded tokens, and its natural logarithm.
+    """Perplexity of a bundle at one depth.
 
     Attributes:
-        name: of the depth; "routed" where routers choose among all layers.
-        layers: that a token may run in.
-        depth: layers that a decoded token did run in, on average; NaN where none was fed back.
+        name: name of the depth; "routed" for a bundle with routers.
+        layers: number of layers that a token may run.
+        depth: mean number of layers that a decoded token ran; NaN where no decode step was needed.
+        perplexity: exp(``mean_loss``).
+        mean_loss: mean negative log-likelihood of a predicted token, in nats.
+        tokens: number of predicted tokens.
     """
 
     name: str
@@ -49,21 +52,25 @@ def evaluate(
     threads: int | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> list[Evaluation]:
-    """Measure the teacher-forced loss of every token of a window after its prompt.
+    """Return the perplexity of a text at each of several depths, with teacher forcing.
 
-    The text is cut into windows. The first ``prompt_tokens`` of each run as a prompt does; each later one is predicted
-    from a decode step in the kept layers, or where routers say (the first of them from the prompt itself).
+    The text is cut into windows. The first ``prompt_tokens`` tokens of a window are its prompt. The prefill predicts
+    the next token; decode steps in the kept layers, or in the layers that routers choose, predict the others.
 
     Args:
-        ids: the text.
-        depths: to compare, on the same tokens.
-        max_tokens: use at most so many tokens of the text.
-        batch: windows that run together, at most as many as the bundle takes; it does not change the result.
-        backend, threads: as for ``Executor``.
-        progress: called with groups of windows done and in all.
+        bundle: the bundle to evaluate.
+        ids: token ids of the text.
+        depths: depths to compare on the same tokens, from ``Bundle.depth``.
+        window: tokens per window.
+        prompt_tokens: prompt tokens per window.
+        max_tokens: maximum number of tokens to use, from the text's beginning.
+        batch: windows that run together, limited to the rows that the bundle accepts; it does not change the result.
+        backend: as for ``Executor``.
+        threads: as for ``Executor``.
+        progress: called after every batch of windows with the number of batches done and the total.
 
     Raises:
-        DynexportError: when the text is shorter than a window, has tokens that the model lacks, or a size is out of
+        DynexportError: the text is shorter than a window, has token ids that the model lacks, or a size is out of
             range.
     """
     executor = Executor(bundle, threads, backend=backend)
@@ -115,10 +122,10 @@ def _evaluation(bundle: Bundle, depth: Depth, losses: Array, layers: Array) -> E
 
 
 def _losses(executor: Executor, windows: Array, prompt: int, depth: Depth) -> tuple[Array, Array]:
-    """Of every token after the prompt, -log p; and in how many layers those that were fed back ran.
+    """Return -log p of every token after the prompt, and the number of layers that each decoded token ran.
 
     Returns:
-        float64 [rows, window - prompt], and int64 [rows, window - prompt - 1].
+        float64 [rows, window - prompt] and int64 [rows, window - prompt - 1].
     """
     rows, length = windows.shape
     cache = executor.full_cache(rows, length, record=True)

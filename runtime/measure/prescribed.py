@@ -1,4 +1,4 @@
-"""Decisions that a benchmark prescribes instead of leaving them to routers, so that what is skipped is exact."""
+"""Routing decisions that a benchmark prescribes, so that the share of skipped layers is exact."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ from dynexport.runtime.bundle.errors import DynexportError
 from dynexport.runtime.bundle.manifest import LayerRouting, Manifest, PathRouting
 
 Array = np.ndarray
-# For a number of rows and of tokens: per row the decisions of every token, as ``prefill`` takes them; None leaves them.
+# (rows, tokens) -> per row the decisions of every token, as ``prefill`` takes them; None: routers decide.
 Routes = Callable[[int, int], list[Array] | None]
 
 
 def as_routers_decide(rows: int, tokens: int) -> None:
-    """Prescribe nothing."""
+    """Return None: no decision is prescribed."""
 
 
 def every_layer(manifest: Manifest) -> Routes:
-    """Prescribe full depth: every routed layer runs every token, or a path takes every layer of the pool in order.
+    """Return decisions for full depth: every routed layer runs, or a path takes each layer of the pool in order.
 
     Raises:
-        DynexportError: as ``in_order``.
+        DynexportError: for the reasons of ``in_order``.
     """
     if isinstance(manifest.routing, PathRouting):
         return in_order(manifest)
@@ -31,15 +31,16 @@ def every_layer(manifest: Manifest) -> Routes:
 
 
 def skipping(manifest: Manifest, rate: float) -> Routes:
-    """Prescribe that every token skips equally many routed layers, or one more where the rate lies between.
+    """Return decisions by which every token skips a share of the R routed layers.
 
-    Which ones they are differs from token to token and from row to row.
+    The number of skipped layers is rate * R; where that is no whole number, it is rounded at random up or down, so that
+    the mean is right. The skipped layers differ from token to token and from row to row.
 
     Returns:
-        Decisions bool [R, tokens].
+        A function that gives, per row, decisions bool [R, tokens], True where the layer runs.
 
     Raises:
-        DynexportError: for a bundle without routed layers, or a rate that is no share.
+        DynexportError: the bundle has no routed layers, or ``rate`` is not in 0..1.
     """
     if not isinstance(manifest.routing, LayerRouting):
         raise DynexportError(
@@ -59,15 +60,16 @@ def skipping(manifest: Manifest, rate: float) -> Routes:
 
 
 def walking(manifest: Manifest, hops: int) -> Routes:
-    """Prescribe that every token takes a path of so many layers, none twice while there are others, and leaves.
+    """Return decisions by which every token takes a path of ``hops`` layers and then exits.
 
-    Which ones they are differs from token to token and from row to row.
+    A layer is repeated only after every layer of the pool has run. The layers differ from token to token and from row
+    to row.
 
     Returns:
-        Decisions int64 [R, tokens].
+        A function that gives, per row, decisions int64 [R, tokens], the layer of every hop.
 
     Raises:
-        DynexportError: for a bundle without paths, or a length that none of its paths has.
+        DynexportError: the bundle has no paths, or its paths cannot have this length.
     """
     routing, layers = _paths_of(manifest), manifest.model.layers
     _check_hops(routing, layers, hops)
@@ -83,10 +85,10 @@ def walking(manifest: Manifest, hops: int) -> Routes:
 
 
 def in_order(manifest: Manifest) -> Routes:
-    """Prescribe that every token runs every layer of the pool once, in order: the sequential model.
+    """Return decisions by which every token runs each layer of the pool once, in order.
 
     Raises:
-        DynexportError: for a bundle without paths, or where no path is that long, or all are longer.
+        DynexportError: the bundle has no paths, or its paths cannot have this length.
     """
     routing, layers = _paths_of(manifest), manifest.model.layers
     try:
@@ -114,11 +116,11 @@ def _check_hops(routing: PathRouting, layers: int, hops: int) -> None:
     most = routing.hops if routing.reuse else min(routing.hops, layers)
     least = max(1, routing.min_hops) if routing.exit else most
     if not is_integer(hops) or not least <= hops <= most:
-        raise DynexportError(f"hops: expected {least}..{most}, as the bundle's paths have, found {shown(hops)}")
+        raise DynexportError(f"hops: expected {least}..{most} for this bundle's paths, found {shown(hops)}")
 
 
 def _left(routing: PathRouting, layers: int, path: Array) -> Array:
-    """Paths int64 [.., taken] as [.., hops]: after the last layer the token leaves."""
+    """Extend paths int64 [.., taken] to [.., hops] with exits."""
     rest = routing.hops - path.shape[-1]
     return np.pad(path, [(0, 0)] * (path.ndim - 1) + [(0, rest)], constant_values=layers)
 

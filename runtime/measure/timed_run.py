@@ -1,4 +1,4 @@
-"""One timed run of a bundle: a prompt and the decode steps after it, and what they had to read and to compute."""
+"""A timed run of a bundle: prefill and decode steps, with the bytes and FLOPs that they need."""
 
 from __future__ import annotations
 
@@ -22,15 +22,16 @@ WARM_UP_STEPS = 3
 
 
 class Timed(BaseModel):
-    """What one run came to.
+    """Result of one timed run.
 
     Attributes:
-        prefill_seconds: of the prompt; None where the cache held it already.
-        decode_seconds: of one step, the median.
-        bytes: that all its steps had to read, those of the warm-up left out.
-        flops: of the prompt.
-        layers: that a decoded token ran in, on average.
-        turned_away: how often a full layer had no room for a token, prompt and steps together.
+        prefill_seconds: time of the prefill; None where the cache held the prompts already.
+        decode_seconds: median time of one decode step.
+        bytes: bytes that all decode steps had to read, without the warm-up steps.
+        flops: FLOPs of the prefill.
+        layers: mean number of layers that a decoded token ran.
+        turned_away: routing decisions that were dropped because a layer's cache or capacity was full, in prefill and
+            decode steps.
     """
 
     prefill_seconds: float | None
@@ -42,13 +43,14 @@ class Timed(BaseModel):
 
 
 class Sizes(BaseModel):
-    """What all runs of a comparison have in common.
+    """Sizes and settings that all runs of a comparison share.
 
     Attributes:
-        rows: prompts that run together.
-        prompt_tokens: of each of them.
-        steps: decode steps that are timed, after some of warm-up.
-        threads, backend: as for ``open_backend``.
+        rows: number of prompts that run together.
+        prompt_tokens: length of every prompt.
+        steps: number of timed decode steps, after the warm-up steps.
+        threads: as for ``open_backend``.
+        backend: as for ``open_backend``.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -61,12 +63,12 @@ class Sizes(BaseModel):
 
     @property
     def slots(self) -> int:
-        """Tokens of a row, from the first of its prompt to the last step."""
+        """Return the tokens of a row: prompt, warm-up steps and timed steps."""
         return self.prompt_tokens + WARM_UP_STEPS + self.steps
 
 
 class Runner:
-    """A bundle, loaded, and a cache for its runs; ``warm_up`` comes first."""
+    """A loaded bundle with a cache for timed runs; call ``warm_up`` first."""
 
     def __init__(self, bundle: Bundle, sizes: Sizes) -> None:
         self._count = sizes.steps
@@ -75,17 +77,17 @@ class Runner:
         self._full = bundle.manifest.full
 
     def warm_up(self, prompts: Array) -> None:
-        """Run these prompts, int64 [rows, tokens], and a step: engines are loaded then. All runs have these prompts."""
+        """Run the prompts of all later runs, int64 [rows, tokens], and one step, so that engines are loaded."""
         self._prompts = prompts
         self._prefill(self._full, None)
         self._executor.step(self._cache, self._prompts[:, 0], self._full)
 
     def run(self, depth: Depth | None = None, routes: Routes = as_routers_decide) -> Timed:
-        """Time the prompts and the steps.
+        """Run the prompts and the decode steps, and return their times.
 
         Args:
-            depth: which layers run, unless routers decide; None for all.
-            routes: what routers are told.
+            depth: layers that run; None for all. Routers choose among them.
+            routes: prescribed routing decisions.
         """
         depth = depth or self._full
         told = routes(*self._prompts.shape)
@@ -95,11 +97,11 @@ class Runner:
         return self._steps(logits, depth, routes, seconds)
 
     def run_steps(self, depth: Depth) -> Timed:
-        """Time the steps only, after the prompts of the last run; of a bundle without routers."""
+        """Run decode steps only, after the prompts of the last run; for a bundle without routers."""
         return self._steps(np.zeros((self._cache.rows, 1), np.float32), depth, as_routers_decide, None)
 
     def operators(self) -> tuple[float, dict[str, float]]:
-        """Of a step after the last prompt, as ``operator_times``."""
+        """Return ``operator_times`` of a decode step after the last prompts."""
         return operator_times(self._executor, self._cache, self._full)
 
     def _prefill(self, depth: Depth, told: list[Array] | None) -> Array:
@@ -108,7 +110,7 @@ class Runner:
         return np.concatenate(self._executor.prefill(self._cache, list(self._prompts), depth=depth, forced=told))
 
     def _steps(self, logits: Array, depth: Depth, routes: Routes, prefill: float | None) -> Timed:
-        """Time the steps after a prompt that the cache holds; it is left as it was."""
+        """Run decode steps after the prompts in the cache; the cache is unchanged afterwards."""
         cache, manifest = self._cache, self._executor.manifest
         marks, entries = [cache.mark(row) for row in range(cache.rows)], cache.lengths.copy()
         prompts = [self._decided(row) for row in range(cache.rows)]
@@ -119,7 +121,7 @@ class Runner:
             tokens = logits.argmax(axis=-1)
             wish = None if told is None else np.stack([row[:, step] for row in told], axis=1)
             start = time.perf_counter()
-            if wish is None:  # as a generation does
+            if wish is None:  # the call that a generation makes
                 logits = self._executor.decode(cache, rows, tokens.tolist(), depths, lasting=False)
             else:
                 logits = self._executor.step(cache, tokens, depth, forced=wish)
@@ -139,7 +141,7 @@ class Runner:
         )
 
     def _decided(self, row: int, since: int = 0) -> Decisions:
-        """What was decided of a row's tokens, from one piece of its log on."""
+        """Return the decisions for a row's tokens, from one piece of its log on."""
         assert self._cache.logs is not None
         return self._executor.reader.joined(self._cache.logs[row][since:])
 

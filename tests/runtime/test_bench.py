@@ -280,13 +280,13 @@ def test_a_pool_is_its_own_dense_twin_where_its_paths_are_long_enough(radial: Bu
         assert (dense.layers, dense.ideal_speedup) == (layers, 1)
         assert bench(radial, **sizes).operators
     else:
-        with pytest.raises(DynexportError, match=r"hops: expected .*, as the bundle's paths have, found"):
+        with pytest.raises(DynexportError, match=r"hops: expected .* for this bundle's paths, found"):
             bench(radial, **sizes)
 
 
 def test_hops_are_those_of_paths(radial: Bundle, bundle: Bundle) -> None:
     sizes = {"prompt_tokens": 4, "new_tokens": 1, "repeats": 1, "threads": 1}
-    with pytest.raises(DynexportError, match=r"hops: expected \d+..\d+, as the bundle's paths have, found 99"):
+    with pytest.raises(DynexportError, match=r"hops: expected \d+..\d+ for this bundle's paths, found 99"):
         bench(radial, hops=[99], **sizes)
     with pytest.raises(
         DynexportError, match="hops: expected a bundle whose tokens take paths through a pool of layers, found unified"
