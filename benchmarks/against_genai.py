@@ -1,7 +1,7 @@
-"""dynexport's dense bundle against onnxruntime-genai on the same checkpoint, precision and threads, measured in turn.
+"""Compare a dense bundle with onnxruntime-genai on the same checkpoint, precision and threads, measured in turn.
 
-Each side runs in a process of its own (two engines in one process would share its cores), A B A B .., and the medians
-and the median ratio of neighbours are printed. docs/benchmarks.md says how to make both models.
+Each side runs in a process of its own, because two engines in one process would share its cores, in the order
+A B A B ... The medians and the median ratio of neighbours are printed. docs/benchmarks.md says how to make both models.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ PROMPT = 256
 
 
 def measure_genai(directory: Path) -> dict[str, float]:
-    """Prefill and decode seconds by onnxruntime-genai's own API; threads stand in its genai_config.json."""
+    """Return prefill and decode seconds with onnxruntime-genai's API; its genai_config.json sets the threads."""
     import numpy as np
     import onnxruntime_genai as genai
 
@@ -43,7 +43,7 @@ def measure_genai(directory: Path) -> dict[str, float]:
 
 
 def measure_dynexport(directory: Path, threads: int) -> dict[str, float]:
-    """The same by our runtime: prompt, greedy choice, steps."""
+    """Return prefill and decode seconds with dynexport's runtime: prompt, greedy choice, decode steps."""
     import numpy as np
 
     from dynexport.runtime import Bundle
@@ -66,7 +66,7 @@ def measure_dynexport(directory: Path, threads: int) -> dict[str, float]:
 
 
 def in_process(python: str, *arguments: str) -> dict[str, float]:
-    """One measurement in a fresh process."""
+    """Return one measurement from a fresh process."""
     output = subprocess.run([python, __file__, *arguments], check=True, capture_output=True, text=True).stdout
     return json.loads(output.strip().splitlines()[-1])
 

@@ -1,7 +1,8 @@
 """Rows of one batch at different depths: one call a depth, against one call in which each layer takes its own rows.
 
-A llama of SmolLM2-135M's sizes with random weights, 8 rows, some at full depth, the others in every other layer, in fp32
-and int4. ``calls`` is a Unified Skip bundle, whose ``layer_active`` [L] is for all rows of a call: two calls a step. ``rows`` is what a ``layer_active`` [L, B] would be lowered to: the compaction that Mixture-of-Depths has, with the
+A llama of SmolLM2-135M's sizes with random weights, 8 rows, some at full depth, the others in every other layer, in
+fp32 and int4. ``calls`` is a Unified Skip bundle, whose ``layer_active`` [L] is for all rows of a call: two calls a
+step. ``rows`` is what a ``layer_active`` [L, B] would be lowered to: the compaction that Mixture-of-Depths has, with the
 kept layers forced row by row. The ways are timed in turn. A further table has one range of rows with idle rows between,
 against two calls.
 
@@ -128,9 +129,8 @@ def main() -> None:
 
                     ways.append(way)
                 medians, ratio = timed(ways, options.repeats)
-                print(
-                    f"{precision}, {idle} idle between: one call {medians[0]:.1f} ms, two {medians[1]:.1f} ms, {ratio:.2f}x"
-                )
+                one, two = medians
+                print(f"{precision}, {idle} idle between: one call {one:.1f} ms, two {two:.1f} ms, {ratio:.2f}x")
 
 
 if __name__ == "__main__":

@@ -1,11 +1,11 @@
-"""Radial Networks on a model that is bound by memory: random weights, about 280 M parameters, a pool of 32 layers.
+"""Measure Radial Networks on a memory-bound model: random weights, about 280 M parameters, a pool of 32 layers.
 
-- decoding against the length of the path that every token is made to take, and against the dense twin;
+- decoding against the number of hops that every token is forced to take, and against the dense twin;
 - the same path in pools of different sizes;
 - memory, loading time and size on disk beside the dense twin.
 
-Every measurement runs in a process of its own, those that are compared in turn; medians are reported. Writes the
-figures as JSON; docs/benchmarks.md quotes them.
+Every measurement runs in a process of its own; compared ones run in turn, and medians are reported. Writes the figures
+as JSON; docs/benchmarks.md quotes them.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ _STEPS_IN_TURN = 63
 
 
 def save_model(directory: Path, layers: int) -> None:
-    """Paths may be as long as the pool of 32 layers is, whatever this one has."""
+    """Save a model whose paths may have 32 hops, whatever the size of its pool."""
     save_llama(
         directory,
         layers=layers,
@@ -51,7 +51,7 @@ def save_model(directory: Path, layers: int) -> None:
 
 
 def prepare(directory: Path) -> None:
-    """A checkpoint and its bundle for every pool, and the dense twin of the largest."""
+    """Make a checkpoint and its bundle for every pool, and the dense twin of the largest."""
     for layers in POOLS:
         model = directory / f"model-{layers}"
         if not (model / "config.json").exists():
@@ -61,7 +61,7 @@ def prepare(directory: Path) -> None:
 
 
 def measure(directory: Path, threads: int, pairs: int) -> dict[str, Any]:
-    """All figures."""
+    """Return all figures."""
     largest = directory / f"radial-{LAYERS}"
     rounds = []
     for _ in range(pairs):
@@ -77,7 +77,7 @@ def measure(directory: Path, threads: int, pairs: int) -> dict[str, Any]:
 
 
 def _depths(rounds: list[dict[str, Any]]) -> list[dict[str, float]]:
-    """Each depth against the whole pool in order, in one process, and against the dense twin."""
+    """Compare each number of hops with the whole pool in order, in one process, and with the dense twin."""
     rows = []
     for place in range(len(rounds[0]["radial"])):
         ways = [found["radial"][place] for found in rounds]
@@ -106,7 +106,7 @@ def _bytes(result: dict[str, Any]) -> float:
 
 
 def _memory(bundle: Path, threads: int, repeats: int) -> dict[str, float]:
-    """Resident megabytes once loaded and after a generation that runs every layer, seconds to load, file sizes."""
+    """Return resident megabytes after loading and after running every layer, seconds to load, and file sizes."""
     found = [_work_in_process(bundle, {"memory": True, "threads": threads}) for _ in range(repeats)]
     sizes = {
         "weights_mb": (bundle / "model.data").stat().st_size / 1e6,
@@ -116,7 +116,7 @@ def _memory(bundle: Path, threads: int, repeats: int) -> dict[str, float]:
 
 
 def _run(bundle: Path, job: dict[str, Any]) -> list[dict[str, Any]]:
-    """``benchmark`` in a process of its own."""
+    """Run ``benchmark`` in a process of its own."""
     results: list[dict[str, Any]] = _work_in_process(bundle, job)
     return results
 
@@ -139,7 +139,7 @@ def _work(told: str) -> Any:
 
 
 def _in_pools(directory: Path, threads: int) -> dict[int, float]:
-    """Time of a step through the first layers of each pool / of the same step in the smallest, steps in turn."""
+    """Return time of a decode step through each pool's first layers / of the same step in the smallest, in turn."""
     from dynexport.runtime.execution.executor import Executor
 
     depth, times = min(HOPS), []

@@ -1,8 +1,7 @@
-"""Time of choosing tokens, per step: rows of 49,152 logits, least of many, one thread.
+"""Measure the time to choose tokens per decode step: rows of 49,152 logits, the minimum of many calls, one thread.
 
 Three kinds of logits: those of a trained model (a .npy file, float32 [rows, vocab], where one is given), peaked ones
-made up to resemble them, and flat ones, where a nucleus has most of the vocabulary. docs/benchmarks.md quotes the
-figures.
+that resemble them, and flat ones, where a nucleus has most of the vocabulary. docs/benchmarks.md quotes the figures.
 """
 
 from __future__ import annotations
@@ -32,7 +31,7 @@ OPTIONS = {
 
 
 def least(call: Callable[[], object], seconds: float) -> float:
-    """Milliseconds of the fastest call."""
+    """Return milliseconds of the fastest call."""
     found, end = float("inf"), time.perf_counter() + seconds
     while time.perf_counter() < end:
         start = time.perf_counter()
@@ -42,7 +41,7 @@ def least(call: Callable[[], object], seconds: float) -> float:
 
 
 def made_up(rows: int) -> dict[str, NDArray[np.float32]]:
-    """Peaked logits: N(0, 3), with 40 tokens of each row raised by 8 to 18. Flat ones: N(0, 1)."""
+    """Return peaked logits (N(0, 3), with 40 tokens of each row raised by 8 to 18) and flat ones (N(0, 1))."""
     draws = np.random.default_rng(7)
     peaked = draws.normal(0, 3, (rows, VOCABULARY))
     for row in peaked:

@@ -1,4 +1,4 @@
-"""Draw which room imports which, as the code does it: `python samples/docs_architecture.py` writes the picture."""
+"""Draw which room imports which, read from the code: `python samples/docs_architecture.py` writes the picture."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ Graph = Mapping[str, set[str]]
 
 
 def graph() -> tuple[Graph, set[tuple[str, str]]]:
-    """Each room with those below it that it imports, and the pairs that import against the direction."""
+    """Return room -> imported rooms below it, and the pairs of rooms that import against the direction."""
     pairs = set(arrows())
     wrong = {(a, b) for a, b in pairs if LEVEL[a] <= LEVEL[b]}
     return {room: {b for a, b in pairs - wrong if a == room} for room in LEVEL}, wrong
 
 
 def reduced(rooms: Graph) -> Graph:
-    """The arrows that do not follow from others (the transitive reduction)."""
+    """Return the arrows that do not follow from others (the transitive reduction)."""
 
     @cache
     def below(room: str) -> frozenset[str]:
@@ -42,14 +42,14 @@ def reduced(rooms: Graph) -> Graph:
 
 
 def words(room: str) -> list[str]:
-    """What a room does: the first part of its docstring's first sentence, in lines that fit a box."""
+    """Return the first part of a room's first docstring sentence, in lines that fit a box."""
     package = modules()[f"dynexport.{room}"].tree
     first = re.split(r"[.:;(]\s|[.:;(]?$", (ast.get_docstring(package) or "").replace("`", ""), flags=re.M)[0]
     return textwrap.wrap(first.strip(), _LETTERS)[:3]
 
 
 class Layout:
-    """Places for rooms, row by row, and lanes between them for arrows that pass a row.
+    """Places of rooms, row by row, and of lanes between them for arrows that pass a row.
 
     A room stands in the row above the highest room that it imports. Within rows, rooms and lanes are sorted by the mean
     of their neighbours' places until arrows cross little, and pulled towards these as far as their widths allow.
@@ -79,7 +79,7 @@ class Layout:
             self._links.setdefault(lower, []).append(upper)
 
     def width(self, node: str) -> int:
-        """Of a room's box, or of a lane."""
+        """Return the width of a room's box, or of a lane."""
         return _LANE if "@" in node else _BOX
 
     def _wanted(self, node: str) -> float:
@@ -95,7 +95,7 @@ class Layout:
         self.x = {node: x - left + _EDGE for node, x in self.x.items()}
 
     def _spread(self, line: list[str]) -> None:
-        """The places nearest to the wanted ones at which nothing overlaps (isotonic regression by pooling)."""
+        """Return the places nearest to the wanted ones without overlap (isotonic regression by pooling)."""
         offsets = [0.0]
         for left, right in pairwise(line):
             offsets.append(offsets[-1] + (self.width(left) + self.width(right)) / 2 + _GAP)
@@ -111,7 +111,7 @@ class Layout:
 
 
 def picture() -> str:
-    """The SVG's content."""
+    """Return the SVG's content."""
     rooms, wrong = graph()
     layout = Layout(rooms)
     width = max(x + layout.width(node) / 2 for node, x in layout.x.items()) + _EDGE
@@ -146,7 +146,7 @@ def picture() -> str:
 
 
 def _ports(layout: Layout) -> dict[tuple[str, str, str], float]:
-    """Where each arrow leaves its upper box and reaches its lower one, side by side in the order of the other ends."""
+    """Return where each arrow leaves its upper box and enters its lower one, in the order of the other ends."""
     found = {}
     for side, end in (("out", 0), ("in", 1)):
         for room in {pair[end] for pair in layout.lanes}:
@@ -173,7 +173,7 @@ def _curve(points: Iterable[tuple[float, float]]) -> str:
 
 
 def main() -> None:
-    """Write it."""
+    """Write the picture."""
     PICTURE.write_text(picture(), encoding="utf-8")
 
 

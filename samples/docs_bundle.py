@@ -23,7 +23,7 @@ _CONTRACTS = typing.get_args(AnyContract)
 
 
 def tables() -> str:
-    """A table of every model of the manifest, the manifest's own first, each after the one that names it."""
+    """Return a table for every model of the manifest: the manifest's first, each after the model that names it."""
     return "\n".join(_section(model) for model in _models(Manifest, set()))
 
 
@@ -39,14 +39,14 @@ def _models(model: type[BaseModel], seen: set[type[BaseModel]]) -> Iterator[type
 
 
 def _parts(annotation: Any) -> Iterator[Any]:
-    """The types that an annotation is made of."""
+    """Return the types of which an annotation is made."""
     yield annotation
     for argument in typing.get_args(annotation):
         yield from _parts(argument)
 
 
 def _section(model: type[BaseModel]) -> str:
-    """What a model is, and its fields, one a row."""
+    """Return a model's description and its fields, one per row."""
     summary, texts = _docstring(model)
     if missing := set(model.model_fields) - set(texts):
         raise ValueError(f"{model.__name__}: expected a text for every field in its docstring, lacks {min(missing)}")
@@ -55,7 +55,7 @@ def _section(model: type[BaseModel]) -> str:
 
 
 def _docstring(model: type[BaseModel]) -> tuple[str, dict[str, str]]:
-    """What stands before a docstring's attributes, and the text of each."""
+    """Return the text before a docstring's attributes, and the text of each attribute."""
     summary, _, attributes = (model.__doc__ or "").partition("Attributes:\n")
     found = re.split(r"^(\w+): ", textwrap.dedent(attributes), flags=re.MULTILINE)[1:]
     texts = dict(zip(found[::2], found[1::2], strict=True))
@@ -65,12 +65,12 @@ def _docstring(model: type[BaseModel]) -> tuple[str, dict[str, str]]:
 
 
 def _plain(text: str) -> str:
-    """Markdown of what stands in a docstring."""
+    """Return a docstring's text as Markdown."""
     return re.sub(r"\bNone\b", "null", text.replace("``", "`")).strip()
 
 
 def _type(annotation: Any) -> str:
-    """A type as JSON has it."""
+    """Return the name of a type's JSON form."""
     origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
     if origin is typing.Annotated:
         return _type(arguments[0])
@@ -93,7 +93,7 @@ def _type(annotation: Any) -> str:
 
 
 def page() -> str:
-    """docs/bundle.md as it should be."""
+    """Return the text of docs/bundle.md with the tables of the code."""
     return with_table(PAGE.read_text(), Path(__file__).name, tables())
 
 

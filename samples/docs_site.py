@@ -1,7 +1,7 @@
-"""Make the documentation a site: mkdocs calls these hooks (mkdocs.yml); `make docs` builds it.
+"""Build the documentation as a site: mkdocs calls these hooks (mkdocs.yml); `make docs` runs it.
 
-Pages that lie outside of docs/ are taken from where they are, and the reference is a page for each public module, made
-from its ``__all__`` and the docstrings. So every text has one source.
+Pages outside of docs/ are read from their places. The reference has one page per public module, made from its
+``__all__`` and the docstrings. So every text has one source.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ _LINK = re.compile(r"\]\((?!\w+:|#)([^)#\s]+)(#[^)\s]*)?\)")
 
 @event_priority(100)  # before mkdocstrings reads its own
 def on_config(config: MkDocsConfig) -> MkDocsConfig:
-    """Show the package to the reference as one folder, and give headings the anchors that they have on code forges."""
+    """Link the package as one folder for the reference, and give headings the anchors that GitHub gives them."""
     package = Path(config.site_dir).parent / "types"
     link(package)
     config.plugins["mkdocstrings"].config.handlers["python"]["paths"] = [str(package)]
@@ -48,12 +48,12 @@ def on_config(config: MkDocsConfig) -> MkDocsConfig:
 
 
 def slug(heading: str, separator: str = "-") -> str:
-    """The anchor that a heading gets."""
+    """Return the anchor of a heading."""
     return re.sub(r"[^\w\- ]", "", heading.strip().lower()).replace(" ", separator)
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
-    """Add the pages that lie elsewhere, and the reference."""
+    """Add the pages outside of docs/, and the reference."""
     texts = {page: (ROOT / path).read_text(encoding="utf-8") for path, page in ELSEWHERE.items()}
     texts |= {f"api/{module}.md": reference(module) for module in PUBLIC}
     for page, text in texts.items():
@@ -62,7 +62,7 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 
 
 def on_page_markdown(markdown: str, page: Page, **_: Any) -> str:
-    """Lead links between files of the repository to the pages that they have become."""
+    """Replace links between files of the repository by links between the pages made from them."""
     here = page.file.src_uri
     source = next((path for path, name in ELSEWHERE.items() if name == here), f"docs/{here}")
 
@@ -75,7 +75,7 @@ def on_page_markdown(markdown: str, page: Page, **_: Any) -> str:
 
 
 def homes(module: str) -> dict[str, str]:
-    """Public name -> where it is defined, of one module."""
+    """Return public name -> where it is defined, for one module."""
     package = importlib.import_module(module)
     found = {}
     for name in (name for name in package.__all__ if not name.startswith("__")):
@@ -87,7 +87,7 @@ def homes(module: str) -> dict[str, str]:
 
 
 def reference(module: str) -> str:
-    """The page of a public module: what its docstring says, and its public names, each described on the first page."""
+    """Return the page of a public module: its docstring and its public names, each described on one page only."""
     before = {home: page for page in reversed(PUBLIC[: PUBLIC.index(module)]) for home in homes(page).values()}
     parts = [f"# {module}", str(importlib.import_module(module).__doc__)]
     for name, home in homes(module).items():

@@ -1,7 +1,7 @@
-"""Read the modules of the package, and which of them imports which, from the source; nothing is imported.
+"""Read from the source which module of the package imports which; nothing is imported.
 
-`python samples/house.py` makes build/types/dynexport: links that show the four folders as the one package that they
-are, for tools that do not ask Python's import system where a package is (mypy, mkdocstrings).
+`python samples/house.py` makes build/types/dynexport: links that present the four folders as one package, for tools
+that do not use Python's import system to find a package (mypy, mkdocstrings).
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from functools import cache
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-# Folder -> the package that it is (pyproject.toml, package-dir).
+# Folder -> its package (pyproject.toml, package-dir).
 FOLDERS = {
     "package": "dynexport",
     "exporter": "dynexport.exporter",
@@ -21,7 +21,7 @@ FOLDERS = {
     "plugins": "dynexport.plugins",
 }
 
-# Rooms from the ground to the top: a room imports those of lower lines, never one of its own line or above.
+# Rooms from the lowest to the highest: a room imports rooms of lower lines only.
 LAYERS = (
     ("runtime.bundle",),
     ("plugins",),
@@ -50,8 +50,8 @@ class Module:
     Attributes:
         name: as it is imported, such as ``dynexport.runtime.bundle.manifest``.
         room: the folder that it stands in, such as ``runtime.bundle``; ``plugins``; "" outside of every room.
-        imports: the modules of the package that it names in an import, wherever it stands: at the top, in a function,
-            under ``TYPE_CHECKING``, or as a string such as those that are given to ``import_module`` or ``python -m``.
+        imports: the modules of the package that it imports: at the top, in a function, under ``TYPE_CHECKING``, or
+            as a string for ``import_module`` or ``python -m``.
         outside: top-level names of all other imports.
     """
 
@@ -64,13 +64,13 @@ class Module:
 
 
 def name_of(path: Path) -> str:
-    """The name by which a file is imported."""
+    """Return the name by which a file is imported."""
     folder, *parts = path.relative_to(ROOT).with_suffix("").parts
     return ".".join((FOLDERS[folder], *parts)).removesuffix(".__init__")
 
 
 def room_of(path: Path) -> str:
-    """The room that a file stands in."""
+    """Return the room of a file."""
     folder, *parts = path.relative_to(ROOT).parts
     if folder == "plugins":
         return folder
@@ -78,19 +78,19 @@ def room_of(path: Path) -> str:
 
 
 def within(name: str, package: str) -> bool:
-    """Whether a module is a package or stands in it."""
+    """Return whether a module is the package or a part of it."""
     return name == package or name.startswith(f"{package}.")
 
 
 @cache
 def modules() -> Mapping[str, Module]:
-    """Name -> module, of the whole package."""
+    """Return name -> module for the whole package."""
     paths = {name_of(path): path for folder in FOLDERS for path in sorted((ROOT / folder).rglob("*.py"))}
     found = {}
     for name, path in paths.items():
         tree = ast.parse(path.read_text(encoding="utf-8"), path)
         named = list(_named(tree))
-        # `from package import name` names a module or a name in one; of both spellings the longest module counts.
+        # `from package import name` imports a module or a name in a module; the longest name that is a module counts.
         ours = {target for candidates in named if (target := next((n for n in candidates if n in paths), None))}
         outside = {candidates[-1].split(".")[0] for candidates in named if not within(candidates[-1], "dynexport")}
         found[name] = Module(name, path, tree, room_of(path), frozenset(ours - {name}), frozenset(outside))
@@ -98,7 +98,7 @@ def modules() -> Mapping[str, Module]:
 
 
 def _named(tree: ast.Module) -> Iterator[tuple[str, ...]]:
-    """What may be a module, from the longest name to the shortest, for each thing that is imported."""
+    """Return the names that may be a module, longest first, for each imported name."""
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             yield from ((alias.name,) for alias in node.names)
@@ -111,7 +111,7 @@ def _named(tree: ast.Module) -> Iterator[tuple[str, ...]]:
 
 
 def arrows() -> dict[tuple[str, str], set[str]]:
-    """(importing room, imported room) -> the imports that make it, each as "module -> module"."""
+    """Return (importing room, imported room) -> their imports, each as "module -> module"."""
     known, found = modules(), dict[tuple[str, str], set[str]]()
     for module in known.values():
         for target in module.imports:
@@ -122,12 +122,12 @@ def arrows() -> dict[tuple[str, str], set[str]]:
 
 
 def short(name: str) -> str:
-    """A module's name without that of the whole package."""
+    """Return a module's name without the package's name."""
     return name.removeprefix("dynexport.")
 
 
 def circles(graph: Mapping[str, Iterable[str]]) -> list[set[str]]:
-    """Groups of two or more nodes that reach each other (Tarjan's strongly connected components)."""
+    """Return groups of two or more nodes that reach each other (Tarjan's strongly connected components)."""
     index: dict[str, int] = {}
     low: dict[str, int] = {}
     stack: list[str] = []
@@ -155,7 +155,7 @@ def circles(graph: Mapping[str, Iterable[str]]) -> list[set[str]]:
 
 
 def link(directory: Path) -> None:
-    """Make ``directory``/dynexport, whose files and folders are links to the package's."""
+    """Make ``directory``/dynexport, whose files and folders are links to those of the package."""
     package = directory / "dynexport"
     package.mkdir(parents=True, exist_ok=True)
     for old in filter(Path.is_symlink, list(package.iterdir())):

@@ -1,10 +1,10 @@
-"""Draw SVGs that are read in light and in dark pages: shapes have the names of looks, and the looks both colours."""
+"""Draw SVGs for light and dark pages: a shape names its look, and each look has a colour for both."""
 
 from __future__ import annotations
 
 from html import escape
 
-# Look -> its colour in light pages, and in dark ones.
+# Look -> its colour in light pages and in dark pages.
 TEXT = {
     "ink": ("#1f2933", "#eef2f6"),
     "soft": ("#52606d", "#b3bfcb"),
@@ -65,7 +65,7 @@ class Picture:
         return f'<marker id="{line}" {size} orient="auto">{shape}</marker>'
 
     def rect(self, x: float, y: float, w: float, h: float, look: str, radius: float = 6) -> None:
-        """A rounded rectangle."""
+        """Draw a rounded rectangle."""
         self._parts.append(
             f'<rect x="{x:.0f}" y="{y:.0f}" width="{w:.0f}" height="{h:.0f}" rx="{radius:g}" class="{look}"/>'
         )
@@ -74,7 +74,7 @@ class Picture:
         self, x: float, y: float, words: str, size: int = 13, look: str = "ink", anchor: str = "middle",
         bold: bool = False,
     ) -> None:  # fmt: skip
-        """One line; ``y`` is its baseline."""
+        """Draw one line of text; ``y`` is its baseline."""
         weight = ' font-weight="600"' if bold else ""
         self._parts.append(
             f'<text x="{x:.0f}" y="{y:.0f}" font-size="{size}" class="{look}" text-anchor="{anchor}"{weight}>'
@@ -82,9 +82,9 @@ class Picture:
         )
 
     def arrow(self, path: str, look: str = "arrow") -> None:
-        """A line along the path, with a tip at its end."""
+        """Draw a line along the path, with a tip at its end."""
         self._parts.append(f'<path d="{path}" class="{look}" marker-end="url(#{look})"/>')
 
     def svg(self) -> str:
-        """The file's content."""
+        """Return the file's content."""
         return "\n".join([*self._parts, "</svg>"]) + "\n"
