@@ -1,9 +1,9 @@
-"""Whether an int4 or int8 bundle computes with its rounded weights what PyTorch computes with the same ones.
+"""Arithmetic checks of int4 and int8 bundles: both the bundle and PyTorch use the rounded weights.
 
-Two things make such a bundle differ from its checkpoint: weights are rounded, and MatMulNBits rounds activations to
-int8 inside its kernel. Both together hide a whole MLP that is left out. So the bundle's graphs run once more with
-``accuracy_level`` 0, which keeps activations float32 and is all that changes, and PyTorch runs with the weights as the
-bundle holds them: what is left is float32 arithmetic, and is judged as that.
+Such a bundle differs from its checkpoint in two ways: weights are rounded, and MatMulNBits rounds activations to int8
+inside its kernel. The two errors together are so large that they hide a missing MLP. So the bundle's graphs run once
+more with ``accuracy_level`` 0, which keeps activations in float32, and PyTorch runs with the bundle's dequantised
+weights. The remaining difference is that of float32 arithmetic and is held to its limits.
 """
 
 from __future__ import annotations
@@ -29,25 +29,25 @@ _KINDS: dict[Kind, Kind] = {"reference": "arithmetic", "routes": "arithmetic_rou
 
 
 def exact_executor(bundle: Bundle, threads: int | None) -> Executor:
-    """The bundle on ONNX Runtime's CPU provider, with activations that stay float32."""
+    """Return an executor on ONNX Runtime's CPU provider that keeps activations in float32."""
     return Executor(bundle, threads, wrap=lambda _: _ExactBackend(bundle, threads))
 
 
 def as_arithmetic(measured: Measurement) -> Measurement:
-    """A comparison with the reference, made by ``exact_executor`` and with rounded weights on both sides."""
+    """Return a comparison that was made with ``exact_executor`` and rounded weights as an arithmetic check."""
     routes = "routes/" if measured.kind in ROUTES else ""
     name = f"{routes}arithmetic/{measured.name.removeprefix(routes)}"
     return replace(measured, name=name, kind=_KINDS.get(measured.kind, measured.kind))
 
 
 def rounding(executor: Executor, oracle: Oracle, prompts: Sequence[Prompt]) -> list[Measurement]:
-    """What rounding activations inside products does: the bundle as it is, beside PyTorch with the same weights."""
+    """Measure the effect of rounded activations: the unchanged bundle against PyTorch with the same weights."""
     cases = [Case(tuple(prompt), ((0, len(prompt)),), executor.manifest.full) for prompt in prompts]
     return replayed("rounding/prompt", executor, cases, oracle.answers(cases), kind="consistency")
 
 
 class _ExactBackend(HostMemory):
-    """Opens a bundle's graphs so that products keep their activations as they are."""
+    """A backend that opens a bundle's graphs with float32 activations in MatMulNBits."""
 
     grows = True
 
@@ -66,7 +66,7 @@ def _with_float_activations(path: Path) -> bytes:
 
 
 def keep_activations_float(graph: Any) -> None:
-    """Let every MatMulNBits compute in float32, in branches as well."""
+    """Set ``accuracy_level`` 0 on every MatMulNBits, also in subgraphs."""
     for node in graph.node:
         for attribute in node.attribute:
             if attribute.type == onnx.AttributeProto.GRAPH:

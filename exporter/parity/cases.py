@@ -1,4 +1,4 @@
-"""Sequences to compare, and how engine and reference run the same one."""
+"""Replay of token sequences on the engine, as the reference runs them."""
 
 from __future__ import annotations
 
@@ -29,18 +29,19 @@ def replay(
     forced: Sequence[Forced] | None = None,
     at: Sequence[int] = (),
 ) -> list[FloatArray]:
-    """Run cases through the engine as one batch, with their own tokens whatever it would have chosen.
+    """Run cases on the engine as one batch, with teacher forcing, and return their logits.
 
     Args:
-        cases: of one depth; prompts may differ in length, what is generated may not. Only a single case may have
-            later prompts.
-        cache: an empty one to use; None makes one.
-        chunk: prompts go in pieces of this many tokens.
-        forced: per case bool or int64 [R, length], decisions to make instead of the routers', and of the cases' own.
-        at: ascending positions whose logits are wanted; empty: all.
+        executor: runs the bundle.
+        cases: rows of one depth. Prompts may differ in length; the number of later tokens may not. Only a single case
+            may have more than one prompt.
+        cache: an empty cache to use; None creates one.
+        chunk: tokens per prefill chunk.
+        forced: per case bool or int64 [R, length], routing decisions to apply instead of the routers' and the cases'.
+        at: ascending positions whose logits are returned; empty means all.
 
     Returns:
-        Per case float32 [length or positions, vocab]: the logits after every token, or after those.
+        Per case float32 [length or positions, vocab], the logits after each of these tokens.
     """
     if forced is None:
         forced = [case.forced for case in cases if case.forced is not None] or None
@@ -69,7 +70,7 @@ def replay(
 
 
 def routes(cache: KvCache) -> list[RowRoutes] | list[RowPaths]:
-    """What a recording cache has seen routers decide, per row; none where there are none."""
+    """Return the routing decisions that a cache has recorded, per row; empty for a bundle without routers."""
     routing, reader = cache.manifest.routing, DecisionReader(cache.manifest)
     rows = [reader.joined(log) for log in cache.logs or []]
     if isinstance(routing, PathRouting):
@@ -88,14 +89,17 @@ def _row_paths(row: Decisions, layers: int) -> RowPaths:
 def generate(
     executor: Executor, cache: KvCache, logits: FloatArray, depth: Depth, count: int
 ) -> tuple[list[list[int]], list[FloatArray]]:
-    """Continue greedily.
+    """Continue every row greedily.
 
     Args:
-        logits: float32 [rows, vocab], after the last token so far.
-        count: tokens to feed back.
+        executor: runs the bundle.
+        cache: holds the tokens so far.
+        logits: float32 [rows, vocab], logits after the last token.
+        depth: layers that run.
+        count: number of decode steps.
 
     Returns:
-        Per row the tokens fed, and float32 [count, vocab], the logits after each.
+        Per row the tokens that the steps ran, and float32 [count, vocab], the logits after each.
     """
     fed, found = [], []
     for _ in range(count):

@@ -1,4 +1,4 @@
-"""What a check compares: runs of the engine with answers of the reference, or with each other; figures only."""
+"""Comparison of engine runs with the reference or with each other; thresholds.py judges the metrics."""
 
 from __future__ import annotations
 
@@ -21,12 +21,15 @@ _ROUTES_OF: dict[Kind, Kind] = {"reference": "routes", "arithmetic": "arithmetic
 
 @dataclass(frozen=True)
 class Measurement:
-    """One check, not judged yet.
+    """A check's metrics before they are judged.
 
     Attributes:
-        skipped: whether tokens ran in fewer than all layers.
-        cases: what was compared with the reference, as one batch; empty in other checks.
-        at: positions whose logits were; empty: all.
+        name: name of the check.
+        kind: limits that apply.
+        metrics: measured values.
+        skipped: whether tokens skipped layers.
+        cases: the batch that was compared with the reference; empty for other checks.
+        at: positions whose logits were compared; empty means all.
     """
 
     name: str
@@ -39,14 +42,19 @@ class Measurement:
 
 @dataclass(frozen=True)
 class Run:
-    """What came of cases: per case float32 [length, vocab], and what routers decided, empty where there are none."""
+    """Result of running cases.
+
+    Attributes:
+        logits: per case float32 [length, vocab].
+        decided: per case the routing decisions; empty for a bundle without routers.
+    """
 
     logits: Sequence[FloatArray]
     decided: Sequence[RowRoutes | RowPaths]
 
 
 def absent(name: str, difference: str) -> Measurement:
-    """A check that should have been made, and was not."""
+    """Return a failed check in place of one that could not be made."""
     return Measurement(name, "exact", {"identical": False, "differences": [difference]})
 
 
@@ -59,12 +67,12 @@ def replayed(
     at: tuple[int, ...] = (),
     kind: Kind = "reference",
 ) -> list[Measurement]:
-    """Run cases through the engine and compare with what the reference answers to them."""
+    """Run cases on the engine and compare them with the reference's answers."""
     return compared(name, kind, executor, cases, answered(answers), run(executor, cases, at=at), at=at)
 
 
 def run(executor: Executor, cases: Sequence[Case], *, chunk: int = CHUNK, at: Sequence[int] = ()) -> Run:
-    """The engine left to its own decisions."""
+    """Run cases on the engine with its own routing decisions."""
     cache = executor.full_cache(len(cases), max(len(case.tokens) for case in cases), record=True)
     return Run(replay(executor, cases, cache=cache, chunk=chunk, at=at), routes(cache))
 
@@ -85,16 +93,24 @@ def compared(
     chunk: int = CHUNK,
     at: tuple[int, ...] = (),
 ) -> list[Measurement]:
-    """Logits, and where layers are routed the decisions.
+    """Compare logits, and routing decisions where the bundle has routers.
 
-    A row with another decision than the expected has other logits from there on, however exact the arithmetic: such
-    rows run once more with the expected routes, so that numeric errors and decisions are told apart.
+    After a different decision, a row's logits differ even with exact arithmetic. Such a row runs once more with the
+    expected routes, so that numeric errors are separated from routing differences.
 
     Args:
-        found: what these cases gave on this executor.
-        last: compare only so many last positions; 0: as many as are expected.
-        chunk: prompts went in pieces of this many tokens.
-        at: positions that were wanted; empty: all.
+        name: name of the check.
+        kind: limits that apply.
+        executor: runs the bundle.
+        cases: the rows that were run.
+        expected: the result to compare with.
+        found: the result of ``cases`` on ``executor``.
+        last: number of last positions to compare; 0 means all that are expected.
+        chunk: tokens per prefill chunk of ``found``.
+        at: positions whose logits were requested; empty means all.
+
+    Returns:
+        The comparison of logits, after that of decisions where there are some.
     """
     skipped = skips(executor, cases[0].depth)
     logits, measured = found.logits, []
@@ -113,7 +129,7 @@ def compared(
 
 
 def wishes(row: RowRoutes | RowPaths) -> Forced:
-    """The decisions to force, int64 or bool [R, tokens]; what a full layer made of one is not among them."""
+    """Return the decisions to force, int64 [R, tokens]; -1, the router decides, where the layer was full."""
     return np.where(row.decisions == TURNED_AWAY, -1, row.decisions)
 
 

@@ -1,7 +1,7 @@
-"""The constants of a bundle's graphs beside what its config and contract say, without running anything.
+"""Comparison of the constants in a bundle's graphs with its config and contract, without running a graph.
 
-A window, a threshold or an epsilon that is wrong may show at no length that a comparison with PyTorch reaches. Nothing
-here is taken from the code that builds graphs: constants are found by following the graph's own edges.
+A wrong window, threshold or epsilon can be invisible at every length that a comparison with PyTorch reaches. The code
+that builds graphs is not used here: constants are found by following the edges of the graph.
 """
 
 from __future__ import annotations
@@ -37,17 +37,17 @@ _NORMS = (
 )
 _ACTIVATIONS = ("Gelu", "QuickGelu", "Relu", "Swish")
 _PRODUCTS = ("FusedMatMul", "MatMul", "MatMulNBits")
-# What a bias of attention is made of ends where positions are compared, or their distance is taken.
+# The search for the constants of an attention bias stops at these operators, which take positions.
 _DISTANCES = ("Sub", *COMPARISONS)
-# Inputs of ONNX Runtime's GroupQueryAttention, and of the standard's Attention.
+# Input indices of ONNX Runtime's GroupQueryAttention and of ONNX Attention (mask).
 _COS, _SIN, _GROUPED_BIAS, _MASK = 7, 8, 10, 3
-# Of an angle, and for each position: a frequency's last bit, twice over. A wrong theta shows at any position.
+# Absolute limit of cos and sin, plus two units in the last place of the frequency per position.
 _ANGLE_LIMIT, _BIT = 1e-3, 2.0**-22
 Difference = str
 
 
 def differences(bundle: Bundle) -> list[Difference]:
-    """Every constant that is not what config and contract say: where, what was expected, what was found."""
+    """Return every constant that differs from config and contract: where, expected value, found value."""
     manifest = bundle.manifest
     architecture = architecture_of(manifest)
     strategy = strategies()[manifest.contract.strategy]
@@ -62,12 +62,12 @@ def differences(bundle: Bundle) -> list[Difference]:
 
 
 def architecture_of(manifest: Manifest) -> Architecture:
-    """What the config means, for the bundle's context."""
+    """Return the architecture that the config describes, for the bundle's context length."""
     return read_architecture(manifest.source.config).with_context(manifest.model.max_length)
 
 
 def angle_differences(manifest: Manifest) -> list[Difference]:
-    """Where the config's rotary angles, as it was read, are not those of transformers' own module: some positions."""
+    """Return where the architecture's rotary angles differ from transformers' module, at selected positions."""
     positions, last = architecture_of(manifest).positions, manifest.model.max_length - 1
     if not isinstance(positions, Rotary):
         return []
@@ -91,7 +91,7 @@ def angle_differences(manifest: Manifest) -> list[Difference]:
 
 
 def _attention_factor(positions: Rotary) -> float:
-    """What cos and sin are multiplied by."""
+    """Return the factor of cos and sin."""
     return float(getattr(positions, "attention_factor", 1.0))
 
 
@@ -108,7 +108,7 @@ def _manifest(manifest: Manifest, architecture: Architecture) -> Iterator[Differ
 
 
 def _without_conditions(manifest: Manifest) -> Iterator[tuple[str, tuple[int, ...]]]:
-    """Graphs that run all of their layers, and the layers of the depths that they are for."""
+    """Yield the graphs without ``layer_active``, each with the layers of a depth that it runs."""
     for depth in (manifest.full, *manifest.depths):
         for program, layers in (
             (manifest.program("prompt", depth), depth.prompt),
@@ -135,12 +135,12 @@ def _activations(graph: GraphFile, architecture: Architecture) -> Iterator[Diffe
 
 
 def _attention(graph: GraphFile, architecture: Architecture) -> Iterator[Difference]:
-    """Scale, softcap, heads, window and slopes of every attention; and that every layer has one."""
+    """Check scale, softcap, heads, window and ALiBi slopes of every attention, and that every layer has one."""
     scale, cap = float(np.float32(architecture.scale)), float(np.float32(architecture.attention_softcap or 0))
     seen: set[int | None] = set()
     for node in graph.of_type("Attention", "GroupQueryAttention", "Softmax"):
         if node.op_type == "Softmax" and "attn" not in (node.name or ""):
-            continue  # of a router
+            continue  # a softmax of a router
         layer = graph.layer_of(node)
         seen.add(layer)
         where = graph.where(node)
@@ -163,7 +163,7 @@ def _attention(graph: GraphFile, architecture: Architecture) -> Iterator[Differe
 
 
 def _written_out(softmax: ir.Node) -> tuple[float, float]:
-    """Scale and softcap of the scores that a softmax takes: scores * scale, or tanh(scores * scale / cap) * cap."""
+    """Return scale and softcap of a softmax's scores: scores * scale or tanh(scores * scale / cap) * cap."""
     factors, caps, capped = [], [], False
     for node in behind(softmax.inputs[0], (*_PRODUCTS, "Where", *_DISTANCES)):
         numbers = [float(np.float32(value)) for value in operands(node) if value.size == 1]
@@ -178,7 +178,7 @@ def _written_out(softmax: ir.Node) -> tuple[float, float]:
 
 
 def _bias(where: str, bias: ir.Value | None, architecture: Architecture, layer: int) -> Iterator[Difference]:
-    """Windows: a key is seen where its distance is greater than -window. ALiBi: distances times slopes."""
+    """Check the window (key position - query position > -window) and the ALiBi slopes of an attention bias."""
     windows, slopes = set(), None
     for node in behind(bias, (*_DISTANCES, *_PRODUCTS)):
         numbers = [constant(value) for value in node.inputs]
@@ -194,7 +194,7 @@ def _bias(where: str, bias: ir.Value | None, architecture: Architecture, layer: 
 
 
 def _rotary(graph: GraphFile, architecture: Architecture) -> Iterator[Difference]:
-    """The frequencies behind the angles of every layer, and which layers are rotated."""
+    """Check the rotary frequencies of every layer and the set of layers with rotary positions."""
     rotated: set[int | None] = set()
     for node in graph.of_type("GroupQueryAttention", "RotaryEmbedding"):
         grouped = node.op_type == "GroupQueryAttention"
@@ -215,7 +215,7 @@ def _rotary(graph: GraphFile, architecture: Architecture) -> Iterator[Difference
 
 
 def _angles(where: str, value: ir.Value | None, kind: str, architecture: Architecture) -> Iterator[Difference]:
-    """Cos or sin of positions times frequencies; what comes from another graph was looked at there."""
+    """Check cos or sin of positions times frequencies; an input from another graph is checked in that graph."""
     if value is not None and value.producer() is None and value.name == kind.lower():
         return
     factors, turn = [], None
@@ -242,7 +242,7 @@ def _angles(where: str, value: ir.Value | None, kind: str, architecture: Archite
 
 
 def _factors(angles: ir.Value | None) -> set[float]:
-    """What cos or sin is multiplied by, 1 left out; single layers may be told another factor by Where."""
+    """Return the factors of cos or sin except 1; Where selects another factor for single layers."""
     found: set[float] = set()
     while angles is not None and (node := angles.producer()) is not None and node.op_type not in ("Cos", "Sin"):
         for factor in node.inputs[1:] if node.op_type == "Mul" else ():
@@ -255,7 +255,7 @@ def _factors(angles: ir.Value | None) -> set[float]:
 
 
 def _ends(graph: GraphFile, architecture: Architecture) -> Iterator[Difference]:
-    """What stands before the first layer and after the last: scale and offset of embeddings, softcap of logits."""
+    """Check the parts outside the layers: embedding scale, position offset, softcap of logits."""
     a, name = architecture, graph.entry.name
     if (logits := graph.value("logits")) is not None:
         nodes = list(behind(logits, _PRODUCTS))
@@ -279,7 +279,7 @@ def _ends(graph: GraphFile, architecture: Architecture) -> Iterator[Difference]:
 
 
 def _conditions(graph: GraphFile, manifest: Manifest) -> Iterator[Difference]:
-    """Which layer a condition is for, by the weights in its branch; each has one that some depth skips."""
+    """Check that every layer that some depth skips has an If, with its own row of ``layer_active``."""
     if not graph.entry.takes("layer_active"):
         return
     rows = {}

@@ -1,4 +1,4 @@
-"""Which checks a verification has to have made, listed from the manifest: one that is missing has failed."""
+"""Checks that a verification must contain, derived from the manifest; a missing check is a failure."""
 
 from __future__ import annotations
 
@@ -17,15 +17,16 @@ from dynexport.runtime.bundle.manifest import FULL, Manifest
 
 @dataclass(frozen=True)
 class Scope:
-    """What a verification was asked for.
+    """Inputs of a verification.
 
     Attributes:
         prompts: rows of token ids.
-        rows: how many of them run together.
-        generated: how many are continued, in one batch.
-        new_tokens: generated for each.
-        against: whether PyTorch runs the model; else golden vectors stand for it.
-        long, full: the rows that reach far, None where they are not worth their cost.
+        rows: number of prompts in the batch of prompts.
+        generated: number of prompts that are continued, in one batch.
+        new_tokens: tokens to generate per prompt.
+        against: whether PyTorch runs the model; otherwise golden vectors are the reference.
+        long: the row that reaches as far as its cost allows; None where it costs too much.
+        full: the row that fills the caches of routed layers; None where it costs too much or does not apply.
     """
 
     prompts: Sequence[Prompt]
@@ -38,7 +39,7 @@ class Scope:
 
 
 def expected_checks(manifest: Manifest, scope: Scope) -> dict[str, int]:
-    """Positions that every comparison has to have, by its name; 0 for those that compare no logits."""
+    """Return check name -> number of positions that it must compare; 0 for checks that compare no logits."""
     ratios = [FULL, *(depth.name for depth in manifest.depths if depth.ratio != 1)]
     longest, decisions = max(map(len, scope.prompts)), manifest.routing is not None
     compared: dict[str, int] = {}
@@ -83,7 +84,7 @@ def _against(manifest: Manifest, scope: Scope, ratios: Sequence[str]) -> dict[st
 
 
 def missing(measured: Sequence[Measurement], expected: dict[str, int]) -> list[Measurement]:
-    """A failed check for each that was not made, or compared less than it had to."""
+    """Return a failed check for every expected check that is missing or compared too few positions."""
     found = {check.name: check for check in measured}
     gaps: list[Measurement] = []
     for name, positions in expected.items():

@@ -1,4 +1,4 @@
-"""The checks, from one pass at full depth to a conversation's second turn: each a function, and figures only."""
+"""The parity checks, one function each; they measure, and thresholds.py judges."""
 
 from __future__ import annotations
 
@@ -33,15 +33,15 @@ from dynexport.runtime.bundle.manifest import Depth, LayerRouting, Manifest, Pat
 from dynexport.runtime.execution.executor import Executor
 
 CHUNKS = (1, 3, 16)
-# Tokens fed one by one where generating is not what is checked.
+# Decode steps of checks that are not about generation.
 _STEPS = 8
 
 
 def kept_sets(bundle: Bundle) -> Measurement:
-    """The manifest's depths are those that its contract asks for."""
+    """Check that the manifest's depths are those of its contract."""
     manifest = bundle.manifest
     wanted = strategies()[manifest.contract.strategy].depths(manifest.contract, manifest.model.layers)
-    # Whether a checkpoint was trained for one is not the contract's to say.
+    # The contract does not say whether the checkpoint was trained for a depth.
     found = {depth.name: depth.model_copy(update={"trained": False}) for depth in manifest.depths}
     metrics: Metrics = {
         "identical": wanted == tuple(found.values()),
@@ -58,19 +58,19 @@ def kept_sets(bundle: Bundle) -> Measurement:
 
 
 def constants(bundle: Bundle) -> Measurement:
-    """Thresholds, windows, frequencies and the like in the graphs are those that config and contract say."""
+    """Check that the constants in the graphs are those of config and contract."""
     found = differences(bundle)
     return Measurement("constants", "exact", {"identical": not found, "differences": list(found)})
 
 
 def rotary_angles(bundle: Bundle) -> Measurement:
-    """Rotary angles, as they were read from the config, are those of transformers' own module, to the last position."""
+    """Check rotary angles from the config against transformers' module, up to the last position."""
     found = angle_differences(bundle.manifest)
     return Measurement("rotary_angles", "exact", {"identical": not found, "differences": list(found)})
 
 
 def golden_row(executor: Executor, row: GoldenRow, there: tuple[Case, Answer] | None) -> list[Measurement]:
-    """What PyTorch computed when the bundle was made; a row that is not there has failed."""
+    """Compare the bundle with one row of its golden vectors; a missing row is a failure."""
     if there is None:
         return [
             absent(
@@ -86,7 +86,7 @@ def golden_row(executor: Executor, row: GoldenRow, there: tuple[Case, Answer] | 
 def long_rows(
     executor: Executor, oracle: Oracle, row: LongRow, tokens: Prompt, ratios: Sequence[Depth]
 ) -> list[Measurement]:
-    """A row that goes as far as is worth its cost, at every ratio; logits of some positions, all decisions."""
+    """Compare the long row at every ratio: logits of selected positions, all routing decisions."""
     cases = [Case(tuple(tokens[: row.length]), ((0, row.prompt),), depth) for depth in ratios]
     answers = oracle.answers(cases, at=row.positions)
     found: list[Measurement] = []
@@ -96,9 +96,10 @@ def long_rows(
 
 
 def full_caches(executor: Executor, oracle: Oracle, row: LongRow, tokens: Prompt) -> list[Measurement]:
-    """Every token runs, whatever routers say, until a cache is full and after: in a prompt, and token by token.
+    """Compare rows whose tokens are all forced to run, until a cache is full and beyond.
 
-    Where prompts choose by top-k, no more of their tokens run than the contract says: then only token by token.
+    One row is a prefill, the other has decode steps at its end. Where prompts choose by top-k, the contract limits the
+    tokens that run in a prompt; then there is one row, of decode steps.
     """
     manifest, full = executor.manifest, executor.manifest.full
     length = row.length
@@ -113,7 +114,7 @@ def full_caches(executor: Executor, oracle: Oracle, row: LongRow, tokens: Prompt
         answer = _certain(oracle.answers([case], at=at)[0])
         try:
             found += replayed(f"full_caches/{name}", executor, [case], [answer], at=at)
-        except DynexportError as error:  # of an overflow, where the contract calls it one
+        except DynexportError as error:  # a full cache, where the contract says that it is an error
             found.append(absent(f"full_caches/{name}", str(error)))
     if full_is_refused(manifest, row):
         found.append(_refused_when_full(executor, cases["steps"], tokens[length]))
@@ -121,7 +122,7 @@ def full_caches(executor: Executor, oracle: Oracle, row: LongRow, tokens: Prompt
 
 
 def _refused_when_full(executor: Executor, case: Case, token: int) -> Measurement:
-    """One token more than there is room for is an error."""
+    """Check that one token more than the caches hold raises DynexportError."""
     assert case.forced is not None
     one_more = Case(
         (*case.tokens, token), case.prompted, case.depth, np.pad(case.forced, ((0, 0), (0, 1)), mode="edge")
@@ -135,7 +136,7 @@ def _refused_when_full(executor: Executor, case: Case, token: int) -> Measuremen
 
 
 def everywhere(manifest: Manifest, length: int) -> NDArray[np.int64]:
-    """int64 [R, length]: decisions for every token to run wherever it may; on a path, in the first layer if it can."""
+    """Return decisions int64 [R, length] by which tokens run every routed layer, or ``path_through`` layer 0."""
     if isinstance(manifest.routing, LayerRouting):
         return np.ones((len(manifest.routing.layers), length), np.int64)
     assert isinstance(manifest.routing, PathRouting)
@@ -143,18 +144,18 @@ def everywhere(manifest: Manifest, length: int) -> NDArray[np.int64]:
 
 
 def path_through(routing: PathRouting, layers: int, first: int) -> NDArray[np.int64]:
-    """int64 [hops], the path that stays in a layer as long as there are hops, or goes on to those behind it."""
+    """Return the path int64 [hops] that repeats a layer, or without reuse runs each layer once from it on."""
     hops = np.arange(routing.hops)
     if routing.reuse:
         return np.full_like(hops, first)
     path = np.where(hops < layers, (first + hops) % layers, -1)
     if routing.exit and routing.hops > layers and routing.min_hops <= layers:
-        path[layers] = layers  # to leave is a choice even then
+        path[layers] = layers  # after the last layer, the exit is still a decision
     return path
 
 
 def _certain(answer: Answer) -> Answer:
-    """Routes that nobody had a choice about: a decision that differs is no near-tie."""
+    """Return an answer with infinite margins: routes are forced, so a different decision is not a near-tie."""
     assert answer.routes is not None
     margin = np.full_like(answer.routes.margin, np.inf)
     return replace(answer, routes=replace(answer.routes, margin=margin))
@@ -163,7 +164,7 @@ def _certain(answer: Answer) -> Answer:
 def prompts_alone_and_together(
     executor: Executor, oracle: Oracle, prompts: Sequence[Prompt], rows: int
 ) -> list[Measurement]:
-    """Logits after every token of every prompt: each prompt alone, then the first ``rows`` as a right-padded batch."""
+    """Compare the logits of all prompt tokens: each prompt alone, then ``rows`` of them in a padded batch."""
     full = executor.manifest.full
     cases = [Case(tuple(prompt), ((0, len(prompt)),), full) for prompt in prompts]
     answers = oracle.answers(cases)
@@ -176,16 +177,20 @@ def prompts_alone_and_together(
 def greedy(
     executor: Executor, oracle: Oracle, prompts: Sequence[Prompt], depth: Depth, count: int
 ) -> list[Measurement]:
-    """The engine generates in a right-padded batch; the reference scores what it generated, in one pass.
+    """Compare greedy generation: the engine generates in a right-padded batch, the reference scores its tokens.
 
     Args:
-        count: tokens to generate; fewer where the context ends before.
+        executor: runs the bundle.
+        oracle: the model in PyTorch.
+        prompts: rows of token ids.
+        depth: layers that generated tokens run.
+        count: tokens to generate; fewer where the context ends earlier.
     """
     longest = max(map(len, prompts))
     count = min(count, row_limit(executor.manifest) - longest + 1)
     cache = executor.full_cache(len(prompts), longest + count, record=True)
     first = executor.prefill(cache, prompts, depth=depth, all_logits=True)
-    # What is generated last is never fed.
+    # The last generated token is never an input.
     last = np.concatenate([logits[-1:] for logits in first])
     fed, later = generate(executor, cache, last, depth, count - 1)
     cases = [Case((*prompt, *tokens), ((0, len(prompt)),), depth) for prompt, tokens in zip(prompts, fed, strict=True)]
@@ -195,7 +200,7 @@ def greedy(
 
 
 def second_turn(executor: Executor, oracle: Oracle, prompts: Sequence[Prompt], depth: Depth) -> list[Measurement]:
-    """A prompt, generated tokens, a further prompt, generated tokens."""
+    """Compare a conversation: prompt, generated tokens, second prompt, generated tokens."""
     room = row_limit(executor.manifest) - sum(map(len, prompts))
     steps = min(_STEPS, room // len(prompts))
     cache = executor.full_cache(1, sum(map(len, prompts)) + steps * len(prompts), record=True)
@@ -214,9 +219,10 @@ def second_turn(executor: Executor, oracle: Oracle, prompts: Sequence[Prompt], d
 
 
 def batch_isolation(executor: Executor, prompts: Sequence[Prompt], depth: Depth) -> list[Measurement]:
-    """A row beside others is what it is alone, and to the last bit what it is beside others of the same lengths.
+    """Compare every row of a batch with the row alone, and bit by bit with the row among other tokens.
 
-    Kernels may round differently for another batch size; for the same, a neighbour's tokens may change nothing.
+    Kernels may round differently for another batch size. At the same batch size and lengths, the tokens of other rows
+    must not change a bit.
     """
     cases = _forced(executor, prompts, depth)
     together, single = run(executor, cases), [run(executor, [case]) for case in cases]
@@ -232,14 +238,14 @@ def batch_isolation(executor: Executor, prompts: Sequence[Prompt], depth: Depth)
 
 
 def ended_rows(executor: Executor, prompts: Sequence[Prompt], depth: Depth) -> Measurement:
-    """Rows that have ended, or have not gone on yet, leave nothing behind: each gives what it gives among live ones.
+    """Compare rows that decode while others wait or have ended with the same rows in one full batch.
 
-    The first row goes on later than the others, which then have ended.
+    The first row starts to decode after the other rows have ended.
     """
     cases = _forced(executor, prompts, depth)
     together = run(executor, cases)
     steps = len(cases[0].tokens) - cases[0].prompted[0][1]
-    # With room for entries that should not be.
+    # With room for entries of idle rows, which must not appear.
     cache = executor.full_cache(len(cases), max(len(case.tokens) for case in cases) + steps)
     told = [wishes(row) for row in together.decided]
     starts = [case.prompted[0][1] for case in cases]
@@ -260,7 +266,7 @@ def ended_rows(executor: Executor, prompts: Sequence[Prompt], depth: Depth) -> M
 
 
 def single_steps(executor: Executor, prompt: Prompt) -> list[Measurement]:
-    """A prompt at once gives what its tokens give one by one, in every layer."""
+    """Compare one prefill of a prompt with single decode steps for its tokens, at full depth."""
     full = executor.manifest.full
     at_once = run(executor, [Case(tuple(prompt), ((0, len(prompt)),), full)])
     one_by_one = [Case(tuple(prompt), ((0, 1),), full)]
@@ -268,7 +274,7 @@ def single_steps(executor: Executor, prompt: Prompt) -> list[Measurement]:
 
 
 def chunked_prefill(executor: Executor, prompt: Prompt) -> list[Measurement]:
-    """A prompt at once gives what it gives in pieces."""
+    """Compare one prefill of a prompt with prefills in chunks."""
     cases = [Case(tuple(prompt), ((0, len(prompt)),), executor.manifest.full)]
     at_once = run(executor, cases, chunk=len(prompt))
     found: list[Measurement] = []
@@ -280,11 +286,13 @@ def chunked_prefill(executor: Executor, prompt: Prompt) -> list[Measurement]:
 
 
 def ratio_change(executor: Executor, fresh: Executor, prompts: Sequence[Prompt], depth: Depth) -> Measurement:
-    """After a request at full depth, on its cache, another gives to the last bit what it gives on a new executor.
+    """Compare a request on a used cache, after one at full depth, bit by bit with the request on a new executor.
 
     Args:
-        fresh: nothing has run on it.
-        prompts: of the first request and of the one that is compared.
+        executor: runs both requests.
+        fresh: an executor that has not run yet.
+        prompts: prompts of the first and of the compared request.
+        depth: depth of the compared request.
     """
     before = _forced(executor, prompts[:1], executor.manifest.full)
     after = _forced(executor, prompts[1:2], depth)
@@ -298,7 +306,7 @@ def ratio_change(executor: Executor, fresh: Executor, prompts: Sequence[Prompt],
 
 
 def _forced(executor: Executor, prompts: Sequence[Prompt], depth: Depth) -> list[Case]:
-    """The prompts, each begun anew as if that had been generated: by as many tokens in every row."""
+    """Return cases of the prompts, continued by the same number of tokens, which repeat the prompt."""
     fed = min(_STEPS, row_limit(executor.manifest) - max(map(len, prompts)))
     return [
         Case(tuple(np.resize(prompt, len(prompt) + fed).tolist()), ((0, len(prompt)),), depth) for prompt in prompts

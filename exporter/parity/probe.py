@@ -1,4 +1,4 @@
-"""Backends that also show what every layer puts out, nothing else changed."""
+"""Backends that also record hidden states and change nothing else."""
 
 from __future__ import annotations
 
@@ -21,11 +21,13 @@ _PREFIX = "hidden_states."
 
 
 class HiddenStates(HostMemory):
-    """Opens a bundle's graphs of whole steps so that hidden states are outputs too, and keeps them.
+    """A backend that opens a bundle's graphs with the hidden states as additional outputs, and records them.
 
     Attributes:
-        calls: per run of a graph, float32 [B, S, hidden] after the embedding and after each layer of the model, by
-            "embedding" and the layer's number; after a layer that the graph lacks they are what they were before it.
+        bundle: the bundle.
+        threads: intra-op threads; None for the default.
+        calls: per graph call, float32 [B, S, hidden] after the embedding and after each layer of the model, by
+            "embedding" and the layer's number. A layer that the graph lacks has the states of the layer before it.
     """
 
     grows = True
@@ -39,10 +41,10 @@ class HiddenStates(HostMemory):
 
 
 class HopStates:
-    """A backend whose graphs of a set are watched: what the first run of each gave.
+    """A backend that records the hidden states that each graph of a set returns in its first call.
 
     Attributes:
-        shown: float32 [N, hidden], hidden states by the graph's name, of all tokens of that run.
+        shown: graph name -> float32 [N, hidden], hidden states of all N tokens of that call.
     """
 
     def __init__(self, backend: Backend) -> None:
@@ -55,7 +57,7 @@ class HopStates:
 
 
 class _Recorded:
-    """An engine whose first hidden states are kept."""
+    """An engine that records the hidden states of its first call."""
 
     def __init__(self, engine: Engine, shown: dict[str, FloatArray]) -> None:
         self._engine, self._shown, self.graph = engine, shown, engine.graph
@@ -71,12 +73,12 @@ class _Recorded:
 
 
 class _ProbeEngine(OnnxRuntimeEngine):
-    """A session of a graph whose hidden states are outputs too."""
+    """An ONNX Runtime engine with the hidden states as additional outputs."""
 
     def __init__(self, graph: Graph, probe: HiddenStates) -> None:
         self._probe, path, model = probe, probe.bundle.path / graph.file, probe.bundle.manifest.model
         self._shown_names = [f"{_PREFIX}{part}" for part in (EMBEDDING, *graph.layers)]
-        (dtype,) = {spec.dtype for spec in graph.inputs if spec.name.endswith(".key")}  # caches hold what layers give
+        (dtype,) = {spec.dtype for spec in graph.inputs if spec.name.endswith(".key")}  # the type of the caches
         shown = tuple(
             TensorSpec(name=name, dtype=dtype, shape=("B", "S", model.hidden_size)) for name in self._shown_names
         )
@@ -96,15 +98,15 @@ class _ProbeEngine(OnnxRuntimeEngine):
 
 
 def _with_outputs(path: Path, names: Sequence[str], dtype: str) -> bytes:
-    """The graph with these values as further outputs. Raises DynexportError when it lacks one."""
+    """Return the model with these values as additional outputs. Raises DynexportError if one is missing."""
     number = getattr(onnx.TensorProto, dtype.upper())
     model = onnx.load(path, load_external_data=False)
-    keep_activations_float(model.graph)  # what products round is no layer's fault
+    keep_activations_float(model.graph)  # rounded activations are not an error of a layer
     produced = {output for node in model.graph.node for output in node.output}
     for name in names:
         if name not in produced:
             raise DynexportError(
-                f"{path}: expected a value {name} to look for the layer that departs, found none; convert again"
+                f"{path}: expected a value {name}, to find the layer that diverges, found none; convert again"
             )
         model.graph.output.append(onnx.helper.make_tensor_value_info(name, number, None))
     return bytes(model.SerializeToString())

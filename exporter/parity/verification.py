@@ -1,4 +1,4 @@
-"""``dynexport verify``: climb the ladder, judge, and find the layer where a failed check goes astray."""
+"""``dynexport verify``: run the parity checks, judge them, find the first layer that diverges."""
 
 from __future__ import annotations
 
@@ -49,9 +49,9 @@ _TEXT = (
     "those books, so the first words she knew were fog, swell and lantern. Years afterwards, teaching in a town far "
     "from any water, she still began each lesson by asking the children what the sky had done overnight."
 )
-# Nothing of a bundle is made for a length. Odd ones for the edges of kernels' tiles, 64 for whole tiles.
+# No bundle is specialised for a length. Odd lengths test the edges of kernel tiles, 64 tests whole tiles.
 _LENGTHS = (2, 5, 17, 1, 64)
-# After the first of them tokens are generated: a batch of different lengths.
+# Number of prompts, from the first on, that are continued: a batch of different lengths.
 _GENERATED = 3
 
 
@@ -70,16 +70,19 @@ def verify(
 
     Args:
         bundle: an opened bundle, or its directory.
-        against: the model, as for ``convert``, to be run by PyTorch; None: the bundle's golden vectors stand for it.
-        threads: of the engine, for one step; None takes one for every core.
+        against: the model for PyTorch, as for ``convert``; None uses the bundle's golden vectors as the reference.
         backend: what runs the graphs.
-        prompts: rows of token ids; None takes a text's, or random ones where there is no tokenizer.
-        new_tokens: generated per prompt and ratio, at least 1.
-        long: go to the end of the context, whatever it costs; only with ``against``.
-        progress: called with the name of each check that has been made.
+        threads: intra-op threads of the engine; None means one per core.
+        prompts: rows of token ids; None uses a text, or random token ids for a bundle without tokenizer.
+        new_tokens: tokens to generate per prompt and ratio, at least 1.
+        long: run a row up to the end of the context at any cost; only with ``against``.
+        progress: called with the name of each completed check.
+
+    Returns:
+        The report; ``passed`` is False if a check failed.
 
     Raises:
-        DynexportError: when nothing stands for the reference, the model is not the bundle's, or a prompt is wrong.
+        DynexportError: there is no reference, the model is not the bundle's, or an argument is wrong.
     """
     bundle = bundle if isinstance(bundle, Bundle) else Bundle.open(bundle)
     verification = Verification.prepare(
@@ -93,7 +96,7 @@ def verify(
             progress(measurement.name)
     checks = [Check.judged(measurement, limits) for measurement in measured]
     if progress is not None and not all(check.passed for check in checks):
-        progress("looking for the layer that departs")
+        progress("looking for the first layer whose output diverges")
     oracles = verification.oracles
     departure = find_departure(verification.executor, oracles[-1] if oracles else None, measured, limits)
     return Report.of(
@@ -109,10 +112,13 @@ def verify(
 
 @dataclass(frozen=True)
 class Verification:
-    """A bundle, loaded, and what stands for PyTorch.
+    """A loaded bundle and its reference.
 
     Attributes:
-        oracles: the model in PyTorch, and for int4 and int8 the one with rounded weights; none: golden vectors.
+        bundle: the bundle.
+        executor: runs the bundle.
+        oracles: the model in PyTorch, for int4 and int8 also with rounded weights; empty for golden vectors.
+        scope: inputs of the checks.
     """
 
     bundle: Bundle
@@ -132,18 +138,18 @@ class Verification:
         new_tokens: int = 32,
         long: bool = False,
     ) -> Verification:
-        """Load everything; arguments and errors as for ``verify``."""
+        """Load the bundle and the reference; arguments and errors are those of ``verify``."""
         checked_kind("bundle", bundle, Bundle, "an opened Bundle (Bundle.open)")
         new_tokens = checked_count("new_tokens", new_tokens)
         if long and against is None:
-            raise DynexportError("--long: expected with --against, as golden vectors have their length, found without")
+            raise DynexportError("--long: expected with --against, found without; golden vectors have a fixed length")
         rows = _prompts(bundle) if prompts is None else _checked(bundle, prompts)
         scope = _scope(bundle, rows, new_tokens, against=against is not None, budget=math.inf if long else BUDGET)
         executor = Executor(bundle, threads, backend=backend)
         return cls(bundle, executor, [] if against is None else _oracles(bundle, against), scope)
 
     def checks(self) -> Iterator[Measurement]:
-        """All checks, the simplest first; at the end those that were not made, although the manifest asks for them."""
+        """Yield all checks, simple ones first; then a failed one for each expected check that is missing."""
         measured = []
         for measurement in _climb(self.bundle, self.oracles, self.executor, self.scope):
             measured.append(measurement)
@@ -196,7 +202,7 @@ def _held_to_pytorch(
 
 
 def _checked(bundle: Bundle, prompts: Sequence[Sequence[int]]) -> list[Prompt]:
-    """The rows of a caller, as lists of token ids."""
+    """Return a caller's prompts as lists of token ids."""
     rows = checked_list("prompts", prompts, "prompts, each a list of token ids")
     if not rows:
         raise DynexportError("prompts: expected at least one, found none")
@@ -220,7 +226,7 @@ def _scope(bundle: Bundle, prompts: Sequence[Prompt], new_tokens: int, *, agains
 
 
 def _not_exercised(bundle: Bundle, scope: Scope) -> tuple[str, ...]:
-    """What this verification did not go to."""
+    """Return what this verification did not reach."""
     manifest = bundle.manifest
     if scope.against:
         shortest = max(map(len, scope.prompts))
@@ -229,10 +235,10 @@ def _not_exercised(bundle: Bundle, scope: Scope) -> tuple[str, ...]:
 
 
 def _prompts(bundle: Bundle) -> list[Prompt]:
-    """Prompts of several lengths; all but the longest leave half of the context for what is generated."""
+    """Return prompts of several lengths; all but the longest leave half of the context for generated tokens."""
     most = row_limit(bundle.manifest)
     half = max(1, most // 2)
-    if bundle.manifest.limits.whole_prompts:  # they cannot be cut
+    if bundle.manifest.limits.whole_prompts:  # no chunks
         most = min(most, bundle.manifest.limits.prompt or most)
     lengths = dict.fromkeys([*(min(length, half, most) for length in _LENGTHS[:-1]), min(_LENGTHS[-1], most)])
     ids = np.resize(_tokens(bundle), sum(lengths)).tolist()
@@ -253,7 +259,7 @@ def _long_tokens(bundle: Bundle, length: int) -> Prompt:
 
 
 def _text(bundle: Bundle) -> list[int]:
-    """The tokens of a text; none where there is no tokenizer for the model."""
+    """Return the token ids of a text; empty without a tokenizer for the model."""
     if bundle.file(TOKENIZER_FILE) is None:
         return []
     encoded = Text.of_bundle(bundle).encode(_TEXT)
@@ -280,7 +286,7 @@ def _golden(bundle: Bundle, executor: Executor) -> Iterator[Measurement]:
 
 
 def _oracles(bundle: Bundle, against: str | Path) -> list[Oracle]:
-    """The model in PyTorch, when the bundle can have been made from it; of int4 and int8 also with rounded weights."""
+    """Return the model in PyTorch, for int4 and int8 also with rounded weights; raise if it is another model."""
     manifest = bundle.manifest
     checkpoint = open_checkpoint(against, importer=find_importer(manifest.source.importer))
     check_sizes(checkpoint)
