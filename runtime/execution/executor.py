@@ -192,8 +192,10 @@ class Executor:
                 is_prompt=False,
                 lasting=lasting or bool(self.reader.rows),  # decisions are kept
             )
-            result = self.program("decode", depths[0]).run(cache, call)
-            cache.commit(call.rows, call.counts, result.entries, result.decisions)
+            running = self.program("decode", depths[0])
+            with cache.as_it_was_on_error(rows):
+                result = running.run(cache, call)
+                cache.commit(call.rows, call.counts, result.entries, result.decisions)
             return result.logits[:, 0]
 
     def prefill(

@@ -117,7 +117,7 @@ WRONG: dict[str, tuple[Callable[[At], Any], str]] = {
     "run no batch": (lambda at: at.run.run(at.cache, None), "batch: expected a Batch, found None"),
     "run another phase": (lambda at: at.told([0], [[1]], "answer"), "phase: expected prompt or decode, found 'answer'"),
     "run phase none": (lambda at: at.told([0], [[1]], None), "phase: expected prompt or decode, found None"),
-    "run a ratio": (lambda at: at.told([0], [[1]], depth=2), "depth: expected a list of 1, one a row, found 2"),
+    "run a ratio": (lambda at: at.told([0], [[1]], depth=2), "depth: expected one of Bundle.depth, found 2"),
     "run ratios": (lambda at: at.told([0], [[1]], depth=[2]), "depth: expected one of Bundle.depth, found 2"),
     "run too few depths": (lambda at: at.told([0, 1], [[1], [2]], depth=[at.full]), "depth: expected 2, one for each"),
     "run other logits": (lambda at: at.told([0], [[1]], logits="some"), "logits: expected last, all or places, found"),
