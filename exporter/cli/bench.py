@@ -1,4 +1,4 @@
-"""``dynexport bench``: how fast a bundle runs, and how near that is to the ideal."""
+"""``dynexport bench``: measure the speed of a bundle and compare it with the ideal."""
 
 from __future__ import annotations
 
@@ -28,31 +28,32 @@ _SHOWN_OPERATORS = 6
 _DECODE = ["decode ms", "speed-up", "ideal", "efficiency", "GB/s"]
 
 
-# The fields of a ``Workload``, but the text.
+# The fields of a ``Workload`` except the text.
 _workload_options = options(
     click.option("--prompt-tokens", type=int, default=256, show_default=True, help="Length of each prompt."),
-    click.option("--new-tokens", type=int, default=32, show_default=True, help="Decode steps timed a repetition."),
+    click.option("--new-tokens", type=int, default=32, show_default=True, help="Timed decode steps per repetition."),
     click.option("--batch", type=int, default=1, show_default=True, help="Prompts that run together."),
-    depth_option("Measure this ratio only.  [default: all that the bundle declares]"),
+    depth_option("Measure this ratio only.  [default: every ratio of the bundle]"),
     click.option(
         "--skip-rate",
         "skip_rates",
         type=float,
         multiple=True,
-        help="With routed layers: also make every token skip this share of them; several times.",
+        help="With routed layers: also measure runs in which every token skips this share of them; may be given "
+        "several times.",
     ),
     click.option(
         "--hops",
         type=int,
         multiple=True,
-        help="With paths through a pool: also make every token take one of so many layers; several times.",
+        help="With paths through a pool: also measure paths of this many layers; may be given several times.",
     ),
     click.option(
         "--repeats",
         type=int,
         default=7,
         show_default=True,
-        help="Times that all are measured in turn; from 3 on it can be told whether a ratio repeats.",
+        help="Repetitions, each measuring everything in turn; at least 3 show whether a ratio is stable.",
     ),
     backend_option,
     threads_option,
@@ -74,8 +75,8 @@ Examples:
 @click.option(
     "--baseline",
     type=click.Path(path_type=Path),
-    help="A bundle of the same model, precision and target without routers to measure against, in a process of its "
-    "own.  [default: BUNDLE made to run every layer]",
+    help="A bundle of the same model, precision and target without routers, to measure full depth in its own process.  "
+    "[default: BUNDLE with every layer forced to run]",
 )
 @click.option(
     "--text", "text_path", type=click.Path(path_type=Path), help="A UTF-8 text for prompts.  [default: random tokens]"
@@ -90,12 +91,12 @@ def bench(
     json_path: str | None,
     **workload: Any,
 ) -> None:
-    """Measure BUNDLE at full depth and as it skips, in turn, against the least there is to do.
+    """Measure BUNDLE at full depth and with skipped layers, in turn, and compare with the ideal.
 
     \b
-    speed-up    median over repetitions of full depth's time / this time, ± half of the distance between their quartiles
-    ideal       decode: bytes read by the steps at full depth / bytes read by these very steps (weights and K/V cache);
-                prefill: FLOPs of the prompt at full depth / FLOPs of what ran
+    speed-up    full depth's time / this time: median over repetitions, ± half of the interquartile range
+    ideal       decode: bytes read (weights and KV cache) at full depth / bytes read by these steps;
+                prefill: FLOPs of the prompt at full depth / FLOPs of the layers that ran
     efficiency  measured speed-up / ideal
     """
     from dynexport.runtime.measure.bench import Workload, benchmark
@@ -104,8 +105,8 @@ def bench(
     opened = Bundle.open(bundle, trust_engines=trust_engines)
     if isinstance(opened.manifest.routing, PathRouting) and workload["depth"] not in (None, "1", FULL):
         raise click.UsageError(
-            f"--depth: expected 1 or {FULL}, as routers decide here, found {workload['depth']:.40}; --hops makes every "
-            "token take a path of so many layers"
+            f"--depth: expected 1 or {FULL}, as routers decide here, found {workload['depth']:.40}; --hops N makes "
+            "every token take a path of N layers"
         )
     text = None
     if text_path is not None:
@@ -123,7 +124,7 @@ def bench(
 
 
 def _show(out: Output, bundle: Bundle, measured: Benchmark) -> None:
-    """Print where it was measured, and the tables."""
+    """Print the machine, the settings and the result tables."""
     machine = measured.machine
     out.say(f"{machine.cpu}, {measured.threads} of {machine.cores} cores, {measured.engine}")
     out.say(
@@ -145,16 +146,16 @@ def _show(out: Output, bundle: Bundle, measured: Benchmark) -> None:
 
 
 def _warn(out: Output, measured: Benchmark) -> None:
-    """What a reader of the figures has to know."""
+    """Print the baseline and warnings about unstable ratios and tokens that were turned away."""
     others = measured.results[1:]
     if measured.baseline != measured.bundle:
-        out.say(f"{FULL}: {measured.baseline}, in a process of its own")
+        out.say(f"{FULL}: {measured.baseline}, in its own process")
     if unsteady := [result.name for result in others if not result.steady]:
         why = "their quartiles lie more than a tenth apart" if measured.repeats >= 3 else "fewer than 3 repetitions"
         out.warn(f"{', '.join(unsteady)}: ratios that may not repeat: {why}; raise --repeats, on a machine at rest")
     for result in others:
         if result.turned_away:
-            out.warn(f"{result.name}: full layers turned tokens away {result.turned_away} times")
+            out.warn(f"{result.name}: tokens were turned away {result.turned_away} times because a layer was full")
 
 
 def _prompt(result: Result) -> list[str]:
@@ -180,6 +181,6 @@ def _decoding(result: Result, layers: int, *more: str) -> list[str]:
 
 
 def _speedup(median: float, quartiles: tuple[float, float]) -> str:
-    """A ratio, and half of the distance between its quartiles where there is any."""
+    """Return a ratio as text, with half of its interquartile range in percent if that is not 0."""
     lower, upper = quartiles
     return f"{median:.2f}x" if lower == upper else f"{median:.2f}x ±{(upper - lower) / 2 / median:.0%}"

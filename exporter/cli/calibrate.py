@@ -1,4 +1,4 @@
-"""``dynexport calibrate``: thresholds that let a wanted share of a text's tokens run."""
+"""``dynexport calibrate``: find router thresholds by which a given share of tokens runs."""
 
 from __future__ import annotations
 
@@ -27,10 +27,14 @@ Examples:
 )
 @bundle_argument
 @text_option
-@click.option("--target-rate", type=float, help="Share of the tokens that shall run.  [default: the capacity]")
+@click.option(
+    "--target-rate", type=float, help="Share of the tokens that each routed layer runs.  [default: the capacity]"
+)
 @click.option("--window", type=int, default=256, show_default=True, help="Tokens per window.")
-@click.option("--max-tokens", type=int, default=4096, show_default=True, help="Use at most so many tokens of the text.")
-@click.option("--batch", type=int, default=8, show_default=True, help="Most windows that run together.")
+@click.option(
+    "--max-tokens", type=int, default=4096, show_default=True, help="Maximum number of tokens to use from the text."
+)
+@click.option("--batch", type=int, default=8, show_default=True, help="Maximum number of windows that run together.")
 @threads_option
 @json_option
 def calibrate(
@@ -46,8 +50,8 @@ def calibrate(
     """Find thresholds for the routed layers of BUNDLE on a text, and show how to apply them.
 
     \b
-    rate   share of the tokens that a layer runs, by its causal rule
-    flips  share of the tokens on which top-k, as in training, decides otherwise
+    rate   share of the tokens that a layer runs by its causal threshold
+    flips  share of the tokens for which top-k, the rule of training, decides differently
     """
     from dynexport.exporter.strategies import strategies
     from dynexport.exporter.strategies.calibration import CalibrationOptions

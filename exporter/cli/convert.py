@@ -1,4 +1,4 @@
-"""``dynexport convert``: a checkpoint to a bundle."""
+"""``dynexport convert``: convert a checkpoint to a bundle."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from dynexport.exporter.bundle.conversion import Conversion
 
 
-# How tokens are routed: fields of the contract, and where they come from.
+# Fields of the routing contract.
 _routing_options = options(
     click.option(
         "--strategy",
@@ -27,18 +27,18 @@ _routing_options = options(
     click.option(
         "--rule",
         type=click.Choice(["official", "balanced", "modulo"]),
-        help="How kept layers follow from a ratio.",
+        help="Rule that selects the kept layers for a ratio.",
     ),
-    click.option("--keep", metavar="0,2,..", help="Kept layers by hand, instead of a ratio."),
+    click.option("--keep", metavar="0,2,..", help="Kept layers, instead of a ratio."),
     click.option(
         "--set",
         "set_fields",
         metavar="FIELD=VALUE",
         multiple=True,
-        help="Any field of the routing contract, as JSON or text; dots reach into objects. May be given several times.",
+        help="A field of the routing contract, as JSON or text; a.b sets field b of a. May be given several times.",
     ),
     click.option(
-        "--import", "importer", metavar="NAME", help="Read what other routing code has written; NAME is astramind."
+        "--import", "importer", metavar="NAME", help="Read a checkpoint of another routing library; NAME is astramind."
     ),
 )
 # The engine that graphs are written for.
@@ -50,61 +50,61 @@ _target_options = options(
         type=click.Choice(["fp32", "fp16", "bf16", "int8", "int4"]),
         default="fp32",
         show_default=True,
-        help="How weights are stored; bf16 for TensorRT only.",
+        help="Type of the stored weights; bf16 for TensorRT only.",
     ),
     click.option(
         "--target",
         type=click.Choice(["onnxruntime", "tensorrt"]),
         default="onnxruntime",
         show_default=True,
-        help="The engine that graphs are written for; ONNX Runtime runs both kinds.",
+        help="Engine that the graphs are made for; ONNX Runtime runs both kinds.",
     ),
-    click.option("--max-batch", type=int, help="TensorRT: rows that engines are built for.  [default: 8]"),
+    click.option("--max-batch", type=int, help="TensorRT: largest batch of the engines.  [default: 8]"),
     click.option(
         "--max-prompt",
         type=int,
-        help="TensorRT: tokens of a prompt that a run takes at most.  [default: the context, up to 1024]",
+        help="TensorRT: largest prefill chunk of the engines, in tokens.  [default: the context, up to 1024]",
     ),
     click.option(
         "--plugins",
         is_flag=True,
-        help="TensorRT: call operators of our own where they serve; with radial also write a graph that decodes.",
+        help="TensorRT: use dynexport's custom operators where they help; with radial also write a decode graph.",
     ),
 )
-# What the bundle holds, and in which form.
+# Content and form of the bundle.
 _form_options = options(
     click.option(
         "--max-length",
         type=int,
-        help="Context of the bundle in tokens.  [default: the model's, with longrope its original length]",
+        help="Context length in tokens.  [default: the model's; with longrope, the original length]",
     ),
     click.option(
         "--static",
         is_flag=True,
-        help="A graph of just the kept layers per ratio, instead of one with conditions.",
+        help="Write one graph per ratio with only its kept layers, instead of one graph with conditions.",
     ),
     click.option(
         "--single-graph",
         is_flag=True,
-        help="radial: one graph of all steps without conditions, instead of a set that the runtime calls in turn.",
+        help="radial: write one graph of all hops without conditions, instead of a set that the runtime calls in turn.",
     ),
     click.option(
         "--layer-capacity",
         type=float,
         metavar="SHARE",
-        help="With --single-graph: of a step's tokens, the share that each layer has room for, above 0 and up to 1; "
-        "others are turned away and counted.  [default: 1]",
+        help="With --single-graph: a layer's capacity as a share of a call's tokens, above 0 and up to 1; tokens "
+        "beyond it are turned away and counted.  [default: 1]",
     ),
     click.option(
         "--golden/--no-golden",
         default=True,
         show_default=True,
-        help="Keep vectors computed by PyTorch in the bundle, to verify without PyTorch.",
+        help="Store PyTorch's logits of a few rows in the bundle, to verify it without PyTorch.",
     ),
     click.option(
         "--tokenizer",
         type=click.Path(path_type=Path),
-        help="tokenizer.json as it stands, or a directory with a tokenizer, instead of the model's own.",
+        help="A tokenizer.json, copied unchanged, or a directory with a tokenizer, instead of the model's.",
     ),
 )
 
@@ -161,7 +161,7 @@ def convert(
 
 
 def _show(out: Output, done: Conversion) -> None:
-    """Say what was made, in tables and in the report."""
+    """Show the bundle in tables and in the report."""
     manifest = done.manifest
     out.facts(f"Bundle {done.output}", [*describe_bundle(manifest), *_describe_run(done)])
     if manifest.depths:
@@ -183,7 +183,7 @@ def _show(out: Output, done: Conversion) -> None:
 
 
 def _layer_capacity(single_graph: bool, share: float | None) -> float | None:
-    """The share of a single graph; None where none is asked for."""
+    """Return the layer capacity of a single graph; None without --single-graph."""
     if share is not None and not single_graph:
         raise click.UsageError("--layer-capacity: expected with --single-graph, found without")
     return 1.0 if single_graph and share is None else share

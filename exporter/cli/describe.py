@@ -1,4 +1,4 @@
-"""A bundle in words and in JSON, as ``convert`` and ``inspect`` tell it."""
+"""Description of a bundle as text and JSON, for ``convert`` and ``inspect``."""
 
 from __future__ import annotations
 
@@ -13,23 +13,23 @@ from dynexport.runtime.measure.cost import ideal_speedup, step_bytes
 
 
 def not_trained(manifest: Manifest, depths: Iterable[Depth]) -> str | None:
-    """Return a warning where some of the depths are none that the checkpoint was trained for."""
+    """Return a warning if the checkpoint was not trained for some of the depths, else None."""
     named = [f"{depth.name} ({kept_text(manifest, depth)})" for depth in depths if not depth.trained]
     if not named:
         return None
     return (
         f"this checkpoint does not declare that it was trained to skip layers as the ratio {' or '.join(named)} does; "
-        "expect worse text the more are skipped (dynexport eval BUNDLE --text FILE says how much)"
+        "expect worse text the more layers are skipped (measure it with dynexport eval BUNDLE --text FILE)"
     )
 
 
 def kept_text(manifest: Manifest, depth: Depth) -> str:
-    """Return how many layers a generated token runs in at a depth: "4 of 8 layers"."""
+    """Return the number of layers that a generated token runs at a depth: "4 of 8 layers"."""
     return f"{len(depth.keep)} of {manifest.model.layers} layers"
 
 
 def describe_bundle(manifest: Manifest) -> list[tuple[str, str]]:
-    """Return names and values for a table."""
+    """Return the names and values of a bundle's table."""
     from dynexport.exporter.strategies import strategies
 
     model, contract = manifest.model, manifest.contract
@@ -61,20 +61,20 @@ def _describe_tokenizer(manifest: Manifest) -> str:
 
 
 def _describe_routing(manifest: Manifest) -> list[tuple[str, str]]:
-    """What routers decide, whichever strategy they are of."""
+    """Return the names and values that describe the routing."""
     routing, layers = manifest.routing, manifest.model.layers
     if isinstance(routing, LayerRouting):
         return [("routed layers", f"{layers_text(routing.layers)} ({len(routing.layers)} of {layers})")]
     if not isinstance(routing, PathRouting):
         return []
-    leave = f"leave after {routing.min_hops}" if routing.exit else "not leave before"
-    again = "may come back to a layer" if routing.reuse else "takes a layer once"
+    leave = f"exit after {routing.min_hops} hops or later" if routing.exit else "no early exit"
+    again = "a token may run a layer again" if routing.reuse else "a token runs a layer at most once"
     told = [
-        ("paths", f"{routing.hops} hops through {layers} layers; a token may {leave}, and {again}"),
-        ("caches", f"one for every {routing.places.removesuffix('s')}"),
+        ("paths", f"{routing.hops} hops through {layers} layers; {leave}; {again}"),
+        ("caches", f"one per {routing.places.removesuffix('s')}"),
     ]
     if manifest.program("prompt", manifest.full).graph is not None:
-        told.append(("one graph", f"layers have room for {100 * routing.layer_capacity:g} % of a step's tokens"))
+        told.append(("one graph", f"a layer has room for {100 * routing.layer_capacity:g} % of a call's tokens"))
     return told
 
 
@@ -91,19 +91,19 @@ def _describe_cache(manifest: Manifest) -> str:
 
 
 def _cache_per_token(manifest: Manifest) -> int:
-    """Bytes of keys and values that a token leaves at most."""
+    """Return the most bytes of keys and values that one token stores."""
     return sum(cache.per_token for cache in manifest.caches) * manifest.cost.kv_per_token
 
 
 def _full_cache(manifest: Manifest) -> tuple[int, float]:
-    """Bytes of keys and values that a row of the whole context is given, and their share of one slot a layer."""
+    """Return the bytes of a row's caches for a full context, and their ratio to one slot per token and layer."""
     model, layout = manifest.model, CacheLayout(manifest)
     slots = sum(layout.slots(place, model.max_length) for place in range(layout.places))
     return slots * manifest.cost.kv_per_token, slots / (model.layers * model.max_length)
 
 
 def depth_table(manifest: Manifest) -> tuple[list[str], list[list[str]]]:
-    """Return columns and rows: what every depth keeps, and what it can give at best."""
+    """Return columns and rows: kept layers and ideal speed-up of every depth."""
     rows = [
         [
             depth.name,
@@ -117,7 +117,7 @@ def depth_table(manifest: Manifest) -> tuple[list[str], list[list[str]]]:
 
 
 def bundle_report(manifest: Manifest) -> dict[str, Any]:
-    """Return the same as JSON."""
+    """Return a bundle's description for the JSON report."""
     size, share = _full_cache(manifest)
     parts = ("contract", "routing", "limits", "model", "tokens", "programs", "caches", "graphs", "files")
     told = manifest.model_dump(mode="json", include={*parts, "trained", "precision", "tools"})

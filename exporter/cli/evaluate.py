@@ -1,4 +1,4 @@
-"""``dynexport eval``: what skipping costs, as perplexity on a text."""
+"""``dynexport eval``: measure perplexity on a text at full depth and with skipped layers."""
 
 from __future__ import annotations
 
@@ -38,11 +38,15 @@ Examples:
 )
 @bundle_argument
 @text_option
-@depth_option("Compare this ratio only with full depth.  [default: all that the bundle declares]")
+@depth_option("Compare only this ratio with full depth.  [default: every ratio of the bundle]")
 @click.option("--window", type=int, default=256, show_default=True, help="Tokens per window.")
-@click.option("--prompt-tokens", type=int, default=64, show_default=True, help="Of these, run as prompt at full depth.")
-@click.option("--max-tokens", type=int, default=2048, show_default=True, help="Use at most so many tokens of the text.")
-@click.option("--batch", type=int, default=8, show_default=True, help="Most windows that run together.")
+@click.option(
+    "--prompt-tokens", type=int, default=64, show_default=True, help="Prompt tokens per window, run at full depth."
+)
+@click.option(
+    "--max-tokens", type=int, default=2048, show_default=True, help="Maximum number of tokens to use from the text."
+)
+@click.option("--batch", type=int, default=8, show_default=True, help="Maximum number of windows that run together.")
 @backend_option
 @trust_option
 @threads_option
@@ -60,10 +64,10 @@ def evaluate(
     threads: int,
     json_path: str | None,
 ) -> None:
-    """Perplexity of BUNDLE on a text, teacher-forced through the decode path that serves.
+    """Measure the perplexity of BUNDLE on a text, with teacher forcing.
 
-    The first tokens of every window run as a prompt does; the rest are decoded one by one, in the kept layers or
-    where routers say, and only these count. The depth is how many layers such a token ran in, on average.
+    The first tokens of every window are a prompt. The others are decode steps in the kept layers, or in the layers that
+    routers choose, and only these count. The depth is the mean number of layers that such a token ran.
     """
     from dynexport.runtime.measure.compared import compared_depths
     from dynexport.runtime.measure.evaluate import evaluate as measure
@@ -94,7 +98,7 @@ def evaluate(
 
 
 def _table(results: Sequence[Evaluation], manifest: Manifest) -> tuple[list[str], list[list[str]]]:
-    """Columns and rows; where routers decide there is nothing to compare with."""
+    """Return columns and rows; a bundle with routers has no comparison with full depth."""
     columns, rows = ["", "layers", "depth", "perplexity"], []
     if manifest.routing is None:
         columns.append("against full")

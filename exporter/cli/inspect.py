@@ -1,4 +1,4 @@
-"""``dynexport inspect``: what is in a bundle."""
+"""``dynexport inspect``: show the content of a bundle."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from dynexport.exporter.cli.output import Output, bytes_text, json_option
 from dynexport.runtime.bundle.bundle import Bundle
 from dynexport.runtime.bundle.manifest import PAST, PRESENT, Graph, LayerRouting, Manifest, PathRouting, Program
 
-# Of a set, which may have hundreds.
+# A set may have hundreds of graphs.
 _SHOWN_GRAPHS = 6
 
 
@@ -29,17 +29,19 @@ Examples:
 )
 @bundle_argument
 @click.option(
-    "--engine", is_flag=True, help="Show the TensorRT engines instead: what each is for, and whether it runs here."
+    "--engine",
+    is_flag=True,
+    help="Show the TensorRT engines instead: what each was built for, and whether it runs here.",
 )
 @click.option(
     "--check",
     is_flag=True,
-    help="Hash every file, weights too. Without it, files of up to 64 MiB only; run after a download.",
+    help="Hash every file, also weights; use it after a download. Otherwise files above 64 MiB are not hashed.",
 )
 @trust_option
 @json_option
 def inspect(bundle: Path, engine: bool, check: bool, trust_engines: bool, json_path: str | None) -> None:
-    """Check BUNDLE's files against its manifest and show what is in it."""
+    """Check BUNDLE's files against its manifest and show its content."""
     out = Output(json_path)
     opened = Bundle.open(bundle, trust_engines=trust_engines)
     if check:
@@ -66,12 +68,16 @@ def _show_bundle(out: Output, bundle: Bundle) -> None:
 
 def _program_row(program: Program) -> list[str]:
     names = list(dict.fromkeys(program.names))
-    shown = names if len(names) <= _SHOWN_GRAPHS else [*names[: _SHOWN_GRAPHS - 1], f"and {len(names)} in all"]
+    shown = (
+        names
+        if len(names) <= _SHOWN_GRAPHS
+        else [*names[: _SHOWN_GRAPHS - 1], f"and {len(names) - _SHOWN_GRAPHS + 1} more"]
+    )
     return [program.phase, program.depth or "any", ", ".join(shown)]
 
 
 def _show_interface(out: Output, manifest: Manifest) -> None:
-    """Inputs and outputs of the graph that runs prompts; of a set, of the one that holds a cache."""
+    """Show inputs and outputs of the prompt's graph; for a set of graphs, of its attention graph."""
     program = manifest.program("prompt", manifest.full)
     if program.set is not None:
         graph = manifest.graph(program.set.attention)
@@ -83,7 +89,7 @@ def _show_interface(out: Output, manifest: Manifest) -> None:
 
 
 def _tensors(graph: Graph, places: Sequence[str]) -> tuple[list[str], list[list[str]]]:
-    """Columns and rows: tensors of a graph, with the caches of some of its places where they have numbers."""
+    """Return columns and rows: a graph's tensors; caches only of ``places`` if they are numbered."""
     rows = [
         [spec.name, way, spec.dtype, " x ".join(map(str, spec.shape))]
         for way, specs in (("input", graph.inputs), ("output", graph.outputs))
@@ -94,20 +100,20 @@ def _tensors(graph: Graph, places: Sequence[str]) -> tuple[list[str], list[list[
 
 
 def _place(manifest: Manifest) -> str:
-    """What a cache belongs to, in a word."""
+    """Return the word for a cache's place: "hop" or "layer"."""
     routing = manifest.routing
     return "hop" if isinstance(routing, PathRouting) and routing.places == "hops" else "layer"
 
 
 def _shown_places(manifest: Manifest) -> list[str]:
-    """A cache of every kind: the first that is not a routed layer's, and the first that is."""
+    """Return the first place that is not a routed layer, and the first that is."""
     routed = manifest.routing.layers if isinstance(manifest.routing, LayerRouting) else ()
     plain = [cache.place for cache in manifest.caches if cache.place not in routed]
     return [str(place) for place in (*plain[:1], *routed[:1])]
 
 
 def _show_operators(out: Output, bundle: Bundle) -> dict[str, Any]:
-    """What TensorRT will find in every graph, and for what it may have a plugin; the same for the JSON report."""
+    """Show each graph's operators and which are dynexport's own; return them for the JSON report."""
     from dynexport.exporter.bundle.operators import count_operators, ours
 
     found = {graph.name: count_operators(bundle.path / graph.file) for graph in bundle.manifest.graphs}
@@ -120,5 +126,5 @@ def _show_operators(out: Output, bundle: Bundle) -> dict[str, Any]:
         ]
         for name, counts in found.items()
     ]
-    out.table("Operators", ["graph", "nodes", "operators", "ours: a plugin, or their body"], rows)
+    out.table("Operators", ["graph", "nodes", "operators", "custom: a plugin or the ONNX body"], rows)
     return {name: {"nodes": counts.total(), "ours": ours(counts)} for name, counts in found.items()}

@@ -1,4 +1,4 @@
-"""``dynexport run``: text from a bundle."""
+"""``dynexport run``: generate text with a bundle."""
 
 from __future__ import annotations
 
@@ -56,11 +56,11 @@ Examples:
     "--prompt", callback=utf8, help="Text to continue, '-' for standard input; with --chat, a message to answer."
 )
 @click.option(
-    "--prompt-file", type=click.Path(path_type=Path), help="The same from a file or a pipe; '-' for standard input."
+    "--prompt-file", type=click.Path(path_type=Path), help="A file or pipe with the prompt; '-' for standard input."
 )
 @click.option("--ids", metavar="1,2,3", help="Token ids to continue.")
-@click.option("--chat", is_flag=True, help="Use the chat template; without a prompt, talk until end of input.")
-@click.option("--system", callback=utf8, help="With --chat: a system message to begin with.")
+@click.option("--chat", is_flag=True, help="Use the chat template; without a prompt, chat until the end of input.")
+@click.option("--system", callback=utf8, help="With --chat: the system message.")
 @click.option(
     "--template-var",
     "variables",
@@ -70,8 +70,10 @@ Examples:
     help="With --chat: a variable of the chat template, as JSON or text, such as enable_thinking=false; may be given "
     "several times.",
 )
-@depth_option("A declared ratio; 1 is full depth.  [default: the first that the model was trained for, else 1]")
-@click.option("--max-new-tokens", type=int, default=128, show_default=True, help="Stop after so many tokens.")
+@depth_option("A ratio of the bundle; 1 is full depth.  [default: the first that the model was trained for, else 1]")
+@click.option(
+    "--max-new-tokens", type=int, default=128, show_default=True, help="Maximum number of tokens to generate."
+)
 @sampling_options
 @click.option("--stop", callback=utf8, multiple=True, help="Stop at this text; may be given several times.")
 @click.option(
@@ -80,7 +82,7 @@ Examples:
     metavar="FILE",
     type=click.Path(path_type=Path),
     multiple=True,
-    help="Show which token ran in which layer, as .png, .html or .json; may be given several times.",
+    help="Write which token ran which layer, as .png, .html or .json; may be given several times.",
 )
 @backend_option
 @trust_option
@@ -104,9 +106,9 @@ def run(
     json_path: str | None,
     **sampling_fields: Any,
 ) -> None:
-    """Generate with BUNDLE, streaming.
+    """Generate text with BUNDLE and stream it.
 
-    Without --prompt, --prompt-file, --ids and --chat, the prompt is what a pipe brings.
+    Without --prompt, --prompt-file, --ids and --chat, the prompt is read from a pipe on standard input.
     """
     _check_sources(prompt, prompt_file, ids, chat=chat)
     template_variables = _template_variables(variables)
@@ -146,7 +148,7 @@ def run(
 
 
 def _settled(out: Output, depth: Depth, sampling: Sampling) -> dict[str, Any]:
-    """What the report says of how text is generated."""
+    """Return the report's fields about the settings of generation."""
     return {
         "speedup": depth.name,
         "layers": list(depth.keep),
@@ -166,15 +168,19 @@ def _answer(
     *,
     as_ids: bool,
 ) -> None:
-    """Generate after one prompt, show what comes, and report it.
+    """Generate after one prompt, stream the output, and write the report.
 
     Args:
-        how: what ``Generator.stream`` takes beside the prompt and its cache.
-        settled: what the report says of how it was generated.
-        as_ids: show token ids rather than text.
+        out: output of the command.
+        model: the model.
+        tokens: token ids of the prompt.
+        how: arguments of ``Model.stream`` except the prompt and the cache.
+        settled: the report's fields about the settings.
+        files: trace files to write.
+        as_ids: whether to show token ids instead of text.
     """
     longest = len(tokens) + max(0, how["max_new_tokens"])
-    # What routers decided is told of every bundle that has some.
+    # A bundle with routers reports their decisions even without a trace.
     record = bool(files) or model.bundle.manifest.routing is not None
     cache = model.executor.full_cache(1, longest, record=record, room=len(tokens) + STEP)
     start = time.perf_counter()
@@ -189,7 +195,7 @@ def _answer(
 def _decided(
     out: Output, files: list[TraceFile], model: Model, decisions: Decisions, report: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """Say what routers decided of the tokens that were processed, and draw it; return what the report says of it."""
+    """Show the routing decisions and write the traces; return the report's fields about them."""
     routing = model.bundle.manifest.routing
     depth = RowDepth.of(decisions, routing)
     told: dict[str, Any] = {}
@@ -198,10 +204,12 @@ def _decided(
         out.say(f"{ran}; {look.deep(depth.layers_per_token, depth.layers)}; {overflow}")
         told["depth"] = depth.model_dump()
     if depth.turned_away:
-        out.warn(f"full layers turned tokens away {depth.turned_away} times: see layer_capacity")
+        out.warn(
+            f"tokens were turned away {depth.turned_away} times because a layer was full; see convert --layer-capacity"
+        )
         told["turned_away"] = depth.turned_away
     if files:
-        ids = [*report["prompt_ids"], *report["ids"]][: depth.tokens]  # the last generated one never was processed
+        ids = [*report["prompt_ids"], *report["ids"]][: depth.tokens]  # the last generated token was not processed
         tokens = Token.sequence(ids, model.text, len(report["prompt_ids"]))
         strategy = model.bundle.manifest.contract.strategy
         trace = Trace.of(decisions, routing, tokens, strategy=strategy, speedup=report["speedup"])
@@ -213,7 +221,7 @@ def _decided(
 
 def _warn_of_two_beginnings(out: Output, bos: int | None, tokens: Sequence[int]) -> None:
     if bos is not None and tokens[:2] == [bos, bos]:
-        out.warn(f"the prompt begins with token {bos} twice: the tokenizer puts one there by itself, leave out yours")
+        out.warn(f"the prompt begins with token {bos} twice; the tokenizer adds one, so remove yours")
 
 
 _SOURCES = (
@@ -230,14 +238,14 @@ def _check_sources(prompt: str | None, path: Path | None, ids: str | None, *, ch
 def _template_variables(options: Sequence[str]) -> dict[str, Any]:
     variables = settings(options, "--template-var")
     for name, value in variables.items():
-        if value in ("True", "False", "None"):  # text that no template takes for what was meant
+        if value in ("True", "False", "None"):  # a template would read these words as text
             json_value = {"True": "true", "False": "false", "None": "null"}[value]
             raise click.BadParameter(f"{name}: expected JSON, {json_value}, found {value}", param_hint="--template-var")
     return variables
 
 
 def _sampling(out: Output, recommended: Recommended, given: dict[str, Any]) -> Sampling:
-    """What the user asks for on top of what the model's author recommends; both are told where they matter."""
+    """Return the sampling: options override generation_config.json; print notes on both."""
     sampling = replace(recommended.sampling, **given)
     if recommended.left_out:
         out.warn(f"{GENERATION_CONFIG} asks for {', '.join(recommended.left_out)}: dynexport does not do that")
@@ -250,8 +258,8 @@ def _sampling(out: Output, recommended: Recommended, given: dict[str, Any]) -> S
         fields = {name: value for name, value in asdict(sampling).items() if value != plain[name]}
         shown = ", ".join(f"{name.replace('_', '-')} {_short(value)}" for name, value in fields.items())
         out.note(
-            f"sampling, where no option says otherwise as {GENERATION_CONFIG} does: {shown}; --temperature 0 takes the "
-            "most probable token"
+            f"sampling by {GENERATION_CONFIG} where no option overrides it: {shown}; --temperature 0 takes the most "
+            "probable token"
         )
     return sampling
 
@@ -261,7 +269,7 @@ def _short(value: Any) -> str:
 
 
 def _say_ratio(out: Output, bundle: Bundle, keep: Depth, *, asked: bool) -> None:
-    """Warn about a ratio that the model was not trained for; tell where that is why none is taken."""
+    """Warn about a ratio that the model was not trained for; note it if full depth is used for that reason."""
     if warning := not_trained(bundle.manifest, [keep]):
         out.warn(warning)
     if bundle.manifest.depths and not asked and len(keep.keep) == bundle.manifest.model.layers:
@@ -297,7 +305,7 @@ def _nothing_shown() -> dict[str, Any]:
 
 
 def _show(out: Output, stream: Stream, shown: dict[str, Any], *, as_ids: bool) -> None:
-    """Print tokens as they come, and keep them in ``shown``, whose finish_reason stays None when they are left off."""
+    """Print tokens as they are generated and add them to ``shown``; if interrupted, finish_reason stays None."""
     with closing(stream) as pieces:
         for piece in pieces:
             out.stream(f"{',' if shown['ids'] else ''}{piece.token}" if as_ids else piece.text)
@@ -308,7 +316,7 @@ def _show(out: Output, stream: Stream, shown: dict[str, Any], *, as_ids: bool) -
 
 
 def _talk(out: Output, conversation: Conversation, how: dict[str, Any], settled: dict[str, Any]) -> None:
-    """A conversation on standard input; the report has what was said, whatever ended it."""
+    """Run a conversation on standard input; the report is written even if it is interrupted."""
     turns: list[dict[str, Any]] = []
 
     def answer(message: str) -> None:

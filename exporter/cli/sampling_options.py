@@ -1,4 +1,4 @@
-"""The options of a command that say how tokens are chosen."""
+"""Options that control sampling."""
 
 from __future__ import annotations
 
@@ -9,34 +9,38 @@ import click
 
 from dynexport.exporter.cli.arguments import settings
 
-_FILE = "as generation_config.json says"
+_FILE = "from generation_config.json"
 _OPTIONS = (
     click.option("--temperature", type=float, help=f"0 is greedy.  [default: {_FILE}, else 0]"),
     click.option(
-        "--top-p", type=float, help=f"Sample from the likeliest tokens of this share.  [default: {_FILE}, else 1]"
+        "--top-p",
+        type=float,
+        help=f"Sample from the most probable tokens whose probabilities sum to this.  [default: {_FILE}, else 1]",
     ),
     click.option(
-        "--top-k", type=int, help=f"Sample from so many likeliest tokens; 0 from all.  [default: {_FILE}, else 0]"
+        "--top-k",
+        type=int,
+        help=f"Sample from this many most probable tokens; 0 means all.  [default: {_FILE}, else 0]",
     ),
     click.option(
         "--min-p",
         type=float,
-        help=f"Sample from tokens at least so probable, against the likeliest.  [default: {_FILE}, else 0]",
+        help=f"Sample from tokens with at least this fraction of the largest probability.  [default: {_FILE}, else 0]",
     ),
     click.option(
         "--repetition-penalty",
         type=float,
-        help=f"Above 1: make tokens that came before less probable.  [default: {_FILE}, else 1]",
+        help=f"Above 1: make earlier tokens less probable.  [default: {_FILE}, else 1]",
     ),
     click.option(
         "--frequency-penalty",
         type=float,
-        help="Subtract this from a token's logit for each time that it was generated, -2 to 2.  [default: 0]",
+        help="Subtract this from a token's logit once per time it was generated, -2 to 2.  [default: 0]",
     ),
     click.option(
         "--presence-penalty",
         type=float,
-        help="Subtract this from the logits of tokens that were generated, -2 to 2.  [default: 0]",
+        help="Subtract this from the logit of every generated token, -2 to 2.  [default: 0]",
     ),
     click.option(
         "--logit-bias",
@@ -44,18 +48,18 @@ _OPTIONS = (
         multiple=True,
         help="Add a number from -100 to 100 to the logit of a token; may be given several times.",
     ),
-    click.option("--min-new-tokens", type=int, help=f"Do not end before so many tokens.  [default: {_FILE}, else 0]"),
+    click.option("--min-new-tokens", type=int, help=f"Generate at least this many tokens.  [default: {_FILE}, else 0]"),
     click.option(
         "--no-repeat-ngram-size",
         type=int,
-        help=f"Generate no sequence of so many tokens twice; 0 is off.  [default: {_FILE}, else 0]",
+        help=f"Generate no sequence of this many tokens twice; 0 is off.  [default: {_FILE}, else 0]",
     ),
-    click.option("--seed", type=int, help="Makes sampling repeatable."),
+    click.option("--seed", type=int, help="Seed that makes sampling repeatable."),
 )
 
 
 def sampling_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Give a command the options; it gets each by the name of its field of ``Sampling``."""
+    """Add the options to a command; each has the name of its field of ``Sampling``."""
     for option in reversed(_OPTIONS):
         command = option(command)
     return command
@@ -65,7 +69,7 @@ def given_fields(options: Mapping[str, Any]) -> dict[str, Any]:
     """Return the fields of ``Sampling`` that were given.
 
     Raises:
-        click.BadParameter: for a bias that is not ID=NUMBER.
+        click.BadParameter: a bias is not ID=NUMBER.
     """
     fields = {name: value for name, value in options.items() if value is not None and name != "logit_bias"}
     if options["logit_bias"]:

@@ -31,7 +31,7 @@ _POSITIONS, _GOLDEN_POSITIONS = (16, 512), (8, 64)
 # error is at most 0.084 at 99 % of the positions and 0.16 at the worst, anywhere in the row.
 _ROUNDED_POSITIONS = (16, 64)
 # Not checked for a single graph whose layers have less capacity than tokens.
-COMPETING = "rows beside others and prompts in other pieces, as tokens that run together compete for layers"
+COMPETING = "other batches and other prefill chunks, as the tokens of a call compete for the capacity of layers"
 # Length of the row for caches of paths that have no limit of their own.
 _TOKENS_OF_PATHS = 24
 
@@ -72,7 +72,7 @@ def edges(manifest: Manifest) -> dict[str, int]:
     windows = {size for size in read_architecture(manifest.source.config).windows if size is not None}
     found = {f"the attention window of {size}": size + 1 for size in sorted(windows)}
     if not manifest.limits.whole_prompts:
-        found[f"prompts in pieces of {CHUNK}"] = CHUNK + 1
+        found[f"prompts in chunks of {CHUNK}"] = CHUNK + 1
     return {name: size for name, size in found.items() if size < context} | {f"the context of {context}": context}
 
 

@@ -49,7 +49,7 @@ def test_no_gpu() -> None:
 
 def test_samples_that_are_not_there(machine: Machine, tmp_path: Path) -> None:
     line = error_of(dynexport("gpu-check", "--samples", tmp_path))
-    assert "expected a checkpoint dense, found none; say where with --samples" in line
+    assert "expected a checkpoint dense, found none; name their directory with --samples" in line
 
 
 def test_every_outcome_is_told(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -99,7 +99,7 @@ def test_a_bundle_says_whether_it_has_a_tokenizer(skip_bundle: Path, ids_bundle:
 
 def test_the_tables_of_doctor() -> None:
     out = good(dynexport("doctor"))
-    assert "GroupQueryAttention there" in out and "onnxruntime 1." in out and "MISSING" not in out
+    assert "GroupQueryAttention available" in out and "onnxruntime 1." in out and "missing; fix" not in out
 
 
 def test_the_table_of_eval(commands: dict[str, list[Any]]) -> None:

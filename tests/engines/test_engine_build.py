@@ -61,7 +61,7 @@ def test_the_second_build_is_told_to_be_none(built: Path, monkeypatch: pytest.Mo
     before = contents(built)
     ran = dynexport("build", built, *RTX, "--compute-capability", "12.0, 8.9,8.0,8.0", "--json", "-")
     assert (ran.code, contents(built)) == (0, before), ran.err
-    assert "every engine was there already; nothing was built" in ran.err and "cached" in ran.err
+    assert "every engine is up to date; nothing was built" in ran.err and "cached" in ran.err
     (engine,) = ran.report["engines"]
     assert engine["cached"] and engine["file"] == engine_of(built).name
     assert ran.report["compute_capabilities"] == ["8.0", "8.9", "12.0"]

@@ -122,7 +122,7 @@ def test_bad_tensors_and_bench_on_the_command_line(tmp_path: Path) -> None:
     assert dynexport("convert", source, "--no-golden", "-o", tmp_path / "bundle").code == 0
     assert dynexport("convert", source, "--strategy", "dense", "--no-golden", "-o", tmp_path / "dense").code == 0
     shown = " ".join(dynexport("inspect", tmp_path / "bundle").out.replace("│", " ").split())
-    assert "paths 5 hops through 4 layers; a token may leave after 0, and may come back to a layer" in shown
+    assert "paths 5 hops through 4 layers; exit after 0 hops or later; a token may run a layer again" in shown
     assert "attention.onnx (called for the cache of every hop)" in shown and "decode any embedding, " in shown
     measured = dynexport(
         "bench",

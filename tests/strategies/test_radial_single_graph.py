@@ -243,10 +243,10 @@ def test_everything_that_serves_a_person(tmp_path: Path) -> None:
 def test_below_full_capacity_it_is_said(half: Opened, tmp_path: Path) -> None:
     bundle = half[0].bundle.path
     ran = dynexport("verify", bundle, "--against", bundle.parent / "model", "--new-tokens", 2, "--threads", 1)
-    assert ran.code == 0 and "not exercised: rows beside others and prompts in other pieces, as tokens" in ran.out
+    assert ran.code == 0 and "not exercised: other batches and other prefill chunks, as the tokens" in ran.out
     assert "--long goes there" not in ran.out
     ran = dynexport("run", bundle, "--ids", "1,1,1,1,1,1", "--max-new-tokens", 2, "--json", "-", "--threads", 1)
-    assert ran.code == 0 and ran.report["turned_away"] > 0 and "turned tokens away" in ran.err
+    assert ran.code == 0 and ran.report["turned_away"] > 0 and "tokens were turned away" in ran.err
 
 
 REFUSED_OPTIONS: dict[str, tuple[str, list[object], str]] = {
