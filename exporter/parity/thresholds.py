@@ -16,7 +16,7 @@ from dynexport.runtime.bundle.manifest import Precision, TargetName
 Kind: TypeAlias = Literal[
     "reference", "consistency", "exact", "routes", "own_routes", "arithmetic", "arithmetic_routes"
 ]
-"""What a check compares the bundle with, and what it compares.
+"""Kind of a check: the values that it compares and the reference.
 
 - ``reference``: PyTorch's logits; ``routes``: PyTorch's routing decisions.
 - ``consistency``: the bundle's own logits, computed another way; ``own_routes``: its own decisions, likewise.

@@ -1,4 +1,4 @@
-"""The figures of a benchmark."""
+"""Results of a benchmark, as plain data."""
 
 from __future__ import annotations
 

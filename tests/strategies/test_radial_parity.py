@@ -131,8 +131,8 @@ def test_bad_tensors_and_bench_on_the_command_line(tmp_path: Path) -> None:
     )
     assert measured.code == 0 and "hops 2" in measured.out
     for option, expected in (
-        ("--hops", "hops: expected 1..5 for this bundle's paths"),
-        ("--depth", "--hops makes every token take a path"),
+        ("--hops", "hops: expected 1..5 for this"),
+        ("--depth", "--hops N makes every token take a path"),
     ):
         assert expected in error_of(dynexport("bench", tmp_path / "bundle", "--prompt-tokens", 4, option, 6))
     change_tensors(source, lambda tensors: tensors.pop("model.radial_router.fc2.bias"))

@@ -227,7 +227,7 @@ def test_everything_that_serves_a_person(tmp_path: Path) -> None:
     ran = dynexport("convert", source, "--single-graph", *steps, "-o", bundle, "--json", "-")
     assert ran.code == 0 and ran.report["routing"]["layer_capacity"] == 1.0 and ran.report["limits"]["prompt"] == 64
     assert ran.report["golden_rows"] > 0
-    assert "100 % of a step's tokens" in " ".join(dynexport("inspect", bundle).out.split())
+    assert "100 % of a call's tokens" in " ".join(dynexport("inspect", bundle).out.split())
     ran = dynexport("verify", bundle, "--new-tokens", 4, *small)
     assert ran.code == 0 and ran.report["route_agreement"] == 1, ran.err
     (tmp_path / "book.txt").write_text("Once upon a time the river rose. " * 5)
