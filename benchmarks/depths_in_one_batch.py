@@ -1,9 +1,9 @@
 """Rows of one batch at different depths: one call a depth, against one call in which each layer takes its own rows.
 
-A llama of SmolLM2-135M's sizes with random weights, 8 rows, some at full depth, the others in every other layer, in
-fp32 and int4. ``calls`` is a Unified Skip bundle, whose ``layer_active`` [L] is for all rows of a call: two calls a
-step. ``rows`` is what a ``layer_active`` [L, B] would be lowered to: the compaction that Mixture-of-Depths has, with the
-kept layers forced row by row. The ways are timed in turn. A further table has one range of rows with idle rows between,
+A llama of SmolLM2-135M's sizes with random weights, some rows at full depth, the others in every other layer, in fp32
+and int4. ``calls`` is a Unified Skip bundle, whose ``layer_active`` [L] is for all rows of a call: a call a depth.
+``rows`` is what a ``layer_active`` [L, B] would be lowered to: the compaction that Mixture-of-Depths has, with the kept
+layers forced row by row. The ways are timed in turn. A further table has one range of rows with idle rows between,
 against two calls.
 
 Prints medians in milliseconds and of the ratios of neighbours. docs/benchmarks.md quotes them.
@@ -24,10 +24,13 @@ from random_llama import save_llama
 
 from dynexport.exporter import convert
 from dynexport.runtime import Bundle
+from dynexport.runtime.execution import calls as cutter
 from dynexport.runtime.execution.batch import Batch
 from dynexport.runtime.execution.executor import Executor
 
-LAYERS, ROWS, PROMPT = 30, 8, 256
+LAYERS, PROMPT = 30, 256
+# Rows of a batch, and how many of them are shallow.
+CASES = ((8, 0), (8, 1), (8, 4), (8, 8), (1, 0), (1, 1))
 SKIPPED = tuple(range(1, LAYERS - 1, 2))
 SIZES = {"layers": LAYERS, "hidden": 576, "intermediate": 1536, "heads": 9, "kv_heads": 3, "vocabulary": 49152}
 
@@ -47,17 +50,17 @@ def bundles(directory: Path, precision: str) -> tuple[Bundle, Bundle]:
     return found[0], found[1]
 
 
-def step(bundle: Bundle, threads: int, shallow: list[int]) -> Callable[[], object]:
-    """What runs one decode step of all rows, those in ``shallow`` in the kept layers; the cache stays as it was."""
+def step(bundle: Bundle, threads: int, rows: int, shallow: int) -> Callable[[], object]:
+    """Return what runs one decode step, the last rows in the kept layers; the cache stays as it was."""
     executor = Executor(bundle, threads)
-    cache = executor.full_cache(ROWS, PROMPT + 8)
+    cache = executor.full_cache(rows, PROMPT + 8)
     rng = np.random.default_rng(0)
-    executor.prefill(cache, list(rng.integers(0, SIZES["vocabulary"], (ROWS, PROMPT))))
-    marks = [cache.mark(row) for row in range(ROWS)]
-    tokens = [np.array([7])] * ROWS
-    depths = [bundle.depth("keep" if row in shallow and bundle.manifest.depths else 1) for row in range(ROWS)]
-    runs = [np.full((len(SKIPPED), 1), row not in shallow) for row in range(ROWS)]
-    batch = Batch(range(ROWS), tokens, "decode", depths, "last", runs if executor.reader.rows else None)
+    executor.prefill(cache, list(rng.integers(0, SIZES["vocabulary"], (rows, PROMPT))))
+    marks = [cache.mark(row) for row in range(rows)]
+    tokens = [np.array([7])] * rows
+    depths = [bundle.depth("keep" if row >= rows - shallow and bundle.manifest.depths else 1) for row in range(rows)]
+    runs = [np.full((len(SKIPPED), 1), row < rows - shallow) for row in range(rows)]
+    batch = Batch(range(rows), tokens, "decode", depths, "last", runs if executor.reader.rows else None)
 
     def run() -> None:
         executor.run(cache, batch)
@@ -108,16 +111,14 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as directory:
         for precision in ("fp32", "int4"):
             calls, rows = bundles(Path(directory), precision)
-            for name, shallow in (
-                ("half", list(range(ROWS // 2, ROWS))),
-                ("one", [ROWS - 1]),
-                ("all", list(range(ROWS))),
-            ):
-                ways = [step(calls, options.threads, shallow), step(rows, options.threads, shallow)]
-                medians, ratio = timed(ways, options.repeats)
-                print(f"{precision}, {name} shallow: calls {medians[0]:.1f} ms, rows {medians[1]:.1f} ms, {ratio:.2f}x")
-            import dynexport.runtime.execution.calls as cutter
-
+            for count, shallow in CASES:
+                medians, ratio = timed(
+                    [step(b, options.threads, count, shallow) for b in (calls, rows)], options.repeats
+                )
+                print(
+                    f"{precision}, {shallow} of {count} rows shallow: calls {medians[0]:.1f} ms, rows {medians[1]:.1f} ms, "
+                    f"{ratio:.2f}x"
+                )
             for idle in (1, 2, 3, 4, 6):
                 ways = []
                 for most in (100, 0):
