@@ -142,7 +142,7 @@ def _show(out: Output, bundle: Bundle, measured: Benchmark) -> None:
         out.table(f"{measured.bundle}: decoding", ["", "layers", *_DECODE], rows)
     if measured.engine_share is not None:
         shares = [f"{name} {share:.0%}" for name, share in list(measured.operators.items())[:_SHOWN_OPERATORS]]
-        out.say(f"a step at full depth: {measured.engine_share:.0%} inside the engine; of that " + ", ".join(shares))
+        out.say(f"a decode step: {measured.engine_share:.0%} inside the engine; of that " + ", ".join(shares))
 
 
 def _warn(out: Output, measured: Benchmark) -> None:

@@ -41,7 +41,11 @@ Examples:
 @depth_option("Compare only this ratio with full depth.  [default: every ratio of the bundle]")
 @click.option("--window", type=int, default=256, show_default=True, help="Tokens per window.")
 @click.option(
-    "--prompt-tokens", type=int, default=64, show_default=True, help="Prompt tokens per window, run at full depth."
+    "--prompt-tokens",
+    type=int,
+    default=64,
+    show_default=True,
+    help="Prompt tokens per window; only later tokens count.",
 )
 @click.option(
     "--max-tokens", type=int, default=2048, show_default=True, help="Maximum number of tokens to use from the text."
