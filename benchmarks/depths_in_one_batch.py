@@ -112,13 +112,10 @@ def main() -> None:
         for precision in ("fp32", "int4"):
             calls, rows = bundles(Path(directory), precision)
             for count, shallow in CASES:
-                medians, ratio = timed(
-                    [step(b, options.threads, count, shallow) for b in (calls, rows)], options.repeats
-                )
-                print(
-                    f"{precision}, {shallow} of {count} rows shallow: calls {medians[0]:.1f} ms, rows {medians[1]:.1f} ms, "
-                    f"{ratio:.2f}x"
-                )
+                ways = [step(bundle, options.threads, count, shallow) for bundle in (calls, rows)]
+                (first, second), ratio = timed(ways, options.repeats)
+                name = f"{precision}, {shallow} of {count} rows shallow"
+                print(f"{name}: calls {first:.1f} ms, rows {second:.1f} ms, {ratio:.2f}x")
             for idle in (1, 2, 3, 4, 6):
                 ways = []
                 for most in (100, 0):

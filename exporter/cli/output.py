@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import sys
 import unicodedata
 from collections.abc import Iterator, Sequence
@@ -25,6 +24,7 @@ from rich.table import Table
 
 from dynexport.runtime.bundle.atomic import check_writable, not_writable, write_file
 from dynexport.runtime.bundle.errors import DynexportError, one_line, printable
+from dynexport.runtime.bundle.json_text import with_nulls
 
 json_option = click.option(
     "--json",
@@ -98,7 +98,7 @@ class Output:
         """
         if self._json_path is None:
             return
-        text = json.dumps(_finite(fields), indent=1, allow_nan=False) + "\n"
+        text = json.dumps(with_nulls(fields), indent=1, allow_nan=False) + "\n"
         if self._json_path == "-":
             with _written():
                 sys.stdout.write(text)
@@ -173,15 +173,6 @@ def _written() -> Iterator[None]:
 def _harmless(text: str) -> str:
     """Return text with its control characters escaped, except line breaks and tabs."""
     return "".join(c if c in "\n\t" or unicodedata.category(c) != "Cc" else printable(c) for c in text)
-
-
-def _finite(value: Any) -> Any:
-    """Return a value with NaN and infinity, which JSON lacks, replaced by None."""
-    if isinstance(value, dict):
-        return {key: _finite(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_finite(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def bytes_text(size: float) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import Any, Literal, TypeAlias
 
@@ -11,6 +10,7 @@ from pydantic import BaseModel, ConfigDict
 from dynexport.exporter.parity.comparison import Measurement
 from dynexport.exporter.parity.metrics import Metrics, number
 from dynexport.exporter.parity.thresholds import ROUTES, Kind, PrecisionLimits, judge, judge_routes
+from dynexport.runtime.bundle.json_text import with_nulls
 from dynexport.runtime.bundle.manifest import Precision
 
 Place: TypeAlias = int | Literal["embedding", "head", "router"]
@@ -172,13 +172,5 @@ class Report(_Part):
 
     def to_json(self) -> dict[str, Any]:
         """Return the fields for ``json.dumps``; infinity and NaN, which JSON lacks, become null."""
-        fields: dict[str, Any] = _json(self.model_dump())
+        fields: dict[str, Any] = with_nulls(self.model_dump())
         return fields
-
-
-def _json(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {name: _json(item) for name, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_json(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
