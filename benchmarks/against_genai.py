@@ -1,7 +1,7 @@
-"""dynexport's dense bundle against onnxruntime-genai on the same checkpoint, precision and threads, measured in turn.
+"""Compare a dense bundle with onnxruntime-genai on the same checkpoint, precision and threads, measured in turn.
 
-Each side runs in a process of its own (two engines in one process would share its cores), A B A B .., and the medians
-and the median ratio of neighbours are printed. docs/benchmarks.md says how to make both models.
+Each side runs in a process of its own, because two engines in one process would share its cores, in the order
+A B A B ... The medians and the median ratio of neighbours are printed. docs/benchmarks.md says how to make both models.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ PROMPT = 256
 
 
 def measure_genai(directory: Path) -> dict[str, float]:
-    """Prefill and decode seconds by onnxruntime-genai's own API; threads stand in its genai_config.json."""
+    """Return prefill and decode seconds with onnxruntime-genai's API; its genai_config.json sets the threads."""
     import numpy as np
     import onnxruntime_genai as genai
 
-    model = genai.Model(str(directory))
+    model = genai.Generator(str(directory))
     prompt = np.random.default_rng(0).integers(0, 40000, PROMPT).astype(np.int32)
     prefill, decode = [], []
     for _ in range(3):
@@ -43,30 +43,30 @@ def measure_genai(directory: Path) -> dict[str, float]:
 
 
 def measure_dynexport(directory: Path, threads: int) -> dict[str, float]:
-    """The same by our runtime: prompt, greedy choice, steps."""
+    """Return prefill and decode seconds with dynexport's runtime: prompt, greedy choice, decode steps."""
     import numpy as np
 
-    from dynexport.runtime import Bundle, Generator
+    from dynexport.runtime import Bundle
+    from dynexport.runtime.execution.executor import Executor
 
-    generator = Generator(Bundle.open(directory), threads)
-    decoder, keep = generator.decoder, generator.bundle.speedup(1)
+    executor = Executor(Bundle.open(directory), threads)
     prompt = np.random.default_rng(0).integers(0, 40000, PROMPT)
-    cache = decoder.cache(1, PROMPT + STEPS + 8)
+    cache = executor.full_cache(1, PROMPT + STEPS + 8)
     prefill, decode = [], []
     for _ in range(3):
-        cache.rewind()
+        cache.rewind(0)
         start = time.perf_counter()
-        token = decoder.prefill(cache, [prompt])[0].argmax(axis=-1)
+        token = executor.prefill(cache, [prompt])[0].argmax(axis=-1)
         prefill.append(time.perf_counter() - start)
         for _ in range(STEPS):
             start = time.perf_counter()
-            token = decoder.step(cache, token, keep).argmax(axis=-1)
+            token = executor.decode(cache, [0], token.tolist(), [executor.manifest.full], lasting=False).argmax(axis=-1)
             decode.append(time.perf_counter() - start)
     return {"prefill": statistics.median(prefill[1:]), "decode": statistics.median(decode[STEPS:])}
 
 
 def in_process(python: str, *arguments: str) -> dict[str, float]:
-    """One measurement in a fresh process."""
+    """Return one measurement from a fresh process."""
     output = subprocess.run([python, __file__, *arguments], check=True, capture_output=True, text=True).stdout
     return json.loads(output.strip().splitlines()[-1])
 

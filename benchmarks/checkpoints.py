@@ -1,4 +1,4 @@
-"""What the benchmarks' checkpoints are made of: routers by the contract's names, random tensors, the files."""
+"""Parts of the benchmarks' checkpoints: router tensors with the contract's names, random tensors, files."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ Shapes = dict[str, tuple[int, ...]]
 
 
 def mod_routers(routed_layers: Iterable[int], hidden: int) -> Shapes:
-    """One router in each of these layers, without predictors."""
+    """Return name -> shape of one router in each of these layers, without predictors."""
     return {f"model.layers.{layer}.mod_router.weight": (1, hidden) for layer in routed_layers}
 
 
 def radial_router(layers: int, hidden: int, units: int) -> Shapes:
-    """The router of a pool of so many layers, which all steps share; it may exit."""
+    """Return name -> shape of a router over a pool of this number of layers; all hops share it, and it may exit."""
     name, choices = "model.radial_router.", layers + 1
     return {
         f"{name}norm.weight": (hidden,),
@@ -31,7 +31,7 @@ def radial_router(layers: int, hidden: int, units: int) -> Shapes:
 
 
 def random_tensors(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, np.ndarray]:
-    """float32, normal with a deviation of 0.02; the same shapes in the same order give the same numbers."""
+    """Return float32 tensors, normal with a deviation of 0.02; equal shapes in equal order give equal numbers."""
     generator = np.random.default_rng(0)
     return {name: generator.standard_normal(shape, np.float32) * np.float32(0.02) for name, shape in shapes.items()}
 

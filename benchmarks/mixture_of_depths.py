@@ -1,11 +1,11 @@
-"""Mixture-of-Depths against its dense twin on a model that is bound by memory: random weights, about 280 M parameters.
+"""Compare Mixture-of-Depths with its dense twin on a memory-bound model: random weights, about 280 M parameters.
 
-The twin runs in a process of its own, as with ``dynexport bench --baseline``, the two in turn; medians of the ratios
-of neighbours are reported.
+The twin runs in a process of its own, as with ``dynexport bench --baseline``. The two run in turn, and medians of the
+ratios of neighbours are reported.
 
-Writes the figures as JSON and draws docs/images/mod-speed.svg from them: decoding against the share of routed layers
-that every token is made to skip, at several batches, and prompts at a realised capacity of 12.5 %. docs/benchmarks.md
-quotes them.
+Writes the figures as JSON and draws docs/images/mod-speed.svg: decoding against the share of routed layers that every
+token is forced to skip, at several batches, and prompts at a realised capacity of 12.5 %. docs/benchmarks.md quotes
+the figures.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from random_llama import save_llama
 
 from dynexport.exporter import convert
 from dynexport.runtime import Bundle
-from dynexport.runtime.measure.bench import benchmark
+from dynexport.runtime.measure.bench import Workload, benchmark
 from dynexport.runtime.measure.cost import prompt_flops
 
 LAYERS, HIDDEN, INTERMEDIATE, HEADS, KV_HEADS, VOCABULARY = 24, 1024, 2816, 16, 4, 8192
@@ -33,7 +33,7 @@ CAPACITY = 0.125
 
 
 def save_model(directory: Path) -> None:
-    """Every other layer has a router."""
+    """Save a model with a router in every other layer."""
     routed = range(1, LAYERS, 2)
     save_llama(
         directory,
@@ -55,13 +55,13 @@ def save_model(directory: Path) -> None:
 
 
 def convert_both(directory: Path) -> None:
-    """The model with and without its routers."""
+    """Convert the model with and without its routers."""
     for strategy in ("mod", "dense"):
         convert(directory / "model", directory / strategy, strategy=strategy, golden=False)
 
 
 def measure(directory: Path, threads: int, pairs: int) -> dict[str, Any]:
-    """Decoding at every batch and skip rate, prompts at every length."""
+    """Measure decoding at every batch and skip rate, and prompts at every length."""
     found: dict[str, Any] = {"decode": {}, "prefill": {}}
     for batch in BATCHES:
         options = {"batch": batch, "prompt_tokens": 8, "new_tokens": 16, "threads": threads}
@@ -78,8 +78,9 @@ def measure(directory: Path, threads: int, pairs: int) -> dict[str, Any]:
 
 
 def _compare(directory: Path, rates: Sequence[float], pairs: int, options: dict[str, int]) -> list[dict[str, Any]]:
-    """Rows "dense" (the twin), "routed" and "skip ..", as medians over pairs."""
+    """Return the rows "full" (the twin), "routed" and "skip ..", as medians over pairs."""
     mod, twin = (Bundle.open(directory / name) for name in ("mod", "dense"))
+    workload = Workload(skip_rates=rates, repeats=pairs, **options)
     return [
         {
             "name": result.name,
@@ -89,12 +90,12 @@ def _compare(directory: Path, rates: Sequence[float], pairs: int, options: dict[
             "tokens_per_second": result.prefill_tokens_per_second,
             "prefill_speedup": result.prefill_speedup,
         }
-        for result in benchmark(mod, baseline=twin, skip_rates=rates, repeats=pairs, **options).results
+        for result in benchmark(mod, workload, baseline=twin).results
     ]
 
 
 def _prompt_ideal(bundle: Path, tokens: int) -> float:
-    """FLOPs of the twin's prompt / FLOPs of one with the capacity's share of the tokens in every routed layer."""
+    """Return FLOPs of the twin's prompt / FLOPs with the capacity's share of the tokens in every routed layer."""
     manifest = Bundle.open(bundle).manifest
     every = np.full((LAYERS, 1), tokens)
     routed = every.copy()
@@ -107,7 +108,7 @@ def _figures(rows: Sequence[dict[str, Any]], *names: str) -> str:
 
 
 def draw(found: dict[str, Any], path: Path) -> None:
-    """Two panels: decoding against the skip rate, prompts against their length."""
+    """Draw two panels: decoding against the skip rate, prompts against their length."""
     import matplotlib
 
     matplotlib.use("Agg")

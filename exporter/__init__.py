@@ -1,18 +1,15 @@
-"""The exporter: a checkpoint to a routed graph, a bundle, and a verdict on its parity with PyTorch."""
+"""Turn a checkpoint into a routed graph and a bundle, and check its parity with PyTorch."""
 
-from typing import Any
+from dynexport.runtime.bundle.lazy import lazily
 
-__all__ = ["convert", "verify"]
+__all__ = ["ConvertOptions", "convert", "verify"]
 
-
-def __getattr__(name: str) -> Any:
-    # Only when asked for: the graph builder is a second of imports that most commands do without.
-    if name == "convert":
-        from dynexport.exporter.bundle.conversion import convert
-
-        return convert
-    if name == "verify":
-        from dynexport.exporter.parity import verify
-
-        return verify
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+# Imported on first use: the graph builder takes a second to import, and most commands do not need it.
+__getattr__ = lazily(
+    __name__,
+    {
+        "ConvertOptions": "dynexport.exporter.bundle.options",
+        "convert": "dynexport.exporter.bundle.conversion",
+        "verify": "dynexport.exporter.parity.verification",
+    },
+)

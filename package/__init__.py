@@ -1,13 +1,29 @@
 """dynexport: deploy language models that do not run every layer for every token."""
 
+from importlib import import_module
 from typing import Any
 
-__all__ = ["__version__"]
+__all__ = [
+    "Bundle",
+    "DynexportError",
+    "Generation",
+    "Model",
+    "Piece",
+    "Sampling",
+    "__version__",
+    "convert",
+    "load",
+    "verify",
+]
 
 
 def __getattr__(name: str) -> Any:
-    if name != "__version__":
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from importlib.metadata import version  # only when asked for: it costs a tenth of what a bundle's import takes
+    # Only when asked for: reading a manifest needs no engine, and running a bundle no exporter.
+    if name == "__version__":
+        from importlib.metadata import version
 
-    return version("dynexport")
+        return version("dynexport")
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    room = "dynexport.exporter" if name in ("convert", "verify") else "dynexport.runtime"
+    return getattr(import_module(room), name)

@@ -1,6 +1,6 @@
-"""The whole way on real models: convert, verify against PyTorch, chat, measure what skipping gains and what it costs.
+"""Demonstrate dynexport on real models: convert, verify against PyTorch, chat, measure speed and perplexity.
 
-Every step is a command that is printed before it runs. `make demo` installs what it needs and calls this.
+Every command is printed before it runs. `make demo` installs what is needed and runs this file.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ from rich.table import Table
 
 ROUTED = Path(__file__).resolve().parent / "training" / "checkpoints" / "mod"
 PROMPT = "Is this a dagger which I see before me, the handle toward my hand?"
-# One layer left out, three, then a half and two thirds.
+# They leave out one layer, three layers, a half, and two thirds.
 SPEEDUPS = ("1.03", "1.11", "2", "3")
 
 
 def packaged_file(package: str, name: str) -> Path:
-    """A data file of an installed package, which is not imported."""
+    """Return the path of a data file of an installed package; the package is not imported."""
     found = importlib.util.find_spec(package)
     if found is None or not found.submodule_search_locations:
         sys.exit(f"the package {package} is not installed: run `make demo`")
@@ -37,16 +37,16 @@ def dynexport(*arguments: str) -> None:
 
 
 def show_table(bench: Path, evaluation: Path) -> None:
-    """Ratio, speed, ideal and perplexity side by side."""
+    """Print ratio, speed, ideal and perplexity side by side."""
     speed = {row["name"]: row for row in json.loads(bench.read_text())["results"]}
     quality = {row["name"]: row for row in json.loads(evaluation.read_text())["results"]}
     table = Table(title="What skipping gains and costs", title_justify="left")
-    for column in ("ratio", "layers", "decode ms", "speed-up", "ideal", "efficiency", "perplexity"):
+    for column in ("depth", "layers", "decode ms", "speed-up", "ideal", "efficiency", "perplexity"):
         table.add_column(column, justify="right")
     for name, row in speed.items():
         table.add_row(
             name,
-            str(row["layers"]),
+            f"{row['layers']:.3g}",
             f"{row['decode_milliseconds']:.1f}",
             f"{row['speedup']:.2f}x",
             f"{row['ideal_speedup']:.2f}x",
@@ -85,7 +85,7 @@ def main() -> None:
 
 
 def show_routing(output: Path) -> None:
-    """Mixture-of-Depths on a small checkpoint that was trained for it: which token took which layer."""
+    """Draw which token ran in which layer of a small checkpoint that was trained for Mixture-of-Depths."""
     bundle, pictures = str(output / "mod"), [str(output / f"trace.{kind}") for kind in ("png", "html")]
     dynexport("convert", str(ROUTED), "--strategy", "mod", "-o", bundle)
     dynexport("verify", bundle, "--against", str(ROUTED))

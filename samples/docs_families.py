@@ -10,12 +10,12 @@ from dynexport.exporter.families import families
 DOCS = Path(__file__).resolve().parents[1] / "docs"
 PAGE = DOCS / "families.md"
 _BEGIN, _END = "<!-- begin: {} -->\n", "<!-- end -->\n"
-# llama.cpp has no architecture of its own for these; what it stores them as.
+# llama.cpp has no architecture of its own for these families; it stores them as the one named here.
 _STORED_AS = {"mistral": "llama"}
 
 
 def markdown(columns: list[str], rows: list[list[str]]) -> str:
-    """A table with columns of equal width."""
+    """Return a Markdown table whose columns are padded to one width."""
     widths = [max(map(len, column)) for column in zip(columns, *rows, strict=True)]
     lines = [columns, ["-" * width for width in widths], *rows]
     return "".join(
@@ -25,7 +25,7 @@ def markdown(columns: list[str], rows: list[list[str]]) -> str:
 
 
 def table() -> str:
-    """The families, one a row."""
+    """Return the table of families, one per row."""
     rows = [
         [family.title, f"`{family.model_type}`", family.features, _gguf(family.model_type)]
         for family in sorted(families().values(), key=lambda family: family.title)
@@ -40,14 +40,14 @@ def _gguf(model_type: str) -> str:
 
 
 def with_table(page: str, script: str, content: str) -> str:
-    """The page with what stands between the script's marks replaced."""
+    """Return the page with the table between the script's marks replaced."""
     before, rest = page.split(_BEGIN.format(script), 1)
     _, after = rest.split(_END, 1)
     return f"{before}{_BEGIN.format(script)}{content}{_END}{after}"
 
 
 def page() -> str:
-    """docs/families.md as it should be."""
+    """Return the text of docs/families.md with the table of the code."""
     return with_table(PAGE.read_text(), Path(__file__).name, table())
 
 

@@ -14,7 +14,7 @@ PAGE = DOCS / "verification.md"
 
 
 def table() -> str:
-    """The faults, one a row, in the order of the list."""
+    """Return the table of faults, one per row, in the order of the list."""
     rows = [
         [str(number), fault.what, fault.bundle, _read(fault), _run(fault)] for number, fault in enumerate(FAULTS, 1)
     ]
@@ -33,7 +33,7 @@ def _run(fault: Fault) -> str:
 
 
 def page() -> str:
-    """docs/verification.md as it should be."""
+    """Return the text of docs/verification.md with the table of the test's list."""
     return with_table(PAGE.read_text(), Path(__file__).name, table())
 
 

@@ -14,7 +14,7 @@ PAGE = DOCS / "config-fields.md"
 
 
 def table() -> str:
-    """What is done with every field that any family reads or insists on; families that do the same in one row."""
+    """Return the table of fields that a family reads or fixes; families that treat a field alike share a row."""
     rows: dict[tuple[str, str, str], list[str]] = {}
     for model_type in sorted(families()):
         for name, done in asked_fields({"model_type": model_type}).items():
@@ -33,12 +33,12 @@ def _listed(names: list[str]) -> str:
 
 
 def harmless() -> str:
-    """The fields without effect, in one paragraph."""
+    """Return the fields without effect, in one paragraph."""
     return ", ".join(f"`{name}`" for name in sorted(HARMLESS)) + ".\n"
 
 
 def page() -> str:
-    """docs/config-fields.md as it should be."""
+    """Return the text of docs/config-fields.md with the tables of the code."""
     with_fields = with_table(PAGE.read_text(), Path(__file__).name, table())
     return with_table(with_fields, "harmless", harmless())
 

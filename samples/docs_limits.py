@@ -10,7 +10,7 @@ from docs_families import DOCS, markdown, with_table
 from dynexport.exporter.parity.thresholds import LIMITS, TENSORRT_LIMITS, Limits, RouteLimits
 
 PAGE = DOCS / "verification.md"
-# TensorRT's own rows are those that differ.
+# TensorRT has rows of its own only where its limits differ.
 NAMED = {f"`{precision}`": limits for precision, limits in LIMITS.items()} | {
     f"`{precision}`, TensorRT": limits
     for precision, limits in TENSORRT_LIMITS.items()
@@ -19,7 +19,7 @@ NAMED = {f"`{precision}`": limits for precision, limits in LIMITS.items()} | {
 
 
 def table() -> str:
-    """The limits, one row per precision and kind of check; equal ones in one row."""
+    """Return the table of limits, one row per precision and kind of check; equal limits share a row."""
     rows = []
     for name, limits in NAMED.items():
         kinds: dict[Limits, list[str]] = {}
@@ -32,7 +32,7 @@ def table() -> str:
         ):
             kinds.setdefault(limit, []).append(kind)
         rows += [[name, "; ".join(held), *_figures(limit)] for limit, held in kinds.items()]
-    columns = ["Precision", "Held to", "Largest error", "Mean KL, nats", "Equal tokens", "Layer departs at"]
+    columns = ["Precision", "Held to", "Largest error", "Mean KL, nats", "Equal tokens", "Layer diverges at"]
     return markdown(columns, rows)
 
 
@@ -44,7 +44,7 @@ def _figures(limit: Limits) -> list[str]:
 
 
 def routes_table() -> str:
-    """The limits of decisions, one row per precision."""
+    """Return the table of limits of decisions, one row per precision."""
     rows = [
         [
             name,
@@ -64,7 +64,7 @@ def _margin(limits: RouteLimits) -> str:
 
 
 def page() -> str:
-    """docs/verification.md as it should be."""
+    """Return the text of docs/verification.md with the tables of the code."""
     name = Path(__file__).name
     return with_table(with_table(PAGE.read_text(), name, table()), f"{name}, decisions", routes_table())
 

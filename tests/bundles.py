@@ -22,7 +22,6 @@ from safetensors.numpy import load_file, save_file
 from tokenizers import Tokenizer, decoders, models
 
 from dynexport.exporter.bundle.conversion import convert
-from dynexport.exporter.cli.main import main
 
 CONFORMANCE = Path(__file__).parent / "conformance"
 SPECIAL = ("<|im_start|>", "<|im_end|>")
@@ -48,6 +47,8 @@ class Ran:
 
 def dynexport(*arguments: object, stdin: str | bytes = "") -> Ran:
     """Run a command as ``dynexport ARGUMENTS`` does, in this process."""
+    from dynexport.exporter.cli.main import main  # most tests need no command line
+
     out, err = io.StringIO(), io.StringIO()
     earlier = sys.argv, sys.stdin, signal.getsignal(signal.SIGTERM)
     with tempfile.TemporaryFile() if stdin else Path(os.devnull).open("rb") as file:

@@ -16,8 +16,9 @@ import pytest
 from bundles import CONFORMANCE, dynexport
 
 from dynexport.exporter.bundle.conversion import convert
-from dynexport.runtime import Bundle, Generator
-from dynexport.runtime.execution.routes import RowLog
+from dynexport.runtime import Bundle, Model
+from dynexport.runtime.bundle.manifest import LayerRouting, PathRouting
+from dynexport.runtime.execution.decisions import Decisions
 
 TOLERANCE = 1e-4
 NEAR_TIE = 2e-3
@@ -32,18 +33,19 @@ FORMS: dict[str, dict[str, Any]] = {
     "tensorrt-static": {"target": "tensorrt", "static": True},
     "tensorrt-plugins": {"target": "tensorrt", "plugins": True},
 }
+# Of those with fixed depths, and of others.
+FIXED = ["", "static", "tensorrt"]
 FORMS_OF = {
     "dense": ["", "tensorrt"],
     "mod": ["", "static", "tensorrt", "tensorrt-static"],
     "radial": ["", "single", "tensorrt", "tensorrt-plugins"],
-    "skip": ["", "static", "tensorrt"],
 }
 # Whose cache_policy is layer: no graph decodes them with our operators.
 BY_LAYER = ("radial-layer", "radial-own-routers")
 KINDS = [
     (case, form)
     for case in CASES
-    for form in FORMS_OF[case.split("-")[0]]
+    for form in FORMS_OF.get(case.split("-")[0], FIXED)
     if not (form == "tensorrt-plugins" and case in BY_LAYER)
 ]
 
@@ -74,45 +76,45 @@ def decided(run: dict[str, Any]) -> list[int]:
 def test_the_sizes_and_the_kept_set(case: Case) -> None:
     manifest = case.bundle.manifest
     assert manifest.model.max_length == case.expected["max_length"]
-    assert [list(speedup.keep) for speedup in manifest.speedups] == [case.expected["keep"]] * bool(
-        case.expected["keep"]
-    )
+    assert [list(speedup.keep) for speedup in manifest.depths] == [case.expected["keep"]] * bool(case.expected["keep"])
 
 
 def test_logits_and_tokens(case: Case) -> None:
-    decoder = Generator(case.bundle, threads=1).decoder
+    executor = Model(case.bundle, threads=1).executor
     for run in case.expected["runs"]:
         # Its buffers grow at almost every step.
-        cache = decoder.cache(1, len(run["prompt"]) + len(run["greedy"]), record=True, room=1)
-        (logits,) = decoder.prefill(cache, [run["prompt"]])
+        cache = executor.full_cache(1, len(run["prompt"]) + len(run["greedy"]), record=True, room=1)
+        (logits,) = executor.prefill(cache, [run["prompt"]], depth=case.bundle.depth(None))
         assert np.abs(logits[0] - run["last_prompt_logits"]).max() < TOLERANCE
         for token, margin in zip(run["greedy"], run["logit_margins"], strict=True):
             second, best = np.partition(logits[0], -2)[-2:]
             assert best - second == pytest.approx(margin, abs=2 * TOLERANCE)
             assert logits[0].argmax() == token or margin < NEAR_TIE
-            steps = len(cache.logs[0].ran)  # the last token's step is not in the answer
-            overflow = 0 if case.bundle.manifest.routed is None else cache.overflow.sum()
-            logits = decoder.step(cache, [token], case.bundle.speedup(None))
+            steps = len(cache.logs[0])  # the last token's step is not in the answer
+            overflow = cache.overflow.sum()
+            logits = executor.step(cache, [token], case.bundle.depth(None))
         assert overflow == (run["overflow"] or 0)
-        if case.bundle.manifest.routed:
-            check_routes(case, run, cache.logs[0], steps)
-        if case.bundle.manifest.contract.strategy == "radial":
-            check_paths(run, cache.logs[0], steps)
+        told = executor.reader.joined(cache.logs[0][:steps])
+        if isinstance(case.bundle.manifest.routing, LayerRouting):
+            check_routes(case.bundle.manifest.routing, run, told)
+        if isinstance(case.bundle.manifest.routing, PathRouting):
+            check_paths(run, told)
 
 
-def check_paths(run: dict[str, Any], log: RowLog, steps: int) -> None:
-    paths, margins = (np.concatenate(part[:steps], axis=1).T for part in (log.paths, log.margins))
+def check_paths(run: dict[str, Any], told: Decisions) -> None:
+    paths, margins = told.choices.T, told.margins.T
     assert len(paths) == len(run["routes"])
     for path, margin, expected in zip(paths, margins, run["routes"], strict=True):
         assert path[path >= 0].tolist() == expected or margin.min() < ROUTE_MARGIN
     assert margins.min() == pytest.approx(run["smallest_route_margin"], abs=ROUTE_MARGIN)
 
 
-def check_routes(case: Case, run: dict[str, Any], log: RowLog, steps: int) -> None:
-    ran, scores, margins = (np.concatenate(part[:steps], axis=1).T for part in (log.ran, log.scores, log.margins))
+def check_routes(routing: LayerRouting, run: dict[str, Any], told: Decisions) -> None:
+    ran, scores, margins = told.ran.T, told.scores.T, told.margins.T
     expected = np.array(run["routes"], bool)
     assert ran.shape[0] == len(expected) and np.isfinite(scores).all()
-    routed = list(case.bundle.manifest.routed.layers)
+    routed = list(routing.layers)
+    assert (ran[:, routed] == told.choices.T).all()
     assert ((ran[:, routed] == expected) | (margins < ROUTE_MARGIN)).all()
     assert np.delete(ran, routed, axis=1).all()
     assert margins.min() == pytest.approx(run["smallest_route_margin"], abs=ROUTE_MARGIN)
@@ -120,7 +122,7 @@ def check_routes(case: Case, run: dict[str, Any], log: RowLog, steps: int) -> No
 
 def test_generation_of_all_prompts_together(case: Case) -> None:
     runs = case.expected["runs"]
-    done = Generator(case.bundle, threads=1).generate([run["prompt"] for run in runs], max_new_tokens=16)
+    done = Model(case.bundle, threads=1).generate([run["prompt"] for run in runs], max_new_tokens=16)
     for run, generation in zip(runs, done, strict=True):
         assert len(generation.ids) == len(run["greedy"])
         assert generation.ids[: len(decided(run))] == decided(run)
@@ -128,7 +130,8 @@ def test_generation_of_all_prompts_together(case: Case) -> None:
 
 def test_the_command_line(case: Case) -> None:
     # A single graph of many nodes takes seconds to load, every time.
-    for run in case.expected["runs"][: 1 if case.bundle.manifest.single_graph else None]:
+    slow = not all(graph.share_memory for graph in case.bundle.manifest.graphs)
+    for run in case.expected["runs"][: 1 if slow else None]:
         ids = ",".join(map(str, run["prompt"]))
         ran = dynexport("run", case.path, "--ids", ids, "--max-new-tokens", 16, "--threads", 1, "--json", "-")
         assert ran.code == 0, ran.err

@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 from bundles import CONFORMANCE, checkpoint
 
-from dynexport.exporter.bundle.conversion import convert, merged, read_contract
+from dynexport.exporter.bundle.contract import merged, read_contract
+from dynexport.exporter.bundle.conversion import convert
 from dynexport.exporter.checkpoint import open_checkpoint
 from dynexport.runtime import Bundle, DynexportError
 from dynexport.runtime.bundle.contract import Dense, Mod

@@ -2,41 +2,37 @@
 
 from __future__ import annotations
 
-import re
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import onnx_ir as ir
 
 from dynexport.exporter.bundle import describe
+from dynexport.exporter.bundle.contract import read_contract
 from dynexport.exporter.bundle.leftovers import check_leftovers
+from dynexport.exporter.bundle.options import ConvertOptions, Progress
 from dynexport.exporter.bundle.ties import tied_as_stored
 from dynexport.exporter.bundle.weights import WeightFile, WeightReader
 from dynexport.exporter.bundle.writer import replacing
-from dynexport.exporter.checkpoint import Checkpoint, open_checkpoint
+from dynexport.exporter.checkpoint import open_checkpoint
 from dynexport.exporter.checkpoint.sizes import check_sizes
 from dynexport.exporter.families import find_family, read_architecture
 from dynexport.exporter.families.architecture import Architecture, Rotary
 from dynexport.exporter.graph.decoder import CausalLM
-from dynexport.exporter.lowering.onnxruntime import OnnxRuntime
 from dynexport.exporter.lowering.plan import GraphPlan
 from dynexport.exporter.lowering.target import Target
-from dynexport.exporter.lowering.tensorrt.target import MAX_BATCH, TensorRT
 from dynexport.exporter.parity.golden import write_golden
 from dynexport.exporter.strategies import strategies
+from dynexport.exporter.strategies.importing import find_importer
 from dynexport.runtime.bundle import manifest as m
-from dynexport.runtime.bundle.checks import checked_kind, checked_list, checked_path, is_integer, is_number, shown
-from dynexport.runtime.bundle.contract import AnyContract, SkipRule, parse_contract
+from dynexport.runtime.bundle.checks import checked_kind, checked_path, is_integer, shown
+from dynexport.runtime.bundle.contract import AnyContract
 from dynexport.runtime.bundle.errors import DynexportError
 from dynexport.runtime.bundle.machine import peak_memory
 from dynexport.runtime.generation.generation_config import GENERATION_CONFIG, read_generation_config
-
-# Called with what is being worked on, the weights done so far, and how many there are.
-Progress = Callable[[str, int, int], None]
-_ROUTER = re.compile(r"model\.layers\.([0-9]{1,4})\.mod_router\.weight")
 
 
 @dataclass(frozen=True)
@@ -63,113 +59,112 @@ class Conversion:
     peak_memory: int
 
 
-def convert(
-    model: str | Path,
-    output: str | Path,
-    *,
-    strategy: str | None = None,
-    speedups: Sequence[float] = (),
-    rule: SkipRule | None = None,
-    keep: Sequence[int] | None = None,
-    fields: Mapping[str, Any] | None = None,
-    target: m.TargetName = "onnxruntime",
-    precision: m.Precision = "fp32",
-    max_batch: int | None = None,
-    max_prompt: int | None = None,
-    plugins: bool = False,
-    max_length: int | None = None,
-    static: bool = False,
-    layer_capacity: float | None = None,
-    golden: bool = True,
-    tokenizer: Path | None = None,
-    importer: str | None = None,
-    progress: Progress | None = None,
-) -> Conversion:
+def convert(model: str | Path, output: str | Path, options: ConvertOptions | None = None, **named: Any) -> Conversion:
     """Convert a model into a bundle.
 
     Args:
         model: a Hugging Face directory, a hub id, or a ``.gguf`` file.
         output: the bundle's directory; an earlier bundle there is replaced when the new one is complete.
-        strategy: one of ``strategies()``; None takes what config.json declares under "dynexport", else dense.
-        speedups, rule, keep: override the contract's fields.
-        fields: override any field of the contract, objects within it field by field; these go last.
-        target: the engine that the graphs are written for; ONNX Runtime runs them all.
-        precision: how projections and embeddings are stored. For ONNX Runtime everything else is float32; for TensorRT
-            hidden states and caches have that type as well, float16 with int8 and int4.
-        max_batch: for TensorRT, the rows that engines are built for; None for 8.
-        max_prompt: for TensorRT, the tokens that a run of a prompt takes, longer ones go in pieces; None for the
-            context, at most 1024.
-        plugins: for TensorRT, call operators of our own, which engines are then built and run with (docs/plugins.md);
-            a Radial Network's bundle then has a graph for decode steps beside its set.
-        max_length: the bundle's context in tokens; None takes the model's, with longrope its original length.
-        static: write a graph of the kept layers per ratio instead of one graph with conditions.
-        layer_capacity: write a single graph of all steps of a Radial Network, in which every layer has room for this
-            share of a step's tokens; None for the usual graphs.
-        golden: write golden vectors, when torch and transformers are installed.
-        tokenizer: a tokenizer.json, or a directory with one, to take instead of the model's own.
-        importer: the routing code that has written ``model``, when that is not ours (docs/importing.md).
-        progress: called with what is done, the bytes so far, and all bytes.
+        options: what to convert it to; None for the usual.
+        named: fields of ``ConvertOptions``, on top of ``options``.
 
     Raises:
-        DynexportError: for anything wrong with the model or the arguments; ``output`` is then left as it was.
+        DynexportError: for anything wrong with the model or the options; ``output`` is then left as it was.
+        TypeError: for a name that ``ConvertOptions`` does not have.
     """
     started = time.perf_counter()
     output = checked_path("output", output)
-    if precision not in get_args(m.Precision):
-        raise DynexportError(f"precision: expected one of {', '.join(get_args(m.Precision))}, found {shown(precision)}")
-    _check_form(static, layer_capacity)
-    engine = _target(target, precision, max_batch, max_prompt, plugins)
-    checkpoint = open_checkpoint(model, tokenizer=tokenizer, importer=importer)
+    options = ConvertOptions() if options is None else options
+    checked_kind("options", options, ConvertOptions, "ConvertOptions")
+    options = replace(options, **named)
+    options.check_form()
+    target = options.open_target()
+    reader = _open(model, options)
+    checkpoint = reader.checkpoint
+    built = _build(reader, options, target)
+    with replacing(output) as part:
+        manifest, rows, note = _write(part, built, options)
+    notes = (
+        *checkpoint.notes,
+        *_rope_notes(reader.architecture),
+        *describe.notes_on_tokens(checkpoint, manifest.tokens),
+    )
+    return Conversion(
+        output=output,
+        manifest=manifest,
+        golden=rows,
+        note=note,
+        notes=notes,
+        seconds=time.perf_counter() - started,
+        peak_memory=peak_memory(),
+    )
+
+
+def _open(model: str | Path, options: ConvertOptions) -> WeightReader:
+    """The checkpoint, checked, and its architecture."""
+    checkpoint = open_checkpoint(model, tokenizer=options.tokenizer, importer=find_importer(options.importer))
     check_sizes(checkpoint)
     read_generation_config(checkpoint.files.get(GENERATION_CONFIG, b"{}"))  # refused now rather than by each run
-    architecture = _limited(read_architecture(checkpoint.config), max_length)
+    architecture = _limited(read_architecture(checkpoint.config), options.max_length)
     reader = WeightReader(checkpoint, find_family(checkpoint.config), architecture)
-    reader.architecture = architecture = tied_as_stored(reader)
-    contract = read_contract(checkpoint, strategy, speedups, rule, keep, fields)
-    engine.check_contract(contract, architecture.max_length)
-    chosen = strategies()[contract.strategy]
-    kept = chosen.speedups(contract, architecture.layers)
-    if layer_capacity is None:
-        plans = chosen.graphs(contract, kept, architecture.layers, target=engine, static=static)
+    reader.architecture = tied_as_stored(reader)
+    return reader
+
+
+@dataclass(frozen=True)
+class _Built:
+    """What is to be written: the plans, and for each its graph with modules whose weights are still without values."""
+
+    reader: WeightReader
+    target: Target
+    contract: AnyContract
+    kept: tuple[m.Depth, ...]
+    plans: tuple[GraphPlan, ...]
+    graphs: list[tuple[ir.Model, CausalLM]]
+
+
+def _build(reader: WeightReader, options: ConvertOptions, target: Target) -> _Built:
+    """Read the contract, plan the graphs and build them; refuse what has no place in them."""
+    checkpoint, architecture = reader.checkpoint, reader.architecture
+    contract = read_contract(checkpoint, options.strategy, options.speedups, options.rule, options.keep, options.fields)
+    target.longest_prompt(architecture.max_length)  # refused now rather than when weights are written
+    strategy, layers = strategies()[contract.strategy], architecture.layers
+    strategy.check(contract, architecture, target)
+    kept = strategy.depths(contract, layers)
+    if options.layer_capacity is None:
+        plans = strategy.graphs(contract, kept, layers, target=target, static=options.static)
     else:
-        plans = (chosen.single_graph(contract, architecture.layers, layer_capacity),)
-    built = [chosen.build(plan, architecture, engine, contract, checkpoint) for plan in plans]
-    needed = {name for _, modules in built for name in reader.needed(modules)}
-    checkpoint.notes += check_leftovers(reader, needed, contract, chosen=strategy is not None, changed=bool(fields))
-    with replacing(output) as part:
-        manifest = _write_graphs(part, reader, contract, kept, precision, plans, built, engine, progress)
-        for name, content in checkpoint.files.items():
-            (part / name).write_bytes(content)
-        rows, note = write_golden(part / m.GOLDEN, checkpoint, manifest) if golden else (0, "left out as asked")
-        files = {path.name: m.File.of(path) for path in sorted(part.iterdir()) if path.name not in manifest.files}
-        source = manifest.source.model_copy(update={"importer": importer})
-        manifest = manifest.model_copy(update={"files": {**manifest.files, **files}, "source": source})
-        (part / m.MANIFEST).write_text(manifest.model_dump_json(indent=1) + "\n")
-    seconds = time.perf_counter() - started
-    notes = (*checkpoint.notes, *_rope_notes(architecture), *describe.notes_on_tokens(checkpoint, manifest.tokens))
-    return Conversion(output, manifest, rows, note, notes, seconds, peak_memory())
+        plans = (strategy.single_graph(contract, layers, options.layer_capacity, target=target),)
+    graphs = [strategy.build(plan, architecture, target, contract, checkpoint) for plan in plans]
+    needed = {name for _, modules in graphs for name in reader.needed(modules)}
+    checkpoint.notes += check_leftovers(
+        reader, needed, contract, chosen=options.strategy is not None, changed=bool(options.fields)
+    )
+    return _Built(reader=reader, target=target, contract=contract, kept=kept, plans=plans, graphs=graphs)
 
 
-def _check_form(static: bool, layer_capacity: float | None) -> None:
-    if layer_capacity is None:
-        return
-    if static:
-        raise DynexportError("--static: expected without --single-graph, found both")
-    if not is_number(layer_capacity) or not 0 < layer_capacity <= 1:
-        raise DynexportError(f"layer capacity: expected a share above 0 and up to 1, found {shown(layer_capacity)}")
-
-
-def _target(
-    name: m.TargetName, precision: m.Precision, max_batch: int | None, max_prompt: int | None, plugins: bool
-) -> Target:
-    if name not in get_args(m.TargetName):
-        raise DynexportError(f"target: expected one of {', '.join(get_args(m.TargetName))}, found {shown(name)}")
-    if name == "tensorrt":
-        return TensorRT(precision, MAX_BATCH if max_batch is None else max_batch, max_prompt, plugins=plugins)
-    for option, value in (("max_batch", max_batch), ("max_prompt", max_prompt), ("plugins", plugins or None)):
-        if value is not None:
-            raise DynexportError(f"{option}: expected with the target tensorrt, found onnxruntime, which needs none")
-    return OnnxRuntime(precision)
+def _write(part: Path, built: _Built, options: ConvertOptions) -> tuple[m.Manifest, int, str]:
+    """Write all files of a bundle; its manifest, the golden rows, and why there are none."""
+    checkpoint = built.reader.checkpoint
+    manifest = _write_graphs(
+        part,
+        built.reader,
+        built.contract,
+        built.kept,
+        options.precision,
+        built.plans,
+        built.graphs,
+        built.target,
+        options.progress,
+    )
+    for name, content in checkpoint.files.items():
+        (part / name).write_bytes(content)
+    rows, note = write_golden(part / m.GOLDEN, checkpoint, manifest) if options.golden else (0, "left out as asked")
+    files = {path.name: m.File.of(path) for path in sorted(part.iterdir()) if path.name not in manifest.files}
+    source = manifest.source.model_copy(update={"importer": options.importer})
+    manifest = manifest.model_copy(update={"files": {**manifest.files, **files}, "source": source})
+    (part / m.MANIFEST).write_text(manifest.model_dump_json(indent=1) + "\n")
+    return manifest, rows, note
 
 
 def _limited(architecture: Architecture, max_length: int | None) -> Architecture:
@@ -204,7 +199,7 @@ def _write_graphs(
     part: Path,
     reader: WeightReader,
     contract: AnyContract,
-    kept: tuple[m.Speedup, ...],
+    depths: tuple[m.Depth, ...],
     precision: m.Precision,
     plans: tuple[GraphPlan, ...],
     built: Sequence[tuple[ir.Model, CausalLM]],
@@ -213,104 +208,37 @@ def _write_graphs(
 ) -> m.Manifest:
     """Write every graph and the one file of weights that they share; the manifest of it, other files still missing."""
     checkpoint, architecture = reader.checkpoint, reader.architecture
+    strategy, context = strategies()[contract.strategy], architecture.max_length
     graphs = []
     with WeightFile(part / m.WEIGHTS, target, progress) as weights:
         for plan, (graph, modules) in zip(plans, built, strict=True):
             weights.store(modules, reader)
             ir.save(graph, part / f"{plan.name}.onnx")
-            profiles = target.profiles(plan, contract, architecture.max_length)
+            profiles = target.profiles(plan, context)
             graphs.append(describe.describe_graph(graph, plan, profiles))
+    programs = strategy.programs(contract, plans, depths)
     return m.Manifest(
         schema_version=m.SCHEMA_VERSION,
         contract=contract,
+        trained=describe.is_trained(checkpoint, contract),
         target=target.name,
         precision=precision,
         model=describe.describe_model(architecture, weights.elements),
-        speedups=kept,
+        depths=tuple(describe.mark_trained(checkpoint, strategy, contract, depths)),
+        programs=programs,
         graphs=tuple(graphs),
-        cost=describe.describe_cost(architecture, weights.bytes_read, target),
+        caches=describe.describe_caches(
+            graphs,
+            strategy.places(contract, architecture.layers),
+            lambda place: strategy.slots(contract, place, context, plans),
+        ),
+        routing=strategy.routing(contract, plans),
+        limits=describe.describe_limits(graphs, programs, strategy.limits(contract, context, plans)),
+        cost=describe.describe_cost(
+            architecture, weights.bytes_read, target, strategy.router_weights(contract, architecture)
+        ),
         tokens=describe.describe_tokens(checkpoint, architecture.vocab_size),
-        key_positions=describe.position_layers(graphs[0]),
-        routed=describe.routed_caches(contract, architecture.max_length, padded=plans[0].padded),
-        single_graph=describe.single_graph(plans),
         source=describe.describe_source(checkpoint),
         tools=describe.tool_versions(),
         files={m.WEIGHTS: weights.entry()},
-    )
-
-
-def read_contract(
-    checkpoint: Checkpoint,
-    strategy: str | None = None,
-    speedups: Sequence[float] = (),
-    rule: SkipRule | None = None,
-    keep: Sequence[int] | None = None,
-    changes: Mapping[str, Any] | None = None,
-) -> AnyContract:
-    """The checkpoint's contract with what the user asked for on top of it; ``changes`` may name any field."""
-    speedups = checked_list("speedups", speedups, "numbers")
-    if keep is not None:  # numbers of numpy as plain ones, which is what a contract has
-        keep = [int(layer) if is_integer(layer) else layer for layer in checked_list("keep", keep, "layers")]
-    changes = {} if changes is None else changes
-    checked_kind("fields", changes, Mapping, "a mapping of the contract's fields")
-    declared = checkpoint.config.get("dynexport")
-    if declared is not None and not isinstance(declared, dict):
-        raise DynexportError(f"{checkpoint.source}: config.json: dynexport: expected an object, found {declared!r}")
-    name = strategy or (declared or {"strategy": "dense"}).get("strategy")
-    if not isinstance(name, str) or name not in strategies():
-        known = " or ".join(strategies())
-        raise DynexportError(f"{checkpoint.source}: strategy: expected {known}, found {name!r}")
-    if name != "unified-skip" and (speedups or rule is not None or keep is not None):
-        raise _no_ratios(checkpoint, name, "speedups" if speedups else "keep" if keep is not None else "rule")
-    fields: dict[str, Any] = dict(declared) if declared and declared.get("strategy") == name else {"strategy": name}
-    if speedups:
-        fields["speedups"] = tuple(speedups)
-        fields.pop("keep", None)
-    if rule is not None:
-        fields["rule"] = rule
-    if keep is not None:
-        fields["keep"] = tuple(keep)
-    fields = merged(fields, changes)
-    if fields["strategy"] != name:
-        raise DynexportError(
-            f"{checkpoint.source}: contract: strategy: expected {name} among the fields to set, found "
-            f"{fields['strategy']!r:.80}; choose it with --strategy"
-        )
-    if name == "mod" and "routed_layers" not in fields:
-        raise _no_routed_layers(checkpoint)
-    return parse_contract(fields, f"{checkpoint.source}: contract")
-
-
-def _no_ratios(checkpoint: Checkpoint, strategy: str, field: str) -> DynexportError:
-    option = f"--{field.removesuffix('s')}"
-    return DynexportError(
-        f"{checkpoint.source}: {option}: expected with the strategy unified-skip, whose contract has {field}, found "
-        f"{strategy}; add --strategy unified-skip, or leave {option} out"
-    )
-
-
-def merged(fields: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
-    """Fields with changes on top of them; where both are objects, field by field. Names become strings, as in JSON."""
-    result = {str(name): value for name, value in fields.items()}
-    for name, change in changes.items():
-        before = result.get(str(name))
-        if isinstance(before, Mapping) and isinstance(change, Mapping):
-            change = merged(before, change)
-        result[str(name)] = change
-    return result
-
-
-def _no_routed_layers(checkpoint: Checkpoint) -> DynexportError:
-    """What to do about a contract that does not say which layers are routed, from the routers that are there."""
-    found = sorted(int(match[1]) for name in checkpoint.names if (match := _ROUTER.fullmatch(name)))
-    if found:
-        advice = f"the checkpoint has routers in layers {found}: --set 'routed_layers={found}'"
-    else:
-        advice = (
-            "the checkpoint has no tensor model.layers.{i}.mod_router.weight either: give it routers, or name the "
-            "code that has written it with --import"
-        )
-    return DynexportError(
-        f"{checkpoint.source}: contract: routed_layers: expected the layers with a router, in config.json or with "
-        f"--set 'routed_layers=[1,3]', found none; {advice}"
     )

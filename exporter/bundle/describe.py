@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from importlib import metadata
+from typing import Any
 
 import onnx_ir as ir
 
 from dynexport.exporter.checkpoint import Checkpoint
 from dynexport.exporter.families.architecture import Architecture
-from dynexport.exporter.lowering.plan import GraphPlan
+from dynexport.exporter.lowering.plan import GraphPlan, SlotRule
 from dynexport.exporter.lowering.target import Target
+from dynexport.exporter.strategies import Strategy
 from dynexport.runtime.bundle import manifest as m
-from dynexport.runtime.bundle.contract import AnyContract, Mod
+from dynexport.runtime.bundle.contract import UNDECLARED, AnyContract, parse_contract
 from dynexport.runtime.bundle.errors import DynexportError, printable
 from dynexport.runtime.bundle.json_text import parse_json_object
 from dynexport.runtime.generation.generation_config import GENERATION_CONFIG
@@ -30,8 +32,8 @@ _TOOLS = (
     "torch",
     "transformers",
 )
-# Tokens of a row in a run that fills slots whatever was chosen: each costs a slot of every cache that tokens choose.
-PADDED_CHUNK = 64
+# What stands for a cache's slots in graphs, and in the manifest.
+_SLOTS = {"M": "M", "M_routed": "M", "B": "B"}
 _LAYER_PREFIX = "model.layers."
 _ROUTER_PREFIX = "model.radial_router."
 # Of these a step reads single rows only, unless a tied head multiplies by the whole table.
@@ -59,16 +61,96 @@ def describe_graph(model: ir.Model, plan: GraphPlan, profiles: tuple[m.Profile, 
         name=plan.name,
         file=f"{plan.name}.onnx",
         layers=plan.layers,
-        conditional=plan.conditional,
-        role=plan.role,
-        step=plan.step,
+        places=_places(model),
+        share_memory=plan.share_memory,
         profiles=profiles,
         inputs=tuple(_tensor(value) for value in model.graph.inputs),
         outputs=tuple(_tensor(value) for value in model.graph.outputs),
     )
 
 
-def describe_cost(architecture: Architecture, bytes_read: dict[str, int], target: Target) -> m.Cost:
+def describe_caches(graphs: Sequence[m.Graph], places: int, slots: Callable[[int], SlotRule]) -> tuple[m.Cache, ...]:
+    """One cache for each place, from the inputs of the graphs that hold it, or of the one that takes any.
+
+    Args:
+        slots: how many entries and slots a place has.
+    """
+    return tuple(_cache(graphs, place, slots(place)) for place in range(places))
+
+
+def _cache(graphs: Sequence[m.Graph], place: int, rule: SlotRule) -> m.Cache:
+    parts: dict[str, m.CachePart] = {}
+    for graph in graphs:
+        prefix = "" if graph.places is None else f"{place}."
+        for name, spec in graph.caches.items():
+            if not name.startswith(prefix) or (graph.places is None and name.removeprefix(prefix) in parts):
+                continue
+            part = name.removeprefix(prefix)
+            shape = tuple(_SLOTS.get(dim, dim) if isinstance(dim, str) else dim for dim in spec.shape)
+            parts[part] = m.CachePart.model_validate(
+                {
+                    "input": f"{m.PAST}{place}.{part}",
+                    "output": f"{m.PRESENT}{place}.{part}",
+                    "dtype": spec.dtype,
+                    "shape": shape,
+                }
+            )
+    return m.Cache(place=place, parts=parts, most=rule.most, per_token=rule.per_token, slack=rule.slack)
+
+
+def describe_limits(graphs: Sequence[m.Graph], programs: Sequence[m.Program], limits: m.Limits) -> m.Limits:
+    """A strategy's limits, and those of the sizes that engines are built for."""
+    named = {graph.name: graph for graph in graphs}
+    prompts = [program for program in programs if program.phase == "prompt"]
+    whole = [named[program.graph] for program in prompts if program.graph is not None]
+    sets = [program.set for program in prompts if program.set is not None]
+    lines = [named[name] for found in sets for name in found.names if name not in (found.head, found.attention)]
+    return limits.model_copy(
+        update={
+            "rows": _most(graphs, "B"),
+            "prompt": _least(
+                [limits.prompt, *(graph.limit(dim) for graph in whole for dim in "S")]
+                + [named[found.attention].limit("C") for found in sets]
+            ),
+            "tokens": _least([graph.limit("N") for graph in lines]),
+            "logits": _least([graph.limit("K") for graph in whole]),
+        }
+    )
+
+
+def _most(graphs: Sequence[m.Graph], dimension: str) -> int | None:
+    found = [graph.limit(dimension) for graph in graphs]
+    return max((size for size in found if size is not None), default=None)
+
+
+def _least(sizes: Iterable[int | None]) -> int | None:
+    return min((size for size in sizes if size is not None), default=None)
+
+
+def is_trained(checkpoint: Checkpoint, contract: AnyContract) -> bool:
+    """Whether the checkpoint itself declares the contract's strategy: only then was it trained to be run so."""
+    declared = checkpoint.config.get("dynexport") or {}
+    return bool(declared.get("strategy", UNDECLARED) == contract.strategy)
+
+
+def mark_trained(
+    checkpoint: Checkpoint, strategy: Strategy[Any, Any], contract: AnyContract, depths: Sequence[m.Depth]
+) -> list[m.Depth]:
+    """The depths, each marked where the checkpoint itself declares its layers."""
+    fields = checkpoint.config.get("dynexport")
+    try:
+        declared = parse_contract(fields, "config.json: dynexport") if isinstance(fields, dict) else None
+    except DynexportError:
+        declared = None  # of another version, or never a contract
+    return [
+        depth.model_copy(update={"trained": declared is not None and strategy.is_trained(contract, depth, declared)})
+        for depth in depths
+    ]
+
+
+def describe_cost(
+    architecture: Architecture, bytes_read: dict[str, int], target: Target, router_weights: int
+) -> m.Cost:
     """Bytes that a decode step reads: what each stored parameter costs to read, and caches as the target has them."""
     layers = [0] * architecture.layers
     shared = 0
@@ -85,6 +167,8 @@ def describe_cost(architecture: Architecture, bytes_read: dict[str, int], target
         layers=tuple(layers),
         kv_per_token=entry * target.activations.bitwidth // 8,
         layer_flops=architecture.layer_flops_per_token,
+        router=4 * router_weights,
+        router_flops=2 * router_weights,
     )
 
 
@@ -154,34 +238,12 @@ def tool_versions() -> dict[str, str]:
     return versions
 
 
-def routed_caches(contract: AnyContract, max_length: int, *, padded: bool) -> m.RoutedCaches | None:
-    """What layers that choose their tokens have for a cache.
-
-    A padded step writes as many entries as it has room for, chosen or not: on a filled cache that needs slack.
-    """
-    if not isinstance(contract, Mod):
+def _places(model: ir.Model) -> tuple[int, ...] | None:
+    """The caches that a graph holds, by their numbers; None for a graph whose one cache has none."""
+    names = [str(value.name).removeprefix(m.PAST) for value in model.graph.inputs if str(value.name).startswith(m.PAST)]
+    if any("." not in name for name in names):
         return None
-    slots = contract.slots(max_length)
-    if not padded:
-        return m.RoutedCaches(layers=contract.routed_layers, slots=slots, slack=1, chunk=None)
-    if contract.prefill == "topk":  # such a prompt cannot be cut
-        return m.RoutedCaches(layers=contract.routed_layers, slots=slots, slack=slots, chunk=None)
-    chunk = min(slots, PADDED_CHUNK)
-    return m.RoutedCaches(layers=contract.routed_layers, slots=slots, slack=chunk, chunk=chunk)
-
-
-def single_graph(plans: Sequence[GraphPlan]) -> m.SingleGraph | None:
-    """What there is to know of a graph that follows paths."""
-    capacity = plans[0].layer_capacity
-    return None if capacity is None else m.SingleGraph(layer_capacity=capacity, chunk=PADDED_CHUNK)
-
-
-def position_layers(graph: m.Graph) -> tuple[int, ...]:
-    """Layers whose cache also holds original positions; none of a graph whose caches may be those of steps."""
-    if graph.role != "step":
-        return ()
-    names = (spec.name for spec in graph.inputs if spec.name.endswith(".position"))
-    return tuple(int(name.split(".")[1]) for name in names)
+    return tuple(sorted({int(name.partition(".")[0]) for name in names}))
 
 
 def _tensor(value: ir.Value) -> m.TensorSpec:

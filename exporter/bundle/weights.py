@@ -131,15 +131,15 @@ class WeightFile:
         """Give every parameter of a graph its place in the file; write those that are not there yet."""
         weights = list(stored_weights(model))
         for done, (name, weight) in enumerate(weights, start=1):
-            if any(parameter.name not in self.written for parameter in weight.parts.values()):
+            if any(name + suffix not in self.written for suffix in weight.parts):
                 if isinstance(weight.storage, Stacked):
                     self._pack_stack(name, weight, weight.storage, reader)
                 else:
                     self._pack(name, weight, reader)
                 if self._progress is not None:
                     self._progress(name, done, len(weights))
-            for parameter in weight.parts.values():
-                parameter.const_value = self.written[parameter.name]
+            for suffix, parameter in weight.parts.items():
+                parameter.const_value = self.written[name + suffix]
 
     def _pack(self, name: str, weight: StoredWeight, reader: WeightReader, *, aligned: bool = True) -> None:
         """Write a weight; ``name`` is the graph's, or of one layer in a stack, which the weight describes."""

@@ -1,12 +1,10 @@
-"""Where a user's word for a model - a directory, a .gguf file, a hub id - becomes a checkpoint."""
+"""Open checkpoints: a Hugging Face directory, a .gguf file or a hub id, each as one thing."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 
-from dynexport.exporter.checkpoint.astramind import AstramindCheckpoint
-from dynexport.exporter.checkpoint.base import Checkpoint
+from dynexport.exporter.checkpoint.base import Checkpoint, Importer
 from dynexport.exporter.checkpoint.gguf_file import GgufFile
 from dynexport.exporter.checkpoint.gguf_header import is_gguf
 from dynexport.exporter.checkpoint.hub import download, is_hub_id
@@ -15,29 +13,25 @@ from dynexport.exporter.checkpoint.tokenizer_files import TokenizerFiles, load_t
 from dynexport.runtime.bundle.checks import checked_kind, checked_path
 from dynexport.runtime.bundle.errors import DynexportError
 from dynexport.runtime.bundle.plain_files import open_plain, read_plain
-from dynexport.runtime.text.text import TOKENIZER_FILE
+from dynexport.runtime.bundle.text_files import TOKENIZER_FILE
 
-__all__ = ["IMPORTERS", "Checkpoint", "open_checkpoint"]
-
-# Name -> what turns a directory that other routing code has written into a checkpoint in our terms (docs/importing.md).
-IMPORTERS: dict[str, Callable[[SafetensorsDirectory], Checkpoint]] = {"astramind": AstramindCheckpoint}
+__all__ = ["Checkpoint", "Importer", "open_checkpoint"]
 
 
-def open_checkpoint(model: str | Path, *, tokenizer: Path | None = None, importer: str | None = None) -> Checkpoint:
+def open_checkpoint(
+    model: str | Path, *, tokenizer: Path | None = None, importer: Importer | None = None
+) -> Checkpoint:
     """Open a model; tensors are read later, one at a time.
 
     Args:
         model: a Hugging Face directory, a GGUF file, or a hub id ``owner/name``, which is downloaded.
         tokenizer: a ``tokenizer.json``, or a directory with a tokenizer, to take instead of the model's own.
-        importer: one of ``IMPORTERS``, for a directory that other routing code has written; its ``notes`` say what
-            changes.
+        importer: reads a directory that other routing code has written.
 
     Raises:
-        DynexportError: when there is no such model or importer, or the model is damaged or of an unsupported kind.
+        DynexportError: when there is no such model, or the model is damaged or of an unsupported kind.
     """
     checked_kind("model", model, str | Path, "a path or a hub id")
-    if importer is not None and not (isinstance(importer, str) and importer in IMPORTERS):
-        raise DynexportError(f"import: expected {' or '.join(IMPORTERS)}, found {importer!r:.80}")
     override = None if tokenizer is None else _read_override(checked_path("tokenizer", tokenizer))
     checkpoint = _open(model, needs_tokenizer=override is None)
     if importer is not None:
@@ -76,13 +70,13 @@ def _open(model: str | Path, *, needs_tokenizer: bool) -> Checkpoint:
     )
 
 
-def _import(checkpoint: Checkpoint, importer: str) -> Checkpoint:
+def _import(checkpoint: Checkpoint, importer: Importer) -> Checkpoint:
     if not isinstance(checkpoint, SafetensorsDirectory):
         raise DynexportError(
-            f"{checkpoint.source}: import {importer}: expected a Hugging Face directory, found a .gguf file; "
+            f"{checkpoint.source}: import {importer.name}: expected a Hugging Face directory, found a .gguf file; "
             "name the directory that the training has written"
         )
-    return IMPORTERS[importer](checkpoint)
+    return importer.read(checkpoint)
 
 
 def _read_override(path: Path) -> TokenizerFiles:

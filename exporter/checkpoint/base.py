@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -49,3 +50,17 @@ class Checkpoint(ABC):
         Raises:
             DynexportError: when it is absent, truncated or of an unsupported dtype; it names the file.
         """
+
+
+@dataclass(frozen=True)
+class Importer:
+    """Reads a directory that other routing code has written (docs/importing.md).
+
+    Attributes:
+        name: on the command line and in manifests.
+        read: what turns the directory, as it stands, into a checkpoint in our terms, whose ``notes`` say what changes;
+            raises DynexportError for what it cannot read.
+    """
+
+    name: str
+    read: Callable[[Checkpoint], Checkpoint]

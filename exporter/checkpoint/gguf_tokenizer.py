@@ -16,8 +16,7 @@ from dynexport.exporter.checkpoint.gguf_sampling import read_sampling
 from dynexport.exporter.checkpoint.gguf_vocabulary import ANOTHER_TOKENIZER, Kind, Vocabulary, read_vocabulary
 from dynexport.exporter.checkpoint.tokenizer_files import TokenizerFiles, notes_on_templates, tokenizer_settings
 from dynexport.runtime.bundle.errors import DynexportError, told_as
-from dynexport.runtime.text.chat_template import TEMPLATE_FILE
-from dynexport.runtime.text.text import CONFIG_FILE, TOKENIZER_FILE
+from dynexport.runtime.bundle.text_files import CONFIG_FILE, TEMPLATE_FILE, TOKENIZER_FILE
 
 _GENERATION = "generation_config.json"
 _NO_VOCABULARY = ("", "none", "no_vocab")

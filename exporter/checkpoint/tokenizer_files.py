@@ -18,8 +18,10 @@ from tokenizers.models import BPE
 from dynexport.exporter.checkpoint.end_tokens import ends_by_text
 from dynexport.exporter.checkpoint.small_files import find_file, parse_object, read_file
 from dynexport.runtime.bundle.errors import DynexportError, told_as
-from dynexport.runtime.text.chat_template import TEMPLATE_FILE, named_templates
-from dynexport.runtime.text.text import CLEAN_UPS, CONFIG_FILE, TOKENIZER_FILE
+from dynexport.runtime.bundle.json_text import parse_json_object
+from dynexport.runtime.bundle.text_files import CONFIG_FILE, TEMPLATE_FILE, TOKENIZER_FILE
+from dynexport.runtime.text.chat_template import named_templates
+from dynexport.runtime.text.text import CLEAN_UPS
 
 _SIDE_FILES = ("config.json", CONFIG_FILE, "special_tokens_map.json", "added_tokens.json")
 _VOCABULARIES = (
@@ -136,7 +138,7 @@ def turn_ends(files: Mapping[str, bytes]) -> dict[int, str]:
     tokenizer = load_tokenizer(files[TOKENIZER_FILE], Path(TOKENIZER_FILE))
     added = {token.content for token in tokenizer.get_added_tokens_decoder().values()}
     written = files.get(TEMPLATE_FILE, b"").decode(errors="replace")
-    own = json.loads(files.get(CONFIG_FILE, b"{}")).get("eos_token")
+    own = parse_json_object(files.get(CONFIG_FILE, b"{}"), CONFIG_FILE).get("eos_token")
     texts = [own, *(text for text in sorted(ends_by_text(added)) if text in written)]
     ids = {text: tokenizer.token_to_id(text) for text in texts if text is not None}
     return {token_id: text for text, token_id in ids.items() if token_id is not None}

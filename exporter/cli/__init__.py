@@ -1,1 +1,1 @@
-"""The command line. Each file is one command; main.py gathers them."""
+"""The command line: one file per command; main.py collects them."""

@@ -1,13 +1,13 @@
-"""Arguments that several commands share, and values as people type them."""
+"""Arguments that several commands share, and parsers of their values."""
 
 from __future__ import annotations
 
 import codecs
 import os
 import stat
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import click
 
@@ -17,6 +17,7 @@ from dynexport.runtime.bundle.machine import available_cores
 from dynexport.runtime.bundle.plain_files import open_named
 from dynexport.runtime.engines.registry import RUN_BACKENDS
 
+_Command = TypeVar("_Command", bound=Callable[..., Any])
 _LARGEST_FROM_PIPE = 64 << 20  # bytes
 
 bundle_argument = click.argument("bundle", type=click.Path(path_type=Path))
@@ -28,12 +29,12 @@ backend_option = click.option(
     type=click.Choice(RUN_BACKENDS),
     default="onnxruntime",
     show_default=True,
-    help="What runs the graphs. tensorrt and tensorrt-rtx: the engines of `dynexport build`, on a GPU.",
+    help="What runs the graphs; tensorrt and tensorrt-rtx run the engines of `dynexport build` on a GPU.",
 )
 trust_option = click.option(
     "--trust-engines",
     is_flag=True,
-    help="Give TensorRT engines that were not built here. They are native code: whoever made them runs it.",
+    help="Load TensorRT engines that were built elsewhere. An engine is native code: load only those that you trust.",
 )
 text_option = click.option(
     "--text",
@@ -44,11 +45,31 @@ text_option = click.option(
 )
 
 
+def options(*decorators: Callable[[_Command], _Command]) -> Callable[[_Command], _Command]:
+    """Return a decorator that adds several options to a command, in this order."""
+
+    def add(command: _Command) -> _Command:
+        for decorator in reversed(decorators):
+            command = decorator(command)
+        return command
+
+    return add
+
+
+def depth_option(text: str) -> Callable[[_Command], _Command]:
+    """Return the option that chooses a depth: a ratio, a kept set's name or "full".
+
+    Args:
+        text: help text of the option.
+    """
+    return click.option("--speedup", "--depth", "depth", help=text)
+
+
 def numbers(text: str, option: str) -> list[int]:
-    """Whole numbers separated by commas; none of an empty text.
+    """Return the whole numbers of a comma-separated text; an empty list for an empty text.
 
     Raises:
-        click.BadParameter: when one is none; it names ``option``.
+        click.BadParameter: a part is not a whole number; the message names ``option``.
     """
     try:
         return [int(part) for part in text.split(",")] if text.strip() else []
@@ -59,10 +80,10 @@ def numbers(text: str, option: str) -> list[int]:
 
 
 def settings(options: Iterable[str], option: str) -> dict[str, Any]:
-    """Fields from ``NAME=VALUE``: dots reach into objects, and a value is JSON where it can be read so, else text.
+    """Return the fields of ``NAME=VALUE`` texts; a.b=1 sets a field of an object, and a value is JSON or else text.
 
     Raises:
-        click.BadParameter: when one has no name or no value, or sets what another has set; it names ``option``.
+        click.BadParameter: a name or "=" is missing, or a field is set twice; the message names ``option``.
     """
     fields: dict[str, Any] = {}
     for text in options:
@@ -86,7 +107,7 @@ def _json_or_text(value: str) -> Any:
 
 
 def _add(fields: dict[str, Any], more: dict[str, Any]) -> bool:
-    """Put ``more`` into ``fields``, objects within them likewise; False where a field has a value already."""
+    """Merge ``more`` into ``fields``, nested objects too; return False if a field has a value already."""
     for name, value in more.items():
         if name not in fields:
             fields[name] = value
@@ -96,10 +117,10 @@ def _add(fields: dict[str, Any], more: dict[str, Any]) -> bool:
 
 
 def read_text(path: Path, max_tokens: int) -> str:
-    """Enough of a text for so many tokens, each rarely longer than 16 bytes; "-" is standard input.
+    """Return the beginning of a text, 16 bytes for each of ``max_tokens`` tokens; "-" is standard input.
 
     Raises:
-        DynexportError: when it cannot be read, or is not UTF-8.
+        DynexportError: the text cannot be read, or is not UTF-8.
     """
     limit = 16 * max(1, max_tokens)
     path = Path("/dev/stdin") if str(path) == "-" else path
@@ -108,7 +129,7 @@ def read_text(path: Path, max_tokens: int) -> str:
             status = os.fstat(file.fileno())
             limit = min(limit, status.st_size + 1 if stat.S_ISREG(status.st_mode) else _LARGEST_FROM_PIPE)
             content = file.read(limit)
-        # The cut may go through a character; the end of the file may not.
+        # The cut may split a character; the end of the file must not.
         return codecs.getincrementaldecoder("utf-8")().decode(content, final=len(content) < limit)
     except OSError as error:
         raise DynexportError(f"{path}: expected a text file, found: {error.strerror}") from error

@@ -1,18 +1,27 @@
-"""``dynexport build``: TensorRT engines of a bundle."""
+"""``dynexport build``: build the TensorRT engines of a bundle."""
 
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 import click
 
 from dynexport.exporter.cli.arguments import bundle_argument
 from dynexport.exporter.cli.engines import engine_report
-from dynexport.exporter.cli.output import Output, bytes_text, json_option
+from dynexport.exporter.cli.output import Output, ProgressBar, bytes_text, json_option
 from dynexport.runtime.bundle.bundle import Bundle
 from dynexport.runtime.bundle.manifest import ENGINES, Graph
-from dynexport.runtime.engines.tensorrt.backend import BACKENDS, BackendName, choose_target, open_backend
+from dynexport.runtime.engines.tensorrt.backend import (
+    BACKENDS,
+    Backend,
+    BackendName,
+    BuildTarget,
+    choose_target,
+    open_backend,
+)
 from dynexport.runtime.engines.tensorrt.build import Built, build_engine
 from dynexport.runtime.engines.tensorrt.builder import Builder
 from dynexport.runtime.engines.tensorrt.gpu import find_gpu
@@ -33,31 +42,31 @@ Examples:
     "backend_name",
     required=True,
     type=click.Choice(BACKENDS),
-    help="tensorrt builds for the GPU here; tensorrt-rtx for others too, and needs none.",
+    help="tensorrt builds for the GPU of this machine; tensorrt-rtx also builds for others, without a GPU.",
 )
 @click.option(
     "--compute-capability",
     "capabilities",
     metavar="LIST",
-    help="What to build for, such as 8.0,8.9,12.0; else the GPU here, or without one any from 8.0 on.",
+    help="Build for these, such as 8.0,8.9,12.0.  [default: this machine's GPU; without one, all from 8.0 on]",
 )
 @click.option(
     "--plugins",
     "with_ours",
     is_flag=True,
-    help="Take our plugins, in Python, for our operators (convert --plugins); else their bodies are built.",
+    help="Use dynexport's Python plugins for its custom operators (convert --plugins), not their ONNX bodies.",
 )
 @click.option(
     "--plugin-library",
     type=click.Path(path_type=Path),
-    help="A compiled library of TensorRT plugins instead, for programs that load it; run --backend does not.",
+    help="Use a compiled library of TensorRT plugins, for programs that load it; `dynexport run` does not.",
 )
 @click.option(
     "--strip",
     is_flag=True,
-    help="Engines without weights: they take the bundle's when they are opened. Takes a GPU to build.",
+    help="Build engines without weights; they load the bundle's weights when opened. Needs a GPU.",
 )
-@click.option("--force", is_flag=True, help="Build although the same engine lies in the bundle.")
+@click.option("--force", is_flag=True, help="Build again even if an engine is up to date.")
 @json_option
 def build(
     bundle: Path,
@@ -69,10 +78,9 @@ def build(
     force: bool,
     json_path: str | None,
 ) -> None:
-    """Build an engine of every graph of BUNDLE and keep it there, with a profile for prompts and one for decoding.
+    """Build a TensorRT engine for every graph of BUNDLE and store it there, with profiles for prefill and decode.
 
-    An engine that was built before from the same model, by the same version, for the same target and plugins, and
-    with weights or without, is taken as it is.
+    An up-to-date engine is reused: one of the same model, backend version, target, plugins and --strip.
     """
     if with_ours and plugin_library:
         raise click.UsageError("expected --plugins or --plugin-library, found both")
@@ -85,33 +93,40 @@ def build(
     plugins = our_plugins() if with_ours else None
     if plugin_library:
         plugins = PluginLibrary.from_file(plugin_library)
-
-    def one(graph: Graph, builder: Builder) -> Built:
-        with out.progress(f"building {graph.file}:") as bar:
-            done = build_engine(
-                opened,
-                graph,
-                backend,
-                target,
-                plugins=plugins,
-                strip=strip,
-                force=force,
-                builder=builder,
-                progress=lambda phase, step, steps: bar.working_on(phase.lower(), step, steps),
-            )
-        if done.damaged:
-            out.warn(f"{done.damaged}; it was built again")
-        return done
-
+    built = []
     with Builder() as builder:
-        built = [one(graph, builder) for graph in opened.manifest.graphs]
+        for graph in opened.manifest.graphs:
+            with out.progress(f"building {graph.file}:") as bar:
+                done = build_engine(
+                    opened,
+                    graph,
+                    backend,
+                    target,
+                    plugins=plugins,
+                    strip=strip,
+                    force=force,
+                    builder=builder,
+                    progress=partial(_working_on, bar),
+                )
+            if done.damaged:
+                out.warn(f"{done.damaged}; it was built again")
+            built.append(done)
+    _show(out, opened, backend, target, built)
+
+
+def _working_on(bar: ProgressBar, phase: str, step: int, steps: int) -> None:
+    bar.working_on(phase.lower(), step, steps)
+
+
+def _show(out: Output, bundle: Bundle, backend: Backend, target: BuildTarget, built: Sequence[Built]) -> None:
+    """Show the engines in a table and in the report."""
     out.table(
-        f"Engines in {bundle / ENGINES}, for {target}, by {backend.name} {backend.version}",
+        f"Engines in {bundle.path / ENGINES}, for {target}, by {backend.name} {backend.version}",
         ["graph", "profiles", "size", "seconds", "peak memory", ""],
-        [_row(graph, done) for graph, done in zip(opened.manifest.graphs, built, strict=True)],
+        [_row(graph, done) for graph, done in zip(bundle.manifest.graphs, built, strict=True)],
     )
     if all(done.cached for done in built):
-        out.say("every engine was there already; nothing was built (--force builds again)")
+        out.say("every engine is up to date; nothing was built (--force builds again)")
     out.report(
         {
             "backend": backend.name,

@@ -1,4 +1,4 @@
-"""``dynexport calibrate``: thresholds that let a wanted share of a text's tokens run."""
+"""``dynexport calibrate``: find router thresholds by which a given share of tokens runs."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from dynexport.runtime.bundle.bundle import Bundle
 from dynexport.runtime.text.text import Text
 
 if TYPE_CHECKING:
+    from dynexport.exporter.strategies.calibration import Calibration
     from dynexport.runtime.bundle.manifest import Source
-    from dynexport.runtime.measure.calibrate import Calibration
 
 
 @click.command(
@@ -27,10 +27,14 @@ Examples:
 )
 @bundle_argument
 @text_option
-@click.option("--target-rate", type=float, help="Share of the tokens that shall run.  [default: the capacity]")
+@click.option(
+    "--target-rate", type=float, help="Share of the tokens that each routed layer runs.  [default: the capacity]"
+)
 @click.option("--window", type=int, default=256, show_default=True, help="Tokens per window.")
-@click.option("--max-tokens", type=int, default=4096, show_default=True, help="Use at most so many tokens of the text.")
-@click.option("--batch", type=int, default=8, show_default=True, help="Most windows that run together.")
+@click.option(
+    "--max-tokens", type=int, default=4096, show_default=True, help="Maximum number of tokens to use from the text."
+)
+@click.option("--batch", type=int, default=8, show_default=True, help="Maximum number of windows that run together.")
 @threads_option
 @json_option
 def calibrate(
@@ -43,28 +47,22 @@ def calibrate(
     threads: int,
     json_path: str | None,
 ) -> None:
-    """Find thresholds for the routed layers of BUNDLE (Mixture-of-Depths) on a text, and show how to apply them.
+    """Find thresholds for the routed layers of BUNDLE on a text, and show how to apply them.
 
     \b
-    rate   share of the tokens that a layer runs, by its causal rule
-    flips  share of the tokens on which top-k, as in training, decides otherwise
+    rate   share of the tokens that a layer runs by its causal threshold
+    flips  share of the tokens for which top-k, the rule of training, decides differently
     """
-    from dynexport.runtime.measure.calibrate import calibrate as measure
+    from dynexport.exporter.strategies import strategies
+    from dynexport.exporter.strategies.calibration import CalibrationOptions
 
     out = Output(json_path)
     opened = Bundle.open(bundle)
     ids = Text.of_bundle(opened).encode(read_text(text_path, max_tokens))
+    strategy = strategies()[opened.manifest.contract.strategy]
     with out.progress("calibrating") as bar:
-        done = measure(
-            opened,
-            ids,
-            target_rate=target_rate,
-            window=window,
-            max_tokens=max_tokens,
-            batch=batch,
-            threads=threads,
-            progress=bar.update,
-        )
+        options = CalibrationOptions(target_rate, window, max_tokens, batch, threads, bar.update)
+        done = strategy.calibrate(opened, ids, options)
     title = f"{text_path.name}: {done.tokens} tokens in windows of {window}, of which top-k chooses {done.k} each"
     out.table(title, *_table(done))
     apply = _command(opened.manifest.source, done)

@@ -1,19 +1,112 @@
-"""``dynexport convert``: a checkpoint to a bundle."""
+"""``dynexport convert``: convert a checkpoint to a bundle."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from dynexport.exporter.cli.arguments import numbers, settings
-from dynexport.exporter.cli.describe import bundle_report, describe_bundle, not_trained, speedup_table
+from dynexport.exporter.cli.arguments import numbers, options, settings
+from dynexport.exporter.cli.describe import bundle_report, depth_table, describe_bundle, not_trained
 from dynexport.exporter.cli.output import Output, bytes_text, json_option
 from dynexport.runtime.bundle.contract import STRATEGY_NAMES
 
 if TYPE_CHECKING:
     from dynexport.exporter.bundle.conversion import Conversion
+
+
+# Fields of the routing contract.
+_routing_options = options(
+    click.option(
+        "--strategy",
+        type=click.Choice(STRATEGY_NAMES),
+        help="How tokens are routed.  [default: what config.json declares, else dense]",
+    ),
+    click.option("--speedup", "speedups", type=float, multiple=True, help="Target ratio; may be given several times."),
+    click.option(
+        "--rule",
+        type=click.Choice(["official", "balanced", "modulo"]),
+        help="Rule that selects the kept layers for a ratio.",
+    ),
+    click.option("--keep", metavar="0,2,..", help="Kept layers, instead of a ratio."),
+    click.option(
+        "--set",
+        "set_fields",
+        metavar="FIELD=VALUE",
+        multiple=True,
+        help="A field of the routing contract, as JSON or text; a.b sets field b of a. May be given several times.",
+    ),
+    click.option(
+        "--import", "importer", metavar="NAME", help="Read a checkpoint of another routing library; NAME is astramind."
+    ),
+)
+# The engine that graphs are written for.
+_target_options = options(
+    click.option(
+        "--precision",
+        "--dtype",
+        "precision",
+        type=click.Choice(["fp32", "fp16", "bf16", "int8", "int4"]),
+        default="fp32",
+        show_default=True,
+        help="Type of the stored weights; bf16 for TensorRT only.",
+    ),
+    click.option(
+        "--target",
+        type=click.Choice(["onnxruntime", "tensorrt"]),
+        default="onnxruntime",
+        show_default=True,
+        help="Engine that the graphs are made for; ONNX Runtime runs both kinds.",
+    ),
+    click.option("--max-batch", type=int, help="TensorRT: largest batch of the engines.  [default: 8]"),
+    click.option(
+        "--max-prompt",
+        type=int,
+        help="TensorRT: largest prefill chunk of the engines, in tokens.  [default: the context, up to 1024]",
+    ),
+    click.option(
+        "--plugins",
+        is_flag=True,
+        help="TensorRT: use dynexport's custom operators where they help; with radial also write a decode graph.",
+    ),
+)
+# Content and form of the bundle.
+_form_options = options(
+    click.option(
+        "--max-length",
+        type=int,
+        help="Context length in tokens.  [default: the model's; with longrope, the original length]",
+    ),
+    click.option(
+        "--static",
+        is_flag=True,
+        help="Write one graph per ratio with only its kept layers, instead of one graph with conditions.",
+    ),
+    click.option(
+        "--single-graph",
+        is_flag=True,
+        help="radial: write one graph of all hops without conditions, instead of a set that the runtime calls in turn.",
+    ),
+    click.option(
+        "--layer-capacity",
+        type=float,
+        metavar="SHARE",
+        help="With --single-graph: a layer's capacity as a share of a call's tokens, above 0 and up to 1; tokens "
+        "beyond it are turned away and counted.  [default: 1]",
+    ),
+    click.option(
+        "--golden/--no-golden",
+        default=True,
+        show_default=True,
+        help="Store PyTorch's logits of a few rows in the bundle, to verify it without PyTorch.",
+    ),
+    click.option(
+        "--tokenizer",
+        type=click.Path(path_type=Path),
+        help="A tokenizer.json, copied unchanged, or a directory with a tokenizer, instead of the model's.",
+    ),
+)
 
 
 @click.command(
@@ -36,140 +129,44 @@ Examples:
     type=click.Path(path_type=Path),
     help="Directory of the bundle; an earlier bundle there is replaced.",
 )
-@click.option(
-    "--strategy",
-    type=click.Choice(STRATEGY_NAMES),
-    help="How tokens are routed.  [default: what config.json declares, else dense]",
-)
-@click.option("--speedup", "speedups", type=float, multiple=True, help="Target ratio; may be given several times.")
-@click.option(
-    "--rule",
-    type=click.Choice(["official", "balanced", "modulo"]),
-    help="How kept layers follow from a ratio.",
-)
-@click.option("--keep", metavar="0,2,..", help="Kept layers by hand, instead of a ratio.")
-@click.option(
-    "--set",
-    "set_fields",
-    metavar="FIELD=VALUE",
-    multiple=True,
-    help="Any field of the routing contract, as JSON or text; dots reach into objects. May be given several times.",
-)
-@click.option(
-    "--import", "importer", metavar="NAME", help="Read what other routing code has written; NAME is astramind."
-)
-@click.option(
-    "--precision",
-    type=click.Choice(["fp32", "fp16", "bf16", "int8", "int4"]),
-    default="fp32",
-    show_default=True,
-    help="How weights are stored; bf16 for TensorRT only.",
-)
-@click.option(
-    "--target",
-    type=click.Choice(["onnxruntime", "tensorrt"]),
-    default="onnxruntime",
-    show_default=True,
-    help="The engine that graphs are written for; ONNX Runtime runs both kinds.",
-)
-@click.option("--max-batch", type=int, help="TensorRT: rows that engines are built for.  [default: 8]")
-@click.option(
-    "--max-prompt",
-    type=int,
-    help="TensorRT: tokens of a prompt that a run takes at most.  [default: the context, up to 1024]",
-)
-@click.option(
-    "--plugins",
-    is_flag=True,
-    help="TensorRT: call operators of our own where they serve; with radial also write a graph that decodes.",
-)
-@click.option(
-    "--max-length",
-    type=int,
-    help="Context of the bundle in tokens.  [default: the model's, with longrope its original length]",
-)
-@click.option(
-    "--static",
-    is_flag=True,
-    help="A graph of just the kept layers per ratio, instead of one with conditions.",
-)
-@click.option(
-    "--single-graph",
-    is_flag=True,
-    help="radial: one graph of all steps without conditions, instead of a set that the runtime calls in turn.",
-)
-@click.option(
-    "--layer-capacity",
-    type=float,
-    metavar="SHARE",
-    help="With --single-graph: of a step's tokens, the share that each layer has room for, above 0 and up to 1; others "
-    "are turned away and counted.  [default: 1]",
-)
-@click.option(
-    "--golden/--no-golden",
-    default=True,
-    show_default=True,
-    help="Keep vectors computed by PyTorch in the bundle, to verify without PyTorch.",
-)
-@click.option(
-    "--tokenizer",
-    type=click.Path(path_type=Path),
-    help="tokenizer.json as it stands, or a directory with a tokenizer, instead of the model's own.",
-)
+@_routing_options
+@_target_options
+@_form_options
 @json_option
 def convert(
     model: str,
     output: Path,
-    strategy: str | None,
-    speedups: tuple[float, ...],
-    rule: str | None,
     keep: str | None,
     set_fields: tuple[str, ...],
-    importer: str | None,
-    precision: str,
-    target: str,
-    max_batch: int | None,
-    max_prompt: int | None,
-    plugins: bool,
-    max_length: int | None,
-    static: bool,
     single_graph: bool,
     layer_capacity: float | None,
-    golden: bool,
-    tokenizer: Path | None,
     json_path: str | None,
+    **named: Any,
 ) -> None:
     """Convert MODEL: a Hugging Face directory, a hub id, or a .gguf file."""
     from dynexport.exporter.bundle.conversion import convert as convert_model
+    from dynexport.exporter.bundle.options import ConvertOptions
 
     out = Output(json_path)
     with out.progress("converting") as bar:
-        done = convert_model(
-            model,
-            output,
-            strategy=strategy,
-            speedups=speedups,
-            rule=rule,  # type: ignore[arg-type]  # click has checked it
+        how = ConvertOptions(
             keep=None if keep is None else numbers(keep, "--keep"),
             fields=settings(set_fields, "--set"),
-            importer=importer,
-            precision=precision,  # type: ignore[arg-type]  # as above
-            target=target,  # type: ignore[arg-type]  # as above
-            max_batch=max_batch,
-            max_prompt=max_prompt,
-            plugins=plugins,
-            max_length=max_length,
-            static=static,
             layer_capacity=_layer_capacity(single_graph, layer_capacity),
-            golden=golden,
-            tokenizer=tokenizer,
             progress=bar.working_on,
+            **named,
         )
+        done = convert_model(model, output, how)
+    _show(out, done)
+
+
+def _show(out: Output, done: Conversion) -> None:
+    """Show the bundle in tables and in the report."""
     manifest = done.manifest
     out.facts(f"Bundle {done.output}", [*describe_bundle(manifest), *_describe_run(done)])
-    if manifest.speedups:
-        out.table("Kept layers", *speedup_table(manifest))
-    if warning := not_trained(manifest, manifest.speedups):
+    if manifest.depths:
+        out.table("Kept layers", *depth_table(manifest))
+    if warning := not_trained(manifest, manifest.depths):
         out.warn(warning)
     for note in done.notes:
         out.warn(note)
@@ -186,7 +183,7 @@ def convert(
 
 
 def _layer_capacity(single_graph: bool, share: float | None) -> float | None:
-    """The share of a single graph; None where none is asked for."""
+    """Return the layer capacity of a single graph; None without --single-graph."""
     if share is not None and not single_graph:
         raise click.UsageError("--layer-capacity: expected with --single-graph, found without")
     return 1.0 if single_graph and share is None else share

@@ -1,4 +1,4 @@
-"""A bundle in words and in JSON, as ``convert`` and ``inspect`` tell it."""
+"""Description of a bundle as text and JSON, for ``convert`` and ``inspect``."""
 
 from __future__ import annotations
 
@@ -6,32 +6,37 @@ from collections.abc import Iterable
 from typing import Any
 
 from dynexport.exporter.cli.output import bytes_text, layers_text
-from dynexport.runtime.bundle.contract import Mod
-from dynexport.runtime.bundle.manifest import WEIGHTS, Manifest, SingleGraph, Speedup
-from dynexport.runtime.execution.cache import layer_slots
+from dynexport.runtime.bundle.layout import CacheLayout
+from dynexport.runtime.bundle.manifest import WEIGHTS, Depth, LayerRouting, Manifest, PathRouting
+from dynexport.runtime.bundle.text_files import TEMPLATE_FILE, TOKENIZER_FILE
 from dynexport.runtime.measure.cost import ideal_speedup, step_bytes
-from dynexport.runtime.text.chat_template import TEMPLATE_FILE
-from dynexport.runtime.text.text import TOKENIZER_FILE
 
 
-def not_trained(manifest: Manifest, speedups: Iterable[Speedup]) -> str | None:
-    """A warning where some of the ratios are none that the checkpoint was trained for."""
-    names = [speedup.name for speedup in speedups if not manifest.trained_for(speedup)]
-    if not names:
+def not_trained(manifest: Manifest, depths: Iterable[Depth]) -> str | None:
+    """Return a warning if the checkpoint was not trained for some of the depths, else None."""
+    named = [f"{depth.name} ({kept_text(manifest, depth)})" for depth in depths if not depth.trained]
+    if not named:
         return None
     return (
-        f"this checkpoint does not declare that it was trained to skip layers as the ratio {' or '.join(names)} does; "
-        "expect worse text the more are skipped (dynexport eval BUNDLE --text FILE says how much)"
+        f"this checkpoint does not declare that it was trained to skip layers as the ratio {' or '.join(named)} does; "
+        "expect worse text the more layers are skipped (measure it with dynexport eval BUNDLE --text FILE)"
     )
 
 
+def kept_text(manifest: Manifest, depth: Depth) -> str:
+    """Return the number of layers that a generated token runs at a depth: "4 of 8 layers"."""
+    return f"{len(depth.keep)} of {manifest.model.layers} layers"
+
+
 def describe_bundle(manifest: Manifest) -> list[tuple[str, str]]:
-    """Names and values for a table."""
+    """Return the names and values of a bundle's table."""
+    from dynexport.exporter.strategies import strategies
+
     model, contract = manifest.model, manifest.contract
     return [
         ("strategy", contract.strategy),
-        *(_describe_mod(contract, model.layers) if isinstance(contract, Mod) else ()),
-        *(_describe_single_graph(manifest.single_graph) if manifest.single_graph else ()),
+        *_describe_routing(manifest),
+        *strategies()[contract.strategy].describe(manifest),
         (
             "family",
             f"{model.family}, {model.layers} layers, hidden {model.hidden_size}, vocabulary {model.vocab_size}",
@@ -55,87 +60,77 @@ def _describe_tokenizer(manifest: Manifest) -> str:
     return f"{TOKENIZER_FILE}, {'with a' if TEMPLATE_FILE in manifest.files else 'no'} chat template"
 
 
-def _describe_mod(contract: Mod, layers: int) -> list[tuple[str, str]]:
-    decision = contract.decision
-    share = f"{contract.capacity:.4g} of the tokens, rounded by {contract.rounding}"
-    if decision.rule == "always":
-        rule = "always: every token runs"
-    else:
-        thresholds = {layer: contract.threshold(layer) for layer in contract.routed_layers}
-        shown = " ".join(f"{value:.4g}" for value in dict.fromkeys(thresholds.values()))
-        if len(set(thresholds.values())) > 1:
-            shown = ", ".join(f"{value:.4g} in layer {layer}" for layer, value in thresholds.items())
-        rule = f"{decision.rule}, probability {decision.comparison} {shown}"
-    return [
-        ("routed layers", f"{layers_text(contract.routed_layers)} ({len(contract.routed_layers)} of {layers})"),
-        ("capacity", share),
-        ("decision", rule),
-        ("prompts", "routed by the same rule" if contract.prefill == "causal" else "top-k: the capacity's best tokens"),
+def _describe_routing(manifest: Manifest) -> list[tuple[str, str]]:
+    """Return the names and values that describe the routing."""
+    routing, layers = manifest.routing, manifest.model.layers
+    if isinstance(routing, LayerRouting):
+        return [("routed layers", f"{layers_text(routing.layers)} ({len(routing.layers)} of {layers})")]
+    if not isinstance(routing, PathRouting):
+        return []
+    leave = f"exit after {routing.min_hops} hops or later" if routing.exit else "no early exit"
+    again = "a token may run a layer again" if routing.reuse else "a token runs a layer at most once"
+    told = [
+        ("paths", f"{routing.hops} hops through {layers} layers; {leave}; {again}"),
+        ("caches", f"one per {routing.places.removesuffix('s')}"),
     ]
-
-
-def _describe_single_graph(single: SingleGraph) -> list[tuple[str, str]]:
-    return [("one graph", f"layers have room for {100 * single.layer_capacity:g} % of a step's tokens")]
+    if manifest.program("prompt", manifest.full).graph is not None:
+        told.append(("one graph", f"a layer has room for {100 * routing.layer_capacity:g} % of a call's tokens"))
+    return told
 
 
 def _describe_cache(manifest: Manifest) -> str:
     size, share = _full_cache(manifest)
-    if manifest.routed is None or not isinstance(manifest.contract, Mod):
-        per_token = manifest.model.layers * manifest.cost.kv_per_token
-        return f"{per_token} bytes per token, {bytes_text(size)} for a full context"
-    return (
-        f"{bytes_text(size)} for a full context, {share:.2f}x of dense; {manifest.routed.slots} entries in a routed "
-        f"layer, overflow: {manifest.contract.cache.overflow}"
-    )
+    routed = [cache.most for cache in manifest.caches if cache.most is not None]
+    if isinstance(manifest.routing, LayerRouting) and routed:
+        return (
+            f"{bytes_text(size)} for a full context, {share:.2f}x of full depth's; {min(routed)} entries in a routed "
+            f"layer, overflow: {manifest.routing.overflow}"
+        )
+    most = "at most " if manifest.routing else ""
+    return f"{most}{_cache_per_token(manifest)} bytes per token, {bytes_text(size)} for a full context"
+
+
+def _cache_per_token(manifest: Manifest) -> int:
+    """Return the most bytes of keys and values that one token stores."""
+    return sum(cache.per_token for cache in manifest.caches) * manifest.cost.kv_per_token
 
 
 def _full_cache(manifest: Manifest) -> tuple[int, float]:
-    """Bytes of keys and values that a row of the whole context is given, and their share of a dense model's."""
-    model = manifest.model
-    slots = sum(layer_slots(manifest, layer, model.max_length) for layer in range(model.layers))
+    """Return the bytes of a row's caches for a full context, and their ratio to one slot per token and layer."""
+    model, layout = manifest.model, CacheLayout(manifest)
+    slots = sum(layout.slots(place, model.max_length) for place in range(layout.places))
     return slots * manifest.cost.kv_per_token, slots / (model.layers * model.max_length)
 
 
-def speedup_table(manifest: Manifest) -> tuple[list[str], list[list[str]]]:
-    """Columns and rows: what every ratio keeps, and what it can give at best."""
+def depth_table(manifest: Manifest) -> tuple[list[str], list[list[str]]]:
+    """Return columns and rows: kept layers and ideal speed-up of every depth."""
     rows = [
         [
-            speedup.name,
-            f"{len(speedup.keep)} of {manifest.model.layers}",
-            layers_text(speedup.keep),
-            f"{ideal_speedup(manifest, speedup.keep):.2f}x",
+            depth.name,
+            f"{len(depth.keep)} of {manifest.model.layers}",
+            layers_text(depth.keep),
+            f"{ideal_speedup(manifest, depth.keep):.2f}x",
         ]
-        for speedup in manifest.speedups
+        for depth in manifest.depths
     ]
-    return ["speedup", "layers", "which", "ideal decode speed-up"], rows
+    return ["depth", "layers", "which", "ideal decode speed-up"], rows
 
 
 def bundle_report(manifest: Manifest) -> dict[str, Any]:
-    """The same as JSON."""
+    """Return a bundle's description for the JSON report."""
     size, share = _full_cache(manifest)
+    parts = ("contract", "routing", "limits", "model", "tokens", "programs", "caches", "graphs", "files")
+    told = manifest.model_dump(mode="json", include={*parts, "trained", "precision", "tools"})
     return {
         "strategy": manifest.contract.strategy,
-        "contract": manifest.contract.model_dump(mode="json"),
-        "precision": manifest.precision,
-        "model": manifest.model.model_dump(),
-        "cache_bytes_per_token": manifest.model.layers * manifest.cost.kv_per_token,
+        **told,
+        "cache_bytes_per_token": _cache_per_token(manifest),
         "cache_bytes": size,
-        "cache_of_dense": share,
-        "routed": manifest.routed.model_dump() if manifest.routed else None,
-        "single_graph": manifest.single_graph.model_dump() if manifest.single_graph else None,
-        "trained_for_its_strategy": manifest.trained_for_its_strategy,
-        "speedups": [
-            {
-                **speedup.model_dump(mode="json"),
-                "ideal_speedup": ideal_speedup(manifest, speedup.keep),
-                "trained": manifest.trained_for(speedup),
-            }
-            for speedup in manifest.speedups
+        "cache_share": share,
+        "depths": [
+            {**depth.model_dump(mode="json"), "ideal_speedup": ideal_speedup(manifest, depth.keep)}
+            for depth in manifest.depths
         ],
-        "graphs": [graph.model_dump(mode="json") for graph in manifest.graphs],
-        "tokens": manifest.tokens.model_dump(),
         "source": manifest.source.model,
         "importer": manifest.source.importer,
-        "tools": manifest.tools,
-        "files": {name: file.model_dump() for name, file in manifest.files.items()},
     }

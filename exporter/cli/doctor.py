@@ -1,4 +1,4 @@
-"""``dynexport doctor``: what this machine can do, and what is missing for the rest."""
+"""``dynexport doctor``: show what is available on this machine, and how to fix what is missing."""
 
 from __future__ import annotations
 
@@ -56,14 +56,17 @@ def doctor(json_path: str | None) -> None:
             [
                 name,
                 version or "missing",
-                use if version else f"needed for {use}: pip install 'dynexport[torch]'",
+                use if version else f"needed for {use}; fix: pip install 'dynexport[torch]'",
             ]
         )
     out.table("Packages", ["package", "version", "for"], rows)
     out.table(
         "Kernels of ONNX Runtime's CPU provider",
         ["operator", ""],
-        [[name, "there" if there else "MISSING: install onnxruntime>=1.31"] for name, there in kernels.items()],
+        [
+            [name, "available" if there else "missing; fix: pip install 'onnxruntime>=1.31'"]
+            for name, there in kernels.items()
+        ],
     )
     findings = diagnose()
     out.facts("TensorRT", [(finding.subject, ("" if finding.good else "! ") + finding.found) for finding in findings])
@@ -85,7 +88,7 @@ def _version(name: str) -> str | None:
 
 
 def _kernels() -> dict[str, bool]:
-    """Whether ONNX Runtime has what the graphs are made of: asked of the library itself, not of its version."""
+    """Return operator -> whether the installed ONNX Runtime has a CPU kernel, by its kernel list."""
     from onnxruntime.capi import onnxruntime_pybind11_state as state
 
     there = {k.op_name for k in state.get_all_opkernel_def() if k.provider == "CPUExecutionProvider"}

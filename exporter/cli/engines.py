@@ -1,4 +1,4 @@
-"""The engines of a bundle in words and in JSON, as ``build`` and ``inspect --engine`` tell them."""
+"""Description of a bundle's engines as text and JSON, for ``build`` and ``inspect --engine``."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from dynexport.runtime.engines.tensorrt.store import Stored, stored_engines
 
 
 def what_is_here() -> Here:
-    """The backends that can be loaded, the GPU, and our plugins."""
+    """Return the available backends, the GPU and dynexport's plugins."""
     versions: dict[BackendName, str] = {}
     for name in BACKENDS:
         try:
@@ -28,10 +28,10 @@ def what_is_here() -> Here:
 
 
 def show_engines(out: Output, bundle: Bundle) -> list[dict[str, Any]]:
-    """Show every engine of a bundle, whether it runs here, and if it does its layers.
+    """Show every engine of a bundle: its build, whether it runs on this machine, and then its layers.
 
     Returns:
-        The same for the JSON report.
+        The engines' entries of the JSON report.
     """
     here = what_is_here()
     found = stored_engines(bundle)
@@ -39,12 +39,12 @@ def show_engines(out: Output, bundle: Bundle) -> list[dict[str, Any]]:
         out.say(f"{bundle.path}: no engines; build some with: dynexport build {bundle.path} --backend tensorrt-rtx")
     reports = [_show(out, bundle, item, here) for item in found]
     if found and not isinstance(here.gpu, Gpu):
-        out.say(f"layers are not shown: only a GPU can take an engine, and here is none ({here.gpu.reason})")
+        out.say(f"layers are not shown: only a GPU can load an engine, and there is none ({here.gpu.reason})")
     return reports
 
 
 def engine_report(stored: Stored) -> dict[str, Any]:
-    """An engine as JSON."""
+    """Return an engine's entry of the JSON report."""
     return {"file": stored.path.name, "key": stored.record.recipe.key, **stored.record.model_dump(mode="json")}
 
 
@@ -75,7 +75,7 @@ def _show(out: Output, bundle: Bundle, item: Stored | DynexportError, here: Here
 
 
 def _layers(bundle: Bundle, stored: Stored, here: Here) -> tuple[str | None, list[str] | None]:
-    """Why an engine does not run here, or else its layers."""
+    """Return (the reason why an engine does not run here, None) or (None, its layers)."""
     found = mismatch(bundle, stored.record, here)
     try:
         stored.check()

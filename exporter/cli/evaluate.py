@@ -1,8 +1,9 @@
-"""``dynexport eval``: what skipping costs, as perplexity on a text."""
+"""``dynexport eval``: measure perplexity on a text at full depth and with skipped layers."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,6 +12,7 @@ import click
 from dynexport.exporter.cli.arguments import (
     backend_option,
     bundle_argument,
+    depth_option,
     read_text,
     text_option,
     threads_option,
@@ -23,6 +25,7 @@ from dynexport.runtime.engines.registry import RunBackend
 from dynexport.runtime.text.text import Text
 
 if TYPE_CHECKING:
+    from dynexport.runtime.bundle.manifest import Manifest
     from dynexport.runtime.measure.evaluate import Evaluation
 
 
@@ -35,11 +38,19 @@ Examples:
 )
 @bundle_argument
 @text_option
-@click.option("--speedup", help="Compare this ratio only with full depth.  [default: all that the bundle declares]")
+@depth_option("Compare only this ratio with full depth.  [default: every ratio of the bundle]")
 @click.option("--window", type=int, default=256, show_default=True, help="Tokens per window.")
-@click.option("--prompt-tokens", type=int, default=64, show_default=True, help="Of these, run as prompt at full depth.")
-@click.option("--max-tokens", type=int, default=2048, show_default=True, help="Use at most so many tokens of the text.")
-@click.option("--batch", type=int, default=8, show_default=True, help="Most windows that run together.")
+@click.option(
+    "--prompt-tokens",
+    type=int,
+    default=64,
+    show_default=True,
+    help="Prompt tokens per window; only later tokens count.",
+)
+@click.option(
+    "--max-tokens", type=int, default=2048, show_default=True, help="Maximum number of tokens to use from the text."
+)
+@click.option("--batch", type=int, default=8, show_default=True, help="Maximum number of windows that run together.")
 @backend_option
 @trust_option
 @threads_option
@@ -47,7 +58,7 @@ Examples:
 def evaluate(
     bundle: Path,
     text_path: Path,
-    speedup: str | None,
+    depth: str | None,
     window: int,
     prompt_tokens: int,
     max_tokens: int,
@@ -57,23 +68,23 @@ def evaluate(
     threads: int,
     json_path: str | None,
 ) -> None:
-    """Perplexity of BUNDLE on a text, teacher-forced through the decode path that serves.
+    """Measure the perplexity of BUNDLE on a text, with teacher forcing.
 
-    The first tokens of every window run as a prompt does; the rest are decoded one by one, in the kept layers or
-    where routers say, and only these count. The depth is how many layers such a token ran in, on average.
+    The first tokens of every window are a prompt. The others are decode steps in the kept layers, or in the layers that
+    routers choose, and only these count. The depth is the mean number of layers that such a token ran.
     """
+    from dynexport.runtime.measure.compared import compared_depths
     from dynexport.runtime.measure.evaluate import evaluate as measure
 
     out = Output(json_path)
     opened = Bundle.open(bundle, trust_engines=trust_engines)
     ids = Text.of_bundle(opened).encode(read_text(text_path, max_tokens))
-    dense = opened.speedup(1)
-    compared = opened.manifest.speedups if speedup is None else (opened.speedup(speedup),)
+    depths = compared_depths(opened, depth)
     with out.progress("evaluating") as bar:
         results = measure(
             opened,
             ids,
-            speedups=[dense, *(s for s in compared if s.ratio != dense.ratio)],
+            depths=depths,
             window=window,
             prompt_tokens=prompt_tokens,
             max_tokens=max_tokens,
@@ -82,26 +93,22 @@ def evaluate(
             threads=threads,
             progress=bar.update,
         )
-    columns = ["", "layers", "depth", "perplexity"]
-    rows = [[result.name, str(result.layers), _depth(result), f"{result.perplexity:,.2f}"] for result in results]
-    if not opened.manifest.has_routers:
-        columns.append("against dense")
-        rows = [
-            [*row, f"{result.perplexity / results[0].perplexity:.2f}x"]
-            for row, result in zip(rows, results, strict=True)
-        ]
-    out.table(f"Perplexity on {text_path.name}, {results[0].tokens} decoded tokens", columns, rows)
-    if warning := not_trained(opened.manifest, compared):
+    title = f"Perplexity on {text_path.name}, {results[0].tokens} decoded tokens"
+    out.table(title, *_table(results, opened.manifest))
+    if warning := not_trained(opened.manifest, depths):
         out.warn(warning)
-    out.report(
-        {
-            "text": str(text_path),
-            "window": window,
-            "prompt_tokens": prompt_tokens,
-            "results": [r.model_dump() for r in results],
-        }
-    )
+    sizes = {"window": window, "prompt_tokens": prompt_tokens}
+    out.report({"text": str(text_path), **sizes, "results": [result.model_dump() for result in results]})
 
 
-def _depth(result: Evaluation) -> str:
-    return "-" if math.isnan(result.depth) else f"{result.depth:.2f}"
+def _table(results: Sequence[Evaluation], manifest: Manifest) -> tuple[list[str], list[list[str]]]:
+    """Return columns and rows; a bundle with routers has no comparison with full depth."""
+    columns, rows = ["", "layers", "depth", "perplexity"], []
+    if manifest.routing is None:
+        columns.append("against full")
+    for result in results:
+        depth = "-" if math.isnan(result.depth) else f"{result.depth:.2f}"
+        row = [result.name, f"{result.layers} of {manifest.model.layers}", depth, f"{result.perplexity:,.2f}"]
+        against = [f"{result.perplexity / results[0].perplexity:.2f}x"] if manifest.routing is None else []
+        rows.append([*row, *against])
+    return columns, rows

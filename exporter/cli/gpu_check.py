@@ -1,4 +1,4 @@
-"""``dynexport gpu-check``: everything that needs a GPU, in one go."""
+"""``dynexport gpu-check``: run every check that needs a GPU."""
 
 from __future__ import annotations
 
@@ -25,23 +25,23 @@ Examples:
   dynexport gpu-check
   dynexport gpu-check --quick --json gpu.json""",
 )
-@click.option("--quick", is_flag=True, help="Without benchmarks.")
+@click.option("--quick", is_flag=True, help="Skip the benchmarks.")
 @click.option(
     "--samples",
     type=click.Path(path_type=Path),
     default=_SAMPLES,
     show_default=True,
-    help="The trained samples of the repository.",
+    help="Directory of the repository's trained samples.",
 )
 @json_option
 def gpu_check(quick: bool, samples: Path, json_path: str | None) -> int:
-    """Check on this machine's GPU what no other machine can show.
+    """Run every check that needs a GPU.
 
-    Samples of every strategy are converted, built by every TensorRT that is installed, verified against PyTorch and
-    measured against the ideal; kernels of plugins are compared with their bodies; ONNX Runtime's CUDA provider is
-    verified; torch decodes the same checkpoints, as it is and compiled.
+    Samples of every strategy are converted, built with every installed TensorRT, verified against PyTorch and
+    benchmarked. Plugin kernels are compared with their ONNX bodies. ONNX Runtime's CUDA provider is verified. For
+    comparison, torch decodes the same checkpoints in eager mode and compiled.
 
-    Exit code 1 if a check fails, or there is no GPU; what is not installed is skipped.
+    Exit code 1 if a check fails or there is no GPU; checks of software that is not installed are skipped.
     """
     from dynexport.exporter.cli.gpu_checks import SAMPLES, WHAT, checks
 
@@ -49,17 +49,19 @@ def gpu_check(quick: bool, samples: Path, json_path: str | None) -> int:
     here = find_gpu()
     if isinstance(here, NoGpu):
         names = [check.name for check in checks(samples, Path(), benchmarks=not quick)]
-        out.say(f"FAILED: expected a GPU, found none ({here.reason}); with one {len(names)} checks are made: {WHAT}")
+        out.say(f"FAILED: expected a GPU, found none ({here.reason}); a GPU is needed for {len(names)} checks: {WHAT}")
         out.report({"gpu": None, "reason": here.reason, "unchecked": names, "outcomes": []})
         return EXIT_CHECK_FAILED
     for sample in SAMPLES:
         if not (samples / sample / "config.json").is_file():
-            raise DynexportError(f"{samples}: expected a checkpoint {sample}, found none; say where with --samples")
+            raise DynexportError(
+                f"{samples}: expected a checkpoint {sample}, found none; name their directory with --samples"
+            )
     outcomes: list[Outcome] = []
     with tempfile.TemporaryDirectory(prefix="dynexport-") as work:
         for check in checks(samples, Path(work), benchmarks=not quick):
             outcomes.append(check.outcome())
-            # At once: TensorRT may end the process.
+            # Shown immediately, because TensorRT may abort the process.
             _show(out, outcomes[-1])
     count = {state: sum(outcome.state == state for outcome in outcomes) for state in ("passed", "failed", "skipped")}
     verdict = "FAILED" if count["failed"] else "passed"

@@ -1,4 +1,4 @@
-"""What only a GPU can show; each check is a function that says what it found, raises ``Skipped``, or fails."""
+"""Checks that need a GPU; each is a function that returns its result, raises ``Skipped``, or fails."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from pydantic import BaseModel
 
 from dynexport.exporter.bundle.conversion import convert
 from dynexport.exporter.parity import verify
+from dynexport.exporter.strategies import strategies
 from dynexport.runtime.bundle.bundle import Bundle
 from dynexport.runtime.bundle.errors import DynexportError
 from dynexport.runtime.bundle.machine import available_cores
@@ -26,37 +27,38 @@ from dynexport.runtime.engines.tensorrt.build import build_engine
 from dynexport.runtime.engines.tensorrt.builder import Builder
 from dynexport.runtime.engines.tensorrt.gpu import NoGpu, find_gpu
 from dynexport.runtime.engines.tensorrt.plugins import our_plugins
-from dynexport.runtime.measure.bench import Benchmark, benchmark
+from dynexport.runtime.measure.bench import Benchmark, Workload, benchmark
 
 WHAT = (
-    "engines of every strategy by each TensorRT that is installed (built, verified, measured), kernels of plugins, "
-    "ONNX Runtime's CUDA provider, torch as it is and compiled"
+    "engines of every strategy by each installed TensorRT (built, verified, measured), kernels of plugins, ONNX "
+    "Runtime's CUDA provider, torch in eager mode and compiled"
 )
-# The samples, and the options that each is converted with.
-SAMPLES: Mapping[str, Mapping[str, Any]] = {
-    "dense": {},
-    "skip-2": {},
-    "mod": {},
-    "radial-distilled": {},
-}
-# Ranked prompts, and decode steps that take weights of chosen layers, are what our operators are called for.
+# One trained sample for each strategy that has one.
+SAMPLES = tuple(strategy.sample for strategy in strategies().values() if strategy.sample)
+# Samples whose graphs call custom operators -> options of their conversion.
 WITH_PLUGINS: Mapping[str, Mapping[str, Any]] = {
-    "mod": {"fields": {"prefill": "topk"}, "plugins": True},
-    "radial-distilled": {"plugins": True},
+    strategy.sample: {"fields": strategy.plugin_fields, "plugins": True}
+    for strategy in strategies().values()
+    if strategy.sample and strategy.plugin_fields is not None
 }
+# The sample whose engines are also built without weights.
+_STRIPPED = "skip-2"
 KERNEL_TESTS = Path(__file__).resolve().parents[2] / "tests" / "plugins" / "test_operator_kernels.py"
 _BATCH, _CONTEXT, _PROMPT, _NEW = 8, 256, 64, 64
 
 
 class Skipped(Exception):
-    """Why a check cannot be made here."""
+    """Raised with the reason why a check cannot be made on this machine."""
 
 
 class Outcome(BaseModel):
-    """What came of a check.
+    """Outcome of a check.
 
     Attributes:
-        found: what it measured, or why it failed or was skipped.
+        name: name of the check.
+        state: "passed", "failed" or "skipped".
+        found: the result, or the reason why the check failed or was skipped.
+        seconds: time that the check took.
     """
 
     name: str
@@ -67,13 +69,13 @@ class Outcome(BaseModel):
 
 @dataclass(frozen=True)
 class Check:
-    """A check that has not been made yet."""
+    """A check to make."""
 
     name: str
     make: Callable[[], str]
 
     def outcome(self) -> Outcome:
-        """Make it; whatever goes wrong in a library is this check's failure, and not the end of the others."""
+        """Make the check and return its outcome; an exception is a failure of this check only."""
         start = time.perf_counter()
         state: Literal["passed", "failed", "skipped"] = "passed"
         try:
@@ -88,26 +90,27 @@ class Check:
 
 
 def checks(samples: Path, work: Path, *, benchmarks: bool) -> Iterator[Check]:
-    """All checks, in the order in which one relies on another.
+    """Yield all checks, each after the checks that it depends on.
 
     Args:
-        samples: the directory of the trained samples.
-        work: an empty directory.
+        samples: directory of the trained samples.
+        work: an empty directory for bundles.
+        benchmarks: whether to include the benchmarks.
     """
     yield Check("GPU and driver", gpu)
     for backend in BACKENDS:
         yield Check(backend, partial(installed, backend))
     yield Check("kernels of our plugins against their bodies", kernels)
     for backend in BACKENDS:
-        for sample, options in [*SAMPLES.items(), *WITH_PLUGINS.items()]:
+        for sample, options in [*((sample, {}) for sample in SAMPLES), *WITH_PLUGINS.items()]:
             name = f"{backend}: {sample}{' with our plugins' if options.get('plugins') else ''}"
             bundle = work / name.replace(": ", "-").replace(" ", "-")
             run = Engines(backend, samples / sample, bundle, options)
             yield Check(f"{name}: build and verify", run.verified)
             if benchmarks:
                 yield Check(f"{name}: bench", run.measured)
-        stripped = Engines(backend, samples / "skip-2", work / f"{backend}-without-weights", {}, strip=True)
-        yield Check(f"{backend}: skip-2 without weights: build and verify", stripped.verified)
+        stripped = Engines(backend, samples / _STRIPPED, work / f"{backend}-without-weights", {}, strip=True)
+        yield Check(f"{backend}: {_STRIPPED} without weights: build and verify", stripped.verified)
     for sample in SAMPLES:
         yield Check(f"onnxruntime-cuda: {sample}: verify", partial(on_cuda, samples / sample, work / f"cuda-{sample}"))
     for sample in SAMPLES if benchmarks else ():
@@ -116,7 +119,7 @@ def checks(samples: Path, work: Path, *, benchmarks: bool) -> Iterator[Check]:
 
 
 def gpu() -> str:
-    """The GPU and the newest CUDA version that its driver supports."""
+    """Return the GPU and the newest CUDA version that its driver supports."""
     found = find_gpu()
     if isinstance(found, NoGpu):
         raise DynexportError(found.reason)
@@ -124,7 +127,7 @@ def gpu() -> str:
 
 
 def installed(backend: BackendName) -> str:
-    """The version of a backend."""
+    """Return the version of a backend."""
     try:
         return open_backend(backend).version
     except DynexportError as error:
@@ -132,14 +135,14 @@ def installed(backend: BackendName) -> str:
 
 
 def kernels() -> str:
-    """The tests of kernels, those that run on a GPU."""
+    """Run the GPU tests of plugin kernels and return pytest's summary."""
     if not KERNEL_TESTS.exists() or find_spec("pytest") is None:
-        raise Skipped("its tests are not here: run it in a clone of the repository, with pip install -e '.[test]'")
-    # Quiet once: told twice to be, as the project's own options do, it leaves out the line that counts.
+        raise Skipped("its tests are missing; run it in a clone of the repository, after pip install -e '.[test]'")
+    # One -q without the project's own options: a second -q would suppress the summary line.
     options = ["-q", "-k", "gpu", "-o", "addopts=", "-p", "no:cacheprovider"]
     command = [sys.executable, "-m", "pytest", *options, str(KERNEL_TESTS)]
     done = subprocess.run(command, capture_output=True, text=True)
-    last = (done.stdout.strip().splitlines() or done.stderr.strip().splitlines() or ["pytest says nothing"])[-1]
+    last = (done.stdout.strip().splitlines() or done.stderr.strip().splitlines() or ["pytest printed nothing"])[-1]
     if done.returncode:
         raise DynexportError(last)
     if "passed" not in last:
@@ -152,9 +155,11 @@ class Engines:
     """A sample's engines on one backend.
 
     Attributes:
-        bundle: where to convert it to.
-        options: for ``convert``.
-        strip: whether engines take their weights from the bundle.
+        backend: the TensorRT that builds and runs the engines.
+        checkpoint: directory of the sample.
+        bundle: directory of the bundle to write.
+        options: options of the conversion.
+        strip: whether engines are built without weights.
     """
 
     backend: BackendName
@@ -179,14 +184,14 @@ class Engines:
         return f"{built}; {_verified(opened, self.checkpoint, self.backend)}"
 
     def measured(self) -> str:
-        """Decode every way in turn."""
+        """Benchmark every run mode."""
         if not self.bundle.exists():
-            raise Skipped("there are no engines: see its build")
+            raise Skipped("there are no engines; see the outcome of its build")
         return _in_words(_measure(Bundle.open(self.bundle), self.backend))
 
 
 def on_cuda(checkpoint: Path, bundle: Path) -> str:
-    """Verify a bundle for ONNX Runtime on its CUDA provider; caches cross the bus in every step."""
+    """Verify a bundle on ONNX Runtime's CUDA provider, which copies caches between host and GPU in every step."""
     try:
         engine = backend_text("onnxruntime-cuda")
     except DynexportError as error:
@@ -197,7 +202,7 @@ def on_cuda(checkpoint: Path, bundle: Path) -> str:
 
 
 def torch_decode(checkpoint: Path, *, compiled: bool) -> str:
-    """Milliseconds of a decode step of transformers' own ``generate``: every layer for every token, float16."""
+    """Return the time of a decode step of transformers' ``generate`` in float16, at full depth."""
     torch, transformers = _torch()
     model = transformers.AutoModelForCausalLM.from_pretrained(checkpoint, dtype=torch.float16).cuda().eval()
     more: dict[str, Any] = {}
@@ -239,19 +244,18 @@ def _verified(bundle: Bundle, checkpoint: Path, backend: RunBackend) -> str:
 
 
 def _measure(bundle: Bundle, backend: RunBackend) -> Benchmark:
-    return benchmark(
-        bundle, prompt_tokens=_PROMPT, new_tokens=_NEW, repeats=5, backend=backend, threads=available_cores()
-    )
+    workload = Workload(available_cores(), prompt_tokens=_PROMPT, new_tokens=_NEW, repeats=5, backend=backend)
+    return benchmark(bundle, workload)
 
 
 def _in_words(measured: Benchmark) -> str:
-    dense, *others = measured.results
+    full, *others = measured.results
     told = [
-        f"{r.name} {r.decode_milliseconds:.2f} ms, {r.speedup:.2f}x of ideal {r.ideal_speedup:.2f}x, "
-        f"efficiency {r.efficiency:.2f}"
+        f"{r.name} ({r.layers:.3g} layers) {r.decode_milliseconds:.2f} ms, {r.speedup:.2f}x of ideal "
+        f"{r.ideal_speedup:.2f}x, efficiency {r.efficiency:.2f}"
         for r in others
     ]
-    return "; ".join([f"a dense step {dense.decode_milliseconds:.2f} ms", *told])
+    return "; ".join([f"a step at full depth {full.decode_milliseconds:.2f} ms", *told])
 
 
 __all__ = ["SAMPLES", "Check", "Outcome", "Skipped", "checks"]

@@ -1,4 +1,4 @@
-"""The ``dynexport`` command: its sub-commands, and how errors reach a person."""
+"""The ``dynexport`` command: its sub-commands, and its error messages."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class _Commands(click.Group):
         try:
             return super().invoke(ctx)
         except (BrokenPipeError, SystemExit) as error:
-            # Whoever read our output has seen enough; click and rich end with 1 then, which here is a failed check.
+            # The reader closed the pipe. click and rich then exit with 1, which here means a failed check.
             if isinstance(error, SystemExit) and not isinstance(error.__context__, BrokenPipeError):
                 raise
             _discard_output()
@@ -46,7 +46,7 @@ class _Commands(click.Group):
 
 @click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
 @click.version_option(package_name="dynexport", prog_name="dynexport")
-@click.option(_DEBUG, is_flag=True, help="Write the traceback of an error to a log file, and name it.")
+@click.option(_DEBUG, is_flag=True, help="Write the traceback of an error to a log file and print its path.")
 def cli(debug: bool) -> None:
     """Deploy language models that do not run every layer for every token.
 
@@ -65,11 +65,11 @@ for command in (convert, verify, run, bench, evaluate, calibrate, profile, build
 
 def main() -> NoReturn:
     """Run the command line; exit codes: 0 good, 1 a check failed, 2 bad usage or input."""
-    # So that temporary files are removed when we are asked to end.
+    # Exit normally on SIGTERM, so that temporary files are removed.
     signal.signal(signal.SIGTERM, _exit_on_signal)
     _open_streams()
     try:
-        # --debug is taken wherever it stands.
+        # --debug is accepted anywhere.
         arguments = sys.argv[1:]
         words = [word for word in arguments if word != _DEBUG]
         code = cli.main(words, prog_name="dynexport", standalone_mode=False)
@@ -106,13 +106,15 @@ def main() -> NoReturn:
 
 
 def _open_streams() -> None:
-    """Make sure that there are standard streams: a file that is opened in place of a closed one would get its text."""
+    """Open missing standard streams, so that a file opened later does not get their number and text."""
     for number, stream in enumerate((sys.stdin, sys.stdout, sys.stderr)):
         if stream is None:
             os.dup2(os.open(os.devnull, os.O_RDWR), number)
     sys.stdin, sys.stderr = sys.stdin or open(0), sys.stderr or open(2, "w")  # noqa: SIM115 - never closed
     if sys.stdout is None:
-        _say("error: standard output: expected a place to write, found it closed; /dev/null takes what nobody wants")
+        _say(
+            "error: standard output: expected a place to write, found it closed; redirect it to /dev/null to discard it"
+        )
         sys.exit(EXIT_BAD_INPUT)
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
@@ -120,7 +122,7 @@ def _open_streams() -> None:
 
 
 def _discard_output() -> bool:
-    """Drop what standard output cannot take, for the flush at exit would fail on it again; whether that was so."""
+    """Discard output that cannot be written, so that the flush at exit succeeds; return whether there was some."""
     try:
         sys.stdout.flush()
     except OSError:
@@ -134,10 +136,10 @@ def _exit_on_signal(number: int, frame: FrameType | None) -> NoReturn:
 
 
 def _say(text: str, log: BaseException | None = None) -> None:
-    """One line on standard error; under --debug the traceback goes to a file that is named there too."""
-    # Messages quote hostile input: no line breaks, no escape sequences, no end of it.
+    """Print one line on standard error; with --debug also write the traceback to a file and print its path."""
+    # Messages quote untrusted input: line breaks, escape sequences and excess length are removed.
     line = one_line(" ".join("".join(c if c.isprintable() else " " for c in text).split()))
-    with contextlib.suppress(OSError):  # there is nowhere to say that standard error is full
+    with contextlib.suppress(OSError):  # standard error may be full
         click.echo(line, err=True)
     if log is not None and _DEBUG in sys.argv[1:]:
         descriptor, path = tempfile.mkstemp(prefix="dynexport-", suffix=".log")

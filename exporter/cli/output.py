@@ -1,9 +1,8 @@
-"""Where a command's words go: tables and progress for people, JSON for machines."""
+"""Output of a command: text, tables and progress for people, a JSON report for programs."""
 
 from __future__ import annotations
 
 import json
-import math
 import sys
 import unicodedata
 from collections.abc import Iterator, Sequence
@@ -25,23 +24,24 @@ from rich.table import Table
 
 from dynexport.runtime.bundle.atomic import check_writable, not_writable, write_file
 from dynexport.runtime.bundle.errors import DynexportError, one_line, printable
+from dynexport.runtime.bundle.json_text import with_nulls
 
 json_option = click.option(
     "--json",
     "json_path",
     metavar="FILE",
-    help="Write the report as JSON; '-' for standard output, and nothing else there.",
+    help="Write the report as JSON to a file; '-' writes it to standard output and other text to standard error.",
 )
 
 
 class Output:
-    """Standard output for people, unless JSON goes there; then they are told on standard error.
+    """Output of a command; text goes to standard output, or to standard error if the JSON report goes there.
 
     Args:
-        json_path: where the report goes as JSON: a file, "-", or None for nowhere.
+        json_path: file of the JSON report, "-" for standard output, None for no report.
 
     Raises:
-        DynexportError: when that file cannot be written, told before any work is done.
+        DynexportError: the file cannot be written; this is checked before any work.
     """
 
     def __init__(self, json_path: str | None) -> None:
@@ -53,27 +53,27 @@ class Output:
         self.warnings: list[str] = []
 
     def say(self, text: str) -> None:
-        """A line for people."""
+        """Print a line."""
         self._print(printable(text))
 
     def stream(self, text: str) -> None:
-        """A piece of a model's text, shown at once: as it is, but at a terminal without what it would obey."""
+        """Print a piece of generated text immediately; for a terminal, control characters are escaped."""
         stream = sys.stderr if self._json_path == "-" else sys.stdout
         with _written():
             stream.write(_harmless(text) if stream.isatty() else text)
             stream.flush()
 
     def note(self, text: str) -> None:
-        """A line on standard error."""
+        """Print a line on standard error."""
         self._tell(text, "dim")
 
     def warn(self, text: str) -> None:
-        """A line on standard error that people should not miss; it stays in ``warnings``."""
+        """Print a warning on standard error and append it to ``warnings``."""
         self.warnings.append(text)
         self._tell(f"warning: {text}", "yellow")
 
     def table(self, title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-        """A table; the first column is text, the others are figures."""
+        """Print a table; the first column is left-aligned, the others right-aligned."""
         table = Table(title=printable(title), title_justify="left", title_style="bold")
         for number, column in enumerate(columns):
             table.add_column(column, justify="left" if number == 0 else "right", overflow="fold")
@@ -82,7 +82,7 @@ class Output:
         self._print(table)
 
     def facts(self, title: str, facts: Sequence[tuple[str, str]]) -> None:
-        """Names and values."""
+        """Print a table of names and values."""
         table = Table(title=printable(title), title_justify="left", title_style="bold", show_header=False)
         table.add_column(style="dim")
         table.add_column(overflow="fold")
@@ -91,14 +91,14 @@ class Output:
         self._print(table)
 
     def report(self, fields: dict[str, Any]) -> None:
-        """Write the JSON report, if one was asked for.
+        """Write the JSON report if it was requested.
 
         Raises:
-            DynexportError: when the file cannot be written.
+            DynexportError: the file cannot be written.
         """
         if self._json_path is None:
             return
-        text = json.dumps(_finite(fields), indent=1, allow_nan=False) + "\n"
+        text = json.dumps(with_nulls(fields), indent=1, allow_nan=False) + "\n"
         if self._json_path == "-":
             with _written():
                 sys.stdout.write(text)
@@ -110,7 +110,7 @@ class Output:
             raise not_writable(Path(self._json_path), "--json", error) from error
 
     def _tell(self, text: str, style: str) -> None:
-        with suppress(OSError):  # there is nowhere to say that standard error is full
+        with suppress(OSError):  # standard error may be full
             self._errors.print(one_line(text), style=style)
 
     def _print(self, what: str | Table) -> None:
@@ -119,7 +119,7 @@ class Output:
 
     @contextmanager
     def progress(self, title: str) -> Iterator[ProgressBar]:
-        """A bar on standard error while the block runs; nothing where that is not a terminal."""
+        """Show a progress bar on standard error while the block runs, if that is a terminal."""
         columns = (
             SpinnerColumn(),
             TextColumn("{task.description}", markup=False),
@@ -129,28 +129,28 @@ class Output:
         )
         shown = self._errors.is_terminal
         progress = Progress(*columns, console=self._errors, transient=True, disable=not shown)
-        # Before version 15 of rich, a progress that is disabled still ends with an empty line.
+        # Before rich 15, a disabled progress bar still prints an empty line at its end.
         with progress if shown else nullcontext():
             yield ProgressBar(progress, title)
 
 
 class ProgressBar:
-    """One bar."""
+    """A progress bar."""
 
     def __init__(self, progress: Progress, title: str) -> None:
         self._progress, self._title = progress, title
         self._task = progress.add_task(title, total=None)
 
     def update(self, done: int, total: int) -> None:
-        """So many of so many."""
+        """Show that ``done`` of ``total`` units are done."""
         self._progress.update(self._task, completed=done, total=total)
 
     def working_on(self, what: str, done: int, total: int) -> None:
-        """So many of so many, and what it is now."""
+        """Show that ``done`` of ``total`` units are done, and the current unit."""
         self._progress.update(self._task, completed=done, total=total, description=f"{self._title} {printable(what)}")
 
     def stage(self, what: str) -> None:
-        """What it is now; nobody knows how long."""
+        """Show the current stage, of unknown length."""
         self._progress.update(self._task, description=f"{self._title}: {printable(what)}", total=None)
 
 
@@ -161,31 +161,22 @@ def _console(*, stderr: bool) -> Console:
 
 @contextmanager
 def _written() -> Iterator[None]:
-    """Within, people are told something; raise DynexportError where that cannot be written."""
+    """Raise DynexportError for output in the block that cannot be written."""
     try:
         yield
     except BrokenPipeError:
-        raise  # no error: whoever reads has seen enough
+        raise  # not an error: the reader closed the pipe
     except OSError as error:
         raise DynexportError(f"standard output: expected a place to write, found: {error.strerror}") from error
 
 
 def _harmless(text: str) -> str:
-    """Text without control characters but line breaks and tabs: they are escaped."""
+    """Return text with its control characters escaped, except line breaks and tabs."""
     return "".join(c if c in "\n\t" or unicodedata.category(c) != "Cc" else printable(c) for c in text)
 
 
-def _finite(value: Any) -> Any:
-    """JSON has no NaN and no infinity: they become null."""
-    if isinstance(value, dict):
-        return {key: _finite(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_finite(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
 def bytes_text(size: float) -> str:
-    """A size as people write it."""
+    """Return a size as text: "1.5 GB"."""
     for unit in ("B", "KB", "MB", "GB"):
         if size < 1000:
             return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"
@@ -194,7 +185,7 @@ def bytes_text(size: float) -> str:
 
 
 def layers_text(layers: Sequence[int]) -> str:
-    """Layer numbers with runs drawn together: 0-3, 7."""
+    """Return layer numbers as text, with ranges: "0-3, 7"."""
     runs: list[list[int]] = []
     for layer in layers:
         if runs and layer == runs[-1][1] + 1:

@@ -1,4 +1,4 @@
-"""``dynexport profile``: what every residual block of a dense checkpoint adds to the hidden states of a text."""
+"""``dynexport profile``: measure the contribution of each residual block of a dense checkpoint."""
 
 from __future__ import annotations
 
@@ -38,15 +38,17 @@ Examples:
     type=click.Path(path_type=Path),
     help="Directory for the pictures and profile.json.  [default: the table only]",
 )
-@click.option("--skip", type=int, help="Name so many layers to skip.")
-@click.option("--budget", type=float, help="Name the layers to skip so that this share of them stays.")
+@click.option("--skip", type=int, help="Number of layers to select for skipping.")
+@click.option("--budget", type=float, help="Share of the layers to keep; the others are selected for skipping.")
 @click.option("--window", type=int, default=256, show_default=True, help="Tokens per window.")
-@click.option("--max-tokens", type=int, default=4096, show_default=True, help="Use at most so many tokens of the text.")
+@click.option(
+    "--max-tokens", type=int, default=4096, show_default=True, help="Maximum number of tokens to use from the text."
+)
 @click.option("--batch", type=int, default=8, show_default=True, help="Windows that run together.")
 @click.option(
     "--tokenizer",
     type=click.Path(path_type=Path),
-    help="tokenizer.json, or a directory with one, instead of the model's own.",
+    help="A tokenizer.json, or a directory with one, instead of the model's.",
 )
 @click.option("--threads", type=int, default=available_cores, show_default="all cores", help="Threads of PyTorch.")
 @json_option
@@ -63,13 +65,13 @@ def profile(
     threads: int,
     json_path: str | None,
 ) -> None:
-    """How much each residual block of MODEL, a dense checkpoint, contributes to the hidden states of a text.
+    """Measure how much each residual block of MODEL, a dense checkpoint, contributes to hidden_states on a text.
 
     \b
-    R/x         |R(x)| / |x|, what a block adds against what it is given; a median over tokens
-    R/y         |R(x)| / |x + R(x)|, against what it leaves
-    1-cos       block influence: 1 - cos(x, x + R(x)) of the whole layer, the mean over tokens
-    skip order  1 for the layer of the least block influence
+    R/x         |R(x)| / |x|: update / input of a block, median over tokens
+    R/y         |R(x)| / |x + R(x)|: update / output of a block, median over tokens
+    1-cos       block influence: 1 - cos(x, x + R(x)) of the whole layer, mean over tokens
+    skip order  1 for the layer with the least block influence
     """
     from dynexport.exporter.checkpoint import open_checkpoint
     from dynexport.exporter.profile import ProfileDirectory, measure, summarise
@@ -108,7 +110,7 @@ def _use_threads(threads: int) -> None:
 
 
 def _layers_to_skip(checkpoint: Checkpoint, skip: int | None, budget: float | None) -> int | None:
-    """How many, before anything runs; None where no budget was named."""
+    """Return the number of layers to skip, checked before anything runs; None without --skip and --budget."""
     from dynexport.exporter.checkpoint.sizes import check_sizes
     from dynexport.exporter.families import read_architecture
     from dynexport.exporter.profile import layers_to_skip
@@ -146,7 +148,7 @@ def _percent(value: float) -> str:
 
 
 def _overall(done: Profile) -> list[str]:
-    """Medians over everything, in words."""
+    """Return lines with the medians over all blocks."""
     parts = [("all residual blocks", done.all_blocks)]
     if len(done.blocks) > 1:
         parts += [
@@ -162,19 +164,22 @@ def _spread(name: str, spread: Spread) -> str:
 
 
 def _plan(done: Profile, model: str, count: int) -> dict[str, Any]:
-    """Which layers would be skipped, and the command that makes such a bundle."""
+    """Return the skipped and kept layers, and the command that converts such a bundle."""
+    from dynexport.exporter.strategies import strategies
+
     skipped = done.least(count)
     kept = [layer.layer for layer in done.layers if layer.layer not in skipped]
     keep = ",".join(map(str, kept))
-    command = ["dynexport", "convert", model, "--strategy", "unified-skip", "--keep", keep, "-o", "BUNDLE"]
+    strategy = next(name for name, strategy in strategies().items() if strategy.has_ratios)
+    command = ["dynexport", "convert", model, "--strategy", strategy, "--keep", keep, "-o", "BUNDLE"]
     return {"skipped": list(skipped), "kept": kept, "convert": shlex.join(command)}
 
 
 def _say_plan(out: Output, plan: dict[str, Any]) -> None:
     skipped, kept = plan["skipped"], plan["kept"]
-    which = f"skipped, as those of the least block influence: {layers_text(skipped)}" if skipped else "none skipped"
-    out.say(f"{len(kept)} of {len(kept) + len(skipped)} layers stay; {which}")
-    out.say("That says nothing about quality. Convert, and ask dynexport eval BUNDLE --text FILE what it costs:")
+    which = f"skipped (least block influence): {layers_text(skipped)}" if skipped else "none skipped"
+    out.say(f"{len(kept)} of {len(kept) + len(skipped)} layers kept; {which}")
+    out.say("This does not measure quality. Convert, then measure it with dynexport eval BUNDLE --text FILE:")
     out.say(plan["convert"])
 
 

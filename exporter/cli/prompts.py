@@ -1,4 +1,4 @@
-"""Where a prompt comes from: an option, a file, or standard input; all of it UTF-8."""
+"""Reading of prompts from an option, a file or standard input, as UTF-8."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ import click
 from dynexport.runtime.bundle.errors import DynexportError
 from dynexport.runtime.bundle.plain_files import open_named
 
-# No model's context has room for so much text.
+# Bytes; no context holds more text.
 _LARGEST = 64 << 20
 _Given = TypeVar("_Given", str | None, tuple[str, ...])
 
 
 def utf8(ctx: click.Context, param: click.Parameter, value: _Given) -> _Given:
-    """Check an option's text; what its bytes were where they are no UTF-8, Python keeps as half characters.
+    """Return an option's text after a check that it is UTF-8; Python keeps other bytes as surrogates.
 
     Raises:
-        click.BadParameter: when it is not UTF-8.
+        click.BadParameter: the text is not UTF-8.
     """
     for text in value if isinstance(value, tuple) else (value or "",):
         try:
@@ -36,16 +36,18 @@ def utf8(ctx: click.Context, param: click.Parameter, value: _Given) -> _Given:
 
 
 def given_prompt(prompt: str | None, path: Path | None, *, from_pipe: bool) -> str | None:
-    """The prompt of ``--prompt`` or ``--prompt-file``; either may be "-", standard input.
+    """Return the prompt of ``--prompt`` or ``--prompt-file``; "-" is standard input.
 
     Args:
-        from_pipe: whether a pipe or file on standard input is a prompt where no option names one.
+        prompt: value of ``--prompt``.
+        path: value of ``--prompt-file``.
+        from_pipe: whether to read a pipe or file on standard input if both options are missing.
 
     Returns:
-        The text, without the last line break of a file; None where there is none.
+        The text, without the last line break of a file; None without a prompt.
 
     Raises:
-        DynexportError: when it cannot be read, is not UTF-8, or has no end.
+        DynexportError: the text cannot be read, is not UTF-8, or is larger than 64 MiB.
     """
     if path is not None and str(path) != "-":
         where = f"--prompt-file {path}"
@@ -57,7 +59,7 @@ def given_prompt(prompt: str | None, path: Path | None, *, from_pipe: bool) -> s
 
 
 def piped_lines() -> Generator[str, None, None]:
-    """The lines of standard input, without their ends. Raises DynexportError for one that is not UTF-8."""
+    """Yield the lines of standard input without line breaks. Raises DynexportError if one is not UTF-8."""
     for number, line in enumerate(sys.stdin.buffer, 1):
         yield _decoded(line, f"standard input: line {number}").rstrip("\r\n")
 
@@ -81,7 +83,7 @@ def _decoded(content: bytes, where: str) -> str:
 
 
 def _is_piped() -> bool:
-    """Whether standard input is a pipe or a file: neither a terminal nor what services are started with."""
+    """Return whether standard input is a pipe or a file, not a terminal or /dev/null."""
     try:
         mode = fstat(sys.stdin.fileno()).st_mode
     except (OSError, ValueError):

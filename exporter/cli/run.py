@@ -1,4 +1,4 @@
-"""``dynexport run``: text from a bundle."""
+"""``dynexport run``: generate text with a bundle."""
 
 from __future__ import annotations
 
@@ -14,26 +14,29 @@ import click
 from dynexport.exporter.cli.arguments import (
     backend_option,
     bundle_argument,
+    depth_option,
     numbers,
     settings,
     threads_option,
     trust_option,
 )
-from dynexport.exporter.cli.describe import not_trained
+from dynexport.exporter.cli.describe import kept_text, not_trained
 from dynexport.exporter.cli.output import Output, json_option
 from dynexport.exporter.cli.prompts import given_prompt, utf8
+from dynexport.exporter.cli.sampling_options import given_fields, sampling_options
 from dynexport.exporter.cli.talk import talk
-from dynexport.exporter.trace import Depth, Token, Trace, TraceFile, look
+from dynexport.exporter.trace import RowDepth, Token, Trace, TraceFile, look
 from dynexport.runtime.bundle.bundle import Bundle
 from dynexport.runtime.bundle.errors import DynexportError
-from dynexport.runtime.bundle.manifest import Speedup
+from dynexport.runtime.bundle.manifest import Depth
 from dynexport.runtime.engines.registry import RunBackend
-from dynexport.runtime.execution.cache import STEP
-from dynexport.runtime.execution.decoders import AnyCache
+from dynexport.runtime.execution.decisions import Decisions
+from dynexport.runtime.execution.kv_cache import STEP
 from dynexport.runtime.generation.conversation import Conversation
 from dynexport.runtime.generation.generation_config import GENERATION_CONFIG, Recommended, recommended_by
-from dynexport.runtime.generation.generator import Generator, Stream
+from dynexport.runtime.generation.model import Model
 from dynexport.runtime.generation.sampling import Sampling
+from dynexport.runtime.generation.stream import Stream
 
 
 @click.command(
@@ -53,11 +56,11 @@ Examples:
     "--prompt", callback=utf8, help="Text to continue, '-' for standard input; with --chat, a message to answer."
 )
 @click.option(
-    "--prompt-file", type=click.Path(path_type=Path), help="The same from a file or a pipe; '-' for standard input."
+    "--prompt-file", type=click.Path(path_type=Path), help="A file or pipe with the prompt; '-' for standard input."
 )
 @click.option("--ids", metavar="1,2,3", help="Token ids to continue.")
-@click.option("--chat", is_flag=True, help="Use the chat template; without a prompt, talk until end of input.")
-@click.option("--system", callback=utf8, help="With --chat: a system message to begin with.")
+@click.option("--chat", is_flag=True, help="Use the chat template; without a prompt, chat until the end of input.")
+@click.option("--system", callback=utf8, help="With --chat: the system message.")
 @click.option(
     "--template-var",
     "variables",
@@ -67,33 +70,11 @@ Examples:
     help="With --chat: a variable of the chat template, as JSON or text, such as enable_thinking=false; may be given "
     "several times.",
 )
+@depth_option("A ratio of the bundle; 1 is full depth.  [default: the first that the model was trained for, else 1]")
 @click.option(
-    "--speedup", help="A declared ratio; 1 is full depth.  [default: the first that the model was trained for, else 1]"
+    "--max-new-tokens", type=int, default=128, show_default=True, help="Maximum number of tokens to generate."
 )
-@click.option("--max-new-tokens", type=int, default=128, show_default=True, help="Stop after so many tokens.")
-@click.option("--temperature", type=float, help="0 is greedy.  [default: as generation_config.json says, else 0]")
-@click.option(
-    "--top-p",
-    type=float,
-    help="Sample from the likeliest tokens of this share.  [default: as generation_config.json says, else 1]",
-)
-@click.option(
-    "--top-k",
-    type=int,
-    help="Sample from so many likeliest tokens; 0 from all.  [default: as generation_config.json says, else 0]",
-)
-@click.option(
-    "--min-p",
-    type=float,
-    help="Sample from tokens at least so probable, against the likeliest.  [default: as generation_config.json says, "
-    "else 0]",
-)
-@click.option(
-    "--repetition-penalty",
-    type=float,
-    help="Above 1: make tokens that came before less probable.  [default: as generation_config.json says, else 1]",
-)
-@click.option("--seed", type=int, help="Makes sampling repeatable.")
+@sampling_options
 @click.option("--stop", callback=utf8, multiple=True, help="Stop at this text; may be given several times.")
 @click.option(
     "--trace",
@@ -101,7 +82,7 @@ Examples:
     metavar="FILE",
     type=click.Path(path_type=Path),
     multiple=True,
-    help="Show which token ran in which layer, as .png, .html or .json; may be given several times.",
+    help="Write which token ran which layer, as .png, .html or .json; may be given several times.",
 )
 @backend_option
 @trust_option
@@ -115,24 +96,19 @@ def run(
     chat: bool,
     system: str | None,
     variables: tuple[str, ...],
-    speedup: str | None,
+    depth: str | None,
     max_new_tokens: int,
-    temperature: float | None,
-    top_p: float | None,
-    top_k: int | None,
-    min_p: float | None,
-    repetition_penalty: float | None,
-    seed: int | None,
     stop: tuple[str, ...],
     traces: tuple[Path, ...],
     backend: RunBackend,
     trust_engines: bool,
     threads: int,
     json_path: str | None,
+    **sampling_fields: Any,
 ) -> None:
-    """Generate with BUNDLE, streaming.
+    """Generate text with BUNDLE and stream it.
 
-    Without --prompt, --prompt-file, --ids and --chat, the prompt is what a pipe brings.
+    Without --prompt, --prompt-file, --ids and --chat, the prompt is read from a pipe on standard input.
     """
     _check_sources(prompt, prompt_file, ids, chat=chat)
     template_variables = _template_variables(variables)
@@ -146,41 +122,45 @@ def run(
     talking = chat and text is None
     if traces and talking:
         raise click.UsageError("--trace: expected --prompt or --ids beside it, found a conversation")
-    given = {"temperature": temperature, "top_p": top_p, "top_k": top_k, "min_p": min_p, "seed": seed}
-    given["repetition_penalty"] = repetition_penalty
+    given = given_fields(sampling_fields)
     opened = Bundle.open(bundle, trust_engines=trust_engines)
     recommended = recommended_by(opened)
-    sampling = _sampling(out, recommended, {name: value for name, value in given.items() if value is not None})
-    keep = opened.speedup(speedup)
-    _say_ratio(out, opened, keep, asked=speedup is not None)
-    generator = Generator(opened, threads, backend=backend)
-    if template_variables and (unused := generator.text.unused_variables(template_variables)):
+    sampling = _sampling(out, recommended, given)
+    keep = opened.depth(depth)
+    _say_ratio(out, opened, keep, asked=depth is not None)
+    model = Model(opened, threads, backend=backend)
+    if template_variables and (unused := model.text.unused_variables(template_variables)):
         out.warn(f"--template-var {', '.join(unused)}: the chat template reads no such variable")
     how: dict[str, Any] = {
-        "speedup": speedup,
+        "depth": keep,
         "max_new_tokens": max_new_tokens,
         "sampling": sampling,
-        "stop": (*stop, *(recommended.stop if generator.text.has_tokenizer else ())),
+        "stop": (*stop, *(recommended.stop if model.text.has_tokenizer else ())),
     }
-    settled = {
-        "speedup": keep.name,
-        "layers": list(keep.keep),
-        "trained": opened.manifest.trained_for(keep),
+    settled = _settled(out, keep, sampling)
+    if talking:
+        _talk(out, Conversation(model, system, template_variables), how, settled)
+        return
+    tokens = _tokens(model, text, ids, _messages(system, text) if chat else None, template_variables)
+    _warn_of_two_beginnings(out, opened.manifest.tokens.bos if text is not None else None, tokens)
+    as_ids = not model.text.has_tokenizer or ids is not None
+    _answer(out, model, tokens, {**how, "chat": chat}, settled, files, as_ids=as_ids)
+
+
+def _settled(out: Output, depth: Depth, sampling: Sampling) -> dict[str, Any]:
+    """Return the report's fields about the settings of generation."""
+    return {
+        "speedup": depth.name,
+        "layers": list(depth.keep),
+        "trained": depth.trained,
         "sampling": asdict(sampling),
         "warnings": out.warnings,
     }
-    if talking:
-        _talk(out, Conversation(generator, system, template_variables), how, settled)
-        return
-    tokens = _tokens(generator, text, ids, _messages(system, text) if chat else None, template_variables)
-    _warn_of_two_beginnings(out, opened.manifest.tokens.bos if text is not None else None, tokens)
-    as_ids = not generator.text.has_tokenizer or ids is not None
-    _answer(out, generator, tokens, {**how, "chat": chat}, settled, files, as_ids=as_ids)
 
 
 def _answer(
     out: Output,
-    generator: Generator,
+    model: Model,
     tokens: list[int],
     how: Mapping[str, Any],
     settled: Mapping[str, Any],
@@ -188,34 +168,60 @@ def _answer(
     *,
     as_ids: bool,
 ) -> None:
-    """Generate after one prompt, show what comes, and report it.
+    """Generate after one prompt, stream the output, and write the report.
 
     Args:
-        how: what ``Generator.stream`` takes beside the prompt and its cache.
-        settled: what the report says of how it was generated.
-        as_ids: show token ids rather than text.
+        out: output of the command.
+        model: the model.
+        tokens: token ids of the prompt.
+        how: arguments of ``Model.stream`` except the prompt and the cache.
+        settled: the report's fields about the settings.
+        files: trace files to write.
+        as_ids: whether to show token ids instead of text.
     """
     longest = len(tokens) + max(0, how["max_new_tokens"])
-    cache = generator.decoder.cache(1, longest, record=bool(files), room=len(tokens) + STEP)
+    # A bundle with routers reports their decisions even without a trace.
+    record = bool(files) or model.bundle.manifest.routing is not None
+    cache = model.executor.full_cache(1, longest, record=record, room=len(tokens) + STEP)
     start = time.perf_counter()
     shown = _nothing_shown()
-    _show(out, generator.stream([tokens], cache=cache, **how), shown, as_ids=as_ids)
+    _show(out, model.stream([tokens], cache=cache, **how), shown, as_ids=as_ids)
     report = {**shown, "prompt_ids": tokens, **settled, "seconds": time.perf_counter() - start}
-    depth = Depth.of(cache, generator.bundle.manifest)
-    if depth.routed:
-        _say_depth(out, depth)
-        report["depth"] = depth.model_dump()
-    if depth.turned_away:
-        out.warn(f"full layers turned tokens away {depth.turned_away} times: see layer_capacity")
-        report["turned_away"] = depth.turned_away
-    if files:
-        _trace(out, files, generator, cache, depth, report)
+    if cache.logs is not None:
+        report |= _decided(out, files, model, model.executor.reader.joined(cache.logs[0]), report)
     out.report(report)
+
+
+def _decided(
+    out: Output, files: list[TraceFile], model: Model, decisions: Decisions, report: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Show the routing decisions and write the traces; return the report's fields about them."""
+    routing = model.bundle.manifest.routing
+    depth = RowDepth.of(decisions, routing)
+    told: dict[str, Any] = {}
+    if depth.routed:
+        ran, overflow = look.routed(depth.routed)
+        out.say(f"{ran}; {look.deep(depth.layers_per_token, depth.layers)}; {overflow}")
+        told["depth"] = depth.model_dump()
+    if depth.turned_away:
+        out.warn(
+            f"tokens were turned away {depth.turned_away} times because a layer was full; see convert --layer-capacity"
+        )
+        told["turned_away"] = depth.turned_away
+    if files:
+        ids = [*report["prompt_ids"], *report["ids"]][: depth.tokens]  # the last generated token was not processed
+        tokens = Token.sequence(ids, model.text, len(report["prompt_ids"]))
+        strategy = model.bundle.manifest.contract.strategy
+        trace = Trace.of(decisions, routing, tokens, strategy=strategy, speedup=report["speedup"])
+        for file in files:
+            file.write(trace)
+            out.say(f"trace: {file.path}")
+    return told
 
 
 def _warn_of_two_beginnings(out: Output, bos: int | None, tokens: Sequence[int]) -> None:
     if bos is not None and tokens[:2] == [bos, bos]:
-        out.warn(f"the prompt begins with token {bos} twice: the tokenizer puts one there by itself, leave out yours")
+        out.warn(f"the prompt begins with token {bos} twice; the tokenizer adds one, so remove yours")
 
 
 _SOURCES = (
@@ -232,14 +238,14 @@ def _check_sources(prompt: str | None, path: Path | None, ids: str | None, *, ch
 def _template_variables(options: Sequence[str]) -> dict[str, Any]:
     variables = settings(options, "--template-var")
     for name, value in variables.items():
-        if value in ("True", "False", "None"):  # text that no template takes for what was meant
+        if value in ("True", "False", "None"):  # a template would read these words as text
             json_value = {"True": "true", "False": "false", "None": "null"}[value]
             raise click.BadParameter(f"{name}: expected JSON, {json_value}, found {value}", param_hint="--template-var")
     return variables
 
 
 def _sampling(out: Output, recommended: Recommended, given: dict[str, Any]) -> Sampling:
-    """What the user asks for on top of what the model's author recommends; both are told where they matter."""
+    """Return the sampling: options override generation_config.json; print notes on both."""
     sampling = replace(recommended.sampling, **given)
     if recommended.left_out:
         out.warn(f"{GENERATION_CONFIG} asks for {', '.join(recommended.left_out)}: dynexport does not do that")
@@ -247,22 +253,30 @@ def _sampling(out: Output, recommended: Recommended, given: dict[str, Any]) -> S
     if sampling.temperature == 0 and filters and "temperature" not in given:
         options = ", ".join(f"--{name.replace('_', '-')}" for name in filters)
         out.warn(f"{options}: expected with --temperature above 0, found greedy choice, where it changes nothing")
-    if (sampling.temperature > 0 or sampling.repetition_penalty != 1) and recommended.sampling != Sampling():
-        fields = {name: value for name, value in asdict(sampling).items() if value is not None}
-        shown = ", ".join(f"{name.replace('_', '-')} {value:g}" for name, value in fields.items())
+    if (sampling.temperature > 0 or sampling.adjusts) and recommended.sampling != Sampling():
+        plain = asdict(Sampling())
+        fields = {name: value for name, value in asdict(sampling).items() if value != plain[name]}
+        shown = ", ".join(f"{name.replace('_', '-')} {_short(value)}" for name, value in fields.items())
         out.note(
-            f"sampling, where no option says otherwise as {GENERATION_CONFIG} does: {shown}; --temperature 0 and "
-            "--repetition-penalty 1 are plain greedy choice"
+            f"sampling by {GENERATION_CONFIG} where no option overrides it: {shown}; --temperature 0 takes the most "
+            "probable token"
         )
     return sampling
 
 
-def _say_ratio(out: Output, bundle: Bundle, keep: Speedup, *, asked: bool) -> None:
-    """Warn about a ratio that the model was not trained for; tell where that is why none is taken."""
+def _short(value: Any) -> str:
+    return f"{value:g}" if isinstance(value, int | float) else f"{value!s:.60}"
+
+
+def _say_ratio(out: Output, bundle: Bundle, keep: Depth, *, asked: bool) -> None:
+    """Warn about a ratio that the model was not trained for; note it if full depth is used for that reason."""
     if warning := not_trained(bundle.manifest, [keep]):
         out.warn(warning)
-    if bundle.manifest.speedups and not asked and len(keep.keep) == bundle.manifest.model.layers:
-        out.note("at full depth, as the checkpoint declares no ratio that it was trained for; --speedup takes one")
+    if bundle.manifest.depths and not asked and len(keep.keep) == bundle.manifest.model.layers:
+        ratios = ", ".join(f"{depth.name} ({kept_text(bundle.manifest, depth)})" for depth in bundle.manifest.depths)
+        out.note(
+            f"at full depth, as the checkpoint declares no ratio that it was trained for; --speedup takes {ratios}"
+        )
 
 
 def _messages(system: str | None, prompt: str | None) -> list[dict[str, str]]:
@@ -271,7 +285,7 @@ def _messages(system: str | None, prompt: str | None) -> list[dict[str, str]]:
 
 
 def _tokens(
-    generator: Generator,
+    model: Model,
     prompt: str | None,
     ids: str | None,
     messages: list[dict[str, str]] | None,
@@ -282,8 +296,8 @@ def _tokens(
     if not prompt:
         raise DynexportError("--prompt: expected text, found none")
     if messages is not None:
-        return generator.text.chat(messages, variables=variables)
-    return generator.text.encode(prompt)
+        return model.text.chat(messages, variables=variables)
+    return model.text.encode(prompt)
 
 
 def _nothing_shown() -> dict[str, Any]:
@@ -291,7 +305,7 @@ def _nothing_shown() -> dict[str, Any]:
 
 
 def _show(out: Output, stream: Stream, shown: dict[str, Any], *, as_ids: bool) -> None:
-    """Print tokens as they come, and keep them in ``shown``, whose finish_reason stays None when they are left off."""
+    """Print tokens as they are generated and add them to ``shown``; if interrupted, finish_reason stays None."""
     with closing(stream) as pieces:
         for piece in pieces:
             out.stream(f"{',' if shown['ids'] else ''}{piece.token}" if as_ids else piece.text)
@@ -301,38 +315,14 @@ def _show(out: Output, stream: Stream, shown: dict[str, Any], *, as_ids: bool) -
     out.stream("\n")
 
 
-def _say_depth(out: Output, depth: Depth) -> None:
-    """What the routers came to, in a line."""
-    ran, overflow = look.routed(depth.routed)
-    out.say(f"{ran}; {look.deep(depth.layers_per_token, depth.layers)}; {overflow}")
-
-
-def _trace(
-    out: Output, files: list[TraceFile], generator: Generator, cache: AnyCache, depth: Depth, report: dict[str, Any]
-) -> None:
-    """Write what was recorded of the tokens that were processed; the last generated one never was."""
-    assert cache.logs is not None
-    ids = [*report["prompt_ids"], *report["ids"]][: depth.tokens]
-    trace = Trace.from_log(
-        cache.logs[0],
-        Token.sequence(ids, generator.text, len(report["prompt_ids"])),
-        depth,
-        strategy=generator.bundle.manifest.contract.strategy,
-        speedup=report["speedup"],
-    )
-    for file in files:
-        file.write(trace)
-        out.say(f"trace: {file.path}")
-
-
 def _talk(out: Output, conversation: Conversation, how: dict[str, Any], settled: dict[str, Any]) -> None:
-    """A conversation on standard input; the report has what was said, whatever ended it."""
+    """Run a conversation on standard input; the report is written even if it is interrupted."""
     turns: list[dict[str, Any]] = []
 
     def answer(message: str) -> None:
         turns.append(_nothing_shown())
         _show(out, conversation.say(message, **how), turns[-1], as_ids=False)
-        if turns[-1]["finish_reason"] == "context":
+        if turns[-1]["finish_reason"] == "length" and conversation.is_full:
             out.warn(f"the context of {conversation.context} tokens is full: the answer ends here")
 
     try:

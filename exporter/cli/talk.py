@@ -1,4 +1,4 @@
-"""A chat on standard input: lines that people type at a terminal, or lines that a pipe brings."""
+"""Chat on standard input, at a terminal or from a pipe."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ if TYPE_CHECKING:
 
 
 def talk(out: Output, answer: Callable[[str], None]) -> None:
-    """Have every line answered, until there are no more.
+    """Answer every line of standard input.
 
-    At a terminal Ctrl-C ends an answer, and at the prompt the chat, as Ctrl-D does; a message that cannot be answered
-    is told. In a pipe either ends the chat.
+    At a terminal, Ctrl-C stops an answer; at the prompt, Ctrl-C or Ctrl-D ends the chat; an error is a warning. With a
+    pipe, Ctrl-C and errors end the chat.
     """
     at_terminal = sys.stdin.isatty()
     with closing(_typed_lines() if at_terminal else piped_lines()) as lines:
@@ -42,11 +42,11 @@ def talk(out: Output, answer: Callable[[str], None]) -> None:
 
 
 def _typed_lines() -> Generator[str, None, None]:
-    """What people type, with the arrow keys, history and whatever else they expect of a line."""
+    """Yield the lines typed at a terminal, with line editing and history."""
     from prompt_toolkit import PromptSession
     from prompt_toolkit.output import create_output
 
-    # Where standard output goes elsewhere, people look at standard error.
+    # The prompt goes to standard error if standard output is redirected.
     session: PromptSession[str] = PromptSession(history=_history(), output=create_output(always_prefer_tty=True))
     with _keys_kept():
         while True:
@@ -59,7 +59,7 @@ def _typed_lines() -> Generator[str, None, None]:
 
 @contextmanager
 def _keys_kept() -> Iterator[None]:
-    """Within, what is typed during an answer is not shown, and waits for the next prompt: the end of input, too."""
+    """Hide keys typed during an answer and keep them, Ctrl-D too, for the next prompt."""
     descriptor = sys.stdin.fileno()
     before = termios.tcgetattr(descriptor)
     tty.setcbreak(descriptor, termios.TCSANOW)
@@ -70,7 +70,7 @@ def _keys_kept() -> Iterator[None]:
 
 
 def _history() -> History:
-    """What was typed in earlier chats: in the user's state directory, for no one else to read."""
+    """Return the history of earlier chats: a file in the user's state directory, readable by the user only."""
     from prompt_toolkit.history import FileHistory, InMemoryHistory
 
     state = os.environ.get("XDG_STATE_HOME") or "~/.local/state"
@@ -78,6 +78,6 @@ def _history() -> History:
     try:
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         os.close(os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600))
-    except (OSError, RuntimeError):  # a home that cannot be written, or none at all
+    except (OSError, RuntimeError):  # no home directory, or it is not writable
         return InMemoryHistory()
     return FileHistory(path)

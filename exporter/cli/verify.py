@@ -1,4 +1,4 @@
-"""``dynexport verify``: does a bundle compute what PyTorch computes?"""
+"""``dynexport verify``: check that a bundle computes what PyTorch computes."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ Examples:
     show_default=True,
     help="Tokens generated greedily per prompt and ratio.",
 )
-@click.option("--long", is_flag=True, help="Go to the end of the context whatever it costs; only with --against.")
+@click.option("--long", is_flag=True, help="Check up to the end of the context at any cost; only with --against.")
 @backend_option
 @trust_option
 @threads_option
@@ -52,7 +52,7 @@ def verify(
     threads: int,
     json_path: str | None,
 ) -> int:
-    """Check BUNDLE against PyTorch: constants, logits, routes, greedy tokens, batches, chunks, second turns, long rows.
+    """Check BUNDLE against PyTorch: constants, logits, routes, greedy tokens, batches, chunks, conversations.
 
     Exit code 1 if a check fails.
     """
@@ -78,8 +78,8 @@ def verify(
         if check.failures:
             out.say(f"{check.name}: {'; '.join(check.failures)}")
     if report.departure is not None:
-        verb = "decisions depart" if report.departure.of == "decisions" else "output departs"
-        out.say(f"the first layer whose {verb}: {report.departure.first}")
+        verb = "decisions diverge" if report.departure.of == "decisions" else "output diverges"
+        out.say(f"first layer whose {verb}: {report.departure.first}")
     if report.reference:
         out.say(f"the checkpoint was read by {report.reference}")
     for missed in report.not_exercised:
@@ -103,7 +103,7 @@ def _verdict(check: Check) -> list[str]:
 
 
 def _route_figures(metrics: Mapping[str, Any]) -> list[str]:
-    """Decisions, share that run, agreement, and the flips that follow from no other."""
+    """Return decisions, share that run, agreement, and the independent flips with their largest margin."""
     margins = metrics["flip_margins"]
     return [
         str(metrics["decisions"]),
@@ -115,7 +115,7 @@ def _route_figures(metrics: Mapping[str, Any]) -> list[str]:
 
 
 def _figures(headlines: Mapping[str, Any]) -> list[str]:
-    """Error, KL and agreement; checks of exact equality have only the last word."""
+    """Return error, KL and agreement as text; "identical" for a passed check of exact equality."""
     if headlines.get("identical") is True:
         return ["identical", "", ""]
     error, divergence, agreement = (headlines.get(name) for name in ("max_abs", "mean_kl", "top1_agreement"))

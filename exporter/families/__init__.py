@@ -1,4 +1,4 @@
-"""The decoder families. Each file of this folder with a ``FAMILY`` is one; adding one touches nothing else."""
+"""The decoder families. Each file of this folder that defines ``FAMILY`` is one; a new family is one new file."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ __all__ = ["Family", "asked_fields", "families", "find_family", "read_architectu
 
 @cache
 def families() -> dict[str, Family]:
-    """``model_type`` -> family, found by looking into this folder."""
+    """Return all families by ``model_type``, from the modules of this folder."""
     found = {}
     for module in pkgutil.iter_modules(__path__):
         family = getattr(importlib.import_module(f"{__name__}.{module.name}"), "FAMILY", None)
@@ -30,7 +30,7 @@ def families() -> dict[str, Family]:
 
 
 def find_family(config: Mapping[str, Any]) -> Family:
-    """The family of a config.json.
+    """Return the family of a config.json.
 
     Raises:
         DynexportError: when ``model_type`` is missing or not supported.
@@ -45,17 +45,17 @@ def find_family(config: Mapping[str, Any]) -> Family:
 
 
 def read_architecture(config: Mapping[str, Any]) -> Architecture:
-    """The architecture that a config.json describes.
+    """Return the architecture that a config.json describes.
 
     Raises:
-        DynexportError: naming the field and the value, for an unknown family, an unsupported field of a known one, or
-            a field that is not known to be without effect.
+        DynexportError: when the family is unknown, the value of a field is not supported, or a field is unknown and
+            may change the computation. The message names the field and the value.
     """
     return _read(config)[0]
 
 
 def asked_fields(config: Mapping[str, Any]) -> dict[str, str]:
-    """What is done with each field that its family has: "read", or the values that are insisted on, in words."""
+    """Return how each field of the config's family is used: "read", or "only" and the value that it must have."""
     return _read(config)[1].asked
 
 
@@ -63,7 +63,7 @@ def _read(config: Mapping[str, Any]) -> tuple[Architecture, Fields]:
     family = find_family(config)
     fields = Fields(family.completed(config), family.model_type)
     fields.asked |= {twin: f"another name of `{name}`" for twin, name in family.twins.items()}
-    fields.flag("is_causal")  # transformers takes a null for false
+    fields.flag("is_causal")  # refuses null, which transformers takes as false
     for name, value in NEUTRAL.items():
         fields.only(name, value)
     architecture = family.read(fields)

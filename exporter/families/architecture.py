@@ -1,4 +1,4 @@
-"""A decoder family as data: everything that a graph, a reference or a cost model needs to know of a model."""
+"""The architecture of a decoder model as data, for graphs, references and cost models."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ Residual = Literal["sequential", "parallel"]
 
 @dataclass(frozen=True)
 class LongContext:
-    """What rotary positions become in a context of more tokens than the model was first trained for (longrope).
+    """The rotary frequencies for contexts beyond the original training length (longrope, arXiv 2402.13753).
 
     Attributes:
-        beyond: tokens of the largest context that does without.
-        max_length: tokens of the largest context of all.
-        inverse_frequencies: [dim / 2], for contexts between them.
+        beyond: the largest context, in tokens, that uses the short frequencies.
+        max_length: the largest supported context, in tokens.
+        inverse_frequencies: [dim / 2], for contexts of more than ``beyond`` tokens.
     """
 
     beyond: int
@@ -39,7 +39,7 @@ class Rotary:
         inverse_frequencies: [dim / 2], scaling already applied.
         attention_factor: multiplies cos and sin (yarn, longrope).
         rope_type: transformers' name of the scaling, for messages.
-        long: the frequencies of longer contexts, in a model that has others for them.
+        long: the frequencies for longer contexts (longrope), or None.
     """
 
     dim: int
@@ -49,13 +49,13 @@ class Rotary:
     long: LongContext | None = None
 
     def context(self, max_length: int) -> int:
-        """Of a model of ``max_length`` tokens, the largest context that has these frequencies."""
+        """Return the largest context, in tokens, with these frequencies, in a model of ``max_length`` tokens."""
         return max_length if self.long is None else self.long.beyond
 
 
 @dataclass(frozen=True)
 class LearnedPositions:
-    """A learned table of ``rows`` added to the token embedding; the first ``offset`` are never used (opt: 2)."""
+    """A learned position table of ``rows`` rows; position p uses row p + ``offset`` (opt: 2)."""
 
     rows: int
     offset: int = 0
@@ -68,7 +68,7 @@ class Alibi:
     heads: int
 
     def slopes(self) -> Array:
-        """float32 [heads], as in the paper's reference code for any number of heads."""
+        """Return the slopes, float32 [heads], as the paper's reference code does for any number of heads."""
         power = 2 ** math.floor(math.log2(self.heads))
         base = 2.0 ** (-(2.0 ** -(math.log2(power) - 3)))
         slopes = [base**i for i in range(1, power + 1)]
@@ -82,18 +82,18 @@ Positions = Rotary | LearnedPositions | Alibi
 
 @dataclass(frozen=True)
 class Source:
-    """Where a tensor of the graph comes from in the checkpoint.
+    """The checkpoint tensors that one tensor of the graph is made from.
 
     Attributes:
-        names: checkpoint tensors, read one after the other.
-        combine: makes the graph's tensor from them; by default they are stacked along their first axis.
+        names: names of the checkpoint tensors, in order.
+        combine: makes the graph's tensor from them; None concatenates them along their first axis.
     """
 
     names: tuple[str, ...]
     combine: Callable[[list[Array]], Array] | None = None
 
     def build(self, read: Callable[[str], Array]) -> Array:
-        """Read and combine; float32."""
+        """Read the tensors with ``read`` and return the combined one, float32."""
         parts = [read(name) for name in self.names]
         if self.combine is not None:
             return self.combine(parts)
@@ -102,14 +102,14 @@ class Source:
 
 @dataclass(frozen=True)
 class Architecture:
-    """One decoder-only model. Sizes are in elements, lengths in tokens.
+    """The architecture of a decoder-only model; sizes are in elements, lengths in tokens.
 
     Attributes:
         attention_scale: multiplies q.k before softmax; None is head_dim ** -0.5.
-        windows: per layer, how many latest positions a token sees (its own included), or None for all.
-        rotary_layers: per layer, whether rotary positions are applied (smollm3 leaves some out).
-        post_norms: gemma2's norms after attention and after the MLP, before the residual add.
-        sources: tensor of the graph -> where it comes from, for those whose Hugging Face name differs.
+        windows: the sliding window of each layer, in tokens, the token itself included; None: full attention.
+        rotary_layers: whether each layer applies rotary positions (some layers of smollm3 do not).
+        post_norms: whether there are norms after attention and after the MLP, before the residual add (gemma2).
+        sources: tensor of the graph -> its checkpoint tensors, where the Hugging Face name or layout differs.
     """
 
     family: str
@@ -153,30 +153,29 @@ class Architecture:
 
     @property
     def scale(self) -> float:
-        """What multiplies q.k before softmax."""
+        """The factor of q.k before softmax: ``attention_scale``, or head_dim ** -0.5."""
         return self.head_dim**-0.5 if self.attention_scale is None else self.attention_scale
 
     @property
     def longest(self) -> int:
-        """Tokens of the largest context that the model can be given; ``max_length`` unless longer ones have other
-        rotary frequencies."""
+        """The largest supported context, in tokens: more than ``max_length`` only with longrope."""
         long = self.positions.long if isinstance(self.positions, Rotary) else None
         return self.max_length if long is None else long.max_length
 
     def with_context(self, max_length: int) -> Architecture:
-        """The model for a context of this many tokens, at most ``longest``."""
+        """Return the architecture for a context of ``max_length`` tokens, at most ``longest``."""
         positions = self.positions
         if isinstance(positions, Rotary) and positions.long is not None and max_length > positions.long.beyond:
             positions = replace(positions, inverse_frequencies=positions.long.inverse_frequencies)
         return replace(self, max_length=max_length, positions=positions)
 
     def needs_key_positions(self, layer: int) -> bool:
-        """Whether a layer's attention looks at the original positions of cached keys (windows, ALiBi)."""
+        """Return whether a layer's attention needs the original positions of cached keys (windows, ALiBi)."""
         return isinstance(self.positions, Alibi) or self.windows[layer] is not None
 
     @property
     def layer_flops_per_token(self) -> int:
-        """Of one layer's products for one token: two for every weight of its matrices."""
+        """Floating-point operations of one layer for one token: two for every weight of its matrices."""
         query, both = self.heads * self.head_dim, 2 * self.kv_heads * self.head_dim
         attention = self.hidden_size * (query + both) + query * self.hidden_size
         return 2 * (attention + (3 if self.gated_mlp else 2) * self.hidden_size * self.intermediate_size)

@@ -1,4 +1,4 @@
-"""BLOOM and BLOOMZ (the family of the Unified Layer Skipping paper): ALiBi, LayerNorm also on the embedding."""
+"""BLOOM and BLOOMZ (the models of the Unified Layer Skipping paper): ALiBi, and LayerNorm on the embedding."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def _read(fields: Fields) -> Architecture:
     fields.only("n_inner", 4 * hidden, "four times `hidden_size`")
     ranks = fields.integer("pretraining_tp")
     if fields.flag("slow_but_exact") and ranks > 1:
-        # transformers then leaves out the biases of attention's and the MLP's output
+        # transformers then omits the biases of the attention and MLP outputs
         raise fields.error("slow_but_exact", True, f"False with a pretraining_tp of {ranks}")
     sources = renamed(layers, _OUTER, _INNER, "transformer.h.{i}.")
     for name in list(sources):

@@ -1,7 +1,9 @@
-"""The fields of transformers' config classes: their defaults, and which of all fields never change the logits.
+"""The default values of transformers' config classes, and the fields that never change the logits.
 
-A family's reader asks for the fields that it honours or insists on (``Fields``). Every other field of a config.json
-is one of ``HARMLESS``, or switched off (null, false, empty), or an error.
+A family reads the fields that it supports (``Fields``). Every other field of a config.json must be one of
+``HARMLESS`` or off (null, false, empty); else it is an error.
+
+Over 350 lines: these are tables, one entry per line.
 """
 
 from __future__ import annotations
@@ -9,8 +11,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-# What an absent field means, by model_type; the same in transformers 5.2 and 5.24. A test compares them with the
-# classes of the version that is installed.
+# The value of an absent field, by model_type; equal in transformers 5.2 and 5.24. A test compares this table with the
+# classes of the installed version.
 CLASS_DEFAULTS: Mapping[str, Mapping[str, Any]] = {
     "bloom": {
         "vocab_size": 250880,
@@ -274,7 +276,7 @@ CLASS_DEFAULTS: Mapping[str, Mapping[str, Any]] = {
     },
 }
 
-# Who made the file, and how the model is loaded or trained: nothing of it is in the products of a forward pass.
+# Origin of the file, and how the model is loaded or trained: these do not enter the forward pass.
 _ABOUT_THE_FILE = (
     "_commit_hash",
     "_name_or_path",
@@ -333,7 +335,7 @@ _TRAINING = (
     "resid_pdrop",
     "weight_decay",
 )
-# Of heads for other tasks, whose weights a causal language model does not have.
+# Fields of heads for other tasks; a causal language model does not have their weights.
 _OTHER_HEADS = (
     "_num_labels",
     "classifier_dropout",
@@ -348,9 +350,9 @@ _OTHER_HEADS = (
     "summary_type",
     "summary_use_proj",
 )
-# Old names of lengths that transformers does not read, Megatron's notes on how bloom was trained, sizes that it does
-# not read in gpt2, opt, bloom and gpt_neox: these have other names for them, or as many key heads as heads; and what
-# other families do with windows (SmolLM3 has it in its config.json).
+# Fields that transformers does not read: old names of lengths; Megatron's training settings in bloom; sizes for which
+# gpt2, opt, bloom and gpt_neox have other names, or which do not apply to them (they have no grouped key heads); and
+# settings of windows of other families, which the config.json of SmolLM3 has.
 _UNREAD_BY_TRANSFORMERS = (
     "intermediate_size",
     "max_sequence_length",
@@ -381,7 +383,7 @@ _TOKENS = (
     "unk_token",
     "unk_token_id",
 )
-# Old configs carry the settings of generate(); they choose among logits, and generation_config.json is their place.
+# Settings of generate() in old configs: they act on the logits, and are read from generation_config.json only.
 _GENERATION = (
     "assistant_confidence_threshold",
     "assistant_lookbehind",
@@ -431,7 +433,7 @@ HARMLESS = frozenset(
     )
 )
 
-# Fields of the base class, or of any config.json, that change the computation: the value that leaves it as it is.
+# Fields of the base class, or of any config.json, that change the computation -> the value that has no effect.
 NEUTRAL: Mapping[str, Any] = {
     "is_causal": True,
     "is_encoder_decoder": False,
@@ -445,7 +447,7 @@ NEUTRAL: Mapping[str, Any] = {
     "return_dict": True,
     "transformers_weights": None,
 }
-# What ``Fields.rotary`` reads, in every family with rotary positions.
+# The fields that ``read_rotary`` reads in every family with rotary positions.
 ROTARY = (
     "rope_parameters",
     "rope_scaling",

@@ -1,4 +1,4 @@
-"""What a family file declares, and the helpers that several of them share."""
+"""The declaration that a family file makes, and helpers that several families share."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ class Family:
     """One Hugging Face ``model_type``.
 
     Attributes:
-        model_type: as in config.json.
-        title: what people call it.
-        features: what sets it apart, for the table in the docs.
-        read: config fields -> architecture.
-        base_prefix: the prefix that checkpoints of the bare model leave out (``transformer.`` of gpt2).
-        twins: a second name of a field -> its name in transformers' class (``attribute_map``, turned around).
-        renamed: a tensor -> its name in checkpoints of transformers 5 that were not saved under the old one.
-        masks: names of causal masks and other constants that old versions stored as tensors, a regular expression.
+        model_type: the family's ``model_type`` in config.json.
+        title: the model names, for the table in the docs.
+        features: the distinguishing features, for the table in the docs.
+        read: makes the architecture from config fields.
+        base_prefix: the name prefix that checkpoints of the bare model do not have (``transformer.`` of gpt2).
+        twins: a second name of a field -> its name in transformers' class (the inverse of ``attribute_map``).
+        renamed: a tensor -> its other name, which some checkpoints of transformers 5 have.
+        masks: a regular expression of the causal masks and constants that old versions stored as tensors.
     """
 
     model_type: str
@@ -38,7 +38,7 @@ class Family:
     masks: str = ""
 
     def completed(self, config: Mapping[str, Any]) -> dict[str, Any]:
-        """The fields of a config.json under the names of transformers' class, with its defaults for absent ones.
+        """Return the fields of a config.json under the names of transformers' class, with its defaults added.
 
         Raises:
             DynexportError: when two names of one field have different values.
@@ -50,8 +50,8 @@ class Family:
                 named[name] = value
             elif value is not None and named[name] != value:
                 raise DynexportError(
-                    f"config.json ({self.model_type}): {twin}: expected {named[name]!r:.80} as {name} says, which is "
-                    f"another name of it, found {value!r:.80}; take the wrong one out of config.json"
+                    f"config.json ({self.model_type}): {twin}: expected {named[name]!r:.80} as in {name}, which "
+                    f"is another name of this field, found {value!r:.80}; remove the wrong one from config.json"
                 )
         kinds = named.get("layer_types")
         if isinstance(kinds, list):
@@ -60,14 +60,18 @@ class Family:
 
 
 def llama_like(fields: Fields, *, rope: RopeDefaults | None = None, **overrides: Any) -> Architecture:
-    """The shape that llama, mistral, qwen, smollm3, gemma2 and phi3 share.
+    """Return the architecture that llama, mistral, qwen, smollm3, gemma2 and phi3 share.
 
-    q, k and v are stacked into one ``qkv_proj``: fewer, larger matrix products at decode. ``attention_bias`` and
-    ``mlp_bias`` are read by the families that have them; elsewhere they may only say what the family does anyway.
+    q, k and v are stacked into one ``qkv_proj``: fewer, larger matrix products at decode. The families that have
+    ``attention_bias`` and ``mlp_bias`` read them; in the others these must agree with what the family does.
 
     Args:
-        rope: the family's defaults of rotary positions, where they are not the usual ones.
+        fields: the fields of config.json.
+        rope: the family's defaults of rotary positions; None for the usual ones.
         overrides: fields of the architecture that differ.
+
+    Raises:
+        DynexportError: when a field is missing or its value is not supported.
     """
     heads = fields.integer("num_attention_heads")
     hidden = fields.integer("hidden_size")
@@ -101,7 +105,7 @@ def llama_like(fields: Fields, *, rope: RopeDefaults | None = None, **overrides:
 
 
 def layer_norm_like(fields: Fields, *, hidden_size: int, heads: int, layers: int, **values: Any) -> Architecture:
-    """The shape that gpt2, opt, gpt-neox and bloom share: LayerNorm, a key head per query head, an MLP without gate."""
+    """Return the architecture that gpt2, opt, gpt-neox and bloom share: LayerNorm, no grouped heads, no MLP gate."""
     if hidden_size % heads:
         raise fields.error("hidden_size", hidden_size, f"a multiple of {heads} heads")
     fields.only("head_dim", hidden_size // heads, "`hidden_size` over heads")
@@ -121,7 +125,7 @@ def layer_norm_like(fields: Fields, *, hidden_size: int, heads: int, layers: int
 
 
 def stacked_qkv(layers: int, *, bias: bool) -> dict[str, Source]:
-    """Sources of ``qkv_proj`` from separate q, k and v projections."""
+    """Return the sources of ``qkv_proj`` in every layer: the separate q, k and v projections."""
     return {
         f"model.layers.{i}.self_attn.qkv_proj.{kind}": Source(
             tuple(f"model.layers.{i}.self_attn.{part}_proj.{kind}" for part in "qkv")
@@ -132,17 +136,22 @@ def stacked_qkv(layers: int, *, bias: bool) -> dict[str, Source]:
 
 
 def used_window(fields: Fields) -> int | None:
-    """``sliding_window`` where ``use_sliding_window`` is set; transformers does not read it elsewhere."""
+    """Return ``sliding_window`` if ``use_sliding_window`` is true, else None, as in transformers."""
     fields.get("sliding_window")
     return fields.optional_integer("sliding_window") if fields.flag("use_sliding_window") else None
 
 
 def layer_windows(fields: Fields, window: int | None, sliding: Sequence[bool]) -> tuple[int | None, ...]:
-    """``window`` in the layers that ``layer_types`` calls sliding; in those of ``sliding`` where it is absent.
+    """Return the window of each layer: ``window`` in sliding layers, None in the others.
+
+    Args:
+        fields: the fields of config.json.
+        window: the sliding window, in tokens, or None.
+        sliding: whether each layer slides, for a config without ``layer_types``.
 
     Raises:
-        DynexportError: when ``layer_types`` calls a layer sliding that has no window. transformers' implementations
-            of attention then disagree with each other.
+        DynexportError: when ``layer_types`` is malformed, or has a sliding layer in a model without a window:
+            transformers' attention implementations differ there.
     """
     kinds = fields.get("layer_types")
     if kinds is not None:
@@ -156,16 +165,18 @@ def layer_windows(fields: Fields, window: int | None, sliding: Sequence[bool]) -
 
 
 def same_window(fields: Fields) -> tuple[int | None, ...]:
-    """One ``sliding_window`` for all layers; transformers ignores ``layer_types`` in these families."""
+    """Return ``sliding_window`` for every layer; in these families transformers ignores ``layer_types``."""
     return (fields.optional_integer("sliding_window"),) * fields.layers("num_hidden_layers")
 
 
 def renamed(layers: int, outer: dict[str, str], inner: dict[str, str], prefix: str) -> dict[str, Source]:
-    """Sources for a family whose modules have other names, weights and biases alike.
+    """Return the sources of weights and biases for a family with other module names.
 
     Args:
-        outer: module of the graph -> module of the checkpoint.
-        inner: the same within a layer; ``prefix`` holds ``{i}``.
+        layers: the number of layers.
+        outer: module of the graph -> module of the checkpoint, outside the layers.
+        inner: module of the graph -> module of the checkpoint, within a layer.
+        prefix: the checkpoint's name prefix of a layer, with ``{i}`` for its number.
     """
     modules = dict(outer)
     for i in range(layers):
@@ -178,7 +189,7 @@ def renamed(layers: int, outer: dict[str, str], inner: dict[str, str], prefix: s
 
 
 def deinterleave_qkv(heads: int, head_dim: int) -> Callable[[list[Array]], Array]:
-    """For fused projections stored head by head as [heads, 3, head_dim, ...] (gpt-neox, bloom): to [3, heads, ...]."""
+    """Return a ``combine`` that reorders fused qkv rows from [heads, 3, head_dim] to [3, heads, head_dim]."""
 
     def combine(parts: list[Array]) -> Array:
         (fused,) = parts

@@ -1,4 +1,4 @@
-"""Reading a Hugging Face config: every value is checked, and an error names the field and the value."""
+"""Checked access to the fields of a Hugging Face config; errors name the field and the value."""
 
 from __future__ import annotations
 
@@ -31,11 +31,11 @@ class Fields:
     """The fields of one config.json, with a record of those that a family reads.
 
     Args:
-        config: the JSON object, completed with the defaults of the family's class.
-        family: its model_type, for messages.
+        config: the JSON object, with the defaults of the family's class for absent fields.
+        family: the model_type, for messages.
 
     Attributes:
-        asked: field -> "read", or the values that are insisted on, in words; for the table in the docs.
+        asked: field -> "read", or "only" and the value that it must have; for the table in the docs.
     """
 
     def __init__(self, config: Mapping[str, Any], family: str) -> None:
@@ -44,32 +44,32 @@ class Fields:
         self.asked: dict[str, str] = {}
 
     def get(self, name: str, default: Any = None) -> Any:
-        """The value as it stands, or ``default`` where it is absent or null."""
+        """Return the unchecked value, or ``default`` if it is absent or null."""
         self.asked[name] = "read"
         value = self._config.get(name)
         return default if value is None else value
 
     def error(self, name: str, value: Any, expected: str) -> DynexportError:
-        """An error that names the field, what was expected and what was found."""
+        """Return an error that names the field, the expected and the found value."""
         return DynexportError(f"config.json ({self.family}): {name}: expected {expected}, found {value!r:.200}")
 
     def integer(self, name: str, default: int | None = None, at_least: int = 1, at_most: int = _LARGEST_SIZE) -> int:
-        """A size; where it is null, ``default``."""
+        """Return an integer in a range, or ``default`` if it is absent or null."""
         value = self.get(name, default)
         if isinstance(value, bool) or not isinstance(value, int) or not at_least <= value <= at_most:
             raise self.error(name, value, f"an integer from {at_least} to {at_most}")
         return value
 
     def optional_integer(self, name: str) -> int | None:
-        """A size; null where the model does without."""
+        """Return a size, or None if it is absent or null."""
         return None if self.get(name) is None else self.integer(name)
 
     def layers(self, name: str) -> int:
-        """How many layers; a hostile config cannot ask for a graph without end."""
+        """Return a number of layers, bounded so that a hostile config cannot ask for a huge graph."""
         return self.integer(name, at_most=_MOST_LAYERS)
 
     def number(self, name: str, default: float | None = None) -> float:
-        """A positive number, far enough from what float32 cannot hold; null is an error."""
+        """Return a positive number well within float32's range; ``default`` if it is absent, an error if it is null."""
         self.asked[name] = "read"
         value = self._config.get(name, default)
         if isinstance(value, bool) or not isinstance(value, int | float) or not _SMALLEST <= value <= _LARGEST:
@@ -77,21 +77,23 @@ class Fields:
         return float(value)
 
     def optional_number(self, name: str) -> float | None:
-        """A positive number; null where the model does without."""
+        """Return a positive number, or None if it is absent or null."""
         return None if self.get(name) is None else self.number(name)
 
     def flag(self, name: str) -> bool:
-        """A boolean."""
+        """Return a boolean; an error if it is absent or null."""
         value = self.get(name)
         if not isinstance(value, bool):
             raise self.error(name, value, "true or false")
         return value
 
     def only(self, name: str, supported: Any, meaning: str = "") -> None:
-        """Insist on the one value of a field that this project supports; absent or null is taken to be it.
+        """Raise DynexportError unless a field is absent, null or has the one supported value.
 
         Args:
-            meaning: where the value follows from other fields, from which.
+            name: the field.
+            supported: its only supported value.
+            meaning: where the value comes from, when it follows from another field.
         """
         self.asked[name] = f"only {meaning or json.dumps(supported)}"
         value = self._config.get(name)
@@ -100,22 +102,22 @@ class Fields:
             raise self.error(name, value, "no value" if supported is None else f"{supported!r:.200}, {reason}")
 
     def activation(self, name: str) -> Activation:
-        """The MLP's activation function."""
+        """Return the MLP's activation function."""
         value = self.get(name)
         if not isinstance(value, str) or value not in ACTIVATIONS:
             raise self.error(name, value, f"one of {', '.join(ACTIVATIONS)}")
         return ACTIVATIONS[value]
 
     def check_known(self) -> None:
-        """Insist that every field was read, is known to be without effect, or is off: null, false or empty.
+        """Check that every field was read, is known to have no effect, or is off (null, false or empty).
 
         Raises:
-            DynexportError: naming the first that may change the computation.
+            DynexportError: naming the first field that may change the computation.
         """
         for name, value in self._config.items():
             is_off = value is None or value is False or value in ([], {}, "")
             if name not in self.asked and name not in HARMLESS and not is_off:
                 raise DynexportError(
                     f"config.json ({self.family}): {name:.80}: expected no such field, as it may change what the model "
-                    f"computes, found {value!r:.80}; if it does not, take it out of config.json"
+                    f"computes, found {value!r:.80}; if it does not, remove it from config.json"
                 )

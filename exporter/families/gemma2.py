@@ -17,7 +17,7 @@ _NORMS = (
 
 
 def _one_plus(parts: list[Array]) -> Array:
-    """Gemma stores w where the norm multiplies by 1 + w."""
+    """Return w + 1: Gemma stores w, and its norm multiplies by 1 + w."""
     return parts[0] + 1
 
 

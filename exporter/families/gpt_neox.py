@@ -1,4 +1,4 @@
-"""GPT-NeoX and Pythia: attention and MLP in parallel, rotary on a share of the channels, fused interleaved qkv."""
+"""GPT-NeoX and Pythia: attention and MLP in parallel, partial rotary positions, interleaved fused qkv."""
 
 from __future__ import annotations
 

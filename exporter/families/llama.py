@@ -1,4 +1,4 @@
-"""Llama 1 to 3, and what shares its config: SmolLM, SmolLM2, TinyLlama, Vicuna."""
+"""Llama 1 to 3, and the models that share its config: SmolLM, SmolLM2, TinyLlama, Vicuna."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Phi-3 and Phi-4: q, k, v and gate, up stored fused; rotary on a share of the channels, longrope in long models."""
+"""Phi-3 and Phi-4: fused qkv and gate-up weights, partial rotary positions, longrope for long contexts."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from dynexport.exporter.families.family import Family, llama_like, same_window
 from dynexport.exporter.families.fields import Fields
 from dynexport.exporter.families.rope import RopeDefaults
 
-# Early checkpoints call longrope so.
+# Early checkpoints write "su" or "yarn" for longrope.
 _TYPES = {"default": "default", **dict.fromkeys(("longrope", "su", "yarn"), "longrope")}
 _ROPE = RopeDefaults(share=1.0, types=_TYPES)
-# What configs of Phi-3-small and Phi-4-mini say; transformers' class has none of it.
+# Fields of Phi-3-small's and Phi-4-mini's configs that transformers' class does not have.
 _VARIANTS = {"lm_head_bias": False, "full_attn_mod": 1, "interpolate_factor": 1}
 
 

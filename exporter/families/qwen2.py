@@ -8,7 +8,7 @@ from dynexport.exporter.families.fields import Fields
 
 
 def qwen_windows(fields: Fields) -> tuple[int | None, ...]:
-    """Layers from ``max_window_layers`` on slide, when ``use_sliding_window`` is set."""
+    """Return each layer's window; with ``use_sliding_window``, layers from ``max_window_layers`` on slide."""
     first = fields.integer("max_window_layers", at_least=0)
     layers = fields.layers("num_hidden_layers")
     return layer_windows(fields, used_window(fields), [i >= first for i in range(layers)])

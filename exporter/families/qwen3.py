@@ -1,4 +1,4 @@
-"""Qwen3 (dense): per-head norms on q and k before rotary."""
+"""Qwen3 (dense): per-head norms on q and k before rotary positions."""
 
 from __future__ import annotations
 

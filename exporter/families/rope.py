@@ -1,6 +1,6 @@
 """Rotary positions of a config.json: the frequencies and the attention factor that transformers computes from it.
 
-Which of several spellings counts, and the formulas, are those of transformers 5 (``modeling_rope_utils.py``).
+The formulas, and the order in which field names are tried, are those of transformers 5 (``modeling_rope_utils.py``).
 """
 
 from __future__ import annotations
@@ -32,23 +32,23 @@ _FIELDS = (
     "long_factor",
     "low_freq_factor",
     "high_freq_factor",
-    # Early yarn models say so of themselves; no implementation computes with it.
+    # A mark of early yarn models, which no implementation reads.
     "finetuned",
-    # How a vision model shares channels among three positions, which are one and the same in text.
+    # How vision models divide channels among three positions; in text the three are equal.
     "mrope_section",
 )
 
 
 @dataclass(frozen=True)
 class RopeDefaults:
-    """What a family's rotary positions are where its config does not say.
+    """A family's defaults for rotary positions, and its names of the fields.
 
     Attributes:
-        theta: the base.
-        theta_name: the field outside of ``rope_parameters`` that holds the base.
-        share: the share of a head's channels that is rotated; None in a family that always rotates all of them.
-        share_name: the field outside of ``rope_parameters`` that holds the share.
-        types: name in the config -> rope type, for those that the family has.
+        theta: the default base of the frequencies.
+        theta_name: the field of the base outside ``rope_parameters``.
+        share: the default share of a head's channels that is rotated; None: the family always rotates all channels.
+        share_name: the field of the share outside ``rope_parameters``.
+        types: name in the config -> rope type, for the types that the family supports.
     """
 
     theta: float = 10000.0
@@ -59,7 +59,7 @@ class RopeDefaults:
 
 
 class _Rope:
-    """The fields of ``rope_parameters``, or of ``rope_scaling`` where that is given: transformers takes one of them."""
+    """The fields of ``rope_scaling`` where it is given, else of ``rope_parameters``, as in transformers."""
 
     def __init__(self, config: Fields) -> None:
         self.config = config
@@ -79,11 +79,11 @@ class _Rope:
         return f"{self.name}.{key}"
 
     def error(self, key: str, value: Any, expected: str) -> DynexportError:
-        """An error that names the field, what was expected and what was found."""
+        """Return an error that names the field, the expected and the found value."""
         return self.config.error(self._full(f"{key:.80}"), value, expected)
 
     def kind(self, types: Mapping[str, str]) -> str:
-        """The rope type; ``type`` is the older name of ``rope_type``."""
+        """Return the rope type; ``type`` is the older name of ``rope_type``."""
         key = "rope_type" if "rope_type" in self._values or "type" not in self._values else "type"
         value = self._values.get(key, "default")
         if not isinstance(value, str) or value not in types:
@@ -91,31 +91,31 @@ class _Rope:
         return types[value]
 
     def get(self, key: str) -> Any:
-        """The value, or None."""
+        """Return the unchecked value, or None."""
         return self._values.get(key)
 
     def number(self, key: str, default: float | None = None) -> float:
-        """A positive number; ``default`` where it is absent, but not where it is null."""
+        """Return a positive number; ``default`` if it is absent, an error if it is null."""
         return self._numbers.number(self._full(key), default)
 
     def optional(self, key: str) -> float | None:
-        """A positive number, or None where it is absent or null."""
+        """Return a positive number, or None if it is absent or null."""
         return None if self.get(key) is None else self.number(key)
 
     def or_zero(self, key: str) -> float | None:
-        """A positive number, or None where it is absent, null or 0: transformers asks whether it is true."""
+        """Return a positive number, or None if it is absent, null or 0, as transformers tests its truth."""
         value = self.get(key)
         return None if value == 0 and not isinstance(value, bool) else self.optional(key)
 
     def flag(self, key: str, default: bool) -> bool:
-        """A boolean; null is taken as false, as transformers does."""
+        """Return a boolean; null counts as false, as in transformers."""
         value = self._values.get(key, default)
         if value is not None and not isinstance(value, bool):
             raise self.error(key, value, "true or false")
         return bool(value)
 
     def factors(self, key: str, count: int) -> list[float]:
-        """A list of ``count`` positive numbers."""
+        """Return a list of ``count`` positive numbers."""
         value = self.get(key)
         if not isinstance(value, list) or len(value) != count:
             raise self.error(key, value, f"{count} numbers, one for every two rotated channels")
@@ -125,13 +125,13 @@ class _Rope:
 
 @dataclass(frozen=True)
 class _Sizes:
-    """What every rope type computes with.
+    """The sizes that every rope type needs.
 
     Attributes:
         base: theta.
-        dim: channels of a head that the frequencies are spread over.
-        max_length: ``max_position_embeddings``.
-        original: the length that the model was first trained for.
+        dim: the number of rotated channels per head.
+        max_length: ``max_position_embeddings``, in tokens.
+        original: the original training length, in tokens.
     """
 
     base: float
@@ -140,28 +140,28 @@ class _Sizes:
     original: int
 
     def plain(self) -> list[float]:
-        """theta ** (-i / dim) for every second channel i: the inverse frequencies without scaling."""
+        """Return the inverse frequencies without scaling: theta ** (-i / dim) for every second channel i."""
         return [self.base ** (-i / self.dim) for i in range(0, self.dim, 2)]
 
 
 def read_rotary(fields: Fields, head_dim: int, max_length: int, defaults: RopeDefaults | None = None) -> Rotary:
-    """The rotary positions that a config describes.
+    """Return the rotary positions that a config describes.
 
     Args:
+        fields: the fields of config.json.
         head_dim: channels of a head.
-        max_length: ``max_position_embeddings``.
-        defaults: of the family.
+        max_length: ``max_position_embeddings``, in tokens.
+        defaults: the family's defaults; None for the usual ones.
 
     Raises:
-        DynexportError: naming a field that is unknown, has no meaning here, or has a value that cannot be computed
-            with.
+        DynexportError: naming a field that is unknown or has an unsupported value.
     """
     defaults = defaults or RopeDefaults()
     rope = _Rope(fields)
     kind = rope.kind(defaults.types)
     share = _share(rope, defaults)
     dim = int(head_dim * share)
-    # With an odd number of channels there is a frequency for the last of them too, which rotates one more.
+    # An odd dim has (dim + 1) / 2 frequencies, so one more channel is rotated.
     rotated = dim + dim % 2
     if not 2 <= rotated <= head_dim:
         raise fields.error("partial_rotary_factor", share, f"an even number of the {head_dim} channels of a head")
@@ -177,7 +177,7 @@ def read_rotary(fields: Fields, head_dim: int, max_length: int, defaults: RopeDe
 
 
 def _share(rope: _Rope, defaults: RopeDefaults) -> float:
-    """The share of a head's channels that is rotated."""
+    """Return the share of a head's channels that is rotated."""
     config, name = rope.config, "partial_rotary_factor"
     outside = config.get(defaults.share_name)
     if defaults.share is None:
@@ -191,16 +191,16 @@ def _share(rope: _Rope, defaults: RopeDefaults) -> float:
 
 
 def _agree(config: Fields, usual: str, name: str, value: float) -> None:
-    """Refuse the usual name of a field in a family that has another for it, where it says something else.
+    """Raise DynexportError when a field's usual name contradicts the family's own name of it.
 
-    transformers 5 reads the family's own name alone.
+    transformers 5 reads only the family's own name.
     """
     if name != usual and config.get(usual) not in (None, value):
-        raise config.error(usual, config.get(usual), f"{value:g} as {name} says, or no value: {name} counts here")
+        raise config.error(usual, config.get(usual), f"{value:g}, the value of {name}, or no value")
 
 
 def _original(rope: _Rope, max_length: int) -> int:
-    """The length that the model was first trained for; beside ``rope_parameters`` it counts more than within."""
+    """Return the original training length, in tokens; a top-level field overrides that in ``rope_parameters``."""
     name = "original_max_position_embeddings"
     outside = rope.config.get(name)
     value = rope.get(name) if outside is None else outside
@@ -221,7 +221,7 @@ def _linear(rope: _Rope, sizes: _Sizes) -> tuple[list[float], float]:
 
 
 def _dynamic(rope: _Rope, sizes: _Sizes) -> tuple[list[float], float]:
-    """Within ``max_position_embeddings``; beyond, transformers computes the base anew from the length reached."""
+    """Return plain frequencies: they hold up to ``max_position_embeddings``; beyond, transformers changes the base."""
     rope.number("factor")
     return sizes.plain(), 1.0
 
@@ -239,7 +239,7 @@ def _llama3(rope: _Rope, sizes: _Sizes) -> tuple[list[float], float]:
 
 
 def _yarn(rope: _Rope, sizes: _Sizes) -> tuple[list[float], float]:
-    """Yarn (arXiv 2309.00071): low frequencies are interpolated, high ones stay, and between them there is a ramp."""
+    """Return yarn's frequencies (arXiv 2309.00071): low ones interpolated, high ones unchanged, a ramp between them."""
     if sizes.base <= 1:
         raise rope.error("rope_theta", sizes.base, "more than 1 with yarn")
     factor = rope.optional("factor") or sizes.max_length / sizes.original
@@ -259,7 +259,7 @@ _BETAS = {"beta_fast": 32.0, "beta_slow": 1.0}
 
 
 def _rotations_dim(rotations: float, sizes: _Sizes) -> float:
-    """The pair of channels that turns so many times within the original length; not an integer."""
+    """Return the (fractional) channel pair that makes ``rotations`` full turns within the original length."""
     return sizes.dim * math.log(sizes.original / (rotations * 2 * math.pi)) / (2 * math.log(sizes.base))
 
 
@@ -278,7 +278,7 @@ def _mscale(factor: float, scale: float) -> float:
 
 
 def _longrope(rope: _Rope, sizes: _Sizes) -> Rotary:
-    """LongRoPE (arXiv 2402.13753): a set of factors for texts up to the original length, and one for longer ones."""
+    """Return longrope's positions (arXiv 2402.13753): one set of factors up to the original length, one beyond it."""
     pairs, original = sizes.dim // 2, sizes.original
     short, long = (
         tuple(f / by for f, by in zip(sizes.plain(), rope.factors(key, pairs), strict=True))

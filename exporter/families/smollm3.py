@@ -9,7 +9,7 @@ from dynexport.exporter.families.rope import RopeDefaults
 
 
 def _rotary_layers(fields: Fields, layers: int) -> tuple[bool, ...]:
-    """``no_rope_layers`` holds 1 where a layer is rotary; without it every fourth layer is not."""
+    """Return whether each layer is rotary: 1 in ``no_rope_layers``; without the field, all but every fourth layer."""
     listed, interval = fields.get("no_rope_layers"), fields.get("no_rope_layer_interval")
     if listed is None:
         interval = fields.integer("no_rope_layer_interval")

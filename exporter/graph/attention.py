@@ -69,21 +69,24 @@ class Attention(nn.Module):
         rotation, rotary = step.rotation if a.rotary_layers[self.index] else None, None
         if rotation is not None and rotation.of_every_position and step.position_ids is not None:
             rotary = (rotation.cos, rotation.sin, step.position_ids)
+        query, key, value = prepared
         inputs = AttentionInputs(
-            *prepared,
-            cache.key,
-            cache.value,
-            step.cache_length,
-            step.last_index,
-            step.total_length,
-            bias,
-            rotary,
-            step.counts,
-            a.heads,
-            a.kv_heads,
-            a.head_dim,
-            a.scale,
-            a.attention_softcap,
+            query=query,
+            key=key,
+            value=value,
+            past_key=cache.key,
+            past_value=cache.value,
+            cache_length=step.cache_length,
+            last_index=step.last_index,
+            total_length=step.total_length,
+            bias=bias,
+            rotary=rotary,
+            counts=step.counts,
+            heads=a.heads,
+            kv_heads=a.kv_heads,
+            head_dim=a.head_dim,
+            scale=a.scale,
+            softcap=a.attention_softcap,
         )
         attention = self.target.attention_of_one if step.append_later else self.target.attention
         output, present_key, present_value = attention(op, inputs)

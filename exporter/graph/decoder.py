@@ -14,15 +14,20 @@ from dynexport.exporter.graph.layers import Embedding, Linear, Mlp, Norm
 from dynexport.exporter.graph.step import FLOAT, LayerCache, LayerStep, Step
 from dynexport.exporter.lowering.target import Target, cast
 
+LAYERS = "layers"
 # What stands for a layer's number in the names of weights that a whole pool's layers have stacked.
 POOL = "pool"
 
 
 class DecoderLayer(nn.Module):
-    """One decoder layer, pre-norm, with attention and MLP in sequence or in parallel."""
+    """One decoder layer, pre-norm, with attention and MLP in sequence or in parallel.
 
-    def __init__(self, target: Target, architecture: Architecture, index: int) -> None:
-        super().__init__()
+    Args:
+        key: what stands for its number in the names of its weights.
+    """
+
+    def __init__(self, target: Target, architecture: Architecture, index: int, key: str | None = None) -> None:
+        super().__init__(f"{LAYERS}.{index if key is None else key}")
         a = self.architecture = architecture
         self.index = index
 
@@ -78,7 +83,7 @@ class Decoder(nn.Module):
         self.layers = nn.ModuleList([])
         for index in layers:
             # Under its own number even where other layers are left out.
-            self.layers._register_child(str(index), DecoderLayer(target, a, index))
+            setattr(self.layers, str(index), DecoderLayer(target, a, index))
         self.norm = Norm(target, a.norm, a.hidden_size, a.norm_epsilon)
 
     def embed(self, op: Any, input_ids: ir.Value, position_ids: ir.Value) -> ir.Value:
@@ -95,26 +100,24 @@ class Decoder(nn.Module):
     def forward(
         self,
         op: Any,
-        input_ids: ir.Value,
         step: Step,
         caches: dict[int, LayerCache],
-        logits_indices: ir.Value,
         run_layer: RunLayer,
     ) -> tuple[ir.Value, dict[int, LayerCache]]:
         """Normed hidden states [B, K, hidden] of the tokens at logits_indices, and the caches after the step."""
-        hidden_states = self.embed(op, input_ids, step.position_ids)
+        hidden_states = self.embed(op, step.inputs.input_ids, step.inputs.position_ids)
         # `dynexport verify` looks for the first layer that departs under these names.
         hidden_states.name = "hidden_states.embedding"
         present = {}
         for layer in self.layers:
             hidden_states, present[layer.index] = run_layer(op, layer, hidden_states, step, caches[layer.index])
             hidden_states.name = f"hidden_states.{layer.index}"
-        wanted = op.GatherND(hidden_states, op.Unsqueeze(logits_indices, [-1]), batch_dims=1)
+        wanted = op.GatherND(hidden_states, op.Unsqueeze(step.inputs.logits_indices, [-1]), batch_dims=1)
         return self.norm(op, wanted), present
 
 
 class CausalLM(nn.Module):
-    """The decoder with its head. ``run_layer`` is how the strategy runs a layer: always, or under a condition."""
+    """The decoder with its head. ``run_layer`` is how a layer is run: always, or under a condition."""
 
     def __init__(self, target: Target, architecture: Architecture, layers: Sequence[int]) -> None:
         super().__init__()
@@ -126,14 +129,12 @@ class CausalLM(nn.Module):
     def forward(
         self,
         op: Any,
-        input_ids: ir.Value,
         step: Step,
         caches: dict[int, LayerCache],
-        logits_indices: ir.Value,
         run_layer: RunLayer,
     ) -> tuple[ir.Value, dict[int, LayerCache]]:
         """logits float32 [B, K, vocab] of the tokens at logits_indices int64 [B, K], and the caches after the step."""
-        hidden_states, present = self.model(op, input_ids, step, caches, logits_indices, run_layer)
+        hidden_states, present = self.model(op, step, caches, run_layer)
         return self.head(op, hidden_states), present
 
     def head(self, op: Any, hidden_states: ir.Value) -> ir.Value:

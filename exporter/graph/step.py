@@ -4,15 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from functools import reduce
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import numpy as np
 import onnx_ir as ir
 
 from dynexport.exporter.families.architecture import Alibi, Architecture, Rotary
-
-if TYPE_CHECKING:
-    from dynexport.exporter.graph.routing import Ragged, Routing
+from dynexport.exporter.lowering.plan import GraphPlan
+from dynexport.exporter.lowering.target import Target
 
 INT64, INT32, BOOL, FLOAT = ir.DataType.INT64, ir.DataType.INT32, ir.DataType.BOOL, ir.DataType.FLOAT
 # Added to the score of a key outside the window: exp() of it is 0, and no sum of it overflows.
@@ -65,6 +64,36 @@ class Rotation:
 
 
 @dataclass(frozen=True)
+class StepInputs:
+    """The inputs that every graph of a whole step has.
+
+    Attributes:
+        input_ids, position_ids: int64 [B, S].
+        cache_lengths: int64 [L, B].
+        layer_active: bool [L], in a graph that can skip layers.
+        logits_indices: int64 [B, K].
+        frequencies: what rotary angles are computed with, or None.
+    """
+
+    input_ids: ir.Value
+    position_ids: ir.Value
+    cache_lengths: ir.Value
+    layer_active: ir.Value | None
+    logits_indices: ir.Value
+    frequencies: Frequencies | None
+
+
+class Line(Protocol):
+    """Tokens of all rows in one line, N of them; attention wants them as rows of C places each."""
+
+    def to_rows(self, op: Any, x: ir.Value) -> ir.Value:
+        """[N, features] -> [B, C, features]."""
+
+    def to_line(self, op: Any, x: ir.Value, features: int) -> ir.Value:
+        """[B, C, features] -> [N, features]."""
+
+
+@dataclass(frozen=True)
 class LayerStep:
     """What one layer has to know of the S tokens that run in it (of a routed layer: those that it runs).
 
@@ -89,7 +118,7 @@ class LayerStep:
     last_index: ir.Value
     total_length: ir.Value | None
     bias: ir.Value | None = None
-    ragged: Ragged | None = None
+    ragged: Line | None = None
     counts: ir.Value | None = None
     append_later: bool = False
 
@@ -99,90 +128,56 @@ class Step:
     """The inputs of a step that all layers share; ``for_layer`` makes of them what one layer has to know.
 
     Attributes:
+        inputs: of the graph.
         layers: the layers of the graph: the rows of cache_lengths, layer_active, last_index and total_length.
-        position_ids: int64 [B, S], original positions of the new tokens.
-        inverse_frequencies: what further angles are computed with, or None.
         rotation: rotary angles, or None.
-        cache_lengths: int64 [L, B], entries in every layer's cache before the step.
         last_index: int32 [L, B], cache_lengths + S - 1.
         total_length: int32 [L], the longest row's entries after the step; None where caches have a fixed number of
             slots, ``max_length`` of unrouted layers.
-        layer_active: bool [L], in a graph that can skip layers.
-        contiguous: layers that nothing ever skips.
-        alike: by window, for layers whose caches hold exactly the positions 0, 1, 2, ..: they differ in nothing else,
-            and what they have to know is computed once.
+        contiguous: layers whose caches hold exactly the positions 0, 1, 2, ..: nothing ever skips them.
+        alike: by window, for contiguous layers: they differ in nothing else, and what they have to know is computed
+            once.
         together: by layer, for those whose caches have the same lengths as others': these know the same.
-        routing: in a graph whose layers choose their tokens.
     """
 
     architecture: Architecture
+    inputs: StepInputs
     layers: tuple[int, ...]
-    position_ids: ir.Value
-    inverse_frequencies: Frequencies | None
     rotation: Rotation | None
-    cache_lengths: ir.Value
     last_index: ir.Value
     total_length: ir.Value | None
-    layer_active: ir.Value | None
     contiguous: tuple[int, ...]
     alike: dict[int | None, LayerStep]
     together: dict[int, LayerStep]
-    routing: Routing | None = None
 
     @classmethod
-    def prepare(
-        cls,
-        op: Any,
-        architecture: Architecture,
-        input_ids: ir.Value,
-        position_ids: ir.Value,
-        cache_lengths: ir.Value,
-        layer_active: ir.Value | None,
-        frequencies: Frequencies | None,
-        *,
-        layers: tuple[int, ...],
-        contiguous: tuple[int, ...],
-        together: tuple[tuple[int, ...], ...],
-        kernel_rotates: bool,
-        fixed_slots: bool,
-        routing: Routing | None = None,
-    ) -> Step:
-        """Compute the shared values once, before the first layer.
-
-        Args:
-            frequencies: of rotary angles, or None.
-            layers: the layers of the graph; rows of ``cache_lengths`` and ``layer_active`` follow them.
-            contiguous: layers whose caches hold exactly the positions 0, 1, 2, ..: nothing ever skips them.
-            together: groups of layers whose caches have the same lengths.
-            kernel_rotates: attention takes the angles of every position and rotates itself.
-            fixed_slots: caches have a fixed number of slots, and attention looks at all of them.
-        """
-        length = op.Shape(input_ids, start=1, end=2)
-        rotated = op.Range(0, architecture.max_length, 1) if kernel_rotates else position_ids
-        total = None if fixed_slots else op.Add(op.ReduceMax(cache_lengths, [1], keepdims=0), length)
+    def prepare(cls, op: Any, architecture: Architecture, inputs: StepInputs, plan: GraphPlan, target: Target) -> Step:
+        """Compute the shared values once, before the first layer."""
+        kernel_rotates = target.rotates_in_attention(architecture)
+        length = op.Shape(inputs.input_ids, start=1, end=2)
+        rotated = op.Range(0, architecture.max_length, 1) if kernel_rotates else inputs.position_ids
+        total = None
+        if not target.fixed_slots:
+            total = op.Add(op.ReduceMax(inputs.cache_lengths, [1], keepdims=0), length)
         step = cls(
-            architecture,
-            layers,
-            position_ids,
-            frequencies,
-            rotation(op, frequencies, rotated, of_every_position=kernel_rotates),
-            cache_lengths,
-            op.Cast(op.Sub(op.Add(cache_lengths, length), 1), to=INT32),
-            None if total is None else op.Cast(total, to=INT32),
-            layer_active,
-            contiguous,
+            architecture=architecture,
+            inputs=inputs,
+            layers=plan.layers,
+            rotation=rotation(op, inputs.frequencies, rotated, of_every_position=kernel_rotates),
+            last_index=op.Cast(op.Sub(op.Add(inputs.cache_lengths, length), 1), to=INT32),
+            total_length=None if total is None else op.Cast(total, to=INT32),
+            contiguous=plan.contiguous,
             alike={},
             together={},
-            routing=routing,
         )
-        step._tell_alike(op, total, contiguous)
-        for group in together:
+        step._tell_alike(op, total)
+        for group in plan.together:
             step.together.update(dict.fromkeys(group, step._gathered(op, group[0])))
         return step
 
-    def _tell_alike(self, op: Any, total: ir.Value | None, contiguous: tuple[int, ...]) -> None:
+    def _tell_alike(self, op: Any, total: ir.Value | None) -> None:
         """Compute what contiguous layers have to know once for each window; total is int64 [L], or None."""
-        for layer in contiguous:
+        for layer in self.contiguous:
             window = self.architecture.windows[layer]
             if window not in self.alike:
                 bias = None
@@ -190,7 +185,7 @@ class Step:
                     slots = self.architecture.max_length
                     count = slots if total is None else op.Gather(total, self.row_of(layer))
                     keys = op.Unsqueeze(op.Range(0, count, 1), [0])
-                    bias = attention_bias(op, self.architecture, layer, self.position_ids, keys)
+                    bias = attention_bias(op, self.architecture, layer, self.inputs.position_ids, keys)
                 self.alike[window] = replace(self._gathered(op, layer), bias=bias)
 
     def row_of(self, layer: int) -> int:
@@ -205,9 +200,15 @@ class Step:
 
     def _gathered(self, op: Any, layer: int) -> LayerStep:
         row = self.row_of(layer)
-        length, last = op.Gather(self.cache_lengths, row), op.Gather(self.last_index, row)
+        length, last = op.Gather(self.inputs.cache_lengths, row), op.Gather(self.last_index, row)
         total = None if self.total_length is None else op.Gather(self.total_length, row)
-        return LayerStep(self.position_ids, self.rotation, length, last, total)
+        return LayerStep(
+            position_ids=self.inputs.position_ids,
+            rotation=self.rotation,
+            cache_length=length,
+            last_index=last,
+            total_length=total,
+        )
 
 
 def attention_bias(

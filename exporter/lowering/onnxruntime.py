@@ -35,6 +35,7 @@ class OnnxRuntime(Target):
     """Weights in ``precision``; norms, rotary, softmax and logits always in float32."""
 
     name: TargetName = "onnxruntime"
+    title = "ONNX Runtime"
     opset_imports: Mapping[str, int] = {"": OPSET, _MICROSOFT: 1}
 
     def __init__(self, precision: Precision) -> None:
@@ -43,7 +44,7 @@ class OnnxRuntime(Target):
                 f"precision: expected one of {', '.join(_STORAGES)} for ONNX Runtime, found {precision}, which its CPU "
                 "provider has no kernels for; choose fp16, or --target tensorrt"
             )
-        self.storage = _STORAGES[precision]
+        self.precision, self.storage = precision, _STORAGES[precision]
 
     def bits_read(self, dtype: ir.DataType) -> int:
         """float16 is widened when a session is loaded."""

@@ -2,14 +2,32 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal
 
-from dynexport.runtime.bundle.manifest import ProfileName, Role
+from dynexport.runtime.bundle.manifest import ProfileName
+
+# Tokens of a row in a run that fills slots whatever was chosen: each costs a slot of every cache that tokens choose.
+PADDED_CHUNK = 64
+# What a symbol in the shapes of a graph's inputs counts: rows of the batch, new tokens of a row, tokens of a row whose
+# logits are wanted; and where tokens of all rows come in one line, those, or those whose logits are wanted.
+Dimension = Literal["rows", "tokens", "logits", "line", "line_of_logits"]
+STEP_DIMENSIONS: Mapping[str, Dimension] = {"B": "rows", "S": "tokens", "K": "logits"}
+
+
+@dataclass(frozen=True)
+class SlotRule:
+    """How many entries a row may have in one cache, and slots; as in ``manifest.Cache``."""
+
+    most: int | None = None
+    per_token: int = 1
+    slack: int = 0
 
 
 @dataclass(frozen=True)
 class GraphPlan:
-    """One graph of a bundle.
+    """One graph of a bundle; a strategy may have plans of its own that say more.
 
     Attributes:
         name: file stem and name in the manifest.
@@ -17,11 +35,11 @@ class GraphPlan:
         conditional: whether it has a ``layer_active`` input that says which of them run.
         contiguous: those whose caches always hold the positions 0, 1, 2, .., as nothing ever skips them.
         together: groups of layers that are only ever skipped together, so that their caches have the same lengths.
-        padded: whether routed layers run a fixed share of the tokens, whatever was chosen.
-        role: a whole step, or the part of one that a graph set calls it for.
         serves: what it is run for. A graph that only decodes takes one token of every row.
-        step: which step's router it is, where every step has its own.
-        layer_capacity: in a single graph of all steps, the share of a step's tokens that each layer has room for.
+        dimensions: the symbols in the shapes of its inputs, and what each counts.
+        chunk: the most tokens of a row that a run takes; None for any number.
+        share_memory: whether a session should plan which results share memory, as in ``manifest.Graph``.
+        whole_prompts: whether a prompt is never cut, so that a run of one may have to give all its logits.
     """
 
     name: str
@@ -29,11 +47,11 @@ class GraphPlan:
     conditional: bool = False
     contiguous: tuple[int, ...] = ()
     together: tuple[tuple[int, ...], ...] = ()
-    padded: bool = False
-    role: Role = "step"
     serves: tuple[ProfileName, ...] = ("prefill", "decode")
-    step: int | None = None
-    layer_capacity: float | None = None
+    dimensions: Mapping[str, Dimension] = field(default_factory=lambda: STEP_DIMENSIONS)
+    chunk: int | None = None
+    share_memory: bool = True
+    whole_prompts: bool = False
 
     @property
     def only_decodes(self) -> bool:

@@ -9,16 +9,20 @@ from typing import Literal
 
 import numpy as np
 import onnx_ir as ir
-from onnxscript.nn import Parameter
 
 Array = np.ndarray
+
+
+def _parameter(shape: Sequence[int], dtype: ir.DataType = ir.DataType.FLOAT) -> ir.Value:
+    """A value of the graph, which is given its name and its content later."""
+    return ir.Value(shape=ir.Shape(shape), type=ir.TensorType(dtype))
 
 
 class Storage(ABC):
     """One way to store a float32 weight: the graph's parameters for it, and their values."""
 
     @abstractmethod
-    def parameters(self, shape: Sequence[int]) -> dict[str, Parameter]:
+    def parameters(self, shape: Sequence[int]) -> dict[str, ir.Value]:
         """Parameters, by suffix of the tensor's name, for a weight of this shape."""
 
     @abstractmethod
@@ -33,7 +37,7 @@ class StoredWeight:
 
     shape: tuple[int, ...]
     storage: Storage
-    parts: dict[str, Parameter]
+    parts: dict[str, ir.Value]
 
 
 @dataclass(frozen=True)
@@ -42,8 +46,8 @@ class Plain(Storage):
 
     dtype: ir.DataType = ir.DataType.FLOAT
 
-    def parameters(self, shape: Sequence[int]) -> dict[str, Parameter]:
-        return {"": Parameter(shape, self.dtype)}
+    def parameters(self, shape: Sequence[int]) -> dict[str, ir.Value]:
+        return {"": _parameter(shape, self.dtype)}
 
     def pack(self, weight: Array) -> dict[str, Array]:
         return {"": np.ascontiguousarray(weight, dtype=self.dtype.numpy())}
@@ -55,8 +59,8 @@ class Stacked(Plain):
 
     layers: int = field(kw_only=True)
 
-    def parameters(self, shape: Sequence[int]) -> dict[str, Parameter]:
-        return {"": Parameter([self.layers, *shape], self.dtype)}
+    def parameters(self, shape: Sequence[int]) -> dict[str, ir.Value]:
+        return {"": _parameter([self.layers, *shape], self.dtype)}
 
 
 @dataclass(frozen=True)
@@ -70,12 +74,12 @@ class BlockQuantized(Storage):
     bits: int
     block_size: int = 32
 
-    def parameters(self, shape: Sequence[int]) -> dict[str, Parameter]:
+    def parameters(self, shape: Sequence[int]) -> dict[str, ir.Value]:
         rows, columns = shape
         blocks = -(-columns // self.block_size)
         return {
-            "_quantized": Parameter([rows, blocks, self.block_size * self.bits // 8], ir.DataType.UINT8),
-            "_scales": Parameter([rows, blocks]),
+            "_quantized": _parameter([rows, blocks, self.block_size * self.bits // 8], ir.DataType.UINT8),
+            "_scales": _parameter([rows, blocks]),
         }
 
     def pack(self, weight: Array) -> dict[str, Array]:
@@ -114,11 +118,11 @@ class Dequantized(Storage):
         """What DequantizeLinear calls so: of the blocks, or of the scales."""
         return 1 if self.block_size is None else 0
 
-    def parameters(self, shape: Sequence[int]) -> dict[str, Parameter]:
+    def parameters(self, shape: Sequence[int]) -> dict[str, ir.Value]:
         rows, columns = shape
         scales = [rows] if self.block_size is None else [columns // self.block_size, rows]
         quantized = ir.DataType.INT8 if self.bits == 8 else ir.DataType.INT4
-        return {"_quantized": Parameter([columns, rows], quantized), "_scales": Parameter(scales, self.dtype)}
+        return {"_quantized": _parameter([columns, rows], quantized), "_scales": _parameter(scales, self.dtype)}
 
     def pack(self, weight: Array) -> dict[str, Array]:
         largest = 2 ** (self.bits - 1) - 1

@@ -12,8 +12,11 @@ import onnx_ir as ir
 from dynexport.exporter.families.architecture import Activation, Architecture
 from dynexport.exporter.lowering.plan import GraphPlan
 from dynexport.exporter.lowering.storage import Plain, Storage, StoredWeight
-from dynexport.runtime.bundle.contract import AnyContract, Radial
-from dynexport.runtime.bundle.manifest import Profile, TargetName
+from dynexport.runtime.bundle.manifest import Precision, Profile, TargetName
+
+
+class BrokenGraph(AssertionError):
+    """A bug of the exporter, found before the graph is written."""
 
 
 @dataclass(frozen=True)
@@ -63,15 +66,22 @@ class Target(ABC):
     """Lowers primitives; ``op`` is the builder of the graph or subgraph that is being written.
 
     Attributes:
+        title: the engine's name as its makers write it.
+        precision: how weights are stored.
         activations: type of hidden states, caches and what products give; statistics, routers and logits are float32.
         vector_storage: how the biases of projections are stored.
         norm_storage: how weights and biases of norms are.
         fixed_slots: whether a cache's number of slots stands in the graph.
         conditional_layers: whether a layer with its attention can stand inside an ``If``.
         plugins: whether graphs may call operators of our own; only then is there ``add_rows``.
+        top_k_limit: the most that ``top_k`` chooses of a row; None for any number.
+        appends_once: whether a run appends to a cache only once.
+        shares_of_batches: whether a size can be a share of rows times tokens.
     """
 
     name: TargetName
+    title: str
+    precision: Precision
     opset_imports: Mapping[str, int]
     activations: ir.DataType = ir.DataType.FLOAT
     vector_storage: Storage = Plain()
@@ -79,17 +89,19 @@ class Target(ABC):
     fixed_slots: bool = False
     conditional_layers: bool = True
     plugins: bool = False
+    top_k_limit: int | None = None
+    appends_once: bool = False
+    shares_of_batches: bool = True
 
-    def check_contract(self, contract: AnyContract, max_length: int) -> None:  # noqa: B027
-        """Raise DynexportError, with what to do, for a contract that the engine cannot run; here, it runs all."""
+    def longest_prompt(self, max_length: int) -> int:
+        """Tokens of a prompt that a run takes at most in a context of so many; here, all.
 
-    def check_single_graph(self, contract: Radial, layer_capacity: float) -> None:  # noqa: B027
-        """The same for a graph of all steps, in which layers have room for a share of a step's tokens."""
+        Raises:
+            DynexportError: where the target was asked for more than the context.
+        """
+        return max_length
 
-    def check_selection(self, contract: Radial) -> None:  # noqa: B027
-        """The same for a graph of single tokens, of which each takes the weights of the layers that it chooses."""
-
-    def profiles(self, plan: GraphPlan, contract: AnyContract, max_length: int) -> tuple[Profile, ...]:
+    def profiles(self, plan: GraphPlan, max_length: int) -> tuple[Profile, ...]:
         """The sizes that a graph's engine is built for; here, a session takes any."""
         return ()
 

@@ -1,4 +1,4 @@
-"""The verification ladder: a bundle against PyTorch, and against itself."""
+"""Parity checks of a bundle, with PyTorch and with itself."""
 
 from dynexport.exporter.parity.report import Check, Departure, Report
 from dynexport.exporter.parity.verification import verify

@@ -1,4 +1,4 @@
-"""Sequences to compare, and how engine and reference run the same one."""
+"""Replay of token sequences on the engine, as the reference runs them."""
 
 from __future__ import annotations
 
@@ -10,43 +10,44 @@ from numpy.typing import NDArray
 
 from dynexport.exporter.parity.metrics import FloatArray
 from dynexport.exporter.reference import Case, RowPaths, RowRoutes
-from dynexport.runtime.bundle.contract import Radial
-from dynexport.runtime.bundle.manifest import Speedup
-from dynexport.runtime.execution.decoder import CHUNK
-from dynexport.runtime.execution.decoders import AnyCache, AnyDecoder
-from dynexport.runtime.execution.routes import RowLog
+from dynexport.runtime.bundle.manifest import Depth, PathRouting
+from dynexport.runtime.execution.batch import CHUNK
+from dynexport.runtime.execution.decisions import DecisionReader, Decisions
+from dynexport.runtime.execution.executor import Executor
+from dynexport.runtime.execution.kv_cache import KvCache
 
 Prompt: TypeAlias = Sequence[int]
-Decisions: TypeAlias = NDArray[np.bool_] | NDArray[np.int64]
+Forced: TypeAlias = NDArray[np.bool_] | NDArray[np.int64]
 
 
 def replay(
-    decoder: AnyDecoder,
+    executor: Executor,
     cases: Sequence[Case],
     *,
-    cache: AnyCache | None = None,
+    cache: KvCache | None = None,
     chunk: int = CHUNK,
-    forced: Sequence[Decisions] | None = None,
+    forced: Sequence[Forced] | None = None,
     at: Sequence[int] = (),
 ) -> list[FloatArray]:
-    """Run cases through the engine as one batch, with their own tokens whatever it would have chosen.
+    """Run cases on the engine as one batch, with teacher forcing, and return their logits.
 
     Args:
-        cases: of one speedup; prompts may differ in length, what is generated may not. Only a single case may have
-            later prompts.
-        cache: an empty one to use; None makes one.
-        chunk: prompts go in pieces of this many tokens.
-        forced: per case bool or int64 [R, length], decisions to make instead of the routers', and of the cases' own.
-        at: ascending positions whose logits are wanted; empty: all.
+        executor: runs the bundle.
+        cases: rows of one depth. Prompts may differ in length; the number of later tokens may not. Only a single case
+            may have more than one prompt.
+        cache: an empty cache to use; None creates one.
+        chunk: tokens per prefill chunk.
+        forced: per case bool or int64 [R, length], routing decisions to apply instead of the routers' and the cases'.
+        at: ascending positions whose logits are returned; empty means all.
 
     Returns:
-        Per case float32 [length or positions, vocab]: the logits after every token, or after those.
+        Per case float32 [length or positions, vocab], the logits after each of these tokens.
     """
     if forced is None:
         forced = [case.forced for case in cases if case.forced is not None] or None
     wanted = np.asarray(at, np.int64) if len(at) else np.arange(max(len(case.tokens) for case in cases))
     first = cases[0]
-    cache = cache or decoder.cache(len(cases), max(len(case.tokens) for case in cases))
+    cache = cache or executor.full_cache(len(cases), max(len(case.tokens) for case in cases))
     pieces: list[list[FloatArray]] = []
     done = np.zeros(len(cases), np.int64)
     ends = [start for start, _ in first.prompted[1:]] + [len(first.tokens)]
@@ -55,60 +56,55 @@ def replay(
         prompts = [case.tokens[span] for case, span in zip(cases, spans, strict=True)]
         told = None if forced is None else [row[:, span] for row, span in zip(forced, spans, strict=True)]
         places = [wanted[(wanted >= span.start) & (wanted < span.stop)] - span.start for span in spans]
-        pieces.append(decoder.prefill(cache, prompts, chunk=chunk, logits_at=places, forced=told))
+        pieces.append(executor.prefill(cache, prompts, depth=first.depth, chunk=chunk, logits_at=places, forced=told))
         done += [len(prompt) for prompt in prompts]
         for _ in range(end - first.prompted[index][1]):
             tokens = [case.tokens[at] for case, at in zip(cases, done, strict=True)]
             wish = None
             if forced is not None:
                 wish = np.stack([row[:, at] for row, at in zip(forced, done, strict=True)], axis=1)
-            logits = decoder.step(cache, tokens, first.speedup, forced=wish)
+            logits = executor.step(cache, tokens, first.depth, forced=wish)
             pieces.append([row[None][: int(here in wanted)] for row, here in zip(logits, done, strict=True)])
             done += 1
     return [np.concatenate(row) for row in zip(*pieces, strict=True)]
 
 
-def routes(decoder: AnyDecoder, cache: AnyCache) -> list[RowRoutes] | list[RowPaths]:
-    """What a recording cache has seen routers decide, per row; none where there are none."""
-    manifest, logs = decoder.manifest, cache.logs or []
-    if isinstance(manifest.contract, Radial):
-        return [_row_paths(log, manifest.model.layers) for log in logs]
-    if manifest.routed is None:
+def routes(cache: KvCache) -> list[RowRoutes] | list[RowPaths]:
+    """Return the routing decisions that a cache has recorded, per row; empty for a bundle without routers."""
+    routing, reader = cache.manifest.routing, DecisionReader(cache.manifest)
+    rows = [reader.joined(log) for log in cache.logs or []]
+    if isinstance(routing, PathRouting):
+        layers = cache.manifest.model.layers
+        return [_row_paths(row, layers) for row in rows]
+    if routing is None:
         return []
-    layers = list(manifest.routed.layers)
-    return [
-        RowRoutes(
-            np.concatenate(log.ran, axis=1)[layers],
-            np.concatenate(log.scores, axis=1),
-            np.concatenate(log.margins, axis=1),
-            cache.overflow[:, row].copy(),
-        )
-        for row, log in enumerate(logs)
-    ]
+    return [RowRoutes(row.choices == 1, row.scores, row.margins, row.overflow.copy()) for row in rows]
 
 
-def _row_paths(log: RowLog, layers: int) -> RowPaths:
-    path, scores, margins = (np.concatenate(part, axis=1) for part in (log.paths, log.scores, log.margins))
-    depth = ((path >= 0) & (path < layers)).sum(axis=0)
-    return RowPaths(path, scores, margins, np.full_like(scores, np.nan), depth)
+def _row_paths(row: Decisions, layers: int) -> RowPaths:
+    depth = ((row.choices >= 0) & (row.choices < layers)).sum(axis=0)
+    return RowPaths(row.choices, row.scores, row.margins, np.full_like(row.scores, np.nan), depth)
 
 
 def generate(
-    decoder: AnyDecoder, cache: AnyCache, logits: FloatArray, speedup: Speedup, count: int
+    executor: Executor, cache: KvCache, logits: FloatArray, depth: Depth, count: int
 ) -> tuple[list[list[int]], list[FloatArray]]:
-    """Continue greedily.
+    """Continue every row greedily.
 
     Args:
-        logits: float32 [rows, vocab], after the last token so far.
-        count: tokens to feed back.
+        executor: runs the bundle.
+        cache: holds the tokens so far.
+        logits: float32 [rows, vocab], logits after the last token.
+        depth: layers that run.
+        count: number of decode steps.
 
     Returns:
-        Per row the tokens fed, and float32 [count, vocab], the logits after each.
+        Per row the tokens that the steps ran, and float32 [count, vocab], the logits after each.
     """
     fed, found = [], []
     for _ in range(count):
         fed.append(logits.argmax(axis=-1))
-        logits = decoder.step(cache, fed[-1], speedup)
+        logits = executor.step(cache, fed[-1], depth)
         found.append(logits)
     if not fed:
         return [[] for _ in logits], [logits[:0] for _ in logits]

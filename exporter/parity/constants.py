@@ -1,23 +1,32 @@
-"""The constants of a bundle's graphs beside what its config and contract say, without running anything.
+"""Comparison of the constants in a bundle's graphs with its config and contract, without running a graph.
 
-A window, a threshold or an epsilon that is wrong may show at no length that a comparison with PyTorch reaches. Nothing
-here is taken from the code that builds graphs: constants are found by following the graph's own edges.
+A wrong window, threshold or epsilon can be invisible at every length that a comparison with PyTorch reaches. The code
+that builds graphs is not used here: constants are found by following the edges of the graph.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from fractions import Fraction
+from collections.abc import Iterator
 
 import numpy as np
 import onnx_ir as ir
 
 from dynexport.exporter.families import read_architecture
 from dynexport.exporter.families.architecture import Alibi, Architecture, LearnedPositions, Rotary
-from dynexport.exporter.parity.graph_reading import COMPARISONS, GraphFile, behind, constant, number, operands, text
+from dynexport.exporter.graph.reading import (
+    COMPARISONS,
+    GraphFile,
+    behind,
+    constant,
+    number,
+    operands,
+    shown_values,
+    text,
+    unequal,
+)
 from dynexport.exporter.reference.rotary import rotary_angles
+from dynexport.exporter.strategies import strategies
 from dynexport.runtime.bundle.bundle import Bundle
-from dynexport.runtime.bundle.contract import Mod, Radial
 from dynexport.runtime.bundle.manifest import Manifest
 
 _NORMS = (
@@ -28,38 +37,37 @@ _NORMS = (
 )
 _ACTIVATIONS = ("Gelu", "QuickGelu", "Relu", "Swish")
 _PRODUCTS = ("FusedMatMul", "MatMul", "MatMulNBits")
-# What a bias of attention is made of ends where positions are compared, or their distance is taken.
+# The search for the constants of an attention bias stops at these operators, which take positions.
 _DISTANCES = ("Sub", *COMPARISONS)
-# Inputs of ONNX Runtime's GroupQueryAttention, and of the standard's Attention.
+# Input indices of ONNX Runtime's GroupQueryAttention and of ONNX Attention (mask).
 _COS, _SIN, _GROUPED_BIAS, _MASK = 7, 8, 10, 3
-# Of an angle, and for each position: a frequency's last bit, twice over. A wrong theta shows at any position.
+# Absolute limit of cos and sin, plus two units in the last place of the frequency per position.
 _ANGLE_LIMIT, _BIT = 1e-3, 2.0**-22
 Difference = str
 
 
 def differences(bundle: Bundle) -> list[Difference]:
-    """Every constant that is not what config and contract say: where, what was expected, what was found."""
+    """Return every constant that differs from config and contract: where, expected value, found value."""
     manifest = bundle.manifest
     architecture = architecture_of(manifest)
-    found = [*_manifest(manifest, architecture)]
+    strategy = strategies()[manifest.contract.strategy]
+    found = [*_manifest(manifest, architecture), *strategy.manifest_differences(manifest)]
     for entry in manifest.graphs:
         graph = GraphFile(bundle, entry)
-        for check in (_norms, _activations, _attention, _rotary, _ends, _layers):
+        for check in (_norms, _activations, _attention, _rotary, _ends):
             found += check(graph, architecture)
-        if isinstance(manifest.contract, Mod):
-            found += _routes(graph, manifest, manifest.contract)
-        if isinstance(manifest.contract, Radial):
-            found += _paths(graph, manifest, manifest.contract)
+        found += _conditions(graph, manifest)
+        found += strategy.graph_differences(graph, manifest)
     return found
 
 
 def architecture_of(manifest: Manifest) -> Architecture:
-    """What the config means, for the bundle's context."""
+    """Return the architecture that the config describes, for the bundle's context length."""
     return read_architecture(manifest.source.config).with_context(manifest.model.max_length)
 
 
 def angle_differences(manifest: Manifest) -> list[Difference]:
-    """Where the config's rotary angles, as it was read, are not those of transformers' own module: some positions."""
+    """Return where the architecture's rotary angles differ from transformers' module, at selected positions."""
     positions, last = architecture_of(manifest).positions, manifest.model.max_length - 1
     if not isinstance(positions, Rotary):
         return []
@@ -83,37 +91,37 @@ def angle_differences(manifest: Manifest) -> list[Difference]:
 
 
 def _attention_factor(positions: Rotary) -> float:
-    """What cos and sin are multiplied by."""
+    """Return the factor of cos and sin."""
     return float(getattr(positions, "attention_factor", 1.0))
 
 
-def _unequal(where: str, expected: object, found: object) -> Iterator[Difference]:
-    if expected != found:
-        yield f"{where}: expected {expected}, found {found}"
-
-
 def _manifest(manifest: Manifest, architecture: Architecture) -> Iterator[Difference]:
-    contract = manifest.contract
     for name, expected in (
         ("layers", architecture.layers),
         ("heads", architecture.heads),
         ("kv_heads", architecture.kv_heads),
         ("vocab_size", architecture.vocab_size),
     ):
-        yield from _unequal(f"manifest: {name}", expected, getattr(manifest.model, name))
-    if isinstance(contract, Mod) and manifest.routed is not None:
-        slots = contract.slots(manifest.model.max_length)
-        yield from _unequal("manifest: entries of routed caches", slots, manifest.routed.slots)
-    for speedup in manifest.speedups:
-        graphs = [graph for graph in manifest.graphs if graph.name == f"decode-{speedup.name}"]
-        for graph in graphs:
-            yield from _unequal(f"{graph.name}: layers", speedup.keep, graph.layers)
+        yield from unequal(f"manifest: {name}", expected, getattr(manifest.model, name))
+    for name, layers in dict.fromkeys(_without_conditions(manifest)):
+        yield from unequal(f"{name}: layers", layers, manifest.graph(name).layers)
+
+
+def _without_conditions(manifest: Manifest) -> Iterator[tuple[str, tuple[int, ...]]]:
+    """Yield the graphs without ``layer_active``, each with the layers of a depth that it runs."""
+    for depth in (manifest.full, *manifest.depths):
+        for program, layers in (
+            (manifest.program("prompt", depth), depth.prompt),
+            (manifest.program("decode", depth), depth.keep),
+        ):
+            if program.graph is not None and not manifest.graph(program.graph).takes("layer_active"):
+                yield program.graph, layers
 
 
 def _norms(graph: GraphFile, architecture: Architecture) -> Iterator[Difference]:
     for node in graph.of_type(*_NORMS):
         expected, found = float(np.float32(architecture.norm_epsilon)), number(node, "epsilon", 1e-5)
-        yield from _unequal(f"{graph.where(node)}: epsilon", expected, found)
+        yield from unequal(f"{graph.where(node)}: epsilon", expected, found)
 
 
 def _activations(graph: GraphFile, architecture: Architecture) -> Iterator[Difference]:
@@ -122,17 +130,17 @@ def _activations(graph: GraphFile, architecture: Architecture) -> Iterator[Diffe
         if text(node, "approximate", "none") == "tanh":
             found = "gelu_tanh"
         factor = number(node, "alpha", 1.0)
-        yield from _unequal(f"{graph.where(node)}: activation", architecture.activation, found)
-        yield from _unequal(f"{graph.where(node)}: factor", 1.0, factor)
+        yield from unequal(f"{graph.where(node)}: activation", architecture.activation, found)
+        yield from unequal(f"{graph.where(node)}: factor", 1.0, factor)
 
 
 def _attention(graph: GraphFile, architecture: Architecture) -> Iterator[Difference]:
-    """Scale, softcap, heads, window and slopes of every attention; and that every layer has one."""
+    """Check scale, softcap, heads, window and ALiBi slopes of every attention, and that every layer has one."""
     scale, cap = float(np.float32(architecture.scale)), float(np.float32(architecture.attention_softcap or 0))
     seen: set[int | None] = set()
     for node in graph.of_type("Attention", "GroupQueryAttention", "Softmax"):
         if node.op_type == "Softmax" and "attn" not in (node.name or ""):
-            continue  # of a router
+            continue  # a softmax of a router
         layer = graph.layer_of(node)
         seen.add(layer)
         where = graph.where(node)
@@ -143,19 +151,19 @@ def _attention(graph: GraphFile, architecture: Architecture) -> Iterator[Differe
             found_scale, found_cap = number(node, "scale"), number(node, "softcap")
             place = _GROUPED_BIAS if node.op_type == "GroupQueryAttention" else _MASK
             bias = node.inputs[place] if len(node.inputs) > place else None
-        yield from _unequal(f"{where}: scale", scale, found_scale)
-        yield from _unequal(f"{where}: softcap", cap, found_cap)
+        yield from unequal(f"{where}: scale", scale, found_scale)
+        yield from unequal(f"{where}: softcap", cap, found_cap)
         yield from _bias(where, bias, architecture, layer or 0)
         if node.op_type == "GroupQueryAttention":
             heads = (int(number(node, "num_heads")), int(number(node, "kv_num_heads")))
-            yield from _unequal(f"{where}: heads", (architecture.heads, architecture.kv_heads), heads)
-            yield from _unequal(f"{where}: window", -1.0, number(node, "local_window_size", -1))
-    if graph.entry.role == "step":
-        yield from _unequal(f"{graph.entry.name}: layers with attention", {*graph.entry.layers}, seen)
+            yield from unequal(f"{where}: heads", (architecture.heads, architecture.kv_heads), heads)
+            yield from unequal(f"{where}: window", -1.0, number(node, "local_window_size", -1))
+    if graph.is_step:
+        yield from unequal(f"{graph.entry.name}: layers with attention", {*graph.entry.layers}, seen)
 
 
 def _written_out(softmax: ir.Node) -> tuple[float, float]:
-    """Scale and softcap of the scores that a softmax takes: scores * scale, or tanh(scores * scale / cap) * cap."""
+    """Return scale and softcap of a softmax's scores: scores * scale or tanh(scores * scale / cap) * cap."""
     factors, caps, capped = [], [], False
     for node in behind(softmax.inputs[0], (*_PRODUCTS, "Where", *_DISTANCES)):
         numbers = [float(np.float32(value)) for value in operands(node) if value.size == 1]
@@ -170,7 +178,7 @@ def _written_out(softmax: ir.Node) -> tuple[float, float]:
 
 
 def _bias(where: str, bias: ir.Value | None, architecture: Architecture, layer: int) -> Iterator[Difference]:
-    """Windows: a key is seen where its distance is greater than -window. ALiBi: distances times slopes."""
+    """Check the window (key position - query position > -window) and the ALiBi slopes of an attention bias."""
     windows, slopes = set(), None
     for node in behind(bias, (*_DISTANCES, *_PRODUCTS)):
         numbers = [constant(value) for value in node.inputs]
@@ -179,14 +187,14 @@ def _bias(where: str, bias: ir.Value | None, architecture: Architecture, layer: 
         if node.op_type == "Mul":
             slopes = next((value.reshape(-1) for value in numbers if value is not None and value.size > 1), slopes)
     window = architecture.windows[layer]
-    yield from _unequal(f"{where}: window", set() if window is None else {window}, windows)
+    yield from unequal(f"{where}: window", set() if window is None else {window}, windows)
     expected = architecture.positions.slopes() if isinstance(architecture.positions, Alibi) else None
     if not _same(expected, slopes):
-        yield f"{where}: slopes of ALiBi: expected {_shown(expected)}, found {_shown(slopes)}"
+        yield f"{where}: slopes of ALiBi: expected {shown_values(expected)}, found {shown_values(slopes)}"
 
 
 def _rotary(graph: GraphFile, architecture: Architecture) -> Iterator[Difference]:
-    """The frequencies behind the angles of every layer, and which layers are rotated."""
+    """Check the rotary frequencies of every layer and the set of layers with rotary positions."""
     rotated: set[int | None] = set()
     for node in graph.of_type("GroupQueryAttention", "RotaryEmbedding"):
         grouped = node.op_type == "GroupQueryAttention"
@@ -196,18 +204,18 @@ def _rotary(graph: GraphFile, architecture: Architecture) -> Iterator[Difference
         places = (_COS, _SIN) if grouped else (1, 2)
         for kind, place in zip(("Cos", "Sin"), places, strict=True):
             yield from _angles(graph.where(node), node.inputs[place], kind, architecture)
-        yield from _unequal(f"{graph.where(node)}: interleaved", 0.0, number(node, "interleaved"))
-        yield from _unequal(f"{graph.where(node)}: interleaved", 0.0, number(node, "rotary_interleaved"))
-    if graph.entry.role == "embedding" and isinstance(architecture.positions, Rotary):
+        yield from unequal(f"{graph.where(node)}: interleaved", 0.0, number(node, "interleaved"))
+        yield from unequal(f"{graph.where(node)}: interleaved", 0.0, number(node, "rotary_interleaved"))
+    if graph.only_embeds and isinstance(architecture.positions, Rotary):
         for kind in ("Cos", "Sin"):
             yield from _angles(graph.entry.name, graph.value(kind.lower()), kind, architecture)
-    if graph.entry.role in ("step", "before_attention"):
+    if graph.is_step or graph.value("query") is not None:
         layers = {layer for layer in graph.entry.layers if architecture.rotary_layers[layer]}
-        yield from _unequal(f"{graph.entry.name}: layers with rotary positions", layers, rotated)
+        yield from unequal(f"{graph.entry.name}: layers with rotary positions", layers, rotated)
 
 
 def _angles(where: str, value: ir.Value | None, kind: str, architecture: Architecture) -> Iterator[Difference]:
-    """Cos or sin of positions times frequencies; what comes from another graph was looked at there."""
+    """Check cos or sin of positions times frequencies; an input from another graph is checked in that graph."""
     if value is not None and value.producer() is None and value.name == kind.lower():
         return
     factors, turn = [], None
@@ -216,25 +224,25 @@ def _angles(where: str, value: ir.Value | None, kind: str, architecture: Archite
             turn = node
             break
         factors += [float(number) for number in operands(node) if node.op_type == "Mul" and number.size == 1]
-    yield from _unequal(f"{where}: angles", kind, None if turn is None else turn.op_type)
+    yield from unequal(f"{where}: angles", kind, None if turn is None else turn.op_type)
     if turn is None:
         return
     if isinstance(architecture.positions, Rotary):
         factor = float(np.float32(_attention_factor(architecture.positions)))
-        yield from _unequal(f"{where}: factor of {kind}", [factor] if factor != 1 else [], factors)
+        yield from unequal(f"{where}: factor of {kind}", [factor] if factor != 1 else [], factors)
     found = [v.reshape(-1) for node in behind(turn.inputs[0], ("Unsqueeze",)) for v in operands(node) if v.size > 1]
     expected = None
     if isinstance(architecture.positions, Rotary):
         expected = np.asarray(architecture.positions.inverse_frequencies, np.float32)
     frequencies = found[0] if found else np.ones(1, np.float32)
     if not _same(expected, frequencies):
-        yield f"{where}: rotary frequencies: expected {_shown(expected)}, found {_shown(frequencies)}"
+        yield f"{where}: rotary frequencies: expected {shown_values(expected)}, found {shown_values(frequencies)}"
     factor = architecture.positions.attention_factor if isinstance(architecture.positions, Rotary) else 1.0
-    yield from _unequal(f"{where}: factor of angles", {float(np.float32(factor))} - {1.0}, _factors(value))
+    yield from unequal(f"{where}: factor of angles", {float(np.float32(factor))} - {1.0}, _factors(value))
 
 
 def _factors(angles: ir.Value | None) -> set[float]:
-    """What cos or sin is multiplied by, 1 left out; single layers may be told another factor by Where."""
+    """Return the factors of cos or sin except 1; Where selects another factor for single layers."""
     found: set[float] = set()
     while angles is not None and (node := angles.producer()) is not None and node.op_type not in ("Cos", "Sin"):
         for factor in node.inputs[1:] if node.op_type == "Mul" else ():
@@ -247,32 +255,32 @@ def _factors(angles: ir.Value | None) -> set[float]:
 
 
 def _ends(graph: GraphFile, architecture: Architecture) -> Iterator[Difference]:
-    """What stands before the first layer and after the last: scale and offset of embeddings, softcap of logits."""
+    """Check the parts outside the layers: embedding scale, position offset, softcap of logits."""
     a, name = architecture, graph.entry.name
     if (logits := graph.value("logits")) is not None:
         nodes = list(behind(logits, _PRODUCTS))
         caps = {float(v) for node in nodes if node.op_type in ("Mul", "Div") for v in operands(node) if v.size == 1}
         capped = any(node.op_type == "Tanh" for node in nodes)
         expected = set() if a.logits_softcap is None else {float(np.float32(a.logits_softcap))}
-        yield from _unequal(f"{name}: softcap of logits", (expected, bool(expected)), (caps, capped))
+        yield from unequal(f"{name}: softcap of logits", (expected, bool(expected)), (caps, capped))
     embedded = graph.value("hidden_states.embedding")
-    if graph.entry.role == "embedding":
+    if graph.only_embeds:
         embedded = graph.value("hidden_states_out")
     if embedded is None:
         return
     nodes = list(behind(embedded, ("Gather", "GatherBlockQuantized")))
     scales = {float(v) for node in nodes if node.op_type == "Mul" for v in operands(node) if v.size == 1}
     wanted = set() if a.embedding_scale is None else {float(np.float32(a.embedding_scale))}
-    yield from _unequal(f"{name}: scale of embeddings", wanted, scales)
+    yield from unequal(f"{name}: scale of embeddings", wanted, scales)
     if isinstance(a.positions, LearnedPositions):
         places = [node for node in behind(embedded) if node.op_type == "Add" and node.inputs[0] is not None]
         offsets = {int(v) for node in places for v in operands(node) if v.size == 1 and v.dtype == np.int64}
-        yield from _unequal(f"{name}: offset of positions", {a.positions.offset} - {0}, offsets - {0})
+        yield from unequal(f"{name}: offset of positions", {a.positions.offset} - {0}, offsets - {0})
 
 
-def _layers(graph: GraphFile, architecture: Architecture) -> Iterator[Difference]:
-    """Which layer a condition is for, by the weights in its branch."""
-    if not graph.entry.conditional:
+def _conditions(graph: GraphFile, manifest: Manifest) -> Iterator[Difference]:
+    """Check that every layer that some depth skips has an If, with its own row of ``layer_active``."""
+    if not graph.entry.takes("layer_active"):
         return
     rows = {}
     for node in graph.of_type("If"):
@@ -284,109 +292,16 @@ def _layers(graph: GraphFile, architecture: Architecture) -> Iterator[Difference
         names = {str(v.name) for inner in branch for v in inner.inputs if v is not None and v.is_initializer()}
         layers = {int(name.split(".")[2]) for name in names if name.startswith("model.layers.")}
         rows.update(dict.fromkeys(layers, int(row)))
-    expected = {layer: row for row, layer in enumerate(graph.entry.layers)}
-    yield from _unequal(f"{graph.entry.name}: rows of layer_active", expected, dict(sorted(rows.items())))
-
-
-# Routing
-
-
-def _routes(graph: GraphFile, manifest: Manifest, contract: Mod) -> Iterator[Difference]:
-    """Comparison and threshold of every routed layer, the room of its cache, and how many tokens top-k chooses."""
-    name, slots = graph.entry.name, contract.slots(manifest.model.max_length)
-    routes = _by_layer(graph.value("routes"), contract)
-    for layer, chosen in zip(contract.routed_layers, routes, strict=True):
-        decisions, rooms = [], set()
-        for node in behind(chosen, COMPARISONS):
-            if node.op_type not in COMPARISONS:
-                continue
-            limit = constant(node.inputs[1])
-            if limit is not None and _is_probability(node.inputs[0]):
-                decisions.append((node.op_type, float(limit)))
-            if limit is None:
-                rooms |= {(node.op_type, size) for size in _rooms(node.inputs[1])}
-        compared = {">": "Greater", ">=": "GreaterOrEqual"}[contract.decision.comparison]
-        expected = [(compared, float(np.float32(contract.threshold(layer))))]
-        if contract.decision.rule == "always":
-            expected = []
-        yield from _unequal(f"{name}: layer {layer}: decision", expected, decisions)
-        if rooms or slots < manifest.model.max_length:
-            yield from _unequal(f"{name}: layer {layer}: room", {("LessOrEqual", slots)}, rooms)
-    thresholds = np.array([contract.threshold(layer) for layer in contract.routed_layers], np.float32)
-    found = graph.constant("route_thresholds")
-    if found is None or not np.array_equal(found.reshape(-1), thresholds):
-        yield f"{name}: thresholds of margins: expected {_shown(thresholds)}, found {_shown(found)}"
-    if contract.prefill == "topk" and any(spec.name == "is_prompt" for spec in graph.entry.inputs):
-        shares = {_share(contract.capacity, contract.rounding)}
-        yield from _unequal(f"{name}: share that top-k chooses", shares, {*_shares(graph)})
-
-
-def _is_probability(value: ir.Value | None) -> bool:
-    """Whether a value is a sigmoid's, or that with what is forced added to it."""
-    return any(node.op_type == "Sigmoid" for node in behind(value, through=("Add",)))
-
-
-def _by_layer(routes: ir.Value | None, contract: Mod) -> Sequence[ir.Value | None]:
-    """What the output of all routed layers is put together from."""
-    node = None if routes is None else routes.producer()
-    if node is not None and node.op_type == "Concat":
-        return list(node.inputs)
-    return [routes] * len(contract.routed_layers)
-
-
-def _rooms(limit: ir.Value | None) -> set[int]:
-    """Entries that a cache has room for: what cache_lengths are taken from."""
-    found = (constant(node.inputs[0]) for node in behind(limit, ("Sub", "Shape")) if node.op_type == "Sub")
-    return {int(value) for value in found if value is not None and value.size == 1}
-
-
-def _share(share: float, rounding: str) -> tuple[int, int, int]:
-    """Numerator, what is added, denominator."""
-    exact = Fraction(str(share))
-    return exact.numerator, exact.denominator - 1 if rounding == "ceil" else 0, exact.denominator
-
-
-def _shares(graph: GraphFile) -> Iterator[tuple[int, int, int]]:
-    """Of every max(1, (numerator * tokens + added) / denominator)."""
-    for node in graph.of_type("Max"):
-        quotient = node.inputs[0].producer() if node.inputs[0] is not None else None
-        if quotient is None or quotient.op_type != "Div" or constant(quotient.inputs[1]) is None:
-            continue
-        parts = {n.op_type: int(v) for n in behind(quotient.inputs[0], ("Mul",)) for v in operands(n) if v.size == 1}
-        yield parts.get("Mul", 1), parts.get("Add", 0), int(operands(quotient)[0])
-
-
-def _paths(graph: GraphFile, manifest: Manifest, contract: Radial) -> Iterator[Difference]:
-    """The choices of every step, and how many scores a router gives."""
-    name, layers = graph.entry.name, manifest.model.layers
-    if graph.entry.role in ("paths", "decode"):
-        for step in range(contract.max_steps):
-            row = np.ones(contract.choices(layers), np.bool_)
-            if contract.exit:
-                row[layers] = step >= contract.min_steps
-            found = graph.constant(f"allowed_in_step_{step}")
-            if found is None or not np.array_equal(found.reshape(-1), row):
-                yield f"{name}: step {step}: choices: expected {_shown(row)}, found {_shown(found)}"
-    if graph.entry.role == "paths" and manifest.single_graph is not None:
-        shares = {_share(manifest.single_graph.layer_capacity, "ceil")}
-        yield from _unequal(f"{name}: share that a layer has room for", shares, {*_shares(graph)})
-    if graph.entry.role == "router":
-        sizes = [spec.shape[-1] for spec in graph.entry.outputs if spec.name == "scores"]
-        yield from _unequal(f"{name}: choices", [contract.choices(layers)], sizes)
+    runs = [run for depth in manifest.depths for run in (depth.keep, depth.prompt)]
+    skipped = {layer for layer in graph.entry.layers if any(layer not in run for run in runs)}
+    expected = {layer: row for row, layer in enumerate(graph.entry.layers) if layer in skipped | rows.keys()}
+    yield from unequal(f"{graph.entry.name}: rows of layer_active", expected, dict(sorted(rows.items())))
 
 
 def _same(expected: np.ndarray | None, found: np.ndarray | None) -> bool:
     if expected is None or found is None:
         return expected is found
     return np.array_equal(expected, found)
-
-
-def _shown(values: np.ndarray | None) -> str:
-    """The first few of some numbers."""
-    if values is None:
-        return "none"
-    first = ", ".join(f"{value:.6g}" for value in values.reshape(-1)[:4])
-    return f"{values.size} from {first}"
 
 
 __all__ = ["angle_differences", "architecture_of", "differences"]

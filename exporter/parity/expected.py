@@ -1,4 +1,4 @@
-"""Which checks a verification has to have made, listed from the manifest: one that is missing has failed."""
+"""Checks that a verification must contain, derived from the manifest; a missing check is a failure."""
 
 from __future__ import annotations
 
@@ -6,25 +6,27 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from dynexport.exporter.parity.cases import Prompt
+from dynexport.exporter.parity.comparison import Measurement, absent
 from dynexport.exporter.parity.golden import golden_rows
-from dynexport.exporter.parity.ladder import CHUNKS, Measurement, absent
-from dynexport.exporter.parity.reach import LongRow, full_is_refused, prompts_compete, row_limit, rows_compete
+from dynexport.exporter.parity.ladder import CHUNKS
+from dynexport.exporter.parity.reach import LongRow, full_is_refused, row_limit
 from dynexport.exporter.parity.thresholds import ROUTES
 from dynexport.exporter.reference.dequantised import is_quantised
-from dynexport.runtime.bundle.manifest import Manifest
+from dynexport.runtime.bundle.manifest import FULL, Manifest
 
 
 @dataclass(frozen=True)
 class Scope:
-    """What a verification was asked for.
+    """Inputs of a verification.
 
     Attributes:
         prompts: rows of token ids.
-        rows: how many of them run together.
-        generated: how many are continued, in one batch.
-        new_tokens: generated for each.
-        against: whether PyTorch runs the model; else golden vectors stand for it.
-        long, full: the rows that reach far, None where they are not worth their cost.
+        rows: number of prompts in the batch of prompts.
+        generated: number of prompts that are continued, in one batch.
+        new_tokens: tokens to generate per prompt.
+        against: whether PyTorch runs the model; otherwise golden vectors are the reference.
+        long: the row that reaches as far as its cost allows; None where it costs too much.
+        full: the row that fills the caches of routed layers; None where it costs too much or does not apply.
     """
 
     prompts: Sequence[Prompt]
@@ -37,19 +39,19 @@ class Scope:
 
 
 def expected_checks(manifest: Manifest, scope: Scope) -> dict[str, int]:
-    """Positions that every comparison has to have, by its name; 0 for those that compare no logits."""
-    ratios = ["dense", *(speedup.name for speedup in manifest.speedups if speedup.ratio != 1)]
-    longest, decisions = max(map(len, scope.prompts)), manifest.has_routers
+    """Return check name -> number of positions that it must compare; 0 for checks that compare no logits."""
+    ratios = [FULL, *(depth.name for depth in manifest.depths if depth.ratio != 1)]
+    longest, decisions = max(map(len, scope.prompts)), manifest.routing is not None
     compared: dict[str, int] = {}
     if not scope.against:
         compared |= {row.check: len(row.positions) for row in golden_rows(manifest)}
     else:
         compared |= _against(manifest, scope, ratios)
-    if not rows_compete(manifest) and not prompts_compete(manifest):
+    if not manifest.limits.compete and not manifest.limits.whole_prompts:
         compared["single_steps"] = longest
         compared |= {f"chunked_prefill/{chunk}": longest for chunk in CHUNKS if chunk < longest}
     exact = ["kept_sets", "constants", *(f"ratio_change/{ratio}" for ratio in ratios)]
-    if not rows_compete(manifest):
+    if not manifest.limits.compete:
         compared |= {f"batch_isolation/{ratio}": 1 for ratio in ratios}
         exact += [f"{name}/{ratio}" for ratio in ratios for name in ("neighbours", "ended_rows")]
     if scope.against:
@@ -73,7 +75,7 @@ def _against(manifest: Manifest, scope: Scope, ratios: Sequence[str]) -> dict[st
         if scope.long is not None:
             found[f"long/{ratio}"] = len(scope.long.positions)
     if scope.full is not None:
-        ways = ("steps",) if prompts_compete(manifest) else ("prompt", "steps")
+        ways = ("steps",) if manifest.limits.whole_prompts else ("prompt", "steps")
         found |= {f"full_caches/{way}": len(scope.full.positions) for way in ways}
     if is_quantised(manifest):
         found |= {f"arithmetic/{name}": positions for name, positions in found.items()}
@@ -82,7 +84,7 @@ def _against(manifest: Manifest, scope: Scope, ratios: Sequence[str]) -> dict[st
 
 
 def missing(measured: Sequence[Measurement], expected: dict[str, int]) -> list[Measurement]:
-    """A failed check for each that was not made, or compared less than it had to."""
+    """Return a failed check for every expected check that is missing or compared too few positions."""
     found = {check.name: check for check in measured}
     gaps: list[Measurement] = []
     for name, positions in expected.items():

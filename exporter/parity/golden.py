@@ -1,4 +1,4 @@
-"""Golden vectors: PyTorch's answers to a few rows, kept in the bundle so that a machine without torch can verify."""
+"""Golden vectors: PyTorch's logits of a few rows, stored in the bundle for verification without torch."""
 
 from __future__ import annotations
 
@@ -12,13 +12,14 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import load_file, save_file
 
 from dynexport.exporter.checkpoint import Checkpoint
-from dynexport.exporter.parity.reach import golden_long_row, prompts_compete, row_limit
+from dynexport.exporter.parity.reach import golden_long_row, row_limit
 from dynexport.exporter.reference import Answer, Case, RowPaths, RowRoutes
 from dynexport.exporter.reference.dequantised import DequantisedWeights, is_quantised
 from dynexport.exporter.reference.weights import Weights
 from dynexport.exporter.strategies import strategies
 from dynexport.runtime.bundle.errors import DynexportError
-from dynexport.runtime.bundle.manifest import Manifest, Speedup
+from dynexport.runtime.bundle.manifest import Depth, Manifest
+from dynexport.runtime.execution.decisions import DecisionReader
 from dynexport.runtime.text.text import Text
 
 _TEXT = (
@@ -26,33 +27,34 @@ _TEXT = (
     "was surprised; it happened every spring, and every spring the old bridge held. Still, the miller counted his "
     "sacks twice, moved the mule to higher ground, and sent his daughter to ask whether the ferry would run."
 )
-# Prompt lengths of the dense rows; rows of a kept set take the last. All rows have the same tokens, so that the
-# head, which needs the most memory, is computed for the last few positions of all of them.
+# Prompt lengths of the rows at full depth; rows of a kept set use the last one. All rows have the same tokens and
+# compare the same few last positions, because the head needs the most memory.
 _PROMPT_LENGTHS = (1, 7, 33)
 _LENGTH = 41
 _COMPARED = 8
-# Of a text that is repeated, so many tokens stay together: the same words, never the same distance apart.
+# Tokens per piece of a text that is continued by its shuffled pieces: distances between words then vary.
 _TOGETHER = 8
 _DEQUANTISED = "dequantised."
-_ROUTES: dict[str, type[RowRoutes | RowPaths]] = {"mod": RowRoutes, "radial": RowPaths}
+_ROUTES: dict[str, type[RowRoutes | RowPaths]] = {"layers": RowRoutes, "paths": RowPaths}
 
 
 @dataclass(frozen=True)
 class GoldenRow:
-    """One row that golden vectors have for a bundle, as its manifest says.
+    """One row of a bundle's golden vectors, derived from the manifest.
 
     Attributes:
-        name: of its tensors.
-        tokens: name of the tensor with its tokens.
-        speedup: the kept set that tokens after the prompt run in; all layers, or where routers say.
-        prompt, length: tokens that are given as prompt, and all; those after the prompt are fed one by one.
-        positions: tokens whose logits it has, ascending.
-        dequantised: whether they are those of the weights as the bundle holds them, not as the checkpoint does.
+        name: name of its logits, and prefix of its routing tensors.
+        tokens: name of the tensor with its token ids.
+        depth: layers that tokens after the prompt run; routers choose among them.
+        prompt: number of prompt tokens; each later token is a decode step.
+        length: number of all tokens.
+        positions: ascending positions whose logits are stored.
+        dequantised: whether PyTorch used the bundle's dequantised weights instead of the checkpoint's.
     """
 
     name: str
     tokens: str
-    speedup: Speedup
+    depth: Depth
     prompt: int
     length: int
     positions: tuple[int, ...]
@@ -60,44 +62,49 @@ class GoldenRow:
 
     @property
     def check(self) -> str:
-        """The name of the check that compares it."""
+        """Return the name of the check that compares the row."""
         name = self.name.removeprefix(_DEQUANTISED).replace(".", "/")
         return f"arithmetic/golden/{name}" if self.dequantised else f"golden/{name}"
 
     def case(self, tokens: np.ndarray) -> Case:
-        """The row as the reference runs it; tokens int64 [length]."""
-        return Case(tuple(tokens.tolist()), ((0, self.prompt),), self.speedup)
+        """Return the row as a case of the reference; tokens int64 [length]."""
+        return Case(tuple(tokens.tolist()), ((0, self.prompt),), self.depth)
 
 
 def golden_rows(manifest: Manifest) -> tuple[GoldenRow, ...]:
-    """The rows that a bundle's golden vectors have, whoever has written them: the long one is the last."""
-    full = Speedup(name="dense", ratio=1.0, keep=tuple(range(manifest.model.layers)))
+    """Return the rows that a bundle's golden vectors must have, derived from the manifest."""
+    full = manifest.full
     length = min(_LENGTH, row_limit(manifest))
-    longest = (prompts_compete(manifest) and manifest.limit("S")) or length
+    longest = (manifest.limits.whole_prompts and manifest.limits.prompt) or length
     prompts = [size for size in _PROMPT_LENGTHS if size < length and size <= longest]
     if not prompts:
         return ()
     positions = tuple(range(max(length - _COMPARED, max(prompts)), length))
     rows = [
-        GoldenRow(f"{speedup.name}.{prompt}", "tokens", speedup, prompt, length, positions)
-        for speedup in (full, *manifest.speedups)
-        for prompt in (prompts if speedup is full else prompts[-1:])
+        GoldenRow(f"{depth.name}.{prompt}", "tokens", depth, prompt, length, positions)
+        for depth in (full, *manifest.depths)
+        for prompt in (prompts if depth is full else prompts[-1:])
     ]
     row = golden_long_row(manifest)
     if row is not None:
-        speedup = (full, *manifest.speedups)[-1]
-        name = f"{speedup.name}.long"
-        rows.append(GoldenRow(name, "long_tokens", speedup, row.prompt, row.length, row.positions))
+        depth = (full, *manifest.depths)[-1]
+        name = f"{depth.name}.long"
+        rows.append(GoldenRow(name, "long_tokens", depth, row.prompt, row.length, row.positions))
     if is_quantised(manifest):
         rows += [dataclasses.replace(row, name=_DEQUANTISED + row.name, dequantised=True) for row in rows]
     return tuple(rows)
 
 
 def write_golden(path: Path, checkpoint: Checkpoint, manifest: Manifest) -> tuple[int, str]:
-    """Compute golden rows, reading one layer at a time, and write them; (rows, "") or (0, why there are none).
+    """Compute golden vectors one layer at a time and write them.
 
     Args:
-        path: in the bundle's directory, which has its graphs already.
+        path: file to write, in the bundle's directory, which contains the graphs already.
+        checkpoint: the model.
+        manifest: the bundle's manifest.
+
+    Returns:
+        (number of rows, "") or (0, the reason why there are none).
     """
     try:
         weights = Weights(checkpoint, streaming=True, max_length=manifest.model.max_length)
@@ -113,14 +120,14 @@ def write_golden(path: Path, checkpoint: Checkpoint, manifest: Manifest) -> tupl
         rounded = weights.rounded(DequantisedWeights(path.parent, manifest))
         tensors |= _answers(checkpoint, manifest, rounded, [row for row in rows if row.dequantised])
     save_file(tensors, path, metadata={"reference": weights.loaded_by})
-    path.chmod(0o644)  # safetensors makes it for its owner alone
+    path.chmod(0o644)  # safetensors creates it readable by the owner only
     return len(rows), ""
 
 
 def _answers(
     checkpoint: Checkpoint, manifest: Manifest, weights: Weights, rows: Sequence[GoldenRow]
 ) -> dict[str, np.ndarray]:
-    """Tokens, logits and routes of golden rows."""
+    """Return the tensors of golden rows: tokens, logits and routing decisions."""
     oracle = strategies()[manifest.contract.strategy].oracle(weights, manifest)
     tensors: dict[str, np.ndarray] = {}
     for name in dict.fromkeys(row.tokens for row in rows):
@@ -135,7 +142,7 @@ def _answers(
 
 
 def golden_reference(path: Path | None) -> str:
-    """Who has read the checkpoint that golden vectors were computed with; "" where they do not say."""
+    """Return the name of the loader that golden vectors were computed with; "" if it is not recorded."""
     if path is None:
         return ""
     with safe_open(path, framework="numpy") as file:
@@ -144,17 +151,17 @@ def golden_reference(path: Path | None) -> str:
 
 
 def read_golden(path: Path, manifest: Manifest) -> dict[str, tuple[Case, Answer]]:
-    """The golden rows of a bundle that are there, by name; ``golden_rows`` has those that should be.
+    """Return the golden rows that the file contains, by name; ``golden_rows`` lists the rows that it must contain.
 
     Raises:
-        DynexportError: when the file cannot be read, or holds something else.
+        DynexportError: the file cannot be read, or has other content.
     """
     try:
         tensors = load_file(path)
     except (OSError, SafetensorError) as error:
         raise DynexportError(f"{path}: expected golden vectors, found: {error}") from error
     rows = golden_rows(manifest)
-    kind = _ROUTES.get(manifest.contract.strategy)
+    kind = None if manifest.routing is None else _ROUTES[manifest.routing.kind]
     parts = [] if kind is None else _parts(kind)
     known = {f"{row.name}.{part}" for row in rows for part in parts} | {
         name for row in rows for name in (row.name, row.tokens)
@@ -177,10 +184,10 @@ def _tokens(path: Path, row: GoldenRow, tensors: dict[str, np.ndarray]) -> np.nd
 def _answer(path: Path, row: GoldenRow, tensors: dict[str, np.ndarray], manifest: Manifest) -> Answer:
     logits = tensors[row.name]
     _check_shape(path, row.name, logits, (len(row.positions), manifest.model.vocab_size))
-    kind = _ROUTES.get(manifest.contract.strategy)
+    kind = None if manifest.routing is None else _ROUTES[manifest.routing.kind]
     if kind is None:
         return Answer(logits)
-    count = len(manifest.routed.layers) if manifest.routed else getattr(manifest.contract, "max_steps", 0)
+    count = DecisionReader(manifest).rows
     shapes = {"overflow": (count,), "depth": (row.length,)}
     parts = {part: tensors.get(f"{row.name}.{part}", np.zeros(0)) for part in _parts(kind)}
     for part, values in parts.items():
@@ -191,18 +198,18 @@ def _answer(path: Path, row: GoldenRow, tensors: dict[str, np.ndarray], manifest
 def _check_shape(path: Path, name: str, values: np.ndarray, expected: tuple[int, ...]) -> None:
     if values.shape != expected:
         raise DynexportError(
-            f"{path}: {name}: expected {list(expected)}, as golden vectors of this bundle have, found "
+            f"{path}: {name}: expected the shape {list(expected)} for this bundle, found "
             f"{list(values.shape)}; convert again"
         )
 
 
 def _parts(kind: type[RowRoutes | RowPaths]) -> list[str]:
-    """Names of what a row's routes consist of, each a tensor beside its logits."""
+    """Return the names of a row's routing tensors."""
     return [part.name for part in dataclasses.fields(kind)]
 
 
 def _sequence(checkpoint: Checkpoint, manifest: Manifest, length: int) -> np.ndarray:
-    """int64 [length]: real text where there is a tokenizer, else random ids."""
+    """Return token ids int64 [length]: of a text if there is a tokenizer, otherwise random."""
     vocabulary = manifest.model.vocab_size
     if "tokenizer.json" in checkpoint.files:
         encoded = Text.from_files(checkpoint.files).encode(_TEXT)
@@ -212,9 +219,9 @@ def _sequence(checkpoint: Checkpoint, manifest: Manifest, length: int) -> np.nda
 
 
 def varied(text: list[int], length: int) -> np.ndarray:
-    """int64 [length]: the beginning of a text; where it is too short, its pieces again in other orders.
+    """Return token ids int64 [length]: a text, continued by its shuffled pieces where it is too short.
 
-    A text that is merely repeated would hide what looks further back than it should: it finds the same tokens there.
+    With a text that is simply repeated, attention that looks too far back would find the same tokens and stay unseen.
     """
     random = np.random.default_rng(0)
     found = list(text)

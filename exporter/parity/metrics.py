@@ -1,4 +1,4 @@
-"""How far logits are from other logits: figures only, no judgement (thresholds.py has that)."""
+"""Metrics of the difference between logits and between routing decisions; thresholds.py judges them."""
 
 from __future__ import annotations
 
@@ -23,16 +23,17 @@ def compare_logits(reference: Sequence[FloatArray], candidate: Sequence[FloatArr
 
     Args:
         reference: per row float32 [n, vocab]; n may differ from row to row.
-        candidate: of the same shapes.
+        candidate: per row float32 of the same shape.
 
     Returns:
-        ``positions``; ``max_abs``, ``mean_abs`` error; ``spread``, the standard deviation of the reference's logits
-        over the vocabulary, averaged over positions; ``max_relative``, the largest error in units of it;
-        ``mean_kl``, ``max_kl`` of KL(reference || candidate) in nats; ``agreed``, positions where both have the same
-        largest logit, and ``top1_agreement``, their share. Of each position where they differ:
-        ``disagreements`` [row, position] and ``margins``, by how much the reference prefers its own choice to the
-        candidate's. ``first_divergence`` per row, -1 where there is none. Errors are infinite where the candidate
-        has NaN or infinity. Where there is no position, there are no other figures.
+        Metrics by name. ``positions`` is the number of compared positions; ``max_abs`` and ``mean_abs`` are the largest
+        and mean error; ``spread`` is the standard deviation of the reference's logits over the vocabulary, mean over
+        positions; ``max_relative`` is max_abs / spread; ``mean_kl`` and ``max_kl`` are KL(reference || candidate) in
+        nats; ``agreed`` counts the positions where both have the same largest logit, ``top1_agreement`` is their share;
+        ``disagreements`` has [row, position] of the others, and ``margins`` has, for each of these, the reference's
+        largest logit minus its logit of the candidate's token; ``first_divergence`` is the first such position of every
+        row, -1 without one. Errors are infinite where the candidate has NaN or infinity. Without positions, there are
+        only ``positions``, ``agreed`` and ``max_abs``.
     """
     if not sum(map(len, reference)):
         return {"positions": 0, "agreed": 0, "max_abs": float("inf")}
@@ -61,7 +62,7 @@ def compare_logits(reference: Sequence[FloatArray], candidate: Sequence[FloatArr
 
 
 def compare_bits(expected: Sequence[FloatArray], found: Sequence[FloatArray]) -> Metrics:
-    """Whether logits are the same to the last bit: ``identical``, ``positions`` and ``max_abs`` (infinite for NaN)."""
+    """Compare logits bit by bit: return ``identical``, ``positions`` and ``max_abs`` (infinite for NaN)."""
     pairs = list(zip(expected, found, strict=True))
     return {
         "identical": bool(pairs) and all(len(a) and np.array_equal(a, b) for a, b in pairs),
@@ -71,22 +72,25 @@ def compare_bits(expected: Sequence[FloatArray], found: Sequence[FloatArray]) ->
 
 
 def compare_routes(reference: Sequence[Routes], candidate: Sequence[Routes]) -> Metrics:
-    """Compare what routers decided.
+    """Compare routing decisions.
 
-    A decision follows from the ones before it: in earlier layers or steps, of the same and earlier tokens, and through
-    a full cache in the same layer of earlier tokens. So only a flip with no flip before it is one of its own.
+    A flip is a decision that differs. A decision depends on earlier decisions: those in earlier layers or hops for the
+    same and earlier tokens, and, through a full cache, those in the same layer for earlier tokens. So a flip is
+    independent only if no flip comes before it.
 
     Args:
-        reference: per row R x n decisions, R layers or steps; n may differ from row to row.
-        candidate: of the same shapes.
+        reference: per row R x n decisions, for R routed layers or hops and n tokens; n may differ from row to row.
+        candidate: per row decisions of the same shape.
 
     Returns:
-        ``decisions``; ``agreed``, ``agreement``; of flips of their own ``flips`` [row, routed layer, token] and
-        ``flip_margins``, how near the reference was to deciding the same; ``followed``, flips that follow from those;
-        ``smallest_margin`` and ``mean_margin``, of those that had two choices; ``overflow`` and
-        ``overflow_reference``, tokens that found a cache full, and ``overflow_differs``, the layers where these are
-        not as many; ``share`` of decisions to run; ``max_score_error`` before the first flip of a row, infinite
-        where a score is no number. Where there are no decisions, there are no other figures.
+        Metrics by name. ``decisions`` is the number of compared decisions; ``agreed`` counts the equal ones,
+        ``agreement`` is their share; ``flips`` has [row, routed layer or hop, token] of the independent flips, and
+        ``flip_margins`` the reference's margin of each; ``followed`` counts the other flips; ``smallest_margin`` is the
+        smallest margin, ``mean_margin`` the mean of the finite ones (decisions with more than one choice); ``overflow``
+        and ``overflow_reference`` count the tokens that found a cache full, and ``overflow_differs`` has the indices of
+        the routed layers where the two differ; ``share`` is the share of decisions to run a layer;
+        ``max_score_error`` is the largest error of a score before a row's first flip, infinite for NaN and infinity.
+        Without decisions, there are only ``decisions``, ``agreed`` and ``flips``.
     """
     if not sum(row.decisions.size for row in reference):
         return {"decisions": 0, "agreed": 0, "flips": []}
@@ -96,7 +100,7 @@ def compare_routes(reference: Sequence[Routes], candidate: Sequence[Routes]) -> 
     differing = 0
     for row, (expected, found) in enumerate(zip(reference, candidate, strict=True)):
         flipped = expected.decisions != found.decisions
-        before = np.cumsum(np.cumsum(flipped, axis=0), axis=1)  # those in earlier or the same layers and tokens
+        before = np.cumsum(np.cumsum(flipped, axis=0), axis=1)  # flips in earlier or the same layers and tokens
         differing += int(flipped.sum())
         for layer, token in np.argwhere(flipped & (before == 1)):
             flips.append([row, int(layer), int(token)])
@@ -128,12 +132,12 @@ def _overflow_differs(reference: Sequence[Routes], candidate: Sequence[Routes]) 
 
 
 def number(metric: object) -> float:
-    """A metric that is a number, as one; infinity for the null that stands for it in a saved report."""
+    """Return a metric as float; infinity for null, which replaces it in a saved report."""
     return float(metric) if isinstance(metric, int | float) else float("inf")
 
 
 def relative_error(reference: FloatArray, candidate: FloatArray) -> float:
-    """The largest ||candidate - reference|| / ||reference|| of any vector; both float32 [..., size]."""
+    """Return the largest ||candidate - reference|| / ||reference|| of a vector; both float32 [..., size]."""
     error = np.linalg.norm(_absolute_error(reference, candidate), axis=-1)
     size = np.linalg.norm(reference.astype(np.float64), axis=-1)
     return float((error / np.maximum(size, np.finfo(np.float32).tiny)).max())
@@ -142,9 +146,9 @@ def relative_error(reference: FloatArray, candidate: FloatArray) -> float:
 def _compare_row(
     reference: FloatArray, candidate: FloatArray
 ) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
-    """Of one row's positions: (max, mean) error [n, 2], spread [n], KL [n], margin [n], NaN where both agree.
+    """Return a row's (max, mean) error [n, 2], spread [n], KL [n] and margin [n], NaN where the tokens agree.
 
-    Position by position: float64 of all of them at once is large for large vocabularies.
+    Positions are compared one by one: a whole row in float64 needs much memory for large vocabularies.
     """
     found = [_compare_position(r, c) for r, c in zip(reference, candidate, strict=True)]
     table = np.array(found, np.float64).reshape(-1, 5)
@@ -163,7 +167,7 @@ def _divergence(reference: NDArray[np.float64], candidate: FloatArray) -> float:
     if not np.isfinite(candidate).all():
         return float("inf")
     log_p, log_q = _log_softmax(reference), _log_softmax(candidate.astype(np.float64))
-    # Rounding can bring the sum of equal distributions a little below its bound.
+    # Rounding can make the sum slightly negative for equal distributions.
     return max(0.0, float((np.exp(log_p) * (log_p - log_q)).sum()))
 
 

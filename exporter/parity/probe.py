@@ -1,4 +1,4 @@
-"""Decoders that also show what every layer puts out, nothing else changed."""
+"""Backends that also record hidden states and change nothing else."""
 
 from __future__ import annotations
 
@@ -12,55 +12,60 @@ from dynexport.exporter.parity.arithmetic import keep_activations_float
 from dynexport.exporter.parity.metrics import FloatArray
 from dynexport.runtime.bundle.bundle import Bundle
 from dynexport.runtime.bundle.errors import DynexportError
-from dynexport.runtime.bundle.manifest import Graph, Role, TensorSpec
-from dynexport.runtime.engines.engine import NO_CACHES, Array, Caches, Engine
+from dynexport.runtime.bundle.manifest import Graph, TensorSpec
+from dynexport.runtime.engines.engine import NO_CACHES, Array, Backend, Caches, Engine, HostMemory
 from dynexport.runtime.engines.onnxruntime import OnnxRuntimeEngine
-from dynexport.runtime.execution.decoder import Decoder
-from dynexport.runtime.execution.path_decoder import PathDecoder
 
 EMBEDDING = "embedding"
 _PREFIX = "hidden_states."
 
 
-class ProbeDecoder(Decoder):
-    """A decoder that remembers hidden states.
+class HiddenStates(HostMemory):
+    """A backend that opens a bundle's graphs with the hidden states as additional outputs, and records them.
 
     Attributes:
-        calls: per run of a graph, float32 [B, S, hidden] after the embedding and after each layer of the model, by
-            "embedding" and the layer's number; after a layer that the graph lacks they are what they were before it.
+        bundle: the bundle.
+        threads: intra-op threads; None for the default.
+        calls: per graph call, float32 [B, S, hidden] after the embedding and after each layer of the model, by
+            "embedding" and the layer's number. A layer that the graph lacks has the states of the layer before it.
     """
 
-    def __init__(self, bundle: Bundle, threads: int | None = None) -> None:
-        super().__init__(bundle, threads)
-        self._open = lambda graph: _ProbeEngine(bundle.path / graph.file, graph, self)
+    grows = True
+
+    def __init__(self, bundle: Bundle, threads: int | None) -> None:
+        self.bundle, self.threads = bundle, threads
         self.calls: list[dict[str, FloatArray]] = []
 
+    def open(self, graph: Graph) -> Engine:
+        return _ProbeEngine(graph, self)
 
-class PathProbe(PathDecoder):
-    """A decoder over a set of graphs that remembers what the first of each role gave.
+
+class HopStates:
+    """A backend that records the hidden states that each graph of a set returns in its first call.
 
     Attributes:
-        shown: float32 [N, hidden], the hidden states of "embedding" and "after_attention", of all tokens of that run.
+        shown: graph name -> float32 [N, hidden], hidden states of all N tokens of that call.
     """
 
-    def __init__(self, bundle: Bundle, threads: int | None = None) -> None:
-        self.shown: dict[Role, FloatArray] = {}
-        super().__init__(bundle, threads)
+    def __init__(self, backend: Backend) -> None:
+        self._backend, self.grows = backend, backend.grows
+        self.allocate, self.copy_row = backend.allocate, backend.copy_row
+        self.shown: dict[str, FloatArray] = {}
 
-    def _engine(self, graph: Graph) -> Engine:
-        return _Recorded(super()._engine(graph), self.shown)
+    def open(self, graph: Graph) -> Engine:
+        return _Recorded(self._backend.open(graph), self.shown)
 
 
 class _Recorded:
-    """An engine whose first hidden states are kept."""
+    """An engine that records the hidden states of its first call."""
 
-    def __init__(self, engine: Engine, shown: dict[Role, FloatArray]) -> None:
+    def __init__(self, engine: Engine, shown: dict[str, FloatArray]) -> None:
         self._engine, self._shown, self.graph = engine, shown, engine.graph
 
     def run(self, inputs: Mapping[str, Array], caches: Caches = NO_CACHES, *, lasting: bool = True) -> dict[str, Array]:
         results = self._engine.run(inputs, caches, lasting=lasting)
         if "hidden_states_out" in results:
-            self._shown.setdefault(self.graph.role, results["hidden_states_out"][0].astype(np.float32))
+            self._shown.setdefault(self.graph.name, results["hidden_states_out"][0].astype(np.float32))
         return results
 
     def end_profiling(self) -> Path:
@@ -68,39 +73,40 @@ class _Recorded:
 
 
 class _ProbeEngine(OnnxRuntimeEngine):
-    """A session of a graph whose hidden states are outputs too."""
+    """An ONNX Runtime engine with the hidden states as additional outputs."""
 
-    def __init__(self, path: Path, graph: Graph, decoder: ProbeDecoder) -> None:
-        self._decoder = decoder
-        self._names = [f"{_PREFIX}{part}" for part in (EMBEDDING, *graph.layers)]
-        shape = ("B", "S", decoder.manifest.model.hidden_size)
-        (dtype,) = {spec.dtype for spec in graph.inputs if spec.name.endswith(".key")}  # caches hold what layers give
-        shown = tuple(TensorSpec(name=name, dtype=dtype, shape=shape) for name in self._names)
+    def __init__(self, graph: Graph, probe: HiddenStates) -> None:
+        self._probe, path, model = probe, probe.bundle.path / graph.file, probe.bundle.manifest.model
+        self._shown_names = [f"{_PREFIX}{part}" for part in (EMBEDDING, *graph.layers)]
+        (dtype,) = {spec.dtype for spec in graph.inputs if spec.name.endswith(".key")}  # the type of the caches
+        shown = tuple(
+            TensorSpec(name=name, dtype=dtype, shape=("B", "S", model.hidden_size)) for name in self._shown_names
+        )
         graph = graph.model_copy(update={"outputs": (*graph.outputs, *shown)})
-        super().__init__(path, graph, decoder.threads, model=_with_outputs(path, self._names, dtype))
+        super().__init__(path, graph, probe.threads, model=_with_outputs(path, self._shown_names, dtype))
 
     def run(self, inputs: Mapping[str, Array], caches: Caches = NO_CACHES, *, lasting: bool = True) -> dict[str, Array]:
         results = super().run(inputs, caches, lasting=lasting)
-        found = {name.removeprefix(_PREFIX): results[name].astype(np.float32) for name in self._names}
+        found = {name.removeprefix(_PREFIX): results[name].astype(np.float32) for name in self._shown_names}
         states = {EMBEDDING: found[EMBEDDING]}
         before = EMBEDDING
-        for layer in map(str, range(self._decoder.manifest.model.layers)):
+        for layer in map(str, range(self._probe.bundle.manifest.model.layers)):
             states[layer] = found.get(layer, states[before])
             before = layer
-        self._decoder.calls.append(states)
+        self._probe.calls.append(states)
         return results
 
 
 def _with_outputs(path: Path, names: Sequence[str], dtype: str) -> bytes:
-    """The graph with these values as further outputs. Raises DynexportError when it lacks one."""
+    """Return the model with these values as additional outputs. Raises DynexportError if one is missing."""
     number = getattr(onnx.TensorProto, dtype.upper())
     model = onnx.load(path, load_external_data=False)
-    keep_activations_float(model.graph)  # what products round is no layer's fault
+    keep_activations_float(model.graph)  # rounded activations are not an error of a layer
     produced = {output for node in model.graph.node for output in node.output}
     for name in names:
         if name not in produced:
             raise DynexportError(
-                f"{path}: expected a value {name} to look for the layer that departs, found none; convert again"
+                f"{path}: expected a value {name}, to find the layer that diverges, found none; convert again"
             )
         model.graph.output.append(onnx.helper.make_tensor_value_info(name, number, None))
     return bytes(model.SerializeToString())

@@ -1,4 +1,4 @@
-"""How far a verification reaches: past windows, full caches and pieces of prompts; what it costs and leaves out."""
+"""Lengths that a verification reaches within its budget, and what it leaves out."""
 
 from __future__ import annotations
 
@@ -9,42 +9,41 @@ import numpy as np
 
 from dynexport.exporter.families import read_architecture
 from dynexport.exporter.reference.dequantised import is_quantised
-from dynexport.runtime.bundle.contract import Mod, Radial
-from dynexport.runtime.bundle.manifest import Manifest
-from dynexport.runtime.execution.decoder import CHUNK
+from dynexport.runtime.bundle.manifest import LayerRouting, Manifest, PathRouting
+from dynexport.runtime.execution.batch import CHUNK
 
-# FLOPs of one pass of the reference over all long rows. Two cores do 30 to 60 billion a second: up to half a minute for
-# PyTorch and about as much for the engine. Golden vectors hold up a conversion, and have a tenth.
+# FLOPs of one pass of the reference over all long rows. Two cores run 30 to 60 GFLOP/s: up to half a minute for PyTorch
+# and about the same for the engine. Golden vectors delay a conversion, so they have a tenth of the budget.
 BUDGET, GOLDEN_BUDGET = 1e12, 1e11
-# Bytes of attention's scores, of which PyTorch has three at once for every head and pair of positions.
+# Bytes of attention scores; PyTorch holds three float32 values per head and pair of positions at once.
 _MEMORY, _BYTES_PER_SCORE = 1 << 30, 3 * 4
-# Shorter rows are as long as those that other checks run.
+# Other checks already run rows shorter than this.
 _SHORTEST = 96
-# The last tokens of a row are fed one by one, so that decoding reaches as far as prompts do.
+# The last tokens of a row are decode steps, so that decoding reaches the same length as prefill.
 STEPS = 4
-# Tokens after the last edge that a row reaches.
+# Tokens of a row after the last edge that it reaches.
 _BEYOND = 16
-# Logits that are compared: numbers in a check, bytes in golden vectors; and positions, whatever they cost.
+# Limits of the compared logits: values in a check, bytes in golden vectors; (minimum, maximum) of positions.
 _NUMBERS, _GOLDEN_BYTES = 1 << 22, 1 << 22
 _POSITIONS, _GOLDEN_POSITIONS = (16, 512), (8, 64)
-# Limits of the largest error were measured over so many positions; where arithmetic is rounded, more have a larger one.
-# PyTorch's own float16 on the untrained dense model of tests/conformance, six rows of 256 tokens: 99 of 100 positions
-# are off by at most 0.084 and the worst of all by 0.16, whatever their place in the row.
+# The same below fp32. Limits of the largest error were measured over this number of positions; more positions have a
+# larger maximum. For PyTorch's float16 on the untrained dense model of tests/conformance, six rows of 256 tokens, the
+# error is at most 0.084 at 99 % of the positions and 0.16 at the worst, anywhere in the row.
 _ROUNDED_POSITIONS = (16, 64)
-# What nothing goes to where a single graph's layers have no room for all.
-COMPETING = "rows beside others and prompts in other pieces, as tokens that run together compete for layers"
-# What a cache of a path fills with, where it has no limit of its own.
+# Not checked for a single graph whose layers have less capacity than tokens.
+COMPETING = "other batches and other prefill chunks, as the tokens of a call compete for the capacity of layers"
+# Length of the row for caches of paths that have no limit of their own.
 _TOKENS_OF_PATHS = 24
 
 
 @dataclass(frozen=True)
 class LongRow:
-    """One row that goes as far as is worth its cost.
+    """A row that is as long as the budget allows.
 
     Attributes:
-        length: tokens.
-        prompt: tokens that are given as prompt; those after them are fed one by one.
-        positions: tokens whose logits are compared, ascending.
+        length: number of tokens.
+        prompt: number of prompt tokens; each later token is a decode step.
+        positions: ascending positions whose logits are compared.
     """
 
     length: int
@@ -52,44 +51,42 @@ class LongRow:
     positions: tuple[int, ...]
 
 
-def prompts_compete(manifest: Manifest) -> bool:
-    """Whether what a prompt's token does depends on the tokens after it: then a prompt in pieces is another prompt."""
-    return isinstance(manifest.contract, Mod) and manifest.contract.prefill == "topk"
-
-
-def rows_compete(manifest: Manifest) -> bool:
-    """Whether tokens that run together compete for room in layers, those of other rows and other pieces too."""
-    return manifest.single_graph is not None and manifest.single_graph.layer_capacity < 1
-
-
 def row_limit(manifest: Manifest) -> int:
-    """Tokens that a row may have, whatever routers decide: where a full cache is an error, none may be full."""
-    contract, context = manifest.contract, manifest.model.max_length
-    if isinstance(contract, Mod) and manifest.routed is not None and contract.cache.overflow == "error":
-        return min(context, manifest.routed.slots)
-    return context
+    """Return the most tokens that a row can have for any routing: where a full cache is an error, none fills."""
+    context = manifest.model.max_length
+    return min(context, _most_entries(manifest)) if _full_is_error(manifest) else context
+
+
+def _full_is_error(manifest: Manifest) -> bool:
+    return isinstance(manifest.routing, LayerRouting) and manifest.routing.overflow == "error"
+
+
+def _most_entries(manifest: Manifest) -> int:
+    """Return the number of entries that every cache of a row can hold."""
+    return min((cache.most for cache in manifest.caches if cache.most is not None), default=manifest.model.max_length)
 
 
 def edges(manifest: Manifest) -> dict[str, int]:
-    """Lengths from which on something else happens to a row, by what it is; the last is the whole context."""
+    """Return description -> first length at which a row is processed differently; the last is the context."""
     context = manifest.model.max_length
     windows = {size for size in read_architecture(manifest.source.config).windows if size is not None}
     found = {f"the attention window of {size}": size + 1 for size in sorted(windows)}
-    if not prompts_compete(manifest):
-        found[f"prompts in pieces of {CHUNK}"] = CHUNK + 1
+    if not manifest.limits.whole_prompts:
+        found[f"prompts in chunks of {CHUNK}"] = CHUNK + 1
     return {name: size for name, size in found.items() if size < context} | {f"the context of {context}": context}
 
 
 def long_row(manifest: Manifest, rows: int, budget: float) -> LongRow | None:
-    """The row to run, or None where none is worth it.
+    """Return the longest row within a budget; None where other checks are as long.
 
     Args:
-        rows: how many such rows the reference runs.
+        manifest: the bundle's manifest.
+        rows: number of such rows that the reference runs.
         budget: FLOPs for all of them; infinite for the whole context.
     """
     limit = row_limit(manifest)
-    if prompts_compete(manifest):  # they cannot be cut
-        limit = min(limit, (manifest.limit("S") or limit) + STEPS)
+    if manifest.limits.whole_prompts:  # no chunks
+        limit = min(limit, (manifest.limits.prompt or limit) + STEPS)
     most = min(limit, affordable(manifest, rows, budget))
     if most < min(limit, _SHORTEST):
         return None
@@ -99,7 +96,7 @@ def long_row(manifest: Manifest, rows: int, budget: float) -> LongRow | None:
 
 
 def golden_long_row(manifest: Manifest) -> LongRow | None:
-    """The same for golden vectors: one row, and logits that do not make the bundle large."""
+    """Return the long row of golden vectors, with fewer positions to keep the bundle small."""
     row = long_row(manifest, 1 + is_quantised(manifest), GOLDEN_BUDGET)
     if row is None:
         return None
@@ -107,56 +104,54 @@ def golden_long_row(manifest: Manifest) -> LongRow | None:
 
 
 def full_row(manifest: Manifest, budget: float) -> LongRow | None:
-    """The row, all of whose tokens run, that fills the caches of routed layers and asks for more, where it may."""
-    contract, context = manifest.contract, manifest.model.max_length
-    if rows_compete(manifest):
-        return None  # tokens that all want one layer are turned away
-    if isinstance(contract, Radial):
-        length = min(_TOKENS_OF_PATHS, context)
-    elif isinstance(contract, Mod) and manifest.routed is not None:
-        slots = min(manifest.routed.slots, context)
-        length = slots if contract.cache.overflow == "error" else min(slots + STEPS, context)
-    else:
+    """Return the row that fills the caches when all its tokens run, and exceeds them where that is allowed."""
+    context = manifest.model.max_length
+    if manifest.limits.compete or manifest.routing is None:
         return None
+    length = min(context, _TOKENS_OF_PATHS)
+    if isinstance(manifest.routing, LayerRouting):
+        most = _most_entries(manifest)
+        length = most if _full_is_error(manifest) else min(context, most + STEPS)
     if length > affordable(manifest, 1, budget):
         return None
     return _row(manifest, length, _NUMBERS // manifest.model.vocab_size, _most_positions(manifest))
 
 
 def full_is_refused(manifest: Manifest, row: LongRow) -> bool:
-    """Whether one token more than such a row has is an error."""
-    contract = manifest.contract
-    refuses = isinstance(contract, Mod) and contract.cache.overflow == "error"
-    return refuses and row.length < manifest.model.max_length
+    """Return whether one token more than this row is an error."""
+    return _full_is_error(manifest) and row.length < manifest.model.max_length
 
 
 def not_reached(manifest: Manifest, row: LongRow | None, full: LongRow | None, shortest: int) -> tuple[str, ...]:
-    """What no row went to, one phrase each.
+    """Return what no row reached, one phrase each.
 
     Args:
-        row, full: what was run.
-        shortest: tokens that other checks ran.
+        manifest: the bundle's manifest.
+        row: the long row; None if there was none.
+        full: the row that fills the caches; None if there was none.
+        shortest: length of the longest row of the other checks.
     """
     reached = max(shortest, 0 if row is None else row.length)
     missed = [f"{name} (rows had up to {reached} tokens)" for name, size in edges(manifest).items() if size > reached]
-    if rows_compete(manifest):
+    if manifest.limits.compete:
         missed.append(COMPETING)
-    if full is None and manifest.routed is not None:
-        missed.append(f"routed caches that are full ({manifest.routed.slots} entries)")
+    if full is None and isinstance(manifest.routing, LayerRouting):
+        missed.append(f"routed caches that are full ({_most_entries(manifest)} entries)")
     return tuple(missed)
 
 
 def affordable(manifest: Manifest, rows: int, budget: float) -> int:
-    """The longest row that PyTorch runs within a budget of FLOPs, and within the memory for attention's scores.
+    """Return the length of the longest row that fits the FLOPs budget and the memory of attention scores.
 
-    Products cost two FLOPs for each weight and token; attention four for each channel and pair of tokens.
+    Matrix products cost two FLOPs per weight and token; attention four per channel and pair of tokens.
     """
     if math.isinf(budget):
         return manifest.model.max_length
     model = manifest.model
     runs = model.layers
-    if isinstance(manifest.contract, Radial):
-        runs = manifest.contract.max_steps * (model.layers if manifest.single_graph else 1)
+    if isinstance(manifest.routing, PathRouting):
+        in_one_graph = manifest.program("prompt", manifest.full).set is None
+        runs = manifest.routing.hops * (model.layers if in_one_graph else 1)
     squared, linear = 4 * model.heads * model.head_dim * runs, manifest.cost.layer_flops * runs
     within = (math.sqrt(linear**2 + 4 * squared * budget / rows) - linear) / (2 * squared)
     return max(1, int(min(within, math.sqrt(_MEMORY / (_BYTES_PER_SCORE * model.heads)))))
@@ -187,7 +182,5 @@ __all__ = [
     "golden_long_row",
     "long_row",
     "not_reached",
-    "prompts_compete",
     "row_limit",
-    "rows_compete",
 ]

@@ -1,20 +1,20 @@
-"""What a verification found: plain data, to be shown, saved, and judged again."""
+"""Result of a verification, as plain data to show, save and judge again."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import Any, Literal, TypeAlias
 
 from pydantic import BaseModel, ConfigDict
 
-from dynexport.exporter.parity.ladder import Measurement
+from dynexport.exporter.parity.comparison import Measurement
 from dynexport.exporter.parity.metrics import Metrics, number
 from dynexport.exporter.parity.thresholds import ROUTES, Kind, PrecisionLimits, judge, judge_routes
+from dynexport.runtime.bundle.json_text import with_nulls
 from dynexport.runtime.bundle.manifest import Precision
 
 Place: TypeAlias = int | Literal["embedding", "head", "router"]
-"""A layer; what stands before the first, or after the last: final norm and head; or the router of paths."""
+"""A layer's number, the embedding, the head (with the final norm), or the router of paths."""
 _HEADLINES = ("identical", "max_abs", "mean_kl", "top1_agreement")
 
 
@@ -23,14 +23,16 @@ class _Part(BaseModel):
 
 
 class Check(_Part):
-    """One check, judged.
+    """A judged check.
 
     Attributes:
-        name: what was checked, and after slashes at which ratio or length.
-        kind: what it was held to.
-        skipped: whether tokens ran in fewer than all layers.
-        ambiguous: tokens that differ from the reference's within a near-tie: neither agreement nor failure.
-        failures: what is beyond its limit, one phrase each.
+        name: name of the check, followed by "/" and its ratio or length.
+        kind: limits that apply.
+        skipped: whether tokens skipped layers.
+        passed: whether no limit was exceeded.
+        ambiguous: tokens that differ from the reference within a near-tie; they count neither as equal nor as wrong.
+        failures: exceeded limits, one phrase each.
+        metrics: measured values.
     """
 
     name: str
@@ -43,7 +45,7 @@ class Check(_Part):
 
     @classmethod
     def judged(cls, measurement: Measurement, limits: PrecisionLimits) -> Check:
-        """A measurement held to limits."""
+        """Return the check for a measurement and its limits."""
         m = measurement
         if m.kind in ROUTES:
             verdict = judge_routes(m.metrics, limits.of_routes(m.kind))
@@ -61,26 +63,26 @@ class Check(_Part):
 
     @property
     def of_routes(self) -> bool:
-        """Whether it compares decisions, not logits."""
+        """Return whether the check compares routing decisions instead of logits."""
         return self.kind in ROUTES
 
     @property
     def headlines(self) -> Metrics:
-        """The metrics to show where there is little room."""
+        """Return the most important metrics."""
         return {name: self.metrics[name] for name in _HEADLINES if name in self.metrics}
 
 
 class Departure(_Part):
-    """Where a failed check goes astray.
+    """The first place where a failed check diverges from the reference.
 
     Attributes:
-        check: its name.
-        first: the first layer that departs, or "embedding", or "head" (final norm and head); "router" where tokens of a
-            pool are sent elsewhere.
-        of: whether its output departs, or nothing but its decisions.
-        limit: the relative error from which on it does; of decisions, the margin.
-        errors: relative error of the hidden states after the embedding and after every layer, in order; of decisions,
-            the largest margin of a wrong one, by layer, or by step of a path.
+        check: name of the failed check.
+        first: number of the first layer that diverges, "embedding", "head" (final norm and head), or "router" where
+            paths differ.
+        of: "output" if hidden states diverge, "decisions" if only routing decisions do.
+        limit: relative error above which an output diverges; for decisions, the margin of a near-tie.
+        errors: relative error of the hidden states after the embedding and after every layer, in order; for decisions,
+            the largest margin of a wrong decision, by layer, or by hop of a path.
     """
 
     check: str
@@ -91,20 +93,24 @@ class Departure(_Part):
 
 
 class Report(_Part):
-    """A whole verification. ``Report.model_validate`` reads what ``to_json`` wrote.
+    """Report of a verification; ``Report.model_validate`` reads the output of ``to_json``.
 
     Attributes:
-        bundle: its directory.
-        against: the model that PyTorch ran, or None where golden vectors stood for it.
-        max_abs_logit_error: the largest of any check against the reference; None for NaN or infinity.
-        token_agreement: share of tokens that are the reference's choice, near-ties left out.
-        ambiguous_tokens: those near-ties.
-        route_agreement: share of routed layers' decisions that are the reference's; None where no layer is routed.
-        route_flips: decisions that are not, and follow from no other; ``flip_margins`` of the checks say how near the
-            reference was to them.
+        passed: whether every check passed.
+        bundle: directory of the bundle.
+        against: the model that PyTorch ran; None where golden vectors were the reference.
+        precision: precision of the bundle.
+        max_abs_logit_error: largest logit error of all checks against the reference; None for NaN or infinity.
+        token_agreement: share of positions with the reference's top-1 token, near-ties excluded.
+        ambiguous_tokens: number of these near-ties.
+        route_agreement: share of routing decisions that are the reference's; None without routers.
+        route_flips: number of different decisions that do not follow from another one; ``flip_margins`` in the checks'
+            metrics has their margins.
         first_departing_layer: ``departure.first``.
-        not_exercised: what no check went to, one phrase each.
-        reference: who has read the checkpoint for PyTorch; "" where golden vectors do not say.
+        departure: where the first failed check diverges; None if unknown or if all checks passed.
+        not_exercised: what no check reached, one phrase each.
+        reference: name of the loader that read the checkpoint for PyTorch; "" if golden vectors do not record it.
+        checks: all checks, in order.
     """
 
     passed: bool
@@ -133,7 +139,7 @@ class Report(_Part):
         not_exercised: tuple[str, ...] = (),
         reference: str = "",
     ) -> Report:
-        """Sum up checks."""
+        """Return the report of judged checks."""
         compared = [check for check in checks if check.kind == "reference"]
         ambiguous = sum(check.ambiguous for check in compared)
         decided = sum(int(number(check.metrics["positions"])) for check in compared) - ambiguous
@@ -158,21 +164,13 @@ class Report(_Part):
         )
 
     def judged_again(self, limits: PrecisionLimits) -> Report:
-        """The same metrics held to other limits."""
+        """Return the report of the same metrics with other limits."""
         checks = [Check.judged(Measurement(c.name, c.kind, c.metrics, skipped=c.skipped), limits) for c in self.checks]
         return Report.of(
             self.bundle, self.against, self.precision, checks, self.departure, self.not_exercised, self.reference
         )
 
     def to_json(self) -> dict[str, Any]:
-        """For ``json.dumps``; infinity and NaN, which JSON lacks, become null."""
-        fields: dict[str, Any] = _json(self.model_dump())
+        """Return the fields for ``json.dumps``; infinity and NaN, which JSON lacks, become null."""
+        fields: dict[str, Any] = with_nulls(self.model_dump())
         return fields
-
-
-def _json(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {name: _json(item) for name, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_json(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value

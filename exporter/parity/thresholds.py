@@ -1,6 +1,6 @@
-"""What figures are still right: limits as data, per precision, and the judgement that applies them to metrics.
+"""Limits of parity metrics per precision, and the functions that judge metrics by them.
 
-A saved report can be judged again with other limits: nothing here is computed from logits.
+Only metrics are used, not logits. So a saved report can be judged again with other limits.
 """
 
 from __future__ import annotations
@@ -16,23 +16,29 @@ from dynexport.runtime.bundle.manifest import Precision, TargetName
 Kind: TypeAlias = Literal[
     "reference", "consistency", "exact", "routes", "own_routes", "arithmetic", "arithmetic_routes"
 ]
-"""Held to PyTorch; to itself computed in another order; to be the same to the last bit; to PyTorch's decisions; to its
-own; or, without what int4 and int8 round, to PyTorch with the same rounded weights, and to its decisions."""
+"""Kind of a check: the values that it compares and the reference.
+
+- ``reference``: PyTorch's logits; ``routes``: PyTorch's routing decisions.
+- ``consistency``: the bundle's own logits, computed another way; ``own_routes``: its own decisions, likewise.
+- ``exact``: values that must be identical.
+- ``arithmetic``: for int4 and int8, logits of PyTorch with the same rounded weights, while the bundle keeps activations
+  in float32; ``arithmetic_routes``: the decisions of that comparison.
+"""
 _NOTHING = "nothing was compared"
 ROUTES: tuple[Kind, ...] = ("routes", "own_routes", "arithmetic_routes")
 
 
 @dataclass(frozen=True)
 class Limits:
-    """What a comparison of logits may show.
+    """Limits of a comparison of logits.
 
     Attributes:
-        error: (absolute, in units of the logits' spread); an error within the larger of both is right. None where
-            errors are reported without being judged.
-        mean_kl: nats per token.
-        agreement: share of tokens outside near-ties that must be the same. The allowed number is rounded up, so that
-            a single different token does not fail a short comparison, unless all must be the same.
-        layer: relative error of a hidden state from which on a layer is said to depart.
+        error: (absolute error, error / spread of the logits); the larger of the two limits applies. None where errors
+            are reported but not judged.
+        mean_kl: largest mean KL divergence, in nats per token.
+        agreement: smallest share of equal top-1 tokens, near-ties excluded. The allowed number of different tokens is
+            rounded up, so that below 1 one different token does not fail a short comparison.
+        layer: relative error of hidden states above which a layer diverges.
     """
 
     error: tuple[float, float] | None
@@ -41,36 +47,42 @@ class Limits:
     layer: float
 
     def near_tie(self, spread: float) -> float:
-        """The margin up to which errors that are allowed can turn a choice round: each of both logits may be off."""
+        """Return the largest margin that allowed errors of two logits can invert."""
         return 0.0 if self.error is None else 2 * self.allowed_error(spread)
 
     def allowed_error(self, spread: float) -> float:
-        """The largest right error; infinite where errors are not judged."""
+        """Return the largest allowed error; infinite where errors are not judged."""
         return math.inf if self.error is None else max(self.error[0], self.error[1] * spread)
 
 
 @dataclass(frozen=True)
 class RouteLimits:
-    """What a comparison of decisions may show.
+    """Limits of a comparison of routing decisions. Near the threshold, rounding can flip a decision.
 
     Attributes:
-        margin: (absolute, in units of the reference's mean margin); a flip is a near-tie, and no failure, where the
-            reference was within the larger of both of deciding the same. None where flips are reported without being
-            judged one by one.
-        agreement: share of all decisions that must be the same.
+        margin: (absolute margin, margin / mean margin of the reference); a flip whose margin is within the larger of
+            the two is a near-tie and not a failure. None where flips are reported but not judged one by one.
+        agreement: smallest share of equal decisions.
     """
 
     margin: tuple[float, float] | None
     agreement: float
 
     def near_tie(self, mean_margin: float) -> float:
-        """The margin up to which a flip is right; infinite where flips are not judged."""
+        """Return the largest margin of a near-tie; infinite where flips are not judged."""
         return math.inf if self.margin is None else max(self.margin[0], self.margin[1] * mean_margin)
 
 
 @dataclass(frozen=True)
 class PrecisionLimits:
-    """Limits of one precision: against PyTorch at full depth, with skipped layers, against itself; and of decisions."""
+    """Limits of one precision.
+
+    Attributes:
+        full: against PyTorch at full depth.
+        skipped: against PyTorch with skipped layers.
+        consistency: the bundle against itself.
+        routes: routing decisions.
+    """
 
     full: Limits
     skipped: Limits
@@ -78,14 +90,14 @@ class PrecisionLimits:
     routes: RouteLimits
 
     def of(self, kind: Kind, *, skipped: bool) -> Limits:
-        """Those of a kind of check."""
+        """Return the limits of a kind of check."""
         if kind == "reference":
             return self.skipped if skipped else self.full
-        # Nothing is rounded there but float32.
+        # Arithmetic checks have float32 rounding errors only.
         return _FLOAT32 if kind == "arithmetic" else self.consistency
 
     def of_routes(self, kind: Kind) -> RouteLimits:
-        """The same of decisions."""
+        """Return the limits of routing decisions of a kind of check."""
         if kind == "routes" and self.full == _REPORTED:
             return RouteLimits(margin=None, agreement=0.0)
         return LIMITS["fp32"].routes if kind == "arithmetic_routes" else self.routes
@@ -93,27 +105,28 @@ class PrecisionLimits:
 
 @dataclass(frozen=True)
 class Verdict:
-    """What a check's metrics amount to.
+    """Result of judging a check's metrics.
 
     Attributes:
-        failures: what is beyond its limit, one phrase each; none when the check passed.
-        ambiguous: tokens that differ within a near-tie.
+        failures: exceeded limits, one phrase each; empty if the check passed.
+        ambiguous: number of tokens or decisions that differ within a near-tie.
     """
 
     failures: tuple[str, ...] = ()
     ambiguous: int = 0
 
 
-# All figures: SmolLM2-135M, prompts and greedy tokens of English text, batches of 1 to 5, ONNX Runtime 1.31 on CPU.
-# Its kept sets at 2x and 3x were not trained for: hidden states leave the range that the model knows, and errors grow
-# from layer to layer to ten times those of full depth.
+# Measured on SmolLM2-135M, prompts and greedy tokens of English text, batches of 1 to 5, ONNX Runtime 1.31 on CPU. The
+# model was not trained for its kept sets at 2x and 3x: hidden states leave the trained range, and errors grow from
+# layer to layer, up to ten times those of full depth. Errors in parentheses are divided by the spread of the logits.
 #
-# fp32: largest error 1.2e-4 (4e-5 of the spread of 3.2) at full depth, 1.4e-3 (4e-4) with skipped layers. The same
-# sequences in float64 say whose error that is: PyTorch's own float32 is off by 1.3e-3 there, the engine by 1.2e-3. So a
-# flat 1e-3 would judge rounding, and 1e-3 of the spread leaves two and a half times what was seen. An error of e in
-# every logit moves KL by at most e^2 / 2: 6e-6 at the limit. Hidden states: 4e-6 at full depth, 7e-5 skipped.
+# fp32: largest error 1.2e-4 (4e-5; the spread is 3.2) at full depth, 1.4e-3 (4e-4) with skipped layers. Compared with
+# float64 on the same sequences, PyTorch's float32 has an error of 1.3e-3, the engine one of 1.2e-3. So an absolute
+# limit of 1e-3 would judge rounding; 1e-3 of the spread is two and a half times the measured error. An error of e in
+# every logit changes KL by at most e^2 / 2, which is 6e-6 at the limit. Hidden states: 4e-6 at full depth, 7e-5 with
+# skipped layers.
 _FLOAT32 = Limits(error=(1e-3, 1e-3), mean_kl=1e-5, agreement=1.0, layer=2e-4)
-# What is reported has to be finite, no more.
+# Reported values only have to be finite.
 _REPORTED = Limits(error=None, mean_kl=math.inf, agreement=0.0, layer=1.0)
 _ROUNDED = PrecisionLimits(
     full=_REPORTED,
@@ -126,35 +139,35 @@ LIMITS: dict[Precision, PrecisionLimits] = {
     "fp32": PrecisionLimits(
         full=_FLOAT32, skipped=_FLOAT32, consistency=_FLOAT32, routes=RouteLimits(margin=(1e-5, 0.0), agreement=0.99)
     ),
-    # Weights that float16 cannot hold exactly (every weight times 1 + 1e-3 of noise); arithmetic stays float32, so that
-    # the engine agrees with itself as fp32 does. Full depth: largest error 0.034 (0.011 of the spread), KL 9e-6, hidden
-    # states 1.4e-3. Skipped: 0.77 (0.2), too much of the spread to tell near-ties by it; KL 4e-4, agreement 0.99,
-    # hidden states 0.04. Margins: probabilities are off by less than 0.01; differences of scores, which have no scale
-    # of their own, by up to 0.009 of their mean (ten random pools, 290 decisions each, on the reference's paths), and
-    # by up to 0.014 where hidden states are float16 too.
+    # Measured with weights that float16 cannot hold exactly (each times 1 + 1e-3 of noise). Arithmetic stays float32,
+    # so the consistency limits are those of fp32. Full depth: largest error 0.034 (0.011), KL 9e-6, hidden states
+    # 1.4e-3. Skipped layers: 0.77 (0.2), which is too large to define near-ties; KL 4e-4, agreement 0.99, hidden states
+    # 0.04. Margins: the error of probabilities is below 0.01. Score differences have no fixed scale; their error is up
+    # to 0.009 of their mean (ten random pools, 290 decisions each, on the reference's paths), and up to 0.014 where
+    # hidden states are float16 too.
     "fp16": PrecisionLimits(
         full=Limits(error=(1e-3, 0.03), mean_kl=1e-4, agreement=1.0, layer=5e-3),
         skipped=Limits(error=None, mean_kl=5e-3, agreement=0.9, layer=0.1),
         consistency=_FLOAT32,
         routes=RouteLimits(margin=(1e-2, 0.02), agreement=0.95),
     ),
-    # Rounded weights are another model. Its arithmetic is judged as float32's, against PyTorch with the same weights,
-    # on graphs whose products keep activations as they are; how far it is from the checkpoint is reported: with int8
-    # error 1.5, KL 0.009, agreement 0.92, and skipped KL 0.71; with int4 error 16, KL 0.6 to 1.2, agreement 0.56, and
-    # skipped KL 9, where nothing is left of a model that was not trained for the ratio. Activations are rounded too: a
-    # difference in the last bit tips one of them, and the next layers amplify it: one by one instead of at once KL
+    # Rounded weights are a different model. Its arithmetic is held to the limits of float32, against PyTorch with the
+    # same weights and with float32 activations. Its distance from the checkpoint is only reported. int8: error 1.5, KL
+    # 0.009, agreement 0.92, KL 0.71 with skipped layers. int4: error 16, KL 0.6 to 1.2, agreement 0.56, KL 9 with
+    # skipped layers, for which the model was not trained. Consistency: activations are rounded too, so a difference in
+    # the last bit can change a rounded value, and later layers amplify it. Single steps instead of one prefill give KL
     # 0.006, agreement 0.94.
     "int8": _ROUNDED,
     "int4": _ROUNDED,
 }
 
-# TensorRT's graphs compute in the precision's type, so that the order of additions shows: one by one instead of at once
-# moves logits by 0.034 (0.009 of the spread), KL 2e-6, no more than PyTorch's distance from them. That distance is what
-# it is with float32 arithmetic: at full depth 0.037 (0.011), KL 4e-6; skipped 0.49 (0.14), KL 4e-4, agreement 0.99.
+# TensorRT's graphs compute in the precision's type, so the order of additions matters: single steps instead of one
+# prefill change logits by 0.034 (0.009), KL 2e-6. That is no more than the distance from PyTorch, which is the same as
+# with float32 arithmetic: 0.037 (0.011), KL 4e-6 at full depth; 0.49 (0.14), KL 4e-4, agreement 0.99 skipped.
 TENSORRT_LIMITS: dict[Precision, PrecisionLimits] = {
     **LIMITS,
     "fp16": replace(LIMITS["fp16"], consistency=LIMITS["fp16"].full),
-    # Rounded weights in other operators: held to the checkpoint, as far off as they were seen to be.
+    # Other operators for rounded weights: compared with the checkpoint, with limits above the measured distances.
     "int8": replace(
         _ROUNDED,
         full=Limits(error=None, mean_kl=0.05, agreement=0.8, layer=0.3),
@@ -165,7 +178,7 @@ TENSORRT_LIMITS: dict[Precision, PrecisionLimits] = {
         full=Limits(error=None, mean_kl=2.0, agreement=0.4, layer=1.0),
         skipped=Limits(error=None, mean_kl=2.0, agreement=0.25, layer=1.0),
     ),
-    # Not measured: nothing here has kernels for bfloat16. Three bits less than float16 are 8 times its errors, and 64
+    # Not measured, for lack of bfloat16 kernels on the CPU. Three bits less than float16 give 8 times its errors and 64
     # times its KL.
     "bf16": PrecisionLimits(
         full=Limits(error=(1e-3, 0.24), mean_kl=6.4e-3, agreement=0.95, layer=0.04),
@@ -177,16 +190,18 @@ TENSORRT_LIMITS: dict[Precision, PrecisionLimits] = {
 
 
 def limits_of(target: TargetName, precision: Precision) -> PrecisionLimits:
-    """What a bundle is held to: its target says in which type it computes."""
+    """Return the limits of a bundle; its target determines the type that it computes in."""
     return (TENSORRT_LIMITS if target == "tensorrt" else LIMITS)[precision]
 
 
 def judge(kind: Kind, metrics: Mapping[str, Metric], limits: Limits) -> Verdict:
-    """Hold a check's metrics to limits.
+    """Judge a check's metrics by limits.
 
     Args:
-        kind: "exact" needs ``identical`` alone, and may name ``differences``; the others what ``compare_logits``
-            returns.
+        kind: kind of the check.
+        metrics: for "exact", ``identical`` and optionally ``differences``; for other kinds, the result of
+            ``compare_logits``.
+        limits: limits that apply.
     """
     if kind == "exact":
         differences = metrics.get("differences")
@@ -211,7 +226,7 @@ def judge(kind: Kind, metrics: Mapping[str, Metric], limits: Limits) -> Verdict:
 
 
 def judge_routes(metrics: Mapping[str, Metric], limits: RouteLimits) -> Verdict:
-    """Hold decisions, as ``compare_routes`` found them, to limits."""
+    """Judge the metrics of ``compare_routes`` by limits."""
     if not metrics["decisions"]:
         return Verdict((_NOTHING,))
     margins = metrics["flip_margins"]
@@ -233,12 +248,12 @@ def judge_routes(metrics: Mapping[str, Metric], limits: RouteLimits) -> Verdict:
 
 
 def wrong_flip(metrics: Mapping[str, Metric], margin: object, limits: RouteLimits) -> bool:
-    """Whether a flip is no near-tie: beyond the limit, or where there was no other choice to make."""
+    """Return whether a flip is not a near-tie: its margin exceeds the limit, or is infinite (one choice only)."""
     if limits.margin is None:
         return number(margin) == math.inf
     return not _within(margin, limits.near_tie(number(metrics["mean_margin"])))
 
 
 def _within(metric: object, limit: float) -> bool:
-    """Infinity is within no limit, not even where errors are not judged."""
+    """Return whether a metric is finite and at most the limit."""
     return math.isfinite(number(metric)) and number(metric) <= limit

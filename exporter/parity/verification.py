@@ -1,4 +1,4 @@
-"""``dynexport verify``: climb the ladder, judge, and find the layer where a failed check goes astray."""
+"""``dynexport verify``: run the parity checks, judge them, find the first layer that diverges."""
 
 from __future__ import annotations
 
@@ -13,9 +13,10 @@ from dynexport.exporter.checkpoint import open_checkpoint
 from dynexport.exporter.checkpoint.sizes import check_sizes
 from dynexport.exporter.families import read_architecture
 from dynexport.exporter.parity import ladder
-from dynexport.exporter.parity.arithmetic import as_arithmetic, exact_decoder, rounding
+from dynexport.exporter.parity.arithmetic import as_arithmetic, exact_executor, rounding
 from dynexport.exporter.parity.bisect import find_departure
 from dynexport.exporter.parity.cases import Prompt
+from dynexport.exporter.parity.comparison import Measurement
 from dynexport.exporter.parity.expected import Scope, expected_checks, missing
 from dynexport.exporter.parity.golden import golden_reference, golden_rows, read_golden, varied
 from dynexport.exporter.parity.reach import (
@@ -23,9 +24,7 @@ from dynexport.exporter.parity.reach import (
     full_row,
     long_row,
     not_reached,
-    prompts_compete,
     row_limit,
-    rows_compete,
 )
 from dynexport.exporter.parity.report import Check, Report
 from dynexport.exporter.parity.thresholds import limits_of
@@ -34,13 +33,15 @@ from dynexport.exporter.reference.dequantised import DequantisedWeights, is_quan
 from dynexport.exporter.reference.loading import fits_in_memory
 from dynexport.exporter.reference.weights import Weights
 from dynexport.exporter.strategies import strategies
+from dynexport.exporter.strategies.importing import find_importer
 from dynexport.runtime.bundle.bundle import Bundle
 from dynexport.runtime.bundle.checks import checked_count, checked_ids, checked_kind, checked_list
 from dynexport.runtime.bundle.errors import DynexportError
-from dynexport.runtime.bundle.manifest import GOLDEN, Speedup
+from dynexport.runtime.bundle.manifest import GOLDEN, Depth
+from dynexport.runtime.bundle.text_files import TOKENIZER_FILE
 from dynexport.runtime.engines.registry import RunBackend
-from dynexport.runtime.execution.decoders import AnyDecoder, open_decoder
-from dynexport.runtime.text.text import TOKENIZER_FILE, Text
+from dynexport.runtime.execution.executor import Executor
+from dynexport.runtime.text.text import Text
 
 _TEXT = (
     "A lighthouse keeper writes down what the sea does, hour by hour, and nobody reads it. On the third of March the "
@@ -48,14 +49,14 @@ _TEXT = (
     "those books, so the first words she knew were fog, swell and lantern. Years afterwards, teaching in a town far "
     "from any water, she still began each lesson by asking the children what the sky had done overnight."
 )
-# Nothing of a bundle is made for a length. Odd ones for the edges of kernels' tiles, 64 for whole tiles.
+# No bundle is specialised for a length. Odd lengths test the edges of kernel tiles, 64 tests whole tiles.
 _LENGTHS = (2, 5, 17, 1, 64)
-# After the first of them tokens are generated: a batch of different lengths.
+# Number of prompts, from the first on, that are continued: a batch of different lengths.
 _GENERATED = 3
 
 
 def verify(
-    bundle: Bundle,
+    bundle: Bundle | str | Path,
     against: str | Path | None = None,
     *,
     backend: RunBackend = "onnxruntime",
@@ -68,16 +69,22 @@ def verify(
     """Check that a bundle computes what PyTorch computes.
 
     Args:
-        against: the model, as for ``convert``, to be run by PyTorch; None: the bundle's golden vectors stand for it.
-        backend, threads: as for ``engine_opener``.
-        prompts: rows of token ids; None takes a text's, or random ones where there is no tokenizer.
-        new_tokens: generated per prompt and ratio, at least 1.
-        long: go to the end of the context, whatever it costs; only with ``against``.
-        progress: called with the name of each check that has been made.
+        bundle: an opened bundle, or its directory.
+        against: the model for PyTorch, as for ``convert``; None uses the bundle's golden vectors as the reference.
+        backend: what runs the graphs.
+        threads: intra-op threads of the engine; None means one per core.
+        prompts: rows of token ids; None uses a text, or random token ids for a bundle without tokenizer.
+        new_tokens: tokens to generate per prompt and ratio, at least 1.
+        long: run a row up to the end of the context at any cost; only with ``against``.
+        progress: called with the name of each completed check.
+
+    Returns:
+        The report; ``passed`` is False if a check failed.
 
     Raises:
-        DynexportError: when nothing stands for the reference, the model is not the bundle's, or a prompt is wrong.
+        DynexportError: there is no reference, the model is not the bundle's, or an argument is wrong.
     """
+    bundle = bundle if isinstance(bundle, Bundle) else Bundle.open(bundle)
     verification = Verification.prepare(
         bundle, against, backend=backend, threads=threads, prompts=prompts, new_tokens=new_tokens, long=long
     )
@@ -89,9 +96,9 @@ def verify(
             progress(measurement.name)
     checks = [Check.judged(measurement, limits) for measurement in measured]
     if progress is not None and not all(check.passed for check in checks):
-        progress("looking for the layer that departs")
+        progress("looking for the first layer whose output diverges")
     oracles = verification.oracles
-    departure = find_departure(verification.decoder, oracles[-1] if oracles else None, measured, limits)
+    departure = find_departure(verification.executor, oracles[-1] if oracles else None, measured, limits)
     return Report.of(
         str(bundle.path),
         None if against is None else str(against),
@@ -105,14 +112,17 @@ def verify(
 
 @dataclass(frozen=True)
 class Verification:
-    """A bundle, loaded, and what stands for PyTorch.
+    """A loaded bundle and its reference.
 
     Attributes:
-        oracles: the model in PyTorch, and for int4 and int8 the one with rounded weights; none: golden vectors.
+        bundle: the bundle.
+        executor: runs the bundle.
+        oracles: the model in PyTorch, for int4 and int8 also with rounded weights; empty for golden vectors.
+        scope: inputs of the checks.
     """
 
     bundle: Bundle
-    decoder: AnyDecoder
+    executor: Executor
     oracles: Sequence[Oracle]
     scope: Scope
 
@@ -128,73 +138,71 @@ class Verification:
         new_tokens: int = 32,
         long: bool = False,
     ) -> Verification:
-        """Load everything; arguments and errors as for ``verify``."""
+        """Load the bundle and the reference; arguments and errors are those of ``verify``."""
         checked_kind("bundle", bundle, Bundle, "an opened Bundle (Bundle.open)")
         new_tokens = checked_count("new_tokens", new_tokens)
         if long and against is None:
-            raise DynexportError("--long: expected with --against, as golden vectors have their length, found without")
+            raise DynexportError("--long: expected with --against, found without; golden vectors have a fixed length")
         rows = _prompts(bundle) if prompts is None else _checked(bundle, prompts)
         scope = _scope(bundle, rows, new_tokens, against=against is not None, budget=math.inf if long else BUDGET)
-        decoder = open_decoder(bundle, threads, backend=backend)
-        return cls(bundle, decoder, [] if against is None else _oracles(bundle, against), scope)
+        executor = Executor(bundle, threads, backend=backend)
+        return cls(bundle, executor, [] if against is None else _oracles(bundle, against), scope)
 
-    def checks(self) -> Iterator[ladder.Measurement]:
-        """All checks, the simplest first; at the end those that were not made, although the manifest asks for them."""
+    def checks(self) -> Iterator[Measurement]:
+        """Yield all checks, simple ones first; then a failed one for each expected check that is missing."""
         measured = []
-        for measurement in _climb(self.bundle, self.oracles, self.decoder, self.scope):
+        for measurement in _climb(self.bundle, self.oracles, self.executor, self.scope):
             measured.append(measurement)
             yield measurement
         yield from missing(measured, expected_checks(self.bundle.manifest, self.scope))
 
 
-def _climb(
-    bundle: Bundle, oracles: Sequence[Oracle], decoder: AnyDecoder, scope: Scope
-) -> Iterator[ladder.Measurement]:
-    ratios = [bundle.speedup(1), *(speedup for speedup in bundle.manifest.speedups if speedup.ratio != 1)]
+def _climb(bundle: Bundle, oracles: Sequence[Oracle], executor: Executor, scope: Scope) -> Iterator[Measurement]:
+    ratios = [bundle.manifest.full, *(depth for depth in bundle.manifest.depths if depth.ratio != 1)]
     generated = scope.prompts[: scope.generated]
     longest = max(scope.prompts, key=len)
     yield ladder.kept_sets(bundle)
     yield ladder.constants(bundle)
     if not oracles:
-        yield from _golden(bundle, decoder)
+        yield from _golden(bundle, executor)
     else:
         yield ladder.rotary_angles(bundle)
-        yield from _held_to_pytorch(oracles[0], decoder, scope, ratios)
+        yield from _held_to_pytorch(oracles[0], executor, scope, ratios)
         for rounded in oracles[1:]:
-            exact = exact_decoder(bundle, decoder.threads)
+            exact = exact_executor(bundle, executor.threads)
             yield from map(as_arithmetic, _held_to_pytorch(rounded, exact, scope, ratios))
-            yield from rounding(decoder, rounded, scope.prompts[: scope.rows])
-    competing = rows_compete(bundle.manifest)
-    if not competing and not prompts_compete(bundle.manifest):
-        yield from ladder.single_steps(decoder, longest)
-        yield from ladder.chunked_prefill(decoder, longest)
-    for speedup in ratios:
+            yield from rounding(executor, rounded, scope.prompts[: scope.rows])
+    competing = bundle.manifest.limits.compete
+    if not competing and not bundle.manifest.limits.whole_prompts:
+        yield from ladder.single_steps(executor, longest)
+        yield from ladder.chunked_prefill(executor, longest)
+    for depth in ratios:
         if not competing:
-            yield from ladder.batch_isolation(decoder, generated, speedup)
-            yield ladder.ended_rows(decoder, generated, speedup)
-        other = open_decoder(bundle, decoder.threads, backend=decoder.backend)
-        yield ladder.ratio_change(decoder, other, (longest, scope.prompts[0]), speedup)
+            yield from ladder.batch_isolation(executor, generated, depth)
+            yield ladder.ended_rows(executor, generated, depth)
+        other = Executor(bundle, executor.threads, backend=executor.backend)
+        yield ladder.ratio_change(executor, other, (longest, scope.prompts[0]), depth)
 
 
 def _held_to_pytorch(
-    oracle: Oracle, decoder: AnyDecoder, scope: Scope, ratios: Sequence[Speedup]
-) -> Iterator[ladder.Measurement]:
-    bundle, prompts = decoder.bundle, scope.prompts
+    oracle: Oracle, executor: Executor, scope: Scope, ratios: Sequence[Depth]
+) -> Iterator[Measurement]:
+    bundle, prompts = executor.bundle, scope.prompts
     half = max(1, row_limit(bundle.manifest) // 2)
     turns = [prompts[-1][:half], prompts[0][:half]]
-    yield from ladder.prompts_alone_and_together(decoder, oracle, prompts, scope.rows)
-    for speedup in ratios:
-        yield from ladder.greedy(decoder, oracle, prompts[: scope.generated], speedup, scope.new_tokens)
-        yield from ladder.second_turn(decoder, oracle, turns, speedup)
+    yield from ladder.prompts_alone_and_together(executor, oracle, prompts, scope.rows)
+    for depth in ratios:
+        yield from ladder.greedy(executor, oracle, prompts[: scope.generated], depth, scope.new_tokens)
+        yield from ladder.second_turn(executor, oracle, turns, depth)
     if scope.long is not None:
-        yield from ladder.long_rows(decoder, oracle, scope.long, _long_tokens(bundle, scope.long.length), ratios)
+        yield from ladder.long_rows(executor, oracle, scope.long, _long_tokens(bundle, scope.long.length), ratios)
     if scope.full is not None:
         tokens = _long_tokens(bundle, scope.full.length + 1)
-        yield from ladder.full_caches(decoder, oracle, scope.full, tokens)
+        yield from ladder.full_caches(executor, oracle, scope.full, tokens)
 
 
 def _checked(bundle: Bundle, prompts: Sequence[Sequence[int]]) -> list[Prompt]:
-    """The rows of a caller, as lists of token ids."""
+    """Return a caller's prompts as lists of token ids."""
     rows = checked_list("prompts", prompts, "prompts, each a list of token ids")
     if not rows:
         raise DynexportError("prompts: expected at least one, found none")
@@ -203,8 +211,8 @@ def _checked(bundle: Bundle, prompts: Sequence[Sequence[int]]) -> list[Prompt]:
 
 def _scope(bundle: Bundle, prompts: Sequence[Prompt], new_tokens: int, *, against: bool, budget: float) -> Scope:
     manifest = bundle.manifest
-    rows = 1 if rows_compete(manifest) else manifest.limit("B") or len(prompts)
-    ratios = 1 + sum(speedup.ratio != 1 for speedup in manifest.speedups)
+    rows = 1 if manifest.limits.compete else manifest.limits.rows or len(prompts)
+    ratios = 1 + sum(depth.ratio != 1 for depth in manifest.depths)
     passes = 2 if is_quantised(manifest) else 1
     return Scope(
         prompts,
@@ -218,7 +226,7 @@ def _scope(bundle: Bundle, prompts: Sequence[Prompt], new_tokens: int, *, agains
 
 
 def _not_exercised(bundle: Bundle, scope: Scope) -> tuple[str, ...]:
-    """What this verification did not go to."""
+    """Return what this verification did not reach."""
     manifest = bundle.manifest
     if scope.against:
         shortest = max(map(len, scope.prompts))
@@ -227,11 +235,11 @@ def _not_exercised(bundle: Bundle, scope: Scope) -> tuple[str, ...]:
 
 
 def _prompts(bundle: Bundle) -> list[Prompt]:
-    """Prompts of several lengths; all but the longest leave half of the context for what is generated."""
+    """Return prompts of several lengths; all but the longest leave half of the context for generated tokens."""
     most = row_limit(bundle.manifest)
     half = max(1, most // 2)
-    if prompts_compete(bundle.manifest):  # they cannot be cut
-        most = min(most, bundle.manifest.limit("S") or most)
+    if bundle.manifest.limits.whole_prompts:  # no chunks
+        most = min(most, bundle.manifest.limits.prompt or most)
     lengths = dict.fromkeys([*(min(length, half, most) for length in _LENGTHS[:-1]), min(_LENGTHS[-1], most)])
     ids = np.resize(_tokens(bundle), sum(lengths)).tolist()
     prompts: list[Prompt] = []
@@ -251,7 +259,7 @@ def _long_tokens(bundle: Bundle, length: int) -> Prompt:
 
 
 def _text(bundle: Bundle) -> list[int]:
-    """The tokens of a text; none where there is no tokenizer for the model."""
+    """Return the token ids of a text; empty without a tokenizer for the model."""
     if bundle.file(TOKENIZER_FILE) is None:
         return []
     encoded = Text.of_bundle(bundle).encode(_TEXT)
@@ -263,7 +271,7 @@ def _random(bundle: Bundle, length: int) -> list[int]:
     return ids
 
 
-def _golden(bundle: Bundle, decoder: AnyDecoder) -> Iterator[ladder.Measurement]:
+def _golden(bundle: Bundle, executor: Executor) -> Iterator[Measurement]:
     path = bundle.file(GOLDEN)
     if path is None:
         raise DynexportError(
@@ -272,15 +280,15 @@ def _golden(bundle: Bundle, decoder: AnyDecoder) -> Iterator[ladder.Measurement]
         )
     there = read_golden(path, bundle.manifest)
     rows = golden_rows(bundle.manifest)
-    exact = exact_decoder(bundle, decoder.threads) if any(row.dequantised for row in rows) else decoder
+    exact = exact_executor(bundle, executor.threads) if any(row.dequantised for row in rows) else executor
     for row in rows:
-        yield from ladder.golden_row(exact if row.dequantised else decoder, row, there.get(row.name))
+        yield from ladder.golden_row(exact if row.dequantised else executor, row, there.get(row.name))
 
 
 def _oracles(bundle: Bundle, against: str | Path) -> list[Oracle]:
-    """The model in PyTorch, when the bundle can have been made from it; of int4 and int8 also with rounded weights."""
+    """Return the model in PyTorch, for int4 and int8 also with rounded weights; raise if it is another model."""
     manifest = bundle.manifest
-    checkpoint = open_checkpoint(against, importer=manifest.source.importer)
+    checkpoint = open_checkpoint(against, importer=find_importer(manifest.source.importer))
     check_sizes(checkpoint)
     architecture = read_architecture(checkpoint.config)
     for name in ("layers", "hidden_size", "vocab_size"):

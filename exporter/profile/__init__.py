@@ -1,4 +1,4 @@
-"""What every residual block of a dense checkpoint adds to the hidden states of a text (docs/profiling.md).
+"""Measure what every residual block adds: R(x) against x, for every token of a text (docs/profiling.md).
 
 Importing it imports neither PyTorch nor matplotlib.
 """

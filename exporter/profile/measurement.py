@@ -16,15 +16,14 @@ from dynexport.exporter.families.architecture import Architecture
 from dynexport.exporter.profile.blocks import Reader, blocks_of
 from dynexport.exporter.reference.transformers_layers import Call
 from dynexport.exporter.reference.weights import Weights
+from dynexport.exporter.strategies import strategies
 from dynexport.runtime.bundle.checks import checked_count, checked_kind, is_integer, shown
 from dynexport.runtime.bundle.errors import DynexportError
-from dynexport.runtime.measure.evaluate import text_windows
+from dynexport.runtime.measure.compared import text_windows
 
 Array = NDArray[np.float64]
 # Hidden states that are held while the text goes through the layers; a longer text reads the weights again.
 _HELD_BYTES = 1 << 28
-# Strategies under which every token runs every layer, in training and in a prompt.
-_DENSE = ("dense", "unified-skip")
 
 
 @dataclass(frozen=True)
@@ -76,7 +75,7 @@ def measure(
     all tokens take no more than 256 MiB; those of a longer text go through the model in several passes.
 
     Args:
-        checkpoint: a dense one; it may declare Unified Skip, whose prompts run in every layer.
+        checkpoint: one without routers; it may declare a strategy that adds none.
         ids: the text.
         window: tokens per window; what is left over is left out.
         max_tokens: use at most so many tokens of the text.
@@ -111,7 +110,8 @@ def _check(checkpoint: Checkpoint) -> Architecture:
     """The architecture of a checkpoint that can be profiled."""
     declared = checkpoint.config.get("dynexport")
     strategy = declared.get("strategy") if isinstance(declared, dict) else None
-    if declared is not None and strategy not in _DENSE:
+    found = strategies().get(strategy) if isinstance(strategy, str) else None
+    if declared is not None and (found is None or found.tensors):
         raise DynexportError(
             f"{checkpoint.source}: strategy: expected a dense checkpoint, found {strategy!r:.80}; its layers were "
             "trained for the tokens that routers send there, and what they would add to all others means nothing "

@@ -5,10 +5,8 @@ All lengths are inches.
 
 from __future__ import annotations
 
-import io
 import math
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -16,7 +14,9 @@ import numpy as np
 from dynexport.exporter.profile.measurement import Measured
 from dynexport.exporter.profile.model import Contribution, Profile, all_blocks
 from dynexport.exporter.trace import look
+from dynexport.exporter.trace.colours import LIGHT, SERIES
 from dynexport.exporter.trace.model import Token
+from dynexport.exporter.trace.page import Page, looks
 from dynexport.runtime.bundle.errors import require_module
 
 OF_INPUT, OF_OUTPUT = "‖R(x)‖ / ‖x‖", "‖R(x)‖ / ‖x + R(x)‖"
@@ -25,15 +25,15 @@ NAMES = ("heatmap.png", "medians.png", "sparsity.png")
 # Tokens in the heat map.
 SHOWN = 256
 
-_DPI, _FONT = 150, "DejaVu Sans"
-_EDGE, _HEAD, _SMALL, _LINE_OF_TEXT = 0.3, 0.75, 7.5, 0.14
+_FONT = "DejaVu Sans"
+_EDGE, _HEAD, _SMALL, _LABEL, _LINE_OF_TEXT = 0.3, 0.75, 7.5, 6.5, 0.14
 _CELL, _WIDEST_CELL, _NARROW_GRID, _WIDEST_GRID = 0.06, 0.4, 5.0, 15.0
-_ROW, _HIGHEST_GRID = 0.14, 6.0
-_LONGEST_TITLE = 60
+_ROW, _LOWEST_GRID, _HIGHEST_GRID = 0.14, 1.2, 6.0
 # Contributions below this are drawn as this.
 _SMALLEST = 1e-6
-_SHADES = ("#f6f9fc", "#b9d3ec", "#5c97cf", "#1f5b9c", "#07213f")
-_BLOCKS, _LAYERS = (look.GENERATED, "#c98a1b"), look.INK
+# From little to much, light to dark.
+_SCALE = "cividis_r"
+_MARKERS, _DASHES = ("o", "s"), ("-", (0, (5, 2)))
 
 
 def require() -> None:
@@ -56,69 +56,13 @@ def render(profile: Profile, measured: Measured, tokens: tuple[Token, ...], titl
         File name -> content.
     """
     require()
-    title = title if len(title) <= _LONGEST_TITLE else f"{title[: _LONGEST_TITLE - 1]}…"
-    with _looks():
+    with looks([_FONT]):
         contents = (
             _heatmap(measured, tokens[:SHOWN], title),
             _medians(profile, title),
             _sparsity(profile, measured, title),
         )
     return dict(zip(NAMES, contents, strict=True))
-
-
-@contextmanager
-def _looks() -> Iterator[None]:
-    from matplotlib import style
-
-    looks = {
-        "font.family": _FONT,
-        "font.size": 8,
-        "text.color": look.INK,
-        "axes.edgecolor": look.LINE,
-        "axes.linewidth": 0.6,
-        "axes.labelcolor": look.SOFT,
-        "axes.spines.top": False,
-        "axes.spines.right": False,
-        "xtick.color": look.SOFT,
-        "ytick.color": look.SOFT,
-        "grid.color": look.FRAME,
-        "legend.frameon": False,
-    }
-    # What the user has set for other pictures does not matter here.
-    with style.context(["default", looks]):
-        yield
-
-
-class _Page:
-    """A figure with a title, and axes placed by their distance from its lower left corner."""
-
-    def __init__(self, width: float, height: float, title: str, facts: str) -> None:
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure
-
-        self._width, self._height = width, height
-        self._figure: Any = Figure(figsize=(width, height), dpi=_DPI)
-        self._canvas: Any = FigureCanvasAgg(self._figure)
-        self.text(_EDGE, height - 0.37, title, size=11, weight="bold", parse_math=False)
-        self.text(_EDGE, height - 0.59, facts, color=look.SOFT)
-
-    def text(self, x: float, y: float, words: str, **more: Any) -> None:
-        self._figure.text(x / self._width, y / self._height, words, **more)
-
-    def axes(self, x: float, y: float, width: float, height: float) -> Any:
-        place = x / self._width, y / self._height, width / self._width, height / self._height
-        return self._figure.add_axes(place)
-
-    def scale(self, image: Any, axes: Any) -> None:
-        """What an image's colours mean."""
-        bar = self._figure.colorbar(image, cax=axes, extend="both")
-        bar.outline.set_visible(False)
-        _name_decades(axes.yaxis, _percent)
-
-    def png(self) -> bytes:
-        content = io.BytesIO()
-        self._canvas.print_png(content, metadata={"Software": None})
-        return content.getvalue()
 
 
 def _spoken(block: str) -> str:
@@ -142,15 +86,14 @@ def _heatmap(measured: Measured, tokens: tuple[Token, ...], title: str) -> bytes
     """A panel per residual block: layers against tokens, one colour scale for both."""
     blocks = {name: ratios.of_output[:, : len(tokens)] for name, ratios in measured.blocks.items()}
     width = min(_WIDEST_CELL * len(tokens), max(_NARROW_GRID, min(_WIDEST_GRID, _CELL * len(tokens))))
-    height = min(_ROW * len(measured.influence), _HIGHEST_GRID)
-    left, foot, gap = 0.8, 1.0, 0.4
+    height = max(_LOWEST_GRID, min(_ROW * len(measured.influence), _HIGHEST_GRID))
+    page, left, gap = Page(), 0.8, 0.4
+    labels = _labels(tokens, math.ceil(_LINE_OF_TEXT * len(tokens) / width))
+    foot = 0.35 + page.longest(labels.values(), size=_LABEL)
     tall = len(blocks) * (height + gap) - gap
-    page = _Page(
-        max(left + width + 1.2, 6.5),
-        foot + tall + 0.3 + _HEAD,
-        f"Contribution of every residual block: {title}",
-        f"{OF_OUTPUT} of the first {len(tokens)} tokens; colours are logarithmic",
-    )
+    page.resize(max(left + width + 1.2, 6.5), foot + tall + 0.3 + _HEAD)
+    facts = f"{OF_OUTPUT} of the first {len(tokens)} tokens; colours are logarithmic"
+    page.head(_EDGE, f"Contribution of every residual block: {title}", facts)
     colours = _colours(np.stack(list(blocks.values())))
     for number, (name, values) in enumerate(blocks.items()):
         axes = page.axes(left, foot + number * (height + gap), width, height)
@@ -159,28 +102,29 @@ def _heatmap(measured: Measured, tokens: tuple[Token, ...], title: str) -> bytes
         axes.spines[:].set_visible(False)
         axes.set(ylabel="layer", xticks=[])
         axes.set_title(_spoken(name), loc="left", size=9, weight="bold", pad=4)
-        axes.yaxis.get_major_locator().set_params(integer=True)
+        axes.yaxis.get_major_locator().set_params(integer=True, min_n_ticks=1)
         for start in range(measured.window, len(tokens), measured.window):
-            axes.axvline(start - 0.5, color=look.INK, lw=0.8, ls=(0, (3, 2)))
+            axes.axvline(start - 0.5, color=LIGHT.ink, lw=0.8, ls=(0, (3, 2)))
         if number == 0:
-            _name_tokens(axes, tokens, math.ceil(_LINE_OF_TEXT * len(tokens) / width))
-    page.scale(image, page.axes(left + width + 0.15, foot, 0.14, min(tall, 3.0)))
+            axes.set_xticks(list(labels), list(labels.values()), rotation=90, size=_LABEL, parse_math=False)
+            axes.tick_params(axis="x", length=0)
+    _scale(page, image, page.axes(left + width + 0.15, foot, 0.14, min(tall, 3.0)))
     return page.png()
 
 
 def _colours(values: np.ndarray) -> dict[str, Any]:
     """A logarithmic scale over all but the extremes."""
-    from matplotlib.colors import LinearSegmentedColormap, LogNorm
+    from matplotlib.colors import LogNorm
 
     low, high = np.quantile(values, [0.01, 0.99])
-    # Where all are 0, or all the same, there is no scale; any will do.
+    # At least two of 1, 2 and 5 lie in it, also where all are 0 or the same.
     low = max(low, _SMALLEST)
-    norm = LogNorm(low, max(high, 1.01 * low))
-    return {"norm": norm, "cmap": LinearSegmentedColormap.from_list("contribution", _SHADES)}
+    norm = LogNorm(low, max(high, 5 * low))
+    return {"norm": norm, "cmap": _SCALE}
 
 
-def _name_tokens(axes: Any, tokens: tuple[Token, ...], every: int) -> None:
-    """Under the lowest panel, one token in so many."""
+def _labels(tokens: tuple[Token, ...], every: int) -> dict[int, str]:
+    """Place -> label of one token in so many; its id where the font lacks a character."""
     from matplotlib.font_manager import findfont, get_font
 
     font = get_font(findfont(_FONT))
@@ -188,19 +132,21 @@ def _name_tokens(axes: Any, tokens: tuple[Token, ...], every: int) -> None:
     for place in range(0, len(tokens), every):
         words = look.label(tokens[place])
         labels[place] = words if all(font.get_char_index(ord(c)) for c in words) else f"#{tokens[place].id}"
-    # A dollar sign is no formula here.
-    axes.set_xticks(list(labels), list(labels.values()), rotation=90, size=6.5, parse_math=False)
-    axes.tick_params(axis="x", length=0)
+    return labels
+
+
+def _scale(page: Page, image: Any, axes: Any) -> None:
+    """What an image's colours mean."""
+    bar = page.figure.colorbar(image, cax=axes, extend="both")
+    bar.outline.set_visible(False)
+    _name_decades(axes.yaxis, _percent)
 
 
 def _medians(profile: Profile, title: str) -> bytes:
     """By depth: medians with a band for each definition, and block influence beside them."""
-    page = _Page(
-        13.2,
-        4.5,
-        f"Contribution by depth: {title}",
-        f"{_tokens(profile)}; medians, and bands from the 10th to the 90th percentile",
-    )
+    page = Page(13.2, 4.5)
+    facts = f"{_tokens(profile)}; medians, and bands from the 10th to the 90th percentile"
+    page.head(_EDGE, f"Contribution by depth: {title}", facts)
     lowest, highest = math.inf, 0.0
     panels = []
     for number, (label, pick) in enumerate(_definitions()):
@@ -218,7 +164,7 @@ def _medians(profile: Profile, title: str) -> bytes:
     _influences(panels[-1], profile)
     for axes in panels:
         axes.set_xlabel("layer")
-        axes.xaxis.get_major_locator().set_params(integer=True)
+        axes.xaxis.get_major_locator().set_params(integer=True, min_n_ticks=1)
         axes.grid(axis="y", lw=0.5)
     return page.png()
 
@@ -226,19 +172,19 @@ def _medians(profile: Profile, title: str) -> bytes:
 def _lines(axes: Any, profile: Profile, pick: Callable[[Contribution], Any]) -> None:
     """One line with its band per residual block, and the median of whole layers where these are something else."""
     depth = range(len(profile.layers))
-    for name, colour in zip(profile.blocks, _BLOCKS, strict=False):
+    for name, colour, marker in zip(profile.blocks, SERIES, _MARKERS, strict=False):
         spreads = [pick(layer.blocks[name]) for layer in profile.layers]
         axes.fill_between(depth, [s.p10 for s in spreads], [s.p90 for s in spreads], color=colour, alpha=0.16, lw=0)
-        axes.plot(depth, [s.median for s in spreads], color=colour, lw=1.6, marker="o", ms=2.5, label=_spoken(name))
+        axes.plot(depth, [s.median for s in spreads], color=colour, lw=1.6, marker=marker, ms=3, label=_spoken(name))
     if len(profile.blocks) > 1:
         whole = [pick(layer.whole).median for layer in profile.layers]
-        axes.plot(depth, whole, color=_LAYERS, lw=1, ls=(0, (4, 3)), label="whole layer")
+        axes.plot(depth, whole, color=SERIES[2], lw=1, ls=(0, (4, 3)), label="whole layer")
 
 
 def _influences(axes: Any, profile: Profile) -> None:
     """Block influence of whole layers; logarithmic where every layer has some."""
     influence = [layer.influence for layer in profile.layers]
-    axes.plot(range(len(influence)), influence, color=_LAYERS, lw=1.2, marker="o", ms=3)
+    axes.plot(range(len(influence)), influence, color=SERIES[2], lw=1.2, marker="o", ms=3)
     axes.set_title(f"block influence, mean of {INFLUENCE}", loc="left", size=9, weight="bold", pad=4)
     if min(influence) > 0:
         axes.set_yscale("log")
@@ -247,16 +193,17 @@ def _influences(axes: Any, profile: Profile) -> None:
 
 def _sparsity(profile: Profile, measured: Measured, title: str) -> bytes:
     """The share of pairs (token, residual block) that are below a threshold."""
-    page = _Page(6.9, 4.5, f"Sparsity against threshold: {title}", f"{_tokens(profile)}; pairs of token and block")
+    page = Page(6.9, 4.5)
+    page.head(_EDGE, f"Sparsity against threshold: {title}", f"{_tokens(profile)}; pairs of token and block")
     axes = page.axes(0.9, 0.6, 5.6, 2.95)
     pairs = all_blocks(measured.blocks)
-    for values, (label, pick), colour in zip(
-        (pairs.of_input, pairs.of_output), _definitions(), (look.ACCENT, _BLOCKS[1]), strict=True
+    for values, (label, pick), colour, marker, dashes in zip(
+        (pairs.of_input, pairs.of_output), _definitions(), SERIES[:2], _MARKERS, _DASHES, strict=True
     ):
         grid = np.quantile(values, np.linspace(0, 1, 1001)).clip(min=_SMALLEST)
-        axes.plot(grid, np.linspace(0, 1, 1001), color=colour, lw=1.8, label=label)
+        axes.plot(grid, np.linspace(0, 1, 1001), color=colour, lw=1.8, ls=dashes, label=label)
         median = pick(profile.all_blocks).median
-        axes.plot([max(median, _SMALLEST)], [0.5], "o", color=colour, ms=5, label=f"median {_percent(median)}")
+        axes.plot([max(median, _SMALLEST)], [0.5], marker, color=colour, ms=5, label=f"median {_percent(median)}")
     lowest, highest = np.quantile(np.stack([pairs.of_input, pairs.of_output]), [0.005, 0.995])
     lowest = max(lowest, _SMALLEST)
     axes.set(xscale="log", xlim=(lowest, max(highest, 2 * lowest)), ylim=(0, 1))

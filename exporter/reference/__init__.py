@@ -1,17 +1,8 @@
-"""What the rest uses of the PyTorch golden; importing it does not import PyTorch."""
+"""Compute with PyTorch what a bundle should answer; importing this does not import PyTorch."""
 
 from dynexport.exporter.reference.hugging_face import BoolArray, Reference, Runs, RunsFor
-from dynexport.exporter.reference.oracle import (
-    Answer,
-    Case,
-    KeptOracle,
-    Oracle,
-    RadialOracle,
-    RoutedOracle,
-    RowPaths,
-    RowRoutes,
-)
-from dynexport.exporter.reference.unified_skip import unified_skip_runs
+from dynexport.exporter.reference.oracle import Answer, Case, KeptOracle, Oracle
+from dynexport.exporter.reference.rows import RowPaths, RowRoutes
 
 __all__ = [
     "Answer",
@@ -19,12 +10,9 @@ __all__ = [
     "Case",
     "KeptOracle",
     "Oracle",
-    "RadialOracle",
     "Reference",
-    "RoutedOracle",
     "RowPaths",
     "RowRoutes",
     "Runs",
     "RunsFor",
-    "unified_skip_runs",
 ]

@@ -76,7 +76,7 @@ class Reference:
         if len(at) and len({len(ids) for ids in tokens}) > 1:
             raise DynexportError(f"{self._source}: at: expected rows of one length, found several")
         logits = self._forward(tokens, runs, at=at)
-        return [_numpy(logits[row, : len(at) or len(ids)]) for row, ids in enumerate(tokens)]
+        return [as_numpy(logits[row, : len(at) or len(ids)]) for row, ids in enumerate(tokens)]
 
     def layer_outputs(self, tokens: Sequence[Sequence[int]], runs: Runs | None = None) -> list[FloatArray]:
         """Hidden states after every layer, to find the first layer where something else goes astray.
@@ -91,7 +91,7 @@ class Reference:
         outputs: list[Any] = []
         self._forward(tokens, runs, outputs)
         stacked = torch.stack(outputs, dim=1)
-        return [_numpy(stacked[row, :, : len(ids)]) for row, ids in enumerate(tokens)]
+        return [as_numpy(stacked[row, :, : len(ids)]) for row, ids in enumerate(tokens)]
 
     def greedy(
         self, prompts: Sequence[Sequence[int]], steps: int, runs_for: RunsFor | None = None
@@ -228,6 +228,6 @@ def _max_length(config: Any) -> int:
     return min(int(original or longest), int(longest))
 
 
-def _numpy(tensor: Any) -> FloatArray:
+def as_numpy(tensor: Any) -> FloatArray:
     """A float32 copy that keeps no larger tensor alive."""
     return np.array(tensor.numpy(), dtype=np.float32)

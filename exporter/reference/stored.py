@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
+from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 
 from dynexport.runtime.bundle.errors import DynexportError
@@ -74,3 +75,22 @@ class StoredTensors:
             return safe_open(file, framework="pt")
         except (OSError, SafetensorError) as error:
             raise DynexportError(f"{file}: expected a safetensors file, found: {error!s:.200}") from error
+
+
+def read_router_tensor(tensors: Tensors, name: str, expected: tuple[int, ...]) -> NDArray[np.float32]:
+    """A tensor that the routing contract needs.
+
+    Raises:
+        DynexportError: when it is absent, of another shape, or not finite.
+    """
+    if name not in tensors.names:
+        raise DynexportError(
+            f"{tensors.source}: tensor {name} is not in the checkpoint, and the routing contract needs it: add it, "
+            'or correct "dynexport" in config.json'
+        )
+    values = tensors.read(name)
+    if values.shape != expected:
+        raise DynexportError(f"{tensors.source}: tensor {name}: expected shape {expected}, found {values.shape}")
+    if not np.isfinite(values).all():
+        raise DynexportError(f"{tensors.source}: tensor {name}: expected finite numbers, found NaN or infinity")
+    return values

@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+from dynexport.exporter.reference.norms import is_norm, noted_calls
 from dynexport.runtime.bundle.errors import DynexportError
 
 # Where a value stands in a call: number or name of the argument, then places in nested tuples.
@@ -269,10 +270,10 @@ class DecoderLayers:
         if self._cache is not None:
             call = self.with_cache(call, None)
         tensors = {name: value.to("meta") for name, value in (*layer.named_parameters(), *layer.named_buffers())}
-        with torch.no_grad(), _noted_calls(layer) as calls:
+        with torch.no_grad(), noted_calls(layer) as calls:
             result = functional_call(layer, tensors, call.args, call.kwargs)
         hidden, first = self.hidden(call), calls[0] if calls else None
-        if first is None or not any(value is hidden for value in first[1]) or not _is_norm(layer, first[0], hidden):
+        if first is None or not any(value is hidden for value in first[1]) or not is_norm(layer, first[0], hidden):
             return isinstance(result, tuple), None
         return isinstance(result, tuple), first[0]
 
@@ -309,35 +310,6 @@ def find_layers(model: Any) -> tuple[str, list[Any]]:
     )
 
 
-def norm_epsilon(norm: Any) -> float:
-    """The epsilon of a norm over the last axis, measured: a tiny input shows it.
-
-    Both kinds of norm make y = c x / sqrt(m + epsilon) of an input x = +a, -a, +a, .., where m is its mean square and
-    its variance. A large a gives c, and a tiny one then epsilon = (a c / y)^2 - m.
-
-    Args:
-        norm: a module with parameters [hidden], which need no weights in memory.
-    """
-    import torch
-    from torch.func import functional_call
-
-    # In float64, as what is left of a tiny input beside a bias is lost in float32.
-    parameters = {name: torch.ones(value.shape, dtype=torch.float64) for name, value in norm.named_parameters()}
-    signs = torch.ones_like(next(iter(parameters.values())))
-    signs[1::2] = -1
-    signs[len(signs) // 2 * 2 :] = 0  # the mean is 0 for an odd number as well
-    share = float(signs.square().mean())
-
-    def half_range(a: float) -> float:
-        y = functional_call(norm, parameters, (a * signs[None],))[0]
-        return float((y[0] - y[1]) / 2)  # a bias adds the same to both
-
-    tiny = 1e-8
-    with torch.no_grad():
-        epsilon = share * ((tiny * half_range(1e4) / half_range(tiny)) ** 2 - tiny**2)
-    return float(f"{max(epsilon, 0.0):.5g}")
-
-
 def _axes(sizes: Sequence[tuple[int, int]], shape: Sequence[int], other: Sequence[int]) -> _Axes | None:
     """The axes of a tensor that has these shapes at two sizes (rows, tokens); None: not understood."""
     (rows, tokens), (_, more_tokens) = sizes
@@ -365,29 +337,6 @@ def _pick(value: Any, axes: _Axes, row: int, rows: int, queries: Any, keys: Any)
     if axes.keys is not None:
         value = value.index_select(axes.keys, keys)
     return value
-
-
-@contextmanager
-def _noted_calls(layer: Any) -> Iterator[list[tuple[str, tuple[Any, ...]]]]:
-    """Within, calls of modules in a layer come into what is yielded: name and all arguments."""
-    calls: list[tuple[str, tuple[Any, ...]]] = []
-
-    def note(name: str) -> Callable[[Any, Any, Any], None]:
-        return lambda _, args, kwargs: calls.append((name, (*args, *kwargs.values())))
-
-    named = [(name, module) for name, module in layer.named_modules() if name]
-    hooks = [module.register_forward_pre_hook(note(name), with_kwargs=True) for name, module in named]
-    try:
-        yield calls
-    finally:
-        for hook in hooks:
-            hook.remove()
-
-
-def _is_norm(layer: Any, name: str, hidden: Any) -> bool:
-    """Whether a module within a layer has parameters [hidden] and no others."""
-    shapes = {tuple(value.shape) for value in layer.get_submodule(name).parameters()}
-    return shapes == {(hidden.shape[-1],)}
 
 
 def _named(place: Place) -> str:

@@ -1,10 +1,11 @@
-"""The routing strategies. Each file of this folder with a ``STRATEGY`` is one; adding one touches nothing else here."""
+"""The routing strategies. Each file or folder here with a ``STRATEGY`` is one; adding one touches nothing else."""
 
 from __future__ import annotations
 
 import importlib
 import pkgutil
 from functools import cache
+from typing import Any
 
 from dynexport.exporter.strategies.strategy import Strategy
 
@@ -12,7 +13,7 @@ __all__ = ["Strategy", "strategies"]
 
 
 @cache
-def strategies() -> dict[str, Strategy]:
+def strategies() -> dict[str, Strategy[Any, Any]]:
     """Name on the command line and in the contract -> strategy."""
     found = {}
     for module in pkgutil.iter_modules(__path__):

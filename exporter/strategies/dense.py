@@ -4,28 +4,34 @@ from __future__ import annotations
 
 from dynexport.exporter.lowering.plan import GraphPlan
 from dynexport.exporter.lowering.target import Target
+from dynexport.exporter.reference import KeptOracle, Oracle
+from dynexport.exporter.reference.weights import Weights
 from dynexport.exporter.strategies.strategy import Strategy
-from dynexport.runtime.bundle.contract import AnyContract
+from dynexport.runtime.bundle.contract import Dense
 from dynexport.runtime.bundle.errors import DynexportError
-from dynexport.runtime.bundle.manifest import Speedup
+from dynexport.runtime.bundle.manifest import Depth, Manifest
 
 
-class DenseStrategy(Strategy):
+class DenseStrategy(Strategy[Dense, GraphPlan]):
     """No conditions, no routes."""
 
     name = "dense"
     summary = "every token in every layer"
+    sample = "dense"
 
-    def speedups(self, contract: AnyContract, layers: int) -> tuple[Speedup, ...]:
+    def depths(self, contract: Dense, layers: int) -> tuple[Depth, ...]:
         return ()
 
     def graphs(
-        self, contract: AnyContract, speedups: tuple[Speedup, ...], layers: int, *, target: Target, static: bool
+        self, contract: Dense, depths: tuple[Depth, ...], layers: int, *, target: Target, static: bool
     ) -> tuple[GraphPlan, ...]:
         if static:
             raise DynexportError("--static: expected with --strategy unified-skip, found dense, which skips nothing")
         everything = tuple(range(layers))
         return (GraphPlan("model", everything, contiguous=everything),)
+
+    def oracle(self, weights: Weights, manifest: Manifest) -> Oracle:
+        return KeptOracle(weights)
 
 
 STRATEGY = DenseStrategy()

@@ -1,6 +1,6 @@
-"""Pictures of what ran: the tokens of a generation against the layers of its model (docs/tracing.md)."""
+"""Draw which token ran where: the tokens of a generation against the layers of its model (docs/tracing.md)."""
 
 from dynexport.exporter.trace.files import TraceFile
-from dynexport.exporter.trace.model import Depth, RoutedLayer, Token, Trace
+from dynexport.exporter.trace.model import RoutedLayer, RowDepth, Token, Trace
 
-__all__ = ["Depth", "RoutedLayer", "Token", "Trace", "TraceFile"]
+__all__ = ["RoutedLayer", "RowDepth", "Token", "Trace", "TraceFile"]

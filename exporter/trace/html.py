@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from jinja2 import Environment, StrictUndefined
 
-from dynexport.exporter.trace import look
+from dynexport.exporter.trace import colours, look
 from dynexport.exporter.trace.model import Trace
 
 _PAGE = Path(__file__).with_name("page.html.jinja")
@@ -21,7 +21,9 @@ def render(trace: Trace) -> bytes:
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     page = environment.from_string(_PAGE.read_text(encoding="utf-8"))
     return page.render(
-        look=look,
+        themes=(colours.LIGHT, colours.DARK),
+        legible=colours.legible,
+        skipping=[place for place in range(len(colours.LIGHT.palette)) if not colours.ran(place)],
         headline=look.headline(trace),
         facts=look.facts(trace),
         meanings=look.meanings(trace),
@@ -37,7 +39,7 @@ def render(trace: Trace) -> bytes:
 def _columns(trace: Trace) -> Iterator[dict[str, Any]]:
     """What is told of every token."""
     low, span = min(trace.depth), max(trace.depth) - min(trace.depth)
-    shades = (np.array(trace.depth) - low) * (len(look.DEPTHS) - 1) // max(1, span)
+    shades = (np.array(trace.depth) - low) * (len(colours.LIGHT.depths) - 1) // max(1, span)
     for place, (token, depth) in enumerate(zip(trace.tokens, trace.depth, strict=True)):
         yield {
             "is_prompt": token.is_prompt,
@@ -54,7 +56,9 @@ def _columns(trace: Trace) -> Iterator[dict[str, Any]]:
 def _shading(trace: Trace) -> str:
     low, high = min(trace.depth), max(trace.depth)
     return (
-        f"The darker, the more layers a token ran in: {low} to {high}." if low < high else f"Every token ran in {low}."
+        f"The stronger the colour, the more layers a token ran in: {low} to {high}."
+        if low < high
+        else f"Every token ran in {low}."
     )
 
 

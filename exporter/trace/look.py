@@ -1,4 +1,4 @@
-"""How a trace looks in every format: one palette, each cell's place in it, and tokens as labels."""
+"""What a trace shows in every format: each cell's place in the palette, tokens as labels, and facts in words."""
 
 from __future__ import annotations
 
@@ -6,37 +6,15 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from dynexport.exporter.trace.colours import RAN, ROUTED_RAN, ROUTED_SKIPPED, SHADES, SKIPPED
 from dynexport.exporter.trace.model import RoutedLayer, Token, Trace
+from dynexport.runtime.bundle.manifest import FULL
 
 Array = np.ndarray
 
-INK, SOFT, LINE, FRAME = "#1f2933", "#5b6875", "#9aa5b1", "#e1e5ea"
-PROMPT, GENERATED, ACCENT = "#b3bcc6", "#3f78b5", "#0d4c86"
-
-# Blue ran and sand did not: told apart by any eye, and without colours the blue is darker.
-_SHADES = 6
-
-
-def _between(first: tuple[int, int, int], last: tuple[int, int, int]) -> list[str]:
-    mixed = np.linspace(first, last, _SHADES).round().astype(int)
-    return [f"#{red:02x}{green:02x}{blue:02x}" for red, green, blue in mixed]
-
-
-# Of a token's background, from the shallowest to the deepest; ink is read on each.
-DEPTHS = _between((243, 247, 252), (122, 174, 222))
-SKIPPED, RAN = 0, 1
-ROUTED_SKIPPED = range(2, 2 + _SHADES)
-ROUTED_RAN = range(2 + _SHADES, 2 + 2 * _SHADES)
-PALETTE = [
-    "#f1f4f8",
-    "#bdcadd",
-    *_between((253, 248, 238), (240, 200, 138)),
-    *_between((134, 183, 226), (9, 58, 110)),
-]
-
 
 def cells(trace: Trace) -> Array:
-    """int64 [layers, tokens], places in ``PALETTE``; where a router decided, shaded by its score.
+    """int64 [layers, tokens], places in a palette; where a router decided, shaded by its score.
 
     The tokens of a layer that ran are compared with each other, and so are those that did not: a score means nothing
     beside another layer's, and one that is far from all others would leave no shades for these. On a path the shade is
@@ -47,7 +25,7 @@ def cells(trace: Trace) -> Array:
     longest = max(map(len, trace.paths), default=0)
     for token, path in enumerate(trace.paths):
         for step, taken in enumerate(path):
-            places[taken, token] = ROUTED_RAN.start + step * _SHADES // longest
+            places[taken, token] = ROUTED_RAN.start + step * SHADES // longest
     for layer, scores in zip(trace.routed, trace.scores, strict=True):
         for decision, shades in ((True, ROUTED_RAN), (False, ROUTED_SKIPPED)):
             group = ran[layer.layer] == decision
@@ -71,17 +49,11 @@ def steps(trace: Trace) -> dict[tuple[int, int], str]:
     }
 
 
-def is_dark(place: int) -> bool:
-    """Whether white is read better than ink on this place of ``PALETTE``."""
-    red, green, blue = (int(PALETTE[place][i : i + 2], 16) for i in (1, 3, 5))
-    return 0.299 * red + 0.587 * green + 0.114 * blue < 140
-
-
 def _shade(scores: Array) -> Array:
-    """int64, 0 for the lowest of these scores up to the darkest for the highest, by rank; 0 without a score."""
+    """int64, 0 for the lowest of these scores up to the last shade for the highest, by rank; 0 without a score."""
     known = np.isfinite(scores)
     ranks = np.searchsorted(np.sort(scores[known]), scores, side="right") / max(1, known.sum())
-    return np.where(known, np.ceil(ranks * _SHADES) - 1, 0).astype(np.int64)
+    return np.where(known, np.ceil(ranks * SHADES) - 1, 0).astype(np.int64)
 
 
 def visible(text: str) -> str:
@@ -107,7 +79,7 @@ def readable(token: Token) -> str:
 
 def headline(trace: Trace) -> str:
     """Strategy, ratio and how deep tokens went."""
-    ratio = f" at ratio {trace.speedup}" if trace.speedup != "dense" else ""
+    ratio = f" at ratio {trace.speedup}" if trace.speedup != FULL else ""
     if trace.paths:
         return (
             f"{trace.strategy}: paths of {trace.layers_per_token:.1f} layers per token through a pool of {trace.layers}"
@@ -142,25 +114,23 @@ def depths(trace: Trace) -> dict[str, list[int]]:
     }
 
 
-def meanings(trace: Trace) -> list[tuple[list[str], str]]:
-    """Colours from light to dark and what they mean, of those that the trace has."""
-    shaded = [
-        (PALETTE[ROUTED_RAN.start : ROUTED_RAN.stop], "routed layer: ran"),
-        (PALETTE[ROUTED_SKIPPED.start : ROUTED_SKIPPED.stop], "routed layer: did not run"),
-        ([], "the darker, the higher its score among these"),
-    ]
+def meanings(trace: Trace) -> list[tuple[list[int], str]]:
+    """Places in a palette and what they mean, of those that the trace has."""
     if trace.paths:
-        shades = PALETTE[ROUTED_RAN.start : ROUTED_RAN.stop]
         return [
-            (shades, "ran, early to late in its path"),
+            (list(ROUTED_RAN), "ran, from its first step to its last"),
             ([], "numbers: its steps"),
-            ([PALETTE[SKIPPED]], "did not run"),
+            ([SKIPPED], "did not run"),
         ]
     choosing = {layer.layer for layer in trace.routed}
+    shaded = [
+        (list(ROUTED_RAN), "routed layer: ran, from low to high scores"),
+        (list(ROUTED_SKIPPED), "routed layer: did not run, likewise"),
+    ]
     others = {place for layer, row in enumerate(trace.ran) if layer not in choosing for place in row}
     where = "other layer: " if choosing else ""
-    plain = [([PALETTE[RAN]], f"{where}ran", True), ([PALETTE[SKIPPED]], f"{where}did not run", False)]
-    return [*(shaded if choosing else []), *((colours, words) for colours, words, ran in plain if ran in others)]
+    plain = [([RAN], f"{where}ran", True), ([SKIPPED], f"{where}did not run", False)]
+    return [*(shaded if choosing else []), *((places, words) for places, words, ran in plain if ran in others)]
 
 
 def overflow(layer: RoutedLayer) -> str:

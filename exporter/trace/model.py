@@ -8,14 +8,14 @@ from collections.abc import Sequence
 import numpy as np
 from pydantic import BaseModel, ConfigDict
 
-from dynexport.runtime.bundle.manifest import Manifest
-from dynexport.runtime.execution.decoders import AnyCache
-from dynexport.runtime.execution.routes import RowLog
+from dynexport.runtime.bundle.manifest import LayerRouting, PathRouting
+from dynexport.runtime.execution.decisions import Decisions
 from dynexport.runtime.text.text import StreamDecoder, Text
 
 Array = np.ndarray
 # Of one routed layer, a number for every token; None where it is NaN or infinite, which JSON does not have.
 Numbers = tuple[float | None, ...]
+Routing = LayerRouting | PathRouting | None
 
 
 class _Part(BaseModel):
@@ -59,8 +59,8 @@ class RoutedLayer(_Part):
     overflow: int
 
 
-class Depth(_Part):
-    """How deep a row went, as its cache counts it; nothing has to be recorded for that.
+class RowDepth(_Part):
+    """How deep the tokens of a row went.
 
     Attributes:
         tokens: how many were processed, the prompt's and those fed back.
@@ -76,19 +76,23 @@ class Depth(_Part):
     turned_away: int = 0
 
     @classmethod
-    def of(cls, cache: AnyCache, manifest: Manifest) -> Depth:
-        """Of a cache of one row that has seen at least one token."""
-        tokens, entries = int(cache.positions[0]), cache.lengths[:, 0]
-        routed = manifest.routed.layers if manifest.routed else ()
+    def of(cls, decisions: Decisions, routing: Routing) -> RowDepth:
+        """Summarise what was decided of a row's tokens, of which there is at least one."""
+        layers, tokens = decisions.ran.shape
+        taken = [len(path) for path in _paths(decisions, routing)] or decisions.ran.sum(axis=0)
+        routed: tuple[RoutedLayer, ...] = ()
+        if isinstance(routing, LayerRouting):
+            told = zip(routing.layers, decisions.choices == 1, decisions.overflow, strict=True)
+            routed = tuple(
+                RoutedLayer(layer=layer, rate=float(ran.mean()), overflow=int(overflow))
+                for layer, ran, overflow in told
+            )
         return cls(
             tokens=tokens,
-            layers=manifest.model.layers,
-            layers_per_token=float(entries.sum() / tokens),
-            routed=tuple(
-                RoutedLayer(layer=layer, rate=float(entries[layer] / tokens), overflow=int(overflow))
-                for layer, overflow in zip(routed, cache.overflow[: len(routed), 0], strict=True)
-            ),
-            turned_away=0 if routed else int(cache.overflow[:, 0].sum()),
+            layers=layers,
+            layers_per_token=float(np.mean(taken)),
+            routed=routed,
+            turned_away=0 if routed else int(decisions.overflow.sum()),
         )
 
 
@@ -96,7 +100,7 @@ class Trace(_Part):
     """Tokens against layers.
 
     Attributes:
-        speedup: the ratio's name.
+        speedup: the depth's name: "2", "keep", "full".
         layers: of the model.
         ran: [layers][tokens].
         depth: [tokens], layers run; not simply a sum of ``ran``, as a token may take a layer more than once.
@@ -117,29 +121,29 @@ class Trace(_Part):
     margins: tuple[Numbers, ...]
 
     @classmethod
-    def from_log(cls, log: RowLog, tokens: Sequence[Token], depth: Depth, *, strategy: str, speedup: str) -> Trace:
-        """Of a recorded row.
+    def of(
+        cls, decisions: Decisions, routing: Routing, tokens: Sequence[Token], *, strategy: str, speedup: str
+    ) -> Trace:
+        """Make a trace of what was decided of a row's tokens.
 
         Args:
-            log: what the cache recorded of it.
-            tokens: as many as the log has, at least one.
-            depth: of the same row.
+            tokens: as many as the decisions are of, at least one.
         """
-        ran = np.concatenate(log.ran, axis=1)
-        if ran.shape != (depth.layers, len(tokens)):
-            raise ValueError(f"log: expected {depth.layers} layers and {len(tokens)} tokens, found {ran.shape}")
-        paths = _paths(log, depth.layers)
+        layers = len(decisions.ran)
+        if decisions.ran.shape[1] != len(tokens):
+            raise ValueError(f"decisions: expected of {len(tokens)} tokens, found of {decisions.ran.shape[1]}")
+        paths, chosen = _paths(decisions, routing), isinstance(routing, LayerRouting)
         return cls(
             strategy=strategy,
             speedup=speedup,
-            layers=depth.layers,
+            layers=layers,
             tokens=tuple(tokens),
-            ran=tuple(map(tuple, ran.tolist())),
-            depth=tuple(map(len, paths)) if paths else tuple(ran.sum(0).tolist()),
+            ran=tuple(map(tuple, decisions.ran.tolist())),
+            depth=tuple(map(len, paths)) if paths else tuple(decisions.ran.sum(axis=0).tolist()),
             paths=paths,
-            routed=depth.routed,
-            scores=_rows(log.scores if depth.routed else ()),
-            margins=_rows(log.margins if depth.routed else ()),
+            routed=RowDepth.of(decisions, routing).routed,
+            scores=_numbers(decisions.scores) if chosen else (),
+            margins=_numbers(decisions.margins) if chosen else (),
         )
 
     @property
@@ -153,17 +157,16 @@ class Trace(_Part):
         return sum(self.depth) / len(self.depth)
 
 
-def _paths(log: RowLog, layers: int) -> tuple[tuple[int, ...], ...]:
-    """Of every token, the layers that it took."""
-    if not log.paths:
+def _paths(decisions: Decisions, routing: Routing) -> tuple[tuple[int, ...], ...]:
+    """Of every token, the layers that it took; none where tokens take no paths."""
+    if not isinstance(routing, PathRouting):
         return ()
-    steps = np.concatenate(log.paths, axis=1).T.tolist()
-    return tuple(tuple(layer for layer in path if 0 <= layer < layers) for path in steps)
+    layers = len(decisions.ran)
+    return tuple(tuple(layer for layer in path if 0 <= layer < layers) for path in decisions.choices.T.tolist())
 
 
-def _rows(steps: Sequence[Array]) -> tuple[Numbers, ...]:
-    rows: list[list[float]] = np.concatenate(steps, axis=1).tolist() if steps else []
-    return tuple(tuple(value if math.isfinite(value) else None for value in row) for row in rows)
+def _numbers(values: Array) -> tuple[Numbers, ...]:
+    return tuple(tuple(value if math.isfinite(value) else None for value in row) for row in values.tolist())
 
 
-__all__ = ["Depth", "RoutedLayer", "Token", "Trace"]
+__all__ = ["RoutedLayer", "RowDepth", "Token", "Trace"]

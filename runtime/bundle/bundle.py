@@ -15,7 +15,7 @@ from dynexport.runtime.bundle.checks import checked_path, shown
 from dynexport.runtime.bundle.contract import first_problem
 from dynexport.runtime.bundle.errors import DynexportError
 from dynexport.runtime.bundle.json_text import parse_json
-from dynexport.runtime.bundle.manifest import MANIFEST, NEXT, SCHEMA_VERSION, File, Manifest, Speedup
+from dynexport.runtime.bundle.manifest import MANIFEST, NEXT, SCHEMA_VERSION, Depth, File, Manifest
 from dynexport.runtime.bundle.plain_files import open_plain, read_plain
 
 if TYPE_CHECKING:
@@ -113,26 +113,25 @@ class Bundle:
         """A file of the bundle, or None where it has none of that name."""
         return self.path / name if isinstance(name, str) and name in self.manifest.files else None
 
-    def speedup(self, wanted: str | float | None) -> Speedup:
-        """The kept set of a declared ratio.
+    def depth(self, wanted: str | float | None) -> Depth:
+        """Return a declared depth.
 
         Args:
-            wanted: a ratio or name; 1 is full depth; None is the first that the checkpoint was trained for, full depth
-                where it was for none.
+            wanted: a ratio or name; 1 and "full" are full depth; None is the first that the checkpoint was trained for,
+                full depth where it was for none.
 
         Raises:
             DynexportError: when the bundle does not declare it.
         """
-        model, declared = self.manifest.model, self.manifest.speedups
-        full = Speedup(name="dense", ratio=1.0, keep=tuple(range(model.layers)))
+        full, declared = self.manifest.full, self.manifest.depths
         if wanted is None:
-            return next((speedup for speedup in declared if self.manifest.trained_for(speedup)), full)
+            return next((depth for depth in declared if depth.trained), full)
         text = wanted if isinstance(wanted, str) else shown(wanted)
-        for speedup in (full, *declared):
-            if text == speedup.name or _number(wanted) == speedup.ratio is not None:
-                return speedup
-        names = ", ".join(speedup.name for speedup in declared)
-        raise DynexportError(f"{self.path}: speedup: expected 1{', ' if names else ''}{names}; found {text}")
+        for depth in (full, *declared):
+            if text == depth.name or _number(wanted) == depth.ratio is not None:
+                return depth
+        names = ", ".join(depth.name for depth in declared)
+        raise DynexportError(f"{self.path}: depth: expected 1{', ' if names else ''}{names}; found {text}")
 
     def _check_file(self, name: str, *, hashed: bool) -> None:
         file, path = self.manifest.files[name], self.path / name

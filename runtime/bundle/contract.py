@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from fractions import Fraction
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import (
     BaseModel,
@@ -210,7 +210,9 @@ class Radial(_Contract):
 
 AnyContract = Dense | UnifiedSkip | Mod | Radial
 Contract = Annotated[AnyContract, Field(discriminator="strategy")]
-STRATEGY_NAMES = tuple(str(kind.model_fields["strategy"].default) for kind in (Dense, UnifiedSkip, Mod, Radial))
+STRATEGY_NAMES = tuple(str(kind.model_fields["strategy"].default) for kind in get_args(AnyContract))
+# What a checkpoint is run as that declares nothing.
+UNDECLARED = Dense().strategy
 _ADAPTER: TypeAdapter[AnyContract] = TypeAdapter(Contract)
 
 

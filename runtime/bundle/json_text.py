@@ -99,6 +99,15 @@ def _integer(digits: str) -> int:
     return int(digits)
 
 
+def with_nulls(value: Any) -> Any:
+    """Return a value for JSON, with NaN and infinity, which JSON lacks, replaced by None; tuples become lists."""
+    if isinstance(value, dict):
+        return {key: with_nulls(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [with_nulls(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
 def _finite(digits: str) -> float:
     value = float(digits)
     if not math.isfinite(value):

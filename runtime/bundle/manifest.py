@@ -1,19 +1,33 @@
-"""The manifest of a bundle: what every runtime, in any language, has to know to run it."""
+"""The manifest of a bundle: what a runtime in any language needs to run its graphs (docs/bundle.md)."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import numpy as np
-from pydantic import BaseModel, ConfigDict, Field, Strict, model_validator
+from pydantic import Field, model_validator
 
-from dynexport.runtime.bundle.contract import Contract, Mod, Radial, UnifiedSkip, parse_contract
+from dynexport.runtime.bundle.caches import Cache, CachePart, Limits
+from dynexport.runtime.bundle.contract import Contract
 from dynexport.runtime.bundle.errors import DynexportError
+from dynexport.runtime.bundle.graphs import (
+    PAST,
+    PRESENT,
+    Graph,
+    GraphSet,
+    Part,
+    Phase,
+    Profile,
+    ProfileName,
+    Program,
+    TensorSpec,
+)
+from dynexport.runtime.bundle.model import Bytes, Cost, Model, Tokens
 from dynexport.runtime.bundle.plain_files import hash_plain
+from dynexport.runtime.bundle.routing import LayerRouting, Layers, PathRouting, Routing
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 MANIFEST = "manifest.json"
 WEIGHTS = "model.data"
 GOLDEN = "golden.safetensors"
@@ -25,200 +39,40 @@ HEAD_DIM_MULTIPLE = 8
 
 Precision = Literal["fp32", "fp16", "bf16", "int8", "int4"]
 TargetName = Literal["onnxruntime", "tensorrt"]
-ProfileName = Literal["prefill", "decode"]
-Size = Annotated[int, Field(ge=1, lt=1 << 31)]
-Bytes = Annotated[int, Field(ge=0)]
-Role = Literal[
-    "step", "paths", "decode", "embedding", "router", "before_attention", "attention", "after_attention", "head"
-]
-_ARRAY_TYPES: dict[str, type[np.generic]] = {
-    "float": np.float32,
-    "float16": np.float16,
-    "bfloat16": np.uint16,
-    "int32": np.int32,
-    "int64": np.int64,
-    "bool": np.bool_,
-}
-ArrayType = Annotated[str, Field(pattern=f"^({'|'.join(_ARRAY_TYPES)})$")]
-Layers = Annotated[tuple[int, ...], Field(min_length=1)]
+
+_PHASES: tuple[Phase, ...] = ("prompt", "decode")
+_LAYER_PARTS = ("before_attention", "after_attention")
 
 
-class _Part(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+# The name of the depth at which every token runs in every layer.
+FULL = "full"
 
 
-class Speedup(_Part):
-    """One declared ratio.
+class Depth(Part):
+    """A depth: which layers the tokens of a request run in, unless routers decide token by token.
 
     Attributes:
-        name: as on the command line and in reports: "2", "1.5", or "keep".
-        ratio: the target, or None for a kept set given by hand.
+        name: as on the command line and in reports: "2", "1.5", "keep". Every bundle has the depth "full", all layers
+            in both phases, which is not in the list.
+        ratio: the target speedup that the kept layers follow from, or None for layers given by hand.
         keep: layers that a generated token runs in, ascending.
+        prompt: layers that a prompt's tokens run in, ascending.
+        trained: whether the checkpoint itself declares these layers: only then was it trained to run in them alone.
     """
 
     name: str
     ratio: float | None
     keep: Layers
+    prompt: Layers
+    trained: bool = False
 
 
-class TensorSpec(_Part):
-    """An input or output.
-
-    Dimensions are numbers or symbols: B batch, S new tokens, K logits rows, M cache slots, M_routed those of layers
-    that choose their tokens.
-    """
-
-    name: str
-    dtype: ArrayType
-    shape: tuple[int | str, ...]
-
-    @property
-    def array_type(self) -> type[np.generic]:
-        """What its arrays hold; bfloat16, which numpy lacks, as the same 16 bits."""
-        return _ARRAY_TYPES[self.dtype]
-
-    def sized(self, sizes: Mapping[str, int]) -> list[int]:
-        """Its shape with symbols replaced. Raises DynexportError for a symbol that has no size."""
-        unknown = [dim for dim in self.shape if isinstance(dim, str) and dim not in sizes]
-        if unknown:
-            raise DynexportError(f"{self.name:.80}: expected a dimension of {', '.join(sizes)}, found {unknown[0]:.40}")
-        return [sizes[dim] if isinstance(dim, str) else dim for dim in self.shape]
-
-
-class Profile(_Part):
-    """An optimization profile: the sizes that an engine is built for.
-
-    Attributes:
-        ranges: symbol of a dimension -> least, usual and greatest size.
-    """
-
-    name: ProfileName
-    ranges: dict[str, tuple[Size, Size, Size]]
-
-
-# What the inputs and outputs that hold a cache begin with; the rest of the name says which cache it is.
-PAST, PRESENT = "past_key_values.", "present."
-
-
-class Graph(_Part):
-    """One ONNX file.
-
-    Attributes:
-        layers: the layers that it holds, ascending: the rows of ``cache_lengths`` and ``layer_active``.
-        conditional: whether ``layer_active`` says which layers run.
-        role: "step": it takes tokens and gives logits; "paths": so it does, each token on a path of its own; "decode":
-            the same for one token of every row, beside a set that takes prompts. Others are parts of a set that a
-            runtime calls in turn.
-        step: which step's router it is, where every step has its own.
-        profiles: of a TensorRT bundle, what engines are built for; none where ONNX Runtime takes any size.
-    """
-
-    name: str
-    file: str
-    layers: tuple[int, ...]
-    conditional: bool
-    role: Role = "step"
-    step: int | None = None
-    profiles: tuple[Profile, ...] = ()
-    inputs: tuple[TensorSpec, ...]
-    outputs: tuple[TensorSpec, ...]
-
-    @property
-    def caches(self) -> dict[str, TensorSpec]:
-        """The inputs that hold a cache, by what follows ``PAST``."""
-        return {spec.name.removeprefix(PAST): spec for spec in self.inputs if spec.name.startswith(PAST)}
-
-    @property
-    def results(self) -> tuple[TensorSpec, ...]:
-        """The outputs that hold no cache."""
-        return tuple(spec for spec in self.outputs if not spec.name.startswith(PRESENT))
-
-    def limit(self, dimension: str) -> int | None:
-        """The greatest size of a dimension, by its symbol, that an engine is built for; None where any will do."""
-        ranges = [profile.ranges.get(dimension) for profile in self.profiles]
-        return max((sizes[2] for sizes in ranges if sizes), default=None)
-
-
-class RoutedCaches(_Part):
-    """The caches of layers that choose their tokens.
-
-    Attributes:
-        layers: those layers, ascending: the rows of ``routes`` and ``forced_routes``.
-        slots: entries that a row may have there; fewer where a row never has as many tokens.
-        slack: further slots, which a step may fill with what is never read.
-        chunk: most tokens that a step may have while the caches hold entries; None for any number.
-    """
-
-    layers: Layers
-    slots: Size
-    slack: Size
-    chunk: Size | None
-
-
-class SingleGraph(_Part):
-    """A graph of all steps of paths, in which layers run so many tokens, whatever was chosen.
-
-    Attributes:
-        layer_capacity: a layer has room for ``max(1, ceil(layer_capacity * B * S))`` tokens in every step.
-        chunk: most new tokens of a row in a run; caches have so many slots more, which it may fill with what is never
-            read.
-    """
-
-    layer_capacity: Annotated[float, Strict(), Field(gt=0, le=1)]
-    chunk: Size
-
-
-class Model(_Part):
-    """The sizes that a runtime needs."""
-
-    family: str
-    layers: Size
-    hidden_size: Size
-    heads: Size
-    kv_heads: Size
-    head_dim: Size
-    vocab_size: Size
-    max_length: Size
-    parameters: Size
-
-
-class Cost(_Part):
-    """Bytes that a decode step must read (weights as stored in the bundle, caches), and FLOPs.
-
-    Attributes:
-        shared: head and final norm, whatever is skipped.
-        layers: weights of each layer, its router included.
-        kv_per_token: key and value of one cached token in one layer.
-        layer_flops: of one layer's products for one token, two per weight.
-    """
-
-    shared: Annotated[int, Field(ge=1)]
-    layers: tuple[Bytes, ...]
-    kv_per_token: Bytes
-    layer_flops: Annotated[int, Field(ge=1)]
-
-
-class Tokens(_Part):
-    """Special tokens.
-
-    Attributes:
-        bos, pad: None where the model has none.
-        eos: end any text; empty when the model has none.
-        turn_end: end an answer in a chat beside ``eos``: by the tokenizer or the chat template, not the config.
-    """
-
-    bos: int | None = None
-    eos: tuple[int, ...] = ()
-    turn_end: tuple[int, ...] = ()
-    pad: int | None = None
-
-
-class Source(_Part):
+class Source(Part):
     """The checkpoint that the bundle was made from.
 
     Attributes:
         model: what the user named.
-        config_sha256: the hash of ``config``.
+        config_sha256: the hash of ``config`` as JSON with sorted keys.
         config: its config.json, or what an importer made of that.
         importer: how it was read, when other routing code has written it.
     """
@@ -229,8 +83,13 @@ class Source(_Part):
     importer: str | None = None
 
 
-class File(_Part):
-    """Size and hash of a file of the bundle."""
+class File(Part):
+    """Size and hash of a file of the bundle.
+
+    Attributes:
+        sha256: of its content, in hexadecimal.
+        bytes: its size.
+    """
 
     sha256: Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
     bytes: Bytes
@@ -242,102 +101,198 @@ class File(_Part):
         return cls(sha256=sha256, bytes=size)
 
 
-class Manifest(_Part):
-    """``manifest.json``.
+class Manifest(Part):
+    """The file ``manifest.json``. The order of lists means nothing, but where a field says so.
 
     Attributes:
-        target: what the graphs are written for; TensorRT's run on ONNX Runtime too.
-        key_positions: layers whose cache also holds the original position of every entry.
-        routed: of layers that choose their tokens; None where no layer does.
-        single_graph: of paths in one graph; None for all others.
+        schema_version: 2; a runtime refuses others.
+        contract: what the checkpoint says of its routing; a runtime needs nothing of it.
+        trained: whether the checkpoint itself declares this contract's strategy.
+        target: what the graphs are written for; ONNX Runtime runs TensorRT's, too.
+        precision: how weights are stored. Hidden states and caches have the types that the graphs' inputs say.
+        model: sizes of the model.
+        depths: what a request may choose, beside full depth; the default is the first that is ``trained``, else full.
+        programs: which graph or graphs run which phase, at which depth.
+        graphs: the ONNX files.
+        caches: one for every place.
+        routing: what routers decide, token by token; None where they decide nothing.
+        limits: what one call may have.
+        cost: what a decode step reads and computes.
+        tokens: special tokens.
+        source: the checkpoint that the bundle was made from.
         tools: versions of the packages that made the bundle.
         files: every other file of the bundle; names have no directories.
     """
 
     schema_version: int
     contract: Contract
+    trained: bool
     target: TargetName = "onnxruntime"
     precision: Precision
     model: Model
-    speedups: tuple[Speedup, ...]
+    depths: tuple[Depth, ...]
+    programs: Annotated[tuple[Program, ...], Field(min_length=1)]
     graphs: Annotated[tuple[Graph, ...], Field(min_length=1)]
+    caches: Annotated[tuple[Cache, ...], Field(min_length=1)]
+    routing: Routing | None = None
+    limits: Limits
     cost: Cost
     tokens: Tokens
-    key_positions: tuple[int, ...] = ()
-    routed: RoutedCaches | None = None
-    single_graph: SingleGraph | None = None
     source: Source
     tools: dict[str, str]
     files: dict[str, File]
 
-    def limit(self, dimension: str) -> int | None:
-        """The greatest size of a dimension, by its symbol, that engines are built for; None where any will do."""
-        limits = [graph.limit(dimension) for graph in self.graphs]
-        return max((limit for limit in limits if limit is not None), default=None)
+    @cached_property
+    def full(self) -> Depth:
+        """The depth at which every token runs in every layer, or where routers say."""
+        everything = tuple(range(self.model.layers))
+        return Depth(name=FULL, ratio=1.0, keep=everything, prompt=everything, trained=True)
 
-    @property
-    def has_routers(self) -> bool:
-        """Whether tokens run where routers send them, whatever the ratio."""
-        return isinstance(self.contract, Mod | Radial)
+    def graph(self, name: str) -> Graph:
+        """Return a graph by its name. Raises DynexportError where there is none."""
+        for graph in self.graphs:
+            if graph.name == name:
+                return graph
+        raise DynexportError(f"graphs: expected one of the name {name:.80}, found none; convert again")
 
-    @property
-    def trained_for_its_strategy(self) -> bool:
-        """Whether the checkpoint itself declares this strategy: only then was it trained to be run so."""
-        declared = self.source.config.get("dynexport") or {}
-        return bool(declared.get("strategy", "dense") == self.contract.strategy)
+    def program(self, phase: Phase, depth: Depth) -> Program:
+        """Return what runs a phase at a depth: a program for that depth, else one for every depth.
 
-    def trained_for(self, speedup: Speedup) -> bool:
-        """Whether the checkpoint itself declares these layers: only then was it trained to run in them alone."""
-        if len(speedup.keep) == self.model.layers:
-            return True
-        declared = self.source.config.get("dynexport")
-        if not (isinstance(declared, dict) and isinstance(self.contract, UnifiedSkip)):
-            return False
-        try:
-            trained = parse_contract(declared, "config.json: dynexport")
-        except DynexportError:
-            return False  # of another version, or never a contract
-        if not isinstance(trained, UnifiedSkip) or trained.keep != self.contract.keep:
-            return False
-        return trained.keep is not None or (trained.rule == self.contract.rule and speedup.ratio in trained.speedups)
+        Raises:
+            DynexportError: where there is none.
+        """
+        found = [p for p in self.programs if p.phase == phase and p.depth in (depth.name, None)]
+        if not found:
+            raise DynexportError(f"no graph for the phase {phase} at the depth {depth.name:.80}; convert again with it")
+        return min(found, key=lambda program: program.depth is None)
 
     @model_validator(mode="after")
     def _agrees_with_itself(self) -> Manifest:
+        self._check_layers()
+        self._check_names()
+        self._check_caches()
+        return self
+
+    def _check_layers(self) -> None:
         layers = self.model.layers
         if len(self.cost.layers) != layers:
             raise ValueError(f"cost.layers: expected {layers} as in model.layers, found {len(self.cost.layers)}")
         listed = {
-            "key_positions": self.key_positions,
-            "routed.layers": self.routed.layers if self.routed else (),
-            **{f"layers of graph {graph.name}": graph.layers for graph in self.graphs},
-            **{f"keep of speedup {speedup.name}": speedup.keep for speedup in self.speedups},
+            "routing.layers": self.routing.layers if isinstance(self.routing, LayerRouting) else (),
+            **{f"layers of graph {graph.name:.80}": graph.layers for graph in self.graphs},
+            **{f"keep of depth {depth.name:.80}": depth.keep for depth in self.depths},
+            **{f"prompt of depth {depth.name:.80}": depth.prompt for depth in self.depths},
         }
         for name, indices in listed.items():
             if indices != tuple(sorted(set(indices))) or not set(indices) <= set(range(layers)):
                 raise ValueError(f"{name}: expected ascending layers 0..{layers - 1}, found others")
-        chosen = self.contract.routed_layers if isinstance(self.contract, Mod) else ()
-        if chosen != (self.routed.layers if self.routed else ()):
-            raise ValueError(f"routed.layers: expected {list(chosen)} as in the contract, found others")
-        roles = [graph.role for graph in self.graphs]
-        if self.single_graph is not None and not (isinstance(self.contract, Radial) and roles == ["paths"]):
-            raise ValueError("single_graph: expected a radial contract and one graph with the role paths, found others")
-        if self.single_graph is None and "paths" in roles:
-            raise ValueError("single_graph: expected beside a graph with the role paths, found none")
-        of_steps = isinstance(self.contract, Radial) and self.contract.cache_policy == "step"
-        if "decode" in roles and not of_steps:
-            raise ValueError("graphs: expected the role decode for radial with cache_policy step, found it elsewhere")
-        if len({speedup.name for speedup in self.speedups}) < len(self.speedups):
-            raise ValueError("speedups: expected a name for each, found one twice")
-        self._check_caches()
-        return self
+
+    def _check_names(self) -> None:
+        for what, names in (("depths", [d.name for d in self.depths]), ("graphs", [g.name for g in self.graphs])):
+            if len(set(names)) < len(names):
+                raise ValueError(f"{what}: expected a name for each, found one twice")
+        if FULL in (depth.name for depth in self.depths):
+            raise ValueError(f"depths: expected other names than {FULL}, which every bundle has, found it")
+        graphs, depths = {graph.name for graph in self.graphs}, {FULL, None, *(depth.name for depth in self.depths)}
+        for program in self.programs:
+            if (program.graph is None) == (program.set is None):
+                raise ValueError("programs: expected either a graph or a set in each, found both or none")
+            if program.depth not in depths:
+                raise ValueError(f"programs: expected a depth of the manifest, found {program.depth!r:.80}")
+            if unknown := sorted(set(program.names) - graphs):
+                raise ValueError(f"programs: expected a graph of the manifest, found {unknown[0]!r:.80}")
+            self._check_set(program.set)
+        for phase in _PHASES:
+            for depth in (self.full, *self.depths):
+                try:
+                    self.program(phase, depth)
+                except DynexportError as error:
+                    raise ValueError(f"programs: {error}") from error
+
+    def _check_set(self, found: GraphSet | None) -> None:
+        if found is None:
+            return
+        if not isinstance(self.routing, PathRouting):
+            raise ValueError("programs: expected a set where routing has paths, found one without")
+        expected = {"routers": self.routing.hops} | dict.fromkeys(_LAYER_PARTS, self.model.layers)
+        for name, count in expected.items():
+            if len(getattr(found, name)) != count:
+                raise ValueError(f"programs: set: {name}: expected {count} names, found {len(getattr(found, name))}")
 
     def _check_caches(self) -> None:
         heads, size = self.model.kv_heads, self.model.head_dim
         padded = -(-size // HEAD_DIM_MULTIPLE) * HEAD_DIM_MULTIPLE
-        for spec in (spec for graph in self.graphs for spec in graph.caches.values()):
-            holds_heads = spec.name.endswith(("key", "value"))
-            if holds_heads and not (
-                len(spec.shape) == 4 and spec.shape[1] == heads and spec.shape[3] in (size, padded)
-            ):
-                found = f"{list(spec.shape)!s:.80}"
-                raise ValueError(f"{spec.name:.80}: expected {heads} heads of {size} as in model, found {found}")
+        places = [cache.place for cache in self.caches]
+        if sorted(places) != list(range(len(places))):
+            raise ValueError(f"caches: expected the places 0..{len(places) - 1}, found others")
+        count, of_what = self.model.layers, "layers"
+        if isinstance(self.routing, PathRouting) and self.routing.places == "hops":
+            count, of_what = self.routing.hops, "hops"
+        if len(places) != count:
+            raise ValueError(f"caches: expected one for each of {count} {of_what}, found {len(places)}")
+        for cache in self.caches:
+            for name in ("key", "value"):
+                shape = cache.parts[name].shape if name in cache.parts else ()
+                if not (len(shape) == 4 and shape[1] == heads and shape[3] in (size, padded)):
+                    found = f"{list(shape)!s:.80}"
+                    raise ValueError(
+                        f"cache {cache.place}: {name}: expected {heads} heads of {size} as in model, found {found}"
+                    )
+        for graph in self.graphs:
+            if not set(graph.places or ()) <= set(places):
+                raise ValueError(f"places of graph {graph.name:.80}: expected places of caches, found others")
+            self._check_cache_inputs(graph)
+
+    def _check_cache_inputs(self, graph: Graph) -> None:
+        """Raise ValueError where a graph says something else of its caches than ``caches`` does."""
+        by_place = {str(cache.place): [cache] for cache in self.caches}
+        for name, spec in graph.caches.items():
+            place, _, part = name.rpartition(".")
+            found = by_place.get(place, []) if place else self.caches
+            if not found or any(part not in cache.parts for cache in found):
+                raise ValueError(
+                    f"graph {graph.name:.80}: {spec.name:.80}: expected a cache's part, found no such cache"
+                )
+            shape = tuple("M" if dim == "M_routed" else dim for dim in spec.shape)
+            for expected in (cache.parts[part] for cache in found):
+                if (expected.dtype, expected.shape) != (spec.dtype, shape):
+                    raise ValueError(
+                        f"graph {graph.name:.80}: {spec.name:.80}: expected {expected.dtype} "
+                        f"{list(expected.shape)!s:.80} as in caches, found {spec.dtype} {list(spec.shape)!s:.80}"
+                    )
+
+
+__all__ = [
+    "ENGINES",
+    "FULL",
+    "GOLDEN",
+    "HEAD_DIM_MULTIPLE",
+    "MANIFEST",
+    "NEXT",
+    "PAST",
+    "PRESENT",
+    "SCHEMA_VERSION",
+    "WEIGHTS",
+    "Bytes",
+    "Cache",
+    "CachePart",
+    "Cost",
+    "Depth",
+    "File",
+    "Graph",
+    "GraphSet",
+    "LayerRouting",
+    "Limits",
+    "Manifest",
+    "Model",
+    "PathRouting",
+    "Phase",
+    "Precision",
+    "Profile",
+    "ProfileName",
+    "Program",
+    "Source",
+    "TargetName",
+    "TensorSpec",
+    "Tokens",
+]

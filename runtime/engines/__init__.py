@@ -1,1 +1,1 @@
-"""What runs a graph. Each file, or folder, is one engine."""
+"""Run one graph. Each file, or folder, is one engine."""

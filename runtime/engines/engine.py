@@ -1,11 +1,11 @@
-"""What a decoder asks of an engine, whatever runs the graph."""
+"""What runs a graph, as the rest of the runtime sees it: an engine a graph, a backend for all of them."""
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping
+from collections.abc import Hashable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, TypeAlias
 
 import numpy as np
 
@@ -14,30 +14,36 @@ from dynexport.runtime.bundle.manifest import Graph
 Array = np.ndarray
 
 
+# The buffers of all caches, "{place}.{part}" [rows, ..].
+Buffers: TypeAlias = dict[str, Array]
+
+
 @dataclass(frozen=True)
 class Caches:
     """Caches that a graph reads and writes in place.
 
     Attributes:
-        buffers: by name, "past_key_values." and "present." left out; others come in another dict.
-        rows: those of them that the step is for; None for all.
-        place: what they belong to: for each place an engine keeps its last binding.
+        buffers: "{place}.{part}" [rows, ..]; other memory comes in another dict.
+        rows: those of them that the call is for, contiguous.
+        place: of a graph that takes one cache at a time: which one. None: the graph's names say which.
     """
 
     buffers: Mapping[str, Array]
-    rows: slice | None = None
-    place: Hashable = None
+    rows: slice
+    place: int | None = None
 
-    def views(self) -> dict[str, Array]:
-        """Its rows of every buffer, contiguous."""
-        return {name: buffer if self.rows is None else buffer[self.rows] for name, buffer in self.buffers.items()}
+    @property
+    def key(self) -> Hashable:
+        """What tells one call's caches from another's, of the same buffers."""
+        return self.rows.start, self.rows.stop, self.place
 
-    def same(self, other: Caches) -> bool:
-        """Whether another one is the same memory."""
-        return self.buffers is other.buffers and self.rows == other.rows
+    def views(self, names: Iterable[str]) -> dict[str, Array]:
+        """Return the call's rows of the buffers that a graph names, contiguous."""
+        prefix = "" if self.place is None else f"{self.place}."
+        return {name: self.buffers[prefix + name][self.rows] for name in names}
 
 
-NO_CACHES = Caches({})
+NO_CACHES = Caches({}, slice(0, 0))
 
 
 class Engine(Protocol):
@@ -53,8 +59,8 @@ class Engine(Protocol):
         """One step; caches are read and written in place.
 
         Args:
-            inputs: arrays by name, as the manifest describes them; those that the graph lacks are left out, and of what
-                has a row for each layer of the model it takes the rows of its own layers.
+            inputs: arrays by name, as the manifest describes the graph's, caches left out; what else there is, is not
+                looked at.
             lasting: whether results are arrays of their own; or memory that the next run writes over, whatever thread
                 it is of.
 
@@ -69,4 +75,36 @@ class Engine(Protocol):
         """Write the profile, where the engine was opened with one; its path."""
 
 
-__all__ = ["NO_CACHES", "Caches", "Engine"]
+class Backend(Protocol):
+    """What runs graphs, and owns the memory that they share.
+
+    Attributes:
+        grows: whether caches may be put into larger memory while they are in use.
+    """
+
+    grows: bool
+
+    def open(self, graph: Graph) -> Engine:
+        """Load a graph. Raises DynexportError for one that cannot run there."""
+
+    def allocate(self, shape: tuple[int, ...], dtype: type[np.generic]) -> Array:
+        """Return zeroed memory for a buffer; a handle where the memory is a device's."""
+
+    def copy_row(self, buffer: Array, row: int, target: int, entries: int) -> None:
+        """Copy the first entries of a row to another one, in a buffer [rows, heads, slots, size] or [rows, slots]."""
+
+
+class HostMemory:
+    """Caches in the memory of the host."""
+
+    def allocate(self, shape: tuple[int, ...], dtype: type[np.generic]) -> Array:
+        """Return zeros; memory that is never written is never taken, where the system gives it page by page."""
+        return np.zeros(shape, dtype)
+
+    def copy_row(self, buffer: Array, row: int, target: int, entries: int) -> None:
+        """Copy the first entries of a row to another one."""
+        first = (..., slice(entries), slice(None)) if buffer.ndim == 4 else (..., slice(entries))
+        buffer[target][first] = buffer[row][first]
+
+
+__all__ = ["NO_CACHES", "Backend", "Buffers", "Caches", "Engine", "HostMemory"]

@@ -1,4 +1,4 @@
-"""What a graph takes of a step's inputs, whatever runs it."""
+"""The sizes of a call's dimensions, by their symbols."""
 
 from __future__ import annotations
 
@@ -6,24 +6,13 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from dynexport.runtime.bundle.manifest import Graph, TensorSpec
+from dynexport.runtime.bundle.manifest import TensorSpec
 
 Array = np.ndarray
 
 
-def wanted_inputs(graph: Graph, inputs: Mapping[str, Array]) -> dict[str, Array]:
-    """Those that the graph has; of what has a row for each layer of the model, the rows of the graph's layers."""
-    names = {spec.name for spec in graph.inputs}
-    return {name: _of_layers(graph, name, value) for name, value in inputs.items() if name in names}
-
-
-def _of_layers(graph: Graph, name: str, value: Array) -> Array:
-    by_layer = graph.role == "step" and name in ("cache_lengths", "layer_active")
-    return value[list(graph.layers)] if by_layer and len(value) > len(graph.layers) else value
-
-
 def sizes_of(specs: Sequence[TensorSpec], arrays: Mapping[str, Array]) -> dict[str, int]:
-    """Symbol -> size, of those arrays that are there."""
+    """Return symbol -> size, of the arrays that are there."""
     return {
         dim: size
         for spec in specs
@@ -33,4 +22,4 @@ def sizes_of(specs: Sequence[TensorSpec], arrays: Mapping[str, Array]) -> dict[s
     }
 
 
-__all__ = ["sizes_of", "wanted_inputs"]
+__all__ = ["sizes_of"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Hashable, Mapping
 from pathlib import Path
 from typing import Any
@@ -9,16 +10,19 @@ from typing import Any
 import numpy as np
 import onnxruntime
 
+from dynexport.runtime.bundle.bundle import Bundle
 from dynexport.runtime.bundle.checks import checked_count
 from dynexport.runtime.bundle.errors import DynexportError
 from dynexport.runtime.bundle.manifest import PAST, PRESENT, Graph
-from dynexport.runtime.engines.engine import NO_CACHES, Caches
-from dynexport.runtime.engines.inputs import sizes_of, wanted_inputs
+from dynexport.runtime.engines.engine import NO_CACHES, Caches, Engine, HostMemory
+from dynexport.runtime.engines.inputs import sizes_of
 
 Array = np.ndarray
 CPU, CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"
 # ONNX Runtime would start as many as it is told, until memory ends.
 _MOST_THREADS = 256
+# Bindings that an engine keeps: a server's steps are for as many ranges of rows, prompts in between.
+_MOST_BINDINGS = 8
 
 
 def check_threads(threads: int | None, *, needed: bool = False) -> None:
@@ -65,18 +69,22 @@ class OnnxRuntimeEngine:
     ) -> None:
         self._session = _open(path, graph, threads, profile, alone=alone, model=model, provider=provider)
         self.graph = graph
-        self._bound: dict[Hashable, _Binding] = {}
+        self._names = [spec.name for spec in graph.inputs if not spec.name.startswith(PAST)]
+        self._bound: OrderedDict[Hashable, _Binding] = OrderedDict()
 
     def run(self, inputs: Mapping[str, Array], caches: Caches = NO_CACHES, *, lasting: bool = True) -> dict[str, Array]:
         """As ``Engine`` says."""
-        inputs = wanted_inputs(self.graph, inputs)
         try:
+            values = {name: inputs[name] for name in self._names}
+            key = (caches.key, tuple(value.shape for value in values.values()))
             # Taken out while it runs: a thread that comes meanwhile makes one of its own.
-            bound = self._bound.pop(caches.place, None)
-            if bound is None or not bound.fits(inputs, caches):
-                bound = _Binding(self._session, self.graph, inputs, caches)
-            results = bound.run(self._session, inputs, lasting=lasting)
-            self._bound[caches.place] = bound
+            bound = self._bound.pop(key, None)
+            if bound is None or bound.buffers is not caches.buffers:
+                bound = _Binding(self._session, self.graph, values, caches)
+            results = bound.run(self._session, values, lasting=lasting)
+            self._bound[key] = bound
+            if len(self._bound) > _MOST_BINDINGS:
+                self._bound.popitem(last=False)
             return results
         except Exception as error:  # ONNX Runtime raises a class of its own for each status code
             raise DynexportError(f"{self.graph.file}: ONNX Runtime failed in a step: {_one_line(error)}") from error
@@ -110,10 +118,7 @@ def _open(
         options.enable_profiling, options.profile_file_prefix = True, str(profile)
     # Weights outside the arena, which would round their memory up.
     options.add_session_config_entry("session.use_device_allocator_for_initializers", "1")
-    if graph.role == "paths":
-        # Of thousands of nodes: planning which of them could share memory takes time that grows with the square of
-        # their number, and saves none (docs/architecture.md, "In one graph").
-        options.enable_mem_reuse = False
+    options.enable_mem_reuse = graph.share_memory
     if graph.profiles:
         # Weights of TensorRT's graphs are dequantised as the file says: a fused product would round activations as
         # well, and inside an If its weights are not found.
@@ -139,10 +144,14 @@ def _open(
 
 
 class _Binding:
-    """Inputs of one shape, results and the buffers of one cache, bound once: a step then only writes inputs' values."""
+    """Inputs of one shape, results and the rows of some caches, bound once: a step then only writes inputs' values.
+
+    Attributes:
+        buffers: the caches that it is bound to.
+    """
 
     def __init__(self, session: Any, graph: Graph, inputs: dict[str, Array], caches: Caches) -> None:
-        self._caches = caches
+        self.buffers = caches.buffers
         self._inputs = {name: np.array(value, order="C") for name, value in inputs.items()}
         sizes = sizes_of(graph.inputs, inputs)
         self._results: dict[str, Array] = {
@@ -151,33 +160,46 @@ class _Binding:
         self._binding = session.io_binding()
         for name, value in self._inputs.items():
             self._binding.bind_ortvalue_input(name, onnxruntime.OrtValue.ortvalue_from_numpy(value))
-        buffers = caches.views()
-        for name in graph.caches:
-            shared = onnxruntime.OrtValue.ortvalue_from_numpy(buffers[name])
+        for name, buffer in caches.views(graph.caches).items():
+            shared = onnxruntime.OrtValue.ortvalue_from_numpy(buffer)
             self._binding.bind_ortvalue_input(f"{PAST}{name}", shared)
             self._binding.bind_ortvalue_output(f"{PRESENT}{name}", shared)
-        self._bind_results()
-
-    def _bind_results(self) -> None:
         for name, value in self._results.items():
             self._binding.bind_ortvalue_output(name, onnxruntime.OrtValue.ortvalue_from_numpy(value))
-
-    def fits(self, inputs: dict[str, Array], caches: Caches) -> bool:
-        """Whether a step has this cache and inputs of these shapes."""
-        return caches.same(self._caches) and all(
-            value.shape == self._inputs[name].shape for name, value in inputs.items()
-        )
 
     def run(self, session: Any, inputs: dict[str, Array], *, lasting: bool) -> dict[str, Array]:
         """Run with these values."""
         for name, value in inputs.items():
             self._inputs[name][...] = value
         session.run_with_iobinding(self._binding)
-        found = self._results
-        if lasting:  # no copy: the next run gets memory of its own
-            self._results = {name: np.empty_like(value) for name, value in found.items()}
-            self._bind_results()
-        return found
+        return {name: value.copy() for name, value in self._results.items()} if lasting else self._results
+
+
+class OnnxRuntimeBackend(HostMemory):
+    """Sessions of a bundle's graphs; caches lie in the memory of the host, whatever computes.
+
+    Attributes:
+        grows: whether caches may be put into larger memory while they are in use.
+
+    Args:
+        bundle: whose graphs they are.
+        threads, profile, provider: as for ``OnnxRuntimeEngine``; each graph's profile has a name of its own.
+
+    Raises:
+        DynexportError: for a provider that the installed package lacks.
+    """
+
+    def __init__(self, bundle: Bundle, threads: int | None, profile: Path | None, provider: str) -> None:
+        check_provider(provider)
+        self.grows = provider == CPU
+        self._bundle, self._threads, self._profile, self._provider = bundle, threads, profile, provider
+        self._alone = len(bundle.manifest.graphs) == 1
+
+    def open(self, graph: Graph) -> Engine:
+        """Load a graph."""
+        path, profile = self._bundle.path / graph.file, self._profile
+        own = None if profile is None else profile.with_name(f"{profile.name}-{graph.name}")
+        return OnnxRuntimeEngine(path, graph, self._threads, own, alone=self._alone, provider=self._provider)
 
 
 def _one_line(error: Exception) -> str:

@@ -1,32 +1,29 @@
-"""Who runs a bundle's graphs: ONNX Runtime, or TensorRT where there is a GPU."""
+"""Choose what runs a bundle's graphs: ONNX Runtime, or TensorRT where there is a GPU."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
-from typing import Literal, TypeAlias, get_args
+from typing import Literal, get_args
 
 from dynexport.runtime.bundle.bundle import Bundle
 from dynexport.runtime.bundle.checks import checked_kind, checked_path, shown
 from dynexport.runtime.bundle.errors import DynexportError
-from dynexport.runtime.bundle.manifest import Graph
-from dynexport.runtime.engines.engine import Engine
-from dynexport.runtime.engines.onnxruntime import CPU, CUDA, OnnxRuntimeEngine, check_provider, check_threads
+from dynexport.runtime.engines.engine import Backend
+from dynexport.runtime.engines.onnxruntime import CPU, CUDA, OnnxRuntimeBackend, check_provider, check_threads
 
 RunBackend = Literal["onnxruntime", "onnxruntime-cuda", "tensorrt", "tensorrt-rtx"]
 RUN_BACKENDS: tuple[RunBackend, ...] = get_args(RunBackend)
 _PROVIDERS: dict[RunBackend, str] = {"onnxruntime": CPU, "onnxruntime-cuda": CUDA}
-Opener: TypeAlias = Callable[[Graph], Engine]
 
 
-def engine_opener(
+def open_backend(
     bundle: Bundle,
     backend: RunBackend = "onnxruntime",
     threads: int | None = None,
     *,
     profile: Path | None = None,
-) -> Opener:
-    """What opens the graphs of a bundle for one decoder: its engines share the memory of caches.
+) -> Backend:
+    """Open what runs the graphs of a bundle; they share the memory of caches.
 
     Args:
         threads: intra-op threads of ONNX Runtime; None lets it take one per physical core.
@@ -41,18 +38,10 @@ def engine_opener(
     if profile is not None:
         profile = checked_path("profile", profile)
     if backend == "tensorrt" or backend == "tensorrt-rtx":
-        from dynexport.runtime.engines.tensorrt.opening import tensorrt_opener
+        from dynexport.runtime.engines.tensorrt.opening import TensorRtBackend
 
-        return tensorrt_opener(bundle, backend)
-    provider = _PROVIDERS[backend]
-    check_provider(provider)
-    alone = len(bundle.manifest.graphs) == 1
-
-    def open_engine(graph: Graph) -> Engine:
-        own = None if profile is None else profile.with_name(f"{profile.name}-{graph.name}")
-        return OnnxRuntimeEngine(bundle.path / graph.file, graph, threads, own, alone=alone, provider=provider)
-
-    return open_engine
+        return TensorRtBackend(bundle, backend)
+    return OnnxRuntimeBackend(bundle, threads, profile, _PROVIDERS[backend])
 
 
 def check_backend(backend: str) -> None:
@@ -80,4 +69,4 @@ def backend_text(backend: RunBackend) -> str:
     return f"ONNX Runtime {onnxruntime.__version__}{'' if provider == CPU else ', CUDA provider'}"
 
 
-__all__ = ["RUN_BACKENDS", "Opener", "RunBackend", "backend_text", "engine_opener"]
+__all__ = ["RUN_BACKENDS", "RunBackend", "backend_text", "open_backend"]

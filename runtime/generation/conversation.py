@@ -9,10 +9,12 @@ from typing import Any
 
 from dynexport.runtime.bundle.checks import checked_kind
 from dynexport.runtime.bundle.errors import DynexportError
-from dynexport.runtime.execution.cache import STEP
 from dynexport.runtime.execution.claim import Claim
-from dynexport.runtime.generation.generator import Generator, Piece, Stream
+from dynexport.runtime.execution.kv_cache import STEP
+from dynexport.runtime.generation.model import Model, WantedDepth
+from dynexport.runtime.generation.request import Piece
 from dynexport.runtime.generation.sampling import Sampling
+from dynexport.runtime.generation.stream import Stream
 from dynexport.runtime.text.text import NO_VARIABLES
 
 
@@ -28,58 +30,61 @@ class Conversation:
         messages: what was said so far; of an answer that was left off, what had come.
 
     Args:
-        generator: of a bundle with a tokenizer and a chat template.
+        model: of a bundle with a tokenizer and a chat template.
         system: a system message to begin with, or None.
         variables: further ones of the chat template, as for ``Text.chat``.
     """
 
-    def __init__(
-        self, generator: Generator, system: str | None = None, variables: Mapping[str, Any] = NO_VARIABLES
-    ) -> None:
-        checked_kind("generator", generator, Generator, "a Generator")
+    def __init__(self, model: Model, system: str | None = None, variables: Mapping[str, Any] = NO_VARIABLES) -> None:
+        checked_kind("model", model, Model, "a Model")
         checked_kind("system", system, str | None, "text or None")
-        self._generator = generator
+        self._model = model
         self._variables = variables
-        self.context = generator.bundle.manifest.model.max_length
-        self._cache = generator.decoder.cache(1, self.context, room=STEP)
+        self.context = model.bundle.manifest.model.max_length
+        self._cache = model.executor.full_cache(1, self.context, room=STEP)
         self._cached: list[int] = []
         self._claim = Claim(
             "conversation: expected one turn at a time, found an answer that has not ended; close it first"
         )
         self.messages: list[dict[str, str]] = [] if system is None else [{"role": "system", "content": system}]
 
+    @property
+    def is_full(self) -> bool:
+        """Whether the context has no room for another token."""
+        return int(self._cache.positions[0]) >= self.context
+
     def say(
         self,
         content: str,
         *,
-        speedup: str | float | None,
+        depth: WantedDepth,
         max_new_tokens: int,
         sampling: Sampling,
         stop: Sequence[str] = (),
     ) -> Stream:
-        """The answer to a user's message, as it comes; arguments and errors as for ``Generator.stream``.
+        """The answer to a user's message, as it comes; arguments and errors as for ``Model.stream``.
 
         When it is left off or interrupted, even within a step, the conversation goes on from what had come.
 
         Raises:
             DynexportError: also while the answer of another turn has not ended.
         """
-        return Stream(self._turn(content, speedup, max_new_tokens, sampling, stop))
+        return Stream(self._turn(content, depth, max_new_tokens, sampling, stop))
 
     def _turn(
-        self, content: str, speedup: str | float | None, max_new_tokens: int, sampling: Sampling, stop: Sequence[str]
+        self, content: str, depth: WantedDepth, max_new_tokens: int, sampling: Sampling, stop: Sequence[str]
     ) -> Steps[Piece, None, None]:
         with self._claim:
-            yield from self._answer(content, speedup, max_new_tokens, sampling, stop)
+            yield from self._answer(content, depth, max_new_tokens, sampling, stop)
 
     def _answer(
-        self, content: str, speedup: str | float | None, max_new_tokens: int, sampling: Sampling, stop: Sequence[str]
+        self, content: str, depth: WantedDepth, max_new_tokens: int, sampling: Sampling, stop: Sequence[str]
     ) -> Steps[Piece, None, None]:
         asked = [*self.messages, {"role": "user", "content": content}]
-        rendered = self._generator.text.chat(asked, variables=self._variables)
+        rendered = self._model.text.chat(asked, variables=self._variables)
         if rendered[: len(self._cached)] != self._cached or len(rendered) == len(self._cached):
             # The template tells earlier turns differently now; begin again at full depth.
-            self._cache.rewind()
+            self._cache.rewind(0)
             self._cached = []
         prompt = rendered[len(self._cached) :]
         room = self.context - len(self._cached)
@@ -90,9 +95,9 @@ class Conversation:
             )
         ids: list[int] = []
         answer = {"role": "assistant", "content": ""}
-        stream = self._generator.stream(
+        stream = self._model.stream(
             [prompt],
-            speedup=speedup,
+            depth=depth,
             max_new_tokens=max_new_tokens,
             sampling=sampling,
             stop=stop,
@@ -100,12 +105,12 @@ class Conversation:
             held=[self._cached],
             chat=True,
         )
-        state = self._cache.mark(), self._cached
+        state = self._cache.mark(0), self._cached
         try:
             with closing(stream) as pieces:
                 for piece in pieces:
                     # Kept up with every token, as the caller may stop listening. The last one has not been fed.
-                    state = self._cache.mark(), rendered + ids
+                    state = self._cache.mark(0), rendered + ids
                     self._cached = state[1]
                     self.messages = [*asked, answer]
                     answer["content"] += piece.text
@@ -113,5 +118,5 @@ class Conversation:
                     yield piece
         except BaseException:
             mark, self._cached = state
-            self._cache.restore(mark)
+            self._cache.truncate(0, mark)
             raise

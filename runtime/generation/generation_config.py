@@ -14,11 +14,21 @@ from dynexport.runtime.generation.sampling import Sampling
 
 GENERATION_CONFIG = "generation_config.json"
 _TOP_K = 50  # of transformers, where a file that samples names none
+# Fields that are taken as they stand, for greedy choice as well where they matter there.
+_TAKEN = (
+    "top_p",
+    "min_p",
+    "typical_p",
+    "repetition_penalty",
+    "min_new_tokens",
+    "suppress_tokens",
+    "begin_suppress_tokens",
+    "no_repeat_ngram_size",
+    "bad_words_ids",
+)
 # Fields that change which tokens are generated and that we cannot do, with the values that change nothing.
 _NEUTRAL: dict[str, tuple[object, ...]] = {
     "assistant_early_exit": (),
-    "bad_words_ids": ([],),
-    "begin_suppress_tokens": ([],),
     "constraints": ([],),
     "diversity_penalty": (0,),
     "dola_layers": (),
@@ -33,15 +43,11 @@ _NEUTRAL: dict[str, tuple[object, ...]] = {
     "forced_eos_token_id": (),
     "guidance_scale": (1,),
     "min_length": (0,),
-    "min_new_tokens": (0,),
-    "no_repeat_ngram_size": (0,),
     "num_beams": (1,),
     "penalty_alpha": (0,),
     "sequence_bias": ({}, []),
-    "suppress_tokens": ([],),
     "token_healing": (False,),
     "top_h": (1,),
-    "typical_p": (1,),
     "watermarking_config": (),
 }
 
@@ -87,10 +93,8 @@ def read_generation_config(content: bytes) -> Recommended:
     try:
         sampling = Sampling(
             temperature=fields.get("temperature", 1.0) if samples else 0.0,
-            top_p=fields.get("top_p", 1.0),
             top_k=0 if top_k == -1 else top_k,  # vLLM's way to say "all"
-            min_p=fields.get("min_p", 0.0),
-            repetition_penalty=fields.get("repetition_penalty", 1.0),
+            **{name: fields[name] for name in _TAKEN if name in fields},
         )
     except DynexportError as error:
         raise DynexportError(f"{GENERATION_CONFIG}: {error}") from error

@@ -1,33 +1,60 @@
-"""Choosing the next token of each row from its logits."""
+"""How the tokens of a request are chosen: the options, checked."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
-from dynexport.runtime.bundle.checks import checked_count, checked_kind, is_integer, is_number, shown
+from dynexport.runtime.bundle.checks import checked_count, checked_list, is_integer, is_number, shown
 from dynexport.runtime.bundle.errors import DynexportError
+
+MOST_LOGPROBS = 20
+_MOST_BIASES = 1024
+_MOST_WORDS = 1024
+_MOST_IDS = 65_536
+_LONGEST_NGRAM = 1024
+_LARGEST_BIAS = 100
 
 
 @dataclass(frozen=True)
 class Sampling:
-    """How tokens are chosen: as transformers does, in its order (repetition_penalty, temperature, top_k, top_p, min_p).
+    """How tokens are chosen. The defaults are plain greedy choice.
 
-    Of equally probable tokens at the edge of a filter those with the lowest ids stay, so that top_k is never exceeded
-    and top_k=1 is greedy; transformers keeps all of them under top_k, and leaves it open which under top_p.
+    Each step applies, in this order: ``logit_bias``, ``repetition_penalty``, ``frequency_penalty``,
+    ``presence_penalty``, forbidden tokens; then the most probable token is taken, or, with a temperature above 0,
+    ``temperature``, ``top_k``, ``top_p``, ``min_p`` and ``typical_p`` are applied and a token is drawn. Biases and
+    penalties follow vLLM, which has all of them, so that an OpenAI request gives the same distribution; the order is
+    that of transformers too, where transformers has the field. The filters follow transformers, whose
+    generation_config.json is read; vLLM applies ``min_p`` before ``top_k`` and ``top_p``.
+
+    Of equally probable tokens at the edge of ``top_k`` and ``top_p`` those with the lowest ids stay, so that ``top_k``
+    is never exceeded and ``top_k=1`` is greedy; transformers keeps all of them under ``top_k``, and leaves it open
+    which under ``top_p``.
 
     Attributes:
         temperature: 0 takes the most probable token; above 0 one is drawn from softmax(logits / temperature).
         top_p: draw from the smallest set of most probable tokens whose probability is at least this, 0 < top_p <= 1.
         top_k: draw from this many most probable tokens, before ``top_p``; 0 means all.
         min_p: draw only from tokens at least ``min_p`` times as probable as the most probable one, after ``top_p``.
-        repetition_penalty: logits of tokens that the row has already, its prompt included, are divided by it where
-            positive and multiplied by it where negative, greedy or not (Keskar et al. 2019, arXiv:1909.05858); 1 is
-            none, and below 1 repeats are favoured.
+        typical_p: draw only from the tokens whose information is nearest to the entropy, the smallest set whose
+            probability is at least this (Meister et al. 2022, arXiv:2202.00666); 1 means all.
+        repetition_penalty: logits of tokens that are in the prompt or were generated are divided by it where positive
+            and multiplied by it where negative (Keskar et al. 2019, arXiv:1909.05858); 1 is none, and below 1 repeats
+            are favoured.
+        frequency_penalty: is subtracted from a token's logit once for each time that it was generated, -2 to 2
+            (OpenAI's API; the prompt does not count).
+        presence_penalty: is subtracted once from the logit of a token that was generated, -2 to 2.
+        logit_bias: token id -> number that is added to its logit, -100 to 100; at most 1,024 ids.
+        min_new_tokens: end-of-sequence tokens are forbidden until this many tokens were generated.
+        suppress_tokens: ids that are never generated.
+        begin_suppress_tokens: ids that are not generated first.
+        no_repeat_ngram_size: no sequence of this many tokens comes twice, the prompt included; 0 is off.
+        bad_words_ids: sequences of ids that are never completed; an end-of-sequence token alone is left out of them.
         seed: makes the draws repeatable; None takes fresh entropy.
+        logprobs: report log probabilities: None none, 0 that of the chosen token, n <= 20 also the n most probable
+            tokens. They are those of the model, before biases, penalties, temperature and filters, as vLLM reports
+            them by default (``raw_logprobs``).
 
     Raises:
         DynexportError: when a field is outside its range.
@@ -39,140 +66,99 @@ class Sampling:
     min_p: float = 0.0
     repetition_penalty: float = 1.0
     seed: int | None = None
+    frequency_penalty: float = 0.0
+    presence_penalty: float = 0.0
+    typical_p: float = 1.0
+    logit_bias: Mapping[int, float] = field(default_factory=dict, hash=False)
+    min_new_tokens: int = 0
+    suppress_tokens: tuple[int, ...] = ()
+    begin_suppress_tokens: tuple[int, ...] = ()
+    no_repeat_ngram_size: int = 0
+    bad_words_ids: tuple[tuple[int, ...], ...] = ()
+    logprobs: int | None = None
 
     def __post_init__(self) -> None:
         temperature_fits = is_number(self.temperature) and self.temperature >= 0
         _check("temperature", self.temperature, temperature_fits, "a finite number >= 0")
-        _check("top_p", self.top_p, is_number(self.top_p) and 0 < self.top_p <= 1, "0 < top_p <= 1")
+        for name in ("top_p", "typical_p"):
+            value = getattr(self, name)
+            _check(name, value, is_number(value) and 0 < value <= 1, f"0 < {name} <= 1")
         _check("top_k", self.top_k, is_integer(self.top_k) and self.top_k >= 0, "an integer >= 0")
         _check("min_p", self.min_p, is_number(self.min_p) and 0 <= self.min_p <= 1, "0 <= min_p <= 1")
         penalty = self.repetition_penalty
         _check("repetition_penalty", penalty, is_number(penalty) and penalty > 0, "a finite number > 0")
+        for name in ("frequency_penalty", "presence_penalty"):
+            value = getattr(self, name)
+            _check(name, value, is_number(value) and -2 <= value <= 2, "a number from -2 to 2")
         seed_fits = self.seed is None or (is_integer(self.seed) and self.seed >= 0)
         _check("seed", self.seed, seed_fits, "an integer >= 0, or none")
+        checked_count("min_new_tokens", self.min_new_tokens, 0)
+        checked_count("no_repeat_ngram_size", self.no_repeat_ngram_size, 0, _LONGEST_NGRAM)
+        if self.logprobs is not None:
+            checked_count("logprobs", self.logprobs, 0, MOST_LOGPROBS)
+        object.__setattr__(self, "logit_bias", _biases(self.logit_bias))
+        for name in ("suppress_tokens", "begin_suppress_tokens"):
+            object.__setattr__(self, name, _ids(name, getattr(self, name)))
+        object.__setattr__(self, "bad_words_ids", _words("bad_words_ids", self.bad_words_ids))
 
-
-class Sampler:
-    """Draws one token a row and step; a row's draws depend on its seed, its index, its own logits and tokens only."""
-
-    def __init__(self, sampling: Sampling, rows: int) -> None:
-        """Prepare the generators of ``rows`` rows."""
-        checked_kind("sampling", sampling, Sampling, "a Sampling")
-        self._sampling = sampling
-        seed = None if sampling.seed is None else int(sampling.seed)
-        seeds = np.random.SeedSequence(seed).spawn(checked_count("rows", rows))
-        self._generators = [np.random.default_rng(seed) for seed in seeds]
-        self._seen: list[set[int]] = [set() for _ in self._generators]
-
-    def see(self, row: int, tokens: Sequence[int] | NDArray[np.int64]) -> None:
-        """Take token ids that a row has already, for ``repetition_penalty``; chosen ones are taken by themselves."""
-        self._seen[row].update(map(int, tokens))
-
-    def __call__(self, logits: NDArray[np.float32]) -> NDArray[np.int64]:
-        """Choose the next token of every row.
-
-        Args:
-            logits: float32 ``[rows, vocab]``; minus infinity excludes a token.
-
-        Returns:
-            int64 ``[rows]``. Of equally probable tokens, greedy choice takes the lowest id.
-
-        Raises:
-            DynexportError: when the shape or type is another one, a logit is NaN, or a row's largest is not finite.
-        """
-        if not isinstance(logits, np.ndarray) or not np.issubdtype(logits.dtype, np.floating):
-            found = logits.dtype if isinstance(logits, np.ndarray) else shown(logits)
-            raise DynexportError(f"logits: expected floating-point numbers in an array, found {found}")
-        rows = len(self._generators)
-        if logits.ndim != 2 or logits.shape[0] != rows or logits.shape[1] == 0:
-            raise DynexportError(f"logits: expected shape [{rows}, vocab], found {list(logits.shape)}")
-        _check_finite(logits)
-        if self._sampling.repetition_penalty == 1:
-            return self._choose(logits)
-        tokens = self._choose(self._penalised(logits))
-        for seen, token in zip(self._seen, tokens, strict=True):
-            seen.add(int(token))
-        return tokens
-
-    def _penalised(self, logits: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Logits ``[rows, vocab]`` with those of seen tokens made smaller; ids beyond the vocabulary have none."""
-        penalty, penalised = self._sampling.repetition_penalty, logits.copy()
-        for row, seen in zip(penalised, self._seen, strict=True):
-            ids = np.fromiter(seen, np.int64, len(seen))
-            ids = ids[ids < row.size]
-            row[ids] = np.where(row[ids] < 0, row[ids] * penalty, row[ids] / penalty)
-        return penalised
-
-    def _choose(self, logits: NDArray[np.float32]) -> NDArray[np.int64]:
-        if self._sampling.temperature == 0:
-            return np.asarray(np.argmax(logits, axis=1), dtype=np.int64)
-        chosen = [self._draw(row, generator) for row, generator in zip(logits, self._generators, strict=True)]
-        return np.array(chosen, dtype=np.int64)
-
-    def _draw(self, row: NDArray[np.float32], generator: np.random.Generator) -> int:
-        candidates, probabilities = distribution(row, self._sampling)
-        cumulative = np.cumsum(probabilities)
-        cumulative /= cumulative[-1]  # the last is then exactly 1, above every draw
-        return int(candidates[np.searchsorted(cumulative, generator.random(), side="right")])
-
-
-def distribution(row: NDArray[np.float32], sampling: Sampling) -> tuple[NDArray[np.intp], NDArray[np.float64]]:
-    """What a row's token is drawn from.
-
-    Args:
-        row: [vocab], logits whose largest is finite.
-        sampling: its temperature is above 0.
-
-    Returns:
-        Token ids, ascending, and the probability of each among all that were there before ``top_p`` and ``min_p``.
-    """
-    candidates = _top_k(row, sampling.top_k)
-    probabilities = _softmax(row[candidates], sampling.temperature)
-    if sampling.top_p < 1:
-        kept = _top_p(probabilities, sampling.top_p)
-        candidates, probabilities = candidates[kept], probabilities[kept]
-    if sampling.min_p > 0:
-        likely = probabilities >= sampling.min_p * probabilities.max()
-        candidates, probabilities = candidates[likely], probabilities[likely]
-    return candidates, probabilities
-
-
-def _top_k(row: NDArray[np.float32], count: int) -> NDArray[np.intp]:
-    """Indices of the ``count`` largest logits, ascending; of equal ones the lowest indices; all when 0."""
-    if count == 0 or count >= row.size:
-        return np.arange(row.size)
-    # The full sort that stable ties call for is needed only among those that reach the k-th largest.
-    reaching = np.flatnonzero(row >= np.partition(row, -count)[-count])
-    order = np.argsort(-row[reaching], kind="stable")
-    return np.sort(reaching[order[:count]])
-
-
-def _top_p(probabilities: NDArray[np.float64], threshold: float) -> NDArray[np.intp]:
-    """Indices of the smallest set whose probability is at least ``threshold``, ascending; never empty."""
-    # All tokens below this share of the rest add up to less than the rest, so none of them is needed: this
-    # spares a sort of the whole vocabulary.
-    likely = np.flatnonzero(probabilities >= (1 - threshold) / probabilities.size)
-    order = likely[np.argsort(-probabilities[likely], kind="stable")]
-    reached = int(np.searchsorted(np.cumsum(probabilities[order]), threshold, side="left"))
-    return np.sort(order[: reached + 1])
-
-
-def _softmax(logits: NDArray[np.float32], temperature: float) -> NDArray[np.float64]:
-    exact = logits.astype(np.float64)
-    with np.errstate(over="ignore"):  # a tiny temperature sends the others to minus infinity, which is meant
-        weights = np.exp((exact - exact.max()) / temperature)
-    return np.asarray(weights / weights.sum())
-
-
-def _check_finite(logits: NDArray[np.float32]) -> None:
-    largest = logits.max(axis=1)  # NaN where any logit is NaN
-    for row in np.flatnonzero(~np.isfinite(largest)):
-        raise DynexportError(
-            f"logits: row {row}: expected a finite largest logit and no NaN, found {largest[row]}; "
-            "the model's arithmetic has overflowed or its weights are corrupt"
+    @property
+    def adjusts(self) -> bool:
+        """Whether logits are changed before a token is chosen."""
+        return bool(
+            self.repetition_penalty != 1
+            or self.frequency_penalty
+            or self.presence_penalty
+            or self.logit_bias
+            or self.min_new_tokens
+            or self.suppress_tokens
+            or self.begin_suppress_tokens
+            or self.no_repeat_ngram_size
+            or self.bad_words_ids
         )
+
+    def check_ids(self, vocabulary: int) -> None:
+        """Raise DynexportError for a token id that a vocabulary of this many tokens does not have."""
+        fields = {
+            "logit_bias": self.logit_bias,
+            "suppress_tokens": self.suppress_tokens,
+            "begin_suppress_tokens": self.begin_suppress_tokens,
+            "bad_words_ids": [token for word in self.bad_words_ids for token in word],
+        }
+        for name, ids in fields.items():
+            largest = max(ids, default=0)
+            _check(name, largest, largest < vocabulary, f"token ids 0..{vocabulary - 1}")
+
+
+def _biases(value: Any) -> dict[int, float]:
+    expected = "a mapping of token ids to numbers"
+    _check("logit_bias", value, isinstance(value, Mapping), expected)
+    _check("logit_bias", len(value), len(value) <= _MOST_BIASES, f"at most {_MOST_BIASES} token ids")
+    for token, bias in value.items():
+        _check("logit_bias", token, is_integer(token) and token >= 0, expected)
+        fits = is_number(bias) and -_LARGEST_BIAS <= bias <= _LARGEST_BIAS
+        _check(f"logit_bias: token {token}", bias, fits, f"a number from -{_LARGEST_BIAS} to {_LARGEST_BIAS}")
+    return {int(token): float(bias) for token, bias in value.items()}
+
+
+def _ids(name: str, value: Any) -> tuple[int, ...]:
+    ids = checked_list(name, value, "token ids")
+    _check(name, len(ids), len(ids) <= _MOST_IDS, f"at most {_MOST_IDS} token ids")
+    for token in ids:
+        _check(name, token, is_integer(token) and token >= 0, "token ids")
+    return tuple(map(int, ids))
+
+
+def _words(name: str, value: Any) -> tuple[tuple[int, ...], ...]:
+    words = checked_list(name, value, "lists of token ids")
+    _check(name, len(words), len(words) <= _MOST_WORDS, f"at most {_MOST_WORDS} sequences")
+    found = tuple(_ids(name, word) for word in words)
+    _check(name, (), all(found), "sequences of at least one token id")
+    return found
 
 
 def _check(field: str, value: object, holds: bool, expected: str) -> None:
     if not holds:
         raise DynexportError(f"{field}: expected {expected}, found {shown(value)}")
+
+
+__all__ = ["MOST_LOGPROBS", "Sampling"]

@@ -1,1 +1,1 @@
-"""Measure a bundle: speed, perplexity, where time goes, thresholds."""
+"""Measurements of a bundle: speed, minimal memory reads and FLOPs, perplexity, time by operator."""

@@ -1,24 +1,44 @@
-"""The floor: bytes that a decode step must read, FLOPs that a prompt must spend, and what skipping can give at best."""
+"""Minimal cost of a decode step or a prompt: bytes read, FLOPs, and the ideal speedup that follows."""
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 
 import numpy as np
 
 from dynexport.runtime.bundle.checks import checked_count, checked_list
-from dynexport.runtime.bundle.contract import Radial
-from dynexport.runtime.bundle.manifest import Manifest
+from dynexport.runtime.bundle.manifest import Manifest, PathRouting
+from dynexport.runtime.execution.decisions import Decisions
 
 Array = np.ndarray
+# Marks the hops of a path after the token has exited.
+_LEFT = -1
 
 
-def realised_bytes(manifest: Manifest, ran: Array, entries: Array) -> int:
-    """Bytes that one decode step reads: the head, every layer that any row ran, and those rows' caches.
+def read_bytes(manifest: Manifest, rows: Sequence[Decisions], entries: Array) -> list[int]:
+    """Return the bytes that each of T decode steps reads: weights that any row needs, and every row's caches.
 
     Args:
-        ran: bool [layers, rows], who ran where.
-        entries: int64 [layers, rows], entries that are attended to there.
+        manifest: the bundle's manifest.
+        rows: per batch row, the decisions of its T tokens, one per step.
+        entries: int64 [places, rows], entries in every cache before the first step.
+    """
+    if isinstance(manifest.routing, PathRouting):
+        paths = np.stack([row.choices for row in rows], axis=2)
+        seen = [attended(manifest, manifest.routing, paths[:, :t], entries) for t in range(1, 1 + paths.shape[1])]
+        return [path_bytes(manifest, paths[:, t], seen[t]) for t in range(paths.shape[1])]
+    ran = np.stack([row.ran for row in rows], axis=2)
+    after = entries[:, None] + ran.cumsum(axis=1)
+    return [layer_bytes(manifest, ran[:, t], after[:, t]) for t in range(ran.shape[1])]
+
+
+def layer_bytes(manifest: Manifest, ran: Array, entries: Array) -> int:
+    """Return the bytes that one decode step reads: the head, each layer that any row ran, and those rows' caches.
+
+    Args:
+        manifest: the bundle's manifest.
+        ran: bool [layers, rows], whether the row ran the layer.
+        entries: int64 [layers, rows], cache entries that the row attends to in the layer.
     """
     cost = manifest.cost
     weights = cost.shared + sum(cost.layers[layer] for layer in np.flatnonzero(ran.any(axis=1)))
@@ -26,99 +46,114 @@ def realised_bytes(manifest: Manifest, ran: Array, entries: Array) -> int:
 
 
 def step_bytes(manifest: Manifest, keep: Collection[int], context: int, rows: int = 1) -> int:
-    """Bytes that one decode step reads where all rows run the same layers.
+    """Return the bytes that one decode step reads where all rows run the same layers.
 
     Args:
+        manifest: the bundle's manifest.
         keep: layers that run.
         context: cached tokens of each row.
         rows: batch size.
 
     Raises:
-        DynexportError: for a layer that the model does not have.
+        DynexportError: ``keep`` names a layer that the model does not have.
     """
     layers = checked_list("keep", keep, "layers")
     for layer in layers:
         checked_count("keep: a layer", layer, 0, manifest.model.layers - 1)
     ran = np.zeros((manifest.model.layers, rows), bool)
     ran[layers] = True
-    return realised_bytes(manifest, ran, np.full(ran.shape, context))
+    return layer_bytes(manifest, ran, np.full(ran.shape, context))
 
 
 def ideal_speedup(manifest: Manifest, keep: Collection[int], context: int = 0, rows: int = 1) -> float:
-    """How many times faster than full depth a step can be, if reading memory is what it costs."""
+    """Return the largest speedup over full depth that a step can have where memory reads set its time."""
     everything = range(manifest.model.layers)
     return step_bytes(manifest, everything, context, rows) / step_bytes(manifest, keep, context, rows)
 
 
 def path_bytes(manifest: Manifest, path: Array, entries: Array) -> int:
-    """Bytes that one decode step of a Radial Network reads.
+    """Return the bytes that one decode step reads where every token takes a path through a pool of layers.
 
-    In every step of the path: the router, every layer that any row chose, and those rows' caches; then the head. A
-    layer that is chosen again is read again.
+    Each hop reads the router, every layer that any row chose, and those rows' caches. The head is read once. A layer
+    that is chosen again is read again.
 
     Args:
-        path: int64 [max_steps, rows]: a layer, the number of layers for leaving, -1 after that.
-        entries: int64 [max_steps, rows], entries that are attended to there.
+        manifest: the bundle's manifest.
+        path: int64 [hops, rows], as ``Decisions.choices``.
+        entries: int64 [hops, rows], cache entries that the row attends to in the hop.
     """
-    cost, layers = manifest.cost, manifest.model.layers
-    ran = (path >= 0) & (path < layers)
-    weights = cost.shared + int((path >= 0).any(axis=1).sum()) * 4 * _router_weights(manifest)
-    weights += sum(cost.layers[int(layer)] for step, row in zip(path, ran, strict=True) for layer in set(step[row]))
+    cost = manifest.cost
+    ran = (path >= 0) & (path < manifest.model.layers)
+    weights = cost.shared + int((path != _LEFT).any(axis=1).sum()) * cost.router
+    weights += sum(cost.layers[int(layer)] for hop, row in zip(path, ran, strict=True) for layer in set(hop[row]))
     return weights + int(entries[ran].sum()) * cost.kv_per_token
 
 
-def attended(manifest: Manifest, paths: Array, entries: Array) -> Array:
-    """Entries that the last of T tokens attends to in every step of its path, its own among them.
+def attended(manifest: Manifest, routing: PathRouting, paths: Array, entries: Array) -> Array:
+    """Return the cache entries that the last of T tokens attends to in every hop of its path, its own included.
 
     Args:
-        paths: int64 [max_steps, T, rows].
-        entries: int64 [places, rows], in every cache before those tokens; places are steps or layers, as the contract's
-            ``cache_policy`` says.
+        manifest: the bundle's manifest.
+        routing: the manifest's routing.
+        paths: int64 [hops, T, rows], as ``Decisions.choices``.
+        entries: int64 [places, rows], entries in every cache before the T tokens.
 
     Returns:
-        int64 [max_steps, rows]; 0 where it ran in no layer.
+        int64 [hops, rows]; 0 where the token ran no layer.
     """
-    layers, last = manifest.model.layers, paths[:, -1]
-    ran = (paths >= 0) & (paths < layers)
-    assert isinstance(manifest.contract, Radial)
-    if manifest.contract.cache_policy == "step":
+    last = paths[:, -1]
+    ran = (paths >= 0) & (paths < manifest.model.layers)
+    if routing.places == "hops":
         return np.where(ran[:, -1], entries + ran.sum(axis=1), 0)
     found = np.zeros(last.shape, np.int64)
-    for step, row in np.argwhere(ran[:, -1]):
-        layer = last[step, row]
+    for hop, row in np.argwhere(ran[:, -1]):
+        layer = last[hop, row]
         mine = paths[:, :, row] == layer
-        found[step, row] = entries[layer, row] + mine[:, :-1].sum() + mine[: step + 1, -1].sum()
+        found[hop, row] = entries[layer, row] + mine[:, :-1].sum() + mine[: hop + 1, -1].sum()
     return found
 
 
-def _router_weights(manifest: Manifest) -> int:
-    """Weights of one router, float32 at any precision: norm, fc1 and fc2, biases left out."""
-    assert isinstance(manifest.contract, Radial)
-    hidden, inner = manifest.model.hidden_size, manifest.contract.router.hidden
-    return hidden + inner * (hidden + manifest.contract.choices(manifest.model.layers))
-
-
-def path_flops(manifest: Manifest, tokens: Array, choices: int) -> int:
-    """FLOPs of a Radial Network's prompt on empty caches: ``prompt_flops`` and the routers.
+def flops_of_prompts(manifest: Manifest, rows: Sequence[Decisions]) -> int:
+    """Return the FLOPs of a batch of prompts on empty caches: ``prompt_flops`` and the routers of paths.
 
     Args:
-        tokens: int64 [places, rows], how many entries every cache has after it.
-        choices: that routers made.
+        manifest: the bundle's manifest.
+        rows: per batch row, the decisions of its prompt's tokens.
     """
-    return prompt_flops(manifest, tokens) + 2 * choices * _router_weights(manifest)
+    if not isinstance(manifest.routing, PathRouting):
+        return prompt_flops(manifest, np.stack([row.ran.sum(axis=1) for row in rows], axis=1))
+    layers, paths = manifest.model.layers, [row.choices for row in rows]
+    if manifest.routing.places == "hops":
+        tokens = [((path >= 0) & (path < layers)).sum(axis=1) for path in paths]
+    else:
+        tokens = [(path[None] == np.arange(layers)[:, None, None]).sum(axis=(1, 2)) for path in paths]
+    choices = sum(int((path != _LEFT).sum()) for path in paths)
+    return prompt_flops(manifest, np.stack(tokens, axis=1)) + choices * manifest.cost.router_flops
 
 
 def prompt_flops(manifest: Manifest, tokens: Array) -> int:
-    """FLOPs of a prompt on empty caches, a multiplication and an addition counted as two.
+    """Return the FLOPs of a batch of prompts on empty caches; a multiply-add is two FLOPs.
 
-    Products of the layers, attention of every token to itself and the ones before it in that layer, and the head for
-    one token of every row.
+    Counted are the layers' matrix products, causal attention per place, and the head for one token of every row.
 
     Args:
-        tokens: int64 [layers, rows], how many tokens ran where.
+        manifest: the bundle's manifest.
+        tokens: int64 [places, rows], number of tokens that ran in the place.
     """
     model = manifest.model
     pairs = int((tokens * (tokens + 1) // 2).sum())
     attention = 4 * model.heads * model.head_dim * pairs
     head: int = 2 * model.hidden_size * model.vocab_size * tokens.shape[1]
     return int(tokens.sum()) * manifest.cost.layer_flops + attention + head
+
+
+__all__ = [
+    "attended",
+    "flops_of_prompts",
+    "ideal_speedup",
+    "layer_bytes",
+    "path_bytes",
+    "prompt_flops",
+    "read_bytes",
+    "step_bytes",
+]

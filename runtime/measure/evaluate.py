@@ -1,28 +1,34 @@
-"""Perplexity on a text, through the very path that serves: a prompt, then one step per token."""
+"""Perplexity on a text, computed as a request runs: a prefill, then one decode step per token."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 from pydantic import BaseModel
 
 from dynexport.runtime.bundle.bundle import Bundle
-from dynexport.runtime.bundle.checks import checked_count, checked_ids, checked_kind, checked_list, is_integer, shown
+from dynexport.runtime.bundle.checks import checked_kind, checked_list, is_integer, shown
 from dynexport.runtime.bundle.errors import DynexportError
-from dynexport.runtime.bundle.manifest import Speedup
+from dynexport.runtime.bundle.manifest import Depth
 from dynexport.runtime.engines.registry import RunBackend
-from dynexport.runtime.execution.decoders import AnyDecoder, open_decoder
+from dynexport.runtime.execution.executor import Executor
+from dynexport.runtime.measure.compared import rows_together, text_windows
+
+Array = np.ndarray
 
 
 class Evaluation(BaseModel):
-    """Perplexity at one kept set over ``tokens`` decoded tokens, and its natural logarithm.
+    """Perplexity of a bundle at one depth.
 
     Attributes:
-        name: of the kept set; "routed" where routers choose among all layers.
-        layers: that a token may run in.
-        depth: layers that a decoded token did run in, on average; NaN where none was fed back.
+        name: name of the depth; "routed" for a bundle with routers.
+        layers: number of layers that a token may run.
+        depth: mean number of layers that a decoded token ran; NaN where no decode step was needed.
+        perplexity: exp(``mean_loss``).
+        mean_loss: mean negative log-likelihood of a predicted token, in nats.
+        tokens: number of predicted tokens.
     """
 
     name: str
@@ -37,7 +43,7 @@ def evaluate(
     bundle: Bundle,
     ids: Sequence[int],
     *,
-    speedups: Sequence[Speedup],
+    depths: Sequence[Depth],
     window: int = 256,
     prompt_tokens: int = 64,
     max_tokens: int = 2048,
@@ -46,121 +52,99 @@ def evaluate(
     threads: int | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> list[Evaluation]:
-    """Teacher-forced loss of every token of a window after its prompt.
+    """Return the perplexity of a text at each of several depths, with teacher forcing.
 
-    The text is cut into windows. The first ``prompt_tokens`` of each run as a prompt does, at full depth or where
-    routers say; each later token is predicted from a decode step in the kept layers (the first of them from the prompt
-    itself).
+    The text is cut into windows. The first ``prompt_tokens`` tokens of a window are its prompt. The prefill predicts
+    the next token; decode steps in the kept layers, or in the layers that routers choose, predict the others.
 
     Args:
-        ids: the text.
-        speedups: kept sets to compare, on the same tokens.
-        max_tokens: use at most so many tokens of the text.
-        batch: windows that run together, at most as many as the bundle takes; it does not change the result.
-        backend, threads: as for ``engine_opener``.
-        progress: called with steps done and in all.
+        bundle: the bundle to evaluate.
+        ids: token ids of the text.
+        depths: depths to compare on the same tokens, from ``Bundle.depth``.
+        window: tokens per window.
+        prompt_tokens: prompt tokens per window.
+        max_tokens: maximum number of tokens to use, from the text's beginning.
+        batch: windows that run together, limited to the rows that the bundle accepts; it does not change the result.
+        backend: as for ``Executor``.
+        threads: as for ``Executor``.
+        progress: called after every batch of windows with the number of batches done and the total.
 
     Raises:
-        DynexportError: when the text is shorter than a window, has tokens that the model lacks, or a size is out of
+        DynexportError: the text is shorter than a window, has token ids that the model lacks, or a size is out of
             range.
     """
-    decoder = open_decoder(bundle, threads, backend=backend)
+    executor = Executor(bundle, threads, backend=backend)
     batch = rows_together(bundle, batch)
-    limit = bundle.manifest.model.max_length
-    if not (is_integer(prompt_tokens) and is_integer(window) and 1 <= prompt_tokens < window <= limit):
-        raise DynexportError(
-            f"window: expected 1 <= prompt_tokens < window <= {limit}, found {shown(prompt_tokens)} and {shown(window)}"
-        )
-    speedups = checked_list("speedups", speedups, "those of Bundle.speedup")
-    if not speedups:
-        raise DynexportError("speedups: expected at least one, found none")
-    for speedup in speedups:
-        checked_kind("speedups", speedup, Speedup, "those of Bundle.speedup")
+    _check_window(bundle, prompt_tokens, window)
+    depths = _checked_depths(depths)
     windows = text_windows(ids, window, max_tokens, bundle.manifest.model.vocab_size)
     groups = [windows[start : start + batch] for start in range(0, len(windows), batch)]
-    total = len(speedups) * len(groups)
     results = []
-    for number, speedup in enumerate(speedups):
-        losses, depths = [], []
+    for number, depth in enumerate(depths):
+        losses, layers = [], []
         for done, group in enumerate(groups, start=1):
-            loss, depth = _losses(decoder, group, prompt_tokens, speedup)
+            loss, ran = _losses(executor, group, prompt_tokens, depth)
             losses.append(loss.ravel())
-            depths.append(depth)
+            layers.append(ran.ravel())
             if progress is not None:
-                progress(number * len(groups) + done, total)
-        mean = float(np.concatenate(losses).mean())
-        results.append(
-            Evaluation(
-                name="routed" if bundle.manifest.has_routers else speedup.name,
-                layers=len(speedup.keep),
-                depth=float(np.concatenate(depths).mean()),
-                perplexity=_exp(mean),
-                mean_loss=mean,
-                tokens=len(windows) * (window - prompt_tokens),
-            )
-        )
+                progress(number * len(groups) + done, len(depths) * len(groups))
+        results.append(_evaluation(bundle, depth, np.concatenate(losses), np.concatenate(layers)))
     return results
 
 
-def rows_together(bundle: Bundle, wanted: int) -> int:
-    """How many windows run together: as many as wanted, but no more than engines are built for.
-
-    Raises:
-        DynexportError: when less than one is wanted.
-    """
-    wanted = checked_count("batch", wanted)
-    return min(wanted, bundle.manifest.limit("B") or wanted)
+def _check_window(bundle: Bundle, prompt: int, window: int) -> None:
+    limit = bundle.manifest.model.max_length
+    if not (is_integer(prompt) and is_integer(window) and 1 <= prompt < window <= limit):
+        raise DynexportError(
+            f"window: expected 1 <= prompt_tokens < window <= {limit}, found {shown(prompt)} and {shown(window)}"
+        )
 
 
-def text_windows(ids: Iterable[int], window: int, max_tokens: int, vocabulary: int) -> np.ndarray:
-    """The beginning of a text, cut.
-
-    Args:
-        ids: the text.
-        window: tokens per row, at least 1.
-        max_tokens: use at most so many tokens of the text.
-        vocabulary: token ids that the model has.
-
-    Returns:
-        int64 [windows, window], at least one.
-
-    Raises:
-        DynexportError: when the text is shorter than a window, or has tokens that the model lacks.
-    """
-    if not is_integer(max_tokens) or max_tokens < window:
-        raise DynexportError(f"max_tokens: expected at least one window of {window}, found {shown(max_tokens)}")
-    listed = checked_list("text", ids, "token ids")
-    count = min(len(listed), max_tokens) // window
-    if count < 1:
-        raise DynexportError(f"text: expected at least one window of {window} tokens, found {len(listed)} tokens")
-    return checked_ids("text", listed[: count * window], vocabulary).reshape(count, window)
+def _checked_depths(depths: Sequence[Depth]) -> list[Depth]:
+    found = checked_list("depths", depths, "those of Bundle.depth")
+    if not found:
+        raise DynexportError("depths: expected at least one, found none")
+    for depth in found:
+        checked_kind("depths", depth, Depth, "those of Bundle.depth")
+    return found
 
 
-def _losses(decoder: AnyDecoder, windows: np.ndarray, prompt: int, speedup: Speedup) -> tuple[np.ndarray, np.ndarray]:
-    """Of every token after the prompt, -log p; and the layers that those fed back ran in.
+def _evaluation(bundle: Bundle, depth: Depth, losses: Array, layers: Array) -> Evaluation:
+    mean = float(losses.mean())
+    return Evaluation(
+        name=depth.name if bundle.manifest.routing is None else "routed",
+        layers=len(depth.keep),
+        depth=float(layers.mean()) if len(layers) else math.nan,
+        perplexity=math.exp(mean) if mean < 700 else math.inf,
+        mean_loss=mean,
+        tokens=len(losses),
+    )
+
+
+def _losses(executor: Executor, windows: Array, prompt: int, depth: Depth) -> tuple[Array, Array]:
+    """Return -log p of every token after the prompt, and the number of layers that each decoded token ran.
 
     Returns:
-        float64 [rows, window - prompt], and the mean depth of each row, float64 [rows].
+        float64 [rows, window - prompt] and int64 [rows, window - prompt - 1].
     """
     rows, length = windows.shape
-    cache = decoder.cache(rows, length)
-    logits = np.concatenate(decoder.prefill(cache, list(windows[:, :prompt])))
+    cache = executor.full_cache(rows, length, record=True)
+    logits = np.concatenate(executor.prefill(cache, list(windows[:, :prompt]), depth=depth))
     losses = [_negative_log_likelihood(logits, windows[:, prompt])]
-    entries = cache.lengths.sum(axis=0)
+    marks = [cache.mark(row) for row in range(rows)]
     for position in range(prompt, length - 1):
-        logits = decoder.step(cache, windows[:, position], speedup)
+        logits = executor.step(cache, windows[:, position], depth)
         losses.append(_negative_log_likelihood(logits, windows[:, position + 1]))
-    fed = length - 1 - prompt
-    depth = (cache.lengths.sum(axis=0) - entries) / fed if fed else np.full(rows, np.nan)
-    return np.stack(losses, axis=1), depth
+    assert cache.logs is not None
+    fed = [executor.reader.joined(cache.logs[mark.row][mark.steps :]) for mark in marks]
+    return np.stack(losses, axis=1), np.stack([executor.reader.layers_run(row) for row in fed])
 
 
-def _negative_log_likelihood(logits: np.ndarray, targets: np.ndarray) -> np.ndarray:
+def _negative_log_likelihood(logits: Array, targets: Array) -> Array:
     values = logits.astype(np.float64)
     top = values.max(axis=-1, keepdims=True)
     log_sum = top[:, 0] + np.log(np.exp(values - top).sum(axis=-1))
     return np.asarray(log_sum - values[np.arange(len(targets)), targets])
 
 
-def _exp(value: float) -> float:
-    return math.exp(value) if value < 700 else math.inf
+__all__ = ["Evaluation", "evaluate"]

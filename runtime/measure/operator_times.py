@@ -1,4 +1,4 @@
-"""Where a decode step's time goes, by ONNX Runtime's own profiler."""
+"""Time of a decode step by operator, from ONNX Runtime's profiler."""
 
 from __future__ import annotations
 
@@ -11,35 +11,38 @@ from typing import Any
 
 import numpy as np
 
-from dynexport.runtime.bundle.manifest import Speedup
-from dynexport.runtime.execution.decoders import AnyCache, AnyDecoder, open_decoder
+from dynexport.runtime.bundle.manifest import Depth
+from dynexport.runtime.execution.executor import Executor
+from dynexport.runtime.execution.kv_cache import KvCache
 
 _STEPS = 8
-# These contain other operators, whose time would be counted twice.
+# They contain other operators, whose time would be counted twice.
 _CONTAINERS = frozenset({"If", "Loop", "Scan"})
 
 
-def operator_times(decoder: AnyDecoder, cache: AnyCache, speedup: Speedup) -> tuple[float, dict[str, float]]:
-    """Profile a few steps in sessions of their own.
+def operator_times(executor: Executor, cache: KvCache, depth: Depth) -> tuple[float, dict[str, float]]:
+    """Return how the time of a decode step is spent, measured in new sessions with profiling.
 
     Args:
-        cache: holding a prompt, with room for a token; left as it was.
+        executor: its bundle and threads are used.
+        cache: a cache with a prompt in every row and room for one more token; it is unchanged afterwards.
+        depth: layers that run.
 
     Returns:
-        The engine's share of a step's wall time, and operator -> share of all operators' time, largest first.
+        The share of a step's wall time inside the engine, and operator -> share of all operators' time, largest first.
     """
     with tempfile.TemporaryDirectory() as directory:
-        profiled = open_decoder(decoder.bundle, decoder.threads, profile=Path(directory) / "profile")
+        profiled = Executor(executor.bundle, executor.threads, profile=Path(directory) / "profile")
         tokens = np.ones(cache.rows, np.int64)
-        mark = cache.mark()
-        profiled.step(cache, tokens, speedup)
-        start = time.perf_counter()
-        for _ in range(_STEPS):
-            # Always the same step: the cache may have room for few.
-            cache.restore(mark)
-            profiled.step(cache, tokens, speedup)
-        wall = time.perf_counter() - start
-        cache.restore(mark)
+        marks = [cache.mark(row) for row in range(cache.rows)]
+        wall = 0.0
+        for number in range(1 + _STEPS):
+            start = time.perf_counter()
+            profiled.step(cache, tokens, depth)
+            wall += time.perf_counter() - start if number else 0  # the first step loads the engine
+            # The same step is repeated, because the cache may have room for one token only.
+            for mark in marks:
+                cache.truncate(mark.row, mark)
         sessions = [json.loads(path.read_text()) for path in profiled.end_profiling()]
     inside = 0.0
     times: collections.Counter[str] = collections.Counter()
@@ -53,7 +56,7 @@ def operator_times(decoder: AnyDecoder, cache: AnyCache, speedup: Speedup) -> tu
 
 
 def _kernel_times(events: list[dict[str, Any]], since: int) -> collections.Counter[str]:
-    """Operator -> microseconds from then on."""
+    """Return operator -> microseconds of the events from ``since`` on."""
     times: collections.Counter[str] = collections.Counter()
     for event in events:
         if event.get("cat") == "Node" and event["name"].endswith("kernel_time") and event["ts"] >= since:
@@ -61,3 +64,6 @@ def _kernel_times(events: list[dict[str, Any]], since: int) -> collections.Count
             if operator not in _CONTAINERS:
                 times[operator] += event["dur"]
     return times
+
+
+__all__ = ["operator_times"]

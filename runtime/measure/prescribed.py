@@ -1,4 +1,4 @@
-"""Routes that a benchmark prescribes instead of leaving them to routers, so that what is skipped is exact."""
+"""Routing decisions that a benchmark prescribes, so that the share of skipped layers is exact."""
 
 from __future__ import annotations
 
@@ -7,35 +7,48 @@ from collections.abc import Callable
 import numpy as np
 
 from dynexport.runtime.bundle.checks import is_integer, is_number, shown
-from dynexport.runtime.bundle.contract import Radial
 from dynexport.runtime.bundle.errors import DynexportError
-from dynexport.runtime.bundle.manifest import Manifest
+from dynexport.runtime.bundle.manifest import LayerRouting, Manifest, PathRouting
 
 Array = np.ndarray
-# For a number of rows and of tokens: per row the decisions of every token, as ``prefill`` takes them; None leaves them.
+# (rows, tokens) -> per row the decisions of every token, as ``prefill`` takes them; None: routers decide.
 Routes = Callable[[int, int], list[Array] | None]
 
 
 def as_routers_decide(rows: int, tokens: int) -> None:
-    """Nothing is prescribed."""
+    """Return None: no decision is prescribed."""
+
+
+def every_layer(manifest: Manifest) -> Routes:
+    """Return decisions for full depth: every routed layer runs, or a path takes each layer of the pool in order.
+
+    Raises:
+        DynexportError: for the reasons of ``in_order``.
+    """
+    if isinstance(manifest.routing, PathRouting):
+        return in_order(manifest)
+    return as_routers_decide if manifest.routing is None else skipping(manifest, 0.0)
 
 
 def skipping(manifest: Manifest, rate: float) -> Routes:
-    """Tokens skip equally many routed layers, or one more where the rate lies between.
+    """Return decisions by which every token skips a share of the R routed layers.
 
-    Which ones they are differs from token to token and from row to row.
+    The number of skipped layers is rate * R; where that is no whole number, it is rounded at random up or down, so that
+    the mean is right. The skipped layers differ from token to token and from row to row.
 
     Returns:
-        Routes bool [R, tokens].
+        A function that gives, per row, decisions bool [R, tokens], True where the layer runs.
 
     Raises:
-        DynexportError: for a bundle without routed layers, or a rate that is no share.
+        DynexportError: the bundle has no routed layers, or ``rate`` is not in 0..1.
     """
-    if manifest.routed is None:
-        raise DynexportError(f"skip rates: expected a bundle of Mixture-of-Depths, found {manifest.contract.strategy}")
+    if not isinstance(manifest.routing, LayerRouting):
+        raise DynexportError(
+            f"skip rates: expected a bundle with routers in its layers, found {manifest.contract.strategy}"
+        )
     if not is_number(rate) or not 0 <= rate <= 1:
         raise DynexportError(f"skip rates: expected shares from 0 to 1, found {shown(rate)}")
-    layers = len(manifest.routed.layers)
+    layers = len(manifest.routing.layers)
 
     def routes(rows: int, tokens: int) -> list[Array]:
         generator = np.random.default_rng(1)
@@ -46,69 +59,70 @@ def skipping(manifest: Manifest, rate: float) -> Routes:
     return routes
 
 
-def walking(manifest: Manifest, depth: int) -> Routes:
-    """Every token takes a path of ``depth`` layers, none twice while there are others, and leaves.
+def walking(manifest: Manifest, hops: int) -> Routes:
+    """Return decisions by which every token takes a path of ``hops`` layers and then exits.
 
-    Which ones they are differs from token to token and from row to row.
+    A layer is repeated only after every layer of the pool has run. The layers differ from token to token and from row
+    to row.
 
     Returns:
-        Routes int64 [max_steps, tokens].
+        A function that gives, per row, decisions int64 [R, tokens], the layer of every hop.
 
     Raises:
-        DynexportError: for a bundle without paths, or a depth that its contract has no path of.
+        DynexportError: the bundle has no paths, or its paths cannot have this length.
     """
-    contract, layers = _paths_of(manifest), manifest.model.layers
-    _check_depth(contract, layers, depth)
+    routing, layers = _paths_of(manifest), manifest.model.layers
+    _check_hops(routing, layers, hops)
 
     def routes(rows: int, tokens: int) -> list[Array]:
         generator = np.random.default_rng(1)
         rounds = [
-            generator.permuted(np.tile(np.arange(layers), (rows, tokens, 1)), axis=2)
-            for _ in range(-(-depth // layers))
+            generator.permuted(np.tile(np.arange(layers), (rows, tokens, 1)), axis=2) for _ in range(-(-hops // layers))
         ]
-        return list(_left(contract, layers, np.concatenate(rounds, axis=2)[:, :, :depth]).transpose(0, 2, 1))
+        return list(_left(routing, layers, np.concatenate(rounds, axis=2)[:, :, :hops]).transpose(0, 2, 1))
 
     return routes
 
 
 def in_order(manifest: Manifest) -> Routes:
-    """Every token runs every layer of the pool once, in order: the sequential model.
+    """Return decisions by which every token runs each layer of the pool once, in order.
 
     Raises:
-        DynexportError: for a bundle without paths, or where no path is that long, or all are longer.
+        DynexportError: the bundle has no paths, or its paths cannot have this length.
     """
-    contract, layers = _paths_of(manifest), manifest.model.layers
+    routing, layers = _paths_of(manifest), manifest.model.layers
     try:
-        _check_depth(contract, layers, layers)
+        _check_hops(routing, layers, layers)
     except DynexportError as error:
-        raise DynexportError(f"{error}; give a dense bundle of the same model with --baseline") from error
+        raise DynexportError(f"{error}; name a bundle of the same model without routers with --baseline") from error
 
     def routes(rows: int, tokens: int) -> list[Array]:
-        path = _left(contract, layers, np.arange(layers)[None, None])[0, 0]
+        path = _left(routing, layers, np.arange(layers)[None, None])[0, 0]
         return [np.tile(path[:, None], tokens)] * rows
 
     return routes
 
 
-def _paths_of(manifest: Manifest) -> Radial:
-    if not isinstance(manifest.contract, Radial):
-        raise DynexportError(f"depths: expected a bundle of a Radial Network, found {manifest.contract.strategy}")
-    return manifest.contract
-
-
-def _check_depth(contract: Radial, layers: int, depth: int) -> None:
-    most = contract.max_steps if contract.allow_reuse else min(contract.max_steps, layers)
-    least = max(1, contract.min_steps) if contract.exit else most
-    if not is_integer(depth) or not least <= depth <= most:
+def _paths_of(manifest: Manifest) -> PathRouting:
+    if not isinstance(manifest.routing, PathRouting):
         raise DynexportError(
-            f"depth: expected {least}..{most} layers, as the contract's paths have, found {shown(depth)}"
+            f"hops: expected a bundle whose tokens take paths through a pool of layers, found "
+            f"{manifest.contract.strategy}"
         )
+    return manifest.routing
 
 
-def _left(contract: Radial, layers: int, path: Array) -> Array:
-    """Paths int64 [.., depth] as [.., max_steps]: after the last layer the token leaves."""
-    rest = contract.max_steps - path.shape[-1]
+def _check_hops(routing: PathRouting, layers: int, hops: int) -> None:
+    most = routing.hops if routing.reuse else min(routing.hops, layers)
+    least = max(1, routing.min_hops) if routing.exit else most
+    if not is_integer(hops) or not least <= hops <= most:
+        raise DynexportError(f"hops: expected {least}..{most} for this bundle's paths, found {shown(hops)}")
+
+
+def _left(routing: PathRouting, layers: int, path: Array) -> Array:
+    """Extend paths int64 [.., taken] to [.., hops] with exits."""
+    rest = routing.hops - path.shape[-1]
     return np.pad(path, [(0, 0)] * (path.ndim - 1) + [(0, rest)], constant_values=layers)
 
 
-__all__ = ["Routes", "as_routers_decide", "in_order", "skipping", "walking"]
+__all__ = ["Routes", "as_routers_decide", "every_layer", "in_order", "skipping", "walking"]

@@ -1,4 +1,4 @@
-"""One timed run of a bundle: a prompt and the decode steps after it, and what they had to read and to compute."""
+"""A timed run of a bundle: prefill and decode steps, with the bytes and FLOPs that they need."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict
 
 from dynexport.runtime.bundle.bundle import Bundle
-from dynexport.runtime.bundle.manifest import Manifest, Speedup
+from dynexport.runtime.bundle.manifest import Depth
 from dynexport.runtime.engines.registry import RunBackend
-from dynexport.runtime.execution.cache import Entries
-from dynexport.runtime.execution.decoders import open_decoder
-from dynexport.runtime.measure.cost import attended, path_bytes, path_flops, prompt_flops, realised_bytes
+from dynexport.runtime.execution.decisions import Decisions
+from dynexport.runtime.execution.executor import Executor
+from dynexport.runtime.measure.cost import flops_of_prompts, read_bytes
 from dynexport.runtime.measure.operator_times import operator_times
 from dynexport.runtime.measure.prescribed import Routes, as_routers_decide
 
@@ -22,15 +22,16 @@ WARM_UP_STEPS = 3
 
 
 class Timed(BaseModel):
-    """What one run came to.
+    """Result of one timed run.
 
     Attributes:
-        prefill_seconds: of the prompt; None where the cache held it already.
-        decode_seconds: of one step, the median.
-        bytes: that all its steps had to read, those of the warm-up left out.
-        flops: of the prompt.
-        layers: that a decoded token ran in, on average.
-        turned_away: how often a full layer had no room for a token, prompt and steps together.
+        prefill_seconds: time of the prefill; None where the cache held the prompts already.
+        decode_seconds: median time of one decode step.
+        bytes: bytes that all decode steps had to read, without the warm-up steps.
+        flops: FLOPs of the prefill.
+        layers: mean number of layers that a decoded token ran.
+        turned_away: routing decisions that were dropped because a layer's cache or capacity was full, in prefill and
+            decode steps.
     """
 
     prefill_seconds: float | None
@@ -42,13 +43,14 @@ class Timed(BaseModel):
 
 
 class Sizes(BaseModel):
-    """What all runs of a comparison have in common.
+    """Sizes and settings that all runs of a comparison share.
 
     Attributes:
-        rows: prompts that run together.
-        prompt_tokens: of each of them.
-        steps: decode steps that are timed, after some of warm-up.
-        threads, backend: as for ``engine_opener``.
+        rows: number of prompts that run together.
+        prompt_tokens: length of every prompt.
+        steps: number of timed decode steps, after the warm-up steps.
+        threads: as for ``open_backend``.
+        backend: as for ``open_backend``.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -61,101 +63,87 @@ class Sizes(BaseModel):
 
     @property
     def slots(self) -> int:
-        """Tokens of a row, from the first of its prompt to the last step."""
+        """Return the tokens of a row: prompt, warm-up steps and timed steps."""
         return self.prompt_tokens + WARM_UP_STEPS + self.steps
 
 
 class Runner:
-    """A bundle, loaded, and a cache for its runs; ``warm_up`` comes first."""
+    """A loaded bundle with a cache for timed runs; call ``warm_up`` first."""
 
     def __init__(self, bundle: Bundle, sizes: Sizes) -> None:
         self._count = sizes.steps
-        self._decoder = open_decoder(bundle, sizes.threads, backend=sizes.backend)
-        self._cache = self._decoder.cache(sizes.rows, sizes.slots, record=True)
-        self._full = bundle.speedup(1)
+        self._executor = Executor(bundle, sizes.threads, backend=sizes.backend)
+        self._cache = self._executor.full_cache(sizes.rows, sizes.slots, record=True)
+        self._full = bundle.manifest.full
 
     def warm_up(self, prompts: Array) -> None:
-        """Run these prompts, int64 [rows, tokens], and a step: engines are loaded then. All runs have these prompts."""
+        """Run the prompts of all later runs, int64 [rows, tokens], and one step, so that engines are loaded."""
         self._prompts = prompts
-        self._prefill(None)
-        self._decoder.step(self._cache, self._prompts[:, 0], self._full)
+        self._prefill(self._full, None)
+        self._executor.step(self._cache, self._prompts[:, 0], self._full)
 
-    def run(self, speedup: Speedup | None = None, routes: Routes = as_routers_decide) -> Timed:
-        """Time the prompts and the steps.
+    def run(self, depth: Depth | None = None, routes: Routes = as_routers_decide) -> Timed:
+        """Run the prompts and the decode steps, and return their times.
 
         Args:
-            speedup: which layers a step runs; None for all.
-            routes: what routers are told.
+            depth: layers that run; None for all. Routers choose among them.
+            routes: prescribed routing decisions.
         """
+        depth = depth or self._full
         told = routes(*self._prompts.shape)
         start = time.perf_counter()
-        logits = self._prefill(told)
+        logits = self._prefill(depth, told)
         seconds = time.perf_counter() - start
-        flops = _flops(self._decoder.manifest, self._cache)
-        return self._steps(logits, speedup or self._full, routes, flops, seconds)
+        return self._steps(logits, depth, routes, seconds)
 
-    def run_steps(self, speedup: Speedup) -> Timed:
-        """Time the steps only, after the prompts of the last run; of a bundle without routers."""
-        logits = np.zeros((self._cache.rows, 1), np.float32)
-        return self._steps(logits, speedup, as_routers_decide, _flops(self._decoder.manifest, self._cache), None)
+    def run_steps(self, depth: Depth) -> Timed:
+        """Run decode steps only, after the prompts of the last run; for a bundle without routers."""
+        return self._steps(np.zeros((self._cache.rows, 1), np.float32), depth, as_routers_decide, None)
 
     def operators(self) -> tuple[float, dict[str, float]]:
-        """Of a step after the last prompt, as ``operator_times``."""
-        return operator_times(self._decoder, self._cache, self._full)
+        """Return ``operator_times`` of a decode step after the last prompts."""
+        return operator_times(self._executor, self._cache, self._full)
 
-    def _prefill(self, told: list[Array] | None) -> Array:
-        self._cache.rewind()
-        return np.concatenate(self._decoder.prefill(self._cache, list(self._prompts), forced=told))
+    def _prefill(self, depth: Depth, told: list[Array] | None) -> Array:
+        for row in range(self._cache.rows):
+            self._cache.rewind(row)
+        return np.concatenate(self._executor.prefill(self._cache, list(self._prompts), depth=depth, forced=told))
 
-    def _steps(self, logits: Array, speedup: Speedup, routes: Routes, flops: int, prefill: float | None) -> Timed:
-        """Time the steps after a prompt that the cache holds; it is left as it was."""
-        cache, mark = self._cache, self._cache.mark()
-        for log in cache.logs or ():
-            log.clear()
+    def _steps(self, logits: Array, depth: Depth, routes: Routes, prefill: float | None) -> Timed:
+        """Run decode steps after the prompts in the cache; the cache is unchanged afterwards."""
+        cache, manifest = self._cache, self._executor.manifest
+        marks, entries = [cache.mark(row) for row in range(cache.rows)], cache.lengths.copy()
+        prompts = [self._decided(row) for row in range(cache.rows)]
         told = routes(cache.rows, WARM_UP_STEPS + self._count)
+        rows, depths = list(range(cache.rows)), [depth] * cache.rows
         times = []
         for step in range(WARM_UP_STEPS + self._count):
             tokens = logits.argmax(axis=-1)
             wish = None if told is None else np.stack([row[:, step] for row in told], axis=1)
             start = time.perf_counter()
-            logits = self._decoder.step(cache, tokens, speedup, forced=wish)
+            if wish is None:  # the call that a generation makes
+                logits = self._executor.decode(cache, rows, tokens.tolist(), depths, lasting=False)
+            else:
+                logits = self._executor.step(cache, tokens, depth, forced=wish)
             times.append(time.perf_counter() - start)
-        read, depths = _read(self._decoder.manifest, cache, mark[0])
+        steps = [self._decided(mark.row, since=mark.steps) for mark in marks]
+        layers = np.stack([self._executor.reader.layers_run(row) for row in steps])
         turned_away = int(cache.overflow.sum())
-        cache.restore(mark)
+        for mark in marks:
+            cache.truncate(mark.row, mark)
         return Timed(
             prefill_seconds=prefill,
             decode_seconds=statistics.median(times[WARM_UP_STEPS:]),
-            bytes=sum(read[WARM_UP_STEPS:]),
-            flops=flops,
-            layers=float(depths[WARM_UP_STEPS:].mean()),
+            bytes=sum(read_bytes(manifest, steps, entries)[WARM_UP_STEPS:]),
+            flops=flops_of_prompts(manifest, prompts),
+            layers=float(layers[:, WARM_UP_STEPS:].mean()),
             turned_away=turned_away,
         )
 
-
-def _flops(manifest: Manifest, cache: Entries) -> int:
-    """Of the prompt that the cache holds."""
-    paths = [path for log in cache.logs or () for path in log.paths]
-    if not paths:
-        return prompt_flops(manifest, cache.lengths)
-    return path_flops(manifest, cache.lengths, sum(int((path >= 0).sum()) for path in paths))
-
-
-def _read(manifest: Manifest, cache: Entries, entries: Array) -> tuple[list[int], Array]:
-    """Bytes that each of the recorded steps had to read, and layers that each row ran in, int64 [steps, rows].
-
-    Args:
-        entries: int64 [layers or steps, rows], in the cache before them.
-    """
-    logs = cache.logs or []
-    if not logs[0].paths:
-        ran = np.stack([np.concatenate(log.ran, axis=1) for log in logs], axis=2)
-        after = entries[:, None] + ran.cumsum(axis=1)
-        return [realised_bytes(manifest, ran[:, t], after[:, t]) for t in range(ran.shape[1])], ran.sum(axis=0)
-    paths = np.stack([np.concatenate(log.paths, axis=1) for log in logs], axis=2)
-    ran = (paths >= 0) & (paths < manifest.model.layers)
-    seen = [attended(manifest, paths[:, :t], entries) for t in range(1, 1 + paths.shape[1])]
-    return [path_bytes(manifest, paths[:, t], seen[t]) for t in range(paths.shape[1])], ran.sum(axis=0)
+    def _decided(self, row: int, since: int = 0) -> Decisions:
+        """Return the decisions for a row's tokens, from one piece of its log on."""
+        assert self._cache.logs is not None
+        return self._executor.reader.joined(self._cache.logs[row][since:])
 
 
 __all__ = ["WARM_UP_STEPS", "Runner", "Sizes", "Timed"]

@@ -1,4 +1,4 @@
-"""A dense twin, timed in a process of its own: two engines in one process would take the cores from each other."""
+"""A baseline in its own process: two engines in one process would compete for the cores."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ from dynexport.runtime.measure.timed_run import Runner, Sizes, Timed
 
 Array = np.ndarray
 _START = "from dynexport.runtime.measure.twin import main; main()"
-# Sizes that make two bundles the same model; parameters are not among them, as routers have some of their own.
+# Sizes that two bundles of the same model share. The parameter count is not one: routers have parameters.
 _SIZES = ("family", "layers", "hidden_size", "heads", "kv_heads", "head_dim", "vocab_size")
-# Fields of a config.json that say nothing about what the model computes with every layer for every token.
+# Fields of config.json that do not change what the model computes at full depth.
 _IRRELEVANT = frozenset({"dynexport", "_name_or_path", "transformers_version", "dtype", "torch_dtype", "use_cache"})
 
 
 class _Job(BaseModel):
-    """What to load and to run, the first line that comes on standard input."""
+    """The bundle and prompts to load: the first line on standard input."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -38,19 +38,19 @@ class _Job(BaseModel):
 
 
 class Twin:
-    """A process that holds a dense bundle, and runs it when it is asked to; idle in between.
+    """A process that holds a bundle without routers and runs it on request.
 
     Raises:
-        DynexportError: where it cannot be loaded.
+        DynexportError: the bundle cannot be loaded.
     """
 
     def __init__(self, bundle: Bundle, sizes: Sizes, prompts: Array) -> None:
         self._process = subprocess.Popen(
-            # -P: what lies in the working directory is nobody's module.
+            # -P: files of the working directory must not be imported as modules.
             [sys.executable, "-P", "-c", _START],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            start_new_session=True,  # an interrupt from the keyboard is ours, and we end it
+            start_new_session=True,  # a keyboard interrupt reaches this process only, which then ends the twin
         )
         try:
             job = _Job(bundle=bundle.path.absolute(), sizes=sizes, prompts=prompts.tolist())
@@ -66,11 +66,11 @@ class Twin:
         self._end()
 
     def run(self) -> Timed:
-        """Time the prompts and the steps."""
+        """Run the prompts and the decode steps, and return their times."""
         return Timed.model_validate(self._ask("run"))
 
     def operators(self) -> tuple[float, dict[str, float]]:
-        """Of a step after the last prompt, as ``operator_times``."""
+        """Return ``operator_times`` of a decode step after the last prompts."""
         share, operators = self._ask("operators")
         return share, operators
 
@@ -97,9 +97,9 @@ class Twin:
 
 
 def main() -> None:
-    """Load and run what comes on standard input; a line of JSON on standard output for each line."""
+    """Read requests from standard input and answer each with one line of JSON on standard output."""
     channel = os.fdopen(os.dup(1), "w", buffering=1)
-    os.dup2(2, 1)  # what libraries print must not come between our lines
+    os.dup2(2, 1)  # output that libraries print must not mix with the answers
     runner: Runner | None = None
     for line in sys.stdin:
         result: Any = None
@@ -119,13 +119,13 @@ def main() -> None:
 
 
 def check_twin(bundle: Bundle, baseline: Bundle, sizes: Sizes) -> None:
-    """Raise DynexportError for a baseline that is not the same model with every layer for every token."""
+    """Raise DynexportError unless the baseline is the same model without routers."""
     checked_kind("baseline", baseline, Bundle, "an opened Bundle (Bundle.open)")
     ours, other = bundle.manifest, baseline.manifest
-    if other.has_routers:
+    if other.routing is not None:
         raise DynexportError(
-            f"baseline: {baseline.path}: strategy: expected every layer for every token, dense or unified-skip, found "
-            f"{other.contract.strategy}; convert the model with --strategy dense"
+            f"baseline: {baseline.path}: strategy: expected one without routers, which runs every layer for every "
+            f"token, found {other.contract.strategy}; convert the model with --strategy dense"
         )
     if sizes.slots > other.model.max_length:
         raise DynexportError(
@@ -135,17 +135,17 @@ def check_twin(bundle: Bundle, baseline: Bundle, sizes: Sizes) -> None:
         if expected != found:
             raise DynexportError(
                 f"baseline: {baseline.path}: {name}: expected {shown(expected)} as in {bundle.path}, found "
-                f"{shown(found)}; name a dense bundle of the same model"
+                f"{shown(found)}; name a bundle of the same model"
             )
 
 
 def _compared(ours: Manifest, other: Manifest) -> list[tuple[str, Any, Any]]:
-    """Name, value and the other's value of all that has to be the same."""
+    """Return (name, value, the other's value) of everything that must be equal."""
     pairs = [(name, getattr(ours, name), getattr(other, name)) for name in ("target", "precision")]
     pairs += [(name, getattr(ours.model, name), getattr(other.model, name)) for name in _SIZES]
     pairs += [("FLOPs of a layer", ours.cost.layer_flops, other.cost.layer_flops)]
     pairs += [("bytes of the head", ours.cost.shared, other.cost.shared)]
-    if ours.source.importer == other.source.importer:  # an importer writes fields of its own
+    if ours.source.importer == other.source.importer:  # every importer writes its own fields
         mine, its = ours.source.config, other.source.config
         names = sorted((mine.keys() | its.keys()) - _IRRELEVANT)
         pairs += [(f"config.json: {name}", mine.get(name), its.get(name)) for name in names]

@@ -12,9 +12,9 @@ from typing import Any
 
 from dynexport.runtime.bundle.checks import checked_kind, checked_list
 from dynexport.runtime.bundle.errors import DynexportError, told_as
+from dynexport.runtime.bundle.text_files import TEMPLATE_FILE
 from dynexport.runtime.text import template_process
 
-TEMPLATE_FILE = "chat_template.jinja"
 _LARGEST_TEMPLATE = 1 << 20  # characters
 SECONDS = 10  # of processor time; what a template is meant for takes a thousandth
 # What a message's reasoning has been called; templates read the first, gpt-oss's the second.

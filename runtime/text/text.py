@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
@@ -12,11 +11,9 @@ from tokenizers import Tokenizer
 from dynexport.runtime.bundle.bundle import Bundle
 from dynexport.runtime.bundle.checks import checked_kind, checked_list
 from dynexport.runtime.bundle.errors import DynexportError, told_as
-from dynexport.runtime.text.chat_template import TEMPLATE_FILE, ChatTemplate, named_templates
-
-TOKENIZER_FILE = "tokenizer.json"
-CONFIG_FILE = "tokenizer_config.json"
-TEXT_FILES = (TOKENIZER_FILE, CONFIG_FILE, TEMPLATE_FILE)
+from dynexport.runtime.bundle.json_text import parse_json_object
+from dynexport.runtime.bundle.text_files import CONFIG_FILE, TEMPLATE_FILE, TEXT_FILES, TOKENIZER_FILE
+from dynexport.runtime.text.chat_template import ChatTemplate, named_templates
 
 _SPECIAL_NAMES = (
     "bos_token",
@@ -61,6 +58,7 @@ class Text:
         self._chat_template = chat_template
         self._special_tokens = _special_tokens(config)
         self._special_ids: frozenset[int] = frozenset()
+        self._known: set[int] = set()
         self.cleans_up = bool(config.get("clean_up_tokenization_spaces"))
         if tokenizer is not None:
             tokenizer.no_truncation()  # a stored limit would cut a long prompt without a word
@@ -89,7 +87,7 @@ class Text:
         if TOKENIZER_FILE in files:
             with told_as(f"{TOKENIZER_FILE}: cannot be loaded by the tokenizers library"):
                 tokenizer = Tokenizer.from_str(files[TOKENIZER_FILE].decode("utf-8"))
-        config = _read_config(files.get(CONFIG_FILE, b"{}"))
+        config = parse_json_object(files.get(CONFIG_FILE, b"{}"), CONFIG_FILE)
         templates = named_templates(config.get("chat_template"), CONFIG_FILE)
         if TEMPLATE_FILE in files:
             with told_as(f"{TEMPLATE_FILE}: expected UTF-8 text"):
@@ -162,8 +160,13 @@ class Text:
         tokenizer = self._require_tokenizer()
         if skip_special_tokens and token_id in self._special_ids:
             return True
+        if token_id in self._known:  # of those that came before, most do again
+            return False
         with told_as(f"{TOKENIZER_FILE}: cannot look up token id {token_id}"):
-            return tokenizer.id_to_token(token_id) is None
+            found = tokenizer.id_to_token(token_id) is not None
+        if found:
+            self._known.add(token_id)
+        return not found
 
     def _require_template(self) -> ChatTemplate:
         if self._chat_template is None:
@@ -260,6 +263,9 @@ class StopStrings:
     """Cuts streamed text before the first stop string, wherever the pieces are split.
 
     The first is the one that is complete first; of those that end together, the longest.
+
+    Attributes:
+        found: the stop string that was found; None as long as none was.
     """
 
     def __init__(self, stops: Sequence[str]) -> None:
@@ -275,22 +281,20 @@ class StopStrings:
             raise DynexportError("stop: expected non-empty strings, found an empty one")
         self._stops = tuple(stops)
         self._held = ""
-        self._stopped = False
+        self.found: str | None = None
 
     def push(self, text: str) -> tuple[str, bool]:
         """Take a piece; return the text that no stop string can claim any more, and whether a stop was found.
 
         After a stop was found every push returns ``("", True)``.
         """
-        if self._stopped:
+        if self.found is not None:
             return "", True
         self._held += text
-        found = [
-            (self._held.find(stop) + len(stop), self._held.find(stop)) for stop in self._stops if stop in self._held
-        ]
-        if found:
-            self._stopped = True
-            return self._release(min(found)[1], drop_rest=True), True
+        starts = ((self._held.find(stop), stop) for stop in self._stops)
+        if found := [(start + len(stop), start, stop) for start, stop in starts if start >= 0]:
+            _, start, self.found = min(found)
+            return self._release(start, drop_rest=True), True
         return self._release(len(self._held) - self._undecided()), False
 
     def finish(self) -> str:
@@ -320,14 +324,6 @@ def _check_utf8(text: str) -> None:
         raise DynexportError(
             f"text: expected UTF-8, found {text[error.start]!a} after {error.start} characters, which is no character"
         ) from error
-
-
-def _read_config(content: bytes) -> dict[str, Any]:
-    with told_as(f"{CONFIG_FILE}: expected a JSON object"):
-        config = json.loads(content)
-    if not isinstance(config, dict):
-        raise DynexportError(f"{CONFIG_FILE}: expected a JSON object, found {type(config).__name__}")
-    return config
 
 
 def _special_tokens(config: Mapping[str, Any]) -> dict[str, str]:

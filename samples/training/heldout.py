@@ -14,10 +14,11 @@ from numpy.typing import NDArray
 from recipes import LAYERS, WINDOW
 
 from dynexport.exporter.checkpoint import Checkpoint
-from dynexport.exporter.reference import Reference, unified_skip_runs
-from dynexport.exporter.reference.mod import ModReference, RowRoutes, top_k
-from dynexport.exporter.reference.radial import RadialReference
+from dynexport.exporter.reference import Reference, RowRoutes
+from dynexport.exporter.strategies.mod.reference import ModReference, top_k
+from dynexport.exporter.strategies.radial.reference import RadialReference
 from dynexport.exporter.strategies.unified_skip import kept_layers
+from dynexport.exporter.strategies.unified_skip.reference import unified_skip_runs
 from dynexport.runtime.bundle.contract import Mod, Radial, UnifiedSkip, parse_contract
 
 Rows = list[list[int]]

@@ -15,10 +15,11 @@ import torch
 from cost import TRAINING, forward_flops
 from torch.nn.functional import cross_entropy
 
-from dynexport.exporter.reference import mod_training, radial_training
-from dynexport.exporter.reference.mod import top_k_count
-from dynexport.exporter.reference.mod_training import add_routers, auxiliary_loss, top_k_routing
-from dynexport.exporter.reference.radial_training import (
+from dynexport.exporter.strategies.mod import training as mod_training
+from dynexport.exporter.strategies.mod.reference import top_k_count
+from dynexport.exporter.strategies.mod.training import add_routers, auxiliary_loss, top_k_routing
+from dynexport.exporter.strategies.radial import training as radial_training
+from dynexport.exporter.strategies.radial.training import (
     Step,
     add_router,
     distillation_loss,

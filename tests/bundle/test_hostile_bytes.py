@@ -16,12 +16,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.numpy import load_file
 
-from dynexport.exporter.bundle.conversion import read_contract
+from dynexport.exporter.bundle.contract import read_contract
 from dynexport.exporter.checkpoint import open_checkpoint
 from dynexport.exporter.checkpoint.sizes import check_sizes
 from dynexport.exporter.families import read_architecture
 from dynexport.exporter.strategies import strategies
-from dynexport.runtime import Bundle, DynexportError, Generator
+from dynexport.runtime import Bundle, DynexportError, Model
 
 few = settings(
     max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
@@ -115,7 +115,7 @@ def use_checkpoint(path: Path) -> None:
         checkpoint.read(name)
     architecture = read_architecture(checkpoint.config)
     contract = read_contract(checkpoint)
-    strategies()[contract.strategy].speedups(contract, architecture.layers)
+    strategies()[contract.strategy].depths(contract, architecture.layers)
 
 
 @few
@@ -162,4 +162,4 @@ def test_manifest(skip_bundle: Path, tmp_path: Path, data: st.DataObject) -> Non
     else:
         changed = json.dumps(data.draw(changed_json(json.loads(content)))).encode()
     (bundle / "manifest.json").write_bytes(changed)
-    read_or_refused(lambda: Generator(Bundle.open(bundle), threads=1).generate([[1, 2, 3]], max_new_tokens=2))
+    read_or_refused(lambda: Model(Bundle.open(bundle), threads=1).generate([[1, 2, 3]], max_new_tokens=2))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 from collections.abc import Callable
@@ -12,11 +11,12 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
-from bundles import change_manifest, copied, dynexport, error_of, replace_file
+from bundles import CONFORMANCE, change_manifest, copied, dynexport, error_of, replace_file
 from onnx import TensorProto, helper
 
 from dynexport.exporter.bundle import writer as bundle_writer
-from dynexport.runtime import Bundle, DynexportError, Generator
+from dynexport.exporter.bundle.conversion import convert
+from dynexport.runtime import Bundle, DynexportError, Model
 from dynexport.runtime.bundle import bundle as bundle_module
 from dynexport.runtime.bundle.manifest import Manifest
 from dynexport.runtime.text.text import Text
@@ -27,7 +27,7 @@ Change = Callable[[dict[str, Any]], object]
 def refusal(bundle: Path) -> str:
     """What opening and running it says, which must be one line without the traceback of another error."""
     with pytest.raises(DynexportError) as caught:
-        Generator(Bundle.open(bundle), threads=1).generate([[1, 2, 3]], max_new_tokens=2)
+        Model(Bundle.open(bundle), threads=1).generate([[1, 2, 3]], max_new_tokens=2)
     message = str(caught.value)
     assert message.isprintable() and len(message) < 1000
     return message
@@ -37,6 +37,11 @@ def _key(fields: dict[str, Any]) -> dict[str, Any]:
     """The input that is the first layer's key cache."""
     inputs = fields["graphs"][0]["inputs"]
     return next(spec for spec in inputs if spec["name"] == "past_key_values.0.key")
+
+
+def _cached(fields: dict[str, Any]) -> dict[str, Any]:
+    """The same, as the caches describe it."""
+    return fields["caches"][0]["parts"]["key"]
 
 
 def _key_shape(fields: dict[str, Any]) -> list[Any]:
@@ -121,7 +126,7 @@ def test_what_is_loaded_is_what_was_opened(
 ) -> None:
     monkeypatch.setattr("dynexport.runtime.bundle.bundle._HASHED_WHEN_OPENED", 10_000)
     opened = Bundle.open(bundle)
-    loaded, lazy, text = Generator(opened, threads=1), Generator(opened, threads=1), Text.of_bundle(opened)
+    loaded, lazy, text = Model(opened, threads=1), Model(opened, threads=1), Text.of_bundle(opened)
     before = loaded.generate([[1, 2, 3]], max_new_tokens=3)[0].ids
     change(bundle, other)
     for late in (lambda: lazy.generate([[1, 2, 3]], max_new_tokens=3), opened.check):
@@ -166,17 +171,18 @@ def test_a_file_that_the_manifest_does_not_list_is_not_used(bundle: Path) -> Non
     assert not Text.of_bundle(Bundle.open(bundle)).has_tokenizer
 
 
-@pytest.mark.parametrize("version", [0, 2, "1", None, -1, [1], "x" * 1000])
+@pytest.mark.parametrize("version", [0, 1, 3, "2", None, -1, [2], "x" * 1000])
 def test_other_schema_versions(bundle: Path, version: object) -> None:
     change_manifest(bundle, lambda fields: fields.update(schema_version=version))
     message = refusal(bundle)
-    assert "schema_version: expected 1, found " in message
-    assert ("update" if version == 2 else "convert the model again") in message
+    assert "schema_version: expected 2, found " in message
+    assert "\n" not in message
+    assert ("update" if version == 3 else "convert the model again") in message
 
 
 def test_no_schema_version(bundle: Path) -> None:
     change_manifest(bundle, lambda fields: fields.pop("schema_version"))
-    assert "schema_version: expected 1, found None; convert the model again" in refusal(bundle)
+    assert "schema_version: expected 2, found None; convert the model again" in refusal(bundle)
 
 
 @pytest.mark.parametrize(
@@ -192,7 +198,7 @@ def test_a_manifest_that_is_not_json(bundle: Path, content: bytes) -> None:
 @pytest.mark.parametrize("content", [b"[]", b"null", b"3", b'"x"'])
 def test_a_manifest_that_is_no_object(bundle: Path, content: bytes) -> None:
     (bundle / "manifest.json").write_bytes(content)
-    assert "manifest.json: schema_version: expected 1, found None" in refusal(bundle)
+    assert "manifest.json: schema_version: expected 2, found None" in refusal(bundle)
 
 
 def test_a_manifest_of_endless_size(bundle: Path) -> None:
@@ -219,12 +225,19 @@ DAMAGED: dict[str, tuple[Change, str]] = {
     "no layers": (lambda f: f["model"].update(layers=0), "model.layers: "),
     "endless layers": (lambda f: f["model"].update(layers=2**31 - 1), "cost.layers: expected 2147483647"),
     "another contract": (lambda f: f["contract"].update(strategy="guess"), "contract: "),
-    "kept layers that are not there": (lambda f: f["speedups"][0].update(keep=[0, 8]), "keep of speedup 2: expected"),
-    "kept layers twice": (lambda f: f["speedups"][0].update(keep=[0, 0]), "keep of speedup 2: expected ascending"),
-    "no kept layers": (lambda f: f["speedups"][0].update(keep=[]), "speedups.0.keep: "),
-    "a ratio twice": (lambda f: f["speedups"].append(f["speedups"][0]), "speedups: expected a name for each"),
+    "kept layers that are not there": (lambda f: f["depths"][0].update(keep=[0, 8]), "keep of depth 2: expected"),
+    "kept layers twice": (lambda f: f["depths"][0].update(keep=[0, 0]), "keep of depth 2: expected ascending"),
+    "no kept layers": (lambda f: f["depths"][0].update(keep=[]), "depths.0.keep: "),
+    "a ratio twice": (lambda f: f["depths"].append(f["depths"][0]), "depths: expected a name for each"),
     "graph layers": (lambda f: f["graphs"][0].update(layers=[-1]), "layers of graph model: expected"),
-    "positions": (lambda f: f.update(key_positions=[8]), "key_positions: expected ascending layers 0..7"),
+    "layers of prompts": (lambda f: f["depths"][0].update(prompt=[8]), "prompt of depth 2: expected ascending layers"),
+    "a depth that is everyone's": (lambda f: f["depths"][0].update(name="full"), "depths: expected other names than"),
+    "no program": (lambda f: f.update(programs=f["programs"][:1]), "programs: no graph for the phase "),
+    "another place": (lambda f: f["caches"][0].update(place=8), "caches: expected the places 0..7, found others"),
+    "a cache too few": (lambda f: f["caches"].pop(), "caches: expected one for each of 8 layers, found 7"),
+    "no values": (lambda f: f["caches"][0]["parts"].pop("value"), "cache 0: value: expected 2 heads of 8 as in model"),
+    "a part that is not there": (lambda f: _key(f).update(name="past_key_values.0.step"), "0.step: expected a cache's"),
+    "a place that is not there": (lambda f: _key(f).update(name="past_key_values.9.key"), "9.key: expected a cache's"),
     "free of cost": (lambda f: f["cost"].update(shared=0), "cost.shared: "),
     "no source": (lambda f: f["source"].pop("model"), "source.model: Field required"),
     "a hash that is none": (lambda f: f["files"]["model.data"].update(sha256="x"), "files.model.data.sha256: "),
@@ -234,11 +247,23 @@ DAMAGED: dict[str, tuple[Change, str]] = {
     "an input that is not there": (lambda f: f["graphs"][0]["inputs"].pop(), "expected the inputs that the manifest"),
     "other heads": (
         lambda f: _key_shape(f).__setitem__(1, 1),
-        "expected 2 heads of 8 as in model, found ['B', 1, 'M', 8]",
+        "past_key_values.0.key: expected float ['B', 2, 'M', 8] as in caches, found float ['B', 1, 'M', 8]",
     ),
     "other head size": (lambda f: f["model"].update(head_dim=16), "expected 2 heads of 16 as in model"),
-    "a dimension that nobody knows": (lambda f: _key_shape(f).__setitem__(2, "Q"), "expected a dimension of B, "),
-    "another type of cache": (lambda f: _key(f).update(dtype="float16"), "Unexpected input data type"),
+    "a dimension that nobody knows": (
+        lambda f: _key_shape(f).__setitem__(2, "Q"),
+        "as in caches, found float ['B', 2,",
+    ),
+    "another type of cache": (
+        lambda f: _key(f).update(dtype="float16"),
+        "as in caches, found float16 ['B', 2, 'M', 8]",
+    ),
+    "other heads of caches": (
+        lambda f: _cached(f)["shape"].__setitem__(1, 1),
+        "cache 0: key: expected 2 heads of 8 as in model, found ['B', 1, 'M', 8]",
+    ),
+    "another dimension of caches": (lambda f: _cached(f)["shape"].__setitem__(2, "Q"), "caches.0.parts.key.shape.2"),
+    "another type of caches": (lambda f: _cached(f).update(dtype="float16"), "expected float16 ['B', 2, 'M', 8] as in"),
 }
 
 
@@ -368,17 +393,19 @@ def test_text_files_that_are_none(bundle: Path, name: str) -> None:
 
 def test_the_ratios_of_a_bundle(bundle: Path) -> None:
     opened = Bundle.open(bundle)
-    (declared,) = opened.manifest.speedups
-    assert [opened.speedup(wanted) for wanted in (None, 2, "2", 2.0, "2.0")] == [declared] * 5
-    assert [opened.speedup(wanted).name for wanted in (1, "1", 1.0, "dense")] == ["dense"] * 4
+    (declared,) = opened.manifest.depths
+    assert [opened.depth(wanted) for wanted in (None, 2, "2", 2.0, "2.0")] == [declared] * 5
+    assert [opened.depth(wanted).name for wanted in (1, "1", 1.0, "full")] == ["full"] * 4
     for wanted in (0, -1, 3, "nan", float("inf"), "", "two"):
-        with pytest.raises(DynexportError, match=f"speedup: expected 1, 2; found {wanted}"):
-            opened.speedup(wanted)
+        with pytest.raises(DynexportError, match=f"depth: expected 1, 2; found {wanted}"):
+            opened.depth(wanted)
 
 
-def test_a_bundle_says_whether_its_model_was_trained_for_its_strategy(bundle: Path) -> None:
-    manifest = json.loads((bundle / "manifest.json").read_text())
-    assert Bundle.open(bundle).manifest.trained_for_its_strategy
-    del manifest["source"]["config"]["dynexport"]
-    (bundle / "manifest.json").write_text(json.dumps(manifest))
-    assert not Bundle.open(bundle).manifest.trained_for_its_strategy
+def test_a_bundle_says_whether_its_model_was_trained_for_its_strategy(bundle: Path, tmp_path: Path) -> None:
+    manifest = Bundle.open(bundle).manifest
+    assert manifest.trained and [depth.trained for depth in manifest.depths] == [True] and manifest.full.trained
+    for name, options in (("other", {"speedups": [1.5, 2]}), ("plain", {"strategy": "dense"})):
+        convert(CONFORMANCE / "skip-2x", tmp_path / name, golden=False, **options)
+    other, plain = (Bundle.open(tmp_path / name).manifest for name in ("other", "plain"))
+    assert other.trained and {depth.name: depth.trained for depth in other.depths} == {"1.5": False, "2": True}
+    assert not plain.trained

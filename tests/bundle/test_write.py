@@ -21,7 +21,7 @@ from bundles import CONFORMANCE, contents, environment
 from dynexport.exporter.bundle import writer as bundle_writer
 from dynexport.exporter.bundle.conversion import convert
 from dynexport.exporter.bundle.writer import replacing
-from dynexport.runtime import Bundle, DynexportError, Generator
+from dynexport.runtime import Bundle, DynexportError, Model
 from dynexport.runtime.bundle.atomic import PART_PATTERN, part_directory
 from dynexport.runtime.bundle.manifest import MANIFEST
 
@@ -59,7 +59,7 @@ def test_a_convert_that_is_ended_in_the_middle(bundle: Path, number: int, code: 
         _, error = process.communicate(timeout=30)
     assert (process.returncode, error.strip()) == (code, said)
     assert contents(bundle) == before
-    assert len(Generator(Bundle.open(bundle), threads=1).generate([[1]], max_new_tokens=2)[0].ids) == 2
+    assert len(Model(Bundle.open(bundle), threads=1).generate([[1]], max_new_tokens=2)[0].ids) == 2
     if number == signal.SIGKILL:
         assert len(siblings(bundle)) == 1
         convert(CONFORMANCE / "dense", bundle, golden=False)

@@ -133,7 +133,7 @@ def test_inspect_shows_the_routing_and_a_routed_cache(routed: Path) -> None:
         "decision router, probability > 0.5",
         "prompts routed by the same rule",
         # Two layers of 256 slots and two of 64 and one for what is not counted, 128 bytes each.
-        "cache 82.2 KB for a full context, 0.63x of dense; 64 entries in a routed layer, overflow: residual",
+        "cache 82.2 KB for a full context, 0.63x of full depth's; 64 entries in a routed layer, overflow: residual",
         "caches of layer 0 and of routed layer 1; the others alike",
         "past_key_values.0.key input float B x 2 x M x 8",
         "past_key_values.1.key input float B x 2 x M_routed x 8",
@@ -144,11 +144,12 @@ def test_inspect_shows_the_routing_and_a_routed_cache(routed: Path) -> None:
 
 def test_the_report_of_inspect(routed: Path, dense_bundle: Path) -> None:
     report = dynexport("inspect", routed, "--json", "-").report
-    assert (report["cache_bytes"], report["cache_of_dense"]) == (2 * (256 + 65) * 128, (256 + 65) / 512)
-    assert report["routed"] == {"layers": [1, 3], "slots": 64, "slack": 1, "chunk": None}
+    assert (report["cache_bytes"], report["cache_share"]) == (2 * (256 + 65) * 128, (256 + 65) / 512)
+    assert report["routing"] == {"kind": "layers", "layers": [1, 3], "overflow": "residual"}
+    assert [(cache["most"], cache["slack"]) for cache in report["caches"]] == [(None, 0), (64, 1)] * 2
     assert report["importer"] is None
     report = dynexport("inspect", dense_bundle, "--json", "-").report
-    assert (report["cache_of_dense"], report["routed"]) == (1.0, None)
+    assert (report["cache_share"], report["routing"]) == (1.0, None)
 
 
 @pytest.mark.parametrize(
@@ -162,7 +163,7 @@ def test_the_report_of_inspect(routed: Path, dense_bundle: Path) -> None:
         ),
         (
             {"cache": {"capacity": 0.5, "overflow": "error"}},
-            "0.75x of dense; 128 entries in a routed layer, overflow: error",
+            "0.75x of full depth's; 128 entries in a routed layer, overflow: error",
         ),
     ],
 )
@@ -179,11 +180,11 @@ def test_eval_has_one_row_with_the_depth_that_was_realised(routed: Path, text: P
     ran = dynexport("eval", routed, *arguments, "--json", "-")
     (row,) = ran.report["results"]
     assert (row["name"], row["layers"]) == ("routed", 4) and 2 < row["depth"] < 4
-    assert f"routed │ 4 │ {row['depth']:.2f}" in " ".join(ran.err.split()) and "against dense" not in ran.err
+    assert f"routed │ 4 of 4 │ {row['depth']:.2f}" in " ".join(ran.err.split()) and "against" not in ran.err
     results = dynexport("eval", skip_bundle, *arguments, "--json", "-").report["results"]
-    assert [(row["name"], row["depth"]) for row in results] == [("dense", 8.0), ("2", 4.0)]
+    assert [(row["name"], row["depth"]) for row in results] == [("full", 8.0), ("2", 4.0)]
 
 
 def test_eval_without_a_step_shows_no_depth(routed: Path, text: Path) -> None:
     arguments = ["--window", 5, "--prompt-tokens", 4, "--max-tokens", 5, "--threads", 1]
-    assert "routed 4 - " in words(dynexport("eval", routed, "--text", text, *arguments))
+    assert "routed 4 of 4 - " in words(dynexport("eval", routed, "--text", text, *arguments))

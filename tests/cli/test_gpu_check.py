@@ -49,7 +49,7 @@ def test_no_gpu() -> None:
 
 def test_samples_that_are_not_there(machine: Machine, tmp_path: Path) -> None:
     line = error_of(dynexport("gpu-check", "--samples", tmp_path))
-    assert "expected a checkpoint dense, found none; say where with --samples" in line
+    assert "expected a checkpoint dense, found none; name their directory with --samples" in line
 
 
 def test_every_outcome_is_told(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -90,7 +90,7 @@ def test_engines_are_built_verified_and_measured(
     verified, measured = Check("verify", run.verified).outcome(), Check("bench", run.measured).outcome()
     assert verified.state == "passed" and "engines for 8.9 in " in verified.found, verified
     assert "checks against PyTorch" in verified.found
-    assert measured.state == "passed" and "a dense step " in measured.found and "efficiency" in measured.found
+    assert measured.state == "passed" and "a step at full depth " in measured.found and "efficiency" in measured.found
     Bundle.open(tmp_path / "bundle")
     assert machine.trt.refitted == []
     options = {"precision": "fp32"}

@@ -48,7 +48,7 @@ def test_a_reader_that_has_seen_enough(skip_bundle: Path, arguments: list[str]) 
     ("redirected", "expected"),
     [
         (">/dev/full", (2, "error: standard output: expected a place to write, found: No space left on device\n")),
-        (">&- <&-", (2, "error: standard output: expected a place to write, found it closed; /dev/null takes what ")),
+        (">&- <&-", (2, "error: standard output: expected a place to write, found it closed; redirect it to ")),
         ("--chat <&- 2>&- --json -", (0, "")),
     ],
 )

@@ -51,13 +51,13 @@ def test_the_table_and_the_command_that_skips(model: Path, text: Path, tmp_path:
         assert f"{name}median R/x" in shown
     order = sorted(range(8), key=lambda i: report["layers"][i]["influence"])
     assert report["skipped"] == sorted(order[:4]) and report["kept"] == sorted(order[4:])
-    assert "4 of 8 layers stay; skipped, as those of the least block influence: " in shown
-    assert "That says nothing about quality" in shown
+    assert "4 of 8 layers kept; skipped (least block influence): " in shown
+    assert "This does not measure quality" in shown
     assert report["convert"] == ran.out.splitlines()[-1]
     arguments = [str(tmp_path / "b") if word == "BUNDLE" else word for word in shlex.split(report["convert"])]
     assert arguments[:3] == ["dynexport", "convert", str(model)]
     assert dynexport(*arguments[1:], "--no-golden").code == 0
-    assert list(Bundle.open(tmp_path / "b").speedup("keep").keep) == report["kept"]
+    assert list(Bundle.open(tmp_path / "b").depth("keep").keep) == report["kept"]
 
 
 def test_json_on_standard_output_is_alone_there_and_finite(model: Path, text: Path) -> None:
@@ -70,7 +70,7 @@ def test_json_on_standard_output_is_alone_there_and_finite(model: Path, text: Pa
     assert sorted(layer["skip_order"] for layer in report["layers"]) == list(range(8))
 
 
-@pytest.mark.parametrize(("skip", "said"), [(0, "8 of 8 layers stay; none skipped"), (7, "1 of 8 layers stay")])
+@pytest.mark.parametrize(("skip", "said"), [(0, "8 of 8 layers kept; none skipped"), (7, "1 of 8 layers kept")])
 def test_skip(model: Path, text: Path, skip: int, said: str) -> None:
     ran = dynexport("profile", model, "--text", text, *SIZES, "--skip", skip, "--json", "-")
     assert said in ran.err and len(ran.report["skipped"]) == skip

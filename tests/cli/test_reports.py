@@ -36,14 +36,12 @@ def commands(skip_bundle: Path, text: Path, tmp_path_factory: pytest.TempPathFac
 
 
 CHECKS: dict[str, Callable[[Any], bool]] = {
-    "convert": lambda r: (
-        (r["strategy"], r["golden_rows"], r["speedups"][0]["keep"]) == ("unified-skip", 0, [0, 2, 4, 7])
-    ),
+    "convert": lambda r: (r["strategy"], r["golden_rows"], r["depths"][0]["keep"]) == ("unified-skip", 0, [0, 2, 4, 7]),
     "inspect": lambda r: (r["model"]["layers"], r["cache_bytes_per_token"]) == (8, 8 * 2 * 2 * 8 * 4),
     "doctor": lambda r: all(r["kernels"].values()) and bool(r["packages"]["onnxruntime"]),
     "run": lambda r: (len(r["ids"]), r["finish_reason"], r["speedup"]) == (4, "length", "2"),
-    "eval": lambda r: [(row["name"], row["tokens"]) for row in r["results"]] == [("dense", 48), ("2", 48)],
-    "bench": lambda r: [row["name"] for row in r["results"]] == ["dense", "2"],
+    "eval": lambda r: [(row["name"], row["tokens"]) for row in r["results"]] == [("full", 48), ("2", 48)],
+    "bench": lambda r: [row["name"] for row in r["results"]] == ["full", "2"],
 }
 
 
@@ -101,12 +99,12 @@ def test_a_bundle_says_whether_it_has_a_tokenizer(skip_bundle: Path, ids_bundle:
 
 def test_the_tables_of_doctor() -> None:
     out = good(dynexport("doctor"))
-    assert "GroupQueryAttention there" in out and "onnxruntime 1." in out and "MISSING" not in out
+    assert "GroupQueryAttention available" in out and "onnxruntime 1." in out and "missing; fix" not in out
 
 
 def test_the_table_of_eval(commands: dict[str, list[Any]]) -> None:
     out = good(dynexport(*commands["eval"]))
-    assert "Perplexity on text.txt, 48 decoded tokens" in out and "dense 8 " in out and "2 4 " in out
+    assert "Perplexity on text.txt, 48 decoded tokens" in out and "full 8 of 8 8.00" in out and "2 4 of 8 4.00" in out
 
 
 def test_the_table_of_bench(commands: dict[str, list[Any]]) -> None:
@@ -114,6 +112,7 @@ def test_the_table_of_bench(commands: dict[str, list[Any]]) -> None:
     assert ran.code == 0 and "warning: 2: ratios that may not repeat: fewer than 3 repetitions" in ran.err
     out = " ".join(ran.out.replace("│", " ").split())
     assert "fp32, batch 1, 4 prompt tokens, 2 decode steps, medians of 1 repetitions" in out
+    assert "full 8 of 8 " in out and "2 4 of 8 " in out
     assert "1.00x 1.00x 1.00" in out and "inside the engine; of that" in out
 
 
@@ -124,7 +123,7 @@ def test_a_checkpoint_that_was_not_trained_to_skip_is_warned_about(
     ran = dynexport("convert", CONFORMANCE / "dense", *arguments)
     assert ran.code == 0 and "warning: this checkpoint does not declare that it was trained to skip" in ran.err
     bundle = copied(skip_bundle, tmp_path / "c")
-    change_manifest(bundle, lambda fields: fields["source"]["config"].pop("dynexport"))
+    change_manifest(bundle, lambda fields: fields["depths"][0].update(trained=False))
     ran = dynexport("eval", bundle, "--text", text, "--window", 16, "--prompt-tokens", 4, "--max-tokens", 16)
     assert ran.code == 0 and "warning: this checkpoint does not declare" in ran.err
 
@@ -146,6 +145,9 @@ def test_run_takes_the_ratio_that_it_is_told(ids_bundle: Path) -> None:
         ran = dynexport("run", ids_bundle, "--ids", "5", "--speedup", ratio, "--max-new-tokens", 2, "--json", "-")
         kept[ratio] = ran.report["layers"]
     assert [len(layers) for layers in kept.values()] == [8, 4, 5, 5]
+    for depth, layers in (("full", 8), ("1.5", 5)):
+        ran = dynexport("run", ids_bundle, "--ids", "5", "--depth", depth, "--max-new-tokens", 2, "--json", "-")
+        assert (ran.report["speedup"], len(ran.report["layers"])) == (depth, layers)
 
 
 def test_run_samples_by_its_seed(skip_bundle: Path) -> None:
@@ -157,7 +159,7 @@ def test_run_samples_by_its_seed(skip_bundle: Path) -> None:
 
 def test_run_stops_at_the_end_of_the_context(ids_bundle: Path) -> None:
     ran = dynexport("run", ids_bundle, "--ids", ",".join(["1"] * 23), "--json", "-")
-    assert (len(ran.report["ids"]), ran.report["finish_reason"]) == (2, "context")
+    assert (len(ran.report["ids"]), ran.report["finish_reason"]) == (2, "length")
 
 
 def test_chat_with_one_message(skip_bundle: Path) -> None:
@@ -184,9 +186,15 @@ def test_chat_with_nothing_to_answer(skip_bundle: Path) -> None:
 
 
 def test_inspect_names_the_operators_that_may_become_plugins(tmp_path: Path) -> None:
-    bundle, arguments = tmp_path / "bundle", ["--target", "tensorrt", "--plugins", "--no-golden"]
+    bundle, arguments = tmp_path / "bundle", ["--target", "tensorrt", "--plugins", "--no-golden", "--dtype", "fp16"]
     assert dynexport("convert", CONFORMANCE / "mod-topk", *arguments, "-o", bundle).code == 0
     assert "CapacityTopK x2" in good(dynexport("inspect", bundle))
-    told = json.loads(dynexport("inspect", bundle, "--json", "-").out)["operators"]
+    report = json.loads(dynexport("inspect", bundle, "--json", "-").out)
+    assert report["precision"] == "fp16"
+    assert [(program["phase"], program["graph"]) for program in report["programs"]] == [
+        ("prompt", "model"),
+        ("decode", "decode"),
+    ]
+    told = report["operators"]
     assert told["model"]["ours"] == {"CapacityTopK": 2, "GatedScatterAdd": 2} and told["decode"]["ours"] == {}
     assert told["model"]["nodes"] > told["decode"]["nodes"] > 100

@@ -56,7 +56,7 @@ def test_a_damaged_bundle_fails_with_exit_code_1(damaged: Path, against: list[ob
     report = json.loads((tmp_path / "report.json").read_text())
     assert report["passed"] is False and not all(check["passed"] for check in report["checks"])
     if against:
-        assert "the first layer whose output departs: 3" in ran.out
+        assert "first layer whose output diverges: 3" in ran.out
 
 
 def test_another_model_is_not_compared(verifiable: Path) -> None:

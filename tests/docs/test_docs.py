@@ -6,14 +6,12 @@ import importlib
 import re
 import shlex
 import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-sys.path.insert(0, str(ROOT / "samples"))
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), *(ROOT / "samples").rglob("*.md")])
 TEXT = (
     "Once upon a time the river had been rising since morning, and by noon the lower fields were under water. "
@@ -41,7 +39,7 @@ def run_python(code: str, capsys: pytest.CaptureFixture[str]) -> str:
     return capsys.readouterr().out
 
 
-@pytest.mark.parametrize("script", ["docs_families", "docs_faults", "docs_fields", "docs_limits"])
+@pytest.mark.parametrize("script", ["docs_bundle", "docs_families", "docs_faults", "docs_fields", "docs_limits"])
 def test_tables_come_from_the_code(script: str) -> None:
     module = importlib.import_module(script)
     assert module.PAGE.read_text() == module.page(), f"run: python samples/{script}.py"
@@ -52,6 +50,13 @@ def test_pictures_come_from_the_code() -> None:
 
     for name, content in docs_pictures.pictures().items():
         assert (docs_pictures.IMAGES / name).read_text() == content, "run: python samples/docs_pictures.py"
+
+
+def test_the_picture_of_the_house_comes_from_its_imports() -> None:
+    import docs_architecture
+
+    content = docs_architecture.PICTURE.read_text()
+    assert content == docs_architecture.picture(), "run: python samples/docs_architecture.py"
 
 
 def slug(heading: str) -> str:
@@ -72,7 +77,7 @@ def test_links_lead_somewhere(page: Path) -> None:
             assert anchor in map(slug, headings), f"{page.name}: {link}"
 
 
-@pytest.mark.parametrize("target", ["demo", "test", "gpu-check"])
+@pytest.mark.parametrize("target", ["demo", "docs", "test", "gpu-check"])
 def test_make_targets_resolve(target: str) -> None:
     done = subprocess.run(["make", "-n", target], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
@@ -141,10 +146,10 @@ def test_readme_python_runs(workplace: Path, capsys: pytest.CaptureFixture[str])
 
 def test_a_runtime_can_be_written_from_the_bundle_page(workplace: Path, capsys: pytest.CaptureFixture[str]) -> None:
     from dynexport.exporter import convert
-    from dynexport.runtime import Bundle, Generator
+    from dynexport.runtime import Bundle, Model
 
     convert("model", "bundle", strategy="unified-skip", speedups=[2, 3], golden=False)
     (snippet,) = blocks(ROOT / "docs" / "bundle.md", "python")
     printed = run_python(snippet, capsys)
-    ids = Generator(Bundle.open("bundle"), 2).generate([[5, 17, 42]], speedup=2, max_new_tokens=16)[0].ids
+    ids = Model(Bundle.open("bundle"), 2).generate([[5, 17, 42]], depth=2, max_new_tokens=16)[0].ids
     assert printed.strip().startswith(str(ids).rstrip("]"))

@@ -26,7 +26,8 @@ def tensorrt_bundle(
     """A bundle with one graph; ``fields`` of the manifest replace what it would have."""
     directory.mkdir()
     save(model or layer_model(precision), directory)
-    (directory / "manifest.json").write_text(json.dumps(manifest(directory, precision) | fields))
+    found = manifest(directory, precision) | fields
+    (directory / "manifest.json").write_text(json.dumps({"caches": caches(found["graphs"][0]), **found}))
     return directory
 
 
@@ -116,7 +117,7 @@ def manifest(directory: Path, precision: str) -> dict[str, Any]:
         "name": "model",
         "file": "model.onnx",
         "layers": [0],
-        "conditional": False,
+        "places": [0],
         "profiles": PROFILES,
         "inputs": [
             spec("input_ids", "int64", ["B", "S"]),
@@ -129,8 +130,9 @@ def manifest(directory: Path, precision: str) -> dict[str, Any]:
         ],
     }
     return {
-        "schema_version": 1,
+        "schema_version": 2,
         "contract": {"strategy": "dense"},
+        "trained": True,
         "target": "tensorrt",
         "precision": precision,
         "model": {
@@ -144,14 +146,31 @@ def manifest(directory: Path, precision: str) -> dict[str, Any]:
             "max_length": SLOTS,
             "parameters": 1000,
         },
-        "speedups": [],
+        "depths": [],
+        "programs": [{"phase": phase, "graph": "model"} for phase in ("prompt", "decode")],
         "graphs": [graph],
+        "limits": {"rows": 4, "prompt": 32},
         "cost": {"shared": 1, "layers": [1], "kv_per_token": 1, "layer_flops": 1},
         "tokens": {},
         "source": {"model": "made by hand", "config_sha256": "0" * 64, "config": {}},
         "tools": {},
         "files": {name: _entry(directory / name) for name in ("model.onnx", "model.data")},
     }
+
+
+def caches(graph: dict[str, Any]) -> list[dict[str, Any]]:
+    """The one cache of a graph, as its inputs say."""
+    parts = {
+        spec["name"].rpartition(".")[2]: {
+            "input": spec["name"],
+            "output": spec["name"].replace("past_key_values", "present"),
+            "dtype": spec["dtype"],
+            "shape": spec["shape"],
+        }
+        for spec in graph["inputs"]
+        if spec["name"] in CACHES
+    }
+    return [{"place": 0, "parts": parts}]
 
 
 def _entry(path: Path) -> dict[str, Any]:

@@ -61,7 +61,7 @@ def test_the_second_build_is_told_to_be_none(built: Path, monkeypatch: pytest.Mo
     before = contents(built)
     ran = dynexport("build", built, *RTX, "--compute-capability", "12.0, 8.9,8.0,8.0", "--json", "-")
     assert (ran.code, contents(built)) == (0, before), ran.err
-    assert "every engine was there already; nothing was built" in ran.err and "cached" in ran.err
+    assert "every engine is up to date; nothing was built" in ran.err and "cached" in ran.err
     (engine,) = ran.report["engines"]
     assert engine["cached"] and engine["file"] == engine_of(built).name
     assert ran.report["compute_capabilities"] == ["8.0", "8.9", "12.0"]
@@ -185,7 +185,7 @@ Change = Callable[[dict[str, Any]], object]
         ),
         (
             lambda graph: graph["inputs"][2]["shape"].__setitem__(2, 32),
-            "input past_key_values.0.key: expected 64 as in the graph, found 32 in the manifest",
+            "past_key_values.0.key: expected float16 ['B', 2, 64, 16] as in caches, found float16 ['B', 2, 32, 16]",
         ),
         (
             lambda graph: graph["inputs"][0].update(shape=[1, 1, "S"]),
@@ -196,6 +196,16 @@ Change = Callable[[dict[str, Any]], object]
 def test_profiles_that_do_not_fit(unbuilt: Path, change: Change, expected: str) -> None:
     change_manifest(unbuilt, lambda fields: change(fields["graphs"][0]))
     assert expected in error_of(dynexport("build", unbuilt, *RTX))
+
+
+def test_a_cache_of_another_size_than_the_graphs(unbuilt: Path) -> None:
+    def change(fields: dict[str, Any]) -> None:
+        fields["graphs"][0]["inputs"][2]["shape"][2] = 32
+        fields["caches"][0]["parts"]["key"]["shape"][2] = 32
+
+    change_manifest(unbuilt, change)
+    line = error_of(dynexport("build", unbuilt, *RTX))
+    assert "input past_key_values.0.key: expected 64 as in the graph, found 32 in the manifest" in line
 
 
 def test_a_bundle_for_another_engine(unbuilt: Path) -> None:

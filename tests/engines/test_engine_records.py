@@ -330,7 +330,7 @@ def test_inspect_on_a_machine_without_gpu(built: Path, monkeypatch: pytest.Monke
         "prefill B 1-4 S 1-32; decode B 1-4 S 1",
         "weights its own",
         "does not run: built for compute capability 8.0, 8.9, 12.0, here is no GPU (no driver)",
-        "layers are not shown: only a GPU can take an engine",
+        "layers are not shown: only a GPU can load an engine",
     ):
         assert words in text
 

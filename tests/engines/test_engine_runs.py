@@ -1,4 +1,4 @@
-"""Decoders on TensorRT engines: the same as on ONNX Runtime, in a device's memory. Both are stand-ins (fake_gpu)."""
+"""Executors on TensorRT engines: the same as on ONNX Runtime, in a device's memory. Both are stand-ins (fake_gpu)."""
 
 from __future__ import annotations
 
@@ -19,11 +19,12 @@ from tiny_models import random_rows
 from dynexport.exporter.bundle.conversion import convert
 from dynexport.runtime.bundle.bundle import Bundle
 from dynexport.runtime.bundle.errors import DynexportError
-from dynexport.runtime.engines.registry import engine_opener
+from dynexport.runtime.bundle.manifest import PAST
+from dynexport.runtime.engines.registry import open_backend
 from dynexport.runtime.engines.tensorrt import kernels, opening
 from dynexport.runtime.engines.tensorrt.gpu import NoGpu
 from dynexport.runtime.engines.tensorrt.plugins import our_plugins
-from dynexport.runtime.execution.decoders import AnyDecoder, open_decoder
+from dynexport.runtime.execution.executor import Executor
 
 Array = np.ndarray
 # 47 slots: rows of a batch do not begin at multiples of 256.
@@ -60,18 +61,18 @@ def converted(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]
     return make
 
 
-def talk(decoder: AnyDecoder, lengths: tuple[int, ...]) -> list[Array]:
+def talk(executor: Executor, lengths: tuple[int, ...]) -> list[Array]:
     """Prompts in a batch, three tokens fed one by one, further prompts row by row: all their logits."""
-    vocabulary = decoder.manifest.model.vocab_size
+    vocabulary = executor.manifest.model.vocab_size
     first, second = (
         [[token % vocabulary for token in row] for row in random_rows(*sizes, seed=seed)]
         for seed, sizes in ((1, lengths), (2, [5] * len(lengths)))
     )
-    state = decoder.cache(len(lengths), CONTEXT)
-    found = list(decoder.prefill(state, first, all_logits=True))
-    for speedup in (decoder.bundle.speedup(None), decoder.bundle.speedup(None), decoder.bundle.speedup(1)):
-        found.append(decoder.step(state, found[-1][-1:].argmax(-1).repeat(len(lengths)), speedup))
-    return found + list(decoder.prefill(state, second, all_logits=True))
+    state = executor.full_cache(len(lengths), CONTEXT)
+    found = list(executor.prefill(state, first, all_logits=True))
+    for speedup in (executor.bundle.depth(None), executor.bundle.depth(None), executor.bundle.depth(1)):
+        found.append(executor.step(state, found[-1][-1:].argmax(-1).repeat(len(lengths)), speedup))
+    return found + list(executor.prefill(state, second, all_logits=True))
 
 
 def same(found: list[Array], expected: list[Array]) -> None:
@@ -84,7 +85,7 @@ def same(found: list[Array], expected: list[Array]) -> None:
 def test_the_same_as_on_onnxruntime(case: str, converted: Callable[[str], Path], machine: Machine) -> None:
     """At batches and lengths that no profile names as its usual ones; and nothing is left of it afterwards."""
     bundle = machine.built(converted(case))
-    engines, expected = open_decoder(bundle, 1, backend=BACKEND), open_decoder(bundle, 1)
+    engines, expected = Executor(bundle, 1, backend=BACKEND), Executor(bundle, 1)
     for lengths in ((3, 8, 1), (17,), (2, 2, 5, 7)):
         same(talk(engines, lengths), talk(expected, lengths))
     assert {path.name for path in machine.trt.read} == {graph.file for graph in bundle.manifest.graphs}
@@ -96,15 +97,15 @@ def test_the_same_as_on_onnxruntime(case: str, converted: Callable[[str], Path],
 
 def test_nothing_waits_for_the_garbage_collector(converted: Callable[[str], Path], machine: Machine) -> None:
     """The memory of a step that gives way to another is free at once; an engine holds its last cache."""
-    decoder = open_decoder(machine.built(converted("dense")), 1, backend=BACKEND)
+    executor = Executor(machine.built(converted("dense")), 1, backend=BACKEND)
     gc.disable()
     try:
         used = []
         for _ in range(4):
-            talk(decoder, (3, 4))
+            talk(executor, (3, 4))
             used.append(machine.cuda.used)
         assert len(set(used)) == 1
-        del decoder
+        del executor
         assert (machine.cuda.used, machine.cuda.graphs) == (0, {})
     finally:
         gc.enable()
@@ -114,11 +115,11 @@ def test_a_row_is_a_part_of_its_batch(converted: Callable[[str], Path], machine:
     """Rows that are prompted one by one are there in the step of all of them; the host's memory is never touched."""
     bundle = machine.built(converted("dense"))
     found, touched = [], []
-    for decoder in (open_decoder(bundle, 1, backend=BACKEND), open_decoder(bundle, 1)):
-        state = decoder.cache(3, CONTEXT)
-        decoder.step(state, [1, 2, 3], bundle.speedup(1))  # from now on row by row
-        decoder.prefill(state, [[4, 5], [6], [7, 8, 9]])
-        found.append(decoder.step(state, [1, 2, 3], bundle.speedup(1)))
+    for executor in (Executor(bundle, 1, backend=BACKEND), Executor(bundle, 1)):
+        state = executor.full_cache(3, CONTEXT)
+        executor.step(state, [1, 2, 3], bundle.depth(1))  # from now on row by row
+        executor.prefill(state, [[4, 5], [6], [7, 8, 9]])
+        found.append(executor.step(state, [1, 2, 3], bundle.depth(1)))
         touched.append(bool(state.buffers["0.key"].any()))
     same(found[:1], found[1:])
     assert touched == [False, True]
@@ -126,14 +127,14 @@ def test_a_row_is_a_part_of_its_batch(converted: Callable[[str], Path], machine:
 
 def test_a_cuda_graph_takes_new_values_and_another_cache(converted: Callable[[str], Path], machine: Machine) -> None:
     bundle = machine.built(converted("dense"))
-    engines, expected = open_decoder(bundle, 1, backend=BACKEND), open_decoder(bundle, 1)
+    engines, expected = Executor(bundle, 1, backend=BACKEND), Executor(bundle, 1)
     captures = []
     for rows in (2, 2, 3):
-        states = [decoder.cache(rows, CONTEXT) for decoder in (engines, expected)]
+        states = [executor.full_cache(rows, CONTEXT) for executor in (engines, expected)]
         for token in range(4):
             tokens = np.arange(rows) + token
             steps = zip((engines, expected), states, strict=True)
-            same(*[[decoder.step(state, tokens, bundle.speedup(1))] for decoder, state in steps])
+            same(*[[executor.step(state, tokens, bundle.depth(1))] for executor, state in steps])
         captures.append(machine.cuda.calls["cudaStreamBeginCapture"])
     assert captures == [1, 2, 3]  # one a cache
     assert machine.cuda.calls["cudaGraphLaunch"] == 9 and len(machine.cuda.graphs) == 1
@@ -142,61 +143,62 @@ def test_a_cuda_graph_takes_new_values_and_another_cache(converted: Callable[[st
 def test_a_step_that_cannot_be_captured(converted: Callable[[str], Path], machine: Machine) -> None:
     """It runs as it is, and is not tried again."""
     bundle = machine.built(converted("dense"))
-    expected = talk(open_decoder(bundle, 1), (2, 3))
+    expected = talk(Executor(bundle, 1), (2, 3))
     for change in (
         lambda: setattr(machine.trt, "uncapturable", True),
         lambda: (setattr(machine.trt, "uncapturable", False), machine.cuda.errors.update(cudaGraphInstantiate=1)),
     ):
         change()
         machine.cuda.calls.clear()
-        decoder = open_decoder(bundle, 1, backend=BACKEND)
-        same(talk(decoder, (2, 3)), expected)
+        executor = Executor(bundle, 1, backend=BACKEND)
+        same(talk(executor, (2, 3)), expected)
         assert machine.cuda.calls["cudaStreamBeginCapture"] == 1 and "cudaGraphLaunch" not in machine.cuda.calls
 
 
 def test_an_execution_that_fails(converted: Callable[[str], Path], machine: Machine) -> None:
     bundle = machine.built(converted("dense"))
-    decoder = open_decoder(bundle, 1, backend=BACKEND)
-    state = decoder.cache(1, CONTEXT)
+    executor = Executor(bundle, 1, backend=BACKEND)
+    state = executor.full_cache(1, CONTEXT)
     machine.trt.fails = "IExecutionContext::enqueueV3: Error Code 1: Cask (no kernel)"
     with pytest.raises(DynexportError, match=r"^graph model: TensorRT failed in a step: Cask \(no kernel\)$"):
-        decoder.step(state, [1], bundle.speedup(1))
+        executor.step(state, [1], bundle.depth(1))
     machine.trt.fails = None
     for code, expected in ((1, "cudaMemcpyAsync: CUDA error 1: invalid argument"), (NO_MEMORY, "not enough memory")):
         machine.cuda.errors["cudaMemcpyAsync"] = code
         with pytest.raises(DynexportError, match=expected):
-            decoder.step(state, [1], bundle.speedup(1))
+            executor.step(state, [1], bundle.depth(1))
     machine.cuda.errors.clear()
-    expected_logits = open_decoder(bundle, 1)
+    expected_logits = Executor(bundle, 1)
     same(
-        [decoder.step(state, [1], bundle.speedup(1))],
-        [expected_logits.step(expected_logits.cache(1, CONTEXT), [1], bundle.speedup(1))],
+        [executor.step(state, [1], bundle.depth(1))],
+        [expected_logits.step(expected_logits.full_cache(1, CONTEXT), [1], bundle.depth(1))],
     )
 
 
 def test_too_little_memory(converted: Callable[[str], Path], machine: Machine) -> None:
     """The step before it still runs, with a cache of its own."""
     bundle = machine.built(converted("dense"))
-    decoder = open_decoder(bundle, 1, backend=BACKEND)
-    small, large = decoder.cache(1, CONTEXT), decoder.cache(ROWS, CONTEXT)
-    logits = decoder.step(small, [1], bundle.speedup(1))
+    executor = Executor(bundle, 1, backend=BACKEND)
+    small, large = executor.full_cache(1, CONTEXT), executor.full_cache(ROWS, CONTEXT)
+    logits = executor.step(small, [1], bundle.depth(1))
     machine.cuda.size = machine.cuda.used + 5_000
     with pytest.raises(DynexportError, match="the GPU has not enough memory; lower the batch, or convert with a small"):
-        decoder.step(large, [1, 1, 1, 1], bundle.speedup(1))
-    small.rewind()
-    same([decoder.step(small, [1], bundle.speedup(1))], [logits])
+        executor.step(large, [1, 1, 1, 1], bundle.depth(1))
+    small.rewind(0)
+    same([executor.step(small, [1], bundle.depth(1))], [logits])
 
 
 def test_sizes_that_no_profile_has_room_for(converted: Callable[[str], Path], machine: Machine) -> None:
     bundle = machine.built(converted("dense"))
-    decoder = open_decoder(bundle, 1, backend=BACKEND)
+    executor = Executor(bundle, 1, backend=BACKEND)
     with pytest.raises(DynexportError, match=f"batch: expected at most {ROWS} rows.*found 5"):
-        decoder.cache(5, CONTEXT)
+        executor.full_cache(5, CONTEXT)
     (graph,) = bundle.manifest.graphs
-    engine = engine_opener(bundle, BACKEND)(graph)
-    ids = np.zeros((1, 10), np.int64)
+    engine = open_backend(bundle, BACKEND).open(graph)
+    sizes = {"B": 1, "S": 10, "K": 1}
+    inputs = {s.name: np.zeros(s.sized(sizes), s.array_type) for s in graph.inputs if not s.name.startswith(PAST)}
     with pytest.raises(DynexportError, match=r"graph model: S: expected 1 to 9, which profile prefill was .* found 10"):
-        engine.run({"input_ids": ids})
+        engine.run(inputs)
 
 
 # Engines without weights
@@ -211,11 +213,11 @@ def stripped(bundle: Path, copy: Path, machine: Machine) -> Bundle:
 @pytest.mark.parametrize("case", ["dense", "skip-2x"])
 def test_weights_of_the_bundle(case: str, converted: Callable[[str], Path], tmp_path: Path, machine: Machine) -> None:
     bundle = stripped(converted(case), tmp_path / "bundle", machine)
-    same(talk(open_decoder(bundle, 1, backend=BACKEND), (3, 4)), talk(open_decoder(bundle, 1), (3, 4)))
+    same(talk(Executor(bundle, 1, backend=BACKEND), (3, 4)), talk(Executor(bundle, 1), (3, 4)))
     assert sorted(machine.trt.refitted) == sorted(bundle.path / graph.file for graph in bundle.manifest.graphs)
     machine.trt.refitted.clear()
     machine.built(bundle.path)  # beside them, engines with weights: those are taken
-    talk(open_decoder(bundle, 1, backend=BACKEND), (3, 4))
+    talk(Executor(bundle, 1, backend=BACKEND), (3, 4))
     assert machine.trt.refitted == []
 
 
@@ -251,7 +253,7 @@ def test_an_engine_of_another_version(converted: Callable[[str], Path], tmp_path
     bundle = machine.built(path)
     machine.trt.refuses = "IRuntime::deserializeCudaEngine: Error Code 6: API Usage Error (stale)"
     with pytest.raises(DynexportError, match=r"graph model: TensorRT refuses its engine: API Usage Error \(stale\)"):
-        open_decoder(bundle, backend=BACKEND).step(open_decoder(bundle).cache(1, 8), [1], bundle.speedup(1))
+        Executor(bundle, backend=BACKEND).step(Executor(bundle).full_cache(1, 8), [1], bundle.depth(1))
     assert [path.name for path in machine.trt.read] == ["model.onnx"]
 
 
@@ -305,14 +307,14 @@ def test_engines_with_our_plugins(tmp_path: Path, machine: Machine, monkeypatch:
     bundle = machine.built(path, plugins=ours)
     loaded: list[Any] = []
     monkeypatch.setattr(opening, "load_with_kernels", loaded.append)
-    open_decoder(bundle, backend=BACKEND)
+    Executor(bundle, backend=BACKEND)
     assert loaded == [machine.trt]
     monkeypatch.undo()
     install(monkeypatch)
     monkeypatch.setattr(kernels, "HOME", tmp_path / "home")
     monkeypatch.setattr("shutil.which", lambda name: None)
     with pytest.raises(DynexportError, match=rf"plugins {ours.sha256[:12]}\.\., here are no kernels for them: nvcc is"):
-        open_decoder(bundle, backend=BACKEND)
+        Executor(bundle, backend=BACKEND)
     assert not list((tmp_path / "home").iterdir())
 
 

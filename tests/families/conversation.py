@@ -14,9 +14,9 @@ import numpy as np
 from tiny_models import LAYERS, random_rows
 
 from dynexport.exporter.reference import Reference
-from dynexport.runtime.bundle.manifest import Speedup
-from dynexport.runtime.execution.cache import Cache
-from dynexport.runtime.execution.decoder import Decoder
+from dynexport.runtime.bundle.manifest import Depth
+from dynexport.runtime.execution.executor import Executor
+from dynexport.runtime.execution.kv_cache import KvCache
 
 PROMPTS = (1, 2, 9, 23)
 SECOND_PROMPTS = (6, 1, 3, 11)
@@ -55,9 +55,9 @@ class Conversation:
         return cls(parts, kept, reference.logits(rows, runs))
 
 
-def follow(decoder: Decoder, talk: Conversation, rows: Sequence[int], chunk: int = SLOTS) -> np.ndarray:
+def follow(executor: Executor, talk: Conversation, rows: Sequence[int], chunk: int = SLOTS) -> np.ndarray:
     """Errors of all logits of some rows, taken as one batch, in units of the row's standard deviation."""
-    cache = decoder.cache(len(rows), SLOTS)
+    cache = executor.full_cache(len(rows), SLOTS)
     errors = []
 
     def compare(found: Sequence[np.ndarray], begin: np.ndarray) -> None:
@@ -69,14 +69,16 @@ def follow(decoder: Decoder, talk: Conversation, rows: Sequence[int], chunk: int
         tokens = [part[row] for row in rows]
         if number % 2 == 0:
             begin = cache.positions.copy()
-            compare(decoder.prefill(cache, tokens, chunk=chunk, all_logits=True), begin)
+            compare(executor.prefill(cache, tokens, chunk=chunk, all_logits=True), begin)
             continue
         for step in zip(*tokens, strict=True):
             begin = cache.positions.copy()
-            compare(generate(decoder, cache, step, keep), begin)
+            compare(generate(executor, cache, step, keep), begin)
     return np.concatenate(errors)
 
 
-def generate(decoder: Decoder, cache: Cache, tokens: Sequence[int], keep: Keep) -> np.ndarray:
+def generate(executor: Executor, cache: KvCache, tokens: Sequence[int], keep: Keep) -> np.ndarray:
     """One generated token per row: float32 [rows, 1, vocabulary]."""
-    return decoder.step(cache, tokens, Speedup(name="test", ratio=None, keep=keep))[:, None]
+    declared = (executor.manifest.full, *executor.manifest.depths)
+    other = Depth(name="test", ratio=None, keep=keep, prompt=EVERYTHING)
+    return executor.step(cache, tokens, next((depth for depth in declared if depth.keep == keep), other))[:, None]

@@ -15,10 +15,11 @@ from dynexport.exporter.bundle.conversion import convert
 from dynexport.exporter.checkpoint import open_checkpoint
 from dynexport.exporter.families import families
 from dynexport.exporter.parity.constants import angle_differences, differences
-from dynexport.exporter.reference import Reference, unified_skip_runs
+from dynexport.exporter.reference import Reference
+from dynexport.exporter.strategies.unified_skip.reference import unified_skip_runs
 from dynexport.runtime.bundle.bundle import Bundle
 from dynexport.runtime.bundle.errors import DynexportError
-from dynexport.runtime.execution.decoder import Decoder
+from dynexport.runtime.execution.executor import Executor
 
 pytest.importorskip("transformers")
 
@@ -38,7 +39,7 @@ KEPT_SETS = {
 }
 
 Models = Callable[[str], Reference]
-Decoders = Callable[[str, str], Decoder]
+Executors = Callable[[str, str], Executor]
 
 
 @pytest.fixture(scope="module")
@@ -47,12 +48,12 @@ def reference(saved_model: Callable[[str], Path]) -> Models:
 
 
 @pytest.fixture(scope="module")
-def decoder(saved_model: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory) -> Decoders:
+def executor(saved_model: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory) -> Executors:
     @cache
-    def make(name: str, strategy: str) -> Decoder:
+    def make(name: str, strategy: str) -> Executor:
         bundle = tmp_path_factory.mktemp("bundle") / strategy
         convert(saved_model(name), bundle, max_length=CONTEXT, golden=False, **STRATEGIES[strategy])
-        return Decoder(Bundle.open(bundle), threads=1)
+        return Executor(Bundle.open(bundle), threads=1)
 
     return make
 
@@ -63,8 +64,8 @@ def test_every_family_has_a_model() -> None:
 
 @pytest.mark.parametrize("name", [*FAMILIES, *VARIANTS])
 @pytest.mark.parametrize("strategy", STRATEGIES)
-def test_conversation(name: str, strategy: str, reference: Models, decoder: Decoders) -> None:
-    run = decoder(name, strategy)
+def test_conversation(name: str, strategy: str, reference: Models, executor: Executors) -> None:
+    run = executor(name, strategy)
     for kept in KEPT_SETS[strategy]:
         talk = Conversation.forced(reference(name), *kept)
         assert follow(run, talk, rows=[0, 1, 2, 3]).max() < TOLERANCE, "right-padded batch"
@@ -74,20 +75,20 @@ def test_conversation(name: str, strategy: str, reference: Models, decoder: Deco
 
 @pytest.mark.parametrize("name", [*FAMILIES, *VARIANTS])
 @pytest.mark.parametrize("strategy", STRATEGIES)
-def test_constants_are_those_of_the_config(name: str, strategy: str, decoder: Decoders) -> None:
-    bundle = decoder(name, strategy).bundle
+def test_constants_are_those_of_the_config(name: str, strategy: str, executor: Executors) -> None:
+    bundle = executor(name, strategy).bundle
     assert differences(bundle) == []
     assert strategy != "dense" or angle_differences(bundle.manifest) == []
 
 
 @pytest.mark.parametrize("name", ["llama", "mistral", "gpt2", "opt", "bloom"])
-def test_the_last_position(name: str, reference: Models, decoder: Decoders) -> None:
+def test_the_last_position(name: str, reference: Models, executor: Executors) -> None:
     """A context filled to its end, beside a short row whose padding reaches the end as well."""
     long, short = random_rows(CONTEXT - 1, 5)
-    token, keep, run = 7, (0, 3), decoder(name, "conditional")
+    token, keep, run = 7, (0, 3), executor(name, "conditional")
     runs = [unified_skip_runs(len(row), len(row) + 1, keep, LAYERS) for row in (long, short)]
     expected = reference(name).logits([[*long, token], [*short, token]], runs)
-    state = run.cache(2, CONTEXT)
+    state = run.full_cache(2, CONTEXT)
     found = [np.stack(run.prefill(state, [long, short])), generate(run, state, [token, token], keep)]
     error = np.abs(np.concatenate(found, axis=1) - np.stack([logits[-2:] for logits in expected])).max()
     assert error / expected[0].std() < TOLERANCE

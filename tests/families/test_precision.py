@@ -24,7 +24,7 @@ from dynexport.exporter.lowering import onnxruntime as target
 from dynexport.exporter.reference import Reference
 from dynexport.runtime.bundle.bundle import Bundle
 from dynexport.runtime.bundle.manifest import Manifest
-from dynexport.runtime.execution.decoder import Decoder
+from dynexport.runtime.execution.executor import Executor
 
 pytest.importorskip("transformers")
 
@@ -101,8 +101,8 @@ def errors(model: Path, bundle: Path, precision: str) -> np.ndarray:
     widened = Widened(open_checkpoint(model), bundle)
     assert widened.rounded > 0.9 * matrix_elements(done.manifest, widened)
     talk = Conversation.forced(Reference.from_checkpoint(widened), *DECLARED)
-    decoder = Decoder(Bundle.open(bundle), threads=1)
-    return np.concatenate([follow(decoder, talk, rows) for rows in ([0, 1, 2, 3], [3])])
+    executor = Executor(Bundle.open(bundle), threads=1)
+    return np.concatenate([follow(executor, talk, rows) for rows in ([0, 1, 2, 3], [3])])
 
 
 def matrix_elements(manifest: Manifest, checkpoint: Checkpoint) -> int:

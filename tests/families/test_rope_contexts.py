@@ -16,7 +16,7 @@ from dynexport.exporter.parity.constants import differences
 from dynexport.exporter.parity.verification import verify
 from dynexport.runtime.bundle.bundle import Bundle
 from dynexport.runtime.bundle.errors import DynexportError
-from dynexport.runtime.execution.decoder import Decoder
+from dynexport.runtime.execution.executor import Executor
 
 pytest.importorskip("transformers")
 
@@ -50,8 +50,8 @@ def of_transformers(model: Path, row: list[int]) -> np.ndarray:
 
 
 def of_bundle(bundle: Path, row: list[int]) -> np.ndarray:
-    decoder = Decoder(Bundle.open(bundle), threads=1)
-    return np.asarray(decoder.prefill(decoder.cache(1, len(row)), [row], all_logits=True)[0])
+    executor = Executor(Bundle.open(bundle), threads=1)
+    return np.asarray(executor.prefill(executor.full_cache(1, len(row)), [row], all_logits=True)[0])
 
 
 def error(found: np.ndarray, expected: np.ndarray) -> float:

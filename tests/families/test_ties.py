@@ -19,7 +19,7 @@ from dynexport.exporter.families import find_family, read_architecture
 from dynexport.exporter.reference import Reference
 from dynexport.runtime import Bundle
 from dynexport.runtime.bundle.errors import DynexportError
-from dynexport.runtime.execution.decoder import Decoder
+from dynexport.runtime.execution.executor import Executor
 
 Change = Callable[[dict[str, np.ndarray]], None]
 EMBEDDING = {
@@ -86,8 +86,8 @@ def test_what_is_stored_says_whether_a_head_is_tied(
     theirs = transformers.AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32).eval()
     with torch.no_grad():
         expected = theirs(torch.tensor([IDS])).logits[0].numpy()
-    decoder = Decoder(Bundle.open(done.output), threads=1)
-    found = decoder.prefill(decoder.cache(1, len(IDS)), [IDS], all_logits=True)[0]
+    executor = Executor(Bundle.open(done.output), threads=1)
+    found = executor.prefill(executor.full_cache(1, len(IDS)), [IDS], all_logits=True)[0]
     np.testing.assert_allclose(found, expected, atol=1e-4)
     checkpoint = open_checkpoint(directory)
     for streaming in (False, True):

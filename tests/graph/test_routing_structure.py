@@ -16,8 +16,9 @@ from test_structure import external, graphs, microsoft_schemas, names, subgraphs
 from tiny_models import FAMILIES, save_routed_model
 
 from dynexport.exporter.bundle.conversion import Conversion, convert
-from dynexport.exporter.graph import build, routing
-from dynexport.exporter.graph.structure import BrokenGraph, check_structure
+from dynexport.exporter.lowering.target import BrokenGraph
+from dynexport.exporter.strategies.mod import routing, writer
+from dynexport.exporter.strategies.mod.checks import check_routed_graph
 
 pytest.importorskip("transformers")
 
@@ -86,7 +87,7 @@ def test_a_routed_layer_s_weights_are_behind_a_condition_or_nothing_is(done: Con
     """Routers are in front of it, as they decide."""
     [graph] = graphs(done).values()
     branches = {branch.name: branch for branch in subgraphs(graph)}
-    static = done.manifest.routed.chunk is not None or done.manifest.routed.slack > 1
+    static = max(cache.slack for cache in done.manifest.caches) > 1
     routed = done.manifest.contract.routed_layers
     assert set(branches) == (set() if static else {f"layer_{i}_{kind}" for i in routed for kind in ("run", "skip")})
     for layer in () if static else routed:
@@ -122,9 +123,9 @@ def refusal(
 
     def look(graph: ir.Graph, *rest: Any) -> None:
         change(graph)
-        check_structure(graph, *rest)
+        check_routed_graph(graph, *rest)
 
-    monkeypatch.setattr(build, "check_structure", look)
+    monkeypatch.setattr(writer, "check_routed_graph", look)
     try:
         convert(model, directory / "bundle", fields=fields or {"routed_layers": [1, 3]}, static=static, golden=False)
     except BrokenGraph as error:

@@ -166,7 +166,7 @@ def test_inputs_and_outputs_are_as_the_manifest_says(done: Conversion) -> None:
         count = len(described.layers)
         assert inputs["input_ids"] == inputs["position_ids"] == ("B", "S")
         assert inputs["cache_lengths"] == (count, "B")
-        assert inputs.get("layer_active") == ((count,) if described.conditional else None)
+        assert inputs.get("layer_active") == ((count,) if described.takes("layer_active") else None)
         cache_shape = ("B", manifest.model.kv_heads, "M", math.ceil(manifest.model.head_dim / 8) * 8)
         for layer in described.layers:
             assert inputs[f"past_key_values.{layer}.key"] == inputs[f"past_key_values.{layer}.value"] == cache_shape
@@ -188,7 +188,7 @@ def test_positions_are_cached_only_where_they_matter(done: Conversion) -> None:
     architecture = read_architecture(done.manifest.source.config)
     skips = done.manifest.contract.strategy != "dense"
     expected = tuple(i for i in range(LAYERS) if skips and architecture.needs_key_positions(i))
-    assert done.manifest.key_positions == expected
+    assert tuple(cache.place for cache in done.manifest.caches if "position" in cache.parts) == expected
     for graph in done.manifest.graphs:
         cached = {spec.name for spec in graph.inputs if spec.name.endswith(".position")}
         assert cached == {f"past_key_values.{i}.position" for i in expected if i in graph.layers}
@@ -222,7 +222,7 @@ def test_every_weight_is_stored_once(done: Conversion) -> None:
 def test_one_condition_a_layer_and_its_weights_inside(done: Conversion) -> None:
     for described, graph in zip(done.manifest.graphs, graphs(done).values(), strict=True):
         branches = {branch.name: branch for branch in subgraphs(graph)}
-        layers = described.layers if described.conditional else ()
+        layers = described.layers if described.takes("layer_active") else ()
         assert [node.op_type for node in graph.node].count("If") == len(layers)
         assert set(branches) == {f"layer_{i}_{kind}" for i in layers for kind in ("run", "skip")}
         for layer in layers:

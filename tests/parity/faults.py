@@ -9,7 +9,7 @@ function here.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -17,8 +17,12 @@ import onnx
 import pytest
 from planting import Edited, Planted, attribute
 
-from dynexport.runtime.execution.cache import Cache
-from dynexport.runtime.execution.decoder import Decoder
+from dynexport.runtime.execution import executor
+from dynexport.runtime.execution.batch import Call
+from dynexport.runtime.execution.calls import call_of
+from dynexport.runtime.execution.executor import Executor
+from dynexport.runtime.execution.kv_cache import KvCache
+from dynexport.runtime.execution.whole_step import WholeStep
 
 Patch = pytest.MonkeyPatch
 Plant = Callable[[Planted, Patch], Any]
@@ -65,28 +69,28 @@ def _windows(graph: Edited) -> list[onnx.NodeProto]:
     return graph.with_number("Greater", -100.0)
 
 
-@fault("the window is one longer", "window", read=True, run="golden/dense/long")
+@fault("the window is one longer", "window", read=True, run="golden/full/long")
 def _(copy: Planted, patch: Patch) -> None:
     with copy.graph() as graph:
         for node in _windows(graph):
             graph.change_number(node, 1, -101)
 
 
-@fault("the window is left out", "window", read=True, run="golden/dense/long")
+@fault("the window is left out", "window", read=True, run="golden/full/long")
 def _(copy: Planted, patch: Patch) -> None:
     with copy.graph() as graph:
         for node in _windows(graph):
             graph.change_number(node, 1, -(1 << 30))
 
 
-@fault("the window compares with >= in place of >", "window", read=True, run="golden/dense/long")
+@fault("the window compares with >= in place of >", "window", read=True, run="golden/full/long")
 def _(copy: Planted, patch: Patch) -> None:
     with copy.graph() as graph:
         for node in _windows(graph):
             node.op_type = "GreaterOrEqual"
 
 
-@fault("positions are off by one from 90 on", "window", read=False, run="golden/dense/long")
+@fault("positions are off by one from 90 on", "window", read=False, run="golden/full/long")
 def _(copy: Planted, patch: Patch) -> None:
     with copy.graph() as graph:
         users = [node for node in graph.nodes() if "position_ids" in node.input]
@@ -97,29 +101,29 @@ def _(copy: Planted, patch: Patch) -> None:
         graph.replace_input("position_ids", "planted_positions", users)
 
 
-@fault("positions are off by one from 90 on, in the runtime", "long", read=False, run="golden/dense/long")
+@fault("positions are off by one from 90 on, in the runtime", "long", read=False, run="golden/full/long")
 def _(copy: Planted, patch: Patch) -> None:
-    prepare = Decoder._inputs
+    prepare = WholeStep._inputs
 
-    def late(self: Decoder, *args: Any) -> dict[str, Any]:
+    def late(self: WholeStep, *args: Any) -> dict[str, Any]:
         inputs = prepare(self, *args)
         return inputs | {"position_ids": inputs["position_ids"] + (inputs["position_ids"] >= 90)}
 
-    patch.setattr(Decoder, "_inputs", late)
+    patch.setattr(WholeStep, "_inputs", late)
 
 
-@fault("pieces of a prompt begin one position late", "pieces", read=False, run="golden/dense/long")
+@fault("pieces of a prompt begin one position late", "pieces", read=False, run="golden/full/long")
 def _(copy: Planted, patch: Patch) -> None:
-    prepare = Decoder._inputs
+    prepare = WholeStep._inputs
 
-    def late(self: Decoder, ids: Any, positions: Any, *args: Any) -> dict[str, Any]:
-        return prepare(self, ids, positions + (positions >= 1024), *args)
+    def late(self: WholeStep, cache: KvCache, call: Call, positions: Any) -> dict[str, Any]:
+        return prepare(self, cache, call, positions + (positions >= 1024))
 
-    patch.setattr(Decoder, "_inputs", late)
+    patch.setattr(WholeStep, "_inputs", late)
 
 
-@fault("another rope theta in one layer", "long", read=True, run="golden/dense/1")
-@fault("another rope theta in one layer, int4", "int4", read=True, run="arithmetic/golden/dense/1")
+@fault("another rope theta in one layer", "long", read=True, run="golden/full/1")
+@fault("another rope theta in one layer, int4", "int4", read=True, run="arithmetic/golden/full/1")
 def _(copy: Planted, patch: Patch) -> None:
     with copy.graph() as graph:
         rotations = graph.nodes("RotaryEmbedding", "layers.2/")
@@ -135,12 +139,12 @@ def _(copy: Planted, patch: Patch) -> None:
         graph.replace_input(sin.output[0], "other_sin", rotations)
 
 
-@fault("rope frequencies that are one in ten thousand off", "long", read=True, run="golden/dense/1")
+@fault("rope frequencies that are one in ten thousand off", "long", read=True, run="golden/full/1")
 def _(copy: Planted, patch: Patch) -> None:
     copy.weight("inverse_frequencies", lambda values: np.multiply(values, 1.0001, out=values))
 
 
-@fault("one layer is not rotated", "long", read=True, run="golden/dense/1")
+@fault("one layer is not rotated", "long", read=True, run="golden/full/1")
 def _(copy: Planted, patch: Patch) -> None:
     with copy.graph() as graph:
         for node in graph.nodes("RotaryEmbedding", "layers.1/"):
@@ -150,8 +154,8 @@ def _(copy: Planted, patch: Patch) -> None:
 # Arithmetic of a layer
 
 
-@fault("an MLP is left out", "long", read=False, run="golden/dense/1")
-@fault("an MLP is left out, int4", "int4", read=False, run="arithmetic/golden/dense/1")
+@fault("an MLP is left out", "long", read=False, run="golden/full/1")
+@fault("an MLP is left out, int4", "int4", read=False, run="arithmetic/golden/full/1")
 def _(copy: Planted, patch: Patch) -> None:
     with copy.graph() as graph:
         graph.bypass(graph.behind("hidden_states.2"))
@@ -163,20 +167,20 @@ def _(copy: Planted, patch: Patch) -> None:
         attribute(graph.node("SkipSimplifiedLayerNormalization", "layers.3/"), "epsilon").f = 1e-4
 
 
-@fault("attention's scale is 1 % off in one layer", "long", read=True, run="golden/dense/1")
+@fault("attention's scale is 1 % off in one layer", "long", read=True, run="golden/full/1")
 def _(copy: Planted, patch: Patch) -> None:
     with copy.graph() as graph:
         attribute(graph.node("GroupQueryAttention", "layers.0/"), "scale").f *= 1.01
 
 
-@fault("one layer has another activation function", "long", read=True, run="golden/dense/1")
+@fault("one layer has another activation function", "long", read=True, run="golden/full/1")
 def _(copy: Planted, patch: Patch) -> None:
     with copy.graph() as graph:
         node = graph.node("QuickGelu", "layers.1/")
         graph.become(node, "Gelu", [node.input[0]])
 
 
-@fault("two query heads are exchanged", "long", read=False, run="golden/dense/1")
+@fault("two query heads are exchanged", "long", read=False, run="golden/full/1")
 def _(copy: Planted, patch: Patch) -> None:
     def exchange(rows: np.ndarray) -> None:
         rows[:16] = np.roll(rows[:16], 8, axis=0)  # the first two of four, 8 channels each
@@ -184,7 +188,7 @@ def _(copy: Planted, patch: Patch) -> None:
     copy.weight("model.layers.1.self_attn.qkv_proj.weight", exchange)
 
 
-@fault("keys and values are exchanged", "long", read=False, run="golden/dense/1")
+@fault("keys and values are exchanged", "long", read=False, run="golden/full/1")
 def _(copy: Planted, patch: Patch) -> None:
     def exchange(rows: np.ndarray) -> None:
         rows[32:] = np.roll(rows[32:], 16, axis=0)  # two heads of each, behind four of queries
@@ -192,12 +196,12 @@ def _(copy: Planted, patch: Patch) -> None:
     copy.weight("model.layers.1.self_attn.qkv_proj.weight", exchange)
 
 
-@fault("one number of a weight is another", "long", read=False, run="golden/dense/1")
+@fault("one number of a weight is another", "long", read=False, run="golden/full/1")
 def _(copy: Planted, patch: Patch) -> None:
     copy.weight("model.layers.3.mlp.down_proj.weight", lambda values: values.__setitem__((3, 3), 5.0))
 
 
-@fault("two layers have each other's MLP", "long", read=False, run="golden/dense/1")
+@fault("two layers have each other's MLP", "long", read=False, run="golden/full/1")
 def _(copy: Planted, patch: Patch) -> None:
     with copy.graph() as graph:
         for part in ("up_proj", "gate_proj", "down_proj"):
@@ -207,25 +211,25 @@ def _(copy: Planted, patch: Patch) -> None:
             graph.replace_input(two, one, users[two])
 
 
-@fault("the final norm is left out", "long", read=False, run="golden/dense/1")
+@fault("the final norm is left out", "long", read=False, run="golden/full/1")
 def _(copy: Planted, patch: Patch) -> None:
     with copy.graph() as graph:
         graph.bypass(graph.node("RMSNormalization", "model/norm"))
 
 
-@fault("the head is tied to the embedding although it is not", "long", read=False, run="golden/dense/1")
+@fault("the head is tied to the embedding although it is not", "long", read=False, run="golden/full/1")
 def _(copy: Planted, patch: Patch) -> None:
     with copy.graph() as graph:
         graph.replace_input("lm_head.weight", "model.embed_tokens.weight", graph.nodes("FusedMatMul"))
 
 
-@fault("logits are not soft-capped", "gemma2", read=True, run="golden/dense/1")
+@fault("logits are not soft-capped", "gemma2", read=True, run="golden/full/1")
 def _(copy: Planted, patch: Patch) -> None:
     with copy.graph() as graph:
         graph.bypass(graph.node("Tanh"))
 
 
-@fault("the softcap of logits is 29 in place of 30", "gemma2", read=True, run="golden/dense/1")
+@fault("the softcap of logits is 29 in place of 30", "gemma2", read=True, run="golden/full/1")
 def _(copy: Planted, patch: Patch) -> None:
     with copy.graph() as graph:
         for kind in ("Div", "Mul"):
@@ -233,19 +237,19 @@ def _(copy: Planted, patch: Patch) -> None:
                 graph.change_number(node, 1, 29.0)
 
 
-@fault("attention's softcap is left out in one layer", "gemma2", read=True, run="golden/dense/1")
+@fault("attention's softcap is left out in one layer", "gemma2", read=True, run="golden/full/1")
 def _(copy: Planted, patch: Patch) -> None:
     with copy.graph() as graph:
         attribute(graph.node("GroupQueryAttention", "layers.1/"), "softcap").f = 0.0
 
 
-@fault("embeddings are not scaled", "gemma2", read=True, run="golden/dense/1")
+@fault("embeddings are not scaled", "gemma2", read=True, run="golden/full/1")
 def _(copy: Planted, patch: Patch) -> None:
     with copy.graph() as graph:
         graph.bypass(graph.behind("hidden_states.embedding"))
 
 
-@fault("a window stands in the layer beside its own", "gemma2", read=True, run="golden/dense/1")
+@fault("a window stands in the layer beside its own", "gemma2", read=True, run="golden/full/1")
 def _(copy: Planted, patch: Patch) -> None:
     with copy.graph() as graph:
         one, two = (graph.node("GroupQueryAttention", f"layers.{layer}/") for layer in (0, 1))
@@ -255,7 +259,7 @@ def _(copy: Planted, patch: Patch) -> None:
         del one.input[7:]
 
 
-@fault("ALiBi's slopes are halved", "bloom", read=True, run="golden/dense/1")
+@fault("ALiBi's slopes are halved", "bloom", read=True, run="golden/full/1")
 def _(copy: Planted, patch: Patch) -> None:
     with copy.graph() as graph:
         for node in graph.nodes("Mul"):
@@ -264,7 +268,7 @@ def _(copy: Planted, patch: Patch) -> None:
                 graph.change_number(node, 1, slopes / 2)
 
 
-@fault("learned positions begin one row too early", "opt", read=True, run="golden/dense/1")
+@fault("learned positions begin one row too early", "opt", read=True, run="golden/full/1")
 def _(copy: Planted, patch: Patch) -> None:
     with copy.graph() as graph:
         (node,) = (node for node in graph.with_number("Add", 2.0) if node.input[0] == "position_ids")
@@ -277,7 +281,7 @@ def _(copy: Planted, patch: Patch) -> None:
 @fault("a kept set has another layer", "skip", read=True, run="golden/2/33")
 def _(copy: Planted, patch: Patch) -> None:
     with copy.manifest() as fields:
-        fields["speedups"][0]["keep"] = [0, 2, 5, 7]
+        fields["depths"][0]["keep"] = [0, 2, 5, 7]
 
 
 @fault("a layer's condition is another layer's", "skip", read=True, run="golden/2/33")
@@ -289,78 +293,77 @@ def _(copy: Planted, patch: Patch) -> None:
 
 @fault("a skipped layer's entries are counted", "skip", read=False, run="second_turn/2", against=True)
 def _(copy: Planted, patch: Patch) -> None:
-    advance = Decoder._advance
+    commit = KvCache.commit
 
-    def every_layer(self: Decoder, cache: Cache, active: Any, *args: Any) -> None:
-        advance(self, cache, np.ones_like(active), *args)
+    def every_layer(self: KvCache, rows: slice, counts: Any, entries: Any, *args: Any) -> None:
+        commit(self, rows, counts, np.broadcast_to(counts, entries.shape), *args)
 
-    patch.setattr(Decoder, "_advance", every_layer)
+    patch.setattr(KvCache, "commit", every_layer)
 
 
-@fault("a decode step writes over the entry before it in one layer", "skip", read=False, run="golden/dense/1")
+@fault("a decode step writes over the entry before it in one layer", "skip", read=False, run="golden/full/1")
 def _(copy: Planted, patch: Patch) -> None:
-    step = Decoder.step
+    step = Executor.step
 
-    def again(self: Decoder, cache: Cache, *args: Any, **options: Any) -> Any:
+    def again(self: Executor, cache: KvCache, *args: Any, **options: Any) -> Any:
         cache.lengths[0] -= cache.lengths[0] > 1
         return step(self, cache, *args, **options)
 
-    patch.setattr(Decoder, "step", again)
+    patch.setattr(Executor, "step", again)
 
 
-@fault("a row's logits leak into another's, by a millionth", "skip", read=False, run="neighbours/dense")
+@fault("a row's logits leak into another's, by a millionth", "skip", read=False, run="neighbours/full")
 def _(copy: Planted, patch: Patch) -> None:
-    step = Decoder.step
+    step = Executor.step
 
-    def leaking(self: Decoder, *args: Any, **options: Any) -> Any:
+    def leaking(self: Executor, *args: Any, **options: Any) -> Any:
         logits = step(self, *args, **options)
         return logits + 1e-6 * logits.sum(axis=0)
 
-    patch.setattr(Decoder, "step", leaking)
+    patch.setattr(Executor, "step", leaking)
 
 
-@fault("padding of a batch's prompts leaves entries", "skip", read=False, run="batch_isolation/dense")
+@fault("padding of a batch's prompts leaves entries", "skip", read=False, run="batch_isolation/full")
 def _(copy: Planted, patch: Patch) -> None:
-    run = Decoder._run_prompt
+    def padded(*args: Any, **options: Any) -> Call:
+        call = call_of(*args, **options)
+        return replace(call, counts=np.full_like(call.counts, call.ids.shape[1]))
 
-    def padded(self: Decoder, cache: Cache, ids: Any, sizes: Any, *others: Any) -> Any:
-        return run(self, cache, ids, np.full_like(sizes, ids.shape[1]), *others)
-
-    patch.setattr(Decoder, "_run_prompt", padded)
+    patch.setattr(executor, "call_of", padded)
 
 
-@fault("rows of a batch get each other's positions", "skip", read=False, run="batch_isolation/dense")
+@fault("rows of a batch get each other's positions", "skip", read=False, run="batch_isolation/full")
 def _(copy: Planted, patch: Patch) -> None:
-    prepare = Decoder._inputs
+    prepare = WholeStep._inputs
 
-    def mixed(self: Decoder, ids: Any, positions: Any, *args: Any) -> dict[str, Any]:
-        return prepare(self, ids, positions[::-1].copy(), *args)
+    def mixed(self: WholeStep, cache: KvCache, call: Call, positions: Any) -> dict[str, Any]:
+        return prepare(self, cache, call, positions[::-1].copy())
 
-    patch.setattr(Decoder, "_inputs", mixed)
+    patch.setattr(WholeStep, "_inputs", mixed)
 
 
-@fault("rows that have ended leave entries", "skip", read=False, run="ended_rows/dense")
+@fault("rows that have ended leave entries", "skip", read=False, run="ended_rows/full")
 def _(copy: Planted, patch: Patch) -> None:
-    step = Decoder.step
+    step = Executor.step
 
-    def all_live(self: Decoder, cache: Cache, tokens: Any, speedup: Any, live: Any = None, **options: Any) -> Any:
+    def all_live(self: Executor, cache: KvCache, tokens: Any, speedup: Any, live: Any = None, **options: Any) -> Any:
         return step(self, cache, tokens, speedup, **options)
 
-    patch.setattr(Decoder, "step", all_live)
+    patch.setattr(Executor, "step", all_live)
 
 
-@fault("a request's entries are left to the next", "skip", read=False, run="ratio_change/dense")
+@fault("a request's entries are left to the next", "skip", read=False, run="ratio_change/full")
 def _(copy: Planted, patch: Patch) -> None:
-    def incomplete(self: Cache) -> None:
-        self.positions[:], self.lengths[:] = 1, 0
+    def incomplete(self: KvCache, row: int) -> None:
+        self.positions[row], self.lengths[:, row] = 1, 0
 
-    patch.setattr(Cache, "rewind", incomplete)
+    patch.setattr(KvCache, "rewind", incomplete)
 
 
 # Golden vectors
 
 
-@fault("golden vectors have no rows", "skip", read=False, run="golden/dense/1")
+@fault("golden vectors have no rows", "skip", read=False, run="golden/full/1")
 def _(copy: Planted, patch: Patch) -> None:
     with copy.golden() as tensors:
         for name in [name for name in tensors if not name.endswith("tokens")]:
@@ -382,7 +385,7 @@ def _(copy: Planted, patch: Patch) -> None:
 @fault("a golden row is cut short", "skip", read=False, run="refused")
 def _(copy: Planted, patch: Patch) -> None:
     with copy.golden() as tensors:
-        tensors["dense.33"] = tensors["dense.33"][:1]
+        tensors["full.33"] = tensors["full.33"][:1]
 
 
 @fault("a golden row's tokens are none", "skip", read=False, run="refused")
@@ -394,7 +397,7 @@ def _(copy: Planted, patch: Patch) -> None:
 @fault("golden vectors lack what routers decided", "mod", read=False, run="refused")
 def _(copy: Planted, patch: Patch) -> None:
     with copy.golden() as tensors:
-        del tensors["dense.33.chosen"]
+        del tensors["full.33.chosen"]
 
 
 # Mixture-of-Depths: caches of 77 entries in a context of 256, which fill.
@@ -417,7 +420,7 @@ def _(copy: Planted, patch: Patch) -> None:
         graph.change_number(_decision(graph, 3), 1, 0.5001)
 
 
-@fault("a threshold is 0.55 in place of 0.5", "mod", read=True, run="routes/golden/dense/long")
+@fault("a threshold is 0.55 in place of 0.5", "mod", read=True, run="routes/golden/full/long")
 def _(copy: Planted, patch: Patch) -> None:
     with copy.graph() as graph:
         graph.change_number(_decision(graph, 3), 1, 0.55)
@@ -428,7 +431,7 @@ def _(copy: Planted, patch: Patch) -> None:
     copy.weight("route_thresholds", lambda values: np.add(values, 0.1, out=values))
 
 
-@fault("a routed cache has room for one entry less", "mod", read=True, run="routes/golden/dense/long")
+@fault("a routed cache has room for one entry less", "mod", read=True, run="routes/golden/full/long")
 def _(copy: Planted, patch: Patch) -> None:
     with copy.graph() as graph:
         for node in graph.with_number("Sub", 77.0, place=0):
@@ -445,10 +448,11 @@ def _(copy: Planted, patch: Patch) -> None:
 @fault("the manifest has one entry less than the contract", "mod", read=True, run=None)
 def _(copy: Planted, patch: Patch) -> None:
     with copy.manifest() as fields:
-        fields["routed"]["slots"] -= 1
+        for cache in fields["caches"]:
+            cache["most"] = cache["most"] and cache["most"] - 1
 
 
-@fault("overflow is not counted", "mod", read=False, run="routes/golden/dense/long")
+@fault("overflow is not counted", "mod", read=False, run="routes/golden/full/long")
 def _(copy: Planted, patch: Patch) -> None:
     with copy.graph() as graph:
         node = graph.behind("overflow")
@@ -456,12 +460,12 @@ def _(copy: Planted, patch: Patch) -> None:
         node.input[0] = "nobody"
 
 
-@fault("a router's bias is dropped", "mod", read=False, run="golden/dense/1")
+@fault("a router's bias is dropped", "mod", read=False, run="golden/full/1")
 def _(copy: Planted, patch: Patch) -> None:
     copy.weight("model.layers.1.mod_router.bias", lambda values: values.fill(0))
 
 
-@fault("the gate is not applied", "mod", read=False, run="golden/dense/1")
+@fault("the gate is not applied", "mod", read=False, run="golden/full/1")
 def _(copy: Planted, patch: Patch) -> None:
     with copy.graph() as graph:
         for node in graph.nodes("Mul", "layer_3_run"):
@@ -469,18 +473,18 @@ def _(copy: Planted, patch: Patch) -> None:
                 graph.bypass(node, 1)
 
 
-@fault("entries are counted for tokens that did not run", "mod", read=False, run="routes/golden/dense/1")
+@fault("entries are counted for tokens that did not run", "mod", read=False, run="routes/golden/full/1")
 def _(copy: Planted, patch: Patch) -> None:
-    advance = Decoder._advance
+    commit = KvCache.commit
 
-    def every_token(self: Decoder, cache: Any, *args: Any) -> None:
-        advance(self, cache, *args)
-        cache.lengths[:] = np.minimum(cache.positions, 77)
+    def every_token(self: KvCache, *args: Any) -> None:
+        commit(self, *args)
+        self.lengths[:] = np.minimum(self.positions, 77)
 
-    patch.setattr(Decoder, "_advance", every_token)
+    patch.setattr(KvCache, "commit", every_token)
 
 
-@fault("top-k chooses a fifth in place of a quarter", "mod-topk", read=True, run="routes/golden/dense/33")
+@fault("top-k chooses a fifth in place of a quarter", "mod-topk", read=True, run="routes/golden/full/33")
 def _(copy: Planted, patch: Patch) -> None:
     with copy.graph() as graph:
         for node in graph.with_number("Div", 4.0):
@@ -490,38 +494,38 @@ def _(copy: Planted, patch: Patch) -> None:
 # Radial Networks
 
 
-@fault("two choices of a router are exchanged", "radial", read=False, run="routes/golden/dense/1")
+@fault("two choices of a router are exchanged", "radial", read=False, run="routes/golden/full/1")
 def _(copy: Planted, patch: Patch) -> None:
     copy.weight(
         "model.radial_router.fc2.weight", lambda rows: rows.__setitem__(slice(0, 2), rows[1::-1].copy()), "router"
     )
 
 
-@fault("a layer of a pool has a wrong MLP", "radial", read=False, run="routes/golden/dense/1")
+@fault("a layer of a pool has a wrong MLP", "radial", read=False, run="routes/golden/full/1")
 def _(copy: Planted, patch: Patch) -> None:
     name = "model.layers.2.mlp.up_proj.weight"
     copy.weight(name, lambda values: np.multiply(values, 1.05, out=values), "layer-2-after")
 
 
-@fault("the scale of a pool's attention is 1 % off", "radial", read=True, run="golden/dense/1")
+@fault("the scale of a pool's attention is 1 % off", "radial", read=True, run="golden/full/1")
 def _(copy: Planted, patch: Patch) -> None:
     with copy.graph("attention") as graph:
         attribute(graph.node("GroupQueryAttention"), "scale").f *= 1.01
 
 
-@fault("rope frequencies of a pool are halved", "radial", read=True, run="routes/golden/dense/1")
+@fault("rope frequencies of a pool are halved", "radial", read=True, run="routes/golden/full/1")
 def _(copy: Planted, patch: Patch) -> None:
     copy.weight("inverse_frequencies", lambda values: np.divide(values, 2, out=values), "embedding")
 
 
-@fault("an entry's step is not looked at", "radial-layer", read=False, run="routes/golden/dense/1")
+@fault("an entry's step is not looked at", "radial-layer", read=False, run="routes/golden/full/1")
 def _(copy: Planted, patch: Patch) -> None:
     with copy.graph("attention") as graph:
         node = next(node for node in graph.nodes("LessOrEqual") if "step" in node.input)
         graph.become(node, "GreaterOrEqual", [node.input[0], node.input[0]])
 
 
-@fault("exit is allowed before min_steps", "radial-single", read=True, run="routes/golden/dense/1")
+@fault("exit is allowed before min_steps", "radial-single", read=True, run="routes/golden/full/1")
 def _(copy: Planted, patch: Patch) -> None:
     for step in range(2):
         copy.weight(f"allowed_in_step_{step}", lambda values: values.fill(True))
@@ -530,13 +534,13 @@ def _(copy: Planted, patch: Patch) -> None:
 # TensorRT's graphs, as ONNX Runtime runs them
 
 
-@fault("attention's scale is 1 % off, for TensorRT", "tensorrt", read=True, run="golden/dense/7")
+@fault("attention's scale is 1 % off, for TensorRT", "tensorrt", read=True, run="golden/full/7")
 def _(copy: Planted, patch: Patch) -> None:
     with copy.graph() as graph:
         attribute(graph.node("Attention", "layers.0/"), "scale").f *= 1.01
 
 
-@fault("a cache's append is one slot late, for TensorRT", "tensorrt", read=False, run="routes/golden/dense/1")
+@fault("a cache's append is one slot late, for TensorRT", "tensorrt", read=False, run="routes/golden/full/1")
 def _(copy: Planted, patch: Patch) -> None:
     with copy.graph() as graph:
         node = graph.node("TensorScatter", "layers.0/")

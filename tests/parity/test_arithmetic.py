@@ -68,9 +68,9 @@ def test_a_planted_fault_fails(
     model = onnx.load(broken / "model.onnx", load_external_data=False)
     plant(model.graph)
     replace_file(broken, "model.onnx", model.SerializeToString())
-    assert {"arithmetic/golden/dense/33", "arithmetic/golden/dense/7"} <= failed(verified(broken))
+    assert {"arithmetic/golden/full/33", "arithmetic/golden/full/7"} <= failed(verified(broken))
     report = verified(broken, saved_model("llama"))
-    assert {"arithmetic/prompt/10", "arithmetic/greedy/dense"} <= failed(report)
+    assert {"arithmetic/prompt/10", "arithmetic/greedy/full"} <= failed(report)
     assert report.first_departing_layer == LAYER
 
 

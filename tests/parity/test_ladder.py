@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +19,12 @@ from dynexport.exporter.parity.thresholds import LIMITS
 from dynexport.runtime.bundle.bundle import Bundle
 from dynexport.runtime.bundle.errors import DynexportError
 from dynexport.runtime.bundle.manifest import GOLDEN, File
-from dynexport.runtime.execution.cache import Cache
-from dynexport.runtime.execution.decoder import Decoder
+from dynexport.runtime.execution import executor
+from dynexport.runtime.execution.batch import Call
+from dynexport.runtime.execution.calls import call_of
+from dynexport.runtime.execution.executor import Executor
+from dynexport.runtime.execution.kv_cache import KvCache
+from dynexport.runtime.execution.whole_step import WholeStep
 
 pytest.importorskip("transformers")
 
@@ -62,7 +67,7 @@ def test_right_bundle_passes(
 def test_golden_vectors_suffice(convert_once: BundleOf) -> None:
     report = verify(convert_once(), threads=1)
     assert report.passed
-    assert {check.name for check in report.checks} >= {"golden/dense/33", "golden/2/33", "neighbours/2", "single_steps"}
+    assert {check.name for check in report.checks} >= {"golden/full/33", "golden/2/33", "neighbours/2", "single_steps"}
 
 
 @pytest.mark.parametrize(
@@ -97,36 +102,36 @@ def test_layer_that_only_skipping_shows(
     saved_model: ModelOf, convert_once: BundleOf, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A cache that goes wrong in one layer, and only when tokens are fed one by one, is traced to that layer."""
-    step = Decoder.step
+    step = Executor.step
 
-    def damaged(self: Decoder, cache: Cache, *args: Any, **options: Any) -> Any:
+    def damaged(self: Executor, cache: KvCache, *args: Any, **options: Any) -> Any:
         cache.buffers["3.key"][:, :, 0] = 9
         return step(self, cache, *args, **options)
 
-    monkeypatch.setattr(Decoder, "step", damaged)
+    monkeypatch.setattr(Executor, "step", damaged)
     report = verify(convert_once(), saved_model("llama"), new_tokens=4, threads=1)
     assert report.departure is not None
-    assert (report.departure.check, report.departure.first) == ("greedy/dense", 3)
+    assert (report.departure.check, report.departure.first) == ("greedy/full", 3)
 
 
 def test_other_kept_set_fails(convert_once: BundleOf) -> None:
     bundle = convert_once()
-    (speedup,) = bundle.manifest.speedups
+    (speedup,) = bundle.manifest.depths
     other = speedup.model_copy(update={"keep": (0, 2)})
-    mutant = Bundle(bundle.path, bundle.manifest.model_copy(update={"speedups": (other,)}))
+    mutant = Bundle(bundle.path, bundle.manifest.model_copy(update={"depths": (other,)}))
     assert failed(verify(mutant, threads=1)) == {"kept_sets", "golden"}
 
 
-def every_layer(decoder: Decoder, cache: Cache, _: Any) -> dict[str, Any]:
-    return {"layer_active": np.ones(decoder.manifest.model.layers, bool)}
+def every_layer(cache: KvCache, _: Any) -> dict[str, Any]:
+    return {"layer_active": np.ones(cache.manifest.model.layers, bool)}
 
 
-def later_positions(decoder: Decoder, cache: Cache, inputs: dict[str, Any]) -> dict[str, Any]:
+def later_positions(cache: KvCache, inputs: dict[str, Any]) -> dict[str, Any]:
     """Off by one for all but the first tokens of a sequence."""
     return {"position_ids": inputs["position_ids"] + (inputs["position_ids"][:, :1] > 0)}
 
 
-def forgotten_row(decoder: Decoder, cache: Cache, inputs: dict[str, Any]) -> dict[str, Any]:
+def forgotten_row(cache: KvCache, inputs: dict[str, Any]) -> dict[str, Any]:
     """Every row is taken to be as long as the first."""
     return {
         "cache_lengths": np.ascontiguousarray(
@@ -135,7 +140,7 @@ def forgotten_row(decoder: Decoder, cache: Cache, inputs: dict[str, Any]) -> dic
     }
 
 
-def scrambled_positions(decoder: Decoder, cache: Cache, _: Any) -> dict[str, Any]:
+def scrambled_positions(cache: KvCache, _: Any) -> dict[str, Any]:
     cache.buffers["0.position"][:] = 0
     return {}
 
@@ -157,41 +162,26 @@ def test_wrong_inputs_fail(
     convert_once: BundleOf,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """The decoder tells the graph something wrong."""
-    prepare = Decoder._inputs
+    """The executor tells the graph something wrong."""
+    prepare = WholeStep._inputs
 
-    def mutated(self: Decoder, *args: Any) -> dict[str, Any]:
-        inputs = prepare(self, *args)
-        changed = mutation(self, running[0], inputs)
-        return inputs | changed
+    def mutated(self: WholeStep, cache: KvCache, *args: Any) -> dict[str, Any]:
+        inputs = prepare(self, cache, *args)
+        return inputs | mutation(cache, inputs)
 
-    running: list[Cache] = []
-    for name in ("step", "_run_prompt"):
-        remember_cache(monkeypatch, name, running)
-    monkeypatch.setattr(Decoder, "_inputs", mutated)
+    monkeypatch.setattr(WholeStep, "_inputs", mutated)
     assert failed(verify(convert_once(family), saved_model(family), new_tokens=8, threads=1)) >= expected
-
-
-def remember_cache(monkeypatch: pytest.MonkeyPatch, method: str, running: list[Cache]) -> None:
-    """Let ``running[0]`` be the cache that a method of the decoder was last called with."""
-    original = getattr(Decoder, method)
-
-    def call(self: Decoder, cache: Cache, *args: Any, **options: Any) -> Any:
-        running[:] = [cache]
-        return original(self, cache, *args, **options)
-
-    monkeypatch.setattr(Decoder, method, call)
 
 
 def test_neighbours_that_leak_fail(convert_once: BundleOf, monkeypatch: pytest.MonkeyPatch) -> None:
     """However little: far less than rounding may change."""
-    step = Decoder.step
+    step = Executor.step
 
-    def leaking(self: Decoder, *args: Any, **options: Any) -> Any:
+    def leaking(self: Executor, *args: Any, **options: Any) -> Any:
         logits = step(self, *args, **options)
         return logits + 1e-6 * logits.sum(axis=0)
 
-    monkeypatch.setattr(Decoder, "step", leaking)
+    monkeypatch.setattr(Executor, "step", leaking)
     assert failed(verify(convert_once(), threads=1)) == {"neighbours"}
 
 
@@ -199,12 +189,12 @@ def test_padding_that_leaks_fails(
     saved_model: ModelOf, convert_once: BundleOf, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Every row of a right-padded prompt is taken to be as long as the longest."""
-    run = Decoder._run_prompt
 
-    def padded(self: Decoder, cache: Cache, ids: Any, sizes: Any, *others: Any) -> Any:
-        return run(self, cache, ids, np.full_like(sizes, ids.shape[1]), *others)
+    def padded(*args: Any, **options: Any) -> Call:
+        call = call_of(*args, **options)
+        return replace(call, counts=np.full_like(call.counts, call.ids.shape[1]))
 
-    monkeypatch.setattr(Decoder, "_run_prompt", padded)
+    monkeypatch.setattr(executor, "call_of", padded)
     assert failed(verify(convert_once(), saved_model("llama"), new_tokens=4, threads=1)) >= {
         "greedy",
         "batch_isolation",
@@ -214,29 +204,30 @@ def test_padding_that_leaks_fails(
 def test_batch_that_is_mixed_up_fails(
     saved_model: ModelOf, convert_once: BundleOf, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    prefill = Decoder._prefill_batch
+    """Every row of a prompt's batch is given the first row's logits."""
+    prefill = Executor.prefill
     monkeypatch.setattr(
-        Decoder,
-        "_prefill_batch",
-        lambda self, cache, rows, *others: prefill(self, cache, rows, *others)[:1] * len(rows),
+        Executor,
+        "prefill",
+        lambda self, cache, rows, **others: prefill(self, cache, rows, **others)[:1] * len(rows),
     )
     report = verify(convert_once(), saved_model("llama"), new_tokens=4, threads=1, prompts=[[5, 6], [7, 8]])
     assert {check.name for check in report.checks if not check.passed} >= {"prompt/batch", "greedy/2"}
 
 
 def test_state_left_by_an_earlier_request_fails(convert_once: BundleOf, monkeypatch: pytest.MonkeyPatch) -> None:
-    def incomplete(self: Cache) -> None:
-        self.positions[:] = 1
-        self.lengths[:] = 0
+    def incomplete(self: KvCache, row: int) -> None:
+        self.positions[row] = 1
+        self.lengths[:, row] = 0
 
-    monkeypatch.setattr(Cache, "rewind", incomplete)
+    monkeypatch.setattr(KvCache, "rewind", incomplete)
     assert failed(verify(convert_once(), threads=1)) == {"ratio_change"}
 
 
 def test_logits_that_are_not_finite_fail(convert_once: BundleOf, monkeypatch: pytest.MonkeyPatch) -> None:
-    step = Decoder.step
+    step = Executor.step
     monkeypatch.setattr(
-        Decoder, "step", lambda self, *args, **options: step(self, *args, **options) * np.float32(np.nan)
+        Executor, "step", lambda self, *args, **options: step(self, *args, **options) * np.float32(np.nan)
     )
     report = verify(convert_once(), threads=1)
     assert failed(report) >= {"golden", "single_steps"}
@@ -303,10 +294,10 @@ def test_prompts_that_fill_the_context(saved_model: ModelOf, convert_once: Bundl
 def test_damaged_golden_vectors(tmp_path: Path, convert_once: BundleOf) -> None:
     bundle = convert_once()
     tensors = load_file(bundle.path / GOLDEN)
-    save_file({"tokens": tensors["tokens"], "dense.99": tensors["dense.33"]}, tmp_path / GOLDEN)
+    save_file({"tokens": tensors["tokens"], "full.99": tensors["full.33"]}, tmp_path / GOLDEN)
     for name in bundle.manifest.files:
         if name != GOLDEN:
             (tmp_path / name).hardlink_to(bundle.path / name)
     files = bundle.manifest.files | {GOLDEN: File.of(tmp_path / GOLDEN)}
-    with pytest.raises(DynexportError, match=r"dense\.99"):
+    with pytest.raises(DynexportError, match=r"full\.99"):
         verify(Bundle(tmp_path, bundle.manifest.model_copy(update={"files": files})))

@@ -15,6 +15,7 @@ from dynexport.exporter.bundle.conversion import convert
 from dynexport.exporter.checkpoint import open_checkpoint
 from dynexport.exporter.families.architecture import Rotary
 from dynexport.exporter.parity import constants, ladder, verification, verify
+from dynexport.exporter.parity.comparison import Measurement
 from dynexport.exporter.parity.expected import missing
 from dynexport.exporter.parity.metrics import compare_bits, compare_logits, compare_routes
 from dynexport.exporter.parity.reach import (
@@ -29,11 +30,11 @@ from dynexport.exporter.parity.reach import (
 from dynexport.exporter.parity.report import Check, Report
 from dynexport.exporter.parity.thresholds import LIMITS, judge, judge_routes, limits_of
 from dynexport.exporter.parity.verification import Verification
-from dynexport.exporter.reference import RadialOracle
 from dynexport.exporter.reference.weights import Weights
+from dynexport.exporter.strategies.radial.oracle import RadialOracle
 from dynexport.runtime.bundle.bundle import Bundle
 from dynexport.runtime.bundle.contract import Radial
-from dynexport.runtime.bundle.manifest import Manifest, SingleGraph, TargetName
+from dynexport.runtime.bundle.manifest import Manifest, TargetName
 
 pytest.importorskip("transformers")
 BundleOf = Callable[..., Bundle]
@@ -92,7 +93,7 @@ def test_what_was_not_exercised_is_told(convert_once: BundleOf, monkeypatch: pyt
     assert long.code == 0 and long.report["not_exercised"] == []
     assert {
         check["name"]: check["metrics"]["positions"] for check in long.report["checks"] if "long" in check["name"]
-    } == {"long/dense": 256}
+    } == {"long/full": 256}
     assert "--long: expected with --against" in error_of(dynexport("verify", bundle, "--long"))
 
 
@@ -106,7 +107,7 @@ def test_a_check_that_is_not_made_has_failed(convert_once: BundleOf, monkeypatch
 
 
 def test_a_check_of_fewer_positions_has_failed() -> None:
-    few = ladder.Measurement("prompt/64", "reference", {"positions": 63})
+    few = Measurement("prompt/64", "reference", {"positions": 63})
     assert [check.name for check in missing([few], {"prompt/64": 64})] == ["prompt/64/positions"]
 
 
@@ -135,7 +136,7 @@ def test_full_caches(case: str, overflow: str, target: TargetName, tmp_path: Pat
     prepared = Verification.prepare(Bundle.open(tmp_path / "bundle"), CONFORMANCE / case, threads=1, new_tokens=2)
     row, (oracle,), tokens = prepared.scope.full, prepared.oracles, list(range(12))
     assert row is not None and row.length == 7 + 4 * (overflow == "residual")
-    measured = ladder.full_caches(prepared.decoder, oracle, row, tokens)
+    measured = ladder.full_caches(prepared.executor, oracle, row, tokens)
     checks = {m.name: Check.judged(m, limits_of(target, "fp32")) for m in measured}
     assert all(check.passed for check in checks.values()), checks
     overflows = {check.metrics["overflow"] for check in checks.values() if check.of_routes}
@@ -153,13 +154,13 @@ def test_the_reference_turns_away_whom_a_single_graph_has_to(tmp_path: Path) -> 
     assert all(check.passed for check in checks.values()), checks
     turned = checks["routes/prompt/64"].metrics
     assert turned["overflow"] == turned["overflow_reference"] != 0
-    assert "chunked_prefill/3" not in checks and "batch_isolation/dense" not in checks
+    assert "chunked_prefill/3" not in checks and "batch_isolation/full" not in checks
     assert COMPETING in not_reached(bundle.manifest, None, None, 0)
     # With room for one more the reference lets another token run, and the check fails.
     contract, weights = bundle.manifest.contract, Weights(open_checkpoint(model), streaming=False)
     assert isinstance(contract, Radial)
-    oracle = RadialOracle(weights, contract, SingleGraph(layer_capacity=0.27, chunk=64))
-    found = ladder.prompts_alone_and_together(prepared.decoder, oracle, [list(range(64))], 1)
+    oracle = RadialOracle(weights, contract, 0.27, 64)
+    found = ladder.prompts_alone_and_together(prepared.executor, oracle, [list(range(64))], 1)
     assert not all(Check.judged(check, limits_of("onnxruntime", "fp32")).passed for check in found)
 
 

@@ -20,8 +20,9 @@ from dynexport.runtime.bundle.bundle import Bundle
 from dynexport.runtime.bundle.contract import Mod
 from dynexport.runtime.bundle.errors import DynexportError
 from dynexport.runtime.bundle.manifest import Manifest
-from dynexport.runtime.execution.decoder import Decoder
-from dynexport.runtime.execution.routes import StepRoutes
+from dynexport.runtime.execution import checking
+from dynexport.runtime.execution.decisions import DecisionReader
+from dynexport.runtime.execution.kv_cache import KvCache
 
 pytest.importorskip("transformers")
 LIMITS = RouteLimits(margin=(1e-5, 0.0), agreement=0.9)
@@ -100,7 +101,7 @@ def test_right_bundles_pass(case: str, static: bool, tmp_path: Path) -> None:
         assert report.passed, [check.failures for check in report.checks if check.failures]
         assert report.route_agreement == 1.0 and report.route_flips == 0
         names = {check.name for check in report.checks if check.kind == "routes"}
-        expected = {"routes/golden/dense/33"} if against is None else {"routes/prompt/batch", "routes/greedy/dense"}
+        expected = {"routes/golden/full/33"} if against is None else {"routes/prompt/batch", "routes/greedy/full"}
         assert names >= expected
 
 
@@ -128,23 +129,23 @@ def test_another_gate_fails_in_its_logits(bundle: Bundle) -> None:
 
 def test_routes_told_wrong_fail(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
     """An engine that runs other tokens than it says it does."""
-    of = StepRoutes.of
+    read = DecisionReader.read
 
-    def mistold(results: dict[str, Any]) -> StepRoutes:
-        return of(results | {"routes": results["routes"][::-1]})
+    def mistold(self: DecisionReader, results: dict[str, Any], *args: Any) -> Any:
+        return read(self, results | {"routes": results["routes"][::-1]}, *args)
 
-    monkeypatch.setattr(StepRoutes, "of", staticmethod(mistold))
+    monkeypatch.setattr(DecisionReader, "read", mistold)
     assert "routes" in failed(verify(bundle, threads=1))
 
 
 def test_other_decisions_in_pieces_fail_in_decisions_alone(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
     """Where the same tokens run, the same comes out."""
-    undecided = Decoder._undecided
+    decided = checking._forced
 
-    def none_alone(self: Decoder, tokens: int) -> np.ndarray:
-        return undecided(self, tokens) * (tokens != 1)
+    def none_alone(wish: Any, tokens: int, *args: Any) -> np.ndarray:
+        return decided(wish, tokens, *args) * (wish is not None or tokens != 1)
 
-    monkeypatch.setattr(Decoder, "_undecided", none_alone)
+    monkeypatch.setattr(checking, "_forced", none_alone)
     report = verify(bundle, threads=1)
     assert failed(report) == {"routes"}
     own = {check.name for check in report.checks if check.kind == "own_routes" and not check.passed}
@@ -152,13 +153,13 @@ def test_other_decisions_in_pieces_fail_in_decisions_alone(bundle: Bundle, monke
 
 
 def test_entries_counted_for_skipped_tokens_fail(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
-    advance = Decoder._advance
+    commit = KvCache.commit
 
-    def every_token(self: Decoder, cache: Any, active: Any, counts: Any, results: Any) -> None:
-        advance(self, cache, active, counts, results)
-        cache.lengths[:] = cache.positions
+    def every_token(self: KvCache, *args: Any) -> None:
+        commit(self, *args)
+        self.lengths[:] = self.positions
 
-    monkeypatch.setattr(Decoder, "_advance", every_token)
+    monkeypatch.setattr(KvCache, "commit", every_token)
     assert {"golden", "single_steps", "chunked_prefill"} <= failed(verify(bundle, threads=1))
 
 
@@ -168,8 +169,6 @@ def test_golden_routes_of_another_shape_are_refused(case: str, shape: tuple[int,
     convert(CONFORMANCE / case, tmp_path / "bundle")
     path = tmp_path / "bundle" / "golden.safetensors"
     tensors = load_file(path)
-    save_file({**tensors, "dense.33.score": np.zeros(shape, np.float32)}, path)
-    with pytest.raises(
-        DynexportError, match=r"dense\.33\.score: expected \[\d, 41\], as golden vectors of this bundle have, found"
-    ):
+    save_file({**tensors, "full.33.score": np.zeros(shape, np.float32)}, path)
+    with pytest.raises(DynexportError, match=r"full\.33\.score: expected the shape \[\d, 41\] for this bundle, found"):
         read_golden(path, Manifest.model_validate_json((tmp_path / "bundle" / "manifest.json").read_text()))

@@ -9,9 +9,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from figures import Drawn, check_texts
 
 from dynexport.exporter.profile import Measured, ProfileDirectory, pictures, summarise
 from dynexport.exporter.trace import Token
+from dynexport.exporter.trace.page import looks
 from dynexport.runtime.bundle.errors import DynexportError
 
 pytest.importorskip("matplotlib")
@@ -28,27 +30,12 @@ def size(content: bytes) -> tuple[int, int]:
     return struct.unpack(">II", content[16:24])
 
 
-@pytest.mark.parametrize(
-    ("layers", "count", "window", "blocks"),
-    [(1, 1, 1, ["attention + mlp"]), (60, 120, 50, ["attention", "mlp"])],
-)
-def test_pictures_that_can_be_looked_at(
-    make_measured: MakeMeasured, layers: int, count: int, window: int, blocks: list[str]
-) -> None:
-    measured = make_measured(layers, count, window, blocks)
-    drawn = pictures.render(summarise(measured), measured, tokens(count), "model")
-    assert tuple(drawn) == pictures.NAMES
-    for content in drawn.values():
-        width, height = size(content)
-        assert 900 < width < 3000 and 250 < height < 3000
-
-
 def test_texts_are_texts(make_measured: MakeMeasured) -> None:
     words = ("$x^", "\\frac{", "<b>", "\u202eabc", "日本", "\x00", "", "a" * 60, "\n", "%", None, "\U000e0100")
     measured = make_measured()
     with warnings.catch_warnings():
         warnings.simplefilter("error")  # a character that no font has would be one
-        with pictures._looks():
+        with looks(["DejaVu Sans"]):
             pictures._heatmap(measured, tokens(40, words), "a $ model_{")
 
 
@@ -105,3 +92,28 @@ def test_without_matplotlib_the_directory_is_refused(tmp_path: Path, monkeypatch
     monkeypatch.setitem(__import__("sys").modules, "matplotlib", None)
     with pytest.raises(DynexportError, match=r"matplotlib is needed to draw a profile .* 'dynexport\[pictures\]'"):
         ProfileDirectory(tmp_path / "d")
+
+
+@pytest.mark.parametrize(
+    ("layers", "count", "window", "blocks"),
+    [(1, 1, 1, ["attention + mlp"]), (100, 256, 100, ["attention", "mlp"])],
+    ids=["one token", "100 layers"],
+)
+def test_labels_are_whole_and_lie_beside_each_other(
+    make_measured: MakeMeasured,
+    monkeypatch: pytest.MonkeyPatch,
+    layers: int,
+    count: int,
+    window: int,
+    blocks: list[str],
+) -> None:
+    measured, drawn = make_measured(layers, count, window, blocks), Drawn(monkeypatch)
+    words = (" incomprehensibilities", "x", "WWWWWWWWWWWWWWWW", "$x^2$", None)
+    made = pictures.render(summarise(measured), measured, tokens(count, words), "a/very-long-name-of-a-model" * 5)
+    assert tuple(made) == pictures.NAMES
+    for content in made.values():
+        width, height = size(content)
+        assert 900 < width < 3000 and 250 < height < 3000
+    assert len(drawn.figures) == len(made)
+    for figure in drawn.figures:
+        check_texts(figure)

@@ -16,7 +16,8 @@ from safetensors.numpy import load_file, save_file
 from tiny_models import FAMILIES, LAYERS, VOCABULARY, random_rows, save_model
 
 from dynexport.exporter.checkpoint.base import Checkpoint
-from dynexport.exporter.reference import Reference, unified_skip_runs
+from dynexport.exporter.reference import Reference
+from dynexport.exporter.strategies.unified_skip.reference import unified_skip_runs
 from dynexport.runtime.bundle.errors import DynexportError
 
 torch = pytest.importorskip("torch")

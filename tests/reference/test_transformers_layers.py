@@ -10,7 +10,8 @@ import pytest
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 
-from dynexport.exporter.reference.transformers_layers import DecoderLayers, norm_epsilon  # noqa: E402
+from dynexport.exporter.reference.norms import norm_epsilon  # noqa: E402
+from dynexport.exporter.reference.transformers_layers import DecoderLayers  # noqa: E402
 from dynexport.runtime.bundle.errors import DynexportError  # noqa: E402
 
 

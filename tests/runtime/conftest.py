@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from bundles import dense_bundle, ids_bundle, skip_bundle  # noqa: F401 - fixtures
 
-from dynexport.runtime import Bundle, Generator
+from dynexport.runtime import Bundle, Model
 
 
 @pytest.fixture(scope="session")
@@ -16,11 +16,11 @@ def bundle(skip_bundle: Path) -> Bundle:  # noqa: F811
 
 
 @pytest.fixture(scope="session")
-def generator(bundle: Bundle) -> Generator:
-    return Generator(bundle, threads=1)
+def generator(bundle: Bundle) -> Model:
+    return Model(bundle, threads=1)
 
 
 @pytest.fixture(scope="session")
-def short(ids_bundle: Path) -> Generator:  # noqa: F811
+def short(ids_bundle: Path) -> Model:  # noqa: F811
     """Of a bundle with a context of 24 tokens and no tokenizer."""
-    return Generator(Bundle.open(ids_bundle), threads=1)
+    return Model(Bundle.open(ids_bundle), threads=1)

@@ -13,7 +13,10 @@ from safetensors.numpy import load_file
 
 from dynexport.exporter.bundle.conversion import convert
 from dynexport.runtime import Bundle, DynexportError
-from dynexport.runtime.measure.bench import Benchmark, benchmark, is_steady, quartiles
+from dynexport.runtime.bundle.manifest import PathRouting
+from dynexport.runtime.execution.decisions import TURNED_AWAY
+from dynexport.runtime.measure.bench import Benchmark, Workload, benchmark, is_steady, quartiles
+from dynexport.runtime.measure.cost import path_bytes
 from dynexport.runtime.measure.timed_run import Sizes
 from dynexport.runtime.measure.twin import Twin
 
@@ -21,9 +24,13 @@ PROMPT, NEW, BATCH = 12, 4, 3
 KEPT = (0, 2, 4, 7)
 
 
+def bench(bundle: Bundle, baseline: Bundle | None = None, **workload: Any) -> Benchmark:
+    return benchmark(bundle, Workload(**{"threads": 1, **workload}), baseline=baseline)
+
+
 @pytest.fixture(scope="module")
 def measured(bundle: Bundle) -> Benchmark:
-    return benchmark(bundle, prompt_tokens=PROMPT, new_tokens=NEW, batch=BATCH, repeats=2, threads=1)
+    return bench(bundle, prompt_tokens=PROMPT, new_tokens=NEW, batch=BATCH, repeats=2, threads=1)
 
 
 def bytes_of_steps(layers: tuple[int, ...]) -> int:
@@ -41,7 +48,7 @@ def bytes_of_steps(layers: tuple[int, ...]) -> int:
 
 def test_the_keys_of_the_report(measured: Benchmark) -> None:
     report = measured.model_dump(mode="json")
-    assert [result["name"] for result in report["results"]] == ["dense", "2"]
+    assert [result["name"] for result in report["results"]] == ["full", "2"]
     figures = {"prefill_tokens_per_second", "decode_milliseconds", "speedup", "ideal_speedup", "efficiency"}
     for result in report["results"]:
         assert figures <= result.keys()
@@ -74,19 +81,28 @@ def test_full_depth_is_not_measured_twice(tmp_path: Path) -> None:
     convert(CONFORMANCE / "skip-2x", tmp_path / "b", speedups=[1, 2], golden=False, static=True)
     bundle = Bundle.open(tmp_path / "b")
     sizes = {"prompt_tokens": 4, "new_tokens": 1, "repeats": 1, "threads": 1}
-    assert [result.name for result in benchmark(bundle, **sizes).results] == ["dense", "2"]
-    assert [result.name for result in benchmark(bundle, speedup=1, **sizes).results] == ["dense"]
+    assert [result.name for result in bench(bundle, **sizes).results] == ["full", "2"]
+    assert [result.name for result in bench(bundle, depth=1, **sizes).results] == ["full"]
+
+
+def test_a_depth_that_is_a_prompts_too_is_measured_from_its_prompt(bundle: Bundle) -> None:
+    (depth,) = bundle.manifest.depths
+    shallow = depth.model_copy(update={"prompt": depth.keep})
+    changed = Bundle(bundle.path, bundle.manifest.model_copy(update={"depths": (shallow,)}))
+    found = bench(changed, prompt_tokens=PROMPT, new_tokens=1, repeats=1).results[1]
+    assert (found.name, found.layers) == ("2", 4) and found.prefill_speedup != 1
+    assert 1.5 < found.prefill_ideal_speedup < 2
 
 
 @pytest.mark.parametrize("name", ["prompt_tokens", "new_tokens", "batch", "repeats"])
 def test_sizes_are_at_least_one(bundle: Bundle, name: str) -> None:
     with pytest.raises(DynexportError, match=f"^{name}: expected at least 1, found 0"):
-        benchmark(bundle, **{"threads": 1, name: 0})
+        bench(bundle, **{"threads": 1, name: 0})
 
 
 def test_lengths_that_do_not_fit_the_context(bundle: Bundle) -> None:
     with pytest.raises(DynexportError, match=r"prompt_tokens \+ new_tokens: expected at most 253 .* found 254"):
-        benchmark(bundle, prompt_tokens=250, new_tokens=4, threads=1)
+        bench(bundle, prompt_tokens=250, new_tokens=4, threads=1)
 
 
 @pytest.fixture(scope="module")
@@ -98,7 +114,7 @@ def routed(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
 
 def test_routed_layers_as_routers_decide_and_as_told(routed: Bundle, tmp_path: Path) -> None:
     convert(CONFORMANCE / "mod-overflow", tmp_path / "dense", strategy="dense", golden=False)
-    found = benchmark(
+    found = bench(
         routed,
         baseline=Bundle.open(tmp_path / "dense"),
         prompt_tokens=5,
@@ -110,9 +126,9 @@ def test_routed_layers_as_routers_decide_and_as_told(routed: Bundle, tmp_path: P
     )
     assert (found.bundle, found.baseline) == (str(routed.path), str(tmp_path / "dense"))
     results = {result.name: result for result in found.results}
-    assert list(results) == ["dense", "routed", "skip 0%", "skip 50%", "skip 100%"]
+    assert list(results) == ["full", "routed", "skip 0%", "skip 50%", "skip 100%"]
     # The cache has room for 11 entries a layer, and 5 + 3 + 3 tokens are fed: nothing overflows.
-    assert [results[name].layers for name in ("dense", "skip 0%", "skip 50%", "skip 100%")] == [4, 4, 2, 0]
+    assert [results[name].layers for name in ("full", "skip 0%", "skip 50%", "skip 100%")] == [4, 4, 2, 0]
     assert 0 < results["routed"].layers < 4
     cost, model = routed.manifest.cost, routed.manifest.model
     entries = 2 * sum(5 + step + 1 for step in range(3, 6))
@@ -135,9 +151,9 @@ def test_layer_flops_are_two_a_weight(routed: Bundle) -> None:
 
 def test_prompts_from_a_text(routed: Bundle) -> None:
     sizes = {"prompt_tokens": 4, "new_tokens": 1, "repeats": 1, "batch": 2, "threads": 1}
-    assert benchmark(routed, text=range(8), **sizes).results[0].name == "dense"
+    assert bench(routed, text=range(8), **sizes).results[0].name == "full"
     with pytest.raises(DynexportError, match="text: expected at least 8 tokens for the prompts, found 7"):
-        benchmark(routed, text=range(7), **sizes)
+        bench(routed, text=range(7), **sizes)
 
 
 def test_dense_is_refused_where_routed_layers_have_no_room_for_every_token(
@@ -145,28 +161,28 @@ def test_dense_is_refused_where_routed_layers_have_no_room_for_every_token(
 ) -> None:
     """11 entries a layer; with a twin only what is prescribed is refused, and what routers do is counted."""
     sizes = {"new_tokens": 3, "repeats": 1, "threads": 1}
-    assert benchmark(routed, prompt_tokens=5, **sizes).results[0].layers == 4
-    with pytest.raises(DynexportError, match=r"^dense: expected routed layers with room for every token, here 12"):
-        benchmark(routed, prompt_tokens=6, **sizes)
+    assert bench(routed, prompt_tokens=5, **sizes).results[0].layers == 4
+    with pytest.raises(DynexportError, match=r"^full: expected routed layers with room for every token, here 12"):
+        bench(routed, prompt_tokens=6, **sizes)
     home = tmp_path_factory.mktemp("twin")
     convert(CONFORMANCE / "mod-overflow", home / "dense", strategy="dense", golden=False)
     sizes |= {"baseline": Bundle.open(home / "dense"), "prompt_tokens": 20, "batch": 2}
-    dense, as_decided, half = benchmark(routed, skip_rates=[0.9], **sizes).results
+    dense, as_decided, half = bench(routed, skip_rates=[0.9], **sizes).results
     assert (dense.turned_away, half.turned_away) == (0, 0) and as_decided.turned_away > 0
     with pytest.raises(DynexportError, match=r"^skip 0%: expected room for every token that is sent"):
-        benchmark(routed, skip_rates=[0], **sizes)
+        bench(routed, skip_rates=[0], **sizes)
 
 
 def test_dense_is_refused_where_a_single_graph_turns_tokens_away(tmp_path: Path) -> None:
     convert(CONFORMANCE / "radial-step", tmp_path / "b", layer_capacity=0.5, golden=False)
-    with pytest.raises(DynexportError, match=r"^dense: expected room for every token that is sent to"):
-        benchmark(Bundle.open(tmp_path / "b"), prompt_tokens=8, new_tokens=1, repeats=1, threads=1)
+    with pytest.raises(DynexportError, match=r"^full: expected room for every token that is sent to"):
+        bench(Bundle.open(tmp_path / "b"), prompt_tokens=8, new_tokens=1, repeats=1, threads=1)
 
 
 OTHER_MODELS: dict[str, tuple[str, dict[str, Any], str]] = {
-    "model": ("dense", {}, "baseline: .*: kv_heads: expected 2 as in .*, found 4; name a dense bundle of the same"),
+    "model": ("dense", {}, "baseline: .*: kv_heads: expected 2 as in .*, found 4; name a bundle of the same model"),
     "layers": ("skip-2x", {}, "baseline: .*: layers: expected 4 as in .*, found 8"),
-    "routers": ("mod-overflow", {}, "baseline: .*: strategy: expected every layer for every token, .*found mod"),
+    "routers": ("mod-overflow", {}, "baseline: .*: strategy: expected one without routers, .*found mod"),
     "precision": ("mod-overflow", {"strategy": "dense", "precision": "int8"}, "precision: expected 'fp32' .*'int8'"),
     "target": ("mod-overflow", {"strategy": "dense", "target": "tensorrt"}, "target: expected 'onnxruntime' as in"),
     "context": (
@@ -184,7 +200,7 @@ def test_another_model_is_no_baseline(routed: Bundle, tmp_path: Path, name: str)
     changes = {"rope_theta": 77} if name == "config" else {}
     convert(checkpoint(tmp_path / "m", case, **changes), tmp_path / "b", golden=False, **how)
     with pytest.raises(DynexportError, match=message):
-        benchmark(routed, baseline=Bundle.open(tmp_path / "b"), prompt_tokens=5, new_tokens=2, repeats=1, threads=1)
+        bench(routed, baseline=Bundle.open(tmp_path / "b"), prompt_tokens=5, new_tokens=2, repeats=1, threads=1)
 
 
 def test_a_baseline_that_cannot_be_loaded_any_more_is_told_in_one_line(dense_bundle: Path, tmp_path: Path) -> None:
@@ -206,9 +222,11 @@ def test_ratios_repeat_where_their_quartiles_are_near() -> None:
 @pytest.mark.parametrize("rate", [-0.1, 1.5, math.nan])
 def test_skip_rates_are_shares(routed: Bundle, bundle: Bundle, rate: float) -> None:
     with pytest.raises(DynexportError, match="skip rates: expected shares from 0 to 1"):
-        benchmark(routed, prompt_tokens=4, skip_rates=[rate], threads=1)
-    with pytest.raises(DynexportError, match="skip rates: expected a bundle of Mixture-of-Depths, found unified-skip"):
-        benchmark(bundle, prompt_tokens=4, skip_rates=[0.5], threads=1)
+        bench(routed, prompt_tokens=4, skip_rates=[rate], threads=1)
+    with pytest.raises(
+        DynexportError, match="skip rates: expected a bundle with routers in its layers, found unified-skip"
+    ):
+        bench(bundle, prompt_tokens=4, skip_rates=[0.5], threads=1)
 
 
 @pytest.fixture(scope="module", params=["radial-step", "radial-layer"])
@@ -222,11 +240,11 @@ def test_paths_as_routers_choose_and_as_told(radial: Bundle, tmp_path: Path) -> 
     convert(CONFORMANCE / Path(radial.manifest.source.model).name, tmp_path / "dense", strategy="dense", golden=False)
     manifest = radial.manifest
     sizes = {"prompt_tokens": 5, "new_tokens": 2, "batch": 1, "repeats": 2, "threads": 1}
-    found = benchmark(radial, baseline=Bundle.open(tmp_path / "dense"), depths=[1, 3], **sizes)
+    found = bench(radial, baseline=Bundle.open(tmp_path / "dense"), hops=[1, 3], **sizes)
     results = {result.name: result for result in found.results}
-    assert list(results) == ["dense", "routed", "depth 1", "depth 3"]
+    assert list(results) == ["full", "routed", "hops 1", "hops 3"]
     layers = manifest.model.layers
-    assert [results[name].layers for name in ("dense", "depth 1", "depth 3")] == [layers, 1, 3]
+    assert [results[name].layers for name in ("full", "hops 1", "hops 3")] == [layers, 1, 3]
     assert 0 <= results["routed"].layers <= manifest.contract.max_steps
     # All layers of the pool weigh the same; 5 + 3 tokens lie before the first step that counts.
     cost, tensors = manifest.cost, load_file(CONFORMANCE / Path(manifest.source.model).name / "model.safetensors")
@@ -238,29 +256,39 @@ def test_paths_as_routers_choose_and_as_told(radial: Bundle, tmp_path: Path) -> 
     weights = 2 * (cost.shared + decisions * router + 3 * cost.layers[0])
     if manifest.contract.cache_policy == "step":
         ideal = dense_bytes / (weights + (9 + 10) * 3 * cost.kv_per_token)
-        assert results["depth 3"].ideal_speedup == pytest.approx(ideal)
-    assert 1 < results["depth 3"].ideal_speedup < results["depth 1"].ideal_speedup
-    assert results["depth 1"].prefill_ideal_speedup > results["depth 3"].prefill_ideal_speedup > 1
+        assert results["hops 3"].ideal_speedup == pytest.approx(ideal)
+    assert 1 < results["hops 3"].ideal_speedup < results["hops 1"].ideal_speedup
+    assert results["hops 1"].prefill_ideal_speedup > results["hops 3"].prefill_ideal_speedup > 1
     assert {"GroupQueryAttention"} <= found.operators.keys()
+
+
+def test_a_hop_that_turns_a_token_away_has_read_its_router(radial: Bundle) -> None:
+    manifest, routing = radial.manifest, radial.manifest.routing
+    assert isinstance(routing, PathRouting)
+    path = np.full((routing.hops, 1), -1)
+    nothing = path_bytes(manifest, path, np.zeros_like(path))
+    path[0] = TURNED_AWAY
+    assert nothing == manifest.cost.shared
+    assert path_bytes(manifest, path, np.zeros_like(path)) == manifest.cost.shared + manifest.cost.router
 
 
 def test_a_pool_is_its_own_dense_twin_where_its_paths_are_long_enough(radial: Bundle) -> None:
     sizes = {"prompt_tokens": 4, "new_tokens": 1, "repeats": 1, "threads": 1}
     contract, layers = radial.manifest.contract, radial.manifest.model.layers
     if contract.max_steps >= layers:
-        dense = benchmark(radial, **sizes).results[0]
+        dense = bench(radial, **sizes).results[0]
         assert (dense.layers, dense.ideal_speedup) == (layers, 1)
-        assert benchmark(radial, **sizes).operators
+        assert bench(radial, **sizes).operators
     else:
-        with pytest.raises(DynexportError, match=r"depth: expected .* layers, as the contract's paths have, found"):
-            benchmark(radial, **sizes)
+        with pytest.raises(DynexportError, match=r"hops: expected .* for this bundle's paths, found"):
+            bench(radial, **sizes)
 
 
-def test_depths_are_those_of_paths(radial: Bundle, bundle: Bundle) -> None:
+def test_hops_are_those_of_paths(radial: Bundle, bundle: Bundle) -> None:
     sizes = {"prompt_tokens": 4, "new_tokens": 1, "repeats": 1, "threads": 1}
+    with pytest.raises(DynexportError, match=r"hops: expected \d+..\d+ for this bundle's paths, found 99"):
+        bench(radial, hops=[99], **sizes)
     with pytest.raises(
-        DynexportError, match=r"depth: expected \d+..\d+ layers, as the contract's paths have, found 99"
+        DynexportError, match="hops: expected a bundle whose tokens take paths through a pool of layers, found unified"
     ):
-        benchmark(radial, depths=[99], **sizes)
-    with pytest.raises(DynexportError, match="depths: expected a bundle of a Radial Network, found unified-skip"):
-        benchmark(bundle, depths=[1], **sizes)
+        bench(bundle, hops=[1], **sizes)

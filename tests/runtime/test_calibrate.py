@@ -13,10 +13,13 @@ from hypothesis import strategies as st
 
 from dynexport.exporter.bundle.conversion import convert
 from dynexport.exporter.checkpoint import open_checkpoint
+from dynexport.exporter.strategies import strategies
+from dynexport.exporter.strategies.calibration import Calibration, CalibrationOptions
+from dynexport.exporter.strategies.mod.calibrate import threshold_for, top_k, top_k_count
 from dynexport.runtime import Bundle, DynexportError
 from dynexport.runtime.bundle.contract import Mod
-from dynexport.runtime.execution.decoder import Decoder
-from dynexport.runtime.measure.calibrate import Calibration, calibrate, threshold_for, top_k, top_k_count
+from dynexport.runtime.bundle.manifest import LayerRouting
+from dynexport.runtime.execution.executor import Executor
 from dynexport.runtime.measure.evaluate import evaluate
 
 CASES = ("mod-router", "mod-predictor-normed", "mod-overflow", "mod-topk", "mod-topk-predictor")
@@ -35,6 +38,10 @@ def model_of(case: str) -> Path:
 
 def text(case: str) -> np.ndarray:
     return np.random.default_rng(3).integers(0, 89, WINDOWS[case])
+
+
+def calibrate(bundle: Bundle, ids: list[int], **options: Any) -> Calibration:
+    return strategies()[bundle.manifest.contract.strategy].calibrate(bundle, ids, CalibrationOptions(**options))
 
 
 def measure(bundle: Bundle, case: str, **options: Any) -> Calibration:
@@ -65,7 +72,7 @@ def reference_routes(
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """What PyTorch decides causally: bool chosen, float32 scores and probabilities, each [R, windows, window]."""
     pytest.importorskip("transformers")
-    from dynexport.exporter.reference.mod import ModReference
+    from dynexport.exporter.strategies.mod.reference import ModReference
 
     contract = bundle.manifest.contract
     assert isinstance(contract, Mod)
@@ -120,12 +127,12 @@ def test_a_bundle_with_the_thresholds_runs_what_was_predicted(
     for before, after in zip(found.layers, again.layers, strict=True):
         assert after.now == before.calibrated
         assert after.calibrated.threshold == pytest.approx(before.calibrated.threshold, abs=TOLERANCE)
-    decoder, rows = Decoder(bundle, 1), text(case)
-    cache = decoder.cache(*rows.shape)
+    executor, rows = Executor(bundle, 1), text(case)
+    cache = executor.full_cache(*rows.shape)
     for position in range(rows.shape[1]):
-        decoder.step(cache, rows[:, position], bundle.speedup(1))
-    assert bundle.manifest.routed is not None
-    rates = cache.lengths[list(bundle.manifest.routed.layers)].sum(axis=1) / rows.size
+        executor.step(cache, rows[:, position], bundle.manifest.full)
+    assert isinstance(bundle.manifest.routing, LayerRouting)
+    rates = cache.lengths[list(bundle.manifest.routing.layers)].sum(axis=1) / rows.size
     assert rates == pytest.approx([layer.calibrated.rate for layer in found.layers], abs=1e-9)
 
 
@@ -215,7 +222,7 @@ def test_a_threshold_far_away_does_not_blur_a_router(tmp_path: Path, router: Bun
 def test_the_depth_of_an_evaluation_is_what_its_tokens_ran(router: Bundle) -> None:
     rows, prompt = text("mod-router"), 7
     sizes = {"window": rows.shape[1], "prompt_tokens": prompt, "max_tokens": rows.size, "threads": 1}
-    (result,) = evaluate(router, rows.ravel().tolist(), speedups=[router.speedup(None)], **sizes)
+    (result,) = evaluate(router, rows.ravel().tolist(), depths=[router.depth(None)], **sizes)
     chosen, _, _ = reference_routes(router, "mod-router")
     assert (result.name, result.layers) == ("routed", 4)
     assert result.depth == pytest.approx(2 + chosen[:, :, prompt:-1].sum(axis=0).mean(), abs=1e-9)
@@ -223,7 +230,7 @@ def test_the_depth_of_an_evaluation_is_what_its_tokens_ran(router: Bundle) -> No
 
 def test_a_window_without_steps_has_no_depth(router: Bundle) -> None:
     sizes = {"window": 8, "prompt_tokens": 7, "max_tokens": 8, "threads": 1}
-    (result,) = evaluate(router, [1] * 8, speedups=[router.speedup(None)], **sizes)
+    (result,) = evaluate(router, [1] * 8, depths=[router.depth(None)], **sizes)
     assert np.isnan(result.depth) and np.isfinite(result.perplexity)
 
 

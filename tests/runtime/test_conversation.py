@@ -9,8 +9,8 @@ import pytest
 from bundles import CHAT, talking_checkpoint
 
 from dynexport.exporter.bundle.conversion import convert
-from dynexport.runtime import Bundle, DynexportError, Generator, Sampling
-from dynexport.runtime.execution.cache import Cache
+from dynexport.runtime import Bundle, DynexportError, Model, Sampling
+from dynexport.runtime.execution.kv_cache import KvCache
 from dynexport.runtime.generation.conversation import Conversation
 
 NEW = 8
@@ -21,21 +21,21 @@ FORGETFUL = CHAT.replace("message.content", "('' if message.role == 'assistant' 
 SAMPLING = Sampling(repetition_penalty=1.3)  # what was said before counts, cached or not
 
 
-def say(conversation: Conversation, content: str, speedup: float = 1) -> list[int]:
-    pieces = conversation.say(content, speedup=speedup, max_new_tokens=NEW, sampling=SAMPLING)
+def say(conversation: Conversation, content: str, depth: float = 1) -> list[int]:
+    pieces = conversation.say(content, depth=depth, max_new_tokens=NEW, sampling=SAMPLING)
     return [piece.token for piece in pieces]
 
 
-def afresh(generator: Generator, messages: list[dict[str, str]]) -> list[int]:
+def afresh(generator: Model, messages: list[dict[str, str]]) -> list[int]:
     """The answer to messages that nothing is cached of."""
     prompt = generator.text.chat(messages)
-    return generator.generate([prompt], speedup=1, max_new_tokens=NEW, sampling=SAMPLING, chat=True)[0].ids
+    return generator.generate([prompt], depth=1, max_new_tokens=NEW, sampling=SAMPLING, chat=True)[0].ids
 
 
 @pytest.mark.parametrize("template", [CHAT, FORGETFUL], ids=["growing", "forgetful"])
 def test_every_turn_at_full_depth_is_what_a_fresh_start_says(tmp_path: Path, template: str) -> None:
     convert(talking_checkpoint(tmp_path / "m", template=template), tmp_path / "b", golden=False)
-    generator = Generator(Bundle.open(tmp_path / "b"), threads=1)
+    generator = Model(Bundle.open(tmp_path / "b"), threads=1)
     conversation = Conversation(generator, system="Be brief.")
     for content in ("Hello there", "And then?", "Why?"):
         asked = [*conversation.messages, {"role": "user", "content": content}]
@@ -43,23 +43,23 @@ def test_every_turn_at_full_depth_is_what_a_fresh_start_says(tmp_path: Path, tem
         assert [message["role"] for message in conversation.messages[-2:]] == ["user", "assistant"]
 
 
-def test_a_later_turn_feeds_only_what_is_new(generator: Generator, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_later_turn_feeds_only_what_is_new(generator: Model, monkeypatch: pytest.MonkeyPatch) -> None:
     fed: list[int] = []
-    prefill = generator.decoder.prefill
+    run = generator.executor.run
     monkeypatch.setattr(
-        generator.decoder, "prefill", lambda cache, prompts: fed.append(len(prompts[0])) or prefill(cache, prompts)
+        generator.executor, "run", lambda cache, batch: fed.append(len(batch.tokens[0])) or run(cache, batch)
     )
     conversation = Conversation(generator)
-    ids = say(conversation, "Hello there", speedup=2)
+    ids = say(conversation, "Hello there", depth=2)
     special = len(generator.text.decode(ids)) < len(ids)
-    say(conversation, "And then?", speedup=2)
+    say(conversation, "And then?", depth=2)
     everything = len(generator.text.chat(conversation.messages[:3]))
     assert special or fed[1] == everything - fed[0] - (NEW - 1)
 
 
-def test_an_answer_that_is_left_off_is_what_the_next_turn_goes_on_from(generator: Generator) -> None:
+def test_an_answer_that_is_left_off_is_what_the_next_turn_goes_on_from(generator: Model) -> None:
     conversation = Conversation(generator)
-    pieces = conversation.say("Hello there", speedup=1, max_new_tokens=NEW, sampling=Sampling())
+    pieces = conversation.say("Hello there", depth=1, max_new_tokens=NEW, sampling=Sampling())
     begun = next(pieces).text + next(pieces).text
     pieces.close()
     assert conversation.messages[-1] == {"role": "assistant", "content": begun}
@@ -67,7 +67,7 @@ def test_an_answer_that_is_left_off_is_what_the_next_turn_goes_on_from(generator
     assert say(conversation, "Go on") == afresh(generator, asked)
 
 
-def test_a_message_that_does_not_fit_is_not_kept(generator: Generator) -> None:
+def test_a_message_that_does_not_fit_is_not_kept(generator: Model) -> None:
     conversation = Conversation(generator)
     say(conversation, "Hello")
     before = list(conversation.messages)
@@ -79,20 +79,20 @@ def test_a_message_that_does_not_fit_is_not_kept(generator: Generator) -> None:
 
 
 def test_an_answer_that_is_interrupted_within_a_step_leaves_the_cache_whole(
-    generator: Generator, monkeypatch: pytest.MonkeyPatch
+    generator: Model, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     conversation = Conversation(generator)
-    advance, fed = type(generator.decoder)._advance, []
+    commit, fed = KvCache.commit, []
 
-    def interrupted(self: Any, cache: Cache, *arguments: Any) -> None:
-        fed.append(cache)
-        advance(self, cache, *arguments)
+    def interrupted(self: KvCache, *arguments: Any) -> None:
+        fed.append(self)
+        commit(self, *arguments)
         if len(fed) == 4:  # after the prompt and three tokens, when only half of it is written down
-            cache.positions -= 1
+            self.positions -= 1
             raise KeyboardInterrupt
 
     with monkeypatch.context() as patched:
-        patched.setattr(type(generator.decoder), "_advance", interrupted)
+        patched.setattr(KvCache, "commit", interrupted)
         with pytest.raises(KeyboardInterrupt):
             say(conversation, "Hello there")
     asked = [*conversation.messages, {"role": "user", "content": "Go on"}]
@@ -100,7 +100,7 @@ def test_an_answer_that_is_interrupted_within_a_step_leaves_the_cache_whole(
     assert say(conversation, "Go on") == afresh(generator, asked)
 
 
-def test_caches_grow_with_the_conversation(generator: Generator, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_caches_grow_with_the_conversation(generator: Model, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("dynexport.runtime.generation.conversation.STEP", 16)
     conversation = Conversation(generator)
     rooms = []
@@ -114,10 +114,10 @@ def test_caches_grow_with_the_conversation(generator: Generator, monkeypatch: py
 def test_variables_of_the_template(tmp_path: Path) -> None:
     template = "{{ 'quiet ' if enable_thinking is false }}" + CHAT
     convert(talking_checkpoint(tmp_path / "m", template=template), tmp_path / "b", golden=False)
-    generator = Generator(Bundle.open(tmp_path / "b"), threads=1)
+    generator = Model(Bundle.open(tmp_path / "b"), threads=1)
     message = [{"role": "user", "content": "Hi"}]
     quiet = generator.text.chat(message, variables={"enable_thinking": False})
     assert quiet != generator.text.chat(message)
     answers = [say(Conversation(generator, variables=given), "Hi") for given in ({"enable_thinking": False}, {})]
-    assert answers[0] == generator.generate([quiet], speedup=1, max_new_tokens=NEW, sampling=SAMPLING)[0].ids
+    assert answers[0] == generator.generate([quiet], depth=1, max_new_tokens=NEW, sampling=SAMPLING)[0].ids
     assert answers[1] == afresh(generator, message)

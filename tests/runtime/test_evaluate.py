@@ -7,7 +7,8 @@ import pytest
 from bundles import CONFORMANCE
 
 from dynexport.exporter.checkpoint import open_checkpoint
-from dynexport.exporter.reference import Reference, unified_skip_runs
+from dynexport.exporter.reference import Reference
+from dynexport.exporter.strategies.unified_skip.reference import unified_skip_runs
 from dynexport.runtime import Bundle, DynexportError
 from dynexport.runtime.measure.evaluate import Evaluation, evaluate
 
@@ -17,7 +18,7 @@ IDS = np.random.default_rng(0).integers(0, 89, WINDOW * WINDOWS + 3).tolist()
 
 def measure(bundle: Bundle, **options: int) -> list[Evaluation]:
     sizes = {"window": WINDOW, "prompt_tokens": PROMPT, "threads": 1, **options}
-    return evaluate(bundle, IDS, speedups=[bundle.speedup(1), bundle.speedup(2)], **sizes)
+    return evaluate(bundle, IDS, depths=[bundle.depth(1), bundle.depth(2)], **sizes)
 
 
 def test_the_reference_agrees(bundle: Bundle) -> None:
@@ -49,7 +50,7 @@ def test_progress_counts_every_group(bundle: Bundle) -> None:
     evaluate(
         bundle,
         IDS,
-        speedups=[bundle.speedup(1), bundle.speedup(2)],
+        depths=[bundle.depth(1), bundle.depth(2)],
         window=WINDOW,
         prompt_tokens=PROMPT,
         batch=2,
@@ -81,4 +82,4 @@ def test_tokens_that_the_model_lacks_are_told(bundle: Bundle, bad: int) -> None:
     # The last token of a window is a target only, and reaches no graph.
     ids = [*IDS[: WINDOW - 1], bad]
     with pytest.raises(DynexportError, match=rf"text: expected token ids 0\.\.88, found {bad}"):
-        evaluate(bundle, ids, speedups=[bundle.speedup(1)], window=WINDOW, prompt_tokens=PROMPT)
+        evaluate(bundle, ids, depths=[bundle.depth(1)], window=WINDOW, prompt_tokens=PROMPT)

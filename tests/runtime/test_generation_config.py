@@ -25,6 +25,11 @@ from dynexport.runtime.generation.generation_config import read_generation_confi
         ),
         ({"do_sample": True, "top_k": -1}, Sampling(temperature=1.0)),
         ({"repetition_penalty": 1.3}, Sampling(repetition_penalty=1.3)),
+        ({"bad_words_ids": [[1], [2, 3]], "typical_p": 0.9}, Sampling(bad_words_ids=((1,), (2, 3)), typical_p=0.9)),
+        (
+            {"min_new_tokens": 4, "no_repeat_ngram_size": 3, "suppress_tokens": [5], "begin_suppress_tokens": [6, 7]},
+            Sampling(min_new_tokens=4, no_repeat_ngram_size=3, suppress_tokens=(5,), begin_suppress_tokens=(6, 7)),
+        ),
         ({"do_sample": True, "temperature": None, "top_p": None}, Sampling(temperature=1.0, top_k=50)),
     ],
 )
@@ -33,16 +38,16 @@ def test_sampling(fields: dict[str, Any], expected: Sampling) -> None:
 
 
 def test_what_is_not_done_is_named_and_what_changes_nothing_is_not() -> None:
-    asked = {"no_repeat_ngram_size": 3, "num_beams": 4, "suppress_tokens": [1], "max_new_tokens": 9, "use_cache": True}
+    asked = {"min_length": 3, "num_beams": 4, "sequence_bias": [[[1], 2.0]], "max_new_tokens": 9, "use_cache": True}
     harmless = {
         "repetition_penalty": 1,
         "typical_p": 1.0,
         "bad_words_ids": None,
-        "min_length": 0,
-        "sequence_bias": {},
+        "eta_cutoff": 0.0,
+        "force_words_ids": [],
     }
     found = read_generation_config(json.dumps(asked | harmless).encode()).left_out
-    assert found == ("no_repeat_ngram_size 3", "num_beams 4", "suppress_tokens [1]")
+    assert found == ("min_length 3", "num_beams 4", "sequence_bias [[[1], 2.0]]")
 
 
 @pytest.mark.parametrize(("value", "expected"), [("END", ("END",)), (["a", "b"], ("a", "b")), (None, ())])
@@ -57,6 +62,8 @@ def test_stop_strings(value: Any, expected: tuple[str, ...]) -> None:
         (b"{", "generation_config.json: expected JSON"),
         (b'{"do_sample": "yes"}', "do_sample: expected true or false, found 'yes'"),
         (b'{"do_sample": true, "temperature": "hot"}', "temperature: expected a finite number >= 0, found 'hot'"),
+        (b'{"bad_words_ids": [3]}', "bad_words_ids: expected a list of token ids, found 3"),
+        (b'{"min_new_tokens": -1}', "min_new_tokens: expected at least 0, found -1"),
         (b'{"top_p": 7}', "top_p: expected 0 < top_p <= 1, found 7"),
         (b'{"stop_strings": [""]}', "stop_strings: expected text or several"),
     ],

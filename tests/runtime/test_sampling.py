@@ -12,9 +12,13 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from numpy.typing import NDArray
 from transformers import RepetitionPenaltyLogitsProcessor
+from transformers.generation import logits_process as hf
 
 from dynexport.runtime.bundle.errors import DynexportError
-from dynexport.runtime.generation.sampling import Sampler, Sampling, distribution
+from dynexport.runtime.generation.filters import distribution
+from dynexport.runtime.generation.filters import draw as draw_one
+from dynexport.runtime.generation.sampler import Choice, RowSampler, Sampler, choose
+from dynexport.runtime.generation.sampling import Sampling
 
 # Few distinct values, so that ties are common; minus infinity is a masked token.
 tied_logits = hnp.arrays(
@@ -94,24 +98,28 @@ def test_a_top_p_that_is_met_exactly_needs_no_further_token(count: int, top_p: f
         assert set(tokens[:, 0].tolist()) == set(ids)
 
 
+@pytest.mark.parametrize(("min_p", "typical_p"), [(0.0, 1.0), (0.01, 1.0), (0.0, 0.9), (0.001, 0.2)])
 @pytest.mark.parametrize("top_p", [1.0, 0.95, 0.5, 0.125, 1e-6])
 @pytest.mark.parametrize("top_k", [0, 1, 7, 500])
 @pytest.mark.parametrize("temperature", [0.05, 0.7, 1.0, 30.0])
-def test_the_filters_are_those_of_transformers(temperature: float, top_k: int, top_p: float) -> None:
-    torch = pytest.importorskip("torch")
-    warpers = pytest.importorskip("transformers").generation.logits_process
+def test_the_filters_are_those_of_transformers(
+    temperature: float, top_k: int, top_p: float, min_p: float, typical_p: float
+) -> None:
     rows = np.random.default_rng(8).normal(0, 3, (4, 200)).astype(np.float32)
     rows[1, ::3] = -np.inf
     rows[2, :] = np.where(np.arange(200) < 8, 1.5, -np.inf)  # one eighth each: top_p is met exactly
-    told = [warpers.TemperatureLogitsWarper(temperature)]
-    told += [warpers.TopKLogitsWarper(top_k)] if top_k else []
-    told += [warpers.TopPLogitsWarper(top_p)] if top_p < 1 else []
+    told = [hf.TemperatureLogitsWarper(temperature)]
+    told += [hf.TopKLogitsWarper(top_k)] if top_k else []
+    told += [hf.TopPLogitsWarper(top_p)] if top_p < 1 else []
+    told += [hf.MinPLogitsWarper(min_p)] if min_p else []
+    told += [hf.TypicalLogitsWarper(typical_p)] if typical_p < 1 else []
     scores = torch.tensor(rows, dtype=torch.float64)
     for warper in told:
         scores = warper(None, scores)
     expected = scores.softmax(-1).numpy()
     for index, row in enumerate(rows):
-        ids, probabilities = distribution(row, Sampling(temperature=temperature, top_k=top_k, top_p=top_p))
+        sampling = Sampling(temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p, typical_p=typical_p)
+        ids, probabilities = distribution(row, sampling)
         likely = ids[probabilities > 0]
         if index == 2:  # of equals transformers keeps others, under top_k all
             if top_k in (0, 500):
@@ -196,6 +204,30 @@ def test_a_row_does_not_depend_on_the_others(rows: int, seed: int, top_p: float,
         ("top_k", True),
         ("seed", -1),
         ("seed", 0.5),
+        ("min_p", 1.5),
+        ("min_p", None),
+        ("typical_p", 0),
+        ("typical_p", "1"),
+        ("repetition_penalty", 0),
+        ("repetition_penalty", []),
+        ("frequency_penalty", 2.1),
+        ("frequency_penalty", float("nan")),
+        ("presence_penalty", -2.1),
+        ("presence_penalty", "1"),
+        ("logit_bias", 3),
+        ("logit_bias", [(1, 2.0)]),
+        ("logprobs", 21),
+        ("logprobs", -1),
+        ("logprobs", True),
+        ("min_new_tokens", -1),
+        ("min_new_tokens", 1.0),
+        ("no_repeat_ngram_size", 1025),
+        ("no_repeat_ngram_size", "2"),
+        ("suppress_tokens", 5),
+        ("suppress_tokens", "12"),
+        ("begin_suppress_tokens", None),
+        ("bad_words_ids", "12"),
+        ("bad_words_ids", 1),
     ],
 )
 def test_a_field_outside_its_range_is_named_with_its_value(field: str, value: Any) -> None:
@@ -238,3 +270,262 @@ def test_the_penalty_of_repetition_is_that_of_transformers(
         assert tokens.tolist() == [int(row) for row in rows]
         for history, token in zip(histories, tokens, strict=True):
             history.append(int(token))
+
+
+@pytest.mark.parametrize(
+    ("fields", "expected"),
+    [
+        ({"logit_bias": {"1": 2.0}}, "logit_bias: expected a mapping of token ids to numbers, found '1'"),
+        ({"logit_bias": {-1: 2.0}}, "logit_bias: expected a mapping of token ids to numbers, found -1"),
+        ({"logit_bias": {1: 101}}, "logit_bias: token 1: expected a number from -100 to 100, found 101"),
+        ({"logit_bias": {1: None}}, "logit_bias: token 1: expected a number from -100 to 100, found None"),
+        ({"logit_bias": dict.fromkeys(range(1025), 1.0)}, "logit_bias: expected at most 1024 token ids, found 1025"),
+        ({"suppress_tokens": [1, -2]}, "suppress_tokens: expected token ids, found -2"),
+        ({"suppress_tokens": [True]}, "suppress_tokens: expected token ids, found True"),
+        ({"suppress_tokens": range(65_537)}, "suppress_tokens: expected at most 65536 token ids, found 65537"),
+        ({"bad_words_ids": [[1], []]}, "bad_words_ids: expected sequences of at least one token id"),
+        ({"bad_words_ids": [[1], 2]}, "bad_words_ids: expected a list of token ids, found 2"),
+        ({"bad_words_ids": [[1]] * 1025}, "bad_words_ids: expected at most 1024 sequences, found 1025"),
+    ],
+)
+def test_what_is_in_a_field_is_checked(fields: dict[str, Any], expected: str) -> None:
+    with pytest.raises(DynexportError) as caught:
+        Sampling(**fields)
+    assert str(caught.value).startswith(expected) and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"logit_bias": {8: 1.0}},
+        {"suppress_tokens": [8]},
+        {"begin_suppress_tokens": [8]},
+        {"bad_words_ids": [[1, 8]]},
+    ],
+)
+def test_ids_are_checked_against_the_vocabulary(fields: dict[str, Any]) -> None:
+    expected = f"{next(iter(fields))}: expected token ids 0..7, found 8"
+    with pytest.raises(DynexportError, match=expected):
+        RowSampler(Sampling(**fields), vocabulary=8)
+    with pytest.raises(DynexportError, match=expected):
+        choose(np.zeros((1, 8), np.float32), [RowSampler(Sampling(**fields))])
+    RowSampler(Sampling(**fields), vocabulary=9)
+
+
+def of_transformers(sampling: Sampling, eos: list[int], prompt: int) -> Any:
+    """Transformers' processors that change logits, in the order in which generate() applies them."""
+    found: list[Any] = []
+    if sampling.logit_bias:
+        found.append(hf.SequenceBiasLogitsProcessor([[[token], bias] for token, bias in sampling.logit_bias.items()]))
+    if sampling.repetition_penalty != 1:
+        found.append(hf.RepetitionPenaltyLogitsProcessor(float(sampling.repetition_penalty)))
+    if sampling.no_repeat_ngram_size:
+        found.append(hf.NoRepeatNGramLogitsProcessor(sampling.no_repeat_ngram_size))
+    if sampling.bad_words_ids:
+        found.append(hf.NoBadWordsLogitsProcessor([list(word) for word in sampling.bad_words_ids], eos))
+    if sampling.min_new_tokens:
+        found.append(hf.MinNewTokensLengthLogitsProcessor(prompt, sampling.min_new_tokens, eos))
+    if sampling.suppress_tokens:
+        found.append(hf.SuppressTokensLogitsProcessor(sampling.suppress_tokens))
+    if sampling.begin_suppress_tokens:
+        found.append(hf.SuppressTokensAtBeginLogitsProcessor(sampling.begin_suppress_tokens, prompt))
+    return hf.LogitsProcessorList(found)
+
+
+small_ids = st.integers(0, 7)
+samplings = st.builds(
+    Sampling,
+    repetition_penalty=st.sampled_from([1.0, 1.5, 0.5]),
+    logit_bias=st.dictionaries(small_ids, st.sampled_from([-3.0, 0.5, 4.0]), max_size=3),
+    no_repeat_ngram_size=st.integers(0, 4),
+    bad_words_ids=st.lists(st.lists(small_ids, min_size=1, max_size=3), max_size=4),
+    min_new_tokens=st.integers(0, 3),
+    suppress_tokens=st.lists(small_ids, max_size=2),
+    begin_suppress_tokens=st.lists(small_ids, max_size=2),
+)
+
+
+@settings(max_examples=150, deadline=None)
+@given(samplings, st.lists(st.integers(0, 9), min_size=1, max_size=8), st.integers(0, 99))
+def test_logits_change_as_in_transformers(sampling: Sampling, prompt: list[int], seed: int) -> None:
+    """Ten tokens, of which six steps are forced to be among the first few, so that sequences do come again."""
+    eos = [6, 7]
+    draws = np.random.default_rng(seed)
+    row = RowSampler(sampling, eos=eos)
+    row.see_prompt(prompt)
+    tokens, process = list(prompt), of_transformers(sampling, eos, len(prompt))
+    for _ in range(6):
+        logits = draws.normal(0, 2, (1, 10)).astype(np.float32)
+        expected = process(torch.tensor([tokens]), torch.tensor(logits)).numpy()
+        if row.history is not None:
+            np.testing.assert_allclose(row.history.adjusted(logits[0]), expected[0], rtol=1e-6)
+        if not np.isfinite(expected.max()):
+            with pytest.raises(DynexportError, match="row 0: expected a token that may be generated"):
+                choose(logits, [row])
+            return
+        (choice,) = choose(logits, [row])
+        assert choice.token == int(expected.argmax())
+        tokens.append(choice.token)
+
+
+def test_frequency_and_presence_count_what_was_generated() -> None:
+    """OpenAI's formula: logit - count * frequency - (count > 0) * presence, after the penalty of repetition."""
+    sampling = Sampling(frequency_penalty=0.5, presence_penalty=-0.25, repetition_penalty=2.0)
+    row = RowSampler(sampling)
+    row.see_prompt([0, 1, 1])
+    counts = np.zeros(5)
+    logits = np.array([[1.0, -1.0, 3.0, 3.4, 0.0]], np.float32)
+    for _ in range(12):
+        expected = logits[0].astype(np.float64)
+        seen = (counts > 0) | (np.arange(5) < 2)
+        expected[seen] = np.where(expected < 0, expected * 2, expected / 2)[seen]
+        expected -= counts * 0.5 - 0.25 * (counts > 0)
+        (choice,) = choose(logits, [row])
+        assert choice.token == int(expected.argmax())
+        counts[choice.token] += 1
+    assert counts[[2, 3]].min() > 1 and counts[[0, 1, 4]].sum() > 0
+
+
+def wide(kind: str, size: int = 9001) -> NDArray[np.float32]:
+    """A row of logits that is long enough for the fast way: of another kind, the number of tokens in a nucleus."""
+    draws = np.random.default_rng(3)
+    if kind == "tied":
+        return draws.integers(0, 6, size).astype(np.float32)
+    row = draws.normal(0, {"flat": 0.1, "normal": 3, "peaked": 2}[kind], size)
+    if kind == "peaked":
+        row[draws.choice(size, 20, replace=False)] += 12
+    row[::7] = -np.inf
+    return row.astype(np.float32)
+
+
+WIDE = ["flat", "normal", "peaked", "tied"]
+FILTERS: list[dict[str, Any]] = [
+    {},
+    {"top_p": 0.95},
+    {"top_p": 0.3},  # of flat logits, no few candidates hold this, and none holds the next
+    {"top_p": 0.1},
+    {"top_p": 1e-6},
+    {"top_p": np.nextafter(1, 0)},
+    {"min_p": 0.02},
+    {"min_p": 1.0},
+    {"top_p": 0.9, "min_p": 0.1},
+    {"top_k": 40},
+    {"top_k": 4000, "top_p": 0.8},
+    {"typical_p": 0.9},
+    {"temperature": 0.2, "top_p": 0.95},
+    {"temperature": 5e-324},
+    {"temperature": 1e300, "top_p": 0.5},
+]
+
+
+@pytest.mark.parametrize("kind", WIDE)
+@pytest.mark.parametrize("fields", FILTERS, ids=str)
+def test_the_fast_way_draws_what_the_definition_does(kind: str, fields: dict[str, Any]) -> None:
+    """For numbers all over [0, 1): the token is the definition's, or the number lies within 1e-5 of its edge."""
+    row, sampling = wide(kind), Sampling(**{"temperature": 1.0, **fields})
+    ids, probabilities = distribution(row, sampling)
+    cumulative = probabilities.cumsum() / probabilities.sum()
+    edges = [0.0, np.nextafter(1, 0), *np.random.default_rng(5).random(150)]
+    for uniform in edges:
+        token = draw_one(row, float(row.max()), sampling, uniform)
+        place = int(np.searchsorted(ids, token))
+        assert place < len(ids) and ids[place] == token and probabilities[place] > 0
+        before = cumulative[place - 1] if place else 0.0
+        assert before - 1e-5 <= uniform <= cumulative[place] + 1e-5
+
+
+def test_top_p_keeps_the_lowest_of_equals_in_long_rows() -> None:
+    """4,096 tokens of 1/4096 each: float32 sums of them are exact, and so is what is kept."""
+    row = np.full(6000, -np.inf, np.float32)
+    row[1000:5096] = 2.5
+    for top_p, count in [(0.25, 1024), (np.nextafter(0.25, 1), 1025), (1 / 4096, 1), (4095 / 4096, 4095)]:
+        sampling = Sampling(temperature=0.7, top_p=top_p)
+        drawn = {draw_one(row, 2.5, sampling, uniform) for uniform in np.arange(2 * count) / (2 * count)}
+        assert drawn == set(range(1000, 1000 + count))
+
+
+@pytest.mark.parametrize("fields", [{}, {"top_p": 0.9}, {"min_p": 0.05}, {"top_k": 30}, {"top_p": 0.9, "min_p": 0.05}])
+def test_draws_of_long_rows_follow_the_distribution(fields: dict[str, Any]) -> None:
+    """Chi-square of 4,000 draws, tokens that are expected less than ten times put together."""
+    row, sampling = wide("peaked"), Sampling(temperature=1.0, seed=9, **fields)
+    ids, probabilities = distribution(row, sampling)
+    expected = np.zeros(row.size)
+    expected[ids] = probabilities / probabilities.sum() * 4000
+    (state,) = rows = [RowSampler(sampling)]
+    found = np.bincount([choose(row[None], rows)[0].token for _ in range(4000)], minlength=row.size)
+    assert found[expected == 0].sum() == 0 and state is rows[0]
+    often = expected >= 10
+    pairs = [(found[often], expected[often])]
+    if expected[~often].sum() >= 10:
+        pairs.append((found[~often].sum()[None], expected[~often].sum()[None]))
+    observed, wanted = (np.concatenate(values) for values in zip(*pairs, strict=True))
+    wanted = wanted * observed.sum() / wanted.sum()
+    freedom = len(observed) - 1
+    # Wilson and Hilferty: the cube root of chi-square / freedom is nearly normal.
+    cube = (((observed - wanted) ** 2 / wanted).sum() / freedom) ** (1 / 3)
+    assert (cube - (1 - 2 / (9 * freedom))) / np.sqrt(2 / (9 * freedom)) < 4
+
+
+def test_rows_of_a_batch_have_their_own_options() -> None:
+    logits = np.random.default_rng(2).normal(0, 3, (6, 5000)).astype(np.float32)
+    options = [
+        Sampling(),
+        Sampling(temperature=1.0, seed=4),
+        Sampling(temperature=0.7, top_p=0.9, seed=4, logprobs=2),
+        Sampling(repetition_penalty=1.3, frequency_penalty=1.0),
+        Sampling(temperature=1.5, top_k=9, seed=4, presence_penalty=1.0),
+        Sampling(logprobs=0),
+    ]
+
+    def rows() -> list[RowSampler]:
+        found = [RowSampler(sampling, seed_index=index) for index, sampling in enumerate(options)]
+        for row in found:
+            row.see_prompt([1, 2, 3])
+        return found
+
+    together, alone = rows(), rows()
+    for _ in range(5):
+        choices = choose(logits, together)
+        assert choices == [choose(logits[at : at + 1], [alone[at]])[0] for at in range(6)]
+        assert choices[0] == Choice(int(logits[0].argmax())) and len(choices[2].top) == 2
+
+
+def test_a_row_draws_what_the_row_of_a_batch_draws() -> None:
+    """``seed_index`` i is row i of a Sampler: numpy's SeedSequence(seed).spawn(rows)[i], as it always was."""
+    logits = np.zeros((3, 1000), np.float32)
+    sampling = Sampling(temperature=1.0, seed=11)
+    rows = [RowSampler(sampling, seed_index=index) for index in range(3)]
+    sampler = Sampler(sampling, 3)
+    generators = [np.random.default_rng(seed) for seed in np.random.SeedSequence(11).spawn(3)]
+    for _ in range(4):
+        expected = [int(generator.random() * 1000) for generator in generators]
+        assert [choice.token for choice in choose(logits, rows)] == sampler(logits).tolist() == expected
+
+
+@pytest.mark.parametrize("size", [30, 5001])
+def test_logprobs_are_those_of_the_model(size: int) -> None:
+    """Whatever changes the choice, they are log_softmax of the logits as they came."""
+    logits = np.random.default_rng(1).normal(0, 4, (2, size)).astype(np.float32)
+    logits[1, [4, 9, 20]] = logits[1].max() + 1  # of equals the lowest ids first
+    expected = torch.log_softmax(torch.tensor(logits, dtype=torch.float64), -1).numpy()
+    fields: dict[str, Any] = {"temperature": 0.5, "top_k": 3, "seed": 1, "logit_bias": {7: 50.0}}
+    rows = [RowSampler(Sampling(logprobs=count, **fields)) for count in (0, 20)]
+    none, twenty = choose(logits, rows)
+    assert none.token == twenty.token == 7 and none.top == ()
+    assert none.logprob == pytest.approx(expected[0, 7], abs=1e-5)
+    assert twenty.logprob == pytest.approx(expected[1, 7], abs=1e-5)
+    ids = [token for token, _ in twenty.top]
+    assert ids == np.argsort(-logits[1], kind="stable")[:20].tolist() and ids[:3] == [4, 9, 20]
+    np.testing.assert_allclose([value for _, value in twenty.top], expected[1, ids], atol=1e-5)
+
+
+def test_wrong_arguments_of_a_row() -> None:
+    for arguments, expected in (
+        ({"sampling": None}, "sampling: expected a Sampling, found None"),
+        ({"seed_index": -1}, "seed_index: expected at least 0, found -1"),
+        ({"seed_index": 1.5}, "seed_index: expected at least 0, found 1.5"),
+    ):
+        with pytest.raises(DynexportError, match=expected):
+            RowSampler(**{"sampling": Sampling(), **arguments})  # type: ignore[arg-type]
+    with pytest.raises(DynexportError, match=r"expected shape \[2, vocab\], found \[1, 4\]"):
+        choose(np.zeros((1, 4), np.float32), [RowSampler(Sampling())] * 2)

@@ -507,6 +507,8 @@ class TestText:
             ("tokenizer.json", b'{"version": "1.0",\n"model": {"type": "What"}}'),
             ("tokenizer_config.json", b"{"),
             ("tokenizer_config.json", b"[]"),
+            ("tokenizer_config.json", b'{"eos_token": "a", "eos_token": "b"}'),
+            ("tokenizer_config.json", b'{"model_max_length": NaN}'),
             ("tokenizer_config.json", b'{"eos_token": 7}'),
             ("tokenizer_config.json", b'{"chat_template": {"a": 1}}'),
             ("chat_template.jinja", b"\xff"),

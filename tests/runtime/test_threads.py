@@ -13,12 +13,11 @@ import pytest
 from bundles import CONFORMANCE
 
 from dynexport.exporter.bundle.conversion import convert
-from dynexport.runtime import Bundle, DynexportError, Generation, Generator, Sampling
-from dynexport.runtime.execution.path_decoder import PathDecoder
+from dynexport.runtime import Bundle, DynexportError, Generation, Model, Sampling
 from dynexport.runtime.generation.conversation import Conversation
 
 THREADS, NEW = 8, 6
-# Every decoder, cache and form of graph that there is.
+# Every executor, cache and form of graph that there is.
 STRATEGIES: dict[str, tuple[str, dict[str, Any]]] = {
     "dense": ("dense", {}),
     "unified-skip": ("skip-2x", {}),
@@ -37,11 +36,11 @@ SAMPLING = Sampling(temperature=0.7, top_k=9, seed=5)
 
 
 @pytest.fixture(scope="module", params=STRATEGIES)
-def shared(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Generator:
+def shared(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Model:
     case, how = STRATEGIES[request.param]
     path = tmp_path_factory.mktemp(request.param) / "bundle"
     convert(CONFORMANCE / case, path, golden=False, **how)
-    return Generator(Bundle.open(path), threads=1)
+    return Model(Bundle.open(path), threads=1)
 
 
 def at_once(work: Callable[[int], Any]) -> list[Any]:
@@ -55,12 +54,12 @@ def at_once(work: Callable[[int], Any]) -> list[Any]:
         sys.setswitchinterval(interval)
 
 
-def test_eight_threads_get_what_each_would_get_alone(shared: Generator) -> None:
+def test_eight_threads_get_what_each_would_get_alone(shared: Model) -> None:
     def generate(index: int) -> list[Generation]:
         return shared.generate(BATCHES[index % len(BATCHES)], max_new_tokens=NEW, sampling=SAMPLING)
 
     # Only graph sets have memory that runs share: there it takes luck to see that it is.
-    times = 12 if isinstance(shared.decoder, PathDecoder) else 2
+    times = 12 if any(program.set for program in shared.bundle.manifest.programs) else 2
     alone = [generate(index) for index in range(len(BATCHES))]
     wrong = [
         index
@@ -70,7 +69,7 @@ def test_eight_threads_get_what_each_would_get_alone(shared: Generator) -> None:
     assert not wrong
 
 
-def test_streams_taken_from_in_turn_are_what_each_is_alone(shared: Generator) -> None:
+def test_streams_taken_from_in_turn_are_what_each_is_alone(shared: Model) -> None:
     def stream(batch: list[list[int]]) -> Iterator[Any]:
         return shared.stream(batch, max_new_tokens=NEW)
 
@@ -83,14 +82,14 @@ def test_streams_taken_from_in_turn_are_what_each_is_alone(shared: Generator) ->
     assert together == alone
 
 
-def test_threads_that_take_from_one_stream_share_its_pieces(generator: Generator) -> None:
+def test_threads_that_take_from_one_stream_share_its_pieces(generator: Model) -> None:
     pieces = generator.stream([[5]], max_new_tokens=40)
     taken = at_once(lambda _: [piece.token for piece in pieces])
     (alone,) = generator.generate([[5]], max_new_tokens=40)
     assert sorted(token for own in taken for token in own) == sorted(alone.ids)
 
 
-def test_a_stream_that_another_thread_closes_ends(generator: Generator) -> None:
+def test_a_stream_that_another_thread_closes_ends(generator: Model) -> None:
     pieces = generator.stream([[5]], max_new_tokens=240)
     first = next(pieces)
     found = at_once(lambda index: pieces.close() if index == 0 else [piece.token for piece in pieces])
@@ -98,8 +97,8 @@ def test_a_stream_that_another_thread_closes_ends(generator: Generator) -> None:
     assert list(pieces) == []
 
 
-def test_a_cache_has_one_stream_at_a_time(generator: Generator) -> None:
-    cache = generator.decoder.cache(1, 64)
+def test_a_cache_has_one_stream_at_a_time(generator: Model) -> None:
+    cache = generator.executor.full_cache(1, 64)
     first, second = (generator.stream([[5]], max_new_tokens=4, cache=cache) for _ in range(2))
     next(first)
     with pytest.raises(DynexportError, match=r"^cache: expected one that no other stream uses, found it in use"):
@@ -108,24 +107,24 @@ def test_a_cache_has_one_stream_at_a_time(generator: Generator) -> None:
     assert len(list(generator.stream([[6]], max_new_tokens=4, cache=cache))) == 4
 
 
-def test_a_cache_has_one_step_at_a_time(shared: Generator) -> None:
-    decoder = shared.decoder
-    cache = decoder.cache(1, 16)
-    decoder.prefill(cache, [[5]])
+def test_a_cache_has_one_step_at_a_time(shared: Model) -> None:
+    executor = shared.executor
+    cache = executor.full_cache(1, 16)
+    executor.prefill(cache, [[5]])
     with cache.running:
         for run in (
-            lambda: decoder.prefill(cache, [[6]]),
-            lambda: decoder.step(cache, [6], decoder.bundle.speedup(None)),
+            lambda: executor.prefill(cache, [[6]]),
+            lambda: executor.step(cache, [6], executor.bundle.depth(None)),
         ):
             with pytest.raises(DynexportError, match=r"^cache: expected one that no other thread uses, found a step"):
                 run()
     assert cache.positions.tolist() == [1]
-    decoder.step(cache, [6], decoder.bundle.speedup(None))
+    executor.step(cache, [6], executor.bundle.depth(None))
 
 
-def test_a_conversation_has_one_turn_at_a_time(generator: Generator) -> None:
+def test_a_conversation_has_one_turn_at_a_time(generator: Model) -> None:
     conversation = Conversation(generator)
-    how: dict[str, Any] = {"speedup": 1, "max_new_tokens": 20, "sampling": Sampling()}
+    how: dict[str, Any] = {"depth": 1, "max_new_tokens": 20, "sampling": Sampling()}
 
     def say(index: int) -> str:
         try:
@@ -143,11 +142,11 @@ def test_a_conversation_has_one_turn_at_a_time(generator: Generator) -> None:
     answer.close()
     list(conversation.say("And now?", **how))
     asked = conversation.messages[:-1]
-    (afresh,) = generator.generate([generator.text.chat(asked)], speedup=1, max_new_tokens=20)
+    (afresh,) = generator.generate([generator.text.chat(asked)], depth=1, max_new_tokens=20)
     assert conversation.messages[-1]["content"] == afresh.text
 
 
 def test_a_bundle_for_two_generators_in_threads(skip_bundle: Path) -> None:
     bundle = Bundle.open(skip_bundle)
-    found = at_once(lambda _: Generator(bundle, threads=1).generate([[5]], max_new_tokens=NEW)[0].ids)
+    found = at_once(lambda _: Model(bundle, threads=1).generate([[5]], max_new_tokens=NEW)[0].ids)
     assert found == [found[0]] * THREADS

@@ -16,17 +16,18 @@ from dynexport.exporter.checkpoint import open_checkpoint
 from dynexport.exporter.families import read_architecture
 from dynexport.exporter.parity import verify
 from dynexport.exporter.profile import ProfileDirectory, layers_to_skip, measure
+from dynexport.exporter.strategies.calibration import CalibrationOptions
+from dynexport.exporter.strategies.mod.calibrate import calibrate
 from dynexport.exporter.trace.files import TraceFile
-from dynexport.runtime import Bundle, DynexportError, Generator, Sampling
+from dynexport.runtime import Bundle, DynexportError, Model, Sampling
 from dynexport.runtime.bundle.contract import parse_contract
-from dynexport.runtime.bundle.manifest import Speedup
+from dynexport.runtime.bundle.manifest import Depth
 from dynexport.runtime.engines.registry import backend_text
-from dynexport.runtime.execution.cache import Cache
-from dynexport.runtime.execution.decoders import open_decoder
+from dynexport.runtime.execution.executor import Executor
+from dynexport.runtime.execution.kv_cache import KvCache
 from dynexport.runtime.generation.conversation import Conversation
-from dynexport.runtime.generation.sampling import Sampler
-from dynexport.runtime.measure.bench import benchmark
-from dynexport.runtime.measure.calibrate import calibrate
+from dynexport.runtime.generation.sampler import Sampler
+from dynexport.runtime.measure.bench import Workload, benchmark
 from dynexport.runtime.measure.cost import step_bytes
 from dynexport.runtime.measure.evaluate import evaluate
 from dynexport.runtime.text.text import StopStrings, StreamDecoder, Text
@@ -37,30 +38,30 @@ ZEROS = np.zeros((1, 8), np.float32)
 
 
 @pytest.fixture(scope="module")
-def at(skip_bundle: Path, bundle: Bundle, generator: Generator, tmp_path_factory: pytest.TempPathFactory) -> Any:
-    """What the calls are made on: bundles, their generators and decoders, and a cache of each decoder that holds a
+def at(skip_bundle: Path, bundle: Bundle, generator: Model, tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """What the calls are made on: bundles, their generators and executors, and a cache of each executor that holds a
     token."""
     home = tmp_path_factory.mktemp("wrong")
     found = SimpleNamespace(home=home, path=skip_bundle, bundle=bundle, generator=generator, text=generator.text)
-    found.skip, found.ratio = generator.decoder, bundle.speedup(2)
+    found.skip, found.ratio = generator.executor, bundle.depth(2)
     for name in ("dense", "mod-router", "radial-step"):
         convert(CONFORMANCE / name, home / name, golden=False)
-        setattr(found, name.partition("-")[0], open_decoder(Bundle.open(home / name), 1))
+        setattr(found, name.partition("-")[0], Executor(Bundle.open(home / name), 1))
     return found
 
 
-def full(decoder: Any, rows: int = 1) -> Any:
-    cache = decoder.cache(rows, 8)
-    decoder.prefill(cache, [[1]] * rows)
+def full(executor: Any, rows: int = 1) -> Any:
+    cache = executor.full_cache(rows, 8)
+    executor.prefill(cache, [[1]] * rows)
     return cache
 
 
-def step(decoder: Any, tokens: Any, *more: Any, rows: int = 1, **named: Any) -> Any:
-    return decoder.step(full(decoder, rows), tokens, decoder.bundle.speedup(1), *more, **named)
+def step(executor: Any, tokens: Any, *more: Any, rows: int = 1, **named: Any) -> Any:
+    return executor.step(full(executor, rows), tokens, executor.bundle.depth(1), *more, **named)
 
 
-def prompt(decoder: Any, prompts: Any, **named: Any) -> Any:
-    return decoder.prefill(decoder.cache(1, 8), prompts, **named)
+def prompt(executor: Any, prompts: Any, **named: Any) -> Any:
+    return executor.prefill(executor.full_cache(1, 8), prompts, **named)
 
 
 def generate(at: Any, prompts: Any = ((1, 2),), **named: Any) -> Any:
@@ -68,22 +69,23 @@ def generate(at: Any, prompts: Any = ((1, 2),), **named: Any) -> Any:
 
 
 def say(at: Any, content: Any = "Hi", **named: Any) -> Any:
-    how = {"speedup": 1, "max_new_tokens": 2, "sampling": Sampling(), **named}
+    how = {"depth": 1, "max_new_tokens": 2, "sampling": Sampling(), **named}
     return list(Conversation(at.generator).say(content, **how))
 
 
 def bench(at: Any, bundle: Any = None, **named: Any) -> Any:
     sizes = {"prompt_tokens": 4, "new_tokens": 1, "repeats": 1, "threads": 1, **named}
-    return benchmark(at.bundle if bundle is None else bundle, **sizes)
+    baseline = sizes.pop("baseline", None)
+    return benchmark(at.bundle if bundle is None else bundle, Workload(**sizes), baseline=baseline)
 
 
 def perplexity(at: Any, ids: Any = range(40), **named: Any) -> Any:
-    how = {"speedups": [at.ratio], "window": 8, "prompt_tokens": 4, **named}
+    how = {"depths": [at.ratio], "window": 8, "prompt_tokens": 4, **named}
     return evaluate(at.bundle, ids, **how)
 
 
 def thresholds(at: Any, ids: Any = range(40), **named: Any) -> Any:
-    return calibrate(at.mod.bundle, ids, **{"window": 8, **named})
+    return calibrate(at.mod.bundle, ids, CalibrationOptions(**{"window": 8, **named}))
 
 
 def converted(at: Any, model: Any = SKIP, output: Any = None, **named: Any) -> Any:
@@ -104,22 +106,26 @@ WRONG: dict[str, tuple[Callable[[Any], Any], str]] = {
     "open-nul": (lambda at: Bundle.open("a\0b"), "a"),
     "open-long": (lambda at: Bundle.open("x" * 300), "x"),
     "open-a-file": (lambda at: Bundle.open(at.path / "model.onnx"), "/"),
-    "speedup-list": (lambda at: at.bundle.speedup([2]), "{path}: speedup: expected 1, 2; found [2]"),
-    "speedup-huge": (lambda at: at.bundle.speedup(HUGE), "{path}: speedup: expected 1, 2; found 1000"),
-    "speedup-nan": (lambda at: at.bundle.speedup(NAN), "{path}: speedup: expected 1, 2; found nan"),
-    "speedup-bool": (lambda at: at.bundle.speedup(True), "{path}: speedup: expected 1, 2; found True"),
+    "depth-list": (lambda at: at.bundle.depth([2]), "{path}: depth: expected 1, 2; found [2]"),
+    "depth-huge": (lambda at: at.bundle.depth(HUGE), "{path}: depth: expected 1, 2; found 1000"),
+    "depth-nan": (lambda at: at.bundle.depth(NAN), "{path}: depth: expected 1, 2; found nan"),
+    "depth-bool": (lambda at: at.bundle.depth(True), "{path}: depth: expected 1, 2; found True"),
     # Generators.
-    "generator-of-a-path": (lambda at: Generator(at.path), "bundle: expected an opened Bundle"),
-    "generator-of-none": (lambda at: Generator(None), "bundle: expected an opened Bundle"),
-    "generator-threads-text": (lambda at: Generator(at.bundle, threads="2"), "threads: expected 1..256, found '2'"),
-    "generator-threads-part": (lambda at: Generator(at.bundle, threads=1.5), "threads: expected 1..256, found 1.5"),
-    "generator-threads-bool": (lambda at: Generator(at.bundle, threads=True), "threads: expected 1..256, found True"),
-    "generator-backend": (lambda at: Generator(at.bundle, backend="cpu"), "backend: expected onnxruntime"),
-    "generator-backend-none": (lambda at: Generator(at.bundle, backend=None), "backend: expected onnxruntime"),
-    "decoder-profile": (lambda at: open_decoder(at.bundle, profile=5), "profile: expected a path"),
-    "generate-text": (lambda at: generate(at, "Hello"), "prompts: expected a list of prompts"),
-    "generate-one-flat-prompt": (lambda at: generate(at, [1, 2, 3]), "prompt: expected a list of token ids, found 1"),
-    "generate-texts": (lambda at: generate(at, ["Hello"]), "prompt: expected a list of token ids, found 'Hello'"),
+    "generator-of-a-path": (lambda at: Model(at.path), "bundle: expected an opened Bundle"),
+    "generator-of-none": (lambda at: Model(None), "bundle: expected an opened Bundle"),
+    "generator-threads-text": (lambda at: Model(at.bundle, threads="2"), "threads: expected 1..256, found '2'"),
+    "generator-threads-part": (lambda at: Model(at.bundle, threads=1.5), "threads: expected 1..256, found 1.5"),
+    "generator-threads-bool": (lambda at: Model(at.bundle, threads=True), "threads: expected 1..256, found True"),
+    "generator-backend": (lambda at: Model(at.bundle, backend="cpu"), "backend: expected onnxruntime"),
+    "generator-backend-none": (lambda at: Model(at.bundle, backend=None), "backend: expected onnxruntime"),
+    "executor-profile": (lambda at: Executor(at.bundle, profile=5), "profile: expected a path"),
+    "generate-mixed": (lambda at: generate(at, [[1], 2]), "prompt: expected a list of token ids, found 2"),
+    "generate-text-for-none": (lambda at: Model(at.dense.bundle).generate("a"), "tokenizer.json: "),
+    "choices-none": (lambda at: at.generator.choices([1], 0), "n: expected 1..128, found 0"),
+    "choices-text": (lambda at: at.generator.choices([1], "2"), "n: expected 1..128, found '2'"),
+    "generate-depth": (lambda at: generate(at, depth={2: 1}), "depth: expected a ratio, a name or a Depth"),
+    "generate-depths": (lambda at: generate(at, depth=[2, 1]), "depth: expected one, or 1, one for each prompt"),
+    "generate-chat": (lambda at: generate(at, chat="yes"), "chat: expected true or false"),
     "generate-bytes": (lambda at: generate(at, [b"ab"]), "prompt: expected a list of token ids, found b'ab'"),
     "generate-none": (lambda at: generate(at, None), "prompts: expected a list of prompts"),
     "generate-none-inside": (lambda at: generate(at, [None]), "prompt: expected a list of token ids, found None"),
@@ -137,35 +143,38 @@ WRONG: dict[str, tuple[Callable[[Any], Any], str]] = {
     "generate-tokens-part": (lambda at: generate(at, max_new_tokens=2.0), "max_new_tokens: expected at least 1"),
     "generate-tokens-nan": (lambda at: generate(at, max_new_tokens=NAN), "max_new_tokens: expected at least 1"),
     "generate-tokens-none": (lambda at: generate(at, max_new_tokens=None), "max_new_tokens: expected at least 1"),
-    "generate-sampling": (lambda at: generate(at, sampling={"top_k": 3}), "sampling: expected a Sampling, found {{"),
-    "generate-sampling-none": (lambda at: generate(at, sampling=None), "sampling: expected a Sampling, found None"),
-    "generate-stop-text": (lambda at: generate(at, stop="end"), "stop: expected a list of strings, found 'end'"),
+    "generate-sampling": (
+        lambda at: generate(at, sampling={"top_k": 3}),
+        "sampling: expected a Sampling, or one for each",
+    ),
+    "generate-sampling-none": (
+        lambda at: generate(at, sampling=None),
+        "sampling: expected a Sampling, or one for each",
+    ),
     "generate-stop-none": (lambda at: generate(at, stop=None), "stop: expected a list of strings, found None"),
     "generate-stop-number": (lambda at: generate(at, stop=[5]), "stop: expected a list of strings, found 5"),
     "generate-stop-empty": (lambda at: generate(at, stop=[""]), "stop: expected non-empty strings"),
-    "stream-cache": (lambda at: at.generator.stream([[1]], cache="x"), "cache: expected one of the decoder's own"),
+    "stream-cache": (lambda at: at.generator.stream([[1]], cache="x"), "cache: expected one of Executor.cache"),
     "stream-cache-rows": (
-        lambda at: list(at.generator.stream([[1]], cache=at.skip.cache(2, 8))),
-        "prompts: expected 2, one for each row of the cache, found 1",
+        lambda at: list(at.generator.stream([[1]], cache=at.skip.full_cache(2, 8))),
+        "cache: expected 1 rows, one for each answer, found 2",
     ),
     "stream-cache-of-radial": (
-        lambda at: list(at.generator.stream([[1]], cache=at.radial.cache(1, 8))),
-        "cache: expected one of the decoder's own",
+        lambda at: list(at.generator.stream([[1]], cache=at.radial.full_cache(1, 8))),
+        "cache: expected one of Executor.cache",
     ),
     "stream-cache-of-another": (
-        lambda at: list(at.generator.stream([[1]], cache=at.dense.cache(1, 8))),
-        "cache: expected one of the decoder's own",
+        lambda at: list(at.generator.stream([[1]], cache=at.dense.full_cache(1, 8))),
+        "cache: expected one of Executor.cache",
     ),
     # Conversations.
-    "conversation-of-a-bundle": (lambda at: Conversation(at.bundle), "generator: expected a Generator"),
+    "conversation-of-a-bundle": (lambda at: Conversation(at.bundle), "model: expected a Model"),
     "conversation-system": (lambda at: Conversation(at.generator, system=5), "system: expected text or None"),
     "say-none": (lambda at: say(at, None), "messages[0]: expected text"),
     "say-bytes": (lambda at: say(at, b"Hi"), "messages[0]: expected text"),
     "say-tokens": (lambda at: say(at, max_new_tokens=-1), "max_new_tokens: expected at least 1"),
     "say-without-a-template": (
-        lambda at: list(
-            Conversation(Generator(at.dense.bundle)).say("Hi", speedup=1, max_new_tokens=1, sampling=Sampling())
-        ),
+        lambda at: list(Conversation(Model(at.dense.bundle)).say("Hi", depth=1, max_new_tokens=1, sampling=Sampling())),
         "chat_template.jinja: the bundle has no chat template",
     ),
     # Text.
@@ -181,7 +190,7 @@ WRONG: dict[str, tuple[Callable[[Any], Any], str]] = {
     "chat-empty": (lambda at: at.text.chat([]), "messages: expected at least one, found none"),
     "files-none": (lambda at: Text.from_files(None), "files: expected"),
     "files-text": (lambda at: Text.from_files({"tokenizer.json": "{}"}), "tokenizer.json: "),
-    "decoder-of-none": (lambda at: StreamDecoder(None), "text: expected a Text, found None"),
+    "executor-of-none": (lambda at: StreamDecoder(None), "text: expected a Text, found None"),
     "push-text": (lambda at: StreamDecoder(at.text).push("a"), "tokenizer.json: cannot look up"),
     "stops-number": (lambda at: StopStrings(5), "stop: expected a list of strings"),
     # Sampling.
@@ -198,17 +207,16 @@ WRONG: dict[str, tuple[Callable[[Any], Any], str]] = {
     "sampler-none": (lambda at: Sampler(Sampling(), 1)(None), "logits: expected floating-point numbers"),
     "sampler-text": (lambda at: Sampler(Sampling(), 1)(np.array([["a"]])), "logits: expected floating-point numbers"),
     "sampler-whole": (lambda at: Sampler(Sampling(), 1)(np.ones((1, 4), int)), "logits: expected floating-point"),
-    # Decoders and caches.
-    "cache-rows": (lambda at: at.skip.cache(0, 8), "rows: expected at least 1, found 0"),
-    "cache-rows-text": (lambda at: at.mod.cache("1", 8), "rows: expected at least 1, found '1'"),
-    "cache-rows-part": (lambda at: at.radial.cache(1.5, 8), "rows: expected at least 1, found 1.5"),
-    "cache-slots": (lambda at: at.skip.cache(1, -1), "slots: expected at least 1, found -1"),
-    "cache-slots-none": (lambda at: at.radial.cache(1, None), "slots: expected at least 1, found None"),
-    "cache-by-hand": (lambda at: Cache(at.bundle.manifest, 1, 0), "slots: expected at least 1, found 0"),
-    "cache-of-none": (lambda at: Cache(None, 1, 8), "manifest: expected a Manifest"),
-    "cache-row": (lambda at: at.skip.cache(2, 8).row(2), "row: expected 0..1, found 2"),
-    "cache-row-text": (lambda at: at.skip.cache(2, 8).row("a"), "row: expected 0..1, found 'a'"),
-    "prefill-cache-none": (lambda at: at.skip.prefill(None, [[1]]), "cache: expected one of the decoder's own"),
+    # Executors and caches.
+    "cache-rows": (lambda at: at.skip.full_cache(0, 8), "rows: expected at least 1, found 0"),
+    "cache-rows-text": (lambda at: at.mod.full_cache("1", 8), "rows: expected at least 1, found '1'"),
+    "cache-rows-part": (lambda at: at.radial.full_cache(1.5, 8), "rows: expected at least 1, found 1.5"),
+    "cache-slots": (lambda at: at.skip.full_cache(1, -1), "slots: expected at least 1, found -1"),
+    "cache-slots-none": (lambda at: at.radial.full_cache(1, None), "slots: expected at least 1, found None"),
+    "cache-of-none": (lambda at: KvCache(None, None, None, 1, 8, counters=0), "manifest: expected a Manifest"),
+    "cache-row": (lambda at: at.skip.full_cache(2, 8).mark(2), "row: expected 0..1, found 2"),
+    "cache-row-text": (lambda at: at.skip.full_cache(2, 8).mark("a"), "row: expected 0..1, found 'a'"),
+    "prefill-cache-none": (lambda at: at.skip.prefill(None, [[1]]), "cache: expected one of Executor.cache"),
     "prefill-two-for-one": (lambda at: prompt(at.skip, [[1], [2]]), "prompts: expected 1, one for each row"),
     "prefill-chunk": (lambda at: prompt(at.skip, [[1]], chunk=0), "chunk: expected at least 1, found 0"),
     "prefill-chunk-radial": (lambda at: prompt(at.radial, [[1]], chunk=-1), "chunk: expected at least 1, found -1"),
@@ -242,13 +250,10 @@ WRONG: dict[str, tuple[Callable[[Any], Any], str]] = {
         "live: expected bool of shape [1], one a row",
     ),
     "step-live-text": (lambda at: step(at.radial, [1], "yes"), "live: expected a list of 1 bools"),
-    "step-speedup": (
-        lambda at: at.skip.step(full(at.skip), [1], 2),
-        "speedup: expected one of Bundle.speedup",
-    ),
-    "step-speedup-layers": (
-        lambda at: at.skip.step(full(at.skip), [1], Speedup(name="x", ratio=None, keep=(99,))),
-        "speedup: a kept layer: expected 0..7, found 99",
+    "step-depth": (lambda at: at.skip.step(full(at.skip), [1], 2), "depth: expected one of Bundle.depth, found 2"),
+    "step-depth-layers": (
+        lambda at: at.skip.step(full(at.skip), [1], Depth(name="x", ratio=None, keep=(99,), prompt=(99,))),
+        "depth: a kept layer: expected 0..7, found 99",
     ),
     # Measuring.
     "bench-of-a-path": (lambda at: bench(at, at.path), "bundle: expected an opened Bundle"),
@@ -261,9 +266,9 @@ WRONG: dict[str, tuple[Callable[[Any], Any], str]] = {
     "bench-text-ids": (lambda at: bench(at, text=[99] * 4), "text: expected token ids 0..88, found 99"),
     "bench-rate": (lambda at: bench(at, at.mod.bundle, skip_rates=["half"]), "skip rates: expected shares from 0 to 1"),
     "bench-rates": (lambda at: bench(at, at.mod.bundle, skip_rates=0.5), "skip rates: expected a list"),
-    "bench-depth": (lambda at: bench(at, at.radial.bundle, depths=[1.5]), "depth: expected"),
+    "bench-hops": (lambda at: bench(at, at.radial.bundle, hops=[1.5]), "hops: expected"),
     "bench-backend": (lambda at: bench(at, backend="cpu"), "backend: expected onnxruntime"),
-    "bench-speedup": (lambda at: bench(at, speedup=[2]), "{path}: speedup: expected 1, 2; found [2]"),
+    "bench-depth": (lambda at: bench(at, depth=[2]), "{path}: depth: expected 1, 2; found [2]"),
     "eval-none": (lambda at: perplexity(at, None), "text: expected a list of token ids, found None"),
     "eval-text": (lambda at: perplexity(at, "a book"), "text: expected a list of token ids, found 'a book'"),
     "eval-floats": (lambda at: perplexity(at, [1.5] * 20), "text: expected token ids 0..88, found 1.5"),
@@ -272,15 +277,18 @@ WRONG: dict[str, tuple[Callable[[Any], Any], str]] = {
     "eval-prompt": (lambda at: perplexity(at, prompt_tokens=None), "window: expected 1 <= prompt_tokens < window"),
     "eval-max": (lambda at: perplexity(at, max_tokens=NAN), "max_tokens: expected at least one window of 8"),
     "eval-batch": (lambda at: perplexity(at, batch="8"), "batch: expected at least 1, found '8'"),
-    "eval-speedups": (lambda at: perplexity(at, speedups=[2]), "speedups: expected those of Bundle.speedup, found 2"),
-    "eval-no-speedups": (lambda at: perplexity(at, speedups=[]), "speedups: expected at least one, found none"),
-    "eval-speedups-none": (lambda at: perplexity(at, speedups=None), "speedups: expected a list"),
+    "eval-depths": (lambda at: perplexity(at, depths=[2]), "depths: expected those of Bundle.depth, found 2"),
+    "eval-no-depths": (lambda at: perplexity(at, depths=[]), "depths: expected at least one, found none"),
+    "eval-depths-none": (lambda at: perplexity(at, depths=None), "depths: expected a list"),
     "calibrate-rate": (lambda at: thresholds(at, target_rate="half"), "target_rate: expected 0 < target_rate <= 1"),
     "calibrate-rate-nan": (lambda at: thresholds(at, target_rate=NAN), "target_rate: expected 0 < target_rate <= 1"),
     "calibrate-window": (lambda at: thresholds(at, window=8.0), "window: expected 1..256, found 8.0"),
     "calibrate-ids": (lambda at: thresholds(at, 5), "text: expected a list of token ids, found 5"),
-    "calibrate-of-none": (lambda at: calibrate(None, range(40)), "bundle: expected an opened Bundle"),
-    "verify-of-a-path": (lambda at: verify(at.path), "bundle: expected an opened Bundle"),
+    "calibrate-of-none": (
+        lambda at: calibrate(None, [1], CalibrationOptions()),
+        "bundle: expected an opened Bundle",
+    ),
+    "verify-of-a-number": (lambda at: verify(5), "bundle: expected a path"),
     "verify-tokens": (lambda at: verify(at.bundle, SKIP, new_tokens="3"), "new_tokens: expected at least 1, found '3'"),
     "verify-prompts": (lambda at: verify(at.bundle, SKIP, prompts="ab"), "prompts: expected a list of prompts"),
     "verify-flat-prompt": (lambda at: verify(at.bundle, SKIP, prompts=[1]), "prompt: expected a list of token ids"),
@@ -339,12 +347,12 @@ def test_a_wrong_call_is_told_in_one_line(at: Any, name: str) -> None:
 
 def test_a_wrong_call_leaves_a_cache_as_it_was(at: Any) -> None:
     cache = full(at.mod)
-    before = at.mod.step(cache, [1], at.mod.bundle.speedup(1))
+    before = at.mod.step(cache, [1], at.mod.bundle.depth(1))
     cache = full(at.mod)
     for wrong in ([1, 2], ["x"], [-1], None):
         with pytest.raises(DynexportError):
-            at.mod.step(cache, wrong, at.mod.bundle.speedup(1))
-    np.testing.assert_array_equal(at.mod.step(cache, [1], at.mod.bundle.speedup(1)), before)
+            at.mod.step(cache, wrong, at.mod.bundle.depth(1))
+    np.testing.assert_array_equal(at.mod.step(cache, [1], at.mod.bundle.depth(1)), before)
 
 
 def test_what_is_not_wrong(at: Any, tmp_path: Path) -> None:
@@ -353,9 +361,9 @@ def test_what_is_not_wrong(at: Any, tmp_path: Path) -> None:
     sampling = Sampling(temperature=np.float32(0.5), top_k=np.int64(4), top_p=np.float64(0.5), seed=np.uint8(1))
     for prompts in ((prompt for prompt in [iter([1, 2])]), np.array([[1, 2]], np.uint16), [range(1, 3)]):
         assert generate(at, prompts, max_new_tokens=np.int32(3), sampling=sampling) == expected
-    assert Generator(Bundle.open(str(at.path)), np.int64(1)).generate([[1]], max_new_tokens=1)
-    assert at.bundle.speedup(np.float32(2)) == at.ratio == at.bundle.speedup("2")
+    assert Model(Bundle.open(str(at.path)), np.int64(1)).generate([[1]], max_new_tokens=1)
+    assert at.bundle.depth(np.float32(2)) == at.ratio == at.bundle.depth("2")
     copy = copied(at.path, tmp_path / "b")
     assert bench(at, Bundle.open(copy), text=(token for token in range(4)), skip_rates=()).results
-    assert perplexity(at, iter(range(16)), speedups=(at.ratio,))[0].tokens == 8
+    assert perplexity(at, iter(range(16)), depths=(at.ratio,))[0].tokens == 8
     assert step(at.mod, np.array([1], np.int32), [True], forced=[[1], [0]]).shape == (1, 89)

@@ -11,9 +11,11 @@ from dataclasses import dataclass
 import numpy as np
 from tiny_models import random_rows
 
-from dynexport.exporter.reference.mod import ModReference, RowRoutes
-from dynexport.runtime.execution.cache import Cache
-from dynexport.runtime.execution.decoder import CHUNK, Decoder
+from dynexport.exporter.reference import RowRoutes
+from dynexport.exporter.strategies.mod.reference import ModReference
+from dynexport.runtime.execution.batch import CHUNK
+from dynexport.runtime.execution.executor import Executor
+from dynexport.runtime.execution.kv_cache import KvCache
 
 CONTEXT = 48
 # Nearer to the other decision, rounding may decide.
@@ -68,12 +70,12 @@ class Row:
 
 
 def follow(
-    decoder: Decoder,
+    executor: Executor,
     talk: Talk,
     *,
     chunk: int = CHUNK,
     forced: Sequence[np.ndarray] | None = None,
-    cache: Cache | None = None,
+    cache: KvCache | None = None,
 ) -> list[Row]:
     """Take all rows of a conversation as one batch.
 
@@ -81,33 +83,34 @@ def follow(
         forced: bool [R, all tokens] by row.
     """
     count = len(talk.parts[0])
-    cache = decoder.cache(count, CONTEXT, record=True) if cache is None else cache
+    cache = executor.full_cache(count, CONTEXT, record=True) if cache is None else cache
     logits: list[list[np.ndarray]] = [[] for _ in range(count)]
     for number, part in enumerate(talk.parts):
         if number % 2 == 0:
-            found = decoder.prefill(cache, part, chunk=chunk, all_logits=True, forced=_next(forced, cache, part))
+            found = executor.prefill(cache, part, chunk=chunk, all_logits=True, forced=_next(forced, cache, part))
             for row, of_row in zip(logits, found, strict=True):
                 row.append(of_row)
             continue
         for tokens in zip(*part, strict=True):
             wishes = _next(forced, cache, [[token] for token in tokens])
             wish = None if wishes is None else np.concatenate(wishes, axis=1)
-            found = decoder.step(cache, tokens, decoder.bundle.speedup(None), forced=wish)
+            found = executor.step(cache, tokens, executor.bundle.depth(None), forced=wish)
             for row, of_row in zip(logits, found, strict=True):
                 row.append(of_row[None])
-    return [finished(decoder, cache, row, parts) for row, parts in enumerate(logits)]
+    return [finished(executor, cache, row, parts) for row, parts in enumerate(logits)]
 
 
-def finished(decoder: Decoder, cache: Cache, row: int, logits: list[np.ndarray]) -> Row:
+def finished(executor: Executor, cache: KvCache, row: int, logits: list[np.ndarray]) -> Row:
     """A row of a recorded cache."""
-    log, routed = cache.logs[row], list(decoder.manifest.routed.layers)
-    ran, scores, margins = (np.concatenate(part, axis=1) for part in (log.ran, log.scores, log.margins))
+    log, routed = executor.reader.joined(cache.logs[row]), list(executor.manifest.routing.layers)
+    ran = log.ran
+    assert (ran[routed] == log.choices).all() and (log.overflow == cache.overflow[:, row]).all()
     assert np.delete(ran, routed, axis=0).all(), "a layer without a router left tokens out"
     assert (cache.lengths[:, row] == ran.sum(1)).all(), "entries"
-    return Row(np.concatenate(logits), ran[routed], scores, margins, cache.overflow[:, row].copy())
+    return Row(np.concatenate(logits), ran[routed], log.scores, log.margins, cache.overflow[:, row].copy())
 
 
-def _next(forced: Sequence[np.ndarray] | None, cache: Cache, part: Part) -> list[np.ndarray] | None:
+def _next(forced: Sequence[np.ndarray] | None, cache: KvCache, part: Part) -> list[np.ndarray] | None:
     if forced is None:
         return None
     starts = zip(forced, cache.positions.tolist(), part, strict=True)

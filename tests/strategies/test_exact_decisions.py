@@ -15,8 +15,8 @@ from bundles import change_tensors, checkpoint
 
 from dynexport.exporter.bundle.conversion import convert
 from dynexport.runtime import Bundle
-from dynexport.runtime.execution.cache import Cache
-from dynexport.runtime.execution.decoders import AnyDecoder, open_decoder
+from dynexport.runtime.execution.executor import Executor
+from dynexport.runtime.execution.kv_cache import KvCache
 
 PROMPT = [5, 17, 3, 80, 41, 2, 66]
 FORMS: dict[str, dict[str, Any]] = {
@@ -27,23 +27,22 @@ FORMS: dict[str, dict[str, Any]] = {
 PASSES: dict[str, Callable[[Any, Any], Any]] = {">": np.greater, ">=": np.greater_equal}
 
 
-def decoder_of(model: Path, output: Path, **how: Any) -> AnyDecoder:
+def decoder_of(model: Path, output: Path, **how: Any) -> Executor:
     convert(model, output, golden=False, **how)
-    return open_decoder(Bundle.open(output), threads=1)
+    return Executor(Bundle.open(output), threads=1)
 
 
-def decided(decoder: AnyDecoder, *, by_steps: bool) -> tuple[np.ndarray, np.ndarray]:
+def decided(executor: Executor, *, by_steps: bool) -> tuple[np.ndarray, np.ndarray]:
     """Of every token of the prompt: bool [R, tokens] whether it ran, and the distance to the threshold."""
-    cache: Cache = decoder.cache(1, len(PROMPT), record=True)
+    cache: KvCache = executor.full_cache(1, len(PROMPT), record=True)
     if by_steps:
         for token in PROMPT:
-            decoder.step(cache, [token], decoder.bundle.speedup(1))
+            executor.step(cache, [token], executor.bundle.depth(1))
     else:
-        decoder.prefill(cache, [PROMPT])
+        executor.prefill(cache, [PROMPT])
     assert cache.logs is not None
-    (log,) = cache.logs
-    ran, margins = np.concatenate(log.ran, axis=1), np.concatenate(log.margins, axis=1)
-    return ran[list(decoder.manifest.routed.layers)], margins
+    found = executor.reader.joined(cache.logs[0])
+    return found.choices == 1, found.margins
 
 
 @pytest.mark.parametrize(
@@ -53,7 +52,7 @@ def test_a_probability_at_the_threshold_passes_where_the_contract_says_so(tmp_pa
     """The first routed layer, whose scores no other decision changes: its threshold is one token's very probability."""
     model = checkpoint(tmp_path / "m", case)
 
-    def with_threshold(name: str, value: float, comparison: str) -> AnyDecoder:
+    def with_threshold(name: str, value: float, comparison: str) -> Executor:
         fields = {"decision": {"threshold": 0.5, "comparison": comparison}, "thresholds": {"1": value}}
         return decoder_of(model, tmp_path / name, fields=fields, **FORMS[form])
 
@@ -63,9 +62,9 @@ def test_a_probability_at_the_threshold_passes_where_the_contract_says_so(tmp_pa
     exact = np.sort(probabilities[(probabilities > 0.25) & (probabilities < 1)])
     middle = exact[len(exact) // 2]
     for comparison, passes in PASSES.items():
-        decoder = with_threshold(f"at {comparison}", float(middle), comparison)
+        executor = with_threshold(f"at {comparison}", float(middle), comparison)
         for by_steps in (True, False):
-            ran, margins = decided(decoder, by_steps=by_steps)
+            ran, margins = decided(executor, by_steps=by_steps)
             at = np.flatnonzero(margins[0] == 0)
             # A prompt's products may be added up in another order: whoever is at the threshold there is compared.
             assert by_steps <= (len(at) > 0)
@@ -81,9 +80,9 @@ def test_a_logit_of_zero_is_at_one_half(tmp_path: Path, form: str, comparison: s
     model = checkpoint(tmp_path / "m", "mod-router")
     change_tensors(model, _without_routers)
     fields = {"decision": {"threshold": 0.5, "comparison": comparison}}
-    decoder = decoder_of(model, tmp_path / "b", fields=fields, **FORMS[form])
+    executor = decoder_of(model, tmp_path / "b", fields=fields, **FORMS[form])
     for by_steps in (True, False):
-        ran, margins = decided(decoder, by_steps=by_steps)
+        ran, margins = decided(executor, by_steps=by_steps)
         assert (margins == 0).all() and (ran == (comparison == ">=")).all()
 
 
@@ -99,14 +98,14 @@ def test_top_k_takes_the_first_of_equal_scores(tmp_path: Path, form: str, roundi
     model = checkpoint(tmp_path / "m", "mod-topk")
     change_tensors(model, _without_routers)
     fields = {"capacity": 0.4, "rounding": rounding}
-    decoder = decoder_of(model, tmp_path / "b", fields=fields, **FORMS[form])
+    executor = decoder_of(model, tmp_path / "b", fields=fields, **FORMS[form])
     rows = [PROMPT, PROMPT[:2], PROMPT[:5]]
-    cache: Cache = decoder.cache(len(rows), len(PROMPT), record=True)
-    decoder.prefill(cache, rows)
+    cache: KvCache = executor.full_cache(len(rows), len(PROMPT), record=True)
+    executor.prefill(cache, rows)
     counts = {"floor": (2, 1, 2), "ceil": (3, 1, 2)}[rounding]
     assert cache.logs is not None
     for row, log, count in zip(rows, cache.logs, counts, strict=True):
-        ran = np.concatenate(log.ran, axis=1)[list(decoder.manifest.routed.layers)]
+        ran = executor.reader.joined(log).choices
         assert (ran == (np.arange(len(row)) < count)).all(), (len(row), ran)
 
 
@@ -133,14 +132,14 @@ def test_equal_scores_go_to_the_lowest_layer_and_none_leaves_before_the_least_st
                     value[-1] = leaving
 
     change_tensors(model, equal)
-    decoder = decoder_of(model, tmp_path / "b", fields={"min_steps": 2, "allow_reuse": reuse}, **RADIAL_FORMS[form])
-    contract, layers = decoder.manifest.contract, decoder.manifest.model.layers
+    executor = decoder_of(model, tmp_path / "b", fields={"min_steps": 2, "allow_reuse": reuse}, **RADIAL_FORMS[form])
+    contract, layers = executor.manifest.contract, executor.manifest.model.layers
     order = [0] * contract.max_steps if reuse else list(range(min(layers, contract.max_steps)))
     expected = [*order[:2], layers] if leaving else order
     if not leaving and len(order) < contract.max_steps:
         expected = [*order, layers]  # nothing else is allowed any more
-    cache = decoder.cache(1, 8, record=True)
-    decoder.prefill(cache, [PROMPT[:3]])
-    decoder.step(cache, [7], decoder.bundle.speedup(1))
-    paths = np.concatenate(cache.logs[0].paths, axis=1).T.tolist()
+    cache = executor.full_cache(1, 8, record=True)
+    executor.prefill(cache, [PROMPT[:3]])
+    executor.step(cache, [7], executor.bundle.depth(1))
+    paths = executor.reader.joined(cache.logs[0]).choices.T.tolist()
     assert [[choice for choice in path if choice >= 0] for path in paths] == [expected] * 4

@@ -14,10 +14,11 @@ from tiny_models import FAMILIES, random_rows, save_routed_model
 
 from dynexport.exporter.bundle.conversion import convert
 from dynexport.exporter.checkpoint import open_checkpoint
-from dynexport.exporter.reference.mod import ModReference, RowRoutes
+from dynexport.exporter.reference import RowRoutes
+from dynexport.exporter.strategies.mod.reference import ModReference
 from dynexport.runtime.bundle.bundle import Bundle
 from dynexport.runtime.bundle.contract import parse_contract
-from dynexport.runtime.execution.decoder import Decoder
+from dynexport.runtime.execution.executor import Executor
 
 pytest.importorskip("transformers")
 
@@ -106,9 +107,11 @@ def reference(directory: Path, fields: dict[str, Any], max_length: int = CONTEXT
     return ModReference.from_checkpoint(checkpoint, contract=contract, max_length=max_length)
 
 
-def decoder(directory: Path, bundle: Path, fields: dict[str, Any], static: bool, max_length: int = CONTEXT) -> Decoder:
+def executor(
+    directory: Path, bundle: Path, fields: dict[str, Any], static: bool, max_length: int = CONTEXT
+) -> Executor:
     convert(directory, bundle, fields=fields, static=static, max_length=max_length, golden=False)
-    return Decoder(Bundle.open(bundle), threads=1)
+    return Executor(Bundle.open(bundle), threads=1)
 
 
 @pytest.mark.parametrize("static", [False, True], ids=["conditional", "static"])
@@ -122,7 +125,7 @@ def test_conversation(
     tmp_path: Path,
 ) -> None:
     model, expected = golden(family, contract)
-    run = decoder(routed_model(family), tmp_path / "bundle", CONTRACTS[contract], static)
+    run = executor(routed_model(family), tmp_path / "bundle", CONTRACTS[contract], static)
     together = follow(run, TALK)
     for row in range(len(expected)):
         assert error(together[row], model, TALK, row, expected[row]) < TOLERANCE, f"row {row} of the batch"
@@ -145,15 +148,15 @@ def test_thousands_of_greedy_decisions(static: bool, routed_model: Callable[[str
     """20 rows of 64 tokens in 4 layers, three quarters of them generated."""
     fields, context = {"routed_layers": [0, 1, 2, 3], "router_input": "normed", "gate": "sigmoid"}, 64
     directory = routed_model("llama")
-    run = decoder(directory, tmp_path / "bundle", fields, static, context)
+    run = executor(directory, tmp_path / "bundle", fields, static, context)
     prompts = random_rows(*[16] * 20, seed=11)
-    state = run.cache(len(prompts), context, record=True)
+    state = run.full_cache(len(prompts), context, record=True)
     rows = [list(prompt) for prompt in prompts]
     best = np.concatenate(run.prefill(state, prompts)).argmax(1)
     while len(rows[0]) < context:
         for row, token in zip(rows, best.tolist(), strict=True):
             row.append(token)
-        best = run.step(state, best, run.bundle.speedup(None)).argmax(1)
+        best = run.step(state, best, run.bundle.depth(None)).argmax(1)
     _, expected = reference(directory, fields, context).routed_logits(rows, [[]] * len(rows))
     found = np.stack([finished(run, state, row, [np.zeros(0)]).chosen for row in range(len(rows))])
     chosen, margin = (np.stack([getattr(row, part) for row in expected]) for part in ("chosen", "margin"))

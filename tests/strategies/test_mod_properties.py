@@ -18,11 +18,11 @@ from tiny_models import LAYERS, VOCABULARY, save_routed_model
 
 from dynexport.exporter.bundle.conversion import convert
 from dynexport.exporter.checkpoint import open_checkpoint
-from dynexport.exporter.reference.mod import ModReference
+from dynexport.exporter.strategies.mod.reference import ModReference
 from dynexport.runtime.bundle.bundle import Bundle
 from dynexport.runtime.bundle.contract import parse_contract
-from dynexport.runtime.bundle.manifest import Speedup
-from dynexport.runtime.execution.decoder import Decoder
+from dynexport.runtime.bundle.manifest import Depth
+from dynexport.runtime.execution.executor import Executor
 
 pytest.importorskip("transformers")
 
@@ -80,17 +80,17 @@ class Models:
     directory: Path
     bundles: Path
 
-    def decoder(self, fields: dict[str, Any], static: bool) -> Decoder:
+    def executor(self, fields: dict[str, Any], static: bool) -> Executor:
         return self._decoder(json.dumps(fields), static)
 
     def reference(self, fields: dict[str, Any]) -> ModReference:
         return self._reference(json.dumps(fields))
 
     @cache  # noqa: B019 - it lives as long as the module's tests
-    def _decoder(self, fields: str, static: bool) -> Decoder:
+    def _decoder(self, fields: str, static: bool) -> Executor:
         bundle = self.bundles / str(len(list(self.bundles.iterdir())))
         convert(self.directory, bundle, fields=json.loads(fields), static=static, max_length=CONTEXT, golden=False)
-        return Decoder(Bundle.open(bundle), threads=1)
+        return Executor(Bundle.open(bundle), threads=1)
 
     @cache  # noqa: B019
     def _reference(self, fields: str) -> ModReference:
@@ -124,9 +124,9 @@ def clear(rows: Sequence[Row]) -> bool:
 @quick
 @given(fields=contracts, talk=talks(3))
 def test_both_lowerings_do_the_same(models: Models, fields: dict[str, Any], talk: Talk) -> None:
-    static = follow(models.decoder(fields, True), talk)
+    static = follow(models.executor(fields, True), talk)
     assume(clear(static))
-    same(follow(models.decoder(fields, False), talk), static)
+    same(follow(models.executor(fields, False), talk), static)
 
 
 @pytest.mark.parametrize("static", [False, True], ids=["conditional", "static"])
@@ -135,11 +135,11 @@ def test_both_lowerings_do_the_same(models: Models, fields: dict[str, Any], talk
 def test_a_prompt_is_as_many_single_steps_and_as_any_pieces(
     models: Models, static: bool, fields: dict[str, Any], row: list[int], chunk: int
 ) -> None:
-    decoder = models.decoder(fields, static)
-    whole = follow(decoder, Talk(([row],)))
+    executor = models.executor(fields, static)
+    whole = follow(executor, Talk(([row],)))
     assume(clear(whole))
-    same(follow(decoder, Talk(([row[:1]], [row[1:]]))), whole)
-    same(follow(decoder, Talk(([row],)), chunk=chunk), whole)
+    same(follow(executor, Talk(([row[:1]], [row[1:]]))), whole)
+    same(follow(executor, Talk(([row],)), chunk=chunk), whole)
 
 
 @pytest.mark.parametrize("static", [False, True], ids=["conditional", "static"])
@@ -153,14 +153,14 @@ def test_rows_know_nothing_of_each_other(
         [mine[0], *(row[: len(like)] + like[len(row) :] for row, like in zip(theirs[1:], mine[1:], strict=True))]
         for mine, theirs in zip(talk.parts, other.parts, strict=True)
     )
-    decoder = models.decoder(fields, static)
-    expected = follow(decoder, talk)[:1]
+    executor = models.executor(fields, static)
+    expected = follow(executor, talk)[:1]
     assume(clear(expected))
-    found = follow(decoder, Talk(parts))[:1]
+    found = follow(executor, Talk(parts))[:1]
     same(found, expected, ISOLATED)
     if static:
         np.testing.assert_array_equal(found[0].logits, expected[0].logits)
-    same(follow(decoder, talk.of_rows([0])), expected)
+    same(follow(executor, talk.of_rows([0])), expected)
 
 
 @pytest.mark.parametrize("static", [False, True], ids=["conditional", "static"])
@@ -170,13 +170,14 @@ def test_forced_decisions_are_made(
     models: Models, static: bool, fields: dict[str, Any], talk: Talk, data: st.DataObject
 ) -> None:
     """As far as the caches have room; and all that follows is what PyTorch makes of them."""
-    decoder, golden = models.decoder(fields, static), models.reference(fields)
-    layers, slots = len(decoder.manifest.routed.layers), decoder.manifest.routed.slots
+    executor, golden = models.executor(fields, static), models.reference(fields)
+    layers = len(executor.manifest.routing.layers)
+    (slots,) = {cache.most for cache in executor.manifest.caches if cache.place in executor.manifest.routing.layers}
     seed = data.draw(st.integers(0, 1000))
     generator, share = np.random.default_rng(seed), data.draw(st.sampled_from([0.0, 0.3, 0.7, 1.0]))
     forced = [generator.random((layers, len(row))) < share for row in talk.rows]
     expected = list(zip(*golden.routed_logits(talk.rows, talk.prompted, forced), strict=True))
-    for row, found in enumerate(follow(decoder, talk, forced=forced)):
+    for row, found in enumerate(follow(executor, talk, forced=forced)):
         np.testing.assert_array_equal(found.chosen, forced[row] & (forced[row].cumsum(1) <= slots))
         assert error(found, golden, talk, row, expected[row]) < SAME
 
@@ -189,13 +190,13 @@ def test_all_tokens_everywhere_without_a_gate_is_the_dense_model(
     fields = {"routed_layers": [0, 1, 2, 3], "capacity": 1.0, "gate": "none", "positions": positions}
     talk = Talk.random((1, 7, 19), (4, 4, 4), (5, 2, 3), (2, 2, 2))
     convert(models.directory, tmp_path / "dense", strategy="dense", max_length=CONTEXT, golden=False)
-    dense = Decoder(Bundle.open(tmp_path / "dense"), threads=1)
+    dense = Executor(Bundle.open(tmp_path / "dense"), threads=1)
     for decision in ({"rule": "always"}, {"threshold": 0.0}):
-        decoder = models.decoder({**fields, "decision": decision}, static)
+        executor = models.executor({**fields, "decision": decision}, static)
         for row in range(3):
-            [found] = follow(decoder, talk.of_rows([row]))
+            [found] = follow(executor, talk.of_rows([row]))
             assert found.chosen.all() and not found.overflow.any()
-            state = dense.cache(1, CONTEXT)
+            state = dense.full_cache(1, CONTEXT)
             [expected] = dense.prefill(state, [talk.rows[row]], all_logits=True)
             np.testing.assert_allclose(found.logits, expected, atol=2e-5)
 
@@ -203,12 +204,13 @@ def test_all_tokens_everywhere_without_a_gate_is_the_dense_model(
 @pytest.mark.parametrize("static", [False, True], ids=["conditional", "static"])
 def test_no_token_anywhere_leaves_the_other_layers(models: Models, static: bool, tmp_path: Path) -> None:
     talk = Talk.random((1, 7, 19), (4, 4, 4), (5, 2, 3), (2, 2, 2))
-    rows = follow(models.decoder({"decision": {"threshold": 1.0}}, static), talk)
+    rows = follow(models.executor({"decision": {"threshold": 1.0}}, static), talk)
     convert(models.directory, tmp_path / "skip", strategy="unified-skip", keep=[0, 2], max_length=CONTEXT, golden=False)
-    skip, keep = Decoder(Bundle.open(tmp_path / "skip"), threads=1), Speedup(name="test", ratio=None, keep=(0, 2))
+    skip = Executor(Bundle.open(tmp_path / "skip"), threads=1)
+    keep = Depth(name="test", ratio=None, keep=(0, 2), prompt=(0, 1, 2, 3))
     for found, ids in zip(rows, talk.rows, strict=True):
         assert not found.chosen.any() and not found.overflow.any()
-        state = skip.cache(1, CONTEXT)
+        state = skip.full_cache(1, CONTEXT)
         expected = np.concatenate([skip.step(state, [i], keep) for i in ids])
         np.testing.assert_allclose(found.logits, expected, atol=2e-5)
 
@@ -216,10 +218,10 @@ def test_no_token_anywhere_leaves_the_other_layers(models: Models, static: bool,
 @pytest.mark.parametrize("static", [False, True], ids=["conditional", "static"])
 def test_a_token_decides_by_the_tokens_up_to_it_alone(models: Models, static: bool) -> None:
     """Whatever comes after it, its score is the same."""
-    decoder = models.decoder({"routed_layers": [0, 1, 2, 3]}, static)
+    executor = models.executor({"routed_layers": [0, 1, 2, 3]}, static)
     [row] = Talk.random((30,)).rows
-    [expected] = follow(decoder, Talk(([row],)))
+    [expected] = follow(executor, Talk(([row],)))
     for length in (1, 8, 17, 29):
-        [other] = follow(decoder, Talk(([row[:length] + [(t + 1) % VOCABULARY for t in row[length:]]],)))
+        [other] = follow(executor, Talk(([row[:length] + [(t + 1) % VOCABULARY for t in row[length:]]],)))
         np.testing.assert_array_equal(other.chosen[:, :length], expected.chosen[:, :length])
         np.testing.assert_allclose(other.scores[:, :length], expected.scores[:, :length], atol=SAME)

@@ -14,10 +14,10 @@ from tiny_models import FAMILIES, LAYERS, random_rows, save_radial_model
 
 from dynexport.exporter.bundle.conversion import convert
 from dynexport.exporter.checkpoint import open_checkpoint
-from dynexport.exporter.reference.radial import RadialReference
+from dynexport.exporter.strategies.radial.reference import RadialReference
 from dynexport.runtime import Bundle, DynexportError
 from dynexport.runtime.bundle.contract import Radial
-from dynexport.runtime.execution.decoders import open_decoder
+from dynexport.runtime.execution.executor import Executor
 
 ModelOf = Callable[[str], Path]
 MARGIN = 1e-5
@@ -35,17 +35,17 @@ def test_paths_and_logits(family: str, policy: str, saved_model: ModelOf, tmp_pa
     bundle = Bundle.open(tmp_path / "bundle")
     contract = bundle.manifest.contract
     assert isinstance(contract, Radial)
-    decoder, rows = open_decoder(bundle, 1), random_rows(1, 5, 17)
-    cache = decoder.cache(3, 24, record=True)
-    found = decoder.prefill(cache, rows, all_logits=True)
+    executor, rows = Executor(bundle, 1), random_rows(1, 5, 17)
+    cache = executor.full_cache(3, 24, record=True)
+    found = executor.prefill(cache, rows, all_logits=True)
     for tokens in random_rows(3, 3, seed=8):
-        logits = decoder.step(cache, tokens, bundle.speedup(1))
+        logits = executor.step(cache, tokens, bundle.depth(1))
         found = [np.concatenate([row, new[None]]) for row, new in zip(found, logits, strict=True)]
         rows = [[*row, token] for row, token in zip(rows, tokens, strict=True)]
     reference = RadialReference.from_checkpoint(open_checkpoint(model), contract=contract)
     expected, paths = reference.routed_logits(rows)
     for row, (logits, path) in enumerate(zip(expected, paths, strict=True)):
-        ours = np.concatenate(cache.logs[row].paths, axis=1)
+        ours = executor.reader.joined(cache.logs[row]).choices
         assert ((ours == path.path).all(axis=0) | (path.margin.min(axis=0) < MARGIN)).all()
         spread = logits.std(axis=-1).mean()
         assert np.abs(found[row] - logits).max() < 1e-4 * max(1, spread)
@@ -61,22 +61,20 @@ def test_the_sequential_model(saved_model: ModelOf, tmp_path: Path) -> None:
     path = np.repeat(np.arange(LAYERS)[:, None], len(row), axis=1)
     logits = []
     for name, forced in (("radial", [path]), ("dense", None)):
-        decoder = open_decoder(Bundle.open(tmp_path / name), 1)
-        logits.append(decoder.prefill(decoder.cache(1, 9), [row], all_logits=True, forced=forced)[0])
+        executor = Executor(Bundle.open(tmp_path / name), 1)
+        logits.append(executor.prefill(executor.full_cache(1, 9), [row], all_logits=True, forced=forced)[0])
     assert np.abs(logits[0] - logits[1]).max() < 1e-5
 
 
 def test_a_missing_layer_is_refused_and_nothing_is_counted(tmp_path: Path) -> None:
     convert(CONFORMANCE / "radial-step", tmp_path / "bundle", golden=False)
-    decoder = open_decoder(Bundle.open(tmp_path / "bundle"), 1)
-    cache = decoder.cache(1, 8, record=True)
+    executor = Executor(Bundle.open(tmp_path / "bundle"), 1)
+    cache = executor.full_cache(1, 8, record=True)
     path = np.array([[0, 1], [1, 9], [2, 2], [3, 3], [0, 0]])
-    with pytest.raises(
-        DynexportError, match=r"forced path: step 1: expected a layer 0\.\.3, 4 to leave or -1, found 9"
-    ):
-        decoder.prefill(cache, [[1, 2]], forced=[path], chunk=1)  # the first piece is right
+    with pytest.raises(DynexportError, match=r"forced path: hop 1: expected a layer 0\.\.3, 4 to leave or -1, found 9"):
+        executor.prefill(cache, [[1, 2]], forced=[path], chunk=1)  # the first piece is right
     assert not cache.positions.any() and not cache.lengths.any()
-    assert not cache.logs[0].ran and not cache.logs[0].paths
+    assert not cache.logs[0]
 
 
 def test_one_window_for_all(saved_model: ModelOf, tmp_path: Path) -> None:
@@ -89,10 +87,10 @@ def test_a_layer_that_is_come_back_to_grows_its_cache(saved_model: ModelOf, tmp_
     model = save_radial_model(tmp_path / "model", saved_model("llama"), cache_policy="layer")
     convert(model, tmp_path / "bundle", golden=False)
     bundle = Bundle.open(tmp_path / "bundle")
-    decoder, (row,) = open_decoder(bundle, 1), random_rows(7)
-    cache = decoder.cache(1, 8)
+    executor, (row,) = Executor(bundle, 1), random_rows(7)
+    cache = executor.full_cache(1, 8)
     path = np.full((5, len(row)), 2)
-    (logits,) = decoder.prefill(cache, [row], all_logits=True, forced=[path])
+    (logits,) = executor.prefill(cache, [row], all_logits=True, forced=[path])
     assert cache.lengths[2, 0] == 35 and isinstance(bundle.manifest.contract, Radial)
     reference = RadialReference.from_checkpoint(open_checkpoint(model), contract=bundle.manifest.contract)
     (expected,), _ = reference.routed_logits([row], [path])
@@ -123,15 +121,20 @@ def test_bad_tensors_and_bench_on_the_command_line(tmp_path: Path) -> None:
     assert "--static" in error_of(dynexport("convert", source, "--static", "-o", tmp_path / "bundle"))
     assert dynexport("convert", source, "--no-golden", "-o", tmp_path / "bundle").code == 0
     assert dynexport("convert", source, "--strategy", "dense", "--no-golden", "-o", tmp_path / "dense").code == 0
+    shown = " ".join(dynexport("inspect", tmp_path / "bundle").out.replace("│", " ").split())
+    assert "paths 5 hops through 4 layers; exit after 0 hops or later; a token may run a layer again" in shown
+    assert "attention.onnx (called for the cache of every hop)" in shown and "decode any embedding, " in shown
     measured = dynexport(
         "bench",
         tmp_path / "bundle",
-        *("--baseline", tmp_path / "dense", "--depth", 2, "--prompt-tokens", 4, "--new-tokens", 2, "--repeats", 1),
+        *("--baseline", tmp_path / "dense", "--hops", 2, "--prompt-tokens", 4, "--new-tokens", 2, "--repeats", 1),
     )
-    assert measured.code == 0 and "depth 2" in measured.out
-    assert "depth: expected 1..5 layers" in error_of(
-        dynexport("bench", tmp_path / "bundle", "--prompt-tokens", 4, "--depth", 6)
-    )
+    assert measured.code == 0 and "hops 2" in measured.out
+    for option, expected in (
+        ("--hops", "hops: expected 1..5 for this"),
+        ("--depth", "--hops N makes every token take a path"),
+    ):
+        assert expected in error_of(dynexport("bench", tmp_path / "bundle", "--prompt-tokens", 4, option, 6))
     change_tensors(source, lambda tensors: tensors.pop("model.radial_router.fc2.bias"))
     assert "radial_router.fc2.bias" in error_of(dynexport("convert", source, "-o", tmp_path / "other"))
 

@@ -17,27 +17,26 @@ from tiny_models import FAMILIES, LAYERS, random_rows, save_radial_model
 
 from dynexport.exporter.bundle.conversion import convert
 from dynexport.exporter.checkpoint import open_checkpoint
-from dynexport.exporter.graph import radial_single
-from dynexport.exporter.graph.structure import BrokenGraph
-from dynexport.exporter.reference.radial import RadialReference
+from dynexport.exporter.lowering.target import BrokenGraph
+from dynexport.exporter.strategies.radial import single
+from dynexport.exporter.strategies.radial.reference import RadialReference
 from dynexport.runtime import Bundle, DynexportError
 from dynexport.runtime.bundle.contract import Radial
-from dynexport.runtime.execution.decoders import AnyDecoder, open_decoder
-from dynexport.runtime.execution.routes import TURNED_AWAY
-from dynexport.runtime.execution.single_path_decoder import SinglePathDecoder
+from dynexport.runtime.execution.decisions import TURNED_AWAY
+from dynexport.runtime.execution.executor import Executor
 
 ModelOf = Callable[[str], Path]
-Opened = tuple[AnyDecoder, RadialReference]
+Opened = tuple[Executor, RadialReference]
 STEPS = 3
 
 
 def opened(model: Path, bundle: Path, layer_capacity: float = 1.0) -> Opened:
     """The single graph of a model, and the reference."""
     convert(model, bundle, layer_capacity=layer_capacity, golden=False)
-    decoder = open_decoder(Bundle.open(bundle), 1)
-    contract = decoder.manifest.contract
-    assert isinstance(decoder, SinglePathDecoder) and isinstance(contract, Radial)
-    return decoder, RadialReference.from_checkpoint(open_checkpoint(model), contract=contract)
+    executor = Executor(Bundle.open(bundle), 1)
+    contract = executor.manifest.contract
+    assert isinstance(contract, Radial)
+    return executor, RadialReference.from_checkpoint(open_checkpoint(model), contract=contract)
 
 
 @pytest.fixture(scope="module")
@@ -54,22 +53,22 @@ def test_paths_and_logits(family: str, policy: str, saved_model: ModelOf, tmp_pa
     """A batch of lengths never used to build, steps of it, and another prompt in pieces, up to the last slot."""
     gate = "probability" if policy == "layer" else "none"
     fields = {"max_steps": 2, "cache_policy": policy, "gate": gate}
-    decoder, reference = opened(
+    executor, reference = opened(
         save_radial_model(tmp_path / "model", saved_model(family), **fields), tmp_path / "bundle"
     )
     rows, later = random_rows(1, 5, 17), random_rows(4, 4, 4, seed=9)
-    cache = decoder.cache(3, 24, record=True)
-    found = [[logits] for logits in decoder.prefill(cache, rows, all_logits=True)]
+    cache = executor.full_cache(3, 24, record=True)
+    found = [[logits] for logits in executor.prefill(cache, rows, all_logits=True)]
     for tokens in random_rows(3, 3, 3, seed=8):
-        for row, logits in enumerate(decoder.step(cache, tokens, decoder.bundle.speedup(1))):
+        for row, logits in enumerate(executor.step(cache, tokens, executor.bundle.depth(1))):
             found[row].append(logits[None])
             rows[row] = [*rows[row], tokens[row]]
-    for row, logits in enumerate(decoder.prefill(cache, later, chunk=3, all_logits=True)):
+    for row, logits in enumerate(executor.prefill(cache, later, chunk=3, all_logits=True)):
         found[row].append(logits)
         rows[row] = [*rows[row], *later[row]]
     expected, paths = reference.routed_logits(rows)
     for row, (logits, path) in enumerate(zip(expected, paths, strict=True)):
-        ours = np.concatenate(cache.logs[row].paths, axis=1)
+        ours = executor.reader.joined(cache.logs[row]).choices
         assert ((ours == path.path).all(axis=0) | (path.margin.min(axis=0) < MARGIN)).all()
         assert np.abs(np.concatenate(found[row]) - logits).max() < 1e-4 * max(1, logits.std(axis=-1).mean())
         assert cache.lengths[:, row].sum() == path.depth.sum()
@@ -83,32 +82,32 @@ def test_what_is_logged_is_what_the_graph_set_logs(saved_model: ModelOf, tmp_pat
     logs = []
     for name, capacity in (("set", None), ("single", 1.0)):
         convert(model, tmp_path / name, layer_capacity=capacity, golden=False)
-        decoder = open_decoder(Bundle.open(tmp_path / name), 1)
-        cache = decoder.cache(2, 12, record=True)
-        decoder.prefill(cache, random_rows(7, 3))
-        decoder.step(cache, [5, 6], decoder.bundle.speedup(1), np.array([True, False]))
-        logs.append((cache.logs, cache.lengths))
+        executor = Executor(Bundle.open(tmp_path / name), 1)
+        cache = executor.full_cache(2, 12, record=True)
+        executor.prefill(cache, random_rows(7, 3))
+        executor.step(cache, [5, 6], executor.bundle.depth(1), np.array([True, False]))
+        logs.append(([executor.reader.joined(log) for log in cache.logs], cache.lengths))
     for ours, theirs in zip(logs[0][0], logs[1][0], strict=True):
-        for part in ("ran", "paths", "scores", "margins"):
-            one, other = (np.concatenate(getattr(log, part), axis=1) for log in (ours, theirs))
+        for part in ("ran", "choices", "scores", "margins", "overflow"):
+            one, other = getattr(ours, part), getattr(theirs, part)
             assert one.dtype == other.dtype and np.allclose(one, other, atol=1e-4), part
     assert (logs[0][1] == logs[1][1]).all()
 
 
 def test_single_steps_and_batches_change_nothing(half: Opened, saved_model: ModelOf, tmp_path: Path) -> None:
     """With room for all; a row that has ended leaves nothing and is not in the way."""
-    decoder, _ = opened(
+    executor, _ = opened(
         save_radial_model(tmp_path / "model", saved_model("qwen2"), max_steps=STEPS), tmp_path / "bundle"
     )
-    rows, full = random_rows(9, 4), decoder.bundle.speedup(1)
-    cache = decoder.cache(2, 9)
-    at_once = decoder.prefill(cache, rows, all_logits=True)
-    alone = decoder.prefill(decoder.cache(1, 9), rows[:1], all_logits=True)[0]
-    stepped = decoder.cache(2, 9)
+    rows, full = random_rows(9, 4), executor.bundle.depth(1)
+    cache = executor.full_cache(2, 9)
+    at_once = executor.prefill(cache, rows, all_logits=True)
+    alone = executor.prefill(executor.full_cache(1, 9), rows[:1], all_logits=True)[0]
+    stepped = executor.full_cache(2, 9)
     live = np.array([True, True])
     for place in range(9):
         live[1] = place < 4
-        logits = decoder.step(stepped, [row[min(place, len(row) - 1)] for row in rows], full, live)
+        logits = executor.step(stepped, [row[min(place, len(row) - 1)] for row in rows], full, live)
         assert all(np.abs(logits[row] - at_once[row][place]).max() < 1e-4 for row in np.flatnonzero(live))
     assert np.abs(alone - at_once[0]).max() < 1e-4
     assert (stepped.lengths == cache.lengths).all() and stepped.positions.tolist() == [9, 4]
@@ -133,16 +132,16 @@ def expected_paths(forced: np.ndarray, counts: np.ndarray, room: int) -> np.ndar
 
 def test_who_is_turned_away(half: Opened) -> None:
     """Against a count of our own, in a padded batch: paths, overflow, and entries of those that ran."""
-    decoder, _ = half
+    executor, _ = half
     rows, turned_away = random_rows(6, 11, seed=1), 0
     for seed in range(4):
         random = np.random.default_rng(seed)
         forced = random.choice([0, 1, 2, 3, 4], (STEPS, 2, 11), p=[0.7, 0.1, 0.05, 0.05, 0.1])
         expected = expected_paths(forced, np.array([6, 11]), 11)
-        cache = decoder.cache(2, 11, record=True)
-        decoder.prefill(cache, rows, forced=[forced[:, 0, :6], forced[:, 1]])
+        cache = executor.full_cache(2, 11, record=True)
+        executor.prefill(cache, rows, forced=[forced[:, 0, :6], forced[:, 1]])
         for row, length in enumerate((6, 11)):
-            assert (cache.logs[row].paths[0] == expected[:, row, :length]).all()
+            assert (cache.logs[row][0].choices == expected[:, row, :length]).all()
         ran = (expected >= 0) & (expected < LAYERS)
         assert (cache.lengths == ran.sum(axis=2)).all()
         assert (cache.overflow[0] == (expected == TURNED_AWAY).sum(axis=(0, 2))).all()
@@ -152,10 +151,10 @@ def test_who_is_turned_away(half: Opened) -> None:
 
 def test_a_token_that_is_turned_away_stays_as_it_is(half: Opened) -> None:
     """All want one layer in every step: the second half never runs, which is to leave at once."""
-    decoder, reference = half
+    executor, reference = half
     (row,) = random_rows(10)
-    cache = decoder.cache(1, 10)
-    (logits,) = decoder.prefill(cache, [row], all_logits=True, forced=[np.full((STEPS, 10), 2)])
+    cache = executor.full_cache(1, 10)
+    (logits,) = executor.prefill(cache, [row], all_logits=True, forced=[np.full((STEPS, 10), 2)])
     alike = np.full((STEPS, 10), 2)
     alike[:, 5:] = np.array([LAYERS, -1, -1])[:, None]
     (expected,), _ = reference.routed_logits([row], [alike])
@@ -164,21 +163,21 @@ def test_a_token_that_is_turned_away_stays_as_it_is(half: Opened) -> None:
 
 
 def test_paths_that_are_spread_find_room(half: Opened) -> None:
-    decoder, reference = half
+    executor, reference = half
     (row,) = random_rows(12)
     path = (np.arange(12)[None] + np.arange(STEPS)[:, None]) % 2
-    cache = decoder.cache(1, 12, record=True)
-    (logits,) = decoder.prefill(cache, [row], all_logits=True, forced=[path])
+    cache = executor.full_cache(1, 12, record=True)
+    (logits,) = executor.prefill(cache, [row], all_logits=True, forced=[path])
     (expected,), _ = reference.routed_logits([row], [path])
-    assert not cache.overflow.any() and (cache.logs[0].paths[0] == path).all()
+    assert not cache.overflow.any() and (cache.logs[0][0].choices == path).all()
     assert np.abs(logits - expected).max() < 1e-4
 
 
 def test_a_token_alone_always_has_room(half: Opened) -> None:
-    decoder, _ = half
-    cache = decoder.cache(1, 8)
+    executor, _ = half
+    cache = executor.full_cache(1, 8)
     for token in random_rows(8)[0]:
-        decoder.step(cache, [token], decoder.bundle.speedup(1))
+        executor.step(cache, [token], executor.bundle.depth(1))
     assert not cache.overflow.any()
 
 
@@ -186,8 +185,8 @@ def test_a_token_alone_always_has_room(half: Opened) -> None:
 
 
 def test_no_condition_and_every_weight_once(half: Opened) -> None:
-    decoder, _ = half
-    path = decoder.bundle.path / "model.onnx"
+    executor, _ = half
+    path = executor.bundle.path / "model.onnx"
     model = onnx.load(path, load_external_data=False)
     kinds = collections.Counter(node.op_type for node in model.graph.node)
     assert not {*kinds} & {"If", "Loop", "Scan", "NonZero", "Unique", "Compress"}
@@ -213,7 +212,7 @@ def test_no_condition_and_every_weight_once(half: Opened) -> None:
 def test_a_spoiled_graph_is_refused(
     spoiled: object, expected: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(radial_single, "capacity", spoiled)
+    monkeypatch.setattr(single, "capacity", spoiled)
     with pytest.raises(BrokenGraph, match=expected):
         convert(CONFORMANCE / "radial-step", tmp_path / "b", fields={"max_steps": 1}, layer_capacity=1, golden=False)
 
@@ -226,9 +225,9 @@ def test_everything_that_serves_a_person(tmp_path: Path) -> None:
     bundle, small = tmp_path / "bundle", ("--threads", 1, "--json", "-")
     steps = ("--set", "max_steps=2", "--set", "min_steps=0")
     ran = dynexport("convert", source, "--single-graph", *steps, "-o", bundle, "--json", "-")
-    assert ran.code == 0 and ran.report["single_graph"] == {"layer_capacity": 1.0, "chunk": 64}
+    assert ran.code == 0 and ran.report["routing"]["layer_capacity"] == 1.0 and ran.report["limits"]["prompt"] == 64
     assert ran.report["golden_rows"] > 0
-    assert "100 % of a step's tokens" in " ".join(dynexport("inspect", bundle).out.split())
+    assert "100 % of a call's tokens" in " ".join(dynexport("inspect", bundle).out.split())
     ran = dynexport("verify", bundle, "--new-tokens", 4, *small)
     assert ran.code == 0 and ran.report["route_agreement"] == 1, ran.err
     (tmp_path / "book.txt").write_text("Once upon a time the river rose. " * 5)
@@ -244,10 +243,10 @@ def test_everything_that_serves_a_person(tmp_path: Path) -> None:
 def test_below_full_capacity_it_is_said(half: Opened, tmp_path: Path) -> None:
     bundle = half[0].bundle.path
     ran = dynexport("verify", bundle, "--against", bundle.parent / "model", "--new-tokens", 2, "--threads", 1)
-    assert ran.code == 0 and "not exercised: rows beside others and prompts in other pieces, as tokens" in ran.out
+    assert ran.code == 0 and "not exercised: other batches and other prefill chunks, as the tokens" in ran.out
     assert "--long goes there" not in ran.out
     ran = dynexport("run", bundle, "--ids", "1,1,1,1,1,1", "--max-new-tokens", 2, "--json", "-", "--threads", 1)
-    assert ran.code == 0 and ran.report["turned_away"] > 0 and "turned tokens away" in ran.err
+    assert ran.code == 0 and ran.report["turned_away"] > 0 and "tokens were turned away" in ran.err
 
 
 REFUSED_OPTIONS: dict[str, tuple[str, list[object], str]] = {
@@ -270,15 +269,20 @@ def test_refused_options(case: str, tmp_path: Path) -> None:
 
 
 HOSTILE: dict[str, tuple[Callable[[dict[str, Any]], object], str]] = {
-    "no room": (lambda m: m["single_graph"].update(layer_capacity=0), "single_graph.layer_capacity"),
-    "no number": (lambda m: m["single_graph"].update(layer_capacity="half"), "single_graph.layer_capacity"),
-    "no chunk": (lambda m: m["single_graph"].update(chunk=0), "single_graph.chunk"),
-    "a chunk beyond memory": (lambda m: m["single_graph"].update(chunk=2**31 - 1), "cache: 1 rows"),
-    "nothing of the graph": (lambda m: m.update(single_graph=None), "single_graph: expected beside a graph"),
-    "another role": (lambda m: m["graphs"][0].update(role="step"), "single_graph: expected a radial contract"),
-    "fewer steps": (lambda m: m["contract"].update(max_steps=2), "model.onnx: expected 2 caches, found 3"),
-    "more layers": (lambda m: m["contract"].update(cache_policy="layer"), "model.onnx: expected 4 caches, found 3"),
-    "no paths": (lambda m: m["graphs"][0]["outputs"].pop(), "expected an output"),
+    "no room": (lambda m: m["routing"].update(layer_capacity=0), "routing.paths.layer_capacity"),
+    "no number": (lambda m: m["routing"].update(layer_capacity="half"), "routing.paths.layer_capacity"),
+    "no chunk": (lambda m: m["limits"].update(prompt=0), "limits.prompt"),
+    "slack beyond memory": (lambda m: m["caches"][0].update(slack=2**31 - 1), "cache: 1 rows"),
+    "slack beyond numbers": (lambda m: m["caches"][0].update(slack=2**70), "caches.0.slack"),
+    "nothing of the router": (lambda m: m.update(routing=None), "caches: expected one for each of 4 layers, found 3"),
+    "nothing of the input": (lambda m: m["graphs"][0]["inputs"].pop(), "found 'past_key_values."),
+    "another graph": (lambda m: m["programs"][0].update(graph="step"), "programs: expected a graph of the manifest"),
+    "fewer hops": (lambda m: m["routing"].update(hops=2), "caches: expected one for each of 2 hops, found 3"),
+    "places of layers": (lambda m: m["routing"].update(places="layers"), "caches: expected one for each of 4 layers"),
+    "no paths": (
+        lambda m: m["graphs"][0].update(outputs=[o for o in m["graphs"][0]["outputs"] if o["name"] != "paths"]),
+        "expected an output paths",
+    ),
     "another size": (lambda m: m["model"].update(head_dim=16), "expected 2 heads of 16 as in model"),
 }
 
@@ -292,9 +296,9 @@ def test_hostile_manifests(case: str, half: Opened, tmp_path: Path) -> None:
 
 
 def test_a_missing_layer_is_refused_and_nothing_is_counted(half: Opened) -> None:
-    decoder, _ = half
-    cache = decoder.cache(1, 8, record=True)
-    message = r"forced path: step 1: expected a layer 0\.\.3, 4 to leave or -1, found 9"
+    executor, _ = half
+    cache = executor.full_cache(1, 8, record=True)
+    message = r"forced path: hop 1: expected a layer 0\.\.3, 4 to leave or -1, found 9"
     with pytest.raises(DynexportError, match=message):
-        decoder.prefill(cache, [[1, 2]], forced=[np.array([[0, 1], [1, 9], [2, 2]])], chunk=1)
-    assert not cache.positions.any() and not cache.lengths.any() and not cache.logs[0].ran
+        executor.prefill(cache, [[1, 2]], forced=[np.array([[0, 1], [1, 9], [2, 2]])], chunk=1)
+    assert not cache.positions.any() and not cache.lengths.any() and not cache.logs[0]

@@ -19,8 +19,8 @@ from dynexport.exporter.strategies.unified_skip import kept_layers
 from dynexport.runtime.bundle.bundle import Bundle
 from dynexport.runtime.bundle.contract import parse_contract
 from dynexport.runtime.bundle.errors import DynexportError
-from dynexport.runtime.bundle.manifest import Speedup
-from dynexport.runtime.execution.decoder import Decoder
+from dynexport.runtime.bundle.manifest import Depth
+from dynexport.runtime.execution.executor import Executor
 
 RULES = ("official", "balanced", "modulo")
 
@@ -103,11 +103,11 @@ def test_thirty_layers(rule: str, ratio: float, expected: tuple[int, ...]) -> No
     assert kept_layers(rule, float(ratio), 30) == expected
 
 
-def speedups(layers: int, **fields: Any) -> tuple[Speedup, ...]:
+def speedups(layers: int, **fields: Any) -> tuple[Depth, ...]:
     """As a conversion finds them: contract fields, then the strategy."""
     strategy = strategies()["unified-skip"]
     contract = parse_contract({"strategy": "unified-skip", **fields}, "config.json: dynexport")
-    return strategy.speedups(contract, layers)
+    return strategy.depths(contract, layers)
 
 
 def test_names_and_order() -> None:
@@ -189,7 +189,7 @@ def test_graphs_of_a_bundle(static: bool, saved_model: Callable[[str], Path], tm
         static=static,
         golden=False,
     )
-    graphs = [(graph.name, graph.layers, graph.conditional) for graph in done.manifest.graphs]
+    graphs = [(graph.name, graph.layers, graph.takes("layer_active")) for graph in done.manifest.graphs]
     everything = (0, 1, 2, 3)
     decode = [("decode-2", (0, 3), False), ("decode-1.25", (0, 2, 3), False)]
     assert graphs == [("model", everything, not static)] + (decode if static else [])
@@ -203,13 +203,13 @@ def test_graphs_of_kept_layers_take_turns_as_conditions_do(tmp_path: Path) -> No
     for options in ({}, {"static": True}, {"target": "tensorrt"}):
         bundle = tmp_path / str(len(found))
         convert(CONFORMANCE / "skip-2x", bundle, speedups=(2.0, 1.25), golden=False, **options)
-        decoder = Decoder(Bundle.open(bundle), threads=1)
-        cache = decoder.cache(2, 32)
-        rows = decoder.prefill(cache, [[5, 3, 8, 2], [7]], all_logits=True)
+        executor = Executor(Bundle.open(bundle), threads=1)
+        cache = executor.full_cache(2, 32)
+        rows = executor.prefill(cache, [[5, 3, 8, 2], [7]], all_logits=True)
         logits = [np.concatenate(rows)]
         for token, ratio in enumerate(ratios):
-            logits.append(decoder.step(cache, [token + 11, token + 40], decoder.bundle.speedup(ratio)))
-        rows = decoder.prefill(cache, [[9], [4, 6, 1]], all_logits=True)
+            logits.append(executor.step(cache, [token + 11, token + 40], executor.bundle.depth(ratio)))
+        rows = executor.prefill(cache, [[9], [4, 6, 1]], all_logits=True)
         found.append(np.concatenate([*logits, *rows]))
         assert len({tuple(lengths) for lengths in cache.lengths.tolist()}) == 3
     for other in found[1:]:

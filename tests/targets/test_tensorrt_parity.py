@@ -14,12 +14,13 @@ from tiny_models import FAMILIES, LAYERS, random_rows, save_routed_model
 
 from dynexport.exporter.bundle.conversion import convert
 from dynexport.exporter.checkpoint import open_checkpoint
-from dynexport.exporter.reference import Reference, unified_skip_runs
-from dynexport.exporter.reference.mod import ModReference
+from dynexport.exporter.reference import Reference
+from dynexport.exporter.strategies.mod.reference import ModReference
+from dynexport.exporter.strategies.unified_skip.reference import unified_skip_runs
 from dynexport.runtime.bundle.bundle import Bundle
 from dynexport.runtime.bundle.contract import parse_contract
 from dynexport.runtime.bundle.errors import DynexportError
-from dynexport.runtime.execution.decoder import Decoder
+from dynexport.runtime.execution.executor import Executor
 
 pytest.importorskip("transformers")
 
@@ -49,7 +50,7 @@ ROUTED: dict[str, dict[str, Any]] = {
 # Largest error of logits in standard deviations: float16 throughout; weights of 8 bits; of random models 4 bits leave
 # little, so that only the sign of life is looked for.
 PRECISIONS = {"fp16": 0.05, "int8": 0.6, "int4": 8.0}
-Convert = Callable[..., Decoder]
+Convert = Callable[..., Executor]
 
 
 @pytest.fixture(scope="module")
@@ -64,20 +65,20 @@ def routed_model(saved_model: Callable[[str], Path], tmp_path_factory: pytest.Te
 
 
 @pytest.fixture
-def decoder(tmp_path: Path) -> Convert:
-    def make(model: Path, **options: Any) -> Decoder:
+def executor(tmp_path: Path) -> Convert:
+    def make(model: Path, **options: Any) -> Executor:
         bundle = tmp_path / f"bundle-{len(list(tmp_path.iterdir()))}"
         convert(model, bundle, target="tensorrt", max_length=CONTEXT, golden=False, **options)
-        return Decoder(Bundle.open(bundle), threads=1)
+        return Executor(Bundle.open(bundle), threads=1)
 
     return make
 
 
-def talk(run: Decoder, prompts: list[list[int]], generated: list[list[int]], second: list[list[int]]) -> np.ndarray:
+def talk(run: Executor, prompts: list[list[int]], generated: list[list[int]], second: list[list[int]]) -> np.ndarray:
     """Prompts in a batch, generated tokens, further prompts: the logits of all tokens, row after row."""
-    state = run.cache(len(prompts), CONTEXT)
+    state = run.full_cache(len(prompts), CONTEXT)
     rows = [[part] for part in run.prefill(state, prompts, all_logits=True)]
-    (speedup, *_) = (*run.manifest.speedups, run.bundle.speedup(1))
+    (speedup, *_) = (*run.manifest.depths, run.bundle.depth(1))
     for tokens in zip(*generated, strict=True):
         for row, logits in zip(rows, run.step(state, tokens, speedup), strict=True):
             row.append(logits[None])
@@ -89,11 +90,11 @@ def talk(run: Decoder, prompts: list[list[int]], generated: list[list[int]], sec
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("strategy", ["dense", "unified-skip"])
 def test_layers_run_or_are_skipped(
-    family: str, strategy: str, decoder: Convert, saved_model: Callable[[str], Path]
+    family: str, strategy: str, executor: Convert, saved_model: Callable[[str], Path]
 ) -> None:
     """After the skipping of a second turn, caches of skipped layers have fewer entries than there are tokens."""
     keep = KEEP if strategy == "unified-skip" else None
-    run = decoder(saved_model(family), strategy=strategy, keep=keep)
+    run = executor(saved_model(family), strategy=strategy, keep=keep)
     parts = random_rows(*VARIED), random_rows(*[3] * 4, seed=4), random_rows(5, 1, 4, 2, seed=5)
     rows = [[token for part in row for token in part] for row in zip(*parts, strict=True)]
     runs = [
@@ -132,37 +133,37 @@ def test_routed_layers(
             routed_model(family), bundle, target="tensorrt", fields=fields, static=static, max_length=CONTEXT,
             golden=False, plugins=static and number % 2 == 1,
         )  # fmt: skip
-        run = Decoder(Bundle.open(bundle), threads=1)
+        run = Executor(Bundle.open(bundle), threads=1)
         assert [graph.name for graph in run.manifest.graphs] == ["model"] + ([] if static else ["decode"])
         assert np.abs(talk(run, *parts) - expected).max() / expected.std() < TOLERANCE, static
 
 
 @pytest.mark.parametrize("family", ["llama", "gemma2", "bloom"])
 @pytest.mark.parametrize("precision", PRECISIONS)
-def test_precisions(family: str, precision: str, decoder: Convert, routed_model: Callable[[str], Path]) -> None:
+def test_precisions(family: str, precision: str, executor: Convert, routed_model: Callable[[str], Path]) -> None:
     """Decisions are those of fp32 where rounding leaves them; so they are forced."""
     found = {}
     for name in ("fp32", precision):
-        run = decoder(routed_model(family), precision=name, fields={"routed_layers": [1, 3]})
+        run = executor(routed_model(family), precision=name, fields={"routed_layers": [1, 3]})
         kind = {spec.dtype for spec in run.manifest.graphs[0].inputs if spec.name.endswith(".key")}
         assert kind == {"float" if name == "fp32" else "float16"}
-        state, prompts = run.cache(3, CONTEXT), random_rows(3, 7, 12)
+        state, prompts = run.full_cache(3, CONTEXT), random_rows(3, 7, 12)
         forced = [np.ones((2, len(prompt)), bool) for prompt in prompts]
         logits = run.prefill(state, prompts, all_logits=True, forced=forced)
-        last = run.step(state, [1, 2, 3], run.bundle.speedup(1), forced=np.ones((2, 3), bool))
+        last = run.step(state, [1, 2, 3], run.bundle.depth(1), forced=np.ones((2, 3), bool))
         found[name] = np.concatenate([*logits, last])
         assert found[name].dtype == np.float32
     assert np.abs(found[precision] - found["fp32"]).max() / found["fp32"].std() < PRECISIONS[precision]
 
 
-def test_caches_are_updated_in_place(decoder: Convert, saved_model: Callable[[str], Path]) -> None:
+def test_caches_are_updated_in_place(executor: Convert, saved_model: Callable[[str], Path]) -> None:
     """Nothing of another row, of earlier entries or of slots that are not reached is written."""
-    run = decoder(saved_model("mistral"), strategy="unified-skip", keep=KEEP)
-    state = run.cache(2, 20)
+    run = executor(saved_model("mistral"), strategy="unified-skip", keep=KEEP)
+    state = run.full_cache(2, 20)
     assert {buffer.shape[-2] for name, buffer in state.buffers.items() if name.endswith("key")} == {CONTEXT}
     run.prefill(state, random_rows(4, 7))
     before = {name: buffer.copy() for name, buffer in state.buffers.items()}
-    run.step(state, [1, 2], run.manifest.speedups[0])
+    run.step(state, [1, 2], run.manifest.depths[0])
     for name, buffer in state.buffers.items():
         layer, part = name.split(".")
         changed = (buffer != before[name]).reshape(2, -1, CONTEXT, *buffer.shape[3:]).any(axis=1)
@@ -174,25 +175,25 @@ def test_caches_are_updated_in_place(decoder: Convert, saved_model: Callable[[st
 
 
 def test_long_prompts_go_in_pieces_and_large_batches_are_refused(
-    decoder: Convert, saved_model: Callable[[str], Path]
+    executor: Convert, saved_model: Callable[[str], Path]
 ) -> None:
-    run = decoder(saved_model("llama"), strategy="dense", max_batch=2, max_prompt=5)
-    whole = decoder(saved_model("llama"), strategy="dense")
+    run = executor(saved_model("llama"), strategy="dense", max_batch=2, max_prompt=5)
+    whole = executor(saved_model("llama"), strategy="dense")
     prompts = random_rows(17, 3)
     for all_logits in (False, True):
         found, expected = (
-            d.prefill(d.cache(2, CONTEXT), prompts, all_logits=all_logits) for d in (run, whole)
+            d.prefill(d.full_cache(2, CONTEXT), prompts, all_logits=all_logits) for d in (run, whole)
         )  # fmt: skip
         assert all(np.abs(a - b).max() < TOLERANCE for a, b in zip(found, expected, strict=True))
     with pytest.raises(DynexportError, match=r"batch: expected at most 2 rows, .*found 3; .*--max-batch 3"):
-        run.cache(3, CONTEXT)
+        run.full_cache(3, CONTEXT)
 
 
-def test_a_ranked_prompt_cannot_be_cut(decoder: Convert, routed_model: Callable[[str], Path]) -> None:
-    run = decoder(routed_model("llama"), fields={"prefill": "topk"}, max_prompt=5)
-    assert len(run.prefill(run.cache(1, CONTEXT), random_rows(5))) == 1
+def test_a_ranked_prompt_cannot_be_cut(executor: Convert, routed_model: Callable[[str], Path]) -> None:
+    run = executor(routed_model("llama"), fields={"prefill": "topk"}, max_prompt=5)
+    assert len(run.prefill(run.full_cache(1, CONTEXT), random_rows(5))) == 1
     with pytest.raises(DynexportError, match=r"prompt: expected at most 5 tokens.*found 6; .*--max-prompt 6"):
-        run.prefill(run.cache(1, CONTEXT), random_rows(6))
+        run.prefill(run.full_cache(1, CONTEXT), random_rows(6))
 
 
 def test_the_commands_take_such_a_bundle(saved_model: Callable[[str], Path], tmp_path: Path) -> None:

@@ -18,10 +18,10 @@ from tiny_models import FAMILIES, LAYERS, random_rows, save_radial_model
 from dynexport.exporter.bundle.conversion import convert
 from dynexport.exporter.checkpoint import open_checkpoint
 from dynexport.exporter.lowering.tensorrt.rules import check_accepted
-from dynexport.exporter.reference.radial import RadialReference
+from dynexport.exporter.strategies.radial.reference import RadialReference
 from dynexport.runtime import Bundle
 from dynexport.runtime.bundle.contract import Radial
-from dynexport.runtime.execution.decoders import AnyDecoder, open_decoder
+from dynexport.runtime.execution.executor import Executor
 
 ModelOf = Callable[[str], Path]
 # float32 on both sides, added up in another order; a path may differ where two choices are closer than that.
@@ -33,32 +33,32 @@ POOLED = [family for family in FAMILIES if family != "gemma2"]
 PRECISIONS = {"fp16": 0.05, "int8": 0.6, "int4": 8.0}
 
 
-def opened(model: Path, bundle: Path, **options: Any) -> AnyDecoder:
+def opened(model: Path, bundle: Path, **options: Any) -> Executor:
     convert(model, bundle, target="tensorrt", max_length=CONTEXT, golden=False, **options)
-    return open_decoder(Bundle.open(bundle), 1)
+    return Executor(Bundle.open(bundle), 1)
 
 
-def check_against_reference(decoder: AnyDecoder, model: Path) -> None:
+def check_against_reference(executor: Executor, model: Path) -> None:
     """Prompts of lengths never used to build, as a batch, steps of it with a row that has ended, and a second turn."""
-    contract = decoder.manifest.contract
+    contract = executor.manifest.contract
     assert isinstance(contract, Radial)
     rows, later = random_rows(1, 5, 17), random_rows(4, 2, 3, seed=9)
-    cache = decoder.cache(3, CONTEXT, record=True)
-    found = [[logits] for logits in decoder.prefill(cache, rows, all_logits=True)]
+    cache = executor.full_cache(3, CONTEXT, record=True)
+    found = [[logits] for logits in executor.prefill(cache, rows, all_logits=True)]
     live = np.array([True, True, True])
     for tokens in random_rows(3, 3, 3, seed=8):
-        logits = decoder.step(cache, tokens, decoder.bundle.speedup(1), live)
+        logits = executor.step(cache, tokens, executor.bundle.depth(1), live)
         for row in np.flatnonzero(live):
             found[row].append(logits[row][None])
             rows[row] = [*rows[row], tokens[row]]
         live[1] = False
-    for row, logits in enumerate(decoder.prefill(cache, later, chunk=3, all_logits=True)):
+    for row, logits in enumerate(executor.prefill(cache, later, chunk=3, all_logits=True)):
         found[row].append(logits)
         rows[row] = [*rows[row], *later[row]]
     reference = RadialReference.from_checkpoint(open_checkpoint(model), contract=contract)
     expected, paths = reference.routed_logits(rows)
     for row, (logits, path) in enumerate(zip(expected, paths, strict=True)):
-        ours = np.concatenate(cache.logs[row].paths, axis=1)
+        ours = executor.reader.joined(cache.logs[row]).choices
         assert ((ours == path.path).all(axis=0) | (path.margin.min(axis=0) < MARGIN)).all()
         assert np.abs(np.concatenate(found[row]) - logits).max() < TOLERANCE * max(1, logits.std(axis=-1).mean())
     assert len({tuple(column) for path in paths for column in path.path.T}) > 1
@@ -92,28 +92,27 @@ def test_the_single_graph_of_layer_caches(saved_model: ModelOf, tmp_path: Path) 
 def test_slots_that_no_entry_has_filled_are_hidden(policy: str, saved_model: ModelOf, tmp_path: Path) -> None:
     """What an earlier sequence left in a cache, tags and positions too, changes nothing: the graph sees all slots."""
     model = save_radial_model(tmp_path / "model", saved_model("mistral"), cache_policy=policy)
-    decoder = opened(model, tmp_path / "bundle")
+    executor = opened(model, tmp_path / "bundle")
     prompt, found = random_rows(9), []
     for rubbish in (0, 3):
-        cache = decoder.cache(1, CONTEXT)
-        for buffers in cache.buffers:
-            for buffer in buffers.values():
-                buffer[:] = rubbish
-        (logits,) = decoder.prefill(cache, prompt, all_logits=True)
-        found.append([*logits, *decoder.step(cache, [5], decoder.bundle.speedup(1))])
+        cache = executor.full_cache(1, CONTEXT)
+        for buffer in cache.buffers.values():
+            buffer[:] = rubbish
+        (logits,) = executor.prefill(cache, prompt, all_logits=True)
+        found.append([*logits, *executor.step(cache, [5], executor.bundle.depth(1))])
     assert (np.array(found[0]) == np.array(found[1])).all()
 
 
 def test_a_layer_that_is_come_back_to_has_room(saved_model: ModelOf, tmp_path: Path) -> None:
     """Every token in one layer at every step, to the end of the context: as many slots as tokens times steps."""
     model = save_radial_model(tmp_path / "model", saved_model("llama"), cache_policy="layer")
-    decoder = opened(model, tmp_path / "bundle")
-    contract, (row,) = decoder.manifest.contract, random_rows(CONTEXT)
+    executor = opened(model, tmp_path / "bundle")
+    contract, (row,) = executor.manifest.contract, random_rows(CONTEXT)
     assert isinstance(contract, Radial)
-    cache, path = decoder.cache(1, CONTEXT), np.full((STEPS, CONTEXT), 2)
-    assert cache.buffers[2]["key"].shape[2] == STEPS * CONTEXT
-    (logits,) = decoder.prefill(cache, [row], all_logits=True, forced=[path])
-    assert cache.lengths[2, 0] == cache.buffers[2]["key"].shape[2]
+    cache, path = executor.full_cache(1, CONTEXT), np.full((STEPS, CONTEXT), 2)
+    assert cache.buffers["2.key"].shape[2] == STEPS * CONTEXT
+    (logits,) = executor.prefill(cache, [row], all_logits=True, forced=[path])
+    assert cache.lengths[2, 0] == cache.buffers["2.key"].shape[2]
     reference = RadialReference.from_checkpoint(open_checkpoint(model), contract=contract)
     (expected,), _ = reference.routed_logits([row], [path])
     assert np.abs(logits - expected).max() < TOLERANCE
@@ -128,12 +127,12 @@ def test_precisions(family: str, policy: str, saved_model: ModelOf, tmp_path: Pa
     prompts, last = random_rows(3, 7, 12), random.integers(0, LAYERS, (STEPS, 3))
     forced = [random.integers(0, LAYERS, (STEPS, len(prompt))) for prompt in prompts]
     for precision in ("fp32", *PRECISIONS):
-        decoder = opened(model, tmp_path / precision, precision=precision)
-        cache = decoder.cache(3, CONTEXT)
-        assert cache.buffers[0]["key"].dtype == (np.float32 if precision == "fp32" else np.float16)
-        logits = decoder.prefill(cache, prompts, all_logits=True, forced=forced)
+        executor = opened(model, tmp_path / precision, precision=precision)
+        cache = executor.full_cache(3, CONTEXT)
+        assert cache.buffers["0.key"].dtype == (np.float32 if precision == "fp32" else np.float16)
+        logits = executor.prefill(cache, prompts, all_logits=True, forced=forced)
         found[precision] = np.concatenate(
-            [*logits, decoder.step(cache, [1, 2, 3], decoder.bundle.speedup(1), forced=last)]
+            [*logits, executor.step(cache, [1, 2, 3], executor.bundle.depth(1), forced=last)]
         )
         assert found[precision].dtype == np.float32
     for precision, most in PRECISIONS.items():
@@ -160,7 +159,10 @@ def test_types_and_profiles(tmp_path: Path) -> None:
     assert [node.inputs[0] for node in casts] == [router.inputs[0]]
     assert casts[0].attributes["to"].as_int() == ir.DataType.FLOAT
     one, rows = (1, 1, 1), (1, 1, 3)
-    ranges = {graph.role: [p.ranges for p in graph.profiles] for graph in done.manifest.graphs}
+    found = done.manifest.program("prompt", done.manifest.full).set
+    parts = {"embedding": found.embedding, "router": found.routers[0], "attention": found.attention, "head": found.head}
+    parts |= {"before_attention": found.before_attention[0], "after_attention": found.after_attention[0]}
+    ranges = {part: [p.ranges for p in done.manifest.graph(name).profiles] for part, name in parts.items()}
     on_tokens = [{"N": (1, 20, 60)}, {"N": rows}]
     assert ranges == dict.fromkeys(("embedding", "router", "before_attention", "after_attention"), on_tokens) | {
         "attention": [{"B": rows, "C": (1, 20, 20)}, {"B": rows, "C": one}],

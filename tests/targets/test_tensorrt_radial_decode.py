@@ -22,13 +22,14 @@ from tiny_models import LAYERS, random_rows, save_radial_model
 from dynexport.exporter.bundle.conversion import convert
 from dynexport.exporter.checkpoint import open_checkpoint
 from dynexport.exporter.families import read_architecture
-from dynexport.exporter.graph.structure import BrokenGraph, check_decode_graph
+from dynexport.exporter.lowering.target import BrokenGraph
 from dynexport.exporter.lowering.tensorrt.rules import check_accepted
+from dynexport.exporter.strategies.radial.checks import check_decode_graph
 from dynexport.plugins.schema import DOMAIN
 from dynexport.runtime import Bundle, DynexportError
 from dynexport.runtime.bundle.contract import Radial
 from dynexport.runtime.bundle.manifest import WEIGHTS
-from dynexport.runtime.execution.decoders import AnyDecoder, open_decoder
+from dynexport.runtime.execution.executor import Executor
 
 ModelOf = Callable[[str], Path]
 # Of a llama-like layer: query, key and value in one, then output, gate, up and down.
@@ -45,56 +46,57 @@ def test_paths_and_logits(family: str, saved_model: ModelOf, tmp_path: Path) -> 
 
 
 @pytest.fixture(scope="module")
-def both(tmp_path_factory: pytest.TempPathFactory) -> tuple[AnyDecoder, AnyDecoder]:
+def both(tmp_path_factory: pytest.TempPathFactory) -> tuple[Executor, Executor]:
     """A model with a router for every step and gates: as a set, and with the graph that decodes."""
     home, fields = tmp_path_factory.mktemp("both"), {"cache_policy": "step", "max_steps": STEPS}
-    decoders = []
+    executors = []
     for name, plugins in (("set", False), ("decode", True)):
         options: dict[str, Any] = {"target": "tensorrt", "fields": fields, "max_length": CONTEXT, "plugins": plugins}
         convert(CONFORMANCE / "radial-own-routers", home / name, golden=False, **options)
-        decoders.append(open_decoder(Bundle.open(home / name), 1))
-    return decoders[0], decoders[1]
+        executors.append(Executor(Bundle.open(home / name), 1))
+    return executors[0], executors[1]
 
 
-def test_the_same_as_by_the_set(both: tuple[AnyDecoder, AnyDecoder]) -> None:
+def test_the_same_as_by_the_set(both: tuple[Executor, Executor]) -> None:
     """What is chosen, logged and counted: with a row that has ended, and with paths that are forced."""
     random, caches, logits = np.random.default_rng(1), [], []
     layers = both[0].manifest.model.layers
     forced = random.integers(0, layers + 1, (STEPS, 3))
     forced[:, 0] = -1
-    for decoder in both:
-        cache, full = decoder.cache(3, 12, record=True), decoder.bundle.speedup(1)
-        decoder.prefill(cache, random_rows(7, 2, 5, vocabulary=50))
-        steps = [decoder.step(cache, [5, 6, 7], full), decoder.step(cache, [8, 9, 10], full, forced=forced)]
-        ended = decoder.step(cache, [1, 2, 3], full, np.array([True, False, True]))
+    for executor in both:
+        cache, full = executor.full_cache(3, 12, record=True), executor.bundle.depth(1)
+        executor.prefill(cache, random_rows(7, 2, 5, vocabulary=50))
+        steps = [executor.step(cache, [5, 6, 7], full), executor.step(cache, [8, 9, 10], full, forced=forced)]
+        ended = executor.step(cache, [1, 2, 3], full, np.array([True, False, True]))
         caches.append(cache)
         logits.append(np.concatenate([*steps, ended[[0, 2]]]))
     ours, theirs = caches
     assert np.abs(logits[0] - logits[1]).max() < 1e-4
     assert (ours.lengths == theirs.lengths).all() and (ours.positions == theirs.positions).all()
-    for one, other in zip(ours.logs, theirs.logs, strict=True):
-        for part in ("ran", "paths", "scores", "margins"):
-            first, second = (np.concatenate(getattr(log, part), axis=1) for log in (one, other))
+    reader = both[0].reader
+    for one, other in zip(map(reader.joined, ours.logs), map(reader.joined, theirs.logs), strict=True):
+        for part in ("ran", "choices", "scores", "margins"):
+            first, second = getattr(one, part), getattr(other, part)
             assert first.dtype == second.dtype and np.allclose(first, second, atol=1e-4), part
-    assert len({(path >= 0).sum() for log in ours.logs for step in log.paths for path in step.T}) > 1
+    assert len({(path >= 0).sum() for log in ours.logs for step in log for path in step.choices.T}) > 1
 
 
-def test_a_row_that_has_ended_is_not_in_the_way(both: tuple[AnyDecoder, AnyDecoder]) -> None:
+def test_a_row_that_has_ended_is_not_in_the_way(both: tuple[Executor, Executor]) -> None:
     """Its caches are full; the other row goes on as if it were alone."""
-    decoder, full = both[1], both[1].bundle.speedup(1)
+    executor, full = both[1], both[1].bundle.depth(1)
     ended, going = random_rows(CONTEXT, 4, vocabulary=50)
-    cache, alone = decoder.cache(2, CONTEXT), decoder.cache(1, CONTEXT)
-    decoder.prefill(cache, [ended, going])
-    decoder.prefill(alone, [going])
+    cache, alone = executor.full_cache(2, CONTEXT), executor.full_cache(1, CONTEXT)
+    executor.prefill(cache, [ended, going])
+    executor.prefill(alone, [going])
     before = cache.lengths[:, 0].copy()
     for token in (3, 4):
-        logits = decoder.step(cache, [0, token], full, np.array([False, True]))
-        assert np.abs(logits[1] - decoder.step(alone, [token], full)[0]).max() < 1e-4
+        logits = executor.step(cache, [0, token], full, np.array([False, True]))
+        assert np.abs(logits[1] - executor.step(alone, [token], full)[0]).max() < 1e-4
     assert (cache.lengths[:, 0] == before).all() and cache.positions.tolist() == [CONTEXT, 6]
     with pytest.raises(DynexportError, match="the context is exhausted"):
-        decoder.step(cache, [0, 1], full)
-    with pytest.raises(DynexportError, match="forced path: step 0: expected a layer"):
-        decoder.step(alone, [0], full, forced=np.full((STEPS, 1), 99))
+        executor.step(cache, [0, 1], full)
+    with pytest.raises(DynexportError, match="forced path: hop 0: expected a layer"):
+        executor.step(alone, [0], full, forced=np.full((STEPS, 1), 99))
 
 
 def test_half_precision(saved_model: ModelOf, tmp_path: Path) -> None:
@@ -104,10 +106,10 @@ def test_half_precision(saved_model: ModelOf, tmp_path: Path) -> None:
     prompts = random_rows(3, 7)
     paths = [random.integers(0, LAYERS, (STEPS, length)) for length in (3, 7)]
     for precision in ("fp32", "fp16"):
-        decoder = opened(model, tmp_path / precision, precision=precision, plugins=True)
-        cache = decoder.cache(2, CONTEXT)
-        decoder.prefill(cache, prompts, forced=paths)
-        steps = [decoder.step(cache, [1, 2], decoder.bundle.speedup(1), forced=paths[1][:, i : i + 2]) for i in (0, 2)]
+        executor = opened(model, tmp_path / precision, precision=precision, plugins=True)
+        cache = executor.full_cache(2, CONTEXT)
+        executor.prefill(cache, prompts, forced=paths)
+        steps = [executor.step(cache, [1, 2], executor.bundle.depth(1), forced=paths[1][:, i : i + 2]) for i in (0, 2)]
         found.append(np.concatenate(steps))
     assert found[1].dtype == np.float32
     assert np.abs(found[1] - found[0]).max() / found[0].std() < 0.05
@@ -127,9 +129,9 @@ def places(bundle: Path) -> dict[str, tuple[int, int]]:
     return found
 
 
-def test_every_weight_lies_in_the_bundle_once(both: tuple[AnyDecoder, AnyDecoder]) -> None:
+def test_every_weight_lies_in_the_bundle_once(both: tuple[Executor, Executor]) -> None:
     """The set's layers within the stacks of the graph that decodes, and nothing twice."""
-    alone, together = (decoder.bundle for decoder in both)
+    alone, together = (executor.bundle for executor in both)
     apart, stacked = places(alone.path), places(together.path)
     assert {name for name in stacked if ".pool." not in name} == {*apart}
     contents = [(bundle.path / WEIGHTS).read_bytes() for bundle in (alone, together)]
@@ -151,11 +153,11 @@ def test_every_weight_lies_in_the_bundle_once(both: tuple[AnyDecoder, AnyDecoder
 # The graph.
 
 
-def decode_path(decoder: AnyDecoder) -> Path:
-    return decoder.bundle.path / "decode.onnx"
+def decode_path(executor: Executor) -> Path:
+    return executor.bundle.path / "decode.onnx"
 
 
-def test_the_graph(both: tuple[AnyDecoder, AnyDecoder]) -> None:
+def test_the_graph(both: tuple[Executor, Executor]) -> None:
     """All steps without conditions; matrices of layers are read by our operator alone."""
     graph = ir.load(decode_path(both[1])).graph
     check_accepted(graph)
@@ -166,13 +168,13 @@ def test_the_graph(both: tuple[AnyDecoder, AnyDecoder]) -> None:
         if name.startswith("model.layers.pool.") and value.shape is not None:
             readers = {node.op_type for node, _ in value.uses()}
             assert readers == ({"SelectedMatMul"} if len(value.shape) == 3 else {"Gather"}), name
-    (entry,) = (graph for graph in both[1].manifest.graphs if graph.role == "decode")
+    entry = both[1].manifest.graph("decode")
     assert [(profile.name, profile.ranges) for profile in entry.profiles] == [("decode", {"B": (1, 1, 8)})]
     ran = dynexport("inspect", both[1].bundle.path, "--json", "-")
     assert ran.report["operators"]["decode"]["ours"] == {"SelectedMatMul": PRODUCTS * STEPS}
 
 
-def test_a_token_that_has_left_takes_no_weights(both: tuple[AnyDecoder, AnyDecoder]) -> None:
+def test_a_token_that_has_left_takes_no_weights(both: tuple[Executor, Executor]) -> None:
     """It, and a row that has ended, have the index -1; the layer that was chosen stands for the others."""
     model, layers = onnx.load(decode_path(both[1])), both[1].manifest.model.layers
     index = list(dict.fromkeys(node.input[2] for node in model.graph.node if node.domain == DOMAIN))
@@ -180,7 +182,7 @@ def test_a_token_that_has_left_takes_no_weights(both: tuple[AnyDecoder, AnyDecod
     model.graph.output.extend(onnx.helper.make_tensor_value_info(name, onnx.TensorProto.INT64, ["B"]) for name in index)
     session = onnxruntime.InferenceSession(model.SerializeToString())
     forced = np.array([[0, 1, 0], [layers, 2, 1], [-1, 3, 2], [-1, 0, 0], [-1, layers, 0]])
-    (graph,) = (graph for graph in both[1].manifest.graphs if graph.role == "decode")
+    graph = both[1].manifest.graph("decode")
     inputs = {spec.name: np.zeros(spec.sized({"B": 3}), spec.array_type) for spec in graph.inputs}
     inputs |= {"forced_paths": forced[:, :, None], "token_counts": np.array([1, 1, 0])}
     found = np.stack(session.run(index, inputs))
@@ -196,7 +198,7 @@ def test_a_token_that_has_left_takes_no_weights(both: tuple[AnyDecoder, AnyDecod
     ids=["more tokens", "a shape that depends on values"],
 )
 def test_a_spoiled_graph_is_refused(
-    spoil: Callable[[Any], object], expected: str, both: tuple[AnyDecoder, AnyDecoder]
+    spoil: Callable[[Any], object], expected: str, both: tuple[Executor, Executor]
 ) -> None:
     graph = ir.load(decode_path(both[1])).graph
     contract = both[1].manifest.contract
@@ -228,15 +230,12 @@ def test_what_cannot_be_served_is_refused(case: str, tmp_path: Path) -> None:
 
 def test_hostile_manifests(tmp_path: Path) -> None:
     convert(CONFORMANCE / "radial-step", tmp_path / "b", target="tensorrt", plugins=True, golden=False)
-    change_manifest(tmp_path / "b", lambda fields: fields["contract"].update(max_steps=2))
-    with pytest.raises(DynexportError, match=r"decode\.onnx: expected 2 caches, found 5"):
-        open_decoder(Bundle.open(tmp_path / "b"), 1)
     change_manifest(tmp_path / "b", lambda fields: fields["graphs"][0]["outputs"].pop())
-    change_manifest(tmp_path / "b", lambda fields: fields["contract"].update(max_steps=5))
     with pytest.raises(DynexportError, match=r"decode\.onnx: expected an output path_margins, found none"):
-        open_decoder(Bundle.open(tmp_path / "b"), 1)
-    change_manifest(tmp_path / "b", lambda fields: fields["contract"].update(cache_policy="layer"))
-    with pytest.raises(DynexportError, match="graphs: expected the role decode for radial with cache_policy step"):
+        bundle = Bundle.open(tmp_path / "b")
+        Executor(bundle, 1).program("decode", bundle.manifest.full)
+    change_manifest(tmp_path / "b", lambda fields: fields["routing"].update(hops=2))
+    with pytest.raises(DynexportError, match=r"programs: set: routers: expected 2 names, found 5|caches: expected one"):
         Bundle.open(tmp_path / "b")
 
 

@@ -14,7 +14,7 @@ from rtx_builds import built
 from tiny_models import save_routed_model
 
 from dynexport.exporter.bundle.conversion import convert
-from dynexport.exporter.graph.structure import BrokenGraph
+from dynexport.exporter.lowering.target import BrokenGraph
 from dynexport.exporter.lowering.tensorrt.rules import check_accepted
 from dynexport.runtime.bundle.errors import DynexportError
 
@@ -203,3 +203,12 @@ def test_engines_of_families_with_biases_and_caps(
     )
     for graph in done.manifest.graphs:
         assert built(rtx, bundle / graph.file, graph)[1] > 0, graph.name
+
+
+@pytest.mark.parametrize(("case", "logits"), [("mod-topk", 24), ("mod-router", 16)])
+def test_a_prompt_that_is_never_cut_may_give_the_logits_of_all_its_tokens(
+    case: str, logits: int, tmp_path: Path
+) -> None:
+    done = convert(CONFORMANCE / case, tmp_path / "bundle", target="tensorrt", max_prompt=24, golden=False)
+    (prompts,) = done.manifest.graphs[0].profiles
+    assert prompts.ranges["S"] == (1, 24, 24) and prompts.ranges["K"] == (1, 1, logits)

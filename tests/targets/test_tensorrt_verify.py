@@ -41,7 +41,7 @@ def test_bundles_agree_with_pytorch(model: Path, precision: str, bundle_of: Bund
     ran = dynexport("verify", bundle_of(model, "--precision", precision), "--against", model, *SIZES)
     assert ran.code == 0, ran.out
     checks = {check["name"] for check in ran.report["checks"]}
-    assert {"prompt/batch", "greedy/dense", "single_steps", "neighbours/dense"} <= checks
+    assert {"prompt/batch", "greedy/full", "single_steps", "neighbours/full"} <= checks
     assert ("routes/prompt/batch" in checks) == model.name.startswith("mod")
     assert ("greedy/2" in checks) == model.name.startswith("skip")
 

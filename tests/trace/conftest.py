@@ -7,8 +7,9 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import pytest
 
-from dynexport.exporter.trace import Depth, RoutedLayer, Token, Trace
-from dynexport.runtime.execution.routes import RowLog
+from dynexport.exporter.trace import Token, Trace
+from dynexport.runtime.bundle.manifest import FULL, LayerRouting, PathRouting
+from dynexport.runtime.execution.decisions import Decisions
 
 MakeTrace = Callable[..., Trace]
 
@@ -25,14 +26,15 @@ def make_trace() -> MakeTrace:
         ran = np.ones((layers, count), bool)
         ran[list(routed)] = scores > 0.5
         tokens = [Token(id=i, text=words[i % len(words)], is_prompt=i < prompt) for i in range(count)]
-        depth = Depth(
-            tokens=count,
-            layers=layers,
-            layers_per_token=float(ran.sum() / count),
-            routed=tuple(RoutedLayer(layer=i, rate=float(ran[i].mean()), overflow=2) for i in routed),
+        decisions = Decisions(
+            ran,
+            ran[list(routed)].astype(np.int64),
+            scores,
+            np.abs(scores - 0.5),
+            np.full(len(routed), 2, np.int64),
         )
-        log = RowLog([ran], [scores], [np.abs(scores - 0.5)]) if routed else RowLog([ran])
-        return Trace.from_log(log, tokens, depth, strategy="mod" if routed else "dense", speedup="dense")
+        routing = LayerRouting(layers=tuple(routed), overflow="residual") if routed else None
+        return Trace.of(decisions, routing, tokens, strategy="mod" if routed else "dense", speedup=FULL)
 
     return make
 
@@ -44,6 +46,6 @@ def path_trace() -> Trace:
     ran = np.array([[layer in column for column in path.T] for layer in range(3)])
     zeros = np.zeros(path.shape, np.float32)
     tokens = [Token(id=i, text=" word", is_prompt=i < 2) for i in range(3)]
-    depth = Depth(tokens=3, layers=3, layers_per_token=5 / 3, routed=())
-    log = RowLog([ran], [zeros], [zeros], [path])
-    return Trace.from_log(log, tokens, depth, strategy="radial", speedup="dense")
+    decisions = Decisions(ran, path, zeros, zeros, np.zeros(1, np.int64))
+    routing = PathRouting(hops=3, min_hops=0, exit=True, reuse=True, places="hops")
+    return Trace.of(decisions, routing, tokens, strategy="radial", speedup=FULL)

@@ -1,4 +1,4 @@
-"""The palette's meaning, and tokens as labels."""
+"""Cells in the palette, tokens as labels, and what is told in words."""
 
 from __future__ import annotations
 
@@ -8,41 +8,22 @@ import numpy as np
 import pytest
 
 from dynexport.exporter.trace import Token, Trace, look
-
-
-def lightness(colour: str) -> float:
-    """Relative luminance of #rrggbb, 0 to 1."""
-    parts = np.array([int(colour[i : i + 2], 16) for i in (1, 3, 5)]) / 255
-    linear = np.where(parts <= 0.04045, parts / 12.92, ((parts + 0.055) / 1.055) ** 2.4)
-    return float(linear @ [0.2126, 0.7152, 0.0722])
+from dynexport.exporter.trace.colours import RAN, ROUTED_RAN, ROUTED_SKIPPED, SKIPPED
 
 
 def test_shades_follow_the_scores_of_those_that_ran_and_of_those_that_did_not(make_trace: Callable[..., Trace]) -> None:
     trace = make_trace(3, [1], 10, 30)
     cells, scores, ran = look.cells(trace)[1], np.array(trace.scores[0], float), np.array(trace.ran[1])
-    for group, shades in ((ran, look.ROUTED_RAN), (~ran, look.ROUTED_SKIPPED)):
+    for group, shades in ((ran, ROUTED_RAN), (~ran, ROUTED_SKIPPED)):
         assert group.any() and set(cells[group]) <= set(shades)
         assert (np.diff(cells[group][np.argsort(scores[group])]) >= 0).all()
         assert cells[group].max() == shades[-1]
-    assert (look.cells(trace)[[0, 2]] == look.RAN).all()
+    assert (look.cells(trace)[[0, 2]] == RAN).all()
 
 
-def test_a_token_without_a_score_has_the_lightest_shade(make_trace: Callable[..., Trace]) -> None:
+def test_a_token_without_a_score_has_the_first_shade(make_trace: Callable[..., Trace]) -> None:
     trace = make_trace(1, [0], 4, 0).model_copy(update={"scores": ((None, None, None, None),)})
-    assert set(look.cells(trace)[0]) <= {look.ROUTED_RAN[0], look.ROUTED_SKIPPED[0]}
-
-
-def test_who_sees_no_colours_still_sees_what_ran() -> None:
-    ran, skipped = ([lightness(look.PALETTE[i]) for i in shades] for shades in (look.ROUTED_RAN, look.ROUTED_SKIPPED))
-    assert max(ran) < min(skipped)
-    assert lightness(look.PALETTE[look.RAN]) < lightness(look.PALETTE[look.SKIPPED])
-    for shades in (ran, skipped):
-        assert shades == sorted(shades, reverse=True)
-
-
-def test_ink_is_read_on_every_depth() -> None:
-    for colour in look.DEPTHS:
-        assert (lightness(colour) + 0.05) / (lightness(look.INK) + 0.05) > 4.5
+    assert set(look.cells(trace)[0]) <= {ROUTED_RAN[0], ROUTED_SKIPPED[0]}
 
 
 @pytest.mark.parametrize(
@@ -81,16 +62,11 @@ def test_a_path_is_told_by_steps(path_trace: Trace) -> None:
     assert path_trace.depth == (2, 3, 0)
     assert look.steps(path_trace) == {(2, 0): "1", (0, 0): "2", (1, 1): "1-3"}
     cells = look.cells(path_trace)
-    assert cells[2, 0] == look.ROUTED_RAN.start < cells[0, 0] < cells[1, 1]
-    assert (cells[[0, 1, 2], [2, 2, 2]] == look.SKIPPED).all()
+    assert cells[2, 0] == ROUTED_RAN.start < cells[0, 0] < cells[1, 1]
+    assert (cells[[0, 1, 2], [2, 2, 2]] == SKIPPED).all()
     assert [words for _, words in look.meanings(path_trace)][-1] == "did not run"
 
 
 def test_steps_that_follow_each_other_are_told_at_once(path_trace: Trace) -> None:
     again = path_trace.model_copy(update={"paths": ((0, 1, 0, 0, 1),), "tokens": path_trace.tokens[:1]})
     assert look.steps(again) == {(0, 0): "1·3-4", (1, 0): "2·5"}
-
-
-def test_numbers_are_read_on_every_colour() -> None:
-    dark = [look.is_dark(place) for place in look.ROUTED_RAN]
-    assert dark == sorted(dark) and dark[-1] and not dark[0]

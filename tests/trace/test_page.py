@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from html.parser import HTMLParser
 
 import pytest
 
 from dynexport.exporter.trace import Trace, html
+from dynexport.exporter.trace.colours import DARK, LIGHT, ROUTED_SKIPPED, SKIPPED
 
 MakeTrace = Callable[..., Trace]
 VOID = {"meta", "br", "link", "img"}
@@ -100,3 +102,20 @@ def test_a_path_has_its_steps_in_the_cells(path_trace: Trace) -> None:
     titles = [attributes["title"] or "" for tag, attributes in page.tags if tag == "td" and "title" in attributes]
     assert [title for title in titles if "layer 1:" in title][1].endswith("layer 1: ran in step 1-3")
     assert "1-3" in page.text and "paths of 1.7 layers per token through a pool of 3" in page.text
+
+
+def test_the_page_has_both_themes_and_clips_no_label(make_trace: MakeTrace) -> None:
+    content = html.render(make_trace(3, [1], 2, 3, [" a" * 40])).decode()
+    dark = content[content.index("prefers-color-scheme: dark") :]
+    for theme, style in ((LIGHT, content), (DARK, dark)):
+        for colour in (theme.page, theme.ink, theme.soft, *theme.depths, *theme.palette):
+            assert colour in style
+    # Colours stand in the themes alone, so that none stays light in the dark.
+    assert not re.findall(r"#[0-9a-f]{3,6}\b", re.sub(r":root \{ --page.*?(?=\n\n|\n\})", "", content, flags=re.S))
+    assert "overflow: hidden" not in content and "text-overflow" not in content and "overflow: clip" not in content
+
+
+def test_cells_of_tokens_that_did_not_run_are_smaller(make_trace: MakeTrace) -> None:
+    content = html.render(make_trace(3, [1], 2, 3)).decode()
+    (rule,) = re.findall(r"^(.*) \{ background-clip: content-box; padding: 4px; \}", content, re.M)
+    assert rule.split(", ") == [f".c{place}" for place in (SKIPPED, *ROUTED_SKIPPED)]

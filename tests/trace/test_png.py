@@ -9,8 +9,10 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 import pytest
+from figures import Drawn, check_texts
 
-from dynexport.exporter.trace import Trace, look, png
+from dynexport.exporter.trace import Trace, png
+from dynexport.exporter.trace.colours import LIGHT, RAN, ROUTED_RAN, SKIPPED
 
 matplotlib = pytest.importorskip("matplotlib")
 from matplotlib.image import imread  # noqa: E402
@@ -31,17 +33,6 @@ def colours(content: bytes) -> set[str]:
     return {f"#{value:06x}" for value in found}
 
 
-@pytest.mark.parametrize(
-    ("layers", "routed", "prompt", "new"),
-    [(1, [], 1, 0), (4, [1, 3], 6, 15), (8, [0, 1, 2, 3, 4, 5, 6, 7], 1, 40), (120, range(1, 120, 2), 5, 5)],
-)
-def test_sizes_that_can_be_looked_at(
-    make_trace: MakeTrace, layers: int, routed: Sequence[int], prompt: int, new: int
-) -> None:
-    width, height = size(png.render(make_trace(layers, routed, prompt, new)))
-    assert 1000 < width < 2500 and 450 < height < 2600
-
-
 def test_a_long_sequence_stays_within_bounds_and_names_fewer_tokens(make_trace: MakeTrace) -> None:
     trace = make_trace(12, range(1, 12, 2), 500, 3500)
     width, height = size(png.render(trace))
@@ -52,8 +43,8 @@ def test_a_long_sequence_stays_within_bounds_and_names_fewer_tokens(make_trace: 
 
 def test_every_colour_that_is_explained_is_there(make_trace: MakeTrace) -> None:
     there = colours(png.render(make_trace(4, [1, 3], 20, 60)))
-    assert set(look.PALETTE[1:]) <= there
-    assert {look.PROMPT, look.GENERATED} <= there
+    assert set(LIGHT.palette[1:]) <= there
+    assert {LIGHT.prompt, LIGHT.generated} <= there
 
 
 def test_texts_are_texts(make_trace: MakeTrace) -> None:
@@ -78,4 +69,32 @@ def test_what_a_user_set_for_other_pictures_does_not_matter(make_trace: MakeTrac
 
 def test_a_path_is_drawn(path_trace: Trace) -> None:
     drawn, plain = png.render(path_trace), png.render(path_trace.model_copy(update={"paths": ()}))
-    assert look.PALETTE[look.ROUTED_RAN.start] in colours(drawn) - colours(plain)
+    assert LIGHT.palette[ROUTED_RAN.start] in colours(drawn) - colours(plain)
+
+
+LONG = [" incomprehensibilities", "x", "WWWWWWWWWWWWWWWW", "$x^2$", None]
+
+
+@pytest.mark.parametrize(
+    ("layers", "routed", "prompt", "new"),
+    [(1, [0], 1, 0), (4, [], 1, 1), (8, range(8), 1, 40), (100, range(1, 100, 2), 30, 31), (6, [1, 3], 700, 1300)],
+    ids=["one token", "two tokens", "every layer routed", "100 layers", "2,000 tokens"],
+)
+def test_labels_are_whole_and_lie_beside_each_other(
+    make_trace: MakeTrace, monkeypatch: pytest.MonkeyPatch, layers: int, routed: Sequence[int], prompt: int, new: int
+) -> None:
+    trace = make_trace(layers, routed, prompt, new, LONG)
+    full = tuple(layer.model_copy(update={"rate": 1.0, "overflow": prompt + new}) for layer in trace.routed)
+    drawn = Drawn(monkeypatch)
+    width, height = size(png.render(trace.model_copy(update={"routed": full, "speedup": "2.5"})))
+    assert 1000 < width < 4500 and 450 < height < 2600
+    check_texts(drawn.figures[0])
+
+
+def test_cells_of_tokens_that_did_not_run_are_smaller(make_trace: MakeTrace) -> None:
+    """Seen without any colour: around them is the page."""
+    trace = make_trace(1, [], 1, 9).model_copy(update={"ran": ((True,) + (False,) * 9,)})
+    pixels = (imread(io.BytesIO(png.render(trace)))[..., :3] * 255).round().astype(int)
+    skipped, ran = ([int(LIGHT.palette[place][i : i + 2], 16) for i in (1, 3, 5)] for place in (SKIPPED, RAN))
+    ratio = (pixels == skipped).all(-1).sum() / (pixels == ran).all(-1).sum()
+    assert 9 * 0.2 < ratio < 9 * 0.6

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
-from dynexport.exporter.graph.structure import BrokenGraph
+from dynexport.exporter.lowering.target import BrokenGraph
 from dynexport.plugins.schema import DOMAIN
 
 # Operators of the standard that these graphs use; those whose shapes follow from values are not among them.

@@ -5,24 +5,20 @@ The same file runs on ONNX Runtime. Why these operators: docs/tensorrt.md, "The 
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
-from fractions import Fraction
 from typing import Any
 
 import onnx_ir as ir
 
-from dynexport.exporter.bundle.describe import PADDED_CHUNK
 from dynexport.exporter.families.architecture import Activation, Architecture
-from dynexport.exporter.lowering.plan import GraphPlan
+from dynexport.exporter.lowering.plan import Dimension, GraphPlan
 from dynexport.exporter.lowering.storage import Dequantized, Plain, Storage, StoredWeight
 from dynexport.exporter.lowering.target import AttentionInputs, Target, cast
 from dynexport.exporter.lowering.tensorrt.rules import check_accepted
 from dynexport.plugins.graph import add_functions, capacity_top_k, gated_scatter_add, ragged_kv_append
 from dynexport.runtime.bundle.checks import is_integer, shown
-from dynexport.runtime.bundle.contract import AnyContract, Mod, Radial
 from dynexport.runtime.bundle.errors import DynexportError
-from dynexport.runtime.bundle.manifest import Precision, Profile, Role, TargetName
+from dynexport.runtime.bundle.manifest import Precision, Profile, TargetName
 
 OPSET = 24
 MAX_BATCH, MAX_PROMPT = 8, 1024
@@ -55,6 +51,7 @@ class TensorRT(Target):
     """
 
     name: TargetName = "tensorrt"
+    title = "TensorRT"
     opset_imports: Mapping[str, int] = {"": OPSET}
     fixed_slots = True
     conditional_layers = False
@@ -69,71 +66,12 @@ class TensorRT(Target):
         self.precision, self.max_batch, self.max_prompt, self.plugins = precision, max_batch, max_prompt, plugins
         self.activations = _ACTIVATIONS[precision]
         self.vector_storage: Storage = Plain(self.activations)
+        self.top_k_limit = None if plugins else TOP_K_LIMIT
+        self.appends_once, self.shares_of_batches = not plugins, max_batch == 1
 
-    # What a bundle may ask for
+    # What engines are built for
 
-    def check_contract(self, contract: AnyContract, max_length: int) -> None:
-        most = self._longest_prompt(max_length)
-        if isinstance(contract, Mod) and contract.prefill == "topk":
-            chosen = math.ceil(Fraction(str(contract.capacity)) * most)
-            if chosen > TOP_K_LIMIT and not self.plugins:
-                raise DynexportError(
-                    f"prefill topk: expected at most {TOP_K_LIMIT} tokens to be chosen from a prompt, TensorRT's TopK "
-                    f"takes no more, found {chosen} = {contract.capacity:g} * {most}; build with our plugins "
-                    "(--plugins), lower --max-prompt, or decide causally (--set prefill=causal)"
-                )
-
-    def check_single_graph(self, contract: Radial, layer_capacity: float) -> None:
-        if contract.cache_policy == "layer" and contract.max_steps > 1 and not self.plugins:
-            raise DynexportError(
-                "--single-graph: expected cache_policy step with --target tensorrt, which appends to a cache once a "
-                "run, found layer, whose caches every step appends to; build with our plugins (--plugins), or leave "
-                "out --single-graph"
-            )
-        if layer_capacity < 1 and self.max_batch > 1:
-            raise DynexportError(
-                f"layer capacity: expected 1 for batches, as TensorRT builds no graph with a share of rows times "
-                f"tokens, found {layer_capacity:g}; give --max-batch 1, or leave out --layer-capacity"
-            )
-
-    def check_selection(self, contract: Radial) -> None:
-        if contract.cache_policy == "layer":
-            raise DynexportError(
-                "--plugins: expected cache_policy step for radial, as the graph that decodes appends to a cache once, "
-                "found layer; leave out --plugins"
-            )
-        if self.precision in ("int8", "int4"):
-            raise DynexportError(
-                "--plugins: expected precision fp32, fp16 or bf16 for radial, as SelectedMatMul takes floats only, "
-                f"found {self.precision}; leave out --plugins"
-            )
-
-    def profiles(self, plan: GraphPlan, contract: AnyContract, max_length: int) -> tuple[Profile, ...]:
-        prompt = self._longest_prompt(max_length)
-        if plan.role == "paths":
-            prompt = min(prompt, PADDED_CHUNK)
-        # A prompt that is ranked cannot be cut, so it gives all its logits at once.
-        whole = isinstance(contract, Mod) and contract.prefill == "topk"
-        return tuple(
-            Profile(name=name, ranges=self._ranges(plan.role, prompt if name == "prefill" else 1, whole))
-            for name in plan.serves
-        )
-
-    def _ranges(self, role: Role, tokens: int, whole: bool) -> dict[str, tuple[int, int, int]]:
-        """Sizes of a run that takes at most so many tokens of a row; ``whole`` where all of them give logits."""
-        rows, logits = self.max_batch, tokens if whole else min(tokens, _LOGITS)
-        batch, length = (1, 1, rows), (1, tokens, tokens)
-        if role in ("step", "paths"):
-            return {"B": batch, "S": length, "K": (1, 1, logits)}
-        if role == "decode":
-            return {"B": batch}
-        if role == "attention":
-            return {"B": batch, "C": length}
-        if role == "head":
-            return {"N": (1, 1, max(rows, logits))}
-        return {"N": (1, tokens, rows * tokens)}
-
-    def _longest_prompt(self, max_length: int) -> int:
+    def longest_prompt(self, max_length: int) -> int:
         if self.max_prompt is None:
             return min(MAX_PROMPT, max_length)
         if not is_integer(self.max_prompt) or not 1 <= self.max_prompt <= max_length:
@@ -142,6 +80,26 @@ class TensorRT(Target):
                 f"{shown(self.max_prompt)}"
             )
         return self.max_prompt
+
+    def profiles(self, plan: GraphPlan, max_length: int) -> tuple[Profile, ...]:
+        prompt = self.longest_prompt(max_length)
+        if plan.chunk is not None:
+            prompt = min(prompt, plan.chunk)
+        return tuple(
+            Profile(name=name, ranges=self._ranges(plan, prompt if name == "prefill" else 1)) for name in plan.serves
+        )
+
+    def _ranges(self, plan: GraphPlan, tokens: int) -> dict[str, tuple[int, int, int]]:
+        """(least, usual, most) of every dimension, in a run that takes at most so many tokens of a row."""
+        rows, logits = self.max_batch, tokens if plan.whole_prompts else min(tokens, _LOGITS)
+        ranges: dict[Dimension, tuple[int, int, int]] = {
+            "rows": (1, 1, rows),
+            "tokens": (1, tokens, tokens),
+            "logits": (1, 1, logits),
+            "line": (1, tokens, rows * tokens),
+            "line_of_logits": (1, 1, max(rows, logits)),
+        }
+        return {symbol: ranges[counted] for symbol, counted in plan.dimensions.items()}
 
     def finish(self, model: ir.Model) -> None:
         check_accepted(model.graph)

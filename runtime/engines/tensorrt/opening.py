@@ -1,8 +1,8 @@
-"""Engines of a bundle for one decoder: chosen by their records, then deserialized on one device."""
+"""The engines of a bundle on one GPU: chosen by their records, then deserialized."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import numpy as np
 
 from dynexport.runtime.bundle.bundle import Bundle
 from dynexport.runtime.bundle.errors import DynexportError
@@ -16,38 +16,55 @@ from dynexport.runtime.engines.tensorrt.kernels import load_with_kernels
 from dynexport.runtime.engines.tensorrt.plugins import our_plugins
 from dynexport.runtime.engines.tensorrt.session import TensorRtEngine
 
+Array = np.ndarray
 
-def tensorrt_opener(bundle: Bundle, name: BackendName) -> Callable[[Graph], Engine]:
-    """What opens the engine of a graph; all are chosen, and their records compared with what is here, at once.
+
+class TensorRtBackend:
+    """The engines of a bundle; all are chosen, and their records compared with what is here, at once.
 
     Raises:
         DynexportError: when the bundle is for another target, there is no GPU, the backend or a plugin is missing, or
             a graph has no engine that can run here and was built here, or is trusted.
     """
-    check_target(bundle)
-    gpu = find_gpu()
-    if isinstance(gpu, NoGpu):
-        raise DynexportError(
-            f"--backend {name}: expected a GPU, found none ({gpu.reason}); --backend onnxruntime runs the same graphs"
-        )
-    backend = open_backend(name)
-    here = Here({name: backend.version}, gpu, our_plugins().sha256, backend=name)
-    chosen = {graph.name: engine_for(bundle, graph, here) for graph in bundle.manifest.graphs}
-    for stored in chosen.values():
-        stored.check_trust()
-        if stored.record.recipe.stripped:
-            bundle.check()  # its weights are the bundle's, and only its record says which those are
-    device = Device(name)
-    if any(stored.record.recipe.plugins_sha256 for stored in chosen.values()):
-        load_with_kernels(backend.trt)
 
-    def opened(graph: Graph) -> Engine:
-        stored = chosen[graph.name]
+    grows = False  # what the GPU holds does not move
+
+    def __init__(self, bundle: Bundle, name: BackendName) -> None:
+        check_target(bundle)
+        gpu = find_gpu()
+        if isinstance(gpu, NoGpu):
+            raise DynexportError(
+                f"--backend {name}: expected a GPU, found none ({gpu.reason}); --backend onnxruntime runs the same "
+                "graphs"
+            )
+        backend = open_backend(name)
+        here = Here({name: backend.version}, gpu, our_plugins().sha256, backend=name)
+        self._chosen = {graph.name: engine_for(bundle, graph, here) for graph in bundle.manifest.graphs}
+        for stored in self._chosen.values():
+            stored.check_trust()
+            if stored.record.recipe.stripped:
+                bundle.check()  # its weights are the bundle's, and only its record says which those are
+        self._bundle, self._trt, self._device = bundle, backend.trt, Device(name)
+        if any(stored.record.recipe.plugins_sha256 for stored in self._chosen.values()):
+            load_with_kernels(backend.trt)
+
+    def open(self, graph: Graph) -> Engine:
+        """Deserialize the engine of a graph."""
+        stored = self._chosen[graph.name]
         # A record names the hashes of its weights, and the bundle's were compared with them: they are the same.
-        weights = bundle.path / graph.file if stored.record.recipe.stripped else None
-        return TensorRtEngine(backend.trt, stored.read(), graph, device, weights)
+        weights = self._bundle.path / graph.file if stored.record.recipe.stripped else None
+        return TensorRtEngine(self._trt, stored.read(), graph, self._device, weights)
 
-    return opened
+    def allocate(self, shape: tuple[int, ...], dtype: type[np.generic]) -> Array:
+        """Return a handle: an array of zeros that is never written, for which the GPU has memory of its own."""
+        return np.zeros(shape, dtype)
+
+    def copy_row(self, buffer: Array, row: int, target: int, entries: int) -> None:
+        """Copy a row on the GPU, all of its slots: they lie side by side there."""
+        with self._device.turn:
+            source, to = self._device.mirror(buffer[row]), self._device.mirror(buffer[target])
+            self._device.copy(to, source, buffer[row].nbytes)
+            self._device.wait()
 
 
-__all__ = ["tensorrt_opener"]
+__all__ = ["TensorRtBackend"]

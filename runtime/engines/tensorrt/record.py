@@ -9,8 +9,8 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from dynexport.runtime.bundle.manifest import GOLDEN, Bytes, File, Graph, Manifest, Profile
+from dynexport.runtime.bundle.text_files import TEXT_FILES
 from dynexport.runtime.engines.tensorrt.backend import BackendName
-from dynexport.runtime.text.text import TEXT_FILES
 
 # Of the record, and of how a network is made from a graph: either's change is another engine.
 RECORD_VERSION: Literal[1] = 1

@@ -14,7 +14,7 @@ import numpy as np
 from dynexport.runtime.bundle.errors import DynexportError
 from dynexport.runtime.bundle.manifest import PAST, PRESENT, Graph
 from dynexport.runtime.engines.engine import NO_CACHES, Caches
-from dynexport.runtime.engines.inputs import sizes_of, wanted_inputs
+from dynexport.runtime.engines.inputs import sizes_of
 from dynexport.runtime.engines.tensorrt.device import Device
 from dynexport.runtime.engines.tensorrt.network import Log, parser_refusal
 from dynexport.runtime.engines.tensorrt.shapes import profile_for
@@ -53,6 +53,7 @@ class TensorRtEngine:
         self.graph, self._trt, self._device = graph, trt, device
         self._between_size = int(self._engine.device_memory_size_v2)
         self._between = device.allocate(self, self._between_size)
+        self._names = [spec.name for spec in graph.inputs if not spec.name.startswith(PAST)]
         self._contexts: dict[_Key, Any] = {}
         self._bound: dict[_Key, _Step] = {}
 
@@ -62,7 +63,7 @@ class TensorRtEngine:
         Raises:
             DynexportError: for sizes that no profile has room for, or when TensorRT fails.
         """
-        inputs = wanted_inputs(self.graph, inputs)
+        inputs = {name: inputs[name] for name in self._names}
         key = profile_for(self.graph, sizes_of(self.graph.inputs, inputs)), caches.place
         with self._device.turn:
             self._log.errors.clear()
@@ -114,7 +115,7 @@ class _Step:
 
     def _bind_caches(self) -> None:
         """Input and output of a cache are one memory."""
-        buffers = self._caches.views()
+        buffers = self._caches.views(self._graph.caches)
         for part in self._graph.caches:
             address, size = self._device.mirror(buffers[part]), buffers[part].nbytes
             if address % _ALIGNMENT:  # a row in the middle of its batch's memory
@@ -127,8 +128,10 @@ class _Step:
 
     def fits(self, inputs: dict[str, Array], caches: Caches) -> bool:
         """Whether a step has this cache and inputs of these shapes."""
-        return caches.same(self._caches) and all(
-            value.shape == self._inputs[name].shape for name, value in inputs.items()
+        return (
+            caches.buffers is self._caches.buffers
+            and caches.key == self._caches.key
+            and all(value.shape == self._inputs[name].shape for name, value in inputs.items())
         )
 
     def run(self, inputs: dict[str, Array], *, lasting: bool) -> dict[str, Array]:

@@ -1,0 +1,49 @@
+"""What a routed graph must not hold: a number of tokens, or a decision by what is not known yet."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import onnx_ir as ir
+
+from dynexport.exporter.families.architecture import Architecture
+from dynexport.exporter.graph.causality import Decisions
+from dynexport.exporter.graph.structure import STEP_SHAPES, Sizes, check_dimensions, share_numbers
+from dynexport.exporter.strategies.mod.routing import Routing
+from dynexport.runtime.bundle.contract import Mod
+from dynexport.runtime.bundle.manifest import PAST, PRESENT
+
+_DECIDED_WITH = ("cache_lengths", "token_counts", "forced_routes", "is_prompt")
+_SHAPES: Mapping[str, list[str | None]] = {**STEP_SHAPES, "is_prompt": [], "overflow": [None, "B"]}
+
+
+def check_routed_graph(graph: ir.Graph, architecture: Architecture, routing: Routing) -> None:
+    """Look at a finished graph. ``is_prompt`` alone may let top-k in, which looks ahead.
+
+    Args:
+        routing: with the routes of all routed layers.
+
+    Raises:
+        BrokenGraph: with the name of the node, input or output that must not be so.
+    """
+    contract = routing.contract
+    fixed_slots = routing.target.fixed_slots
+    check_dimensions(graph, lambda name: _dimensions(name, contract, fixed_slots))
+    declared = {contract.slots(architecture.max_length), *share_numbers(contract.capacity, contract.rounding)}
+    Sizes(graph, architecture, declared).check_all()
+    for layer, route in zip(contract.routed_layers, routing.routes, strict=True):
+        entrance = f"hidden_states.{layer - 1 if layer else 'embedding'}"
+        Decisions(entrance, _DECIDED_WITH, routing.is_prompt).check(route.chosen)
+
+
+def _dimensions(name: str, contract: Mod, fixed_slots: bool) -> list[str | None]:
+    """The symbols of an input or output, None for a number."""
+    if name.startswith((PAST, PRESENT)):
+        _, layer, part = name.split(".")
+        symbol = "M_routed" if int(layer) in contract.routed_layers else "M"
+        slots = None if fixed_slots else symbol
+        return ["B", slots] if part == "position" else ["B", None, slots, None]
+    return _SHAPES.get(name, [None, "B", "S"])
+
+
+__all__ = ["check_routed_graph"]

@@ -1,0 +1,73 @@
+"""The constants of routed layers in a graph, beside what the contract says."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+import onnx_ir as ir
+
+from dynexport.exporter.graph.reading import (
+    COMPARISONS,
+    GraphFile,
+    behind,
+    constant,
+    share,
+    shares,
+    shown_values,
+    unequal,
+)
+from dynexport.runtime.bundle.contract import Mod
+from dynexport.runtime.bundle.manifest import Manifest
+
+
+def route_differences(graph: GraphFile, manifest: Manifest, contract: Mod) -> Iterator[str]:
+    """Comparison and threshold of every routed layer, the room of its cache, and how many tokens top-k chooses."""
+    name, slots = graph.entry.name, contract.slots(manifest.model.max_length)
+    routes = _by_layer(graph.value("routes"), contract)
+    for layer, chosen in zip(contract.routed_layers, routes, strict=True):
+        decisions, rooms = [], set()
+        for node in behind(chosen, COMPARISONS):
+            if node.op_type not in COMPARISONS:
+                continue
+            limit = constant(node.inputs[1])
+            if limit is not None and _is_probability(node.inputs[0]):
+                decisions.append((node.op_type, float(limit)))
+            if limit is None:
+                rooms |= {(node.op_type, size) for size in _rooms(node.inputs[1])}
+        compared = {">": "Greater", ">=": "GreaterOrEqual"}[contract.decision.comparison]
+        expected = [(compared, float(np.float32(contract.threshold(layer))))]
+        if contract.decision.rule == "always":
+            expected = []
+        yield from unequal(f"{name}: layer {layer}: decision", expected, decisions)
+        if rooms or slots < manifest.model.max_length:
+            yield from unequal(f"{name}: layer {layer}: room", {("LessOrEqual", slots)}, rooms)
+    thresholds = np.array([contract.threshold(layer) for layer in contract.routed_layers], np.float32)
+    found = graph.constant("route_thresholds")
+    if found is None or not np.array_equal(found.reshape(-1), thresholds):
+        yield f"{name}: thresholds of margins: expected {shown_values(thresholds)}, found {shown_values(found)}"
+    if contract.prefill == "topk" and any(spec.name == "is_prompt" for spec in graph.entry.inputs):
+        expected_shares = {share(contract.capacity, contract.rounding)}
+        yield from unequal(f"{name}: share that top-k chooses", expected_shares, {*shares(graph)})
+
+
+def _is_probability(value: ir.Value | None) -> bool:
+    """Whether a value is a sigmoid's, or that with what is forced added to it."""
+    return any(node.op_type == "Sigmoid" for node in behind(value, through=("Add",)))
+
+
+def _by_layer(routes: ir.Value | None, contract: Mod) -> Sequence[ir.Value | None]:
+    """What the output of all routed layers is put together from."""
+    node = None if routes is None else routes.producer()
+    if node is not None and node.op_type == "Concat":
+        return list(node.inputs)
+    return [routes] * len(contract.routed_layers)
+
+
+def _rooms(limit: ir.Value | None) -> set[int]:
+    """Entries that a cache has room for: what cache_lengths are taken from."""
+    found = (constant(node.inputs[0]) for node in behind(limit, ("Sub", "Shape")) if node.op_type == "Sub")
+    return {int(value) for value in found if value is not None and value.size == 1}
+
+
+__all__ = ["route_differences"]

@@ -1,0 +1,314 @@
+"""Mixture-of-Depths, told once more in plain words for the golden: row by row, token by token."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from decimal import Decimal
+from typing import Any
+
+import numpy as np
+
+from dynexport.exporter.checkpoint.base import Checkpoint
+from dynexport.exporter.reference.hugging_face import BoolArray, FloatArray, Reference, Runs
+from dynexport.exporter.reference.rows import RowRoutes
+from dynexport.exporter.reference.stored import Tensors, read_router_tensor
+from dynexport.exporter.reference.transformers_layers import Call, DecoderLayers
+from dynexport.exporter.reference.weights import Weights
+from dynexport.runtime.bundle.contract import Mod
+from dynexport.runtime.bundle.errors import DynexportError
+
+Spans = Sequence[tuple[int, int]]
+"""(start, stop) of a row's tokens that were given as prompt: the first from 0, then a conversation's later turns."""
+
+
+@dataclass
+class _Pass:
+    """One pass over some rows: what is given to it, and what is written down."""
+
+    prompted: Sequence[Spans]
+    forced: Sequence[BoolArray] | None
+    routes: list[RowRoutes]
+
+
+class ModReference(Reference):
+    """A model whose routed layers run the tokens that their routers choose (docs/routing-contract.md, mod).
+
+    ``logits`` and ``layer_outputs`` decide every token causally, as if none had been given as prompt.
+    """
+
+    def __init__(self, weights: Weights, contract: Mod, max_length: int) -> None:
+        super().__init__(weights, weights.source)
+        self._contract = contract
+        self._slots = contract.slots(max_length)
+        self._routers = {layer: self._read_router(weights.tensors, layer) for layer in contract.routed_layers}
+        self._pass: _Pass | None = None
+
+    @classmethod
+    def from_checkpoint(  # type: ignore[override]
+        cls, checkpoint: Checkpoint, *, streaming: bool = False, contract: Mod, max_length: int
+    ) -> ModReference:
+        """Build the model of ``checkpoint.config`` and load its weights and routers.
+
+        Args:
+            checkpoint: Hugging Face names and layouts, routers under the contract's names.
+            streaming: as for ``Reference.from_checkpoint``; routers, which are small, always stay in memory.
+            contract: what the routers mean.
+            max_length: tokens that a row's cache is made for; the cache of a routed layer holds a share of it.
+
+        Raises:
+            DynexportError: as ``Reference.from_checkpoint``, or when a routed layer is not in the model, or a
+                router's or predictor's tensor is absent, of another shape, or not finite.
+        """
+        return cls(Weights(checkpoint, streaming=streaming), contract, max_length)
+
+    def routed_logits(
+        self,
+        tokens: Sequence[Sequence[int]],
+        prompted: Sequence[Spans],
+        forced: Sequence[BoolArray] | None = None,
+        *,
+        at: Sequence[int] = (),
+    ) -> tuple[list[FloatArray], list[RowRoutes]]:
+        """Teacher-forced logits and routes.
+
+        Args:
+            tokens: rows of token ids; their lengths may differ, unless ``at`` is given.
+            prompted: for each row the spans of tokens that were given as prompt. With ``prefill: topk`` every span
+                chooses among its own tokens; all other tokens are decided causally.
+            forced: bool [routed layers, tokens] per row, decisions to make instead of the router's own. A full
+                cache still turns tokens away.
+            at: compute the head for the tokens at these positions only; empty: for all.
+
+        Returns:
+            float32 [length or positions, vocabulary] per row, and what each row's tokens did.
+
+        Raises:
+            DynexportError: as ``Reference.logits``; on spans outside their row or out of order, forced decisions of
+                another shape, or a score that is NaN.
+        """
+        with self._routing(tokens, prompted, forced) as routes:
+            return self.logits(tokens, at=at), routes
+
+    def routed_layer_outputs(
+        self, tokens: Sequence[Sequence[int]], prompted: Sequence[Spans], forced: Sequence[BoolArray] | None = None
+    ) -> tuple[list[FloatArray], list[RowRoutes]]:
+        """Hidden states after every layer, float32 [layers, length, hidden] per row, and what each row's tokens did.
+
+        Args and errors as for ``routed_logits``.
+        """
+        with self._routing(tokens, prompted, forced) as routes:
+            return self.layer_outputs(tokens), routes
+
+    @contextmanager
+    def _routing(
+        self, tokens: Sequence[Sequence[int]], prompted: Sequence[Spans], forced: Sequence[BoolArray] | None
+    ) -> Iterator[list[RowRoutes]]:
+        """Within, a pass over ``tokens`` decides as told and writes down what happened."""
+        self._check_tokens(tokens)
+        self._check_rows(tokens, prompted, forced)
+        layers = len(self._contract.routed_layers)
+        routes = [
+            RowRoutes(
+                np.zeros((layers, len(ids)), bool),
+                np.zeros((layers, len(ids)), np.float32),
+                np.zeros((layers, len(ids)), np.float32),
+                np.zeros(layers, np.int64),
+            )
+            for ids in tokens
+        ]
+        self._pass = _Pass(prompted, forced, routes)
+        try:
+            yield routes
+        finally:
+            self._pass = None
+
+    def _check_rows(
+        self, tokens: Sequence[Sequence[int]], prompted: Sequence[Spans], forced: Sequence[BoolArray] | None
+    ) -> None:
+        for name, rows in (("prompted", prompted), ("forced", forced)):
+            if rows is not None and len(rows) != len(tokens):
+                raise DynexportError(f"{name}: expected an entry for each of {len(tokens)} rows, found {len(rows)}")
+        for row, ids in enumerate(tokens):
+            bounds = [bound for span in prompted[row] for bound in span]
+            if sorted(bounds) != bounds or not all(0 <= bound <= len(ids) for bound in bounds):
+                raise DynexportError(
+                    f"prompted spans of row {row}: expected ascending ones within 0..{len(ids)}, "
+                    f"found {list(prompted[row])}"
+                )
+            if forced is None:
+                continue
+            expected = (len(self._contract.routed_layers), len(ids))
+            if forced[row].shape != expected or forced[row].dtype != np.bool_:
+                raise DynexportError(
+                    f"forced routes of row {row}: expected bool {list(expected)}, "
+                    f"found {forced[row].dtype} {list(forced[row].shape)}"
+                )
+
+    def _forward(
+        self,
+        tokens: Sequence[Sequence[int]],
+        runs: Runs | None,
+        outputs: list[Any] | None = None,
+        *,
+        at: Sequence[int] = (),
+    ) -> Any:
+        if runs is not None:
+            raise DynexportError("runs: expected none, as the routers decide: give forced routes to routed_logits")
+        if self._pass is not None:
+            return super()._forward(tokens, runs, outputs, at=at)
+        with self._routing(tokens, [()] * len(tokens), None):
+            return super()._forward(tokens, runs, outputs, at=at)
+
+    def _run_layer(self, index: int, runs: BoolArray, call: Call) -> Any:
+        if index not in self._contract.routed_layers:
+            return super()._run_layer(index, runs, call)
+        import torch
+
+        before = self._decoder.hidden(call)
+        after = before.clone()
+        with self._weights.layer(index) as layer:
+            for row, real in enumerate(runs):
+                hidden = before[row, : int(real.sum())]
+                score, logit = self._score(index, layer, hidden)
+                chosen = torch.from_numpy(np.flatnonzero(self._decide(index, row, score, logit)))
+                if len(chosen):
+                    picked = pick_chosen(self._contract, self._decoder, call, row, len(runs), chosen)
+                    output = self._decoder.run(layer, picked)[0]
+                    after[row, chosen] = self._combine(torch.from_numpy(score)[chosen], hidden[chosen], output)
+        return after
+
+    def _combine(self, score: Any, before: Any, output: Any) -> Any:
+        """Hidden states after the layer, from those before it and what it made of them: [chosen, hidden]."""
+        import torch
+
+        r = score[:, None]
+        gate = {"raw": r, "sigmoid": torch.sigmoid(r), "none": torch.ones_like(r)}[self._contract.gate]
+        return before + gate * (output - before) if self._contract.combine == "delta" else gate * output
+
+    def _score(self, index: int, layer: Any, hidden: Any) -> tuple[FloatArray, FloatArray]:
+        """The router's r and the logit of the causal rule, float32 [tokens]."""
+        import torch
+
+        tensors = self._routers[index]
+        x = router_input(self._contract, self._decoder, layer, hidden)
+        score = logit = (x @ tensors["mod_router.weight"].T + tensors.get("mod_router.bias", 0.0))[:, 0]
+        if self._contract.decision.rule == "predictor":
+            inner = x @ tensors["mod_predictor.fc1.weight"].T + tensors["mod_predictor.fc1.bias"]
+            inner = torch.nn.functional.silu(inner)
+            logit = (inner @ tensors["mod_predictor.fc2.weight"].T + tensors["mod_predictor.fc2.bias"])[:, 0]
+        if score.isnan().any() or logit.isnan().any():
+            raise DynexportError(
+                f"{self._source}: layer {index}: expected router scores that are numbers, found NaN: the hidden "
+                "states before this layer are not finite, see the layers before it"
+            )
+        return score.numpy(), logit.numpy()
+
+    def _decide(self, index: int, row: int, score: FloatArray, logit: FloatArray) -> BoolArray:
+        """Which tokens of a row run in a layer; the routes are written down."""
+        assert self._pass is not None
+        place = self._contract.routed_layers.index(index)
+        chosen, margin = self._causal(index, logit)
+        if self._contract.prefill == "topk":
+            for start, stop in self._pass.prompted[row]:
+                chosen[start:stop], margin[start:stop] = top_k(self._contract, score[start:stop])
+        if self._pass.forced is not None:
+            chosen = self._pass.forced[row][place].copy()
+        # Cache slots are filled in the order of positions.
+        turned_away = np.flatnonzero(chosen)[self._slots :]
+        chosen[turned_away] = False
+        routes = self._pass.routes[row]
+        routes.chosen[place], routes.score[place], routes.margin[place] = chosen, score, margin
+        routes.overflow[place] = len(turned_away)
+        return chosen
+
+    def _causal(self, index: int, logit: FloatArray) -> tuple[BoolArray, FloatArray]:
+        """The decision that looks at nothing but the token itself, and its margin."""
+        import torch
+
+        decision = self._contract.decision
+        probability = torch.sigmoid(torch.from_numpy(logit)).numpy()
+        threshold = np.float32(self._contract.threshold(index))
+        chosen = probability > threshold if decision.comparison == ">" else probability >= threshold
+        if decision.rule == "always":
+            chosen = np.ones(len(logit), bool)
+        return chosen, np.abs(probability - threshold)
+
+    def _read_router(self, tensors: Tensors, layer: int) -> dict[str, Any]:
+        """The float32 tensors of a layer's router and predictor, by what follows ``model.layers.{layer}.``."""
+        import torch
+
+        if layer >= self.layers:
+            raise DynexportError(
+                f"{self._source}: routed_layers: expected layers in 0..{self.layers - 1}, found {layer}"
+            )
+        prefix, hidden = f"model.layers.{layer}.", self._model.config.hidden_size
+        shapes: dict[str, tuple[int, ...]] = {"mod_router.weight": (1, hidden)}
+        if prefix + "mod_router.bias" in tensors.names:
+            shapes["mod_router.bias"] = (1,)
+        if self._contract.decision.rule == "predictor":
+            first = prefix + "mod_predictor.fc1.bias"
+            width = tensors.shape(first)[0] if first in tensors.names else 0
+            shapes |= {
+                "mod_predictor.fc1.bias": (width,),
+                "mod_predictor.fc1.weight": (width, hidden),
+                "mod_predictor.fc2.weight": (1, width),
+                "mod_predictor.fc2.bias": (1,),
+            }
+        return {
+            name: torch.from_numpy(read_router_tensor(tensors, prefix + name, expected))
+            for name, expected in shapes.items()
+        }
+
+
+def pick_chosen(contract: Mod, decoder: DecoderLayers, call: Call, row: int, rows: int, chosen: Any) -> Call:
+    """A layer's arguments for the chosen tokens of a row; compact positions are those of as many first tokens."""
+    import torch
+
+    picked = decoder.pick(call, row, rows, chosen)
+    if contract.positions == "original":
+        return picked
+    first = decoder.pick(call, row, rows, torch.arange(len(chosen), device=chosen.device))
+    return decoder.with_hidden(first, decoder.hidden(picked))
+
+
+def router_input(contract: Mod, decoder: DecoderLayers, layer: Any, hidden: Any) -> Any:
+    """What a layer's router looks at: the layer's input, or that after the layer's own input norm."""
+    if contract.router_input == "hidden":
+        return hidden
+    if decoder.input_norm is None:
+        raise DynexportError(
+            f"router_input: expected hidden, as a {type(layer).__name__} has no input norm, found normed"
+        )
+    return layer.get_submodule(decoder.input_norm)(hidden)
+
+
+def top_k_count(contract: Mod, tokens: int) -> int:
+    """How many of a row's tokens top-k chooses: max(1, rounding(capacity * tokens)).
+
+    The capacity is the decimal number that was written: 0.29 of 100 tokens are 29, which binary fractions would miss.
+    """
+    share = Decimal(str(contract.capacity)) * tokens
+    return max(1, math.floor(share) if contract.rounding == "floor" else math.ceil(share))
+
+
+def top_k(contract: Mod, score: FloatArray) -> tuple[BoolArray, FloatArray]:
+    """The k largest r of some tokens, lower position first on ties.
+
+    Args:
+        score: float32 [tokens].
+
+    Returns:
+        Which tokens are chosen, bool [tokens]; and each token's distance to the other side, float32 [tokens].
+    """
+    chosen = np.zeros(len(score), bool)
+    if not len(score):
+        return chosen, np.zeros(0, np.float32)
+    k = top_k_count(contract, len(score))
+    order = sorted(range(len(score)), key=lambda position: (-score[position], position))
+    chosen[order[:k]] = True
+    worst_in = score[order[k - 1]]
+    best_out = score[order[k]] if k < len(order) else np.float32(-np.inf)
+    return chosen, np.where(chosen, score - best_out, worst_in - score).astype(np.float32)

@@ -1,0 +1,260 @@
+"""Routing inside the graph: which tokens a routed layer runs.
+
+Everything of one layer is [1, B, S], so that the graph's outputs are one concatenation of all layers'; what does not
+depend on a layer's scores is computed once for all of them.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+from onnxscript import nn
+
+from dynexport.exporter.families.architecture import Architecture
+from dynexport.exporter.graph.layers import PLAIN, Linear
+from dynexport.exporter.graph.selection import capacity
+from dynexport.exporter.graph.step import BOOL, INT32, INT64, StepInputs, rotation
+from dynexport.exporter.graph.values import add_input
+from dynexport.exporter.lowering.target import Target
+from dynexport.exporter.strategies.mod.plan import RoutedPlan
+from dynexport.runtime.bundle.contract import Mod
+
+# What top-k decides, beside 0 for "left to the router" and infinity for "made to run".
+_RANKED = 1e30
+
+
+@dataclass(frozen=True)
+class Route:
+    """One layer's decisions of a step.
+
+    Attributes:
+        score: float32 [1, B, S], the router's r.
+        logit: float32 [1, B, S], what the causal rule looks at.
+        wanted: bool [1, B, S], before the cache's room is looked at.
+        chosen: bool [1, B, S], those that run.
+        rank: int64 [1, B, S], how many of the row's tokens up to this one are wanted; None where there is room for all.
+        rank_margin: float32 [1, B, S], a score's distance to the other side of top-k; None without top-k.
+    """
+
+    score: ir.Value
+    logit: ir.Value
+    wanted: ir.Value
+    chosen: ir.Value
+    rank: ir.Value | None
+    rank_margin: ir.Value | None
+
+
+@dataclass(frozen=True)
+class Routing:
+    """A routed graph's further inputs, what follows from them for all layers, and what its layers decide.
+
+    A decode step is many small operators beside few large ones, and each costs about 8 us: what can be shared is.
+
+    Attributes:
+        target: which engine's operators.
+        padded: routed layers run ``most`` tokens of every row, so that no shape depends on what was chosen.
+        token_counts: int64 [B], how many of the S tokens are real; the others are padding and take no slot.
+        is_prompt: bool scalar: choose by top-k; None in a graph that always decides causally.
+        real: bool [1, B, S].
+        places: int64 [S], 0, 1, 2, ..
+        told: by layer float32 [1, B, S], added to what is compared with the threshold: infinity makes a token run,
+            minus infinity makes it skip, 0 leaves it to the router.
+        room: by layer int64 [1, B, 1], entries that still fit into its cache; None where all always do.
+        most: int64 [1], tokens of a row that a padded graph has room for in a step.
+        one_row: bool scalar.
+        shape: int64 [3], of hidden states.
+        before_last: int32 [L, B], cache_lengths - 1.
+        angles: cos and sin of every token, float32 [B * S, rotary dim / 2]; None where tokens are told other positions.
+        routes: the decisions so far, one for every routed layer.
+    """
+
+    contract: Mod
+    target: Target
+    padded: bool
+    token_counts: ir.Value
+    is_prompt: ir.Value | None
+    real: ir.Value
+    places: ir.Value
+    told: dict[int, ir.Value]
+    room: dict[int, ir.Value] | None
+    most: ir.Value
+    one_row: ir.Value
+    shape: ir.Value
+    before_last: ir.Value
+    angles: tuple[ir.Value, ir.Value] | None
+    routes: list[Route] = field(default_factory=list)
+
+    @classmethod
+    def prepare(
+        cls,
+        op: Any,
+        architecture: Architecture,
+        contract: Mod,
+        plan: RoutedPlan,
+        target: Target,
+        step: StepInputs,
+        told: RoutedInputs,
+    ) -> Routing:
+        """Compute what all layers share."""
+        slots = contract.slots(architecture.max_length)
+        length = op.Shape(told.forced_routes, start=2, end=3)
+        places = op.Range(0, op.Squeeze(length, [0]), 1)
+        real = op.Less(op.Unsqueeze(places, [0, 1]), op.Unsqueeze(told.token_counts, [0, 2]))
+        decided = op.Where(op.Less(told.forced_routes, 0), 0.0, _decided(op, op.Greater(told.forced_routes, 0)))
+        most = op.Min(length, slots)
+        if contract.prefill == "topk":
+            most = op.Min(capacity(op, contract.capacity, contract.rounding, length), most)
+        room = None
+        if plan.padded or slots < architecture.max_length:
+            rows = [plan.layers.index(layer) for layer in contract.routed_layers]
+            room = _by_layer(op, contract, op.Sub(slots, op.Unsqueeze(op.Gather(step.cache_lengths, rows), [2])))
+        return cls(
+            contract=contract,
+            target=target,
+            padded=plan.padded,
+            token_counts=told.token_counts,
+            is_prompt=told.is_prompt,
+            real=real,
+            places=places,
+            told=_by_layer(op, contract, op.Where(real, decided, -math.inf)),
+            room=room,
+            most=most,
+            one_row=op.Equal(op.Squeeze(op.Shape(told.forced_routes, start=1, end=2), [0]), 1),
+            shape=op.Concat(op.Shape(told.forced_routes, start=1, end=3), [architecture.hidden_size], axis=0),
+            before_last=op.Cast(op.Sub(step.cache_lengths, 1), to=INT32),
+            angles=None if contract.positions == "compact" else _angles(op, step),
+        )
+
+
+@dataclass(frozen=True)
+class RoutedInputs:
+    """What a routed graph is told beside the inputs of every step.
+
+    Attributes:
+        token_counts: int64 [B].
+        forced_routes: int64 [R, B, S], 1 and 0 force a decision, -1 leaves it to the router.
+        is_prompt: bool scalar, where prompts choose by top-k; else None.
+    """
+
+    token_counts: ir.Value
+    forced_routes: ir.Value
+    is_prompt: ir.Value | None
+
+    @classmethod
+    def add(cls, graph: ir.Graph, contract: Mod, plan: RoutedPlan) -> RoutedInputs:
+        """Add them to a graph."""
+        ranks_prompts = contract.prefill == "topk" and not plan.only_decodes
+        return cls(
+            token_counts=add_input(graph, "token_counts", INT64, ["B"]),
+            forced_routes=add_input(graph, "forced_routes", INT64, [len(contract.routed_layers), "B", "S"]),
+            is_prompt=add_input(graph, "is_prompt", BOOL, []) if ranks_prompts else None,
+        )
+
+
+def _decided(op: Any, runs: ir.Value) -> ir.Value:
+    return op.Where(runs, math.inf, -math.inf)
+
+
+def _by_layer(op: Any, contract: Mod, stacked: ir.Value) -> dict[int, ir.Value]:
+    """[R, ..] as [1, ..] of every routed layer."""
+    layers = contract.routed_layers
+    if len(layers) == 1:
+        return {layers[0]: stacked}
+    parts = op.Split(stacked, axis=0, num_outputs=len(layers), _outputs=len(layers))
+    return dict(zip(layers, parts, strict=True))
+
+
+def _angles(op: Any, step: StepInputs) -> tuple[ir.Value, ir.Value] | None:
+    found = rotation(op, step.frequencies, op.Reshape(step.position_ids, [-1]))
+    return None if found is None else (found.cos, found.sin)
+
+
+class Predictor(nn.Module):
+    """fc2(silu(fc1(x))): the causal stand-in for top-k (arXiv 2404.02258, section 3.5)."""
+
+    def __init__(self, target: Target, hidden: int, width: int) -> None:
+        super().__init__()
+        self.fc1 = Linear(target, hidden, width, bias=True, storage=PLAIN)
+        self.fc2 = Linear(target, width, 1, bias=True, storage=PLAIN)
+
+    def forward(self, op: Any, x: ir.Value) -> ir.Value:
+        """x [B, S, hidden] -> logits [B, S, 1]."""
+        inner = self.fc1(op, x)
+        return self.fc2(op, op.Mul(inner, op.Sigmoid(inner)))
+
+
+def decide(op: Any, layer: int, score: ir.Value, logit: ir.Value, routing: Routing) -> Route:
+    """The decisions of a routed layer; never one for padding, never more than its cache has room for.
+
+    Args:
+        score, logit: float32 [B, S, 1].
+    """
+    contract = routing.contract
+    score, same = op.Transpose(score, perm=[2, 0, 1]), score is logit
+    logit = score if same else op.Transpose(logit, perm=[2, 0, 1])
+    told, margin = routing.told[layer], None
+    wanted = _causal(op, contract, layer, logit, told)
+    if routing.is_prompt is not None:
+        ranked, margin = _top_k(op, contract, score, routing)
+        by_rank = op.Greater(op.Add(op.Where(ranked, _RANKED, -_RANKED), told), 0.0)
+        # Where has no kernel for booleans in ONNX Runtime.
+        wanted = op.Or(op.And(routing.is_prompt, by_rank), op.And(op.Not(routing.is_prompt), wanted))
+    chosen, rank = wanted, None
+    if routing.room is not None:
+        rank = op.CumSum(op.Cast(wanted, to=INT64), 2)
+        chosen = op.And(wanted, op.LessOrEqual(rank, routing.room[layer]))
+    if routing.padded:
+        chosen = op.And(chosen, op.LessOrEqual(rank, routing.most))
+    route = Route(score=score, logit=logit, wanted=wanted, chosen=chosen, rank=rank, rank_margin=margin)
+    routing.routes.append(route)
+    return route
+
+
+def _causal(op: Any, contract: Mod, layer: int, logit: ir.Value, told: ir.Value) -> ir.Value:
+    if contract.decision.rule == "always":
+        return op.Greater(told, -1.0)
+    compare = op.Greater if contract.decision.comparison == ">" else op.GreaterOrEqual
+    return compare(op.Add(op.Sigmoid(logit), told), float(contract.threshold(layer)))
+
+
+def _top_k(op: Any, contract: Mod, score: ir.Value, routing: Routing) -> tuple[ir.Value, ir.Value]:
+    """The k best of each row's own real tokens, lower position first on ties; and each one's distance to the others."""
+    counts, most = (
+        capacity(op, contract.capacity, contract.rounding, tokens)
+        for tokens in (routing.token_counts, op.Shape(score, start=2, end=3))
+    )
+    masked = op.Where(routing.real, score, float("-inf"))
+    places, runs = routing.target.top_k(op, op.Squeeze(masked, [0]), counts, most)
+    nobody = op.Mul(op.Cast(op.Squeeze(routing.real, [0]), to=INT64), 0)
+    chosen = op.Unsqueeze(op.Greater(op.ScatterElements(nobody, places, runs, axis=1), 0), [0])
+    worst_in = op.ReduceMin(op.Where(chosen, score, float("inf")), [2])
+    best_out = op.ReduceMax(op.Where(chosen, float("-inf"), masked), [2])  # nobody is out where all are in
+    return chosen, op.Where(chosen, op.Sub(score, best_out), op.Sub(worst_in, score))
+
+
+def outputs(op: Any, routing: Routing) -> dict[str, ir.Value]:
+    """The graph's outputs: routes bool and route_scores, route_margins float32 [R, B, S], overflow int64 [R, B]."""
+
+    def stacked(part: str) -> ir.Value:
+        return op.Concat(*(getattr(route, part) for route in routing.routes), axis=0)
+
+    contract, chosen = routing.contract, stacked("chosen")
+    thresholds = np.array([contract.threshold(layer) for layer in contract.routed_layers], np.float32)
+    constant = op.initializer(ir.tensor(thresholds[:, None, None]), "route_thresholds")
+    margins = op.Abs(op.Sub(op.Sigmoid(stacked("logit")), constant))
+    if routing.is_prompt is not None:
+        margins = op.Where(routing.is_prompt, stacked("rank_margin"), margins)
+    left_out = op.Cast(op.Xor(stacked("wanted"), chosen), to=INT64)
+    return {
+        "routes": chosen,
+        "route_scores": stacked("score"),
+        "route_margins": margins,
+        "overflow": op.ReduceSum(left_out, [2], keepdims=0),
+    }
+
+
+__all__ = ["Predictor", "Route", "RoutedInputs", "Routing", "decide", "outputs"]

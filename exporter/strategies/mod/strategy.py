@@ -1,0 +1,174 @@
+"""Mixture-of-Depths (arXiv 2404.02258): routed layers run the tokens that their routers choose, and cache only those.
+
+On ONNX Runtime a routed layer stands inside an ``If``: a layer that no token chose is skipped, and otherwise exactly
+the chosen tokens of all rows go through its products. The static form has neither a condition nor a shape that depends
+on a choice: every row has room for so many tokens, padded. Where attention cannot stand in an ``If``, prompts take the
+static form, and decoding a graph of its own, in which a layer that no row chose is skipped.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from fractions import Fraction
+from types import MappingProxyType
+from typing import Any
+
+from dynexport.exporter.checkpoint import Checkpoint
+from dynexport.exporter.families.architecture import Architecture
+from dynexport.exporter.graph.decoder import CausalLM
+from dynexport.exporter.graph.layers import PLAIN, Linear
+from dynexport.exporter.graph.reading import GraphFile, unequal
+from dynexport.exporter.graph.writer import LayerWriter
+from dynexport.exporter.lowering.plan import SlotRule
+from dynexport.exporter.lowering.target import Target
+from dynexport.exporter.reference import Oracle
+from dynexport.exporter.reference.weights import Weights
+from dynexport.exporter.strategies.calibration import Calibration, CalibrationOptions
+from dynexport.exporter.strategies.mod.astramind import ASTRAMIND
+from dynexport.exporter.strategies.mod.caches import filled_chunk, routed_slots
+from dynexport.exporter.strategies.mod.calibrate import calibrate
+from dynexport.exporter.strategies.mod.constants import route_differences
+from dynexport.exporter.strategies.mod.describe import describe
+from dynexport.exporter.strategies.mod.oracle import RoutedOracle
+from dynexport.exporter.strategies.mod.plan import RoutedPlan
+from dynexport.exporter.strategies.mod.routing import Predictor
+from dynexport.exporter.strategies.mod.writer import RoutedWriter
+from dynexport.exporter.strategies.strategy import Strategy
+from dynexport.runtime.bundle.bundle import Bundle
+from dynexport.runtime.bundle.contract import Mod
+from dynexport.runtime.bundle.errors import DynexportError
+from dynexport.runtime.bundle.manifest import Depth, LayerRouting, Limits, Manifest
+
+_ROUTER = re.compile(r"model\.layers\.([0-9]{1,4})\.mod_router\.weight")
+
+
+class ModStrategy(Strategy[Mod, RoutedPlan]):
+    """One graph for prompts and decoding; routes, scores, margins and overflow are outputs."""
+
+    name = "mod"
+    summary = "a router per layer chooses the tokens that run in it"
+    tensors = r"(model\.)?layers\.\d+\.mod_(router|predictor)\..+"
+    importers = (ASTRAMIND,)
+    sample = "mod"
+    plugin_fields = MappingProxyType({"prefill": "topk"})  # prompts are ranked by one
+
+    def check_fields(self, fields: Mapping[str, Any], checkpoint: Checkpoint) -> None:
+        if "routed_layers" not in fields:
+            raise _no_routed_layers(checkpoint)
+
+    def check(self, contract: Mod, architecture: Architecture, target: Target) -> None:
+        if contract.prefill != "topk" or target.top_k_limit is None:
+            return
+        longest = target.longest_prompt(architecture.max_length)
+        chosen = math.ceil(Fraction(str(contract.capacity)) * longest)
+        if chosen > target.top_k_limit:
+            raise DynexportError(
+                f"prefill topk: expected at most {target.top_k_limit} tokens to be chosen from a prompt, "
+                f"{target.title}'s TopK takes no more, found {chosen} = {contract.capacity:g} * {longest}; build with "
+                "our plugins (--plugins), lower --max-prompt, or decide causally (--set prefill=causal)"
+            )
+
+    def depths(self, contract: Mod, layers: int) -> tuple[Depth, ...]:
+        if contract.routed_layers[-1] >= layers:
+            raise DynexportError(f"routed_layers: expected layers 0..{layers - 1}, found {contract.routed_layers[-1]}")
+        return ()
+
+    def unused(self, contract: Mod) -> dict[str, str]:
+        if contract.decision.rule == "predictor":
+            return {}
+        routed = "|".join(map(str, contract.routed_layers))
+        return {rf"(model\.)?layers\.({routed})\.mod_predictor\..+": f"decision.rule is {contract.decision.rule}"}
+
+    def graphs(
+        self, contract: Mod, depths: tuple[Depth, ...], layers: int, *, target: Target, static: bool
+    ) -> tuple[RoutedPlan, ...]:
+        everything = tuple(range(layers))
+        unrouted = tuple(layer for layer in everything if layer not in contract.routed_layers)
+        model = RoutedPlan(
+            "model",
+            everything,
+            contiguous=unrouted,
+            padded=static or not target.conditional_layers,
+            whole_prompts=contract.prefill == "topk",
+        )
+        if target.conditional_layers or static:
+            return (model,)
+        # A profile for decoding would nearly double the time that the first takes to build.
+        prompts = replace(model, serves=("prefill",))
+        return (prompts, RoutedPlan("decode", everything, contiguous=unrouted, serves=("decode",)))
+
+    def slots(self, contract: Mod, place: int, max_length: int, plans: tuple[RoutedPlan, ...]) -> SlotRule:
+        if place not in contract.routed_layers:
+            return SlotRule()
+        return routed_slots(contract, max_length, padded=plans[0].padded)
+
+    def routing(self, contract: Mod, plans: tuple[RoutedPlan, ...]) -> LayerRouting:
+        return LayerRouting(layers=contract.routed_layers, overflow=contract.cache.overflow)
+
+    def limits(self, contract: Mod, max_length: int, plans: tuple[RoutedPlan, ...]) -> Limits:
+        chunk = filled_chunk(contract, max_length, padded=plans[0].padded)
+        return Limits(filled=chunk, whole_prompts=contract.prefill == "topk")
+
+    def attach(self, model: CausalLM, contract: Mod, checkpoint: Checkpoint, target: Target) -> None:
+        hidden = model.architecture.hidden_size
+        for layer in model.model.layers:
+            if layer.index not in contract.routed_layers:
+                continue
+            name = f"model.layers.{layer.index}.mod_"
+            bias = f"{name}router.bias" in checkpoint.names
+            layer.mod_router = Linear(target, hidden, 1, bias=bias, storage=PLAIN)
+            if contract.decision.rule == "predictor":
+                layer.mod_predictor = Predictor(target, hidden, _width(checkpoint, f"{name}predictor.fc1.weight"))
+
+    def writer(self, plan: RoutedPlan, architecture: Architecture, target: Target, contract: Mod) -> LayerWriter:
+        return RoutedWriter(plan, architecture, target, contract)
+
+    def manifest_differences(self, manifest: Manifest) -> Iterator[str]:
+        assert isinstance(manifest.contract, Mod)
+        slots, routed = manifest.contract.slots(manifest.model.max_length), manifest.contract.routed_layers
+        found = {cache.most for cache in manifest.caches if cache.place in routed}
+        yield from unequal("manifest: entries of routed caches", {slots}, found)
+        layers = manifest.routing.layers if isinstance(manifest.routing, LayerRouting) else ()
+        yield from unequal("manifest: routed layers", routed, layers)
+
+    def graph_differences(self, graph: GraphFile, manifest: Manifest) -> Iterator[str]:
+        assert isinstance(manifest.contract, Mod)
+        return route_differences(graph, manifest, manifest.contract)
+
+    def oracle(self, weights: Weights, manifest: Manifest) -> Oracle:
+        assert isinstance(manifest.contract, Mod)
+        return RoutedOracle(weights, manifest.contract, manifest.model.max_length)
+
+    def describe(self, manifest: Manifest) -> list[tuple[str, str]]:
+        assert isinstance(manifest.contract, Mod)
+        return describe(manifest.contract)
+
+    def calibrate(self, bundle: Bundle, ids: Sequence[int], options: CalibrationOptions) -> Calibration:
+        return calibrate(bundle, ids, options)
+
+
+def _width(checkpoint: Checkpoint, name: str) -> int:
+    """P of a predictor's first weight [P, hidden]; where it is misshapen, reading it will say so."""
+    return (*checkpoint.shape(name), 1)[0]
+
+
+def _no_routed_layers(checkpoint: Checkpoint) -> DynexportError:
+    """What to do about a contract that does not say which layers are routed, from the routers that are there."""
+    found = sorted(int(match[1]) for name in checkpoint.names if (match := _ROUTER.fullmatch(name)))
+    if found:
+        advice = f"the checkpoint has routers in layers {found}: --set 'routed_layers={found}'"
+    else:
+        advice = (
+            "the checkpoint has no tensor model.layers.{i}.mod_router.weight either: give it routers, or name the "
+            "code that has written it with --import"
+        )
+    return DynexportError(
+        f"{checkpoint.source}: contract: routed_layers: expected the layers with a router, in config.json or with "
+        f"--set 'routed_layers=[1,3]', found none; {advice}"
+    )
+
+
+STRATEGY = ModStrategy()

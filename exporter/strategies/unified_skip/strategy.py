@@ -1,0 +1,129 @@
+"""Unified Layer Skipping (arXiv 2404.06954): the prompt at full depth, generated tokens in the kept layers only.
+
+The whole layer, its cache append included, stands inside an ONNX ``If``: a skipped layer reads no weights and leaves
+no entry. Where attention cannot stand in an ``If``, and with ``--static``, every ratio has a graph of its kept layers.
+"""
+
+from __future__ import annotations
+
+from dynexport.exporter.families.architecture import Architecture
+from dynexport.exporter.graph.writer import ConditionalWriter, LayerWriter
+from dynexport.exporter.lowering.plan import GraphPlan
+from dynexport.exporter.lowering.target import Target
+from dynexport.exporter.reference import Case, KeptOracle, Oracle
+from dynexport.exporter.reference.hugging_face import BoolArray
+from dynexport.exporter.reference.weights import Weights
+from dynexport.exporter.strategies.fixed_depths import skipped_together
+from dynexport.exporter.strategies.strategy import Strategy
+from dynexport.exporter.strategies.unified_skip.reference import unified_skip_runs
+from dynexport.runtime.bundle.contract import AnyContract, SkipRule, UnifiedSkip
+from dynexport.runtime.bundle.errors import DynexportError
+from dynexport.runtime.bundle.manifest import FULL, Depth, Manifest, ProfileName, Program
+
+
+def kept_layers(rule: SkipRule, ratio: float, layers: int) -> tuple[int, ...]:
+    """The layers that a generated token runs in at a target ratio, ascending.
+
+    ``official`` is the paper's published code, ``balanced`` spreads evenly for any ratio, ``modulo`` is the rule of
+    secondary descriptions; docs/routing-contract.md has the formulas.
+
+    Raises:
+        DynexportError: when the ratio leaves fewer than two layers, or ``modulo`` gets a fraction.
+    """
+    if ratio == 1:
+        return tuple(range(layers))
+    count = int(layers / ratio)
+    if rule == "balanced" and ratio <= layers:
+        count = max(2, count)
+    if count < 2:
+        raise DynexportError(
+            f"speedup {ratio:g}: expected a ratio that keeps at least 2 of {layers} layers (at most {layers / 2:g}), "
+            f"found one that keeps {count}"
+        )
+    if rule == "balanced":
+        return tuple(sorted({round(j * (layers - 1) / (count - 1)) for j in range(count)}))
+    if rule == "modulo":
+        if ratio != int(ratio):
+            raise DynexportError(f"speedup {ratio:g}: expected an integer for the rule modulo, found a fraction")
+        lowest = [i for i in range(layers - 1) if i % int(ratio) == 0]
+        return (*lowest[: count - 1], layers - 1)
+    gap = int(layers / (count - 1))
+    inner = [i for i in range(1, layers - 1) if i % gap == 0]
+    return (0, *inner[: count - 2], layers - 1)
+
+
+def _declared(keep: tuple[int, ...], layers: int) -> Depth:
+    """A kept set given by hand."""
+    wrong = [i for i in keep if not 0 <= i < layers]
+    if wrong:
+        raise DynexportError(f"keep: expected layers 0..{layers - 1}, found {wrong[0]}")
+    return Depth(name="keep", ratio=None, keep=tuple(sorted(set(keep))), prompt=tuple(range(layers)))
+
+
+class UnifiedSkipStrategy(Strategy[UnifiedSkip, GraphPlan]):
+    """One graph with a condition per layer; or, static, a full graph and one of the kept layers per ratio."""
+
+    name = "unified-skip"
+    summary = "prompt in every layer, generated tokens in a fixed share of them"
+    has_ratios = True
+    sample = "skip-2"
+
+    def depths(self, contract: UnifiedSkip, layers: int) -> tuple[Depth, ...]:
+        if contract.keep is not None:
+            return (_declared(contract.keep, layers),)
+        return tuple(
+            # All digits: two ratios never share a name, which is also that of a graph's file.
+            Depth(
+                name=str(ratio).removesuffix(".0"),
+                ratio=ratio,
+                keep=kept_layers(contract.rule, ratio, layers),
+                prompt=tuple(range(layers)),
+            )
+            for ratio in contract.speedups
+        )
+
+    def graphs(
+        self, contract: UnifiedSkip, depths: tuple[Depth, ...], layers: int, *, target: Target, static: bool
+    ) -> tuple[GraphPlan, ...]:
+        everything = tuple(range(layers))
+        if target.conditional_layers and not static:
+            return (GraphPlan("model", everything, conditional=True),)
+
+        def plan(name: str, kept: tuple[int, ...], *serves: ProfileName) -> GraphPlan:
+            return GraphPlan(name, kept, together=skipped_together(kept, depths), serves=serves)
+
+        decode = (plan(f"decode-{depth.name}", depth.keep, "decode") for depth in depths)
+        return (plan("model", everything, "prefill", "decode"), *decode)
+
+    def programs(
+        self, contract: UnifiedSkip, plans: tuple[GraphPlan, ...], depths: tuple[Depth, ...]
+    ) -> tuple[Program, ...]:
+        """A conditional graph serves every depth; of static ones, the first every prompt, each other one its depth."""
+        if plans[0].conditional:
+            return super().programs(contract, plans, depths)
+        first, *others = plans
+        decode = [(FULL, first), *((depth.name, plan) for depth, plan in zip(depths, others, strict=True))]
+        return (
+            Program(phase="prompt", graph=first.name),
+            *(Program(phase="decode", depth=depth, graph=plan.name) for depth, plan in decode),
+        )
+
+    def is_trained(self, contract: UnifiedSkip, depth: Depth, declared: AnyContract) -> bool:
+        if not isinstance(declared, UnifiedSkip) or declared.keep != contract.keep:
+            return False
+        return declared.keep is not None or (declared.rule == contract.rule and depth.ratio in declared.speedups)
+
+    def writer(self, plan: GraphPlan, architecture: Architecture, target: Target, contract: UnifiedSkip) -> LayerWriter:
+        return (ConditionalWriter if plan.conditional else LayerWriter)(plan, architecture, target)
+
+    def oracle(self, weights: Weights, manifest: Manifest) -> Oracle:
+        return KeptOracle(weights, _runs)
+
+
+def _runs(case: Case, layers: int) -> BoolArray:
+    """Which tokens of a case run in which layer: bool [layers, length]."""
+    (_, first), *later = case.prompted
+    return unified_skip_runs(first, len(case.tokens), case.depth.keep, layers, segments=later)
+
+
+STRATEGY = UnifiedSkipStrategy()

@@ -1,0 +1,8 @@
+"""Names of the files of a bundle that turn text into tokens and back; no engine depends on them."""
+
+from __future__ import annotations
+
+TOKENIZER_FILE = "tokenizer.json"
+CONFIG_FILE = "tokenizer_config.json"
+TEMPLATE_FILE = "chat_template.jinja"
+TEXT_FILES = (TOKENIZER_FILE, CONFIG_FILE, TEMPLATE_FILE)

@@ -1,0 +1,174 @@
+"""Cut a batch into calls: ranges of rows side by side, pieces of prompts, as the program and the caches allow."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from dynexport.runtime.bundle.errors import DynexportError
+from dynexport.runtime.bundle.manifest import Graph, Limits
+from dynexport.runtime.execution.batch import Call
+from dynexport.runtime.execution.decisions import Decisions
+from dynexport.runtime.execution.kv_cache import KvCache
+
+Array = np.ndarray
+# Rows that take no part may be computed along: up to so many cost less than reading the weights once more
+# (docs/benchmarks.md, "Rows of a batch").
+_MOST_IDLE = 3
+
+
+@dataclass
+class Part:
+    """What one row of a batch is to run, and what came of it.
+
+    Attributes:
+        row: of the cache.
+        ids: int64 [n].
+        wanted: int64 [k], ascending places among them whose logits are wanted.
+        forced: int64 [R, n], decisions; -1 leaves one to its router.
+        done: tokens that have run.
+        logits: float32 [.., vocab], piece by piece.
+        decisions: piece by piece.
+    """
+
+    row: int
+    ids: Array
+    wanted: Array
+    forced: Array
+    done: int = 0
+    logits: list[Array] = field(default_factory=list)
+    decisions: list[Decisions] = field(default_factory=list)
+
+    @property
+    def left(self) -> int:
+        """Tokens that have not run."""
+        return len(self.ids) - self.done
+
+
+@dataclass(frozen=True)
+class Piece:
+    """The next tokens of a row that a call runs."""
+
+    part: Part
+    count: int
+
+    @property
+    def tokens(self) -> slice:
+        """Their places in the part."""
+        return slice(self.part.done, self.part.done + self.count)
+
+    @property
+    def wanted(self) -> Array:
+        """Int64 [k], places among these tokens whose logits are wanted."""
+        inside = self.part.wanted - self.part.done
+        return inside[(inside >= 0) & (inside < self.count)]
+
+
+class Cutter:
+    """Decides what goes together in a call.
+
+    Args:
+        limits: of the bundle.
+        graph: whose engine's sizes limit a call, too.
+        chunk: tokens of a row that a call may have at most.
+    """
+
+    def __init__(self, cache: KvCache, limits: Limits, graph: Graph, chunk: int) -> None:
+        self._cache, self._limits = cache, limits
+        in_graph = [spec.shape[1] for spec in graph.inputs if spec.name == "input_ids"]
+        fixed = [size for size in in_graph if isinstance(size, int)]  # of a graph that only decodes
+        self._most = min(filter(None, (chunk, limits.prompt, graph.limit("S"), graph.limit("C"), *fixed)))
+
+    def pieces(self, parts: Sequence[Part]) -> Iterator[list[Piece]]:
+        """Yield what each call runs, of rows in ascending order; earlier ones have run when a next one is asked for."""
+        longest = max(part.left for part in parts)
+        if longest == 1:
+            for parts_side_by_side in self._ranges(parts, _MOST_IDLE):
+                yield [Piece(part, 1) for part in parts_side_by_side]
+            return
+        most = self._tokens_of_a_row(parts, longest)
+        if self._limits.together == "always":
+            while rest := [part for part in parts if part.left]:
+                yield [Piece(part, min(part.left, most)) for part in rest]
+            return
+        if self._limits.together == "empty" and longest <= most:
+            for side_by_side in self._ranges([part for part in parts if self._is_empty(part.row)], None):
+                if len(side_by_side) > 1:
+                    yield [Piece(part, part.left) for part in side_by_side]
+        for part in parts:
+            while part.left:
+                filled = None if self._is_empty(part.row) else self._limits.filled
+                yield [Piece(part, min(part.left, most, filled or most))]
+
+    def _tokens_of_a_row(self, parts: Sequence[Part], longest: int) -> int:
+        """How many tokens of each row a call may have."""
+        limits, most = self._limits, self._most
+        if limits.logits is not None and any(len(part.wanted) > limits.logits for part in parts):
+            most = min(most, limits.logits)
+        if limits.tokens is not None:
+            most = min(most, max(1, limits.tokens // len(parts)))
+        if not limits.whole_prompts:
+            return most
+        if limits.prompt is not None and longest > limits.prompt:
+            raise DynexportError(
+                f"prompt: expected at most {limits.prompt} tokens, which the bundle's engines are for where top-k "
+                f"decides, found {longest}; convert it again with --max-prompt {longest}"
+            )
+        return longest
+
+    def _ranges(self, parts: Sequence[Part], most_idle: int | None) -> Iterator[list[Part]]:
+        """Split rows where too many others lie between, or one whose cache a call would write over.
+
+        Args:
+            most_idle: rows between two that may be computed along; None: any number, as long as they are empty.
+        """
+        found: list[Part] = []
+        for part in parts:
+            between = range(found[-1].row + 1, part.row) if found else range(0)
+            apart = any(
+                self._cache.is_full(row) if most_idle is not None else not self._is_empty(row) for row in between
+            )
+            if found and (apart or (most_idle is not None and len(between) > most_idle)):
+                yield found
+                found = []
+            found.append(part)
+        if found:
+            yield found
+
+    def _is_empty(self, row: int) -> bool:
+        return not self._cache.positions[row]
+
+
+def call_of(pieces: Sequence[Piece], active: Array, *, is_prompt: bool) -> Call:
+    """Return the call that runs pieces of rows in ascending order, right-padded.
+
+    Args:
+        active: bool [layers], those that run.
+    """
+    first, last = pieces[0].part, pieces[-1].part
+    rows = slice(first.row, last.row + 1)
+    if len(pieces) == 1:  # most calls of a server's small batches, without the copies
+        piece = pieces[0]
+        wanted = piece.wanted if len(piece.wanted) else np.array([piece.count - 1])
+        forced = first.forced[:, None, piece.tokens]
+        return Call(
+            rows, first.ids[None, piece.tokens], np.array([piece.count]), active, wanted[None], forced, is_prompt
+        )
+    size, longest = rows.stop - rows.start, max(piece.count for piece in pieces)
+    asked = [piece.wanted for piece in pieces]
+    ids = np.zeros((size, longest), np.int64)
+    counts = np.zeros(size, np.int64)
+    wanted = np.zeros((size, max(1, *map(len, asked))), np.int64)  # the graph wants one place at least
+    forced = np.full((len(first.forced), size, longest), -1, np.int64)
+    for piece, places in zip(pieces, asked, strict=True):
+        row = piece.part.row - rows.start
+        ids[row, : piece.count] = piece.part.ids[piece.tokens]
+        forced[:, row, : piece.count] = piece.part.forced[:, piece.tokens]
+        counts[row] = piece.count
+        wanted[row] = np.resize(places, wanted.shape[1]) if len(places) else piece.count - 1
+    return Call(rows, ids, counts, active, wanted, forced, is_prompt)
+
+
+__all__ = ["Cutter", "Part", "Piece", "call_of"]

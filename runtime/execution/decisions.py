@@ -1,0 +1,202 @@
+"""What routers decided of tokens: which layers each ran in, by which scores, how nearly otherwise."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from dynexport.runtime.bundle.errors import DynexportError
+from dynexport.runtime.bundle.manifest import LayerRouting, Manifest, PathRouting
+
+Array = np.ndarray
+# In a path, of a hop in which the chosen layer had no room for the token.
+TURNED_AWAY = -2
+# The outputs of graphs that decide, by what they hold.
+_LAYER_OUTPUTS = {"choices": "routes", "scores": "route_scores", "margins": "route_margins"}
+_PATH_OUTPUTS = {"choices": "paths", "scores": "path_scores", "margins": "path_margins"}
+
+
+@dataclass(frozen=True)
+class Decisions:
+    """What became of a row's tokens.
+
+    Attributes:
+        ran: bool [layers, tokens].
+        choices: int64 [R, tokens]. Of routed layers: 1 ran, 0 skipped. Of paths, hop by hop: a layer; the number of
+            layers for leaving; -1 after that; ``TURNED_AWAY`` where the layer had no room. R is 0 without routers.
+        scores: float32 [R, tokens], of each choice.
+        margins: float32 [R, tokens], to the next best choice.
+        overflow: int64 [R] or [1], tokens that found a cache or a layer full.
+    """
+
+    ran: Array
+    choices: Array
+    scores: Array
+    margins: Array
+    overflow: Array
+
+
+class DecisionReader:
+    """Reads the decisions of a call from what its graph gives, and refuses what is no decision.
+
+    Attributes:
+        rows: R, decisions a token has.
+        overflows: counters of tokens that found no room, a row of the cache.
+        outputs: that a graph which decides has.
+    """
+
+    def __init__(self, manifest: Manifest) -> None:
+        self._routing, self._layers = manifest.routing, manifest.model.layers
+        self._places = len(manifest.caches)
+        self._most = {cache.place: cache.most for cache in manifest.caches}
+        if isinstance(self._routing, LayerRouting):
+            self.rows = self.overflows = len(self._routing.layers)
+            self._names: Mapping[str, str] = _LAYER_OUTPUTS
+        elif isinstance(self._routing, PathRouting):
+            self.rows, self.overflows, self._names = self._routing.hops, 1, _PATH_OUTPUTS
+        else:
+            self.rows, self.overflows, self._names = 0, 0, {}
+
+    @property
+    def outputs(self) -> list[str]:
+        """The outputs that a graph of a whole step has for its decisions."""
+        return [*self._names.values(), *(["overflow"] if isinstance(self._routing, LayerRouting) else [])]
+
+    def check_forced(self, forced: Array) -> None:
+        """Raise DynexportError for int64 [R, ..] with what no router can decide."""
+        if isinstance(self._routing, PathRouting):
+            most = self._layers if self._routing.exit else self._layers - 1
+            wrong = np.argwhere((forced < -1) | (forced > most))
+            if len(wrong):
+                raise DynexportError(
+                    f"forced path: hop {wrong[0][0]}: expected a layer 0..{self._layers - 1}"
+                    f"{f', {self._layers} to leave' if self._routing.exit else ''} or -1, found "
+                    f"{forced[tuple(wrong[0])]}"
+                )
+        elif forced.min(initial=0) < -1 or forced.max(initial=0) > 1:
+            raise DynexportError(
+                "forced: expected 1 to run, 0 to skip or -1 to leave it to the router, found "
+                f"{forced[(forced < -1) | (forced > 1)][0]}"
+            )
+
+    def joined(self, parts: Sequence[Decisions]) -> Decisions:
+        """Return the decisions of consecutive pieces of one row as one."""
+        if len(parts) == 1:
+            return parts[0]
+        if not parts:
+            return Decisions(*self._no_tokens(), np.zeros(self.overflows, np.int64))
+        return Decisions(
+            np.concatenate([part.ran for part in parts], axis=1),
+            np.concatenate([part.choices for part in parts], axis=1),
+            np.concatenate([part.scores for part in parts], axis=1),
+            np.concatenate([part.margins for part in parts], axis=1),
+            np.sum([part.overflow for part in parts], axis=0),
+        )
+
+    def _no_tokens(self) -> tuple[Array, Array, Array, Array]:
+        scores = np.zeros((self.rows, 0), np.float32)
+        return np.zeros((self._layers, 0), bool), scores.astype(np.int64), scores, scores
+
+    def layers_run(self, decisions: Decisions) -> Array:
+        """Return int64 [tokens], in how many layers each token ran; one that it came back to counts every time."""
+        if isinstance(self._routing, PathRouting):
+            found = (decisions.choices >= 0) & (decisions.choices < self._layers)
+            return np.asarray(found.sum(axis=0))
+        return np.asarray(decisions.ran.sum(axis=0))
+
+    def read(
+        self, results: Mapping[str, Array], counts: Array, positions: Array, active: Array, first_row: int
+    ) -> tuple[Array, list[Decisions] | None]:
+        """Read what a whole step decided.
+
+        Args:
+            results: the graph's outputs.
+            counts: int64 [B], tokens of each row.
+            positions: int64 [B], of each row's first token.
+            active: bool [layers], those that the call runs.
+            first_row: the cache's row that is the call's first, for errors.
+
+        Returns:
+            int64 [places, B], new entries of every cache; and each row's decisions, None where there are no routers.
+
+        Raises:
+            DynexportError: for a score that is NaN, or an overflow where the contract calls it an error.
+        """
+        if self._routing is None:
+            return active[:, None] * counts, None
+        choices, scores, margins = (results[name] for name in self._names.values())
+        choices = choices.astype(np.int64, copy=False)
+        overflow = results.get("overflow")
+        if overflow is None:
+            overflow = np.zeros((self.overflows, len(counts)), np.int64)
+        self._check_scores(scores, margins, counts, positions, first_row)
+        self._check_overflow(overflow, first_row)
+        rows = [
+            self.of_row(choices[:, b, :n], scores[:, b, :n], margins[:, b, :n], overflow[:, b], active)
+            for b, n in enumerate(counts)
+        ]
+        return self._entries(choices, counts, active), rows
+
+    def of_row(self, choices: Array, scores: Array, margins: Array, overflow: Array, active: Array) -> Decisions:
+        """Return the decisions of one row's tokens, choices int64 [R, tokens]."""
+        if isinstance(self._routing, LayerRouting):
+            ran = np.repeat(active[:, None], choices.shape[1], axis=1)
+            ran[list(self._routing.layers)] = choices == 1
+        else:
+            ran = (choices[None] == np.arange(self._layers)[:, None, None]).any(axis=1)
+        return Decisions(ran, choices, scores, margins, overflow)
+
+    def unrouted(self, active: Array, tokens: int) -> Decisions:
+        """Return what becomes of a row's tokens where no router decides: all run in active layers, bool [layers]."""
+        scores = np.zeros((0, tokens), np.float32)
+        ran = np.repeat(active[:, None], tokens, axis=1)
+        return Decisions(ran, scores.astype(np.int64), scores, scores, np.zeros(0, np.int64))
+
+    def _entries(self, choices: Array, counts: Array, active: Array) -> Array:
+        if isinstance(self._routing, LayerRouting):
+            entries: Array = active[:, None] * counts
+            entries[list(self._routing.layers)] = choices.sum(axis=2)
+            return entries
+        assert isinstance(self._routing, PathRouting)
+        if self._routing.places == "hops":
+            return np.asarray(((choices >= 0) & (choices < self._layers)).sum(axis=2))
+        return np.stack([(choices == layer).sum(axis=(0, 2)) for layer in range(self._layers)])
+
+    def _check_scores(self, scores: Array, margins: Array, counts: Array, positions: Array, first_row: int) -> None:
+        paths = isinstance(self._routing, PathRouting)
+        if np.isfinite(scores).all() and not np.isnan(margins).any():
+            return
+        bad = (~np.isfinite(scores) if paths else np.isnan(scores)) | np.isnan(margins)
+        broken = np.argwhere(bad & (np.arange(scores.shape[2]) < counts[:, None]))
+        if not len(broken):
+            return
+        place, row, token = broken[0]
+        if paths:
+            raise nan_in_hop(int(place), first_row + int(row), int(positions[row] + token))
+        assert isinstance(self._routing, LayerRouting)
+        raise DynexportError(
+            f"layer {self._routing.layers[place]}: row {first_row + row}, token {token}: expected a router score, "
+            "found NaN; the hidden states before it overflow, look for the layer with: dynexport verify"
+        )
+
+    def _check_overflow(self, overflow: Array, first_row: int) -> None:
+        if isinstance(self._routing, LayerRouting) and self._routing.overflow == "error" and overflow.any():
+            place, row = np.argwhere(overflow)[0]
+            layer = self._routing.layers[place]
+            raise DynexportError(
+                f"layer {layer}: row {first_row + row}: all {self._most[layer]} entries of its cache are used, and "
+                "the contract's cache.overflow is error; convert with a larger cache.capacity, or with residual"
+            )
+
+
+def nan_in_hop(hop: int, row: int, position: int) -> DynexportError:
+    """Return the error for a router whose score of a hop is no finite number."""
+    return DynexportError(
+        f"hop {hop}: row {row}, position {position}: expected router scores, found NaN or infinity; the hidden states "
+        "before it overflow"
+    )
+
+
+__all__ = ["TURNED_AWAY", "DecisionReader", "Decisions", "nan_in_hop"]

@@ -1,0 +1,245 @@
+"""Run a set of graphs, hop by hop: tokens are grouped by the layer that they chose, and each group runs once.
+
+Attention brings the tokens of a row together again, whichever layers they came through.
+"""
+
+from __future__ import annotations
+
+import threading
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from dynexport.runtime.bundle.manifest import Graph, GraphSet, Manifest, PathRouting
+from dynexport.runtime.engines.engine import Caches, Engine
+from dynexport.runtime.execution.batch import Call, CallResult
+from dynexport.runtime.execution.decisions import DecisionReader, Decisions, nan_in_hop
+from dynexport.runtime.execution.kv_cache import KvCache
+
+Array = np.ndarray
+
+
+@dataclass
+class _Walk:
+    """N tokens of any rows in one line: rows one after the other, each in the order of its positions.
+
+    Attributes:
+        rows: int64 [N], the row of the cache.
+        positions: int64 [N].
+        hidden_states: [N, hidden].
+        angles: "cos" and "sin" [1, N, rotary dim / 2], where positions are rotary.
+        forced: int64 [hops, N], -1 where the router decides.
+        lengths: int64 [places, rows of the cache], entries so far, those of this walk among them.
+        one_each: whether they are one token of each of some rows side by side.
+        alive: bool [N], those that have not left.
+        visited: bool [N, layers].
+        path: int64 [hops, N], the layer of every hop; the number of layers for leaving, -1 after that.
+        scores, margins: float32 [hops, N], of each choice; 0 and infinity where there was none.
+    """
+
+    rows: Array
+    positions: Array
+    hidden_states: Array
+    angles: dict[str, Array]
+    forced: Array
+    lengths: Array
+    one_each: bool
+    alive: Array = field(init=False)
+    visited: Array = field(init=False)
+    path: Array = field(init=False)
+    scores: Array = field(init=False)
+    margins: Array = field(init=False)
+
+    def begin(self, layers: int) -> None:
+        """Set what no hop has changed yet."""
+        shape = self.forced.shape
+        self.alive = np.ones(shape[1], bool)
+        self.visited = np.zeros((shape[1], layers), bool)
+        self.path = np.full(shape, -1, np.int64)
+        self.scores = np.zeros(shape, np.float32)
+        self.margins = np.full(shape, np.inf, np.float32)
+
+
+class RunningSet:
+    """The engines of a set of graphs.
+
+    Args:
+        engines: of the set's graphs, by name.
+        walking: held while hops run; one for all sets of the same engines.
+    """
+
+    def __init__(
+        self, manifest: Manifest, found: GraphSet, engines: dict[str, Engine], walking: threading.Lock
+    ) -> None:
+        assert isinstance(manifest.routing, PathRouting)
+        self._routing, self._reader = manifest.routing, DecisionReader(manifest)
+        self._layers = manifest.model.layers
+        self._embedding, self._head = engines[found.embedding], engines[found.head]
+        self._routers = [engines[name] for name in found.routers]
+        self._before = [engines[name] for name in found.before_attention]
+        self._after = [engines[name] for name in found.after_attention]
+        self._attention = engines[found.attention]
+        self._walking = walking
+
+    @property
+    def graph(self) -> Graph:
+        """The graph whose sizes limit a row's tokens."""
+        return self._attention.graph
+
+    def run(self, cache: KvCache, call: Call) -> CallResult:
+        """Run one call; arguments and errors as for ``WholeStep.run``."""
+        assert call.forced is not None
+        before = cache.lengths[:, call.rows].copy()
+        real = np.arange(call.ids.shape[1]) < call.counts[:, None]
+        rows = np.repeat(np.arange(call.rows.start, call.rows.stop), call.counts)
+        positions = (cache.positions[call.rows, None] + np.arange(call.ids.shape[1]))[real]
+        embedded = self._embedding.run({"input_ids": call.ids[real][None], "position_ids": positions[None]})
+        walk = _Walk(
+            rows,
+            positions,
+            embedded.pop("hidden_states_out")[0],
+            embedded,
+            call.forced[:, real],
+            cache.lengths.copy(),
+            one_each=bool((call.counts == 1).all()),
+        )
+        walk.begin(self._layers)
+        with self._walking:  # what layers give lies in memory that the next run writes over, whoever's it is
+            for hop in range(self._routing.hops):
+                tokens, layers, gates = self._choose(walk, hop)
+                if len(tokens):
+                    self._run_hop(cache, walk, hop, tokens, layers, gates)
+                if not walk.alive.any():
+                    break
+        entries = walk.lengths[:, call.rows] - before
+        return CallResult(self._wanted_logits(walk, call), entries, self._decisions(walk, call))
+
+    def _choose(self, walk: _Walk, hop: int) -> tuple[Array, Array, Array | None]:
+        """Ask the router: indices of the tokens that go on, their layers, and their gates where there are any."""
+        tokens = np.flatnonzero(walk.alive)
+        allowed = np.ones((len(tokens), self._layers + self._routing.exit), bool)
+        if self._routing.exit and hop < self._routing.min_hops:
+            allowed[:, self._layers] = False
+        if not self._routing.reuse:
+            allowed[:, : self._layers] &= ~walk.visited[tokens]
+            stuck = ~allowed.any(axis=1)
+            walk.alive[tokens[stuck]] = False
+            tokens, allowed = tokens[~stuck], allowed[~stuck]
+        if not len(tokens):
+            return tokens, tokens, None
+        inputs = {
+            "hidden_states": walk.hidden_states[None, tokens],
+            "allowed": allowed,
+            "forced_choices": walk.forced[hop, tokens],
+        }
+        found = self._routers[hop].run(inputs, lasting=False)
+        choices, scores, gates = found["choices"], found["scores"], found.get("probabilities")
+        if not np.isfinite(scores).all():
+            token = tokens[np.argwhere(~np.isfinite(scores))[0, 0]]
+            raise nan_in_hop(hop, int(walk.rows[token]), int(walk.positions[token]))
+        walk.path[hop, tokens], walk.margins[hop, tokens] = choices, found["margins"]
+        walk.scores[hop, tokens] = scores[np.arange(len(tokens)), choices]
+        stays = choices < self._layers
+        walk.alive[tokens] = stays
+        walk.visited[tokens[stays], choices[stays]] = True
+        return tokens[stays], choices[stays], None if gates is None else gates[stays]
+
+    def _run_hop(
+        self, cache: KvCache, walk: _Walk, hop: int, tokens: Array, layers: Array, gates: Array | None
+    ) -> None:
+        """Run each token's layer: its hidden state becomes what the layer makes of it."""
+        groups = _groups(layers)
+        prepared = self._prepared(walk, tokens, groups)
+        attended = np.empty_like(prepared["query"])
+        prepared["position_ids"] = walk.positions[tokens]
+        by_layer = self._routing.places == "layers"
+        # Attention over one cache at a time: of the hop, or of each layer.
+        for place, group in groups if by_layer else [(hop, np.arange(len(tokens)))]:
+            for rows, index in _batches(walk, tokens, group):
+                inputs = {name: part[index] for name, part in prepared.items()}
+                attended[index] = self._attend(cache, walk.lengths, place, hop, rows, inputs)
+        for layer, group in groups:
+            inputs = {"hidden_states": walk.hidden_states[None, tokens[group]], "attention": attended[None, group]}
+            if gates is not None:
+                inputs["gates"] = gates[group]
+            found = self._after[layer].run(inputs, lasting=False)
+            walk.hidden_states[tokens[group]] = found["hidden_states_out"][0]
+
+    def _prepared(self, walk: _Walk, tokens: Array, groups: list[tuple[int, Array]]) -> dict[str, Array]:
+        """Run what comes before attention: query, key and value [tokens, ..] of each token's own layer."""
+        prepared: dict[str, Array] = {}
+        for layer, group in groups:
+            mine = tokens[group]
+            angles = {name: part[:, mine] for name, part in walk.angles.items()}
+            found = self._before[layer].run({"hidden_states": walk.hidden_states[None, mine], **angles}, lasting=False)
+            for name, part in found.items():
+                if name not in prepared:
+                    prepared[name] = np.empty((len(tokens), part.shape[2]), part.dtype)
+                prepared[name][group] = part[0]
+        return prepared
+
+    def _attend(
+        self, cache: KvCache, lengths: Array, place: int, hop: int, rows: slice, inputs: dict[str, Array]
+    ) -> Array:
+        """Attention [b, C, ..] of C tokens of each of some rows in one place's cache.
+
+        Args:
+            lengths: int64 [places, rows of the cache]; those of these rows are counted up.
+            inputs: query, key, value [b, C, ..] and position_ids [b, C].
+        """
+        mine, count = lengths[place, rows], inputs["query"].shape[1]
+        last = mine + (count - 1)
+        total = int(last.max()) + 1
+        cache.check_entries(place, total)
+        told = {
+            "cache_lengths": mine,
+            "last_index": last.astype(np.int32),
+            "total_length": np.array(total, np.int32),
+            "step": np.array(hop),
+        }
+        results = self._attention.run(inputs | told, Caches(cache.buffers, rows, place), lasting=False)
+        mine += count
+        return results["attention"]
+
+    def _wanted_logits(self, walk: _Walk, call: Call) -> Array:
+        """Float32 [B, K, vocab] of the tokens that are wanted; zeros for rows without tokens."""
+        first = np.cumsum(call.counts) - call.counts
+        with_tokens = np.flatnonzero(call.counts)
+        places = (first[:, None] + call.wanted)[with_tokens].ravel()
+        found = self._logits(walk.hidden_states[places])
+        logits = np.zeros((len(call.counts), call.wanted.shape[1], found.shape[1]), np.float32)
+        logits[with_tokens] = found.reshape(len(with_tokens), call.wanted.shape[1], -1)
+        return logits
+
+    def _logits(self, hidden_states: Array) -> Array:
+        """Float32 [n, vocab] of hidden states [n, hidden], as many at a time as the head takes."""
+        most = self._head.graph.limit("N") or len(hidden_states)
+        parts = [hidden_states[None, start : start + most] for start in range(0, len(hidden_states), most)]
+        logits: list[Array] = [self._head.run({"hidden_states": part})["logits"][0] for part in parts]
+        return logits[0] if len(logits) == 1 else np.concatenate(logits)
+
+    def _decisions(self, walk: _Walk, call: Call) -> list[Decisions]:
+        ends = np.cumsum(call.counts)
+        nothing = np.zeros(1, np.int64)  # no token finds a layer full
+        return [
+            self._reader.of_row(walk.path[:, a:b], walk.scores[:, a:b], walk.margins[:, a:b], nothing, call.active)
+            for a, b in zip(ends - call.counts, ends, strict=True)
+        ]
+
+
+def _groups(layers: Array) -> list[tuple[int, Array]]:
+    """Every layer that was chosen, and the places of the tokens that chose it."""
+    if len(layers) == 1:
+        return [(int(layers[0]), np.arange(1))]
+    return [(int(layer), np.flatnonzero(layers == layer)) for layer in np.unique(layers)]
+
+
+def _batches(walk: _Walk, tokens: Array, group: Array) -> list[tuple[slice, Array]]:
+    """What attends in one call: one token of every row, else row by row; rows, and places in ``tokens`` [rows, C]."""
+    if walk.one_each and len(group) == len(walk.rows):
+        return [(slice(int(walk.rows[0]), int(walk.rows[-1]) + 1), group[:, None])]
+    rows = walk.rows[tokens[group]]
+    return [(slice(row, row + 1), group[rows == row][None]) for row in np.unique(rows).tolist()]
+
+
+__all__ = ["RunningSet"]

@@ -1,0 +1,79 @@
+"""Run a graph that is a whole step: tokens in, logits out, every cache of the call's rows at once."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from dynexport.runtime.bundle.errors import DynexportError
+from dynexport.runtime.bundle.manifest import Graph, LayerRouting, Manifest, PathRouting
+from dynexport.runtime.engines.engine import Caches, Engine
+from dynexport.runtime.execution.batch import Call, CallResult
+from dynexport.runtime.execution.decisions import DecisionReader
+from dynexport.runtime.execution.kv_cache import KvCache
+
+Array = np.ndarray
+
+
+class WholeStep:
+    """An engine of one graph.
+
+    Raises:
+        DynexportError: for a graph that lacks an output, or a cache of a place that its call needs.
+    """
+
+    def __init__(self, manifest: Manifest, engine: Engine) -> None:
+        graph = self.graph = engine.graph
+        self._engine, self._manifest, self._reader = engine, manifest, DecisionReader(manifest)
+        self._places = list(graph.places or ())
+        self._all_places = len(self._places) == len(manifest.caches)
+        self._layers = list(graph.layers)
+        self._has = {spec.name for spec in graph.inputs}
+        check_outputs(graph, "logits", *self._reader.outputs)
+        found = len({name.partition(".")[0] for name in graph.caches})
+        if found != len(self._places):
+            raise DynexportError(f"{graph.file}: expected {len(self._places)} caches, found {found}; convert again")
+
+    def run(self, cache: KvCache, call: Call) -> CallResult:
+        """Run one call; what it writes is for the executor to commit.
+
+        Raises:
+            DynexportError: when the engine fails, or a route is one that the contract calls an error.
+        """
+        positions = cache.positions[call.rows]
+        caches = Caches(cache.buffers, call.rows)
+        results = self._engine.run(self._inputs(cache, call, positions), caches, lasting=call.lasting)
+        entries, decisions = self._reader.read(results, call.counts, positions, call.active, call.rows.start)
+        if decisions is None and cache.logs is not None:
+            decisions = [self._reader.unrouted(call.active, int(count)) for count in call.counts]
+        return CallResult(results["logits"], entries, decisions)
+
+    def _inputs(self, cache: KvCache, call: Call, positions: Array) -> dict[str, Array]:
+        tokens = call.ids.shape[1]
+        position_ids = positions[:, None] if tokens == 1 else positions[:, None] + np.arange(tokens)
+        lengths = cache.lengths[:, call.rows]
+        inputs = {
+            "input_ids": call.ids,
+            # Only padding and rows without tokens ever reach past the model's last position.
+            "position_ids": np.minimum(position_ids, self._manifest.model.max_length - 1),
+            "cache_lengths": lengths if self._all_places else lengths[self._places],
+        }
+        if "logits_indices" in self._has:
+            inputs["logits_indices"] = call.wanted
+        if "layer_active" in self._has:
+            inputs["layer_active"] = call.active[self._layers]
+        if isinstance(self._manifest.routing, LayerRouting):
+            inputs |= {"token_counts": call.counts, "forced_routes": call.forced}
+            if "is_prompt" in self._has:
+                inputs["is_prompt"] = np.array(call.is_prompt)
+        elif isinstance(self._manifest.routing, PathRouting):
+            inputs |= {"token_counts": call.counts, "forced_paths": call.forced}
+        return inputs
+
+
+def check_outputs(graph: Graph, *wanted: str) -> None:
+    """Raise DynexportError for a graph that lacks an output."""
+    if missing := set(wanted) - {spec.name for spec in graph.outputs}:
+        raise DynexportError(f"{graph.file}: expected an output {min(missing)}, found none; convert again")
+
+
+__all__ = ["WholeStep", "check_outputs"]

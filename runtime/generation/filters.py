@@ -1,0 +1,187 @@
+"""Draw a token from a row of logits: the distribution that the filters leave, and a fast way to draw from it.
+
+``distribution`` is the definition, in float64 over the whole row. ``draw`` follows it with softmax in float32 (sums in
+float64), as transformers and vLLM do: shares differ by about 1e-7, so it gives another token than the definition in
+about one draw of 10,000, where the random number falls between both.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dynexport.runtime.generation.sampling import Sampling
+
+Logits = NDArray[np.float32]
+Ids = NDArray[np.intp]
+Weights = NDArray[np.float64]
+
+# Rows shorter than this are drawn from by definition: that is as fast.
+_SHORT = 4096
+_BLOCK = 64
+# top_p looks first among the tokens that have at least one of so many parts of the share that it leaves out.
+_PARTS = 4096
+# Float32 can divide by temperatures from _COLDEST to _HOTTEST.
+_COLDEST, _HOTTEST = 1e-6, 1e6
+
+
+def distribution(row: Logits, sampling: Sampling) -> tuple[Ids, Weights]:
+    """Return what a row's token is drawn from, computed in float64.
+
+    Args:
+        row: [vocab], logits whose largest is finite.
+        sampling: its temperature is above 0.
+
+    Returns:
+        Token ids, ascending, and the probability of each among all that ``top_k`` left.
+    """
+    ids = _top_k(row, sampling.top_k)
+    exact = row[ids].astype(np.float64)
+    with np.errstate(over="ignore"):  # a tiny temperature sends the others to minus infinity, which is meant
+        weights = np.exp((exact - exact.max()) / sampling.temperature)
+    probabilities = weights / weights.sum()
+    if sampling.top_p < 1:
+        kept = _largest(probabilities, *_smallest_set(probabilities, sampling.top_p))
+        ids, probabilities = ids[kept], probabilities[kept]
+    if sampling.min_p > 0:
+        likely = probabilities >= sampling.min_p * probabilities.max()
+        ids, probabilities = ids[likely], probabilities[likely]
+    if sampling.typical_p < 1:
+        typical = _typical(probabilities / probabilities.sum(), sampling.typical_p)
+        ids, probabilities = ids[typical], probabilities[typical]
+    return ids, probabilities
+
+
+def draw(row: Logits, largest: float, sampling: Sampling, uniform: float) -> int:
+    """Draw a token from ``distribution(row, sampling)``.
+
+    Args:
+        row: [vocab].
+        largest: the row's largest logit, finite.
+        sampling: its temperature is above 0.
+        uniform: a number in [0, 1) that decides which.
+    """
+    small = row.size < _SHORT or sampling.top_k > 0
+    if small or sampling.typical_p < 1 or not _COLDEST <= sampling.temperature <= _HOTTEST:
+        return _pick(*distribution(row, sampling), uniform)
+    if sampling.top_p < 1:
+        return _draw_top_p(row, largest, sampling, uniform)
+    if sampling.min_p > 0:
+        # min_p is a distance of logits; distribution() decides at its edge.
+        edge = largest + sampling.temperature * float(np.log(sampling.min_p))
+        near = np.flatnonzero(row >= edge - 1e-5 * (1 + abs(edge)))
+        ids, probabilities = distribution(row[near], sampling)
+        return _pick(near[ids], probabilities, uniform)
+    return _draw_from_all(_weights(row, largest, sampling.temperature), uniform)
+
+
+def largest_ids(row: Logits, count: int) -> Ids:
+    """Return the ids of the ``count`` largest logits, the largest first, of equal ones the lowest ids first."""
+    ids = _top_k(row, count)
+    return ids[np.argsort(-row[ids], kind="stable")]
+
+
+def log_of_sum(row: Logits, largest: float) -> float:
+    """Return log(sum(exp(logits))) of a row [vocab] whose largest logit is finite; its error is below 1e-5."""
+    return largest + float(np.log(_block_sums(_weights(row, largest, 1.0)).sum(dtype=np.float64)))
+
+
+def _top_k(row: Logits, count: int) -> Ids:
+    """Return the ids of the ``count`` largest logits, ascending; of equal ones the lowest ids; all when 0."""
+    if count == 0 or count >= row.size:
+        return np.arange(row.size)
+    ids = _reaching(row, count)
+    values = row[ids]
+    return ids[_largest(values, np.partition(values, -count)[-count], count)]
+
+
+def _reaching(row: Logits, count: int) -> Ids:
+    """Return ids, ascending, that have among them the ``count`` largest logits and all that equal one of these."""
+    # At least count tokens reach the count-th largest of the largest logits of groups, and rarely many more.
+    groups = row.size // _BLOCK
+    if count > groups // 2:
+        return np.flatnonzero(row >= np.partition(row, -count)[-count])
+    maxima = row[: groups * _BLOCK].reshape(_BLOCK, groups).max(axis=0)
+    return np.flatnonzero(row >= np.partition(maxima, -count)[-count])
+
+
+def _largest(values: NDArray[np.floating], edge: np.floating, count: int) -> NDArray[np.bool_]:
+    """Mark the ``count`` largest values, of which ``edge`` is the smallest; of equal ones the first."""
+    marked = np.asarray(values >= edge)
+    surplus = np.count_nonzero(marked) - count
+    if surplus:
+        marked[np.flatnonzero(values == edge)[-surplus:]] = False
+    return marked
+
+
+def _typical(probabilities: Weights, mass: float) -> NDArray[np.bool_]:
+    """Say which tokens stay: those up to the distance from the entropy at which ``mass`` is reached."""
+    with np.errstate(divide="ignore", invalid="ignore"):
+        information = -np.log(probabilities)
+        distances = np.abs(information - np.nansum(information * probabilities))
+    order = np.argsort(distances, kind="stable")
+    reached = int(np.cumsum(probabilities[order]).searchsorted(mass))
+    return np.asarray(distances <= distances[order[min(reached, len(order) - 1)]])
+
+
+def _weights(row: Logits, largest: float, temperature: float) -> Logits:
+    """Return exp((logit - largest) / temperature), float32, with zeros behind it up to a whole number of blocks."""
+    weights = np.empty(-(-row.size // _BLOCK) * _BLOCK, np.float32)
+    weights[row.size :] = 0
+    part = weights[: row.size]
+    np.subtract(row, np.float32(largest), out=part)
+    if temperature != 1:
+        np.divide(part, np.float32(temperature), out=part)
+    np.exp(part, out=part)
+    return weights
+
+
+def _block_sums(weights: Logits) -> Logits:
+    """Return the sums of blocks of 64 weights; sums of few float32 are exact enough, and this is the fastest way."""
+    return np.asarray(np.einsum("ij->i", weights.reshape(-1, _BLOCK)))
+
+
+def _smallest_set(weights: NDArray[np.floating], wanted: float) -> tuple[np.floating, int]:
+    """Return the smallest of the fewest largest weights that sum to ``wanted``, and how many these are, at least 1."""
+    descending = np.sort(weights)[::-1]
+    reached = int(descending.astype(np.float64).cumsum().searchsorted(wanted))
+    reached = min(reached, len(weights) - 1)
+    return descending[reached], reached + 1
+
+
+def _draw_top_p(row: Logits, largest: float, sampling: Sampling, uniform: float) -> int:
+    weights = _weights(row, largest, sampling.temperature)
+    total = float(_block_sums(weights).sum(dtype=np.float64))
+    wanted = sampling.top_p * total
+    ids = np.flatnonzero(weights >= (total - wanted) / _PARTS)
+    values = weights[ids]
+    if values.sum(dtype=np.float64) <= wanted:  # rare: most of the vocabulary is needed
+        weights *= _largest(weights, *_smallest_set(weights, wanted))
+        weights *= weights >= sampling.min_p  # the largest weight is 1
+        return _draw_from_all(weights, uniform)
+    kept = _largest(values, *_smallest_set(values, wanted))
+    if sampling.min_p > 0:
+        kept &= values >= sampling.min_p
+    return _pick(ids[kept], values[kept].astype(np.float64), uniform)
+
+
+def _pick(ids: Ids, weights: Weights, uniform: float) -> int:
+    cumulative = weights.cumsum()
+    cumulative /= cumulative[-1]  # the last is then exactly 1, above every draw
+    return int(ids[cumulative.searchsorted(uniform, side="right")])
+
+
+def _draw_from_all(weights: Logits, uniform: float) -> int:
+    """Return the first place at which the cumulative share is above ``uniform``: its block, then it."""
+    cumulative = _block_sums(weights).astype(np.float64).cumsum()
+    total = float(cumulative[-1])
+    cumulative /= total
+    block = int(cumulative.searchsorted(uniform, side="right"))
+    before = float(cumulative[block - 1]) if block else 0.0
+    inside = weights[block * _BLOCK : (block + 1) * _BLOCK].astype(np.float64).cumsum()
+    # Rounding may put the target at the end of the block or beyond; it belongs to its last token then.
+    target = min((uniform - before) * total, float(np.nextafter(inside[-1], 0)))
+    return block * _BLOCK + int(inside.searchsorted(target, side="right"))
+
+
+__all__ = ["distribution", "draw", "largest_ids", "log_of_sum"]

@@ -1,0 +1,263 @@
+"""A bundle, ready to generate: text or token ids in, text out."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeAlias, TypedDict, Unpack, overload
+
+import numpy as np
+
+from dynexport.runtime.bundle.bundle import Bundle
+from dynexport.runtime.bundle.checks import checked_count, checked_ids, checked_kind, checked_list, is_integer, shown
+from dynexport.runtime.bundle.errors import DynexportError
+from dynexport.runtime.bundle.manifest import Depth
+from dynexport.runtime.engines.registry import RunBackend
+from dynexport.runtime.execution.batch import Tokens
+from dynexport.runtime.execution.executor import Executor
+from dynexport.runtime.execution.kv_cache import STEP, KvCache
+from dynexport.runtime.generation.request import Generation, Request
+from dynexport.runtime.generation.sampler import RowSampler
+from dynexport.runtime.generation.sampling import Sampling
+from dynexport.runtime.generation.stream import Stream, run_requests
+from dynexport.runtime.text.text import NO_VARIABLES, Text
+
+Array = np.ndarray
+Prompt: TypeAlias = str | Tokens
+WantedDepth: TypeAlias = str | float | Depth | None
+_GREEDY = Sampling()
+_DEPTHS = str | float | int | Depth | None
+_MOST_CHOICES = 128
+
+
+class Options(TypedDict, total=False):
+    """How to generate.
+
+    Attributes:
+        max_new_tokens: at most so many per row, 128 where nothing is said; fewer where the context ends before.
+        sampling: of all prompts, or one for each; greedy where nothing is said. What a row draws does not depend on its
+            neighbours.
+        depth: of all prompts, or one for each: a ratio that the bundle declares, a name, "full", or one of
+            ``Bundle.depth``; None as for ``Bundle.depth``.
+        stop: strings that end a row; they are not part of its text.
+        chat: whether what is generated is an answer in a chat, which ends at more tokens than other text (``turn_end``
+            of the manifest).
+    """
+
+    max_new_tokens: int
+    sampling: Sampling | Sequence[Sampling]
+    depth: WantedDepth | Sequence[WantedDepth]
+    stop: Sequence[str]
+    chat: bool
+
+
+def load(
+    bundle: str | Path,
+    *,
+    threads: int | None = None,
+    backend: RunBackend = "onnxruntime",
+    trust_engines: bool = False,
+) -> Model:
+    """Open a bundle to generate with.
+
+    Args:
+        bundle: its directory.
+        threads: intra-op threads of ONNX Runtime; None lets it take one per physical core.
+        backend: what runs the graphs: "onnxruntime", "onnxruntime-cuda", "tensorrt", "tensorrt-rtx".
+        trust_engines: whether TensorRT may be given engines that were not built on this machine.
+
+    Raises:
+        DynexportError: when it is no bundle, has changed since it was made, or cannot run there.
+    """
+    return Model(Bundle.open(bundle, trust_engines=trust_engines), threads, backend=backend)
+
+
+class Model:
+    """Generates with a bundle.
+
+    Threads may share one, and streams may be taken from in any order: each gets what it would get alone.
+
+    Attributes:
+        bundle: the opened bundle.
+        executor: runs its graphs.
+        text: its tokenizer and chat template.
+
+    Args:
+        bundle: an opened bundle.
+        threads: as for ``load``.
+        backend: as for ``load``.
+    """
+
+    def __init__(self, bundle: Bundle, threads: int | None = None, *, backend: RunBackend = "onnxruntime") -> None:
+        self.executor = Executor(bundle, threads, backend=backend)
+        self.bundle, self.text = bundle, Text.of_bundle(bundle)
+
+    @overload
+    def generate(self, prompts: str, **options: Unpack[Options]) -> Generation: ...  # type: ignore[overload-overlap]
+    @overload
+    def generate(self, prompts: Sequence[int], **options: Unpack[Options]) -> Generation: ...
+    @overload
+    def generate(self, prompts: Sequence[Prompt], **options: Unpack[Options]) -> list[Generation]: ...
+
+    def generate(self, prompts: Prompt | Sequence[Prompt], **options: Unpack[Options]) -> Generation | list[Generation]:
+        """Generate after one prompt, or several in one batch.
+
+        Args:
+            prompts: text, token ids, or a list of either.
+            options: see ``Options``.
+
+        Returns:
+            The generation of a single prompt, else a list of them.
+
+        Raises:
+            DynexportError: for a prompt that is empty, has unknown tokens or exceeds the context, or a bad argument.
+        """
+        rows, single = self._rows(prompts)
+        done = _collected([len(row) for row in rows], self._stream(rows, 1, **options))
+        return done[0] if single else done
+
+    def choices(self, prompt: Prompt, n: int, **options: Unpack[Options]) -> list[Generation]:
+        """Generate n answers to one prompt, which runs once; they differ in their draws.
+
+        Args:
+            prompt: text, or token ids.
+            n: at most 128.
+            options: see ``Options``.
+
+        Raises:
+            DynexportError: as for ``generate``.
+        """
+        n = checked_count("n", n, 1, _MOST_CHOICES)
+        ids = self._ids(prompt)
+        return _collected([len(ids)] * n, self._stream([ids], n, **options))
+
+    def stream(
+        self,
+        prompts: Prompt | Sequence[Prompt],
+        *,
+        cache: KvCache | None = None,
+        held: Sequence[Tokens] = (),
+        **options: Unpack[Options],
+    ) -> Stream:
+        """Generate token by token: pieces as they come, row by row within a step.
+
+        Args:
+            prompts: as for ``generate``.
+            options: as for ``generate``.
+            cache: what earlier turns left, to go on from; all of its rows are acquired, one for each prompt, and no
+                other stream may use it until this one has ended or is closed. None begins anew.
+            held: with ``cache``: the token ids that it holds, per row, which penalties are for as well.
+
+        Raises:
+            DynexportError: as for ``generate``.
+        """
+        rows, _ = self._rows(prompts)
+        return self._stream(rows, 1, cache, held, **options)
+
+    def chat(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        *,
+        variables: Mapping[str, Any] = NO_VARIABLES,
+        **options: Unpack[Options],
+    ) -> Generation:
+        """Answer a conversation.
+
+        Args:
+            messages: each with a role and its content, as for transformers' ``apply_chat_template``.
+            variables: further ones of the chat template, such as ``tools``.
+            options: see ``Options``; ``chat`` is always true.
+
+        Raises:
+            DynexportError: as for ``generate``; also where the bundle has no chat template, or it refuses the messages.
+        """
+        prompt = self.text.chat(messages, variables=variables)
+        settled = Options(**options)
+        settled["chat"] = True
+        return self.generate(prompt, **settled)
+
+    def _rows(self, prompts: Prompt | Sequence[Prompt]) -> tuple[list[Array], bool]:
+        """int64 [n] per prompt, and whether there is a single one that stands in no list."""
+        if isinstance(prompts, str):
+            return [self._ids(prompts)], True
+        listed = checked_list("prompts", prompts, "prompts, each text or a list of token ids")
+        if not listed:
+            raise DynexportError("prompts: expected at least one, found none")
+        if all(is_integer(item) for item in listed):
+            return [self._ids(listed)], True
+        return [self._ids(item) for item in listed], False
+
+    def _ids(self, prompt: Prompt) -> Array:
+        tokens = self.text.encode(prompt) if isinstance(prompt, str) else prompt
+        return checked_ids("prompt", tokens, self.bundle.manifest.model.vocab_size)
+
+    def _stream(
+        self,
+        rows: list[Array],
+        n: int,
+        cache: KvCache | None = None,
+        held: Sequence[Tokens] = (),
+        *,
+        max_new_tokens: int = 128,
+        sampling: Sampling | Sequence[Sampling] = _GREEDY,
+        depth: WantedDepth | Sequence[WantedDepth] = None,
+        stop: Sequence[str] = (),
+        chat: bool = False,
+    ) -> Stream:
+        """What ``stream`` says, of checked prompts, n times each."""
+        max_new_tokens = checked_count("max_new_tokens", max_new_tokens)
+        checked_kind("chat", chat, bool, "true or false")
+        stop = checked_list("stop", [stop] if isinstance(stop, str) else stop, "strings")
+        if stop and not self.text.has_tokenizer:
+            raise DynexportError(f"stop: expected a bundle with a tokenizer, found none in {self.bundle.path}")
+        samplings = _for_each("sampling", sampling, len(rows), Sampling, "a Sampling")
+        wanted = _for_each("depth", depth, len(rows), _DEPTHS, "a ratio, a name or a Depth")
+        depths = [self._depth(each) for each in wanted]
+        if cache is None:
+            longest = max(map(len, rows))
+            cache = self.executor.full_cache(len(rows) * n, longest + max_new_tokens, room=longest + STEP)
+        self.executor.check_cache(cache)
+        if cache.rows != len(rows) * n:
+            raise DynexportError(f"cache: expected {len(rows) * n} rows, one for each answer, found {cache.rows}")
+        tokens, model = self.bundle.manifest.tokens, self.bundle.manifest.model
+        eos = frozenset((*tokens.eos, *tokens.turn_end) if chat else tokens.eos)
+
+        def request(place: int, index: int) -> Request:
+            sampler = RowSampler(samplings[place], seed_index=index, eos=eos, vocabulary=model.vocab_size)
+            for seen in (*held[place : place + 1], rows[place]):
+                sampler.see_prompt(seen)
+            room = model.max_length - int(cache.positions[index]) - len(rows[place])
+            return Request(
+                index, depths[place], sampler, self.text, stop=stop, eos=eos, max_new_tokens=max_new_tokens, room=room
+            )
+
+        requests = [[request(place, place * n + choice) for choice in range(n)] for place in range(len(rows))]
+        return Stream(run_requests(self.executor, cache, rows, requests))
+
+    def _depth(self, wanted: WantedDepth) -> Depth:
+        return wanted if isinstance(wanted, Depth) else self.bundle.depth(wanted)
+
+
+def _collected(prompt_tokens: Sequence[int], stream: Stream) -> list[Generation]:
+    done = [Generation(count) for count in prompt_tokens]
+    for piece in stream:
+        done[piece.row].push(piece)
+    return done
+
+
+def _for_each(name: str, value: Any, count: int, kind: Any, what: str) -> list[Any]:
+    """Return one value for each prompt, where there may be one for all.
+
+    Raises:
+        DynexportError: for a value of another kind, or another number of them.
+    """
+    if isinstance(value, kind):
+        return [value] * count
+    if not isinstance(value, Sequence | np.ndarray) or not all(isinstance(item, kind) for item in value):
+        raise DynexportError(f"{name}: expected {what}, or one for each prompt, found {shown(value)}")
+    if len(value) != count:
+        raise DynexportError(f"{name}: expected one, or {count}, one for each prompt, found {len(value)}")
+    return list(value)
+
+
+__all__ = ["Model", "Options", "Prompt", "WantedDepth", "load"]

@@ -1,0 +1,136 @@
+"""One request: what is generated after a prompt, and when it ends."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+from dynexport.runtime.bundle.manifest import Depth
+from dynexport.runtime.generation.sampler import Choice, RowSampler
+from dynexport.runtime.text.text import StopStrings, StreamDecoder, Text
+
+FinishReason = Literal["stop", "length"]
+
+
+@dataclass(frozen=True)
+class TokenLogprobs:
+    """How probable a token was, by the model alone.
+
+    Attributes:
+        logprob: natural logarithm of its probability.
+        top: the most probable tokens and theirs, the most probable first; as many as were asked for.
+    """
+
+    logprob: float
+    top: tuple[tuple[int, float], ...]
+
+
+@dataclass(frozen=True)
+class Piece:
+    """One generated token.
+
+    Attributes:
+        row: which request it continues.
+        text: what can be shown now; may be empty while a character or a stop string is incomplete.
+        finish_reason: set on a row's last token: "stop", an end-of-sequence token or a stop string; "length",
+            max_new_tokens are reached or the context is full.
+        stop_reason: the token id or the stop string that ended the row; None where it ended by its length.
+        logprobs: where ``Sampling.logprobs`` asks for them.
+    """
+
+    row: int
+    token: int
+    text: str
+    finish_reason: FinishReason | None
+    stop_reason: int | str | None = None
+    logprobs: TokenLogprobs | None = None
+
+
+@dataclass
+class Generation:
+    """A finished row.
+
+    Attributes:
+        prompt_tokens: how many tokens the prompt had.
+        ids: the generated tokens, an end-of-sequence token included.
+        text: of them, without special tokens and stop strings.
+        finish_reason, stop_reason: as for ``Piece``.
+        logprobs: of every generated token, where ``Sampling.logprobs`` asks for them.
+    """
+
+    prompt_tokens: int
+    ids: list[int] = field(default_factory=list)
+    text: str = ""
+    finish_reason: FinishReason = "length"
+    stop_reason: int | str | None = None
+    logprobs: list[TokenLogprobs] = field(default_factory=list)
+
+    def push(self, piece: Piece) -> None:
+        """Take the next token."""
+        self.ids.append(piece.token)
+        self.text += piece.text
+        self.finish_reason = piece.finish_reason or self.finish_reason
+        self.stop_reason = piece.stop_reason
+        if piece.logprobs is not None:
+            self.logprobs.append(piece.logprobs)
+
+
+class Request:
+    """What is left to do for one prompt.
+
+    Args:
+        index: which one it is.
+        depth: that its tokens run at.
+        sampler: chooses its tokens; it has seen the prompt.
+        text: decodes them, where there is a tokenizer.
+        stop: strings that end it; they are not part of its text.
+        eos: tokens that end it.
+        max_new_tokens: to generate at most.
+        room: tokens that the context has room for after the prompt.
+    """
+
+    def __init__(
+        self,
+        index: int,
+        depth: Depth,
+        sampler: RowSampler,
+        text: Text,
+        *,
+        stop: Sequence[str],
+        eos: frozenset[int],
+        max_new_tokens: int,
+        room: int,
+    ) -> None:
+        self.index, self.depth, self.sampler = index, depth, sampler
+        self._eos, self._left, self._room = eos, max_new_tokens, room
+        self._decoder = StreamDecoder(text) if text.has_tokenizer else None
+        self._stops = StopStrings(stop)
+
+    def push(self, choice: Choice) -> Piece:
+        """Take one token: what can be shown now, and whether the request ends with it."""
+        token = choice.token
+        self._left -= 1
+        self._room -= 1
+        if token in self._eos:
+            return self._end(choice, "", "stop", token)
+        text, stopped = self._stops.push(self._decoder.push(token) if self._decoder else "")
+        if stopped:
+            return self._piece(choice, text, "stop", self._stops.found)
+        if self._left == 0 or self._room < 0:
+            return self._end(choice, text, "length", None)
+        return self._piece(choice, text, None, None)
+
+    def _end(self, choice: Choice, text: str, reason: FinishReason, stop_reason: int | None) -> Piece:
+        """Release what was held back; the rest of the text may still complete a stop string."""
+        rest, stopped = self._stops.push(self._decoder.finish() if self._decoder else "")
+        if stopped:
+            return self._piece(choice, text + rest, "stop", self._stops.found)
+        return self._piece(choice, text + rest + self._stops.finish(), reason, stop_reason)
+
+    def _piece(self, choice: Choice, text: str, reason: FinishReason | None, stop_reason: int | str | None) -> Piece:
+        logprobs = None if choice.logprob is None else TokenLogprobs(choice.logprob, choice.top)
+        return Piece(self.index, choice.token, text, reason, stop_reason, logprobs)
+
+
+__all__ = ["FinishReason", "Generation", "Piece", "Request", "TokenLogprobs"]

@@ -1,0 +1,175 @@
+"""Choose the next token of each row of a batch, whose rows may have different options."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dynexport.runtime.bundle.checks import checked_count, checked_kind, shown
+from dynexport.runtime.bundle.errors import DynexportError
+from dynexport.runtime.generation.filters import draw, largest_ids, log_of_sum
+from dynexport.runtime.generation.history import History
+from dynexport.runtime.generation.sampling import Sampling
+
+
+class Choice(NamedTuple):
+    """A chosen token.
+
+    Attributes:
+        token: its id.
+        logprob: its log probability by the model alone; None where ``Sampling.logprobs`` is None.
+        top: the ``Sampling.logprobs`` most probable tokens and their log probabilities, the most probable first.
+    """
+
+    token: int
+    logprob: float | None = None
+    top: tuple[tuple[int, float], ...] = ()
+
+
+class RowSampler:
+    """The state of one row: its random generator and its tokens so far.
+
+    What it chooses depends on its seed, its index, its own logits and tokens only.
+
+    Args:
+        sampling: the row's options.
+        seed_index: which of the sequences of draws that a seed gives: rows of one request that are to differ have
+            different ones.
+        eos: ids that end the row, for ``min_new_tokens`` and ``bad_words_ids``.
+        vocabulary: number of tokens, to check the ids of ``sampling`` against; None where it is not known.
+
+    Raises:
+        DynexportError: for an argument of another kind, or an id that the vocabulary does not have.
+    """
+
+    def __init__(
+        self, sampling: Sampling, *, seed_index: int = 0, eos: Iterable[int] = (), vocabulary: int | None = None
+    ) -> None:
+        checked_kind("sampling", sampling, Sampling, "a Sampling")
+        self.sampling = sampling
+        self._vocabulary: int | None = None
+        if vocabulary is not None:
+            self.check_ids(vocabulary)
+        self.greedy = sampling.temperature == 0
+        self.history = History(sampling, eos) if sampling.adjusts else None
+        self.plain = self.greedy and self.history is None and sampling.logprobs is None
+        self._seed_index = checked_count("seed_index", seed_index, 0)
+        self._generator: np.random.Generator | None = None
+
+    def check_ids(self, vocabulary: int) -> None:
+        """Check the ids of the options against a vocabulary, once. Raises DynexportError as ``Sampling.check_ids``."""
+        if vocabulary != self._vocabulary:
+            self.sampling.check_ids(vocabulary)
+            self._vocabulary = vocabulary
+
+    def see_prompt(self, tokens: Sequence[int] | NDArray[np.int64]) -> None:
+        """Take tokens that come before the generated ones, in their order; chosen ones are taken by themselves."""
+        if self.history is not None:
+            self.history.see_prompt(tokens)
+
+    def uniform(self) -> float:
+        """Return the row's next random number, in [0, 1)."""
+        if self._generator is None:
+            seed = None if self.sampling.seed is None else int(self.sampling.seed)
+            sequence = np.random.SeedSequence(seed, spawn_key=(self._seed_index,))
+            self._generator = np.random.default_rng(sequence)
+        return self._generator.random()
+
+
+def choose(logits: NDArray[np.float32], rows: Sequence[RowSampler]) -> list[Choice]:
+    """Choose the next token of every row.
+
+    Args:
+        logits: float32 ``[rows, vocab]``; minus infinity excludes a token.
+        rows: the state of each row, which takes the chosen token in.
+
+    Returns:
+        A choice a row. Of equally probable tokens, greedy choice takes the lowest id.
+
+    Raises:
+        DynexportError: when the shape or type is another one, a logit is NaN, a row's largest is not finite, or every
+            token of a row is forbidden.
+    """
+    _check_shape(logits, len(rows))
+    tokens = logits.argmax(axis=1)  # that of a NaN where there is one
+    largest = logits[np.arange(len(rows)), tokens]
+    if not np.isfinite(largest).all():
+        _refuse(largest)
+    if all(row.plain for row in rows):
+        return [Choice(token) for token in tokens.tolist()]
+    each = zip(logits, rows, tokens.tolist(), largest.tolist(), strict=True)
+    with np.errstate(over="ignore"):  # minus infinity for what is far below the largest is meant
+        return [_choose(index, *one) for index, one in enumerate(each)]
+
+
+def _choose(index: int, logits: NDArray[np.float32], row: RowSampler, token: int, largest: float) -> Choice:
+    """Choose the token of one row of a batch; ``token`` has its largest logit."""
+    if row.plain:
+        return Choice(token)
+    adjusted, adjusted_largest = logits, largest
+    if row.history is not None:
+        row.check_ids(logits.size)
+        adjusted = row.history.adjusted(logits)
+        token = int(adjusted.argmax())
+        adjusted_largest = float(adjusted[token])
+        if not np.isfinite(adjusted_largest):
+            raise DynexportError(
+                f"logits: row {index}: expected a token that may be generated, found all of them forbidden or out of "
+                "range after biases and penalties; forbid fewer"
+            )
+    if not row.greedy:
+        token = draw(adjusted, adjusted_largest, row.sampling, row.uniform())
+    if row.history is not None:
+        row.history.push(token)
+    return _with_logprobs(logits, largest, token, row.sampling.logprobs)
+
+
+def _with_logprobs(logits: NDArray[np.float32], largest: float, token: int, count: int | None) -> Choice:
+    if count is None:
+        return Choice(token)
+    total = log_of_sum(logits, largest)
+    ids = largest_ids(logits, count).tolist() if count else []
+    return Choice(token, float(logits[token]) - total, tuple((top, float(logits[top]) - total) for top in ids))
+
+
+class Sampler:
+    """Chooses one token a row and step, with the same options in every row."""
+
+    def __init__(
+        self, sampling: Sampling, rows: int, *, eos: Iterable[int] = (), vocabulary: int | None = None
+    ) -> None:
+        """Prepare ``rows`` rows; the other arguments and errors are those of ``RowSampler``."""
+        eos = tuple(eos)
+        count = checked_count("rows", rows)
+        self._rows = [RowSampler(sampling, seed_index=row, eos=eos, vocabulary=vocabulary) for row in range(count)]
+
+    def see(self, row: int, tokens: Sequence[int] | NDArray[np.int64]) -> None:
+        """Take token ids that a row has already, in their order; chosen ones are taken by themselves."""
+        self._rows[row].see_prompt(tokens)
+
+    def __call__(self, logits: NDArray[np.float32]) -> NDArray[np.int64]:
+        """Return int64 ``[rows]``; arguments and errors as for ``choose``."""
+        return np.array([choice.token for choice in choose(logits, self._rows)], np.int64)
+
+
+def _check_shape(logits: NDArray[np.float32], rows: int) -> None:
+    if not isinstance(logits, np.ndarray) or logits.dtype.kind != "f":
+        found = logits.dtype if isinstance(logits, np.ndarray) else shown(logits)
+        raise DynexportError(f"logits: expected floating-point numbers in an array, found {found}")
+    if logits.ndim != 2 or logits.shape[0] != rows or logits.shape[1] == 0:
+        raise DynexportError(f"logits: expected shape [{rows}, vocab], found {list(logits.shape)}")
+
+
+def _refuse(largest: NDArray[np.float32]) -> None:
+    """Raise DynexportError for the first row whose largest logit is NaN or infinite."""
+    row = int(np.flatnonzero(~np.isfinite(largest))[0])
+    raise DynexportError(
+        f"logits: row {row}: expected a finite largest logit and no NaN, found {largest[row]}; "
+        "the model's arithmetic has overflowed or its weights are corrupt"
+    )
+
+
+__all__ = ["Choice", "RowSampler", "Sampler", "choose"]

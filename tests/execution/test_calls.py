@@ -1,0 +1,94 @@
+"""Which rows go together in a call: those side by side, with few between them that take no part, none of them full."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+from forms import CONTEXT, executor_of
+
+from dynexport.runtime.execution import calls
+from dynexport.runtime.execution.batch import Batch, Call, CallResult
+from dynexport.runtime.execution.executor import Executor
+from dynexport.runtime.execution.kv_cache import KvCache
+
+ROWS = 12
+
+
+def ranges(executor: Executor, cache: KvCache, batch: Batch, monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int]]:
+    """The rows of every call that a batch came to."""
+    program: Any = executor.program(batch.phase, executor.manifest.full)
+    found, run = [], type(program).run
+
+    def watched(self: Any, cache: KvCache, call: Call) -> CallResult:
+        found.append((call.rows.start, call.rows.stop))
+        return run(self, cache, call)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(type(program), "run", watched)
+        executor.run(cache, batch)
+    return found
+
+
+@pytest.mark.parametrize(
+    ("rows", "expected"),
+    [
+        ([0, 1, 2], [(0, 3)]),
+        ([2, 0, 1], [(0, 3)]),
+        ([0, 4], [(0, 5)]),  # three between
+        ([0, 5], [(0, 1), (5, 6)]),  # four
+        ([0, 4, 8, 11], [(0, 12)]),
+        ([0, 4, 9], [(0, 5), (9, 10)]),
+        ([7], [(7, 8)]),
+    ],
+)
+def test_up_to_three_idle_rows_between_two_are_computed_along(
+    rows: list[int], expected: list[tuple[int, int]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And their entries stay as they are, to the last bit."""
+    assert calls._MOST_IDLE == 3
+    executor = executor_of("dense")
+    cache = executor.full_cache(ROWS, CONTEXT)
+    executor.prefill(cache, [[row + 1] * 3 for row in range(ROWS)])
+    before, idle = {name: part.copy() for name, part in cache.buffers.items()}, [*{*range(ROWS)} - {*rows}]
+    batch = Batch(rows, [[9]] * len(rows), "decode", executor.manifest.full)
+    assert ranges(executor, cache, batch, monkeypatch) == expected
+    for name, part in cache.buffers.items():
+        np.testing.assert_array_equal(part[idle][:, :, :3], before[name][idle][:, :, :3])
+    assert cache.lengths[0].tolist() == [3 + (row in rows) for row in range(ROWS)]
+
+
+def test_a_full_row_is_never_computed_along(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The call would write over its last entry."""
+    executor = executor_of("dense")
+    cache = executor.full_cache(3, 6)
+    executor.prefill(cache, [[1], [2] * 6, [3]])
+    before = {name: part[1].copy() for name, part in cache.buffers.items()}
+    batch = Batch([0, 2], [[4], [5]], "decode", executor.manifest.full)
+    assert ranges(executor, cache, batch, monkeypatch) == [(0, 1), (2, 3)]
+    for name, part in cache.buffers.items():
+        np.testing.assert_array_equal(part[1], before[name])
+
+
+def test_prompts_go_together_on_empty_rows_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Empty rows between them are computed along, whatever their number; those that hold entries are not."""
+    executor = executor_of("dense")
+    cache, full = executor.full_cache(ROWS, CONTEXT), executor.manifest.full
+    batch = Batch([0, 11], [[1, 2], [3, 4]], "prompt", full)
+    assert ranges(executor, cache, batch, monkeypatch) == [(0, 12)]
+    cache.rewind(0)
+    batch = Batch([0, 10, 11], [[1, 2], [3, 4], [5]], "prompt", full)
+    assert ranges(executor, cache, batch, monkeypatch) == [(0, 11), (11, 12)]
+    batch = Batch([9], [[1, 2, 3, 4, 5]], "prompt", full, chunk=2)
+    assert ranges(executor, cache, batch, monkeypatch) == [(9, 10)] * 3
+
+
+def test_ragged_rows_of_a_set_of_graphs_are_one_call_a_piece(monkeypatch: pytest.MonkeyPatch) -> None:
+    executor = executor_of("radial-step")
+    cache = executor.full_cache(4, CONTEXT)
+    executor.prefill(cache, [[1]] * 4)
+    batch = Batch([3, 1], [[1, 2, 3], []], "decode", executor.manifest.full)
+    assert ranges(executor, cache, batch, monkeypatch) == [(3, 4)]
+    batch = Batch([3, 0], [[1, 2, 3], [4]], "prompt", executor.manifest.full, chunk=2)
+    assert ranges(executor, cache, batch, monkeypatch) == [(0, 4), (3, 4)]
