@@ -19,8 +19,10 @@ Weights = NDArray[np.float64]
 # Rows shorter than this are drawn from by definition: that is as fast.
 _SHORT = 4096
 _BLOCK = 64
-# top_p looks first among the tokens that have at least one of so many parts of the share that it leaves out.
-_PARTS = 4096
+# top_p looks first among the tokens that have at least one of this number of parts of the share that it leaves out.
+_PARTS = (4096, 16384)
+# A second look pays where the first found at least this share of what is wanted.
+_NEARLY = 0.9
 # Float32 can divide by temperatures from _COLDEST to _HOTTEST.
 _COLDEST, _HOTTEST = 1e-6, 1e6
 
@@ -153,16 +155,21 @@ def _draw_top_p(row: Logits, largest: float, sampling: Sampling, uniform: float)
     weights = _weights(row, largest, sampling.temperature)
     total = float(_block_sums(weights).sum(dtype=np.float64))
     wanted = sampling.top_p * total
-    ids = np.flatnonzero(weights >= (total - wanted) / _PARTS)
-    values = weights[ids]
-    if values.sum(dtype=np.float64) <= wanted:  # rare: most of the vocabulary is needed
-        weights *= _largest(weights, *_smallest_set(weights, wanted))
-        weights *= weights >= sampling.min_p  # the largest weight is 1
-        return _draw_from_all(weights, uniform)
-    kept = _largest(values, *_smallest_set(values, wanted))
-    if sampling.min_p > 0:
-        kept &= values >= sampling.min_p
-    return _pick(ids[kept], values[kept].astype(np.float64), uniform)
+    for parts in _PARTS:
+        ids = np.flatnonzero(weights >= (total - wanted) / parts)
+        values = weights[ids]
+        found = values.sum(dtype=np.float64)
+        if found > wanted:
+            kept = _largest(values, *_smallest_set(values, wanted))
+            if sampling.min_p > 0:
+                kept &= values >= sampling.min_p
+            return _pick(ids[kept], values[kept].astype(np.float64), uniform)
+        if found < _NEARLY * wanted:
+            break
+    # Rare: most of the vocabulary is needed.
+    weights *= _largest(weights, *_smallest_set(weights, wanted))
+    weights *= weights >= sampling.min_p  # the largest weight is 1
+    return _draw_from_all(weights, uniform)
 
 
 def _pick(ids: Ids, weights: Weights, uniform: float) -> int:
