@@ -71,6 +71,8 @@ def checked_list(name: str, values: Any, of_what: str) -> list[Any]:
     Raises:
         DynexportError: for text, bytes, a mapping, or what has no items; it names the argument.
     """
+    if type(values) is list or type(values) is tuple:  # first, as below: asking for an abstract class takes longer
+        return list(values)
     if isinstance(values, Iterable) and not isinstance(values, str | bytes | bytearray | Mapping):
         try:
             return list(values)

@@ -57,7 +57,7 @@ class StepResult:
     decisions: list[Decisions] | None
 
 
-@dataclass(frozen=True)
+@dataclass(slots=True)
 class Call:
     """What one call of a program is given: a right-padded range of a cache's rows.
 
@@ -82,7 +82,7 @@ class Call:
     lasting: bool = True
 
 
-@dataclass(frozen=True)
+@dataclass(slots=True)
 class CallResult:
     """What one call gave.
 

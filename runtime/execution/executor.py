@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -85,6 +86,7 @@ class Executor:
         self._engines: dict[str, Engine] = {}
         self._programs: dict[tuple[Phase, str], Running] = {}
         self._masks: dict[tuple[int, ...], Array] = {}
+        self._plain: dict[int, tuple[Array, Array, Array]] = {}
         self._opening = threading.RLock()
         self._walking = threading.Lock()  # of all sets: prompts and decode steps share engines
 
@@ -178,25 +180,27 @@ class Executor:
             each = [[token] for token in tokens]
             return np.concatenate(self.run(cache, Batch(rows, each, "decode", depths)).logits)
         with cache.running:
-            for row in rows:
-                cache.check_room(cache.checked(row), 1, is_prompt=False)
+            cache.check_step(first, count)
             ids = checked_ids("tokens", tokens, self.manifest.model.vocab_size)[:, None]
             cache.reserve(max(cache.positions[first : first + count].tolist()) + 1)
-            call = Call(
-                slice(first, first + count),
-                ids,
-                np.ones(count, np.int64),
-                self._mask("decode", depths[0]),
-                np.zeros((count, 1), np.int64),
-                self._undecided(count),
-                is_prompt=False,
-                lasting=lasting or bool(self.reader.rows),  # decisions are kept
-            )
-            running = self.program("decode", depths[0])
-            with cache.as_it_was_on_error(rows):
+            running, call = self._plain_call(first, count, ids, depths[0], lasting)
+            # Where decisions are counted, an interrupt may come between them.
+            counted = self.reader.rows or cache.logs is not None
+            with cache.as_it_was_on_error(rows) if counted else nullcontext():
                 result = running.run(cache, call)
                 cache.commit(call.rows, call.counts, result.entries, result.decisions)
             return result.logits[:, 0]
+
+    def _plain_call(self, first: int, count: int, ids: Array, depth: Depth, lasting: bool) -> tuple[Running, Call]:
+        """One token of each of some rows side by side. What is the same at every step is made once."""
+        if count not in self._plain:
+            wanted, forced = np.zeros((count, 1), np.int64), np.full((self.reader.rows, count, 1), -1, np.int64)
+            self._plain[count] = np.ones(count, np.int64), wanted, forced
+        counts, wanted, forced = self._plain[count]
+        active = self._mask("decode", depth)
+        lasting = lasting or bool(self.reader.rows)  # decisions are kept
+        call = Call(slice(first, first + count), ids, counts, active, wanted, forced, False, lasting)
+        return self.program("decode", depth), call
 
     def prefill(
         self,
@@ -286,10 +290,6 @@ class Executor:
             with self.bundle.unchanged():
                 self._engines[graph.name] = self._backend.open(graph)
         return self._engines[graph.name]
-
-    def _undecided(self, rows: int) -> Array:
-        """Int64 [R, rows, 1], all decisions left to the routers."""
-        return np.full((self.reader.rows, rows, 1), -1, np.int64)
 
     def _run_at(self, cache: KvCache, parts: list[Part], depth: Depth, batch: Batch) -> None:
         """Run rows at one depth, call by call."""

@@ -222,7 +222,15 @@ class KvCache:
             decisions: of each row; None where there are none to count or to record.
         """
         self.lengths[:, rows] += entries
+        try:
+            self._count(rows, counts, decisions)
+        except BaseException:  # an interrupt comes between any two lines
+            self.lengths[:, rows] -= entries
+            raise
         self.positions[rows] += counts
+
+    def _count(self, rows: slice, counts: Array, decisions: Sequence[Decisions] | None) -> None:
+        """Count the tokens that found no room, and record decisions."""
         if decisions is None:
             return
         for row, count, made in zip(range(rows.start, rows.stop), counts, decisions, strict=True):
@@ -244,6 +252,15 @@ class KvCache:
                 kept = 0 if steps is None else steps[row]
                 self._restore(Mark(row, 0, lengths[:, row], int(positions[row]), overflow[:, row], kept))
             raise
+
+    def check_step(self, first: int, count: int) -> None:
+        """Raise DynexportError where one of some rows side by side is free, or has no room for a token more."""
+        if first < 0 or first + count > self.rows or self._free:
+            for row in range(first, first + count):
+                self.checked(row)
+        if max(self.positions[first : first + count].tolist()) >= self.tokens:
+            for row in range(first, first + count):
+                self.check_room(row, 1, is_prompt=False)
 
     def check_room(self, row: int, tokens: int, *, is_prompt: bool) -> None:
         """Raise DynexportError when a row has no room for so many tokens more."""

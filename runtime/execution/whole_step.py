@@ -8,7 +8,7 @@ from dynexport.runtime.bundle.errors import DynexportError
 from dynexport.runtime.bundle.manifest import Graph, LayerRouting, Manifest, PathRouting
 from dynexport.runtime.engines.engine import Caches, Engine
 from dynexport.runtime.execution.batch import Call, CallResult
-from dynexport.runtime.execution.decisions import DecisionReader
+from dynexport.runtime.execution.decisions import DecisionReader, Decisions
 from dynexport.runtime.execution.kv_cache import KvCache
 
 Array = np.ndarray
@@ -26,7 +26,8 @@ class WholeStep:
         self._engine, self._manifest, self._reader = engine, manifest, DecisionReader(manifest)
         self._places = list(graph.places or ())
         self._all_places = len(self._places) == len(manifest.caches)
-        self._layers = list(graph.layers)
+        self._layers = None if len(graph.layers) == manifest.model.layers else list(graph.layers)
+        self._added: dict[int, tuple[Array, Array]] = {}
         self._has = {spec.name for spec in graph.inputs}
         check_outputs(graph, "logits", *self._reader.outputs)
         found = len({name.partition(".")[0] for name in graph.caches})
@@ -42,25 +43,41 @@ class WholeStep:
         positions = cache.positions[call.rows]
         caches = Caches(cache.buffers, call.rows)
         results = self._engine.run(self._inputs(cache, call, positions), caches, lasting=call.lasting)
+        if self._manifest.routing is None:
+            return CallResult(results["logits"], self._entries(call), self._unrouted(cache, call))
         entries, decisions = self._reader.read(results, call.counts, positions, call.active, call.rows.start)
-        if decisions is None and cache.logs is not None:
-            decisions = [self._reader.unrouted(call.active, int(count)) for count in call.counts]
         return CallResult(results["logits"], entries, decisions)
 
+    def _entries(self, call: Call) -> Array:
+        """Int64 [places, B] where no router decides: every token leaves one in each active layer."""
+        if id(call.active) not in self._added:  # of a mask, of which there is one for every depth
+            self._added[id(call.active)] = call.active, call.active.astype(np.int64)[:, None]
+        entries: Array = self._added[id(call.active)][1] * call.counts
+        return entries
+
+    def _unrouted(self, cache: KvCache, call: Call) -> list[Decisions] | None:
+        """What is recorded where no router decides."""
+        if cache.logs is None:
+            return None
+        return [self._reader.unrouted(call.active, int(count)) for count in call.counts]
+
     def _inputs(self, cache: KvCache, call: Call, positions: Array) -> dict[str, Array]:
-        tokens = call.ids.shape[1]
-        position_ids = positions[:, None] if tokens == 1 else positions[:, None] + np.arange(tokens)
+        tokens, position_ids = call.ids.shape[1], positions[:, None]
+        if tokens > 1:
+            position_ids = position_ids + np.arange(tokens)
+        if tokens > 1 or not all(call.counts.tolist()):
+            # Only padding and rows without tokens ever reach past the model's last position.
+            position_ids = np.minimum(position_ids, self._manifest.model.max_length - 1)
         lengths = cache.lengths[:, call.rows]
         inputs = {
             "input_ids": call.ids,
-            # Only padding and rows without tokens ever reach past the model's last position.
-            "position_ids": np.minimum(position_ids, self._manifest.model.max_length - 1),
+            "position_ids": position_ids,
             "cache_lengths": lengths if self._all_places else lengths[self._places],
         }
         if "logits_indices" in self._has:
             inputs["logits_indices"] = call.wanted
         if "layer_active" in self._has:
-            inputs["layer_active"] = call.active[self._layers]
+            inputs["layer_active"] = call.active if self._layers is None else call.active[self._layers]
         if isinstance(self._manifest.routing, LayerRouting):
             inputs |= {"token_counts": call.counts, "forced_routes": call.forced}
             if "is_prompt" in self._has:

@@ -105,7 +105,7 @@ class Request:
         self.index, self.depth, self.sampler = index, depth, sampler
         self._eos, self._left, self._room = eos, max_new_tokens, room
         self._decoder = StreamDecoder(text) if text.has_tokenizer else None
-        self._stops = StopStrings(stop)
+        self._stops = StopStrings(stop) if stop else None
 
     def push(self, choice: Choice) -> Piece:
         """Take one token: what can be shown now, and whether the request ends with it."""
@@ -114,19 +114,24 @@ class Request:
         self._room -= 1
         if token in self._eos:
             return self._end(choice, "", "stop", token)
-        text, stopped = self._stops.push(self._decoder.push(token) if self._decoder else "")
-        if stopped:
-            return self._piece(choice, text, "stop", self._stops.found)
+        text = self._decoder.push(token) if self._decoder else ""
+        if self._stops is not None:
+            text, stopped = self._stops.push(text)
+            if stopped:
+                return self._piece(choice, text, "stop", self._stops.found)
         if self._left == 0 or self._room < 0:
             return self._end(choice, text, "length", None)
         return self._piece(choice, text, None, None)
 
     def _end(self, choice: Choice, text: str, reason: FinishReason, stop_reason: int | None) -> Piece:
         """Release what was held back; the rest of the text may still complete a stop string."""
-        rest, stopped = self._stops.push(self._decoder.finish() if self._decoder else "")
-        if stopped:
-            return self._piece(choice, text + rest, "stop", self._stops.found)
-        return self._piece(choice, text + rest + self._stops.finish(), reason, stop_reason)
+        rest = self._decoder.finish() if self._decoder else ""
+        if self._stops is not None:
+            rest, stopped = self._stops.push(rest)
+            if stopped:
+                return self._piece(choice, text + rest, "stop", self._stops.found)
+            rest += self._stops.finish()
+        return self._piece(choice, text + rest, reason, stop_reason)
 
     def _piece(self, choice: Choice, text: str, reason: FinishReason | None, stop_reason: int | str | None) -> Piece:
         logprobs = None if choice.logprob is None else TokenLogprobs(choice.logprob, choice.top)

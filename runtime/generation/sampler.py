@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
@@ -94,13 +95,13 @@ def choose(logits: NDArray[np.float32], rows: Sequence[RowSampler]) -> list[Choi
             token of a row is forbidden.
     """
     _check_shape(logits, len(rows))
-    tokens = logits.argmax(axis=1)  # that of a NaN where there is one
-    largest = logits[np.arange(len(rows)), tokens]
-    if not np.isfinite(largest).all():
+    tokens: list[int] = logits.argmax(axis=1).tolist()  # that of a NaN where there is one
+    largest = [float(row[token]) for row, token in zip(logits, tokens, strict=True)]
+    if not all(map(math.isfinite, largest)):
         _refuse(largest)
     if all(row.plain for row in rows):
-        return [Choice(token) for token in tokens.tolist()]
-    each = zip(logits, rows, tokens.tolist(), largest.tolist(), strict=True)
+        return [Choice(token) for token in tokens]
+    each = zip(logits, rows, tokens, largest, strict=True)
     with np.errstate(over="ignore"):  # minus infinity for what is far below the largest is meant
         return [_choose(index, *one) for index, one in enumerate(each)]
 
@@ -163,9 +164,9 @@ def _check_shape(logits: NDArray[np.float32], rows: int) -> None:
         raise DynexportError(f"logits: expected shape [{rows}, vocab], found {list(logits.shape)}")
 
 
-def _refuse(largest: NDArray[np.float32]) -> None:
+def _refuse(largest: Sequence[float]) -> None:
     """Raise DynexportError for the first row whose largest logit is NaN or infinite."""
-    row = int(np.flatnonzero(~np.isfinite(largest))[0])
+    row = next(row for row, value in enumerate(largest) if not math.isfinite(value))
     raise DynexportError(
         f"logits: row {row}: expected a finite largest logit and no NaN, found {largest[row]}; "
         "the model's arithmetic has overflowed or its weights are corrupt"

@@ -129,8 +129,11 @@ class Text:
             DynexportError: without a tokenizer, or when an id is negative or not a 32-bit integer.
         """
         tokenizer = self._require_tokenizer()
-        with told_as(f"{TOKENIZER_FILE}: cannot decode token ids"):
+        try:
             text: str = tokenizer.decode(list(ids), skip_special_tokens=skip_special_tokens)
+        except BaseException:
+            with told_as(f"{TOKENIZER_FILE}: cannot decode token ids"):
+                raise
         return text
 
     def chat(
