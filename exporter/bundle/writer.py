@@ -32,9 +32,10 @@ def replacing(output: Path) -> Iterator[Path]:
     """Yield a new directory that becomes ``output`` when the block succeeds, and is removed when it does not.
 
     An earlier bundle stays until the new one is complete and on the disk. Then the two directories are exchanged in one
-    step. A directory that has to stay the same one - it is a process's working directory or a mount point, it holds files that
-    are not the bundle's, its parent cannot be written to - gets the new files one by one: its manifest is removed first
-    and written last; the next conversion finishes what a kill has interrupted there. Of a link its target is replaced.
+    step. If the directory must stay the same one (it is a mount point or a process's working directory, it holds files
+    that are not the bundle's, or its parent is not writable), its files are replaced one by one: the manifest is removed
+    first and written last, and the next conversion finishes an interrupted replacement. Of a link, the target is
+    replaced.
 
     Raises:
         DynexportError: when ``output`` is something other than a bundle or an empty directory, or not writable.
