@@ -33,8 +33,8 @@ def replacing(output: Path) -> Iterator[Path]:
 
     An earlier bundle stays until the new one is complete and on the disk. Then the two directories are exchanged in one
     step. If the directory must stay the same one (it is a mount point or a process's working directory, it holds files
-    that are not the bundle's, or its parent is not writable), its files are replaced one by one: its manifest goes
-    first and written last, and the next conversion finishes an interrupted replacement. Of a link, the target is
+    that are not the bundle's, or its parent is not writable), its files are replaced one by one: the manifest is
+    removed first and written last, and the next conversion finishes an interrupted one. Of a link, the target is
     replaced.
 
     Raises:
