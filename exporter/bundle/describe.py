@@ -1,4 +1,4 @@
-"""What the manifest of a bundle says: sizes, costs, special tokens, inputs and outputs, versions."""
+"""The parts of a bundle's manifest: sizes, costs, special tokens, inputs and outputs, versions."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ _TABLES = ("model.embed_tokens.", "model.embed_positions.")
 
 
 def describe_model(architecture: Architecture, parameters: int) -> m.Model:
-    """Sizes that a runtime needs; ``parameters`` counts the elements of all weights."""
+    """Return the sizes that a runtime needs; ``parameters`` counts the elements of all weights."""
     return m.Model(
         family=architecture.family,
         layers=architecture.layers,
@@ -56,7 +56,7 @@ def describe_model(architecture: Architecture, parameters: int) -> m.Model:
 
 
 def describe_graph(model: ir.Model, plan: GraphPlan, profiles: tuple[m.Profile, ...]) -> m.Graph:
-    """One graph with its inputs and outputs."""
+    """Return the description of a graph with its inputs and outputs."""
     return m.Graph(
         name=plan.name,
         file=f"{plan.name}.onnx",
@@ -99,7 +99,7 @@ def _cache(graphs: Sequence[m.Graph], place: int, rule: SlotRule) -> m.Cache:
 
 
 def describe_limits(graphs: Sequence[m.Graph], programs: Sequence[m.Program], limits: m.Limits) -> m.Limits:
-    """A strategy's limits, and those of the sizes that engines are built for."""
+    """Return a strategy's limits, reduced to the sizes that engines are built for."""
     named = {graph.name: graph for graph in graphs}
     prompts = [program for program in programs if program.phase == "prompt"]
     whole = [named[program.graph] for program in prompts if program.graph is not None]
@@ -128,7 +128,7 @@ def _least(sizes: Iterable[int | None]) -> int | None:
 
 
 def is_trained(checkpoint: Checkpoint, contract: AnyContract) -> bool:
-    """Whether the checkpoint itself declares the contract's strategy: only then was it trained to be run so."""
+    """Return whether the checkpoint declares the contract's strategy: only then was it trained for it."""
     declared = checkpoint.config.get("dynexport") or {}
     return bool(declared.get("strategy", UNDECLARED) == contract.strategy)
 
@@ -136,7 +136,7 @@ def is_trained(checkpoint: Checkpoint, contract: AnyContract) -> bool:
 def mark_trained(
     checkpoint: Checkpoint, strategy: Strategy[Any, Any], contract: AnyContract, depths: Sequence[m.Depth]
 ) -> list[m.Depth]:
-    """The depths, each marked where the checkpoint itself declares its layers."""
+    """Return the depths, marked as trained where the checkpoint declares their layers."""
     fields = checkpoint.config.get("dynexport")
     try:
         declared = parse_contract(fields, "config.json: dynexport") if isinstance(fields, dict) else None
@@ -151,7 +151,7 @@ def mark_trained(
 def describe_cost(
     architecture: Architecture, bytes_read: dict[str, int], target: Target, router_weights: int
 ) -> m.Cost:
-    """Bytes that a decode step reads: what each stored parameter costs to read, and caches as the target has them."""
+    """Return the cost of a decode step: bytes of weights and caches that it reads, and floating-point operations."""
     layers = [0] * architecture.layers
     shared = 0
     for name, size in bytes_read.items():
@@ -191,7 +191,7 @@ def describe_tokens(checkpoint: Checkpoint, vocab_size: int) -> m.Tokens:
 
 
 def notes_on_tokens(checkpoint: Checkpoint, tokens: m.Tokens) -> tuple[str, ...]:
-    """What there is to tell of ends that the tokenizer knows and the model's config does not, or names in vain."""
+    """Return notes on end tokens that only the tokenizer names, or that are not in the vocabulary."""
     notes = []
     vain = [token_id for token_id in _named_ids(checkpoint, "eos_token_id") if token_id not in tokens.eos]
     if vain:
@@ -209,7 +209,7 @@ def notes_on_tokens(checkpoint: Checkpoint, tokens: m.Tokens) -> tuple[str, ...]
 
 
 def _named_ids(checkpoint: Checkpoint, name: str) -> tuple[int, ...]:
-    """Token ids under a name of generation_config.json, else of config.json."""
+    """Return the token ids of a field of generation_config.json, else of config.json."""
     content = checkpoint.files.get(GENERATION_CONFIG, b"{}")
     value = parse_json_object(content, f"{checkpoint.source}: {GENERATION_CONFIG}").get(name)
     value = checkpoint.config.get(name) if value is None else value
@@ -221,14 +221,14 @@ def _named_ids(checkpoint: Checkpoint, name: str) -> tuple[int, ...]:
 
 
 def describe_source(checkpoint: Checkpoint) -> m.Source:
-    """Which checkpoint this was: its name, its config and the config's hash."""
+    """Return the checkpoint's name, its config and the config's hash."""
     config = json.dumps(checkpoint.config, sort_keys=True)
     digest = hashlib.sha256(config.encode()).hexdigest()
     return m.Source(model=printable(checkpoint.source), config_sha256=digest, config=checkpoint.config)
 
 
 def tool_versions() -> dict[str, str]:
-    """Versions of the packages that made the bundle."""
+    """Return the versions of the packages that made the bundle."""
     versions = {}
     for name in _TOOLS:
         try:
@@ -239,7 +239,7 @@ def tool_versions() -> dict[str, str]:
 
 
 def _places(model: ir.Model) -> tuple[int, ...] | None:
-    """The caches that a graph holds, by their numbers; None for a graph whose one cache has none."""
+    """Return the places of a graph's caches; None for a graph whose one cache takes any place."""
     names = [str(value.name).removeprefix(m.PAST) for value in model.graph.inputs if str(value.name).startswith(m.PAST)]
     if any("." not in name for name in names):
         return None

@@ -1,4 +1,4 @@
-"""What a conversion can be asked for."""
+"""The options of a conversion."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class TargetOptions:
     plugins: bool = False
 
     def open_target(self) -> Target:
-        """The lowering.
+        """Return the lowering for the target.
 
         Raises:
             DynexportError: for options that the engine does not have.
@@ -63,7 +63,7 @@ class TargetOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class ConvertOptions(TargetOptions):
-    """Everything that a conversion can be asked for.
+    """All options of a conversion.
 
     Attributes:
         strategy: one of ``strategies()``; None takes what config.json declares under "dynexport", else dense.
@@ -93,7 +93,7 @@ class ConvertOptions(TargetOptions):
     progress: Progress | None = None
 
     def check_form(self) -> None:
-        """Raise DynexportError for a form of graphs that there is not."""
+        """Raise DynexportError for graph options that contradict each other or are out of range."""
         share = self.layer_capacity
         if share is None:
             return

@@ -37,7 +37,7 @@ class WeightReader:
     architecture: Architecture
 
     def needed(self, model: CausalLM) -> set[str]:
-        """The checkpoint's names of all tensors that a graph is made from, found without reading them.
+        """Return the checkpoint's names of all tensors that a graph is made from, without reading them.
 
         Raises:
             DynexportError: naming one that it lacks.
@@ -52,13 +52,13 @@ class WeightReader:
         return names
 
     def stored_names(self, name: str) -> list[str]:
-        """The tensors of the checkpoint behind one of the graph; empty where it lacks any of them."""
+        """Return the names of the checkpoint tensors of a graph tensor; empty if any of them is absent."""
         source = self.architecture.sources.get(name, Source((name,)))
         names = [self._stored_name(part) for part in source.names]
         return names if all(name in self.checkpoint.names for name in names) else []
 
     def read(self, name: str, shape: tuple[int, ...]) -> np.ndarray:
-        """The float32 tensor that the graph calls ``name``.
+        """Return the graph tensor ``name``, float32 of shape ``shape``.
 
         Raises:
             DynexportError: when it is absent, has another shape, or holds NaN or infinity.
@@ -89,7 +89,7 @@ class WeightReader:
         return value
 
     def _stored_name(self, name: str) -> str:
-        """The checkpoint's name for a tensor: those of a bare model leave out the prefix that one with a head has."""
+        """Return the checkpoint's name of a tensor: a bare model's names have no prefix."""
         candidates = (name, name.removeprefix(self.family.base_prefix), self.family.renamed.get(name, name))
         return next((candidate for candidate in candidates if candidate in self.checkpoint.names), name)
 
@@ -124,7 +124,7 @@ class WeightFile:
         self._file.close()
 
     def entry(self) -> File:
-        """Size and hash of what was written."""
+        """Return the size and the hash of the file."""
         return File(sha256=self._hash.hexdigest(), bytes=self._path.stat().st_size)
 
     def store(self, model: CausalLM, reader: WeightReader) -> None:
@@ -173,7 +173,7 @@ class WeightFile:
         self.bytes_read[name] = math.ceil(value.size * self._target.bits_read(dtype) / 8)
 
     def _place(self, name: str, offset: int, length: int, dtype: ir.DataType, shape: tuple[int, ...]) -> None:
-        """Say where a parameter lies."""
+        """Record the place of a parameter in the file."""
         self.written[name] = ir.ExternalTensor(
             self._path.name, offset, length, dtype, shape=ir.Shape(shape), name=name, base_dir=self._path.parent
         )
@@ -184,14 +184,14 @@ class WeightFile:
 
 
 def _names(name: str, weight: StoredWeight) -> list[str]:
-    """The graph's name of a weight; of stacked layers, those of each."""
+    """Return the graph's name of a weight; for stacked layers, one name per layer."""
     if not isinstance(weight.storage, Stacked):
         return [name]
     return [name.replace(f".{POOL}.", f".{layer}.") for layer in range(weight.storage.layers)]
 
 
 def _as_stored(value: np.ndarray, dtype: ir.DataType) -> bytes | memoryview:
-    """The bytes of an external tensor, little-endian; two numbers of 4 bits share one."""
+    """Return the bytes of an external tensor, little-endian; two 4-bit numbers share a byte."""
     if dtype.bitwidth < 8:
         return ir.tensor(value).tobytes()
     return np.ascontiguousarray(value).view(np.uint8).data

@@ -1,4 +1,4 @@
-"""Open checkpoints: a Hugging Face directory, a .gguf file or a hub id, each as one thing."""
+"""Open checkpoints of any kind as a ``Checkpoint``: a Hugging Face directory, a .gguf file or a hub id."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ def _import(checkpoint: Checkpoint, importer: Importer) -> Checkpoint:
 
 
 def _read_override(path: Path) -> TokenizerFiles:
-    """The tokenizer that the user names: a tokenizer.json as it stands, or a directory's with its side files."""
+    """Return the tokenizer that the user names: a tokenizer.json, unchanged, or a directory with its side files."""
     if path.is_dir():
         found = read_tokenizer(path)
         if TOKENIZER_FILE not in found.files:

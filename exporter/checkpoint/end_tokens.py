@@ -31,7 +31,7 @@ _ENDS = frozenset(
         "[e~[",
     }
 )
-# Where all of the first are there, the second only closes a part of an answer (harmony, solar-open, gemma4).
+# In a vocabulary with all of the first tokens, the second closes only a part of an answer (harmony, gemma4 ..).
 _PARTS = (
     (frozenset({"<|return|>", "<|call|>", "<|end|>"}), "<|end|>"),
     (frozenset({"<|return|>", "<|calls|>", "<|end|>"}), "<|end|>"),
@@ -42,12 +42,12 @@ _PARTS = (
 
 
 def ends_by_text(tokens: Collection[str]) -> frozenset[str]:
-    """Those of a vocabulary's tokens that end an answer by their text."""
+    """Return the tokens of a vocabulary that end an answer, by their text."""
     found = _ENDS.intersection(tokens)
     return found - {part for together, part in _PARTS if together <= found}
 
 
 def parts_by_text(tokens: Collection[str]) -> frozenset[str]:
-    """Those that look like an end, but in this vocabulary only close a part of an answer."""
+    """Return the tokens that look like an end, but in this vocabulary only close a part of an answer."""
     found = _ENDS.intersection(tokens)
     return frozenset(part for together, part in _PARTS if together <= found)

@@ -1,4 +1,4 @@
-"""The config.json of the Hugging Face model that a GGUF file was made from, as far as its metadata tells."""
+"""The config.json of a GGUF file's Hugging Face model, reconstructed from the metadata."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ class Metadata:
         self._asked: set[str] = set()
 
     def error(self, key: str, expected: str) -> DynexportError:
-        """An error that names the key, what was expected and what was found."""
+        """Return an error that names the key, the expected and the found value."""
         found = f"{self._values[key]!r:.80}" if key in self._values else "nothing"
         return DynexportError(
             f"{self.header.path}: metadata {key}: expected {expected}, found {found}; "
@@ -65,11 +65,11 @@ class Metadata:
         )
 
     def key(self, name: str) -> str:
-        """The full key of a value of the architecture."""
+        """Return the full key of a value of the architecture."""
         return f"{self.architecture}.{name}"
 
     def optional(self, key: str, kind: type | tuple[type, ...], expected: str) -> Any:
-        """A value under its full key, or None. A list of equal values, one a layer, counts as one."""
+        """Return the value of a full key, or None; a list of equal values, one per layer, counts as one value."""
         self._asked.add(key)
         value = self._values.get(key)
         if isinstance(value, list) and kind is not list and value and all(item == value[0] for item in value):
@@ -79,7 +79,7 @@ class Metadata:
         return value
 
     def integer(self, name: str, default: int | None = None) -> int:
-        """A size of the architecture, greater than 0."""
+        """Return a size of the architecture, greater than 0."""
         key = self.key(name)
         value = self.optional(key, int, "an integer > 0")
         if value is None and default is not None:
@@ -89,19 +89,19 @@ class Metadata:
         return int(value)
 
     def number(self, name: str) -> float | None:
-        """A finite number >= 0 of the architecture, or None."""
+        """Return a finite number >= 0 of the architecture, or None."""
         value = self.finite(self.key(name))
         return None if value is None else float(value)
 
     def finite(self, key: str) -> int | float | None:
-        """A finite number >= 0 under its full key, or None."""
+        """Return the finite number >= 0 of a full key, or None."""
         value: int | float | None = self.optional(key, (int, float), "a number")
         if value is not None and not (math.isfinite(value) and value >= 0):
             raise self.error(key, "a finite number >= 0")
         return value
 
     def check_known(self) -> None:
-        """Insist that every value of the architecture was read, is known to change nothing, or is false.
+        """Check that every value of the architecture was read, is known to have no effect, or is false.
 
         Raises:
             DynexportError: naming the first that may change what the model computes.
@@ -113,13 +113,13 @@ class Metadata:
                 raise self.error(key, "no such value, as it may change what the model computes")
 
     def token(self, name: str) -> int | None:
-        """The id of a special token, such as ``bos``; None where the file has none, or -1 in its place."""
+        """Return the id of a special token, such as ``bos``; None if it is absent or -1."""
         value = self.optional(f"tokenizer.ggml.{name}_token_id", int, "a token id")
         return None if value in (None, _NO_TOKEN) else int(value)
 
 
 def read_config(metadata: Metadata, family: GgufFamily, read: Callable[[str], np.ndarray]) -> dict[str, Any]:
-    """The fields of config.json.
+    """Return the fields of config.json.
 
     Args:
         metadata: of the file.
@@ -175,7 +175,7 @@ def _sizes(metadata: Metadata) -> dict[str, Any]:
 
 
 def _rope(metadata: Metadata, head_dim: int, read: Callable[[str], np.ndarray]) -> dict[str, Any]:
-    """What llama.cpp makes of the metadata and tables of rotary positions (src/llama-context.cpp), in config's terms.
+    """Return the rotary fields of config.json that equal llama.cpp's computation (src/llama-context.cpp).
 
     Raises:
         DynexportError: for a scaling on top of a table, or another combination that has no name in transformers.
@@ -205,7 +205,7 @@ def _rope(metadata: Metadata, head_dim: int, read: Callable[[str], np.ndarray]) 
 
 
 def _longrope(metadata: Metadata, long: list[float], short: list[float]) -> dict[str, Any]:
-    """Two sets of factors; llama.cpp's attention factor is 1 where none is stored."""
+    """Return longrope's fields; llama.cpp's attention factor is 1 if none is stored."""
     factor = metadata.number("rope.scaling.attn_factor")
     return {
         "rope_scaling": {
@@ -219,7 +219,7 @@ def _longrope(metadata: Metadata, long: list[float], short: list[float]) -> dict
 
 
 def _scaling(metadata: Metadata) -> dict[str, Any] | None:
-    """Scaling that numbers alone describe: linear, which is also what an absent type means, or yarn."""
+    """Return a scaling that has no table: linear, which is the default type, or yarn; None for no scaling."""
     key = metadata.key("rope.scaling.type")
     kind = metadata.optional(key, str, "a string") or "linear"
     if kind not in ("none", "linear", "yarn", "longrope"):
@@ -255,7 +255,7 @@ def _yarn(metadata: Metadata, factor: float) -> dict[str, Any]:
 
 
 def _llama3_scaling(metadata: Metadata, factors: np.ndarray, base: float, dim: int) -> dict[str, Any]:
-    """The llama3 scaling behind a table of per-channel factors [dim / 2].
+    """Return the llama3 scaling that produces a table of per-channel factors [dim / 2].
 
     Raises:
         DynexportError: when the table is not one that the known parameters make.
@@ -274,7 +274,7 @@ def _llama3_scaling(metadata: Metadata, factors: np.ndarray, base: float, dim: i
 
 
 def _specials(metadata: Metadata, config: dict[str, Any]) -> dict[str, Any]:
-    """What only one family has."""
+    """Return the fields that are specific to a family."""
     window = metadata.optional(metadata.key("attention.sliding_window"), int, "an integer") or None
     biased = {name for name in metadata.header.tensors if name.startswith("blk.0.") and name.endswith(".bias")}
     kind = config["model_type"]

@@ -1,4 +1,4 @@
-"""A GGUF file of llama.cpp, shown as the Hugging Face checkpoint that it was converted from."""
+"""A GGUF file of llama.cpp, read as the Hugging Face checkpoint that it was converted from."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ class GgufFile(Checkpoint):
         return self._header.tensors[self._stored_name(name)].shape
 
     def read(self, name: str) -> np.ndarray:
-        """A tensor as float32 in Hugging Face's layout.
+        """Return a tensor as float32 in Hugging Face's layout.
 
         Raises:
             DynexportError: when it is absent, of a type that cannot be dequantised, unreadable, or of a shape
@@ -84,7 +84,7 @@ class GgufFile(Checkpoint):
         return stored
 
     def _read_stored(self, stored: str) -> np.ndarray:
-        """A tensor by its GGUF name, float32, as it is laid out there."""
+        """Return a tensor by its GGUF name, float32, in GGUF's layout."""
         tensor = self._header.tensors[stored]
         path = tensor.path
         try:
@@ -106,7 +106,7 @@ class GgufFile(Checkpoint):
 
 
 def _dequantise(content: np.ndarray, tensor: GgufTensor) -> np.ndarray:
-    """The values of a tensor, float32; some rows at a time: the gguf package makes two copies."""
+    """Return the values of a tensor, float32; in chunks of rows, as the gguf package makes two copies."""
     width = tensor.shape[-1] if tensor.shape else 1
     values = np.empty((math.prod(tensor.shape) // max(width, 1), width), np.float32)
     rows = content.reshape(len(values), *quant_shape_to_byte_shape((width,), tensor.kind))
@@ -117,7 +117,7 @@ def _dequantise(content: np.ndarray, tensor: GgufTensor) -> np.ndarray:
 
 
 def _find_family(metadata: Metadata) -> GgufFamily:
-    """The family of a file. Raises DynexportError when it is unsupported, or the file is not a model."""
+    """Return the family of a file. Raises DynexportError when it is unsupported, or the file is not a model."""
     path = metadata.header.path
     kind = metadata.optional("general.type", str, "a string") or "model"
     if kind != "model":

@@ -1,5 +1,7 @@
-"""Reading a GGUF file's metadata and tensor table, where ``gguf.GGUFReader`` takes seconds for a vocabulary,
-believes the counts of a damaged file, and maps the whole of it."""
+"""A reader of a GGUF file's metadata and tensor table.
+
+``gguf.GGUFReader`` takes seconds for a vocabulary, trusts the counts of a damaged file, and maps the whole file.
+"""
 
 from __future__ import annotations
 
@@ -59,7 +61,7 @@ class GgufTensor:
 
 @dataclass(frozen=True)
 class GgufHeader:
-    """What stands before the tensors.
+    """The metadata and the tensor table, which precede the tensors.
 
     Attributes:
         path: the file.
@@ -73,7 +75,7 @@ class GgufHeader:
 
 
 def is_gguf(path: Path) -> bool:
-    """Whether a file begins as GGUF does, whatever its name. Raises DynexportError when it cannot be read."""
+    """Return whether a file starts with GGUF's magic bytes. Raises DynexportError when it cannot be read."""
     with open_plain(path) as file:
         return file.read(len(_MAGIC)) == _MAGIC
 
@@ -111,7 +113,7 @@ class _Cursor:
         )
 
     def take(self, count: int) -> bytes:
-        """The next bytes."""
+        """Return the next ``count`` bytes."""
         if count > self.size - self.position:
             raise self.error(f"expected {count} more bytes, found {self.size - self.position}")
         if self.position + count > _LARGEST_HEADER:
@@ -121,11 +123,11 @@ class _Cursor:
         return content
 
     def number(self, layout: str) -> int:
-        """An integer, by the letter of the struct module."""
+        """Return the next integer; ``layout`` is a letter of the struct module."""
         return int(struct.unpack("<" + layout, self.take(struct.calcsize("<" + layout)))[0])
 
     def string(self) -> str:
-        """A length and as many bytes of UTF-8."""
+        """Return the next string: its length, then its UTF-8 bytes."""
         content = self.take(self.number("Q"))
         try:
             return content.decode()
@@ -133,14 +135,14 @@ class _Cursor:
             raise self.error(f"expected UTF-8 text, found {content[:20]!r}") from error
 
     def name(self) -> str:
-        """A string that can stand in a message."""
+        """Return the next string; it must be printable, as messages quote it."""
         name = self.string()
         if not name.isprintable():
             raise self.error(f"expected a printable name, found {name!r:.80}")
         return name
 
     def value(self) -> Any:
-        """A metadata value: its type, then itself."""
+        """Return the next metadata value: its type, then its content."""
         kind = self.number("I")
         if kind == _ARRAY:
             return self._array()
@@ -219,7 +221,7 @@ def _read_row(cursor: _Cursor, name: str) -> tuple[GGMLQuantizationType, tuple[i
 
 
 def _align(cursor: _Cursor, alignment: Any) -> int:
-    """Where the tensor data starts."""
+    """Return the position where the tensor data starts."""
     if type(alignment) is not int or alignment < 1 or alignment & (alignment - 1):
         raise cursor.error(f"general.alignment: expected a power of two, found {alignment!r}")
     return -(-cursor.position // alignment) * alignment

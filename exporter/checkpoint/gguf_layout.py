@@ -1,4 +1,4 @@
-"""How the tensors of a GGUF family differ in name and layout from the Hugging Face model they come from."""
+"""The names and layouts of GGUF tensors, translated to those of the Hugging Face model."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ class GgufFamily:
     shifted_norms: bool = False
 
     def hugging_face_names(self, stored: Collection[str], layers: int, path: Path) -> dict[str, str]:
-        """Hugging Face name -> GGUF name of every stored tensor, those of rotary scalings left out.
+        """Return the GGUF name of every stored tensor by its Hugging Face name; rotary tables are left out.
 
         Raises:
             DynexportError: when there is a tensor that this family does not have.

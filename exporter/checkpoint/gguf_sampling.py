@@ -1,4 +1,4 @@
-"""What a GGUF file recommends for sampling, as the fields of a generation_config.json."""
+"""The sampling settings that a GGUF file recommends, as fields of a generation_config.json."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _DETAILS = ("mirostat_tau", "mirostat_eta", "xtc_threshold")
 
 
 def read_sampling(metadata: Metadata) -> tuple[dict[str, Any], tuple[str, ...]]:
-    """Fields of generation_config.json, of which converters make these keys, and a note on what is left out.
+    """Return the sampling fields of generation_config.json, and a note on the keys that are left out.
 
     Raises:
         DynexportError: when a value is no finite number >= 0.

@@ -1,4 +1,4 @@
-"""The tokenizer that a GGUF file carries, as the files that a bundle has of a tokenizer."""
+"""The tokenizer of a GGUF file, converted to the tokenizer files of a bundle."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from dynexport.runtime.bundle.text_files import CONFIG_FILE, TEMPLATE_FILE, TOKE
 _GENERATION = "generation_config.json"
 _NO_VOCABULARY = ("", "none", "no_vocab")
 _SPACE = "\u2581"
-# Longer pieces of words there are none; of each, all ways to halve it are looked at.
+# A bound on the length of pieces, as every way to cut a piece in two is tried.
 _LONGEST_PIECE = 256
 _NAMED = {
     "bos": "bos_token",
@@ -50,7 +50,7 @@ _NOT_STRIPPING = ("<unk>", "<s>", "<|endoftext|>")
 
 
 def tokenizer_files(metadata: Metadata, *, build: bool) -> TokenizerFiles:
-    """The files of a tokenizer, with ids as llama.cpp gives them, and ``generation_config.json``.
+    """Return the files of a tokenizer, with ids as llama.cpp gives them, and ``generation_config.json``.
 
     Args:
         metadata: of the GGUF file.
@@ -86,7 +86,7 @@ def _generation(vocabulary: Vocabulary) -> dict[str, Any]:
 
 
 def _read_templates(metadata: Metadata) -> dict[str, str]:
-    """Chat templates by name; the one without a name is the default."""
+    """Return the chat templates by name; the one without a name is ``default``."""
     key = "tokenizer.chat_template"
     keys = {name.removeprefix(f"{key}."): name for name in metadata.header.metadata if name.startswith(f"{key}.")}
     found = {name: metadata.optional(at, str, "a string") for name, at in {**keys, "default": key}.items()}
@@ -96,7 +96,7 @@ def _read_templates(metadata: Metadata) -> dict[str, str]:
 
 
 def _notes(metadata: Metadata, vocabulary: Vocabulary) -> tuple[str, ...]:
-    """What of the file's tokenizer is left out or assumed."""
+    """Return notes on what is left out or assumed of the file's tokenizer."""
     known = {*(f"tokenizer.{key}" for key in (*_READ, *_HARMLESS))}
     others = [
         key
@@ -146,7 +146,7 @@ def _splitting(metadata: Metadata, vocabulary: Vocabulary) -> Splitting:
 
 
 def _merges(metadata: Metadata) -> list[tuple[str, str]]:
-    """Pairs of tokens; a space within the first is part of it."""
+    """Return the merges as pairs of tokens; a leading space belongs to the first token."""
     merges = metadata.optional("tokenizer.ggml.merges", list, "a list of strings")
     if merges is None:
         raise _unsupported(metadata, "tokenizer.ggml.merges", "a list of pairs")
@@ -172,7 +172,7 @@ def _bpe(metadata: Metadata, vocabulary: Vocabulary, pairs: Sequence[tuple[str, 
 
 
 def _byte_level(metadata: Metadata, vocabulary: Vocabulary, splitting: Splitting) -> Tokenizer:
-    """Words in GPT-2's alphabet of bytes, merged in the order of the file."""
+    """Return a byte-level BPE tokenizer (GPT-2's alphabet) with the merges of the file."""
     tokenizer = _bpe(metadata, vocabulary, _merges(metadata), ignore_merges=splitting.whole_words)
     tokenizer.normalizer = splitting.normalizer()
     tokenizer.pre_tokenizer = splitting.pre_tokenizer()
@@ -181,7 +181,7 @@ def _byte_level(metadata: Metadata, vocabulary: Vocabulary, splitting: Splitting
 
 
 def _merged_text(metadata: Metadata, vocabulary: Vocabulary, splitting: Splitting) -> Tokenizer:
-    """Text with a mark for spaces, merged in the order of the file; what has no token becomes bytes."""
+    """Return a BPE tokenizer with a mark for spaces and byte fallback, with the merges of the file."""
     tokenizer = _bpe(metadata, vocabulary, _merges(metadata), **_bytes_for_unknown(vocabulary))
     tokenizer.normalizer = normalizers.Replace(" ", _SPACE)
     tokenizer.pre_tokenizer = splitting.pre_tokenizer()
@@ -190,7 +190,7 @@ def _merged_text(metadata: Metadata, vocabulary: Vocabulary, splitting: Splittin
 
 
 def _sentencepiece(metadata: Metadata, vocabulary: Vocabulary) -> Tokenizer:
-    """Text with a mark for spaces, of which pieces are merged best score first."""
+    """Return a SentencePiece BPE tokenizer, which merges the pieces with the best score first."""
     prefix = metadata.optional("tokenizer.ggml.add_space_prefix", bool, "true or false") in (None, True)
     pairs = _pairs_by_score(metadata, vocabulary)
     tokenizer = _bpe(metadata, vocabulary, pairs, **_bytes_for_unknown(vocabulary))
@@ -201,7 +201,7 @@ def _sentencepiece(metadata: Metadata, vocabulary: Vocabulary) -> Tokenizer:
 
 
 def _pairs_by_score(metadata: Metadata, vocabulary: Vocabulary) -> list[tuple[str, str]]:
-    """Every way to make a piece of two others, best score first."""
+    """Return every pair of pieces that makes another piece, best score first."""
     pieces = set(vocabulary.tokens)
     scored: list[tuple[float, str, str]] = []
     for token, kind, score in zip(vocabulary.tokens, vocabulary.kinds, vocabulary.scores, strict=True):
@@ -216,7 +216,7 @@ def _pairs_by_score(metadata: Metadata, vocabulary: Vocabulary) -> list[tuple[st
 
 
 def _unigram(metadata: Metadata, vocabulary: Vocabulary) -> Tokenizer:
-    """The most probable pieces of a text with marks for spaces."""
+    """Return a Unigram tokenizer with a mark for spaces."""
     merges = metadata.optional("tokenizer.ggml.remove_extra_whitespaces", bool, "true or false") or False
     prefix = metadata.optional("tokenizer.ggml.add_space_prefix", bool, "true or false") or merges
     charsmap = metadata.optional("tokenizer.ggml.precompiled_charsmap", list, "a list of bytes")
@@ -239,20 +239,20 @@ def _unigram(metadata: Metadata, vocabulary: Vocabulary) -> Tokenizer:
 
 
 def _bytes_for_unknown(vocabulary: Vocabulary) -> dict[str, Any]:
-    """What a merging model does with a character that has no token."""
+    """Return the BPE options for a character without a token."""
     unknown = vocabulary.roles.get("unknown")
     text = None if unknown is None else vocabulary.tokens[unknown]
     return {"unk_token": text, "fuse_unk": True, "byte_fallback": True}
 
 
 def _text_decoder(*, starts_with_space: bool) -> decoders.Decoder:
-    """Spaces for their marks, and characters for byte tokens; less the space that encoding put in front."""
+    """Return a decoder that restores spaces and bytes, and removes the space that encoding added in front."""
     steps = [decoders.Replace(_SPACE, " "), decoders.ByteFallback(), decoders.Fuse()]
     return decoders.Sequence([*steps, decoders.Strip(" ", 1, 0)] if starts_with_space else steps)
 
 
 def _add_tokens(tokenizer: Tokenizer, metadata: Metadata, vocabulary: Vocabulary) -> None:
-    """Tokens that are found in text before it is split; control tokens are not shown, user-defined ones are."""
+    """Add the tokens that are matched before text is split; control tokens are special, user-defined ones are not."""
     name = str(metadata.header.metadata.get("general.name", "")).lower()
     strips = any(part in name for part in _STRIPPING_NAMES)
     for kinds, is_special in (((Kind.CONTROL, Kind.UNKNOWN), True), ((Kind.USER_DEFINED,), False)):
@@ -266,7 +266,7 @@ def _add_tokens(tokenizer: Tokenizer, metadata: Metadata, vocabulary: Vocabulary
 
 
 def _frame(metadata: Metadata, vocabulary: Vocabulary, *, begins: bool, ends: bool) -> TemplateProcessing:
-    """Puts bos before a text and eos behind it, where the file says so; ``begins`` and ``ends`` where it is silent."""
+    """Return the template that adds bos and eos if the file says so; ``begins`` and ``ends`` are the defaults."""
     first = _added_by_rule(metadata, vocabulary, "bos", begins)
     last = _added_by_rule(metadata, vocabulary, "eos", ends)
     single = [*first, "$A", *last]

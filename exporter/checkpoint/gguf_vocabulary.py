@@ -1,4 +1,4 @@
-"""The vocabulary of a GGUF file: its tokens, what kind each is, and those with a role."""
+"""The vocabulary of a GGUF file: its tokens, their kinds and their roles."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ _SHOWN = frozenset({"<|channel|>", "<|message|>", "<|start|>", "<|constrain|>"})
 
 @dataclass(frozen=True)
 class Vocabulary:
-    """Tokens and what is known of them.
+    """The tokens of a GGUF file with their kinds, scores and roles.
 
     Attributes:
         model: ``tokenizer.ggml.model``, or "" where there are no tokens.
@@ -75,10 +75,10 @@ class Vocabulary:
 
 
 def read_vocabulary(metadata: Metadata) -> Vocabulary:
-    """The tokens of a file, with the kinds and roles that llama.cpp gives them.
+    """Return the tokens of a file, with the kinds and roles that llama.cpp gives them.
 
     Raises:
-        DynexportError: when lists are too short, tokens repeat, or a role names a token that there is not.
+        DynexportError: when lists are too short, tokens repeat, or a role names a token that does not exist.
     """
     model = metadata.optional("tokenizer.ggml.model", str, "a string") or ""
     tokens = metadata.optional("tokenizer.ggml.tokens", list, "a list of strings") or []
@@ -106,7 +106,7 @@ def read_vocabulary(metadata: Metadata) -> Vocabulary:
 
 
 def _numbers(metadata: Metadata, name: str, kinds: tuple[type, ...], count: int, default: float) -> list[Any]:
-    """A list of a number for every token; ``default`` for each where the file has none."""
+    """Return one number per token; ``default`` for each if the file has no such list."""
     key = f"tokenizer.ggml.{name}"
     values = metadata.optional(key, list, "a list of numbers")
     if values is None:

@@ -1,4 +1,4 @@
-"""Downloading from the Hugging Face hub, and never anything that could run code."""
+"""Downloads from the Hugging Face hub; files that could run code are never fetched."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _IGNORED = ["*/*", "consolidated*"]
 
 
 def is_hub_id(model: str) -> bool:
-    """Whether a string has the form ``owner/name``."""
+    """Return whether a string has the form ``owner/name``."""
     if model.count("/") != 1 or model.endswith(".gguf"):
         return False
     try:
@@ -32,7 +32,7 @@ def is_hub_id(model: str) -> bool:
 
 
 def download(model: str) -> Path:
-    """Fetch a model into the hub's cache, or find it there; first its config.json, and no more where that is refused.
+    """Download a model into the hub's cache, or find it there; the config is checked before weights are fetched.
 
     Args:
         model: a hub id ``owner/name``.
@@ -55,7 +55,7 @@ def download(model: str) -> Path:
 
 @contextmanager
 def _told(model: str) -> Iterator[None]:
-    """Within, whatever the network, the HTTP client or the cache raises becomes one line."""
+    """Turn any exception of the network, the HTTP client or the cache into a one-line DynexportError."""
     try:
         yield
     except RemoteEntryNotFoundError as error:

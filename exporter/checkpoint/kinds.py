@@ -1,4 +1,4 @@
-"""Checkpoints that are not the plain weights of a whole model - adapters, quantised ones - told by name."""
+"""The checks that refuse adapters and quantised checkpoints, which are not the plain weights of a whole model."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def refuse_foreign_tensors(names: Collection[str], source: str) -> None:
 
 
 def _method(value: Any) -> str | None:
-    """The name of the method that a quantization_config has, whatever else it holds."""
+    """Return the name of a quantization_config's method, or None."""
     if not isinstance(value, Mapping):
         return None
     if value.get("load_in_4bit") or value.get("load_in_8bit"):

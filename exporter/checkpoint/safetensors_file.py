@@ -1,5 +1,7 @@
-"""Reading single tensors of a safetensors file into memory of their own: its library maps the file, and every
-page that was read then counts as ours."""
+"""A reader of single safetensors tensors into their own memory.
+
+The safetensors library maps the file instead, and every page that was read counts as this process's memory.
+"""
 
 from __future__ import annotations
 
@@ -58,7 +60,7 @@ class SafetensorsFile:
         return self._entries[name].shape
 
     def read(self, name: str) -> np.ndarray:
-        """A tensor of this file as float32.
+        """Return a tensor of this file as float32.
 
         Raises:
             DynexportError: when its dtype is none of F32, F16, BF16 and F64, or the file has changed since it
@@ -84,7 +86,7 @@ class SafetensorsFile:
 
 
 def _read_header(path: Path) -> dict[str, _Entry]:
-    """Tensor name -> where it is. The safetensors library checks the header first: sizes, offsets, holes."""
+    """Return the entries by tensor name, after the safetensors library has checked sizes, offsets and holes."""
     with open_plain(path, "a safetensors file") as file:
         try:
             with safe_open(path, framework="numpy"):

@@ -11,12 +11,12 @@ from dynexport.runtime.bundle.plain_files import open_plain, read_plain
 
 
 def find_file(directory: Path, name: str) -> Path | None:
-    """A file of a directory, or None when there is none of that name.
+    """Return the path of a file in a directory, or None if there is no such file.
 
     Links are followed wherever they lead, as people keep large files elsewhere and hub caches consist of links.
 
     Args:
-        directory: of the checkpoint.
+        directory: the checkpoint's directory.
         name: a plain file name.
 
     Raises:
@@ -34,12 +34,12 @@ def find_file(directory: Path, name: str) -> Path | None:
 
 
 def read_file(path: Path) -> bytes:
-    """All of a file. Raises DynexportError when it cannot be read."""
+    """Return the content of a file. Raises DynexportError when it cannot be read."""
     return read_plain(path)
 
 
 def parse_object(content: bytes, path: Path) -> dict[str, Any]:
-    """A JSON object.
+    """Return the JSON object in a file's content.
 
     Args:
         content: the JSON text, UTF-8.

@@ -1,4 +1,4 @@
-"""The tokenizer of a Hugging Face directory as one tokenizer.json, with what its side files say folded in."""
+"""The tokenizer of a Hugging Face directory as one tokenizer.json, merged with its side files."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ _ANOTHER = "name a tokenizer.json with --tokenizer"
 
 @dataclass(frozen=True)
 class TokenizerFiles:
-    """What a bundle carries on of a tokenizer.
+    """The tokenizer files of a bundle.
 
     Attributes:
         files: name -> content: ``tokenizer.json``, which alone decides which ids a text has; in
@@ -121,14 +121,14 @@ def tokenizer_settings(named: Mapping[str, str], templates: Mapping[str, str], *
 
 
 def notes_on_templates(templates: Mapping[str, str]) -> tuple[str, ...]:
-    """What there is to tell of chat templates, text by name, of which none is for messages alone."""
+    """Return a note if there are chat templates, but none is the default."""
     if not templates or "default" in templates:
         return ()
     return (f"chat templates: expected one named default, found {', '.join(sorted(templates)):.80}; chats are refused",)
 
 
 def turn_ends(files: Mapping[str, bytes]) -> dict[int, str]:
-    """Tokens that end an answer in a chat: the tokenizer's own end, and known ends that the chat template writes.
+    """Return the tokens that end an answer in a chat: the tokenizer's eos, and known ends in the chat template.
 
     Args:
         files: of a tokenizer, as in ``TokenizerFiles``; without a tokenizer.json nothing is found.
@@ -145,18 +145,18 @@ def turn_ends(files: Mapping[str, bytes]) -> dict[int, str]:
 
 
 def load_tokenizer(content: bytes, path: Path) -> Tokenizer:
-    """A tokenizer from a ``tokenizer.json``. Raises DynexportError when the tokenizers library refuses it."""
+    """Return the tokenizer of a ``tokenizer.json``. Raises DynexportError when the tokenizers library refuses it."""
     with told_as(f"{path}: expected a tokenizer.json of the tokenizers library, found something else"):
         return Tokenizer.from_buffer(content)
 
 
 def _parse(directory: Path, sides: Mapping[str, bytes], name: str) -> dict[str, Any]:
-    """A side file, empty where there is none. Raises DynexportError when it is no JSON object."""
+    """Return the fields of a side file, empty if it is absent. Raises DynexportError when it is no JSON object."""
     return parse_object(sides.get(name, b"{}"), directory / name)
 
 
 def _read_templates(directory: Path, settings: Mapping[str, Any]) -> dict[str, str]:
-    """Chat templates by name: files, which go before settings, or what tokenizer_config.json has."""
+    """Return the chat templates by name: from files, else from tokenizer_config.json."""
     folder = sorted(found.name for found in (directory / _TEMPLATES).glob("*.jinja"))
     named: dict[str, str] = {}
     for file in (TEMPLATE_FILE, *(f"{_TEMPLATES}/{name}" for name in folder)):
@@ -168,7 +168,7 @@ def _read_templates(directory: Path, settings: Mapping[str, Any]) -> dict[str, s
 
 
 def _named_tokens(directory: Path, settings: Mapping[str, Any], sides: Mapping[str, bytes]) -> dict[str, str]:
-    """Special tokens by name, from tokenizer_config.json and, beside an old one, special_tokens_map.json."""
+    """Return the special tokens by name: tokenizer_config.json, overridden in old ones by special_tokens_map.json."""
     values = {name: settings.get(name) for name in _NAMED}
     if "added_tokens_decoder" not in settings and "special_tokens_map.json" in sides:
         told = _parse(directory, sides, "special_tokens_map.json")
@@ -183,7 +183,7 @@ def _named_tokens(directory: Path, settings: Mapping[str, Any], sides: Mapping[s
 def _built(
     directory: Path, sides: Mapping[str, bytes], settings: Mapping[str, Any]
 ) -> tuple[Tokenizer, dict[str, str], bool, tuple[str, ...]]:
-    """What transformers makes of the files: tokenizer, named tokens, whether it cleans text up, and notes."""
+    """Return transformers' tokenizer, its named tokens, whether it cleans up spaces, and notes."""
     known, unknown = _with_known_flags(directory, sides)
     made = _ask_transformers(directory, {**sides, **known})
     tokenizer, kind = getattr(made, "backend_tokenizer", None), type(made).__name__
@@ -217,7 +217,7 @@ def _built(
 
 
 def _ask_transformers(directory: Path, sides: Mapping[str, bytes]) -> Any:
-    """transformers' tokenizer of the files, from copies: nothing else is read, and no code of the checkpoint runs."""
+    """Return transformers' tokenizer, built from copies: it reads no other file and runs no code of the checkpoint."""
     with told_as(f"{directory}: transformers, which makes the tokenizer, cannot be imported; {_ANOTHER}"):
         import transformers
     config = _parse(directory, sides, "config.json")
@@ -235,9 +235,9 @@ def _ask_transformers(directory: Path, sides: Mapping[str, bytes]) -> Any:
 
 
 def _with_known_flags(directory: Path, sides: Mapping[str, bytes]) -> tuple[dict[str, bytes], set[str]]:
-    """Side files whose tokens have only flags that the tokenizers library knows, and the others' names.
+    """Return side files with only those token flags that the tokenizers library knows, and the other flags' names.
 
-    It leaves them out too, but prints a line on standard output for each.
+    The library ignores other flags too, but prints a line on standard output for each.
     """
     unknown: set[str] = set()
 
@@ -256,7 +256,7 @@ def _with_known_flags(directory: Path, sides: Mapping[str, bytes]) -> tuple[dict
 
 @contextmanager
 def _quiet(transformers: Any) -> Iterator[None]:
-    """Keep transformers' remarks to itself: what matters of them is told as a note."""
+    """Silence transformers' log; what matters of it becomes a note."""
     before = transformers.logging.get_verbosity()
     transformers.logging.set_verbosity(transformers.logging.CRITICAL)
     try:
@@ -274,7 +274,7 @@ def _ids(tokenizer: Tokenizer) -> list[int]:
 def _notes_on_ids(
     tokenizer: Tokenizer, directory: Path, sides: Mapping[str, bytes], settings: Mapping[str, Any]
 ) -> tuple[str, ...]:
-    """Added tokens whose ids are not those that the files give them."""
+    """Return a note on added tokens whose ids differ from those in the files."""
     declared = _parse(directory, sides, "added_tokens.json")
     declared |= {token["content"]: int(token_id) for token_id, token in _added_tokens(settings).items()}
     moved = {text: token_id for text, token_id in declared.items() if tokenizer.token_to_id(text) != token_id}
@@ -288,7 +288,7 @@ def _notes_on_ids(
 
 
 def _notes_beyond(tokenizer: Tokenizer, directory: Path, sides: Mapping[str, bytes]) -> tuple[str, ...]:
-    """Added tokens for which the model has no embedding."""
+    """Return a note on added tokens for which the model has no embedding."""
     size = _parse(directory, sides, "config.json").get("vocab_size")
     added = tokenizer.get_added_tokens_decoder().items()
     beyond = [token.content for token_id, token in added if isinstance(size, int) and token_id >= size]
@@ -302,7 +302,7 @@ def _notes_beyond(tokenizer: Tokenizer, directory: Path, sides: Mapping[str, byt
 
 
 def _added_tokens(settings: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
-    """``added_tokens_decoder`` of tokenizer_config.json, id -> flags; empty where it is of another form."""
+    """Return ``added_tokens_decoder`` of tokenizer_config.json, id -> flags; empty if it has another form."""
     added = settings.get("added_tokens_decoder")
     if not isinstance(added, dict):
         return {}
@@ -316,7 +316,7 @@ def _added_tokens(settings: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
 def _as_it_stands(
     directory: Path, sides: Mapping[str, bytes], settings: Mapping[str, Any], named: Mapping[str, str]
 ) -> tuple[Tokenizer, tuple[str, ...]]:
-    """tokenizer.json without transformers: complete, or refused with what is missing in it."""
+    """Return tokenizer.json's tokenizer without transformers. Raises DynexportError when tokens are missing in it."""
     install = f"pip install 'dynexport[torch]', or {_ANOTHER}"
     if TOKENIZER_FILE not in sides:
         names = ", ".join(name for name in _VOCABULARIES if name in sides)
@@ -342,7 +342,7 @@ def _as_it_stands(
 
 
 def _extra_tokens(settings: Mapping[str, Any]) -> set[str]:
-    """Further special tokens of tokenizer_config.json, which have no names or names of their own."""
+    """Return the additional special tokens of tokenizer_config.json."""
     extra = settings.get("extra_special_tokens") or settings.get("additional_special_tokens") or []
     values = list(extra.values()) if isinstance(extra, dict) else extra if isinstance(extra, list) else []
     texts = (value.get("content") if isinstance(value, dict) else value for value in values)
