@@ -46,6 +46,19 @@ class Caches:
 NO_CACHES = Caches({}, slice(0, 0))
 
 
+class Prepared(Protocol):
+    """A run whose inputs, caches and results are bound.
+
+    Attributes:
+        inputs: by name, the memory that the run reads; write values there.
+    """
+
+    inputs: dict[str, Array]
+
+    def run(self) -> dict[str, Array]:
+        """Run it: all outputs but the caches, in memory that the next run writes over. Errors as for ``Engine``."""
+
+
 class Engine(Protocol):
     """A graph, ready to run; by several threads at once, where each has caches of its own and results are lasting.
 
@@ -70,6 +83,9 @@ class Engine(Protocol):
         Raises:
             DynexportError: when the engine fails.
         """
+
+    def prepare(self, inputs: Mapping[str, Array], caches: Caches) -> Prepared | None:
+        """Bind inputs of these shapes and caches for many runs of one user; None where the engine cannot."""
 
     def end_profiling(self) -> Path:
         """Write the profile, where the engine was opened with one; its path."""
@@ -107,4 +123,4 @@ class HostMemory:
         buffer[target][first] = buffer[row][first]
 
 
-__all__ = ["NO_CACHES", "Backend", "Buffers", "Caches", "Engine", "HostMemory"]
+__all__ = ["NO_CACHES", "Backend", "Buffers", "Caches", "Engine", "HostMemory", "Prepared"]

@@ -14,7 +14,7 @@ from dynexport.runtime.bundle.bundle import Bundle
 from dynexport.runtime.bundle.checks import checked_count
 from dynexport.runtime.bundle.errors import DynexportError
 from dynexport.runtime.bundle.manifest import PAST, PRESENT, Graph
-from dynexport.runtime.engines.engine import NO_CACHES, Caches, Engine, HostMemory
+from dynexport.runtime.engines.engine import NO_CACHES, Caches, Engine, HostMemory, Prepared
 from dynexport.runtime.engines.inputs import sizes_of
 
 Array = np.ndarray
@@ -81,13 +81,23 @@ class OnnxRuntimeEngine:
             bound = self._bound.pop(key, None)
             if bound is None or bound.buffers is not caches.buffers:
                 bound = _Binding(self._session, self.graph, values, caches)
-            results = bound.run(self._session, values, lasting=lasting)
+            for name, value in values.items():
+                bound.inputs[name][...] = value
+            results = bound.run()
+            if lasting:  # before another thread can take the binding
+                results = {name: value.copy() for name, value in results.items()}
             self._bound[key] = bound
             if len(self._bound) > _MOST_BINDINGS:
                 self._bound.popitem(last=False)
             return results
-        except Exception as error:  # ONNX Runtime raises a class of its own for each status code
-            raise DynexportError(f"{self.graph.file}: ONNX Runtime failed in a step: {_one_line(error)}") from error
+        except DynexportError:
+            raise
+        except Exception as error:
+            raise _failed(self.graph, error) from error
+
+    def prepare(self, inputs: Mapping[str, Array], caches: Caches) -> Prepared:
+        """As ``Engine`` says."""
+        return _Binding(self._session, self.graph, {name: inputs[name] for name in self._names}, caches)
 
     def end_profiling(self) -> Path:
         """Write the profile; its path."""
@@ -148,17 +158,19 @@ class _Binding:
 
     Attributes:
         buffers: the caches that it is bound to.
+        inputs: the memory of the inputs, by name.
     """
 
     def __init__(self, session: Any, graph: Graph, inputs: dict[str, Array], caches: Caches) -> None:
         self.buffers = caches.buffers
-        self._inputs = {name: np.array(value, order="C") for name, value in inputs.items()}
+        self.inputs = {name: np.array(value, order="C") for name, value in inputs.items()}
         sizes = sizes_of(graph.inputs, inputs)
+        self._session, self._graph = session, graph
         self._results: dict[str, Array] = {
             spec.name: np.empty(spec.sized(sizes), spec.array_type) for spec in graph.results
         }
         self._binding = session.io_binding()
-        for name, value in self._inputs.items():
+        for name, value in self.inputs.items():
             self._binding.bind_ortvalue_input(name, onnxruntime.OrtValue.ortvalue_from_numpy(value))
         for name, buffer in caches.views(graph.caches).items():
             shared = onnxruntime.OrtValue.ortvalue_from_numpy(buffer)
@@ -167,12 +179,13 @@ class _Binding:
         for name, value in self._results.items():
             self._binding.bind_ortvalue_output(name, onnxruntime.OrtValue.ortvalue_from_numpy(value))
 
-    def run(self, session: Any, inputs: dict[str, Array], *, lasting: bool) -> dict[str, Array]:
-        """Run with these values."""
-        for name, value in inputs.items():
-            self._inputs[name][...] = value
-        session.run_with_iobinding(self._binding)
-        return {name: value.copy() for name, value in self._results.items()} if lasting else self._results
+    def run(self) -> dict[str, Array]:
+        """Run with the values that the inputs have; the next run writes over the results."""
+        try:
+            self._session.run_with_iobinding(self._binding)
+        except Exception as error:  # ONNX Runtime raises a class of its own for each status code
+            raise _failed(self._graph, error) from error
+        return self._results
 
 
 class OnnxRuntimeBackend(HostMemory):
@@ -200,6 +213,10 @@ class OnnxRuntimeBackend(HostMemory):
         path, profile = self._bundle.path / graph.file, self._profile
         own = None if profile is None else profile.with_name(f"{profile.name}-{graph.name}")
         return OnnxRuntimeEngine(path, graph, self._threads, own, alone=self._alone, provider=self._provider)
+
+
+def _failed(graph: Graph, error: Exception) -> DynexportError:
+    return DynexportError(f"{graph.file}: ONNX Runtime failed in a step: {_one_line(error)}")
 
 
 def _one_line(error: Exception) -> str:

@@ -31,6 +31,7 @@ from dynexport.runtime.execution.checking import by_depth, checked_for_rows, che
 from dynexport.runtime.execution.decisions import DecisionReader
 from dynexport.runtime.execution.graph_set import RunningSet
 from dynexport.runtime.execution.kv_cache import KvCache
+from dynexport.runtime.execution.plain_step import PlainStep, PlainSteps
 from dynexport.runtime.execution.whole_step import WholeStep
 
 Array = np.ndarray
@@ -87,6 +88,7 @@ class Executor:
         self._programs: dict[tuple[Phase, str], Running] = {}
         self._masks: dict[tuple[int, ...], Array] = {}
         self._plain: dict[int, tuple[Array, Array, Array]] = {}
+        self._steps = PlainSteps()
         self._opening = threading.RLock()
         self._walking = threading.Lock()  # of all sets: prompts and decode steps share engines
 
@@ -181,9 +183,16 @@ class Executor:
             return np.concatenate(self.run(cache, Batch(rows, each, "decode", depths)).logits)
         with cache.running:
             cache.check_step(first, count)
-            ids = checked_ids("tokens", tokens, self.manifest.model.vocab_size)[:, None]
+            ids = checked_ids("tokens", tokens, self.manifest.model.vocab_size)
             cache.reserve(max(cache.positions[first : first + count].tolist()) + 1)
-            running, call = self._plain_call(first, count, ids, depths[0], lasting)
+            if not lasting and not self.reader.rows:
+
+                def bound() -> PlainStep | None:
+                    return PlainStep.bound(*self._plain_call(first, count, ids[:, None], depths[0], lasting), cache)
+
+                if (step := self._steps.get(cache, (first, count, depths[0].name), bound)) is not None:
+                    return step.run(cache, ids)
+            running, call = self._plain_call(first, count, ids[:, None], depths[0], lasting)
             # Where decisions are counted, an interrupt may come between them.
             counted = self.reader.rows or cache.logs is not None
             with cache.as_it_was_on_error(rows) if counted else nullcontext():

@@ -6,7 +6,7 @@ import numpy as np
 
 from dynexport.runtime.bundle.errors import DynexportError
 from dynexport.runtime.bundle.manifest import Graph, LayerRouting, Manifest, PathRouting
-from dynexport.runtime.engines.engine import Caches, Engine
+from dynexport.runtime.engines.engine import Caches, Engine, Prepared
 from dynexport.runtime.execution.batch import Call, CallResult
 from dynexport.runtime.execution.decisions import DecisionReader, Decisions
 from dynexport.runtime.execution.kv_cache import KvCache
@@ -34,6 +34,21 @@ class WholeStep:
         if found != len(self._places):
             raise DynexportError(f"{graph.file}: expected {len(self._places)} caches, found {found}; convert again")
 
+    @property
+    def decides(self) -> bool:
+        """Whether routers decide, token by token."""
+        return self._manifest.routing is not None
+
+    @property
+    def places(self) -> list[int] | None:
+        """The places of the graph's caches; None where it has all."""
+        return None if self._all_places else self._places
+
+    def prepared(self, cache: KvCache, call: Call) -> Prepared | None:
+        """Bind a call's inputs and caches for many runs; None where the engine cannot."""
+        inputs = self._inputs(cache, call, cache.positions[call.rows])
+        return self._engine.prepare(inputs, Caches(cache.buffers, call.rows))
+
     def run(self, cache: KvCache, call: Call) -> CallResult:
         """Run one call; what it writes is for the executor to commit.
 
@@ -44,12 +59,12 @@ class WholeStep:
         caches = Caches(cache.buffers, call.rows)
         results = self._engine.run(self._inputs(cache, call, positions), caches, lasting=call.lasting)
         if self._manifest.routing is None:
-            return CallResult(results["logits"], self._entries(call), self._unrouted(cache, call))
+            return CallResult(results["logits"], self.entries(call), self._unrouted(cache, call))
         entries, decisions = self._reader.read(results, call.counts, positions, call.active, call.rows.start)
         return CallResult(results["logits"], entries, decisions)
 
-    def _entries(self, call: Call) -> Array:
-        """Int64 [places, B] where no router decides: every token leaves one in each active layer."""
+    def entries(self, call: Call) -> Array:
+        """Return int64 [places, B], new entries where no router decides: one a token in each active layer."""
         if id(call.active) not in self._added:  # of a mask, of which there is one for every depth
             self._added[id(call.active)] = call.active, call.active.astype(np.int64)[:, None]
         entries: Array = self._added[id(call.active)][1] * call.counts

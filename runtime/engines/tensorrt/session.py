@@ -73,6 +73,9 @@ class TensorRtEngine:
                 self._bound[key] = _Step(self.graph, self._context(key), self._device, self._log, inputs, caches)
             return self._bound[key].run(inputs, lasting=lasting)
 
+    def prepare(self, inputs: Mapping[str, Array], caches: Caches) -> None:
+        """Return None: ``run`` binds once itself, and replays a CUDA graph."""
+
     def end_profiling(self) -> Path:
         """Raise DynexportError: TensorRT's time is told by other tools."""
         raise DynexportError(f"graph {self.graph.name}: an engine's operators are timed with: nsys profile")
