@@ -1,4 +1,4 @@
-"""The driver of every bundle: check a batch, cut it into calls, run them, commit what they wrote."""
+"""The driver of every bundle: check a batch, split it into calls, run them, commit their cache entries."""
 
 from __future__ import annotations
 
@@ -41,33 +41,33 @@ class Running(Protocol):
     """A program whose graphs are loaded.
 
     Attributes:
-        graph: whose sizes limit a call.
+        graph: the graph whose sizes limit a call.
     """
 
     @property
     def graph(self) -> Graph: ...
 
     def run(self, cache: KvCache, call: Call) -> CallResult:
-        """Run one call over its rows' caches; what it writes is not counted yet."""
+        """Run one call on its rows' caches; the caller commits the entries that it wrote."""
 
 
 class Executor:
-    """A bundle's programs, each loaded when it is first needed.
+    """A bundle's programs, each loaded at its first use.
 
-    Several threads may use one, each with caches of its own.
+    Several threads may share an executor if each uses its own caches.
 
     Args:
         bundle: an opened bundle.
         threads: intra-op threads of ONNX Runtime; None lets it take one per physical core.
-        backend: what runs the graphs.
+        backend: the backend that runs the graphs.
         profile: prefix of the files that ONNX Runtime's profiler writes, or None to run without it.
-        wrap: what the backend is replaced by, given the backend: for those who look into graphs.
+        wrap: receives the backend and returns the one to use instead, for tools that inspect graphs.
 
     Attributes:
-        limits: what a call may have.
+        limits: the bundle's limits for a call.
 
     Raises:
-        DynexportError: when this bundle cannot run there; told before anything of it is loaded.
+        DynexportError: when the bundle cannot run on this backend or machine; raised before any graph is loaded.
     """
 
     def __init__(
@@ -90,15 +90,16 @@ class Executor:
         self._plain: dict[int, tuple[Array, Array, Array]] = {}
         self._steps = PlainSteps()
         self._opening = threading.RLock()
-        self._walking = threading.Lock()  # of all sets: prompts and decode steps share engines
+        self._walking = threading.Lock()  # one for all graph sets: prefill and decode share engines
 
     def cache(self, rows: int, tokens: int, *, record: bool = False, room: int | None = None) -> KvCache:
         """Make a cache whose rows are all free.
 
         Args:
-            tokens: that a row may have; at most the model's context.
-            record: keep every row's decisions.
-            room: tokens that there is memory for at first, more when they come; None for all.
+            rows: number of rows.
+            tokens: capacity of a row in tokens; the model's context is the upper limit.
+            record: true keeps every row's decisions.
+            room: tokens per row to allocate memory for now; buffers grow later. None allocates for all.
         """
         return KvCache(
             self.manifest,
@@ -112,13 +113,13 @@ class Executor:
         )
 
     def full_cache(self, rows: int, tokens: int, *, record: bool = False, room: int | None = None) -> KvCache:
-        """Make a cache whose rows are all acquired, as ``prefill`` and ``step`` take them."""
+        """Make a cache whose rows are all acquired, for ``prefill`` and ``step``; arguments as for ``cache``."""
         cache = self.cache(rows, tokens, record=record, room=room)
         cache.acquire(rows)
         return cache
 
     def check_cache(self, cache: KvCache) -> None:
-        """Raise DynexportError for a cache that is not one of this model's."""
+        """Raise DynexportError for a cache that was made for another model."""
         checked_kind("cache", cache, KvCache, "one of Executor.cache")
         if cache.manifest is self.manifest:
             return
@@ -126,16 +127,15 @@ class Executor:
             raise DynexportError("cache: expected one of Executor.cache, found one of another model")
 
     def run(self, cache: KvCache, batch: Batch) -> StepResult:
-        """Run a batch over its rows' caches.
+        """Run a batch on its rows' caches.
 
-        A decode step of all rows is one call. Several tokens of a row go together where the program takes them, in
-        pieces of ``batch.chunk``; a prompt whose tokens compete for a layer is never cut. When a call fails, nothing of
-        the batch counts.
+        A decode step of all rows is one call. A longer prompt runs in chunks of at most ``batch.chunk`` tokens; a
+        prompt whose tokens compete for a layer runs as a whole. When a call fails, the caches are as before the batch.
 
         Raises:
-            DynexportError: for a row that is free or named twice, what is no token, tokens that do not fit, a depth
-                that the bundle does not have, decisions that no router makes, a cache in use by another thread, or a
-                route that the contract calls an error.
+            DynexportError: for a row that is free or given twice, an invalid token id, tokens that do not fit, a depth
+                that the bundle does not have, decisions that no router can make, a cache in use by another thread, or
+                a route that the contract defines as an error.
         """
         self.check_cache(cache)
         checked_kind("batch", batch, Batch, "a Batch")
@@ -162,16 +162,22 @@ class Executor:
         *,
         lasting: bool = True,
     ) -> Array:
-        """Feed one generated token to each of some rows: ``run``, and faster where that is one plain call.
+        """Run a decode step: feed one generated token to each of some rows.
+
+        The result is that of ``run``. Adjacent rows at one depth take a faster way.
 
         Args:
-            rows: of the cache, each once.
-            tokens: one of each row.
-            depths: of each row.
-            lasting: whether the result is an array of its own; or memory that the cache's next run writes over.
+            cache: a cache of this model.
+            rows: numbers of acquired rows, each at most once.
+            tokens: one token id per row.
+            depths: one depth per row.
+            lasting: true returns an array of its own; false may return memory that the cache's next run overwrites.
 
         Returns:
-            float32 [rows, vocab].
+            Logits, float32 [rows, vocab].
+
+        Raises:
+            DynexportError: as for ``run``, and for no rows.
         """
         self.check_cache(cache)
         rows, tokens = checked_list("rows", rows, "rows"), checked_list("tokens", tokens, "token ids")
@@ -222,17 +228,23 @@ class Executor:
         logits_at: Sequence[Array] | None = None,
         forced: Sequence[Array] | None = None,
     ) -> list[Array]:
-        """Run one prompt per row of a cache, on top of what it holds: ``run`` for all rows at once.
+        """Run one prompt per row of a cache, after the tokens that it holds: ``run`` for all rows at once.
 
         Args:
-            cache: all of its rows are acquired.
-            depth: None for full depth.
-            logits_at: int64 [K] per row, ascending places in its prompt: logits of these tokens only, if any.
+            cache: a cache whose rows are all acquired.
+            prompts: token ids, int64 [n] per row.
+            depth: the depth of all rows; None for full depth.
+            chunk: the largest number of a row's tokens in one call.
+            all_logits: true returns the logits of every token.
+            logits_at: int64 [K] per row, ascending indices into its prompt; returns the logits of these tokens only.
             forced: as for ``Batch``.
 
         Returns:
             Per row float32 [1, vocab], the logits of its last token; or [len, vocab] with ``all_logits``; or [K, vocab]
             with ``logits_at``.
+
+        Raises:
+            DynexportError: as for ``run``.
         """
         self.check_cache(cache)
         rows = checked_for_rows("prompts", prompts, cache.rows)
@@ -243,16 +255,20 @@ class Executor:
     def step(
         self, cache: KvCache, tokens: Tokens, depth: Depth, live: Array | None = None, *, forced: Array | None = None
     ) -> Array:
-        """Feed one generated token per row of a cache: ``run`` for all rows at once.
+        """Run a decode step of all rows of a cache: feed one generated token to each.
 
         Args:
-            cache: all of its rows are acquired.
+            cache: a cache whose rows are all acquired.
             tokens: int64 [rows].
-            live: bool [rows]; the others have ended, and take no part. None for all.
-            forced: int64 [R, rows].
+            depth: the depth of all rows.
+            live: bool [rows], false for rows that have ended and do not run. None runs all.
+            forced: int64 [R, rows], forced decisions; -1 leaves one to its router.
 
         Returns:
-            float32 [rows, vocab]; zeros for rows that have ended.
+            Logits, float32 [rows, vocab]; zeros for rows that have ended.
+
+        Raises:
+            DynexportError: as for ``run``.
         """
         self.check_cache(cache)
         ids = checked_ids("tokens", tokens, self.manifest.model.vocab_size)
@@ -272,7 +288,7 @@ class Executor:
         return logits
 
     def program(self, phase: Phase, depth: Depth) -> Running:
-        """Load what runs a phase at a depth. Raises DynexportError for a depth that the bundle does not have."""
+        """Return the loaded program of a phase and depth. Raises DynexportError for an unknown depth."""
         key = phase, depth.name
         if key not in self._programs:
             with self._opening:
@@ -280,7 +296,7 @@ class Executor:
         return self._programs[key]
 
     def end_profiling(self) -> list[Path]:
-        """Write the profiles of the graphs that were loaded; their paths."""
+        """Write the profiler's file of every loaded graph and return the paths."""
         return [engine.end_profiling() for engine in self._engines.values()]
 
     def _declared(self, phase: Phase, depth: Depth) -> Program:
@@ -315,7 +331,7 @@ class Executor:
                 piece.part.done += piece.count
 
     def _mask(self, phase: Phase, depth: Depth) -> Array:
-        """Bool [layers], those that run in a phase; computed once for every set of layers."""
+        """Return the mask of the layers that run in a phase, bool [layers]; cached per set of layers."""
         layers = depth.prompt if phase == "prompt" else depth.keep
         if layers not in self._masks:
             for layer in layers:
@@ -325,7 +341,7 @@ class Executor:
 
 
 def _is_plain(rows: list[Any], tokens: list[Any], depths: Sequence[Depth]) -> bool:
-    """Whether one token of each of some rows side by side is one call."""
+    """Return whether the rows are adjacent, in order, and all at one depth, so that one call runs them."""
     return (
         is_integer(rows[0])
         and len(tokens) == len(rows)

@@ -1,4 +1,4 @@
-"""Run a graph that is a whole step: tokens in, logits out, every cache of the call's rows at once."""
+"""Run a graph that computes a whole step: token ids in, logits out, with all KV caches of the call's rows."""
 
 from __future__ import annotations
 
@@ -15,10 +15,14 @@ Array = np.ndarray
 
 
 class WholeStep:
-    """An engine of one graph.
+    """The engine of a whole-step graph.
+
+    Args:
+        manifest: the bundle's manifest.
+        engine: the graph's engine.
 
     Raises:
-        DynexportError: for a graph that lacks an output, or a cache of a place that its call needs.
+        DynexportError: for a graph that lacks an output or a cache.
     """
 
     def __init__(self, manifest: Manifest, engine: Engine) -> None:
@@ -50,10 +54,10 @@ class WholeStep:
         return self._engine.prepare(inputs, Caches(cache.buffers, call.rows))
 
     def run(self, cache: KvCache, call: Call) -> CallResult:
-        """Run one call; what it writes is for the executor to commit.
+        """Run one call; the executor commits the entries that it wrote.
 
         Raises:
-            DynexportError: when the engine fails, or a route is one that the contract calls an error.
+            DynexportError: when the engine fails, or for a route that the contract defines as an error.
         """
         positions = cache.positions[call.rows]
         caches = Caches(cache.buffers, call.rows)
@@ -81,7 +85,7 @@ class WholeStep:
         if tokens > 1:
             position_ids = position_ids + np.arange(tokens)
         if tokens > 1 or not all(call.counts.tolist()):
-            # Only padding and rows without tokens ever reach past the model's last position.
+            # Only padding and rows without tokens can exceed the model's last position.
             position_ids = np.minimum(position_ids, self._manifest.model.max_length - 1)
         lengths = cache.lengths[:, call.rows]
         inputs = {

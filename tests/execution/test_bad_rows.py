@@ -77,7 +77,7 @@ WRONG: dict[str, tuple[Callable[[At], Any], str]] = {
     "truncate another row": (lambda at: at.cache.truncate(0, at.other), "cache: row 0: expected a mark of its own"),
     "truncate to an earlier text": (
         lambda at: at.cache.truncate(0, at.earlier),
-        "cache: row 0: expected a mark of this text, found one of an earlier one",
+        "cache: row 0: expected a mark of this text, found one of an earlier text",
     ),
     "truncate to none": (lambda at: at.cache.truncate(0, None), "mark: expected one of KvCache.mark, found None"),
     "truncate to a number": (lambda at: at.cache.truncate(0, 3), "mark: expected one of KvCache.mark, found 3"),
@@ -178,7 +178,7 @@ def test_a_mark_that_was_cut_off_stays_none_when_the_row_has_grown_past_it() -> 
     cache.copy_prefix(at.mine, 2)
     cache.truncate(0, at.mine)
     assert cache.positions.tolist() == [3, 2, 3, 0]
-    with pytest.raises(DynexportError, match="it was cut back since"):
+    with pytest.raises(DynexportError, match="the row was truncated since"):
         cache.truncate(0, later)
 
 
@@ -195,7 +195,7 @@ def test_rows_released_twice_and_used_after_it() -> None:
         with pytest.raises(DynexportError, match=r"^cache: row 1: expected one that is acquired, found it free$"):
             wrong()
     assert at.state() == before and at.cache.acquire(2) == [1, 3] and not at.cache.positions[[1, 3]].any()
-    with pytest.raises(DynexportError, match="expected a mark of this text, found one of an earlier one"):
+    with pytest.raises(DynexportError, match="expected a mark of this text, found one of an earlier text"):
         at.cache.copy_prefix(at.other, 2)
 
 
