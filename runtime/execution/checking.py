@@ -14,6 +14,7 @@ from dynexport.runtime.bundle.checks import (
     checked_ids,
     checked_kind,
     checked_list,
+    is_integer,
     shown,
 )
 from dynexport.runtime.bundle.errors import DynexportError
@@ -108,4 +109,17 @@ def _places(wanted: Any, tokens: int) -> Array:
     return np.array(found, np.int64)
 
 
-__all__ = ["by_depth", "checked_for_rows", "checked_parts"]
+def is_plain(rows: list[Any], tokens: list[Any], depths: Sequence[Depth]) -> bool:
+    """Return whether the rows are adjacent, in order, and all at one depth, so that one call runs them."""
+    return (
+        is_integer(rows[0])
+        and len(tokens) == len(rows)
+        and isinstance(depths, Sequence)
+        and len(depths) == len(rows)
+        and isinstance(depths[0], Depth)
+        and rows == list(range(rows[0], rows[0] + len(rows)))
+        and all(depth is depths[0] for depth in depths)
+    )
+
+
+__all__ = ["by_depth", "checked_for_rows", "checked_parts", "is_plain"]

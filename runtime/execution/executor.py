@@ -6,7 +6,7 @@ import threading
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 
@@ -18,7 +18,6 @@ from dynexport.runtime.bundle.checks import (
     checked_kind,
     checked_list,
     checked_rows,
-    is_integer,
 )
 from dynexport.runtime.bundle.errors import DynexportError
 from dynexport.runtime.bundle.layout import CacheLayout
@@ -27,7 +26,7 @@ from dynexport.runtime.engines.engine import Backend, Engine
 from dynexport.runtime.engines.registry import RunBackend, open_backend
 from dynexport.runtime.execution.batch import CHUNK, Batch, Call, CallResult, StepResult, Tokens, Wanted
 from dynexport.runtime.execution.calls import Cutter, Part, call_of
-from dynexport.runtime.execution.checking import by_depth, checked_for_rows, checked_parts
+from dynexport.runtime.execution.checking import by_depth, checked_for_rows, checked_parts, is_plain
 from dynexport.runtime.execution.decisions import DecisionReader
 from dynexport.runtime.execution.graph_set import RunningSet
 from dynexport.runtime.execution.kv_cache import KvCache
@@ -184,7 +183,7 @@ class Executor:
         if not rows:
             raise DynexportError("rows: expected at least one, found none")
         first, count = rows[0], len(rows)
-        if not _is_plain(rows, tokens, depths):
+        if not is_plain(rows, tokens, depths):
             each = [[token] for token in tokens]
             return np.concatenate(self.run(cache, Batch(rows, each, "decode", depths)).logits)
         with cache.running:
@@ -338,19 +337,6 @@ class Executor:
                 checked_count("depth: a kept layer", layer, 0, self.manifest.model.layers - 1)
             self._masks[layers] = np.isin(np.arange(self.manifest.model.layers), layers)
         return self._masks[layers]
-
-
-def _is_plain(rows: list[Any], tokens: list[Any], depths: Sequence[Depth]) -> bool:
-    """Return whether the rows are adjacent, in order, and all at one depth, so that one call runs them."""
-    return (
-        is_integer(rows[0])
-        and len(tokens) == len(rows)
-        and isinstance(depths, Sequence)
-        and len(depths) == len(rows)
-        and isinstance(depths[0], Depth)
-        and rows == list(range(rows[0], rows[0] + len(rows)))
-        and all(depth is depths[0] for depth in depths)
-    )
 
 
 def _joined(pieces: list[Array], nothing: Array) -> Array:
