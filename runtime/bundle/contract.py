@@ -208,7 +208,27 @@ class Radial(_Contract):
         return self.max_steps if self.cache_policy == "layer" and self.allow_reuse else 1
 
 
-AnyContract = Dense | UnifiedSkip | Mod | Radial
+class EarlyExit(_Contract):
+    """Early exit (LayerSkip, arXiv 2404.16710): a generated token runs in the first layers, then final norm and head.
+
+    Attributes:
+        exits: after how many layers tokens may leave, ascending; a depth each.
+        prompt: "full": a prompt's tokens run in every layer; "exit": in those of their request's depth.
+    """
+
+    strategy: Literal["early-exit"] = "early-exit"
+    exits: tuple[_Layer, ...] = Field(min_length=1, max_length=_MOST_RATIOS)
+    prompt: Literal["full", "exit"] = "full"
+
+    @field_validator("exits")
+    @classmethod
+    def _ascending(cls, exits: tuple[int, ...]) -> tuple[int, ...]:
+        if exits[0] < 1 or list(exits) != sorted(set(exits)):
+            raise ValueError(f"expected ascending numbers of layers from 1, found {list(exits)!s:.80}")
+        return exits
+
+
+AnyContract = Dense | UnifiedSkip | Mod | Radial | EarlyExit
 Contract = Annotated[AnyContract, Field(discriminator="strategy")]
 STRATEGY_NAMES = tuple(str(kind.model_fields["strategy"].default) for kind in get_args(AnyContract))
 # What a checkpoint is run as that declares nothing.
