@@ -86,7 +86,7 @@ BAD: dict[str, tuple[list[Any], str]] = {
     "target that is a word": (["--target-rate", "few"], "'few' is not a valid float"),
     "window over the routed cache": (
         ["--window", 65],
-        "window: expected at most 64 tokens, as many as a routed layer's",
+        "window: expected at most 64 tokens, the capacity of a routed layer's",
     ),
     "no window": (["--window", 0], "window: expected 1..64, found 0"),
     "batch 0": (["--batch", 0], "batch: expected at least 1, found 0"),
