@@ -106,7 +106,7 @@ class Decoder(nn.Module):
     ) -> tuple[ir.Value, dict[int, LayerCache]]:
         """Normed hidden states [B, K, hidden] of the tokens at logits_indices, and the caches after the step."""
         hidden_states = self.embed(op, step.inputs.input_ids, step.inputs.position_ids)
-        # `dynexport verify` looks for the first layer that departs under these names.
+        # `dynexport verify` reports the first layer that diverges under these names.
         hidden_states.name = "hidden_states.embedding"
         present = {}
         for layer in self.layers:

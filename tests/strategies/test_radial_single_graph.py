@@ -257,7 +257,7 @@ REFUSED_OPTIONS: dict[str, tuple[str, list[object], str]] = {
     "mod": ("mod-router", ["--single-graph"], "--single-graph: expected with --strategy radial, found mod"),
     "dense": ("dense", ["--single-graph"], "--single-graph: expected with --strategy radial, found dense"),
     "both": ("radial-step", ["--single-graph", "--static"], "--static: expected without --single-graph"),
-    "static": ("radial-step", ["--static"], "found radial; for a static graph of that give --single-graph"),
+    "static": ("radial-step", ["--static"], "found radial; for a static graph of radial give --single-graph"),
 }
 
 
