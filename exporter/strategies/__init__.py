@@ -1,4 +1,4 @@
-"""The routing strategies, found by search: every module of this package that defines ``STRATEGY``."""
+"""The routing strategies: every module of this package that defines ``STRATEGY`` is found by search."""
 
 from __future__ import annotations
 
