@@ -49,7 +49,7 @@ class StepResult:
 
     Attributes:
         logits: float32 [k, vocab] per row, for the tokens that ``Batch.logits`` asks for.
-        entries: int64 [places, rows], new entries of every cache. A skipped token can have an entry, too.
+        entries: int64 [places, rows], new entries of every cache. A skipped token can also have an entry.
         decisions: the routers' decisions for every row's new tokens; None for a bundle without routers.
     """
 

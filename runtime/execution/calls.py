@@ -72,7 +72,7 @@ class Cutter:
     Args:
         cache: the cache that the batch runs on.
         limits: the bundle's limits.
-        graph: the graph whose sizes limit a call, too.
+        graph: the graph whose sizes also limit a call.
         chunk: the largest number of a row's tokens in one call.
     """
 

@@ -129,7 +129,7 @@ class Executor:
         """Run a batch on its rows' caches.
 
         A decode step of all rows is one call. A longer prompt runs in chunks of at most ``batch.chunk`` tokens; a
-        prompt whose tokens compete for a layer runs as a whole. When a call fails, the caches are as before the batch.
+        prompt that top-k routes runs as a whole. When a call fails, the caches are as before the batch.
 
         Raises:
             DynexportError: for a row that is free or given twice, an invalid token id, tokens that do not fit, a depth
@@ -198,7 +198,7 @@ class Executor:
                 if (step := self._steps.get(cache, (first, count, depths[0].name), bound)) is not None:
                     return step.run(cache, ids)
             running, call = self._plain_call(first, count, ids[:, None], depths[0], lasting)
-            # Where decisions are counted, an interrupt may come between them.
+            # An interrupt between the counts of two rows must restore the first one's.
             counted = self.reader.rows or cache.logs is not None
             with cache.as_it_was_on_error(rows) if counted else nullcontext():
                 result = running.run(cache, call)
@@ -206,13 +206,13 @@ class Executor:
             return result.logits[:, 0]
 
     def _plain_call(self, first: int, count: int, ids: Array, depth: Depth, lasting: bool) -> tuple[Running, Call]:
-        """One token of each of some rows side by side. What is the same at every step is made once."""
+        """Return the program and the call of a decode step of adjacent rows; constant inputs are cached."""
         if count not in self._plain:
             wanted, forced = np.zeros((count, 1), np.int64), np.full((self.reader.rows, count, 1), -1, np.int64)
             self._plain[count] = np.ones(count, np.int64), wanted, forced
         counts, wanted, forced = self._plain[count]
         active = self._mask("decode", depth)
-        lasting = lasting or bool(self.reader.rows)  # decisions are kept
+        lasting = lasting or bool(self.reader.rows)  # recorded decisions must stay valid
         call = Call(slice(first, first + count), ids, counts, active, wanted, forced, False, lasting)
         return self.program("decode", depth), call
 

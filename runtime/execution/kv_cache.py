@@ -163,8 +163,8 @@ class KvCache:
             target: an acquired row that is empty.
 
         Raises:
-            DynexportError: for a mark beyond its row's end, a target that is not empty, or a bundle whose prompt
-                tokens compete for layers: there a prefix's entries depend on the tokens after it.
+            DynexportError: for a mark beyond its row's end, a target that is not empty, or a bundle that routes
+                prompts by top-k: there a prefix's entries depend on the tokens after it.
         """
         if self.manifest.limits.whole_prompts:
             raise DynexportError(
@@ -206,13 +206,13 @@ class KvCache:
         self.lengths[:, rows] += entries
         try:
             self._count(rows, counts, decisions)
-        except BaseException:  # an interrupt comes between any two lines
+        except BaseException:  # such as KeyboardInterrupt: lengths and positions change together
             self.lengths[:, rows] -= entries
             raise
         self.positions[rows] += counts
 
     def _count(self, rows: slice, counts: Array, decisions: Sequence[Decisions] | None) -> None:
-        """Count the tokens that found no room, and record decisions."""
+        """Count the tokens that found a layer full, and record decisions."""
         if decisions is None:
             return
         for row, count, made in zip(range(rows.start, rows.stop), counts, decisions, strict=True):
@@ -236,7 +236,7 @@ class KvCache:
             raise
 
     def check_step(self, first: int, count: int) -> None:
-        """Raise DynexportError where one of some rows side by side is free, or has no room for a token more."""
+        """Raise DynexportError if one of ``count`` adjacent rows is free or has no room for another token."""
         if first < 0 or first + count > self.rows or self._free:
             for row in range(first, first + count):
                 self.checked(row)

@@ -1,4 +1,4 @@
-"""How much of a cache's row was in use at some time."""
+"""A mark of a row's state, for truncation and for copies of a prefix."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Decode steps of the same rows at one depth, one after the other: what changes between them is written in place."""
+"""Consecutive decode steps of the same rows at one depth, with inputs and caches bound once to the engine."""
 
 from __future__ import annotations
 
@@ -18,10 +18,16 @@ Key: TypeAlias = tuple[int, int, str]
 
 
 class PlainStep:
-    """One token of each of some rows side by side, bound to their caches.
+    """A decode step of adjacent rows, bound to their caches; a run writes only the inputs that change.
+
+    Args:
+        running: the whole-step program.
+        cache: the rows' cache.
+        call: the step's call.
+        prepared: the engine's bound call.
 
     Attributes:
-        buffers: the caches that it is bound to; where they have grown, it is of no use any more.
+        buffers: the cache's buffers at the time of binding; after they have grown, the step must be bound again.
     """
 
     def __init__(self, running: WholeStep, cache: KvCache, call: Call, prepared: Prepared) -> None:
@@ -35,14 +41,21 @@ class PlainStep:
 
     @classmethod
     def bound(cls, running: object, call: Call, cache: KvCache) -> PlainStep | None:
-        """Return one for a call; None where its steps are recorded, or the engine binds nothing for many runs."""
+        """Return the bound step of a call; None if the cache records decisions or the engine cannot bind calls."""
         if not isinstance(running, WholeStep) or cache.logs is not None:
             return None
         prepared = running.prepared(cache, call)
         return None if prepared is None else cls(running, cache, call, prepared)
 
     def run(self, cache: KvCache, ids: Array) -> Array:
-        """Run it with token ids int64 [rows], and commit: float32 [rows, vocab] that the next run writes over.
+        """Run the step and commit its entries.
+
+        Args:
+            cache: the cache that the step is bound to.
+            ids: token ids, int64 [rows].
+
+        Returns:
+            Logits, float32 [rows, vocab], in memory that the next run overwrites.
 
         Raises:
             DynexportError: when the engine fails.
@@ -57,16 +70,18 @@ class PlainStep:
 
 
 class PlainSteps:
-    """The bound steps of caches: of each, the one for the rows and the depth that it runs now."""
+    """The bound step of every cache, for the rows and the depth of its latest decode step."""
 
     def __init__(self) -> None:
         self._known: WeakKeyDictionary[KvCache, tuple[Key | None, PlainStep | None]] = WeakKeyDictionary()
 
     def get(self, cache: KvCache, key: Key, bound: Callable[[], PlainStep | None]) -> PlainStep | None:
-        """Return the bound step of some rows at a depth, from the second step in a row on; None before.
+        """Return the cache's bound step for some rows at a depth; None for the first of consecutive steps.
 
         Args:
-            bound: makes one, where there can be one.
+            cache: the cache.
+            key: the first row, the number of rows and the depth's name.
+            bound: binds a step; returns None if that is not possible.
         """
         known, step = self._known.get(cache, (None, None))
         if known != key:

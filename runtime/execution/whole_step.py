@@ -40,16 +40,16 @@ class WholeStep:
 
     @property
     def decides(self) -> bool:
-        """Whether routers decide, token by token."""
+        """True if the graph has routers."""
         return self._manifest.routing is not None
 
     @property
     def places(self) -> list[int] | None:
-        """The places of the graph's caches; None where it has all."""
+        """The places of the graph's caches; None if it has those of all places."""
         return None if self._all_places else self._places
 
     def prepared(self, cache: KvCache, call: Call) -> Prepared | None:
-        """Bind a call's inputs and caches for many runs; None where the engine cannot."""
+        """Bind a call's inputs and caches for many runs; return None if the engine cannot."""
         inputs = self._inputs(cache, call, cache.positions[call.rows])
         return self._engine.prepare(inputs, Caches(cache.buffers, call.rows))
 
@@ -68,14 +68,14 @@ class WholeStep:
         return CallResult(results["logits"], entries, decisions)
 
     def entries(self, call: Call) -> Array:
-        """Return int64 [places, B], new entries where no router decides: one a token in each active layer."""
-        if id(call.active) not in self._added:  # of a mask, of which there is one for every depth
+        """Return the new entries without routers, int64 [places, B]: one per token in each active layer."""
+        if id(call.active) not in self._added:  # the executor makes one mask per set of layers
             self._added[id(call.active)] = call.active, call.active.astype(np.int64)[:, None]
         entries: Array = self._added[id(call.active)][1] * call.counts
         return entries
 
     def _unrouted(self, cache: KvCache, call: Call) -> list[Decisions] | None:
-        """What is recorded where no router decides."""
+        """Return the decisions to record without routers; None if the cache does not record."""
         if cache.logs is None:
             return None
         return [self._reader.unrouted(call.active, int(count)) for count in call.counts]

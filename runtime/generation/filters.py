@@ -19,9 +19,9 @@ Weights = NDArray[np.float64]
 # Shorter rows use the definition, which is as fast for them.
 _SHORT = 4096
 _BLOCK = 64
-# top_p looks first among the tokens that have at least one of this number of parts of the share that it leaves out.
+# top_p searches first among tokens with at least 1/4096, then 1/16384, of the probability that it leaves out.
 _PARTS = (4096, 16384)
-# A second look pays where the first found at least this share of what is wanted.
+# The second search pays if the first one found at least this share of top_p.
 _NEARLY = 0.9
 # Float32 can divide by temperatures from _COLDEST to _HOTTEST.
 _COLDEST, _HOTTEST = 1e-6, 1e6

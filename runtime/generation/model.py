@@ -146,7 +146,7 @@ class Model:
             options: as for ``generate``.
             cache: a cache to continue from, with one acquired row per prompt; no other stream may use it until this one
                 ends or is closed. None makes an empty cache.
-            held: the token ids that ``cache`` holds, per row; penalties count them, too.
+            held: the token ids that ``cache`` holds, per row; penalties also count them.
 
         Raises:
             DynexportError: as for ``generate``.

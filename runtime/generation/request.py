@@ -126,7 +126,7 @@ class Request:
         return self._piece(choice, text, None, None)
 
     def _end(self, choice: Choice, text: str, reason: FinishReason, stop_reason: int | None) -> Piece:
-        """Release what was held back; the rest of the text may still complete a stop string."""
+        """Return the last piece with all text that was held back; that text may complete a stop string."""
         rest = self._decoder.finish() if self._decoder else ""
         if self._stops is not None:
             rest, stopped = self._stops.push(rest)

@@ -94,14 +94,14 @@ def choose(logits: NDArray[np.float32], rows: Sequence[RowSampler]) -> list[Choi
             tokens are all forbidden.
     """
     _check_shape(logits, len(rows))
-    tokens: list[int] = logits.argmax(axis=1).tolist()  # that of a NaN where there is one
+    tokens: list[int] = logits.argmax(axis=1).tolist()  # argmax returns the index of a NaN if there is one
     largest = [float(row[token]) for row, token in zip(logits, tokens, strict=True)]
     if not all(map(math.isfinite, largest)):
         _refuse(largest)
     if all(row.plain for row in rows):
         return [Choice(token) for token in tokens]
     each = zip(logits, rows, tokens, largest, strict=True)
-    with np.errstate(over="ignore"):  # minus infinity for what is far below the largest is meant
+    with np.errstate(over="ignore"):  # overflow to minus infinity is intended
         return [_choose(index, *one) for index, one in enumerate(each)]
 
 

@@ -1,4 +1,4 @@
-"""Early exit in PyTorch: which tokens run in which layer, as the routing contract says."""
+"""An independent definition of early exit for the reference: which tokens run in which layer."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ def early_exit_runs(
     *,
     prompt: Literal["full", "exit"] = "full",
 ) -> NDArray[np.bool_]:
-    """Return which tokens run in which layer: bool [layers, length].
+    """Return which tokens run in which layer, bool [layers, length].
 
     Args:
-        prompted: (start, stop) of the tokens that were given as prompt, of every turn; others were generated.
-        length: tokens of the sequence.
-        exit_after: layers that a generated token runs in.
-        layers: of the model.
-        prompt: as in the contract.
+        prompted: (start, stop) of every turn's prompt; all other tokens are generated.
+        length: number of tokens of the sequence.
+        exit_after: number of layers that a generated token runs.
+        layers: number of layers of the model.
+        prompt: the contract's field: prompts run all layers, or those before the exit.
     """
     runs = np.zeros((layers, length), np.bool_)
     runs[:exit_after] = True

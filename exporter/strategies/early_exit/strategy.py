@@ -1,6 +1,6 @@
-"""Early exit (LayerSkip, arXiv 2404.16710): after E layers a token goes on to final norm and head.
+"""Early exit (LayerSkip, arXiv 2404.16710): a token runs E layers, then the final norm and the head.
 
-On ONNX Runtime one graph has a condition for every layer behind the first exit. Where attention cannot stand in an
+On ONNX Runtime one graph has a condition for every layer after the first exit. Where attention cannot be inside an
 ``If``, and with ``--static``, every exit has a graph of its layers; all graphs share the weights.
 """
 
@@ -27,7 +27,7 @@ from dynexport.runtime.bundle.manifest import FULL, Depth, Manifest, ProfileName
 
 
 class EarlyExitStrategy(Strategy[EarlyExit, GraphPlan]):
-    """One graph with conditions behind the first exit; or, static, a full graph and one for each exit."""
+    """One graph with conditions after the first exit; or, static, a full graph and one graph per exit."""
 
     name = "early-exit"
     summary = "generated tokens in the first layers only"
@@ -93,7 +93,7 @@ class EarlyExitStrategy(Strategy[EarlyExit, GraphPlan]):
 
 
 def _programs(plans: tuple[GraphPlan, ...], depths: tuple[Depth, ...]) -> Iterator[Program]:
-    """The first graph serves every depth where it has conditions, else full depth and prompts that run so."""
+    """Yield the programs: a conditional graph runs all depths; else the first runs full depth, the others an exit."""
     everything, *at_exits = plans
     yield Program(phase="prompt", graph=everything.name)
     yield Program(phase="decode", depth=None if everything.conditional else FULL, graph=everything.name)
@@ -104,7 +104,7 @@ def _programs(plans: tuple[GraphPlan, ...], depths: tuple[Depth, ...]) -> Iterat
 
 
 def _runs(contract: EarlyExit, case: Case, layers: int) -> BoolArray:
-    """Which tokens of a case run in which layer: bool [layers, length]."""
+    """Return which tokens of a case run in which layer, bool [layers, length]."""
     return early_exit_runs(case.prompted, len(case.tokens), len(case.depth.keep), layers, prompt=contract.prompt)
 
 
