@@ -96,7 +96,9 @@ class Strategy(ABC, Generic[ContractT, PlanT]):
         Raises:
             DynexportError: if the strategy or the target does not support such a graph.
         """
-        raise DynexportError(f"--single-graph: expected with --strategy radial, found {self.name}")
+        raise DynexportError(
+            f"--single-graph: expected a strategy that has such a graph, found {self.name}; omit the option"
+        )
 
     def unused(self, contract: ContractT) -> dict[str, str]:
         """Return regular expressions of router tensors that a contract does not use, with the reasons."""
@@ -180,8 +182,7 @@ class Strategy(ABC, Generic[ContractT, PlanT]):
             DynexportError: for a bundle without thresholds, or a text or an option out of range.
         """
         raise DynexportError(
-            f"{bundle.path}: strategy: expected mod, whose routers have thresholds, found {self.name}; name a bundle "
-            "that was converted from a Mixture-of-Depths checkpoint"
+            f"{bundle.path}: strategy: expected one whose routers have thresholds to calibrate, found {self.name}"
         )
 
 

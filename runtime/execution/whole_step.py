@@ -39,11 +39,6 @@ class WholeStep:
             raise DynexportError(f"{graph.file}: expected {len(self._places)} caches, found {found}; convert again")
 
     @property
-    def decides(self) -> bool:
-        """True if the graph has routers."""
-        return self._manifest.routing is not None
-
-    @property
     def places(self) -> list[int] | None:
         """The places of the graph's caches; None if it has those of all places."""
         return None if self._all_places else self._places
