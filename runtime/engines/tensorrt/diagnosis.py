@@ -80,7 +80,7 @@ def _unnamed_library(backend: Backend) -> str | None:
     cure = rtx.cure_for_others()
     others = (
         f"its wheel has no {rtx.WANTED}, for which the ONNX parser looks when a graph has plugins: other tools abort "
-        f"then (dynexport does not); cure: {cure}"
+        f"then (dynexport does not); fix: {cure}"
     )
     return rtx.problem() or (others if cure else None)
 
