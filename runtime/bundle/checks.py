@@ -71,7 +71,7 @@ def checked_list(name: str, values: Any, of_what: str) -> list[Any]:
     Raises:
         DynexportError: for text, bytes, a mapping, or a value that is not iterable; it names the argument.
     """
-    if type(values) is list or type(values) is tuple:  # first, as below: asking for an abstract class takes longer
+    if type(values) is list or type(values) is tuple:  # first, because the check against an abstract class is slower
         return list(values)
     if isinstance(values, Iterable) and not isinstance(values, str | bytes | bytearray | Mapping):
         try:

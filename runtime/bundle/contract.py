@@ -218,11 +218,11 @@ class Radial(_Contract):
 
 
 class EarlyExit(_Contract):
-    """Early exit (LayerSkip, arXiv 2404.16710): a generated token runs in the first layers, then final norm and head.
+    """Early exit (LayerSkip, arXiv 2404.16710): generated tokens run in the first layers, then final norm and head.
 
     Attributes:
-        exits: after how many layers tokens may leave, ascending; a depth each.
-        prompt: "full": a prompt's tokens run in every layer; "exit": in those of their request's depth.
+        exits: numbers of layers after which tokens may exit, ascending; each gives one depth.
+        prompt: the layers of prompt tokens: "full", all layers; "exit", the layers of the request's depth.
     """
 
     strategy: Literal["early-exit"] = "early-exit"

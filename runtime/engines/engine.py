@@ -48,16 +48,16 @@ NO_CACHES = Caches({}, slice(0, 0))
 
 
 class Prepared(Protocol):
-    """A run whose inputs, caches and results are bound.
+    """A call with bound inputs, caches and results, to be run many times.
 
     Attributes:
-        inputs: by name, the memory that the run reads; write values there.
+        inputs: arrays by name that the run reads; write new values into them.
     """
 
     inputs: dict[str, Array]
 
     def run(self) -> dict[str, Array]:
-        """Run it: all outputs but the caches, in memory that the next run writes over. Errors as for ``Engine``."""
+        """Run and return all outputs except caches; the next run overwrites them. Errors as for ``Engine.run``."""
 
 
 class Engine(Protocol):
@@ -85,7 +85,7 @@ class Engine(Protocol):
         """
 
     def prepare(self, inputs: Mapping[str, Array], caches: Caches) -> Prepared | None:
-        """Bind inputs of these shapes and caches for many runs of one user; None where the engine cannot."""
+        """Return a call bound to these input shapes and caches, for one thread; None if the engine cannot bind."""
 
     def end_profiling(self) -> Path:
         """Write the profiler's file and return its path; the engine must have been opened for profiling."""
