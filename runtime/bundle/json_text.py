@@ -43,7 +43,8 @@ def parse_json_object(content: bytes | str, where: object, advice: str = "") -> 
     """Return the JSON object of a text; arguments and errors as for ``parse_json``."""
     value = parse_json(content, where, advice)
     if not isinstance(value, dict):
-        raise DynexportError(f"{where}: expected a JSON object, found {type(value).__name__}")
+        more = f"; {advice}" if advice else ""
+        raise DynexportError(f"{where}: expected a JSON object, found {type(value).__name__}{more}")
     return value
 
 
