@@ -1,4 +1,4 @@
-"""What depth costs: every trained checkpoint's held-out loss against the layers that it runs, as table and picture.
+"""Compare the held-out loss of every trained checkpoint with the layers that it runs, as table and picture.
 
     python samples/training/compare.py
 
@@ -39,11 +39,13 @@ Evaluate = Callable[[Checkpoint, heldout.Rows], heldout.Outcome]
 
 @dataclass(frozen=True)
 class Way:
-    """A line of the table: a checkpoint, and how it is run.
+    """A row of the table: a checkpoint, and how it is run.
 
     Attributes:
         causal: whether a generation can run so.
-        label, color, shift: of its point in the picture.
+        label: of its point in the picture.
+        color: of its point in the picture.
+        shift: of its label from its point.
     """
 
     name: str
@@ -73,7 +75,7 @@ WAYS = (
 
 @dataclass(frozen=True)
 class Result:
-    """A line of the table in numbers.
+    """The numbers of a row of the table.
 
     Attributes:
         depth: mean layers that a token runs in.
@@ -97,7 +99,7 @@ class Result:
 
 
 def results() -> list[Result]:
-    """Run everything."""
+    """Evaluate every way."""
     tokenizer = Tokenizer.from_file(str(CHECKPOINTS / "dense" / "tokenizer.json"))
     rows = text.windows(text.tokens(tokenizer, held_out=True), WINDOW)[::STRIDE].tolist()
     found: list[Result] = []
@@ -127,7 +129,7 @@ def results() -> list[Result]:
 
 
 def training(checkpoint: str) -> tuple[int, float]:
-    """Steps and operations that a checkpoint took, with those of the trunk or the teacher that it starts from."""
+    """Return steps and operations of a checkpoint's training, with those of the trunk or the teacher it starts from."""
     recipe = RECIPES[checkpoint]
     steps, flops = _curve_end(checkpoint)
     earlier = recipe.teacher or recipe.trunk
@@ -144,7 +146,7 @@ def _curve_end(checkpoint: str) -> tuple[int, float]:
 
 
 def table(found: list[Result]) -> str:
-    """The results in Markdown."""
+    """Return the results in Markdown."""
     heads = (
         "Model, and how it runs",
         "Layers per token",
@@ -165,7 +167,7 @@ def table(found: list[Result]) -> str:
 
 
 def put(page: Path, content: str) -> None:
-    """Replace what stands between a page's two marks."""
+    """Replace the text between a page's two marks."""
     before, first, rest = page.read_text().partition("<!-- table: samples/training/compare.py -->\n")
     _, last, after = rest.partition("<!-- end of table -->\n")
     assert first and last, f"{page}: expected the two marks of the table"
@@ -173,7 +175,7 @@ def put(page: Path, content: str) -> None:
 
 
 def main() -> None:
-    """Evaluate, and write everything down."""
+    """Evaluate, and write the table, the results and the picture."""
     torch.set_num_threads(1)
     found = results()
     RESULTS.write_text(json.dumps([asdict(result) for result in found], indent=2) + "\n")

@@ -1,4 +1,4 @@
-"""Floating-point operations of a model whose layers run some of the tokens, counted from its matrix products."""
+"""Count floating-point operations of a model whose layers run some of the tokens, from its matrix products."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ TRAINING = 3
 
 
 def forward_flops(config: Any, tokens: int, ran: Sequence[int], routers: int = 0) -> int:
-    """One row's forward pass; a multiplication and its addition are two operations.
+    """Return the operations of one row's forward pass; a multiplication and its addition are two.
 
     Norms, activations, softmax and rotary embedding are left out, as are products that the causal mask discards.
 
     Args:
         config: a transformers ``LlamaConfig``.
         tokens: of the row; each one passes the head.
-        ran: for each layer, how many of the tokens run in it; they attend to each other.
+        ran: for each layer, the number of tokens that run in it; they attend to each other.
         routers: multiplications of all routers and predictors for one token.
     """
     hidden, heads = config.hidden_size, config.num_attention_heads * config.head_dim

@@ -1,4 +1,4 @@
-"""The picture of the comparison: held-out loss against realised depth."""
+"""Draw the picture of the comparison: held-out loss against realised depth."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ INK, SOFT, LINE = "#1f2933", "#5b6875", "#9aa5b1"
 
 @dataclass(frozen=True)
 class Point:
-    """A point with its label.
+    """A point of the picture, with its label.
 
     Attributes:
         depth: mean layers a token.
         loss: nats per token.
         color: of the point.
-        causal: whether a generation can run so; the others are drawn hollow and smaller.
+        causal: whether generation can run this way; other points are hollow and smaller.
         shift: of the label from the point, in points of the page.
     """
 

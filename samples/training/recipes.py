@@ -1,6 +1,6 @@
-"""What is trained: a dense model, and for the same operations models that do not run every layer for every token.
+"""The recipes of training: a dense model, and models with dynamic depth for the same number of operations.
 
-A recipe is a class with a contract, what it adds to the model, and its loss; `RECIPES` names it for `train.py`.
+A recipe is a class with a contract, its additional modules, and its loss; `RECIPES` names it for `train.py`.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ PRICE = 0.02
 
 @dataclass(frozen=True)
 class Loss:
-    """One batch's outcome.
+    """The losses of one batch.
 
     Attributes:
         language: mean cross-entropy of the tokens that count, nats, with gradient unless it only is to be reported.
@@ -75,7 +75,7 @@ class Dense:
     leaves_trunk = True
 
     def prepare(self, model: Any) -> None:
-        """Give a new model the modules that routing needs; here, none."""
+        """Add the modules that routing needs to a new model; here, none."""
 
     def begin(self, model: Any) -> None:
         """Look at the model as it starts; here, do nothing."""
@@ -87,12 +87,12 @@ class Dense:
         return Loss(_next_token_loss(logits, ids), torch.zeros(()), forward_flops(model.config, ids.shape[1], ran))
 
     def tensors(self, model: Any) -> dict[str, torch.Tensor]:
-        """What to save, by the contract's names."""
+        """Return the tensors to save, with the contract's names."""
         return mod_training.contract_tensors(model)
 
 
 class MixtureOfDepths(Dense):
-    """Every other layer runs an eighth of the tokens; the causal rule is learned beside (arXiv 2404.02258)."""
+    """Every other layer runs an eighth of the tokens; the causal rule is learned too (arXiv 2404.02258)."""
 
     def __init__(self, rule: str, trunk: str | None = None) -> None:
         self.trunk, self.leaves_trunk = trunk, trunk is None
@@ -126,7 +126,7 @@ class MixtureOfDepths(Dense):
 
 
 class RadialNetwork(Dense):
-    """In every step a router sends each token to a layer of the pool, or out (arXiv 2404.04900)."""
+    """At every hop a router sends each token to a layer of the pool, or lets it exit (arXiv 2404.04900)."""
 
     leaves_trunk = False
 
@@ -185,18 +185,18 @@ class RadialDistilled(RadialNetwork):
 
 
 def _price(steps: list[Step]) -> torch.Tensor:
-    """What depth costs: the more, the further the batch is above the target, and below it the price is negative."""
+    """Return the price of depth, proportional to the batch's distance from the target; below it, it is negative."""
     depth = torch.stack([_ran(step) for step in steps]).sum(0).float().mean()
     return PRICE * (depth - TARGET_DEPTH) * expected_depth(steps)
 
 
 def _ran(step: Step) -> torch.Tensor:
-    """Which tokens ran a layer in a step, bool [rows, tokens]."""
+    """Return which tokens ran a layer at a hop, bool [rows, tokens]."""
     return (step.choice >= 0) & (step.choice < LAYERS)
 
 
 def _radial_flops(model: Any, steps: list[Step]) -> int:
-    """Of one row's forward pass, mean over rows: layers and routers for the tokens that ran in them."""
+    """Return FLOPs of one row's forward pass, mean over rows: layers and routers for the tokens that ran in them."""
     tokens = steps[0].choice.shape[1]
     router = sum(p.numel() for p in model.base_model.radial_router.parameters()) / len(steps)
     asked = sum((step.choice >= 0).float().mean().item() for step in steps)
@@ -205,7 +205,7 @@ def _radial_flops(model: Any, steps: list[Step]) -> int:
 
 
 class UnifiedSkip(Dense):
-    """The prompt in every layer, the response in the kept ones; only the response is learned (arXiv 2404.06954)."""
+    """The prompt runs every layer, the response the kept ones; only the response is learned (arXiv 2404.06954)."""
 
     trunk = "dense"
     leaves_trunk = False
@@ -226,7 +226,7 @@ class UnifiedSkip(Dense):
 
 @contextmanager
 def _prompt_only(model: Any, layers: list[int], prompt: int) -> Iterator[None]:
-    """Within, ``layers`` run the first ``prompt`` tokens of every row and leave the others as they are."""
+    """Make ``layers`` run only the first ``prompt`` tokens of every row, within the context."""
 
     def of_prompt(forward: Callable[..., Any]) -> Callable[..., Any]:
         def run(hidden: Any, *, position_embeddings: Any, **others: Any) -> Any:
@@ -247,7 +247,7 @@ def _prompt_only(model: Any, layers: list[int], prompt: int) -> Iterator[None]:
 
 
 def _next_token_loss(logits: torch.Tensor, ids: torch.Tensor, start: int = 0) -> torch.Tensor:
-    """Mean cross-entropy of what follows the tokens at ``start`` and later, nats."""
+    """Return the mean cross-entropy of the tokens that follow those at ``start`` and later, in nats."""
     return cross_entropy(logits[:, start:-1].flatten(0, 1), ids[:, start + 1 :].flatten())
 
 

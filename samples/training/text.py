@@ -1,4 +1,4 @@
-"""The text that the samples learn, public domain as a package ships it, and its tokenizer."""
+"""Read the training text of the samples, public domain and shipped by a package, and make its tokenizer."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ HELD_OUT = ("macbeth", "twelfth_night")
 
 
 def tokenizer() -> Tokenizer:
-    """A byte-level BPE, learned from the training plays; the same one every time."""
+    """Return a byte-level BPE learned from the training plays; the same one every time."""
     model = Tokenizer(models.BPE())
     model.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     model.decoder = decoders.ByteLevel()
@@ -29,13 +29,13 @@ def tokenizer() -> Tokenizer:
 
 
 def tokens(model: Tokenizer, *, held_out: bool) -> torch.Tensor:
-    """All training plays in one row, or the held-out ones: int64 [tokens]."""
+    """Return all training plays in one row, or the held-out ones: int64 [tokens]."""
     ids = [model.encode(play).ids for play in _plays(held_out=held_out)]
     return torch.tensor([token for play in ids for token in play])
 
 
 def windows(stream: torch.Tensor, length: int) -> torch.Tensor:
-    """A stream cut into rows of one length, the rest left out: int64 [rows, length]."""
+    """Return a stream cut into rows of one length, without the rest: int64 [rows, length]."""
     return stream[: len(stream) // length * length].view(-1, length)
 
 

@@ -1,4 +1,4 @@
-"""Train one recipe, from nothing or from where another one leaves its constant rate, and save its checkpoint.
+"""Train one recipe, from scratch or from another recipe's trunk, and save its checkpoint.
 
     python samples/training/train.py dense
 
@@ -38,7 +38,7 @@ REPORT_STEPS = 20
 
 
 def config() -> LlamaConfig:
-    """1.3 million parameters, many thin layers."""
+    """Return the model's config: 1.3 million parameters, many thin layers."""
     return LlamaConfig(
         vocab_size=text.VOCABULARY,
         hidden_size=96,
@@ -54,30 +54,30 @@ def config() -> LlamaConfig:
 
 
 def budget() -> int:
-    """Operations of a whole training, trunk included: what ``DENSE_STEPS`` of the dense recipe take."""
+    """Return the operations of a whole training, trunk included: those of ``DENSE_STEPS`` steps of the dense recipe."""
     model = config()
     row = forward_flops(model, WINDOW, [WINDOW] * model.num_hidden_layers)
     return DENSE_STEPS * ROWS * TRAINING * row
 
 
 def before(recipe: Dense) -> float:
-    """What was spent on the weights that a recipe starts from, as a share of the budget."""
+    """Return the operations spent on the weights that a recipe starts from, as a share of the budget."""
     return 1.0 if recipe.teacher else DECAY if recipe.trunk else 0.0
 
 
 def learning_rate(left: float, step: int) -> float:
-    """The rate when ``left`` is what remains to be spent, as a share of the budget."""
+    """Return the learning rate when ``left``, a share of the budget, remains to be spent."""
     return RATE * min(1.0, (step + 1) / WARM_UP_STEPS) * min(1.0, left / (1 - DECAY))
 
 
 def train(recipe: Dense, model: Any, stream: torch.Tensor, trunk: Path) -> list[dict[str, float]]:
-    """Spend what the recipe may on random windows of ``stream``.
+    """Train on random windows of ``stream`` until the recipe's budget is spent.
 
     Args:
         trunk: where to save the weights at the end of the constant rate, if the recipe leaves a trunk.
 
     Returns:
-        The loss curve, a row for every few steps.
+        The loss curve, one row per few steps.
     """
     # Whoever starts from another recipe's weights sees other windows.
     draw = torch.Generator().manual_seed(SEED + bool(recipe.trunk or recipe.teacher))
@@ -110,7 +110,7 @@ def train(recipe: Dense, model: Any, stream: torch.Tensor, trunk: Path) -> list[
 
 
 def save(directory: Path, recipe: Dense, model: Any, tokenizer: Tokenizer, curve: list[dict[str, float]]) -> None:
-    """Write what a Hugging Face checkpoint has, in float16, with the routing contract and the loss curve."""
+    """Write a Hugging Face checkpoint in float16, with the routing contract and the loss curve."""
     directory.mkdir(parents=True, exist_ok=True)
     half = {name: tensor.to(torch.float16) for name, tensor in recipe.tensors(model).items()}
     save_file(half, directory / "model.safetensors", metadata={"format": "pt"})
@@ -126,7 +126,7 @@ def save(directory: Path, recipe: Dense, model: Any, tokenizer: Tokenizer, curve
 
 
 def start_of(name: str) -> Path | None:
-    """The weights that a recipe starts from; None: from nothing."""
+    """Return the weights that a recipe starts from; None means from scratch."""
     recipe = RECIPES[name]
     if recipe.teacher:
         return CHECKPOINTS / recipe.teacher / "model.safetensors"
