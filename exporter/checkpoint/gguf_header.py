@@ -252,7 +252,7 @@ def _check_side_by_side(cursor: _Cursor, start: int, alignment: int, tensors: di
             found = "bytes of another tensor" if tensor.offset < end else "bytes of no tensor before it"
             raise DynexportError(
                 f"{cursor.path}: tensor {name}: expected its start at byte {end}, found byte {tensor.offset}, with "
-                f"{found};  the file is damaged, download it again"
+                f"{found}; the file is damaged, download it again"
             )
         end = -(-(tensor.offset + tensor.size) // alignment) * alignment
     if cursor.size > end:
