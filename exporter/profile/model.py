@@ -133,9 +133,7 @@ def summarise(measured: Measured) -> Profile:
     """Return the profile of a measurement."""
     influence = measured.influence.mean(axis=1)
     order = np.empty(len(influence), np.int64)
-    order[np.argsort(influence, kind="stable")] = np.arange(
-        len(influence)
-    )  # stable: of equal layers the first one comes first
+    order[np.argsort(influence, kind="stable")] = np.arange(len(influence))  # ties in layer order
     layers = tuple(
         Layer(
             layer=i,
