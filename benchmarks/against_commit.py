@@ -37,7 +37,7 @@ WAYS: dict[str, tuple[dict[str, Any], dict[str, tuple[int, ...]], list[str]]] = 
         [],
     ),
     "radial": (
-        {"strategy": "radial", "max_steps": 12, "router": {"hidden": 64}},
+        {"strategy": "radial", "max_steps": LAYERS, "router": {"hidden": 64}},
         radial_router(LAYERS, SIZES["hidden"], 64),
         [],
     ),

@@ -18,7 +18,7 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    # Only when asked for: reading a manifest needs no engine, and running a bundle no exporter.
+    # Imported on first use: reading a manifest needs no engine, and running a bundle needs no exporter.
     if name == "__version__":
         from importlib.metadata import version
 

@@ -6,9 +6,9 @@ from typing import NoReturn
 
 
 def main() -> NoReturn:
-    """Run the command line; exit codes: 0 good, 1 a check failed, 2 bad usage or input."""
+    """Run the command line; exit code 0 is success, 1 a failed check, 2 wrong usage or input."""
     try:
-        # Here, so that Ctrl-C during the second that imports take is told as at any other moment.
+        # Imported here, so that Ctrl-C during the import (about a second) ends without a traceback, too.
         from dynexport.exporter.cli.main import main as command_line
     except KeyboardInterrupt:
         sys.stderr.write("interrupted\n")

@@ -1,5 +1,5 @@
-"""Operators of our own, each with a standard-op body, CUDA kernels and a TensorRT plugin (docs/plugins.md).
+"""Custom operators, each with a body of standard operators, CUDA kernels and a TensorRT plugin (docs/plugins.md).
 
-``graph`` calls them in a graph that is being built, ``functions`` has their ONNX forms, ``rtx`` gives TensorRT-RTX its
-creators. Only the first two need onnxscript.
+``graph`` adds calls of them to a graph, ``functions`` has their ONNX functions and schemas, ``creators`` registers
+their TensorRT plugins, ``rtx`` loads TensorRT-RTX. Only the first two need onnxscript.
 """

@@ -1,7 +1,7 @@
-"""The operators as ahead-of-time plugins of TensorRT's ``tensorrt.plugin``: their PTX becomes a part of the engine.
+"""Register the operators as ahead-of-time plugins (``tensorrt.plugin``), whose PTX is stored in the engine.
 
-An engine built so needs no plugin library where it runs. TensorRT-RTX 1.7 has no such module. Written after TensorRT's
-documentation; not yet run.
+Such an engine runs without a plugin library. TensorRT-RTX 1.7 has no such module. This module follows TensorRT's
+documentation and has not been run yet.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ from dynexport.runtime.bundle.errors import DynexportError
 
 
 def register(trt: Any, ptx: Path) -> None:
-    """Register all operators, instead of ``creators.register``; ``creators.allow_in_place`` is needed as there.
+    """Register all operators; use it instead of ``creators.register``, and call ``creators.allow_in_place`` as well.
 
     Args:
         trt: the module ``tensorrt``.
-        ptx: a file of ``kernels.compile_ptx``.
+        ptx: the file written by ``kernels.compile_ptx``.
 
     Raises:
-        DynexportError: when the module has no ahead-of-time plugins.
+        DynexportError: when the module does not support ahead-of-time plugins.
     """
     try:
         quick = importlib.import_module(f"{trt.__name__}.plugin")
@@ -69,7 +69,7 @@ def _register(trt: Any, quick: Any, operator: Operator, ptx: bytes) -> None:
         name = launch.name(dtype_of(operator, [dtypes[desc.dtype] for desc in inputs]))
         return name.encode(), ptx, params, extra
 
-    # It reads names, and the types of what is described, from signatures.
+    # TensorRT reads the names and types of tensors from the functions' signatures.
     desc = quick.TensorDesc
     named = [Parameter(tensor.name, Parameter.POSITIONAL_OR_KEYWORD, annotation=desc) for tensor in operator.inputs]
     rest = [Parameter(name, Parameter.POSITIONAL_OR_KEYWORD) for name in ("outputs", "tactic")]

@@ -1,4 +1,4 @@
-"""Python creators of the operators' plugins (IPluginV3), for TensorRT-RTX, and for TensorRT without the C++ library."""
+"""Register the operators' plugins (IPluginV3) in Python, for TensorRT-RTX, or TensorRT without the C++ library."""
 
 from __future__ import annotations
 
@@ -14,22 +14,22 @@ from dynexport.plugins.operators import OPERATORS
 from dynexport.plugins.schema import DOMAIN, FLOATS, TENSORRT_TYPES, VERSION, Operator, T
 from dynexport.runtime.bundle.errors import DynexportError
 
-# A registry does not keep what it is given alive.
+# The creators by module, kept alive here: the registry holds no reference.
 _REGISTERED: dict[str, list[Any]] = {}
 
 
 def register(trt: Any, kernels: Kernels | None = None) -> None:
-    """Register a creator of every operator, so that the parser takes plugins where nodes ask for them.
+    """Register a creator for every operator, so that the parser uses plugins for nodes that name them.
 
-    Building needs no kernels, but ``allow_in_place``. Registering again changes nothing but the kernels of plugins that
-    are made from then on.
+    Building an engine needs ``allow_in_place`` but no kernels. A second call only sets the kernels of plugins created
+    from then on.
 
     Args:
-        trt: the module, ``tensorrt_rtx`` as ``rtx.load`` gives it, or ``tensorrt``.
-        kernels: what to launch when an engine runs.
+        trt: the module ``tensorrt``, or ``tensorrt_rtx`` as loaded by ``rtx.load``.
+        kernels: the kernels to launch when an engine runs; None if engines are only built.
 
     Raises:
-        DynexportError: when the registry refuses one.
+        DynexportError: when the registry refuses a creator.
     """
     made = _REGISTERED.setdefault(trt.__name__, [])
     for creator in made:
@@ -42,13 +42,12 @@ def register(trt: Any, kernels: Kernels | None = None) -> None:
 
 
 def allow_in_place(trt: Any, config: Any) -> None:
-    """Set a builder configuration so that plugins may work in their inputs' memory; without it two of ours fail to
-    build."""
+    """Allow plugins to write in their inputs' memory, in a builder configuration; two operators need it to build."""
     config.set_preview_feature(trt.PreviewFeature.ALIASED_PLUGIN_IO_10_03, True)
 
 
 def unregister(trt: Any) -> None:
-    """Take all creators back; the parser then takes the bodies."""
+    """Remove all creators from the registry; the parser then uses the operators' bodies."""
     for creator in _REGISTERED.pop(trt.__name__, []):
         trt.get_plugin_registry().deregister_creator(creator)
 
@@ -72,7 +71,7 @@ def _creator(trt: Any, operator: Operator, kernels: Kernels | None) -> Any:
 
 
 def _plugin_class(trt: Any) -> Any:
-    """The class for a module: what differs between operators is in their description."""
+    """Return the plugin class for a TensorRT module; one class serves all operators."""
     types = {dtype: getattr(trt, name) for dtype, name in TENSORRT_TYPES.items()}
     dtypes: dict[Any, Any] = {native: dtype for dtype, native in types.items()}
 
@@ -167,14 +166,19 @@ def run(
     outputs: Sequence[int],
     stream: int,
 ) -> None:
-    """Run an operator on device memory, without waiting for it.
+    """Launch an operator's kernel on device memory, without waiting for it.
 
     Args:
-        shapes, dtypes: of the inputs.
-        inputs, outputs: device memory, row-major and dense.
+        operator: the operator.
+        kernels: the loaded kernels; None raises an error.
+        shapes: shapes of the inputs.
+        dtypes: element types of the inputs.
+        inputs: device addresses of the inputs, row-major and dense.
+        outputs: device addresses of the outputs, row-major and dense.
+        stream: handle of the CUDA stream.
 
     Raises:
-        DynexportError: when there are no kernels, shapes do not fit, or the driver refuses.
+        DynexportError: when there are no kernels, shapes do not fit, or the driver returns an error.
     """
     if kernels is None:
         raise DynexportError(f"{operator.name} cannot run without its kernels: give them to creators.register")

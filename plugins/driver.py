@@ -1,4 +1,4 @@
-"""The five calls of the CUDA driver that launching a kernel takes, by ctypes: its C interface is stable."""
+"""Launch CUDA kernels with five calls of the driver's C interface, which is stable, through ctypes."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ LIBRARY = "libcuda.so.1"
 
 
 class Kernels:
-    """A compiled file's kernels, loaded into whatever context is current when one is launched first.
+    """The kernels of a compiled file, loaded into the CUDA context that is current at the first launch.
 
     Args:
         path: a fat binary, cubin or PTX file.
-        library: the driver.
+        library: name of the driver library.
 
     Raises:
-        DynexportError: when the file or the driver is not there.
+        DynexportError: when the file or the driver is missing.
     """
 
     def __init__(self, path: Path, *, library: str = LIBRARY) -> None:
@@ -46,11 +46,16 @@ class Kernels:
         """Launch a kernel on a stream, without waiting for it.
 
         Args:
-            pointers, outputs: device memory.
-            sizes: 32-bit arguments between them.
+            name: name of the kernel in the file.
+            blocks: number of blocks.
+            threads: number of threads per block.
+            pointers: device addresses of the inputs, the first arguments.
+            sizes: 32-bit arguments after the inputs.
+            outputs: device addresses of the outputs, the last arguments.
+            stream: handle of the CUDA stream.
 
         Raises:
-            DynexportError: when the driver refuses.
+            DynexportError: when the driver returns an error.
         """
         values: list[ctypes.c_void_p | ctypes.c_int32] = [
             *map(ctypes.c_void_p, pointers),
@@ -63,7 +68,7 @@ class Kernels:
         self._call("cuLaunchKernel", function, *grid_and_block, ctypes.c_void_p(stream), addresses, None)
 
     def copy(self, to: int, source: int, size: int, stream: int) -> None:
-        """Copy device memory on a stream; ``size`` in bytes."""
+        """Copy ``size`` bytes of device memory on a stream, without waiting."""
         places = ctypes.c_uint64(to), ctypes.c_uint64(source)
         self._call("cuMemcpyDtoDAsync_v2", *places, ctypes.c_size_t(size), ctypes.c_void_p(stream))
 
@@ -73,7 +78,7 @@ class Kernels:
         key = context.value or 0
         if key not in self._modules:
             module = ctypes.c_void_p()
-            # A buffer of ctypes ends with a zero byte, as PTX has to.
+            # A ctypes string buffer ends with a zero byte, which PTX needs.
             self._call("cuModuleLoadData", ctypes.byref(module), ctypes.create_string_buffer(self._path.read_bytes()))
             self._modules[key] = module
         if (key, name) not in self._functions:

@@ -15,17 +15,17 @@ OPSET = 24
 
 
 def functions() -> list[ir.Function]:
-    """Every operator's standard-op body as an ONNX local function."""
+    """Return the body of every operator as an ONNX local function."""
     return [function(operator) for operator in OPERATORS]
 
 
 def schemas() -> list[onnx.defs.OpSchema]:
-    """Every operator's ONNX schema, with type and shape inference; nothing is registered."""
+    """Return the ONNX schema of every operator, with type and shape inference; nothing is registered."""
     return [schema(operator) for operator in OPERATORS]
 
 
 def function(operator: Operator) -> ir.Function:
-    """The body as an ONNX local function: what an engine without the plugin runs."""
+    """Return an operator's body as an ONNX local function, which runs if there is no plugin."""
     made: ir.Function = build_function(
         operator.body,
         [ir.Value(name=tensor.name) for tensor in operator.inputs],
@@ -37,7 +37,7 @@ def function(operator: Operator) -> ir.Function:
 
 
 def schema(operator: Operator) -> onnx.defs.OpSchema:
-    """The ONNX schema of an operator."""
+    """Return the ONNX schema of an operator."""
     generic = any(tensor.dtype == T for tensor in operator.inputs)
     made = onnx.defs.OpSchema(
         operator.name,
@@ -59,7 +59,7 @@ def _parameter(tensor: Tensor) -> onnx.defs.OpSchema.FormalParameter:
 
 
 def _attribute(name: str) -> onnx.defs.OpSchema.Attribute:
-    described = "which plugin TensorRT's parser takes instead of the body; no part of the meaning"
+    described = "selects the plugin that TensorRT's parser uses instead of the body; does not change results"
     return onnx.defs.OpSchema.Attribute(name, onnx.defs.OpSchema.AttrType.STRING, described, required=False)
 
 

@@ -1,4 +1,4 @@
-"""Calls of the operators in a graph, and the functions that a model with such calls has to carry."""
+"""Add calls of the operators to a graph, and the functions that a model with such calls needs."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ from dynexport.plugins.schema import DOMAIN, PLUGIN_ATTRIBUTES, VERSION, Operato
 
 
 def capacity_top_k(op: Any, scores: ir.Value, counts: ir.Value, slots: ir.Value) -> tuple[ir.Value, ir.Value]:
-    """The counts[b] largest scores of every row, at most K, lower position first on ties.
+    """Return the positions of the counts[b] largest scores of each row, at most K; ties go to the lower position.
 
-    NaN and minus infinity never win: a score is masked by making it minus infinity.
+    NaN and minus infinity are never chosen: mask a score by setting it to minus infinity.
 
     Args:
         op: the builder of a graph, subgraph or function.
@@ -30,8 +30,8 @@ def capacity_top_k(op: Any, scores: ir.Value, counts: ir.Value, slots: ir.Value)
         slots: int64 [K], 0, 1, .. K-1; its length is the capacity, at most S.
 
     Returns:
-        positions int64 [B, K], the chosen ascending, then others, all of a row different;
-        valid int32 [B, K], 1 for the chosen.
+        positions int64 [B, K], the chosen ones ascending, then others; all positions of a row differ.
+        valid int32 [B, K], 1 for chosen positions, else 0.
     """
     positions, valid = _call(op, CAPACITY_TOP_K, scores, counts, slots)
     return positions, valid
@@ -40,21 +40,23 @@ def capacity_top_k(op: Any, scores: ir.Value, counts: ir.Value, slots: ir.Value)
 def gated_scatter_add(
     op: Any, residual: ir.Value, update: ir.Value, gate: ir.Value, positions: ir.Value, valid: ir.Value
 ) -> ir.Value:
-    """residual + gate * update at the positions of valid slots: [B, S, H] like residual.
+    """Return residual, with gate * update added at the positions of valid slots: T [B, S, H].
 
     Args:
         op: the builder of a graph, subgraph or function.
         residual: T [B, S, H]; T is float32, float16 or bfloat16.
         update: T [B, K, H], any value where not valid.
         gate: T [B, K].
-        positions: int64 [B, K], all of a row different.
-        valid: int32 [B, K].
+        positions: int64 [B, K]; all positions of a row differ.
+        valid: int32 [B, K], 0 for slots that add nothing.
     """
     return _call(op, GATED_SCATTER_ADD, residual, update, gate, positions, valid)[0]
 
 
 def ragged_kv_append(op: Any, cache: ir.Value, new: ir.Value, write_index: ir.Value, count: ir.Value) -> ir.Value:
-    """The cache with the first count[b] entries of new at write_index[b] and after it; nothing beyond M.
+    """Return the cache with the first count[b] entries of new written from write_index[b] on: T [B, h, M, D].
+
+    Entries that would be outside of the cache are dropped.
 
     Args:
         op: the builder of a graph, subgraph or function.
@@ -67,7 +69,7 @@ def ragged_kv_append(op: Any, cache: ir.Value, new: ir.Value, write_index: ir.Va
 
 
 def selected_matmul(op: Any, x: ir.Value, weight: ir.Value, index: ir.Value) -> ir.Value:
-    """weight[index[n]] x[n] of every token, zeros where the index is -1: [N, J].
+    """Return weight[index[n]] x[n] for every token n, or zeros if the index is -1: T [N, J].
 
     Args:
         op: the builder of a graph, subgraph or function.
@@ -79,7 +81,7 @@ def selected_matmul(op: Any, x: ir.Value, weight: ir.Value, index: ir.Value) -> 
 
 
 def add_functions(model: ir.Model) -> None:
-    """Give a model the functions that its graph, subgraphs and functions call, and import the domain."""
+    """Add to a model the functions that its graph, subgraphs and functions call, and import the domain."""
     graphs = [model.graph, *(body.graph for body in model.functions.values())]
     called = {node.op_type for graph in graphs for node in graph.all_nodes() if node.domain == DOMAIN}
     for operator in OPERATORS:
@@ -93,7 +95,7 @@ def _call(op: Any, operator: Operator, *inputs: ir.Value) -> Sequence[ir.Value]:
     count = len(operator.outputs)
     made = getattr(op, operator.name)(*inputs, _domain=DOMAIN, _outputs=count, **PLUGIN_ATTRIBUTES)
     outputs: Sequence[ir.Value] = [made] if count == 1 else made
-    # The builder infers nothing for a domain that it does not know.
+    # The builder does not infer types and shapes for an unknown domain.
     generic = next((value.dtype for value, t in zip(inputs, operator.inputs, strict=True) if t.dtype == T), None)
     for value, tensor in zip(outputs, operator.outputs, strict=True):
         dtype = tensor.dtype if isinstance(tensor.dtype, ir.DataType) else generic

@@ -1,4 +1,4 @@
-"""The CUDA kernels: compiled by the user's nvcc, and how each one is launched."""
+"""Compile the CUDA kernels with the user's nvcc, and describe the launch of each kernel."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from dynexport.plugins.schema import Operator, T
 from dynexport.runtime.bundle.errors import DynexportError
 
 SOURCE = Path(__file__).parent / "cuda" / "kernels.cu"
-# Kernels count in 32 bits.
+# Kernels use 32-bit indices.
 LARGEST = 1 << 30
 ARCHITECTURES = ("80", "89", "90", "120")
 
@@ -26,12 +26,15 @@ _SUFFIXES = {DataType.FLOAT: "float32", DataType.FLOAT16: "float16", DataType.BF
 
 @dataclass(frozen=True)
 class Launch:
-    """How an operator's kernel is launched; its arguments are all inputs, 32-bit sizes, all outputs.
+    """The launch of an operator's kernel; its arguments are all inputs, 32-bit sizes, all outputs.
 
     Attributes:
-        sizes: letters of the dimensions that it is told.
+        operator: the operator.
+        kernel: base name of the kernel.
+        sizes: letters of the dimensions that are passed as sizes.
         grid: letters of the dimensions whose product is the number of blocks.
-        tile: a letter of the grid of which a block does several.
+        threads: number of threads per block.
+        tile: number of indices that one block handles, for letters of the grid with more than one.
     """
 
     operator: Operator
@@ -42,11 +45,11 @@ class Launch:
     tile: Mapping[str, int]
 
     def name(self, dtype: DataType | None) -> str:
-        """The kernel's name in the compiled file; ``dtype`` is that of ``T``, or None where there is none."""
+        """Return the kernel's name in the compiled file; ``dtype`` is the type of ``T``, None if there is no ``T``."""
         return self.kernel if dtype is None else f"{self.kernel}_{_SUFFIXES[dtype]}"
 
     def blocks(self, sizes: Mapping[str, int]) -> int:
-        """Blocks of the grid for these dimensions."""
+        """Return the number of blocks for these dimensions."""
         return prod(-(-sizes[letter] // self.tile.get(letter, 1)) for letter in self.grid)
 
 
@@ -62,10 +65,10 @@ LAUNCHES = {
 
 
 def read_sizes(operator: Operator, shapes: Sequence[Sequence[int]]) -> dict[str, int]:
-    """Sizes by letter from the inputs' shapes.
+    """Return the size of each dimension letter, from the inputs' shapes.
 
     Raises:
-        DynexportError: where a shape does not fit the operator.
+        DynexportError: when a shape does not fit the operator.
     """
     sizes: dict[str, int] = {}
     for tensor, shape in zip(operator.inputs, shapes, strict=True):
@@ -85,11 +88,11 @@ def read_sizes(operator: Operator, shapes: Sequence[Sequence[int]]) -> dict[str,
 
 
 def compile_kernels(output: Path, *, architectures: Sequence[str] = ARCHITECTURES) -> Path:
-    """Compile all kernels into one fat binary: machine code for these architectures, PTX of the last for later GPUs.
+    """Compile all kernels into a fat binary: machine code for these architectures, and PTX of the last for later GPUs.
 
     Args:
         output: the file to write.
-        architectures: compute capabilities without the dot.
+        architectures: compute capabilities without the dot, ascending, such as "80".
 
     Returns:
         ``output``.
@@ -104,7 +107,7 @@ def compile_kernels(output: Path, *, architectures: Sequence[str] = ARCHITECTURE
 
 
 def compile_ptx(output: Path, *, architecture: str = "80") -> Path:
-    """Compile all kernels to PTX of the oldest architecture, which every later GPU can take.
+    """Compile all kernels to PTX of the oldest architecture, which every later GPU can run; return ``output``.
 
     Raises:
         DynexportError: when there is no nvcc, or it fails.
@@ -113,7 +116,7 @@ def compile_ptx(output: Path, *, architecture: str = "80") -> Path:
 
 
 def find_nvcc() -> str:
-    """The CUDA compiler of $CUDACXX, $CUDA_HOME, the path, or /usr/local/cuda.
+    """Return the path of nvcc: from $CUDACXX, $CUDA_HOME, $PATH or /usr/local/cuda, in this order.
 
     Raises:
         DynexportError: when there is none.
@@ -136,7 +139,7 @@ def _run_nvcc(output: Path, *options: str) -> Path:
 
 
 def dtype_of(operator: Operator, dtypes: Sequence[DataType]) -> DataType | None:
-    """The type that stands for ``T`` in a call with inputs of these types; None where the operator has no ``T``."""
+    """Return the type of ``T`` for inputs of these types; None if the operator has no ``T``."""
     found = (dtype for tensor, dtype in zip(operator.inputs, dtypes, strict=True) if tensor.dtype == T)
     return next(found, None)
 

@@ -1,8 +1,8 @@
-"""Loading TensorRT-RTX so that its parser can take plugins.
+"""Load TensorRT-RTX so that its parser can use plugins.
 
-The parser looks for ``libtensorrt_rtx.so``, which the wheel has under ``libtensorrt_rtx.so.1`` only; not finding it, it
-ends the process at the first plugin. It looks beside itself, so both libraries are loaded from a private directory of
-links in which the name exists, before the bindings load them from elsewhere.
+The parser looks for ``libtensorrt_rtx.so``, but the wheel has only ``libtensorrt_rtx.so.1``; without the file, the
+parser aborts the process at the first plugin. It looks in its own directory. So both libraries are loaded from a
+private directory of links that has the name, before the bindings load them from the wheel.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ from types import ModuleType
 from dynexport.runtime.bundle.errors import require_module
 
 MODULE = "tensorrt_rtx"
-# Any of them loads the libraries.
+# Importing any of these modules loads the libraries.
 _EARLIER = (MODULE, "tensorrt_rtx_bindings", "tensorrt_rtx_libs")
 WANTED = "libtensorrt_rtx.so"
 _LIBRARIES = (f"{WANTED}.1", "libtensorrt_onnxparser_rtx.so.1")
 
 
 def load() -> ModuleType:
-    """Import ``tensorrt_rtx``, ready for plugins where that is still possible.
+    """Import and return ``tensorrt_rtx``, ready for plugins unless it was imported before.
 
     Raises:
         DynexportError: when it is not installed.
@@ -39,21 +39,22 @@ def load() -> ModuleType:
 
 
 def problem() -> str | None:
-    """Why parsing a plugin would end the process, and what to do, in one line; None where it works or is not installed.
+    """Return why parsing a plugin would abort the process, and the fix, in one line; None if it works.
 
-    Somebody else's import of ``tensorrt_rtx`` before ``load`` is the reason.
+    The reason is an import of ``tensorrt_rtx`` before ``load``. None also if TensorRT-RTX is not installed.
     """
     if not _is_loaded() or _preloaded or _is_found():
         return None
     directory = _wheel()
     return (
-        f"{WANTED} is not found beside {_LIBRARIES[1]}, and {MODULE} was imported too early to cure it: import it with "
-        f"dynexport.plugins.rtx.load, or make a link of that name to {_LIBRARIES[0]} in {directory}"
+        f"{WANTED} is not found beside {_LIBRARIES[1]}, and {MODULE} was imported before dynexport could load it: "
+        f"import it with dynexport.plugins.rtx.load, or make a link of that name to {_LIBRARIES[0]} in "
+        f"{directory}"
     )
 
 
 def cure_for_others() -> str | None:
-    """The command after which programs that do not use ``load`` can parse plugins; None where they can already."""
+    """Return the command that lets programs without ``load`` parse plugins; None if they already can."""
     return None if _is_found() else f"ln -s {_LIBRARIES[0]} {_wheel()}/{WANTED}"
 
 
@@ -65,7 +66,7 @@ def _is_loaded() -> bool:
 
 
 def _wheel() -> Path | None:
-    """Where the wheel keeps its libraries; None where TensorRT-RTX is not a wheel, or not there."""
+    """Return the directory of the wheel's libraries; None if TensorRT-RTX is not installed as a wheel."""
     spec = find_spec("tensorrt_rtx_libs")
     places = list(spec.submodule_search_locations or []) if spec else []
     return Path(places[0]) if places and (Path(places[0]) / _LIBRARIES[0]).is_file() else None
@@ -86,7 +87,7 @@ def _preload() -> None:
     directory = _wheel()
     assert directory is not None
     private = Path(tempfile.mkdtemp(prefix="dynexport-"))
-    # The name is looked up at the first plugin, so the directory has to stay.
+    # The parser looks the name up at the first plugin, so the directory is kept until exit.
     atexit.register(shutil.rmtree, private, ignore_errors=True)
     for library in directory.glob("*.so*"):
         (private / library.name).symlink_to(library)

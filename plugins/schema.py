@@ -1,4 +1,4 @@
-"""What an operator takes and gives, said once: its ONNX forms and its plugin's types and shapes follow from it."""
+"""The description of an operator, from which its ONNX schema and its plugin's types and shapes are made."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import onnx_ir as ir
 
 DOMAIN = "dynexport"
 VERSION = 1
-# TensorRT's parser takes a plugin instead of the body where a node says which one, and the plugin is registered.
+# TensorRT's parser uses a registered plugin instead of the body for a node that has these attributes.
 PLUGIN_ATTRIBUTES = {"plugin_namespace": DOMAIN, "plugin_version": str(VERSION)}
 
 # The type parameter: hidden states, weights and caches.
@@ -27,12 +27,13 @@ TENSORRT_TYPES: dict[ir.DataType | str, str] = {
 
 @dataclass(frozen=True)
 class Tensor:
-    """An input or output.
+    """An input or output of an operator.
 
     Attributes:
-        dtype: an element type, or ``T`` where any of ``FLOATS`` may stand, the same for all of a node's ``T``.
-        dims: one letter a dimension; where a letter comes again, the sizes are equal.
-        meaning: half a sentence.
+        name: name in the schema.
+        dtype: element type, or ``T`` for any type of ``FLOATS``, the same for every ``T`` of a node.
+        dims: one letter per dimension; equal letters mean equal sizes.
+        meaning: short description.
     """
 
     name: str
@@ -46,10 +47,13 @@ class Operator:
     """An operator of domain ``dynexport``.
 
     Attributes:
-        outputs: their dimensions are all dimensions of inputs.
-        body: writes the operator with standard operators: ``body(op, *inputs)``.
-        in_place: whether the first output is the first input with some of it overwritten, so that a kernel may work in
-            its memory.
+        name: name of the operator.
+        doc: description in the schema.
+        inputs: the inputs.
+        outputs: the outputs; each of their dimensions is a dimension of an input.
+        body: function that builds the operator from standard operators: ``body(op, *inputs)``.
+        in_place: whether the first output is the first input, partly overwritten, so that a kernel may write in its
+            memory.
     """
 
     name: str
@@ -60,7 +64,7 @@ class Operator:
     in_place: bool = False
 
     def source(self, letter: str) -> tuple[int, int]:
-        """The first input and axis that have this dimension."""
+        """Return the index of the first input that has this dimension, and the axis."""
         return next((i, tensor.dims.index(letter)) for i, tensor in enumerate(self.inputs) if letter in tensor.dims)
 
 

@@ -18,7 +18,7 @@ from rich.table import Table
 
 ROUTED = Path(__file__).resolve().parent / "training" / "checkpoints" / "mod"
 PROMPT = "Is this a dagger which I see before me, the handle toward my hand?"
-# They leave out one layer, three layers, a half, and two thirds.
+# Ratios that skip one layer, three layers, a half and two thirds of the layers.
 SPEEDUPS = ("1.03", "1.11", "2", "3")
 
 
@@ -31,7 +31,7 @@ def packaged_file(package: str, name: str) -> Path:
 
 
 def dynexport(*arguments: str) -> None:
-    """Run one command and show it."""
+    """Print a command and run it."""
     Console().print(f"\n$ dynexport {shlex.join(arguments)}", style="bold cyan", markup=False, soft_wrap=True)
     subprocess.run([str(Path(sys.executable).with_name("dynexport")), *arguments], check=True)
 
@@ -57,15 +57,15 @@ def show_table(bench: Path, evaluation: Path) -> None:
     console.print()
     console.print(table)
     console.print(
-        "warning: this checkpoint was not trained to skip layers. It stands the loss of a layer or three; beyond that "
-        "its text breaks, however fast it comes. Fine-tune for the ratio first (arXiv 2404.06954), then convert.",
+        "warning: this checkpoint was not trained to skip layers. Its text stays usable with one to three layers "
+        "skipped, not with more. Fine-tune it for the ratio first (arXiv 2404.06954), then convert.",
         style="yellow",
         soft_wrap=True,
     )
 
 
 def main() -> None:
-    """Convert, verify, chat, measure."""
+    """Convert a model, verify the bundle, chat, and measure speed and perplexity."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--output", type=Path, default=Path("demo"), help="directory for the bundle and the reports")
     output: Path = parser.parse_args().output
@@ -85,7 +85,7 @@ def main() -> None:
 
 
 def show_routing(output: Path) -> None:
-    """Draw which token ran in which layer of a small checkpoint that was trained for Mixture-of-Depths."""
+    """Draw which token runs in which layer of a small checkpoint that was trained for Mixture-of-Depths."""
     bundle, pictures = str(output / "mod"), [str(output / f"trace.{kind}") for kind in ("png", "html")]
     dynexport("convert", str(ROUTED), "--strategy", "mod", "-o", bundle)
     dynexport("verify", bundle, "--against", str(ROUTED))

@@ -1,4 +1,4 @@
-"""Draw which room imports which, read from the code: `python samples/docs_architecture.py` writes the picture."""
+"""Draw the imports between rooms, read from the code: `python samples/docs_architecture.py` writes the picture."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ Graph = Mapping[str, set[str]]
 
 
 def graph() -> tuple[Graph, set[tuple[str, str]]]:
-    """Return room -> imported rooms below it, and the pairs of rooms that import against the direction."""
+    """Return the lower rooms that each room imports, and the pairs of rooms that import against the direction."""
     pairs = set(arrows())
     wrong = {(a, b) for a, b in pairs if LEVEL[a] <= LEVEL[b]}
     return {room: {b for a, b in pairs - wrong if a == room} for room in LEVEL}, wrong
@@ -49,10 +49,10 @@ def words(room: str) -> list[str]:
 
 
 class Layout:
-    """Places of rooms, row by row, and of lanes between them for arrows that pass a row.
+    """Positions of rooms by row, and of lanes for arrows that pass a row.
 
-    A room stands in the row above the highest room that it imports. Within rows, rooms and lanes are sorted by the mean
-    of their neighbours' places until arrows cross little, and pulled towards these as far as their widths allow.
+    A room is in the row above the highest room that it imports. Within a row, rooms and lanes are sorted by the mean
+    position of their neighbours, which reduces crossings, and moved towards it as far as their widths allow.
     """
 
     def __init__(self, rooms: Graph) -> None:
@@ -95,7 +95,7 @@ class Layout:
         self.x = {node: x - left + _EDGE for node, x in self.x.items()}
 
     def _spread(self, line: list[str]) -> None:
-        """Return the places nearest to the wanted ones without overlap (isotonic regression by pooling)."""
+        """Set the positions nearest to the wanted ones without overlap (isotonic regression by pooling)."""
         offsets = [0.0]
         for left, right in pairwise(line):
             offsets.append(offsets[-1] + (self.width(left) + self.width(right)) / 2 + _GAP)
@@ -131,7 +131,7 @@ def picture() -> str:
         for lane in lanes:
             points += [(layout.x[lane], top(lane)), (layout.x[lane], top(lane) + _HEIGHT)]
         p.arrow(_curve([*points, (ports[room, target, "in"], top(target) - 2)]))
-    # Behind the boxes, so that names stay readable.
+    # Drawn before the boxes, so that names stay readable.
     for a, b in sorted(wrong):
         ends = [(layout.x[room], top(room) + _HEIGHT * (top(room) < top(other))) for room, other in ((a, b), (b, a))]
         p.arrow("M{:.0f} {:.0f} L{:.0f} {:.0f}".format(*ends[0], *ends[1]), "wrong")

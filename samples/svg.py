@@ -1,4 +1,4 @@
-"""Draw SVGs for light and dark pages: a shape names its look, and each look has a colour for both."""
+"""Draw SVGs for light and dark pages: a shape names its look, and a look has one colour for each."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ TEXT = {
     "amber-ink": ("#8a5a00", "#f0c267"),
 }
 PAGE = ("#ffffff", "#12181f")
-# Look -> (fill, edge), both as above.
+# Look -> (fill, edge), each for light and for dark pages.
 FILLS = {
     "blue": (("#e3edfd", "#1a3154"), ("#3b73c9", "#7fa9e8")),
     "green": (("#e0f4e8", "#16392a"), ("#2f8f5b", "#58b583")),
@@ -46,7 +46,7 @@ def _style() -> str:
 
 
 class Picture:
-    """An SVG under construction; coordinates are pixels, ``look`` is one of the names above."""
+    """An SVG that is drawn shape by shape; coordinates are pixels, ``look`` is a name in the tables above."""
 
     def __init__(self, width: float, height: float, title: str) -> None:
         self._parts = [
@@ -82,7 +82,7 @@ class Picture:
         )
 
     def arrow(self, path: str, look: str = "arrow") -> None:
-        """Draw a line along the path, with a tip at its end."""
+        """Draw a line along a path, with a tip at its end."""
         self._parts.append(f'<path d="{path}" class="{look}" marker-end="url(#{look})"/>')
 
     def svg(self) -> str:

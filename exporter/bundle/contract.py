@@ -1,4 +1,4 @@
-"""The contract of a conversion: what the checkpoint declares, with what the user asked for on top of it."""
+"""The contract of a conversion: the checkpoint's declaration, overridden by the user's options."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def read_contract(
     keep: Sequence[int] | None = None,
     changes: Mapping[str, Any] | None = None,
 ) -> AnyContract:
-    """The checkpoint's contract with what the user asked for on top of it; ``changes`` may name any field."""
+    """Return the checkpoint's contract, overridden by the user's options; ``changes`` may set any field."""
     speedups = checked_list("speedups", speedups, "numbers")
     if keep is not None:  # numbers of numpy as plain ones, which is what a contract has
         keep = [int(layer) if is_integer(layer) else layer for layer in checked_list("keep", keep, "layers")]
@@ -64,7 +64,7 @@ def _no_ratios(checkpoint: Checkpoint, strategy: str, field: str) -> DynexportEr
 
 
 def merged(fields: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
-    """Fields with changes on top of them; where both are objects, field by field. Names become strings, as in JSON."""
+    """Return ``fields`` overridden by ``changes``, nested objects field by field; names become strings, as in JSON."""
     result = {str(name): value for name, value in fields.items()}
     for name, change in changes.items():
         before = result.get(str(name))

@@ -1,4 +1,4 @@
-"""From a checkpoint to a bundle; the pipeline reads from top to bottom."""
+"""The conversion of a checkpoint into a bundle; the pipeline reads from top to bottom."""
 
 from __future__ import annotations
 
@@ -37,17 +37,17 @@ from dynexport.runtime.generation.generation_config import GENERATION_CONFIG, re
 
 @dataclass(frozen=True)
 class Conversion:
-    """What a conversion did.
+    """The result of a conversion.
 
     Attributes:
         output: the bundle.
         manifest: its manifest.
-        golden: how many golden rows were written; 0 without torch.
-        note: why there are no golden vectors, or "".
-        notes: what had to be assumed or changed when the checkpoint was read, and which rotary frequencies were chosen,
-            one line each.
+        golden: number of golden rows written; 0 without torch.
+        note: the reason why there are no golden vectors, or "".
+        notes: assumptions and changes made when the checkpoint was read, and the choice of rotary frequencies, one
+            line each.
         seconds: wall time.
-        peak_memory: bytes, of this process since its start.
+        peak_memory: the peak memory of this process since its start, in bytes.
     """
 
     output: Path
@@ -65,8 +65,8 @@ def convert(model: str | Path, output: str | Path, options: ConvertOptions | Non
     Args:
         model: a Hugging Face directory, a hub id, or a ``.gguf`` file.
         output: the bundle's directory; an earlier bundle there is replaced when the new one is complete.
-        options: what to convert it to; None for the usual.
-        named: fields of ``ConvertOptions``, on top of ``options``.
+        options: the options of the conversion; None for the defaults.
+        named: fields of ``ConvertOptions``, which override ``options``.
 
     Raises:
         DynexportError: for anything wrong with the model or the options; ``output`` is then left as it was.
@@ -101,7 +101,7 @@ def convert(model: str | Path, output: str | Path, options: ConvertOptions | Non
 
 
 def _open(model: str | Path, options: ConvertOptions) -> WeightReader:
-    """The checkpoint, checked, and its architecture."""
+    """Open and check the checkpoint; return a reader of it with its architecture."""
     checkpoint = open_checkpoint(model, tokenizer=options.tokenizer, importer=find_importer(options.importer))
     check_sizes(checkpoint)
     read_generation_config(checkpoint.files.get(GENERATION_CONFIG, b"{}"))  # refused now rather than by each run
@@ -113,7 +113,7 @@ def _open(model: str | Path, options: ConvertOptions) -> WeightReader:
 
 @dataclass(frozen=True)
 class _Built:
-    """What is to be written: the plans, and for each its graph with modules whose weights are still without values."""
+    """The graphs to write: a plan for each, and its ONNX graph and modules, whose weights have no values yet."""
 
     reader: WeightReader
     target: Target
@@ -124,7 +124,7 @@ class _Built:
 
 
 def _build(reader: WeightReader, options: ConvertOptions, target: Target) -> _Built:
-    """Read the contract, plan the graphs and build them; refuse what has no place in them."""
+    """Read the contract, plan the graphs and build them; raise DynexportError for tensors that they do not use."""
     checkpoint, architecture = reader.checkpoint, reader.architecture
     contract = read_contract(checkpoint, options.strategy, options.speedups, options.rule, options.keep, options.fields)
     target.longest_prompt(architecture.max_length)  # refused now rather than when weights are written
@@ -144,7 +144,7 @@ def _build(reader: WeightReader, options: ConvertOptions, target: Target) -> _Bu
 
 
 def _write(part: Path, built: _Built, options: ConvertOptions) -> tuple[m.Manifest, int, str]:
-    """Write all files of a bundle; its manifest, the golden rows, and why there are none."""
+    """Write all files of a bundle; return its manifest, the number of golden rows, and the reason if there are none."""
     checkpoint = built.reader.checkpoint
     manifest = _write_graphs(
         part,
@@ -168,7 +168,7 @@ def _write(part: Path, built: _Built, options: ConvertOptions) -> tuple[m.Manife
 
 
 def _limited(architecture: Architecture, max_length: int | None) -> Architecture:
-    """The model for the context that was asked for, or for its own."""
+    """Return the architecture for a context of ``max_length`` tokens, or unchanged for None."""
     if max_length is None:
         return architecture
     if not is_integer(max_length) or not 1 <= max_length <= architecture.longest:
@@ -179,7 +179,7 @@ def _limited(architecture: Architecture, max_length: int | None) -> Architecture
 
 
 def _rope_notes(architecture: Architecture) -> tuple[str, ...]:
-    """Which of longrope's two sets of frequencies the bundle has, and what that means for its answers."""
+    """Return notes that say which of longrope's two sets of frequencies the bundle uses."""
     long = architecture.positions.long if isinstance(architecture.positions, Rotary) else None
     if long is None:
         return ()
@@ -206,7 +206,7 @@ def _write_graphs(
     target: Target,
     progress: Progress | None,
 ) -> m.Manifest:
-    """Write every graph and the one file of weights that they share; the manifest of it, other files still missing."""
+    """Write every graph and their shared weight file; return the manifest, which does not list other files yet."""
     checkpoint, architecture = reader.checkpoint, reader.architecture
     strategy, context = strategies()[contract.strategy], architecture.max_length
     graphs = []

@@ -1,4 +1,4 @@
-"""What the manifest of a bundle says: sizes, costs, special tokens, inputs and outputs, versions."""
+"""The parts of a bundle's manifest: sizes, costs, special tokens, inputs and outputs, versions."""
 
 from __future__ import annotations
 
@@ -32,16 +32,16 @@ _TOOLS = (
     "torch",
     "transformers",
 )
-# What stands for a cache's slots in graphs, and in the manifest.
+# The dimension of a cache in graphs -> its name in the manifest.
 _SLOTS = {"M": "M", "M_routed": "M", "B": "B"}
 _LAYER_PREFIX = "model.layers."
 _ROUTER_PREFIX = "model.radial_router."
-# Of these a step reads single rows only, unless a tied head multiplies by the whole table.
+# A decode step reads single rows of these, unless a tied head multiplies by the whole table.
 _TABLES = ("model.embed_tokens.", "model.embed_positions.")
 
 
 def describe_model(architecture: Architecture, parameters: int) -> m.Model:
-    """Sizes that a runtime needs; ``parameters`` counts the elements of all weights."""
+    """Return the sizes that a runtime needs; ``parameters`` counts the elements of all weights."""
     return m.Model(
         family=architecture.family,
         layers=architecture.layers,
@@ -56,7 +56,7 @@ def describe_model(architecture: Architecture, parameters: int) -> m.Model:
 
 
 def describe_graph(model: ir.Model, plan: GraphPlan, profiles: tuple[m.Profile, ...]) -> m.Graph:
-    """One graph with its inputs and outputs."""
+    """Return the description of a graph with its inputs and outputs."""
     return m.Graph(
         name=plan.name,
         file=f"{plan.name}.onnx",
@@ -70,10 +70,12 @@ def describe_graph(model: ir.Model, plan: GraphPlan, profiles: tuple[m.Profile, 
 
 
 def describe_caches(graphs: Sequence[m.Graph], places: int, slots: Callable[[int], SlotRule]) -> tuple[m.Cache, ...]:
-    """One cache for each place, from the inputs of the graphs that hold it, or of the one that takes any.
+    """Return the cache of each place, as described by the inputs of the graphs that use it.
 
     Args:
-        slots: how many entries and slots a place has.
+        graphs: the descriptions of all graphs; the caches of one without places fit any place.
+        places: the number of places.
+        slots: a function that returns the slot rule of a place.
     """
     return tuple(_cache(graphs, place, slots(place)) for place in range(places))
 
@@ -99,7 +101,7 @@ def _cache(graphs: Sequence[m.Graph], place: int, rule: SlotRule) -> m.Cache:
 
 
 def describe_limits(graphs: Sequence[m.Graph], programs: Sequence[m.Program], limits: m.Limits) -> m.Limits:
-    """A strategy's limits, and those of the sizes that engines are built for."""
+    """Return a strategy's limits, reduced to the sizes that engines are built for."""
     named = {graph.name: graph for graph in graphs}
     prompts = [program for program in programs if program.phase == "prompt"]
     whole = [named[program.graph] for program in prompts if program.graph is not None]
@@ -128,7 +130,7 @@ def _least(sizes: Iterable[int | None]) -> int | None:
 
 
 def is_trained(checkpoint: Checkpoint, contract: AnyContract) -> bool:
-    """Whether the checkpoint itself declares the contract's strategy: only then was it trained to be run so."""
+    """Return whether the checkpoint declares the contract's strategy: only then was it trained for it."""
     declared = checkpoint.config.get("dynexport") or {}
     return bool(declared.get("strategy", UNDECLARED) == contract.strategy)
 
@@ -136,12 +138,12 @@ def is_trained(checkpoint: Checkpoint, contract: AnyContract) -> bool:
 def mark_trained(
     checkpoint: Checkpoint, strategy: Strategy[Any, Any], contract: AnyContract, depths: Sequence[m.Depth]
 ) -> list[m.Depth]:
-    """The depths, each marked where the checkpoint itself declares its layers."""
+    """Return the depths, marked as trained where the checkpoint declares their layers."""
     fields = checkpoint.config.get("dynexport")
     try:
         declared = parse_contract(fields, "config.json: dynexport") if isinstance(fields, dict) else None
     except DynexportError:
-        declared = None  # of another version, or never a contract
+        declared = None  # a contract of another version, or no contract
     return [
         depth.model_copy(update={"trained": declared is not None and strategy.is_trained(contract, depth, declared)})
         for depth in depths
@@ -151,14 +153,14 @@ def mark_trained(
 def describe_cost(
     architecture: Architecture, bytes_read: dict[str, int], target: Target, router_weights: int
 ) -> m.Cost:
-    """Bytes that a decode step reads: what each stored parameter costs to read, and caches as the target has them."""
+    """Return the cost of a decode step: bytes of weights and caches that it reads, and floating-point operations."""
     layers = [0] * architecture.layers
     shared = 0
     for name, size in bytes_read.items():
         if name.startswith(_LAYER_PREFIX):
             layers[int(name.removeprefix(_LAYER_PREFIX).split(".")[0])] += size
         elif name.startswith(_ROUTER_PREFIX):
-            continue  # read once a step of the path: counted where paths are known
+            continue  # read once per hop: counted by the code that knows the paths
         elif not name.startswith(_TABLES) or (architecture.tied_embeddings and name.startswith(_TABLES[0])):
             shared += size
     entry = 2 * architecture.kv_heads * target.cache_head_dim(architecture.head_dim)
@@ -173,12 +175,12 @@ def describe_cost(
 
 
 def describe_tokens(checkpoint: Checkpoint, vocab_size: int) -> m.Tokens:
-    """Special tokens: generation_config.json where it names them, else config.json; what else ends a turn in a chat.
+    """Return the special tokens of generation_config.json, else of config.json, and further tokens that end a turn.
 
-    Ids that are no tokens of the model are left out, as it can neither read nor generate them.
+    Ids outside the vocabulary are left out, because the model can neither read nor generate them.
 
     Raises:
-        DynexportError: when one is no whole number.
+        DynexportError: when an id is not an integer.
     """
 
     def tokens(ids: Iterable[int]) -> tuple[int, ...]:
@@ -191,7 +193,7 @@ def describe_tokens(checkpoint: Checkpoint, vocab_size: int) -> m.Tokens:
 
 
 def notes_on_tokens(checkpoint: Checkpoint, tokens: m.Tokens) -> tuple[str, ...]:
-    """What there is to tell of ends that the tokenizer knows and the model's config does not, or names in vain."""
+    """Return notes on end tokens that only the tokenizer names, or that are not in the vocabulary."""
     notes = []
     vain = [token_id for token_id in _named_ids(checkpoint, "eos_token_id") if token_id not in tokens.eos]
     if vain:
@@ -209,7 +211,7 @@ def notes_on_tokens(checkpoint: Checkpoint, tokens: m.Tokens) -> tuple[str, ...]
 
 
 def _named_ids(checkpoint: Checkpoint, name: str) -> tuple[int, ...]:
-    """Token ids under a name of generation_config.json, else of config.json."""
+    """Return the token ids of a field of generation_config.json, else of config.json."""
     content = checkpoint.files.get(GENERATION_CONFIG, b"{}")
     value = parse_json_object(content, f"{checkpoint.source}: {GENERATION_CONFIG}").get(name)
     value = checkpoint.config.get(name) if value is None else value
@@ -221,14 +223,14 @@ def _named_ids(checkpoint: Checkpoint, name: str) -> tuple[int, ...]:
 
 
 def describe_source(checkpoint: Checkpoint) -> m.Source:
-    """Which checkpoint this was: its name, its config and the config's hash."""
+    """Return the checkpoint's name, its config and the config's hash."""
     config = json.dumps(checkpoint.config, sort_keys=True)
     digest = hashlib.sha256(config.encode()).hexdigest()
     return m.Source(model=printable(checkpoint.source), config_sha256=digest, config=checkpoint.config)
 
 
 def tool_versions() -> dict[str, str]:
-    """Versions of the packages that made the bundle."""
+    """Return the versions of the packages that made the bundle."""
     versions = {}
     for name in _TOOLS:
         try:
@@ -239,7 +241,7 @@ def tool_versions() -> dict[str, str]:
 
 
 def _places(model: ir.Model) -> tuple[int, ...] | None:
-    """The caches that a graph holds, by their numbers; None for a graph whose one cache has none."""
+    """Return the places of a graph's caches; None for a graph whose one cache takes any place."""
     names = [str(value.name).removeprefix(m.PAST) for value in model.graph.inputs if str(value.name).startswith(m.PAST)]
     if any("." not in name for name in names):
         return None

@@ -1,4 +1,4 @@
-"""Tensors of a checkpoint that a conversion does not read: refused by name, or told where the user left them out."""
+"""The check for checkpoint tensors that a conversion does not read: an error, or a note if the user left them out."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _SHOWN = 6
 def check_leftovers(
     reader: WeightReader, needed: Collection[str], contract: AnyContract, *, chosen: bool = False, changed: bool = False
 ) -> tuple[str, ...]:
-    """Insist that every tensor is read; asked by name, before any is.
+    """Check by name that the graphs use every tensor of the checkpoint, before any is read.
 
     Masks, rotary tables and a second copy of a tied head may be left. So may the routers of another strategy than
     the one that the user has chosen, and those that a contract changed by the user leaves out; a note names them.
@@ -33,7 +33,7 @@ def check_leftovers(
         One line for every reason to leave tensors out.
 
     Raises:
-        DynexportError: naming tensors that nothing accounts for.
+        DynexportError: naming tensors that have no reason to be left out.
     """
     strategy = strategies()[contract.strategy]
     allowed = [_ROTARY_TABLES, reader.family.masks]

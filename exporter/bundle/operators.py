@@ -1,4 +1,4 @@
-"""Which operators a bundle's graphs have: the standard's, and our own, for which TensorRT may have a plugin."""
+"""Counts of the operators in a bundle's graphs: the standard's and dynexport's custom operators."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from dynexport.runtime.bundle.errors import DynexportError
 
 
 def count_operators(path: Path) -> Counter[tuple[str, str]]:
-    """(domain, operator) -> nodes of an ONNX file, those in branches among them; weights are not read.
+    """Return the number of nodes per (domain, operator) of an ONNX file, branches included; weights are not read.
 
     Raises:
         DynexportError: when the file is no ONNX model.
@@ -25,7 +25,7 @@ def count_operators(path: Path) -> Counter[tuple[str, str]]:
 
 
 def ours(counts: Counter[tuple[str, str]]) -> dict[str, int]:
-    """Of our own operators, how many nodes each has."""
+    """Return the number of nodes of each of dynexport's custom operators."""
     return {operator: count for (domain, operator), count in sorted(counts.items()) if domain == DOMAIN}
 
 

@@ -1,4 +1,4 @@
-"""Tied embeddings as transformers' from_pretrained takes them: by what is stored, where config.json says otherwise."""
+"""Tied embeddings as transformers' from_pretrained handles them: stored tensors override config.json."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from dynexport.exporter.families.architecture import Architecture, Source
 
 
 def tied_as_stored(reader: WeightReader) -> Architecture:
-    """The architecture with the embedding and the head tied, or not, as the checkpoint stores them.
+    """Return the architecture with embedding and head tied, or not, as the checkpoint stores them.
 
     Where config.json ties the two: one that is stored alone serves as both, two that are equal are one, and two that
     differ are not tied. A head that is not tied has to be stored.

@@ -1,10 +1,9 @@
-"""Writing a model's weights: one tensor at a time from the checkpoint to the bundle's data file, hashed on the way."""
+"""The bundle's weight file: tensors are read from the checkpoint, packed, written and hashed one at a time."""
 
 from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
@@ -12,6 +11,7 @@ from typing import BinaryIO
 import numpy as np
 import onnx_ir as ir
 
+from dynexport.exporter.bundle.options import Progress
 from dynexport.exporter.checkpoint import Checkpoint
 from dynexport.exporter.families import Family
 from dynexport.exporter.families.architecture import Architecture, Source
@@ -24,23 +24,22 @@ from dynexport.runtime.bundle.manifest import File
 
 # Page alignment lets ONNX Runtime map a tensor straight from the file.
 _ALIGNMENT = 4096
-Progress = Callable[[str, int, int], None]
 EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
 
 
 @dataclass
 class WeightReader:
-    """Tensors of the graph from the tensors of a checkpoint, checked."""
+    """A reader of the graphs' weights from a checkpoint's tensors, with checks of shapes and values."""
 
     checkpoint: Checkpoint
     family: Family
     architecture: Architecture
 
     def needed(self, model: CausalLM) -> set[str]:
-        """The checkpoint's names of all tensors that a graph is made from, found without reading them.
+        """Return the names of all checkpoint tensors that a graph needs, without reading them.
 
         Raises:
-            DynexportError: naming one that it lacks.
+            DynexportError: when the checkpoint lacks one of them.
         """
         names: set[str] = set()
         for name, weight in stored_weights(model):
@@ -48,17 +47,17 @@ class WeightReader:
                 source = self.architecture.sources.get(single, Source((single,)))
                 names.update(map(self._stored_name, source.names))
         for name in sorted(names - set(self.checkpoint.names)):
-            self.checkpoint.shape(name)  # says that it is absent
+            self.checkpoint.shape(name)  # raises: it is absent
         return names
 
     def stored_names(self, name: str) -> list[str]:
-        """The tensors of the checkpoint behind one of the graph; empty where it lacks any of them."""
+        """Return the names of the checkpoint tensors of a graph tensor; empty if any of them is absent."""
         source = self.architecture.sources.get(name, Source((name,)))
         names = [self._stored_name(part) for part in source.names]
         return names if all(name in self.checkpoint.names for name in names) else []
 
     def read(self, name: str, shape: tuple[int, ...]) -> np.ndarray:
-        """The float32 tensor that the graph calls ``name``.
+        """Return the graph tensor ``name``, float32 of shape ``shape``.
 
         Raises:
             DynexportError: when it is absent, has another shape, or holds NaN or infinity.
@@ -89,7 +88,7 @@ class WeightReader:
         return value
 
     def _stored_name(self, name: str) -> str:
-        """The checkpoint's name for a tensor: those of a bare model leave out the prefix that one with a head has."""
+        """Return the checkpoint's name of a tensor: a bare model's names have no prefix."""
         candidates = (name, name.removeprefix(self.family.base_prefix), self.family.renamed.get(name, name))
         return next((candidate for candidate in candidates if candidate in self.checkpoint.names), name)
 
@@ -98,15 +97,16 @@ class WeightFile:
     """The external data file of a bundle's graphs. Use as a context manager.
 
     Args:
-        path: where it is written.
-        target: for which engine; some widen float16 when they load it.
-        progress: called with the tensor just written, how many are done, and how many there are in the graph.
+        path: the file to write.
+        target: the engine that reads the weights; some widen float16 when they load it.
+        progress: a function called with the name of the tensor just written, the number of weights done, and the
+            number of weights in the graph.
 
     Attributes:
-        written: parameter name -> where it lies, shared by every graph of the bundle; of stacked layers each lies
-            within the stack, and both have their names here.
-        bytes_read: parameter name -> bytes that reading all of it costs at run time.
-        elements: weights written, counted before quantisation.
+        written: parameter name -> external tensor, shared by all graphs of the bundle; a stack of layers and each layer
+            in it have entries.
+        bytes_read: parameter name -> number of bytes that a run reads for the whole parameter.
+        elements: the number of weights written, counted before quantisation.
     """
 
     def __init__(self, path: Path, target: Target, progress: Progress | None = None) -> None:
@@ -124,11 +124,11 @@ class WeightFile:
         self._file.close()
 
     def entry(self) -> File:
-        """Size and hash of what was written."""
+        """Return the size and the hash of the file."""
         return File(sha256=self._hash.hexdigest(), bytes=self._path.stat().st_size)
 
     def store(self, model: CausalLM, reader: WeightReader) -> None:
-        """Give every parameter of a graph its place in the file; write those that are not there yet."""
+        """Set every parameter of a graph to its external tensor; write those that are not in the file yet."""
         weights = list(stored_weights(model))
         for done, (name, weight) in enumerate(weights, start=1):
             if any(name + suffix not in self.written for suffix in weight.parts):
@@ -142,8 +142,8 @@ class WeightFile:
                 parameter.const_value = self.written[name + suffix]
 
     def _pack(self, name: str, weight: StoredWeight, reader: WeightReader, *, aligned: bool = True) -> None:
-        """Write a weight; ``name`` is the graph's, or of one layer in a stack, which the weight describes."""
-        with np.errstate(over="ignore"):  # told below
+        """Write a weight; ``name`` is that of the graph's weight, or of one layer in a stack."""
+        with np.errstate(over="ignore"):  # reported below
             values = weight.storage.pack(reader.read(name, weight.shape))
         if not all(np.isfinite(part).all() for part in values.values() if part.dtype == np.float16):
             raise DynexportError(
@@ -155,7 +155,7 @@ class WeightFile:
         self.elements += math.prod(weight.shape)
 
     def _pack_stack(self, name: str, weight: StoredWeight, storage: Stacked, reader: WeightReader) -> None:
-        """Write every layer's weight under its own name, without room between them: together they are the stack."""
+        """Write every layer's weight under its own name, without gaps, so that together they are the stack."""
         names = _names(name, weight)
         for single in names:
             self._pack(single, weight, reader, aligned=single == names[0])
@@ -173,7 +173,7 @@ class WeightFile:
         self.bytes_read[name] = math.ceil(value.size * self._target.bits_read(dtype) / 8)
 
     def _place(self, name: str, offset: int, length: int, dtype: ir.DataType, shape: tuple[int, ...]) -> None:
-        """Say where a parameter lies."""
+        """Record the place of a parameter in the file."""
         self.written[name] = ir.ExternalTensor(
             self._path.name, offset, length, dtype, shape=ir.Shape(shape), name=name, base_dir=self._path.parent
         )
@@ -184,14 +184,14 @@ class WeightFile:
 
 
 def _names(name: str, weight: StoredWeight) -> list[str]:
-    """The graph's name of a weight; of stacked layers, those of each."""
+    """Return the graph's name of a weight; for stacked layers, one name per layer."""
     if not isinstance(weight.storage, Stacked):
         return [name]
     return [name.replace(f".{POOL}.", f".{layer}.") for layer in range(weight.storage.layers)]
 
 
 def _as_stored(value: np.ndarray, dtype: ir.DataType) -> bytes | memoryview:
-    """The bytes of an external tensor, little-endian; two numbers of 4 bits share one."""
+    """Return the bytes of an external tensor, little-endian; two 4-bit numbers share a byte."""
     if dtype.bitwidth < 8:
         return ir.tensor(value).tobytes()
     return np.ascontiguousarray(value).view(np.uint8).data

@@ -32,9 +32,10 @@ def replacing(output: Path) -> Iterator[Path]:
     """Yield a new directory that becomes ``output`` when the block succeeds, and is removed when it does not.
 
     An earlier bundle stays until the new one is complete and on the disk. Then the two directories are exchanged in one
-    step. A directory that has to stay the same one - somebody stands in it, it is a mount point, it holds files that
-    are not the bundle's, its parent cannot be written to - gets the new files one by one, its manifest first removed
-    and written last; the next conversion finishes what a kill has interrupted there. Of a link its target is replaced.
+    step. If the directory must stay the same one (it is a mount point or a process's working directory, it holds files
+    that are not the bundle's, or its parent is not writable), its files are replaced one by one: the manifest is
+    removed first and written last, and the next conversion finishes an interrupted one. Of a link, the target is
+    replaced.
 
     Raises:
         DynexportError: when ``output`` is something other than a bundle or an empty directory, or not writable.
@@ -84,12 +85,12 @@ def _finish(output: Path, place: Path) -> None:
 
 
 def _has_to_stay(place: Path) -> bool:
-    """Whether another directory must not take its name."""
+    """Return whether the directory must stay and get its files replaced, instead of being exchanged."""
     names = _names(place / MANIFEST)
     return (
         _is_mount(place)
         or not os.access(place.parent, os.W_OK | os.X_OK)
-        or _somebody_stands_in(place)
+        or _is_a_working_directory(place)
         or any(not _belongs(path, names) for path in place.iterdir())
     )
 
@@ -102,8 +103,8 @@ def _is_mount(place: Path) -> bool:
     return place.is_mount()
 
 
-def _somebody_stands_in(place: Path) -> bool:
-    """Whether it, or a directory below it, is a process's working directory: a shell would see the old files."""
+def _is_a_working_directory(place: Path) -> bool:
+    """Return whether it, or a directory below it, is a process's working directory: a shell would see the old files."""
     for link in Path("/proc").glob("[0-9]*/cwd"):
         with contextlib.suppress(OSError):
             if link.readlink().is_relative_to(place):
@@ -112,7 +113,7 @@ def _somebody_stands_in(place: Path) -> bool:
 
 
 def _names(manifest: Path) -> set[str]:
-    """The files of a bundle by its manifest; of an unreadable one the manifest only."""
+    """Return the names of a bundle's files by its manifest; only the manifest's own if it is unreadable."""
     try:
         files = parse_json_object(read_plain(manifest), manifest).get("files")
     except DynexportError:
@@ -121,7 +122,7 @@ def _names(manifest: Path) -> set[str]:
 
 
 def _belongs(path: Path, names: set[str]) -> bool:
-    """Whether something in the directory of a bundle is the bundle's, and may go with it."""
+    """Return whether a path in a bundle's directory belongs to the bundle and may be removed with it."""
     if path.is_dir():
         return path.name == ENGINES or path.match(PART_PATTERN)
     return path.name in names or path.match(PART_PATTERN)
@@ -135,12 +136,12 @@ def _take_place(part: Path, place: Path, *, stays: bool) -> None:
         if (place / path.name).is_dir():
             raise OSError(f"{place / path.name} is a directory")
     part.rename(place / NEXT)
-    sync(place)  # from here on the new bundle counts, and is finished by whoever comes next
+    sync(place)  # from here on the new bundle is the valid one; the next conversion finishes it
     _move_in(place)
 
 
 def _take_free_name(part: Path, place: Path) -> bool:
-    """Take a name that nothing has; False where something has it, another conversion's bundle just now perhaps."""
+    """Rename ``part`` to ``place`` if that is free; return False if it exists, perhaps from another conversion."""
     if place.exists():
         return False
     try:
@@ -155,7 +156,7 @@ def _take_free_name(part: Path, place: Path) -> bool:
 def _move_in(place: Path) -> None:
     """Move the files of ``NEXT`` into the directory, instead of those of the bundle there.
 
-    Meanwhile there is no manifest, so that nobody takes half of each for a bundle.
+    Meanwhile there is no manifest, so that no reader takes a mix of two bundles for one.
     """
     new, old = place / NEXT, place / NEXT / _OLD_MANIFEST
     if (new / MANIFEST).exists():  # the last that is moved; what a kill has interrupted goes on from where it was

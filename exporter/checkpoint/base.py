@@ -1,4 +1,4 @@
-"""What every kind of checkpoint offers to the rest: a Hugging Face config, and tensors read one at a time."""
+"""The interface of every kind of checkpoint: a Hugging Face config, and tensors read one at a time."""
 
 from __future__ import annotations
 
@@ -16,15 +16,14 @@ class Checkpoint(ABC):
     """A model on disk, under Hugging Face names and layouts whatever the format.
 
     Attributes:
-        source: what the user named, for messages and the manifest.
+        source: the path or hub id that the user gave, for messages and the manifest.
         config: the fields of ``config.json``.
-        files: small text files that a bundle carries on, name -> content: ``tokenizer.json`` where there is a
-            tokenizer, ``chat_template.jinja`` where there is a template, ``generation_config.json``
-            (``eos_token_id``).
+        files: name -> content of the small text files that are copied into the bundle: ``tokenizer.json`` if there
+            is a tokenizer, ``chat_template.jinja`` if there is a template, ``generation_config.json``.
         turn_ends: tokens that end an answer in a chat, id -> text, whether or not ``config`` or
             ``generation_config.json`` names them.
-        notes: what had to be assumed or changed when the checkpoint was read, one plain line each.
-        origin: the directory or the .gguf file, where transformers can load it by itself; None: it cannot.
+        notes: assumptions and changes made when the checkpoint was read, one line each.
+        origin: the directory or .gguf file if transformers can load it directly; else None.
     """
 
     source: str
@@ -45,10 +44,10 @@ class Checkpoint(ABC):
 
     @abstractmethod
     def read(self, name: str) -> np.ndarray:
-        """One tensor as float32 in memory of its own; bf16 and fp16 are widened, quantised blocks expanded.
+        """Return one tensor as float32 in its own memory; bf16 and fp16 are widened, quantised blocks expanded.
 
         Raises:
-            DynexportError: when it is absent, truncated or of an unsupported dtype; it names the file.
+            DynexportError: when it is absent, truncated or of an unsupported dtype.
         """
 
 
@@ -57,9 +56,9 @@ class Importer:
     """Reads a directory that other routing code has written (docs/importing.md).
 
     Attributes:
-        name: on the command line and in manifests.
-        read: what turns the directory, as it stands, into a checkpoint in our terms, whose ``notes`` say what changes;
-            raises DynexportError for what it cannot read.
+        name: the importer's name on the command line and in manifests.
+        read: converts the directory's checkpoint to dynexport's names and contract; its ``notes`` list the changes.
+            It raises DynexportError for a directory that it cannot read.
     """
 
     name: str

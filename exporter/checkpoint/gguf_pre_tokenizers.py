@@ -1,7 +1,7 @@
-"""How text is split into words before merging, by the names that GGUF files give in ``tokenizer.ggml.pre``.
+"""The rules that split text into words before merging, by their names in ``tokenizer.ggml.pre``.
 
-Names and what they stand for are those of llama.cpp (src/llama-vocab.cpp). Where its patterns stand in for those of a
-model's tokenizer.json, which its regular expressions cannot take, the tokenizer.json's are used.
+Names and rules are those of llama.cpp (src/llama-vocab.cpp). Some of its patterns only approximate those of a model's
+tokenizer.json, because its regular expressions have fewer features; there the tokenizer.json's patterns are used.
 """
 
 from __future__ import annotations
@@ -15,15 +15,15 @@ from tokenizers.pre_tokenizers import ByteLevel, PreTokenizer, Sequence, Split
 
 @dataclass(frozen=True)
 class Splitting:
-    """What a name stands for.
+    """A rule that splits text.
 
     Attributes:
         patterns: regular expressions, each applied to the pieces that the earlier ones left; matches and what lies
             between them become pieces.
         whole_words: whether a piece that is in the vocabulary is taken without merging.
-        begins: whether a text begins with bos where the file does not say.
-        composes: whether text is brought into Unicode's composed form.
-        spelled: how the vocabulary spells text: in GPT-2's alphabet of "bytes", or as "text" with a mark for spaces.
+        begins: whether a text begins with bos, for files that do not say.
+        composes: whether text is normalized to Unicode's composed form (NFC).
+        spelled: the spelling of tokens: "bytes" in GPT-2's alphabet, or "text" with a mark for spaces.
     """
 
     patterns: tuple[str, ...]
@@ -33,19 +33,19 @@ class Splitting:
     spelled: str = "bytes"
 
     def pre_tokenizer(self) -> PreTokenizer:
-        """Splits text, and spells it in the alphabet of the vocabulary."""
+        """Return the pre-tokenizer, which splits text and spells it in the vocabulary's alphabet."""
         splits: list[PreTokenizer] = [Split(Regex(pattern), behavior="isolated") for pattern in self.patterns]
         if self.spelled == "bytes":
             splits.append(ByteLevel(add_prefix_space=False, use_regex=False))
         return Sequence(splits)
 
     def normalizer(self) -> Normalizer | None:
-        """What is done to text before it is split."""
+        """Return the normalizer that runs before the split, or None."""
         return NFC() if self.composes else None
 
 
 def _class(ranges: str) -> str:
-    r"""The inside of a character class from code points in hexadecimal, such as "4E00-9FA5 3001"."""
+    r"""Return the inside of a character class from code points in hexadecimal, such as "4E00-9FA5 3001"."""
     return "".join("-".join(rf"\x{{{point}}}" for point in part.split("-")) for part in ranges.split())
 
 
@@ -63,7 +63,7 @@ _QWEN2 = rf"{_CONTRACTIONS}|{_WORD}|\p{{N}}|{_MARKS}|{_LINES}"
 
 
 def _cased(upper: str, lower: str, end: str, digits: str, marks: str) -> str:
-    """Words of which capitals begin a new one, as gpt-4o and tekken have them."""
+    """Return the pattern of gpt-4o and tekken, in which a capital letter starts a new word."""
     head = r"[^\r\n\p{L}\p{N}]?"
     return rf"{head}{upper}*{lower}+{end}|{head}{upper}+{lower}*{end}|{digits}|{marks}|{_LINES}"
 

@@ -1,4 +1,4 @@
-"""The tokenizer that a GGUF file carries, as the files that a bundle has of a tokenizer."""
+"""The tokenizer of a GGUF file, converted to the tokenizer files of a bundle."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ from tokenizers.processors import TemplateProcessing
 from dynexport.exporter.checkpoint.gguf_config import Metadata
 from dynexport.exporter.checkpoint.gguf_pre_tokenizers import SPLITTINGS, Splitting
 from dynexport.exporter.checkpoint.gguf_sampling import read_sampling
-from dynexport.exporter.checkpoint.gguf_vocabulary import ANOTHER_TOKENIZER, Kind, Vocabulary, read_vocabulary
+from dynexport.exporter.checkpoint.gguf_vocabulary import Kind, Vocabulary, read_vocabulary
+from dynexport.exporter.checkpoint.small_files import ANOTHER_TOKENIZER
 from dynexport.exporter.checkpoint.tokenizer_files import TokenizerFiles, notes_on_templates, tokenizer_settings
 from dynexport.runtime.bundle.errors import DynexportError, told_as
 from dynexport.runtime.bundle.text_files import CONFIG_FILE, TEMPLATE_FILE, TOKENIZER_FILE
@@ -21,7 +22,7 @@ from dynexport.runtime.bundle.text_files import CONFIG_FILE, TEMPLATE_FILE, TOKE
 _GENERATION = "generation_config.json"
 _NO_VOCABULARY = ("", "none", "no_vocab")
 _SPACE = "\u2581"
-# Longer pieces of words there are none; of each, all ways to halve it are looked at.
+# A limit for the length of pieces, because every way to cut a piece in two is tried.
 _LONGEST_PIECE = 256
 _NAMED = {
     "bos": "bos_token",
@@ -31,7 +32,7 @@ _NAMED = {
     "seperator": "sep_token",
     "mask": "mask_token",
 }
-# Keys under tokenizer. that are read, or say nothing that changes ids or text.
+# Keys under tokenizer. that are read, and keys that change neither ids nor text.
 _READ = (
     *("ggml.model", "ggml.pre", "ggml.tokens", "ggml.token_type", "ggml.scores", "ggml.merges", "ggml.add_bos_token"),
     *("ggml.add_eos_token", "ggml.add_space_prefix", "ggml.remove_extra_whitespaces", "ggml.precompiled_charsmap"),
@@ -44,20 +45,20 @@ _HARMLESS = (
     *("ggml.token_type_count", "ggml.add_sep_token", "ggml.prefix_token_id", "ggml.suffix_token_id"),
     *("ggml.middle_token_id", "ggml.cls_token_id", "huggingface.json", "rwkv.world"),
 )
-# Models whose name has one of these: spaces after special tokens belong to them, which no key of the file says.
+# In models with these names, spaces after a special token belong to it; no key of the file says so.
 _STRIPPING_NAMES = ("phi-3", "phi3")
 _NOT_STRIPPING = ("<unk>", "<s>", "<|endoftext|>")
 
 
 def tokenizer_files(metadata: Metadata, *, build: bool) -> TokenizerFiles:
-    """The files of a tokenizer, with ids as llama.cpp gives them, and ``generation_config.json``.
+    """Return the files of a tokenizer that gives llama.cpp's ids, and ``generation_config.json``.
 
     Args:
-        metadata: of the GGUF file.
-        build: whether to make ``tokenizer.json``; not where the user names another.
+        metadata: the metadata of the GGUF file.
+        build: whether to make ``tokenizer.json``; False if the user names another.
 
     Raises:
-        DynexportError: when the vocabulary is damaged, or of a kind or splitting that is not supported.
+        DynexportError: when the vocabulary is damaged, or its model or its pre-tokenizer is not supported.
     """
     vocabulary = read_vocabulary(metadata)
     templates = _read_templates(metadata)
@@ -86,7 +87,7 @@ def _generation(vocabulary: Vocabulary) -> dict[str, Any]:
 
 
 def _read_templates(metadata: Metadata) -> dict[str, str]:
-    """Chat templates by name; the one without a name is the default."""
+    """Return the chat templates by name; the one without a name is ``default``."""
     key = "tokenizer.chat_template"
     keys = {name.removeprefix(f"{key}."): name for name in metadata.header.metadata if name.startswith(f"{key}.")}
     found = {name: metadata.optional(at, str, "a string") for name, at in {**keys, "default": key}.items()}
@@ -96,7 +97,7 @@ def _read_templates(metadata: Metadata) -> dict[str, str]:
 
 
 def _notes(metadata: Metadata, vocabulary: Vocabulary) -> tuple[str, ...]:
-    """What of the file's tokenizer is left out or assumed."""
+    """Return notes on the tokenizer's keys that are ignored, and on a default that is assumed."""
     known = {*(f"tokenizer.{key}" for key in (*_READ, *_HARMLESS))}
     others = [
         key
@@ -105,9 +106,9 @@ def _notes(metadata: Metadata, vocabulary: Vocabulary) -> tuple[str, ...]:
     ]
     notes = []
     if vocabulary.model == "gpt2" and not metadata.optional("tokenizer.ggml.pre", str, "a string"):
-        notes.append("tokenizer.ggml.pre: the file has none; text is split as llama.cpp does then, by its default")
+        notes.append("tokenizer.ggml.pre: the file has none; text is split by llama.cpp's default rule")
     if others:
-        notes.append(f"tokenizer: left out, as not known here: {', '.join(others):.300}")
+        notes.append(f"tokenizer: ignored unknown keys: {', '.join(others):.300}")
     return tuple(notes)
 
 
@@ -146,7 +147,7 @@ def _splitting(metadata: Metadata, vocabulary: Vocabulary) -> Splitting:
 
 
 def _merges(metadata: Metadata) -> list[tuple[str, str]]:
-    """Pairs of tokens; a space within the first is part of it."""
+    """Return the merges as pairs of tokens; a leading space belongs to the first token."""
     merges = metadata.optional("tokenizer.ggml.merges", list, "a list of strings")
     if merges is None:
         raise _unsupported(metadata, "tokenizer.ggml.merges", "a list of pairs")
@@ -172,7 +173,7 @@ def _bpe(metadata: Metadata, vocabulary: Vocabulary, pairs: Sequence[tuple[str, 
 
 
 def _byte_level(metadata: Metadata, vocabulary: Vocabulary, splitting: Splitting) -> Tokenizer:
-    """Words in GPT-2's alphabet of bytes, merged in the order of the file."""
+    """Return a byte-level BPE tokenizer (GPT-2's alphabet) with the merges of the file."""
     tokenizer = _bpe(metadata, vocabulary, _merges(metadata), ignore_merges=splitting.whole_words)
     tokenizer.normalizer = splitting.normalizer()
     tokenizer.pre_tokenizer = splitting.pre_tokenizer()
@@ -181,7 +182,7 @@ def _byte_level(metadata: Metadata, vocabulary: Vocabulary, splitting: Splitting
 
 
 def _merged_text(metadata: Metadata, vocabulary: Vocabulary, splitting: Splitting) -> Tokenizer:
-    """Text with a mark for spaces, merged in the order of the file; what has no token becomes bytes."""
+    """Return a BPE tokenizer with a mark for spaces and byte fallback, with the merges of the file."""
     tokenizer = _bpe(metadata, vocabulary, _merges(metadata), **_bytes_for_unknown(vocabulary))
     tokenizer.normalizer = normalizers.Replace(" ", _SPACE)
     tokenizer.pre_tokenizer = splitting.pre_tokenizer()
@@ -190,7 +191,7 @@ def _merged_text(metadata: Metadata, vocabulary: Vocabulary, splitting: Splittin
 
 
 def _sentencepiece(metadata: Metadata, vocabulary: Vocabulary) -> Tokenizer:
-    """Text with a mark for spaces, of which pieces are merged best score first."""
+    """Return a SentencePiece BPE tokenizer, which merges the pieces with the best score first."""
     prefix = metadata.optional("tokenizer.ggml.add_space_prefix", bool, "true or false") in (None, True)
     pairs = _pairs_by_score(metadata, vocabulary)
     tokenizer = _bpe(metadata, vocabulary, pairs, **_bytes_for_unknown(vocabulary))
@@ -201,7 +202,7 @@ def _sentencepiece(metadata: Metadata, vocabulary: Vocabulary) -> Tokenizer:
 
 
 def _pairs_by_score(metadata: Metadata, vocabulary: Vocabulary) -> list[tuple[str, str]]:
-    """Every way to make a piece of two others, best score first."""
+    """Return every pair of pieces that makes another piece, best score first."""
     pieces = set(vocabulary.tokens)
     scored: list[tuple[float, str, str]] = []
     for token, kind, score in zip(vocabulary.tokens, vocabulary.kinds, vocabulary.scores, strict=True):
@@ -216,7 +217,7 @@ def _pairs_by_score(metadata: Metadata, vocabulary: Vocabulary) -> list[tuple[st
 
 
 def _unigram(metadata: Metadata, vocabulary: Vocabulary) -> Tokenizer:
-    """The most probable pieces of a text with marks for spaces."""
+    """Return a Unigram tokenizer with a mark for spaces."""
     merges = metadata.optional("tokenizer.ggml.remove_extra_whitespaces", bool, "true or false") or False
     prefix = metadata.optional("tokenizer.ggml.add_space_prefix", bool, "true or false") or merges
     charsmap = metadata.optional("tokenizer.ggml.precompiled_charsmap", list, "a list of bytes")
@@ -239,20 +240,20 @@ def _unigram(metadata: Metadata, vocabulary: Vocabulary) -> Tokenizer:
 
 
 def _bytes_for_unknown(vocabulary: Vocabulary) -> dict[str, Any]:
-    """What a merging model does with a character that has no token."""
+    """Return the BPE options for characters that have no token: bytes, else the unknown token."""
     unknown = vocabulary.roles.get("unknown")
     text = None if unknown is None else vocabulary.tokens[unknown]
     return {"unk_token": text, "fuse_unk": True, "byte_fallback": True}
 
 
 def _text_decoder(*, starts_with_space: bool) -> decoders.Decoder:
-    """Spaces for their marks, and characters for byte tokens; less the space that encoding put in front."""
+    """Return a decoder that restores spaces and bytes, and removes the space that encoding added in front."""
     steps = [decoders.Replace(_SPACE, " "), decoders.ByteFallback(), decoders.Fuse()]
     return decoders.Sequence([*steps, decoders.Strip(" ", 1, 0)] if starts_with_space else steps)
 
 
 def _add_tokens(tokenizer: Tokenizer, metadata: Metadata, vocabulary: Vocabulary) -> None:
-    """Tokens that are found in text before it is split; control tokens are not shown, user-defined ones are."""
+    """Add the tokens that are matched before text is split; control tokens are special, user-defined ones are not."""
     name = str(metadata.header.metadata.get("general.name", "")).lower()
     strips = any(part in name for part in _STRIPPING_NAMES)
     for kinds, is_special in (((Kind.CONTROL, Kind.UNKNOWN), True), ((Kind.USER_DEFINED,), False)):
@@ -266,7 +267,7 @@ def _add_tokens(tokenizer: Tokenizer, metadata: Metadata, vocabulary: Vocabulary
 
 
 def _frame(metadata: Metadata, vocabulary: Vocabulary, *, begins: bool, ends: bool) -> TemplateProcessing:
-    """Puts bos before a text and eos behind it, where the file says so; ``begins`` and ``ends`` where it is silent."""
+    """Return the template that adds bos and eos if the file says so; ``begins`` and ``ends`` are the defaults."""
     first = _added_by_rule(metadata, vocabulary, "bos", begins)
     last = _added_by_rule(metadata, vocabulary, "eos", ends)
     single = [*first, "$A", *last]

@@ -1,4 +1,4 @@
-"""Downloading from the Hugging Face hub, and never anything that could run code."""
+"""Downloads from the Hugging Face hub; files that could run code are never fetched."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from dynexport.exporter.families import read_architecture
 from dynexport.runtime.bundle.errors import DynexportError
 
 _PATTERNS = ["*.json", "*.safetensors", "*.jinja", "merges.txt", "vocab.txt", "*.model"]
-# Other formats beside the model: subfolders (onnx/, original/) and Mistral's second copy of its weights.
+# Other formats of the same model: subfolders (onnx/, original/) and Mistral's second copy of the weights.
 _IGNORED = ["*/*", "consolidated*"]
 
 
 def is_hub_id(model: str) -> bool:
-    """Whether a string has the form ``owner/name``."""
+    """Return whether a string has the form ``owner/name``."""
     if model.count("/") != 1 or model.endswith(".gguf"):
         return False
     try:
@@ -32,7 +32,7 @@ def is_hub_id(model: str) -> bool:
 
 
 def download(model: str) -> Path:
-    """Fetch a model into the hub's cache, or find it there; first its config.json, and no more where that is refused.
+    """Download a model into the hub's cache, or find it there; config.json is checked before the weights are fetched.
 
     Args:
         model: a hub id ``owner/name``.
@@ -41,8 +41,8 @@ def download(model: str) -> Path:
         The directory of the snapshot.
 
     Raises:
-        DynexportError: when it is not in the cache, and the hub is out of reach, lacks it or refuses it; when the
-            family, a field of its config.json or its quantisation is not supported.
+        DynexportError: when it is not in the cache and cannot be downloaded, or when its family, its quantisation or
+            a field of its config.json is not supported.
     """
     with _told(model):
         path = Path(huggingface_hub.hf_hub_download(model, "config.json"))
@@ -55,7 +55,7 @@ def download(model: str) -> Path:
 
 @contextmanager
 def _told(model: str) -> Iterator[None]:
-    """Within, whatever the network, the HTTP client or the cache raises becomes one line."""
+    """Turn any exception of the network, the HTTP client or the cache into a one-line DynexportError."""
     try:
         yield
     except RemoteEntryNotFoundError as error:

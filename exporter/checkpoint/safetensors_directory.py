@@ -17,22 +17,21 @@ from dynexport.runtime.bundle.errors import DynexportError
 
 _WEIGHTS = "model.safetensors"
 _INDEX = "model.safetensors.index.json"
-# Mistral's repositories hold the weights under other names too.
+# Mistral's repositories also hold a copy of the weights under other names.
 _SECOND_COPY = "consolidated"
 _GENERATION = "generation_config.json"
 
 
 class SafetensorsDirectory(Checkpoint):
-    """A directory with ``config.json`` and safetensors, in one file or in shards behind an index; no pickles.
+    """A directory with ``config.json`` and one safetensors file, or shards with an index; pickles are refused.
 
     Args:
         directory: the directory.
-        source: what the user named; by default the directory.
-        build_tokenizer: whether its tokenizer is wanted; not when the user has another.
+        source: the path or hub id that the user gave; None for the directory.
+        build_tokenizer: whether to build its tokenizer; False if the user names another.
 
     Raises:
-        DynexportError: when a file is missing or damaged, the index names what is not there, or it is an adapter or
-            quantised.
+        DynexportError: when a file or tensor is missing or damaged, or the model is an adapter or quantised.
     """
 
     def __init__(self, directory: Path, source: str | None = None, *, build_tokenizer: bool = True) -> None:
@@ -60,7 +59,7 @@ class SafetensorsDirectory(Checkpoint):
         return self._home(name).shape(name)
 
     def read(self, name: str) -> np.ndarray:
-        """A tensor as float32. Raises DynexportError when it is absent, unreadable or of another dtype."""
+        """Return a tensor as float32. Raises DynexportError when it is absent, unreadable or of another dtype."""
         return self._home(name).read(name)
 
     def _check_other_files(self, directory: Path) -> None:
@@ -95,7 +94,7 @@ def _read_config(directory: Path) -> dict[str, Any]:
 
 
 def _find_tensors(directory: Path) -> dict[str, SafetensorsFile]:
-    """Tensor name -> the file that holds it."""
+    """Return the file of each tensor, by tensor name."""
     if path := find_file(directory, _WEIGHTS):
         file = SafetensorsFile(path)
         return dict.fromkeys(file.names, file)
@@ -110,7 +109,7 @@ def _find_tensors(directory: Path) -> dict[str, SafetensorsFile]:
 
 
 def _read_shards(directory: Path, index: Path) -> dict[str, SafetensorsFile]:
-    """Tensor name -> its shard; transformers loads those of a shard that the index leaves out too."""
+    """Return the shard of each tensor, by name, including tensors that the index does not list, as in transformers."""
     weights = parse_object(read_file(index), index).get("weight_map")
     if not isinstance(weights, dict) or not weights:
         raise DynexportError(f'{index}: expected an object "weight_map" of tensor names, found {weights!r:.80}')
@@ -131,7 +130,7 @@ def _read_shards(directory: Path, index: Path) -> dict[str, SafetensorsFile]:
 
 
 def _open_shard(directory: Path, index: Path, shard: str) -> SafetensorsFile:
-    """A shard; what an index names must lie beside it, so that no index can point to other files."""
+    """Open a shard; it must lie beside the index, so that an index cannot point to other files."""
     if Path(shard).name != shard or "\\" in shard or not shard.endswith(".safetensors"):
         raise DynexportError(f"{index}: expected plain names of .safetensors files beside it, found {shard!r}")
     path = find_file(directory, shard)

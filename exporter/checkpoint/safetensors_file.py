@@ -1,5 +1,7 @@
-"""Reading single tensors of a safetensors file into memory of their own: its library maps the file, and every
-page that was read then counts as ours."""
+"""A reader of single safetensors tensors into their own memory.
+
+The safetensors library maps the file, and every page that it has read counts as memory of this process.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +19,7 @@ from dynexport.runtime.bundle.errors import DynexportError
 from dynexport.runtime.bundle.json_text import parse_json_object
 from dynexport.runtime.bundle.plain_files import open_plain
 
-# As in the safetensors library.
+# The limit of the safetensors library.
 _LARGEST_HEADER = 100_000_000
 _DTYPES: dict[str, Any] = {
     "F32": np.dtype("<f4"),
@@ -38,7 +40,7 @@ class SafetensorsFile:
     """One safetensors file.
 
     Args:
-        path: the file. Its header is read and checked now, its tensors are not.
+        path: the file; its header is read and checked at once, its tensors are read later.
 
     Raises:
         DynexportError: when the header is damaged or does not fit the file.
@@ -58,7 +60,7 @@ class SafetensorsFile:
         return self._entries[name].shape
 
     def read(self, name: str) -> np.ndarray:
-        """A tensor of this file as float32.
+        """Return a tensor of this file as float32.
 
         Raises:
             DynexportError: when its dtype is none of F32, F16, BF16 and F64, or the file has changed since it
@@ -84,7 +86,7 @@ class SafetensorsFile:
 
 
 def _read_header(path: Path) -> dict[str, _Entry]:
-    """Tensor name -> where it is. The safetensors library checks the header first: sizes, offsets, holes."""
+    """Return the entry of each tensor, after the safetensors library has checked sizes, offsets and gaps."""
     with open_plain(path, "a safetensors file") as file:
         try:
             with safe_open(path, framework="numpy"):

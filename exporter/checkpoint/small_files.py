@@ -1,4 +1,4 @@
-"""The small files beside the weights: found by their names, parsed with errors that name them."""
+"""The lookup and parsing of the small files beside the weights; errors name the file."""
 
 from __future__ import annotations
 
@@ -9,18 +9,21 @@ from dynexport.runtime.bundle.errors import DynexportError
 from dynexport.runtime.bundle.json_text import parse_json_object
 from dynexport.runtime.bundle.plain_files import open_plain, read_plain
 
+# The advice of an error about a tokenizer.
+ANOTHER_TOKENIZER = "name a tokenizer.json with --tokenizer"
+
 
 def find_file(directory: Path, name: str) -> Path | None:
-    """A file of a directory, or None when there is none of that name.
+    """Return the path of a file in a directory, or None if there is no such file.
 
-    Links are followed wherever they lead, as people keep large files elsewhere and hub caches consist of links.
+    Links are followed to any place, because hub caches consist of links and large files are often kept elsewhere.
 
     Args:
-        directory: of the checkpoint.
+        directory: the checkpoint's directory.
         name: a plain file name.
 
     Raises:
-        DynexportError: when it cannot be looked up, or is something else than a file.
+        DynexportError: when it cannot be looked up, or is not a file.
     """
     path = directory / name
     try:
@@ -34,16 +37,16 @@ def find_file(directory: Path, name: str) -> Path | None:
 
 
 def read_file(path: Path) -> bytes:
-    """All of a file. Raises DynexportError when it cannot be read."""
+    """Return the content of a file. Raises DynexportError when it cannot be read."""
     return read_plain(path)
 
 
 def parse_object(content: bytes, path: Path) -> dict[str, Any]:
-    """A JSON object.
+    """Return the JSON object in a file's content.
 
     Args:
         content: the JSON text, UTF-8.
-        path: the file it is from, for messages.
+        path: the file, for messages.
 
     Raises:
         DynexportError: when it is not JSON, or not an object.

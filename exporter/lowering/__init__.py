@@ -1,1 +1,1 @@
-"""Lower the graph's modules to an engine's operators. Each file or folder beside ``target.py`` is one engine's way."""
+"""Lower the graph's modules to the operators of an engine, ONNX Runtime or TensorRT."""

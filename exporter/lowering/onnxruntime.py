@@ -1,4 +1,4 @@
-"""ONNX Runtime: its fused kernels, its block-quantised products, caches updated in place by GroupQueryAttention.
+"""Lowering for ONNX Runtime: fused kernels, block-quantised products, and caches that GroupQueryAttention updates.
 
 Why these operators: docs/architecture.md, "The ONNX Runtime lowering".
 """
@@ -32,7 +32,7 @@ _STORAGES: dict[str, Storage] = {
 
 
 class OnnxRuntime(Target):
-    """Weights in ``precision``; norms, rotary, softmax and logits always in float32."""
+    """The ONNX Runtime target: weights in ``precision``; norms, rotary, softmax and logits in float32."""
 
     name: TargetName = "onnxruntime"
     title = "ONNX Runtime"
@@ -47,14 +47,14 @@ class OnnxRuntime(Target):
         self.precision, self.storage = precision, _STORAGES[precision]
 
     def bits_read(self, dtype: ir.DataType) -> int:
-        """float16 is widened when a session is loaded."""
+        """Return the bits read per element; a session widens float16 weights to float32 when it loads."""
         return 32 if dtype == ir.DataType.FLOAT16 else dtype.bitwidth
 
     def weight_storage(self, shape: Sequence[int]) -> Storage:
         return self.storage
 
     def embedding_storage(self, shape: Sequence[int], *, tied: bool) -> Storage:
-        # GatherBlockQuantized wants whole blocks.
+        # GatherBlockQuantized accepts whole blocks only.
         if isinstance(self.storage, BlockQuantized) and shape[1] % self.storage.block_size:
             return Plain()
         return self.storage
@@ -126,17 +126,17 @@ class OnnxRuntime(Target):
         positions = architecture.positions
         if not isinstance(positions, Rotary):
             return False
-        # The kernel's own conditions; and tables that nobody minds having in memory.
+        # The kernel's own conditions, and a limit for the size of the tables.
         fits = positions.dim // 2 % _TABLE_MULTIPLE == 0
         fits = fits and self.cache_head_dim(architecture.head_dim) % _ROTATED_HEAD_DIM_MULTIPLE == 0
         return fits and architecture.max_length * positions.dim * 4 <= _LARGEST_TABLES
 
     def cache_head_dim(self, head_dim: int) -> int:
-        """GroupQueryAttention takes multiples of 8 only; the channels above ``head_dim`` are zeros."""
+        """Return ``head_dim`` rounded up to a multiple of 8, as GroupQueryAttention requires; the rest is zeros."""
         return -(-head_dim // HEAD_DIM_MULTIPLE) * HEAD_DIM_MULTIPLE
 
     def attention(self, op: Any, inputs: AttentionInputs) -> tuple[ir.Value, ir.Value, ir.Value]:
-        """Zeros change no product of query and key, and what they give of a value is dropped."""
+        """Append and attend; zero padding does not change the scores, and the output's padding is removed."""
         extra = [*(inputs.rotary or (None, None, None)), inputs.bias]
         while extra and extra[-1] is None:
             extra.pop()
@@ -163,7 +163,7 @@ class OnnxRuntime(Target):
         return self._unpadded(op, _float(output), inputs), _float(present_key), _float(present_value)
 
     def _padded(self, op: Any, x: ir.Value | None, heads: int, head_dim: int) -> ir.Value | None:
-        """[B, S, heads * head_dim] -> [B, S, heads * cache_head_dim], with zeros behind every head's channels."""
+        """Pad every head with zeros: [B, S, heads * head_dim] -> [B, S, heads * cache_head_dim]."""
         channels = self.cache_head_dim(head_dim)
         if x is None or channels == head_dim:
             return x
@@ -171,7 +171,7 @@ class OnnxRuntime(Target):
         return _float(op.Reshape(by_head, [0, 0, heads * channels]))
 
     def _unpadded(self, op: Any, x: ir.Value, inputs: AttentionInputs) -> ir.Value:
-        """[B, S, heads * cache_head_dim] -> [B, S, heads * head_dim]."""
+        """Remove the padding of every head: [B, S, heads * cache_head_dim] -> [B, S, heads * head_dim]."""
         heads, head_dim, channels = inputs.heads, inputs.head_dim, self.cache_head_dim(inputs.head_dim)
         if channels == head_dim:
             return x
@@ -181,7 +181,7 @@ class OnnxRuntime(Target):
 
 
 def _widened(op: Any, value: ir.Value) -> ir.Value:
-    """float32; ONNX Runtime folds the cast of a stored float16 weight when it loads the session."""
+    """Cast to float32; ONNX Runtime folds the cast of a stored float16 weight when it loads the session."""
     if value.dtype == ir.DataType.FLOAT16:
         return _float(op.Cast(value, to=ir.DataType.FLOAT))
     return _float(value)

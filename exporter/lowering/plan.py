@@ -1,4 +1,4 @@
-"""Which graphs a bundle has, and what each is for."""
+"""Plans of a bundle's graphs: the layers, sizes and purpose of each."""
 
 from __future__ import annotations
 
@@ -8,17 +8,17 @@ from typing import Literal
 
 from dynexport.runtime.bundle.manifest import ProfileName
 
-# Tokens of a row in a run that fills slots whatever was chosen: each costs a slot of every cache that tokens choose.
+# Largest chunk of a graph that writes a slot of every routed cache for each token, chosen or not.
 PADDED_CHUNK = 64
-# What a symbol in the shapes of a graph's inputs counts: rows of the batch, new tokens of a row, tokens of a row whose
-# logits are wanted; and where tokens of all rows come in one line, those, or those whose logits are wanted.
+# Meaning of a symbol in the shapes of a graph's inputs: batch rows, new tokens per row, or logits per row. Where the
+# tokens of all rows are concatenated (ragged): all tokens (line), or all tokens with logits (line_of_logits).
 Dimension = Literal["rows", "tokens", "logits", "line", "line_of_logits"]
 STEP_DIMENSIONS: Mapping[str, Dimension] = {"B": "rows", "S": "tokens", "K": "logits"}
 
 
 @dataclass(frozen=True)
 class SlotRule:
-    """How many entries a row may have in one cache, and slots; as in ``manifest.Cache``."""
+    """The capacity of one cache, in entries and slots per row; the fields are those of ``manifest.Cache``."""
 
     most: int | None = None
     per_token: int = 1
@@ -27,19 +27,19 @@ class SlotRule:
 
 @dataclass(frozen=True)
 class GraphPlan:
-    """One graph of a bundle; a strategy may have plans of its own that say more.
+    """The plan of one graph of a bundle; a strategy may subclass it.
 
     Attributes:
         name: file stem and name in the manifest.
-        layers: the layers that it holds.
-        conditional: whether it has a ``layer_active`` input that says which of them run.
-        contiguous: those whose caches always hold the positions 0, 1, 2, .., as nothing ever skips them.
-        together: groups of layers that are only ever skipped together, so that their caches have the same lengths.
-        serves: what it is run for. A graph that only decodes takes one token of every row.
-        dimensions: the symbols in the shapes of its inputs, and what each counts.
-        chunk: the most tokens of a row that a run takes; None for any number.
-        share_memory: whether a session should plan which results share memory, as in ``manifest.Graph``.
-        whole_prompts: whether a prompt is never cut, so that a run of one may have to give all its logits.
+        layers: numbers of the layers in the graph.
+        conditional: whether the graph has a ``layer_active`` input that selects the layers to run.
+        contiguous: layers that no token skips, so that their caches hold the positions 0, 1, 2, ..
+        together: groups of layers that are always skipped together, so that their caches have equal lengths.
+        serves: prefill, decode or both. A graph for decode only takes one token per row.
+        dimensions: the symbols in the shapes of the graph's inputs, and what each counts.
+        chunk: most tokens per row in one call; None: no limit.
+        share_memory: whether a session should plan memory reuse between results, as in ``manifest.Graph``.
+        whole_prompts: whether a prompt is never cut into chunks, so that one call may return all its logits.
     """
 
     name: str
@@ -55,5 +55,5 @@ class GraphPlan:
 
     @property
     def only_decodes(self) -> bool:
-        """Whether every row has one token."""
+        """Return whether the graph serves decode steps only, with one token per row."""
         return self.serves == ("decode",)

@@ -1,4 +1,4 @@
-"""How a weight is stored in a bundle, and the parameters of the graph that hold it."""
+"""Storage formats of weights, and the graph's parameters that hold them."""
 
 from __future__ import annotations
 
@@ -14,26 +14,31 @@ Array = np.ndarray
 
 
 def _parameter(shape: Sequence[int], dtype: ir.DataType = ir.DataType.FLOAT) -> ir.Value:
-    """A value of the graph, which is given its name and its content later."""
+    """Return a value of the graph without a name or content; both are set later."""
     return ir.Value(shape=ir.Shape(shape), type=ir.TensorType(dtype))
 
 
 class Storage(ABC):
-    """One way to store a float32 weight: the graph's parameters for it, and their values."""
+    """A way to store a float32 weight as one or more parameters of the graph."""
 
     @abstractmethod
     def parameters(self, shape: Sequence[int]) -> dict[str, ir.Value]:
-        """Parameters, by suffix of the tensor's name, for a weight of this shape."""
+        """Return the parameters for a weight of this shape, by suffix of the tensor's name."""
 
     @abstractmethod
     def pack(self, weight: Array) -> dict[str, Array]:
-        """The values of those parameters from the float32 weight."""
+        """Return the values of those parameters, computed from the float32 weight."""
 
 
 @dataclass(frozen=True)
 class StoredWeight:
-    """A weight of the graph: its shape, of a layer where layers are stacked, how it is stored, and the parameters that
-    hold it, by suffix of its name."""
+    """A weight of the graph with its storage.
+
+    Attributes:
+        shape: the weight's shape; where layers are stacked, the shape of one layer.
+        storage: the storage format.
+        parts: the parameters that hold the weight, by suffix of its name.
+    """
 
     shape: tuple[int, ...]
     storage: Storage
@@ -42,7 +47,7 @@ class StoredWeight:
 
 @dataclass(frozen=True)
 class Plain(Storage):
-    """As a float tensor; the target says in which type it is used."""
+    """Storage as one float tensor of type ``dtype``."""
 
     dtype: ir.DataType = ir.DataType.FLOAT
 
@@ -55,7 +60,7 @@ class Plain(Storage):
 
 @dataclass(frozen=True)
 class Stacked(Plain):
-    """The same weight of every layer of a pool, one after the other: [layers, ..]; each is packed by itself."""
+    """Storage of one weight of all layers of a pool, stacked as [layers, ..]; ``pack`` takes one layer at a time."""
 
     layers: int = field(kw_only=True)
 
@@ -65,7 +70,7 @@ class Stacked(Plain):
 
 @dataclass(frozen=True)
 class BlockQuantized(Storage):
-    """As 4 or 8 bit integers, symmetric, one float32 scale per block of a row (ONNX Runtime's MatMulNBits layout).
+    """Storage as symmetric 4 or 8 bit integers, one float32 scale per block of a row (layout of MatMulNBits).
 
     Weight [N, K] becomes ``_quantized`` uint8 [N, ceil(K / block_size), block_size * bits / 8] and ``_scales``
     float32 [N, ceil(K / block_size)].
@@ -99,14 +104,15 @@ class BlockQuantized(Storage):
 
 @dataclass(frozen=True)
 class Dequantized(Storage):
-    """As 4 or 8 bit integers, symmetric, for DequantizeLinear in front of a MatMul.
+    """Storage as symmetric 4 or 8 bit integers, for DequantizeLinear in front of a MatMul.
 
-    Weight [N, K] becomes ``_quantized`` int8 or int4 [K, N] and ``_scales``: [N], or [K / block_size, N] where blocks
-    of a row have scales of their own.
+    Weight [N, K] becomes ``_quantized`` int8 or int4 [K, N] and ``_scales``: [N], or [K / block_size, N] with one scale
+    per block of a row.
 
     Attributes:
-        dtype: of the scales, and so of what they give.
-        block_size: it divides K.
+        bits: 4 or 8.
+        dtype: type of the scales and of the dequantised weight.
+        block_size: values per block, a divisor of K; None: one scale per row.
     """
 
     bits: Literal[8, 4]
@@ -115,7 +121,7 @@ class Dequantized(Storage):
 
     @property
     def axis(self) -> int:
-        """What DequantizeLinear calls so: of the blocks, or of the scales."""
+        """Return the ``axis`` attribute of DequantizeLinear: the axis of the blocks, or of the scales."""
         return 1 if self.block_size is None else 0
 
     def parameters(self, shape: Sequence[int]) -> dict[str, ir.Value]:
@@ -128,7 +134,7 @@ class Dequantized(Storage):
         largest = 2 ** (self.bits - 1) - 1
         blocks = weight.T.reshape(-1, self.block_size or weight.shape[1], weight.shape[0])
         scales = (np.abs(blocks).max(axis=1) / largest).astype(self.dtype.numpy())
-        # Divided by what is stored; a block of zeros has the scale 0, and any other does.
+        # Divide by the rounded scales that are stored. A block of zeros has the scale 0, where any divisor is right.
         divisors = np.where(scales == 0, 1, scales.astype(np.float32))[:, None]
         quantized = np.clip(np.rint(blocks / divisors), -largest - 1, largest).reshape(weight.T.shape)
         kind = np.dtype(np.int8) if self.bits == 8 else ir.DataType.INT4.numpy()

@@ -1,4 +1,4 @@
-"""What an engine has to offer for the modules of the graph to be lowered to it."""
+"""The interface that each engine implements to lower the graph's modules."""
 
 from __future__ import annotations
 
@@ -16,32 +16,35 @@ from dynexport.runtime.bundle.manifest import Precision, Profile, TargetName
 
 
 class BrokenGraph(AssertionError):
-    """A bug of the exporter, found before the graph is written."""
+    """A bug of the exporter, found in a graph before it is written."""
 
 
 @dataclass(frozen=True)
 class AttentionInputs:
-    """What attention over a cache needs in one layer; S new tokens after the cached ones.
+    """The inputs of attention over a cache in one layer, for S new tokens per row.
 
     Queries, keys, values and caches have the target's type of activations, here called float.
 
     Attributes:
         query: float [B, S, heads * head_dim]; or query, key and value packed along the last axis.
-        key, value: float [B, S, kv_heads * head_dim]; None where they are packed.
-        past_key, past_value: float [B, kv_heads, M, cache_head_dim], entries 0..cache_length-1 of a row in use.
-        cache_length: int64 [B], entries of a row before the append.
+        key: float [B, S, kv_heads * head_dim]; None where it is packed.
+        value: float [B, S, kv_heads * head_dim]; None where it is packed.
+        past_key: float [B, kv_heads, M, cache_head_dim]; a row's entries are at 0..cache_length-1.
+        past_value: float [B, kv_heads, M, cache_head_dim]; a row's entries are at 0..cache_length-1.
+        cache_length: int64 [B], number of a row's entries before the append.
         last_index: int32 [B], index of the row's last entry after the append: cache_length + S - 1.
-        total_length: int32 scalar, the longest row's entries after the append; None where caches have a fixed number
-            of slots, and attention looks at all of them.
-        bias: float32 [B or 1, heads or 1, S, total_length or M] added to the scores, or None.
-        rotary: cos and sin float32 [max_length, rotary dim / 2] and position_ids int64 [B, S], consecutive in a row,
-            to rotate query and key by; None where they are as they should be.
-        counts: int64 [B], how many of the S tokens make an entry, where a run appends to a cache several times; None
-            where it does so once, and may leave what it likes behind the entries.
-        heads, kv_heads: of queries, and of keys and values.
-        head_dim: channels of a head of queries, keys and values; caches may have more.
+        total_length: int32 scalar, the longest row's number of entries after the append; None where caches have a
+            fixed number of slots, and attention covers all slots.
+        bias: float32 [B or 1, heads or 1, S, total_length or M], added to the scores; or None.
+        rotary: cos and sin float32 [max_length, rotary dim / 2] and position_ids int64 [B, S], consecutive in a row, to
+            rotate query and key with; None where both are already rotated, or the model has no rotary positions.
+        counts: int64 [B], number of the S tokens that make an entry, where one call appends to a cache several times;
+            None where it appends once, and the slots behind the entries may hold any values.
+        heads: number of query heads.
+        kv_heads: number of key and value heads.
+        head_dim: channels per head of queries, keys and values; caches may have more.
         scale: factor of the scores.
-        softcap: what they are squeezed into by tanh, or None.
+        softcap: bound c of the scores, c * tanh(score / c); None without one.
     """
 
     query: ir.Value
@@ -63,19 +66,21 @@ class AttentionInputs:
 
 
 class Target(ABC):
-    """Lowers primitives; ``op`` is the builder of the graph or subgraph that is being written.
+    """An engine that primitives are lowered to; ``op`` is the builder of the graph or subgraph being written.
 
     Attributes:
-        title: the engine's name as its makers write it.
-        precision: how weights are stored.
-        activations: type of hidden states, caches and what products give; statistics, routers and logits are float32.
-        vector_storage: how the biases of projections are stored.
-        norm_storage: how weights and biases of norms are.
-        fixed_slots: whether a cache's number of slots stands in the graph.
-        conditional_layers: whether a layer with its attention can stand inside an ``If``.
-        plugins: whether graphs may call operators of our own; only then is there ``add_rows``.
-        top_k_limit: the most that ``top_k`` chooses of a row; None for any number.
-        appends_once: whether a run appends to a cache only once.
+        name: the engine's name in the manifest.
+        title: the engine's name in messages and docs.
+        precision: storage precision of the weights.
+        opset_imports: opset version by operator domain.
+        activations: type of hidden states, caches and products; statistics, routers and logits are float32.
+        vector_storage: storage of the biases of projections.
+        norm_storage: storage of the weights and biases of norms.
+        fixed_slots: whether a cache's number of slots is a constant of the graph.
+        conditional_layers: whether a layer with its attention may be inside an ``If``.
+        plugins: whether graphs may use dynexport's custom operators; ``add_rows`` requires them.
+        top_k_limit: largest k of ``top_k`` per row; None: no limit.
+        appends_once: whether a call may append to a cache only once.
         shares_of_batches: whether a size can be a share of rows times tokens.
     """
 
@@ -94,47 +99,51 @@ class Target(ABC):
     shares_of_batches: bool = True
 
     def longest_prompt(self, max_length: int) -> int:
-        """Tokens of a prompt that a run takes at most in a context of so many; here, all.
+        """Return the most prompt tokens per row in one call; by default the whole context of ``max_length``.
 
         Raises:
-            DynexportError: where the target was asked for more than the context.
+            DynexportError: when the target's setting exceeds the context.
         """
         return max_length
 
     def profiles(self, plan: GraphPlan, max_length: int) -> tuple[Profile, ...]:
-        """The sizes that a graph's engine is built for; here, a session takes any."""
+        """Return the optimization profiles of a graph's engine; none by default, where any size is accepted."""
         return ()
 
     def finish(self, model: ir.Model) -> None:  # noqa: B027
-        """Add what a finished graph needs. Raises BrokenGraph for one that the engine would not take."""
+        """Complete and check a finished graph.
+
+        Raises:
+            BrokenGraph: when the engine would refuse it.
+        """
 
     def bits_read(self, dtype: ir.DataType) -> int:
-        """Of a stored weight's element, when a run reads it."""
+        """Return the bits that a call reads per element of a stored weight."""
         return dtype.bitwidth
 
     @abstractmethod
     def weight_storage(self, shape: Sequence[int]) -> Storage:
-        """How a projection of this shape is stored."""
+        """Return the storage of a projection of this shape."""
 
     @abstractmethod
     def embedding_storage(self, shape: Sequence[int], *, tied: bool) -> Storage:
-        """How an embedding table is stored; ``tied`` when the head multiplies by it too."""
+        """Return the storage of an embedding table; ``tied`` when the head multiplies by it too."""
 
     @abstractmethod
     def matmul(self, op: Any, x: ir.Value, weight: StoredWeight) -> ir.Value:
-        """x [..., K] times W^T for W [N, K]."""
+        """Multiply x [..., K] by W^T, for W [N, K]."""
 
     def vector(self, op: Any, stored: ir.Value) -> ir.Value:
-        """A bias as it is added to [.., features]; here, as it is stored."""
+        """Return a bias ready to be added to [.., features]; by default as it is stored."""
         return stored
 
     @abstractmethod
     def gather_rows(self, op: Any, indices: ir.Value, weight: StoredWeight) -> ir.Value:
-        """Rows of W."""
+        """Gather the rows of W [N, K] at indices int64 [...]: [..., K]."""
 
     @abstractmethod
     def norm(self, op: Any, x: ir.Value, weight: ir.Value, bias: ir.Value | None, epsilon: float) -> ir.Value:
-        """RMSNorm, or LayerNorm when there is a bias, over the last axis in float32."""
+        """Apply RMSNorm, or LayerNorm if there is a bias, over the last axis in float32."""
 
     @abstractmethod
     def add_norm(
@@ -146,46 +155,55 @@ class Target(ABC):
         bias: ir.Value | None,
         epsilon: float,
     ) -> tuple[ir.Value, ir.Value]:
-        """(norm(residual + x), residual + x)."""
+        """Return (norm(residual + x), residual + x)."""
 
     @abstractmethod
     def activate(self, op: Any, x: ir.Value, activation: Activation) -> ir.Value:
-        """The activation function, element by element."""
+        """Apply the activation function to every element."""
 
     def cache_head_dim(self, head_dim: int) -> int:
-        """Channels of a head in a cache; here, as many as the model's heads have."""
+        """Return the channels per head in a cache; by default the model's ``head_dim``."""
         return head_dim
 
     @abstractmethod
     def rotates_in_attention(self, architecture: Architecture) -> bool:
-        """Whether ``attention`` can be given rotary tables instead of rotated queries and keys."""
+        """Return whether ``attention`` takes rotary tables instead of rotated queries and keys."""
 
     @abstractmethod
     def attention(self, op: Any, inputs: AttentionInputs) -> tuple[ir.Value, ir.Value, ir.Value]:
-        """Append key and value, attend causally: (output [B, S, heads * head_dim], present_key, present_value)."""
+        """Append key and value and attend causally.
+
+        Returns:
+            The output float [B, S, heads * head_dim], present_key and present_value.
+        """
 
     def attention_of_one(self, op: Any, inputs: AttentionInputs) -> tuple[ir.Value, ir.Value, ir.Value]:
-        """One new token per row, and no append: (output [B, 1, heads * head_dim], the entries for ``append``)."""
+        """Attend for one new token per row without appending it.
+
+        Returns:
+            The output float [B, 1, heads * head_dim], and the key and value entries for ``append``.
+        """
         raise NotImplementedError
 
     def append(self, op: Any, past: ir.Value, new: ir.Value, cache_length: ir.Value) -> ir.Value:
-        """Entries float [B, kv_heads, S, head_dim] behind those of a cache."""
+        """Append new entries float [B, S, kv_heads * head_dim] to a cache and return the cache."""
         raise NotImplementedError
 
     def append_positions(self, op: Any, past: ir.Value, new: ir.Value, cache_length: ir.Value) -> ir.Value:
-        """Positions int64 [B, S] behind those of a cache, int64 [B, M]."""
+        """Append positions int64 [B, S] to those of a cache, int64 [B, M], and return these."""
         return op.TensorScatter(past, new, cache_length, axis=1)
 
     def top_k(self, op: Any, scores: ir.Value, counts: ir.Value, most: ir.Value) -> tuple[ir.Value, ir.Value]:
-        """Of each row the counts[b] largest scores, the lowest index first among equals.
+        """Choose the counts[b] largest scores of each row; among equal scores, the lowest index comes first.
 
         Args:
+            op: builder of the graph.
             scores: float32 [B, S].
             counts: int64 [B], at most ``most``.
             most: int64 [1], K.
 
         Returns:
-            Places int64 [B, K], all of a row different; and int64 [B, K], 1 for those that are among the largest.
+            Token indices int64 [B, K], distinct within a row, and int64 [B, K], 1 for a chosen token and 0 otherwise.
         """
         _, places = op.TopK(scores, most, axis=1, sorted=1, _outputs=2)
         ranks = op.Range(0, op.Squeeze(most, [0]), 1)
@@ -194,17 +212,19 @@ class Target(ABC):
     def add_rows(
         self, op: Any, x: ir.Value, rows: ir.Value, gate: ir.Value, places: ir.Value, valid: ir.Value
     ) -> ir.Value:
-        """x float [B, S, hidden] with gate * rows added where rows belong.
+        """Add gate * rows to x at the given token indices.
 
         Args:
+            op: builder of the graph.
+            x: float [B, S, hidden].
             rows: float [B, K, hidden].
             gate: float32 [B, K].
-            places: int64 [B, K], all of a row different.
-            valid: int32 [B, K], 0 where nothing is added.
+            places: int64 [B, K], token indices, distinct within a row.
+            valid: int32 [B, K], 0 for an entry that is not added.
         """
         raise NotImplementedError
 
 
 def cast(op: Any, value: ir.Value, dtype: ir.DataType | None) -> ir.Value:
-    """A value in another type; itself where it has that one."""
+    """Cast a value to a type; a value that already has the type is returned as it is."""
     return value if value.dtype == dtype else op.Cast(value, to=dtype)

@@ -9,7 +9,7 @@ import numpy as np
 from dynexport.exporter.parity.cases import replay
 from dynexport.exporter.parity.comparison import Measurement
 from dynexport.exporter.parity.ladder import path_through
-from dynexport.exporter.parity.metrics import FloatArray, Metrics, number, relative_error
+from dynexport.exporter.parity.metrics import Metrics, number, relative_error
 from dynexport.exporter.parity.probe import EMBEDDING, HiddenStates, HopStates
 from dynexport.exporter.parity.report import Check, Departure, Place
 from dynexport.exporter.parity.thresholds import ROUTES, PrecisionLimits, RouteLimits, wrong_flip
@@ -67,9 +67,10 @@ def errors_by_layer(
     expected = oracle.hidden_states(cases)
     return {
         name: max(
-            relative_error(expected[row][place], _row(probe.calls, name, row, case)) for row, case in enumerate(cases)
+            relative_error(expected[row][place], probe.of_row(name, row, len(case.tokens)))
+            for row, case in enumerate(cases)
         )
-        for place, name in enumerate(probe.calls[0])
+        for place, name in enumerate(probe.calls[0].states)
     }
 
 
@@ -159,9 +160,3 @@ def _places(metrics: Metrics, limits: RouteLimits) -> dict[int, float]:
             if isinstance(flip, list) and wrong_flip(metrics, margin, limits):
                 found[flip[1]] = max(found.get(flip[1], 0.0), number(margin))
     return found
-
-
-def _row(calls: Sequence[Mapping[str, FloatArray]], name: str, row: int, case: Case) -> FloatArray:
-    """Return a row's hidden states over all calls without prompt padding, float32 [length, hidden]."""
-    first, *later = (call[name][row] for call in calls)
-    return np.concatenate([first[: case.prompted[0][1]], *later])

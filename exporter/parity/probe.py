@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -20,24 +21,52 @@ EMBEDDING = "embedding"
 _PREFIX = "hidden_states."
 
 
+@dataclass(frozen=True)
+class ShownCall:
+    """The hidden states of one graph call.
+
+    Attributes:
+        first: row of the cache that the call's first row is.
+        positions: int64 [B, S], those of its tokens, padding included.
+        states: float32 [B, S, hidden] after the embedding and after each layer of the model, by "embedding" and the
+            layer's number. A layer that the graph lacks has the states of the layer before it.
+    """
+
+    first: int
+    positions: Array
+    states: Mapping[str, FloatArray]
+
+
 class HiddenStates(HostMemory):
     """A backend that opens a bundle's graphs with the hidden states as additional outputs, and records them.
 
     Attributes:
         bundle: the bundle.
         threads: intra-op threads; None for the default.
-        calls: per graph call, float32 [B, S, hidden] after the embedding and after each layer of the model, by
-            "embedding" and the layer's number. A layer that the graph lacks has the states of the layer before it.
+        calls: what every graph call returned.
     """
 
     grows = True
 
     def __init__(self, bundle: Bundle, threads: int | None) -> None:
         self.bundle, self.threads = bundle, threads
-        self.calls: list[dict[str, FloatArray]] = []
+        self.calls: list[ShownCall] = []
 
     def open(self, graph: Graph) -> Engine:
         return _ProbeEngine(graph, self)
+
+    def of_row(self, name: str, row: int, length: int) -> FloatArray:
+        """Return a row's hidden states, float32 [length, hidden], however its tokens were cut into calls.
+
+        Padding stands at positions that the row's own tokens are written to later, or behind all of them.
+        """
+        found = np.full((length, self.bundle.manifest.model.hidden_size), np.nan, np.float32)
+        for call in self.calls:
+            if 0 <= row - call.first < len(call.positions):
+                positions = call.positions[row - call.first]
+                inside = positions < length
+                found[positions[inside]] = call.states[name][row - call.first][inside]
+        return found
 
 
 class HopStates:
@@ -68,6 +97,9 @@ class _Recorded:
             self._shown.setdefault(self.graph.name, results["hidden_states_out"][0].astype(np.float32))
         return results
 
+    def prepare(self, inputs: Mapping[str, Array], caches: Caches) -> None:
+        return None
+
     def end_profiling(self) -> Path:
         return self._engine.end_profiling()
 
@@ -93,7 +125,7 @@ class _ProbeEngine(OnnxRuntimeEngine):
         for layer in map(str, range(self._probe.bundle.manifest.model.layers)):
             states[layer] = found.get(layer, states[before])
             before = layer
-        self._probe.calls.append(states)
+        self._probe.calls.append(ShownCall(caches.rows.start, inputs["position_ids"].copy(), states))
         return results
 
 

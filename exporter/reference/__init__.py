@@ -1,4 +1,4 @@
-"""Compute with PyTorch what a bundle should answer; importing this does not import PyTorch."""
+"""Compute the expected results of a bundle with PyTorch; importing this package does not import PyTorch."""
 
 from dynexport.exporter.reference.hugging_face import BoolArray, Reference, Runs, RunsFor
 from dynexport.exporter.reference.oracle import Answer, Case, KeptOracle, Oracle

@@ -1,12 +1,12 @@
-"""The weights that an int4 or int8 bundle computes with, read back from its graphs for the PyTorch reference.
+"""Read the quantised weights of an int4 or int8 bundle back from its graphs, for the PyTorch reference.
 
-Written from ONNX Runtime's description of MatMulNBits and GatherBlockQuantized, with no code of what quantises: a value
-is (q - 2^(bits - 1)) * scale of its block, where q is an unsigned integer of 4 or 8 bits, the lower half of a byte
-first, and a block is ``block_size`` values along a row.
+Written from ONNX Runtime's description of MatMulNBits and GatherBlockQuantized; it shares no code with the quantiser.
+A value is (q - 2^(bits - 1)) * scale of its block, where q is an unsigned integer of 4 or 8 bits, the lower half of a
+byte first, and a block is ``block_size`` values along a row.
 
-Which parameter of the model a matrix stands for is found by its values, whatever the graph calls it: every one must be
-within a step of quantisation of the checkpoint's. A parameter that nothing in the bundle is so near to stays as it is
-in the checkpoint: then the bundle does not hold it, and its logits will show that.
+A matrix is matched to a parameter of the model by its values, not by its name in the graph: every value must be within
+one quantisation step of the checkpoint's. A parameter without a match keeps the checkpoint's values. If the bundle
+should have held it, the logits will differ.
 """
 
 from __future__ import annotations
@@ -27,23 +27,28 @@ from dynexport.runtime.bundle.manifest import Manifest
 FloatArray = NDArray[np.float32]
 _OPERATORS = ("MatMulNBits", "GatherBlockQuantized")
 _LAYER = re.compile(r"\.([0-9]+)\.")
-# Of a step of quantisation: scales and products are rounded to float32.
+# Tolerance, in quantisation steps: scales and products are rounded to float32.
 _ROOM = 1 + 1e-3
 
 
 def is_quantised(manifest: Manifest) -> bool:
-    """Whether weights are blocks of MatMulNBits; graphs for TensorRT have other operators, and are held to float16."""
+    """Return whether the weights are MatMulNBits blocks.
+
+    TensorRT bundles have other operators; they are compared with the float16 weights.
+    """
     return manifest.target == "onnxruntime" and manifest.precision in ("int8", "int4")
 
 
 @dataclass(frozen=True)
 class _Quantised:
-    """A matrix in a file of weights, float32 [rows, columns] once it is read.
+    """A quantised matrix of a graph.
 
     Attributes:
-        layer: that its name has, where to look first; None: it belongs to none.
-        data, scales: tensors of the graph, in ``folder`` where they are not in the graph itself.
-        columns: None: as many as there are in whole blocks.
+        layer: layer number in its name; None for a matrix outside of the layers.
+        folder: directory of the external weights file.
+        data: packed integers, a tensor of the graph.
+        scales: one scale per block, a tensor of the graph.
+        columns: number of columns; None where the rows consist of whole blocks.
     """
 
     layer: int | None
@@ -55,7 +60,7 @@ class _Quantised:
     columns: int | None
 
     def read(self) -> tuple[FloatArray, FloatArray]:
-        """Values, and the step of each: float32 [rows, columns] both."""
+        """Return the dequantised values and the quantisation step of each, both float32 [rows, columns]."""
         scales = _values(self.folder, self.scales).astype(np.float32)
         packed = _values(self.folder, self.data).reshape(*scales.shape, -1)
         if self.bits == 4:
@@ -75,11 +80,11 @@ class DequantisedWeights:
     """The quantised matrices of a bundle.
 
     Args:
-        folder: the bundle's directory, which may still be without its manifest.
-        manifest: of the bundle.
+        folder: the bundle's directory; its manifest file is not read.
+        manifest: the bundle's manifest.
 
     Raises:
-        DynexportError: for graphs that are not as ``convert`` writes them.
+        DynexportError: when a graph differs from what ``convert`` writes.
     """
 
     def __init__(self, folder: Path, manifest: Manifest) -> None:
@@ -93,19 +98,20 @@ class DequantisedWeights:
             self._by_layer.setdefault(matrix.layer, []).append(matrix)
 
     def stored(self, name: str, weight: FloatArray) -> FloatArray:
-        """What the bundle has for a parameter of transformers' model.
+        """Return the bundle's values of one parameter of the transformers model.
 
         Args:
-            name: its name there.
-            weight: float32, as the checkpoint has it.
+            name: parameter name in the model.
+            weight: the checkpoint's values, float32.
 
         Returns:
-            float32 of the same shape: the bundle's values, or ``weight`` itself where it has not quantised it.
+            float32 of the same shape: the dequantised values, or ``weight`` itself where the bundle does not
+            quantise this parameter.
         """
         if weight.ndim != 2:
             return weight
         matrices = self._by_layer.get(_layer_of(name), [])
-        for transposed in (False, True):  # as gpt2 has its projections
+        for transposed in (False, True):  # gpt2 stores its projections transposed
             wanted = weight.T if transposed else weight
             found = _find(wanted, matrices)
             if found is not None:
@@ -114,7 +120,7 @@ class DequantisedWeights:
 
 
 def _find(weight: FloatArray, matrices: list[_Quantised]) -> FloatArray | None:
-    """The rows of these matrices that are within a step of a weight's rows; None where there are none."""
+    """Return the rows of these matrices that match the weight's rows within one step, or None."""
     parts = [
         part for part in (_same_columns(*matrix.read(), weight.shape[1]) for matrix in matrices) if part is not None
     ]
@@ -124,7 +130,7 @@ def _find(weight: FloatArray, matrices: list[_Quantised]) -> FloatArray | None:
             return found
     if not parts:
         return None
-    # Rows in another order, or of several matrices: each is the one nearest to it.
+    # Rows may stand in another order or in several matrices, so take the nearest row for each.
     values, steps = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
     distance = (values * values).sum(axis=1) - 2 * (weight @ values.T)
     nearest = distance.argmin(axis=1)
@@ -132,7 +138,7 @@ def _find(weight: FloatArray, matrices: list[_Quantised]) -> FloatArray | None:
 
 
 def _same_columns(values: FloatArray, steps: FloatArray, columns: int) -> tuple[FloatArray, FloatArray] | None:
-    """A matrix with so many columns, those of zeros (between heads that were padded) left out; None: it has others."""
+    """Return values and steps without the zero columns that pad heads; None if the number of columns differs."""
     if values.shape[1] == columns:
         return values, steps
     used = values.any(axis=0)
@@ -140,7 +146,7 @@ def _same_columns(values: FloatArray, steps: FloatArray, columns: int) -> tuple[
 
 
 def _consecutive(weight: FloatArray, values: FloatArray, steps: FloatArray) -> FloatArray | None:
-    """Rows that follow one another in a matrix and are within a step of a weight's rows."""
+    """Return consecutive rows of a matrix that match the weight's rows within one step, or None."""
     rows = len(weight)
     for start in np.flatnonzero((np.abs(values - weight[0]) <= steps * _ROOM).all(axis=1)):
         part = slice(start, start + rows)
@@ -154,7 +160,7 @@ def _near(weight: FloatArray, values: FloatArray, steps: FloatArray) -> bool:
 
 
 def _quantised(path: Path) -> Iterator[_Quantised]:
-    """The quantised matrices of a graph, those of its branches among them."""
+    """Yield the quantised matrices of a graph and of its branches."""
     model = onnx.load(path, load_external_data=False)
     nodes = list(_nodes(model.graph))
     tensors = {tensor.name: tensor for tensor in model.graph.initializer}
@@ -185,7 +191,7 @@ def _nodes(graph: Any) -> Iterator[Any]:
 
 
 def _values(folder: Path, tensor: onnx.TensorProto) -> NDArray[Any]:
-    """A tensor's values, from the graph or the file of weights beside it."""
+    """Return a tensor's values, from the graph or from its external weights file."""
     if tensor.data_location != onnx.TensorProto.EXTERNAL:
         return np.asarray(onnx.numpy_helper.to_array(tensor))
     where: Mapping[str, str] = {entry.key: entry.value for entry in tensor.external_data}

@@ -1,9 +1,8 @@
-"""The PyTorch golden: Hugging Face's own modules, with each layer given only the tokens that run in it.
+"""The PyTorch reference: transformers' own modules, where each layer gets only the tokens that run in it.
 
-Embedding, positions, masks, layers, final norm and head are transformers' code. All that is added here is the
-routing contract's meaning of a route: a token that does not run in a layer keeps its hidden state and leaves
-no K/V entry there, which is the same as that layer never seeing the token. Everything is recomputed from the
-tokens; there is no cache that could be wrong.
+Embedding, positions, masks, layers, final norm and head are transformers' code. This module adds the routing
+contract's definition of a skip: a token that skips a layer keeps its hidden state and leaves no K/V entry there, so the
+layer is called without that token. Every result is recomputed from the tokens, without a KV cache.
 """
 
 from __future__ import annotations
@@ -29,7 +28,7 @@ Runs = Sequence[BoolArray] | RunsFor
 
 
 class Reference:
-    """A causal language model in float32 whose layers skip tokens as told.
+    """A causal language model in float32 that runs given tokens in given layers.
 
     Attributes:
         layers: number of decoder layers.
@@ -47,9 +46,9 @@ class Reference:
         """Build the model of ``checkpoint.config`` and load its weights.
 
         Args:
-            checkpoint: Hugging Face names and layouts.
-            streaming: read each layer's weights just before it runs and free them right after, in every pass:
-                memory for embedding, head and one layer.
+            checkpoint: weights under Hugging Face names and layouts.
+            streaming: read each layer's weights just before it runs and free them right after, in every pass. Memory
+                then holds the embedding, the head and one layer.
 
         Raises:
             DynexportError: when torch or transformers is missing, transformers cannot build the model, or a
@@ -60,15 +59,15 @@ class Reference:
     def logits(
         self, tokens: Sequence[Sequence[int]], runs: Runs | None = None, *, at: Sequence[int] = ()
     ) -> list[FloatArray]:
-        """Teacher-forced logits.
+        """Return teacher-forced logits.
 
         Args:
             tokens: rows of token ids; their lengths may differ, unless ``at`` is given.
-            runs: which tokens run in which layer; None: all in all.
-            at: compute the head for the tokens at these positions only; empty: for all.
+            runs: which tokens run in which layer; None: every token runs in every layer.
+            at: positions to compute the head for; empty: every position.
 
         Returns:
-            For every row, float32 [length or positions, vocabulary].
+            For every row, float32 [length or len(at), vocabulary].
 
         Raises:
             DynexportError: on an empty or too long row, an unknown token id, or runs of another shape.
@@ -79,9 +78,9 @@ class Reference:
         return [as_numpy(logits[row, : len(at) or len(ids)]) for row, ids in enumerate(tokens)]
 
     def layer_outputs(self, tokens: Sequence[Sequence[int]], runs: Runs | None = None) -> list[FloatArray]:
-        """Hidden states after every layer, to find the first layer where something else goes astray.
+        """Return the hidden states after every layer, to find the first layer whose output diverges.
 
-        Args and errors as for ``logits``.
+        Arguments and errors are those of ``logits``.
 
         Returns:
             For every row, float32 [layers, length, hidden]; the final norm is not applied.
@@ -96,19 +95,19 @@ class Reference:
     def greedy(
         self, prompts: Sequence[Sequence[int]], steps: int, runs_for: RunsFor | None = None
     ) -> tuple[NDArray[np.int64], FloatArray]:
-        """Generate at temperature 0, all rows together, recomputing every row at every step.
+        """Generate greedily for all rows together; every step recomputes every row.
 
         Args:
             prompts: rows of token ids.
-            steps: tokens to generate, at least 1; no end-of-sequence token is looked for.
-            runs_for: (row, length) -> bool [layers, length]; None: all tokens run in all layers.
+            steps: number of tokens to generate, at least 1; end-of-sequence tokens do not stop it.
+            runs_for: (row, length) -> bool [layers, length]; None: every token runs in every layer.
 
         Returns:
             Tokens int64 [rows, steps], and the logits float32 [rows, steps, vocabulary] that each was picked
-            from; of equal logits the lowest token id wins.
+            from. Among equal logits, the lowest token id is picked.
 
         Raises:
-            DynexportError: as ``logits``, or on less than one step.
+            DynexportError: for the errors of ``logits``, or when ``steps`` is below 1.
         """
         if steps < 1:
             raise DynexportError(f"{self._source}: expected at least 1 step, found {steps}")
@@ -130,10 +129,10 @@ class Reference:
         *,
         at: Sequence[int] = (),
     ) -> Any:
-        """One pass over all rows, right-padded: logits [rows, longest or positions, vocabulary].
+        """Run all rows, right-padded, and return logits [rows, longest or len(at), vocabulary].
 
-        Padding runs in no layer, so no layer sees it; the mask of ones keeps transformers from guessing at
-        it. Hidden states after each layer are added to ``outputs``.
+        Padding runs in no layer. The mask of ones stops transformers from inferring padding. The hidden states after
+        each layer are appended to ``outputs``.
         """
         import torch
 
@@ -148,7 +147,7 @@ class Reference:
 
     @contextmanager
     def _routed(self, runs: BoolArray, outputs: list[Any] | None) -> Iterator[None]:
-        """Within, the model's own forward pass calls ``_run_layer`` in place of every layer."""
+        """Make the model's forward pass call ``_run_layer`` in place of every layer, inside the context."""
 
         def forward(index: int, call: Call) -> Any:
             after = self._run_layer(index, runs[:, index], call)
@@ -160,12 +159,12 @@ class Reference:
             yield
 
     def _run_layer(self, index: int, runs: BoolArray, call: Call) -> Any:
-        """Give the layer, row by row, the tokens that run in it; all others keep their hidden states.
+        """Run the layer, row by row, over its tokens; all other tokens keep their hidden states.
 
         Args:
-            index: of the layer.
-            runs: bool [rows, longest].
-            call: what the model passes to the layer.
+            index: layer number.
+            runs: bool [rows, longest], the tokens that run.
+            call: arguments that the model passes to the layer.
 
         Returns:
             Hidden states [rows, longest, hidden].
@@ -183,7 +182,7 @@ class Reference:
         return after
 
     def _check_tokens(self, tokens: Sequence[Sequence[int]]) -> None:
-        """Raise DynexportError on what the model has no embedding or no position for."""
+        """Raise DynexportError for a token id or a position that the model does not have."""
         vocabulary, longest = self._model.config.vocab_size, _max_length(self._model.config)
         if not tokens:
             raise DynexportError(f"{self._source}: expected at least one row of tokens, found none")
@@ -197,7 +196,7 @@ class Reference:
                 )
 
     def _padded_runs(self, tokens: Sequence[Sequence[int]], runs: Runs | None) -> BoolArray:
-        """Bool [rows, layers, longest]; padding runs nowhere."""
+        """Return bool [rows, layers, longest]; padding runs in no layer."""
         padded = np.zeros((len(tokens), self.layers, max(map(len, tokens))), dtype=np.bool_)
         if runs is not None and not callable(runs) and len(runs) != len(tokens):
             raise DynexportError(f"runs: expected an array for each of {len(tokens)} rows, found {len(runs)}")
@@ -216,10 +215,10 @@ class Reference:
 
 
 def _max_length(config: Any) -> int:
-    """How many tokens the model has well-defined positions for; bloom has no limit.
+    """Return the number of tokens that the model has well-defined positions for; bloom has no limit.
 
-    longrope's frequencies change for the whole batch with the length of its longest row: beyond the original length no
-    answer belongs to a single row, unless both sets are the same (``set_context``).
+    longrope picks its frequencies by the longest row of the batch. Beyond the original length, the result of one row
+    would depend on the other rows, unless both sets of frequencies are equal (``set_context``).
     """
     rope = getattr(config, "rope_parameters", None) or {}
     changes = rope.get("rope_type") == "longrope" and rope.get("short_factor") != rope.get("long_factor")
@@ -229,5 +228,5 @@ def _max_length(config: Any) -> int:
 
 
 def as_numpy(tensor: Any) -> FloatArray:
-    """A float32 copy that keeps no larger tensor alive."""
+    """Return a float32 copy that does not keep a larger tensor in memory."""
     return np.array(tensor.numpy(), dtype=np.float32)

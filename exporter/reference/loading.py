@@ -1,4 +1,4 @@
-"""The model as transformers loads it by itself: a reference that can see a fault of dynexport's own reader."""
+"""Load the model with transformers' own loader, independent of dynexport's checkpoint reader."""
 
 from __future__ import annotations
 
@@ -13,21 +13,21 @@ from typing import Any
 from dynexport.exporter.checkpoint.base import Checkpoint
 from dynexport.runtime.bundle.errors import DynexportError
 
-# About the bytes on disk or the routing, not about the float32 model that is built here.
-_FOREIGN_FIELDS = ("model_type", "dynexport", "dtype", "torch_dtype", "quantization_config")
-# What only the routing contract knows, in any family.
+# Fields about the bytes on disk or the routing, not about the float32 model that is built here.
+FOREIGN_FIELDS = ("model_type", "dynexport", "dtype", "torch_dtype", "quantization_config")
+# Tensors of the routing contract, in any family; transformers does not know them.
 _ROUTING = re.compile(r"model\.(layers\.[0-9]+\.mod_(router|predictor)|radial_router)\..+")
-# Float32 weights up to this size are loaded whole; one layer at a time is in memory beyond.
+# Float32 weights up to this size are loaded whole; larger models are loaded one layer at a time.
 _RESIDENT_BYTES = 8 << 30
 
 
 def fits_in_memory(parameters: int) -> bool:
-    """Whether the reference loads a model of so many parameters whole, which from_pretrained needs."""
+    """Return whether the reference loads a model of this number of parameters whole, as from_pretrained does."""
     return 4 * parameters <= _RESIDENT_BYTES
 
 
 def reader_reason(checkpoint: Checkpoint) -> str:
-    """Why transformers cannot load a checkpoint by itself; "" where it can."""
+    """Return why transformers cannot load a checkpoint by itself; "" if it can."""
     if checkpoint.origin is None:
         return "transformers has no loader for its format"
     if checkpoint.origin.is_dir():
@@ -38,16 +38,17 @@ def reader_reason(checkpoint: Checkpoint) -> str:
 
 
 def load_pretrained(checkpoint: Checkpoint, max_length: int | None = None) -> Any:
-    """The model by ``AutoModelForCausalLM.from_pretrained``, in float32 with eager attention.
+    """Return the model loaded by ``AutoModelForCausalLM.from_pretrained``, in float32 with eager attention.
 
     No code of a checkpoint is run and no pickle is read.
 
     Args:
-        max_length: as ``set_context`` takes it.
+        checkpoint: a directory or GGUF file.
+        max_length: the bundle's context, passed to ``set_context``.
 
     Raises:
-        DynexportError: when transformers cannot load it, or a tensor is left out or left over that routing does not
-            explain.
+        DynexportError: when transformers cannot load it, when a tensor of the model is missing, or when the checkpoint
+            has a tensor that belongs neither to the model nor to routing.
     """
     import torch
     from transformers import AutoModelForCausalLM
@@ -80,23 +81,24 @@ def load_pretrained(checkpoint: Checkpoint, max_length: int | None = None) -> An
 
 
 def build_config(checkpoint: Checkpoint) -> Any:
-    """transformers' config object; of a directory as transformers reads it, otherwise of the fields that we read."""
+    """Return transformers' config object, read by transformers from a directory, else built from our fields."""
     from transformers import AutoConfig
 
     if checkpoint.origin is not None and checkpoint.origin.is_dir():
         return AutoConfig.from_pretrained(checkpoint.origin, trust_remote_code=False, local_files_only=True)
-    fields = {name: value for name, value in checkpoint.config.items() if name not in _FOREIGN_FIELDS}
+    fields = {name: value for name, value in checkpoint.config.items() if name not in FOREIGN_FIELDS}
     return AutoConfig.for_model(checkpoint.config.get("model_type"), **fields)
 
 
 def set_context(config: Any, max_length: int | None) -> None:
-    """Have transformers rotate as a bundle with a context of ``max_length`` tokens does; None: as by itself.
+    """Make transformers use the rotary frequencies of a bundle with this context.
 
-    transformers takes longrope's long set where the longest row of a batch exceeds the original length, a bundle with
-    such a context takes it for every row: so the long set stands in for the short one.
+    transformers uses longrope's long set when the longest row of a batch exceeds the original length. A bundle whose
+    context exceeds that length uses the long set for every row, so the long set replaces the short one here.
 
     Args:
         config: transformers' config object; changed in place, before the model is built.
+        max_length: the bundle's context in tokens; None changes nothing.
     """
     rope = getattr(config, "rope_parameters", None) or {}
     changes = max_length is not None and rope.get("rope_type") == "longrope"
@@ -105,10 +107,10 @@ def set_context(config: Any, max_length: int | None) -> None:
 
 
 def gguf_config(checkpoint: Checkpoint, path: Path) -> Any:
-    """The config of a GGUF file: what transformers reads there, and our reading of what it does not look for.
+    """Return the config of a GGUF file: transformers' reading, completed by ours.
 
-    transformers reads some of the metadata (not scaled rotary positions, for example) and has its classes' defaults
-    for the rest. So a value of its own that is not the default is the file's, and goes before ours.
+    transformers reads only part of the metadata (not scaled rotary positions, for example) and uses class defaults for
+    the rest. A value that differs from the default was read from the file, and takes precedence over ours.
     """
     from transformers import AutoConfig
 
@@ -117,7 +119,7 @@ def gguf_config(checkpoint: Checkpoint, path: Path) -> Any:
         theirs = AutoConfig.from_pretrained(path.parent, gguf_file=path.name, local_files_only=True).to_dict()
     defaults = type(ours)().to_dict()
     fields = _taken(ours.to_dict(), theirs, defaults)
-    return type(ours)(**{name: value for name, value in fields.items() if name not in _FOREIGN_FIELDS})
+    return type(ours)(**{name: value for name, value in fields.items() if name not in FOREIGN_FIELDS})
 
 
 def _taken(ours: dict[str, Any], theirs: dict[str, Any], defaults: dict[str, Any]) -> dict[str, Any]:
@@ -132,7 +134,7 @@ def _taken(ours: dict[str, Any], theirs: dict[str, Any], defaults: dict[str, Any
 
 
 def _check(source: str, name: str, info: dict[str, Any]) -> None:
-    """Raise DynexportError unless every tensor of the model came from the checkpoint, and every one of it was used."""
+    """Raise DynexportError unless the model's tensors and the checkpoint's, without routers, are the same."""
     if missing := sorted(info["missing_keys"]):
         raise DynexportError(
             f"{source}: tensor {missing[0]} is not in the checkpoint, and transformers' {name} needs it: complete the "
@@ -140,8 +142,8 @@ def _check(source: str, name: str, info: dict[str, Any]) -> None:
         )
     if unknown := sorted(key for key in info["unexpected_keys"] if not _ROUTING.fullmatch(key)):
         raise DynexportError(
-            f"{source}: tensor {unknown[0]}: expected those of transformers' {name} and of routers, found this as "
-            "well, which it leaves unread"
+            f"{source}: tensor {unknown[0]}: expected only tensors of transformers' {name} and of routers, found one "
+            "that it leaves unread"
         )
 
 
@@ -151,14 +153,14 @@ def _line(error: Exception) -> str:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Within, transformers writes neither progress nor warnings; what matters of them is checked here."""
+    """Silence transformers' progress bars and warnings inside the context; ``_check`` covers what they report."""
     from transformers.utils import logging
 
     level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     try:
-        with redirect_stderr(io.StringIO()):  # the bar of GGUF files asks nobody
+        with redirect_stderr(io.StringIO()):  # the progress bar of GGUF files ignores the setting
             yield
     finally:
         logging.set_verbosity(level)

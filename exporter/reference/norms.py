@@ -1,4 +1,4 @@
-"""Find the norm of a layer's input by watching calls, and measure a norm's epsilon."""
+"""Find the input norm of a layer by recording module calls, and measure a norm's epsilon."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 @contextmanager
 def noted_calls(layer: Any) -> Iterator[list[tuple[str, tuple[Any, ...]]]]:
-    """Within, calls of modules in a layer come into what is yielded: name and all arguments."""
+    """Record calls of a layer's modules, as (name, arguments), in the yielded list."""
     calls: list[tuple[str, tuple[Any, ...]]] = []
 
     def note(name: str) -> Callable[[Any, Any, Any], None]:
@@ -25,33 +25,33 @@ def noted_calls(layer: Any) -> Iterator[list[tuple[str, tuple[Any, ...]]]]:
 
 
 def is_norm(layer: Any, name: str, hidden: Any) -> bool:
-    """Whether a module within a layer has parameters [hidden] and no others."""
+    """Return whether a module of a layer has parameters of shape [hidden] only."""
     shapes = {tuple(value.shape) for value in layer.get_submodule(name).parameters()}
     return shapes == {(hidden.shape[-1],)}
 
 
 def norm_epsilon(norm: Any) -> float:
-    """The epsilon of a norm over the last axis, measured: a tiny input shows it.
+    """Return the epsilon of a norm over the last axis, measured with a tiny input.
 
-    Both kinds of norm make y = c x / sqrt(m + epsilon) of an input x = +a, -a, +a, .., where m is its mean square and
-    its variance. A large a gives c, and a tiny one then epsilon = (a c / y)^2 - m.
+    For an input x = +a, -a, +a, .., RMSNorm and LayerNorm both give y = c x / sqrt(m + epsilon), where m is the mean
+    square, which equals the variance. A large a gives c; a tiny a then gives epsilon = (a c / y)^2 - m.
 
     Args:
-        norm: a module with parameters [hidden], which need no weights in memory.
+        norm: a module with parameters [hidden]; they may be on the meta device.
     """
     import torch
     from torch.func import functional_call
 
-    # In float64, as what is left of a tiny input beside a bias is lost in float32.
+    # In float32 a tiny input added to a bias would be lost.
     parameters = {name: torch.ones(value.shape, dtype=torch.float64) for name, value in norm.named_parameters()}
     signs = torch.ones_like(next(iter(parameters.values())))
     signs[1::2] = -1
-    signs[len(signs) // 2 * 2 :] = 0  # the mean is 0 for an odd number as well
+    signs[len(signs) // 2 * 2 :] = 0  # keeps the mean 0 for an odd size
     share = float(signs.square().mean())
 
     def half_range(a: float) -> float:
         y = functional_call(norm, parameters, (a * signs[None],))[0]
-        return float((y[0] - y[1]) / 2)  # a bias adds the same to both
+        return float((y[0] - y[1]) / 2)  # a bias cancels out
 
     tiny = 1e-8
     with torch.no_grad():

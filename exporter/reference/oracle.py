@@ -1,4 +1,4 @@
-"""What verification asks of the PyTorch golden: the same few questions, whatever the strategy."""
+"""The interface between verification and the PyTorch reference, the same for every strategy."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from dynexport.runtime.bundle.manifest import Depth
 
 @dataclass(frozen=True)
 class Case:
-    """One sequence, and which of its tokens are prompt.
+    """One sequence of tokens to compare, split into prompt and generated tokens.
 
     Attributes:
-        tokens: all of them.
-        prompted: (start, stop) of what is given as prompt, in order, the first from 0; what lies outside was
-            generated, and is fed token by token.
-        depth: where generated tokens run, unless routers say.
-        forced: int64 [R, length], decisions to make instead of the routers'; None leaves all to them.
+        tokens: all token ids, prompt and generated.
+        prompted: (start, stop) of each prompt part, in order; the first starts at 0. Tokens outside of them count as
+            generated and are fed one by one.
+        depth: the layers that generated tokens run, where no router decides.
+        forced: int64 [R, length], decisions that replace the routers'; None: the routers decide.
     """
 
     tokens: tuple[int, ...]
@@ -36,11 +36,11 @@ class Case:
 
 @dataclass(frozen=True)
 class Answer:
-    """What PyTorch makes of a case.
+    """PyTorch's result for one case.
 
     Attributes:
-        logits: float32 [length or fewer, vocab], after each of the last tokens.
-        routes: what routers decided; None where there are none.
+        logits: float32 [length or fewer, vocab], of the last tokens or of the positions asked for.
+        routes: the routers' decisions; None for a model without routers.
     """
 
     logits: FloatArray
@@ -48,36 +48,39 @@ class Answer:
 
 
 class Oracle(ABC):
-    """A model in PyTorch.
+    """A PyTorch model that gives the expected results of a strategy.
 
     Attributes:
-        loaded_by: who has read the checkpoint, for reports.
+        loaded_by: the loader that read the checkpoint, for reports.
     """
 
     loaded_by: str
 
     @abstractmethod
     def answers(self, cases: Sequence[Case], *, at: Sequence[int] = ()) -> list[Answer]:
-        """Teacher-forced answers.
+        """Return the teacher-forced result of every case.
 
         Args:
-            at: compute logits of the tokens at these positions only, all cases then being of one length; empty: for
-                all. Routes are told of all tokens.
+            cases: sequences to run.
+            at: positions to compute logits for, in cases of equal length; empty: every position. Routes always cover
+                every token.
 
         Raises:
-            DynexportError: for tokens that the model does not have, or too many.
+            DynexportError: for an unknown token id, or more tokens than the model has positions for.
         """
 
     @abstractmethod
     def hidden_states(self, cases: Sequence[Case]) -> list[FloatArray]:
-        """After the embedding and after every layer, float32 [1 + layers, length, hidden] per case."""
+        """Return the hidden states after the embedding and every layer: float32 [1 + layers, length, hidden] each."""
 
 
 class KeptOracle(Oracle):
-    """Every token runs in layers that follow from its place in the case alone.
+    """An oracle for strategies without routers: a token's position in the case determines its layers.
 
     Args:
-        runs: (case, layers) -> bool [layers, length], which tokens run in which layer; None: all in all.
+        weights: the model with its weights.
+        runs: (case, layers) -> bool [layers, length], which tokens run in which layer; None: every token runs in
+            every layer.
     """
 
     def __init__(self, weights: Weights, runs: Callable[[Case, int], BoolArray] | None = None) -> None:
@@ -98,13 +101,13 @@ class KeptOracle(Oracle):
 
 
 def forced_decisions(cases: Sequence[Case], dtype: type[np.generic]) -> list[NDArray[Any]] | None:
-    """The decisions that all of these cases, or none, come with."""
+    """Return the forced decisions of the cases, or None; either all cases have them or none does."""
     told = [case.forced.astype(dtype) for case in cases if case.forced is not None]
     return told or None
 
 
 def with_embedding(reference: Reference, cases: Sequence[Case], after: Sequence[FloatArray]) -> list[FloatArray]:
-    """What no layer touches is the embedding."""
+    """Prepend the embedding's output to the hidden states; a pass that skips every layer returns it."""
     nowhere = [np.zeros((reference.layers, len(case.tokens)), np.bool_) for case in cases]
     untouched = reference.layer_outputs([case.tokens for case in cases], nowhere)
     return [np.concatenate([first[:1], later]) for first, later in zip(untouched, after, strict=True)]

@@ -1,4 +1,4 @@
-"""Rotary angles as transformers computes them: what a family's config means, to the end of the context."""
+"""Compute the rotary angles of a config with transformers, up to the end of the context."""
 
 from __future__ import annotations
 
@@ -8,18 +8,16 @@ from typing import Any
 import numpy as np
 
 from dynexport.exporter.reference.hugging_face import FloatArray
+from dynexport.exporter.reference.loading import FOREIGN_FIELDS
 from dynexport.runtime.bundle.errors import DynexportError, require_module
-
-# About the bytes on disk or the routing, not about positions.
-_FOREIGN_FIELDS = ("model_type", "dynexport", "dtype", "torch_dtype", "quantization_config")
 
 
 def rotary_angles(config: Mapping[str, Any], positions: Sequence[int]) -> tuple[FloatArray, FloatArray] | None:
-    """Cos and sin of some positions, by the module that transformers' model of this config has for them.
+    """Return cos and sin of some positions, computed by the rotary module of transformers' model.
 
     Args:
         config: the fields of config.json.
-        positions: ascending; where frequencies follow from the length of a text, of one that ends with the last.
+        positions: ascending; the last one ends the text, where frequencies depend on the length.
 
     Returns:
         float32 [positions, rotary dim / 2] each; None for a model without such a module.
@@ -32,7 +30,7 @@ def rotary_angles(config: Mapping[str, Any], positions: Sequence[int]) -> tuple[
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    fields = {name: value for name, value in config.items() if name not in _FOREIGN_FIELDS}
+    fields = {name: value for name, value in config.items() if name not in FOREIGN_FIELDS}
     try:
         known = AutoConfig.for_model(config.get("model_type"), **fields)
         with torch.device("meta"):
@@ -46,7 +44,7 @@ def rotary_angles(config: Mapping[str, Any], positions: Sequence[int]) -> tuple[
     module = kinds.pop()(config=known)
     with torch.no_grad():
         cos, sin = module(torch.zeros(1, 1, 1), torch.tensor([list(positions)]))
-    half = cos.shape[-1] // 2  # both halves of a head's channels turn by the same angles
+    half = cos.shape[-1] // 2  # both halves of a head's channels rotate by the same angles
     return np.asarray(cos[0, :, :half], np.float32), np.asarray(sin[0, :, :half], np.float32)
 
 

@@ -1,4 +1,4 @@
-"""What routers decided about the tokens of one row."""
+"""The routers' decisions about the tokens of one row."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ GONE = -1
 
 @dataclass
 class RowRoutes:
-    """Which tokens of a row ran in each routed layer.
+    """The tokens of a row that ran in each routed layer.
 
     Attributes:
-        chosen: bool [routed layers, tokens], which tokens ran.
-        score: float32 [routed layers, tokens], the router's r.
-        margin: float32 [routed layers, tokens], |sigmoid(logit) - threshold|; for tokens that top-k decides, the
-            distance of r to the other side, infinite where all are chosen.
-        overflow: int64 [routed layers], tokens that were chosen and found the cache full.
+        chosen: bool [routed layers, tokens], True for a token that ran.
+        score: float32 [routed layers, tokens], the router's score r.
+        margin: float32 [routed layers, tokens], |sigmoid(logit) - threshold|; for tokens routed by top-k, the distance
+            of r to the nearest score with the other decision, infinite where all tokens are chosen.
+        overflow: int64 [routed layers], number of chosen tokens that found the cache full.
     """
 
     chosen: BoolArray
@@ -34,28 +34,28 @@ class RowRoutes:
 
     @property
     def decisions(self) -> BoolArray:
-        """What was decided, for each routed layer and token."""
+        """Return the decision of each routed layer and token."""
         return self.chosen
 
     @property
     def runs(self) -> int:
-        """How often a token ran in a routed layer."""
+        """Return the number of pairs (routed layer, token) that ran."""
         return int(self.chosen.sum())
 
 
 @dataclass
 class RowPaths:
-    """Which layers the tokens of a row went through.
-
-    Where a token had left before, or had nothing left to choose, ``path`` is -1.
+    """The Radial paths of the tokens of a row.
 
     Attributes:
-        path: int64 [max_steps, tokens], the chosen layer of each step; as many as there are layers: exit. Of an
-            engine's single graph also ``TURNED_AWAY``, where the layer was full and the token did not run.
-        score: float32 [max_steps, tokens], of the choice; 0 where there was none.
-        margin: float32 [max_steps, tokens], the best allowed score minus the second; infinite where there were not two.
-        probability: float32 [max_steps, tokens], of the choice among the allowed ones; 0 where there was none.
-        depth: int64 [tokens], layers that ran.
+        path: int64 [max_steps, tokens], the layer chosen at each hop; the number of layers stands for the exit, and -1
+            for a hop without a choice. In the single graph of an engine, also ``TURNED_AWAY``: the layer was full and
+            the token did not run.
+        score: float32 [max_steps, tokens], the score of the choice; 0 where there was none.
+        margin: float32 [max_steps, tokens], the best allowed score minus the second; infinite with fewer than two.
+        probability: float32 [max_steps, tokens], the probability of the choice among the allowed ones; 0 where there
+            was none.
+        depth: int64 [tokens], number of layers that ran.
     """
 
     path: IntArray
@@ -66,22 +66,22 @@ class RowPaths:
 
     @property
     def decisions(self) -> IntArray:
-        """What was decided, for each step and token."""
+        """Return the decision of each hop and token."""
         return self.path
 
     @property
     def runs(self) -> int:
-        """How often a token ran in a layer."""
+        """Return the number of layer runs, over all tokens."""
         return int(self.depth.sum())
 
     @property
     def overflow(self) -> IntArray:
-        """How often a full layer turned a token away, int64 [1]."""
+        """Return the number of hops that found the layer full, int64 [1]."""
         return np.array([(self.path == TURNED_AWAY).sum()])
 
     @classmethod
     def empty(cls, steps: int, tokens: int) -> RowPaths:
-        """Nobody has chosen anything."""
+        """Return the state before the first hop: no choices, depth 0."""
         zeros = np.zeros((steps, tokens), np.float32)
         return cls(
             path=np.full((steps, tokens), GONE, np.int64),

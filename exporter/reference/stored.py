@@ -1,4 +1,4 @@
-"""Tensors of a Hugging Face directory, read by the safetensors package, with no code of ``exporter/checkpoint``."""
+"""Read tensors of a Hugging Face directory with the safetensors package, without code of ``exporter/checkpoint``."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from dynexport.runtime.bundle.errors import DynexportError
 
 
 class Tensors(Protocol):
-    """Tensors by name; a ``Checkpoint`` is one of these as well.
+    """Access to tensors by name; a ``Checkpoint`` has this interface too.
 
     Attributes:
-        source: what the user named, for messages.
+        source: the path or name that the user gave, for messages.
     """
 
     source: str
@@ -28,18 +28,18 @@ class Tensors(Protocol):
         """Names of all tensors."""
 
     def shape(self, name: str) -> tuple[int, ...]:
-        """Shape of a tensor, without reading it."""
+        """Return the shape of a tensor, without reading its values."""
 
     def read(self, name: str) -> np.ndarray:
-        """One tensor as float32."""
+        """Return one tensor as float32."""
 
 
 class StoredTensors:
-    """All tensors in ``model.safetensors``, or in the shards that its index names.
+    """The tensors in ``model.safetensors``, or in the shards that its index names.
 
     Args:
-        directory: one that ``open_checkpoint`` has accepted.
-        source: what the user named.
+        directory: a checkpoint directory that ``open_checkpoint`` has accepted.
+        source: the path or name that the user gave, for messages.
     """
 
     def __init__(self, directory: Path, source: str) -> None:
@@ -60,12 +60,12 @@ class StoredTensors:
         return self._files.keys()
 
     def shape(self, name: str) -> tuple[int, ...]:
-        """Shape of a tensor, without reading it."""
+        """Return the shape of a tensor, without reading its values."""
         with self._open(self._files[name]) as opened:
             return tuple(opened.get_slice(name).get_shape())
 
     def read(self, name: str) -> np.ndarray:
-        """One tensor as float32, in memory of its own."""
+        """Return a float32 copy of one tensor."""
         with self._open(self._files[name]) as opened:
             return np.array(opened.get_tensor(name).float().numpy(), np.float32)
 
@@ -78,7 +78,7 @@ class StoredTensors:
 
 
 def read_router_tensor(tensors: Tensors, name: str, expected: tuple[int, ...]) -> NDArray[np.float32]:
-    """A tensor that the routing contract needs.
+    """Return a tensor that the routing contract needs, float32.
 
     Raises:
         DynexportError: when it is absent, of another shape, or not finite.

@@ -1,11 +1,11 @@
-"""How a transformers model calls its decoder layers: the one place that looks into transformers.
+"""Find out how a transformers model calls its decoder layers, without names of arguments.
 
-Names of arguments, their order, and whether a layer returns a tuple change from family to family and from version to
-version. None of them is written here. The model's own forward pass is called twice, with different numbers of rows and
-tokens, up to its first decoder layer: an axis that follows the number of rows belongs to rows, one that follows the
-number of tokens to tokens; hidden states are the tensor [rows, tokens, hidden]; the KV cache is what is a
-``transformers.Cache``. The first layer then runs on PyTorch's meta device, which computes shapes and no numbers: that
-shows what it returns, and which norm it begins with.
+Names of arguments, their order, and whether a layer returns a tuple change between families and versions, so this
+module measures them. It calls the model's own forward pass twice, with different numbers of rows and tokens, up to the
+first decoder layer. An axis that changes with the number of rows is the axis of rows, and one that changes with the
+number of tokens is an axis of tokens. The hidden states are the tensor [rows, tokens, hidden]; the KV cache is the
+argument of type ``transformers.Cache``. The first layer then runs on PyTorch's meta device, which computes shapes only:
+this shows what the layer returns and which norm it begins with.
 """
 
 from __future__ import annotations
@@ -18,33 +18,33 @@ from typing import Any
 from dynexport.exporter.reference.norms import is_norm, noted_calls
 from dynexport.runtime.bundle.errors import DynexportError
 
-# Where a value stands in a call: number or name of the argument, then places in nested tuples.
+# Position of a value in a call: number or name of the argument, then indices into nested tuples.
 Place = tuple[int | str, ...]
 _TESTED = ">=5.7,<=5.24"
 
 
 @dataclass(frozen=True)
 class Call:
-    """What a model passes to a decoder layer, by position and by name as it does it."""
+    """The arguments that a model passes to a decoder layer, by position and by name."""
 
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
 
     def leaves(self) -> dict[Place, Any]:
-        """All values that are not tuples, by place."""
+        """Return all values that are not tuples, by place."""
         found: dict[Place, Any] = {}
         self.changed(lambda place, value: found.setdefault(place, value))
         return found
 
     def changed(self, change: Callable[[Place, Any], Any]) -> Call:
-        """The same call with ``change(place, value)`` in place of every value."""
+        """Return the call with every value replaced by ``change(place, value)``."""
         return Call(
             tuple(_changed((number,), value, change) for number, value in enumerate(self.args)),
             {name: _changed((name,), value, change) for name, value in self.kwargs.items()},
         )
 
     def with_values(self, values: dict[Place, Any]) -> Call:
-        """The same call with other values in some places."""
+        """Return the call with other values in some places."""
         return self.changed(lambda place, value: values.get(place, value))
 
 
@@ -56,12 +56,12 @@ def _changed(place: Place, value: Any, change: Callable[[Place, Any], Any]) -> A
 
 @dataclass(frozen=True)
 class _Axes:
-    """Which axes of a tensor depend on rows and tokens.
+    """The axes of a tensor that depend on rows and tokens.
 
     Attributes:
-        per_row: entries of axis 0 that belong to one row; 0: axis 0 is no axis of rows.
-        queries: the axis of the layer's own tokens, counted from the end; None: there is none.
-        keys: the axis of the tokens that are attended to, counted from the end; None: there is none.
+        per_row: number of entries of axis 0 per row; 0 where axis 0 does not depend on rows.
+        queries: axis of the query tokens, counted from the end (-1 is the last); None without one.
+        keys: axis of the key tokens, counted from the end; None without one.
     """
 
     per_row: int
@@ -74,15 +74,18 @@ class DecoderLayers:
 
     Attributes:
         modules: transformers' modules, in order.
-        name: of the module list that holds them.
-        input_norm: name within a layer of the norm that it begins with; None: it begins with something else.
+        name: name of the module list that holds them.
+        input_norm: name, within a layer, of the norm that it begins with; None if it begins with another module.
     """
 
     def __init__(self, model: Any) -> None:
-        """Learn it from ``model``, whose layers need no weights in memory, but whatever comes before them does.
+        """Measure how ``model`` calls its layers.
+
+        Args:
+            model: a transformers model; its layers may be on the meta device, the modules before them may not.
 
         Raises:
-            DynexportError: when this version of transformers calls layers in a way that is not understood.
+            DynexportError: when this version of transformers calls layers in an unknown way.
         """
         self._model = model
         self.name, self.modules = find_layers(model)
@@ -94,44 +97,45 @@ class DecoderLayers:
         self._cache = self._find_cache(first.leaves())
         self._returns_tuple, self.input_norm = self._run_on_meta(first)
 
-    # What a layer is given.
+    # Arguments of a layer.
 
     def hidden(self, call: Call) -> Any:
-        """Hidden states [rows, tokens, hidden] before a layer."""
+        """Return the hidden states [rows, tokens, hidden] before a layer."""
         return call.leaves()[self._hidden]
 
     def mask(self, call: Call) -> Any:
-        """The attention mask [rows or 1, 1, queries, keys]; None where transformers passes none."""
+        """Return the attention mask [rows or 1, 1, queries, keys]; None where transformers passes none."""
         return call.leaves()[self._mask_place()]
 
     def with_mask(self, call: Call, mask: Any) -> Call:
-        """The same call with another attention mask."""
+        """Return the call with another attention mask."""
         return call.with_values({self._mask_place(): mask})
 
     def with_hidden(self, call: Call, hidden: Any) -> Call:
-        """The same call with other hidden states."""
+        """Return the call with other hidden states."""
         return call.with_values({self._hidden: hidden})
 
     def with_cache(self, call: Call, cache: Any) -> Call:
-        """The same call with another KV cache, of which layers use ``update(keys, values, ..)`` alone.
+        """Return the call with another KV cache; layers call only its ``update(keys, values, ..)``.
 
         Raises:
-            DynexportError: when layers of this model take none.
+            DynexportError: when the layers of this model take no KV cache.
         """
         if self._cache is None:
             raise self._error("an argument that is a transformers.Cache", "none")
         return call.with_values({self._cache: cache})
 
     def pick(self, call: Call, row: int, rows: int, queries: Any, keys: Any = None) -> Call:
-        """Of a call for all rows, what belongs to some tokens of one row.
+        """Return the part of a call that belongs to some tokens of one row.
 
-        Positions come along with their tokens, so rotary angles, ALiBi biases and window masks stay those of the
-        original positions.
+        Each token keeps its original position, so rotary angles, ALiBi biases and window masks do not change.
 
         Args:
-            row: index of the row among ``rows``.
-            queries: int64 tensor, places of the layer's own tokens.
-            keys: int64 tensor, places of the tokens that they attend to; None: the same as ``queries``.
+            call: arguments for all rows.
+            row: index of the row.
+            rows: number of rows in ``call``.
+            queries: int64 tensor, indices of the query tokens.
+            keys: int64 tensor, indices of the key tokens; None: the same as ``queries``.
 
         Raises:
             DynexportError: on a tensor whose axes are not known.
@@ -150,9 +154,9 @@ class DecoderLayers:
         return call.changed(change)
 
     def join(self, calls: Sequence[Call]) -> Call:
-        """One call for all rows, of calls for one row each.
+        """Return one call for all rows, joined from calls for one row each.
 
-        A tensor without an axis for rows, such as [tokens], is the first row's: layers pass it on to caches alone.
+        A tensor without an axis of rows, such as [tokens], is taken from the first call: layers only pass it to caches.
         """
         import torch
 
@@ -165,11 +169,11 @@ class DecoderLayers:
 
         return calls[0].changed(change)
 
-    # What a layer returns.
+    # Results of a layer.
 
     @contextmanager
     def replaced(self, forward: Callable[[int, Call], Any], indices: Iterable[int] | None = None) -> Iterator[None]:
-        """Within, the model's own forward pass gets ``forward(index, call)`` as hidden states after these layers."""
+        """Replace layers by ``forward(index, call)``, which returns hidden states, inside the context."""
 
         def replacement(index: int) -> Callable[..., Any]:
             def run(*args: Any, **kwargs: Any) -> Any:
@@ -189,18 +193,18 @@ class DecoderLayers:
 
     @staticmethod
     def run(layer: Any, call: Call) -> Any:
-        """Hidden states [rows, tokens, hidden] after a layer, as transformers computes them."""
+        """Run a layer with transformers' code and return the hidden states [rows, tokens, hidden] after it."""
         result = type(layer).forward(layer, *call.args, **call.kwargs)
         return result[0] if isinstance(result, tuple) else result
 
-    # Learning.
+    # Measurement of the calls.
 
     def _probe(self, rows: int, tokens: int) -> Call:
-        """What the model passes to its first layer."""
+        """Return the call of the model's first layer."""
         import torch
 
         class Reached(Exception):
-            """The first layer is called: the rest of the model is not needed."""
+            """Stops the forward pass at the first layer."""
 
         calls: list[Call] = []
 
@@ -211,7 +215,7 @@ class DecoderLayers:
         device = self._model.get_input_embeddings().weight.device
         ids = torch.zeros((rows, tokens), dtype=torch.int64, device=device)
         seen = torch.ones_like(ids)
-        # Padding, as some attention needs no mask where there is none.
+        # One padding token, as some models pass no mask for rows without padding.
         seen[0, 0] = int(tokens == 1)
         self._returns_tuple = False
         try:
@@ -259,7 +263,7 @@ class DecoderLayers:
         raise self._error("an argument of shape [rows, 1, tokens, tokens], the attention mask", "none")
 
     def _run_on_meta(self, call: Call) -> tuple[bool, str | None]:
-        """Whether the first layer returns a tuple, and the name of its input norm; computes shapes only."""
+        """Return whether the first layer returns a tuple, and the name of its input norm; only shapes are computed."""
         import torch
         from torch.func import functional_call
 
@@ -285,7 +289,7 @@ class DecoderLayers:
 
 
 def tested_version() -> str:
-    """What to do where the installed transformers does something else than expected, for messages."""
+    """Return the hint for messages about an unexpected behaviour of the installed transformers."""
     import transformers
 
     return (
@@ -295,10 +299,10 @@ def tested_version() -> str:
 
 
 def find_layers(model: Any) -> tuple[str, list[Any]]:
-    """Name and content of the module list that has as many entries as the config has layers.
+    """Return the name and the modules of the list of decoder layers, found by its length.
 
     Raises:
-        DynexportError: when there is none.
+        DynexportError: when no module list has ``num_hidden_layers`` entries.
     """
     from torch import nn
 
@@ -311,7 +315,7 @@ def find_layers(model: Any) -> tuple[str, list[Any]]:
 
 
 def _axes(sizes: Sequence[tuple[int, int]], shape: Sequence[int], other: Sequence[int]) -> _Axes | None:
-    """The axes of a tensor that has these shapes at two sizes (rows, tokens); None: not understood."""
+    """Return the axes of a tensor from its shapes at two sizes (rows, tokens); None if they are ambiguous."""
     (rows, tokens), (_, more_tokens) = sizes
     pairs = list(zip(shape, other, strict=True))
     grown = pairs[0][1] - pairs[0][0] if pairs else 0
@@ -323,13 +327,13 @@ def _axes(sizes: Sequence[tuple[int, int]], shape: Sequence[int], other: Sequenc
         return None
     if len(of_tokens) == 2:
         return _Axes(per_row, of_tokens[0], of_tokens[1])
-    if of_tokens == [-1] and len(pairs) > 2:  # the same for all queries, such as [rows * heads, 1, keys]
+    if of_tokens == [-1] and len(pairs) > 2:  # shared by all queries, such as [rows * heads, 1, keys]
         return _Axes(per_row, None, -1)
     return _Axes(per_row, of_tokens[0] if of_tokens else None, None)
 
 
 def _pick(value: Any, axes: _Axes, row: int, rows: int, queries: Any, keys: Any) -> Any:
-    """Of a tensor, the part of one row and some tokens; an axis 0 of one entry is meant for every row."""
+    """Return the part of a tensor for one row and some tokens; an axis 0 of size 1 is shared by all rows."""
     if axes.per_row and value.shape[0] == axes.per_row * rows:
         value = value[row * axes.per_row : (row + 1) * axes.per_row]
     if axes.queries is not None:
@@ -340,5 +344,5 @@ def _pick(value: Any, axes: _Axes, row: int, rows: int, queries: Any, keys: Any)
 
 
 def _named(place: Place) -> str:
-    """A place in a call, for messages."""
+    """Return a place in a call as text, for messages."""
     return "argument " + ".".join(map(str, place))

@@ -1,4 +1,4 @@
-"""A Hugging Face model with weights from a Checkpoint: all at once, or one decoder layer at a time."""
+"""Load a Checkpoint's weights into a transformers model: all at once, or one decoder layer at a time."""
 
 from __future__ import annotations
 
@@ -21,23 +21,25 @@ _RENAMED = {"lm_head.weight": "embed_out.weight"}
 
 
 class Weights:
-    """Brings weights into a model that was built without any.
+    """A transformers model together with its weights.
 
     Attributes:
         model: a ``transformers`` causal language model in float32 with eager attention; its parameters are on
-            the meta device until they are loaded, its buffers are real.
+            the meta device until they are loaded, its buffers have values.
         decoder: how the model calls its decoder layers.
         layers: its decoder layers, in order.
-        tensors: those of the checkpoint, by name; routing reads its own from here.
-        source: what the user named, for messages.
-        loaded_by: who has read the checkpoint, for reports.
+        tensors: the checkpoint's tensors by name, router tensors included.
+        source: the path or name that the user gave, for messages.
+        loaded_by: the loader that read the checkpoint, for reports.
     """
 
     def __init__(self, checkpoint: Checkpoint, *, streaming: bool, max_length: int | None = None) -> None:
-        """Load everything, by transformers itself where it can; or with ``streaming`` all but the decoder layers.
+        """Load the weights, with transformers' own loader where it can.
 
         Args:
-            max_length: the context of the bundle that is judged, where the model's answers depend on it (longrope).
+            checkpoint: the checkpoint to load.
+            streaming: load the decoder layers later, one at a time.
+            max_length: context of the bundle under test, which changes longrope's frequencies; None: the model's own.
 
         Raises:
             DynexportError: when torch or transformers is missing, transformers cannot build the model, or a
@@ -58,7 +60,7 @@ class Weights:
             except DynexportError as error:
                 if directory is not None:
                     raise
-                reason = str(error).removeprefix(f"{checkpoint.source}: ")  # not all GGUF files are known to it
+                reason = str(error).removeprefix(f"{checkpoint.source}: ")  # a GGUF file unknown to it
         if model is not None:
             self.model = model
             self.loaded_by = "transformers (from_pretrained)"
@@ -69,12 +71,12 @@ class Weights:
         self._find_layers()
 
     def rounded(self, stored: DequantisedWeights) -> Weights:
-        """The same model, computing with a bundle's quantised matrices instead of the checkpoint's."""
+        """Return a copy of the model that computes with a bundle's quantised matrices."""
         other = copy.copy(self)
         other._stored = stored
         other.model = copy.deepcopy(self.model)
         for name, parameter in other.model.named_parameters():
-            if not parameter.is_meta:  # those of a layer are taken when it is loaded
+            if not parameter.is_meta:  # streamed layers are replaced when they are loaded
                 parameter.data.copy_(other._as_stored(name, parameter.numpy()))
         other._find_layers()
         return other
@@ -86,7 +88,7 @@ class Weights:
 
     @contextmanager
     def layer(self, index: int) -> Iterator[Any]:
-        """The decoder layer with its weights in memory; when streaming they are freed again afterwards."""
+        """Yield a decoder layer with its weights in memory; with ``streaming``, free them afterwards."""
         if not self._streaming:
             yield self.layers[index]
             return
@@ -99,20 +101,20 @@ class Weights:
                 _set_parameter(self.model, name, self.model.get_parameter(name).to("meta"))
 
     def _load_parameters(self) -> None:
-        """All of them, or all but those of decoder layers."""
+        """Load all parameters; with ``streaming``, those of decoder layers are left out."""
         in_layers = find_layers(self.model)[0] + "."
         self._load([name for name in self._parameter_names() if not (self._streaming and name.startswith(in_layers))])
         self.model.tie_weights()
         self._untie()
 
     def _as_stored(self, name: str, array: np.ndarray) -> Any:
-        """A parameter as a tensor: the checkpoint's values, or what a bundle has made of them."""
+        """Return a parameter as a tensor: the checkpoint's values, or a bundle's quantised ones."""
         import torch
 
         return torch.from_numpy(array if self._stored is None else self._stored.stored(name, array))
 
     def _untie(self) -> None:
-        """Give the head a matrix of its own where another one than the embedding's is stored, as transformers does."""
+        """Untie the head if the checkpoint stores another matrix for it than the embedding's, like transformers."""
         import torch
 
         embedding, head = self.model.get_input_embeddings(), self.model.get_output_embeddings()
@@ -131,7 +133,7 @@ class Weights:
         return next(str(name) for name, parameter in self.model.named_parameters() if parameter is embedding)
 
     def _parameter_names(self) -> list[str]:
-        """Names in the model; tied parameters once, under the embedding's name."""
+        """Return the model's parameter names; tied parameters appear once, under the embedding's name."""
         return [name for name, _ in self.model.named_parameters()]
 
     def _load(self, names: list[str]) -> None:
@@ -145,7 +147,7 @@ class Weights:
             _set_parameter(self.model, name, self._as_stored(name, array))
 
     def _stored_name(self, name: str) -> str:
-        """The checkpoint's name for a parameter; saved base models, such as gpt2's, leave out the prefix."""
+        """Return the checkpoint's name of a parameter; saved base models, such as gpt2's, omit the prefix."""
         bare = name.removeprefix(self.model.base_model_prefix + ".")
         candidates = [name, bare, _RENAMED.get(name)]
         if self.model.get_parameter(name) is self.model.get_output_embeddings().weight:
@@ -160,7 +162,7 @@ class Weights:
 
 
 def _own_loading(directory: bool, streaming: bool, reason: str) -> str:
-    """Who has read the checkpoint where from_pretrained has not, and why."""
+    """Return how the checkpoint was read without from_pretrained, and why, for reports."""
     part = "one layer at a time" if streaming else "whole"
     if directory:
         return f"safetensors, {part}, into transformers' modules"
@@ -169,7 +171,7 @@ def _own_loading(directory: bool, streaming: bool, reason: str) -> str:
 
 
 def _build_model(checkpoint: Checkpoint, max_length: int | None) -> Any:
-    """The checkpoint's model in float32 without weights, by transformers' own classes."""
+    """Build the checkpoint's model in float32 without weights, from transformers' own classes."""
     import torch
     from transformers import AutoModelForCausalLM
 
@@ -190,17 +192,17 @@ def _build_model(checkpoint: Checkpoint, max_length: int | None) -> Any:
 
 @contextmanager
 def _parameters_on_meta() -> Iterator[None]:
-    """Within, modules get their parameters on the meta device and their buffers for real.
+    """Create parameters on the meta device, and buffers with values, inside the context.
 
-    ``torch.device("meta")`` would take along the buffers that are computed from the config (rotary
-    frequencies, gemma2's embedding scale), and no checkpoint has them.
+    ``torch.device("meta")`` would also move the buffers that are computed from the config (rotary frequencies, gemma2's
+    embedding scale) and that no checkpoint stores.
     """
     from torch import nn
 
     register = nn.Module.register_parameter
 
     def register_on_meta(module: Any, name: str, parameter: Any) -> None:
-        # One that is on meta already stays the same object: so tied parameters stay tied.
+        # A parameter on meta stays the same object, so that tied parameters stay tied.
         if parameter is not None and not parameter.is_meta:
             parameter = nn.Parameter(parameter.to("meta"), requires_grad=False)
         register(module, name, parameter)

@@ -1,4 +1,4 @@
-"""The routing strategies. Each file or folder here with a ``STRATEGY`` is one; adding one touches nothing else."""
+"""The routing strategies: every module of this package that defines ``STRATEGY`` is found by search."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ __all__ = ["Strategy", "strategies"]
 
 @cache
 def strategies() -> dict[str, Strategy[Any, Any]]:
-    """Name on the command line and in the contract -> strategy."""
+    """Return every strategy by its name on the command line and in contracts."""
     found = {}
     for module in pkgutil.iter_modules(__path__):
         strategy = getattr(importlib.import_module(f"{__name__}.{module.name}"), "STRATEGY", None)

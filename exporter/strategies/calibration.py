@@ -1,4 +1,4 @@
-"""What calibration finds of a bundle whose routers have thresholds (docs/calibration.md)."""
+"""Options and results of a calibration of router thresholds (docs/calibration.md)."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from pydantic import BaseModel
 
 @dataclass(frozen=True)
 class CalibrationOptions:
-    """How a text is run.
+    """The options of a calibration.
 
     Attributes:
-        target_rate: share of the tokens that shall run, in (0, 1]; None takes the contract's capacity.
-        window: tokens of the pieces that the text is cut into; each is a sequence of its own.
-        max_tokens: use at most so many tokens of the text.
-        batch: windows that run together, at most as many as the bundle takes; it does not change the result.
+        target_rate: share of the tokens that run in a routed layer, in (0, 1]; None takes the contract's capacity.
+        window: tokens per window; the text is split into windows, each a sequence of its own.
+        max_tokens: the largest number of the text's tokens to use.
+        batch: windows per batch; the bundle's limit may lower it. It does not change the result.
         threads: intra-op threads of ONNX Runtime; None for one per physical core.
-        progress: called with windows done and in all, every pass counted.
+        progress: called with the number of finished windows and the total over all passes.
     """
 
     target_rate: float | None = None
@@ -30,11 +30,12 @@ class CalibrationOptions:
 
 
 class Rule(BaseModel):
-    """What a threshold does to a text.
+    """A threshold and its effect on a text.
 
     Attributes:
+        threshold: the threshold of the router's probability.
         rate: share of the tokens that run.
-        flips: share of the tokens on which top-k, within each window, decides otherwise.
+        flips: share of the tokens for which top-k over the window decides differently.
     """
 
     threshold: float
@@ -43,7 +44,13 @@ class Rule(BaseModel):
 
 
 class LayerCalibration(BaseModel):
-    """One routed layer: its rule as it is, when all layers have theirs; and calibrated, when all have that."""
+    """The calibration of one routed layer.
+
+    Attributes:
+        layer: the layer's number.
+        now: the bundle's threshold, measured with the bundle's thresholds in all layers.
+        calibrated: the new threshold, measured with the new thresholds in the layers before it.
+    """
 
     layer: int
     now: Rule
@@ -51,7 +58,15 @@ class LayerCalibration(BaseModel):
 
 
 class Calibration(BaseModel):
-    """Thresholds that meet ``target_rate`` on ``tokens`` tokens, in windows of ``window``; top-k takes k of each."""
+    """The thresholds that meet a target rate on a text.
+
+    Attributes:
+        target_rate: the wanted share of tokens that run.
+        tokens: number of tokens of the text that were used.
+        window: tokens per window.
+        k: tokens that top-k chooses from each window.
+        layers: one result per routed layer, ascending.
+    """
 
     target_rate: float
     tokens: int
@@ -61,7 +76,7 @@ class Calibration(BaseModel):
 
     @property
     def thresholds(self) -> dict[str, float]:
-        """As the contract's ``thresholds`` stand in JSON: layer -> threshold."""
+        """The contract's field ``thresholds`` for JSON: layer -> threshold."""
         return {str(layer.layer): layer.calibrated.threshold for layer in self.layers}
 
 

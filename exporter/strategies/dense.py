@@ -1,4 +1,4 @@
-"""Dense: every token runs in every layer. The baseline that skipping is compared with."""
+"""Dense: every token runs in every layer; the baseline for the other strategies."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from dynexport.runtime.bundle.manifest import Depth, Manifest
 
 
 class DenseStrategy(Strategy[Dense, GraphPlan]):
-    """No conditions, no routes."""
+    """One graph without conditions and routers."""
 
     name = "dense"
     summary = "every token in every layer"

@@ -1,4 +1,4 @@
-"""What strategies share whose depths are fixed sets of layers, the same for every token."""
+"""Shared code of strategies whose depths are fixed sets of layers, the same for every token."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dynexport.runtime.bundle.manifest import Depth
 
 
 def skipped_together(layers: Sequence[int], depths: Sequence[Depth]) -> tuple[tuple[int, ...], ...]:
-    """Group layers that the same depths keep and run prompts in: their caches have the same lengths."""
+    """Group layers that are in the same depths for prompts and decoding, whose caches have equal lengths."""
     groups: dict[tuple[bool, ...], list[int]] = {}
     for layer in layers:
         key = tuple(layer in run for depth in depths for run in (depth.keep, depth.prompt))

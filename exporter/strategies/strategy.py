@@ -1,4 +1,4 @@
-"""What a strategy decides: how a layer stands in the graph, which graphs a bundle has, which tokens run where."""
+"""The interface of a routing strategy: its depths, graphs, programs, caches, limits and reference."""
 
 from __future__ import annotations
 
@@ -25,25 +25,26 @@ from dynexport.runtime.bundle.contract import AnyContract
 from dynexport.runtime.bundle.errors import DynexportError
 from dynexport.runtime.bundle.manifest import Depth, Manifest
 
-# The phase that a graph serves, by the name of its optimization profile.
+# The phase that each optimization profile serves.
 PHASES: dict[m.ProfileName, m.Phase] = {"prefill": "prompt", "decode": "decode"}
 ContractT = TypeVar("ContractT", bound=AnyContract)
 PlanT = TypeVar("PlanT", bound=GraphPlan)
 
 
 class Strategy(ABC, Generic[ContractT, PlanT]):
-    """One way to route; docs/routing-contract.md says what each means.
+    """A routing strategy; docs/routing-contract.md defines each one.
 
-    ``ContractT`` is its class in ``runtime/bundle/contract.py``; ``PlanT`` is ``GraphPlan``, or the strategy's own.
+    ``ContractT`` is its class in ``runtime/bundle/contract.py``; ``PlanT`` is ``GraphPlan`` or a subclass.
 
     Attributes:
-        name: on the command line and in contracts.
-        summary: half a line for users.
-        tensors: names of the tensors that its routers add to a model, a regular expression; "" where there are none.
-        has_ratios: whether its contract has the fields speedups, rule and keep.
-        importers: what reads checkpoints of it that other routing code has written.
-        sample: the trained sample of the repository that shows it; "" where there is none.
-        plugin_fields: fields of the contract with which its graphs call operators of our own; None: they call none.
+        name: the name on the command line and in contracts.
+        summary: a short description for users.
+        tensors: a regular expression for the names of the router tensors; "" without routers.
+        has_ratios: true if its contract has the fields speedups, rule and keep.
+        importers: importers of checkpoints that other routing code wrote.
+        sample: the name of the repository's trained sample; "" without one.
+        plugin_fields: the contract fields and values with which its graphs use dynexport's custom operators; None if
+            they never do.
     """
 
     name: str
@@ -55,62 +56,82 @@ class Strategy(ABC, Generic[ContractT, PlanT]):
     plugin_fields: Mapping[str, Any] | None = None
 
     def check_fields(self, fields: Mapping[str, Any], checkpoint: Checkpoint) -> None:
-        """Raise DynexportError, with what the checkpoint suggests, for fields that a contract lacks; here, for none."""
+        """Raise DynexportError, with a suggestion, for missing contract fields; the default accepts all."""
 
     def check(self, contract: ContractT, architecture: Architecture, target: Target) -> None:
-        """Raise DynexportError, with what to do, for a contract that the target cannot run; here, it runs all."""
+        """Raise DynexportError for a contract that the target cannot run; the default accepts all."""
 
     @abstractmethod
     def depths(self, contract: ContractT, layers: int) -> tuple[Depth, ...]:
-        """What a request may choose beside full depth. Raises DynexportError for what the model cannot meet."""
+        """Return the depths beside full depth. Raises DynexportError for layers that the model does not have."""
 
     @abstractmethod
     def graphs(
         self, contract: ContractT, depths: tuple[Depth, ...], layers: int, *, target: Target, static: bool
     ) -> tuple[PlanT, ...]:
-        """The graphs to write, in this order; of those that are whole steps of any number of tokens the first takes
-        prompts, at full depth. Raises DynexportError for what the target cannot run."""
+        """Return the plans of the graphs to write, in order.
 
-    def single_graph(self, contract: ContractT, layers: int, layer_capacity: float, *, target: Target) -> PlanT:
-        """One graph without conditions instead; raises DynexportError where the strategy or the target has none.
+        The first whole-step graph that takes any number of tokens runs prompts at full depth.
 
         Args:
-            layer_capacity: share of a step's tokens that every layer has room for.
+            contract: the strategy's contract.
+            depths: the result of ``depths``.
+            layers: number of layers of the model.
+            target: the engine that the graphs are written for.
+            static: true asks for graphs without conditions.
+
+        Raises:
+            DynexportError: for a form that the strategy or the target does not support.
         """
-        raise DynexportError(f"--single-graph: expected with --strategy radial, found {self.name}")
+
+    def single_graph(self, contract: ContractT, layers: int, layer_capacity: float, *, target: Target) -> PlanT:
+        """Return the plan of one graph without conditions that replaces those of ``graphs``.
+
+        Args:
+            contract: the strategy's contract.
+            layers: number of layers of the model.
+            layer_capacity: share of a call's tokens that every layer has room for.
+            target: the engine that the graph is written for.
+
+        Raises:
+            DynexportError: if the strategy or the target does not support such a graph.
+        """
+        raise DynexportError(
+            f"--single-graph: expected a strategy that has such a graph, found {self.name}; omit the option"
+        )
 
     def unused(self, contract: ContractT) -> dict[str, str]:
-        """Those of its tensors that a contract does not use: regular expression -> why."""
+        """Return regular expressions of router tensors that a contract does not use, with the reasons."""
         return {}
 
     def programs(
         self, contract: ContractT, plans: tuple[PlanT, ...], depths: tuple[Depth, ...]
     ) -> tuple[m.Program, ...]:
-        """Which graph runs which phase; here, each runs what it serves, at every depth."""
+        """Return the program of each phase and depth; by default a graph runs the phases it serves at every depth."""
         return tuple(m.Program(phase=PHASES[served], graph=plan.name) for plan in plans for served in plan.serves)
 
     def places(self, contract: ContractT, layers: int) -> int:
-        """How many KV caches a row has; here, one for every layer."""
+        """Return the number of KV caches of a row; by default one per layer."""
         return layers
 
     def slots(self, contract: ContractT, place: int, max_length: int, plans: tuple[PlanT, ...]) -> SlotRule:
-        """How many entries and slots a cache has; here, one for every token."""
+        """Return the rule for a cache's entries and slots; by default one of each per token."""
         return SlotRule()
 
     def routing(self, contract: ContractT, plans: tuple[PlanT, ...]) -> m.LayerRouting | m.PathRouting | None:
-        """What routers decide, token by token; here, nothing."""
+        """Return the routers' decisions for the manifest; by default there are no routers."""
         return None
 
     def limits(self, contract: ContractT, max_length: int, plans: tuple[PlanT, ...]) -> m.Limits:
-        """What a call may have, whatever engines are built for; here, rows go together on empty caches."""
+        """Return the strategy's limits for a call; by default several prompts share a call on empty caches."""
         return m.Limits()
 
     def is_trained(self, contract: ContractT, depth: Depth, declared: AnyContract) -> bool:
-        """Whether a checkpoint that declares a contract was trained to run in a depth's layers alone."""
+        """Return whether a checkpoint with the contract ``declared`` was trained to run at a depth."""
         return False
 
     def router_weights(self, contract: ContractT, architecture: Architecture) -> int:
-        """Weights, in float32, that one choice of the next layer reads; here, there is none."""
+        """Return the number of float32 weights that one choice of the next layer reads; by default 0."""
         return 0
 
     def build(
@@ -121,43 +142,47 @@ class Strategy(ABC, Generic[ContractT, PlanT]):
         contract: ContractT,
         checkpoint: Checkpoint,
     ) -> tuple[ir.Model, CausalLM]:
-        """One of the graphs, and its modules, whose weights are still without values; here, a whole step."""
+        """Return a graph and its modules, whose weights have no values yet; by default a whole-step graph."""
         model = CausalLM(target, architecture, plan.layers)
         self.attach(model, contract, checkpoint, target)
         return build_graph(plan, model, target, self.writer(plan, architecture, target, contract)), model
 
     def attach(self, model: CausalLM, contract: ContractT, checkpoint: Checkpoint, target: Target) -> None:
-        """Give the model's layers the modules that routing needs; here, none."""
+        """Add the modules that routing needs to the model's layers; by default none."""
 
     def writer(self, plan: PlanT, architecture: Architecture, target: Target, contract: ContractT) -> LayerWriter:
-        """What writes the layers into a whole step; here, all of them run."""
+        """Return the writer of the layers of a whole-step graph; by default all of them run."""
         return LayerWriter(plan, architecture, target)
 
     def manifest_differences(self, manifest: Manifest) -> Iterator[str]:
-        """What a manifest says otherwise than its contract, one line each; here, nothing."""
+        """Yield the differences between a manifest and its contract, one line each; by default none."""
         return iter(())
 
     def graph_differences(self, graph: GraphFile, manifest: Manifest) -> Iterator[str]:
-        """The constants of a written graph that are not what its contract says, one line each; here, none."""
+        """Yield the constants of a graph that differ from its contract, one line each; by default none."""
         return iter(())
 
     @abstractmethod
     def oracle(self, weights: Weights, manifest: Manifest) -> Oracle:
-        """The model in PyTorch that bundles are compared with. Raises DynexportError as ``Reference`` does."""
+        """Return the PyTorch model that bundles are compared with. Raises DynexportError as ``Reference`` does."""
 
     def describe(self, manifest: Manifest) -> list[tuple[str, str]]:
-        """What people are told of a bundle's routing, names and values; here, nothing."""
+        """Return names and values that describe a bundle's routing to users; by default none."""
         return []
 
     def calibrate(self, bundle: Bundle, ids: Sequence[int], options: CalibrationOptions) -> Calibration:
-        """Find thresholds for its routers on a text; here, they have none.
+        """Find thresholds for a bundle's routers on a text; the default raises, as there are no thresholds.
+
+        Args:
+            bundle: an opened bundle of this strategy.
+            ids: the text's token ids.
+            options: the options of the calibration.
 
         Raises:
-            DynexportError: when there is no threshold to find, or the text or an option is out of range.
+            DynexportError: for a bundle without thresholds, or a text or an option out of range.
         """
         raise DynexportError(
-            f"{bundle.path}: strategy: expected mod, whose routers have thresholds, found {self.name}; name a bundle "
-            "that was converted from a Mixture-of-Depths checkpoint"
+            f"{bundle.path}: strategy: expected one whose routers have thresholds to calibrate, found {self.name}"
         )
 
 

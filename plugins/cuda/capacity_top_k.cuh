@@ -1,4 +1,4 @@
-// CapacityTopK: one block a row. Four histograms of 8 bits each find the k-th largest key (radix select), one more
+// CapacityTopK: one block per row. Four histograms of 8 bits each find the k-th largest key (radix select), one more
 // sweep writes positions in order. Five reads of the row, however large k is; no workspace; ties need no sorting.
 #pragma once
 
@@ -12,7 +12,7 @@ namespace
 
 constexpr int32_t kTopKThreads = 1024;
 
-// Scores are often alike in their first digit: lanes with the same one add together, or they would queue up.
+// Scores often share their first digit, so lanes with the same digit add once together instead of one by one.
 __device__ void count(uint32_t* histogram, uint32_t digit, bool counts)
 {
     uint32_t const peers = __match_any_sync(kAllLanes, counts ? digit : kDigits);
@@ -23,7 +23,7 @@ __device__ void count(uint32_t* histogram, uint32_t digit, bool counts)
     }
 }
 
-// The wanted-th largest key of the row, and how many equal to it are chosen; the same in every thread.
+// Returns the wanted-th largest key of the row, and how many keys equal to it are chosen; same in every thread.
 __device__ Threshold findThreshold(float const* scores, int32_t length, int32_t wanted)
 {
     __shared__ uint32_t histogram[kDigits];
@@ -61,7 +61,7 @@ __device__ Threshold findThreshold(float const* scores, int32_t length, int32_t 
     return found;
 }
 
-// Exclusive prefixes over the block of two flags, and their sums, each packed into half a word.
+// Exclusive prefix sums of two flags over the block, and their totals, each packed into half a word.
 struct Prefix
 {
     uint32_t before;
@@ -94,7 +94,7 @@ __device__ Prefix scan(bool above, bool tie, uint32_t* ofWarps)
 __device__ void writeInOrder(float const* scores, int32_t length, int32_t capacity, Threshold threshold, int32_t chosen,
     int64_t* positions, int32_t* valid)
 {
-    // Two, for the next sweep writes its own while slow warps still read the last one's.
+    // Two buffers: the next sweep writes one while slow warps still read the other.
     __shared__ uint32_t ofWarps[2][kTopKThreads / kWarp];
     int32_t above = 0;
     int32_t ties = 0;
@@ -136,7 +136,7 @@ extern "C" __global__ void __launch_bounds__(kTopKThreads) dynexport_capacity_to
     }
     if (threshold.key == 0)
     {
-        // Fewer candidates than wanted: what is equal to the threshold is none.
+        // Fewer candidates than wanted: keys equal to the threshold are not candidates.
         chosen = wanted - threshold.ties;
         threshold.ties = 0;
     }

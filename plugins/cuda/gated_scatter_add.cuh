@@ -1,5 +1,5 @@
-// GatedScatterAdd: one block a slot adds a row to the output, which holds the residual already. Rows of one batch row
-// differ, so nothing is added to twice and no atomics are needed.
+// GatedScatterAdd: one block per slot adds an update to the output, which already holds the residual. The positions of
+// a batch row differ, so no element is added to twice and no atomics are needed.
 #pragma once
 
 #include "elements.cuh"

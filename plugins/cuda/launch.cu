@@ -1,4 +1,4 @@
-// The kernels' grids, and what else has to happen on the host.
+// Host code: the kernels' grids and the copies before them.
 #include "kernels.cu"
 #include "launch.h"
 
@@ -32,7 +32,7 @@ cudaError_t copyUnlessSame(void* to, void const* from, Element element, int64_t 
     return cudaMemcpyAsync(to, from, bytes, cudaMemcpyDeviceToDevice, stream);
 }
 
-// CUDA refuses an empty grid, and one dimension of it ends here.
+// CUDA refuses an empty grid, and this is the limit of a grid dimension.
 bool gridFits(int64_t blocks)
 {
     return blocks > 0 && blocks <= INT32_MAX;

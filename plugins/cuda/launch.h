@@ -1,4 +1,4 @@
-// The kernels as the C++ plugins call them. Pointers are device memory, row-major and dense; nothing waits.
+// The kernels as the C++ plugins call them. Pointers are device memory, row-major and dense; calls do not wait.
 #pragma once
 
 #include <cstdint>

@@ -1,4 +1,4 @@
-// RaggedKVAppend: one block a new entry of a row and head copies it to its place, or nowhere.
+// RaggedKVAppend: one block per new entry of a row and head copies it to the cache, or drops it.
 #pragma once
 
 #include "elements.cuh"

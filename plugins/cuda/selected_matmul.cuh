@@ -1,4 +1,4 @@
-// SelectedMatMul: one warp a product of a weight row and a token, accumulated in float32. A token reads the J x K
+// SelectedMatMul: one warp per product of a weight row and a token, accumulated in float32. A token reads the J x K
 // weights of its own layer and no others; tokens of one layer find them in the cache.
 #pragma once
 
@@ -27,7 +27,7 @@ __device__ void multiply(
     int32_t const lane = threadIdx.x % kWarp;
     int64_t const layer = index[token];
     float sum = 0.0F;
-    // -1 is a token without a layer; any other index that is no layer's gives zeros too, not another tensor's memory.
+    // -1 marks a token without a layer; other invalid indices give zeros too, and never read outside of the weights.
     if (layer >= 0 && layer < layers)
     {
         T const* const ofRow = weight + (layer * outputs + row) * inputs;

@@ -1,4 +1,4 @@
-// Which keys are the k largest, in pieces that a thread computes by itself: the host can test them without a GPU.
+// Selection of the k largest keys, in functions of a single thread, which the host can test without a GPU.
 #pragma once
 
 #include <cstdint>
@@ -17,14 +17,14 @@ constexpr int32_t kDigitBits = 8;
 constexpr int32_t kDigits = 1 << kDigitBits;
 constexpr int32_t kTopShift = 32 - kDigitBits;
 
-// What is chosen: every key above `key`, and of those equal to it the first `ties`.
+// The selection: every key above `key`, and the first `ties` keys equal to it.
 struct Threshold
 {
     uint32_t key;
     int32_t ties;
 };
 
-// Larger for a larger score; 0 for NaN and minus infinity, which never win; -0 and 0 are equal.
+// Returns a key that orders like the score; 0 for NaN and minus infinity, which are never chosen; -0 equals 0.
 DYNEXPORT_HOST_DEVICE inline uint32_t orderKey(float score)
 {
     uint32_t bits;
@@ -48,14 +48,14 @@ DYNEXPORT_HOST_DEVICE inline uint32_t digitOf(uint32_t key, int32_t shift)
     return (key >> shift) & (kDigits - 1);
 }
 
-// Whether the digits above `shift` are those that were found already.
+// Returns whether the digits above `shift` equal those that were found before.
 DYNEXPORT_HOST_DEVICE inline bool hasPrefix(uint32_t key, uint32_t prefix, int32_t shift)
 {
     uint32_t const mask = ~(~0U >> (kTopShift - shift));
     return (key & mask) == (prefix & mask);
 }
 
-// How many keys of the histogram have a larger digit.
+// Returns the number of keys of the histogram with a larger digit.
 DYNEXPORT_HOST_DEVICE inline int32_t largerThan(uint32_t const* histogram, int32_t digit)
 {
     int32_t larger = 0;
@@ -66,13 +66,13 @@ DYNEXPORT_HOST_DEVICE inline int32_t largerThan(uint32_t const* histogram, int32
     return larger;
 }
 
-// Whether the wanted-th largest key has this digit; true of exactly one where 1 <= wanted <= all keys.
+// Returns whether the wanted-th largest key has this digit; true for exactly one digit if 1 <= wanted <= all keys.
 DYNEXPORT_HOST_DEVICE inline bool isDigit(int32_t larger, uint32_t same, int32_t wanted)
 {
     return larger < wanted && wanted <= larger + static_cast<int32_t>(same);
 }
 
-// Slot of position i, or any number >= capacity for none: the chosen in order, after them the others in order.
+// Returns the slot of position i, or a number >= capacity for none: chosen positions in order, then the others.
 struct Placement
 {
     int32_t slot;

@@ -1,4 +1,4 @@
-// 32 threads that run together.
+// Constants of a warp, 32 threads that run together.
 #pragma once
 
 #include <cstdint>

@@ -1,5 +1,5 @@
-// What the library exports. IPluginRegistry::loadLibrary calls the first two; a program that opens the library itself
-// calls the third, once.
+// The exports of the library. IPluginRegistry::loadLibrary calls the first two; a program that opens the library itself
+// calls the third once.
 #include "plugin.h"
 
 #define DYNEXPORT_EXPORT extern "C" __attribute__((visibility("default")))
@@ -27,7 +27,7 @@ DYNEXPORT_EXPORT nvinfer1::IPluginCreatorInterface* const* getCreators(int32_t& 
     return gInterfaces.data();
 }
 
-// Registers the creators in TensorRT's own registry. logger: an ILogger, or null. False where one was there already.
+// Registers the creators in TensorRT's own registry. logger: an ILogger or null. False if one existed.
 DYNEXPORT_EXPORT bool initDynexportPlugins(void* logger)
 {
     dynexport::setLogger(static_cast<nvinfer1::ILogger*>(logger));

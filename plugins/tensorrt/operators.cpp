@@ -1,4 +1,4 @@
-// The table of operators, and how each one's sizes become a launch.
+// The table of operators, and the launch of each one for given sizes.
 #include "operators.h"
 
 namespace dynexport

@@ -1,4 +1,4 @@
-// The operators as TensorRT sees them. plugins/operators.py says the same to ONNX; a test compares the two.
+// The operators for TensorRT. plugins/operators.py describes them for ONNX; a test compares the two.
 #pragma once
 
 #include "../cuda/launch.h"
@@ -18,10 +18,10 @@ using Sizes = std::array<int32_t, 128>;
 struct TensorSpec
 {
     char const* name;
-    // kFLOAT, kHALF and kBF16 may all stand where isGeneric, the same for all such tensors of a node.
+    // If isGeneric, the type is kFLOAT, kHALF or kBF16, the same for all such tensors of a node.
     bool isGeneric;
     nvinfer1::DataType type;
-    // One letter a dimension; where a letter comes again, the sizes are equal.
+    // One letter per dimension; equal letters mean equal sizes.
     char const* dims;
 };
 
@@ -35,7 +35,7 @@ struct OperatorSpec
     int32_t nbOutputs;
     std::array<TensorSpec, 5> inputs;
     std::array<TensorSpec, 2> outputs;
-    // The first output may be the first input's memory.
+    // The first output may share memory with the first input.
     bool isInPlace;
     Launch launch;
 };

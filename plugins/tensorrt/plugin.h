@@ -8,12 +8,12 @@
 namespace dynexport
 {
 
-// Where errors go; stderr until TensorRT says where.
+// The logger for errors; stderr until TensorRT sets one.
 void report(OperatorSpec const& spec, char const* message) noexcept;
 void setLogger(nvinfer1::ILogger* logger) noexcept;
 void setFinder(nvinfer1::ILoggerFinder* finder) noexcept;
 
-// Nothing to configure and nothing to keep: the operators have no attributes and no weights of their own.
+// There is nothing to configure or serialize: the operators have no attributes and no weights.
 class Plugin final : public nvinfer1::IPluginV3,
                      public nvinfer1::IPluginV3OneCore,
                      public nvinfer1::IPluginV3OneBuildV2,

@@ -1,10 +1,10 @@
-"""A bundle on disk: its contract, its manifest, its files. Everything else in the runtime stands on this."""
+"""A bundle on disk: its contract, its manifest, its files. The rest of the runtime builds on this package."""
 
 from dynexport.runtime.bundle.lazy import lazily
 
 __all__ = ["Bundle", "DynexportError", "Manifest"]
 
-# Imported when asked for: what names an error needs no manifest.
+# Imported on first use: code that needs only the error class does not load pydantic.
 __getattr__ = lazily(
     __name__,
     {

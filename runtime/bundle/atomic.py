@@ -1,8 +1,8 @@
-"""Write files and directories in one step: a name holds the old content or the new, also after a kill or a power cut.
+"""Write files and directories atomically: a name holds the old or the new content, even after a kill or power cut.
 
-What is not finished has a random name, ``.dynexport-*.part``, and is locked by the process that writes it. Numbers of
-processes would not do: two containers may have the same ones. A part that nobody locks was left behind by a process
-that ended, and the next write to the same directory removes it. Where a file system has no locks, parts are left alone.
+An unfinished file (a part) has a random name, ``.dynexport-*.part``, and is locked by the process that writes it.
+Process ids would not work: two containers may use the same ones. A part without a lock was left behind by a process
+that ended; the next write to the same directory removes it. On a file system without locks, parts are never removed.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ PART_PATTERN = f"{_PREFIX}*{_SUFFIX}"
 
 
 def write_file(path: Path, content: bytes) -> None:
-    """Write a file as a whole: a link is kept and its target replaced; a pipe or device is written to.
+    """Write a file atomically: a link is kept and its target replaced; a pipe or device is written to directly.
 
     Raises:
-        OSError, ValueError: when it cannot be written; an earlier file is then as it was.
+        OSError, ValueError: when it cannot be written; an existing file is then unchanged.
     """
     if not _is_replaceable(path):
         with path.open("wb") as file:
@@ -42,13 +42,13 @@ def write_file(path: Path, content: bytes) -> None:
 
 
 def check_writable(path: Path, option: str) -> None:
-    """Try whether ``write_file`` could write there, before any work is done.
+    """Check that ``write_file`` can write to a path, before any work is done.
 
     Args:
-        option: how the user named the file, for the error: ``"--json"``.
+        option: the option that named the file, for the error message, such as ``"--json"``.
 
     Raises:
-        DynexportError: when it could not.
+        DynexportError: when it cannot.
     """
     try:
         if not _is_replaceable(path):
@@ -63,7 +63,7 @@ def check_writable(path: Path, option: str) -> None:
 
 
 def not_writable(path: Path, option: str, error: OSError | ValueError) -> DynexportError:
-    """Say that a file cannot be written, and why."""
+    """Return the error for a file that cannot be written, with the reason."""
     found = error.strerror if isinstance(error, OSError) else error
     return DynexportError(f"{option} {path}: expected a file to write, found {found}")
 
@@ -72,7 +72,7 @@ def not_writable(path: Path, option: str, error: OSError | ValueError) -> Dynexp
 def part_file(directory: Path) -> Iterator[Path]:
     """Yield a new, empty file in a directory, to be written and then given its name with ``publish``.
 
-    It is removed where it was not. Leftovers of processes that ended are removed first.
+    If it is not published, it is removed at the end. Parts left behind by ended processes are removed first.
 
     Raises:
         OSError: when the directory cannot be written to.
@@ -83,15 +83,15 @@ def part_file(directory: Path) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def part_directory(directory: Path) -> Iterator[Path]:
-    """Yield a new, empty directory in a directory; the rest as for ``part_file``."""
+    """Yield a new, empty directory in a directory; cleanup and errors as for ``part_file``."""
     with _part(directory, Path.mkdir) as part:
         yield part
 
 
 def publish(part: Path, target: Path) -> None:
-    """Give a finished part its name; what has that name is replaced.
+    """Rename a finished part to its final name; an existing file of that name is replaced.
 
-    The content is on the disk before the name is, so that a power cut leaves the old file or the new one.
+    The content is flushed to disk before the rename, so that a power cut leaves the old file or the new one.
     """
     sync(part)
     part.replace(target)
@@ -99,7 +99,7 @@ def publish(part: Path, target: Path) -> None:
 
 
 def sync(path: Path) -> None:
-    """Bring a file, or a directory and everything in it, to the disk."""
+    """Flush a file, or a directory's list of names, to disk."""
     descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK)
     try:
         os.fsync(descriptor)
@@ -108,7 +108,7 @@ def sync(path: Path) -> None:
 
 
 def sync_tree(directory: Path) -> None:
-    """Bring a directory and every file below it to the disk."""
+    """Flush a directory and every file below it to disk."""
     for path in directory.iterdir():
         if path.is_dir() and not path.is_symlink():
             sync_tree(path)
@@ -118,14 +118,14 @@ def sync_tree(directory: Path) -> None:
 
 
 def clear_leftovers(directory: Path) -> None:
-    """Remove the parts in a directory whose process has ended; those that somebody still writes are left alone."""
+    """Remove the parts in a directory whose process has ended; parts that are still being written are kept."""
     for left in directory.glob(PART_PATTERN):
         if is_abandoned(left):
             remove(left)
 
 
 def is_abandoned(part: Path) -> bool:
-    """Whether the process that wrote a part has ended: nobody holds its lock."""
+    """Return whether the process that wrote a part has ended, that is, whether its lock is free."""
     try:
         descriptor = _open_part(part)
     except OSError:
@@ -160,7 +160,7 @@ def _locked_part(directory: Path, make: Callable[[Path], None]) -> tuple[Path, i
     while True:
         part = directory / f"{_PREFIX}{secrets.token_hex(8)}{_SUFFIX}"
         make(part)
-        # Until it is locked, another process may take it for a leftover.
+        # Before the lock is taken, another process may remove the part as a leftover.
         try:
             descriptor = _open_part(part)
         except FileNotFoundError:
@@ -184,7 +184,7 @@ def _open_part(path: Path) -> int:
 
 
 def _lock(descriptor: int) -> bool | None:
-    """Lock it for as long as it is open: whether that is done, or None where the file system has no locks."""
+    """Lock a file until it is closed; return whether it is locked now, or None if the file system has no locks."""
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -195,7 +195,7 @@ def _lock(descriptor: int) -> bool | None:
 
 
 def _is_replaceable(path: Path) -> bool:
-    """Whether a new file can take the place of what is there: nothing, or a regular file."""
+    """Return whether a path can be replaced by a new file: it is missing, or a regular file."""
     try:
         mode = path.stat().st_mode
     except FileNotFoundError:
@@ -203,5 +203,5 @@ def _is_replaceable(path: Path) -> bool:
     if stat.S_ISDIR(mode):
         raise IsADirectoryError(None, kind_of(mode))
     home = os.path.realpath(path.parent)
-    # /dev/stdout leads to a file that the shell has opened: it is to be written, not replaced.
+    # /dev/stdout points to a file that the shell has opened: write to it instead of replacing it.
     return stat.S_ISREG(mode) and home != "/dev" and not home.startswith("/proc/")

@@ -1,4 +1,4 @@
-"""Opening a bundle: nothing of it is used before its manifest, versions, paths and hashes agree."""
+"""Open a bundle: its manifest, versions, paths and hashes are checked before any file is used."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ if TYPE_CHECKING:
     from onnx import TensorProto
 
 _LARGEST_MANIFEST = 16 << 20
-# Larger files are hashed by ``Bundle.check`` only: tens of gigabytes take longer than their first answer.
+# Larger files are hashed by ``Bundle.check`` only: hashing tens of gigabytes would delay the first token.
 _HASHED_WHEN_OPENED = 64 << 20
 _MAKE_ONE = "make one with: dynexport convert"
 
 
 @dataclass(frozen=True)
 class _Identity:
-    """What tells a file from another one that has taken its name, and from itself before it was written to."""
+    """The identity of a file: it differs once the file is replaced or written to."""
 
     device: int
     inode: int
@@ -44,14 +44,14 @@ class _Identity:
 class Bundle:
     """A converted model on disk.
 
-    What is loaded from it later is what was there when it was opened, or an error: see ``unchanged``.
+    A file that changed after the bundle was opened raises an error when it is loaded: see ``unchanged``.
 
     Args:
-        trust_engines: whether TensorRT may be given engines that were not built on this machine.
+        trust_engines: whether TensorRT may load engines that were not built on this machine.
 
     Attributes:
-        path: its directory.
-        manifest: what it says of itself.
+        path: the directory of the bundle.
+        manifest: the parsed ``manifest.json``.
     """
 
     def __init__(self, path: Path, manifest: Manifest, *, trust_engines: bool = False) -> None:
@@ -62,15 +62,15 @@ class Bundle:
 
     @classmethod
     def open(cls, path: str | Path, *, trust_engines: bool = False) -> Bundle:
-        """Open and check a bundle: versions, paths, every size, and hashes of files of up to 64 MiB.
+        """Open a bundle and check its versions, paths, file sizes, and the hashes of files of up to 64 MiB.
 
         Raises:
-            DynexportError: when it is no bundle, of another schema version, incomplete, or changed since it was made.
+            DynexportError: when it is not a bundle, has another schema version, is incomplete, or was changed.
         """
         directory = checked_path("bundle", path)
         before = _identity(directory / MANIFEST)
         bundle = cls(directory, _read_manifest(directory), trust_engines=trust_engines)
-        bundle._opened[MANIFEST] = before  # of what was read; what replaces a bundle replaces its manifest too
+        bundle._opened[MANIFEST] = before  # taken before reading, so that a replacement during reading is found
         for name, file in bundle.manifest.files.items():
             bundle._check_file(name, hashed=file.bytes <= _HASHED_WHEN_OPENED)
         for graph in bundle.manifest.graphs:
@@ -81,17 +81,17 @@ class Bundle:
         return bundle
 
     def check(self) -> None:
-        """Hash every file. Raises DynexportError for one that is not what the manifest says."""
+        """Check the hash of every file. Raises DynexportError for a file that differs from the manifest."""
         with self.unchanged():
             for name in self.manifest.files:
                 self._check_file(name, hashed=True)
 
     @contextlib.contextmanager
     def unchanged(self) -> Iterator[None]:
-        """Load files by their paths in this block: it makes sure that they are those that were opened.
+        """Check, before and after this block, that the files on disk are those that were opened.
 
         Raises:
-            DynexportError: when one has been written to, or another bundle has taken the place of this one.
+            DynexportError: when a file was written to, or the bundle was replaced.
         """
         self._check_unchanged()
         try:
@@ -100,7 +100,7 @@ class Bundle:
             self._check_unchanged()
 
     def read(self, name: str) -> bytes:
-        """Read a file that is listed and small enough: a graph, a tokenizer.
+        """Return the content of a small file of the bundle, such as a graph or a tokenizer.
 
         Raises:
             DynexportError: when it cannot be read, or has changed since the bundle was opened.
@@ -110,15 +110,15 @@ class Bundle:
         return content
 
     def file(self, name: str) -> Path | None:
-        """A file of the bundle, or None where it has none of that name."""
+        """Return the path of a file of the bundle, or None if there is none of that name."""
         return self.path / name if isinstance(name, str) and name in self.manifest.files else None
 
     def depth(self, wanted: str | float | None) -> Depth:
         """Return a declared depth.
 
         Args:
-            wanted: a ratio or name; 1 and "full" are full depth; None is the first that the checkpoint was trained for,
-                full depth where it was for none.
+            wanted: a ratio or name; 1 and "full" are full depth. None is the first depth that the checkpoint was
+                trained for, or full depth if there is none.
 
         Raises:
             DynexportError: when the bundle does not declare it.
@@ -159,7 +159,7 @@ class Bundle:
 
 
 def _identity(path: Path) -> _Identity | None:
-    """Of what a path leads to now; None where that is nothing."""
+    """Return the identity of the file that a path names now, or None if there is none."""
     try:
         return _Identity.of(path.stat(follow_symlinks=False))
     except (OSError, ValueError):
@@ -186,7 +186,7 @@ def _read_manifest(directory: Path) -> Manifest:
     found = fields.get("schema_version") if isinstance(fields, dict) else None
     if found != SCHEMA_VERSION:
         newer = isinstance(found, int) and found > SCHEMA_VERSION
-        advice = "it is of a newer dynexport, update this one" if newer else "convert the model again"
+        advice = "it was made by a newer dynexport, update this one" if newer else "convert the model again"
         raise DynexportError(f"{path}: schema_version: expected {SCHEMA_VERSION}, found {found!r:.40}; {advice}")
     try:
         return Manifest.model_validate(fields)
@@ -195,12 +195,12 @@ def _read_manifest(directory: Path) -> Manifest:
 
 
 def _check_external_data(path: Path, content: bytes, files: set[str]) -> None:
-    """A graph may point to data files of its own bundle only."""
+    """Raise DynexportError for a graph whose external data is not a file of the bundle."""
     import onnx
 
     try:
         model = onnx.load_model_from_string(content)
-    except Exception as error:  # protobuf raises its own kinds
+    except Exception as error:  # protobuf raises its own classes
         raise DynexportError(f"{path}: expected an ONNX model, found something else ({error})") from error
     for tensor in _tensors(model):
         for entry in tensor.external_data:
@@ -211,7 +211,7 @@ def _check_external_data(path: Path, content: bytes, files: set[str]) -> None:
 
 
 def _tensors(message: Any) -> Iterator[TensorProto]:
-    """Every tensor in a protobuf message: initializers, attributes, subgraphs, functions, wherever they stand."""
+    """Yield every tensor in a protobuf message, at any depth: initializers, attributes, subgraphs, functions."""
     for field, value in message.ListFields():
         if field.message_type is None:
             continue

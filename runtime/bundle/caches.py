@@ -1,4 +1,4 @@
-"""The KV caches of a bundle and what a call may have, in its manifest."""
+"""The manifest's sections on KV caches and on the limits of one call."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ class CachePart(Part):
     """One buffer of a cache.
 
     Attributes:
-        input: its name in the graphs that list this place.
-        output: the same, after the call; bound to the same memory.
-        dtype: of its elements; one of those that inputs and outputs have.
-        shape: B rows, then numbers; M slots, where the graph has no number there.
+        input: name of the graph input that reads the buffer, in every graph that lists this place.
+        output: name of the graph output that writes it; bound to the same memory as the input.
+        dtype: element type, one of those that inputs and outputs have.
+        shape: B is the number of rows, M the number of slots unless the graph fixes it; the rest are numbers.
     """
 
     input: str
@@ -27,23 +27,23 @@ class CachePart(Part):
 
     @property
     def array_type(self) -> type[np.generic]:
-        """What its arrays hold; bfloat16, which numpy lacks, as the same 16 bits."""
+        """The numpy type of its arrays; bfloat16, which numpy lacks, is stored as uint16 with the same bits."""
         return ARRAY_TYPES[self.dtype]
 
 
 class Cache(Part):
-    """The KV cache of one place: of the layer with that index; of the hop, where ``routing.places`` is "hops".
+    """The KV cache of one place: a layer's, or a hop's where ``routing.places`` is "hops".
 
-    A buffer has ``min(tokens, most) * per_token + slack`` slots for rows of ``tokens`` tokens, unless its shape has a
-    number there. Entries stand in the slots 0..length-1; what is behind them is never read.
+    For rows of ``tokens`` tokens, a buffer has ``min(tokens, most) * per_token + slack`` slots, unless its shape fixes
+    the number. Entries are in slots 0..length-1; later slots are never read.
 
     Attributes:
-        place: its number, 0 and up, each once.
-        parts: "key" and "value" [B, kv_heads, M, head_dim]; some have "position" int64 [B, M], the original
-            position of every entry, and "step" int64 [B, M], the hop that made it.
-        most: entries that a row may have, where that is fewer than its tokens; a further token finds the cache full.
-        per_token: entries that a token may make.
-        slack: slots behind the entries that a call may write, and nobody reads.
+        place: the index of the layer or hop; every place from 0 up has exactly one cache.
+        parts: "key" and "value" [B, kv_heads, M, head_dim]. Some caches also have "position" int64 [B, M], the
+            original position of every entry, and "step" int64 [B, M], the hop that wrote it.
+        most: most entries of a row, if that can be fewer than its tokens; beyond it the cache is full.
+        per_token: most entries that one token may write.
+        slack: extra slots at the end that a call may overwrite; their content is never read.
     """
 
     place: Annotated[int, Field(ge=0)]
@@ -54,20 +54,22 @@ class Cache(Part):
 
 
 class Limits(Part):
-    """What one call of a program may have; None stands for any number.
+    """The limits of one call of a program; None means no limit.
 
-    Rows that have one token each, or none, share a call whatever their caches hold.
+    Rows with at most one new token each may always share a call, whatever their caches hold.
 
     Attributes:
-        rows: most rows.
+        rows: most rows of a call.
         prompt: most new tokens of a row.
-        filled: most new tokens of a row where a cache of the call holds entries.
+        filled: most new tokens of a row when any cache of the call holds entries.
         tokens: most new tokens of all rows together.
-        logits: most logits of a row.
-        together: whether rows may share a call in which one has more than one token: "always"; "empty", where the
-            caches of all rows are empty; "never".
-        whole_prompts: whether tokens of a prompt compete for layers, later ones too: a prompt is one call, never cut.
-        compete: whether tokens of a call compete for room in layers: what a row gives depends on the others there.
+        logits: most positions of a row that logits are returned for.
+        together: whether several rows may share a call when one of them has more than one new token: "always"; "empty",
+            only if the caches of all rows are empty; "never".
+        whole_prompts: whether a prompt must run in one call, because its tokens compete for a layer's capacity, later
+            tokens included.
+        compete: whether all tokens of a call compete for a layer's capacity, so that a row's results depend on the
+            other rows.
     """
 
     rows: Size | None = None

@@ -1,4 +1,4 @@
-"""Checks of what callers pass, told in one line: numbers of a kind, and arrays as the decoders take them."""
+"""Check the arguments of public calls; a wrong one raises a one-line DynexportError that names it."""
 
 from __future__ import annotations
 
@@ -14,27 +14,27 @@ import numpy as np
 from dynexport.runtime.bundle.errors import DynexportError
 
 Array = np.ndarray
-# A value that is shown in an error takes so many characters at most.
+# The most characters of a value that an error shows.
 _SHOWN = 80
 
 
 def shown(value: object) -> str:
-    """A value as an error names it: short, whatever it is."""
+    """Return a short text of any value, for an error message."""
     try:
         text = repr(value)
-    except Exception:  # of a class that we know nothing of
+    except Exception:  # an unknown class may raise anything from its repr
         text = f"a {type(value).__name__}"
     return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}.."
 
 
 def is_integer(value: object) -> bool:
-    """Whether it is a whole number, numpy's among them; true and false are none."""
-    # Plain ones first: asking for an abstract class takes a microsecond, of every token.
+    """Return whether a value is an integer, Python's or numpy's, but not a bool."""
+    # int first: the check against an abstract class takes a microsecond for every token.
     return type(value) is int or (isinstance(value, Integral) and not isinstance(value, bool))
 
 
 def is_number(value: object) -> bool:
-    """Whether it is a finite number, numpy's among them, that float64 can hold; true and false are none."""
+    """Return whether a value is a finite real number, Python's or numpy's, that fits float64; a bool is not."""
     if not isinstance(value, Real) or isinstance(value, bool):
         return False
     try:
@@ -44,10 +44,10 @@ def is_number(value: object) -> bool:
 
 
 def checked_count(name: str, value: Any, least: int = 1, most: int | None = None) -> int:
-    """A whole number from ``least`` to ``most``.
+    """Return an argument that must be an integer from ``least`` to ``most``, as int.
 
     Raises:
-        DynexportError: when it is none; it names the argument.
+        DynexportError: when it is not; it names the argument.
     """
     if is_integer(value) and value >= least and (most is None or value <= most):
         return int(value)
@@ -59,18 +59,20 @@ def _range(least: int, most: int | None) -> str:
 
 
 def checked_share(name: str, value: Any) -> float:
-    """A number above 0, at most 1. Raises DynexportError when it is none; it names the argument."""
+    """Return an argument that must be a number above 0 and at most 1. Raises DynexportError when it is not."""
     if is_number(value) and 0 < value <= 1:
         return float(value)
     raise DynexportError(f"{name}: expected 0 < {name} <= 1, found {shown(value)}")
 
 
 def checked_list(name: str, values: Any, of_what: str) -> list[Any]:
-    """The items of a list, a tuple, an array or whatever else gives items one by one.
+    """Return the items of an iterable argument as a list.
 
     Raises:
-        DynexportError: for text, bytes, a mapping, or what has no items; it names the argument.
+        DynexportError: for text, bytes, a mapping, or a value that is not iterable; it names the argument.
     """
+    if type(values) is list or type(values) is tuple:  # first, because the check against an abstract class is slower
+        return list(values)
     if isinstance(values, Iterable) and not isinstance(values, str | bytes | bytearray | Mapping):
         try:
             return list(values)
@@ -80,26 +82,26 @@ def checked_list(name: str, values: Any, of_what: str) -> list[Any]:
 
 
 def checked_kind(name: str, value: Any, kind: type | UnionType, what: str) -> None:
-    """Raise DynexportError for a value of another class; it names the argument."""
+    """Raise DynexportError, which names the argument, for a value of another class."""
     if not isinstance(value, kind):
         raise DynexportError(f"{name}: expected {what}, found {shown(value)}")
 
 
 def checked_path(name: str, value: Any) -> Path:
-    """A path, given as one or as text. Raises DynexportError when it is neither; it names the argument."""
+    """Return a Path for an argument that is a Path or str. Raises DynexportError when it is neither."""
     if isinstance(value, str | Path):
         return Path(value)
     raise DynexportError(f"{name}: expected a path, found {shown(value)}")
 
 
 def checked_ids(name: str, values: Any, vocabulary: int) -> Array:
-    """Token ids as int64 [n].
+    """Return token ids as int64 [n].
 
     Args:
-        values: whole numbers in a list, an array of one dimension, or whatever else gives them one by one.
+        values: an iterable of integers, or an integer array of one dimension.
 
     Raises:
-        DynexportError: for what is no list, or has no token id of the vocabulary in it; it names the argument.
+        DynexportError: when it is not iterable, or an item is not an id of the vocabulary; it names the argument.
     """
     expected = f"token ids 0..{vocabulary - 1}"
     if isinstance(values, np.ndarray) and values.dtype.kind in "iu" and values.ndim == 1:
@@ -115,7 +117,7 @@ def checked_ids(name: str, values: Any, vocabulary: int) -> Array:
 
 
 def checked_decisions(name: str, values: Any, shape: tuple[int, ...]) -> Array:
-    """Decisions that a caller prescribes, bool or whole numbers of this shape, as int64.
+    """Return prescribed routing decisions, bool or integers of this shape, as int64.
 
     Raises:
         DynexportError: for another shape or type; it names the argument.
@@ -132,7 +134,7 @@ def checked_decisions(name: str, values: Any, shape: tuple[int, ...]) -> Array:
 
 
 def checked_rows(name: str, values: Any, rows: int) -> Array:
-    """One bool for each row, bool [rows]. Raises DynexportError when it is anything else; it names the argument."""
+    """Return one bool for each row, as bool [rows]. Raises DynexportError for any other shape or type."""
     found = np.asarray(checked_list(name, values, f"{rows} bools"))
     if found.shape != (rows,) or found.dtype != np.bool_:
         raise DynexportError(

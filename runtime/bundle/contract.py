@@ -1,8 +1,8 @@
 """The routing contract, version 1: what a checkpoint says about its routing (docs/routing-contract.md).
 
-It stands in a checkpoint's ``config.json`` under ``"dynexport"`` and in every bundle's manifest. Every field that is
-left out takes its default here; every field that is not known is an error, never ignored. ``parse_contract`` tells it
-in one line; the models themselves are pydantic's, and raise its ``ValidationError``.
+It is in a checkpoint's ``config.json`` under ``"dynexport"`` and in every bundle's manifest. A field that is left out
+takes the default given here; an unknown field is an error. ``parse_contract`` reports errors in one line; the classes
+are pydantic models and raise ``ValidationError``.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ from dynexport.runtime.bundle.errors import DynexportError
 
 CONTRACT_VERSION = 1
 
-# Numbers as JSON has them: neither true nor "2" is one.
+# Strict JSON numbers: true and "2" are refused.
 _Number = Annotated[float, Strict()]
 _Layer = Annotated[int, Strict()]
 _Switch = Annotated[bool, Strict()]
-# Far beyond any model, and few enough to be counted through.
+# Far beyond any model, yet small enough to loop over.
 _MOST_STEPS = 4096
 _MOST_RATIOS = 64
 SkipRule = Literal["official", "balanced", "modulo"]
@@ -47,12 +47,12 @@ class Dense(_Contract):
 
 
 class UnifiedSkip(_Contract):
-    """Unified Layer Skipping (arXiv 2404.06954): the prompt runs in all layers, generated tokens in the kept ones.
+    """Unified Layer Skipping (arXiv 2404.06954): prompts run in all layers, generated tokens in the kept layers.
 
     Attributes:
-        speedups: the target ratios r >= 1; one kept set each.
-        rule: how a kept set follows from a ratio.
-        keep: overrides the rule; indices of the kept layers.
+        speedups: target ratios r >= 1; each gives one set of kept layers.
+        rule: the rule that chooses the kept layers for a ratio.
+        keep: indices of the kept layers; overrides the rule.
     """
 
     strategy: Literal["unified-skip"] = "unified-skip"
@@ -78,10 +78,13 @@ class UnifiedSkip(_Contract):
 
 
 class Decision(_Contract):
-    """How a routed layer decides, causally, whether a token runs: ``sigmoid(logit) comparison threshold``.
+    """The causal decision of a routed layer: a token runs if ``sigmoid(logit) comparison threshold``.
 
     Attributes:
-        rule: "router": the logit is the router's score; "predictor": a small MLP's; "always": every token runs.
+        rule: "router", the logit is the router's score; "predictor", it is the output of a small MLP; "always", every
+            token runs.
+        threshold: the threshold that the probability is compared with.
+        comparison: whether a probability equal to the threshold runs (">=") or skips (">").
     """
 
     rule: Literal["router", "predictor", "always"] = "router"
@@ -90,10 +93,12 @@ class Decision(_Contract):
 
 
 class RoutedCache(_Contract):
-    """The cache of a routed layer: ``ceil(capacity * max_length)`` entries a row, and what happens when it is full.
+    """The KV cache of a routed layer: its size, and what happens when it is full.
 
     Attributes:
-        overflow: "residual": the token is treated as not chosen, and counted; "error": generation stops.
+        capacity: share of ``max_length``; a row has ``ceil(capacity * max_length)`` entries.
+        overflow: what a token does when the cache is full: "residual", it skips the layer and is counted; "error",
+            generation stops.
     """
 
     capacity: _Number = Field(default=1.0, gt=0, le=1)
@@ -101,19 +106,21 @@ class RoutedCache(_Contract):
 
 
 class Mod(_Contract):
-    """Mixture-of-Depths (arXiv 2404.02258): every routed layer runs the tokens that its router chooses.
+    """Mixture-of-Depths (arXiv 2404.02258): a routed layer runs only the tokens that its router chooses.
 
     Attributes:
         routed_layers: layers with a router, ascending.
-        capacity: share of a sequence that top-k chooses.
-        rounding: of capacity * tokens.
-        router_input: "hidden": the layer's input; "normed": after the layer's input norm.
-        gate: g = the score, its sigmoid, or 1.
-        combine: "delta": h + g (y - h); "replace": g y.
-        decision: the causal rule.
-        prefill: "causal", or "topk" for the tokens of a prompt (training parity; not causal).
-        positions: "original", or "compact": a token's index among the layer's entries.
-        thresholds: layer -> threshold, instead of the one in ``decision``; calibration writes them.
+        capacity: share of a sequence's tokens that top-k chooses.
+        rounding: rounding of capacity * tokens.
+        router_input: "hidden", the layer's input; "normed", the output of the layer's input norm.
+        gate: the factor g: "raw", the score; "sigmoid", its sigmoid; "none", 1.
+        combine: the layer's result for input h and layer output y: "delta", h + g (y - h); "replace", g y.
+        decision: the causal rule for a single token.
+        prefill: the rule for prompts: "causal", or "topk" as in training, which is not causal.
+        positions: position ids in a routed layer: "original", or "compact", the token's index in the layer's cache.
+        thresholds: a threshold for single layers, by layer index, instead of ``decision.threshold``; written by
+            calibration.
+        cache: size and overflow rule of a routed layer's KV cache.
     """
 
     strategy: Literal["mod"] = "mod"
@@ -146,20 +153,20 @@ class Mod(_Contract):
         return self
 
     def threshold(self, layer: int) -> float:
-        """The threshold of a routed layer."""
+        """Return the threshold of a routed layer."""
         return self.thresholds.get(layer, self.decision.threshold)
 
     def slots(self, max_length: int) -> int:
-        """Entries that a row may have in a routed layer's cache; the capacity is the decimal number as written."""
+        """Return the most entries of a row in a routed layer's cache; the capacity is taken as an exact decimal."""
         return min(max_length, math.ceil(Fraction(str(self.cache.capacity)) * max_length))
 
 
 class RadialRouter(_Contract):
-    """The router of a radial network: ``fc2(silu(fc1(rms_norm(h))))``, a score for every layer of the pool and exit.
+    """The router of a radial network, ``fc2(silu(fc1(rms_norm(h))))``: a score for each layer of the pool and for exit.
 
     Attributes:
-        hidden: units between fc1 and fc2.
-        shared: one router for all steps; or every step has its own.
+        hidden: number of units between fc1 and fc2.
+        shared: whether all hops share one router; otherwise each hop has its own.
     """
 
     hidden: _Layer = Field(default=64, ge=1)
@@ -167,16 +174,18 @@ class RadialRouter(_Contract):
 
 
 class Radial(_Contract):
-    """Radial Networks (arXiv 2404.04900): before every step a router sends each token to a layer of the pool, or out.
+    """Radial Networks (arXiv 2404.04900): at every hop a router sends each token to a layer of the pool, or to exit.
 
     Attributes:
-        max_steps: steps after which every token leaves.
-        min_steps: exit is not allowed in the steps before this one.
-        exit: exit is a choice, the last score.
-        allow_reuse: a token may visit a layer again.
-        gate: "none": h = y; "probability": h + p (y - h), p the choice's probability among the allowed ones.
-        cache_policy: what a K/V entry belongs to. "step": its step, whichever layer made it; "layer": its layer, with
-            the step as a tag.
+        max_steps: most hops of a token.
+        min_steps: hops before exit is allowed.
+        exit: whether a token may exit early; exit is the router's last score.
+        allow_reuse: whether a token may visit a layer more than once.
+        router: shape of the routers.
+        gate: "none", h = y; "probability", h + p (y - h), where p is the softmax probability of the chosen layer among
+            the allowed choices.
+        cache_policy: the cache that a K/V entry is stored in: "step", the hop's, for all layers; "layer", the layer's,
+            tagged with the hop.
     """
 
     strategy: Literal["radial"] = "radial"
@@ -195,33 +204,53 @@ class Radial(_Contract):
         return self
 
     def choices(self, layers: int) -> int:
-        """How many scores a router gives over a pool of ``layers``: exit, where there is one, is the last."""
+        """Return the number of a router's scores for a pool of ``layers``; exit, if there is one, is the last."""
         return layers + self.exit
 
     def places(self, layers: int) -> int:
-        """How many caches there are: one for every step, or for every one of ``layers``."""
+        """Return the number of caches: one for each hop, or one for each of ``layers``."""
         return layers if self.cache_policy == "layer" else self.max_steps
 
     @property
     def entries_per_token(self) -> int:
-        """How many entries a token has in one cache at most: a layer may be come back to in every step."""
+        """The most entries of one token in one cache; with reuse, a layer may be visited at every hop."""
         return self.max_steps if self.cache_policy == "layer" and self.allow_reuse else 1
 
 
-AnyContract = Dense | UnifiedSkip | Mod | Radial
+class EarlyExit(_Contract):
+    """Early exit (LayerSkip, arXiv 2404.16710): generated tokens run in the first layers, then final norm and head.
+
+    Attributes:
+        exits: numbers of layers after which tokens may exit, ascending; each gives one depth.
+        prompt: the layers of prompt tokens: "full", all layers; "exit", the layers of the request's depth.
+    """
+
+    strategy: Literal["early-exit"] = "early-exit"
+    exits: tuple[_Layer, ...] = Field(min_length=1, max_length=_MOST_RATIOS)
+    prompt: Literal["full", "exit"] = "full"
+
+    @field_validator("exits")
+    @classmethod
+    def _ascending(cls, exits: tuple[int, ...]) -> tuple[int, ...]:
+        if exits[0] < 1 or list(exits) != sorted(set(exits)):
+            raise ValueError(f"expected ascending numbers of layers from 1, found {list(exits)!s:.80}")
+        return exits
+
+
+AnyContract = Dense | UnifiedSkip | Mod | Radial | EarlyExit
 Contract = Annotated[AnyContract, Field(discriminator="strategy")]
 STRATEGY_NAMES = tuple(str(kind.model_fields["strategy"].default) for kind in get_args(AnyContract))
-# What a checkpoint is run as that declares nothing.
+# The strategy of a checkpoint that declares none.
 UNDECLARED = Dense().strategy
 _ADAPTER: TypeAdapter[AnyContract] = TypeAdapter(Contract)
 
 
 def parse_contract(fields: dict[str, Any], where: str) -> AnyContract:
-    """Read contract fields as they stand in a config or a manifest.
+    """Return the contract for the fields of a config or a manifest.
 
     Args:
         fields: the JSON object under ``"dynexport"``.
-        where: what to name in an error, such as the config's path.
+        where: the source to name in an error, such as the config's path.
 
     Raises:
         DynexportError: on an unknown strategy or field, or a value outside its range.
@@ -233,7 +262,7 @@ def parse_contract(fields: dict[str, Any], where: str) -> AnyContract:
 
 
 def first_problem(error: ValidationError) -> str:
-    """The first problem of a pydantic error as "field: message", in one line."""
+    """Return the first problem of a pydantic error as one line, "field: message"."""
     problem = error.errors(include_url=False)[0]
     field = ".".join(str(part) for part in problem["loc"])
     message = problem["msg"].removeprefix("Value error, ").replace("\n", " ")

@@ -1,4 +1,4 @@
-"""The one exception that users see, and its exit codes."""
+"""The exception class that users see, and the exit codes."""
 
 from __future__ import annotations
 
@@ -8,16 +8,16 @@ from contextlib import contextmanager
 EXIT_GOOD = 0
 EXIT_CHECK_FAILED = 1
 EXIT_BAD_INPUT = 2
-# Characters of an error. A longer one loses its middle: the place stands at its start, what to do at its end.
+# Most characters of an error. A longer one loses its middle: it starts with the place and ends with the advice.
 _LONGEST, _END = 900, 300
-# Of which a library's own message may take so many.
+# Most characters of a library's own message in an error.
 _REASON = 300
 
 
 class DynexportError(Exception):
-    """Bad usage or input, told in one line: what, where, expected and found, what to do.
+    """A usage or input error, in one line: what, where, expected and found, what to do.
 
-    Names and values of a hostile input may stand in it: what would break the line is escaped, and it has an end.
+    The message may quote hostile input, so control characters are escaped and its length is bounded.
     """
 
     def __init__(self, message: str) -> None:
@@ -25,12 +25,12 @@ class DynexportError(Exception):
 
 
 def one_line(text: str) -> str:
-    """Escape what would break a line or control a terminal, and cut the middle out of a text of endless length."""
+    """Return a text with control characters escaped, and the middle removed if it is too long."""
     return _shortened(printable(_shortened(text)))
 
 
 def printable(text: str) -> str:
-    """Escape what would break a line or control a terminal."""
+    """Return a text with line breaks and control characters escaped."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
@@ -39,12 +39,12 @@ def _shortened(text: str) -> str:
 
 
 def require_module(name: str, extra: str, purpose: str) -> object:
-    """Import an optional module, or say in one line how to install it.
+    """Import and return an optional module; if it is missing, the error says how to install it.
 
     Args:
         name: the module to import, such as ``"torch"``.
-        extra: the extra of this distribution that brings it.
-        purpose: what it is needed for, as the end of "is needed to ...".
+        extra: the extra of this distribution that installs it.
+        purpose: the purpose, as the end of "is needed to ...".
 
     Raises:
         DynexportError: when the module is not installed.
@@ -61,7 +61,7 @@ def require_module(name: str, extra: str, purpose: str) -> object:
 
 @contextmanager
 def told_as(what: str) -> Iterator[None]:
-    """Turn any failure of a library into a DynexportError of one line that starts with ``what``."""
+    """Turn any exception of a library into a one-line DynexportError that starts with ``what``."""
     try:
         yield
     except DynexportError:
@@ -74,6 +74,6 @@ def told_as(what: str) -> Iterator[None]:
 
 
 def _reason(error: BaseException) -> str:
-    """A library's message as part of a line."""
+    """Return a library's message in one line."""
     text = " ".join(str(error).split()) or type(error).__name__
     return text if len(text) <= _REASON else f"{text[:_REASON]} .."

@@ -1,4 +1,4 @@
-"""The graphs of a bundle, in its manifest: their inputs and outputs, and which of them run a phase at a depth."""
+"""The manifest's sections on graphs, their inputs and outputs, and the programs that run a phase at a depth."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ ArrayType = Annotated[str, Field(pattern=f"^({'|'.join(ARRAY_TYPES)})$")]
 
 
 class Part(BaseModel):
-    """A part of the manifest: no fields but its own, and none that changes."""
+    """Base class of the manifest's sections: unknown fields are errors, and fields are read-only."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -34,10 +34,11 @@ class TensorSpec(Part):
     """An input or output of a graph.
 
     Attributes:
-        name: as in the ONNX file; docs/bundle.md says what each holds.
-        dtype: of its elements: "float" (32 bits), "float16", "bfloat16", "int32", "int64" or "bool".
-        shape: numbers, or symbols: B rows, S new tokens a row, K logits a row, N tokens in a line, C tokens of one row
-            in a line's attention, M slots of a cache, M_routed slots of the cache of a layer that chooses its tokens.
+        name: name in the ONNX file; docs/bundle.md says what each tensor holds.
+        dtype: element type: "float" (32 bits), "float16", "bfloat16", "int32", "int64" or "bool".
+        shape: numbers or symbols. B: batch rows; S: new tokens per row; K: logits per row; N: tokens, flattened over
+            rows; C: tokens of one row in the attention of flattened tokens; M: slots of a cache; M_routed: slots of a
+            routed layer's cache.
     """
 
     name: str
@@ -46,11 +47,11 @@ class TensorSpec(Part):
 
     @property
     def array_type(self) -> type[np.generic]:
-        """What its arrays hold; bfloat16, which numpy lacks, as the same 16 bits."""
+        """The numpy type of its arrays; bfloat16, which numpy lacks, is stored as uint16 with the same bits."""
         return ARRAY_TYPES[self.dtype]
 
     def sized(self, sizes: Mapping[str, int]) -> list[int]:
-        """Its shape with symbols replaced. Raises DynexportError for a symbol that has no size."""
+        """Return its shape with symbols replaced by sizes. Raises DynexportError for a symbol without a size."""
         unknown = [dim for dim in self.shape if isinstance(dim, str) and dim not in sizes]
         if unknown:
             raise DynexportError(f"{self.name:.80}: expected a dimension of {', '.join(sizes)}, found {unknown[0]:.40}")
@@ -58,18 +59,18 @@ class TensorSpec(Part):
 
 
 class Profile(Part):
-    """An optimization profile: the sizes that an engine is built for.
+    """An optimization profile: the sizes that a TensorRT engine is built for.
 
     Attributes:
-        name: what it is for: "prefill" for prompts, "decode" for one token a row.
-        ranges: symbol of a dimension -> least, usual and greatest size.
+        name: "prefill" for prompts, "decode" for one token per row.
+        ranges: minimum, optimum and maximum size of each dimension, by its symbol.
     """
 
     name: ProfileName
     ranges: dict[str, tuple[Size, Size, Size]]
 
 
-# What the inputs and outputs that hold a cache begin with; the rest of the name says which cache it is.
+# Prefixes of the names of inputs and outputs that hold a cache; the rest of the name says which cache.
 PAST, PRESENT = "past_key_values.", "present."
 
 
@@ -77,18 +78,18 @@ class Graph(Part):
     """One ONNX file.
 
     Attributes:
-        name: what programs call it by.
-        file: its file in the bundle.
-        layers: the model's layers that it holds, ascending: the rows of its input ``layer_active``.
-        places: the caches that it reads and writes, ascending: the rows of its input ``cache_lengths``. None: the one
-            cache that a call is for, of any place; its inputs are ``past_key_values.{part}``, its outputs
-            ``present.{part}``, without the place's number.
-        share_memory: whether a session should plan which results share memory. Of a graph of thousands of nodes the
-            plan takes time that grows with the square of their number, and saves nothing.
-        profiles: of a TensorRT bundle, the sizes that engines are built for, in the order in which the engines of
-            ``dynexport build`` have them; none where any size is taken.
-        inputs: of the ONNX file, bound by their names.
-        outputs: of the ONNX file, bound by their names.
+        name: the name that programs refer to.
+        file: name of its ONNX file in the bundle.
+        layers: indices of the model's layers in the graph, ascending: the rows of its input ``layer_active``.
+        places: the caches that it reads and writes, ascending: the rows of its input ``cache_lengths``. None: a graph
+            that works on one cache per call, of any place; its inputs are ``past_key_values.{part}`` and its outputs
+            ``present.{part}``, without a place's number.
+        share_memory: whether a session should plan memory reuse between intermediate results. For a graph of thousands
+            of nodes the planning time grows with the square of their number and saves nothing.
+        profiles: optimization profiles of a TensorRT bundle, in the order that engines of ``dynexport build`` have
+            them; empty if any size is accepted.
+        inputs: inputs of the ONNX file, bound by name.
+        outputs: outputs of the ONNX file, bound by name.
     """
 
     name: str
@@ -102,34 +103,34 @@ class Graph(Part):
 
     @property
     def caches(self) -> dict[str, TensorSpec]:
-        """The inputs that hold a cache, by what follows ``PAST`` in their names."""
+        """The inputs that hold a cache, by the part of their names after ``PAST``."""
         return {spec.name.removeprefix(PAST): spec for spec in self.inputs if spec.name.startswith(PAST)}
 
     @property
     def results(self) -> tuple[TensorSpec, ...]:
-        """The outputs that hold no cache."""
+        """The outputs except caches."""
         return tuple(spec for spec in self.outputs if not spec.name.startswith(PRESENT))
 
     def takes(self, name: str) -> bool:
-        """Return whether it has an input of this name."""
+        """Return whether the graph has an input of this name."""
         return any(spec.name == name for spec in self.inputs)
 
     def limit(self, dimension: str) -> int | None:
-        """Return the greatest size of a dimension that an engine is built for; None where any size is taken."""
+        """Return the greatest size of a dimension over all profiles; None if any size is accepted."""
         ranges = [profile.ranges.get(dimension) for profile in self.profiles]
         return max((sizes[2] for sizes in ranges if sizes), default=None)
 
 
 class GraphSet(Part):
-    """Graphs that are called in turn, once a hop, where each token takes a path through a pool of layers.
+    """The graphs of a model in which each token takes a path through a pool of layers; they are called hop by hop.
 
     Attributes:
-        embedding: the graph that gives hidden states, and rotary angles.
-        routers: the graph that chooses a token's layer, one name for every hop, in the order of hops.
-        before_attention: the part of every layer that gives query, key and value, by the layer's index.
-        attention: the graph that appends to the cache of one place and attends to it.
-        after_attention: the rest of every layer, by its index.
-        head: the graph that gives logits.
+        embedding: graph that returns hidden_states and rotary angles.
+        routers: names of the graphs that choose each token's layer, one per hop, in the order of hops.
+        before_attention: names of the graphs that return query, key and value, one per layer.
+        attention: graph that appends to the cache of one place and attends to it.
+        after_attention: names of the graphs that run the rest of a layer, one per layer.
+        head: graph that returns logits.
     """
 
     embedding: str
@@ -141,20 +142,20 @@ class GraphSet(Part):
 
     @property
     def names(self) -> tuple[str, ...]:
-        """The graphs of the set, some more than once."""
+        """Names of the graphs of the set; a name may repeat."""
         ends = (self.embedding, self.attention, self.head)
         return (*ends, *self.routers, *self.before_attention, *self.after_attention)
 
 
 class Program(Part):
-    """What runs new tokens: one graph, or a set of them.
+    """The graph, or set of graphs, that runs new tokens in one phase.
 
     Attributes:
-        phase: "prompt" for tokens that were given, "decode" for generated ones.
-        depth: the name of the depth that it runs; None: every depth, told by ``layer_active`` where the graph has that
-            input.
-        graph: the graph that is the whole step; None where there is a set.
-        set: the graphs that make a step together; None where there is one graph.
+        phase: "prompt" for prompt tokens, "decode" for generated ones.
+        depth: name of the depth that it runs. None: every depth; the graph's input ``layer_active``, if it has one,
+            selects the layers.
+        graph: name of the graph that runs a whole step; None if there is a set.
+        set: the graphs that run a step together; None if there is one graph.
     """
 
     phase: Phase
@@ -164,5 +165,5 @@ class Program(Part):
 
     @property
     def names(self) -> tuple[str, ...]:
-        """The graphs that it calls."""
+        """Names of the graphs that it calls."""
         return self.set.names if self.set else (self.graph,) if self.graph else ()

@@ -1,4 +1,4 @@
-"""Parse JSON that may come from elsewhere: strict, of bounded depth, and nothing in it that fails later on."""
+"""Parse untrusted JSON: strictly, with bounded depth and bounded numbers."""
 
 from __future__ import annotations
 
@@ -9,19 +9,19 @@ from typing import Any
 
 from dynexport.runtime.bundle.errors import DynexportError
 
-# Deeper ones would end in a RecursionError wherever somebody walks through them.
+# Deeper nesting could raise RecursionError in code that walks through the value.
 _DEEPEST = 64
-# 10 ** 30 is a usual model_max_length; 10 ** 400 is no float.
+# 10 ** 30 is a common model_max_length; 10 ** 400 does not fit a float.
 _MOST_DIGITS = 40
 
 
 def parse_json(content: bytes | str, where: object, advice: str = "") -> Any:
-    """Parse JSON as RFC 8259 has it, without keys that stand twice, NaN, or half characters.
+    """Return the value of a JSON text (RFC 8259); repeated keys, NaN and lone surrogates are errors.
 
     Args:
         content: the text; bytes are UTF-8.
-        where: what to name in an error, such as the path.
-        advice: what to do, at the end of an error.
+        where: the source to name in an error, such as the path.
+        advice: the advice at the end of an error.
 
     Raises:
         DynexportError: when it is not JSON, or nested more than 64 levels deep.
@@ -40,10 +40,11 @@ def parse_json(content: bytes | str, where: object, advice: str = "") -> Any:
 
 
 def parse_json_object(content: bytes | str, where: object, advice: str = "") -> dict[str, Any]:
-    """Parse a JSON object; arguments and errors as for ``parse_json``."""
+    """Return the JSON object of a text; arguments and errors as for ``parse_json``."""
     value = parse_json(content, where, advice)
     if not isinstance(value, dict):
-        raise DynexportError(f"{where}: expected a JSON object, found {type(value).__name__}")
+        more = f"; {advice}" if advice else ""
+        raise DynexportError(f"{where}: expected a JSON object, found {type(value).__name__}{more}")
     return value
 
 
@@ -52,7 +53,7 @@ def _refusal(where: object, problem: object, advice: str) -> DynexportError:
 
 
 def _check_levels(value: Any) -> None:
-    """Raise ValueError for what is nested too deep; level by level, so that depth cannot end the walk."""
+    """Raise ValueError for a value that is nested too deep; iterates by level, so it needs no recursion."""
     level, depth = [value], 0
     while level:
         if depth > _DEEPEST:
@@ -61,7 +62,7 @@ def _check_levels(value: Any) -> None:
 
 
 def _items(value: Any) -> Iterable[Any]:
-    """What stands in an object or list."""
+    """Return the items of an object or list; check the characters of a string."""
     if isinstance(value, str):
         _check_characters(value)
     if isinstance(value, dict):
@@ -70,7 +71,7 @@ def _items(value: Any) -> Iterable[Any]:
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """Make an object, without the silent loss of repeated keys."""
+    """Return an object as dict. Raises ValueError for a repeated key."""
     found = dict(pairs)
     if len(found) != len(pairs):
         seen: set[str] = set()
@@ -82,7 +83,7 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _check_characters(text: str) -> None:
-    """Raise ValueError for half of a surrogate pair: no UTF-8 can hold it."""
+    """Raise ValueError for half of a surrogate pair, which UTF-8 cannot encode."""
     try:
         text.encode()
     except UnicodeEncodeError as error:

@@ -1,4 +1,4 @@
-"""How large the buffers of a bundle's KV caches are."""
+"""The sizes of a bundle's KV cache buffers."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ from dynexport.runtime.bundle.manifest import Cache, CachePart, Manifest
 
 
 class CacheLayout:
-    """The caches of every place, sized for rows of some tokens.
+    """The KV caches of all places, and their sizes for rows of a given number of tokens.
 
     Attributes:
-        caches: by place, 0 and up.
-        fixed: whether the number of slots stands in the graphs: then rows have all of them from the beginning.
+        caches: caches in the order of places, from 0.
+        fixed: whether the graphs fix the number of slots; then every row has all of them from the start.
     """
 
     def __init__(self, manifest: Manifest) -> None:
@@ -19,11 +19,11 @@ class CacheLayout:
 
     @property
     def places(self) -> int:
-        """How many caches a row has."""
+        """The number of caches of a row."""
         return len(self.caches)
 
     def slots(self, place: int, tokens: int) -> int:
-        """Return how many slots a row of some tokens has in a place, slack included."""
+        """Return the number of slots that a row of ``tokens`` tokens has in one place, slack included."""
         cache = self.caches[place]
         (fixed,) = {part.shape[2] for part in _with_heads(cache)}
         if isinstance(fixed, int):
@@ -31,7 +31,7 @@ class CacheLayout:
         return min(tokens, cache.most or tokens) * cache.per_token + cache.slack
 
     def shapes(self, place: int, rows: int, slots: int) -> dict[str, tuple[int, ...]]:
-        """Return the shape of every part of a place's cache, for so many rows and slots."""
+        """Return the shape of every part of one place's cache, for a number of rows and slots."""
         sizes = {"B": rows, "M": slots}
         return {
             name: tuple(sizes[dim] if isinstance(dim, str) else dim for dim in part.shape)

@@ -12,7 +12,7 @@ def lazily(package: str, homes: Mapping[str, str]) -> Callable[[str], Any]:
 
     Args:
         package: the package's name, for errors.
-        homes: name -> the module that has it.
+        homes: maps each public name to the module that defines it.
     """
 
     def get(name: str) -> Any:

@@ -1,4 +1,4 @@
-"""The machine that a figure was measured on."""
+"""The machine that a measurement was made on."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pydantic import BaseModel
 
 
 class Machine(BaseModel):
-    """What has to stand beside a measurement for anybody to judge it."""
+    """Hardware and versions that are reported with a measurement."""
 
     cpu: str
     cores: int
@@ -23,7 +23,7 @@ class Machine(BaseModel):
 
     @classmethod
     def this(cls) -> Machine:
-        """The machine we run on."""
+        """Return the description of this machine."""
         import onnxruntime
 
         return cls(
@@ -37,22 +37,22 @@ class Machine(BaseModel):
 
 
 def available_cores() -> int:
-    """Cores that this process may use."""
+    """Return the number of CPU cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def peak_memory() -> int:
-    """The most bytes of memory that this process has held at once."""
+    """Return the peak resident memory of this process, in bytes."""
     with contextlib.suppress(OSError):
         for line in Path("/proc/self/status").read_text().splitlines():
             if line.startswith("VmHWM:"):
                 return int(line.split()[1]) * 1024
-    # Where a process is started by another, of Linux this would be the other's too.
+    # Only the fallback: on Linux, ru_maxrss of a child process includes the peak of its parent.
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 def forget_peak_memory() -> None:
-    """Begin to count anew, where the system can."""
+    """Reset the peak memory of this process, if the system supports it."""
     with contextlib.suppress(OSError):
         Path("/proc/self/clear_refs").write_text("5")
 

@@ -1,4 +1,4 @@
-"""The manifest of a bundle: what a runtime in any language needs to run its graphs (docs/bundle.md)."""
+"""The manifest of a bundle: all that a runtime in any language needs to run its graphs (docs/bundle.md)."""
 
 from __future__ import annotations
 
@@ -32,9 +32,9 @@ MANIFEST = "manifest.json"
 WEIGHTS = "model.data"
 GOLDEN = "golden.safetensors"
 ENGINES = "engines"
-# A complete bundle in the directory whose place it is about to take.
+# A complete new bundle, inside the directory that it is about to replace.
 NEXT = ".dynexport-next"
-# Heads of caches have as many channels as the model's, or the next multiple of this where the engine wants one.
+# A cache's head size is the model's, rounded up to a multiple of this if the engine requires it.
 HEAD_DIM_MULTIPLE = 8
 
 Precision = Literal["fp32", "fp16", "bf16", "int8", "int4"]
@@ -49,15 +49,15 @@ FULL = "full"
 
 
 class Depth(Part):
-    """A depth: which layers the tokens of a request run in, unless routers decide token by token.
+    """A depth: the layers that a request runs.
 
     Attributes:
-        name: as on the command line and in reports: "2", "1.5", "keep". Every bundle has the depth "full", all layers
-            in both phases, which is not in the list.
-        ratio: the target speedup that the kept layers follow from, or None for layers given by hand.
-        keep: layers that a generated token runs in, ascending.
-        prompt: layers that a prompt's tokens run in, ascending.
-        trained: whether the checkpoint itself declares these layers: only then was it trained to run in them alone.
+        name: name on the command line and in reports, such as "2", "1.5" or "keep". Every bundle also has the depth
+            "full", all layers in both phases, which is not listed.
+        ratio: target speedup that the kept layers were chosen for; None for layers given by hand.
+        keep: layers that generated tokens run in, ascending.
+        prompt: layers that prompt tokens run in, ascending.
+        trained: whether the checkpoint declares these layers, that is, was trained to run in them alone.
     """
 
     name: str
@@ -71,10 +71,10 @@ class Source(Part):
     """The checkpoint that the bundle was made from.
 
     Attributes:
-        model: what the user named.
-        config_sha256: the hash of ``config`` as JSON with sorted keys.
-        config: its config.json, or what an importer made of that.
-        importer: how it was read, when other routing code has written it.
+        model: path or name that the user gave.
+        config_sha256: sha256 of ``config`` as JSON with sorted keys.
+        config: content of its config.json, as rewritten by the importer if there was one.
+        importer: name of the importer for checkpoints of other routing code; None for a checkpoint that needs none.
     """
 
     model: str
@@ -87,8 +87,8 @@ class File(Part):
     """Size and hash of a file of the bundle.
 
     Attributes:
-        sha256: of its content, in hexadecimal.
-        bytes: its size.
+        sha256: hash of its content, in hexadecimal.
+        bytes: size in bytes.
     """
 
     sha256: Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
@@ -96,32 +96,33 @@ class File(Part):
 
     @classmethod
     def of(cls, path: Path, expected: str = "a file", *, advice: str = "") -> File:
-        """Hash a regular file, no link; errors as for ``open_plain``."""
+        """Return size and hash of a regular file, not a link; errors as for ``open_plain``."""
         sha256, size = hash_plain(path, expected, follow=False, advice=advice)
         return cls(sha256=sha256, bytes=size)
 
 
 class Manifest(Part):
-    """The file ``manifest.json``. The order of lists means nothing, but where a field says so.
+    """The content of ``manifest.json``. The order of a list has no meaning unless its field says so.
 
     Attributes:
-        schema_version: 2; a runtime refuses others.
-        contract: what the checkpoint says of its routing; a runtime needs nothing of it.
-        trained: whether the checkpoint itself declares this contract's strategy.
-        target: what the graphs are written for; ONNX Runtime runs TensorRT's, too.
-        precision: how weights are stored. Hidden states and caches have the types that the graphs' inputs say.
+        schema_version: always 2; a runtime refuses other versions.
+        contract: the checkpoint's routing contract, for information; a runtime does not need it.
+        trained: whether the checkpoint declares this contract's strategy.
+        target: engine that the graphs are written for; ONNX Runtime also runs graphs for TensorRT.
+        precision: storage format of the weights. The graphs' inputs give the types of hidden_states and caches.
         model: sizes of the model.
-        depths: what a request may choose, beside full depth; the default is the first that is ``trained``, else full.
-        programs: which graph or graphs run which phase, at which depth.
+        depths: depths that a request may choose, beside full depth. The default is the first ``trained`` one, else
+            full depth.
+        programs: the graph, or set of graphs, for each phase and depth.
         graphs: the ONNX files.
-        caches: one for every place.
-        routing: what routers decide, token by token; None where they decide nothing.
-        limits: what one call may have.
-        cost: what a decode step reads and computes.
+        caches: one KV cache for every place.
+        routing: decisions that routers make for each token; None if there are no routers.
+        limits: limits of one call.
+        cost: bytes and FLOPs of a decode step.
         tokens: special tokens.
         source: the checkpoint that the bundle was made from.
         tools: versions of the packages that made the bundle.
-        files: every other file of the bundle; names have no directories.
+        files: size and hash of every other file of the bundle, by name; names have no directories.
     """
 
     schema_version: int
@@ -144,22 +145,22 @@ class Manifest(Part):
 
     @cached_property
     def full(self) -> Depth:
-        """The depth at which every token runs in every layer, or where routers say."""
+        """Full depth: every token runs in every layer, except where routers decide."""
         everything = tuple(range(self.model.layers))
         return Depth(name=FULL, ratio=1.0, keep=everything, prompt=everything, trained=True)
 
     def graph(self, name: str) -> Graph:
-        """Return a graph by its name. Raises DynexportError where there is none."""
+        """Return the graph of this name. Raises DynexportError if there is none."""
         for graph in self.graphs:
             if graph.name == name:
                 return graph
         raise DynexportError(f"graphs: expected one of the name {name:.80}, found none; convert again")
 
     def program(self, phase: Phase, depth: Depth) -> Program:
-        """Return what runs a phase at a depth: a program for that depth, else one for every depth.
+        """Return the program for a phase and depth: one for that depth, else one for every depth.
 
         Raises:
-            DynexportError: where there is none.
+            DynexportError: when there is none.
         """
         found = [p for p in self.programs if p.phase == phase and p.depth in (depth.name, None)]
         if not found:
@@ -244,7 +245,7 @@ class Manifest(Part):
             self._check_cache_inputs(graph)
 
     def _check_cache_inputs(self, graph: Graph) -> None:
-        """Raise ValueError where a graph says something else of its caches than ``caches`` does."""
+        """Raise ValueError when a graph's cache inputs disagree with ``caches``."""
         by_place = {str(cache.place): [cache] for cache in self.caches}
         for name, spec in graph.caches.items():
             place, _, part = name.rpartition(".")

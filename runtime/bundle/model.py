@@ -1,4 +1,4 @@
-"""What the manifest of a bundle says of the model: its sizes, what it costs to run, its special tokens."""
+"""The manifest's sections on the model: its sizes, its cost, its special tokens."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ class Model(Part):
 
     Attributes:
         family: ``model_type`` of the checkpoint.
-        layers: layers of the model; of a pool, where tokens take paths.
-        hidden_size: channels of a hidden state.
-        heads: query heads of attention.
-        kv_heads: key and value heads.
-        head_dim: channels of a head.
-        vocab_size: ids are 0..vocab_size-1.
-        max_length: tokens that a row may have, prompt and generated ones together.
-        parameters: elements of all weights.
+        layers: number of layers; of the pool, if tokens take paths.
+        hidden_size: size of hidden_states.
+        heads: number of query heads.
+        kv_heads: number of key and value heads.
+        head_dim: size of a head.
+        vocab_size: size of the vocabulary; token ids are 0..vocab_size-1.
+        max_length: most tokens of a row, prompt and generated tokens together.
+        parameters: number of elements of all weights.
     """
 
     family: str
@@ -38,15 +38,15 @@ class Model(Part):
 
 
 class Cost(Part):
-    """Bytes that a decode step must read (weights as stored in the bundle, caches), and FLOPs; no runtime needs it.
+    """Bytes that a decode step reads (weights as stored, and caches), and its FLOPs; for reports, not for a runtime.
 
     Attributes:
-        shared: head and final norm, whatever is skipped.
-        layers: weights of each layer, its router included, by the layer's index.
-        kv_per_token: key and value of one cached token in one layer.
-        layer_flops: of one layer's products for one token, two per weight.
-        router: weights that one choice of a path's next layer reads; 0 where tokens take no paths.
-        router_flops: of one such choice.
+        shared: bytes of the head and final norm, which every step reads.
+        layers: bytes of each layer's weights, its router included, by layer index.
+        kv_per_token: bytes of key and value of one cached token in one layer.
+        layer_flops: FLOPs of one layer's matrix products for one token, two per weight.
+        router: bytes of weights that a router reads to choose the next layer of a path; 0 if tokens take no paths.
+        router_flops: FLOPs of one such choice.
     """
 
     shared: Annotated[int, Field(ge=1)]
@@ -61,10 +61,10 @@ class Tokens(Part):
     """Special tokens.
 
     Attributes:
-        bos: begins a text; None where the model has none.
-        pad: None where the model has none; any id may stand for padding.
-        eos: each ends any text; empty when the model has none.
-        turn_end: each ends an answer in a chat beside ``eos``: by the tokenizer or the chat template, not the config.
+        bos: id that begins a text; None if the model has none.
+        pad: id used for padding; None if the model has none, then any id will do.
+        eos: ids that end any text; empty if the model has none.
+        turn_end: further ids that end an answer in a chat; from the tokenizer or chat template, not the config.
     """
 
     bos: int | None = None

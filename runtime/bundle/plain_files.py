@@ -1,4 +1,4 @@
-"""Open and read files that may come from elsewhere: regular files, unless the user names a pipe himself."""
+"""Open and read untrusted files: regular files only, unless the user names a pipe."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pathlib import Path
 
 from dynexport.runtime.bundle.errors import DynexportError
 
-# Of files that are read as a whole: configs, tokenizers, graphs without their weights. Weights are never.
+# For files that are read as a whole: configs, tokenizers, graphs without weights. Weights are not read so.
 LARGEST_SMALL_FILE = 512 << 20
 _KINDS: tuple[tuple[Callable[[int], bool], str], ...] = (
     (stat.S_ISDIR, "a directory"),
@@ -27,20 +27,20 @@ def open_plain(path: Path, expected: str = "a file", *, follow: bool = True, adv
     """Open a regular file for reading.
 
     Args:
-        expected: what the file should be, for the error: ``"a text file"``.
+        expected: the expected kind of file, for the error, such as ``"a text file"``.
         follow: whether the last part of the path may be a link.
-        advice: what to do, at the end of the error.
+        advice: the advice at the end of the error.
 
     Raises:
-        DynexportError: when there is none, it is something else than a regular file, or it cannot be read.
+        DynexportError: when it is missing, not a regular file, or not readable.
     """
     return _open(path, expected, follow, advice, stat.S_ISREG)
 
 
 def open_named(path: Path, expected: str = "a file", *, advice: str = "") -> BufferedReader:
-    """Open what the user names himself: a file, or a pipe or device, such as a shell's ``<(..)`` and /dev/stdin.
+    """Open a path that the user named: a file, pipe or device, such as a shell's ``<(..)`` or /dev/stdin.
 
-    It may have no end; a pipe that nobody has opened for writing is empty. Arguments and errors as for ``open_plain``.
+    Its content may be endless; a pipe without a writer is empty. Arguments and errors as for ``open_plain``.
     """
     return _open(path, expected, True, advice, _can_be_read)
 
@@ -50,7 +50,7 @@ def _can_be_read(mode: int) -> bool:
 
 
 def _open(path: Path, expected: str, follow: bool, advice: str, accepts: Callable[[int], bool]) -> BufferedReader:
-    # Without O_NONBLOCK, opening a pipe would wait for somebody who writes to it.
+    # Without O_NONBLOCK, opening a pipe would wait for a writer.
     flags = os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | (0 if follow else os.O_NOFOLLOW)
     try:
         descriptor = os.open(path, flags)
@@ -72,13 +72,13 @@ def read_plain(
     follow: bool = True,
     advice: str = "",
 ) -> bytes:
-    """Read all of a regular file.
+    """Return the content of a regular file.
 
     Args:
-        at_most: bytes; a larger file is refused before it is read.
+        at_most: most bytes; a larger file is refused before it is read.
 
     Raises:
-        DynexportError: as for ``open_plain``, and for a file that is too large.
+        DynexportError: as for ``open_plain``, and when the file is too large.
     """
     with open_plain(path, expected, follow=follow, advice=advice) as file:
         size = os.fstat(file.fileno()).st_size
@@ -91,7 +91,7 @@ def read_plain(
 
 
 def hash_plain(path: Path, expected: str = "a file", *, follow: bool = True, advice: str = "") -> tuple[str, int]:
-    """Return the sha256 of a regular file in hexadecimal digits, and its size; errors as for ``open_plain``."""
+    """Return the sha256 (hexadecimal) and size (bytes) of a regular file; errors as for ``open_plain``."""
     with open_plain(path, expected, follow=follow, advice=advice) as file:
         try:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
@@ -101,7 +101,7 @@ def hash_plain(path: Path, expected: str = "a file", *, follow: bool = True, adv
 
 
 def kind_of(mode: int) -> str:
-    """Name what a path leads to, by its ``st_mode``."""
+    """Return the kind of file that an ``st_mode`` stands for, as words."""
     return next((name for is_kind, name in _KINDS if is_kind(mode)), "a file")
 
 
@@ -110,7 +110,7 @@ def _refusal(path: Path, expected: str, found: str, advice: str) -> DynexportErr
 
 
 def _found(path: Path, error: OSError | ValueError) -> str:
-    """What is there, by the reason that it cannot be opened for."""
+    """Return words for what was found at a path that cannot be opened or read."""
     if isinstance(error, ValueError):
         return f"none that can be read ({error})"
     if error.errno == errno.ENOENT:

@@ -1,4 +1,4 @@
-"""What routers decide token by token, in the manifest of a bundle."""
+"""The manifest's section on routing: the decisions that routers make for each token."""
 
 from __future__ import annotations
 
@@ -12,16 +12,17 @@ Layers = Annotated[tuple[int, ...], Field(min_length=1)]
 
 
 class LayerRouting(Part):
-    """Routers decide, in some layers, which tokens run there.
+    """Routing by layer: in some layers, a router decides which tokens run.
 
-    Graphs take ``token_counts`` int64 [B] and ``forced_routes`` int64 [R, B, S] (1 runs, 0 skips, -1 leaves it to the
-    router), and give ``routes`` bool, ``route_scores`` and ``route_margins`` float32 [R, B, S] and ``overflow`` int64
-    [R, B], tokens that found the layer's cache full.
+    Graphs take ``token_counts`` int64 [B] and ``forced_routes`` int64 [R, B, S] (1 run, 0 skip, -1 the router decides).
+    They return ``routes`` bool, ``route_scores`` and ``route_margins`` float32, all [R, B, S], and ``overflow`` int64
+    [R, B], the number of tokens that skipped the layer because its cache was full.
 
     Attributes:
-        kind: "layers".
-        layers: those layers, ascending: the rows R.
-        overflow: what a full cache means: "residual", the token passes the layer by; "error", generation stops.
+        kind: always "layers".
+        layers: the R routed layers, ascending.
+        overflow: what a token does when the layer's cache is full: "residual", it skips the layer; "error", generation
+            stops.
     """
 
     kind: Literal["layers"] = "layers"
@@ -30,22 +31,25 @@ class LayerRouting(Part):
 
 
 class PathRouting(Part):
-    """A router sends every token, hop by hop, to a layer of the pool, or out.
+    """Routing by path: at every hop, a router sends each token to a layer of the pool, or to exit.
 
-    A whole-step graph takes ``token_counts`` int64 [B] and ``forced_paths`` int64 [hops, B, S] (a layer, the number of
-    layers to leave, -1 leaves it to the router), and gives ``paths`` int64, ``path_scores`` and ``path_margins``
-    float32 [hops, B, S]; a graph for several tokens of a row also ``overflow`` int64 [1, B], how often they found the
-    layer of their choice full. What ``paths`` holds: a layer that ran; the number of layers: left here; -1: had left
-    before, or is padding; -2: turned away, as the layer was full.
+    A graph for a whole step takes ``token_counts`` int64 [B] and ``forced_paths`` int64 [hops, B, S] (a layer index;
+    the number of layers for exit; -1 the router decides). It returns ``paths`` int64, ``path_scores`` and
+    ``path_margins`` float32, all [hops, B, S]. A graph for several tokens per row also returns ``overflow`` int64
+    [1, B], the number of hops at which a token's chosen layer was full. ``paths`` holds the index of the layer that
+    ran; the number of layers if the token exited at this hop; -1 after its exit and for padding; -2 if the chosen layer
+    was full.
 
     Attributes:
-        kind: "paths".
-        hops: hops after which every token leaves.
-        min_hops: leaving is not allowed in the hops before this one; the first is 0.
-        exit: whether leaving is a choice, the last score.
-        reuse: whether a token may visit a layer again.
-        places: what a cache belongs to: "hops", its hop, whichever layer made the entry; "layers", its layer.
-        layer_capacity: a layer has room for ``max(1, ceil(layer_capacity * B * S))`` tokens of a call.
+        kind: always "paths".
+        hops: most hops of a token.
+        min_hops: number of hops before exit is allowed.
+        exit: whether a token may exit early; exit is the router's last score.
+        reuse: whether a token may visit a layer more than once.
+        places: the caches that entries are stored in: "hops", one per hop, shared by all layers; "layers", one per
+            layer.
+        layer_capacity: share of a call's tokens that one layer takes at a hop: at most
+            ``max(1, ceil(layer_capacity * B * S))``.
     """
 
     kind: Literal["paths"] = "paths"

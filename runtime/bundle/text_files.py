@@ -1,4 +1,4 @@
-"""Names of the files of a bundle that turn text into tokens and back; no engine depends on them."""
+"""Names of a bundle's tokenizer and chat template files; engines do not depend on them."""
 
 from __future__ import annotations
 

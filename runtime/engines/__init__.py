@@ -1,1 +1,1 @@
-"""Run one graph. Each file, or folder, is one engine."""
+"""Run one graph with ONNX Runtime or TensorRT."""

@@ -1,4 +1,4 @@
-"""What runs a graph, as the rest of the runtime sees it: an engine a graph, a backend for all of them."""
+"""The interfaces of engines: an Engine runs one graph, a Backend opens the engines of a bundle."""
 
 from __future__ import annotations
 
@@ -14,18 +14,19 @@ from dynexport.runtime.bundle.manifest import Graph
 Array = np.ndarray
 
 
-# The buffers of all caches, "{place}.{part}" [rows, ..].
+# The buffers of all caches, by name "{place}.{part}"; each is [rows, ..].
 Buffers: TypeAlias = dict[str, Array]
 
 
 @dataclass(frozen=True)
 class Caches:
-    """Caches that a graph reads and writes in place.
+    """The KV caches that one call reads and writes in place.
 
     Attributes:
-        buffers: "{place}.{part}" [rows, ..]; other memory comes in another dict.
-        rows: those of them that the call is for, contiguous.
-        place: of a graph that takes one cache at a time: which one. None: the graph's names say which.
+        buffers: buffers [rows, ..] by name "{place}.{part}". Engines keep bindings for this dict object: reallocated
+            buffers need a new dict.
+        rows: the contiguous rows that the call is for.
+        place: the place for a graph that works on one cache per call; None if the graph's input names give the places.
     """
 
     buffers: Mapping[str, Array]
@@ -34,11 +35,11 @@ class Caches:
 
     @property
     def key(self) -> Hashable:
-        """What tells one call's caches from another's, of the same buffers."""
+        """A key that identifies the rows and place among calls with the same buffers."""
         return self.rows.start, self.rows.stop, self.place
 
     def views(self, names: Iterable[str]) -> dict[str, Array]:
-        """Return the call's rows of the buffers that a graph names, contiguous."""
+        """Return contiguous views of the call's rows, of the buffers with the names that a graph uses."""
         prefix = "" if self.place is None else f"{self.place}."
         return {name: self.buffers[prefix + name][self.rows] for name in names}
 
@@ -46,65 +47,80 @@ class Caches:
 NO_CACHES = Caches({}, slice(0, 0))
 
 
-class Engine(Protocol):
-    """A graph, ready to run; by several threads at once, where each has caches of its own and results are lasting.
+class Prepared(Protocol):
+    """A call with bound inputs, caches and results, to be run many times.
 
     Attributes:
-        graph: its entry in the manifest.
+        inputs: arrays by name that the run reads; write new values into them.
+    """
+
+    inputs: dict[str, Array]
+
+    def run(self) -> dict[str, Array]:
+        """Run and return all outputs except caches; the next run overwrites them. Errors as for ``Engine.run``."""
+
+
+class Engine(Protocol):
+    """A loaded graph. Threads may run it at once if each has its own caches and ``lasting`` is true.
+
+    Attributes:
+        graph: the graph's entry in the manifest.
     """
 
     graph: Graph
 
     def run(self, inputs: Mapping[str, Array], caches: Caches = NO_CACHES, *, lasting: bool = True) -> dict[str, Array]:
-        """One step; caches are read and written in place.
+        """Run the graph once; caches are read and written in place.
 
         Args:
-            inputs: arrays by name, as the manifest describes the graph's, caches left out; what else there is, is not
-                looked at.
-            lasting: whether results are arrays of their own; or memory that the next run writes over, whatever thread
-                it is of.
+            inputs: arrays by name for the graph's inputs in the manifest, except caches; other names are ignored.
+            caches: the KV caches of this call.
+            lasting: whether results are copies. If false, the next run, of any thread, overwrites them.
 
         Returns:
-            All outputs but the caches, by name.
+            All outputs by name, except caches.
 
         Raises:
             DynexportError: when the engine fails.
         """
 
+    def prepare(self, inputs: Mapping[str, Array], caches: Caches) -> Prepared | None:
+        """Return a call bound to these input shapes and caches, for one thread; None if the engine cannot bind."""
+
     def end_profiling(self) -> Path:
-        """Write the profile, where the engine was opened with one; its path."""
+        """Write the profiler's file and return its path; the engine must have been opened for profiling."""
 
 
 class Backend(Protocol):
-    """What runs graphs, and owns the memory that they share.
+    """The engine library for a bundle; it opens engines and allocates the memory that they share.
 
     Attributes:
-        grows: whether caches may be put into larger memory while they are in use.
+        grows: whether caches may be moved to larger buffers while they are in use.
     """
 
     grows: bool
 
     def open(self, graph: Graph) -> Engine:
-        """Load a graph. Raises DynexportError for one that cannot run there."""
+        """Load a graph. Raises DynexportError when it cannot run on this backend."""
 
     def allocate(self, shape: tuple[int, ...], dtype: type[np.generic]) -> Array:
-        """Return zeroed memory for a buffer; a handle where the memory is a device's."""
+        """Return zeroed memory for a buffer, or a host array that stands for zeroed device memory."""
 
     def copy_row(self, buffer: Array, row: int, target: int, entries: int) -> None:
-        """Copy the first entries of a row to another one, in a buffer [rows, heads, slots, size] or [rows, slots]."""
+        """Copy the first entries of a row to row ``target``, in [rows, heads, slots, size] or [rows, slots]."""
 
 
 class HostMemory:
-    """Caches in the memory of the host."""
+    """Allocation of caches in host memory."""
 
     def allocate(self, shape: tuple[int, ...], dtype: type[np.generic]) -> Array:
-        """Return zeros; memory that is never written is never taken, where the system gives it page by page."""
+        """Return zeros; with lazy paging, the system commits only pages that are written."""
         return np.zeros(shape, dtype)
 
     def copy_row(self, buffer: Array, row: int, target: int, entries: int) -> None:
-        """Copy the first entries of a row to another one."""
+        """Copy the first entries of a row to row ``target``."""
         first = (..., slice(entries), slice(None)) if buffer.ndim == 4 else (..., slice(entries))
         buffer[target][first] = buffer[row][first]
 
 
-__all__ = ["NO_CACHES", "Backend", "Buffers", "Caches", "Engine", "HostMemory"]
+__all__ = ["NO_CACHES", "Backend", "Buffers", "Caches", "Engine", "HostMemory", "Prepared"]

@@ -1,4 +1,4 @@
-"""The sizes of a call's dimensions, by their symbols."""
+"""The sizes of a call's symbolic dimensions."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ Array = np.ndarray
 
 
 def sizes_of(specs: Sequence[TensorSpec], arrays: Mapping[str, Array]) -> dict[str, int]:
-    """Return symbol -> size, of the arrays that are there."""
+    """Return the size of every symbol of ``specs``, read from the shapes of the arrays given."""
     return {
         dim: size
         for spec in specs

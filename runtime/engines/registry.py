@@ -1,4 +1,4 @@
-"""Choose what runs a bundle's graphs: ONNX Runtime, or TensorRT where there is a GPU."""
+"""Open the backend that runs a bundle's graphs: ONNX Runtime, or TensorRT on a GPU."""
 
 from __future__ import annotations
 
@@ -23,14 +23,16 @@ def open_backend(
     *,
     profile: Path | None = None,
 ) -> Backend:
-    """Open what runs the graphs of a bundle; they share the memory of caches.
+    """Return the backend that runs the graphs of a bundle.
 
     Args:
-        threads: intra-op threads of ONNX Runtime; None lets it take one per physical core.
-        profile: prefix of the files that ONNX Runtime's profiler writes, one a graph, or None to run without it.
+        bundle: an opened bundle.
+        backend: name of the backend.
+        threads: number of ONNX Runtime's intra-op threads; None lets it use one per physical core.
+        profile: prefix of the files of ONNX Runtime's profiler, one per graph; None to run without the profiler.
 
     Raises:
-        DynexportError: when this bundle cannot run there; told before anything of it is loaded.
+        DynexportError: when the bundle cannot run on the backend; raised before a graph is loaded.
     """
     checked_kind("bundle", bundle, Bundle, "an opened Bundle (Bundle.open)")
     check_backend(backend)
@@ -45,16 +47,16 @@ def open_backend(
 
 
 def check_backend(backend: str) -> None:
-    """Raise DynexportError for one that we do not know."""
+    """Raise DynexportError for an unknown backend."""
     if backend not in RUN_BACKENDS:
         raise DynexportError(f"backend: expected {', '.join(RUN_BACKENDS)}, found {shown(backend)}")
 
 
 def backend_text(backend: RunBackend) -> str:
-    """A backend in words: its version, and the GPU that it runs on.
+    """Return a backend's name and version, and the GPU that it runs on, for reports.
 
     Raises:
-        DynexportError: when it is not installed, or we know none of that name.
+        DynexportError: when it is not installed, or its name is unknown.
     """
     check_backend(backend)
     if backend == "tensorrt" or backend == "tensorrt-rtx":

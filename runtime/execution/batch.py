@@ -1,4 +1,4 @@
-"""A batch of rows with new tokens, and what a run makes of it."""
+"""Data classes for a batch of rows, one call of a program, and their results."""
 
 from __future__ import annotations
 
@@ -14,23 +14,24 @@ from dynexport.runtime.execution.decisions import Decisions
 Array = np.ndarray
 Tokens: TypeAlias = Sequence[int] | Array
 Wanted: TypeAlias = Literal["last", "all"] | Sequence[Array]
-# Longer prompts go in pieces: the scores of a piece against all entries before it are what takes memory.
+# Longer prompts run chunk by chunk: the attention scores of a chunk against all earlier entries take the most memory.
 CHUNK = 1024
 
 
 @dataclass(frozen=True)
 class Batch:
-    """New tokens of some rows of a cache; a row may have any number of them, or none.
+    """New tokens for some rows of a cache; each row has zero or more of them.
 
     Attributes:
-        rows: of the cache, each once, in any order; results come in this order.
-        tokens: int64 [n] per row.
-        phase: "prompt" for tokens that were given, "decode" for generated ones.
-        depth: of all rows, or one per row.
-        logits: "last", of each row's last token; "all"; or int64 [k] per row, ascending places among its tokens.
-        forced: int64 [R, n] per row, decisions to make instead of the routers'; -1 leaves one to its router. None
-            leaves all.
-        chunk: tokens of a row that a call may have at most; fewer where the program takes fewer.
+        rows: numbers of the cache's rows, each at most once, in any order; results come in this order.
+        tokens: token ids, int64 [n] per row.
+        phase: "prompt" for tokens of a prompt, "decode" for generated tokens.
+        depth: one depth for all rows, or one per row.
+        logits: which tokens get logits: "last" for each row's last token, "all", or int64 [k] per row with ascending
+            indices into its tokens.
+        forced: int64 [R, n] per row, decisions that replace the routers'; -1 leaves one to its router. None leaves all
+            of them to the routers.
+        chunk: the largest number of a row's tokens in one call; the program's own limits may lower it.
     """
 
     rows: Sequence[int]
@@ -44,12 +45,12 @@ class Batch:
 
 @dataclass(frozen=True)
 class StepResult:
-    """What a run came to, in the order of the batch's rows.
+    """The result of a run, in the order of the batch's rows.
 
     Attributes:
-        logits: float32 [k, vocab] per row, of the tokens that were asked for.
-        entries: int64 [places, rows], new entries of every cache. A skipped token may have left one all the same.
-        decisions: what routers decided of every row's new tokens; None where there are no routers.
+        logits: float32 [k, vocab] per row, for the tokens that ``Batch.logits`` asks for.
+        entries: int64 [places, rows], new entries of every cache. A skipped token can also have an entry.
+        decisions: the routers' decisions for every row's new tokens; None for a bundle without routers.
     """
 
     logits: list[Array]
@@ -57,19 +58,20 @@ class StepResult:
     decisions: list[Decisions] | None
 
 
-@dataclass(frozen=True)
+@dataclass(slots=True)
 class Call:
-    """What one call of a program is given: a right-padded range of a cache's rows.
+    """The inputs of one call of a program: right-padded tokens for a contiguous range of a cache's rows.
 
     Attributes:
-        rows: of the cache, contiguous; those without tokens are computed along and leave no entry.
-        ids: int64 [B, S].
-        counts: int64 [B], tokens of each row.
-        active: bool [layers], those that run.
-        wanted: int64 [B, K], places among the S tokens whose logits are wanted.
-        forced: int64 [R, B, S]; R is 0 where there are no routers.
-        is_prompt: whether the tokens were given.
-        lasting: whether the logits are an array of their own; or memory that the cache's next call writes over.
+        rows: the range of rows; rows without tokens are computed as well, but add no entry.
+        ids: token ids, int64 [B, S].
+        counts: int64 [B], number of tokens of each row.
+        active: bool [layers], true for layers that run.
+        wanted: int64 [B, K], indices among the S tokens whose logits are returned.
+        forced: int64 [R, B, S], forced decisions or -1; R is 0 without routers.
+        is_prompt: true for tokens of a prompt, false for generated tokens.
+        lasting: true returns the logits as an array of their own; false may return memory that the cache's next call
+            overwrites.
     """
 
     rows: slice
@@ -82,14 +84,14 @@ class Call:
     lasting: bool = True
 
 
-@dataclass(frozen=True)
+@dataclass(slots=True)
 class CallResult:
-    """What one call gave.
+    """The result of one call.
 
     Attributes:
         logits: float32 [B, K, vocab].
-        entries: int64 [places, B].
-        decisions: of every row's tokens, padding left out; None where there are no routers and nobody records.
+        entries: int64 [places, B], new entries of every cache.
+        decisions: one per row, without padding; None for a bundle without routers whose cache does not record.
     """
 
     logits: Array

@@ -1,4 +1,4 @@
-"""Cut a batch into calls: ranges of rows side by side, pieces of prompts, as the program and the caches allow."""
+"""Split a batch into calls: ranges of adjacent rows and chunks of prompts that the program and the caches accept."""
 
 from __future__ import annotations
 
@@ -14,23 +14,23 @@ from dynexport.runtime.execution.decisions import Decisions
 from dynexport.runtime.execution.kv_cache import KvCache
 
 Array = np.ndarray
-# Rows that take no part may be computed along: up to so many cost less than reading the weights once more
-# (docs/benchmarks.md, "Rows of a batch").
-_MOST_IDLE = 3
+# Computing up to this many idle rows between two active ones costs less than a second call, which reads the weights
+# once more (docs/benchmarks.md, "Rows of a batch").
+_MOST_IDLE = 2
 
 
 @dataclass
 class Part:
-    """What one row of a batch is to run, and what came of it.
+    """One row's share of a batch, and its results so far.
 
     Attributes:
-        row: of the cache.
-        ids: int64 [n].
-        wanted: int64 [k], ascending places among them whose logits are wanted.
-        forced: int64 [R, n], decisions; -1 leaves one to its router.
-        done: tokens that have run.
-        logits: float32 [.., vocab], piece by piece.
-        decisions: piece by piece.
+        row: the row's number in the cache.
+        ids: token ids, int64 [n].
+        wanted: int64 [k], ascending indices of the tokens whose logits are returned.
+        forced: int64 [R, n], forced decisions; -1 leaves one to its router.
+        done: number of tokens that have run.
+        logits: float32 [.., vocab], one array per finished chunk.
+        decisions: one per finished chunk.
     """
 
     row: int
@@ -43,46 +43,47 @@ class Part:
 
     @property
     def left(self) -> int:
-        """Tokens that have not run."""
+        """Number of tokens that have not run."""
         return len(self.ids) - self.done
 
 
 @dataclass(frozen=True)
 class Piece:
-    """The next tokens of a row that a call runs."""
+    """The chunk of a row's tokens that one call runs."""
 
     part: Part
     count: int
 
     @property
     def tokens(self) -> slice:
-        """Their places in the part."""
+        """The chunk's range in the part's tokens."""
         return slice(self.part.done, self.part.done + self.count)
 
     @property
     def wanted(self) -> Array:
-        """Int64 [k], places among these tokens whose logits are wanted."""
+        """Indices within the chunk of the tokens whose logits are returned, int64 [k]."""
         inside = self.part.wanted - self.part.done
         return inside[(inside >= 0) & (inside < self.count)]
 
 
 class Cutter:
-    """Decides what goes together in a call.
+    """Decides which rows and tokens share a call.
 
     Args:
-        limits: of the bundle.
-        graph: whose engine's sizes limit a call, too.
-        chunk: tokens of a row that a call may have at most.
+        cache: the cache that the batch runs on.
+        limits: the bundle's limits.
+        graph: the graph whose sizes also limit a call.
+        chunk: the largest number of a row's tokens in one call.
     """
 
     def __init__(self, cache: KvCache, limits: Limits, graph: Graph, chunk: int) -> None:
         self._cache, self._limits = cache, limits
         in_graph = [spec.shape[1] for spec in graph.inputs if spec.name == "input_ids"]
-        fixed = [size for size in in_graph if isinstance(size, int)]  # of a graph that only decodes
+        fixed = [size for size in in_graph if isinstance(size, int)]  # a decode graph has a fixed size
         self._most = min(filter(None, (chunk, limits.prompt, graph.limit("S"), graph.limit("C"), *fixed)))
 
     def pieces(self, parts: Sequence[Part]) -> Iterator[list[Piece]]:
-        """Yield what each call runs, of rows in ascending order; earlier ones have run when a next one is asked for."""
+        """Yield the chunks of each call, rows ascending; the caller runs a call before it takes the next."""
         longest = max(part.left for part in parts)
         if longest == 1:
             for parts_side_by_side in self._ranges(parts, _MOST_IDLE):
@@ -103,7 +104,7 @@ class Cutter:
                 yield [Piece(part, min(part.left, most, filled or most))]
 
     def _tokens_of_a_row(self, parts: Sequence[Part], longest: int) -> int:
-        """How many tokens of each row a call may have."""
+        """Return the largest number of tokens of each row in one call."""
         limits, most = self._limits, self._most
         if limits.logits is not None and any(len(part.wanted) > limits.logits for part in parts):
             most = min(most, limits.logits)
@@ -113,16 +114,17 @@ class Cutter:
             return most
         if limits.prompt is not None and longest > limits.prompt:
             raise DynexportError(
-                f"prompt: expected at most {limits.prompt} tokens, which the bundle's engines are for where top-k "
-                f"decides, found {longest}; convert it again with --max-prompt {longest}"
+                f"prompt: expected at most {limits.prompt} tokens, the bundle's limit for a prompt that top-k routes "
+                f"as a whole, found {longest}; convert it again with --max-prompt {longest}"
             )
         return longest
 
     def _ranges(self, parts: Sequence[Part], most_idle: int | None) -> Iterator[list[Part]]:
-        """Split rows where too many others lie between, or one whose cache a call would write over.
+        """Split rows where too many idle rows lie between, or one whose entries the call would overwrite.
 
         Args:
-            most_idle: rows between two that may be computed along; None: any number, as long as they are empty.
+            parts: of rows in ascending order.
+            most_idle: the largest number of idle rows between two; None accepts any number of empty rows.
         """
         found: list[Part] = []
         for part in parts:
@@ -142,14 +144,16 @@ class Cutter:
 
 
 def call_of(pieces: Sequence[Piece], active: Array, *, is_prompt: bool) -> Call:
-    """Return the call that runs pieces of rows in ascending order, right-padded.
+    """Return the call that runs some chunks, right-padded.
 
     Args:
-        active: bool [layers], those that run.
+        pieces: at most one chunk per row, rows ascending.
+        active: bool [layers], true for layers that run.
+        is_prompt: true for tokens of a prompt, false for generated tokens.
     """
     first, last = pieces[0].part, pieces[-1].part
     rows = slice(first.row, last.row + 1)
-    if len(pieces) == 1:  # most calls of a server's small batches, without the copies
+    if len(pieces) == 1:  # the most frequent case in a server; it needs no copies
         piece = pieces[0]
         wanted = piece.wanted if len(piece.wanted) else np.array([piece.count - 1])
         forced = first.forced[:, None, piece.tokens]
@@ -160,7 +164,7 @@ def call_of(pieces: Sequence[Piece], active: Array, *, is_prompt: bool) -> Call:
     asked = [piece.wanted for piece in pieces]
     ids = np.zeros((size, longest), np.int64)
     counts = np.zeros(size, np.int64)
-    wanted = np.zeros((size, max(1, *map(len, asked))), np.int64)  # the graph wants one place at least
+    wanted = np.zeros((size, max(1, *map(len, asked))), np.int64)  # the graph takes at least one index
     forced = np.full((len(first.forced), size, longest), -1, np.int64)
     for piece, places in zip(pieces, asked, strict=True):
         row = piece.part.row - rows.start

@@ -1,4 +1,4 @@
-"""Check a batch before anything of it runs: rows, tokens, wanted logits, decisions, depths."""
+"""Check a batch before any of it runs: rows, tokens, logits indices, forced decisions, depths."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from dynexport.runtime.bundle.checks import (
     checked_ids,
     checked_kind,
     checked_list,
+    is_integer,
     shown,
 )
 from dynexport.runtime.bundle.errors import DynexportError
@@ -27,13 +28,16 @@ Array = np.ndarray
 
 
 def checked_parts(cache: KvCache, batch: Batch, reader: DecisionReader, bundle: Path) -> list[Part]:
-    """Return what each row of a batch is to run.
+    """Return the checked part of each row of a batch.
 
     Args:
-        bundle: what to name in an error.
+        cache: the cache that the batch runs on.
+        batch: the batch as the caller gave it.
+        reader: checks forced decisions.
+        bundle: the bundle's path, for error messages.
 
     Raises:
-        DynexportError: as ``Executor.run`` says.
+        DynexportError: as for ``Executor.run``.
     """
     rows = [cache.checked(row) for row in checked_list("rows", batch.rows, "rows")]
     if len(set(rows)) < len(rows):
@@ -56,7 +60,7 @@ def checked_parts(cache: KvCache, batch: Batch, reader: DecisionReader, bundle: 
 
 
 def _ids(cache: KvCache, phase: Phase, row: int, tokens: Tokens) -> Array:
-    """Return a row's tokens, int64 [n], for which there is room."""
+    """Return a row's tokens as int64 [n], checked to fit the row."""
     ids = checked_ids("prompt" if phase == "prompt" else "tokens", tokens, cache.manifest.model.vocab_size)
     if not len(ids) and phase == "prompt":
         raise DynexportError("prompt: expected at least one token, found none")
@@ -65,7 +69,7 @@ def _ids(cache: KvCache, phase: Phase, row: int, tokens: Tokens) -> Array:
 
 
 def _forced(wish: Array | None, count: int, reader: DecisionReader, bundle: Path) -> Array:
-    """What a caller decides for so many tokens, int64 [R, count]."""
+    """Return the caller's decisions for a row's tokens, int64 [R, count]; -1 leaves one to its router."""
     rows = reader.rows
     if wish is None:
         return np.full((rows, count), -1, np.int64)
@@ -77,7 +81,7 @@ def _forced(wish: Array | None, count: int, reader: DecisionReader, bundle: Path
 
 
 def by_depth(parts: list[Part], batch: Batch) -> Iterator[tuple[Depth, list[Part]]]:
-    """Group the rows that have tokens by their depths, in ascending order of rows."""
+    """Group the rows that have tokens by depth, rows ascending within a group."""
     several = isinstance(batch.depth, Sequence) and not isinstance(batch.depth, str)
     depths: list[Any] = checked_for_rows("depth", batch.depth, len(parts)) if several else [batch.depth] * len(parts)
     for depth in {id(depth): depth for depth in depths}.values():
@@ -88,7 +92,7 @@ def by_depth(parts: list[Part], batch: Batch) -> Iterator[tuple[Depth, list[Part
 
 
 def checked_for_rows(name: str, values: Any, rows: int) -> list[Any]:
-    """Return one value for each row. Raises DynexportError for another number of them."""
+    """Return a list with one value per row. Raises DynexportError for any other number of values."""
     found = checked_list(name, values, f"{rows}, one a row")
     if len(found) != rows:
         raise DynexportError(f"{name}: expected {rows}, one for each row, found {len(found)}")
@@ -96,7 +100,7 @@ def checked_for_rows(name: str, values: Any, rows: int) -> list[Any]:
 
 
 def _places(wanted: Any, tokens: int) -> Array:
-    """Int64 [k], ascending places among so many tokens: the last, all, or the given ones."""
+    """Return the ascending indices of the tokens that get logits, int64 [k]."""
     if isinstance(wanted, str):
         return np.arange(tokens) if wanted == "all" else np.arange(tokens)[-1:]
     found = [checked_count("logits_at", place, 0, tokens - 1) for place in checked_list("logits_at", wanted, "places")]
@@ -105,4 +109,17 @@ def _places(wanted: Any, tokens: int) -> Array:
     return np.array(found, np.int64)
 
 
-__all__ = ["by_depth", "checked_for_rows", "checked_parts"]
+def is_plain(rows: list[Any], tokens: list[Any], depths: Sequence[Depth]) -> bool:
+    """Return whether the rows are adjacent, in order, and all at one depth, so that one call runs them."""
+    return (
+        is_integer(rows[0])
+        and len(tokens) == len(rows)
+        and isinstance(depths, Sequence)
+        and len(depths) == len(rows)
+        and isinstance(depths[0], Depth)
+        and rows == list(range(rows[0], rows[0] + len(rows)))
+        and all(depth is depths[0] for depth in depths)
+    )
+
+
+__all__ = ["by_depth", "checked_for_rows", "checked_parts", "is_plain"]

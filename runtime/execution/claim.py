@@ -1,4 +1,4 @@
-"""Something that one user at a time may hold: a second is refused, where waiting would mix the two up."""
+"""A lock that refuses a second user instead of making it wait: two users' tokens would mix."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from dynexport.runtime.bundle.errors import DynexportError
 
 
 class Claim:
-    """Held within ``with``, by one user at a time in whatever thread.
+    """A context manager that one user at a time can hold, from any thread.
 
     Args:
-        refusal: what a second one is told, in one line.
+        refusal: the error message for a second user, one line.
     """
 
     def __init__(self, refusal: str) -> None:
@@ -19,7 +19,7 @@ class Claim:
         self._lock = threading.Lock()
 
     def __enter__(self) -> None:
-        """Raise DynexportError when another holds it."""
+        """Take the claim. Raises DynexportError when another user holds it."""
         if not self._lock.acquire(blocking=False):
             raise DynexportError(self._refusal)
 

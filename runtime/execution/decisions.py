@@ -1,4 +1,4 @@
-"""What routers decided of tokens: which layers each ran in, by which scores, how nearly otherwise."""
+"""The routers' decisions for tokens: the layers that each token ran in, the scores and the margins."""
 
 from __future__ import annotations
 
@@ -11,24 +11,25 @@ from dynexport.runtime.bundle.errors import DynexportError
 from dynexport.runtime.bundle.manifest import LayerRouting, Manifest, PathRouting
 
 Array = np.ndarray
-# In a path, of a hop in which the chosen layer had no room for the token.
+# The value in a path for a hop whose chosen layer had no room for the token.
 TURNED_AWAY = -2
-# The outputs of graphs that decide, by what they hold.
+# The graph output of each kind of value.
 _LAYER_OUTPUTS = {"choices": "routes", "scores": "route_scores", "margins": "route_margins"}
 _PATH_OUTPUTS = {"choices": "paths", "scores": "path_scores", "margins": "path_margins"}
 
 
 @dataclass(frozen=True)
 class Decisions:
-    """What became of a row's tokens.
+    """The decisions for one row's tokens.
 
     Attributes:
-        ran: bool [layers, tokens].
-        choices: int64 [R, tokens]. Of routed layers: 1 ran, 0 skipped. Of paths, hop by hop: a layer; the number of
-            layers for leaving; -1 after that; ``TURNED_AWAY`` where the layer had no room. R is 0 without routers.
-        scores: float32 [R, tokens], of each choice.
-        margins: float32 [R, tokens], to the next best choice.
-        overflow: int64 [R] or [1], tokens that found a cache or a layer full.
+        ran: bool [layers, tokens], true where the token ran in the layer.
+        choices: int64 [R, tokens]; R is 0 without routers. Routed layers: 1 for run, 0 for skip. Paths, one row per
+            hop: the layer's number; the number of layers for an exit; -1 after the exit; ``TURNED_AWAY`` where the
+            layer had no room.
+        scores: float32 [R, tokens], the router's score of each choice.
+        margins: float32 [R, tokens], the distance to the next best choice.
+        overflow: int64 [R] or [1], number of tokens that found a cache or a layer full.
     """
 
     ran: Array
@@ -39,12 +40,14 @@ class Decisions:
 
 
 class DecisionReader:
-    """Reads the decisions of a call from what its graph gives, and refuses what is no decision.
+    """Reads and checks the decisions among a graph's outputs.
+
+    Args:
+        manifest: the bundle's manifest.
 
     Attributes:
-        rows: R, decisions a token has.
-        overflows: counters of tokens that found no room, a row of the cache.
-        outputs: that a graph which decides has.
+        rows: R, the number of decisions per token.
+        overflows: the number of overflow counters per row of the cache.
     """
 
     def __init__(self, manifest: Manifest) -> None:
@@ -61,11 +64,11 @@ class DecisionReader:
 
     @property
     def outputs(self) -> list[str]:
-        """The outputs that a graph of a whole step has for its decisions."""
+        """Names of the outputs in which a whole-step graph reports its decisions."""
         return [*self._names.values(), *(["overflow"] if isinstance(self._routing, LayerRouting) else [])]
 
     def check_forced(self, forced: Array) -> None:
-        """Raise DynexportError for int64 [R, ..] with what no router can decide."""
+        """Raise DynexportError for forced decisions, int64 [R, ..], that no router can make."""
         if isinstance(self._routing, PathRouting):
             most = self._layers if self._routing.exit else self._layers - 1
             wrong = np.argwhere((forced < -1) | (forced > most))
@@ -82,7 +85,7 @@ class DecisionReader:
             )
 
     def joined(self, parts: Sequence[Decisions]) -> Decisions:
-        """Return the decisions of consecutive pieces of one row as one."""
+        """Return the decisions of consecutive chunks of one row as one object."""
         if len(parts) == 1:
             return parts[0]
         if not parts:
@@ -100,7 +103,7 @@ class DecisionReader:
         return np.zeros((self._layers, 0), bool), scores.astype(np.int64), scores, scores
 
     def layers_run(self, decisions: Decisions) -> Array:
-        """Return int64 [tokens], in how many layers each token ran; one that it came back to counts every time."""
+        """Return how many layers each token ran, int64 [tokens]; a layer counts once per visit."""
         if isinstance(self._routing, PathRouting):
             found = (decisions.choices >= 0) & (decisions.choices < self._layers)
             return np.asarray(found.sum(axis=0))
@@ -109,17 +112,17 @@ class DecisionReader:
     def read(
         self, results: Mapping[str, Array], counts: Array, positions: Array, active: Array, first_row: int
     ) -> tuple[Array, list[Decisions] | None]:
-        """Read what a whole step decided.
+        """Read the decisions of a whole-step graph.
 
         Args:
             results: the graph's outputs.
-            counts: int64 [B], tokens of each row.
-            positions: int64 [B], of each row's first token.
-            active: bool [layers], those that the call runs.
-            first_row: the cache's row that is the call's first, for errors.
+            counts: int64 [B], number of tokens of each row.
+            positions: int64 [B], position of each row's first token.
+            active: bool [layers], true for layers that run.
+            first_row: the number of the call's first row in the cache, for error messages.
 
         Returns:
-            int64 [places, B], new entries of every cache; and each row's decisions, None where there are no routers.
+            New entries of every cache, int64 [places, B]; and each row's decisions, or None without routers.
 
         Raises:
             DynexportError: for a score that is NaN, or an overflow where the contract calls it an error.
@@ -140,7 +143,7 @@ class DecisionReader:
         return self._entries(choices, counts, active), rows
 
     def of_row(self, choices: Array, scores: Array, margins: Array, overflow: Array, active: Array) -> Decisions:
-        """Return the decisions of one row's tokens, choices int64 [R, tokens]."""
+        """Return the decisions for one row's tokens from its choices, int64 [R, tokens]."""
         if isinstance(self._routing, LayerRouting):
             ran = np.repeat(active[:, None], choices.shape[1], axis=1)
             ran[list(self._routing.layers)] = choices == 1
@@ -149,7 +152,7 @@ class DecisionReader:
         return Decisions(ran, choices, scores, margins, overflow)
 
     def unrouted(self, active: Array, tokens: int) -> Decisions:
-        """Return what becomes of a row's tokens where no router decides: all run in active layers, bool [layers]."""
+        """Return decisions without routers: all tokens of a row run in the active layers, bool [layers]."""
         scores = np.zeros((0, tokens), np.float32)
         ran = np.repeat(active[:, None], tokens, axis=1)
         return Decisions(ran, scores.astype(np.int64), scores, scores, np.zeros(0, np.int64))
@@ -192,7 +195,7 @@ class DecisionReader:
 
 
 def nan_in_hop(hop: int, row: int, position: int) -> DynexportError:
-    """Return the error for a router whose score of a hop is no finite number."""
+    """Return the error for a router score of a hop that is NaN or infinite."""
     return DynexportError(
         f"hop {hop}: row {row}, position {position}: expected router scores, found NaN or infinity; the hidden states "
         "before it overflow"

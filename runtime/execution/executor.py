@@ -1,11 +1,12 @@
-"""The driver of every bundle: check a batch, cut it into calls, run them, commit what they wrote."""
+"""The driver of every bundle: check a batch, split it into calls, run them, commit their cache entries."""
 
 from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 
@@ -17,7 +18,6 @@ from dynexport.runtime.bundle.checks import (
     checked_kind,
     checked_list,
     checked_rows,
-    is_integer,
 )
 from dynexport.runtime.bundle.errors import DynexportError
 from dynexport.runtime.bundle.layout import CacheLayout
@@ -26,10 +26,11 @@ from dynexport.runtime.engines.engine import Backend, Engine
 from dynexport.runtime.engines.registry import RunBackend, open_backend
 from dynexport.runtime.execution.batch import CHUNK, Batch, Call, CallResult, StepResult, Tokens, Wanted
 from dynexport.runtime.execution.calls import Cutter, Part, call_of
-from dynexport.runtime.execution.checking import by_depth, checked_for_rows, checked_parts
+from dynexport.runtime.execution.checking import by_depth, checked_for_rows, checked_parts, is_plain
 from dynexport.runtime.execution.decisions import DecisionReader
 from dynexport.runtime.execution.graph_set import RunningSet
 from dynexport.runtime.execution.kv_cache import KvCache
+from dynexport.runtime.execution.plain_step import PlainStep, PlainSteps
 from dynexport.runtime.execution.whole_step import WholeStep
 
 Array = np.ndarray
@@ -39,33 +40,33 @@ class Running(Protocol):
     """A program whose graphs are loaded.
 
     Attributes:
-        graph: whose sizes limit a call.
+        graph: the graph whose sizes limit a call.
     """
 
     @property
     def graph(self) -> Graph: ...
 
     def run(self, cache: KvCache, call: Call) -> CallResult:
-        """Run one call over its rows' caches; what it writes is not counted yet."""
+        """Run one call on its rows' caches; the caller commits the entries that it wrote."""
 
 
 class Executor:
-    """A bundle's programs, each loaded when it is first needed.
+    """A bundle's programs, each loaded at its first use.
 
-    Several threads may use one, each with caches of its own.
+    Several threads may share an executor if each uses its own caches.
 
     Args:
         bundle: an opened bundle.
         threads: intra-op threads of ONNX Runtime; None lets it take one per physical core.
-        backend: what runs the graphs.
+        backend: the backend that runs the graphs.
         profile: prefix of the files that ONNX Runtime's profiler writes, or None to run without it.
-        wrap: what the backend is replaced by, given the backend: for those who look into graphs.
+        wrap: receives the backend and returns the one to use instead, for tools that inspect graphs.
 
     Attributes:
-        limits: what a call may have.
+        limits: the bundle's limits for a call.
 
     Raises:
-        DynexportError: when this bundle cannot run there; told before anything of it is loaded.
+        DynexportError: when the bundle cannot run on this backend or machine; raised before any graph is loaded.
     """
 
     def __init__(
@@ -85,16 +86,19 @@ class Executor:
         self._engines: dict[str, Engine] = {}
         self._programs: dict[tuple[Phase, str], Running] = {}
         self._masks: dict[tuple[int, ...], Array] = {}
+        self._plain: dict[int, tuple[Array, Array, Array]] = {}
+        self._steps = PlainSteps()
         self._opening = threading.RLock()
-        self._walking = threading.Lock()  # of all sets: prompts and decode steps share engines
+        self._walking = threading.Lock()  # one for all graph sets: prefill and decode share engines
 
     def cache(self, rows: int, tokens: int, *, record: bool = False, room: int | None = None) -> KvCache:
         """Make a cache whose rows are all free.
 
         Args:
-            tokens: that a row may have; at most the model's context.
-            record: keep every row's decisions.
-            room: tokens that there is memory for at first, more when they come; None for all.
+            rows: number of rows.
+            tokens: capacity of a row in tokens; the model's context is the upper limit.
+            record: true keeps every row's decisions.
+            room: tokens per row to allocate memory for now; buffers grow later. None allocates for all.
         """
         return KvCache(
             self.manifest,
@@ -108,13 +112,13 @@ class Executor:
         )
 
     def full_cache(self, rows: int, tokens: int, *, record: bool = False, room: int | None = None) -> KvCache:
-        """Make a cache whose rows are all acquired, as ``prefill`` and ``step`` take them."""
+        """Make a cache whose rows are all acquired, for ``prefill`` and ``step``; arguments as for ``cache``."""
         cache = self.cache(rows, tokens, record=record, room=room)
         cache.acquire(rows)
         return cache
 
     def check_cache(self, cache: KvCache) -> None:
-        """Raise DynexportError for a cache that is not one of this model's."""
+        """Raise DynexportError for a cache that was made for another model."""
         checked_kind("cache", cache, KvCache, "one of Executor.cache")
         if cache.manifest is self.manifest:
             return
@@ -122,16 +126,15 @@ class Executor:
             raise DynexportError("cache: expected one of Executor.cache, found one of another model")
 
     def run(self, cache: KvCache, batch: Batch) -> StepResult:
-        """Run a batch over its rows' caches.
+        """Run a batch on its rows' caches.
 
-        A decode step of all rows is one call. Several tokens of a row go together where the program takes them, in
-        pieces of ``batch.chunk``; a prompt whose tokens compete for a layer is never cut. When a call fails, nothing of
-        the batch counts.
+        A decode step of all rows is one call. A longer prompt runs in chunks of at most ``batch.chunk`` tokens; a
+        prompt that top-k routes runs as a whole. When a call fails, the caches are as before the batch.
 
         Raises:
-            DynexportError: for a row that is free or named twice, what is no token, tokens that do not fit, a depth
-                that the bundle does not have, decisions that no router makes, a cache in use by another thread, or a
-                route that the contract calls an error.
+            DynexportError: for a row that is free or given twice, an invalid token id, tokens that do not fit, a depth
+                that the bundle does not have, decisions that no router can make, a cache in use by another thread, or
+                a route that the contract defines as an error.
         """
         self.check_cache(cache)
         checked_kind("batch", batch, Batch, "a Batch")
@@ -158,45 +161,60 @@ class Executor:
         *,
         lasting: bool = True,
     ) -> Array:
-        """Feed one generated token to each of some rows: ``run``, and faster where that is one plain call.
+        """Run a decode step: feed one generated token to each of some rows.
+
+        The result is that of ``run``. Adjacent rows at one depth take a faster way.
 
         Args:
-            rows: of the cache, each once.
-            tokens: one of each row.
-            depths: of each row.
-            lasting: whether the result is an array of its own; or memory that the cache's next run writes over.
+            cache: a cache of this model.
+            rows: numbers of acquired rows, each at most once.
+            tokens: one token id per row.
+            depths: one depth per row.
+            lasting: true returns an array of its own; false may return memory that the cache's next run overwrites.
 
         Returns:
-            float32 [rows, vocab].
+            Logits, float32 [rows, vocab].
+
+        Raises:
+            DynexportError: as for ``run``, and for no rows.
         """
         self.check_cache(cache)
         rows, tokens = checked_list("rows", rows, "rows"), checked_list("tokens", tokens, "token ids")
         if not rows:
             raise DynexportError("rows: expected at least one, found none")
         first, count = rows[0], len(rows)
-        if not _is_plain(rows, tokens, depths):
+        if not is_plain(rows, tokens, depths):
             each = [[token] for token in tokens]
             return np.concatenate(self.run(cache, Batch(rows, each, "decode", depths)).logits)
         with cache.running:
-            for row in rows:
-                cache.check_room(cache.checked(row), 1, is_prompt=False)
-            ids = checked_ids("tokens", tokens, self.manifest.model.vocab_size)[:, None]
+            cache.check_step(first, count)
+            ids = checked_ids("tokens", tokens, self.manifest.model.vocab_size)
             cache.reserve(max(cache.positions[first : first + count].tolist()) + 1)
-            call = Call(
-                slice(first, first + count),
-                ids,
-                np.ones(count, np.int64),
-                self._mask("decode", depths[0]),
-                np.zeros((count, 1), np.int64),
-                self._undecided(count),
-                is_prompt=False,
-                lasting=lasting or bool(self.reader.rows),  # decisions are kept
-            )
-            running = self.program("decode", depths[0])
-            with cache.as_it_was_on_error(rows):
+            if not lasting and not self.reader.rows:
+
+                def bound() -> PlainStep | None:
+                    return PlainStep.bound(*self._plain_call(first, count, ids[:, None], depths[0], lasting), cache)
+
+                if (step := self._steps.get(cache, (first, count, depths[0].name), bound)) is not None:
+                    return step.run(cache, ids)
+            running, call = self._plain_call(first, count, ids[:, None], depths[0], lasting)
+            # An interrupt between the counts of two rows must restore the first one's.
+            counted = self.reader.rows or cache.logs is not None
+            with cache.as_it_was_on_error(rows) if counted else nullcontext():
                 result = running.run(cache, call)
                 cache.commit(call.rows, call.counts, result.entries, result.decisions)
             return result.logits[:, 0]
+
+    def _plain_call(self, first: int, count: int, ids: Array, depth: Depth, lasting: bool) -> tuple[Running, Call]:
+        """Return the program and the call of a decode step of adjacent rows; constant inputs are cached."""
+        if count not in self._plain:
+            wanted, forced = np.zeros((count, 1), np.int64), np.full((self.reader.rows, count, 1), -1, np.int64)
+            self._plain[count] = np.ones(count, np.int64), wanted, forced
+        counts, wanted, forced = self._plain[count]
+        active = self._mask("decode", depth)
+        lasting = lasting or bool(self.reader.rows)  # recorded decisions must stay valid
+        call = Call(slice(first, first + count), ids, counts, active, wanted, forced, False, lasting)
+        return self.program("decode", depth), call
 
     def prefill(
         self,
@@ -209,17 +227,23 @@ class Executor:
         logits_at: Sequence[Array] | None = None,
         forced: Sequence[Array] | None = None,
     ) -> list[Array]:
-        """Run one prompt per row of a cache, on top of what it holds: ``run`` for all rows at once.
+        """Run one prompt per row of a cache, after the tokens that it holds: ``run`` for all rows at once.
 
         Args:
-            cache: all of its rows are acquired.
-            depth: None for full depth.
-            logits_at: int64 [K] per row, ascending places in its prompt: logits of these tokens only, if any.
+            cache: a cache whose rows are all acquired.
+            prompts: token ids, int64 [n] per row.
+            depth: the depth of all rows; None for full depth.
+            chunk: the largest number of a row's tokens in one call.
+            all_logits: true returns the logits of every token.
+            logits_at: int64 [K] per row, ascending indices into its prompt; returns the logits of these tokens only.
             forced: as for ``Batch``.
 
         Returns:
             Per row float32 [1, vocab], the logits of its last token; or [len, vocab] with ``all_logits``; or [K, vocab]
             with ``logits_at``.
+
+        Raises:
+            DynexportError: as for ``run``.
         """
         self.check_cache(cache)
         rows = checked_for_rows("prompts", prompts, cache.rows)
@@ -230,16 +254,20 @@ class Executor:
     def step(
         self, cache: KvCache, tokens: Tokens, depth: Depth, live: Array | None = None, *, forced: Array | None = None
     ) -> Array:
-        """Feed one generated token per row of a cache: ``run`` for all rows at once.
+        """Run a decode step of all rows of a cache: feed one generated token to each.
 
         Args:
-            cache: all of its rows are acquired.
+            cache: a cache whose rows are all acquired.
             tokens: int64 [rows].
-            live: bool [rows]; the others have ended, and take no part. None for all.
-            forced: int64 [R, rows].
+            depth: the depth of all rows.
+            live: bool [rows], false for rows that have ended and do not run. None runs all.
+            forced: int64 [R, rows], forced decisions; -1 leaves one to its router.
 
         Returns:
-            float32 [rows, vocab]; zeros for rows that have ended.
+            Logits, float32 [rows, vocab]; zeros for rows that have ended.
+
+        Raises:
+            DynexportError: as for ``run``.
         """
         self.check_cache(cache)
         ids = checked_ids("tokens", tokens, self.manifest.model.vocab_size)
@@ -259,7 +287,7 @@ class Executor:
         return logits
 
     def program(self, phase: Phase, depth: Depth) -> Running:
-        """Load what runs a phase at a depth. Raises DynexportError for a depth that the bundle does not have."""
+        """Return the loaded program of a phase and depth. Raises DynexportError for an unknown depth."""
         key = phase, depth.name
         if key not in self._programs:
             with self._opening:
@@ -267,7 +295,7 @@ class Executor:
         return self._programs[key]
 
     def end_profiling(self) -> list[Path]:
-        """Write the profiles of the graphs that were loaded; their paths."""
+        """Write the profiler's file of every loaded graph and return the paths."""
         return [engine.end_profiling() for engine in self._engines.values()]
 
     def _declared(self, phase: Phase, depth: Depth) -> Program:
@@ -287,10 +315,6 @@ class Executor:
                 self._engines[graph.name] = self._backend.open(graph)
         return self._engines[graph.name]
 
-    def _undecided(self, rows: int) -> Array:
-        """Int64 [R, rows, 1], all decisions left to the routers."""
-        return np.full((self.reader.rows, rows, 1), -1, np.int64)
-
     def _run_at(self, cache: KvCache, parts: list[Part], depth: Depth, batch: Batch) -> None:
         """Run rows at one depth, call by call."""
         running, active = self.program(batch.phase, depth), self._mask(batch.phase, depth)
@@ -306,26 +330,13 @@ class Executor:
                 piece.part.done += piece.count
 
     def _mask(self, phase: Phase, depth: Depth) -> Array:
-        """Bool [layers], those that run in a phase; computed once for every set of layers."""
+        """Return the mask of the layers that run in a phase, bool [layers]; cached per set of layers."""
         layers = depth.prompt if phase == "prompt" else depth.keep
         if layers not in self._masks:
             for layer in layers:
                 checked_count("depth: a kept layer", layer, 0, self.manifest.model.layers - 1)
             self._masks[layers] = np.isin(np.arange(self.manifest.model.layers), layers)
         return self._masks[layers]
-
-
-def _is_plain(rows: list[Any], tokens: list[Any], depths: Sequence[Depth]) -> bool:
-    """Whether one token of each of some rows side by side is one call."""
-    return (
-        is_integer(rows[0])
-        and len(tokens) == len(rows)
-        and isinstance(depths, Sequence)
-        and len(depths) == len(rows)
-        and isinstance(depths[0], Depth)
-        and rows == list(range(rows[0], rows[0] + len(rows)))
-        and all(depth is depths[0] for depth in depths)
-    )
 
 
 def _joined(pieces: list[Array], nothing: Array) -> Array:

@@ -1,6 +1,6 @@
-"""Run a set of graphs, hop by hop: tokens are grouped by the layer that they chose, and each group runs once.
+"""Run a set of graphs hop by hop: tokens are grouped by their chosen layer, and each group runs in one call.
 
-Attention brings the tokens of a row together again, whichever layers they came through.
+In attention, a token attends to the other tokens of its row, whichever layers they chose.
 """
 
 from __future__ import annotations
@@ -21,20 +21,21 @@ Array = np.ndarray
 
 @dataclass
 class _Walk:
-    """N tokens of any rows in one line: rows one after the other, each in the order of its positions.
+    """The state of one call: its N tokens, concatenated row by row in the order of their positions.
 
     Attributes:
-        rows: int64 [N], the row of the cache.
+        rows: int64 [N], each token's row in the cache.
         positions: int64 [N].
         hidden_states: [N, hidden].
-        angles: "cos" and "sin" [1, N, rotary dim / 2], where positions are rotary.
+        angles: "cos" and "sin" [1, N, rotary dim / 2] with rotary positions, else empty.
         forced: int64 [hops, N], -1 where the router decides.
-        lengths: int64 [places, rows of the cache], entries so far, those of this walk among them.
-        one_each: whether they are one token of each of some rows side by side.
-        alive: bool [N], those that have not left.
-        visited: bool [N, layers].
-        path: int64 [hops, N], the layer of every hop; the number of layers for leaving, -1 after that.
-        scores, margins: float32 [hops, N], of each choice; 0 and infinity where there was none.
+        lengths: int64 [places, rows of the cache], number of entries, including those of this call.
+        one_each: true where every row of the call has exactly one token.
+        alive: bool [N], true until the token exits.
+        visited: bool [N, layers], true for layers that the token ran.
+        path: int64 [hops, N], the layer of every hop; the number of layers for an exit, -1 after it.
+        scores: float32 [hops, N], the score of each choice; 0 after the exit.
+        margins: float32 [hops, N], the distance to the next best choice; infinity after the exit.
     """
 
     rows: Array
@@ -51,7 +52,7 @@ class _Walk:
     margins: Array = field(init=False)
 
     def begin(self, layers: int) -> None:
-        """Set what no hop has changed yet."""
+        """Set the fields that hops update to their initial values."""
         shape = self.forced.shape
         self.alive = np.ones(shape[1], bool)
         self.visited = np.zeros((shape[1], layers), bool)
@@ -64,8 +65,10 @@ class RunningSet:
     """The engines of a set of graphs.
 
     Args:
-        engines: of the set's graphs, by name.
-        walking: held while hops run; one for all sets of the same engines.
+        manifest: the bundle's manifest.
+        found: the set's entry in the manifest.
+        engines: the engines of the set's graphs, by graph name.
+        walking: a lock that is held while hops run; sets with the same engines share it.
     """
 
     def __init__(
@@ -83,7 +86,7 @@ class RunningSet:
 
     @property
     def graph(self) -> Graph:
-        """The graph whose sizes limit a row's tokens."""
+        """The graph whose sizes limit the number of a row's tokens in a call."""
         return self._attention.graph
 
     def run(self, cache: KvCache, call: Call) -> CallResult:
@@ -104,7 +107,7 @@ class RunningSet:
             one_each=bool((call.counts == 1).all()),
         )
         walk.begin(self._layers)
-        with self._walking:  # what layers give lies in memory that the next run writes over, whoever's it is
+        with self._walking:  # the next run of an engine, from any thread, overwrites its outputs' memory
             for hop in range(self._routing.hops):
                 tokens, layers, gates = self._choose(walk, hop)
                 if len(tokens):
@@ -115,7 +118,7 @@ class RunningSet:
         return CallResult(self._wanted_logits(walk, call), entries, self._decisions(walk, call))
 
     def _choose(self, walk: _Walk, hop: int) -> tuple[Array, Array, Array | None]:
-        """Ask the router: indices of the tokens that go on, their layers, and their gates where there are any."""
+        """Run the hop's router; return the indices of the tokens that run a layer, their layers and their gates."""
         tokens = np.flatnonzero(walk.alive)
         allowed = np.ones((len(tokens), self._layers + self._routing.exit), bool)
         if self._routing.exit and hop < self._routing.min_hops:
@@ -147,13 +150,13 @@ class RunningSet:
     def _run_hop(
         self, cache: KvCache, walk: _Walk, hop: int, tokens: Array, layers: Array, gates: Array | None
     ) -> None:
-        """Run each token's layer: its hidden state becomes what the layer makes of it."""
+        """Run each token's layer and replace its hidden state by the layer's output."""
         groups = _groups(layers)
         prepared = self._prepared(walk, tokens, groups)
         attended = np.empty_like(prepared["query"])
         prepared["position_ids"] = walk.positions[tokens]
         by_layer = self._routing.places == "layers"
-        # Attention over one cache at a time: of the hop, or of each layer.
+        # Each attention call reads one cache: the hop's, or a layer's.
         for place, group in groups if by_layer else [(hop, np.arange(len(tokens)))]:
             for rows, index in _batches(walk, tokens, group):
                 inputs = {name: part[index] for name, part in prepared.items()}
@@ -166,7 +169,7 @@ class RunningSet:
             walk.hidden_states[tokens[group]] = found["hidden_states_out"][0]
 
     def _prepared(self, walk: _Walk, tokens: Array, groups: list[tuple[int, Array]]) -> dict[str, Array]:
-        """Run what comes before attention: query, key and value [tokens, ..] of each token's own layer."""
+        """Run each token's layer up to attention; return query, key and value [tokens, ..]."""
         prepared: dict[str, Array] = {}
         for layer, group in groups:
             mine = tokens[group]
@@ -181,10 +184,14 @@ class RunningSet:
     def _attend(
         self, cache: KvCache, lengths: Array, place: int, hop: int, rows: slice, inputs: dict[str, Array]
     ) -> Array:
-        """Attention [b, C, ..] of C tokens of each of some rows in one place's cache.
+        """Return attention [b, C, ..] of C tokens per row, over the cache of one place.
 
         Args:
-            lengths: int64 [places, rows of the cache]; those of these rows are counted up.
+            cache: the cache that attention reads and extends.
+            lengths: int64 [places, rows of the cache], number of entries; updated in place.
+            place: the cache's number.
+            hop: the hop's number.
+            rows: the b rows of the cache.
             inputs: query, key, value [b, C, ..] and position_ids [b, C].
         """
         mine, count = lengths[place, rows], inputs["query"].shape[1]
@@ -202,7 +209,7 @@ class RunningSet:
         return results["attention"]
 
     def _wanted_logits(self, walk: _Walk, call: Call) -> Array:
-        """Float32 [B, K, vocab] of the tokens that are wanted; zeros for rows without tokens."""
+        """Return the logits that the call asks for, float32 [B, K, vocab]; zeros for rows without tokens."""
         first = np.cumsum(call.counts) - call.counts
         with_tokens = np.flatnonzero(call.counts)
         places = (first[:, None] + call.wanted)[with_tokens].ravel()
@@ -212,7 +219,7 @@ class RunningSet:
         return logits
 
     def _logits(self, hidden_states: Array) -> Array:
-        """Float32 [n, vocab] of hidden states [n, hidden], as many at a time as the head takes."""
+        """Return the logits of hidden states [n, hidden], float32 [n, vocab]; the head's limit sets the chunk."""
         most = self._head.graph.limit("N") or len(hidden_states)
         parts = [hidden_states[None, start : start + most] for start in range(0, len(hidden_states), most)]
         logits: list[Array] = [self._head.run({"hidden_states": part})["logits"][0] for part in parts]
@@ -228,14 +235,17 @@ class RunningSet:
 
 
 def _groups(layers: Array) -> list[tuple[int, Array]]:
-    """Every layer that was chosen, and the places of the tokens that chose it."""
+    """Return every chosen layer with the indices of the tokens that chose it."""
     if len(layers) == 1:
         return [(int(layers[0]), np.arange(1))]
     return [(int(layer), np.flatnonzero(layers == layer)) for layer in np.unique(layers)]
 
 
 def _batches(walk: _Walk, tokens: Array, group: Array) -> list[tuple[slice, Array]]:
-    """What attends in one call: one token of every row, else row by row; rows, and places in ``tokens`` [rows, C]."""
+    """Return the calls of attention, each as its rows and indices into ``tokens`` [rows, C].
+
+    One call runs all rows where each has one token; else each row has a call of its own.
+    """
     if walk.one_each and len(group) == len(walk.rows):
         return [(slice(int(walk.rows[0]), int(walk.rows[-1]) + 1), group[:, None])]
     rows = walk.rows[tokens[group]]

@@ -1,4 +1,4 @@
-"""The KV caches of a batch's rows: the only owner of how much of them is in use."""
+"""The KV caches of a batch's rows, and the only writer of their lengths."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import itertools
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 
 import numpy as np
 
@@ -17,60 +16,43 @@ from dynexport.runtime.bundle.manifest import Manifest
 from dynexport.runtime.engines.engine import Backend, Buffers
 from dynexport.runtime.execution.claim import Claim
 from dynexport.runtime.execution.decisions import Decisions
+from dynexport.runtime.execution.mark import Mark
 
 Array = np.ndarray
-# Tokens that rows of a long context have room for at first, where nobody knows how many there will be.
+# Tokens per row to allocate first in a long context, where the final number is unknown.
 STEP = 1024
 _TENANTS = itertools.count()
 
 
-@dataclass(frozen=True)
-class Mark:
-    """How much of a row was in use.
-
-    Attributes:
-        row: of the cache.
-        tenant: who has the row, of all caches' rows; a mark of an earlier one is none of this one.
-        lengths: int64 [places], entries.
-        position: tokens seen.
-        overflow: int64 [counters].
-        steps: pieces of its log.
-        made: when, as the cache counts cuts: what was cut off since is no part of the row any more.
-    """
-
-    row: int
-    tenant: int
-    lengths: Array
-    position: int
-    overflow: Array
-    steps: int
-    made: int = 0
-
-
 class KvCache:
-    """Caches for some rows of up to some tokens each.
+    """KV caches with a fixed number of rows and a largest number of tokens per row.
 
-    A row is acquired, filled by an ``Executor``, cut back to a mark if need be, and released. Buffers may have room for
-    fewer tokens as yet: they grow when more come.
+    A row is acquired, filled by an ``Executor``, truncated to a mark if needed, and released. Buffers can be smaller
+    than ``tokens`` at first; they grow when more tokens come.
 
     Attributes:
-        manifest: what it is a cache of.
-        tokens: that a row may have.
-        lengths: int64 [places, rows], entries in use; for reading.
-        positions: int64 [rows], tokens seen: the next token's original position; for reading.
-        overflow: int64 [counters, rows], tokens that found a layer or its cache full; for reading.
-        buffers: "{place}.{part}" [rows, ..].
+        manifest: the manifest of the bundle that the cache was made for.
+        tokens: capacity of a row in tokens.
+        lengths: int64 [places, rows], number of entries in use; read only.
+        positions: int64 [rows], number of tokens seen, which is the next token's position; read only.
+        overflow: int64 [counters, rows], number of tokens that found a layer or its cache full; read only.
+        buffers: the memory, "{place}.{part}" -> [rows, ..].
         logs: per row the decisions of every call; None unless they are recorded.
-        streamed, running: held by the stream, and by the run, that uses it.
+        streamed: the claim of the stream that uses the cache.
+        running: the claim of the run that uses the cache.
 
     Args:
-        backend: gives the memory.
-        counters: rows of ``overflow``.
-        record: keep logs.
-        room: tokens that rows have room for at first; None for all.
+        manifest: the bundle's manifest.
+        layout: the shapes of the bundle's caches.
+        backend: allocates the memory.
+        rows: number of rows.
+        tokens: capacity of a row in tokens; the model's context is the upper limit.
+        counters: number of overflow counters per row.
+        record: true keeps logs.
+        room: tokens per row to allocate memory for now; None allocates for all.
 
     Raises:
-        DynexportError: for sizes that are none, more rows than engines are built for, or too little memory.
+        DynexportError: for sizes below 1, more rows than the engines' limit, or too little memory.
     """
 
     def __init__(
@@ -90,7 +72,7 @@ class KvCache:
         limit = manifest.limits.rows
         if limit is not None and rows > limit:
             raise DynexportError(
-                f"batch: expected at most {limit} rows, which the bundle's engines are for, found {rows}; convert it "
+                f"batch: expected at most {limit} rows, the limit of the bundle's engines, found {rows}; convert it "
                 f"again with --max-batch {rows}"
             )
         self.manifest, self.tokens = manifest, min(checked_count("slots", tokens), manifest.model.max_length)
@@ -106,7 +88,7 @@ class KvCache:
         self.overflow = np.zeros((counters, rows), np.int64)
         self.logs: list[list[Decisions]] | None = [[] for _ in range(rows)] if record else None
         self._tenants = [next(_TENANTS) for _ in range(rows)]
-        # Of every row, when it was cut back to how many tokens; only cuts that none to fewer tokens came after.
+        # Per row (truncation number, tokens left); a truncation to fewer tokens replaces earlier ones.
         self._cuts: list[list[tuple[int, int]]] = [[] for _ in range(rows)]
         self._cut = 0
         self._free = list(range(rows))
@@ -115,11 +97,11 @@ class KvCache:
 
     @property
     def rows(self) -> int:
-        """How many rows there are, acquired or not."""
+        """Number of rows, both acquired and free."""
         return self._rows
 
     def acquire(self, count: int = 1) -> list[int]:
-        """Take so many free rows, empty, the lowest ones. Raises DynexportError where there are fewer."""
+        """Acquire the ``count`` lowest free rows, which are empty. Raises DynexportError if fewer are free."""
         count = checked_count("rows", count)
         if count > len(self._free):
             raise DynexportError(
@@ -130,24 +112,24 @@ class KvCache:
         return taken
 
     def release(self, row: int) -> None:
-        """Give an acquired row back; what it holds is forgotten. Raises DynexportError for one that is free."""
+        """Free an acquired row and drop its entries. Raises DynexportError for a free row."""
         row = self.checked(row)
         self._forget(row)
         self._free = sorted([*self._free, row])
 
     def rewind(self, row: int) -> None:
-        """Forget what an acquired row holds, and keep the row. Raises DynexportError for one that is free."""
+        """Drop the entries of an acquired row, and keep the row. Raises DynexportError for a free row."""
         self._forget(self.checked(row))
 
     def checked(self, row: int) -> int:
-        """Return an acquired row's number. Raises DynexportError for what is none."""
+        """Return a row's number after a check. Raises DynexportError unless it is an acquired row."""
         row = checked_count("row", row, 0, self.rows - 1)
         if row in self._free:
             raise DynexportError(f"cache: row {row}: expected one that is acquired, found it free")
         return row
 
     def mark(self, row: int) -> Mark:
-        """Return how much of an acquired row is in use now, for ``truncate``, ``copy_prefix``."""
+        """Return a mark at the end of an acquired row, for ``truncate`` and ``copy_prefix``."""
         row = self.checked(row)
         steps = len(self.logs[row]) if self.logs is not None else 0
         return Mark(
@@ -161,10 +143,10 @@ class KvCache:
         )
 
     def truncate(self, row: int, mark: Mark) -> None:
-        """Cut a row back to a mark of its own.
+        """Truncate a row to one of its marks.
 
         Raises:
-            DynexportError: for a mark of another row or an earlier tenant, or one beyond what the row holds.
+            DynexportError: for a mark of another row or of an earlier text, or one beyond the row's end.
         """
         row = self.checked(row)
         if self._row_of(mark) != row:
@@ -174,20 +156,20 @@ class KvCache:
         self._cuts[row] = [cut for cut in self._cuts[row] if cut[1] < mark.position] + [(self._cut, mark.position)]
 
     def copy_prefix(self, mark: Mark, target: int) -> None:
-        """Copy what a row held at a mark into an empty row: the beginning of a text that both share.
+        """Copy a row's entries up to a mark into an empty row, for two texts with a common prefix.
 
         Args:
-            mark: of the row to copy from; it may have gone on since.
-            target: an acquired row that holds nothing.
+            mark: a mark of the source row, which may hold more tokens by now.
+            target: an acquired row that is empty.
 
         Raises:
-            DynexportError: for a mark beyond its row, a target that holds something, or where prompts' tokens compete
-                for layers, so that a longer text has another prefix.
+            DynexportError: for a mark beyond its row's end, a target that is not empty, or a bundle that routes
+                prompts by top-k: there a prefix's entries depend on the tokens after it.
         """
         if self.manifest.limits.whole_prompts:
             raise DynexportError(
-                "cache: expected a prefix whose tokens ran whatever came after them, found a prompt that top-k decided "
-                "as a whole; run the prompt again"
+                "cache: expected a prefix that does not depend on the tokens after it, found a prompt that top-k "
+                "routed as a whole; run the prompt again"
             )
         self._row_of(mark)
         target = self.checked(target)
@@ -198,10 +180,10 @@ class KvCache:
         self._copy(mark, target)
 
     def move(self, row: int, target: int) -> None:
-        """Move an acquired row to a free one, whose number it has from then on; its own is free.
+        """Move an acquired row's entries to a free row, which becomes acquired; the source becomes free.
 
         Raises:
-            DynexportError: for a row that is free, or a target that is not.
+            DynexportError: for a source that is free, or a target that is acquired.
         """
         row, target = self.checked(row), checked_count("row", target, 0, self.rows - 1)
         if target not in self._free:
@@ -213,16 +195,24 @@ class KvCache:
         self.release(row)
 
     def commit(self, rows: slice, counts: Array, entries: Array, decisions: Sequence[Decisions] | None) -> None:
-        """Count what a call has written.
+        """Add the entries that a call wrote to the rows' lengths.
 
         Args:
-            rows: of the call.
-            counts: int64 [B], tokens of each.
-            entries: int64 [places, B].
-            decisions: of each row; None where there are none to count or to record.
+            rows: the call's rows.
+            counts: int64 [B], number of tokens of each row.
+            entries: int64 [places, B], number of new entries.
+            decisions: one per row; None without routers if the cache does not record.
         """
         self.lengths[:, rows] += entries
+        try:
+            self._count(rows, counts, decisions)
+        except BaseException:  # such as KeyboardInterrupt: lengths and positions change together
+            self.lengths[:, rows] -= entries
+            raise
         self.positions[rows] += counts
+
+    def _count(self, rows: slice, counts: Array, decisions: Sequence[Decisions] | None) -> None:
+        """Count the tokens that found a layer full, and record decisions."""
         if decisions is None:
             return
         for row, count, made in zip(range(rows.start, rows.stop), counts, decisions, strict=True):
@@ -234,7 +224,7 @@ class KvCache:
 
     @contextmanager
     def as_it_was_on_error(self, rows: Sequence[int]) -> Iterator[None]:
-        """Within, entries may come call by call: when one fails, or is interrupted, none of them counts."""
+        """Restore the rows' lengths if the body raises, so that a failed or interrupted batch has no effect."""
         lengths, positions, overflow = self.lengths.copy(), self.positions.copy(), self.overflow.copy()
         steps = None if self.logs is None else [len(log) for log in self.logs]
         try:
@@ -245,8 +235,17 @@ class KvCache:
                 self._restore(Mark(row, 0, lengths[:, row], int(positions[row]), overflow[:, row], kept))
             raise
 
+    def check_step(self, first: int, count: int) -> None:
+        """Raise DynexportError if one of ``count`` adjacent rows is free or has no room for another token."""
+        if first < 0 or first + count > self.rows or self._free:
+            for row in range(first, first + count):
+                self.checked(row)
+        if max(self.positions[first : first + count].tolist()) >= self.tokens:
+            for row in range(first, first + count):
+                self.check_room(row, 1, is_prompt=False)
+
     def check_room(self, row: int, tokens: int, *, is_prompt: bool) -> None:
-        """Raise DynexportError when a row has no room for so many tokens more."""
+        """Raise DynexportError when a row has no room for ``tokens`` more tokens."""
         room = self.tokens - int(self.positions[row])
         if tokens <= room:
             return
@@ -258,10 +257,10 @@ class KvCache:
         )
 
     def reserve(self, tokens: int) -> None:
-        """Make room for rows of so many tokens, at most ``tokens`` of the cache.
+        """Grow the buffers to hold ``tokens`` tokens per row, or the cache's capacity if that is less.
 
         Raises:
-            DynexportError: where there is not so much memory; nothing has changed then.
+            DynexportError: for too little memory; the cache is then unchanged.
         """
         if min(tokens, self.tokens) <= self._room:
             return
@@ -272,19 +271,19 @@ class KvCache:
             for name, larger in self._allocated(place, count).items():
                 larger[_first(larger, used)] = self.buffers[name][_first(larger, used)]
                 grown[name] = larger
-        # Another dict: engines bind what one holds.
+        # A new dict, because engines bind the buffers of a dict once.
         self.buffers, self._slots, self._room = grown, slots, room
 
     def check_entries(self, place: int, entries: int) -> None:
-        """Raise DynexportError where a row would need more entries than a place has slots."""
+        """Raise DynexportError when ``entries`` exceeds the number of slots per row of a place."""
         if entries > self._slots[place]:
             raise DynexportError(
-                f"cache: all {self._slots[place]} entries of a row are used, as many as there is room for, {entries} "
-                "are needed; the context is exhausted"
+                f"cache: expected at most {self._slots[place]} entries of a row, found {entries}; the context is "
+                "exhausted"
             )
 
     def is_full(self, row: int) -> bool:
-        """Whether a call that a row takes no part in would write over one of its entries."""
+        """Return whether a call that computes a row without tokens would overwrite one of its entries."""
         return bool((self.lengths[:, row] >= np.array(self._slots)).any())
 
     def _forget(self, row: int) -> None:
@@ -303,15 +302,15 @@ class KvCache:
             del self.logs[mark.row][mark.steps :]
 
     def _row_of(self, mark: Mark) -> int:
-        """Return a mark's row. Raises DynexportError where what it marks is no part of that row any more."""
+        """Return a mark's row. Raises DynexportError for a mark that is no longer valid."""
         checked_kind("mark", mark, Mark, "one of KvCache.mark")
         row = self.checked(mark.row)
         if mark.tenant != self._tenants[row]:
-            raise DynexportError(f"cache: row {row}: expected a mark of this text, found one of an earlier one")
+            raise DynexportError(f"cache: row {row}: expected a mark of this text, found one of an earlier text")
         if any(mark.made < made and mark.position > tokens for made, tokens in self._cuts[row]):
             raise DynexportError(
                 f"cache: row {row}: expected a mark within its {self.positions[row]} tokens, found one after "
-                f"{mark.position}; it was cut back since"
+                f"{mark.position}; the row was truncated since"
             )
         return row
 
@@ -342,7 +341,7 @@ class KvCache:
 
 
 def _first(buffer: Array, entries: int) -> tuple[slice, ...]:
-    """The first entries of all rows of a buffer [rows, heads, slots, size] or [rows, slots]."""
+    """Return the index of all rows' first entries in a buffer [rows, heads, slots, size] or [rows, slots]."""
     return (slice(None),) * (buffer.ndim // 2) + (slice(entries),)
 
 

@@ -1,1 +1,1 @@
-"""From prompts to generated tokens: sampling, streaming, chats."""
+"""Generate tokens from prompts: sampling, streaming, chats."""

@@ -1,4 +1,4 @@
-"""A chat over several turns on one cache: each turn feeds only what is new."""
+"""A chat over several turns on one KV cache: each turn runs only its new tokens."""
 
 from __future__ import annotations
 
@@ -19,20 +19,23 @@ from dynexport.runtime.text.text import NO_VARIABLES
 
 
 class Conversation:
-    """Messages so far, and the cache that holds them.
+    """The messages of a chat and the KV cache of their tokens.
 
-    A turn's prompt runs in all layers, on top of entries that generated tokens left in the kept layers only
-    (docs/routing-contract.md, unified-skip). One turn at a time: a second one, from another thread or beside an answer
-    that has not ended, is refused.
+    A turn's prompt runs in all layers, while earlier generated tokens have entries in the kept layers only
+    (docs/routing-contract.md, unified-skip). Turns run one at a time: a turn is refused while another answer, of any
+    thread, has not ended.
 
     Attributes:
-        context: tokens that it has room for.
-        messages: what was said so far; of an answer that was left off, what had come.
+        context: capacity in tokens.
+        messages: the messages so far; the text up to the interruption for an answer that did not end.
 
     Args:
-        model: of a bundle with a tokenizer and a chat template.
-        system: a system message to begin with, or None.
-        variables: further ones of the chat template, as for ``Text.chat``.
+        model: the model of a bundle with a tokenizer and a chat template.
+        system: the system message, or None.
+        variables: more variables of the chat template, as for ``Text.chat``.
+
+    Raises:
+        DynexportError: for an argument of another type.
     """
 
     def __init__(self, model: Model, system: str | None = None, variables: Mapping[str, Any] = NO_VARIABLES) -> None:
@@ -50,7 +53,7 @@ class Conversation:
 
     @property
     def is_full(self) -> bool:
-        """Whether the context has no room for another token."""
+        """True when the context has no room for another token."""
         return int(self._cache.positions[0]) >= self.context
 
     def say(
@@ -62,12 +65,19 @@ class Conversation:
         sampling: Sampling,
         stop: Sequence[str] = (),
     ) -> Stream:
-        """The answer to a user's message, as it comes; arguments and errors as for ``Model.stream``.
+        """Stream the answer to a user's message.
 
-        When it is left off or interrupted, even within a step, the conversation goes on from what had come.
+        After an answer that is closed early or interrupted, the conversation continues from the tokens so far.
+
+        Args:
+            content: the user's message.
+            depth: as for ``Model.stream``, like the arguments below.
+            max_new_tokens: the largest number of tokens in the answer.
+            sampling: how tokens are chosen.
+            stop: strings that end the answer.
 
         Raises:
-            DynexportError: also while the answer of another turn has not ended.
+            DynexportError: as for ``Model.stream``, and while another turn's answer has not ended.
         """
         return Stream(self._turn(content, depth, max_new_tokens, sampling, stop))
 
@@ -83,15 +93,15 @@ class Conversation:
         asked = [*self.messages, {"role": "user", "content": content}]
         rendered = self._model.text.chat(asked, variables=self._variables)
         if rendered[: len(self._cached)] != self._cached or len(rendered) == len(self._cached):
-            # The template tells earlier turns differently now; begin again at full depth.
+            # The template renders earlier turns differently now, so all of them run again at full depth.
             self._cache.rewind(0)
             self._cached = []
         prompt = rendered[len(self._cached) :]
         room = self.context - len(self._cached)
         if len(prompt) > room:
             raise DynexportError(
-                f"prompt: expected at most {room} tokens, for which the context of {self.context} still has room, "
-                f"found {len(prompt)}; say less, or begin another conversation"
+                f"prompt: expected at most {room} tokens, the room left in the context of {self.context}, found "
+                f"{len(prompt)}; shorten the message or start another conversation"
             )
         ids: list[int] = []
         answer = {"role": "assistant", "content": ""}
@@ -109,7 +119,7 @@ class Conversation:
         try:
             with closing(stream) as pieces:
                 for piece in pieces:
-                    # Kept up with every token, as the caller may stop listening. The last one has not been fed.
+                    # Updated per token, as the caller may close the stream. The last token is not in the cache yet.
                     state = self._cache.mark(0), rendered + ids
                     self._cached = state[1]
                     self.messages = [*asked, answer]

@@ -1,8 +1,8 @@
-"""Draw a token from a row of logits: the distribution that the filters leave, and a fast way to draw from it.
+"""Draw a token from a row of logits: the filtered distribution, and a fast way to draw from it.
 
-``distribution`` is the definition, in float64 over the whole row. ``draw`` follows it with softmax in float32 (sums in
-float64), as transformers and vLLM do: shares differ by about 1e-7, so it gives another token than the definition in
-about one draw of 10,000, where the random number falls between both.
+``distribution`` is the definition, in float64 over the whole row. ``draw`` computes softmax in float32 (sums in
+float64), as transformers and vLLM do. Its probabilities differ by about 1e-7, so about one draw in 10,000 gives another
+token than the definition.
 """
 
 from __future__ import annotations
@@ -16,28 +16,30 @@ Logits = NDArray[np.float32]
 Ids = NDArray[np.intp]
 Weights = NDArray[np.float64]
 
-# Rows shorter than this are drawn from by definition: that is as fast.
+# Shorter rows use the definition, which is as fast for them.
 _SHORT = 4096
 _BLOCK = 64
-# top_p looks first among the tokens that have at least one of so many parts of the share that it leaves out.
-_PARTS = 4096
+# top_p searches first among tokens with at least 1/4096, then 1/16384, of the probability that it leaves out.
+_PARTS = (4096, 16384)
+# The second search pays if the first one found at least this share of top_p.
+_NEARLY = 0.9
 # Float32 can divide by temperatures from _COLDEST to _HOTTEST.
 _COLDEST, _HOTTEST = 1e-6, 1e6
 
 
 def distribution(row: Logits, sampling: Sampling) -> tuple[Ids, Weights]:
-    """Return what a row's token is drawn from, computed in float64.
+    """Return the filtered distribution of a row's token, computed in float64.
 
     Args:
-        row: [vocab], logits whose largest is finite.
-        sampling: its temperature is above 0.
+        row: logits [vocab]; the largest is finite.
+        sampling: options with a temperature above 0.
 
     Returns:
-        Token ids, ascending, and the probability of each among all that ``top_k`` left.
+        Token ids, ascending, and each one's probability, normalized over the tokens that ``top_k`` keeps.
     """
     ids = _top_k(row, sampling.top_k)
     exact = row[ids].astype(np.float64)
-    with np.errstate(over="ignore"):  # a tiny temperature sends the others to minus infinity, which is meant
+    with np.errstate(over="ignore"):  # a tiny temperature gives minus infinity, which is intended
         weights = np.exp((exact - exact.max()) / sampling.temperature)
     probabilities = weights / weights.sum()
     if sampling.top_p < 1:
@@ -56,10 +58,10 @@ def draw(row: Logits, largest: float, sampling: Sampling, uniform: float) -> int
     """Draw a token from ``distribution(row, sampling)``.
 
     Args:
-        row: [vocab].
+        row: logits [vocab].
         largest: the row's largest logit, finite.
-        sampling: its temperature is above 0.
-        uniform: a number in [0, 1) that decides which.
+        sampling: options with a temperature above 0.
+        uniform: the random number in [0, 1) that selects the token.
     """
     small = row.size < _SHORT or sampling.top_k > 0
     if small or sampling.typical_p < 1 or not _COLDEST <= sampling.temperature <= _HOTTEST:
@@ -67,7 +69,7 @@ def draw(row: Logits, largest: float, sampling: Sampling, uniform: float) -> int
     if sampling.top_p < 1:
         return _draw_top_p(row, largest, sampling, uniform)
     if sampling.min_p > 0:
-        # min_p is a distance of logits; distribution() decides at its edge.
+        # min_p is a threshold on logits; take a few more tokens, and distribution() decides near the threshold.
         edge = largest + sampling.temperature * float(np.log(sampling.min_p))
         near = np.flatnonzero(row >= edge - 1e-5 * (1 + abs(edge)))
         ids, probabilities = distribution(row[near], sampling)
@@ -76,7 +78,7 @@ def draw(row: Logits, largest: float, sampling: Sampling, uniform: float) -> int
 
 
 def largest_ids(row: Logits, count: int) -> Ids:
-    """Return the ids of the ``count`` largest logits, the largest first, of equal ones the lowest ids first."""
+    """Return the ids of the ``count`` largest logits, largest first; among equal logits, the lowest id first."""
     ids = _top_k(row, count)
     return ids[np.argsort(-row[ids], kind="stable")]
 
@@ -87,7 +89,7 @@ def log_of_sum(row: Logits, largest: float) -> float:
 
 
 def _top_k(row: Logits, count: int) -> Ids:
-    """Return the ids of the ``count`` largest logits, ascending; of equal ones the lowest ids; all when 0."""
+    """Return the ids of the ``count`` largest logits, ascending; lower ids win ties; 0 returns all ids."""
     if count == 0 or count >= row.size:
         return np.arange(row.size)
     ids = _reaching(row, count)
@@ -96,7 +98,7 @@ def _top_k(row: Logits, count: int) -> Ids:
 
 
 def _reaching(row: Logits, count: int) -> Ids:
-    """Return ids, ascending, that have among them the ``count`` largest logits and all that equal one of these."""
+    """Return a superset of the ids of the ``count`` largest logits and their ties, ascending."""
     # At least count tokens reach the count-th largest of the largest logits of groups, and rarely many more.
     groups = row.size // _BLOCK
     if count > groups // 2:
@@ -106,7 +108,7 @@ def _reaching(row: Logits, count: int) -> Ids:
 
 
 def _largest(values: NDArray[np.floating], edge: np.floating, count: int) -> NDArray[np.bool_]:
-    """Mark the ``count`` largest values, of which ``edge`` is the smallest; of equal ones the first."""
+    """Return the mask of the ``count`` largest values; ``edge`` is the smallest of them, and the first win ties."""
     marked = np.asarray(values >= edge)
     surplus = np.count_nonzero(marked) - count
     if surplus:
@@ -115,7 +117,7 @@ def _largest(values: NDArray[np.floating], edge: np.floating, count: int) -> NDA
 
 
 def _typical(probabilities: Weights, mass: float) -> NDArray[np.bool_]:
-    """Say which tokens stay: those up to the distance from the entropy at which ``mass`` is reached."""
+    """Return the mask of the tokens nearest to the entropy that reach ``mass`` (Meister et al. 2022)."""
     with np.errstate(divide="ignore", invalid="ignore"):
         information = -np.log(probabilities)
         distances = np.abs(information - np.nansum(information * probabilities))
@@ -125,7 +127,7 @@ def _typical(probabilities: Weights, mass: float) -> NDArray[np.bool_]:
 
 
 def _weights(row: Logits, largest: float, temperature: float) -> Logits:
-    """Return exp((logit - largest) / temperature), float32, with zeros behind it up to a whole number of blocks."""
+    """Return exp((logit - largest) / temperature) in float32, padded with zeros to a whole number of blocks."""
     weights = np.empty(-(-row.size // _BLOCK) * _BLOCK, np.float32)
     weights[row.size :] = 0
     part = weights[: row.size]
@@ -137,12 +139,12 @@ def _weights(row: Logits, largest: float, temperature: float) -> Logits:
 
 
 def _block_sums(weights: Logits) -> Logits:
-    """Return the sums of blocks of 64 weights; sums of few float32 are exact enough, and this is the fastest way."""
+    """Return the sums of blocks of 64 weights; float32 is exact enough for 64 values."""
     return np.asarray(np.einsum("ij->i", weights.reshape(-1, _BLOCK)))
 
 
 def _smallest_set(weights: NDArray[np.floating], wanted: float) -> tuple[np.floating, int]:
-    """Return the smallest of the fewest largest weights that sum to ``wanted``, and how many these are, at least 1."""
+    """Return the last weight and the size, at least 1, of the shortest descending prefix that sums to ``wanted``."""
     descending = np.sort(weights)[::-1]
     reached = int(descending.astype(np.float64).cumsum().searchsorted(wanted))
     reached = min(reached, len(weights) - 1)
@@ -153,16 +155,21 @@ def _draw_top_p(row: Logits, largest: float, sampling: Sampling, uniform: float)
     weights = _weights(row, largest, sampling.temperature)
     total = float(_block_sums(weights).sum(dtype=np.float64))
     wanted = sampling.top_p * total
-    ids = np.flatnonzero(weights >= (total - wanted) / _PARTS)
-    values = weights[ids]
-    if values.sum(dtype=np.float64) <= wanted:  # rare: most of the vocabulary is needed
-        weights *= _largest(weights, *_smallest_set(weights, wanted))
-        weights *= weights >= sampling.min_p  # the largest weight is 1
-        return _draw_from_all(weights, uniform)
-    kept = _largest(values, *_smallest_set(values, wanted))
-    if sampling.min_p > 0:
-        kept &= values >= sampling.min_p
-    return _pick(ids[kept], values[kept].astype(np.float64), uniform)
+    for parts in _PARTS:
+        ids = np.flatnonzero(weights >= (total - wanted) / parts)
+        values = weights[ids]
+        found = values.sum(dtype=np.float64)
+        if found > wanted:
+            kept = _largest(values, *_smallest_set(values, wanted))
+            if sampling.min_p > 0:
+                kept &= values >= sampling.min_p
+            return _pick(ids[kept], values[kept].astype(np.float64), uniform)
+        if found < _NEARLY * wanted:
+            break
+    # Rare: most of the vocabulary is needed.
+    weights *= _largest(weights, *_smallest_set(weights, wanted))
+    weights *= weights >= sampling.min_p  # the largest weight is 1
+    return _draw_from_all(weights, uniform)
 
 
 def _pick(ids: Ids, weights: Weights, uniform: float) -> int:
@@ -172,14 +179,14 @@ def _pick(ids: Ids, weights: Weights, uniform: float) -> int:
 
 
 def _draw_from_all(weights: Logits, uniform: float) -> int:
-    """Return the first place at which the cumulative share is above ``uniform``: its block, then it."""
+    """Return the first index whose cumulative share exceeds ``uniform``; the search is by block, then inside it."""
     cumulative = _block_sums(weights).astype(np.float64).cumsum()
     total = float(cumulative[-1])
     cumulative /= total
     block = int(cumulative.searchsorted(uniform, side="right"))
     before = float(cumulative[block - 1]) if block else 0.0
     inside = weights[block * _BLOCK : (block + 1) * _BLOCK].astype(np.float64).cumsum()
-    # Rounding may put the target at the end of the block or beyond; it belongs to its last token then.
+    # Rounding can put the target at or beyond the block's end; the block's last token is right then.
     target = min((uniform - before) * total, float(np.nextafter(inside[-1], 0)))
     return block * _BLOCK + int(inside.searchsorted(target, side="right"))
 

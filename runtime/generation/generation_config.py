@@ -1,4 +1,4 @@
-"""What a model's author recommends for sampling: the fields of its generation_config.json."""
+"""Read the author's sampling options from a model's generation_config.json."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from dynexport.runtime.bundle.json_text import parse_json_object
 from dynexport.runtime.generation.sampling import Sampling
 
 GENERATION_CONFIG = "generation_config.json"
-_TOP_K = 50  # of transformers, where a file that samples names none
-# Fields that are taken as they stand, for greedy choice as well where they matter there.
+_TOP_K = 50  # transformers' default with do_sample
+# Fields that are copied unchanged, for greedy choice as well.
 _TAKEN = (
     "top_p",
     "min_p",
@@ -26,7 +26,7 @@ _TAKEN = (
     "no_repeat_ngram_size",
     "bad_words_ids",
 )
-# Fields that change which tokens are generated and that we cannot do, with the values that change nothing.
+# Fields that change the generated tokens and that dynexport does not support, with their neutral values.
 _NEUTRAL: dict[str, tuple[object, ...]] = {
     "assistant_early_exit": (),
     "constraints": ([],),
@@ -54,12 +54,12 @@ _NEUTRAL: dict[str, tuple[object, ...]] = {
 
 @dataclass(frozen=True)
 class Recommended:
-    """How a model is meant to be sampled.
+    """The author's recommended sampling.
 
     Attributes:
-        sampling: greedy unless the file says ``do_sample``; the other fields are the file's anyway.
-        stop: texts that end an answer.
-        left_out: fields that change what is generated and that dynexport does not do, with their values.
+        sampling: greedy unless the file sets ``do_sample``; other fields come from the file in both cases.
+        stop: strings that end an answer.
+        left_out: fields that change the generated tokens and that dynexport does not support, with their values.
     """
 
     sampling: Sampling = field(default_factory=Sampling)
@@ -68,10 +68,10 @@ class Recommended:
 
 
 def recommended_by(bundle: Bundle) -> Recommended:
-    """Read how the bundle's model is meant to be sampled; greedy where nothing is said.
+    """Read the recommended sampling of a bundle's model; greedy without a generation_config.json.
 
     Raises:
-        DynexportError: when its generation_config.json cannot be used; it names the field.
+        DynexportError: for a generation_config.json that cannot be used; the message names the field.
     """
     if GENERATION_CONFIG not in bundle.manifest.files:
         return Recommended()
@@ -79,10 +79,10 @@ def recommended_by(bundle: Bundle) -> Recommended:
 
 
 def read_generation_config(content: bytes) -> Recommended:
-    """What a generation_config.json says, with transformers' defaults for what it leaves out.
+    """Read a generation_config.json; absent fields get transformers' defaults.
 
     Raises:
-        DynexportError: when it is no JSON object, or a field that is used is out of its range.
+        DynexportError: when it is not a JSON object, or a field that is used is out of its range.
     """
     stored = parse_json_object(content, GENERATION_CONFIG)
     fields = {name: value for name, value in stored.items() if value is not None}

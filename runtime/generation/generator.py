@@ -1,4 +1,4 @@
-"""The name that ``Model`` had before version 0.2: ``Generator``, with ``speedup`` for ``depth``."""
+"""The deprecated ``Generator``: ``Model`` before version 0.2, with ``speedup`` for ``depth``."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from dynexport.runtime.generation.stream import Stream
 
 
 class Generator:
-    """Deprecated: use ``dynexport.load`` or ``Model``. It is removed in the release after this one.
+    """Deprecated: use ``dynexport.load`` or ``Model``. The next release removes it.
 
     Attributes:
         bundle: the opened bundle.
@@ -33,7 +33,7 @@ class Generator:
         self.bundle, self.text = self._model.bundle, self._model.text
 
     def generate(self, prompts: Sequence[Tokens], *, speedup: Any = None, **options: Any) -> list[Generation]:
-        """Generate after prompts of token ids, as ``Model.generate`` does."""
+        """Generate from prompts of token ids, as ``Model.generate`` does."""
         return self._model.generate(list(prompts), depth=speedup, **options)
 
     def stream(self, prompts: Sequence[Tokens], *, speedup: Any = None, **options: Any) -> Stream:

@@ -1,4 +1,4 @@
-"""What the tokens of a row so far do to its next logits: biases, penalties and forbidden tokens."""
+"""Adjust a row's logits by its tokens so far: biases, penalties and forbidden tokens."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from dynexport.runtime.generation.sampling import Sampling
 
 
 class History:
-    """The tokens of one row, and the changes to its logits that follow from them.
+    """The tokens of one row and the changes to its logits that depend on them.
 
     Args:
-        sampling: which changes; it has been checked.
-        eos: ids that end the row, which ``min_new_tokens`` forbids.
+        sampling: the row's options, already checked.
+        eos: ids that end the row; ``min_new_tokens`` forbids them.
     """
 
     def __init__(self, sampling: Sampling, eos: Iterable[int] = ()) -> None:
@@ -23,7 +23,7 @@ class History:
         self._eos = np.array(tuple(eos), np.int64)
         self._tokens = _Ids()
         self._generated = 0
-        # Each distinct token: its place in _distinct, and how often it was generated.
+        # Each distinct token's index in _distinct and the number of times it was generated.
         self._places: dict[int, int] = {}
         self._distinct = _Ids()
         self._counts = _Ids()
@@ -34,21 +34,21 @@ class History:
         self._not_first = np.array(sampling.begin_suppress_tokens, np.int64)
 
     def see_prompt(self, tokens: Sequence[int] | NDArray[np.int64]) -> None:
-        """Take tokens that come before the generated ones, in their order."""
+        """Add the prompt's tokens, in order."""
         for token in tokens:
             self._take(int(token))
 
     def push(self, token: int) -> None:
-        """Take a generated token."""
+        """Add a generated token."""
         self._generated += 1
         place = self._take(token)
         self._counts.values[place] += 1
 
     def adjusted(self, row: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Return a copy of the logits [vocab] with biases, penalties and, at forbidden tokens, minus infinity."""
+        """Return a copy of the logits [vocab] with biases and penalties; forbidden tokens get minus infinity."""
         sampling, row = self._sampling, row.copy()
         row[self._biased] += self._bias
-        # A prompt may have ids that the head gives no logit for.
+        # A prompt may contain ids beyond the head's vocabulary.
         known = self._distinct.values < row.size
         ids, counts = self._distinct.values[known], self._counts.values[known]
         if sampling.repetition_penalty != 1:
@@ -62,7 +62,7 @@ class History:
         return row
 
     def _take(self, token: int) -> int:
-        """Note a token; return its place among the distinct ones."""
+        """Add a token and return its index among the distinct ones."""
         self._tokens.append(token)
         place = self._places.setdefault(token, len(self._places))
         if place == len(self._distinct.values):
@@ -87,7 +87,7 @@ class History:
 
 
 class _Ids:
-    """An int64 array that grows at its end."""
+    """A growable int64 array."""
 
     def __init__(self) -> None:
         self._buffer = np.empty(64, np.int64)
@@ -95,11 +95,11 @@ class _Ids:
 
     @property
     def values(self) -> NDArray[np.int64]:
-        """A view of what is there."""
+        """The values, as a view."""
         return self._buffer[: self._length]
 
     def append(self, value: int) -> None:
-        """Put a value behind the others."""
+        """Append a value."""
         if self._length == len(self._buffer):
             self._buffer = np.concatenate([self._buffer, np.empty_like(self._buffer)])
         self._buffer[self._length] = value
@@ -108,7 +108,7 @@ class _Ids:
 
 def _completes_a_repeat(tokens: NDArray[np.int64], size: int) -> NDArray[np.int64]:
     """Return the tokens that followed earlier occurrences of the last ``size - 1`` tokens."""
-    # Places whose token may be forbidden: those with size - 1 tokens before them.
+    # A token can complete a repeat only if size - 1 tokens come before it.
     places = np.arange(size - 1, len(tokens))
     for back in range(1, size):
         places = places[tokens[places - back] == tokens[-back]] if len(places) else places
@@ -118,7 +118,7 @@ def _completes_a_repeat(tokens: NDArray[np.int64], size: int) -> NDArray[np.int6
 def _by_last_prefix_token(
     words: Sequence[tuple[int, ...]], eos: frozenset[int]
 ) -> tuple[tuple[int, ...], dict[int, list[tuple[int, ...]]]]:
-    """Return words of one token, without those that end a row, and the longer ones by their last token but one."""
+    """Return the one-token words that are not in ``eos``, and the longer words by their second-to-last token."""
     longer: dict[int, list[tuple[int, ...]]] = {}
     for word in words:
         if len(word) > 1:

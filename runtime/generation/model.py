@@ -1,4 +1,4 @@
-"""A bundle, ready to generate: text or token ids in, text out."""
+"""Load a bundle and generate with it: text or token ids in, text out."""
 
 from __future__ import annotations
 
@@ -31,17 +31,15 @@ _MOST_CHOICES = 128
 
 
 class Options(TypedDict, total=False):
-    """How to generate.
+    """The options of a generation.
 
     Attributes:
-        max_new_tokens: at most so many per row, 128 where nothing is said; fewer where the context ends before.
-        sampling: of all prompts, or one for each; greedy where nothing is said. What a row draws does not depend on its
-            neighbours.
-        depth: of all prompts, or one for each: a ratio that the bundle declares, a name, "full", or one of
+        max_new_tokens: the largest number of new tokens per row, 128 by default; the end of the context may come first.
+        sampling: one for all prompts or one per prompt; greedy by default. A row's tokens do not depend on other rows.
+        depth: one for all prompts or one per prompt: a ratio or name that the bundle declares, "full", or a result of
             ``Bundle.depth``; None as for ``Bundle.depth``.
         stop: strings that end a row; they are not part of its text.
-        chat: whether what is generated is an answer in a chat, which ends at more tokens than other text (``turn_end``
-            of the manifest).
+        chat: true for an answer in a chat, which also ends at the manifest's ``turn_end`` tokens.
     """
 
     max_new_tokens: int
@@ -58,29 +56,30 @@ def load(
     backend: RunBackend = "onnxruntime",
     trust_engines: bool = False,
 ) -> Model:
-    """Open a bundle to generate with.
+    """Load a bundle for generation.
 
     Args:
-        bundle: its directory.
+        bundle: the bundle's directory.
         threads: intra-op threads of ONNX Runtime; None lets it take one per physical core.
-        backend: what runs the graphs: "onnxruntime", "onnxruntime-cuda", "tensorrt", "tensorrt-rtx".
-        trust_engines: whether TensorRT may be given engines that were not built on this machine.
+        backend: the backend that runs the graphs: "onnxruntime", "onnxruntime-cuda", "tensorrt", "tensorrt-rtx".
+        trust_engines: true lets TensorRT load engines that were built on another machine.
 
     Raises:
-        DynexportError: when it is no bundle, has changed since it was made, or cannot run there.
+        DynexportError: when the directory is not a bundle, was changed after the conversion, or cannot run on this
+            backend or machine.
     """
     return Model(Bundle.open(bundle, trust_engines=trust_engines), threads, backend=backend)
 
 
 class Model:
-    """Generates with a bundle.
+    """A loaded bundle that generates text.
 
-    Threads may share one, and streams may be taken from in any order: each gets what it would get alone.
+    Threads may share a model, and several streams may run at a time; they do not change each other's results.
 
     Attributes:
         bundle: the opened bundle.
-        executor: runs its graphs.
-        text: its tokenizer and chat template.
+        executor: the executor that runs the bundle's graphs.
+        text: the bundle's tokenizer and chat template.
 
     Args:
         bundle: an opened bundle.
@@ -100,28 +99,29 @@ class Model:
     def generate(self, prompts: Sequence[Prompt], **options: Unpack[Options]) -> list[Generation]: ...
 
     def generate(self, prompts: Prompt | Sequence[Prompt], **options: Unpack[Options]) -> Generation | list[Generation]:
-        """Generate after one prompt, or several in one batch.
+        """Generate from one prompt, or from several in one batch.
 
         Args:
             prompts: text, token ids, or a list of either.
             options: see ``Options``.
 
         Returns:
-            The generation of a single prompt, else a list of them.
+            One generation for a single prompt; a list with one per prompt for a list.
 
         Raises:
-            DynexportError: for a prompt that is empty, has unknown tokens or exceeds the context, or a bad argument.
+            DynexportError: for a prompt that is empty, has unknown tokens or exceeds the context, or for an argument
+                of another type or out of its range.
         """
         rows, single = self._rows(prompts)
         done = _collected([len(row) for row in rows], self._stream(rows, 1, **options))
         return done[0] if single else done
 
     def choices(self, prompt: Prompt, n: int, **options: Unpack[Options]) -> list[Generation]:
-        """Generate n answers to one prompt, which runs once; they differ in their draws.
+        """Generate n answers to one prompt, each with its own random draws; the prompt runs once.
 
         Args:
-            prompt: text, or token ids.
-            n: at most 128.
+            prompt: text or token ids.
+            n: number of answers, 1 to 128.
             options: see ``Options``.
 
         Raises:
@@ -139,14 +139,14 @@ class Model:
         held: Sequence[Tokens] = (),
         **options: Unpack[Options],
     ) -> Stream:
-        """Generate token by token: pieces as they come, row by row within a step.
+        """Generate token by token; the pieces of a step come row by row.
 
         Args:
             prompts: as for ``generate``.
             options: as for ``generate``.
-            cache: what earlier turns left, to go on from; all of its rows are acquired, one for each prompt, and no
-                other stream may use it until this one has ended or is closed. None begins anew.
-            held: with ``cache``: the token ids that it holds, per row, which penalties are for as well.
+            cache: a cache to continue from, with one acquired row per prompt; no other stream may use it until this one
+                ends or is closed. None makes an empty cache.
+            held: the token ids that ``cache`` holds, per row; penalties also count them.
 
         Raises:
             DynexportError: as for ``generate``.
@@ -161,15 +161,16 @@ class Model:
         variables: Mapping[str, Any] = NO_VARIABLES,
         **options: Unpack[Options],
     ) -> Generation:
-        """Answer a conversation.
+        """Generate the next answer in a chat.
 
         Args:
-            messages: each with a role and its content, as for transformers' ``apply_chat_template``.
-            variables: further ones of the chat template, such as ``tools``.
+            messages: dictionaries with "role" and "content", as for transformers' ``apply_chat_template``.
+            variables: more variables of the chat template, such as ``tools``.
             options: see ``Options``; ``chat`` is always true.
 
         Raises:
-            DynexportError: as for ``generate``; also where the bundle has no chat template, or it refuses the messages.
+            DynexportError: as for ``generate``, for a bundle without a chat template, or for messages that the template
+                refuses.
         """
         prompt = self.text.chat(messages, variables=variables)
         settled = Options(**options)
@@ -177,7 +178,7 @@ class Model:
         return self.generate(prompt, **settled)
 
     def _rows(self, prompts: Prompt | Sequence[Prompt]) -> tuple[list[Array], bool]:
-        """int64 [n] per prompt, and whether there is a single one that stands in no list."""
+        """Return the token ids of each prompt, int64 [n], and whether the caller gave one prompt without a list."""
         if isinstance(prompts, str):
             return [self._ids(prompts)], True
         listed = checked_list("prompts", prompts, "prompts, each text or a list of token ids")
@@ -204,7 +205,7 @@ class Model:
         stop: Sequence[str] = (),
         chat: bool = False,
     ) -> Stream:
-        """What ``stream`` says, of checked prompts, n times each."""
+        """Stream n answers to each of the checked prompts."""
         max_new_tokens = checked_count("max_new_tokens", max_new_tokens)
         checked_kind("chat", chat, bool, "true or false")
         stop = checked_list("stop", [stop] if isinstance(stop, str) else stop, "strings")
@@ -246,10 +247,10 @@ def _collected(prompt_tokens: Sequence[int], stream: Stream) -> list[Generation]
 
 
 def _for_each(name: str, value: Any, count: int, kind: Any, what: str) -> list[Any]:
-    """Return one value for each prompt, where there may be one for all.
+    """Return one value per prompt, from one value for all or from a sequence.
 
     Raises:
-        DynexportError: for a value of another kind, or another number of them.
+        DynexportError: for a value of another type, or a sequence of another length.
     """
     if isinstance(value, kind):
         return [value] * count

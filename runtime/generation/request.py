@@ -1,4 +1,4 @@
-"""One request: what is generated after a prompt, and when it ends."""
+"""One request: its generated tokens, its text and its end."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ FinishReason = Literal["stop", "length"]
 
 @dataclass(frozen=True)
 class TokenLogprobs:
-    """How probable a token was, by the model alone.
+    """The log probability of a token before any sampling option is applied.
 
     Attributes:
-        logprob: natural logarithm of its probability.
-        top: the most probable tokens and theirs, the most probable first; as many as were asked for.
+        logprob: natural logarithm of the token's probability.
+        top: (token id, log probability) of the ``Sampling.logprobs`` most probable tokens, most probable first.
     """
 
     logprob: float
@@ -31,12 +31,13 @@ class Piece:
     """One generated token.
 
     Attributes:
-        row: which request it continues.
-        text: what can be shown now; may be empty while a character or a stop string is incomplete.
-        finish_reason: set on a row's last token: "stop", an end-of-sequence token or a stop string; "length",
-            max_new_tokens are reached or the context is full.
-        stop_reason: the token id or the stop string that ended the row; None where it ended by its length.
-        logprobs: where ``Sampling.logprobs`` asks for them.
+        row: the index of the request.
+        token: the token's id.
+        text: the text that is final now; empty while a character or a stop string is incomplete.
+        finish_reason: None before a row's last token; then "stop" for an end-of-sequence token or a stop string,
+            "length" for ``max_new_tokens`` or a full context.
+        stop_reason: the token id or the stop string that ended the row; None for "length".
+        logprobs: set if ``Sampling.logprobs`` is.
     """
 
     row: int
@@ -52,11 +53,12 @@ class Generation:
     """A finished row.
 
     Attributes:
-        prompt_tokens: how many tokens the prompt had.
-        ids: the generated tokens, an end-of-sequence token included.
-        text: of them, without special tokens and stop strings.
-        finish_reason, stop_reason: as for ``Piece``.
-        logprobs: of every generated token, where ``Sampling.logprobs`` asks for them.
+        prompt_tokens: number of tokens in the prompt.
+        ids: ids of the generated tokens, including an end-of-sequence token.
+        text: the generated text, without special tokens and stop strings.
+        finish_reason: as for ``Piece``.
+        stop_reason: as for ``Piece``.
+        logprobs: one per generated token if ``Sampling.logprobs`` is set, else empty.
     """
 
     prompt_tokens: int
@@ -67,7 +69,7 @@ class Generation:
     logprobs: list[TokenLogprobs] = field(default_factory=list)
 
     def push(self, piece: Piece) -> None:
-        """Take the next token."""
+        """Append the next token."""
         self.ids.append(piece.token)
         self.text += piece.text
         self.finish_reason = piece.finish_reason or self.finish_reason
@@ -77,17 +79,17 @@ class Generation:
 
 
 class Request:
-    """What is left to do for one prompt.
+    """The state of one request while it runs.
 
     Args:
-        index: which one it is.
-        depth: that its tokens run at.
+        index: the request's index and its row in the cache.
+        depth: the depth that its tokens run at.
         sampler: chooses its tokens; it has seen the prompt.
-        text: decodes them, where there is a tokenizer.
+        text: the tokenizer that decodes its tokens, if the bundle has one.
         stop: strings that end it; they are not part of its text.
-        eos: tokens that end it.
-        max_new_tokens: to generate at most.
-        room: tokens that the context has room for after the prompt.
+        eos: ids of tokens that end it.
+        max_new_tokens: the largest number of tokens to generate.
+        room: the number of tokens that fit into the context after the prompt.
     """
 
     def __init__(
@@ -105,28 +107,33 @@ class Request:
         self.index, self.depth, self.sampler = index, depth, sampler
         self._eos, self._left, self._room = eos, max_new_tokens, room
         self._decoder = StreamDecoder(text) if text.has_tokenizer else None
-        self._stops = StopStrings(stop)
+        self._stops = StopStrings(stop) if stop else None
 
     def push(self, choice: Choice) -> Piece:
-        """Take one token: what can be shown now, and whether the request ends with it."""
+        """Add a token and return its piece: the text that is final now, and whether the request ends."""
         token = choice.token
         self._left -= 1
         self._room -= 1
         if token in self._eos:
             return self._end(choice, "", "stop", token)
-        text, stopped = self._stops.push(self._decoder.push(token) if self._decoder else "")
-        if stopped:
-            return self._piece(choice, text, "stop", self._stops.found)
+        text = self._decoder.push(token) if self._decoder else ""
+        if self._stops is not None:
+            text, stopped = self._stops.push(text)
+            if stopped:
+                return self._piece(choice, text, "stop", self._stops.found)
         if self._left == 0 or self._room < 0:
             return self._end(choice, text, "length", None)
         return self._piece(choice, text, None, None)
 
     def _end(self, choice: Choice, text: str, reason: FinishReason, stop_reason: int | None) -> Piece:
-        """Release what was held back; the rest of the text may still complete a stop string."""
-        rest, stopped = self._stops.push(self._decoder.finish() if self._decoder else "")
-        if stopped:
-            return self._piece(choice, text + rest, "stop", self._stops.found)
-        return self._piece(choice, text + rest + self._stops.finish(), reason, stop_reason)
+        """Return the last piece with all text that was held back; that text may complete a stop string."""
+        rest = self._decoder.finish() if self._decoder else ""
+        if self._stops is not None:
+            rest, stopped = self._stops.push(rest)
+            if stopped:
+                return self._piece(choice, text + rest, "stop", self._stops.found)
+            rest += self._stops.finish()
+        return self._piece(choice, text + rest, reason, stop_reason)
 
     def _piece(self, choice: Choice, text: str, reason: FinishReason | None, stop_reason: int | str | None) -> Piece:
         logprobs = None if choice.logprob is None else TokenLogprobs(choice.logprob, choice.top)

@@ -1,7 +1,8 @@
-"""Choose the next token of each row of a batch, whose rows may have different options."""
+"""Choose the next token of each row of a batch; every row has its own options."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
@@ -19,9 +20,9 @@ class Choice(NamedTuple):
     """A chosen token.
 
     Attributes:
-        token: its id.
-        logprob: its log probability by the model alone; None where ``Sampling.logprobs`` is None.
-        top: the ``Sampling.logprobs`` most probable tokens and their log probabilities, the most probable first.
+        token: the token's id.
+        logprob: its log probability before sampling options; None if ``Sampling.logprobs`` is None.
+        top: (token id, log probability) of the ``Sampling.logprobs`` most probable tokens, most probable first.
     """
 
     token: int
@@ -32,17 +33,16 @@ class Choice(NamedTuple):
 class RowSampler:
     """The state of one row: its random generator and its tokens so far.
 
-    What it chooses depends on its seed, its index, its own logits and tokens only.
+    Its choices depend only on its seed, its seed index, its own logits and its own tokens.
 
     Args:
         sampling: the row's options.
-        seed_index: which of the sequences of draws that a seed gives: rows of one request that are to differ have
-            different ones.
+        seed_index: selects one of a seed's independent random sequences, so that rows with one seed differ.
         eos: ids that end the row, for ``min_new_tokens`` and ``bad_words_ids``.
-        vocabulary: number of tokens, to check the ids of ``sampling`` against; None where it is not known.
+        vocabulary: the vocabulary's size, to check the ids of ``sampling``; None if it is not known.
 
     Raises:
-        DynexportError: for an argument of another kind, or an id that the vocabulary does not have.
+        DynexportError: for an argument of another type, or an id outside the vocabulary.
     """
 
     def __init__(
@@ -60,13 +60,13 @@ class RowSampler:
         self._generator: np.random.Generator | None = None
 
     def check_ids(self, vocabulary: int) -> None:
-        """Check the ids of the options against a vocabulary, once. Raises DynexportError as ``Sampling.check_ids``."""
+        """Check the ids of the options against a vocabulary's size. Raises as ``Sampling.check_ids``."""
         if vocabulary != self._vocabulary:
             self.sampling.check_ids(vocabulary)
             self._vocabulary = vocabulary
 
     def see_prompt(self, tokens: Sequence[int] | NDArray[np.int64]) -> None:
-        """Take tokens that come before the generated ones, in their order; chosen ones are taken by themselves."""
+        """Add the prompt's tokens, in order; ``choose`` adds the generated ones."""
         if self.history is not None:
             self.history.see_prompt(tokens)
 
@@ -84,29 +84,29 @@ def choose(logits: NDArray[np.float32], rows: Sequence[RowSampler]) -> list[Choi
 
     Args:
         logits: float32 ``[rows, vocab]``; minus infinity excludes a token.
-        rows: the state of each row, which takes the chosen token in.
+        rows: the state of each row; the chosen token is added to it.
 
     Returns:
-        A choice a row. Of equally probable tokens, greedy choice takes the lowest id.
+        One choice per row. Among equally probable tokens, greedy choice takes the lowest id.
 
     Raises:
-        DynexportError: when the shape or type is another one, a logit is NaN, a row's largest is not finite, or every
-            token of a row is forbidden.
+        DynexportError: for another shape or type, a NaN logit, a row whose largest logit is infinite, or a row whose
+            tokens are all forbidden.
     """
     _check_shape(logits, len(rows))
-    tokens = logits.argmax(axis=1)  # that of a NaN where there is one
-    largest = logits[np.arange(len(rows)), tokens]
-    if not np.isfinite(largest).all():
+    tokens: list[int] = logits.argmax(axis=1).tolist()  # argmax returns the index of a NaN if there is one
+    largest = [float(row[token]) for row, token in zip(logits, tokens, strict=True)]
+    if not all(map(math.isfinite, largest)):
         _refuse(largest)
     if all(row.plain for row in rows):
-        return [Choice(token) for token in tokens.tolist()]
-    each = zip(logits, rows, tokens.tolist(), largest.tolist(), strict=True)
-    with np.errstate(over="ignore"):  # minus infinity for what is far below the largest is meant
+        return [Choice(token) for token in tokens]
+    each = zip(logits, rows, tokens, largest, strict=True)
+    with np.errstate(over="ignore"):  # overflow to minus infinity is intended
         return [_choose(index, *one) for index, one in enumerate(each)]
 
 
 def _choose(index: int, logits: NDArray[np.float32], row: RowSampler, token: int, largest: float) -> Choice:
-    """Choose the token of one row of a batch; ``token`` has its largest logit."""
+    """Choose the token of one row; ``token`` is the id of its largest logit."""
     if row.plain:
         return Choice(token)
     adjusted, adjusted_largest = logits, largest
@@ -136,7 +136,7 @@ def _with_logprobs(logits: NDArray[np.float32], largest: float, token: int, coun
 
 
 class Sampler:
-    """Chooses one token a row and step, with the same options in every row."""
+    """Chooses one token per row and step, with the same options for every row."""
 
     def __init__(
         self, sampling: Sampling, rows: int, *, eos: Iterable[int] = (), vocabulary: int | None = None
@@ -147,7 +147,7 @@ class Sampler:
         self._rows = [RowSampler(sampling, seed_index=row, eos=eos, vocabulary=vocabulary) for row in range(count)]
 
     def see(self, row: int, tokens: Sequence[int] | NDArray[np.int64]) -> None:
-        """Take token ids that a row has already, in their order; chosen ones are taken by themselves."""
+        """Add a row's prompt tokens, in order; the chosen tokens are added automatically."""
         self._rows[row].see_prompt(tokens)
 
     def __call__(self, logits: NDArray[np.float32]) -> NDArray[np.int64]:
@@ -163,9 +163,9 @@ def _check_shape(logits: NDArray[np.float32], rows: int) -> None:
         raise DynexportError(f"logits: expected shape [{rows}, vocab], found {list(logits.shape)}")
 
 
-def _refuse(largest: NDArray[np.float32]) -> None:
+def _refuse(largest: Sequence[float]) -> None:
     """Raise DynexportError for the first row whose largest logit is NaN or infinite."""
-    row = int(np.flatnonzero(~np.isfinite(largest))[0])
+    row = next(row for row, value in enumerate(largest) if not math.isfinite(value))
     raise DynexportError(
         f"logits: row {row}: expected a finite largest logit and no NaN, found {largest[row]}; "
         "the model's arithmetic has overflowed or its weights are corrupt"

@@ -1,4 +1,4 @@
-"""How the tokens of a request are chosen: the options, checked."""
+"""The sampling options of a request."""
 
 from __future__ import annotations
 
@@ -19,45 +19,45 @@ _LARGEST_BIAS = 100
 
 @dataclass(frozen=True)
 class Sampling:
-    """How tokens are chosen. The defaults are plain greedy choice.
+    """The options by which tokens are chosen; the defaults give greedy choice.
 
     Each step applies, in this order: ``logit_bias``, ``repetition_penalty``, ``frequency_penalty``,
-    ``presence_penalty``, forbidden tokens; then the most probable token is taken, or, with a temperature above 0,
-    ``temperature``, ``top_k``, ``top_p``, ``min_p`` and ``typical_p`` are applied and a token is drawn. Biases and
-    penalties follow vLLM, which has all of them, so that an OpenAI request gives the same distribution; the order is
-    that of transformers too, where transformers has the field. The filters follow transformers, whose
-    generation_config.json is read; vLLM applies ``min_p`` before ``top_k`` and ``top_p``.
+    ``presence_penalty``, forbidden tokens. Greedy choice then takes the most probable token. A temperature above 0
+    applies ``temperature``, ``top_k``, ``top_p``, ``min_p`` and ``typical_p`` and draws a token. Biases and penalties
+    follow vLLM, so that an OpenAI request gives the same distribution; transformers has the same order for the fields
+    that it has. The filters follow transformers, because generation_config.json comes from there; vLLM applies
+    ``min_p`` before ``top_k`` and ``top_p``.
 
-    Of equally probable tokens at the edge of ``top_k`` and ``top_p`` those with the lowest ids stay, so that ``top_k``
-    is never exceeded and ``top_k=1`` is greedy; transformers keeps all of them under ``top_k``, and leaves it open
-    which under ``top_p``.
+    Among equally probable tokens at the limit of ``top_k`` or ``top_p``, the lowest ids stay. So ``top_k`` is never
+    exceeded, and ``top_k=1`` is greedy. transformers keeps all of them for ``top_k``, and does not define the order for
+    ``top_p``.
 
     Attributes:
         temperature: 0 takes the most probable token; above 0 one is drawn from softmax(logits / temperature).
-        top_p: draw from the smallest set of most probable tokens whose probability is at least this, 0 < top_p <= 1.
-        top_k: draw from this many most probable tokens, before ``top_p``; 0 means all.
-        min_p: draw only from tokens at least ``min_p`` times as probable as the most probable one, after ``top_p``.
-        typical_p: draw only from the tokens whose information is nearest to the entropy, the smallest set whose
-            probability is at least this (Meister et al. 2022, arXiv:2202.00666); 1 means all.
-        repetition_penalty: logits of tokens that are in the prompt or were generated are divided by it where positive
-            and multiplied by it where negative (Keskar et al. 2019, arXiv:1909.05858); 1 is none, and below 1 repeats
-            are favoured.
-        frequency_penalty: is subtracted from a token's logit once for each time that it was generated, -2 to 2
-            (OpenAI's API; the prompt does not count).
-        presence_penalty: is subtracted once from the logit of a token that was generated, -2 to 2.
+        top_p: keep the fewest most probable tokens whose total probability is at least this, 0 < top_p <= 1.
+        top_k: keep this many of the most probable tokens, before ``top_p``; 0 keeps all.
+        min_p: keep tokens at least ``min_p`` times as probable as the most probable one, after ``top_p``.
+        typical_p: keep the fewest tokens whose information is nearest to the entropy and whose total probability is at
+            least this (Meister et al. 2022, arXiv:2202.00666); 1 keeps all.
+        repetition_penalty: divides positive logits, and multiplies negative ones, of tokens in the prompt or the
+            generated text (Keskar et al. 2019, arXiv:1909.05858); 1 is off, and below 1 favours repeats.
+        frequency_penalty: subtracted from a token's logit once per time that it was generated, -2 to 2 (OpenAI's API;
+            the prompt does not count).
+        presence_penalty: subtracted once from the logit of a token that was generated, -2 to 2.
         logit_bias: token id -> number that is added to its logit, -100 to 100; at most 1,024 ids.
-        min_new_tokens: end-of-sequence tokens are forbidden until this many tokens were generated.
+        min_new_tokens: forbids end-of-sequence tokens before this many tokens were generated.
         suppress_tokens: ids that are never generated.
-        begin_suppress_tokens: ids that are not generated first.
-        no_repeat_ngram_size: no sequence of this many tokens comes twice, the prompt included; 0 is off.
-        bad_words_ids: sequences of ids that are never completed; an end-of-sequence token alone is left out of them.
+        begin_suppress_tokens: ids that are not generated as the first token.
+        no_repeat_ngram_size: forbids a second occurrence of any sequence of this many tokens, the prompt included; 0 is
+            off.
+        bad_words_ids: sequences of ids that are never completed; an end-of-sequence token on its own is ignored here.
         seed: makes the draws repeatable; None takes fresh entropy.
-        logprobs: report log probabilities: None none, 0 that of the chosen token, n <= 20 also the n most probable
-            tokens. They are those of the model, before biases, penalties, temperature and filters, as vLLM reports
-            them by default (``raw_logprobs``).
+        logprobs: None reports no log probabilities, 0 that of the chosen token, n <= 20 also the n most probable
+            tokens. They are computed before biases, penalties, temperature and filters, as vLLM does by default
+            (``raw_logprobs``).
 
     Raises:
-        DynexportError: when a field is outside its range.
+        DynexportError: for a field outside its range.
     """
 
     temperature: float = 0.0
@@ -103,7 +103,7 @@ class Sampling:
 
     @property
     def adjusts(self) -> bool:
-        """Whether logits are changed before a token is chosen."""
+        """True if some option changes logits before a token is chosen."""
         return bool(
             self.repetition_penalty != 1
             or self.frequency_penalty
@@ -117,7 +117,7 @@ class Sampling:
         )
 
     def check_ids(self, vocabulary: int) -> None:
-        """Raise DynexportError for a token id that a vocabulary of this many tokens does not have."""
+        """Raise DynexportError for a token id outside a vocabulary of this size."""
         fields = {
             "logit_bias": self.logit_bias,
             "suppress_tokens": self.suppress_tokens,

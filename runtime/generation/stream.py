@@ -1,4 +1,4 @@
-"""Run requests to their end: prompts, then decode steps of the rows that have not ended."""
+"""Run requests to their end: prefill, then decode steps of the rows that have not ended."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ Array = np.ndarray
 
 
 class Stream(Iterator[Piece]):
-    """The pieces of a generation as they come; every step runs when a piece of it is asked for.
+    """An iterator over generated pieces; a step runs when its first piece is requested.
 
-    Several threads may take from it: each piece goes to one of them.
+    Several threads may share a stream: each piece goes to one of them.
     """
 
     def __init__(self, pieces: Steps[Piece, None, None]) -> None:
@@ -35,8 +35,8 @@ class Stream(Iterator[Piece]):
             return next(self._pieces)
 
     def close(self) -> None:
-        """End it, after the step that another thread may be running; its cache can then be used by another stream."""
-        self._closed = True  # those who wait for their turn are not to take the next step
+        """End the stream and release its cache; waits for a step that runs in another thread."""
+        self._closed = True  # a thread that waits in __next__ must not run another step
         with self._turn:
             self._pieces.close()
 
@@ -44,12 +44,13 @@ class Stream(Iterator[Piece]):
 def run_requests(
     executor: Executor, cache: KvCache, prompts: Sequence[Array], requests: Sequence[Sequence[Request]]
 ) -> Steps[Piece, None, None]:
-    """Yield tokens as they come, row by row within a step.
+    """Yield tokens as they are generated, row by row within a step.
 
     Args:
-        cache: its rows 0, 1, .. are acquired, one for every request, and take the prompts on top of what they hold.
-        prompts: int64 [n] each.
-        requests: of each prompt; several share what one of them has run.
+        executor: runs the bundle's graphs.
+        cache: a cache with one acquired row per request, 0, 1, ..; prompts follow the tokens that it holds.
+        prompts: token ids, int64 [n] each.
+        requests: the requests of each prompt; they share one run of the prompt where the strategy allows it.
     """
     with cache.streamed:
         live = [request for group in requests for request in group]
@@ -71,7 +72,7 @@ def run_requests(
 def _run_prompts(
     executor: Executor, cache: KvCache, prompts: Sequence[Array], requests: Sequence[Sequence[Request]]
 ) -> Array:
-    """Logits after the prompt of every request, float32 [requests, vocab]."""
+    """Run the prompts and return the last token's logits of every request, float32 [requests, vocab]."""
     shared = not executor.limits.whole_prompts and not executor.limits.compete
     first = [group[: 1 if shared else None] for group in requests]
     runs = [(request, prompt) for group, prompt in zip(first, prompts, strict=True) for request in group]

@@ -1,10 +1,10 @@
-"""Text in and out: tokenizer, chat template, streamed decoding, stop strings."""
+"""Text in and out: tokenizer, chat template, streaming detokenization, stop strings."""
 
 from dynexport.runtime.bundle.lazy import lazily
 
 __all__ = ["ChatTemplate", "StopStrings", "StreamDecoder", "Text"]
 
-# Imported when asked for: a stop string needs no tokenizer.
+# Imported on first use: a chat template alone does not load the tokenizers library.
 __getattr__ = lazily(
     __name__,
     {

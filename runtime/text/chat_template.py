@@ -1,4 +1,4 @@
-"""Chat templates: which one of a model's serves, and messages rendered by it as transformers renders them."""
+"""Chat templates: choose one of a model's templates and render messages with it, as transformers does."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ from dynexport.runtime.bundle.text_files import TEMPLATE_FILE
 from dynexport.runtime.text import template_process
 
 _LARGEST_TEMPLATE = 1 << 20  # characters
-SECONDS = 10  # of processor time; what a template is meant for takes a thousandth
-# What a message's reasoning has been called; templates read the first, gpt-oss's the second.
+SECONDS = 10  # of CPU time; an ordinary template takes a thousandth of it
+# Names of a message's reasoning field; most templates read the first, gpt-oss's reads the second.
 _REASONING = ("reasoning_content", "thinking", "reasoning")
 _OUR_VARIABLES = ("messages", "add_generation_prompt")
 
 
 class ChatTemplate:
-    """The templates of a model, each rendered in a sandbox, in a process with little time and memory.
+    """The chat templates of a model, rendered in a sandbox, in a process with limited time and memory.
 
     Args:
-        templates: text by name; "default" serves, and "tool_use" where tools are given.
+        templates: template text by name; "tool_use" is used when tools are given and it exists, else "default".
 
     Raises:
         DynexportError: for a template that is too long.
@@ -48,22 +48,23 @@ class ChatTemplate:
         special_tokens: Mapping[str, str],
         variables: Mapping[str, Any],
     ) -> str:
-        """The text of a conversation.
+        """Return the text of a conversation.
 
         Args:
-            messages: one or more, each with a role, and as its content text or parts, as JSON values.
-            add_generation_prompt: end with what opens the assistant's turn.
-            special_tokens: the tokenizer's, by their names in a template.
-            variables: further ones, JSON values, which go before special tokens; ``tools`` and ``documents`` are lists.
+            messages: one or more messages, as JSON values; each has a role, and text or a list of parts as content.
+            add_generation_prompt: whether to end with the tokens that open the assistant's turn.
+            special_tokens: the tokenizer's special tokens, by their names in a template.
+            variables: further template variables, as JSON values; they override special tokens of the same name.
+                ``tools`` and ``documents`` are lists.
 
         Raises:
-            DynexportError: for messages or variables that are none, or when the template fails, refuses, or takes too
-                much time or memory.
+            DynexportError: when messages or variables have the wrong type, or the template fails, raises an error, or
+                exceeds its time or memory.
         """
         checked_kind("variables", variables, Mapping, "values by name")
         for name in _OUR_VARIABLES:
             if name in variables:
-                raise DynexportError(f"template variable {name}: expected another one; dynexport sets it itself")
+                raise DynexportError(f"template variable {name}: expected another name; dynexport sets this one itself")
         values = {
             "tools": None,
             "documents": None,
@@ -75,7 +76,7 @@ class ChatTemplate:
         return _in_a_process(self._chosen(values["tools"] is not None), values)
 
     def unused(self, variables: Collection[str]) -> list[str]:
-        """Those of the variables' names that no template reads. Raises DynexportError for a damaged template."""
+        """Return the names of variables that no template reads. Raises DynexportError for an invalid template."""
         with told_as(f"{TEMPLATE_FILE}: the chat template is damaged"):
             read = set().union(*map(template_process.used_variables, self._templates.values()))
         return [name for name in variables if name not in {*read, "tools"}]
@@ -92,14 +93,14 @@ class ChatTemplate:
 
 
 def named_templates(value: Any, where: str) -> dict[str, str]:
-    """The templates that ``chat_template`` of a tokenizer_config.json holds, text by name.
+    """Return the templates of the field ``chat_template`` of a tokenizer_config.json, text by name.
 
     Args:
-        value: text; a list of objects with "name" and "template"; texts by name; or None.
-        where: the file, for messages.
+        value: the field: text; a list of objects with "name" and "template"; texts by name; or None.
+        where: the file, for errors.
 
     Raises:
-        DynexportError: when it is something else.
+        DynexportError: when the field is of another type.
     """
     if value is None:
         return {}
@@ -128,7 +129,7 @@ def _in_a_process(template: str, values: dict[str, Any]) -> str:
     try:
         answer = json.loads(done.stdout)
     except ValueError:
-        # Killed at a limit, in most cases before it could say so.
+        # Killed at a limit, mostly before it could report it.
         answer = {"error": f"it takes more than {SECONDS} s, or too much memory"}
     if "error" in answer:
         raise DynexportError(f"{TEMPLATE_FILE}: the chat template failed: {answer['error']:.500}")
@@ -136,7 +137,7 @@ def _in_a_process(template: str, values: dict[str, Any]) -> str:
 
 
 def _plain_messages(messages: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Copies made of JSON values, without nulls, as transformers gives them to a template."""
+    """Return copies of messages as JSON values without nulls, as transformers passes them to a template."""
     listed = checked_list("messages", messages, "messages")
     if not listed:
         raise DynexportError("messages: expected at least one, found none")

@@ -1,7 +1,7 @@
-"""Renders a chat template in a process of its own, which ``chat_template.py`` starts: a script without this package.
+"""Render a chat template in a separate process: a script, run by ``chat_template.py``, without dynexport imports.
 
-Templates come with models. Jinja's sandbox keeps them from this machine's objects; only the limits of a process keep
-them from its time and memory.
+Templates come with models and are untrusted. Jinja's sandbox limits the objects that they reach; only process limits
+bound their time and memory.
 """
 
 from __future__ import annotations
@@ -13,15 +13,15 @@ from collections.abc import Callable
 from datetime import datetime
 from typing import Any
 
-MEMORY = 1 << 30  # bytes of addresses, this process's own included
+MEMORY = 1 << 30  # bytes of address space of the whole process
 CHARACTERS = 16 << 20
 
 
 def main() -> None:
-    """Read a request as JSON from standard input, write the answer as JSON to standard output.
+    """Read a request as JSON from standard input and write the answer as JSON to standard output.
 
-    The request has ``path`` (directories to import from), ``seconds`` (of processor time), ``template`` and
-    ``variables``; the answer has ``text``, or ``error``, why there is none.
+    The request has ``path`` (directories to import from), ``seconds`` (CPU time), ``template`` and ``variables``. The
+    answer has ``text``, or ``error`` with the reason.
     """
     request = json.load(sys.stdin)
     sys.path += request["path"]
@@ -31,13 +31,13 @@ def main() -> None:
         answer = {"text": render(request["template"], request["variables"])}
     except MemoryError:
         answer = {"error": f"it takes more than {MEMORY >> 20} MiB of memory"}
-    except Exception as error:  # whatever a template comes to
+    except Exception as error:  # a template may raise anything
         answer = {"error": (str(error) or type(error).__name__)[:2000]}
     json.dump(answer, sys.stdout)
 
 
 def render(template: str, variables: dict[str, Any]) -> str:
-    """Render as transformers' ``apply_chat_template`` does."""
+    """Return the rendered text, as transformers' ``apply_chat_template`` does."""
     text: str = _environment().from_string(template).render(variables)
     if len(text) > CHARACTERS:
         raise ValueError(f"it makes more than {CHARACTERS >> 20} Mi characters")
@@ -45,14 +45,14 @@ def render(template: str, variables: dict[str, Any]) -> str:
 
 
 def used_variables(template: str) -> set[str]:
-    """Names that the template reads and does not set itself."""
+    """Return the names of variables that a template reads and does not set."""
     from jinja2.meta import find_undeclared_variables
 
     return set(find_undeclared_variables(_environment().parse(template)))
 
 
 def _environment() -> Any:
-    """The environment that transformers gives to chat templates (utils/chat_template_utils.py)."""
+    """Return the Jinja environment that transformers uses for chat templates (utils/chat_template_utils.py)."""
     from jinja2 import TemplateError
     from jinja2.ext import loopcontrols
     from jinja2.sandbox import ImmutableSandboxedEnvironment
@@ -72,7 +72,7 @@ def _environment() -> Any:
 
 
 def _generation_tag() -> type:
-    """``{% generation %}`` marks the assistant's text for training; here its body is simply rendered."""
+    """Return the extension for ``{% generation %}``, which marks training text; it only renders its body."""
     from jinja2 import nodes
     from jinja2.ext import Extension
     from jinja2.parser import Parser
@@ -92,7 +92,7 @@ def _generation_tag() -> type:
 
 
 class _Dict:
-    """Jinja's ``dict`` without the type itself."""
+    """A replacement for Jinja's global ``dict`` that does not expose the Python type."""
 
     def __call__(self, *args: Any, **kwargs: Any) -> dict[Any, Any]:
         return dict(*args, **kwargs)
@@ -102,7 +102,7 @@ class _Dict:
 
 
 def _guarded_namespace() -> Callable[..., Any]:
-    """Jinja's namespace, whose assignments bypass the sandbox's checks, without underscored names."""
+    """Return Jinja's namespace, but with underscored names refused: its assignments bypass the sandbox."""
     from jinja2.exceptions import SecurityError
     from jinja2.utils import Namespace
 
@@ -131,7 +131,7 @@ def _to_json(
     separators: tuple[str, str] | None = None,
     sort_keys: bool = False,
 ) -> str:
-    # Jinja's own filter escapes HTML, which models have never seen.
+    # Jinja's own filter escapes HTML, which models were not trained on.
     return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
 
 

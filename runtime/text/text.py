@@ -1,4 +1,4 @@
-"""Text to token ids and back: a bundle's tokenizer, its chat template, streamed text and stop strings."""
+"""Convert text to token ids and back: tokenizer, chat template, streaming detokenization and stop strings."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _SPECIAL_NAMES = (
     "cls_token",
     "mask_token",
 )
-# What transformers' clean_up_tokenization does to decoded text, in this order; a bundle's tokenizer.json has it.
+# Replacements of transformers' clean_up_tokenization, in its order; a bundle's tokenizer.json contains them.
 CLEAN_UPS = {
     " .": ".",
     " ?": "?",
@@ -37,7 +37,7 @@ CLEAN_UPS = {
     " 've": "'ve",
     " 're": "'re",
 }
-# What all of these, one after the other, may still change at the end of a text.
+# The end of a text that these replacements may still change once more text follows.
 _MAY_BE_CLEANED = re.compile(r"[ '][ 'nvr]*$")
 _REPLACEMENT = "\ufffd"
 NO_VARIABLES: Mapping[str, Any] = {}
@@ -46,14 +46,13 @@ NO_VARIABLES: Mapping[str, Any] = {}
 class Text:
     """The tokenizer and the chat template of a bundle.
 
-    Every part is optional until it is used: encoding without a tokenizer, or a chat without a template, is an
-    error that says so.
+    Both are optional: encoding without a tokenizer, or a chat without a template, raises an error.
     """
 
     def __init__(
         self, tokenizer: Tokenizer | None, config: Mapping[str, Any], chat_template: ChatTemplate | None
     ) -> None:
-        """Use ``from_files``; this takes what it has read."""
+        """Take parsed files; use ``of_bundle`` or ``from_files`` instead."""
         self._tokenizer = tokenizer
         self._chat_template = chat_template
         self._special_tokens = _special_tokens(config)
@@ -61,23 +60,23 @@ class Text:
         self._known: set[int] = set()
         self.cleans_up = bool(config.get("clean_up_tokenization_spaces"))
         if tokenizer is not None:
-            tokenizer.no_truncation()  # a stored limit would cut a long prompt without a word
+            tokenizer.no_truncation()  # a stored limit would silently cut a long prompt
             tokenizer.no_padding()
             added = tokenizer.get_added_tokens_decoder().items()
             self._special_ids = frozenset(token_id for token_id, token in added if token.special)
 
     @classmethod
     def of_bundle(cls, bundle: Bundle) -> Text:
-        """Read a bundle's tokenizer and chat template. Methods raise DynexportError where the bundle has none."""
+        """Return a bundle's tokenizer and chat template. Methods raise DynexportError if the bundle has none."""
         return cls.from_files({name: bundle.read(name) for name in TEXT_FILES if name in bundle.manifest.files})
 
     @classmethod
     def from_files(cls, files: Mapping[str, bytes]) -> Text:
-        """Build from file contents.
+        """Return a Text made from the contents of files.
 
         Args:
             files: any of ``tokenizer.json``, ``tokenizer_config.json`` and ``chat_template.jinja``, by name;
-                other names are ignored. A template in tokenizer_config.json serves where the last is absent.
+                other names are ignored. Without the last, a template in tokenizer_config.json is used.
 
         Raises:
             DynexportError: when a file is corrupt.
@@ -96,23 +95,23 @@ class Text:
 
     @property
     def has_tokenizer(self) -> bool:
-        """Whether ``encode`` and ``decode`` can be used."""
+        """Whether the bundle has a tokenizer, which ``encode`` and ``decode`` need."""
         return self._tokenizer is not None
 
     @property
     def has_chat_template(self) -> bool:
-        """Whether ``chat`` can be used."""
+        """Whether the bundle has a chat template, which ``chat`` needs."""
         return self._chat_template is not None
 
     def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
-        """Token ids of a text, never truncated.
+        """Return the token ids of a text; it is never truncated.
 
         Args:
-            text: any string that UTF-8 can hold.
-            add_special_tokens: put the begin and end tokens around it that the tokenizer asks for.
+            text: any string that UTF-8 can encode.
+            add_special_tokens: whether to add the begin and end tokens that the tokenizer defines.
 
         Raises:
-            DynexportError: without a tokenizer, or when the text is not UTF-8, or the tokenizer cannot encode it.
+            DynexportError: without a tokenizer, or when the text is not UTF-8 or cannot be encoded.
         """
         tokenizer = self._require_tokenizer()
         _check_utf8(text)
@@ -121,16 +120,19 @@ class Text:
         return ids
 
     def decode(self, ids: Sequence[int], *, skip_special_tokens: bool = True) -> str:
-        """The text of token ids; ids that the tokenizer does not know add nothing.
+        """Return the text of token ids; unknown ids are left out.
 
-        Bytes that are not UTF-8 come out as U+FFFD.
+        Bytes that are not UTF-8 become U+FFFD.
 
         Raises:
             DynexportError: without a tokenizer, or when an id is negative or not a 32-bit integer.
         """
         tokenizer = self._require_tokenizer()
-        with told_as(f"{TOKENIZER_FILE}: cannot decode token ids"):
+        try:
             text: str = tokenizer.decode(list(ids), skip_special_tokens=skip_special_tokens)
+        except BaseException:
+            with told_as(f"{TOKENIZER_FILE}: cannot decode token ids"):
+                raise
         return text
 
     def chat(
@@ -139,20 +141,20 @@ class Text:
         add_generation_prompt: bool = True,
         variables: Mapping[str, Any] = NO_VARIABLES,
     ) -> list[int]:
-        """Token ids of a conversation, rendered by the chat template; arguments and errors as ``ChatTemplate.render``.
+        """Return the token ids of a conversation; arguments and errors as for ``ChatTemplate.render``.
 
         Raises:
-            DynexportError: also without template or tokenizer.
+            DynexportError: also when the bundle has no chat template or no tokenizer.
         """
         rendered = self._require_template().render(messages, add_generation_prompt, self._special_tokens, variables)
         return self.encode(rendered, add_special_tokens=False)
 
     def unused_variables(self, names: Collection[str]) -> list[str]:
-        """Those names that the chat template does not read. Raises DynexportError where there is none, or damaged."""
+        """Return the names that the chat template does not read. Raises DynexportError if it is missing or invalid."""
         return self._require_template().unused(names)
 
     def is_silent(self, token_id: int, *, skip_special_tokens: bool = True) -> bool:
-        """Whether ``decode`` leaves this id out wherever it stands: it is special and skipped, or not known.
+        """Return whether ``decode`` always leaves this id out: it is unknown, or special and skipped.
 
         Raises:
             DynexportError: without a tokenizer, or when the id is negative or not a 32-bit integer.
@@ -160,7 +162,7 @@ class Text:
         tokenizer = self._require_tokenizer()
         if skip_special_tokens and token_id in self._special_ids:
             return True
-        if token_id in self._known:  # of those that came before, most do again
+        if token_id in self._known:  # most ids repeat, and the lookup is slower
             return False
         with told_as(f"{TOKENIZER_FILE}: cannot look up token id {token_id}"):
             found = tokenizer.id_to_token(token_id) is not None
@@ -180,22 +182,21 @@ class Text:
 
 
 class StreamDecoder:
-    """Text of a token stream, piece by piece, each piece final.
+    """A streaming detokenizer: it returns text piece by piece, and a returned piece never changes.
 
-    The pieces together are ``text.decode`` of all ids. Bytes that may still become a character are held back,
-    so a character is never emitted in halves, and so are spaces that decoding may still take away. Each push
-    decodes a short window, whatever the stream's length.
+    The pieces together equal ``text.decode`` of all ids. Bytes of an unfinished character are held back, and so are
+    spaces that clean-up may still remove. Each push decodes a short window, whatever the stream's length.
 
-    One exception: a byte-fallback tokenizer's ``decode`` turns a run of byte tokens that is not UTF-8 wholly
-    into U+FFFD, good characters included; those complete before the bad byte came stay as emitted here.
+    One exception: if a run of byte tokens is not UTF-8, ``decode`` of a byte-fallback tokenizer turns the whole run
+    into U+FFFD, valid characters included. Characters that were complete before the invalid byte stay as returned here.
     """
 
-    # An unfinished character is at most 3 bytes, so at most 3 tokens. The rest of the window is context,
-    # which metaspace tokenizers need: they drop the leading space of the first token they see.
+    # An unfinished character has at most 3 bytes, so at most 3 tokens. The rest of the window is context, which
+    # metaspace tokenizers need: they drop the leading space of the first token.
     _UNFINISHED = 3
     _CLEANED = 6  # characters that clean-up may still change
     _CONTEXT = 8
-    _WINDOW = 3 * _CONTEXT  # reached only by bytes that never become a character, and text that never gets clean
+    _WINDOW = 3 * _CONTEXT  # reached only by invalid bytes, and by text that clean-up may change without end
 
     def __init__(self, text: Text, *, skip_special_tokens: bool = True) -> None:
         """Start a stream; one decoder serves one sequence."""
@@ -209,7 +210,7 @@ class StreamDecoder:
         self._boundary = 0  # where the window will begin after it slides: between two characters
 
     def push(self, token_id: int) -> str:
-        """Take one more id; return the text that it makes final, often one word, or the empty string.
+        """Take one more id; return the text that is now final, often one word, or the empty string.
 
         Raises:
             DynexportError: as ``Text.decode``.
@@ -224,21 +225,21 @@ class StreamDecoder:
         return piece
 
     def finish(self) -> str:
-        """The text still held back, with U+FFFD for bytes that never became a character."""
+        """Return the text still held back, with U+FFFD for the bytes of an unfinished character."""
         piece = self._decoded[self._emitted :]
         self._emitted += len(piece)
         return piece
 
     def _final_length(self) -> int:
-        """How many characters of the window no later token can change."""
+        """Return the number of characters of the window that later tokens cannot change."""
         whole = len(self._decoded.rstrip(_REPLACEMENT))
         self._waiting = 0 if whole == len(self._decoded) else self._waiting + 1
-        # After too long a wait the bytes are known to be bad; only the last ones can still begin a character.
+        # After 3 more tokens the bytes are known to be invalid; only the last can still begin a character.
         final = whole if self._waiting <= self._UNFINISHED else len(self._decoded) - 1
         return final - self._uncleaned(final) if self._text.cleans_up else final
 
     def _uncleaned(self, length: int) -> int:
-        """How many of the characters up to ``length`` may go when text is cleaned up with what follows."""
+        """Return the number of characters before ``length`` that clean-up may change once more text follows."""
         ends = _MAY_BE_CLEANED.search(self._decoded[max(0, length - self._CLEANED) : length])
         return 0 if ends is None else len(ends[0])
 
@@ -260,16 +261,16 @@ class StreamDecoder:
 
 
 class StopStrings:
-    """Cuts streamed text before the first stop string, wherever the pieces are split.
+    """A filter that ends streamed text before the first stop string, however the text is split into pieces.
 
-    The first is the one that is complete first; of those that end together, the longest.
+    The first stop string is the one that is complete first; of several that end together, the longest.
 
     Attributes:
-        found: the stop string that was found; None as long as none was.
+        found: the stop string that was found, or None.
     """
 
     def __init__(self, stops: Sequence[str]) -> None:
-        """Watch for any of ``stops``; none of them means that all text passes.
+        """Watch for any of ``stops``; without stop strings, all text passes.
 
         Raises:
             DynexportError: when a stop string is empty.
@@ -284,9 +285,9 @@ class StopStrings:
         self.found: str | None = None
 
     def push(self, text: str) -> tuple[str, bool]:
-        """Take a piece; return the text that no stop string can claim any more, and whether a stop was found.
+        """Take a piece; return the text that cannot belong to a stop string, and whether a stop string was found.
 
-        After a stop was found every push returns ``("", True)``.
+        After a stop string was found, every push returns ``("", True)``.
         """
         if self.found is not None:
             return "", True
@@ -298,11 +299,11 @@ class StopStrings:
         return self._release(len(self._held) - self._undecided()), False
 
     def finish(self) -> str:
-        """The text held back as the possible start of a stop string; nothing after a stop was found."""
+        """Return the text held back as a possible start of a stop string; it is empty if one was found."""
         return self._release(len(self._held))
 
     def _undecided(self) -> int:
-        """Length of the longest end of the held text that a stop string begins with."""
+        """Return the length of the longest suffix of the held text that is a prefix of a stop string."""
         longest = max((len(stop) for stop in self._stops), default=1)
         for length in range(min(len(self._held), longest - 1), 0, -1):
             if any(stop.startswith(self._held[-length:]) for stop in self._stops):
@@ -316,7 +317,7 @@ class StopStrings:
 
 
 def _check_utf8(text: str) -> None:
-    """Raise DynexportError for half characters, as which Python keeps bytes that are no UTF-8."""
+    """Raise DynexportError for lone surrogates, which Python uses for bytes that are not UTF-8."""
     checked_kind("text", text, str, "text")
     try:
         text.encode()
@@ -327,7 +328,7 @@ def _check_utf8(text: str) -> None:
 
 
 def _special_tokens(config: Mapping[str, Any]) -> dict[str, str]:
-    """The special tokens that the config names, each given as text or as an object with "content"."""
+    """Return the special tokens of a tokenizer_config.json, each given as text or as an object with "content"."""
     tokens = {}
     for name in _SPECIAL_NAMES:
         value = config.get(name)

@@ -1,4 +1,4 @@
-"""What depth costs: every trained checkpoint's held-out loss against the layers that it runs, as table and picture.
+"""Compare the trained checkpoints: held-out loss against the mean number of layers, as a table and a picture.
 
     python samples/training/compare.py
 
@@ -31,7 +31,7 @@ ROOT = HERE.parents[1]
 RESULTS = HERE / "results.json"
 PAGES = (HERE / "README.md", ROOT / "docs" / "training.md")
 PICTURE = ROOT / "docs" / "images" / "depth-and-loss.svg"
-# Of the held-out windows, every so many: enough for differences of a hundredth.
+# Evaluate every third held-out window: enough to see loss differences of 0.01.
 STRIDE = 3
 
 Evaluate = Callable[[Checkpoint, heldout.Rows], heldout.Outcome]
@@ -39,11 +39,16 @@ Evaluate = Callable[[Checkpoint, heldout.Rows], heldout.Outcome]
 
 @dataclass(frozen=True)
 class Way:
-    """A line of the table: a checkpoint, and how it is run.
+    """A row of the table: a checkpoint and a way to run it.
 
     Attributes:
-        causal: whether a generation can run so.
-        label, color, shift: of its point in the picture.
+        name: the row's title.
+        checkpoint: the folder's name.
+        evaluate: runs the checkpoint on held-out text.
+        causal: true if generation can run this way.
+        label: the label of its point in the picture.
+        color: the color of the point.
+        shift: the label's offset from the point.
     """
 
     name: str
@@ -73,14 +78,20 @@ WAYS = (
 
 @dataclass(frozen=True)
 class Result:
-    """A line of the table in numbers.
+    """The numbers of a row of the table.
 
     Attributes:
-        depth: mean layers that a token runs in.
+        name: the row's title.
+        checkpoint: the folder's name.
+        depth: mean number of layers that a token runs.
         loss: nats per token.
-        above_dense: loss minus that of the dense model, and the standard error of this difference over windows.
-        agreement, overflow: shares, of causal routing only.
-        steps, tokens, flops: of the checkpoint's training, with that of the trunk or the teacher.
+        above_dense: the loss minus the dense model's.
+        standard_error: the standard error of ``above_dense`` over windows.
+        agreement: share of causal decisions that equal top-k's; None without causal routing.
+        overflow: share of tokens that found a cache full; None without causal routing.
+        steps: training steps, including those of the trunk or the teacher.
+        tokens: training tokens, counted in the same way.
+        flops: training operations, counted in the same way.
     """
 
     name: str
@@ -97,7 +108,7 @@ class Result:
 
 
 def results() -> list[Result]:
-    """Run everything."""
+    """Evaluate every way of running a checkpoint."""
     tokenizer = Tokenizer.from_file(str(CHECKPOINTS / "dense" / "tokenizer.json"))
     rows = text.windows(text.tokens(tokenizer, held_out=True), WINDOW)[::STRIDE].tolist()
     found: list[Result] = []
@@ -127,7 +138,7 @@ def results() -> list[Result]:
 
 
 def training(checkpoint: str) -> tuple[int, float]:
-    """Steps and operations that a checkpoint took, with those of the trunk or the teacher that it starts from."""
+    """Return a checkpoint's training steps and operations, including those of its trunk or teacher."""
     recipe = RECIPES[checkpoint]
     steps, flops = _curve_end(checkpoint)
     earlier = recipe.teacher or recipe.trunk
@@ -144,7 +155,7 @@ def _curve_end(checkpoint: str) -> tuple[int, float]:
 
 
 def table(found: list[Result]) -> str:
-    """The results in Markdown."""
+    """Return the results as a Markdown table."""
     heads = (
         "Model, and how it runs",
         "Layers per token",
@@ -165,7 +176,7 @@ def table(found: list[Result]) -> str:
 
 
 def put(page: Path, content: str) -> None:
-    """Replace what stands between a page's two marks."""
+    """Replace the text between a page's two marks."""
     before, first, rest = page.read_text().partition("<!-- table: samples/training/compare.py -->\n")
     _, last, after = rest.partition("<!-- end of table -->\n")
     assert first and last, f"{page}: expected the two marks of the table"
@@ -173,7 +184,7 @@ def put(page: Path, content: str) -> None:
 
 
 def main() -> None:
-    """Evaluate, and write everything down."""
+    """Evaluate the checkpoints and write results, tables and picture."""
     torch.set_num_threads(1)
     found = results()
     RESULTS.write_text(json.dumps([asdict(result) for result in found], indent=2) + "\n")

@@ -1,24 +1,25 @@
-"""Floating-point operations of a model whose layers run some of the tokens, counted from its matrix products."""
+"""Count the floating-point operations of a model whose layers run some of the tokens."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import Any
 
-# A backward pass multiplies twice where the forward pass multiplies once.
+# The factor of forward and backward pass: the backward pass has two products per forward product.
 TRAINING = 3
 
 
 def forward_flops(config: Any, tokens: int, ran: Sequence[int], routers: int = 0) -> int:
-    """One row's forward pass; a multiplication and its addition are two operations.
+    """Return the operations of one row's forward pass; a multiplication and its addition are two operations.
 
-    Norms, activations, softmax and rotary embedding are left out, as are products that the causal mask discards.
+    Only matrix products count: no norms, activations, softmax and rotary embedding, and no products that the causal
+    mask discards.
 
     Args:
         config: a transformers ``LlamaConfig``.
-        tokens: of the row; each one passes the head.
-        ran: for each layer, how many of the tokens run in it; they attend to each other.
-        routers: multiplications of all routers and predictors for one token.
+        tokens: number of the row's tokens; the head runs on all of them.
+        ran: per layer, the number of tokens that run in it and attend to each other.
+        routers: multiplications of all routers and predictors per token.
     """
     hidden, heads = config.hidden_size, config.num_attention_heads * config.head_dim
     keys = config.num_key_value_heads * config.head_dim

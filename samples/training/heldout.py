@@ -1,7 +1,7 @@
-"""Held-out loss and realised depth of one checkpoint, by the PyTorch reference that `dynexport verify` trusts.
+"""Measure a checkpoint's held-out loss and depth with the PyTorch reference of `dynexport verify`.
 
-Windows of held-out text, each with a prompt; the tokens after it are fed back one by one, as generated ones would be,
-and they alone count: the loss is that of what follows them, the depth the layers that they run in.
+The held-out text is split into windows, each with a prompt. The tokens after the prompt run like generated tokens, one
+by one, and only they count: the loss of their next tokens, and the number of layers that they run.
 """
 
 from __future__ import annotations
@@ -29,13 +29,13 @@ BATCH = 16
 
 @dataclass(frozen=True)
 class Outcome:
-    """What one way of running a checkpoint gives.
+    """The result of one way of running a checkpoint.
 
     Attributes:
         losses: float64 [windows], nats per token.
-        depth: mean layers that a token runs in.
-        agreement: share of the causal rule's decisions that top-k would take too; None without such a rule.
-        overflow: share of the tokens that chose a layer and found its cache full; None without such a rule.
+        depth: mean number of layers that a token runs.
+        agreement: share of the causal rule's decisions that equal top-k's; None without such a rule.
+        overflow: share of the tokens routed to a layer that found its cache full; None without such a rule.
     """
 
     losses: NDArray[np.float64]
@@ -45,7 +45,7 @@ class Outcome:
 
 
 def dense(checkpoint: Checkpoint, rows: Rows, ratio: float = 1) -> Outcome:
-    """Prompts in every layer; the tokens after them in those that Unified Skip keeps at ``ratio``, 1 for all."""
+    """Run prompts in every layer and later tokens in the layers that unified-skip keeps at ``ratio``; 1 keeps all."""
     keep = kept_layers("official", ratio, LAYERS)
     runs = unified_skip_runs(PROMPT, WINDOW, keep, LAYERS)
     reference = Reference.from_checkpoint(checkpoint)
@@ -58,14 +58,14 @@ def dense(checkpoint: Checkpoint, rows: Rows, ratio: float = 1) -> Outcome:
 
 
 def skipping(checkpoint: Checkpoint, rows: Rows) -> Outcome:
-    """At the ratio that the checkpoint's contract declares."""
+    """Run at the ratio that the checkpoint's contract declares."""
     contract = parse_contract(checkpoint.config["dynexport"], checkpoint.source)
     assert isinstance(contract, UnifiedSkip)
     return dense(checkpoint, rows, contract.speedups[0])
 
 
 def routed(checkpoint: Checkpoint, rows: Rows) -> Outcome:
-    """By the causal rule of the checkpoint's contract, prompts included."""
+    """Run by the causal rule of the checkpoint's contract, prompts included."""
     contract = _mod(checkpoint)
     losses, routes = _routed(checkpoint, rows, contract, PROMPT)
     same = [
@@ -79,14 +79,14 @@ def routed(checkpoint: Checkpoint, rows: Rows) -> Outcome:
 
 
 def routed_by_top_k(checkpoint: Checkpoint, rows: Rows) -> Outcome:
-    """By training's rule: the k largest scores of the whole window, which no generation could know."""
+    """Run by the training rule, top-k over the whole window, which generation cannot use: it is not causal."""
     contract = _mod(checkpoint).model_copy(update={"prefill": "topk"})
     losses, routes = _routed(checkpoint, rows, contract, WINDOW)
     return Outcome(losses, _depth(contract, routes))
 
 
 def radial(checkpoint: Checkpoint, rows: Rows) -> Outcome:
-    """From layer to layer as the checkpoint's routers say, prompts included."""
+    """Run along the paths that the checkpoint's routers choose, prompts included."""
     contract = parse_contract(checkpoint.config["dynexport"], checkpoint.source)
     assert isinstance(contract, Radial)
     reference = RadialReference.from_checkpoint(checkpoint, contract=contract)
@@ -128,7 +128,7 @@ def _batches(rows: Rows) -> Iterator[Rows]:
 
 
 def _loss(logits: NDArray[np.float32], row: list[int]) -> float:
-    """Mean cross-entropy of what follows the tokens after the prompt, nats."""
+    """Return the mean cross-entropy of the next tokens after the prompt, nats."""
     scores = logits[PROMPT:-1].astype(np.float64)
     most = scores.max(axis=-1, keepdims=True)
     normalizer = most[:, 0] + np.log(np.exp(scores - most).sum(axis=-1))

@@ -1,4 +1,4 @@
-"""The picture of the comparison: held-out loss against realised depth."""
+"""Draw the comparison: held-out loss against the mean number of layers."""
 
 from __future__ import annotations
 
@@ -19,11 +19,12 @@ class Point:
     """A point with its label.
 
     Attributes:
-        depth: mean layers a token.
+        label: the point's label.
+        depth: mean number of layers that a token runs.
         loss: nats per token.
-        color: of the point.
-        causal: whether a generation can run so; the others are drawn hollow and smaller.
-        shift: of the label from the point, in points of the page.
+        color: the point's color.
+        causal: true if generation can run this way; other points are hollow and smaller.
+        shift: the label's offset from the point, in typographic points.
     """
 
     label: str
@@ -35,7 +36,7 @@ class Point:
 
 
 def draw(points: Sequence[Point], layers: int, path: Path) -> None:
-    """Write an SVG that is the same, byte for byte, for the same points."""
+    """Write an SVG; equal points give equal bytes."""
     mpl.rcParams.update({"svg.hashsalt": "dynexport", "svg.fonttype": "none", "font.family": "sans-serif"})
     figure, axes = pyplot.subplots(figsize=(8.2, 4.6), layout="constrained")
     for point in points:

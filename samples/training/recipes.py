@@ -1,6 +1,6 @@
-"""What is trained: a dense model, and for the same operations models that do not run every layer for every token.
+"""The training recipes: a dense model, and models with dynamic depth for the same number of operations.
 
-A recipe is a class with a contract, what it adds to the model, and its loss; `RECIPES` names it for `train.py`.
+A recipe is a class with a contract, additional modules and a loss; `RECIPES` names it for `train.py`.
 """
 
 from __future__ import annotations
@@ -31,13 +31,13 @@ from dynexport.runtime.bundle.contract import Mod, Radial
 
 WINDOW = 256
 LAYERS = 12
-# Weight of the loss that teaches a router the causal rule. A predictor's loss touches nothing else and has weight 1.
+# Weight of the loss that trains a router's causal rule. A predictor's loss trains only the predictor and has weight 1.
 ROUTER_WEIGHT = 0.1
 PREDICTOR_WIDTH = 32
-# A prompt of a fine-tune's batch has 1 to this many tokens.
+# The largest number of prompt tokens in a fine-tuning batch; the smallest is 1.
 LONGEST_PROMPT = 128
-# Of radial networks: a router's inner size, its bias towards what it shall choose at first, the layers that a token
-# shall run on average, and the price of a layer, in nats for each that a batch's average is too high.
+# Radial Networks: a router's inner size, its initial bias towards the starting layers, the target for the mean number
+# of layers per token, and the price of a layer in nats per layer above the target.
 ROUTER_WIDTH = 32
 LEAN = 4.0
 TARGET_DEPTH = 6.5
@@ -46,12 +46,12 @@ PRICE = 0.02
 
 @dataclass(frozen=True)
 class Loss:
-    """One batch's outcome.
+    """The loss of one batch.
 
     Attributes:
-        language: mean cross-entropy of the tokens that count, nats, with gradient unless it only is to be reported.
-        auxiliary: what routing adds to it, weighted, with gradient; 0 without routers.
-        flops: of one row's forward pass.
+        language: mean cross-entropy of the tokens that count, nats; has a gradient unless it is only reported.
+        auxiliary: the weighted routing loss, with gradient; 0 without routers.
+        flops: operations of one row's forward pass.
     """
 
     language: torch.Tensor
@@ -60,13 +60,13 @@ class Loss:
 
 
 class Dense:
-    """Every token in every layer.
+    """Every token runs in every layer.
 
     Attributes:
-        contract: what ``config.json`` says under "dynexport"; None: nothing.
-        trunk: the recipe to start from, where it leaves its constant rate; None: from nothing.
-        teacher: the recipe whose checkpoint to start from and to imitate; None: none.
-        leaves_trunk: whether others start from this one.
+        contract: the object "dynexport" in ``config.json``, or None.
+        trunk: the recipe whose weights at the end of its constant rate are the start; None starts from random weights.
+        teacher: the recipe whose checkpoint is the start and the teacher, or None.
+        leaves_trunk: true if other recipes start from this one.
     """
 
     contract: dict[str, Any] | None = None
@@ -75,24 +75,24 @@ class Dense:
     leaves_trunk = True
 
     def prepare(self, model: Any) -> None:
-        """Give a new model the modules that routing needs; here, none."""
+        """Add the modules that routing needs to a new model; by default none."""
 
     def begin(self, model: Any) -> None:
-        """Look at the model as it starts; here, do nothing."""
+        """Prepare the training of a loaded model; by default nothing."""
 
     def loss(self, model: Any, ids: torch.Tensor, draw: torch.Generator) -> Loss:
-        """Forward pass over ``ids``, int64 [rows, tokens]; ``draw`` decides whatever is random."""
+        """Return the loss of ``ids``, int64 [rows, tokens]; ``draw`` is the source of randomness."""
         logits = model(ids, use_cache=False).logits
         ran = [ids.shape[1]] * model.config.num_hidden_layers
         return Loss(_next_token_loss(logits, ids), torch.zeros(()), forward_flops(model.config, ids.shape[1], ran))
 
     def tensors(self, model: Any) -> dict[str, torch.Tensor]:
-        """What to save, by the contract's names."""
+        """Return the tensors to save, under the contract's names."""
         return mod_training.contract_tensors(model)
 
 
 class MixtureOfDepths(Dense):
-    """Every other layer runs an eighth of the tokens; the causal rule is learned beside (arXiv 2404.02258)."""
+    """Every other layer runs an eighth of the tokens; an auxiliary loss trains the causal rule (arXiv 2404.02258)."""
 
     def __init__(self, rule: str, trunk: str | None = None) -> None:
         self.trunk, self.leaves_trunk = trunk, trunk is None
@@ -100,11 +100,11 @@ class MixtureOfDepths(Dense):
             "strategy": "mod",
             "routed_layers": [1, 3, 5, 7, 9, 11],
             "capacity": 0.125,
-            # A raw score of the layer's own input may grow without bound: it multiplies what it will be computed from.
+            # A raw score of the layer's input can grow without bound, as its gate multiplies the same hidden states.
             "router_input": "normed",
             "gate": "sigmoid",
             "decision": {"rule": rule},
-            # The causal rule lets about an eighth through, more in some rows than in others.
+            # The causal rule runs about an eighth of the tokens, more in some rows than in others.
             "cache": {"capacity": 0.25, "overflow": "residual"},
         }
         self._mod = Mod.model_validate(self.contract)
@@ -126,20 +126,20 @@ class MixtureOfDepths(Dense):
 
 
 class RadialNetwork(Dense):
-    """In every step a router sends each token to a layer of the pool, or out (arXiv 2404.04900)."""
+    """In every hop a router chooses each token's next layer of the pool, or the exit (arXiv 2404.04900)."""
 
     leaves_trunk = False
 
     def __init__(self, gate: str, start: Sequence[Sequence[int]]) -> None:
-        """``start``: the layers that routers lean towards, step by step; after them, exit."""
+        """Make the recipe; ``start`` has the layers that each hop's router prefers at first, then comes the exit."""
         self.contract = {
             "strategy": "radial",
             "max_steps": LAYERS,
             "min_steps": 1,
             "exit": True,
-            # Else nothing keeps a router from choosing one layer always, and training the others never.
+            # With reuse, a router could always choose one layer, and the others would get no training.
             "allow_reuse": False,
-            # A router of its own can start each step at another layer.
+            # With one router per hop, each hop can start at another layer.
             "router": {"hidden": ROUTER_WIDTH, "shared": False},
             "gate": gate,
             "cache_policy": "step",
@@ -163,9 +163,9 @@ class RadialNetwork(Dense):
 
 
 class RadialDistilled(RadialNetwork):
-    """The pool is a trained model's layers, which go on learning, with the routers, to come near that model's outcome.
+    """The pool is a trained model's layers; layers and routers are trained to match that model's outputs.
 
-    The loss is this distance and the price of depth alone; the language loss is only for the curve.
+    The loss is the distillation loss plus the price of depth; the language loss is only reported.
     """
 
     teacher = "dense"
@@ -185,18 +185,18 @@ class RadialDistilled(RadialNetwork):
 
 
 def _price(steps: list[Step]) -> torch.Tensor:
-    """What depth costs: the more, the further the batch is above the target, and below it the price is negative."""
+    """Return the price of depth, which grows with the batch's depth above the target and is negative below it."""
     depth = torch.stack([_ran(step) for step in steps]).sum(0).float().mean()
     return PRICE * (depth - TARGET_DEPTH) * expected_depth(steps)
 
 
 def _ran(step: Step) -> torch.Tensor:
-    """Which tokens ran a layer in a step, bool [rows, tokens]."""
+    """Return which tokens ran a layer in a hop, bool [rows, tokens]."""
     return (step.choice >= 0) & (step.choice < LAYERS)
 
 
 def _radial_flops(model: Any, steps: list[Step]) -> int:
-    """Of one row's forward pass, mean over rows: layers and routers for the tokens that ran in them."""
+    """Return the operations of a row's forward pass, mean over rows: layers and routers for their tokens."""
     tokens = steps[0].choice.shape[1]
     router = sum(p.numel() for p in model.base_model.radial_router.parameters()) / len(steps)
     asked = sum((step.choice >= 0).float().mean().item() for step in steps)
@@ -205,7 +205,7 @@ def _radial_flops(model: Any, steps: list[Step]) -> int:
 
 
 class UnifiedSkip(Dense):
-    """The prompt in every layer, the response in the kept ones; only the response is learned (arXiv 2404.06954)."""
+    """The prompt runs in every layer, the response in the kept ones; only the response counts (arXiv 2404.06954)."""
 
     trunk = "dense"
     leaves_trunk = False
@@ -226,7 +226,7 @@ class UnifiedSkip(Dense):
 
 @contextmanager
 def _prompt_only(model: Any, layers: list[int], prompt: int) -> Iterator[None]:
-    """Within, ``layers`` run the first ``prompt`` tokens of every row and leave the others as they are."""
+    """Make ``layers`` run only the first ``prompt`` tokens of every row; the other hidden states pass unchanged."""
 
     def of_prompt(forward: Callable[..., Any]) -> Callable[..., Any]:
         def run(hidden: Any, *, position_embeddings: Any, **others: Any) -> Any:
@@ -247,7 +247,7 @@ def _prompt_only(model: Any, layers: list[int], prompt: int) -> Iterator[None]:
 
 
 def _next_token_loss(logits: torch.Tensor, ids: torch.Tensor, start: int = 0) -> torch.Tensor:
-    """Mean cross-entropy of what follows the tokens at ``start`` and later, nats."""
+    """Return the mean cross-entropy of the next tokens from position ``start`` on, nats."""
     return cross_entropy(logits[:, start:-1].flatten(0, 1), ids[:, start + 1 :].flatten())
 
 
@@ -257,8 +257,8 @@ RECIPES: dict[str, Dense] = {
     "mod-predictor": MixtureOfDepths("predictor", trunk="mod"),
     "skip-2": UnifiedSkip(2, LAYERS),
     "skip-3": UnifiedSkip(3, LAYERS),
-    # Tokens are at once spread over the whole pool, two layers a step: what runs for nobody learns nothing.
+    # Tokens start spread over the whole pool, two layers per hop, because a layer without tokens gets no gradient.
     "radial": RadialNetwork("probability", [(step, step + 1) for step in range(0, LAYERS, 2)]),
-    # The layers as they are, and in the order that Unified Skip has at 2x.
+    # The teacher's layers, started in the order that unified-skip has at 2x.
     "radial-distilled": RadialDistilled("none", [(layer,) for layer in kept_layers("official", 2, LAYERS)]),
 }

@@ -1,4 +1,4 @@
-"""The text that the samples learn, public domain as a package ships it, and its tokenizer."""
+"""The training text of the samples, public-domain plays from a Python package, and its tokenizer."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 VOCABULARY = 1024
-# Whole plays that neither the tokenizer nor a model has seen.
+# Plays that are left out of the training of tokenizer and models.
 HELD_OUT = ("macbeth", "twelfth_night")
 
 
 def tokenizer() -> Tokenizer:
-    """A byte-level BPE, learned from the training plays; the same one every time."""
+    """Return a byte-level BPE that is trained on the training plays; the result is deterministic."""
     model = Tokenizer(models.BPE())
     model.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     model.decoder = decoders.ByteLevel()
@@ -29,13 +29,13 @@ def tokenizer() -> Tokenizer:
 
 
 def tokens(model: Tokenizer, *, held_out: bool) -> torch.Tensor:
-    """All training plays in one row, or the held-out ones: int64 [tokens]."""
+    """Return all training plays, or the held-out ones, as one sequence, int64 [tokens]."""
     ids = [model.encode(play).ids for play in _plays(held_out=held_out)]
     return torch.tensor([token for play in ids for token in play])
 
 
 def windows(stream: torch.Tensor, length: int) -> torch.Tensor:
-    """A stream cut into rows of one length, the rest left out: int64 [rows, length]."""
+    """Return a sequence split into rows of one length, int64 [rows, length]; the remainder is dropped."""
     return stream[: len(stream) // length * length].view(-1, length)
 
 

@@ -1,8 +1,8 @@
-"""Train one recipe, from nothing or from where another one leaves its constant rate, and save its checkpoint.
+"""Train one recipe, from random weights or from another recipe's weights, and save its checkpoint.
 
     python samples/training/train.py dense
 
-Every recipe spends the same floating-point operations in all. The same seed gives the same weights on one machine.
+Every recipe uses the same number of floating-point operations in total. On one machine, equal seeds give equal weights.
 """
 
 from __future__ import annotations
@@ -30,15 +30,15 @@ TRUNKS = HERE.parents[1] / "build" / "training"
 SEED = 0
 ROWS = 8
 DENSE_STEPS = 1200
-# The rate is constant up to here, a share of the budget, and then falls to 0. A fine-tune starts here, and what is
-# distilled from a finished model spends as much as a fine-tune on top.
+# The share of the budget after which the learning rate falls from its constant value to 0. Fine-tuning starts here. A
+# distillation from a finished model has the budget of a fine-tuning on top.
 DECAY = 0.75
 RATE, WARM_UP_STEPS, WEIGHT_DECAY, CLIP = 5e-3, 30, 0.1, 1.0
 REPORT_STEPS = 20
 
 
 def config() -> LlamaConfig:
-    """1.3 million parameters, many thin layers."""
+    """Return the configuration of the models: 1.3 million parameters in many thin layers."""
     return LlamaConfig(
         vocab_size=text.VOCABULARY,
         hidden_size=96,
@@ -54,32 +54,35 @@ def config() -> LlamaConfig:
 
 
 def budget() -> int:
-    """Operations of a whole training, trunk included: what ``DENSE_STEPS`` of the dense recipe take."""
+    """Return the operations of a whole training, trunk included: those of ``DENSE_STEPS`` dense steps."""
     model = config()
     row = forward_flops(model, WINDOW, [WINDOW] * model.num_hidden_layers)
     return DENSE_STEPS * ROWS * TRAINING * row
 
 
 def before(recipe: Dense) -> float:
-    """What was spent on the weights that a recipe starts from, as a share of the budget."""
+    """Return the operations spent on the weights that a recipe starts from, as a share of the budget."""
     return 1.0 if recipe.teacher else DECAY if recipe.trunk else 0.0
 
 
 def learning_rate(left: float, step: int) -> float:
-    """The rate when ``left`` is what remains to be spent, as a share of the budget."""
+    """Return the learning rate when ``left`` of the budget, as a share, remains."""
     return RATE * min(1.0, (step + 1) / WARM_UP_STEPS) * min(1.0, left / (1 - DECAY))
 
 
 def train(recipe: Dense, model: Any, stream: torch.Tensor, trunk: Path) -> list[dict[str, float]]:
-    """Spend what the recipe may on random windows of ``stream``.
+    """Train a model on random windows of ``stream`` until the recipe's budget is used.
 
     Args:
-        trunk: where to save the weights at the end of the constant rate, if the recipe leaves a trunk.
+        recipe: the recipe.
+        model: the model to train, in place.
+        stream: the training text, int64 [tokens].
+        trunk: the file for the weights at the end of the constant rate, if the recipe leaves a trunk.
 
     Returns:
-        The loss curve, a row for every few steps.
+        The loss curve, one row per ``REPORT_STEPS`` steps.
     """
-    # Whoever starts from another recipe's weights sees other windows.
+    # A recipe that starts from another one's weights draws other windows.
     draw = torch.Generator().manual_seed(SEED + bool(recipe.trunk or recipe.teacher))
     optimizer = torch.optim.AdamW(model.parameters(), betas=(0.9, 0.95), weight_decay=WEIGHT_DECAY)
     spent = before(recipe) * budget()
@@ -110,7 +113,7 @@ def train(recipe: Dense, model: Any, stream: torch.Tensor, trunk: Path) -> list[
 
 
 def save(directory: Path, recipe: Dense, model: Any, tokenizer: Tokenizer, curve: list[dict[str, float]]) -> None:
-    """Write what a Hugging Face checkpoint has, in float16, with the routing contract and the loss curve."""
+    """Write a Hugging Face checkpoint in float16, with the routing contract and the loss curve."""
     directory.mkdir(parents=True, exist_ok=True)
     half = {name: tensor.to(torch.float16) for name, tensor in recipe.tensors(model).items()}
     save_file(half, directory / "model.safetensors", metadata={"format": "pt"})
@@ -126,7 +129,7 @@ def save(directory: Path, recipe: Dense, model: Any, tokenizer: Tokenizer, curve
 
 
 def start_of(name: str) -> Path | None:
-    """The weights that a recipe starts from; None: from nothing."""
+    """Return the file of the weights that a recipe starts from; None for random weights."""
     recipe = RECIPES[name]
     if recipe.teacher:
         return CHECKPOINTS / recipe.teacher / "model.safetensors"
@@ -144,7 +147,7 @@ def main() -> None:
     parser.add_argument("recipe", choices=sorted(RECIPES))
     name: str = parser.parse_args().recipe
     recipe = RECIPES[name]
-    torch.set_num_threads(1)  # more get into the way of each other at these sizes
+    torch.set_num_threads(1)  # more threads are slower at these sizes
     torch.manual_seed(SEED)
     tokenizer = text.tokenizer()
     model = LlamaForCausalLM._from_config(config(), attn_implementation="sdpa")

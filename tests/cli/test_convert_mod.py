@@ -252,7 +252,7 @@ def test_bad_arguments(tmp_path: Path, arguments: list[str], expected: str) -> N
 def test_what_to_do_where_nothing_says_which_layers_are_routed(tmp_path: Path) -> None:
     for case, advice in (
         ("mod-router", "the checkpoint has routers in layers [1, 3]: --set 'routed_layers=[1, 3]'"),
-        ("dense", "has no tensor model.layers.{i}.mod_router.weight either: give it routers, or name the code"),
+        ("dense", "has no tensor model.layers.{i}.mod_router.weight either: add routers, or name the code"),
     ):
         model = checkpoint(tmp_path / case, case, dynexport=None)
         message = error_of(dynexport("convert", model, "--strategy", "mod", "-o", tmp_path / "bundle"))

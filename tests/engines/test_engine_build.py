@@ -354,7 +354,7 @@ def doubling_model(*, has_body: bool) -> onnx.ModelProto:
         ("import os\ndef register(trt): os.abort()", r"the builder ended by signal SIGABRT$"),
         (
             "import os, signal\ndef register(trt): os.kill(os.getpid(), signal.SIGKILL)",
-            "killed, most likely for want of",
+            "killed, most likely out of memory",
         ),
         (
             "import os, sys\ndef register(trt): print('gone', file=sys.stderr); os._exit(3)",

@@ -89,7 +89,7 @@ def test_the_library_without_its_plain_name(
     (tmp_path / "libtensorrt_rtx.so").unlink()
     cure = f"ln -s libtensorrt_rtx.so.1 {tmp_path}/libtensorrt_rtx.so"
     (fault,) = faults(rtx_backend, NoGpu("no driver"), monkeypatch)
-    assert "its wheel has no libtensorrt_rtx.so, for which the ONNX parser looks" in fault and f"cure: {cure}" in fault
+    assert "its wheel has no libtensorrt_rtx.so, for which the ONNX parser looks" in fault and f"fix: {cure}" in fault
     monkeypatch.setattr(plain_library, "problem", lambda: "it was imported too early")
     assert faults(rtx_backend, NoGpu("no driver"), monkeypatch) == ["it was imported too early"]
 

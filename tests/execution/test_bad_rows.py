@@ -77,7 +77,7 @@ WRONG: dict[str, tuple[Callable[[At], Any], str]] = {
     "truncate another row": (lambda at: at.cache.truncate(0, at.other), "cache: row 0: expected a mark of its own"),
     "truncate to an earlier text": (
         lambda at: at.cache.truncate(0, at.earlier),
-        "cache: row 0: expected a mark of this text, found one of an earlier one",
+        "cache: row 0: expected a mark of this text, found one of an earlier text",
     ),
     "truncate to none": (lambda at: at.cache.truncate(0, None), "mark: expected one of KvCache.mark, found None"),
     "truncate to a number": (lambda at: at.cache.truncate(0, 3), "mark: expected one of KvCache.mark, found 3"),
@@ -172,13 +172,15 @@ def test_a_mark_that_was_cut_off_stays_none_when_the_row_has_grown_past_it() -> 
     cache = at.grown()
     later = cache.mark(0)
     for wrong in (lambda: cache.truncate(0, at.beyond), lambda: cache.copy_prefix(at.beyond, 2)):
-        with pytest.raises(DynexportError, match="expected a mark within its 7 tokens, found one after 5; it was cut"):
+        with pytest.raises(
+            DynexportError, match="expected a mark within its 7 tokens, found one after 5; the row was truncated"
+        ):
             wrong()
     cache.truncate(0, later)
     cache.copy_prefix(at.mine, 2)
     cache.truncate(0, at.mine)
     assert cache.positions.tolist() == [3, 2, 3, 0]
-    with pytest.raises(DynexportError, match="it was cut back since"):
+    with pytest.raises(DynexportError, match="the row was truncated since"):
         cache.truncate(0, later)
 
 
@@ -195,7 +197,7 @@ def test_rows_released_twice_and_used_after_it() -> None:
         with pytest.raises(DynexportError, match=r"^cache: row 1: expected one that is acquired, found it free$"):
             wrong()
     assert at.state() == before and at.cache.acquire(2) == [1, 3] and not at.cache.positions[[1, 3]].any()
-    with pytest.raises(DynexportError, match="expected a mark of this text, found one of an earlier one"):
+    with pytest.raises(DynexportError, match="expected a mark of this text, found one of an earlier text"):
         at.cache.copy_prefix(at.other, 2)
 
 
@@ -205,7 +207,10 @@ def test_a_prefix_that_top_k_decided_is_not_copied(tmp_path: Path) -> None:
     cache = run.full_cache(2, CONTEXT)
     run.run(cache, Batch([0], [[1, 2, 3]], "prompt", run.manifest.full))
     mark = cache.mark(0)
-    with pytest.raises(DynexportError, match=r"^cache: expected a prefix whose tokens ran whatever .* top-k .* again$"):
+    with pytest.raises(
+        DynexportError,
+        match=r"^cache: expected a prefix that does not depend on the tokens after it, .* top-k .* again$",
+    ):
         cache.copy_prefix(mark, 1)
     assert cache.positions.tolist() == [3, 0]
     run.run(cache, Batch([0], [[4]], "decode", run.manifest.full))

@@ -25,7 +25,11 @@ def convert_once(saved_model: Callable[[str], Path], tmp_path_factory: pytest.Te
 
     @cache
     def make(
-        family: str = "llama", strategy: str = "unified-skip", static: bool = False, precision: str = "fp32"
+        family: str = "llama",
+        strategy: str = "unified-skip",
+        static: bool = False,
+        precision: str = "fp32",
+        target: str = "onnxruntime",
     ) -> Bundle:
         output = tmp_path_factory.mktemp("bundle") / "bundle"
         speedups = (2.0,) if strategy == "unified-skip" else ()
@@ -36,6 +40,7 @@ def convert_once(saved_model: Callable[[str], Path], tmp_path_factory: pytest.Te
             speedups=speedups,
             static=static,
             precision=precision,  # type: ignore[arg-type]
+            target=target,
         )
         return Bundle.open(output)
 

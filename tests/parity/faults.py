@@ -196,7 +196,7 @@ def _(copy: Planted, patch: Patch) -> None:
     copy.weight("model.layers.1.self_attn.qkv_proj.weight", exchange)
 
 
-@fault("one number of a weight is another", "long", read=False, run="golden/full/1")
+@fault("one value of a weight is changed", "long", read=False, run="golden/full/1")
 def _(copy: Planted, patch: Patch) -> None:
     copy.weight("model.layers.3.mlp.down_proj.weight", lambda values: values.__setitem__((3, 3), 5.0))
 
@@ -249,7 +249,7 @@ def _(copy: Planted, patch: Patch) -> None:
         graph.bypass(graph.behind("hidden_states.embedding"))
 
 
-@fault("a window stands in the layer beside its own", "gemma2", read=True, run="golden/full/1")
+@fault("a window is in the neighbouring layer", "gemma2", read=True, run="golden/full/1")
 def _(copy: Planted, patch: Patch) -> None:
     with copy.graph() as graph:
         one, two = (graph.node("GroupQueryAttention", f"layers.{layer}/") for layer in (0, 1))
@@ -352,7 +352,7 @@ def _(copy: Planted, patch: Patch) -> None:
     patch.setattr(Executor, "step", all_live)
 
 
-@fault("a request's entries are left to the next", "skip", read=False, run="ratio_change/full")
+@fault("a request's entries stay in the cache for the next", "skip", read=False, run="ratio_change/full")
 def _(copy: Planted, patch: Patch) -> None:
     def incomplete(self: KvCache, row: int) -> None:
         self.positions[row], self.lengths[:, row] = 1, 0
@@ -388,7 +388,7 @@ def _(copy: Planted, patch: Patch) -> None:
         tensors["full.33"] = tensors["full.33"][:1]
 
 
-@fault("a golden row's tokens are none", "skip", read=False, run="refused")
+@fault("a golden row has no tokens", "skip", read=False, run="refused")
 def _(copy: Planted, patch: Patch) -> None:
     with copy.golden() as tensors:
         tensors["tokens"] = tensors["tokens"][:0]
@@ -426,7 +426,7 @@ def _(copy: Planted, patch: Patch) -> None:
         graph.change_number(_decision(graph, 3), 1, 0.55)
 
 
-@fault("margins are told of another threshold", "mod", read=True, run=None)
+@fault("margins are computed with another threshold", "mod", read=True, run=None)
 def _(copy: Planted, patch: Patch) -> None:
     copy.weight("route_thresholds", lambda values: np.add(values, 0.1, out=values))
 
@@ -518,7 +518,7 @@ def _(copy: Planted, patch: Patch) -> None:
     copy.weight("inverse_frequencies", lambda values: np.divide(values, 2, out=values), "embedding")
 
 
-@fault("an entry's step is not looked at", "radial-layer", read=False, run="routes/golden/full/1")
+@fault("an entry's hop is ignored", "radial-layer", read=False, run="routes/golden/full/1")
 def _(copy: Planted, patch: Patch) -> None:
     with copy.graph("attention") as graph:
         node = next(node for node in graph.nodes("LessOrEqual") if "step" in node.input)

@@ -179,7 +179,7 @@ def test_progress_counts_every_pass(router: Bundle) -> None:
         ({"target_rate": 1.01}, "target_rate: expected 0 < target_rate <= 1, found 1.01"),
         ({"target_rate": float("nan")}, "target_rate: expected 0 < target_rate <= 1, found nan"),
         ({"window": 0}, r"window: expected 1\.\.256, found 0"),
-        ({"window": 257}, "window: expected at most 256 tokens, as many as a routed layer's cache holds"),
+        ({"window": 257}, "window: expected at most 256 tokens, the capacity of a routed layer's cache"),
         ({"window": 100, "max_tokens": 99}, "max_tokens: expected at least one window of 100, found 99"),
         (
             {"window": 250, "max_tokens": 10**6, "ids": [1] * 249},
@@ -199,11 +199,11 @@ def test_sizes_out_of_range(router: Bundle, options: dict[str, Any], message: st
 @pytest.mark.parametrize(
     ("case", "fields", "message"),
     [
-        ("dense", {}, "strategy: expected mod, whose routers have thresholds, found dense"),
-        ("skip-2x", {}, "strategy: expected mod, whose routers have thresholds, found unified-skip"),
+        ("dense", {}, "strategy: expected one whose routers have thresholds to calibrate, found dense"),
+        ("skip-2x", {}, "strategy: expected one whose routers have thresholds to calibrate, found unified-skip"),
         ("mod-always", {}, "decision.rule: expected router or predictor, found always, which has no threshold"),
-        ("mod-predictor-normed", {"thresholds": {3: 1e9}}, "layer 3: expected a threshold near 0..1 to measure"),
-        ("mod-router", {"cache": {"capacity": 0.1}}, "window: expected at most 26 tokens, as many as a routed"),
+        ("mod-predictor-normed", {"thresholds": {3: 1e9}}, "layer 3: expected a predictor's threshold in -1..2"),
+        ("mod-router", {"cache": {"capacity": 0.1}}, "window: expected at most 26 tokens, the capacity of a routed"),
     ],
 )
 def test_bundles_that_cannot_be_calibrated(tmp_path: Path, case: str, fields: dict[str, Any], message: str) -> None:

@@ -384,7 +384,7 @@ class TestChat:
 
     @pytest.mark.parametrize("name", ["messages", "add_generation_prompt"])
     def test_variables_that_are_ours(self, name: str) -> None:
-        with pytest.raises(DynexportError, match=f"template variable {name}: expected another one"):
+        with pytest.raises(DynexportError, match=f"template variable {name}: expected another name"):
             ChatTemplate({"default": "x"}).render([{"role": "user", "content": "hi"}], True, {}, {name: []})
 
     @pytest.mark.parametrize(

@@ -254,10 +254,10 @@ REFUSED_OPTIONS: dict[str, tuple[str, list[object], str]] = {
     "no room": ("radial-step", ["--single-graph", "--layer-capacity", 0], "above 0 and up to 1, found 0"),
     "too much room": ("radial-step", ["--single-graph", "--layer-capacity", 1.5], "above 0 and up to 1, found 1.5"),
     "no number": ("radial-step", ["--single-graph", "--layer-capacity", "nan"], "above 0 and up to 1, found nan"),
-    "mod": ("mod-router", ["--single-graph"], "--single-graph: expected with --strategy radial, found mod"),
-    "dense": ("dense", ["--single-graph"], "--single-graph: expected with --strategy radial, found dense"),
+    "mod": ("mod-router", ["--single-graph"], "--single-graph: expected a strategy that has such a graph, found mod"),
+    "dense": ("dense", ["--single-graph"], "--single-graph: expected a strategy that has such a graph, found dense"),
     "both": ("radial-step", ["--single-graph", "--static"], "--static: expected without --single-graph"),
-    "static": ("radial-step", ["--static"], "found radial; for a static graph of that give --single-graph"),
+    "static": ("radial-step", ["--static"], "found radial; for a static graph of radial give --single-graph"),
 }
 
 

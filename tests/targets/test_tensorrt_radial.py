@@ -182,7 +182,7 @@ REFUSED: dict[str, tuple[str, list[object], str]] = {
         "expected 1 for batches.*found 0.5; give --max-batch 1",
     ),
     "long prompts": ("radial-step", ["--max-prompt", 5000], "max_prompt: expected 1"),
-    "static": ("radial-step", ["--static"], "for a static graph of that give --single-graph"),
+    "static": ("radial-step", ["--static"], "for a static graph of radial give --single-graph"),
 }
 
 

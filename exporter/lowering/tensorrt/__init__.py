@@ -1,1 +1,1 @@
-"""Lower the graph's modules to what TensorRT and TensorRT-RTX take."""
+"""Lower the graph's modules to operators that TensorRT and TensorRT-RTX accept."""

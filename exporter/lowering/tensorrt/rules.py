@@ -1,4 +1,4 @@
-"""What TensorRT does not take, looked for in the finished graph, so that no build has to fail for it.
+"""Check a finished graph for operators that TensorRT refuses, before an engine is built.
 
 Every rule was measured with TensorRT-RTX 1.7 (docs/tensorrt.md, "The lowering"); builds in the tests confirm the list.
 """
@@ -10,7 +10,7 @@ import onnx_ir as ir
 from dynexport.exporter.lowering.target import BrokenGraph
 from dynexport.plugins.schema import DOMAIN
 
-# Operators of the standard that these graphs use; those whose shapes follow from values are not among them.
+# ONNX operators that these graphs use; none has a result whose shape depends on values.
 _ACCEPTED = frozenset(
     {"Abs", "Add", "And", "Attention", "Cast", "Concat", "Constant", "Cos", "CumSum", "DequantizeLinear", "Div"}
     | {"Equal", "Expand", "Gather", "GatherElements", "GatherND", "Gelu", "Greater", "GreaterOrEqual", "Identity", "If"}
@@ -23,7 +23,7 @@ _FLOATS = (ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
 
 
 def check_accepted(graph: ir.Graph) -> None:
-    """Raise BrokenGraph for a node that TensorRT refuses, or would run otherwise than the standard says."""
+    """Raise BrokenGraph for a node that TensorRT refuses, or computes differently from the ONNX standard."""
     for node in graph.all_nodes():
         if node.domain == DOMAIN:
             continue
@@ -42,7 +42,7 @@ def check_accepted(graph: ir.Graph) -> None:
 
 
 def _check_append(graph: ir.Graph, node: ir.Node) -> None:
-    """The engine updates a cache in place, so it has to be the run's own, of a size that is known."""
+    """Check a cache update: the engine does it in place, so the cache must be a graph input of fixed size."""
     cache, result = node.inputs[0], node.outputs[0]
     if cache not in graph.inputs or result not in graph.outputs:
         raise _broken(node, "expected an input of the graph for the cache and an output for the result")

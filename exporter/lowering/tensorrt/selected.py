@@ -1,5 +1,4 @@
-"""TensorRT's lowering of a layer that stands for a whole pool: its weights are those of all, stacked, and every row
-takes those of the layer that it chose.
+"""TensorRT lowering of one layer that stands for a pool: weights are stacked, and each row selects a layer's.
 
 Rows have one token each: activations are [B, 1, ..].
 """
@@ -19,16 +18,16 @@ from dynexport.plugins.graph import selected_matmul
 
 
 class SelectedLayer(TensorRT):
-    """Products by SelectedMatMul, which reads the chosen matrices alone; vectors are small, and gathered.
+    """A TensorRT target for a pool layer: SelectedMatMul reads only the chosen matrices; vectors are gathered.
 
-    ``choose`` comes before whatever is to be lowered.
+    Call ``choose`` before anything is lowered.
 
     Attributes:
-        layer: int64 [B], that of every row; any where a row has none.
+        layer: int64 [B], the layer of every row; 0 for a row that runs in none.
 
     Args:
-        target: of everything else in the graph.
-        layers: of the pool.
+        target: the target of the rest of the graph.
+        layers: number of layers in the pool.
     """
 
     def __init__(self, target: Target, layers: int) -> None:
@@ -40,10 +39,12 @@ class SelectedLayer(TensorRT):
         self._ones: dict[int, ir.Value] = {}
 
     def choose(self, op: Any, index: ir.Value) -> None:
-        """Say which layer every row takes from here on.
+        """Set the layer of every row for the operators that follow.
 
         Args:
-            index: int64 [B], -1 for a row that runs in none; what it gets has no meaning, and costs no matrix.
+            op: builder of the graph.
+            index: int64 [B], -1 for a row that runs in none. The results of such a row are undefined, and no matrix
+                is read for it.
         """
         self._index, self.layer = index, op.Max(index, 0)
 
@@ -58,7 +59,7 @@ class SelectedLayer(TensorRT):
         return op.Unsqueeze(op.Gather(stored, self.layer), [1])
 
     def norm(self, op: Any, x: ir.Value, weight: ir.Value, bias: ir.Value | None, epsilon: float) -> ir.Value:
-        """The standard's norms take one weight for all rows; so they get ones, and each row's own comes after."""
+        """Normalise with a weight of ones, then scale each row by its layer's weight; ONNX norms take one weight."""
         assert x.shape is not None
         between = [*range(1, len(x.shape) - 1)]
         wide = cast(op, x, ir.DataType.FLOAT)
@@ -70,7 +71,7 @@ class SelectedLayer(TensorRT):
         return cast(op, scaled, x.dtype)
 
     def _ones_of(self, op: Any, weight: ir.Value) -> ir.Value:
-        """float32 [features] of ones, once for the graph."""
+        """Return the constant float32 [features] of ones; the graph has it once per size."""
         assert weight.shape is not None
         features = weight.shape[1]
         assert isinstance(features, int)

@@ -1,4 +1,4 @@
-"""TensorRT: strongly typed operators of opset 24, over caches of a fixed size that TensorScatter updates in place.
+"""Lowering for TensorRT: strongly typed operators of opset 24, over fixed-size caches that TensorScatter updates.
 
 The same file runs on ONNX Runtime. Why these operators: docs/tensorrt.md, "The lowering".
 """
@@ -23,13 +23,13 @@ from dynexport.runtime.bundle.manifest import Precision, Profile, TargetName
 OPSET = 24
 MAX_BATCH, MAX_PROMPT = 8, 1024
 _MOST_ROWS = 1 << 16
-# What a TopK layer chooses at most.
+# Largest k of TensorRT's TopK.
 TOP_K_LIMIT = 3840
-# Rows of logits that a prompt's run gives at most: each is a float32 of the whole vocabulary, for every row of a batch.
+# Most logits per row in one prefill call: each takes float32 [vocabulary] for every batch row.
 _LOGITS = 16
-# Of these the largest that divides a row.
+# Block sizes of int4; the largest that divides a row is used.
 _BLOCK_SIZES = (128, 64, 32)
-# Added to the score of an entry that a token may not see. Finite in float16, and so is its sum with any score.
+# Added to the score of a masked entry. It is finite in float16, and so is its sum with any score.
 _HIDDEN = -3e4
 _ACTIVATIONS: dict[Precision, ir.DataType] = {
     "fp32": ir.DataType.FLOAT,
@@ -41,13 +41,15 @@ _ACTIVATIONS: dict[Precision, ir.DataType] = {
 
 
 class TensorRT(Target):
-    """Products, hidden states and caches in the precision's type; statistics, routers and logits in float32.
+    """The TensorRT target: products, hidden states and caches in the precision's type, the rest in float32.
+
+    Statistics, routers and logits are float32.
 
     Args:
-        precision: fp32, fp16, bf16; or int8, int4: of the weights only, the rest is fp16.
-        max_batch: rows that engines are built for.
-        max_prompt: tokens that a prompt's run takes; None for the context, at most ``MAX_PROMPT``.
-        plugins: call operators of our own (docs/plugins.md), where the standard's have limits.
+        precision: fp32, fp16 or bf16; or int8 or int4 for the weights, with fp16 activations.
+        max_batch: most batch rows of an engine.
+        max_prompt: most prompt tokens per row in one call; None: the context, at most ``MAX_PROMPT``.
+        plugins: use dynexport's custom operators (docs/plugins.md) where those of TensorRT have limits.
     """
 
     name: TargetName = "tensorrt"
@@ -69,7 +71,7 @@ class TensorRT(Target):
         self.top_k_limit = None if plugins else TOP_K_LIMIT
         self.appends_once, self.shares_of_batches = not plugins, max_batch == 1
 
-    # What engines are built for
+    # Optimization profiles
 
     def longest_prompt(self, max_length: int) -> int:
         if self.max_prompt is None:
@@ -90,7 +92,7 @@ class TensorRT(Target):
         )
 
     def _ranges(self, plan: GraphPlan, tokens: int) -> dict[str, tuple[int, int, int]]:
-        """(least, usual, most) of every dimension, in a run that takes at most so many tokens of a row."""
+        """Return (min, opt, max) of every dimension, for calls of at most ``tokens`` tokens per row."""
         rows, logits = self.max_batch, tokens if plan.whole_prompts else min(tokens, _LOGITS)
         ranges: dict[Dimension, tuple[int, int, int]] = {
             "rows": (1, 1, rows),
@@ -120,7 +122,7 @@ class TensorRT(Target):
         return Plain(self.activations)
 
     def matmul(self, op: Any, x: ir.Value, weight: StoredWeight) -> ir.Value:
-        """In the type that the weight has: a router's is float32 whatever the hidden states are."""
+        """Multiply in the weight's type; a router's is float32 for any type of hidden states."""
         storage = weight.storage
         if isinstance(storage, Dequantized):
             parts = (weight.parts["_quantized"], weight.parts["_scales"])
@@ -135,10 +137,10 @@ class TensorRT(Target):
     def gather_rows(self, op: Any, indices: ir.Value, weight: StoredWeight) -> ir.Value:
         return op.Gather(weight.parts[""], indices)
 
-    # Element by element, and over features
+    # Elementwise operators and norms
 
     def norm(self, op: Any, x: ir.Value, weight: ir.Value, bias: ir.Value | None, epsilon: float) -> ir.Value:
-        """In the type that it came in: a router's stays float32."""
+        """Normalise in float32 and return the type of x; a router's input stays float32."""
         wide = cast(op, x, ir.DataType.FLOAT)
         if bias is None:
             normed = op.RMSNormalization(wide, weight, axis=-1, epsilon=epsilon)
@@ -198,8 +200,10 @@ class TensorRT(Target):
         return _side_by_side(op, found, inputs.heads), present_key, present_value
 
     def attention_of_one(self, op: Any, inputs: AttentionInputs) -> tuple[ir.Value, ir.Value, ir.Value]:
-        """Written out, for Attention cannot stand in an ``If``, and neither can what it would attend to: the cache with
-        the token appended. So the cache and the token are attended to side by side."""
+        """Attend to the cache and to the token's own entry, written out in single operators.
+
+        TensorRT allows neither Attention nor an append to a cache inside an ``If``.
+        """
         query, key, value = _apart(op, inputs)
         assert inputs.past_key.shape is not None
         _, _, slots, head_dim = inputs.past_key.shape
@@ -222,7 +226,7 @@ class TensorRT(Target):
         return op.TensorScatter(past, _by_head(op, new, past), cache_length, axis=-2)
 
     def append_positions(self, op: Any, past: ir.Value, new: ir.Value, cache_length: ir.Value) -> ir.Value:
-        """Each slot for itself: TensorScatter takes floats of four dimensions only."""
+        """Append positions with GatherElements; TensorRT's TensorScatter takes float tensors of rank 4 only."""
         assert past.shape is not None
         last = op.Sub(op.Shape(new, start=1, end=2), 1)
         place = op.Sub(op.Range(0, past.shape[1], 1), op.Unsqueeze(cache_length, [1]))
@@ -232,7 +236,7 @@ class TensorRT(Target):
 
 
 def _apart(op: Any, inputs: AttentionInputs) -> tuple[ir.Value, ir.Value, ir.Value]:
-    """query, key and value, which may come packed."""
+    """Return query, key and value; packed ones are split."""
     if inputs.key is not None and inputs.value is not None:
         return inputs.query, inputs.key, inputs.value
     assert inputs.past_key.shape is not None
@@ -243,7 +247,7 @@ def _apart(op: Any, inputs: AttentionInputs) -> tuple[ir.Value, ir.Value, ir.Val
 
 
 def _by_head(op: Any, x: ir.Value, cache: ir.Value, heads: int | None = None) -> ir.Value:
-    """[B, S, heads * head_dim] -> [B, heads, S, head_dim], with as many heads as a cache unless told otherwise."""
+    """Split heads: [B, S, heads * head_dim] -> [B, heads, S, head_dim]; ``heads`` defaults to the cache's."""
     assert cache.shape is not None
     _, kv_heads, _, head_dim = cache.shape
     split = op.Reshape(x, [0, 0, heads or kv_heads, head_dim])
@@ -251,32 +255,32 @@ def _by_head(op: Any, x: ir.Value, cache: ir.Value, heads: int | None = None) ->
 
 
 def _side_by_side(op: Any, x: ir.Value, heads: int) -> ir.Value:
-    """[B, heads, S, head_dim] -> [B, S, heads * head_dim]."""
+    """Merge heads: [B, heads, S, head_dim] -> [B, S, heads * head_dim]."""
     assert x.shape is not None
     return op.Reshape(op.Transpose(x, perm=[0, 2, 1, 3]), [0, 0, heads * x.shape[3]])
 
 
 def _slots(op: Any, cache: ir.Value) -> ir.Value:
-    """int64 [M], 0, 1, 2, .."""
+    """Return the slot numbers 0, 1, 2, .., int64 [M]."""
     assert cache.shape is not None
     return op.Range(0, cache.shape[2], 1)
 
 
 def _seen(op: Any, query: ir.Value, inputs: AttentionInputs) -> ir.Value:
-    """bool [B, 1, S, M]: an entry is seen by its own token, and by all that come after it."""
+    """Return the causal mask, bool [B, 1, S, M]: True where a token attends to an entry."""
     tokens = op.Range(0, op.Squeeze(op.Shape(query, start=2, end=3), [0]), 1)
     own = op.Add(op.Unsqueeze(inputs.cache_length, [1]), tokens)
     return op.LessOrEqual(_slots(op, inputs.past_key), op.Unsqueeze(own, [1, 3]))
 
 
 def _added(op: Any, seen: ir.Value, bias: ir.Value | None) -> ir.Value:
-    """float32, what is added to scores so that only entries that may be seen count."""
+    """Return the mask and the bias as one float32 term to add to the scores."""
     shown = 0.0 if bias is None else op.Max(bias, _HIDDEN)
     return op.Where(seen, shown, _HIDDEN)
 
 
 def _scores(op: Any, query: ir.Value, key: ir.Value, inputs: AttentionInputs) -> ir.Value:
-    """float32 [B, heads, S, M] for query [B, heads, S, head_dim] and key [B, kv_heads, M, head_dim]."""
+    """Return scores float32 [B, heads, S, M] of query [B, heads, S, head_dim] and key [B, kv_heads, M, head_dim]."""
     products = op.MatMul(_by_group(op, query, key), op.Transpose(key, perm=[0, 1, 3, 2]))
     scores = op.Mul(_by_single_head(op, cast(op, products, ir.DataType.FLOAT), query), inputs.scale)
     cap = inputs.softcap
@@ -284,20 +288,24 @@ def _scores(op: Any, query: ir.Value, key: ir.Value, inputs: AttentionInputs) ->
 
 
 def _weighted(op: Any, chances: ir.Value, value: ir.Value) -> ir.Value:
-    """[B, heads, S, head_dim] for chances float32 [B, heads, S, M] and value [B, kv_heads, M, head_dim]."""
+    """Weight values by probabilities: float32 [B, heads, S, M] and [B, kv_heads, M, head_dim].
+
+    Returns:
+        float [B, heads, S, head_dim].
+    """
     assert value.dtype is not None
     found = op.MatMul(_by_group(op, cast(op, chances, value.dtype), value), value)
     return _by_single_head(op, found, chances)
 
 
 def _by_group(op: Any, x: ir.Value, entries: ir.Value) -> ir.Value:
-    """[B, heads, S, n] -> [B, kv_heads, heads / kv_heads * S, n]: heads that share a key stand side by side."""
+    """Group the heads that share a key: [B, heads, S, n] -> [B, kv_heads, heads / kv_heads * S, n]."""
     assert entries.shape is not None and x.shape is not None
     return op.Reshape(x, [0, entries.shape[1], -1, x.shape[3]])
 
 
 def _by_single_head(op: Any, x: ir.Value, like: ir.Value) -> ir.Value:
-    """The reverse, with the heads of another value."""
+    """Undo ``_by_group``; the number of heads is that of ``like``."""
     assert like.shape is not None and x.shape is not None
     return op.Reshape(x, [0, like.shape[1], -1, x.shape[3]])
 

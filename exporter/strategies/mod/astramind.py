@@ -15,7 +15,7 @@ from dynexport.runtime.bundle.errors import DynexportError
 _PART = re.compile(r"model\.layers\.(0|[1-9][0-9]{0,3})\.(block|router)\.(.+)")
 _ROUTER = {"weight_predictor.weight": "mod_router.weight", "weight_predictor.bias": "mod_router.bias"}
 
-# What the package's code computes, whatever was trained.
+# Fields that the package's code fixes for every checkpoint.
 _FACTS = {
     "strategy": "mod",
     "router_input": "hidden",
@@ -23,12 +23,12 @@ _FACTS = {
     "combine": "replace",
     "positions": "original",
 }
-# What it computes too, but the contract cannot follow it in everything: config.json may say otherwise.
+# Fields that the package's code fixes too, but the contract cannot match exactly; config.json may change them.
 _CHOICES = {"capacity": 0.125, "rounding": "floor", "prefill": "topk", "decision": {"rule": "always"}}
 _NOTES = {
     "capacity": (
-        "capacity: 0.125 as in the package's code, since no checkpoint of it says; "
-        'if the model was trained with another, set "capacity" under "dynexport" in config.json'
+        "capacity: 0.125 as in the package's code, because its checkpoints do not store it; "
+        'if the model was trained with another value, set "capacity" under "dynexport" in config.json'
     ),
     "prefill": (
         "prompts: the k = max(1, floor(capacity * tokens)) best tokens run in a routed layer; the package compares "
@@ -43,15 +43,15 @@ _HALVES = ("float16", "bfloat16")
 
 
 class AstramindCheckpoint(Checkpoint):
-    """A directory that the package's ``save_pretrained`` has written, with Hugging Face names and a ``mod`` contract.
+    """A checkpoint of the package's ``save_pretrained``, with Hugging Face names and a ``mod`` contract.
 
     Args:
-        stored: the directory as it is. Fields under ``"dynexport"`` in its config.json go before those that the
-            package implies, unless they contradict what the package computes.
+        stored: the checkpoint under its stored names. Fields under ``"dynexport"`` in its config.json override the
+            package's defaults.
 
     Raises:
-        DynexportError: when there is no router, a router or its layer is incomplete or misshapen, or
-            config.json contradicts the package.
+        DynexportError: when there is no router, a router or its layer is incomplete or has a wrong shape, or
+            config.json contradicts the package's code.
     """
 
     def __init__(self, stored: Checkpoint) -> None:
@@ -64,15 +64,15 @@ class AstramindCheckpoint(Checkpoint):
 
     @property
     def names(self) -> Collection[str]:
-        """Names of all tensors."""
+        """The names of all tensors."""
         return self._stored_names.keys()
 
     def shape(self, name: str) -> tuple[int, ...]:
-        """Shape of a tensor. Raises DynexportError when there is none of that name."""
+        """Return the shape of a tensor. Raises DynexportError for an unknown name."""
         return self._stored.shape(self._stored_name(name))
 
     def read(self, name: str) -> np.ndarray:
-        """A tensor as float32. Raises DynexportError when it is absent, unreadable or of another dtype."""
+        """Return a tensor as float32. Raises DynexportError when it is absent, unreadable or of another dtype."""
         return self._stored.read(self._stored_name(name))
 
     def _stored_name(self, name: str) -> str:
@@ -85,13 +85,13 @@ class AstramindCheckpoint(Checkpoint):
 
 
 def _rename(stored: Checkpoint) -> dict[str, str]:
-    """Our name -> stored name."""
+    """Return the stored name of every tensor by its name in the contract."""
     names: dict[str, str] = {}
     for name in stored.names:
         ours = _our_name(stored, name)
         if ours in names:
             raise DynexportError(
-                f"{stored.source}: tensor {name}: expected one of this meaning, found {names[ours]} as well; "
+                f"{stored.source}: tensor {name}: expected one tensor for {ours}, found {names[ours]} as well; "
                 "the directory mixes two checkpoints, save the model again"
             )
         names[ours] = name
@@ -114,7 +114,7 @@ def _our_name(stored: Checkpoint, name: str) -> str:
 
 
 def _routed_layers(stored: Checkpoint) -> list[int]:
-    """The layers with a router, ascending; every one is checked."""
+    """Return the layers with a router, ascending, after a check of each router."""
     parts = [part for name in stored.names if (part := _PART.fullmatch(name))]
     found = {kind: {int(part[1]) for part in parts if part[2] == kind} for kind in ("block", "router")}
     layers = sorted(found["block"] | found["router"])
@@ -147,7 +147,7 @@ def _check_router(stored: Checkpoint, layer: int) -> None:
 
 
 def _contract(stored: Checkpoint, layers: list[int]) -> dict[str, Any]:
-    """The fields of the contract: what the checkpoint tells, then config.json's choices, then the package's."""
+    """Return the contract's fields; config.json overrides the package's defaults, but not its fixed fields."""
     facts = _FACTS | {"routed_layers": layers}
     declared = stored.config.get("dynexport", {})
     if not isinstance(declared, dict):
@@ -162,7 +162,7 @@ def _contract(stored: Checkpoint, layers: list[int]) -> dict[str, Any]:
 
 
 def _notes(config: dict[str, Any]) -> tuple[str, ...]:
-    """What was chosen for the user, and what precision changes."""
+    """Return notes for the user about defaults and about precision."""
     notes = [note for field, note in _NOTES.items() if field not in config.get("dynexport", {})]
     dtype = config.get("torch_dtype", config.get("dtype"))
     if dtype in _HALVES:

@@ -1,4 +1,4 @@
-"""How many slots the caches of routed layers have."""
+"""The numbers of slots of routed layers' caches."""
 
 from __future__ import annotations
 
@@ -7,19 +7,19 @@ from dynexport.runtime.bundle.contract import Mod
 
 
 def routed_slots(contract: Mod, max_length: int, *, padded: bool) -> SlotRule:
-    """The entries and slots of a routed layer's cache.
+    """Return the rule for the entries and slots of a routed layer's cache.
 
-    A padded step writes as many entries as it has room for, chosen or not: on a filled cache that needs slack.
+    A padded call writes a fixed number of entries, chosen or not, so a full cache needs slack behind its entries.
     """
     slots = contract.slots(max_length)
     if not padded:
         return SlotRule(most=slots, slack=1)
-    whole = contract.prefill == "topk"  # such a prompt cannot be cut
+    whole = contract.prefill == "topk"  # such a prompt runs in one call
     return SlotRule(most=slots, slack=slots if whole else min(slots, PADDED_CHUNK))
 
 
 def filled_chunk(contract: Mod, max_length: int, *, padded: bool) -> int | None:
-    """The most tokens of a row that a step on filled caches may have; None for any number."""
+    """Return the largest number of a row's tokens in a call on filled caches; None for any number."""
     if not padded or contract.prefill == "topk":
         return None
     return routed_slots(contract, max_length, padded=True).slack

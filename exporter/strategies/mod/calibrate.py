@@ -1,4 +1,4 @@
-"""Find thresholds of routed layers such that a wanted share of a text's tokens runs (docs/calibration.md)."""
+"""Find thresholds of routed layers such that a target share of a text's tokens runs (docs/calibration.md)."""
 
 from __future__ import annotations
 
@@ -24,16 +24,18 @@ _COMPARISONS = {">": np.greater, ">=": np.greater_equal}
 def calibrate(bundle: Bundle, ids: Sequence[int], options: CalibrationOptions) -> Calibration:
     """Find a threshold for every routed layer, in ascending order.
 
-    Every token is decided causally, as a generated one is. An earlier layer's threshold changes what later layers see,
-    so the text runs once for every routed layer, with the decisions of the layers before it forced to what their new
-    thresholds say. The first of these passes leaves every layer to the bundle's own rule.
+    Every token is decided causally, like a generated one. An earlier layer's threshold changes the input of later
+    layers, so the text runs once per routed layer, with the decisions of earlier layers forced to their new thresholds.
+    The first pass uses the bundle's own thresholds in every layer.
 
     Args:
-        ids: the text.
+        bundle: an opened Mixture-of-Depths bundle.
+        ids: the text's token ids.
+        options: the options of the calibration.
 
     Raises:
-        DynexportError: when the bundle has no threshold to find, the text is shorter than a window or has tokens that
-            the model lacks, or a size is out of range.
+        DynexportError: for a bundle without thresholds, a text that is shorter than a window or has unknown tokens, or
+            an option out of range.
     """
     contract = _calibratable(bundle)
     target = contract.capacity if options.target_rate is None else options.target_rate
@@ -44,7 +46,7 @@ def calibrate(bundle: Bundle, ids: Sequence[int], options: CalibrationOptions) -
     text = _Text(bundle, contract, windows, batch, options)
     forced = np.full((len(contract.routed_layers), *windows.shape), -1, np.int64)
     first = text.run(forced)
-    forced[1:] = 0  # layers that are not looked at yet need not run
+    forced[1:] = 0  # later layers do not affect the one being calibrated
     layers = []
     for place, layer in enumerate(contract.routed_layers):
         if place:
@@ -70,17 +72,18 @@ def calibrate(bundle: Bundle, ids: Sequence[int], options: CalibrationOptions) -
 
 
 def threshold_for(probabilities: Array, rate: float, comparison: str) -> float:
-    """The threshold that lets a share of the tokens run, as nearly as equal probabilities allow.
+    """Return the threshold whose share of passing tokens is nearest to ``rate``.
 
-    It lies in the middle between the last probability that passes and the first that does not. Where all pass it is
-    0 or below, so that any other would pass, too. At least one token passes.
+    It lies halfway between the lowest probability that passes and the highest that does not. If all pass, it is 0 or
+    below. At least one token passes. Tokens with equal probabilities pass together.
 
     Args:
         probabilities: float32, in [0, 1].
+        rate: the target share of passing tokens, in (0, 1].
         comparison: ">" or ">=".
 
     Returns:
-        A float32 number as the shortest decimal that means it.
+        A float32 number as its shortest decimal.
     """
     passes = _COMPARISONS[comparison]
     values, counts = np.unique(probabilities, return_counts=True)
@@ -89,7 +92,7 @@ def threshold_for(probabilities: Array, rate: float, comparison: str) -> float:
     last = values[place]
     below = values[place - 1] if place else np.float32(-1)
     middle = np.float32((float(last) + float(below)) / 2)
-    if not passes(last, middle):  # neighbours among the float32 numbers
+    if not passes(last, middle):  # the two are adjacent float32 numbers
         middle = below
     elif passes(below, middle):
         middle = last
@@ -97,15 +100,16 @@ def threshold_for(probabilities: Array, rate: float, comparison: str) -> float:
 
 
 def top_k_count(contract: Mod, tokens: int) -> int:
-    """k = max(1, rounding(capacity * tokens)), of the decimal number that was written."""
+    """Return k = max(1, rounding(capacity * tokens)), computed with the capacity's exact decimal value."""
     share = Fraction(str(contract.capacity)) * tokens
     return max(1, math.floor(share) if contract.rounding == "floor" else math.ceil(share))
 
 
 def top_k(contract: Mod, scores: Array) -> Array:
-    """Which tokens of each window top-k chooses, lower position first on ties.
+    """Return the tokens of each window that top-k chooses; the lower position wins ties.
 
     Args:
+        contract: the bundle's contract, for its capacity.
         scores: float32 [windows, window].
 
     Returns:
@@ -118,11 +122,12 @@ def top_k(contract: Mod, scores: Array) -> Array:
 
 
 class _Decided:
-    """What became of a text's tokens in the routed layers.
+    """The decisions of the routed layers for a text.
 
     Attributes:
         ran: bool [R, windows, window].
-        scores, margins: float32 [R, windows, window].
+        scores: float32 [R, windows, window].
+        margins: float32 [R, windows, window].
     """
 
     def __init__(self, rows: Sequence[Decisions]) -> None:
@@ -131,22 +136,25 @@ class _Decided:
         self.margins = np.stack([row.margins for row in rows], axis=1)
 
     def probabilities(self, contract: Mod, place: int) -> Array:
-        """float32 [windows, window] of a routed layer that has decided for itself, with room for all."""
+        """Return the probabilities of a layer without forced or overflowing tokens, float32 [windows, window]."""
         if contract.decision.rule == "router":
             with np.errstate(over="ignore"):
                 return np.asarray(1 / (1 + np.exp(-self.scores[place])), np.float32)
-        # A predictor's logit is no output, but its distance to the threshold is, and on which side it lies.
+        # The graph does not output a predictor's logit; its probability follows from the margin and the decision.
         threshold = np.float32(contract.threshold(contract.routed_layers[place])).astype(np.float64)
         margins = np.where(self.ran[place], self.margins[place], -self.margins[place])
         return np.asarray(threshold + margins, np.float32)
 
 
 class _Text:
-    """A text in windows, to be run again and again.
+    """Runs the windows of a text, once per pass.
 
     Args:
-        windows: int64 [windows, window].
-        batch: windows that run together.
+        bundle: the bundle to run.
+        contract: the bundle's contract.
+        windows: token ids, int64 [windows, window].
+        batch: windows per batch.
+        options: the options of the calibration.
     """
 
     def __init__(self, bundle: Bundle, contract: Mod, windows: Array, batch: int, options: CalibrationOptions) -> None:
@@ -155,7 +163,7 @@ class _Text:
         self._done = 0
 
     def run(self, forced: Array) -> _Decided:
-        """Run all windows, with the decisions of int64 [R, windows, window]; -1 leaves one to the router."""
+        """Run all windows with forced decisions, int64 [R, windows, window]; -1 leaves one to the router."""
         decided: list[Decisions] = []
         for start in range(0, len(self._windows), self._batch):
             rows = self._windows[start : start + self._batch]
@@ -169,7 +177,7 @@ class _Text:
         cache = self._executor.full_cache(*rows.shape, record=True)
         if self._contract.prefill == "causal":
             self._executor.prefill(cache, list(rows), forced=list(forced.swapaxes(0, 1)))
-        else:  # the tokens of a prompt would compete, and a predictor would not be asked
+        else:  # in a prompt, top-k would decide instead of the causal rule
             for position in range(rows.shape[1]):
                 self._executor.step(
                     cache, rows[:, position], self._executor.manifest.full, forced=forced[:, :, position]
@@ -179,7 +187,7 @@ class _Text:
 
 
 def _calibratable(bundle: Bundle) -> Mod:
-    """The contract of a bundle that has thresholds."""
+    """Return the contract of a bundle. Raises DynexportError for one whose thresholds cannot be calibrated."""
     checked_kind("bundle", bundle, Bundle, "an opened Bundle (Bundle.open)")
     contract = bundle.manifest.contract
     assert isinstance(contract, Mod)
@@ -188,11 +196,11 @@ def _calibratable(bundle: Bundle) -> Mod:
             f"{bundle.path}: decision.rule: expected router or predictor, found always, which has no threshold; "
             "convert again with --set decision.rule=router"
         )
-    # Further away float32 margins are too coarse to tell probabilities from each other.
+    # Far from 0..1, float32 margins are too coarse to distinguish probabilities.
     for layer in contract.routed_layers if contract.decision.rule == "predictor" else ():
         if not -1 <= contract.threshold(layer) <= 2:
             raise DynexportError(
-                f"{bundle.path}: layer {layer}: expected a threshold near 0..1 to measure a predictor from, found "
+                f"{bundle.path}: layer {layer}: expected a predictor's threshold in -1..2, found "
                 f"{contract.threshold(layer):g}; convert again with --set decision.threshold=0.5"
             )
     return contract
@@ -203,8 +211,8 @@ def _check_window(bundle: Bundle, window: int) -> None:
     limit = min(bundle.manifest.model.max_length, most)
     if is_integer(window) and window > most:
         raise DynexportError(
-            f"window: expected at most {limit} tokens, as many as a routed layer's cache holds, so that none is turned "
-            f"away, found {window}; choose a smaller --window, or convert with a larger cache.capacity"
+            f"window: expected at most {limit} tokens, the capacity of a routed layer's cache, found {window}; "
+            "choose a smaller --window, or convert with a larger cache.capacity"
         )
     checked_count("window", window, 1, int(limit))
 

@@ -1,4 +1,4 @@
-"""What a routed graph must not hold: a number of tokens, or a decision by what is not known yet."""
+"""Check that a routed graph has no fixed number of tokens and no decision that depends on later tokens."""
 
 from __future__ import annotations
 
@@ -18,13 +18,15 @@ _SHAPES: Mapping[str, list[str | None]] = {**STEP_SHAPES, "is_prompt": [], "over
 
 
 def check_routed_graph(graph: ir.Graph, architecture: Architecture, routing: Routing) -> None:
-    """Look at a finished graph. ``is_prompt`` alone may let top-k in, which looks ahead.
+    """Check a finished graph; only ``is_prompt`` may enable top-k, which depends on later tokens.
 
     Args:
-        routing: with the routes of all routed layers.
+        graph: the graph.
+        architecture: the model's architecture.
+        routing: the graph's routing, with the routes of all routed layers.
 
     Raises:
-        BrokenGraph: with the name of the node, input or output that must not be so.
+        BrokenGraph: for a violation; the message names the node, input or output.
     """
     contract = routing.contract
     fixed_slots = routing.target.fixed_slots
@@ -37,7 +39,7 @@ def check_routed_graph(graph: ir.Graph, architecture: Architecture, routing: Rou
 
 
 def _dimensions(name: str, contract: Mod, fixed_slots: bool) -> list[str | None]:
-    """The symbols of an input or output, None for a number."""
+    """Return the dimension symbols of an input or output, None for a fixed size."""
     if name.startswith((PAST, PRESENT)):
         _, layer, part = name.split(".")
         symbol = "M_routed" if int(layer) in contract.routed_layers else "M"

@@ -1,4 +1,7 @@
-"""The way of the chosen tokens into a routed layer and back: in one line, padded to rows, or one of every row."""
+"""Gather a routed layer's chosen tokens and scatter its output back, in one of three forms.
+
+``Ragged`` has exactly the chosen tokens, ``Padded`` a fixed number per row, ``EveryRow`` one token of every row.
+"""
 
 from __future__ import annotations
 
@@ -17,28 +20,28 @@ from dynexport.runtime.bundle.contract import Mod
 
 
 class Compacted(ABC):
-    """The chosen tokens on their way through a layer: ``hidden_states``, and what the layer has to know of them."""
+    """The chosen tokens as a layer's input: ``hidden_states`` and the layer's ``step``."""
 
     hidden_states: ir.Value
     step: LayerStep
 
     @abstractmethod
     def scores(self, op: Any) -> ir.Value:
-        """Their scores, to be multiplied with hidden states."""
+        """Return their scores in a shape that broadcasts with their hidden states."""
 
     @abstractmethod
     def put_back(self, op: Any, output: ir.Value) -> ir.Value:
-        """Hidden states [B, S, hidden] with those of the chosen tokens replaced."""
+        """Return hidden states [B, S, hidden] with those of the chosen tokens replaced."""
 
     def add(self, op: Any, gate: ir.Value, output: ir.Value) -> ir.Value:
-        """Hidden states [B, S, hidden] with h + g (y - h) for those of the chosen tokens; g float32, y ``output``."""
+        """Return hidden states [B, S, hidden] with h + g (y - h) for chosen tokens; g float32, y ``output``."""
         return self.put_back(op, gated(op, self.hidden_states, output, gate))
 
 
 class Ragged(Compacted):
-    """Exactly the chosen tokens, N of all rows in one line: [N, hidden]. Attention alone wants rows.
+    """Exactly the chosen tokens, concatenated over all rows: [N, hidden], N >= 1.
 
-    There is at least one.
+    Only attention needs them by row.
     """
 
     def __init__(
@@ -66,9 +69,9 @@ class Ragged(Compacted):
         return [op.Unsqueeze(line, [0]), op.Identity(line)]
 
     def _rows(self, op: Any, counts: ir.Value, most: ir.Value) -> list[ir.Value]:
-        """Places in the line of the c-th token of a row, int64 [B, C]; and among all rows' slots of a token, int64 [N].
+        """Return the index in [N] of each row's c-th token, int64 [B, C]; and of each token in [B * C], int64 [N].
 
-        Rows with fewer tokens repeat others' there, in slots that are not counted.
+        Rows with fewer than C tokens repeat other tokens as padding, which adds no entry.
         """
         counts, most = op.Cast(counts, to=INT64), op.Cast(most, to=INT64)
         first = op.CumSum(counts, 0, exclusive=1)
@@ -104,11 +107,11 @@ class Ragged(Compacted):
         )
 
     def to_rows(self, op: Any, x: ir.Value) -> ir.Value:
-        """[N, features] -> [B, C, features], C tokens of every row, as attention wants them."""
+        """Return [N, features] as [B, C, features], C tokens per row, the layout that attention takes."""
         return op.Gather(x, self._of_slot)
 
     def to_line(self, op: Any, x: ir.Value, features: int) -> ir.Value:
-        """[B, C, features] -> [N, features]."""
+        """Return [B, C, features] as [N, features], without padding."""
         return op.Gather(op.Reshape(x, [-1, features]), self._of_token)
 
     def scores(self, op: Any) -> ir.Value:
@@ -120,7 +123,7 @@ class Ragged(Compacted):
 
 
 class Padded(Compacted):
-    """Room for ``most`` tokens of every row, the chosen ones first: [B, most, hidden]. No shape depends on a choice."""
+    """``most`` tokens per row, the chosen ones first: [B, most, hidden]; no shape depends on a decision."""
 
     def __init__(
         self, op: Any, layer: int, route: Route, hidden_states: ir.Value, step: Step, routing: Routing
@@ -151,7 +154,7 @@ class Padded(Compacted):
 
 
 def _padded_step(op: Any, layer: int, step: Step, routing: Routing, positions: ir.Value) -> LayerStep:
-    """What the layer has to know of ``most`` tokens of every row at ``positions`` int64 [B, most]."""
+    """Return the layer's step for ``most`` tokens per row at ``positions``, int64 [B, most]."""
     cache_length = op.Gather(step.inputs.cache_lengths, step.row_of(layer))
     lengths = op.Add(cache_length, routing.most)
     fixed_slots = step.total_length is None
@@ -167,7 +170,7 @@ def _padded_step(op: Any, layer: int, step: Step, routing: Routing, positions: i
 
 
 class EveryRow(Compacted):
-    """The one token of every row, whether it was chosen or not: [B, 1, hidden]."""
+    """One token of every row, chosen or not: [B, 1, hidden]."""
 
     def __init__(
         self, op: Any, layer: int, route: Route, hidden_states: ir.Value, step: Step, routing: Routing
@@ -190,11 +193,11 @@ class EveryRow(Compacted):
         self._cache_length, self._target = cache_length, routing.target
 
     def any(self, op: Any) -> ir.Value:
-        """bool scalar, whether any row runs; counted, for TensorRT's ReduceMax takes no booleans."""
+        """Return whether any row runs, a bool scalar; as a number, because TensorRT's ReduceMax takes no booleans."""
         return op.Greater(op.ReduceMax(op.Cast(self._route.chosen, to=INT32), keepdims=0), 0)
 
     def no_entries(self, op: Any, cache: LayerCache) -> LayerCache:
-        """What rows have for entries of a layer that does not run: zeros, in slots that are not counted."""
+        """Return zeros as the entries of a layer that does not run; the cache's length does not count them."""
         assert cache.key.shape is not None
         features = cache.key.shape[1] * cache.key.shape[3]
         shape = op.Concat(op.Shape(self.hidden_states, start=0, end=2), [features], axis=0)
@@ -202,7 +205,7 @@ class EveryRow(Compacted):
         return LayerCache(zeros, zeros)
 
     def append(self, op: Any, cache: LayerCache, entries: LayerCache) -> LayerCache:
-        """The cache with every row's entry behind those in use, counted or not."""
+        """Return the cache with every row's entry appended; only chosen rows' entries count."""
         key, value = (
             self._target.append(op, past, new, self._cache_length)
             for past, new in ((cache.key, entries.key), (cache.value, entries.value))
@@ -221,7 +224,7 @@ class EveryRow(Compacted):
 
 
 def combined(op: Any, contract: Mod, compacted: Compacted, output: ir.Value) -> ir.Value:
-    """Hidden states [B, S, hidden], of chosen tokens after the layer: y, g y or h + g (y - h) for its output y."""
+    """Return hidden states [B, S, hidden]: for chosen tokens y, g y or h + g (y - h) with the layer's output y."""
     if contract.gate == "none":
         return compacted.put_back(op, output)
     gate = compacted.scores(op)

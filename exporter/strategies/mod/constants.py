@@ -1,4 +1,4 @@
-"""The constants of routed layers in a graph, beside what the contract says."""
+"""Compare the constants of routed layers in a graph with the contract."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from dynexport.runtime.bundle.manifest import Manifest
 
 
 def route_differences(graph: GraphFile, manifest: Manifest, contract: Mod) -> Iterator[str]:
-    """Comparison and threshold of every routed layer, the room of its cache, and how many tokens top-k chooses."""
+    """Yield differences in a routed layer's comparison, threshold and cache capacity, and in top-k's share."""
     name, slots = graph.entry.name, contract.slots(manifest.model.max_length)
     routes = _by_layer(graph.value("routes"), contract)
     for layer, chosen in zip(contract.routed_layers, routes, strict=True):
@@ -52,12 +52,12 @@ def route_differences(graph: GraphFile, manifest: Manifest, contract: Mod) -> It
 
 
 def _is_probability(value: ir.Value | None) -> bool:
-    """Whether a value is a sigmoid's, or that with what is forced added to it."""
+    """Return whether a value is a sigmoid's output, with or without the forced decisions added."""
     return any(node.op_type == "Sigmoid" for node in behind(value, through=("Add",)))
 
 
 def _by_layer(routes: ir.Value | None, contract: Mod) -> Sequence[ir.Value | None]:
-    """What the output of all routed layers is put together from."""
+    """Return the routed layers' values that the graph concatenates into ``routes``."""
     node = None if routes is None else routes.producer()
     if node is not None and node.op_type == "Concat":
         return list(node.inputs)
@@ -65,7 +65,7 @@ def _by_layer(routes: ir.Value | None, contract: Mod) -> Sequence[ir.Value | Non
 
 
 def _rooms(limit: ir.Value | None) -> set[int]:
-    """Entries that a cache has room for: what cache_lengths are taken from."""
+    """Return the cache capacities that ``cache_lengths`` are subtracted from."""
     found = (constant(node.inputs[0]) for node in behind(limit, ("Sub", "Shape")) if node.op_type == "Sub")
     return {int(value) for value in found if value is not None and value.size == 1}
 

@@ -1,4 +1,4 @@
-"""Say in words how Mixture-of-Depths routes, as ``convert`` and ``inspect`` show it."""
+"""Describe Mixture-of-Depths routing for ``convert`` and ``inspect``."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from dynexport.runtime.bundle.contract import Mod
 
 
 def describe(contract: Mod) -> list[tuple[str, str]]:
-    """Return names and values: the share of tokens that training ran, the causal rule, and that of prompts."""
+    """Return names and values: the trained share of tokens, the causal rule and the rule for prompts."""
     decision = contract.decision
     share = f"{contract.capacity:.4g} of the tokens, rounded by {contract.rounding}"
     if decision.rule == "always":

@@ -1,4 +1,4 @@
-"""Verification's questions to a Mixture-of-Depths model in PyTorch."""
+"""Run a Mixture-of-Depths model in PyTorch for verification."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from dynexport.runtime.bundle.contract import Mod
 
 
 class RoutedOracle(Oracle):
-    """Routed layers run the tokens that their routers choose."""
+    """The PyTorch reference of a Mixture-of-Depths bundle."""
 
     def __init__(self, weights: Weights, contract: Mod, max_length: int) -> None:
         self.loaded_by = weights.loaded_by

@@ -1,4 +1,4 @@
-"""Which graphs a Mixture-of-Depths bundle has."""
+"""The graph plan of Mixture-of-Depths."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from dynexport.exporter.lowering.plan import GraphPlan
 
 @dataclass(frozen=True)
 class RoutedPlan(GraphPlan):
-    """One of its graphs.
+    """The plan of one graph.
 
     Attributes:
-        padded: whether routed layers run a fixed share of the tokens, whatever was chosen.
+        padded: true if routed layers run a fixed number of tokens that does not depend on the decisions.
     """
 
     padded: bool = False

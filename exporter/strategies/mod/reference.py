@@ -1,4 +1,4 @@
-"""Mixture-of-Depths, told once more in plain words for the golden: row by row, token by token."""
+"""An independent implementation of Mixture-of-Depths for the reference: row by row, token by token."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ from dynexport.runtime.bundle.contract import Mod
 from dynexport.runtime.bundle.errors import DynexportError
 
 Spans = Sequence[tuple[int, int]]
-"""(start, stop) of a row's tokens that were given as prompt: the first from 0, then a conversation's later turns."""
+"""(start, stop) of a row's prompts: the first starts at 0, later turns of a conversation follow."""
 
 
 @dataclass
 class _Pass:
-    """One pass over some rows: what is given to it, and what is written down."""
+    """The inputs and the recorded routes of one forward pass."""
 
     prompted: Sequence[Spans]
     forced: Sequence[BoolArray] | None
@@ -36,7 +36,7 @@ class _Pass:
 class ModReference(Reference):
     """A model whose routed layers run the tokens that their routers choose (docs/routing-contract.md, mod).
 
-    ``logits`` and ``layer_outputs`` decide every token causally, as if none had been given as prompt.
+    ``logits`` and ``layer_outputs`` decide every token causally, like generated tokens.
     """
 
     def __init__(self, weights: Weights, contract: Mod, max_length: int) -> None:
@@ -53,14 +53,14 @@ class ModReference(Reference):
         """Build the model of ``checkpoint.config`` and load its weights and routers.
 
         Args:
-            checkpoint: Hugging Face names and layouts, routers under the contract's names.
-            streaming: as for ``Reference.from_checkpoint``; routers, which are small, always stay in memory.
-            contract: what the routers mean.
-            max_length: tokens that a row's cache is made for; the cache of a routed layer holds a share of it.
+            checkpoint: tensors with Hugging Face names and layouts, routers under the contract's names.
+            streaming: as for ``Reference.from_checkpoint``; routers are small and always stay in memory.
+            contract: the contract of the routers.
+            max_length: a row's capacity in tokens; a routed layer's cache holds a share of it.
 
         Raises:
-            DynexportError: as ``Reference.from_checkpoint``, or when a routed layer is not in the model, or a
-                router's or predictor's tensor is absent, of another shape, or not finite.
+            DynexportError: as ``Reference.from_checkpoint``; for a routed layer that the model does not have; for a
+                router or predictor tensor that is absent, of another shape or not finite.
         """
         return cls(Weights(checkpoint, streaming=streaming), contract, max_length)
 
@@ -72,22 +72,22 @@ class ModReference(Reference):
         *,
         at: Sequence[int] = (),
     ) -> tuple[list[FloatArray], list[RowRoutes]]:
-        """Teacher-forced logits and routes.
+        """Return teacher-forced logits and routes.
 
         Args:
-            tokens: rows of token ids; their lengths may differ, unless ``at`` is given.
-            prompted: for each row the spans of tokens that were given as prompt. With ``prefill: topk`` every span
-                chooses among its own tokens; all other tokens are decided causally.
-            forced: bool [routed layers, tokens] per row, decisions to make instead of the router's own. A full
-                cache still turns tokens away.
-            at: compute the head for the tokens at these positions only; empty: for all.
+            tokens: rows of token ids; lengths may differ, unless ``at`` is given.
+            prompted: the prompts' spans of each row. With ``prefill: topk`` top-k runs within each span; all other
+                tokens are decided causally.
+            forced: bool [routed layers, tokens] per row, decisions that replace the routers'. Tokens that find a cache
+                full are skipped all the same.
+            at: positions to compute logits for; empty computes all.
 
         Returns:
-            float32 [length or positions, vocabulary] per row, and what each row's tokens did.
+            Logits, float32 [length or positions, vocabulary] per row, and the routes of each row.
 
         Raises:
-            DynexportError: as ``Reference.logits``; on spans outside their row or out of order, forced decisions of
-                another shape, or a score that is NaN.
+            DynexportError: as ``Reference.logits``; for spans outside their row or out of order, forced decisions of
+                another shape, or a NaN score.
         """
         with self._routing(tokens, prompted, forced) as routes:
             return self.logits(tokens, at=at), routes
@@ -95,9 +95,9 @@ class ModReference(Reference):
     def routed_layer_outputs(
         self, tokens: Sequence[Sequence[int]], prompted: Sequence[Spans], forced: Sequence[BoolArray] | None = None
     ) -> tuple[list[FloatArray], list[RowRoutes]]:
-        """Hidden states after every layer, float32 [layers, length, hidden] per row, and what each row's tokens did.
+        """Return hidden states after every layer, float32 [layers, length, hidden] per row, and the routes.
 
-        Args and errors as for ``routed_logits``.
+        Arguments and errors are as for ``routed_logits``.
         """
         with self._routing(tokens, prompted, forced) as routes:
             return self.layer_outputs(tokens), routes
@@ -106,7 +106,7 @@ class ModReference(Reference):
     def _routing(
         self, tokens: Sequence[Sequence[int]], prompted: Sequence[Spans], forced: Sequence[BoolArray] | None
     ) -> Iterator[list[RowRoutes]]:
-        """Within, a pass over ``tokens`` decides as told and writes down what happened."""
+        """Make forward passes over ``tokens`` use these spans and decisions, and record their routes."""
         self._check_tokens(tokens)
         self._check_rows(tokens, prompted, forced)
         layers = len(self._contract.routed_layers)
@@ -181,7 +181,7 @@ class ModReference(Reference):
         return after
 
     def _combine(self, score: Any, before: Any, output: Any) -> Any:
-        """Hidden states after the layer, from those before it and what it made of them: [chosen, hidden]."""
+        """Return hidden states after the layer from those before it and the layer's output: [chosen, hidden]."""
         import torch
 
         r = score[:, None]
@@ -189,7 +189,7 @@ class ModReference(Reference):
         return before + gate * (output - before) if self._contract.combine == "delta" else gate * output
 
     def _score(self, index: int, layer: Any, hidden: Any) -> tuple[FloatArray, FloatArray]:
-        """The router's r and the logit of the causal rule, float32 [tokens]."""
+        """Return the router's r and the logit of the causal rule, float32 [tokens]."""
         import torch
 
         tensors = self._routers[index]
@@ -207,7 +207,7 @@ class ModReference(Reference):
         return score.numpy(), logit.numpy()
 
     def _decide(self, index: int, row: int, score: FloatArray, logit: FloatArray) -> BoolArray:
-        """Which tokens of a row run in a layer; the routes are written down."""
+        """Return which tokens of a row run in a layer, bool [tokens], and record the routes."""
         assert self._pass is not None
         place = self._contract.routed_layers.index(index)
         chosen, margin = self._causal(index, logit)
@@ -225,7 +225,7 @@ class ModReference(Reference):
         return chosen
 
     def _causal(self, index: int, logit: FloatArray) -> tuple[BoolArray, FloatArray]:
-        """The decision that looks at nothing but the token itself, and its margin."""
+        """Return the decision that depends on the token alone, and its margin."""
         import torch
 
         decision = self._contract.decision
@@ -237,7 +237,7 @@ class ModReference(Reference):
         return chosen, np.abs(probability - threshold)
 
     def _read_router(self, tensors: Tensors, layer: int) -> dict[str, Any]:
-        """The float32 tensors of a layer's router and predictor, by what follows ``model.layers.{layer}.``."""
+        """Return the float32 tensors of a layer's router and predictor by name without ``model.layers.{layer}.``."""
         import torch
 
         if layer >= self.layers:
@@ -264,7 +264,7 @@ class ModReference(Reference):
 
 
 def pick_chosen(contract: Mod, decoder: DecoderLayers, call: Call, row: int, rows: int, chosen: Any) -> Call:
-    """A layer's arguments for the chosen tokens of a row; compact positions are those of as many first tokens."""
+    """Return a layer's arguments for the chosen tokens of a row; compact positions are 0, 1, 2, ..."""
     import torch
 
     picked = decoder.pick(call, row, rows, chosen)
@@ -275,7 +275,7 @@ def pick_chosen(contract: Mod, decoder: DecoderLayers, call: Call, row: int, row
 
 
 def router_input(contract: Mod, decoder: DecoderLayers, layer: Any, hidden: Any) -> Any:
-    """What a layer's router looks at: the layer's input, or that after the layer's own input norm."""
+    """Return the router's input: the layer's input, before or after the layer's input norm."""
     if contract.router_input == "hidden":
         return hidden
     if decoder.input_norm is None:
@@ -286,22 +286,23 @@ def router_input(contract: Mod, decoder: DecoderLayers, layer: Any, hidden: Any)
 
 
 def top_k_count(contract: Mod, tokens: int) -> int:
-    """How many of a row's tokens top-k chooses: max(1, rounding(capacity * tokens)).
+    """Return the number of a row's tokens that top-k chooses: max(1, rounding(capacity * tokens)).
 
-    The capacity is the decimal number that was written: 0.29 of 100 tokens are 29, which binary fractions would miss.
+    The capacity is taken as an exact decimal: 0.29 of 100 tokens is 29, but binary floating point rounds it to 28.
     """
     share = Decimal(str(contract.capacity)) * tokens
     return max(1, math.floor(share) if contract.rounding == "floor" else math.ceil(share))
 
 
 def top_k(contract: Mod, score: FloatArray) -> tuple[BoolArray, FloatArray]:
-    """The k largest r of some tokens, lower position first on ties.
+    """Choose the tokens with the k largest r; the lower position wins ties.
 
     Args:
+        contract: the contract, for its capacity.
         score: float32 [tokens].
 
     Returns:
-        Which tokens are chosen, bool [tokens]; and each token's distance to the other side, float32 [tokens].
+        The chosen tokens, bool [tokens]; and each score's distance to the other side of the choice, float32 [tokens].
     """
     chosen = np.zeros(len(score), bool)
     if not len(score):

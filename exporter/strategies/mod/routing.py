@@ -1,7 +1,7 @@
-"""Routing inside the graph: which tokens a routed layer runs.
+"""Write the routing decisions into the graph: which tokens a routed layer runs.
 
-Everything of one layer is [1, B, S], so that the graph's outputs are one concatenation of all layers'; what does not
-depend on a layer's scores is computed once for all of them.
+Every value of a layer is [1, B, S], so that one concatenation over layers gives a graph output. Values that do not
+depend on a layer's scores are computed once for all layers.
 """
 
 from __future__ import annotations
@@ -23,20 +23,21 @@ from dynexport.exporter.lowering.target import Target
 from dynexport.exporter.strategies.mod.plan import RoutedPlan
 from dynexport.runtime.bundle.contract import Mod
 
-# What top-k decides, beside 0 for "left to the router" and infinity for "made to run".
+# The value of a top-k decision; it is added to a forced decision, which is infinity, minus infinity or 0 for none.
 _RANKED = 1e30
 
 
 @dataclass(frozen=True)
 class Route:
-    """One layer's decisions of a step.
+    """One layer's decisions in a call.
 
     Attributes:
         score: float32 [1, B, S], the router's r.
-        logit: float32 [1, B, S], what the causal rule looks at.
-        wanted: bool [1, B, S], before the cache's room is looked at.
-        chosen: bool [1, B, S], those that run.
-        rank: int64 [1, B, S], how many of the row's tokens up to this one are wanted; None where there is room for all.
+        logit: float32 [1, B, S], the input of the causal rule.
+        wanted: bool [1, B, S], the decision without regard to the cache's capacity.
+        chosen: bool [1, B, S], true for tokens that run.
+        rank: int64 [1, B, S], number of the row's wanted tokens up to and including this one; None where the cache
+            always has room.
         rank_margin: float32 [1, B, S], a score's distance to the other side of top-k; None without top-k.
     """
 
@@ -50,26 +51,27 @@ class Route:
 
 @dataclass(frozen=True)
 class Routing:
-    """A routed graph's further inputs, what follows from them for all layers, and what its layers decide.
+    """The routing inputs of a graph, the values that all layers share, and the layers' decisions.
 
-    A decode step is many small operators beside few large ones, and each costs about 8 us: what can be shared is.
+    A decode step has many small operators, each of which costs about 8 us, so layers share values where they can.
 
     Attributes:
-        target: which engine's operators.
-        padded: routed layers run ``most`` tokens of every row, so that no shape depends on what was chosen.
-        token_counts: int64 [B], how many of the S tokens are real; the others are padding and take no slot.
-        is_prompt: bool scalar: choose by top-k; None in a graph that always decides causally.
-        real: bool [1, B, S].
+        contract: the bundle's contract.
+        target: the engine that the graph is written for.
+        padded: true if routed layers run ``most`` tokens of every row, so that no shape depends on a decision.
+        token_counts: int64 [B], number of real tokens among S; the others are padding and take no slot.
+        is_prompt: bool scalar, true chooses by top-k; None in a graph that always decides causally.
+        real: bool [1, B, S], false for padding.
         places: int64 [S], 0, 1, 2, ..
-        told: by layer float32 [1, B, S], added to what is compared with the threshold: infinity makes a token run,
-            minus infinity makes it skip, 0 leaves it to the router.
-        room: by layer int64 [1, B, 1], entries that still fit into its cache; None where all always do.
-        most: int64 [1], tokens of a row that a padded graph has room for in a step.
-        one_row: bool scalar.
-        shape: int64 [3], of hidden states.
+        told: the forced decisions by layer, float32 [1, B, S], added to the compared value: infinity to run, minus
+            infinity to skip, 0 to leave it to the router.
+        room: by layer int64 [1, B, 1], number of entries that still fit into its cache; None where all always do.
+        most: int64 [1], the largest number of a row's tokens that a padded layer runs.
+        one_row: bool scalar, true where B is 1.
+        shape: int64 [3], the shape of hidden states.
         before_last: int32 [L, B], cache_lengths - 1.
-        angles: cos and sin of every token, float32 [B * S, rotary dim / 2]; None where tokens are told other positions.
-        routes: the decisions so far, one for every routed layer.
+        angles: cos and sin of every token, float32 [B * S, rotary dim / 2]; None with compact positions.
+        routes: the decisions so far, one per routed layer.
     """
 
     contract: Mod
@@ -99,7 +101,7 @@ class Routing:
         step: StepInputs,
         told: RoutedInputs,
     ) -> Routing:
-        """Compute what all layers share."""
+        """Write the values that all layers share."""
         slots = contract.slots(architecture.max_length)
         length = op.Shape(told.forced_routes, start=2, end=3)
         places = op.Range(0, op.Squeeze(length, [0]), 1)
@@ -132,12 +134,12 @@ class Routing:
 
 @dataclass(frozen=True)
 class RoutedInputs:
-    """What a routed graph is told beside the inputs of every step.
+    """The inputs of a routed graph beside those of every whole-step graph.
 
     Attributes:
-        token_counts: int64 [B].
-        forced_routes: int64 [R, B, S], 1 and 0 force a decision, -1 leaves it to the router.
-        is_prompt: bool scalar, where prompts choose by top-k; else None.
+        token_counts: int64 [B], number of real tokens of each row.
+        forced_routes: int64 [R, B, S], 1 to run, 0 to skip, -1 to leave it to the router.
+        is_prompt: bool scalar where prompts choose by top-k, else None.
     """
 
     token_counts: ir.Value
@@ -146,7 +148,7 @@ class RoutedInputs:
 
     @classmethod
     def add(cls, graph: ir.Graph, contract: Mod, plan: RoutedPlan) -> RoutedInputs:
-        """Add them to a graph."""
+        """Add the inputs to a graph."""
         ranks_prompts = contract.prefill == "topk" and not plan.only_decodes
         return cls(
             token_counts=add_input(graph, "token_counts", INT64, ["B"]),
@@ -160,7 +162,7 @@ def _decided(op: Any, runs: ir.Value) -> ir.Value:
 
 
 def _by_layer(op: Any, contract: Mod, stacked: ir.Value) -> dict[int, ir.Value]:
-    """[R, ..] as [1, ..] of every routed layer."""
+    """Split [R, ..] into [1, ..] per routed layer."""
     layers = contract.routed_layers
     if len(layers) == 1:
         return {layers[0]: stacked}
@@ -174,7 +176,7 @@ def _angles(op: Any, step: StepInputs) -> tuple[ir.Value, ir.Value] | None:
 
 
 class Predictor(nn.Module):
-    """fc2(silu(fc1(x))): the causal stand-in for top-k (arXiv 2404.02258, section 3.5)."""
+    """fc2(silu(fc1(x))), the causal replacement of top-k (arXiv 2404.02258, section 3.5)."""
 
     def __init__(self, target: Target, hidden: int, width: int) -> None:
         super().__init__()
@@ -182,16 +184,20 @@ class Predictor(nn.Module):
         self.fc2 = Linear(target, width, 1, bias=True, storage=PLAIN)
 
     def forward(self, op: Any, x: ir.Value) -> ir.Value:
-        """x [B, S, hidden] -> logits [B, S, 1]."""
+        """Return logits [B, S, 1] of x [B, S, hidden]."""
         inner = self.fc1(op, x)
         return self.fc2(op, op.Mul(inner, op.Sigmoid(inner)))
 
 
 def decide(op: Any, layer: int, score: ir.Value, logit: ir.Value, routing: Routing) -> Route:
-    """The decisions of a routed layer; never one for padding, never more than its cache has room for.
+    """Return the decisions of a routed layer; padding never runs, nor do tokens that the cache has no room for.
 
     Args:
-        score, logit: float32 [B, S, 1].
+        op: writes operators into the graph.
+        layer: the layer's number.
+        score: the router's r, float32 [B, S, 1].
+        logit: the input of the causal rule, float32 [B, S, 1].
+        routing: the shared values; the decisions are appended to its routes.
     """
     contract = routing.contract
     score, same = op.Transpose(score, perm=[2, 0, 1]), score is logit
@@ -222,7 +228,7 @@ def _causal(op: Any, contract: Mod, layer: int, logit: ir.Value, told: ir.Value)
 
 
 def _top_k(op: Any, contract: Mod, score: ir.Value, routing: Routing) -> tuple[ir.Value, ir.Value]:
-    """The k best of each row's own real tokens, lower position first on ties; and each one's distance to the others."""
+    """Return the k best of each row's real tokens, lower position first on ties, and each score's margin."""
     counts, most = (
         capacity(op, contract.capacity, contract.rounding, tokens)
         for tokens in (routing.token_counts, op.Shape(score, start=2, end=3))
@@ -232,12 +238,15 @@ def _top_k(op: Any, contract: Mod, score: ir.Value, routing: Routing) -> tuple[i
     nobody = op.Mul(op.Cast(op.Squeeze(routing.real, [0]), to=INT64), 0)
     chosen = op.Unsqueeze(op.Greater(op.ScatterElements(nobody, places, runs, axis=1), 0), [0])
     worst_in = op.ReduceMin(op.Where(chosen, score, float("inf")), [2])
-    best_out = op.ReduceMax(op.Where(chosen, float("-inf"), masked), [2])  # nobody is out where all are in
+    best_out = op.ReduceMax(op.Where(chosen, float("-inf"), masked), [2])  # minus infinity where all are chosen
     return chosen, op.Where(chosen, op.Sub(score, best_out), op.Sub(worst_in, score))
 
 
 def outputs(op: Any, routing: Routing) -> dict[str, ir.Value]:
-    """The graph's outputs: routes bool and route_scores, route_margins float32 [R, B, S], overflow int64 [R, B]."""
+    """Return the graph's routing outputs.
+
+    They are routes bool, route_scores and route_margins float32, all [R, B, S], and overflow int64 [R, B].
+    """
 
     def stacked(part: str) -> ir.Value:
         return op.Concat(*(getattr(route, part) for route in routing.routes), axis=0)

@@ -1,9 +1,9 @@
 """Mixture-of-Depths (arXiv 2404.02258): routed layers run the tokens that their routers choose, and cache only those.
 
-On ONNX Runtime a routed layer stands inside an ``If``: a layer that no token chose is skipped, and otherwise exactly
-the chosen tokens of all rows go through its products. The static form has neither a condition nor a shape that depends
-on a choice: every row has room for so many tokens, padded. Where attention cannot stand in an ``If``, prompts take the
-static form, and decoding a graph of its own, in which a layer that no row chose is skipped.
+On ONNX Runtime a routed layer is inside an ``If``: it is skipped if no token runs in it; otherwise its matrix products
+run on exactly the chosen tokens of all rows. The static form has no condition and no shape that depends on a decision:
+every row is padded to a fixed number of tokens. Where attention cannot be inside an ``If``, prompts use the static
+form, and decoding has a graph of its own that skips a layer if no row runs in it.
 """
 
 from __future__ import annotations
@@ -46,14 +46,14 @@ _ROUTER = re.compile(r"model\.layers\.([0-9]{1,4})\.mod_router\.weight")
 
 
 class ModStrategy(Strategy[Mod, RoutedPlan]):
-    """One graph for prompts and decoding; routes, scores, margins and overflow are outputs."""
+    """One or two graphs with routes, scores, margins and overflow as outputs."""
 
     name = "mod"
     summary = "a router per layer chooses the tokens that run in it"
     tensors = r"(model\.)?layers\.\d+\.mod_(router|predictor)\..+"
     importers = (ASTRAMIND,)
     sample = "mod"
-    plugin_fields = MappingProxyType({"prefill": "topk"})  # prompts are ranked by one
+    plugin_fields = MappingProxyType({"prefill": "topk"})  # a custom operator computes top-k
 
     def check_fields(self, fields: Mapping[str, Any], checkpoint: Checkpoint) -> None:
         if "routed_layers" not in fields:
@@ -96,7 +96,7 @@ class ModStrategy(Strategy[Mod, RoutedPlan]):
         )
         if target.conditional_layers or static:
             return (model,)
-        # A profile for decoding would nearly double the time that the first takes to build.
+        # A decode profile in the prompt graph would nearly double its engine's build time.
         prompts = replace(model, serves=("prefill",))
         return (prompts, RoutedPlan("decode", everything, contiguous=unrouted, serves=("decode",)))
 
@@ -151,19 +151,19 @@ class ModStrategy(Strategy[Mod, RoutedPlan]):
 
 
 def _width(checkpoint: Checkpoint, name: str) -> int:
-    """P of a predictor's first weight [P, hidden]; where it is misshapen, reading it will say so."""
+    """Return P of a predictor's first weight [P, hidden]; a wrong shape raises later, when the tensor is read."""
     return (*checkpoint.shape(name), 1)[0]
 
 
 def _no_routed_layers(checkpoint: Checkpoint) -> DynexportError:
-    """What to do about a contract that does not say which layers are routed, from the routers that are there."""
+    """Return the error for a contract without ``routed_layers``, with advice from the checkpoint's routers."""
     found = sorted(int(match[1]) for name in checkpoint.names if (match := _ROUTER.fullmatch(name)))
     if found:
         advice = f"the checkpoint has routers in layers {found}: --set 'routed_layers={found}'"
     else:
         advice = (
-            "the checkpoint has no tensor model.layers.{i}.mod_router.weight either: give it routers, or name the "
-            "code that has written it with --import"
+            "the checkpoint has no tensor model.layers.{i}.mod_router.weight either: add routers, or name the "
+            "code that wrote it with --import"
         )
     return DynexportError(
         f"{checkpoint.source}: contract: routed_layers: expected the layers with a router, in config.json or with "

@@ -1,4 +1,4 @@
-"""Mixture-of-Depths while it is trained: expert choice with gradients, and what teaches the causal rule.
+"""Train Mixture-of-Depths: top-k routing with gradients, and the auxiliary loss of the causal rule.
 
     add_routers(model, contract)
     with top_k_routing(model, contract) as routes:
@@ -6,7 +6,7 @@
     loss = cross_entropy(...) + weight * auxiliary_loss(routes)
     save_file(contract_tensors(model), "model.safetensors")
 
-The model is transformers' own, in any family of the golden; all rows of a batch have the same length and no padding.
+The model is a transformers model of any supported family; all rows of a batch have the same length and no padding.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ from dynexport.runtime.bundle.contract import Mod
 
 @dataclass(frozen=True)
 class LayerRoutes:
-    """What one routed layer did with a batch.
+    """The routes of one routed layer for a batch.
 
     Attributes:
         score: float32 [rows, tokens], the router's r, with gradient.
-        logit: float32 [rows, tokens], what the causal rule will look at: r, or the predictor's output.
-        chosen: bool [rows, tokens], the k largest r of every row.
+        logit: float32 [rows, tokens], the input of the causal rule: r or the predictor's output.
+        chosen: bool [rows, tokens], true for the k largest r of every row.
     """
 
     score: Any
@@ -41,12 +41,13 @@ class LayerRoutes:
 
 
 def add_routers(model: Any, contract: Mod, *, bias: bool = False, predictor_width: int = 64) -> None:
-    """Give the routed layers a router, and a predictor where the contract's rule needs one, newly initialised.
+    """Add a newly initialised router to every routed layer, and a predictor if the contract's rule needs one.
 
     Args:
         model: a transformers causal language model.
-        bias: give routers a bias.
-        predictor_width: hidden units P of a predictor.
+        contract: the contract to train for.
+        bias: true adds a bias to routers.
+        predictor_width: number of hidden units P of a predictor.
     """
     hidden = model.config.hidden_size
     layers = find_layers(model)[1]
@@ -63,12 +64,12 @@ def add_routers(model: Any, contract: Mod, *, bias: bool = False, predictor_widt
 
 @contextmanager
 def top_k_routing(model: Any, contract: Mod) -> Iterator[dict[int, LayerRoutes]]:
-    """Within, every routed layer of the model's own forward pass runs the k tokens of each row with the largest r.
+    """Make every routed layer of the model's forward pass run the k tokens of each row with the largest r.
 
-    The gate of the contract multiplies what the layer adds, so that the router learns from the model's loss.
+    The contract's gate multiplies the layer's contribution, so that the router gets a gradient from the model's loss.
 
     Yields:
-        What the routed layers did in the latest forward pass, by layer.
+        The routes of the latest forward pass, by layer.
     """
     decoder = DecoderLayers(model)
     routes: dict[int, LayerRoutes] = {}
@@ -81,10 +82,10 @@ def top_k_routing(model: Any, contract: Mod) -> Iterator[dict[int, LayerRoutes]]
 
 
 def auxiliary_loss(routes: dict[int, LayerRoutes]) -> Any:
-    """Binary cross-entropy of the causal rule's logit against top-k membership: mean over layers and tokens.
+    """Return the binary cross-entropy of the causal logit against top-k's choice, mean over layers and tokens.
 
-    It centres sigmoid(logit) around 0.5, so that ``sigmoid(logit) > 0.5`` decides causally about what top-k decides
-    with a look at the whole row (arXiv 2404.02258, section 3.5). A predictor's gradient stays in the predictor.
+    It trains ``sigmoid(logit) > 0.5`` to approximate, causally, the choice that top-k makes from the whole row
+    (arXiv 2404.02258, section 3.5). A predictor's gradient does not reach the rest of the model.
     """
     losses = [
         nn.functional.binary_cross_entropy_with_logits(layer.logit, layer.chosen.float()) for layer in routes.values()
@@ -93,9 +94,9 @@ def auxiliary_loss(routes: dict[int, LayerRoutes]) -> Any:
 
 
 def contract_tensors(model: Any) -> dict[str, Any]:
-    """The model's state, to be saved: routers and predictors under the contract's names, the same in every family.
+    """Return the model's tensors for saving, with routers and predictors under the contract's names.
 
-    Of tied tensors only the first is there, as safetensors wants it.
+    Tied tensors appear once, as safetensors requires.
     """
     prefix = find_layers(model)[0] + "."
     tensors: dict[str, Any] = {}
@@ -108,7 +109,7 @@ def contract_tensors(model: Any) -> dict[str, Any]:
 
 
 def _run_top_k(decoder: DecoderLayers, contract: Mod, routes: dict[int, LayerRoutes], index: int, call: Call) -> Any:
-    """Give a layer the chosen tokens only: hidden states [rows, tokens, hidden] after it."""
+    """Run a layer on the chosen tokens only; return hidden states [rows, tokens, hidden] after it."""
     layer, hidden = decoder.modules[index], decoder.hidden(call)
     x = router_input(contract, decoder, layer, hidden)
     score = layer.mod_router(x)[..., 0].float()
@@ -123,7 +124,7 @@ def _run_top_k(decoder: DecoderLayers, contract: Mod, routes: dict[int, LayerRou
 
 
 def _combine(contract: Mod, hidden: Any, chosen: Any, score: Any, output: Any) -> Any:
-    """Hidden states [rows, tokens, hidden] with what the layer made of the chosen ones, under the gate."""
+    """Return hidden states [rows, tokens, hidden] with the gated layer output for the chosen tokens."""
     index = chosen[..., None].expand(-1, -1, hidden.shape[-1])
     before = hidden.gather(1, index)
     if contract.gate != "none":

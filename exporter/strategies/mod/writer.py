@@ -1,4 +1,4 @@
-"""How a routed layer is written: under a condition, padded, or for the one token of every row."""
+"""Write a routed layer into a graph: under a condition, padded, or for one token of every row."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ from dynexport.runtime.bundle.contract import Mod
 
 
 class RoutedWriter(LayerWriter):
-    """Writes the layers of a routed graph, of which some run the tokens that their routers choose.
+    """Writes the layers of a routed graph, whose routed layers run the tokens that their routers choose.
 
-    Further inputs: ``token_counts`` int64 [B], ``forced_routes`` int64 [R, B, S], and ``is_prompt`` bool where prompts
-    choose by top-k. Further outputs: ``routes`` bool, ``route_scores`` and ``route_margins`` float32 [R, B, S],
-    ``overflow`` int64 [R, B]. R counts the routed layers.
+    Additional inputs: ``token_counts`` int64 [B], ``forced_routes`` int64 [R, B, S], and ``is_prompt`` bool where
+    prompts choose by top-k. Additional outputs: ``routes`` bool, ``route_scores`` and ``route_margins`` float32
+    [R, B, S], ``overflow`` int64 [R, B]. R is the number of routed layers.
     """
 
     plan: RoutedPlan

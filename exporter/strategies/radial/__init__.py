@@ -1,4 +1,4 @@
-"""Radial Networks: a router sends every token to its next layer."""
+"""Radial Networks: a router chooses every token's next layer."""
 
 from dynexport.exporter.strategies.radial.strategy import STRATEGY
 

@@ -1,4 +1,4 @@
-"""What a graph of all steps of a Radial Network must not hold: a condition, or a number of tokens."""
+"""Check that a graph with all hops of a Radial Network has no condition and no fixed number of tokens."""
 
 from __future__ import annotations
 
@@ -24,17 +24,17 @@ _SHAPES: Mapping[str, list[str | None]] = {**STEP_SHAPES, "overflow": [None, "B"
 def check_single_graph(
     graph: ir.Graph, architecture: Architecture, contract: Radial, layer_capacity: float, *, fixed_slots: bool
 ) -> None:
-    """Look at a finished graph of all steps.
+    """Check a finished graph with all hops.
 
     Raises:
-        BrokenGraph: with the name of the node, input or output that must not be so.
+        BrokenGraph: for a violation; the message names the node, input or output.
     """
     check_dimensions(graph, lambda name: _dimensions(name, fixed_slots))
     _check_of_steps(graph, architecture, contract, {TURNED_AWAY, *share_numbers(layer_capacity, "ceil")})
 
 
 def check_decode_graph(graph: ir.Graph, architecture: Architecture, contract: Radial) -> None:
-    """Look at a finished graph of all steps of one token of every row, over caches of a fixed size.
+    """Check a finished decode graph: all hops of one token per row, with caches of a fixed size.
 
     Raises:
         BrokenGraph: as ``check_single_graph``.
@@ -44,14 +44,14 @@ def check_decode_graph(graph: ir.Graph, architecture: Architecture, contract: Ra
 
 
 def _check_of_steps(graph: ir.Graph, architecture: Architecture, contract: Radial, declared: set[int]) -> None:
-    """Nothing is conditional; and numbers are those of a path, or declared."""
+    """Check that nothing is conditional and that every number is a choice, a hop or a declared one."""
     check_unconditional(graph)
     choices, steps = range(architecture.layers + 1), range(contract.max_steps)
     Sizes(graph, architecture, {*choices, *steps} | declared).check_all()
 
 
 def _dimensions(name: str, fixed_slots: bool) -> list[str | None]:
-    """The symbols of an input or output, None for a number."""
+    """Return the dimension symbols of an input or output, None for a fixed size."""
     if name.startswith((PAST, PRESENT)):
         slots = None if fixed_slots else "M"
         return ["B", None, slots, None] if name.endswith((".key", ".value")) else ["B", slots]
@@ -59,7 +59,7 @@ def _dimensions(name: str, fixed_slots: bool) -> list[str | None]:
 
 
 def _decode_dimensions(name: str) -> list[str | None]:
-    """Of a single graph's, tokens of a row and rows of logits are one."""
+    """Return the dimension symbols for a decode graph, where a row has one token and one row of logits."""
     return [symbol if symbol == "B" else None for symbol in _dimensions(name, fixed_slots=True)]
 
 

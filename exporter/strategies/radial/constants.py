@@ -1,4 +1,4 @@
-"""The constants of paths in a graph, beside what the contract says."""
+"""Compare the constants of paths in a graph with the contract."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from dynexport.runtime.bundle.manifest import Manifest, PathRouting
 
 
 def path_differences(graph: GraphFile, manifest: Manifest, contract: Radial) -> Iterator[str]:
-    """The choices of every step, and how many scores a router gives."""
+    """Yield differences in the choices of every hop, a layer's capacity and the number of a router's scores."""
     name, layers = graph.entry.name, manifest.model.layers
     if graph.entry.takes("forced_paths"):
         for step in range(contract.max_steps):

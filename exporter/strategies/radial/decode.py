@@ -1,7 +1,8 @@
-"""A decode step of a Radial Network in one graph: one token of every row, all steps of its path.
+"""A decode step of a Radial Network in one graph: one token of every row, all hops of its path.
 
-In every step there is one layer, whose weights are those of the layer that each row chose. A token that has left, or
-cannot go on, takes no weights, stays as it is and leaves an entry that nobody counts.
+Every hop has one layer module; each row multiplies by the weights of the layer that it chose. A token that has exited,
+or has no allowed layer left, uses no weights and keeps its hidden state; the length of the cache does not count its
+entry.
 """
 
 from __future__ import annotations
@@ -34,18 +35,20 @@ def decode_graph(
     contract: Radial,
     routers: Sequence[Router],
 ) -> WriteGraph:
-    """input_ids, position_ids int64 [B, 1] -> logits float32 [B, 1, vocab], and what became of every token.
+    """Return the writer of a graph: input_ids, position_ids int64 [B, 1] -> logits float32 [B, 1, vocab] and paths.
 
-    Further inputs: cache_lengths int64 [steps, B]; token_counts int64 [B], 0 for a row that does not take part;
-    forced_paths int64 [steps, B, 1], -1 where the router decides; ``past_key_values.{step}.*``, caches of a fixed size.
-    Further outputs: paths int64, path_scores, path_margins float32 [steps, B, 1]; ``present.*``.
+    Other inputs: cache_lengths int64 [hops, B]; token_counts int64 [B], 0 for an idle row; forced_paths int64
+    [hops, B, 1], -1 where the router decides; ``past_key_values.{hop}.*``, caches of a fixed size. Other outputs:
+    paths int64, path_scores and path_margins float32 [hops, B, 1]; ``present.*``.
 
     Args:
-        model: without layers; it is given the pool's.
-        selected: lowers the layer that stands for the pool.
-        routers: of every step.
+        model: the model without layers; the pool's layer module is added to it.
+        architecture: the model's architecture.
+        selected: lowers the layer module that stands for the pool.
+        contract: the bundle's contract.
+        routers: one router per hop.
     """
-    # Rows whose layer does not rotate are rotated by nothing (``_angles``).
+    # Rows whose layer has no rotary positions are rotated by angle 0 (``_angles``).
     alike = replace(architecture, rotary_layers=(any(architecture.rotary_layers),) * architecture.layers)
     setattr(model.model.layers, POOL, DecoderLayer(selected, alike, 0, key=POOL))
 
@@ -81,7 +84,7 @@ def decode_graph(
 
 
 class _Pool:
-    """The layer that stands for all, run once a step by one token of every row."""
+    """The layer module that stands for the pool; one token of every row runs it once per hop."""
 
     def __init__(
         self, op: Any, model: CausalLM, architecture: Architecture, selected: SelectedLayer, position_ids: ir.Value
@@ -95,10 +98,13 @@ class _Pool:
     def run(
         self, decision: Decision, hidden_states: ir.Value, length: ir.Value, past: dict[str, ir.Value]
     ) -> tuple[ir.Value, LayerCache]:
-        """float [B, 1, hidden] after the layers of their choice, and the step's cache with the tokens appended.
+        """Return float [B, 1, hidden] after each row's chosen layer, and the hop's cache with the tokens appended.
 
         Args:
-            length: int64 [B], entries in the cache.
+            decision: the hop's decision.
+            hidden_states: float [B, 1, hidden].
+            length: int64 [B], number of entries in the cache.
+            past: the hop's cache.
         """
         op = self._op
         index = op.Where(decision.goes, decision.choice, -1)
@@ -111,8 +117,10 @@ class _Pool:
         return op.Where(op.Unsqueeze(decision.goes, [1, 2]), output, hidden_states), present
 
     def _angles(self) -> Rotation | None:
-        """Of every token's position; where its layer does not rotate, of position 0 without an attention factor, which
-        changes nothing."""
+        """Return the angles of every token's position.
+
+        A token whose layer does not rotate gets position 0 without an attention factor, which changes nothing.
+        """
         op, frequencies = self._op, self._frequencies
         if frequencies is None or all(self._architecture.rotary_layers):
             return self._rotation

@@ -1,4 +1,4 @@
-"""A layer of a pool, cut where attention is: before it, attention over a cache, and after it."""
+"""A layer of a pool in three parts: before attention, attention over a cache, and after attention."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ Prepared: TypeAlias = tuple[ir.Value, ir.Value, ir.Value]
 
 
 def prepare(op: Any, layer: DecoderLayer, hidden_states: ir.Value, angles: Rotation | None) -> Prepared:
-    """query, key, value float [1, N, ..] of hidden states [1, N, hidden], normed and rotated."""
+    """Return query, key, value float [1, N, ..] of hidden states [1, N, hidden], normed and rotated."""
     projected = layer.self_attn.qkv_proj(op, layer.input_layernorm(op, hidden_states))
     query, key, value = layer.self_attn.prepare(op, projected, angles)
     if key is None or value is None:
@@ -33,10 +33,15 @@ def prepare(op: Any, layer: DecoderLayer, hidden_states: ir.Value, angles: Rotat
 def add_cache(
     graph: ir.Graph, architecture: Architecture, target: Target, contract: Radial, prefix: str, *, spare: int = 0
 ) -> dict[str, ir.Value]:
-    """Inputs for a cache of any layer of the pool, by what they hold.
+    """Add a cache's inputs to a graph and return them by part.
 
     Args:
-        spare: slots behind those that entries can fill, where their number stands in the graph.
+        graph: the graph.
+        architecture: the model's architecture.
+        target: the engine that the graph is written for.
+        contract: the bundle's contract.
+        prefix: the first part of the inputs' names.
+        spare: number of extra slots behind the entries, for a graph with a fixed number of slots.
     """
     slots: int | str = "M"
     if target.fixed_slots:
@@ -51,12 +56,12 @@ def add_cache(
 
 @dataclass(frozen=True)
 class Tokens:
-    """C tokens of each of B rows that come to attention, in the order of their positions.
+    """The tokens of an attention call: C per row of B rows, in the order of their positions.
 
     Attributes:
         prepared: query, key, value float [B, C, ..].
-        step: what their layer has to know of them.
-        now: int64 scalar, the step of their paths, where entries are tagged with theirs.
+        step: the layer's positions, lengths and masks.
+        now: the current hop, int64 scalar, where entries are tagged with their hop; else None.
     """
 
     prepared: Prepared
@@ -67,7 +72,7 @@ class Tokens:
 def attend(
     op: Any, architecture: Architecture, heads: Attention, tokens: Tokens, past: dict[str, ir.Value]
 ) -> tuple[ir.Value, dict[str, ir.Value]]:
-    """Append and attend: (float [B, C, heads * head_dim], the cache)."""
+    """Append to a cache and attend; return float [B, C, heads * head_dim] and the new cache."""
     step = tokens.step
     present: dict[str, ir.Value] = {}
     if tokens.now is not None:
@@ -80,7 +85,7 @@ def attend(
 
 
 def layer_step(op: Any, target: Target, query: ir.Value, position_ids: ir.Value, cache_length: ir.Value) -> LayerStep:
-    """What a layer has to know of C tokens of each of B rows, query [B, C, ..]."""
+    """Return the layer step for C tokens per row, query [B, C, ..]."""
     lengths = op.Add(cache_length, op.Shape(query, start=1, end=2))
     total = None if target.fixed_slots else op.Cast(op.ReduceMax(lengths, keepdims=0), to=INT32)
     return LayerStep(
@@ -95,9 +100,9 @@ def layer_step(op: Any, target: Target, query: ir.Value, position_ids: ir.Value,
 def _appended_and_seen(
     op: Any, architecture: Architecture, heads: Attention, step: LayerStep, past: dict[str, ir.Value], now: ir.Value
 ) -> tuple[dict[str, ir.Value], ir.Value]:
-    """Positions and steps of all entries, and what hides those that a token may not see.
+    """Return positions and hops of all entries, and the attention bias that hides entries.
 
-    It sees its own entries, and those of tokens before it that were made up to this step; of later tokens none.
+    A token sees its own entries, and those that earlier tokens made in this or an earlier hop.
     """
     assert step.position_ids is not None
     steps = op.Expand(now, op.Shape(step.position_ids))
@@ -120,7 +125,7 @@ def _appended_and_seen(
 def finish(
     op: Any, layer: DecoderLayer, hidden_states: ir.Value, attended: ir.Value, gates: ir.Value | None
 ) -> ir.Value:
-    """The rest of a layer [1, N, hidden], from its input and what attention made of that; gates float32 [N]."""
+    """Return a layer's output [1, N, hidden] from its input and the output of attention; gates float32 [N]."""
     output = layer.after_attention(op, hidden_states, layer.self_attn.o_proj(op, attended))
     return output if gates is None else gated(op, hidden_states, output, op.Unsqueeze(gates, [0, 2]))
 

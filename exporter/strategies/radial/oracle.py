@@ -1,4 +1,4 @@
-"""Verification's questions to a Radial Network in PyTorch."""
+"""Run a Radial Network in PyTorch for verification."""
 
 from __future__ import annotations
 
@@ -17,11 +17,13 @@ from dynexport.runtime.bundle.contract import Radial
 
 
 class RadialOracle(Oracle):
-    """Tokens go from layer to layer as the router says.
+    """The PyTorch reference of a Radial bundle; every case is a row that runs alone.
 
     Args:
-        layer_capacity: share of a call's tokens that every layer has room for, where less than all.
-        chunk: tokens of a prompt that a call has at most. Every case is a row that runs alone.
+        weights: the checkpoint's weights.
+        contract: the bundle's contract.
+        layer_capacity: share of a call's tokens that every layer has room for.
+        chunk: the largest number of a prompt's tokens in one call; None for any number.
     """
 
     def __init__(
@@ -40,13 +42,13 @@ class RadialOracle(Oracle):
         return [Answer(values, row) for values, row in zip(logits, paths, strict=True)]
 
     def hidden_states(self, cases: Sequence[Case]) -> list[FloatArray]:
-        """After the embedding and after every step, float32 [1 + max_steps, length, hidden] per case."""
+        """Return hidden states after the embedding and every hop, float32 [1 + max_steps, length, hidden] per case."""
         tokens, forced = [case.tokens for case in cases], forced_decisions(cases, np.int64)
         after, _ = self._routed.routed_step_outputs(tokens, forced, room=self._room(cases))
         return with_embedding(self._unrouted, cases, after)
 
     def _room(self, cases: Sequence[Case]) -> list[list[Room]] | None:
-        """What layers take of every run of a prompt; a token alone always has room."""
+        """Return the layers' room for each chunk of a prompt; None if all tokens have room."""
         if self._capacity == 1 or self._chunk is None:
             return None
         share, chunk = self._capacity, self._chunk

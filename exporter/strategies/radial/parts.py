@@ -1,12 +1,12 @@
-"""The graphs of a Radial Network: ends, router, and every layer in two parts around an attention that all share.
+"""The graph set of a Radial Network: embedding, routers, layers in two parts, a shared attention, and the head.
 
-A token's next layer is known only when the one before it has run, and tokens of one step may be in different layers
-and still attend to each other (docs/routing-contract.md, radial). So a layer is cut where attention is: what comes
-before it and what comes after run on the tokens that chose the layer, attention on all tokens that share a cache.
-Every weight stands in one graph.
+A token's next layer is known only after its previous one has run, and tokens of one hop may be in different layers and
+still attend to each other (docs/routing-contract.md, radial). So a layer is split at attention: the parts before and
+after it run on the tokens that chose the layer, and attention runs on all tokens that share a cache. Every weight is in
+exactly one graph.
 
-Tokens outside attention come in one line, [1, N, ..], of whichever rows they are. Hidden states, queries, keys, values
-and caches have the target's type of activations, here called float.
+Outside attention, tokens of all rows are concatenated: [1, N, ..]. "float" is the target's activation type, which
+hidden states, queries, keys, values and caches have.
 """
 
 from __future__ import annotations
@@ -37,9 +37,9 @@ from dynexport.runtime.bundle.contract import Radial
 
 
 def embedding(architecture: Architecture, target: Target) -> WriteGraph:
-    """input_ids, position_ids int64 [1, N] -> hidden_states float [1, N, hidden].
+    """Return the writer of the embedding: input_ids, position_ids int64 [1, N] -> hidden_states float [1, N, hidden].
 
-    With rotary positions also cos and sin float32 [1, N, rotary dim / 2]: every layer of a path rotates by the same.
+    With rotary positions it also gives cos and sin, float32 [1, N, rotary dim / 2], which all layers use.
     """
 
     def write(graph: ir.Graph, op: Any, model: CausalLM) -> None:
@@ -56,7 +56,7 @@ def embedding(architecture: Architecture, target: Target) -> WriteGraph:
 
 
 def head(architecture: Architecture, target: Target) -> WriteGraph:
-    """hidden_states float [1, N, hidden] -> logits float32 [1, N, vocab]."""
+    """Return the writer of the head: hidden_states float [1, N, hidden] -> logits float32 [1, N, vocab]."""
 
     def write(graph: ir.Graph, op: Any, model: CausalLM) -> None:
         hidden_states = add_input(graph, "hidden_states", target.activations, _line(architecture))
@@ -67,12 +67,12 @@ def head(architecture: Architecture, target: Target) -> WriteGraph:
 
 
 def router(architecture: Architecture, target: Target, choices: int, module: Router, *, gated: bool) -> WriteGraph:
-    """The choice of every token.
+    """Return the writer of a router, which chooses every token's next layer.
 
-    hidden_states float [1, N, hidden]; allowed bool [N, choices], at least one for each token; forced_choices int64
-    [N], -1 where the router decides -> choices int64 [N], the best allowed one, the lowest of equals; scores float32
-    [N, choices]; margins float32 [N], to the second best, infinite without one; with a gate probabilities float32 [N],
-    of the choice among the allowed.
+    Inputs: hidden_states float [1, N, hidden]; allowed bool [N, choices], at least one true per token; forced_choices
+    int64 [N], -1 where the router decides. Outputs: choices int64 [N], the best allowed one, the lowest on ties; scores
+    float32 [N, choices]; margins float32 [N], the distance to the second best, infinity without one; with a gate
+    probabilities float32 [N], of the choice among the allowed ones.
     """
 
     def write(graph: ir.Graph, op: Any, model: CausalLM) -> None:
@@ -91,7 +91,11 @@ def router(architecture: Architecture, target: Target, choices: int, module: Rou
 
 
 def before_attention(architecture: Architecture, target: Target) -> WriteGraph:
-    """hidden_states float [1, N, hidden], cos and sin of rotary positions -> query, key, value float [1, N, ..]."""
+    """Return the writer of a layer up to attention.
+
+    Inputs: hidden_states float [1, N, hidden]; cos and sin with rotary positions. Outputs: query, key, value float
+    [1, N, ..].
+    """
 
     def write(graph: ir.Graph, op: Any, model: CausalLM) -> None:
         (module,) = model.model.layers
@@ -110,12 +114,12 @@ def before_attention(architecture: Architecture, target: Target) -> WriteGraph:
 
 
 def attention(architecture: Architecture, target: Target, contract: Radial) -> WriteGraph:
-    """Append and attend, C tokens of each of B rows, in the order of their positions; it has no weights.
+    """Return the writer of attention, which appends C tokens per row to a cache and attends; it has no weights.
 
-    query, key, value float [B, C, ..], position_ids int64 [B, C], cache_lengths int64 [B], last_index int32 [B] and
-    total_length int32 as ``LayerStep`` has them, a cache -> attention float [B, C, heads * head_dim], the cache. Where
-    the cache is a layer's own, ``step`` int64 is the step of these tokens, and the cache has that of every entry. Of
-    the inputs it has those that it uses.
+    Inputs: query, key, value float [B, C, ..] in the order of positions; position_ids int64 [B, C], cache_lengths int64
+    [B], last_index int32 [B] and total_length int32 as in ``LayerStep``; a cache. With cache_policy layer also ``step``
+    int64, the tokens' hop; the cache then stores the hop of every entry. Unused inputs are left out. Outputs: attention
+    float [B, C, heads * head_dim]; the cache.
     """
 
     def write(graph: ir.Graph, op: Any, model: CausalLM) -> None:
@@ -149,10 +153,10 @@ def attention(architecture: Architecture, target: Target, contract: Radial) -> W
 
 
 def after_attention(architecture: Architecture, target: Target, *, gated: bool) -> WriteGraph:
-    """The rest of a layer.
+    """Return the writer of a layer's part after attention.
 
-    hidden_states float [1, N, hidden] as they came to the layer, attention float [1, N, heads * head_dim], with a gate
-    gates float32 [N] -> hidden_states_out float [1, N, hidden].
+    Inputs: the layer's hidden_states float [1, N, hidden]; attention float [1, N, heads * head_dim]; with a gate gates
+    float32 [N]. Output: hidden_states_out float [1, N, hidden].
     """
 
     def write(graph: ir.Graph, op: Any, model: CausalLM) -> None:

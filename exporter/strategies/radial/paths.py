@@ -1,4 +1,4 @@
-"""The choices of tokens that follow their paths within one graph, step by step, and what the graph tells of them."""
+"""Record tokens' choices hop by hop within one graph, and write its path outputs."""
 
 from __future__ import annotations
 
@@ -18,14 +18,15 @@ _NOWHERE = -1
 
 @dataclass(frozen=True)
 class Decision:
-    """What routers have made of all tokens in a step.
+    """The router's decision for all tokens in a hop.
 
     Attributes:
-        asked: bool [T], those that could choose.
-        goes: bool [T], those that chose a layer.
-        choice: int64 [T], without meaning where nobody was asked.
-        score, margin: float32 [T].
-        probability: float32 [T] where there is a gate.
+        asked: bool [T], true for tokens that have a choice.
+        goes: bool [T], true for tokens that chose a layer.
+        choice: int64 [T], undefined where ``asked`` is false.
+        score: float32 [T], the choice's score.
+        margin: float32 [T], the distance from the best to the second-best score.
+        probability: float32 [T] with a gate, else None.
     """
 
     asked: ir.Value
@@ -36,16 +37,18 @@ class Decision:
     probability: ir.Value | None
 
     def path(self, op: Any) -> ir.Value:
-        """int64 [T]: the choice, -1 of a token that was not asked."""
+        """Return the choice, int64 [T]; -1 where ``asked`` is false."""
         return op.Where(self.asked, self.choice, _NOWHERE)
 
 
 class Paths:
-    """The paths of T tokens in one line.
+    """The paths of T concatenated tokens.
 
     Args:
-        layers: of the pool.
-        alive: bool [T], tokens that take part.
+        op: writes operators into the graph.
+        contract: the bundle's contract.
+        layers: number of layers in the pool.
+        alive: bool [T], false for padding.
     """
 
     def __init__(self, op: Any, contract: Radial, layers: int, alive: ir.Value) -> None:
@@ -57,9 +60,10 @@ class Paths:
         self._margins: list[ir.Value] = []
 
     def decide(self, router: Router, hidden_states: ir.Value, forced: ir.Value) -> Decision:
-        """Let every token that has not left choose in the step that comes next.
+        """Return the next hop's decision for every token that has not exited.
 
         Args:
+            router: the hop's router.
             hidden_states: float [T, hidden].
             forced: int64 [T], -1 where the router decides.
         """
@@ -82,10 +86,11 @@ class Paths:
         )
 
     def follow(self, decision: Decision, path: ir.Value) -> None:
-        """Write the step down.
+        """Record a hop.
 
         Args:
-            path: int64 [T], ``decision.path``, or what else became of a token.
+            decision: the hop's decision.
+            path: int64 [T], ``decision.path``, or ``TURNED_AWAY`` for a token that found its layer full.
         """
         op = self._op
         self._paths.append(path)
@@ -97,13 +102,14 @@ class Paths:
             self._visited = now if self._visited is None else op.Or(self._visited, now)
 
     def put_out(self, graph: ir.Graph, position_ids: ir.Value) -> ir.Value:
-        """Outputs paths int64, path_scores, path_margins float32 [steps, B, S].
+        """Add the outputs paths int64, path_scores and path_margins float32, all [hops, B, S], to a graph.
 
         Args:
-            position_ids: int64 [B, S], of the T = B * S tokens.
+            graph: the graph.
+            position_ids: int64 [B, S], positions of the T = B * S tokens.
 
         Returns:
-            paths.
+            The output paths.
         """
         op, shape = self._op, self._op.Shape(position_ids)
         assert position_ids.shape is not None
@@ -114,7 +120,7 @@ class Paths:
         return next(output for output in graph.outputs if output.name == "paths")
 
     def _allowed(self) -> ir.Value:
-        """bool [T or 1, choices]."""
+        """Return the allowed choices of the next hop, bool [T or 1, choices]."""
         op, contract, step = self._op, self._contract, len(self._paths)
         row = np.ones((1, contract.choices(self._layers)), np.bool_)
         if contract.exit and step < contract.min_steps:
@@ -124,7 +130,7 @@ class Paths:
 
 
 def any_of(op: Any, given: ir.Value, axis: int) -> ir.Value:
-    """bool, whether one is true along an axis. TensorRT reduces numbers only."""
+    """Return whether any value along an axis is true; as numbers, because TensorRT does not reduce booleans."""
     return op.Cast(op.ReduceMax(op.Cast(given, to=INT64), [axis], keepdims=0), to=BOOL)
 
 

@@ -1,4 +1,4 @@
-"""Which graphs a Radial bundle has, and what each is in a step."""
+"""The graph plan of Radial Networks."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ Role = Literal["paths", "decode", "embedding", "router", "before_attention", "at
 
 @dataclass(frozen=True)
 class PathPlan(GraphPlan):
-    """One of its graphs.
+    """The plan of one graph.
 
     Attributes:
-        role: "paths" and "decode" are whole steps; the others are the parts of one that a graph set calls them for.
-        step: which step's router it is, where every step has its own.
-        layer_capacity: in a single graph of all steps, the share of a step's tokens that each layer has room for.
+        role: "paths" and "decode" are whole-step graphs; the others are parts of a graph set.
+        step: the hop that a router belongs to, where every hop has its own router; else None.
+        layer_capacity: in a single graph of all hops, the share of a call's tokens that each layer has room for.
     """
 
     role: Role = "paths"

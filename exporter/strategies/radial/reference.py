@@ -1,15 +1,15 @@
-"""Radial networks, told once more in plain words for the golden: step by step, layer by layer, row by row.
+"""An independent implementation of Radial Networks for the reference: hop by hop, layer by layer, row by row.
 
-The pool is the checkpoint's decoder layers, as transformers has them. Two of its habits are used to stay out of its
-way. First, the model's own forward pass computes the embedding and everything that layers are given beside hidden
-states (masks, rotary angles, ALiBi), and later the final norm and the head: the first layers only take notes, and the
-last one's place is where all steps happen. Second, attention hands its new keys and values to a cache object and
-attends to what that gives back: here, to the entries that the contract makes visible.
+The pool is the decoder layers of the transformers model. The implementation relies on two properties of transformers.
+First, the model's forward pass computes the embedding, the layers' other arguments (masks, rotary angles, ALiBi), the
+final norm and the head. All layers but the last are replaced by code that records its arguments; the last is replaced
+by code that runs all hops. Second, attention passes its new keys and values to a cache object and attends to the
+returned ones: here, the entries that the contract makes visible.
 
-A step first lets every token make its entry and then lets every token attend. As the steps before are done and later
-ones are not, all entries there are have a tag <= this step, and what remains of both cache policies is where an entry
-is kept: under its step or under its layer. Which of them a token sees, the mask of the layer it runs in says, by
-original positions; so layers with and without a window, or with and without rotary, may stand in one pool.
+In a hop, first every token makes its entry, then every token attends. Hops run in order, so all existing entries have a
+hop <= the current one, and the two cache policies differ only in the key of an entry: its hop or its layer. The mask of
+the token's layer selects the visible entries by original positions, so layers with and without a window, or with and
+without rotary positions, can share a pool.
 """
 
 from __future__ import annotations
@@ -34,11 +34,14 @@ from dynexport.runtime.bundle.errors import DynexportError
 
 @dataclass
 class _Pass:
-    """One pass over some rows: what is given to it, and what is written down.
+    """The inputs and the records of one forward pass.
 
     Attributes:
-        inputs: by layer, what the model's forward pass gives it.
-        outputs: after each step hidden states [rows, longest, hidden]; None: not wanted.
+        forced: forced choices per row, or None.
+        room: the layers' room per row, or None.
+        paths: the recorded paths, one per row.
+        outputs: hidden states [rows, longest, hidden] after each hop; None does not record them.
+        inputs: the arguments that the model's forward pass gives to each layer.
     """
 
     forced: Sequence[IntArray] | None
@@ -49,7 +52,7 @@ class _Pass:
 
 
 class RadialReference(Reference):
-    """A model whose tokens go from layer to layer as a router says (docs/routing-contract.md, radial)."""
+    """A model whose router chooses every token's next layer (docs/routing-contract.md, radial)."""
 
     def __init__(self, weights: Weights, contract: Radial) -> None:
         super().__init__(weights, weights.source)
@@ -65,14 +68,14 @@ class RadialReference(Reference):
         """Build the model of ``checkpoint.config`` and load its weights and routers.
 
         Args:
-            checkpoint: Hugging Face names and layouts, routers under the contract's names.
-            streaming: as for ``Reference.from_checkpoint``: a layer is read twice in every step in which some token
-                chooses it. Routers, which are small, always stay in memory.
-            contract: what the routers mean.
+            checkpoint: tensors with Hugging Face names and layouts, routers under the contract's names.
+            streaming: as for ``Reference.from_checkpoint``; a layer is read twice in every hop in which a token chooses
+                it. Routers are small and always stay in memory.
+            contract: the contract of the routers.
 
         Raises:
-            DynexportError: as ``Reference.from_checkpoint``, or when layers of the pool have different shapes, or a
-                router's tensor is absent, of another shape, or not finite.
+            DynexportError: as ``Reference.from_checkpoint``; for layers of different shapes; for a router tensor that
+                is absent, of another shape or not finite.
         """
         return cls(Weights(checkpoint, streaming=streaming), contract)
 
@@ -84,22 +87,22 @@ class RadialReference(Reference):
         at: Sequence[int] = (),
         room: Sequence[Sequence[Room]] | None = None,
     ) -> tuple[list[FloatArray], list[RowPaths]]:
-        """Teacher-forced logits and paths.
+        """Return teacher-forced logits and paths.
 
         Args:
-            tokens: rows of token ids; their lengths may differ, unless ``at`` is given.
-            forced: int64 [max_steps, tokens] per row, in the form of ``RowPaths.path``, choices to make instead of
-                the router's own. The gate then is the forced choice's probability among the allowed ones.
-            at: compute the head for the tokens at these positions only; empty: for all.
-            room: per row, where layers take so many tokens of a run only, the first that choose them; those turned
-                away keep their hidden states and may choose the layer again. None: all have room.
+            tokens: rows of token ids; lengths may differ, unless ``at`` is given.
+            forced: int64 [max_steps, tokens] per row, in the form of ``RowPaths.path``, choices that replace the
+                router's. The gate is then the forced choice's probability among the allowed ones.
+            at: positions to compute logits for; empty computes all.
+            room: per row, the chunks in which a layer runs a limited number of tokens: the first that choose it. Other
+                tokens keep their hidden states and may choose the layer again. None runs all.
 
         Returns:
-            float32 [length or positions, vocabulary] per row, and what each row's tokens did.
+            Logits, float32 [length or positions, vocabulary] per row, and the paths of each row.
 
         Raises:
-            DynexportError: as ``Reference.logits``; on forced choices of another shape or that the contract does not
-                allow, or a score that is NaN or infinite.
+            DynexportError: as ``Reference.logits``; for forced choices of another shape or that the contract does not
+                allow; for a score that is NaN or infinite.
         """
         with self._routing(tokens, forced, room=room) as routing:
             return self.logits(tokens, at=at), routing.paths
@@ -111,9 +114,9 @@ class RadialReference(Reference):
         *,
         room: Sequence[Sequence[Room]] | None = None,
     ) -> tuple[list[FloatArray], list[RowPaths]]:
-        """Hidden states after every step, float32 [max_steps, length, hidden] per row, and what each row's tokens did.
+        """Return hidden states after every hop, float32 [max_steps, length, hidden] per row, and the paths.
 
-        Args and errors as for ``routed_logits``.
+        Arguments and errors are as for ``routed_logits``.
         """
         import torch
 
@@ -124,7 +127,7 @@ class RadialReference(Reference):
         return [as_numpy(stacked[row, :, : len(ids)]) for row, ids in enumerate(tokens)], routing.paths
 
     def layer_outputs(self, tokens: Sequence[Sequence[int]], runs: Runs | None = None) -> list[FloatArray]:
-        """Refused: what a radial network has is hidden states after every step."""
+        """Raise DynexportError: a Radial Network has hidden states per hop, not per layer."""
         raise DynexportError("layer_outputs: a radial network has no fixed order of layers: use routed_step_outputs")
 
     # One pass.
@@ -137,7 +140,7 @@ class RadialReference(Reference):
         outputs: list[Any] | None = None,
         room: Sequence[Sequence[Room]] | None = None,
     ) -> Iterator[_Pass]:
-        """Within, a pass over ``tokens`` chooses as told and writes down what happened."""
+        """Make forward passes over ``tokens`` use these choices and limits, and record their paths."""
         self._check_tokens(tokens)
         self._check_forced(tokens, forced)
         paths = [RowPaths.empty(self._contract.max_steps, len(ids)) for ids in tokens]
@@ -163,14 +166,14 @@ class RadialReference(Reference):
             return super()._forward(tokens, runs, outputs, at=at)
 
     def _run_layer(self, index: int, runs: BoolArray, call: Call) -> Any:
-        """Take note of what the model gives a layer; in the last one's place, run all steps."""
+        """Record a layer's arguments; in place of the last layer, run all hops."""
         assert self._pass is not None
         self._pass.inputs.append(call)
         hidden = self._decoder.hidden(call)
         return self._run_steps(hidden, runs.sum(axis=1)) if index == self.layers - 1 else hidden
 
     def _run_steps(self, hidden: Any, lengths: IntArray) -> Any:
-        """From the embedding to what the final norm is given: [rows, longest, hidden]."""
+        """Run all hops on the embedding and return the final norm's input, [rows, longest, hidden]."""
         assert self._pass is not None
         rows = [self._start(number, hidden[number, :length]) for number, length in enumerate(lengths)]
         after = hidden
@@ -200,7 +203,7 @@ class RadialReference(Reference):
         )
 
     def _with_layers(self, step: int, rows: Sequence[Row], act: Callable[[int, int, Any, Row, IntArray], None]) -> None:
-        """Call ``act`` with every layer that is chosen in this step, and the tokens of each row that chose it."""
+        """Call ``act`` with every layer that is chosen in this hop and the tokens of each row that chose it."""
         for index in range(self.layers):
             chosen = [(row, np.flatnonzero(row.paths.path[step] == index)) for row in rows]
             if not any(len(tokens) for _, tokens in chosen):
@@ -211,13 +214,13 @@ class RadialReference(Reference):
                         act(step, index, layer, row, tokens)
 
     def _make_entries(self, step: int, index: int, layer: Any, row: Row, tokens: IntArray) -> None:
-        """Keys and values of the tokens that chose this layer; what else comes out is not looked at."""
+        """Compute and store keys and values of the tokens that chose this layer; ignore its other outputs."""
         cache = ShownEntries()
         self._decoder.run(layer, self._call(index, row, tokens, tokens, cache))
         row.entries.setdefault(self._owner(step, index), Entries()).add(tokens, *cache.made)
 
     def _attend(self, step: int, index: int, layer: Any, row: Row, tokens: IntArray) -> None:
-        """Hidden states of the tokens that chose this layer, which attend to all entries that it shows them."""
+        """Run the layer on the tokens that chose it, with the visible entries, and store their hidden states."""
         import torch
 
         entries = row.entries[self._owner(step, index)]
@@ -231,11 +234,11 @@ class RadialReference(Reference):
         row.paths.depth[tokens] += 1
 
     def _owner(self, step: int, index: int) -> int:
-        """What an entry belongs to."""
+        """Return the key of an entry: its hop or its layer."""
         return step if self._contract.cache_policy == "step" else index
 
     def _call(self, index: int, row: Row, queries: IntArray, keys: IntArray, cache: ShownEntries) -> Call:
-        """A layer's arguments for the tokens ``queries``, which attend to entries at the positions ``keys``."""
+        """Return a layer's arguments for the tokens ``queries``, which attend to entries at positions ``keys``."""
         import torch
 
         assert self._pass is not None
@@ -258,7 +261,7 @@ class RadialReference(Reference):
                 )
 
     def _check_pool(self) -> None:
-        """Raise DynexportError unless all layers have the same parameters: entries of one are shown to others."""
+        """Raise DynexportError unless all layers have the same parameter shapes, as they share caches."""
         shapes = [{name: tuple(p.shape) for name, p in layer.named_parameters()} for layer in self._weights.layers]
         for index, found in enumerate(shapes):
             for name in sorted(shapes[0].keys() | found.keys()):

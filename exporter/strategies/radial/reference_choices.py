@@ -1,4 +1,4 @@
-"""How the tokens of a Radial Network choose, in PyTorch: the router's scores, what is allowed, who is turned away."""
+"""The choices of a Radial Network's tokens in PyTorch: router scores, allowed choices and layer capacity."""
 
 from __future__ import annotations
 
@@ -19,22 +19,23 @@ from dynexport.runtime.bundle.contract import Radial
 from dynexport.runtime.bundle.errors import DynexportError
 from dynexport.runtime.execution.decisions import TURNED_AWAY
 
-# Tokens that an engine's single graph runs together: from, up to, and how many of them a layer takes in a step.
+# A chunk that a single graph runs in one call: first token, end, and the number of tokens that a layer runs per hop.
 Room = tuple[int, int, int]
 
 
 @dataclass
 class Row:
-    """One row under way.
+    """The state of one row during a pass.
 
     Attributes:
-        number: among the rows of the pass.
+        number: the row's number in the pass.
         hidden: float32 [tokens, hidden].
-        inside: bool [tokens], who has not left.
-        visited: bool [tokens, layers].
-        entries: by step or by layer, as the cache policy has it.
-        forced: int64 [max_steps, tokens], choices to make instead of the router's own.
-        room: where layers take so many tokens only; elsewhere they take all.
+        inside: bool [tokens], true until the token exits.
+        visited: bool [tokens, layers], true for layers that the token ran.
+        forced: int64 [max_steps, tokens], choices that replace the router's, or None.
+        paths: the recorded paths.
+        room: chunks in which layers run a limited number of tokens; empty for no limit.
+        entries: KV entries by hop or by layer, depending on the cache policy.
     """
 
     number: int
@@ -48,10 +49,10 @@ class Row:
 
 
 class Routers:
-    """The router that all steps share, or one for each.
+    """The router that all hops share, or one router per hop.
 
     Raises:
-        DynexportError: when a tensor is absent, of another shape, or not finite.
+        DynexportError: for a tensor that is absent, of another shape or not finite.
     """
 
     def __init__(self, weights: Weights, contract: Radial, decoder: DecoderLayers) -> None:
@@ -62,7 +63,7 @@ class Routers:
         self._routers = [self._read_router(weights.tensors, step) for step in steps]
 
     def choose(self, step: int, row: Row) -> None:
-        """Let every token that has not left choose, and write it down; who exits or has nothing left leaves."""
+        """Choose for every token that is inside, and record it; a token that exits or has no choice is then outside."""
         asked = np.flatnonzero(row.inside)
         allowed = self._allowed(step, row.visited[asked])
         row.inside[asked] = allowed.any(axis=1)
@@ -80,14 +81,14 @@ class Routers:
         self._turn_away(step, row)
 
     def _turn_away(self, step: int, row: Row) -> None:
-        """Of the tokens that run together and chose a layer, the first ones run; the others stay as they are."""
+        """Mark the tokens of a chunk that found their layer full: a layer runs the first that chose it."""
         for start, stop, places in row.room:
             path = row.paths.path[step, start:stop]
             for index in range(self._layers):
                 path[np.flatnonzero(path == index)[places:]] = TURNED_AWAY
 
     def _allowed(self, step: int, visited: BoolArray) -> BoolArray:
-        """Which choices tokens have: bool [tokens, choices]."""
+        """Return the allowed choices, bool [tokens, choices]."""
         allowed = np.ones((len(visited), self._contract.choices(self._layers)), bool)
         if not self._contract.allow_reuse:
             allowed[:, : self._layers] = ~visited
@@ -96,7 +97,7 @@ class Routers:
         return allowed
 
     def _scores(self, step: int, row: Row, asked: IntArray) -> FloatArray:
-        """fc2(silu(fc1(rms_norm(h)))) of some tokens: float32 [tokens, choices]."""
+        """Return fc2(silu(fc1(rms_norm(h)))) of some tokens, float32 [tokens, choices]."""
         import torch
 
         router = self._routers[0 if self._contract.router.shared else step]
@@ -113,7 +114,7 @@ class Routers:
         return as_numpy(scores)
 
     def _check_choices(self, step: int, row: Row, asked: IntArray, allowed: BoolArray) -> None:
-        """Raise DynexportError on a forced choice that is not among a token's choices."""
+        """Raise DynexportError for a forced choice that is not allowed."""
         if row.forced is None:
             return
         choices = {int(token): np.flatnonzero(may).tolist() for token, may in zip(asked, allowed, strict=True)}
@@ -126,7 +127,7 @@ class Routers:
                 )
 
     def _read_router(self, tensors: Tensors, step: int | None) -> dict[str, Any]:
-        """The float32 tensors of the router of a step, or of the shared one, by their names within it."""
+        """Return the float32 tensors of a hop's router, or of the shared one, by their names in the module."""
         import torch
 
         prefix = "model.radial_router." if step is None else f"model.radial_router.{step}."
@@ -152,10 +153,10 @@ class Routers:
 
 
 def router_epsilon(decoder: DecoderLayers) -> float:
-    """The epsilon of the router's norm: that of the norm at the entrance of the pool's layers.
+    """Return the epsilon of the router's norm, which is that of the pool layers' input norm.
 
     Raises:
-        DynexportError: when they have none.
+        DynexportError: when the layers have no input norm.
     """
     if decoder.input_norm is None:
         raise DynexportError(

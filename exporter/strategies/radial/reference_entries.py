@@ -1,4 +1,4 @@
-"""K/V entries of a pool in PyTorch: what layers make, and what they are shown instead of transformers' cache."""
+"""KV entries of a pool in PyTorch, and the cache object that shows them to transformers' attention."""
 
 from __future__ import annotations
 
@@ -14,11 +14,12 @@ from dynexport.runtime.bundle.errors import DynexportError
 
 @dataclass
 class Entries:
-    """K/V entries that belong together, in the order they were made.
+    """The KV entries of one cache, in the order of their creation.
 
     Attributes:
-        positions: int64 [entries], original positions of the tokens that made them.
-        keys, values: float32 [1, heads, entries, head size]; None as long as there are none.
+        positions: int64 [entries], original positions of their tokens.
+        keys: float32 [1, heads, entries, head size]; None without entries.
+        values: float32 [1, heads, entries, head size]; None without entries.
     """
 
     positions: IntArray = field(default_factory=lambda: np.zeros(0, np.int64))
@@ -26,7 +27,7 @@ class Entries:
     values: Any = None
 
     def add(self, positions: IntArray, keys: Any, values: Any) -> None:
-        """Put new ones behind them."""
+        """Append entries."""
         import torch
 
         self.positions = np.concatenate([self.positions, positions])
@@ -35,19 +36,19 @@ class Entries:
 
 
 class ShownEntries:
-    """Takes the place of transformers' cache for one call of one layer."""
+    """A replacement of transformers' cache for one call of one layer."""
 
     def __init__(self, shown: tuple[Any, Any] | None = None) -> None:
-        """``shown``: keys and values [rows, heads, entries, head size] to attend to; None: those that it makes."""
+        """Show keys and values [rows, heads, entries, head size] to attention; None shows the call's own."""
         self._shown = shown
         self._made: tuple[Any, Any] | None = None
 
     @property
     def made(self) -> tuple[Any, Any]:
-        """The keys and values [rows, heads, tokens, head size] that the layer made, rotary applied.
+        """The keys and values [rows, heads, tokens, head size] of the call, with rotary positions applied.
 
         Raises:
-            DynexportError: when the layer has not asked for any.
+            DynexportError: when the layer did not pass any to the cache.
         """
         if self._made is None:
             raise DynexportError(
@@ -57,7 +58,7 @@ class ShownEntries:
         return self._made
 
     def update(self, keys: Any, values: Any, *_: Any, **__: Any) -> tuple[Any, Any]:
-        """What an attention module calls with its new keys and values: those that it shall attend to."""
+        """Take an attention module's new keys and values and return those to attend to."""
         self._made = keys, values
         return self._shown or self._made
 

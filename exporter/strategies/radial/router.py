@@ -1,4 +1,4 @@
-"""The router of a Radial Network in the graph: scores, and the choice that follows from them."""
+"""The router of a Radial Network in the graph: scores and choices."""
 
 from __future__ import annotations
 
@@ -15,10 +15,14 @@ from dynexport.exporter.lowering.target import Target, cast
 
 
 class Router(nn.Module):
-    """fc2(silu(fc1(rms_norm(h)))): a score for every layer, and for leaving where the contract has an exit.
+    """fc2(silu(fc1(rms_norm(h)))): one score per layer, and one for the exit if the contract has one.
 
     Args:
-        name: of the module, where its place in another one does not give it.
+        target: the engine that the graph is written for.
+        architecture: the model's architecture.
+        hidden: width of the inner layer.
+        choices: number of scores.
+        name: the module's name, where its parent does not set it.
     """
 
     def __init__(
@@ -30,19 +34,19 @@ class Router(nn.Module):
         self.fc2 = Linear(target, hidden, choices, bias=True, storage=PLAIN)
 
     def forward(self, op: Any, hidden_states: ir.Value) -> ir.Value:
-        """float [1, N, hidden] -> scores float32 [1, N, choices], all arithmetic in float32."""
+        """Return scores float32 [1, N, choices] of float [1, N, hidden], computed in float32."""
         inner = self.fc1(op, self.norm(op, cast(op, hidden_states, FLOAT)))
         return self.fc2(op, op.Mul(inner, op.Sigmoid(inner)))
 
 
 @dataclass(frozen=True)
 class Choices:
-    """What became of N tokens' scores.
+    """The choices of N tokens.
 
     Attributes:
-        choices: int64 [N], what is forced, else the best allowed one, the lowest of equals.
-        margins: float32 [N], from the best allowed one to the second, infinite without one.
-        probabilities: float32 [N], of the choice among the allowed; None where nobody asks.
+        choices: int64 [N], the forced choice, else the best allowed one, the lowest on ties.
+        margins: float32 [N], from the best allowed score to the second, infinity without one.
+        probabilities: float32 [N], of the choice among the allowed ones; None without a gate.
     """
 
     choices: ir.Value
@@ -51,19 +55,21 @@ class Choices:
 
 
 def choose(op: Any, scores: ir.Value, allowed: ir.Value, forced: ir.Value, choices: int, *, gated: bool) -> Choices:
-    """Choose for every token; without meaning where a token has nothing allowed.
+    """Choose for every token; the result is undefined for a token without an allowed choice.
 
     Args:
+        op: writes operators into the graph.
         scores: float32 [N, choices].
         allowed: bool [N or 1, choices].
         forced: int64 [N], -1 where the router decides.
-        gated: whether anybody asks for probabilities.
+        choices: number of choices.
+        gated: true computes probabilities.
     """
     masked = op.Where(allowed, scores, float("-inf"))
     if choices == 1:
         masked = op.Concat(masked, op.Add(masked, float("-inf")), axis=1)
     masked.type, masked.shape = ir.TensorType(FLOAT), ir.Shape([None, max(2, choices)])
-    # The lower index of equals comes first.
+    # TopK puts the lower index first on ties.
     two, places = op.TopK(masked, [2], axis=1, sorted=1, _outputs=2)
     best, _ = op.Split(places, axis=1, num_outputs=2, _outputs=2)
     first, second = op.Split(two, axis=1, num_outputs=2, _outputs=2)

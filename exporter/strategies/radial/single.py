@@ -1,10 +1,10 @@
-"""All steps of a Radial Network in one graph, without conditions and without a shape that depends on a choice.
+"""All hops of a Radial Network in one graph, without conditions and without a shape that depends on a choice.
 
-Of the step's tokens, T = B * S in one line, row after row, every layer runs C in every step: those that chose it, the
-earliest in the line first, and then others, whose results nobody takes. A token that chose a layer that is full is
-turned away: in this step it stays as it is, leaves no entry, and has not visited the layer.
+The call's T = B * S tokens are concatenated row by row. In every hop every layer runs C of them: those that chose it,
+in order, and then others as padding, whose results are dropped. A token whose layer is full is turned away: in this hop
+it keeps its hidden state, adds no entry, and the layer does not count as visited.
 
-Weights stand in the graph once, whatever number of steps use them.
+The graph holds every weight once, for all hops.
 """
 
 from __future__ import annotations
@@ -42,17 +42,17 @@ from dynexport.runtime.execution.decisions import TURNED_AWAY
 
 @dataclass(frozen=True)
 class _Line:
-    """What all steps share. T tokens in one line, of B rows with S each; every layer has room for C of them.
+    """The values that all hops share: T concatenated tokens of B rows with S each; every layer runs C of them.
 
     Attributes:
         shape: int64 [2], B and S.
         places: int64 [T], 0, 1, 2, ..
-        places_in_row: int64 [S], the same of a row.
-        row_numbers: int64 [B, 1].
+        places_in_row: int64 [S], 0, 1, 2, ..
+        row_numbers: int64 [B, 1], 0, 1, 2, ..
         position_ids: int64 [T].
-        angles: of every token, cos and sin float32 [1, T, rotary dim / 2]; None without rotary positions.
+        angles: cos and sin of every token, float32 [1, T, rotary dim / 2]; None without rotary positions.
         room: int64 [1], C.
-        layers: int64 [L, 1], 0, 1, 2, .. of the pool.
+        layers: int64 [L, 1], 0, 1, 2, .. for the pool's layers.
     """
 
     shape: ir.Value
@@ -82,11 +82,11 @@ class _Line:
         )
 
     def in_rows(self, op: Any, values: ir.Value) -> ir.Value:
-        """[T] -> [B, S]."""
+        """Return [T] as [B, S]."""
         return op.Reshape(values, self.shape)
 
     def angles_of(self, op: Any, index: ir.Value) -> Rotation | None:
-        """The angles of some tokens, int64 [C]."""
+        """Return the angles of the tokens ``index``, int64 [C]."""
         if self.angles is None:
             return None
         cos, sin = (op.Gather(part, index, axis=1) for part in (self.angles.cos, self.angles.sin))
@@ -95,14 +95,14 @@ class _Line:
 
 @dataclass(frozen=True)
 class _Dispatch:
-    """Who runs where in a step.
+    """The assignment of tokens to layers in a hop.
 
     Attributes:
-        runs: bool [L, T].
-        ran: bool [T], in any layer.
-        index: per layer int64 [C], places in the line of the tokens that go through its products.
-        seat: int64 [T], where a token that runs stands among the C of its layer; 0 for others.
-        seat_of_all: int64 [T], where among those of all layers side by side.
+        runs: bool [L, T], true where the token runs in the layer.
+        ran: bool [T], true where the token runs in any layer.
+        index: per layer int64 [C], indices into T of the tokens that its matrix products run on.
+        seat: int64 [T], a running token's index among the C of its layer; 0 for others.
+        seat_of_all: int64 [T], a running token's index among the L * C of all layers.
     """
 
     runs: ir.Value
@@ -129,7 +129,7 @@ class _Dispatch:
 
 
 class _Walk:
-    """All tokens on their way from step to step; ``hidden_states`` float [T, hidden] are theirs now."""
+    """The state of all tokens between hops; ``hidden_states`` is float [T, hidden]."""
 
     def __init__(
         self,
@@ -149,9 +149,11 @@ class _Walk:
         self.paths = Paths(op, contract, len(self._layers), alive)
 
     def step(self, step: int, router: Router, forced: ir.Value) -> None:
-        """Let every token that has not left choose a layer, and run there.
+        """Write one hop: every token that has not exited chooses a layer and runs it.
 
         Args:
+            step: the hop's number.
+            router: the hop's router.
             forced: int64 [T], -1 where the router decides.
         """
         op = self._op
@@ -162,7 +164,7 @@ class _Walk:
         self.paths.follow(decision, op.Where(turned_away, TURNED_AWAY, decision.path(op)))
 
     def _run(self, step: int, dispatch: _Dispatch, gates: ir.Value | None) -> None:
-        """Run everyone in the layer of their choice."""
+        """Run every layer on the tokens that chose it."""
         op, line = self._op, self._line
         states = [op.Unsqueeze(op.Gather(self.hidden_states, index), [0]) for index in dispatch.index]
         prepared = [
@@ -177,7 +179,7 @@ class _Walk:
         self.hidden_states = op.Where(op.Unsqueeze(dispatch.ran, [1]), after, self.hidden_states)
 
     def _attended(self, step: int, dispatch: _Dispatch, prepared: Sequence[Prepared]) -> list[ir.Value]:
-        """What attention makes of the tokens in every layer, float [1, C, heads * head_dim] each."""
+        """Return the output of attention for each layer's tokens, float [1, C, heads * head_dim] each."""
         op, line = self._op, self._line
         if self._contract.cache_policy == "step":
             together = tuple(self._side_by_side(part) for part in zip(*prepared, strict=True))
@@ -196,12 +198,14 @@ class _Walk:
     def _attend(
         self, place: int, rows: _Rows, prepared: tuple[ir.Value, ...], seat: ir.Value, now: ir.Value | None
     ) -> ir.Value:
-        """Append to a place's cache and attend there.
+        """Append to the cache of one place, attend, and return the output, float [B * C, heads * head_dim].
 
         Args:
+            place: the cache's number.
+            rows: the tokens by row.
             prepared: query, key, value float [seats, ..].
-            seat: int64 [T], where a token's are.
-            now: the step, where entries are tagged with it.
+            seat: int64 [T], each token's index in ``prepared``.
+            now: the hop, where entries are tagged with it; else None.
         """
         op, architecture = self._op, self._model.architecture
         seats = op.Gather(seat, rows.token)
@@ -214,24 +218,24 @@ class _Walk:
         tokens = Tokens((query, key, value), step, now)
         past = self.caches[place]
         output, self.caches[place] = attend(op, architecture, heads, tokens, past)
-        for part, entries in self.caches[place].items():  # of attention's, shape inference knows nothing
+        for part, entries in self.caches[place].items():  # shape inference does not know attention's outputs
             entries.type, entries.shape = past[part].type, past[part].shape
         self._lengths[place] = op.Add(self._lengths[place], rows.counts)
         return op.Reshape(output, [-1, heads.query_size])
 
     def _side_by_side(self, parts: Sequence[ir.Value]) -> ir.Value:
-        """[1, C, features] of every layer -> [L * C, features]."""
+        """Return [1, C, features] of every layer as [L * C, features]."""
         return self._op.Squeeze(self._op.Concat(*parts, axis=1), [0])
 
 
 @dataclass(frozen=True)
 class _Rows:
-    """The tokens that attend to each other, as rows of C places each, in the order of their positions.
+    """The tokens of an attention call, padded to C per row, in the order of their positions.
 
     Attributes:
-        token: int64 [B, C], places in the line; behind the row's own they are others', and not counted.
-        counts: int64 [B].
-        place: int64 [T], where among all rows' places a token stands.
+        token: int64 [B, C], indices into T; a row's tokens come first, then padding.
+        counts: int64 [B], number of tokens of each row without padding.
+        place: int64 [T], each token's index in [B * C].
     """
 
     token: ir.Value
@@ -240,7 +244,7 @@ class _Rows:
 
     @classmethod
     def of(cls, op: Any, line: _Line, some: ir.Value, most: ir.Value) -> _Rows:
-        """Of some tokens, bool [T], of each row at most ``most`` int64 [1]."""
+        """Build the rows of the tokens ``some``, bool [T], with ``most``, int64 [1], places per row."""
         by_row = line.in_rows(op, some)
         token = chosen_first(op, by_row, line.places_in_row, most)
         numbers = op.Cast(by_row, to=INT64)
@@ -253,7 +257,7 @@ class _Rows:
         )
 
     def back(self, op: Any, attended: ir.Value, index: ir.Value) -> ir.Value:
-        """Of attention [B * C, features], that of some tokens int64 [N]: [1, N, features]."""
+        """Return the output of attention [B * C, features] for the tokens ``index``, int64 [N]: [1, N, features]."""
         return op.Unsqueeze(op.Gather(attended, op.Gather(self.place, index)), [0])
 
 
@@ -264,16 +268,19 @@ def single_graph(
     routers: Sequence[Router],
     layer_capacity: float,
 ) -> WriteGraph:
-    """input_ids, position_ids int64 [B, S] -> logits float32 [B, K, vocab], and what became of every token.
+    """Return the writer of a graph: input_ids, position_ids int64 [B, S] -> logits float32 [B, K, vocab] and paths.
 
-    Further inputs: cache_lengths int64 [places, B]; token_counts int64 [B], how many of the S are real; forced_paths
-    int64 [steps, B, S], -1 where the router decides; logits_indices int64 [B, K]; ``past_key_values.{place}.*``.
-    Further outputs: paths int64, path_scores, path_margins float32 [steps, B, S]; overflow int64 [1, B]; ``present.*``.
-    A place is a step or a layer, as the contract's cache_policy says.
+    Other inputs: cache_lengths int64 [places, B]; token_counts int64 [B], number of real tokens; forced_paths int64
+    [hops, B, S], -1 where the router decides; logits_indices int64 [B, K]; ``past_key_values.{place}.*``. Other
+    outputs: paths int64, path_scores and path_margins float32 [hops, B, S]; overflow int64 [1, B]; ``present.*``. There
+    is one place per hop or per layer, depending on the contract's cache_policy.
 
     Args:
-        routers: of every step.
-        layer_capacity: share of the B * S tokens that every layer has room for in a step.
+        architecture: the model's architecture.
+        target: the engine that the graph is written for.
+        contract: the bundle's contract.
+        routers: one router per hop.
+        layer_capacity: share of the B * S tokens that every layer has room for in a hop.
     """
 
     def write(graph: ir.Graph, op: Any, model: CausalLM) -> None:

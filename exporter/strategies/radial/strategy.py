@@ -1,8 +1,9 @@
-"""Radial Networks (arXiv 2404.04900): a router sends every token to its next layer of a pool, or out.
+"""Radial Networks (arXiv 2404.04900): a router chooses every token's next layer of a pool, or the exit.
 
-On ONNX Runtime a bundle is a set of small graphs that the runtime calls in turn: only the chosen layer is touched, no
-weight is held twice, and caches stay where they are (docs/architecture.md, "Paths through a pool"). For engines that
-want one graph there is one, in which every layer runs in every step. With our plugins a graph decodes beside the set.
+On ONNX Runtime a bundle is a set of small graphs that the runtime calls hop by hop: only the chosen layer's weights are
+read, every weight is stored once, and caches are updated in place (docs/architecture.md, "Paths through a pool"). For
+engines that need one graph there is one, in which every layer runs in every hop. With dynexport's custom operators a
+decode graph is added to the set.
 """
 
 from __future__ import annotations
@@ -39,19 +40,19 @@ from dynexport.runtime.bundle.manifest import Depth, GraphSet, Limits, Manifest,
 _LINE: Mapping[str, Dimension] = {"N": "line"}
 
 
-# The layers whose modules a graph is written with, where they are not those that it holds: attention, which has no
-# weights, is that of any.
+# The layers whose modules a graph is written with, where they differ from the plan's: attention has no weights, so it
+# uses the module of layer 0.
 _MODULES: dict[str, tuple[int, ...]] = {"decode": (), "attention": (0,)}
 
 
 class RadialStrategy(Strategy[Radial, PathPlan]):
-    """A set of graphs, in which the layer that comes next is a graph's output; or a single one."""
+    """A set of graphs, in which the router's choice is a graph output; or a single graph."""
 
     name = "radial"
-    summary = "a router sends every token to its next layer"
+    summary = "a router chooses every token's next layer"
     tensors = r"(model\.)?radial_router\..+"
     sample = "radial-distilled"
-    plugin_fields = MappingProxyType({})  # decode steps take the weights of chosen layers with one
+    plugin_fields = MappingProxyType({})  # a custom operator selects the weights of chosen layers in a decode step
 
     def depths(self, contract: Radial, layers: int) -> tuple[Depth, ...]:
         return ()
@@ -61,7 +62,7 @@ class RadialStrategy(Strategy[Radial, PathPlan]):
     ) -> tuple[PathPlan, ...]:
         if static:
             raise DynexportError(
-                "--static: expected with --strategy unified-skip or mod, found radial; for a static graph of that "
+                "--static: expected with --strategy unified-skip or mod, found radial; for a static graph of radial "
                 "give --single-graph"
             )
         if target.plugins:
@@ -70,7 +71,7 @@ class RadialStrategy(Strategy[Radial, PathPlan]):
         steps = [None] if contract.router.shared else range(contract.max_steps)
         decode = PathPlan("decode", tuple(pool), role="decode", serves=("decode",), dimensions={"B": "rows"})
         return (
-            # First: the set's weights lie within those that it has stacked.
+            # The decode graph comes first: it stacks the weights, and the set's weights are parts of its tensors.
             *([decode] if target.plugins else []),
             PathPlan("embedding", (), role="embedding", dimensions=_LINE),
             *(
@@ -142,8 +143,8 @@ class RadialStrategy(Strategy[Radial, PathPlan]):
         capacity = plans[0].layer_capacity
         if capacity is None:
             return Limits(together="always")
-        # A layer's cache is appended to in every hop, where attention takes several tokens of rows together only on
-        # empty ones.
+        # With cache_policy layer, later hops append to caches that are not empty, and attention takes several tokens of
+        # several rows in one call only on empty caches.
         together: Literal["empty", "never"] = "empty" if contract.cache_policy == "step" else "never"
         return Limits(prompt=plans[0].chunk, together=together, compete=capacity < 1)
 
@@ -183,7 +184,7 @@ class RadialStrategy(Strategy[Radial, PathPlan]):
 
 
 def _content(plan: PathPlan, model: CausalLM, target: Target, contract: Radial) -> WriteGraph:
-    """What writes a graph; the model is given the modules that it lacks for that."""
+    """Return the writer of a graph, and add the modules that it needs to the model."""
     architecture = model.architecture
     every_step, gated = range(contract.max_steps), contract.gate == "probability"
     if plan.role == "decode":
@@ -204,7 +205,7 @@ def _content(plan: PathPlan, model: CausalLM, target: Target, contract: Radial) 
 
 
 def _routers(model: CausalLM, target: Target, contract: Radial, steps: Sequence[int]) -> list[Router]:
-    """Give the model the routers of these steps, under the names that the contract has for them."""
+    """Add the routers of some hops to the model, under the contract's names."""
     architecture = model.architecture
 
     def module(name: str | None = None) -> Router:
@@ -221,7 +222,7 @@ def _routers(model: CausalLM, target: Target, contract: Radial, steps: Sequence[
 
 
 def _check_selection(contract: Radial, target: Target) -> None:
-    """Raise DynexportError unless a graph can decode in which every row takes the weights of its own layers."""
+    """Raise DynexportError for a contract or precision that the decode graph with custom operators cannot run."""
     if contract.cache_policy == "layer":
         raise DynexportError(
             "--plugins: expected cache_policy step for radial, as the graph that decodes appends to a cache once, "
@@ -235,7 +236,7 @@ def _check_selection(contract: Radial, target: Target) -> None:
 
 
 def _check_alike(architecture: Architecture) -> None:
-    """A pool's layers stand for each other: they share caches, and one attention."""
+    """Raise DynexportError for layers with different windows, as a pool's layers share caches and attention."""
     if len(set(architecture.windows)) > 1:
         raise DynexportError(
             f"radial: expected a pool of layers with one sliding window, found {architecture.family} with "

@@ -1,4 +1,4 @@
-"""A radial network while it is trained: all tokens of a batch in parallel, with gradients to the router.
+"""Train a Radial Network: all tokens of a batch in parallel, with gradients to the router.
 
     add_router(model, contract)
     with radial_routing(model, contract, temperature=1.0) as steps:
@@ -7,19 +7,19 @@
     loss = loss + weight * expected_depth(steps)
     save_file(contract_tensors(model), "model.safetensors")
 
-The teacher is the sequential model that the pool was taken from (arXiv 2404.04900 distills from one after its
-training); ``order_loss`` is a start from which the router already sends tokens through the layers in its order.
+The teacher is the sequential model that the pool comes from (arXiv 2404.04900 distills from a trained one).
+``order_loss`` initialises the router to run the layers in the teacher's order.
 
-Only the layer that a token chose runs for it, as later in the exported model, so a step costs about one layer however
-large the pool is. The choice itself has no gradient. With ``gate: probability`` the contract's own gate passes one to
-the router: h + p (y - h). With ``gate: none`` the gradient is straight-through: the value is y, as the contract says,
-and the gradient is that of h + p (y - h), so that p grows where what the layer adds lowers the loss against leaving h
-as it is; exit, which leaves h as it is, then shrinks. The alternative, a soft mixture of all layers' outputs, trains
-something else than what will run, at the pool's cost a step. What straight-through lacks is news of choices that were
-not made: ``temperature`` draws choices at random from the router's probabilities instead of taking the best.
+A token runs only the layer that it chose, as in the exported model, so a hop costs about one layer for any pool size.
+The choice itself has no gradient. With ``gate: probability`` the router gets one through the contract's gate,
+h + p (y - h). With ``gate: none`` the gradient is straight-through: the value is y, as in the contract, and the
+gradient is that of h + p (y - h). So p grows where the layer's change lowers the loss compared with keeping h, and the
+exit's probability, which keeps h, shrinks. A soft mixture of all layers' outputs would train a different computation
+from the one that runs later, and would cost the whole pool per hop. Straight-through gives no information about other
+choices; ``temperature`` therefore draws choices from the router's probabilities instead of taking the best.
 
-The model is transformers' own, in any family of the golden; all rows of a batch have the same length and no padding.
-The cache policy is "step": with "layer" a token may see several entries of another one.
+The model is a transformers model of any supported family; all rows of a batch have the same length and no padding. The
+cache policy is "step": with "layer" a token may see several entries of another one.
 """
 
 from __future__ import annotations
@@ -43,13 +43,14 @@ from dynexport.runtime.bundle.errors import DynexportError
 
 @dataclass(frozen=True)
 class Step:
-    """What a batch did in one step.
+    """The choices of a batch in one hop.
 
     Attributes:
-        choice: int64 [rows, tokens], a layer; as many as there are layers: exit; -1: left before, or nothing was left.
-        scores: float32 [rows, tokens, choices], with gradient; minus infinity where not allowed; where the choice is
-            -1 they mean nothing.
-        stays: float32 [rows, tokens], with gradient: the probability of all choices but exit.
+        choice: int64 [rows, tokens]: a layer; the number of layers for an exit; -1 after the exit or without an allowed
+            choice.
+        scores: float32 [rows, tokens, choices], with gradient; minus infinity for a choice that is not allowed;
+            undefined where ``choice`` is -1.
+        stays: float32 [rows, tokens], with gradient: the probability of all choices but the exit.
     """
 
     choice: Any
@@ -58,10 +59,11 @@ class Step:
 
 
 def add_router(model: Any, contract: Radial) -> None:
-    """Give the model a newly initialised router, or one for every step.
+    """Add a newly initialised router to a model, or one router per hop.
 
     Args:
         model: a transformers causal language model.
+        contract: the contract to train for.
     """
     decoder = DecoderLayers(model)
     layers, hidden, epsilon = decoder.modules, model.config.hidden_size, router_epsilon(decoder)
@@ -84,23 +86,25 @@ def add_router(model: Any, contract: Radial) -> None:
 def radial_routing(
     model: Any, contract: Radial, *, forced: Any = None, temperature: float = 0.0
 ) -> Iterator[list[Step]]:
-    """Within, the model's own forward pass sends every token from layer to layer.
+    """Make the model's forward pass run every token along its path.
 
     Args:
-        forced: int64 [max_steps, rows, tokens], choices to make instead of the router's own, all of them allowed.
-        temperature: 0: the best choice, as the contract says; else drawn from softmax(scores / temperature).
+        model: a transformers causal language model with the router of ``add_router``.
+        contract: the contract to train for.
+        forced: int64 [max_steps, rows, tokens], allowed choices that replace the router's; None uses the router's.
+        temperature: 0 takes the best choice, as in the contract; else it is drawn from softmax(scores / temperature).
 
     Yields:
-        What the batch did in each step of the latest forward pass.
+        The choices in each hop of the latest forward pass.
 
     Raises:
-        DynexportError: on a cache policy other than "step", gradient checkpointing, or forced choices that are not
+        DynexportError: for a cache policy other than "step", gradient checkpointing, or forced choices that are not
             allowed.
     """
     if contract.cache_policy != "step":
         raise DynexportError(f"radial training: expected cache_policy step, found {contract.cache_policy}")
     layers = find_layers(model)[1]
-    # It would run the last layer, and with it all steps, once more in the backward pass.
+    # The backward pass would run the last layer again, and all hops with it.
     if any(getattr(layer, "gradient_checkpointing", False) for layer in layers):
         raise DynexportError("radial training: expected a model without gradient checkpointing, found one with it")
     decoder = DecoderLayers(model)
@@ -110,10 +114,10 @@ def radial_routing(
 
 
 def expected_depth(steps: list[Step]) -> Any:
-    """Layers that a token is expected to run, mean over tokens; times a weight, the loss's price of depth.
+    """Return the expected number of layers that a token runs, mean over tokens, as a penalty for the loss.
 
-    A token reaches step s with the probability that it exited in none before, and runs a layer there unless it exits:
-    sum over s of prod over s' <= s of (1 - p_exit(s')), along the path that it took and as far as it went.
+    A token runs a layer in hop s if it exits in none of the hops up to s: the sum over s of the product over s' <= s of
+    (1 - p_exit(s')), along the path that it took.
     """
     inside, depth = torch.ones_like(steps[0].stays), torch.zeros_like(steps[0].stays)
     for step in steps:
@@ -123,10 +127,11 @@ def expected_depth(steps: list[Step]) -> Any:
 
 
 def order_loss(steps: list[Step], order: Any) -> Any:
-    """Cross-entropy of the scores against a given order of choices: mean over the tokens that are still inside.
+    """Return the cross-entropy of the scores against an order of choices, mean over tokens that have not exited.
 
     Args:
-        order: int64 [max_steps], such as 0, 1, 2, .. and exit. Run the forward pass with it forced.
+        steps: the hops of a forward pass in which ``order`` was forced.
+        order: int64 [max_steps], such as 0, 1, 2, .. and the exit.
     """
     scores = torch.cat([step.scores[step.choice != GONE] for step in steps])
     target = torch.cat([torch.full_like(step.choice, order[s])[step.choice != GONE] for s, step in enumerate(steps)])
@@ -136,15 +141,18 @@ def order_loss(steps: list[Step], order: Any) -> Any:
 def distillation_loss(
     logits: Any, teacher_logits: Any, hidden: Any, teacher_hidden: Any, *, temperature: float = 1.0, weight: float = 1.0
 ) -> Any:
-    """How far a student is from its teacher, mean over tokens.
+    """Return the distillation loss of a student, mean over tokens.
 
-    T^2 KL(teacher || student) of softened logits (arXiv 1503.02531, section 2) plus ``weight`` times the squared
-    distance of hidden states relative to the teacher's square.
+    It is T^2 KL(teacher || student) of softened logits (arXiv 1503.02531, section 2), plus ``weight`` times the squared
+    distance of hidden states divided by the teacher's squared norm.
 
     Args:
-        logits, teacher_logits: [rows, tokens, vocabulary].
-        hidden, teacher_hidden: [rows, tokens, hidden], both before or both after the final norm.
+        logits: the student's, [rows, tokens, vocabulary].
+        teacher_logits: the teacher's, [rows, tokens, vocabulary].
+        hidden: the student's, [rows, tokens, hidden].
+        teacher_hidden: the teacher's, [rows, tokens, hidden]; both before or both after the final norm.
         temperature: T > 0.
+        weight: the weight of the hidden states' distance.
     """
     student, teacher = (torch.log_softmax(x.float().flatten(0, 1) / temperature, -1) for x in (logits, teacher_logits))
     divergence = nn.functional.kl_div(student, teacher.detach(), log_target=True, reduction="batchmean")
@@ -154,9 +162,9 @@ def distillation_loss(
 
 
 def contract_tensors(model: Any) -> dict[str, Any]:
-    """The model's state, to be saved: the router under the contract's names, which are the same in every family.
+    """Return the model's tensors for saving, with the router under the contract's names.
 
-    Of tied tensors only the first is there, as safetensors wants it.
+    Tied tensors appear once, as safetensors requires.
     """
     own = f"{model.base_model_prefix}.radial_router."
     tensors: dict[str, Any] = {}
@@ -169,7 +177,7 @@ def contract_tensors(model: Any) -> dict[str, Any]:
 
 
 class _Made(Exception):
-    """Keys and values are made: nothing else of the layer is needed yet."""
+    """Stops a layer after its keys and values are computed."""
 
 
 class _OnlyMade(ShownEntries):
@@ -180,12 +188,12 @@ class _OnlyMade(ShownEntries):
 
 @dataclass
 class _Tokens:
-    """Tokens of a batch, such as those that chose a layer, padded with others to as many in every row.
+    """Some tokens of a batch, such as those that chose a layer, padded to the same number in every row.
 
     Attributes:
-        chosen: bool [rows, tokens], the tokens.
-        index: int64 [rows, most], their positions, ascending, and after them those of others.
-        real: bool [rows, most], which of ``index`` are tokens of ``chosen``.
+        chosen: bool [rows, tokens], true for the tokens.
+        index: int64 [rows, most], their positions, ascending, then padding.
+        real: bool [rows, most], false for padding.
     """
 
     chosen: Any
@@ -198,16 +206,16 @@ class _Tokens:
         return cls(chosen, index, chosen.gather(1, index))
 
     def pick(self, values: Any) -> Any:
-        """[rows, most, ...] of [rows, tokens, ...]."""
+        """Return [rows, most, ...] of [rows, tokens, ...]."""
         return torch.stack([row[places] for row, places in zip(values, self.index, strict=True)])
 
     def put(self, picked: Any, into: Any) -> None:
-        """Write [rows, most, ...] back to [rows, tokens, ...], what was padding left out."""
+        """Write [rows, most, ...] back to [rows, tokens, ...], without padding."""
         into[self.chosen] = picked[self.real].to(into.dtype)
 
 
 class _Routing:
-    """One batch under way: the first layers take note of their arguments, and all steps run in the last one's place."""
+    """The forward pass of a batch: layers record their arguments, and the last one's replacement runs all hops."""
 
     def __init__(self, model: Any, contract: Radial, decoder: DecoderLayers, forced: Any, temperature: float) -> None:
         self.steps: list[Step] = []
@@ -220,7 +228,7 @@ class _Routing:
         self._inputs: list[Call] = []
 
     def run_layer(self, index: int, call: Call) -> Any:
-        """Take note of what the model gives a layer; in the last one's place, run all steps."""
+        """Record a layer's arguments; in place of the last layer, run all hops."""
         if index == 0:
             self._inputs.clear()
         self._inputs.append(call)
@@ -228,7 +236,7 @@ class _Routing:
         return self._run_steps(hidden) if index == len(self._layers) - 1 else hidden
 
     def _run_steps(self, hidden: Any) -> Any:
-        """From the embedding to what the final norm is given: [rows, tokens, hidden]."""
+        """Run all hops on the embedding and return the final norm's input, [rows, tokens, hidden]."""
         self.steps.clear()
         inside = torch.ones(hidden.shape[:2], dtype=torch.bool, device=hidden.device)
         visited = torch.zeros((*hidden.shape[:2], len(self._layers)), dtype=torch.bool, device=hidden.device)
@@ -250,14 +258,14 @@ class _Routing:
         if self._contract.exit:
             allowed[..., -1] = number >= self._contract.min_steps
         asked = inside & allowed.any(-1)
-        # Who is not asked keeps all choices, so that no softmax is over nothing.
+        # Tokens without a choice keep all scores, so that no softmax is over an empty set.
         among = scores.masked_fill(~allowed & asked[..., None], -torch.inf)
         choice = self._pick_choice(number, among, allowed, asked)
         leaves = torch.softmax(among, -1)[..., -1] if self._contract.exit else torch.zeros_like(among[..., -1])
         return Step(torch.where(asked, choice, GONE), among, 1 - leaves)
 
     def _pick_choice(self, number: int, among: Any, allowed: Any, asked: Any) -> Any:
-        """Choices int64 [rows, tokens]; without meaning where nobody is asked."""
+        """Return choices int64 [rows, tokens]; undefined where ``asked`` is false."""
         if self._forced is not None:
             choice = self._forced[number]
             legal = (choice >= 0) & allowed.gather(-1, choice.clamp(min=0)[..., None])[..., 0]
@@ -267,10 +275,10 @@ class _Routing:
         if self._temperature:
             probability = torch.softmax(among.detach() / self._temperature, -1)
             return torch.multinomial(probability.flatten(0, 1), 1).view_as(asked)
-        return among.argmax(-1)  # the first of several
+        return among.argmax(-1)  # the first one on ties
 
     def _gated(self, step: Step, ran: Any, hidden: Any, y: Any) -> Any:
-        """Hidden states after a step, from those before it and what the chosen layers made of them."""
+        """Return hidden states after a hop from those before it and the chosen layers' outputs."""
         probability = torch.softmax(step.scores, -1).gather(-1, step.choice.clamp(min=0)[..., None]).to(y.dtype)
         if self._contract.gate == "probability":
             after = hidden + probability * (y - hidden)
@@ -279,7 +287,7 @@ class _Routing:
         return torch.where(ran[..., None], after, hidden)
 
     def _run_chosen(self, step: Step, ran: Any, hidden: Any) -> Any:
-        """What the chosen layers make of their tokens: [rows, tokens, hidden]; h where none was chosen."""
+        """Return the chosen layers' outputs, [rows, tokens, hidden]; h where no layer was chosen."""
         parts = {int(index): _Tokens.of(step.choice == index) for index in step.choice[ran].unique()}
         keys = values = None
         for index, tokens in parts.items():
@@ -296,14 +304,14 @@ class _Routing:
         return y
 
     def _made(self, index: int, tokens: _Tokens, hidden: Any) -> tuple[Any, Any]:
-        """Keys and values of the tokens that chose a layer: [rows, heads, most, head size]."""
+        """Return keys and values of the tokens that chose a layer, [rows, heads, most, head size]."""
         cache, call = _OnlyMade(), self._call(index, tokens, hidden)
         with suppress(_Made):
             self._decoder.run(self._layers[index], self._decoder.with_cache(call, cache))
         return cache.made
 
     def _attend(self, index: int, tokens: _Tokens, hidden: Any, ran: Any, entries: tuple[Any, Any]) -> Any:
-        """A layer's output for the tokens that chose it, which attend to the step's entries: [rows, most, hidden]."""
+        """Return a layer's output [rows, most, hidden] for its tokens, which attend to the hop's entries."""
         mask = _float_mask(self._decoder.mask(self._inputs[index]), hidden)
         mask = tokens.pick(mask.transpose(1, 2).expand(len(hidden), -1, -1, -1)).transpose(1, 2)
         mask = mask.masked_fill(~ran[:, None, None], torch.finfo(mask.dtype).min)
@@ -311,7 +319,7 @@ class _Routing:
         return self._decoder.run(self._layers[index], self._decoder.with_cache(call, ShownEntries(entries)))
 
     def _call(self, index: int, tokens: _Tokens, hidden: Any) -> Call:
-        """A layer's arguments for the tokens that chose it, which attend to all tokens of the batch."""
+        """Return a layer's arguments for the tokens that chose it; they attend to all tokens of their rows."""
         given, everyone = self._inputs[index], torch.arange(hidden.shape[1], device=hidden.device)
         rows = [
             self._decoder.pick(given, row, len(hidden), places, everyone) for row, places in enumerate(tokens.index)
@@ -320,9 +328,9 @@ class _Routing:
 
 
 def _float_mask(mask: Any, hidden: Any) -> Any:
-    """What transformers passes as a mask, to be added to scores: [rows or 1, 1, tokens, tokens].
+    """Return transformers' mask as a bias for attention scores, [rows or 1, 1, tokens, tokens].
 
-    Attention that needs none for a whole causal batch gets None, and some take bool.
+    transformers passes None for a whole causal batch to some attention functions, and bool to others.
     """
     tokens, lowest = hidden.shape[1], torch.finfo(hidden.dtype).min
     if mask is None:

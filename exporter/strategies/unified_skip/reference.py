@@ -1,4 +1,4 @@
-"""Unified Skip, told once more in plain words for the golden: which tokens run in which layer."""
+"""An independent definition of unified-skip for the reference: which tokens run in which layer."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ def unified_skip_runs(
     *,
     segments: Sequence[tuple[int, int]] = (),
 ) -> NDArray[np.bool_]:
-    """Prompt tokens run in every layer, all others in the kept layers only (the routing contract).
+    """Return which tokens run in which layer: prompt tokens in all, generated tokens in the kept ones.
 
     Args:
-        prompt_length: tokens 0 .. prompt_length - 1 were given as prompt.
-        total_length: all tokens, generated ones that are fed back included.
-        keep: indices of the layers in which generated tokens run.
-        layers: layers of the model.
-        segments: (start, stop) of further tokens given as prompt, such as a conversation's later turns.
+        prompt_length: number of tokens of the first prompt, which starts at 0.
+        total_length: number of all tokens, including generated ones that are fed back.
+        keep: numbers of the layers in which generated tokens run.
+        layers: number of layers of the model.
+        segments: (start, stop) of further prompts, such as a conversation's later turns.
 
     Returns:
-        bool [layers, total_length]: whether a token runs in a layer.
+        bool [layers, total_length], true where the token runs in the layer.
 
     Raises:
         DynexportError: when a kept layer or a prompt segment lies outside the model or the sequence.

@@ -1,7 +1,7 @@
 """Unified Layer Skipping (arXiv 2404.06954): the prompt at full depth, generated tokens in the kept layers only.
 
-The whole layer, its cache append included, stands inside an ONNX ``If``: a skipped layer reads no weights and leaves
-no entry. Where attention cannot stand in an ``If``, and with ``--static``, every ratio has a graph of its kept layers.
+The whole layer, including its cache append, is inside an ONNX ``If``: a skipped layer reads no weights and adds no
+entry. Where attention cannot be inside an ``If``, and with ``--static``, every ratio has a graph of its kept layers.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ from dynexport.runtime.bundle.manifest import FULL, Depth, Manifest, ProfileName
 
 
 def kept_layers(rule: SkipRule, ratio: float, layers: int) -> tuple[int, ...]:
-    """The layers that a generated token runs in at a target ratio, ascending.
+    """Return the layers that a generated token runs at a target ratio, ascending.
 
-    ``official`` is the paper's published code, ``balanced`` spreads evenly for any ratio, ``modulo`` is the rule of
-    secondary descriptions; docs/routing-contract.md has the formulas.
+    ``official`` is the rule of the paper's published code, ``balanced`` spreads layers evenly for any ratio, and
+    ``modulo`` is the rule in secondary descriptions; docs/routing-contract.md has the formulas.
 
     Raises:
         DynexportError: when the ratio leaves fewer than two layers, or ``modulo`` gets a fraction.
@@ -53,7 +53,7 @@ def kept_layers(rule: SkipRule, ratio: float, layers: int) -> tuple[int, ...]:
 
 
 def _declared(keep: tuple[int, ...], layers: int) -> Depth:
-    """A kept set given by hand."""
+    """Return the depth of a set of kept layers that the user gave."""
     wrong = [i for i in keep if not 0 <= i < layers]
     if wrong:
         raise DynexportError(f"keep: expected layers 0..{layers - 1}, found {wrong[0]}")
@@ -61,7 +61,7 @@ def _declared(keep: tuple[int, ...], layers: int) -> Depth:
 
 
 class UnifiedSkipStrategy(Strategy[UnifiedSkip, GraphPlan]):
-    """One graph with a condition per layer; or, static, a full graph and one of the kept layers per ratio."""
+    """One graph with a condition per layer; or, static, a full graph and one graph of kept layers per ratio."""
 
     name = "unified-skip"
     summary = "prompt in every layer, generated tokens in a fixed share of them"
@@ -72,7 +72,7 @@ class UnifiedSkipStrategy(Strategy[UnifiedSkip, GraphPlan]):
         if contract.keep is not None:
             return (_declared(contract.keep, layers),)
         return tuple(
-            # All digits: two ratios never share a name, which is also that of a graph's file.
+            # All digits, so that two ratios never share a name; the name is also part of the graph's file name.
             Depth(
                 name=str(ratio).removesuffix(".0"),
                 ratio=ratio,
@@ -98,7 +98,7 @@ class UnifiedSkipStrategy(Strategy[UnifiedSkip, GraphPlan]):
     def programs(
         self, contract: UnifiedSkip, plans: tuple[GraphPlan, ...], depths: tuple[Depth, ...]
     ) -> tuple[Program, ...]:
-        """A conditional graph serves every depth; of static ones, the first every prompt, each other one its depth."""
+        """Return the programs: a conditional graph runs all; else the first runs prompts, the others a depth each."""
         if plans[0].conditional:
             return super().programs(contract, plans, depths)
         first, *others = plans
@@ -121,7 +121,7 @@ class UnifiedSkipStrategy(Strategy[UnifiedSkip, GraphPlan]):
 
 
 def _runs(case: Case, layers: int) -> BoolArray:
-    """Which tokens of a case run in which layer: bool [layers, length]."""
+    """Return which tokens of a case run in which layer, bool [layers, length]."""
     (_, first), *later = case.prompted
     return unified_skip_runs(first, len(case.tokens), case.depth.keep, layers, segments=later)
 

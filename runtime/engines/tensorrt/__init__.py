@@ -1,4 +1,4 @@
-"""TensorRT and TensorRT-RTX: engines of a bundle's graphs, kept in the bundle beside a record of what they are for."""
+"""TensorRT and TensorRT-RTX: build and run engines of a bundle's graphs, stored in the bundle with records."""
 
 from dynexport.runtime.engines.tensorrt.backend import (
     BACKENDS,

@@ -1,4 +1,4 @@
-"""TensorRT and TensorRT-RTX behind one interface: which module, which version, what it can build for."""
+"""TensorRT and TensorRT-RTX behind one interface: module, version and supported build targets."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ BACKENDS: tuple[BackendName, ...] = get_args(BackendName)
 
 @dataclass(frozen=True)
 class Backend:
-    """One of the two, imported.
+    """TensorRT or TensorRT-RTX, imported.
 
     Attributes:
-        name: as on the command line; also the extra that installs it.
-        trt: its Python module. Only what both modules have is used of it.
-        version: the library's, in full; engines are made for exactly one.
-        capabilities: compute capabilities that it builds for without having such a GPU, such as "8.0", ascending; none
-            where it builds for the GPU that it finds.
+        name: name on the command line, and of the extra that installs it.
+        trt: its Python module; dynexport uses only functions that both modules have.
+        version: full version of the library; an engine works with exactly one version.
+        capabilities: compute capabilities, such as "8.0", that it can build for without such a GPU, ascending; empty
+            if it builds only for the GPU in the machine.
     """
 
     name: BackendName
@@ -33,11 +33,11 @@ class Backend:
 
 @dataclass(frozen=True)
 class BuildTarget:
-    """What an engine is built for.
+    """The GPUs that an engine is built for.
 
     Attributes:
-        compute_capabilities: ascending; none for an engine that any GPU of the backend from 8.0 on can take.
-        gpu: the name of the only GPU model that it is for; None where the capability decides.
+        compute_capabilities: compute capabilities, ascending; empty for a portable engine, which runs from 8.0 on.
+        gpu: name of the only GPU model that can run it; None if the compute capability decides.
     """
 
     compute_capabilities: tuple[str, ...]
@@ -48,12 +48,12 @@ class BuildTarget:
 
 
 def module_of(name: BackendName) -> str:
-    """The Python module of a backend."""
+    """Return the name of a backend's Python module."""
     return name.replace("-", "_")
 
 
 def open_backend(name: BackendName) -> Backend:
-    """Import a backend, ready for plugins.
+    """Import and return a backend, ready for plugins.
 
     Raises:
         DynexportError: when it is not installed or cannot be loaded.
@@ -63,7 +63,7 @@ def open_backend(name: BackendName) -> Backend:
         version = str(trt.__version__)
     except DynexportError:
         raise
-    except Exception as error:  # its __init__ loads libraries, and raises what it likes
+    except Exception as error:  # its __init__ loads libraries and may raise anything
         raise DynexportError(
             f"{module_of(name)}: installed, but cannot be loaded: {' '.join(str(error).split())}"
         ) from error
@@ -71,13 +71,15 @@ def open_backend(name: BackendName) -> Backend:
 
 
 def choose_target(backend: Backend, wanted: tuple[str, ...] | None, gpu: Gpu | NoGpu) -> BuildTarget:
-    """What to build for.
+    """Return the target to build for.
 
     Args:
-        wanted: compute capabilities that were asked for; None for the GPU here, or without one a portable engine.
+        backend: the backend that builds.
+        wanted: requested compute capabilities; None for the GPU in this machine, or a portable engine without a GPU.
+        gpu: the GPU in this machine, or the reason that there is none.
 
     Raises:
-        DynexportError: when the backend cannot build for that; it names what it can.
+        DynexportError: when the backend cannot build for it; it names the targets that it can build for.
     """
     if not backend.capabilities:
         if isinstance(gpu, NoGpu):

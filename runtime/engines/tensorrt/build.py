@@ -1,4 +1,4 @@
-"""A graph of a bundle to an engine: taken from the bundle where the same one lies there, built where not."""
+"""Build the engine of a graph; an up-to-date engine in the bundle is reused."""
 
 from __future__ import annotations
 
@@ -22,12 +22,13 @@ from dynexport.runtime.engines.tensorrt.worker import Job
 
 @dataclass(frozen=True)
 class Built:
-    """An engine of a bundle.
+    """The result of ``build_engine``.
 
     Attributes:
-        stored: where it lies, and its record.
-        cached: whether it lay there already.
-        damaged: why the one that lay there could not be taken, or is not trusted; None where it could, or none did.
+        stored: the engine's path and record.
+        cached: whether an existing engine was reused.
+        damaged: the reason that an existing engine was not reused: damaged or not trusted; None if it was, or there was
+            none.
     """
 
     stored: Stored
@@ -44,7 +45,7 @@ def recipe_of(
     *,
     strip: bool = False,
 ) -> Recipe:
-    """All that decides the engine of a graph.
+    """Return the recipe of a graph's engine: all inputs that decide it.
 
     Raises:
         DynexportError: when the bundle's graphs are not written for TensorRT.
@@ -73,20 +74,23 @@ def build_engine(
     builder: Builder | None = None,
     progress: Progress = lambda phase, done, steps: None,
 ) -> Built:
-    """The engine of a graph, with one profile for each that the manifest names.
+    """Build a graph's engine with the manifest's profiles, or reuse an up-to-date one, and return it.
 
     Args:
-        target: from ``choose_target``.
-        plugins: to take for functions of the graph of the same name; without them a function's body is built. A graph
-            without calls of our operators has none of them.
-        strip: leave out the weights; they are taken from the bundle when the engine is opened.
-        force: build although the same engine lies in the bundle.
-        builder: builds several engines in one process; None for one of this engine's own.
-        progress: as for ``Builder.run``.
+        bundle: the bundle that holds the graph and will hold the engine.
+        graph: the graph's entry in the manifest.
+        backend: the backend that builds.
+        target: the result of ``choose_target``.
+        plugins: plugins that replace the graph's functions of the same name; None builds the functions' bodies. They
+            are not used for a graph that does not call dynexport's custom operators.
+        strip: whether to leave out the weights; opening the engine then takes them from the bundle.
+        force: whether to build even if the bundle has an up-to-date engine.
+        builder: a process shared by several builds; None starts one for this engine.
+        progress: callback, as for ``Builder.run``.
 
     Raises:
-        DynexportError: when TensorRT cannot build the graph; it names the node or the reason. Without a GPU it cannot
-            leave out weights.
+        DynexportError: when TensorRT cannot build the graph, with the node or the reason; or when ``strip`` is set and
+            there is no GPU.
     """
     if plugins is not None and not plugins.serve(bundle.path / graph.file):
         plugins = None

@@ -1,4 +1,4 @@
-"""The process that builds engines, one after the other: to start it takes longer than to build a small engine."""
+"""The process that builds engines, one after the other; starting it takes longer than building a small engine."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ Progress = Callable[[str, int, int], None]
 
 
 class Builder:
-    """Use as a context manager. A process starts with the first job, and another after one that ended it."""
+    """A context manager that runs build jobs in a process, started at the first job and again after a failure."""
 
     def __init__(self) -> None:
         self._worker: _Worker | None = None
@@ -32,15 +32,16 @@ class Builder:
         self._end()
 
     def run(self, job: Job, progress: Progress) -> dict[str, Any]:
-        """Build an engine: its ``seconds`` and ``peak_bytes``.
+        """Build an engine; return ``seconds`` (build time) and ``peak_bytes`` (peak memory) by name.
 
         Args:
-            progress: told what is being done, and how many of how many steps of that are.
+            job: the engine to build.
+            progress: callback with the name of a build phase, its finished steps and its number of steps.
 
         Raises:
-            DynexportError: when TensorRT cannot build it, or ends the process.
+            DynexportError: when TensorRT cannot build the engine, or the process ends.
         """
-        if self._worker is None or self._worker.plugins != job.plugins:  # plugins stay known to a process
+        if self._worker is None or self._worker.plugins != job.plugins:  # a process cannot unload plugins
             self._end()
             self._worker = _Worker(job.plugins)
         result: dict[str, Any] = {}
@@ -60,25 +61,25 @@ class Builder:
 
 
 class _Worker:
-    """A process of ``worker.main``; ``plugins`` are those that its jobs bring."""
+    """A process that runs ``worker.main``, for jobs with the same plugins."""
 
     def __init__(self, plugins: PluginLibrary | None) -> None:
         self.plugins = plugins
         self._errors = tempfile.TemporaryFile()  # noqa: SIM115 - closed by ``end``
-        # A folder of its own for what it leaves there when it is killed.
+        # Its own directory for temporary files, which remain there if it is killed.
         self._scratch = tempfile.TemporaryDirectory(prefix="dynexport-")
         self._process = subprocess.Popen(
-            # -P: what lies in the working directory is nobody's module.
+            # -P: do not import modules from the working directory.
             [sys.executable, "-P", "-c", START],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._errors,
             env={**os.environ, "TMPDIR": self._scratch.name},
-            start_new_session=True,  # an interrupt from the keyboard is ours, and we end it
+            start_new_session=True,  # Ctrl-C reaches only this process, which then ends the worker
         )
 
     def build(self, job: Job, progress: Progress) -> dict[str, Any]:
-        """A result, or an ``error``: the worker's own, or how it ended."""
+        """Run a job; return its result, or an ``error``: the worker's message, or the way the worker ended."""
         assert self._process.stdin is not None and self._process.stdout is not None
         try:
             self._process.stdin.write(job.model_dump_json().encode() + b"\n")
@@ -93,7 +94,7 @@ class _Worker:
         return self._ended()
 
     def end(self) -> None:
-        """End it, whatever it is doing."""
+        """Kill the process and remove its temporary files."""
         self._process.kill()
         self._process.communicate()
         self._errors.close()
@@ -104,7 +105,7 @@ class _Worker:
         self._errors.seek(0)
         last = one_line((self._errors.read().decode(errors="replace").strip().splitlines() or [""])[-1])
         if code == -signal.SIGKILL:
-            return {"error": "the builder was killed, most likely for want of memory; build on a machine that has more"}
+            return {"error": "the builder was killed, most likely out of memory; build on a machine with more memory"}
         ending = f"by signal {signal.Signals(-code).name}" if code < 0 else f"with exit code {code}"
         return {"error": f"the builder ended {ending}{': ' if last else ''}{last}"}
 

@@ -1,4 +1,4 @@
-"""Whether an engine is of this bundle and can run here: told from its record, before TensorRT is given a byte of it."""
+"""Check by its record that an engine belongs to a bundle and can run here, before TensorRT reads it."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ _LEAST_PORTABLE = (8, 0)
 
 @dataclass(frozen=True)
 class Here:
-    """What an engine would run on.
+    """The environment that an engine would run in.
 
     Attributes:
-        versions: of the backends that are installed.
-        gpu: the GPU, or why there is none.
-        plugins_sha256: of the plugins that can be loaded.
-        backend: the one that is to run it; None for whichever built it.
+        versions: versions of the installed backends.
+        gpu: the GPU, or the reason that there is none.
+        plugins_sha256: hash of the plugins that can be loaded; None without plugins.
+        backend: backend that is to run the engine; None for the one that built it.
     """
 
     versions: dict[BackendName, str]
@@ -43,7 +43,7 @@ def check_target(bundle: Bundle) -> None:
 
 
 def difference(record: EngineRecord, here: Here) -> str | None:
-    """The first thing that keeps an engine from running here, with both values; None where nothing does."""
+    """Return the first reason that an engine cannot run here, with both values; None if it can."""
     recipe = record.recipe
     if here.backend not in (None, recipe.backend):
         return f"built by {recipe.backend}, to be run by {here.backend}"
@@ -59,7 +59,7 @@ def difference(record: EngineRecord, here: Here) -> str | None:
 
 
 def check_record(record: EngineRecord, here: Here) -> None:
-    """Raise DynexportError when an engine cannot run here; it names what it was built for and what is here."""
+    """Raise DynexportError, with expected and found values, when an engine cannot run here."""
     found = difference(record, here)
     if found is not None:
         raise DynexportError(
@@ -69,10 +69,10 @@ def check_record(record: EngineRecord, here: Here) -> None:
 
 
 def engine_for(bundle: Bundle, graph: Graph, here: Here) -> Stored:
-    """An engine of a graph that can run here, rather one with weights; its content is checked when it is read.
+    """Return an engine of a graph that can run here, preferably one with weights; its content is not yet checked.
 
     Raises:
-        DynexportError: when there is none; it says why of the first that there is.
+        DynexportError: when no engine can run here; it gives the reason for the first engine found.
     """
     found = [item for item in stored_engines(bundle) if not isinstance(item, DynexportError)]
     found.sort(key=lambda item: item.record.recipe.stripped)
@@ -91,7 +91,7 @@ def engine_for(bundle: Bundle, graph: Graph, here: Here) -> Stored:
 
 
 def mismatch(bundle: Bundle, record: EngineRecord, here: Here) -> str | None:
-    """As ``difference``; first of all whether the engine was built from what the bundle holds now."""
+    """Return the first reason that an engine does not fit the bundle's files or cannot run here; None if it does."""
     recipe = record.recipe.graph
     for graph in bundle.manifest.graphs:
         if graph.name == recipe.name:
@@ -101,7 +101,7 @@ def mismatch(bundle: Bundle, record: EngineRecord, here: Here) -> str | None:
                 if then != current:
                     return f"built from {what} {then[:12]}.., the bundle has {current[:12]}.."
             return difference(record, here)
-    return f"built from graph {recipe.name}, which the bundle has not"
+    return f"built from graph {recipe.name}, which the bundle does not have"
 
 
 def _gpu_difference(record: EngineRecord, gpu: Gpu | NoGpu) -> str | None:

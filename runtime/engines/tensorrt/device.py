@@ -1,4 +1,4 @@
-"""The GPU's memory, one stream, and CUDA graphs: as much of the CUDA runtime as a decoder needs."""
+"""The part of the CUDA runtime that decoding needs: device memory, one stream, CUDA graphs."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ class Device:
     """The current GPU, with a stream of its own.
 
     Attributes:
-        stream: its handle.
-        turn: the lock of the thread whose run is in the stream.
+        stream: handle of the stream.
+        turn: lock that a thread holds while its run uses the stream.
 
     Args:
-        extra: what to install where cuda-python is missing.
+        extra: extra of dynexport that installs cuda-python, for the error if it is missing.
 
     Raises:
         DynexportError: when cuda-python is not installed, or CUDA gives no stream.
@@ -38,7 +38,7 @@ class Device:
         self.turn = threading.Lock()
 
     def allocate(self, owner: object, size: int) -> int:
-        """The address of so many zeroed bytes, freed when their owner is; at a multiple of 256.
+        """Return the address of ``size`` zeroed bytes, aligned to 256, freed when their owner is collected.
 
         Raises:
             DynexportError: when there is not enough memory.
@@ -50,9 +50,9 @@ class Device:
         return address
 
     def mirror(self, array: Array) -> int:
-        """The address of the device memory that stands for an array's; zeros at first.
+        """Return the address of the device memory that mirrors a host array; it is zeroed at first.
 
-        Views of one array share memory here as they do on the host, so that a row's cache is a part of its batch's.
+        Views of one array share device memory as they share host memory, so a row's cache is a part of the batch's.
         """
         owner = array if array.base is None else array.base
         if id(owner) not in self._mirrors:
@@ -61,29 +61,33 @@ class Device:
         return self._mirrors[id(owner)] + array.ctypes.data - owner.ctypes.data
 
     def copy_in(self, address: int, array: Array) -> None:
-        """Host to device, in the stream; the array is contiguous and stays as it is until ``wait``."""
+        """Copy host to device in the stream; the array is contiguous and must not change before ``wait``."""
         kind = self._cuda.cudaMemcpyKind.cudaMemcpyHostToDevice
         self._call("cudaMemcpyAsync", address, array.ctypes.data, array.nbytes, kind, self.stream)
 
     def copy_out(self, array: Array, address: int) -> None:
-        """Device to host, in the stream; there after ``wait``."""
+        """Copy device to host in the stream; the array is valid after ``wait``."""
         kind = self._cuda.cudaMemcpyKind.cudaMemcpyDeviceToHost
         self._call("cudaMemcpyAsync", array.ctypes.data, address, array.nbytes, kind, self.stream)
 
     def copy(self, to: int, source: int, size: int) -> None:
-        """Device to device, in the stream."""
+        """Copy device to device in the stream."""
         kind = self._cuda.cudaMemcpyKind.cudaMemcpyDeviceToDevice
         self._call("cudaMemcpyAsync", to, source, size, kind, self.stream)
 
     def wait(self) -> None:
-        """Until everything in the stream is done."""
+        """Wait until all work in the stream is done."""
         self._call("cudaStreamSynchronize", self.stream)
 
     def capture(self, owner: object, launch: Callable[[], None]) -> Callable[[], None] | None:
-        """What ``launch`` puts into the stream, as a CUDA graph to launch; it lives as long as its owner.
+        """Capture the work that ``launch`` enqueues as a CUDA graph; return the function that launches the graph.
+
+        Args:
+            owner: object whose collection destroys the graph.
+            launch: function that enqueues the work.
 
         Returns:
-            None where it cannot be captured.
+            The function, or None if the work cannot be captured.
         """
         mode = self._cuda.cudaStreamCaptureMode.cudaStreamCaptureModeThreadLocal
         self._call("cudaStreamBeginCapture", self.stream, mode)
@@ -93,7 +97,7 @@ class Device:
         except DynexportError:
             refused = True
         try:
-            # In any case: it is what takes the stream out of capturing.
+            # Also after a failure: only this call ends the capture.
             graph = self._call("cudaStreamEndCapture", self.stream)
             if refused:
                 return None
@@ -108,7 +112,7 @@ class Device:
         error, *values = getattr(self._cuda, function)(*arguments)
         if not int(error):
             return values[0] if values else None
-        self._cuda.cudaGetLastError()  # CUDA would tell the next one who asks
+        self._cuda.cudaGetLastError()  # clear it, or the next call would report it again
         if int(error) == _NO_MEMORY:
             raise DynexportError(
                 f"{function}: the GPU has not enough memory; lower the batch, or convert with a smaller --max-length"

@@ -1,4 +1,4 @@
-"""What TensorRT has to work with here, what is missing or does not fit together, and what cures it."""
+"""Check the installation of TensorRT: what is available, what is missing or inconsistent, and the fix."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ _WHEEL = re.compile(r"_cu(\d+)(_libs|_bindings)?$")
 
 
 class Finding(BaseModel):
-    """One thing that was looked at.
+    """The result of one check.
 
     Attributes:
-        subject: what it is.
-        found: what is there.
-        good: whether it is as it should be; a missing backend or GPU is no fault, but nothing to run engines with.
+        subject: the component that was checked.
+        found: its version or state, or the problem and its fix.
+        good: whether it works; false also for a missing backend or GPU, which is no fault but prevents running engines.
     """
 
     subject: str
@@ -30,7 +30,7 @@ class Finding(BaseModel):
 
 
 def diagnose() -> list[Finding]:
-    """Everything that ``build`` and engines rely on, in the order in which to put it right."""
+    """Return the checks of all that building and running engines needs, in the order to fix problems."""
     gpu = find_gpu()
     return [_gpu(gpu), *(finding for name in BACKENDS for finding in _backend(name, gpu)), _polygraphy()]
 
@@ -39,7 +39,7 @@ def _gpu(gpu: Gpu | NoGpu) -> Finding:
     if isinstance(gpu, NoGpu):
         return Finding(
             subject="GPU",
-            found=f"none ({gpu.reason}): engines cannot run here; tensorrt-rtx builds them all the same",
+            found=f"none ({gpu.reason}): engines cannot run here; tensorrt-rtx can still build them",
             good=False,
         )
     return Finding(subject="GPU", found=str(gpu), good=True)
@@ -57,7 +57,7 @@ def _backend(name: BackendName, gpu: Gpu | NoGpu) -> list[Finding]:
 
 
 def _unlike_versions(backend: Backend) -> str | None:
-    """A wheel's parts are packages of their own, and may be updated apart."""
+    """Return the problem of a wheel's part with another version: parts are packages, and may be updated separately."""
     for name, version in _wheels(backend.name).items():
         if version != backend.version:
             return (
@@ -80,13 +80,13 @@ def _unnamed_library(backend: Backend) -> str | None:
     cure = rtx.cure_for_others()
     others = (
         f"its wheel has no {rtx.WANTED}, for which the ONNX parser looks when a graph has plugins: other tools abort "
-        f"then (dynexport does not); cure: {cure}"
+        f"then (dynexport does not); fix: {cure}"
     )
     return rtx.problem() or (others if cure else None)
 
 
 def _wheels(name: BackendName) -> dict[str, str]:
-    """Installed packages of a backend whose names end in the CUDA version, such as tensorrt_rtx_cu13_libs."""
+    """Return versions of a backend's packages with a CUDA version in the name, such as tensorrt_rtx_cu13_libs."""
     installed = {str(part.name).replace("-", "_"): part.version for part in metadata.distributions() if part.name}
     module = module_of(name)
     return {wheel: version for wheel, version in installed.items() if re.fullmatch(module + _WHEEL.pattern, wheel)}

@@ -1,4 +1,4 @@
-"""The GPU here, asked of the driver itself: no package is needed to say that there is none, and why."""
+"""Find the GPU by asking the driver library, without any Python package."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ _CAPABILITY_MAJOR, _CAPABILITY_MINOR = 75, 76
 
 @dataclass(frozen=True)
 class Gpu:
-    """The first device that CUDA shows.
+    """The first CUDA device.
 
     Attributes:
-        name: as the driver calls it.
-        compute_capability: such as "8.9".
-        cuda: the newest CUDA version that the driver supports, such as "13.0".
+        name: the driver's name of the GPU model.
+        compute_capability: compute capability, such as "8.9".
+        cuda: newest CUDA version that the driver supports, such as "13.0".
     """
 
     name: str
@@ -28,13 +28,13 @@ class Gpu:
 
 @dataclass(frozen=True)
 class NoGpu:
-    """Why there is none."""
+    """The result without a GPU, with the reason."""
 
     reason: str
 
 
 def find_gpu() -> Gpu | NoGpu:
-    """The GPU that an engine would run on."""
+    """Return the GPU that an engine would run on, or the reason that there is none."""
     try:
         driver = ctypes.CDLL("libcuda.so.1")
     except OSError:

@@ -1,4 +1,4 @@
-"""The layers of an engine, as TensorRT's engine inspector tells them; it needs a GPU that can take the engine."""
+"""List the layers of an engine with TensorRT's engine inspector; it needs a GPU that can load the engine."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from dynexport.runtime.engines.tensorrt.store import Stored
 
 
 def engine_layers(stored: Stored, here: Here) -> list[str]:
-    """Names of an engine's layers, in the order in which they run.
+    """Return the names of an engine's layers, in the order in which they run.
 
     Raises:
         DynexportError: when the engine cannot run here.

@@ -1,4 +1,4 @@
-"""Our plugins where engines run: with their CUDA kernels, compiled once for all bundles of this user."""
+"""Load dynexport's plugins with their CUDA kernels, which are compiled once per user."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from dynexport.runtime.engines.tensorrt.timing import HOME
 
 
 def load_with_kernels(trt: Any) -> None:
-    """Make our plugins known to TensorRT in this process, able to run.
+    """Register dynexport's plugins, with their kernels, in this process.
 
     Raises:
-        DynexportError: when the kernels are not compiled and cannot be; it names the plugins.
+        DynexportError: when the kernels are not compiled and cannot be compiled; it names the plugins.
     """
     from dynexport.plugins import creators
     from dynexport.plugins.driver import Kernels
@@ -25,10 +25,10 @@ def load_with_kernels(trt: Any) -> None:
 
 
 def compiled_kernels() -> Path:
-    """The kernels as a fat binary: compiled here before, or now.
+    """Return the path of the kernels' fat binary; compile it if it is not cached.
 
     Raises:
-        DynexportError: when there is no nvcc, or it fails.
+        DynexportError: when nvcc is missing or fails.
     """
     from dynexport.plugins.kernels import SOURCE, compile_kernels
 
@@ -38,7 +38,7 @@ def compiled_kernels() -> Path:
         return path
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        # A directory: nvcc makes its file anew, without the lock that tells it from a leftover.
+        # A directory, because nvcc replaces its output file and would lose the lock of a part file.
         with part_directory(path.parent) as part:
             publish(compile_kernels(part / path.name), path)
     except OSError as error:

@@ -1,7 +1,7 @@
-"""Which engines were built here: their hashes, kept outside of bundles, which come from elsewhere.
+"""Remember the hashes of engines that this user built; they are stored outside of bundles, which are untrusted.
 
-An engine is native code, and TensorRT does not say what it checks of it. So an engine that this user's own builds have
-not written is given to TensorRT only when the user says so.
+An engine is native code, and TensorRT does not document what it checks. So an engine that this user did not build is
+loaded only with the user's consent.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from dynexport.runtime.bundle.errors import DynexportError
 
 
 def prepare() -> None:
-    """Make sure that engines can be remembered. Raises DynexportError when they cannot."""
+    """Create the directory of hashes. Raises DynexportError when it cannot be written to."""
     try:
         _home().mkdir(parents=True, exist_ok=True, mode=0o700)
         if not os.access(_home(), os.W_OK | os.X_OK):
@@ -26,17 +26,17 @@ def prepare() -> None:
 
 
 def remember(sha256: str) -> None:
-    """Note that an engine was built here. Raises OSError when that cannot be."""
+    """Store the hash of an engine that was built here. Raises OSError when it cannot be written."""
     (_home() / sha256).touch()
 
 
 def is_known(sha256: str) -> bool:
-    """Whether an engine was built here."""
+    """Return whether an engine of this hash was built here."""
     return (_home() / sha256).exists()
 
 
 def _home() -> Path:
-    """A directory with an empty file for each, named by its hash."""
+    """Return the directory that has an empty file for every hash."""
     state = os.environ.get("XDG_STATE_HOME") or os.path.expanduser("~/.local/state")  # noqa: PTH111 - without a home too
     return Path(state) / "dynexport" / "engines"
 

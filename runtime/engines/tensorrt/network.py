@@ -1,4 +1,4 @@
-"""An ONNX file as a TensorRT network, and what TensorRT says against it as one line."""
+"""Parse an ONNX file into a TensorRT network, and turn TensorRT's messages into one-line errors."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ _PREFIX = re.compile(r"^I\w+::\w+: (Error Code \d+: )?")
 
 
 class Log:
-    """TensorRT's own messages, kept for when something fails; it prints nothing.
+    """A logger that collects TensorRT's error messages and prints nothing.
 
     Attributes:
-        errors: in order; the first is the cause, the others follow from it.
-        logger: for TensorRT.
+        errors: error messages in order; the first is the cause, the others follow from it.
+        logger: the object to pass to TensorRT.
     """
 
     def __init__(self, trt: Any) -> None:
@@ -40,7 +40,7 @@ class Log:
         self.logger = Logger()
 
     def refusal(self) -> str:
-        """Why a build failed."""
+        """Return the reason of a failure."""
         if not self.errors:
             return "it gives no reason"
         formats = _FORMATS.search(self.errors[0])
@@ -54,14 +54,14 @@ class Log:
 
 
 def parse(trt: Any, builder: Any, log: Log, model: Path, *, plugins: bool) -> tuple[Any, Any]:
-    """The network of an ONNX file, strongly typed, and the parser: it owns the weights, so both have to be kept.
+    """Return the strongly typed network of an ONNX file, and the parser, which owns the weights: keep both alive.
 
     Args:
-        model: its external data stands beside it.
-        plugins: whether a registered plugin is to be taken for a function of the same name.
+        model: the ONNX file; its external data is in the same directory.
+        plugins: whether registered plugins replace functions of the same name.
 
     Raises:
-        DynexportError: when TensorRT cannot take a node; it names the node, its operator and the reason.
+        DynexportError: when TensorRT does not support a node; it names the node, its operator and the reason.
     """
     network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
     parser = trt.OnnxParser(network, log.logger)
@@ -77,10 +77,10 @@ def add_profile(builder: Any, config: Any, network: Any, shapes: dict[str, Shape
     """Add an optimization profile.
 
     Args:
-        shapes: least, usual and greatest shape of every input that has no fixed one.
+        shapes: minimum, optimum and maximum shape of every input with a dynamic shape, by name.
 
     Raises:
-        DynexportError: when the network's inputs are not those.
+        DynexportError: when they do not fit the network's inputs.
     """
     profile = builder.create_optimization_profile()
     for tensor in (network.get_input(i) for i in range(network.num_inputs)):
@@ -104,7 +104,7 @@ def add_profile(builder: Any, config: Any, network: Any, shapes: dict[str, Shape
 
 
 def parser_refusal(parser: Any, log: Log) -> str:
-    """Of several errors the first that has a node: it is the cause, the others follow from it."""
+    """Return the parser's first error that names a node; it is the cause, the others follow from it."""
     if not parser.num_errors:
         return log.refusal()
     errors = [parser.get_error(i) for i in range(parser.num_errors)]
@@ -112,20 +112,20 @@ def parser_refusal(parser: Any, log: Log) -> str:
     reason = one_line(_PREFIX.sub("", error.desc()))
     if error.node_operator():
         return f"node {error.node_name() or error.node()} ({error.node_operator()}): {reason}"
-    # Some importers do not say which node it was, but are named after its operator.
+    # Some importers do not name the node, but are named after its operator.
     operator = _IMPORTER.fullmatch(error.func())
     return f"a node ({operator[1]}): {reason}" if operator else f"the graph: {reason}"
 
 
 def one_line(text: str) -> str:
-    """A message without line breaks, cut where it grows longer than anybody reads."""
+    """Return a message without line breaks, cut to 400 characters."""
     return " ".join(text.split())[:_LONGEST]
 
 
 def _let_attention_decompose(trt: Any, network: Any) -> None:
-    """Where there is no fused kernel, as in float32 or for small heads, attention may become products and a softmax.
+    """Let attention be decomposed if there is no fused kernel, as for float32 or small heads.
 
-    In ONNX this is an attribute that the checker rejects; set here, files stay valid and nothing has to be rewritten.
+    In ONNX this needs an attribute that the checker rejects; setting it here keeps the files valid.
     """
     for layer in (network.get_layer(i) for i in range(network.num_layers)):
         if layer.type == getattr(trt.LayerType, "ATTENTION_INPUT", None):

@@ -1,4 +1,4 @@
-"""The engines of a bundle on one GPU: chosen by their records, then deserialized."""
+"""Choose the engines of a bundle by their records and deserialize them on the GPU."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ Array = np.ndarray
 
 
 class TensorRtBackend:
-    """The engines of a bundle; all are chosen, and their records compared with what is here, at once.
+    """The engines of a bundle on one GPU; all are chosen, and their records checked, at the start.
 
     Raises:
-        DynexportError: when the bundle is for another target, there is no GPU, the backend or a plugin is missing, or
-            a graph has no engine that can run here and was built here, or is trusted.
+        DynexportError: when the bundle is for another target; there is no GPU; the backend or a plugin is missing; or a
+            graph has no engine that can run here and was built here or is trusted.
     """
 
-    grows = False  # what the GPU holds does not move
+    grows = False  # device memory of caches is never moved
 
     def __init__(self, bundle: Bundle, name: BackendName) -> None:
         check_target(bundle)
@@ -43,7 +43,7 @@ class TensorRtBackend:
         for stored in self._chosen.values():
             stored.check_trust()
             if stored.record.recipe.stripped:
-                bundle.check()  # its weights are the bundle's, and only its record says which those are
+                bundle.check()  # its weights come from the bundle, so their hashes must match
         self._bundle, self._trt, self._device = bundle, backend.trt, Device(name)
         if any(stored.record.recipe.plugins_sha256 for stored in self._chosen.values()):
             load_with_kernels(backend.trt)
@@ -51,16 +51,16 @@ class TensorRtBackend:
     def open(self, graph: Graph) -> Engine:
         """Deserialize the engine of a graph."""
         stored = self._chosen[graph.name]
-        # A record names the hashes of its weights, and the bundle's were compared with them: they are the same.
+        # The bundle's weights are those that the engine was built from: their hashes were compared above.
         weights = self._bundle.path / graph.file if stored.record.recipe.stripped else None
         return TensorRtEngine(self._trt, stored.read(), graph, self._device, weights)
 
     def allocate(self, shape: tuple[int, ...], dtype: type[np.generic]) -> Array:
-        """Return a handle: an array of zeros that is never written, for which the GPU has memory of its own."""
+        """Return a handle: a host array of zeros that is never written and stands for device memory."""
         return np.zeros(shape, dtype)
 
     def copy_row(self, buffer: Array, row: int, target: int, entries: int) -> None:
-        """Copy a row on the GPU, all of its slots: they lie side by side there."""
+        """Copy a row on the GPU; all of its slots are copied, because they are contiguous."""
         with self._device.turn:
             source, to = self._device.mirror(buffer[row]), self._device.mirror(buffer[target])
             self._device.copy(to, source, buffer[row].nbytes)

@@ -1,4 +1,4 @@
-"""Where TensorRT plugins come from: a compiled library, or a Python module that registers creators."""
+"""Load TensorRT plugins from a compiled library, or from a Python module that registers creators."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ class PluginLibrary(BaseModel):
     """Plugins that an engine is built and run with. Make one with ``from_file`` or ``from_module``.
 
     Attributes:
-        source: the path of a shared library, or the name of a module with ``register(trt)``.
-        is_module: which of the two.
-        sha256: of the file's content: an engine belongs to exactly these plugins.
+        source: path of a shared library, or name of a Python module with a function ``register(trt)``.
+        is_module: whether ``source`` is a module.
+        sha256: hash of the files; an engine works only with the plugins that it was built with.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -35,7 +35,7 @@ class PluginLibrary(BaseModel):
 
     @classmethod
     def from_file(cls, path: str | Path) -> PluginLibrary:
-        """A compiled library; its path and hash.
+        """Return the plugins of a compiled library.
 
         Raises:
             DynexportError: when it cannot be read.
@@ -45,7 +45,7 @@ class PluginLibrary(BaseModel):
 
     @classmethod
     def from_module(cls, name: str) -> PluginLibrary:
-        """A Python module, such as dynexport.plugins.creators; every file of its package is hashed.
+        """Return the plugins of a Python module, such as dynexport.plugins.creators; its whole package is hashed.
 
         Raises:
             DynexportError: when there is no such module.
@@ -65,7 +65,7 @@ class PluginLibrary(BaseModel):
         return cls(source=name, is_module=True, sha256=content.hexdigest())
 
     def serve(self, model: Path) -> bool:
-        """Whether an ONNX file may call them: ours are called in their own domain only."""
+        """Return whether an ONNX file may call the plugins; dynexport's are called only in its own operator domain."""
         if self.source != _OURS:
             return True
         import onnx
@@ -73,7 +73,7 @@ class PluginLibrary(BaseModel):
         return any(opset.domain == DOMAIN for opset in onnx.load(model, load_external_data=False).opset_import)
 
     def load(self, trt: Any) -> None:
-        """Make the plugins known to TensorRT in this process.
+        """Register the plugins in this process.
 
         Raises:
             DynexportError: when the library cannot be loaded here.
@@ -82,7 +82,7 @@ class PluginLibrary(BaseModel):
             if self.is_module:
                 importlib.import_module(self.source).register(trt)
             else:
-                # First by itself: the registry says only that it failed, this says which symbol or file is missing.
+                # Loaded first by ctypes, whose error names the missing symbol or file; the registry's does not.
                 ctypes.CDLL(self.source)
                 trt.get_plugin_registry().load_library(self.source)
         except Exception as error:
@@ -92,5 +92,5 @@ class PluginLibrary(BaseModel):
 
 
 def our_plugins() -> PluginLibrary:
-    """Those of this package, in Python: enough to build with; to run see ``kernels``."""
+    """Return dynexport's Python plugins; they suffice to build an engine. To run one, see ``kernels``."""
     return PluginLibrary.from_module(_OURS)

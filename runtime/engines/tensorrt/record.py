@@ -1,4 +1,4 @@
-"""What stands beside an engine: what decided it, and what came of building it."""
+"""The record of an engine: the recipe that it was built from, and the result of the build."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from dynexport.runtime.bundle.manifest import GOLDEN, Bytes, File, Graph, Manife
 from dynexport.runtime.bundle.text_files import TEXT_FILES
 from dynexport.runtime.engines.tensorrt.backend import BackendName
 
-# Of the record, and of how a network is made from a graph: either's change is another engine.
+# Increase it when the record, or the way a network is made from a graph, changes: engines are then rebuilt.
 RECORD_VERSION: Literal[1] = 1
 
 Sha256 = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
@@ -26,13 +26,13 @@ class _Part(BaseModel):
 
 
 class GraphHashes(_Part):
-    """What a graph is, whatever is built of it.
+    """The identity of a graph.
 
     Attributes:
-        name: in the manifest.
-        graph_sha256: of the ONNX file.
-        weights_sha256: of the data files of the bundle, names and hashes together.
-        interface_sha256: of the graph's entry in the manifest: tensors, shapes, profiles.
+        name: name in the manifest.
+        graph_sha256: hash of the ONNX file.
+        weights_sha256: hash of the names and hashes of the bundle's data files.
+        interface_sha256: hash of the graph's entry in the manifest: tensors, shapes, profiles.
     """
 
     name: Words
@@ -42,8 +42,8 @@ class GraphHashes(_Part):
 
     @classmethod
     def of(cls, manifest: Manifest, graph: Graph) -> GraphHashes:
-        """A graph of a bundle."""
-        # Whatever is no graph and no text may be the external data of a graph.
+        """Return the hashes of a bundle's graph."""
+        # Every file that is neither a graph nor a text file may be external data of a graph.
         others = {*TEXT_FILES, GOLDEN, *(graph.file for graph in manifest.graphs)}
         weights = {name: file.sha256 for name, file in manifest.files.items() if name not in others}
         return cls(
@@ -55,14 +55,17 @@ class GraphHashes(_Part):
 
 
 class Recipe(_Part):
-    """All that decides an engine; another value of any field is another engine.
+    """All inputs that decide an engine; if any field differs, it is another engine.
 
     Attributes:
-        backend_version: the library's, in full.
-        compute_capabilities: that it was built for, ascending; none for a portable engine.
-        gpu: the only GPU model that it is for; None where the capability decides.
-        plugins_sha256: of the plugins that it was built with; None without any.
-        stripped: whether it lacks the weights, and takes the bundle's when it is opened.
+        record_version: version of the record's format.
+        graph: identity of the graph.
+        backend: backend that builds and runs the engine.
+        backend_version: full version of the library.
+        compute_capabilities: compute capabilities built for, ascending; empty for a portable engine.
+        gpu: the only GPU model that can run it; None if the compute capability decides.
+        plugins_sha256: hash of the plugins that it was built with; None without plugins.
+        stripped: whether the engine lacks weights; opening it takes them from the bundle.
     """
 
     record_version: Literal[1] = RECORD_VERSION
@@ -76,21 +79,22 @@ class Recipe(_Part):
 
     @property
     def key(self) -> str:
-        """Sixteen hexadecimal digits."""
-        # Without weights only: engines that were built before there was a choice keep their keys.
+        """A hash of the recipe, 16 hexadecimal digits, used in file names."""
+        # ``stripped`` counts only if true, so that engines built before the field existed keep their keys.
         left_out = None if self.stripped else {"stripped"}
         return digest(self.model_dump(mode="json", exclude=left_out))[:16]
 
 
 class EngineRecord(_Part):
-    """One engine.
+    """The record of one engine.
 
     Attributes:
+        recipe: all inputs that decided the engine.
         engine: size and hash of the serialized engine.
-        profiles: optimization profiles, in the engine's order; their names stand in the graph's entry too.
-        cuda: the CUDA version of the driver that it was built under; None without a GPU.
-        build_seconds: parsing and building.
-        peak_bytes: most memory that the building process held.
+        profiles: optimization profiles in the engine's order, as in the graph's entry in the manifest.
+        cuda: newest CUDA version that the driver supported at the build; None without a GPU.
+        build_seconds: time for parsing and building, in seconds.
+        peak_bytes: peak memory of the building process, in bytes.
     """
 
     recipe: Recipe
@@ -102,5 +106,5 @@ class EngineRecord(_Part):
 
 
 def digest(fields: object) -> str:
-    """The sha256 of a JSON value, whatever the order of its keys."""
+    """Return the sha256 of a JSON value; the order of keys does not matter."""
     return hashlib.sha256(json.dumps(fields, sort_keys=True, separators=(",", ":")).encode()).hexdigest()

@@ -1,6 +1,6 @@
-"""A graph's engine at work: inputs go to the GPU, caches stay there, results come back.
+"""Run a graph's engine: inputs are copied to the GPU, caches stay there, results are copied back.
 
-Without a GPU this was run against stand-ins for CUDA and TensorRT only (docs/engines.md, "What has run where").
+The tests run it against fakes of CUDA and TensorRT; docs/engines.md, "What has run where", says what ran on a GPU.
 """
 
 from __future__ import annotations
@@ -21,30 +21,30 @@ from dynexport.runtime.engines.tensorrt.shapes import profile_for
 
 Array = np.ndarray
 _Key: TypeAlias = tuple[int, Hashable]
-# TensorRT takes no address that is not a multiple of it.
+# TensorRT requires addresses to be multiples of this.
 _ALIGNMENT = 256
 
 
 class TensorRtEngine:
     """A deserialized engine.
 
-    It has a context for every optimization profile and place of caches: a CUDA graph holds only as long as nothing
-    changes the context that it was captured from. What lies between inputs and outputs is one memory for all of them.
+    It has an execution context for every pair of optimization profile and place, because a CUDA graph is valid only
+    while the context that it was captured from is unchanged. All contexts share the memory of intermediate results.
 
     Args:
         trt: the backend's module.
-        content: the serialized engine; it was made here, and for this GPU (``check.engine_for``).
-        weights: the ONNX file of the engine's weights where it was built without them; None where it has its own.
-        graph: its entry in the manifest.
-        device: where it runs; engines that share caches share the device.
+        content: the serialized engine, already checked to be trusted and for this GPU (``check.engine_for``).
+        weights: ONNX file with the weights of a stripped engine; None if the engine has weights.
+        graph: the graph's entry in the manifest.
+        device: device that it runs on; engines that share caches share the device.
 
     Raises:
-        DynexportError: when TensorRT refuses the engine or its weights, or there is no memory for it.
+        DynexportError: when TensorRT refuses the engine or its weights, or the GPU lacks memory for it.
     """
 
     def __init__(self, trt: Any, content: bytes, graph: Graph, device: Device, weights: Path | None = None) -> None:
         self._log = Log(trt)
-        self._runtime = trt.Runtime(self._log.logger)  # has to outlive what it makes
+        self._runtime = trt.Runtime(self._log.logger)  # has to outlive the engine
         self._engine = self._runtime.deserialize_cuda_engine(content)
         if self._engine is None:
             raise DynexportError(f"graph {graph.name}: TensorRT refuses its engine: {self._log.refusal()}")
@@ -58,23 +58,26 @@ class TensorRtEngine:
         self._bound: dict[_Key, _Step] = {}
 
     def run(self, inputs: Mapping[str, Array], caches: Caches = NO_CACHES, *, lasting: bool = True) -> dict[str, Array]:
-        """As ``Engine`` says; a cache's memory is the GPU's.
+        """Run the graph once; see ``Engine.run``. Caches are in device memory.
 
         Raises:
-            DynexportError: for sizes that no profile has room for, or when TensorRT fails.
+            DynexportError: when no profile accepts the sizes, or TensorRT fails.
         """
         inputs = {name: inputs[name] for name in self._names}
         key = profile_for(self.graph, sizes_of(self.graph.inputs, inputs)), caches.place
         with self._device.turn:
             self._log.errors.clear()
             if key not in self._bound or not self._bound[key].fits(inputs, caches):
-                # First of all, so that its memory is free, and nobody runs it with the context of another.
+                # Removed first, to free its memory, and because its context is about to be bound to other memory.
                 self._bound.pop(key, None)
                 self._bound[key] = _Step(self.graph, self._context(key), self._device, self._log, inputs, caches)
             return self._bound[key].run(inputs, lasting=lasting)
 
+    def prepare(self, inputs: Mapping[str, Array], caches: Caches) -> None:
+        """Return None: ``run`` binds once itself, and replays a CUDA graph."""
+
     def end_profiling(self) -> Path:
-        """Raise DynexportError: TensorRT's time is told by other tools."""
+        """Raise DynexportError: engines are profiled with other tools."""
         raise DynexportError(f"graph {self.graph.name}: an engine's operators are timed with: nsys profile")
 
     def _context(self, key: _Key) -> Any:
@@ -90,7 +93,7 @@ class TensorRtEngine:
 
 
 class _Step:
-    """Inputs of one shape and one cache, bound once. From its second run on it is a CUDA graph where that can be."""
+    """Inputs of one set of shapes, bound with their caches; runs after the first use a CUDA graph if possible."""
 
     def __init__(
         self, graph: Graph, context: Any, device: Device, log: Log, inputs: dict[str, Array], caches: Caches
@@ -108,17 +111,17 @@ class _Step:
         for name, address in self._addresses.items():
             self._check(context.set_tensor_address(name, address))
         self._bind_caches()
-        # Anything but a decode step has another shape the next time.
+        # Only decode steps repeat their shapes, so only they are worth capturing.
         self._may_capture = all(size == 1 for symbol, size in sizes.items() if symbol != "B")
         self._ran = False
         self._replay: Callable[[], None] | None = None
 
     def _bind_caches(self) -> None:
-        """Input and output of a cache are one memory."""
+        """Bind input and output of every cache to the same memory."""
         buffers = self._caches.views(self._graph.caches)
         for part in self._graph.caches:
             address, size = self._device.mirror(buffers[part]), buffers[part].nbytes
-            if address % _ALIGNMENT:  # a row in the middle of its batch's memory
+            if address % _ALIGNMENT:  # a row that starts inside its batch's memory
                 own = self._device.allocate(self, size)
                 self._detours.append((own, address, size))
                 address = own
@@ -127,7 +130,7 @@ class _Step:
             self._check(self._context.set_tensor_address(f"{PRESENT}{part}", address))
 
     def fits(self, inputs: dict[str, Array], caches: Caches) -> bool:
-        """Whether a step has this cache and inputs of these shapes."""
+        """Return whether it is bound to these caches and to inputs of these shapes."""
         return (
             caches.buffers is self._caches.buffers
             and caches.key == self._caches.key
@@ -135,7 +138,7 @@ class _Step:
         )
 
     def run(self, inputs: dict[str, Array], *, lasting: bool) -> dict[str, Array]:
-        """Run with these values."""
+        """Run with these values and return the results, as copies if ``lasting``."""
         for name, value in inputs.items():
             self._inputs[name][...] = value
             self._device.copy_in(self._addresses[name], self._inputs[name])
@@ -147,7 +150,7 @@ class _Step:
             self._device.copy_out(value, self._addresses[name])
         self._device.wait()
         if not self._ran and self._may_capture:
-            # Not before it ran once: TensorRT then allocates, which no capture survives.
+            # Only after the first run, in which TensorRT allocates memory: an allocation would end the capture.
             self._replay = self._device.capture(self, self._launch)
         self._ran = True
         return {name: value.copy() for name, value in self._results.items()} if lasting else self._results
@@ -165,7 +168,7 @@ class _Step:
 
 
 def _refit(trt: Any, engine: Any, graph: Graph, weights: Path, log: Log) -> None:
-    """Give an engine the weights that it was built without; data files are looked for beside the ONNX file."""
+    """Load the weights of an ONNX file into a stripped engine; data files are in the ONNX file's directory."""
     refitter = trt.Refitter(engine, log.logger)
     parser = trt.OnnxParserRefitter(refitter, log.logger)  # owns the weights until they are on the GPU
     if not parser.refit_from_file(str(weights)):

@@ -1,4 +1,4 @@
-"""Optimization profiles as shapes of inputs, and the profile that a step's sizes fit."""
+"""Convert optimization profiles to input shapes, and choose the profile for a step."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ ShapeRange = tuple[Shape, Shape, Shape]
 
 
 def profile_shapes(graph: Graph) -> list[dict[str, ShapeRange]]:
-    """Of every profile: least, usual and greatest shape of the inputs that have a symbol in theirs.
+    """Return, for every profile, the minimum, optimum and maximum shape of each dynamic input, by name.
 
     Raises:
         DynexportError: when a symbol has no range, or a range is not ascending.
@@ -34,13 +34,14 @@ def profile_shapes(graph: Graph) -> list[dict[str, ShapeRange]]:
 
 
 def profile_for(graph: Graph, sizes: Mapping[str, int]) -> int:
-    """The index of the narrowest profile that has room for a step.
+    """Return the index of the narrowest profile that accepts a step.
 
     Args:
-        sizes: of the step, by symbol; symbols that no profile limits are not looked at.
+        graph: the graph's entry in the manifest.
+        sizes: the step's sizes, by symbol; symbols that no profile limits are ignored.
 
     Raises:
-        DynexportError: when none has; it names the size and what the engine was built for.
+        DynexportError: when no profile accepts it; it names the size and the range that the engine was built for.
     """
     fitting = [i for i, profile in enumerate(graph.profiles) if _misfit(profile, sizes) is None]
     if fitting:
@@ -57,7 +58,7 @@ def profile_for(graph: Graph, sizes: Mapping[str, int]) -> int:
 
 
 def profiles_text(profiles: tuple[Profile, ...]) -> str:
-    """Profiles in words: prefill B 1-4 S 1-512; decode B 1-4 S 1."""
+    """Return profiles as text, such as "prefill B 1-4 S 1-512; decode B 1-4 S 1"."""
     return "; ".join(
         f"{profile.name} " + " ".join(_range_text(symbol, *sizes) for symbol, sizes in profile.ranges.items())
         for profile in profiles

@@ -1,4 +1,4 @@
-"""The engines of a bundle on disk: ``engines/NAME-KEY.engine`` and, written last, its record ``NAME-KEY.json``."""
+"""Store engines in a bundle: ``engines/NAME-KEY.engine`` and, written last, its record ``NAME-KEY.json``."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ _AGAIN = "build it again"
 
 @dataclass(frozen=True)
 class Stored:
-    """An engine that lies in a bundle.
+    """An engine stored in a bundle.
 
     Attributes:
-        path: of the engine.
-        record: what is said of it.
-        trusted: whether the user says that engines of this bundle may be run, whoever has built them.
+        path: path of the engine.
+        record: record of the engine.
+        trusted: whether the user trusts all engines of this bundle, including those built elsewhere.
     """
 
     path: Path
@@ -39,10 +39,10 @@ class Stored:
     trusted: bool
 
     def read(self) -> bytes:
-        """The serialized engine.
+        """Return the serialized engine.
 
         Raises:
-            DynexportError: when it is not what its record says, or nobody trusts it.
+            DynexportError: when it differs from its record, or is not trusted.
         """
         self.check_trust()
         content = read_plain(self.path, "an engine", at_most=self.record.engine.bytes, follow=False, advice=_AGAIN)
@@ -50,11 +50,11 @@ class Stored:
         return content
 
     def check(self) -> None:
-        """Raise DynexportError when the engine is not what its record says."""
+        """Raise DynexportError when the engine's size or hash differs from its record."""
         self._check_same(File.of(self.path, "an engine", advice=_AGAIN))
 
     def check_trust(self) -> None:
-        """Raise DynexportError when the engine was not built here and the user does not trust it either."""
+        """Raise DynexportError when the engine was built elsewhere and the user does not trust the bundle's engines."""
         if not (self.trusted or is_known(self.record.engine.sha256)):
             raise DynexportError(
                 f"{self.path}: expected an engine that was built here, found one from elsewhere, which is native code "
@@ -72,10 +72,10 @@ class Stored:
 
 
 def find(bundle: Bundle, recipe: Recipe) -> Stored | None:
-    """The engine of a recipe, checked; None where there is none.
+    """Return the engine of a recipe, checked; None if there is none.
 
     Raises:
-        DynexportError: when there is one, but damaged, or one that nobody trusts.
+        DynexportError: when the engine is damaged or not trusted.
     """
     engine = _path(bundle, recipe)
     if not engine.with_suffix(_RECORD).exists():
@@ -92,7 +92,7 @@ def find(bundle: Bundle, recipe: Recipe) -> Stored | None:
 
 
 def stored_engines(bundle: Bundle) -> list[Stored | DynexportError]:
-    """Every engine of a bundle, or why it cannot be used; contents are not hashed."""
+    """Return every engine of a bundle, or the error for one with an invalid record; engines are not hashed."""
     found: list[Stored | DynexportError] = []
     for record in sorted(_directory(bundle).glob(f"*{_RECORD}")):
         try:
@@ -104,7 +104,7 @@ def stored_engines(bundle: Bundle) -> list[Stored | DynexportError]:
 
 @contextlib.contextmanager
 def place_for_engine(bundle: Bundle) -> Iterator[Path]:
-    """Yield a file to write an engine to, on the file system of the bundle; what is left there is removed.
+    """Yield a temporary file in the bundle to write an engine to; it is removed if it is not published.
 
     Raises:
         DynexportError: when the bundle, or the list of engines that were built here, cannot be written to.
@@ -121,7 +121,7 @@ def place_for_engine(bundle: Bundle) -> Iterator[Path]:
 
 
 def put(bundle: Bundle, record: EngineRecord, part: Path) -> Stored:
-    """Give a finished engine its name, and then its record: without that it does not count.
+    """Rename a finished engine to its final name, then write its record, without which it is ignored.
 
     Raises:
         DynexportError: when the bundle cannot be written to.
@@ -144,7 +144,7 @@ def _directory(bundle: Bundle) -> Path:
 
 
 def _stem(bundle: Bundle, recipe: Recipe) -> str:
-    # The file's name is one of the bundle's own; a graph's may be anything.
+    # A file's name was checked when the bundle was opened; a graph's name may hold any characters.
     files = {graph.name: graph.file for graph in bundle.manifest.graphs}
     return f"{Path(files[recipe.graph.name]).stem}-{recipe.key}"
 
@@ -154,7 +154,7 @@ def _path(bundle: Bundle, recipe: Recipe) -> Path:
 
 
 def _read(bundle: Bundle, path: Path) -> Stored:
-    """A record, the engine's own content unread."""
+    """Return a stored engine from its record; the engine itself is not read."""
     content = read_plain(path, "an engine's record", at_most=_LARGEST_RECORD, follow=False)
     try:
         record = EngineRecord.model_validate_json(content)

@@ -1,4 +1,4 @@
-"""The timing cache: what TensorRT has measured of kernels on a GPU, kept for all bundles of this user."""
+"""The timing cache: TensorRT's kernel measurements on a GPU, kept for all bundles of this user."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ from typing import Any
 
 from dynexport.runtime.bundle.atomic import write_file
 
-# What is here is native and trusted: it stays out of bundles, which come from elsewhere.
+# These files are native and trusted, so they are stored outside of bundles, which are untrusted.
 HOME = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "dynexport"
 
 
 def timing_file(version: str, gpu: str) -> Path:
-    """Where the measurements of a version of TensorRT on a GPU model are kept."""
+    """Return the path of the timing cache for a TensorRT version and GPU model."""
     return HOME / f"tensorrt-{version}-{hashlib.sha256(gpu.encode()).hexdigest()[:12]}.timing"
 
 
 def use_timings(config: Any, path: Path) -> None:
-    """Give a build what was measured before; an unreadable file is as good as none."""
+    """Use the stored measurements for a build; an unreadable file is ignored."""
     try:
         content = path.read_bytes()
     except OSError:
@@ -30,7 +30,7 @@ def use_timings(config: Any, path: Path) -> None:
 
 
 def keep_timings(config: Any, path: Path) -> None:
-    """Keep what a build measured; where that cannot be written the next build measures again."""
+    """Store the measurements of a build; if they cannot be written, the next build measures again."""
     with contextlib.suppress(OSError):
         path.parent.mkdir(parents=True, exist_ok=True)
         write_file(path, bytes(config.get_timing_cache().serialize()))

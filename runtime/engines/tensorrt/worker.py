@@ -1,4 +1,4 @@
-"""What builds engines in a process of its own, so that TensorRT takes nothing else with it when it aborts or leaks."""
+"""Build engines in a separate process, so that an abort or memory leak of TensorRT does no harm."""
 
 from __future__ import annotations
 
@@ -25,15 +25,17 @@ START = "from dynexport.runtime.engines.tensorrt.worker import main; main()"
 
 
 class Job(BaseModel):
-    """What to build, as it comes on standard input, a line each.
+    """One engine to build; a line of JSON on standard input.
 
     Attributes:
+        backend: backend that builds.
         model: the ONNX file.
-        output: where the engine goes.
-        profiles: of every profile: least, usual and greatest shape of every input without a fixed one.
-        compute_capabilities: for a backend that builds for others than the GPU here; none for a portable engine.
-        timings: where measured kernels are kept; None for a backend that measures none.
-        stripped: leave the weights out.
+        output: path of the engine to write.
+        profiles: minimum, optimum and maximum shape of each dynamic input, by name, for every profile.
+        compute_capabilities: targets of a backend that can build for other GPUs; empty for a portable engine.
+        plugins: plugins to load; None without plugins.
+        timings: path of the timing cache; None for a backend that has none.
+        stripped: whether to leave out the weights.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -49,12 +51,12 @@ class Job(BaseModel):
 
 
 def main() -> None:
-    """Build; a line of JSON on standard output for every message: progress, and of each job a result or an error."""
+    """Build the jobs of standard input; write progress, and a result or an error per job, as lines of JSON."""
     channel = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(2, 1)  # what TensorRT prints must not come between our messages
 
     def say(fields: dict[str, Any]) -> bool:
-        """Whether anybody still listens."""
+        """Send a message; return whether the reader still exists."""
         try:
             channel.write(json.dumps(fields) + "\n")
         except OSError:
@@ -79,7 +81,7 @@ def _build(job: Job, say: Callable[[dict[str, Any]], bool]) -> None:
         job.plugins.load(trt)
     try:
         builder = trt.Builder(log.logger)
-    except TypeError as error:  # how its bindings say that there is none
+    except TypeError as error:  # the bindings raise it when there is no builder
         raise DynexportError(log.refusal()) from error
     network, parser = parse(trt, builder, log, job.model, plugins=job.plugins is not None)
     config = builder.create_builder_config()
@@ -99,14 +101,14 @@ def _build(job: Job, say: Callable[[dict[str, Any]], bool]) -> None:
 
 
 def _configure(trt: Any, config: Any, job: Job, say: Callable[[dict[str, Any]], bool]) -> None:
-    # So that the engine inspector can name the layers.
+    # The engine inspector needs it to name layers.
     config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED
     config.progress_monitor = _monitor(trt, say)
     if job.plugins is not None:
         allow_in_place(trt, config)
     if job.stripped:
         config.set_flag(trt.BuilderFlag.STRIP_PLAN)
-        # The same weights come back: TensorRT may fold and fuse them as in an engine that has its own.
+        # The refit uses the same weights, so TensorRT may fold and fuse them as in an engine with weights.
         config.set_flag(trt.BuilderFlag.REFIT_IDENTICAL)
     if job.timings is not None:
         use_timings(config, job.timings)
@@ -119,7 +121,7 @@ def _configure(trt: Any, config: Any, job: Job, say: Callable[[dict[str, Any]], 
 
 def _monitor(trt: Any, say: Callable[[dict[str, Any]], bool]) -> Any:
     class Monitor(trt.IProgressMonitor):  # type: ignore[misc]  # a class of a module that is chosen at run time
-        """Tells the steps of the phase that is running. A share of the whole would mislead: steps are not alike."""
+        """Reports the steps of the current phase; a share of the whole would mislead, since steps differ in length."""
 
         def __init__(self) -> None:
             trt.IProgressMonitor.__init__(self)
@@ -130,7 +132,7 @@ def _monitor(trt: Any, say: Callable[[dict[str, Any]], bool]) -> Any:
             self.step_complete(name, -1)
 
         def step_complete(self, name: str, step: int) -> bool:
-            # False ends the build: nobody listens any more.
+            # False ends the build, when the reader no longer exists.
             return say({"phase": name, "done": step + 1, "steps": self._steps.get(name, 0)})
 
         def phase_finish(self, name: str) -> None:
