@@ -207,35 +207,81 @@ class Model:
     ) -> Stream:
         """Stream n answers to each of the checked prompts."""
         max_new_tokens = checked_count("max_new_tokens", max_new_tokens)
-        checked_kind("chat", chat, bool, "true or false")
-        stop = checked_list("stop", [stop] if isinstance(stop, str) else stop, "strings")
-        if stop and not self.text.has_tokenizer:
-            raise DynexportError(f"stop: expected a bundle with a tokenizer, found none in {self.bundle.path}")
         samplings = _for_each("sampling", sampling, len(rows), Sampling, "a Sampling")
         wanted = _for_each("depth", depth, len(rows), _DEPTHS, "a ratio, a name or a Depth")
-        depths = [self._depth(each) for each in wanted]
+        depths = [self.depth(each) for each in wanted]
         if cache is None:
             longest = max(map(len, rows))
             cache = self.executor.full_cache(len(rows) * n, longest + max_new_tokens, room=longest + STEP)
         self.executor.check_cache(cache)
         if cache.rows != len(rows) * n:
             raise DynexportError(f"cache: expected {len(rows) * n} rows, one for each answer, found {cache.rows}")
-        tokens, model = self.bundle.manifest.tokens, self.bundle.manifest.model
-        eos = frozenset((*tokens.eos, *tokens.turn_end) if chat else tokens.eos)
 
         def request(place: int, index: int) -> Request:
-            sampler = RowSampler(samplings[place], seed_index=index, eos=eos, vocabulary=model.vocab_size)
-            for seen in (*held[place : place + 1], rows[place]):
-                sampler.see_prompt(seen)
-            room = model.max_length - int(cache.positions[index]) - len(rows[place])
-            return Request(
-                index, depths[place], sampler, self.text, stop=stop, eos=eos, max_new_tokens=max_new_tokens, room=room
+            seen = [*held[place : place + 1], rows[place]]
+            return self.request(
+                seen,
+                int(cache.positions[index]) + len(rows[place]),
+                index=index,
+                depth=depths[place],
+                sampling=samplings[place],
+                max_new_tokens=max_new_tokens,
+                stop=stop,
+                chat=chat,
             )
 
         requests = [[request(place, place * n + choice) for choice in range(n)] for place in range(len(rows))]
         return Stream(run_requests(self.executor, cache, rows, requests))
 
-    def _depth(self, wanted: WantedDepth) -> Depth:
+    def request(
+        self,
+        seen: Sequence[Tokens],
+        position: int,
+        *,
+        index: int,
+        depth: Depth,
+        sampling: Sampling,
+        max_new_tokens: int,
+        stop: Sequence[str],
+        chat: bool,
+    ) -> Request:
+        """Return the state of a request whose prompt is to run.
+
+        Args:
+            seen: the token ids of the context and the prompt, in order, for penalties.
+            position: number of tokens in both.
+            index: the request's index, which also selects one of a seed's random sequences.
+            depth: a result of ``depth``.
+            sampling: its sampling options.
+            max_new_tokens: as for ``Options``.
+            stop: as for ``Options``.
+            chat: as for ``Options``.
+
+        Raises:
+            DynexportError: for an argument of another type or out of its range.
+        """
+        checked_kind("chat", chat, bool, "true or false")
+        stop = checked_list("stop", [stop] if isinstance(stop, str) else stop, "strings")
+        if stop and not self.text.has_tokenizer:
+            raise DynexportError(f"stop: expected a bundle with a tokenizer, found none in {self.bundle.path}")
+        tokens, model = self.bundle.manifest.tokens, self.bundle.manifest.model
+        eos = frozenset((*tokens.eos, *tokens.turn_end) if chat else tokens.eos)
+        sampler = RowSampler(sampling, seed_index=index, eos=eos, vocabulary=model.vocab_size)
+        for ids in seen:
+            sampler.see_prompt(ids)
+        return Request(
+            index,
+            depth,
+            sampler,
+            self.text,
+            stop=stop,
+            eos=eos,
+            max_new_tokens=max_new_tokens,
+            room=model.max_length - position,
+        )
+
+    def depth(self, wanted: WantedDepth) -> Depth:
+        """Return a declared depth; see ``Bundle.depth``."""
         return wanted if isinstance(wanted, Depth) else self.bundle.depth(wanted)
 
 
