@@ -1,4 +1,4 @@
-"""A mark of a row's state, for truncation and for copies of a prefix."""
+"""Parts of a row: a mark of its end, for truncation and copies of a prefix; entries saved outside the cache."""
 
 from __future__ import annotations
 
@@ -33,4 +33,33 @@ class Mark:
     made: int = 0
 
 
-__all__ = ["Mark"]
+@dataclass(frozen=True)
+class Saved:
+    """Entries of some consecutive tokens of a row, copied out of its cache.
+
+    Attributes:
+        entries: "{place}.{part}" -> [heads, n, size] or [n].
+        lengths: int64 [places], number of the row's entries before them.
+        added: int64 [places], number of these entries.
+        first: the position of the first token.
+        last: the position after the last token.
+    """
+
+    entries: dict[str, Array]
+    lengths: Array
+    added: Array
+    first: int
+    last: int
+
+    @property
+    def tokens(self) -> int:
+        """Number of tokens."""
+        return self.last - self.first
+
+    @property
+    def bytes(self) -> int:
+        """Memory of the entries, in bytes."""
+        return sum(values.nbytes for values in self.entries.values())
+
+
+__all__ = ["Mark", "Saved"]
