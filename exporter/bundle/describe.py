@@ -32,11 +32,11 @@ _TOOLS = (
     "torch",
     "transformers",
 )
-# What stands for a cache's slots in graphs, and in the manifest.
+# The dimension of a cache in graphs -> its name in the manifest.
 _SLOTS = {"M": "M", "M_routed": "M", "B": "B"}
 _LAYER_PREFIX = "model.layers."
 _ROUTER_PREFIX = "model.radial_router."
-# Of these a step reads single rows only, unless a tied head multiplies by the whole table.
+# A decode step reads single rows of these, unless a tied head multiplies by the whole table.
 _TABLES = ("model.embed_tokens.", "model.embed_positions.")
 
 
@@ -70,10 +70,12 @@ def describe_graph(model: ir.Model, plan: GraphPlan, profiles: tuple[m.Profile, 
 
 
 def describe_caches(graphs: Sequence[m.Graph], places: int, slots: Callable[[int], SlotRule]) -> tuple[m.Cache, ...]:
-    """One cache for each place, from the inputs of the graphs that hold it, or of the one that takes any.
+    """Return the cache of each place, as described by the inputs of the graphs that use it.
 
     Args:
-        slots: how many entries and slots a place has.
+        graphs: the descriptions of all graphs; the caches of one without places fit any place.
+        places: the number of places.
+        slots: a function that returns the slot rule of a place.
     """
     return tuple(_cache(graphs, place, slots(place)) for place in range(places))
 
@@ -141,7 +143,7 @@ def mark_trained(
     try:
         declared = parse_contract(fields, "config.json: dynexport") if isinstance(fields, dict) else None
     except DynexportError:
-        declared = None  # of another version, or never a contract
+        declared = None  # a contract of another version, or no contract
     return [
         depth.model_copy(update={"trained": declared is not None and strategy.is_trained(contract, depth, declared)})
         for depth in depths
@@ -158,7 +160,7 @@ def describe_cost(
         if name.startswith(_LAYER_PREFIX):
             layers[int(name.removeprefix(_LAYER_PREFIX).split(".")[0])] += size
         elif name.startswith(_ROUTER_PREFIX):
-            continue  # read once a step of the path: counted where paths are known
+            continue  # read once per hop: counted by the code that knows the paths
         elif not name.startswith(_TABLES) or (architecture.tied_embeddings and name.startswith(_TABLES[0])):
             shared += size
     entry = 2 * architecture.kv_heads * target.cache_head_dim(architecture.head_dim)
@@ -173,12 +175,12 @@ def describe_cost(
 
 
 def describe_tokens(checkpoint: Checkpoint, vocab_size: int) -> m.Tokens:
-    """Special tokens: generation_config.json where it names them, else config.json; what else ends a turn in a chat.
+    """Return the special tokens of generation_config.json, else of config.json, and further tokens that end a turn.
 
-    Ids that are no tokens of the model are left out, as it can neither read nor generate them.
+    Ids outside the vocabulary are left out, because the model can neither read nor generate them.
 
     Raises:
-        DynexportError: when one is no whole number.
+        DynexportError: when an id is not an integer.
     """
 
     def tokens(ids: Iterable[int]) -> tuple[int, ...]:

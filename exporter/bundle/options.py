@@ -15,7 +15,7 @@ from dynexport.runtime.bundle.contract import SkipRule
 from dynexport.runtime.bundle.errors import DynexportError
 from dynexport.runtime.bundle.manifest import Precision, TargetName
 
-# Called with what is being worked on, the weights done so far, and how many there are.
+# Called with the name of the current work, the number of weights done, and their total number.
 Progress = Callable[[str, int, int], None]
 
 
@@ -24,14 +24,13 @@ class TargetOptions:
     """The engine that graphs are written for.
 
     Attributes:
-        target: its name; ONNX Runtime runs the graphs of all of them.
-        precision: how projections and embeddings are stored. For ONNX Runtime everything else is float32; for TensorRT
-            hidden states and caches have that type as well, float16 with int8 and int4.
-        max_batch: for TensorRT, the rows that engines are built for; None for 8.
-        max_prompt: for TensorRT, the tokens that a run of a prompt takes, longer ones go in pieces; None for the
-            context, at most 1024.
-        plugins: for TensorRT, call operators of our own, which engines are then built and run with (docs/plugins.md);
-            a Radial Network's bundle then has a graph for decode steps beside its set.
+        target: the name of the engine; ONNX Runtime also runs the graphs for TensorRT.
+        precision: the stored type of projections and embeddings. For ONNX Runtime everything else is float32. For
+            TensorRT hidden_states and caches have this type too, or float16 for int8 and int4.
+        max_batch: the most batch rows of an engine, for TensorRT only; None for 8.
+        max_prompt: the largest prefill chunk in tokens, for TensorRT only; None for the context, at most 1024.
+        plugins: whether graphs use dynexport's custom operators, for TensorRT only; engines are then built and run with
+            the plugin library (docs/plugins.md). A Radial Network's bundle then also has a graph for decode steps.
     """
 
     target: TargetName = "onnxruntime"
@@ -44,7 +43,7 @@ class TargetOptions:
         """Return the lowering for the target.
 
         Raises:
-            DynexportError: for options that the engine does not have.
+            DynexportError: for an unknown name, or an option that the engine does not have.
         """
         for name, value, known in (("precision", self.precision, Precision), ("target", self.target, TargetName)):
             if value not in get_args(known):
@@ -66,17 +65,20 @@ class ConvertOptions(TargetOptions):
     """All options of a conversion.
 
     Attributes:
-        strategy: one of ``strategies()``; None takes what config.json declares under "dynexport", else dense.
-        speedups, rule, keep: override the contract's fields.
-        fields: override any field of the contract, objects within it field by field; these go last.
-        max_length: the bundle's context in tokens; None takes the model's, with longrope its original length.
-        static: write a graph of the kept layers per ratio instead of one graph with conditions.
-        layer_capacity: write a single graph of all steps of a Radial Network, in which every layer has room for this
-            share of a step's tokens; None for the usual graphs.
-        golden: write golden vectors, when torch and transformers are installed.
-        tokenizer: a tokenizer.json, or a directory with one, to take instead of the model's own.
-        importer: the routing code that has written the model, when that is not ours (docs/importing.md).
-        progress: called with what is done, the weights so far, and how many there are.
+        strategy: the name of a strategy; None for the one in config.json under "dynexport", else dense.
+        speedups: the contract's speedups; empty for those of config.json.
+        rule: the contract's rule for the layers to skip; None for that of config.json.
+        keep: the indices of the kept layers, which override the rule; None for those of config.json.
+        fields: new values for any fields of the contract, applied last; nested objects are merged field by field.
+        max_length: the bundle's context in tokens; None for the model's, or with longrope for its original length.
+        static: whether to write one graph of the kept layers per ratio, instead of one graph with conditions.
+        layer_capacity: the share of a hop's tokens that every layer of a Radial Network has room for, in a single graph
+            of all hops; None for the usual graphs.
+        golden: whether to write golden vectors; they need torch and transformers.
+        tokenizer: a tokenizer.json, or a directory with one, that replaces the model's own.
+        importer: the name of the importer for a model that other routing code has written (docs/importing.md).
+        progress: a function called with the name of the current work, the number of weights done, and their total
+            number.
     """
 
     strategy: str | None = None

@@ -1,4 +1,4 @@
-"""Writing a model's weights: one tensor at a time from the checkpoint to the bundle's data file, hashed on the way."""
+"""The bundle's weight file: tensors are read from the checkpoint, packed, written and hashed one at a time."""
 
 from __future__ import annotations
 
@@ -30,17 +30,17 @@ EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
 
 @dataclass
 class WeightReader:
-    """Tensors of the graph from the tensors of a checkpoint, checked."""
+    """A reader of the graphs' weights from a checkpoint's tensors, with checks of shapes and values."""
 
     checkpoint: Checkpoint
     family: Family
     architecture: Architecture
 
     def needed(self, model: CausalLM) -> set[str]:
-        """Return the checkpoint's names of all tensors that a graph is made from, without reading them.
+        """Return the names of all checkpoint tensors that a graph needs, without reading them.
 
         Raises:
-            DynexportError: naming one that it lacks.
+            DynexportError: when the checkpoint lacks one of them.
         """
         names: set[str] = set()
         for name, weight in stored_weights(model):
@@ -48,7 +48,7 @@ class WeightReader:
                 source = self.architecture.sources.get(single, Source((single,)))
                 names.update(map(self._stored_name, source.names))
         for name in sorted(names - set(self.checkpoint.names)):
-            self.checkpoint.shape(name)  # says that it is absent
+            self.checkpoint.shape(name)  # raises: it is absent
         return names
 
     def stored_names(self, name: str) -> list[str]:
@@ -98,15 +98,16 @@ class WeightFile:
     """The external data file of a bundle's graphs. Use as a context manager.
 
     Args:
-        path: where it is written.
-        target: for which engine; some widen float16 when they load it.
-        progress: called with the tensor just written, how many are done, and how many there are in the graph.
+        path: the file to write.
+        target: the engine that reads the weights; some widen float16 when they load it.
+        progress: a function called with the name of the tensor just written, the number of weights done, and the
+            number of weights in the graph.
 
     Attributes:
-        written: parameter name -> where it lies, shared by every graph of the bundle; of stacked layers each lies
-            within the stack, and both have their names here.
-        bytes_read: parameter name -> bytes that reading all of it costs at run time.
-        elements: weights written, counted before quantisation.
+        written: parameter name -> external tensor, shared by all graphs of the bundle; a stack of layers and each layer
+            in it have entries.
+        bytes_read: parameter name -> number of bytes that a run reads for the whole parameter.
+        elements: the number of weights written, counted before quantisation.
     """
 
     def __init__(self, path: Path, target: Target, progress: Progress | None = None) -> None:
@@ -128,7 +129,7 @@ class WeightFile:
         return File(sha256=self._hash.hexdigest(), bytes=self._path.stat().st_size)
 
     def store(self, model: CausalLM, reader: WeightReader) -> None:
-        """Give every parameter of a graph its place in the file; write those that are not there yet."""
+        """Set every parameter of a graph to its external tensor; write those that are not in the file yet."""
         weights = list(stored_weights(model))
         for done, (name, weight) in enumerate(weights, start=1):
             if any(name + suffix not in self.written for suffix in weight.parts):
@@ -142,8 +143,8 @@ class WeightFile:
                 parameter.const_value = self.written[name + suffix]
 
     def _pack(self, name: str, weight: StoredWeight, reader: WeightReader, *, aligned: bool = True) -> None:
-        """Write a weight; ``name`` is the graph's, or of one layer in a stack, which the weight describes."""
-        with np.errstate(over="ignore"):  # told below
+        """Write a weight; ``name`` is that of the graph's weight, or of one layer in a stack."""
+        with np.errstate(over="ignore"):  # reported below
             values = weight.storage.pack(reader.read(name, weight.shape))
         if not all(np.isfinite(part).all() for part in values.values() if part.dtype == np.float16):
             raise DynexportError(
@@ -155,7 +156,7 @@ class WeightFile:
         self.elements += math.prod(weight.shape)
 
     def _pack_stack(self, name: str, weight: StoredWeight, storage: Stacked, reader: WeightReader) -> None:
-        """Write every layer's weight under its own name, without room between them: together they are the stack."""
+        """Write every layer's weight under its own name, without gaps, so that together they are the stack."""
         names = _names(name, weight)
         for single in names:
             self._pack(single, weight, reader, aligned=single == names[0])

@@ -26,7 +26,7 @@ def open_checkpoint(
     Args:
         model: a Hugging Face directory, a GGUF file, or a hub id ``owner/name``, which is downloaded.
         tokenizer: a ``tokenizer.json``, or a directory with a tokenizer, to take instead of the model's own.
-        importer: reads a directory that other routing code has written.
+        importer: the importer of a directory that other routing code has written; None for all other models.
 
     Raises:
         DynexportError: when there is no such model, or the model is damaged or of an unsupported kind.
@@ -80,7 +80,7 @@ def _import(checkpoint: Checkpoint, importer: Importer) -> Checkpoint:
 
 
 def _read_override(path: Path) -> TokenizerFiles:
-    """Return the tokenizer that the user names: a tokenizer.json, unchanged, or a directory with its side files."""
+    """Return the tokenizer that the user names: an unchanged tokenizer.json, or a directory with its side files."""
     if path.is_dir():
         found = read_tokenizer(path)
         if TOKENIZER_FILE not in found.files:

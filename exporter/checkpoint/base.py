@@ -16,15 +16,14 @@ class Checkpoint(ABC):
     """A model on disk, under Hugging Face names and layouts whatever the format.
 
     Attributes:
-        source: what the user named, for messages and the manifest.
+        source: the path or hub id that the user gave, for messages and the manifest.
         config: the fields of ``config.json``.
-        files: small text files that a bundle carries on, name -> content: ``tokenizer.json`` where there is a
-            tokenizer, ``chat_template.jinja`` where there is a template, ``generation_config.json``
-            (``eos_token_id``).
+        files: name -> content of the small text files that are copied into the bundle: ``tokenizer.json`` if there
+            is a tokenizer, ``chat_template.jinja`` if there is a template, ``generation_config.json``.
         turn_ends: tokens that end an answer in a chat, id -> text, whether or not ``config`` or
             ``generation_config.json`` names them.
         notes: assumptions and changes made when the checkpoint was read, one line each.
-        origin: the directory or .gguf file, if transformers can load it without help; else None.
+        origin: the directory or .gguf file if transformers can load it directly; else None.
     """
 
     source: str
@@ -48,7 +47,7 @@ class Checkpoint(ABC):
         """Return one tensor as float32 in its own memory; bf16 and fp16 are widened, quantised blocks expanded.
 
         Raises:
-            DynexportError: when it is absent, truncated or of an unsupported dtype; it names the file.
+            DynexportError: when it is absent, truncated or of an unsupported dtype.
         """
 
 

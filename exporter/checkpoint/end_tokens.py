@@ -1,10 +1,10 @@
-"""Tokens that end an answer, known by their text: checkpoints often name only some of them by id."""
+"""Known texts of tokens that end an answer, because checkpoints often name only some of their ids."""
 
 from __future__ import annotations
 
 from collections.abc import Collection
 
-# llama.cpp ends generation at these whatever a file names (src/llama-vocab.cpp, special_eog_ids).
+# llama.cpp always ends generation at these, also if a file does not name them (src/llama-vocab.cpp, special_eog_ids).
 _ENDS = frozenset(
     {
         "<|eot_id|>",
@@ -31,7 +31,7 @@ _ENDS = frozenset(
         "[e~[",
     }
 )
-# In a vocabulary with all of the first tokens, the second closes only a part of an answer (harmony, gemma4 ..).
+# (tokens, part): in a vocabulary with all of these tokens, ``part`` only closes a part of an answer (harmony, gemma4).
 _PARTS = (
     (frozenset({"<|return|>", "<|call|>", "<|end|>"}), "<|end|>"),
     (frozenset({"<|return|>", "<|calls|>", "<|end|>"}), "<|end|>"),
@@ -48,6 +48,6 @@ def ends_by_text(tokens: Collection[str]) -> frozenset[str]:
 
 
 def parts_by_text(tokens: Collection[str]) -> frozenset[str]:
-    """Return the tokens that look like an end, but in this vocabulary only close a part of an answer."""
+    """Return the end tokens that only close a part of an answer in this vocabulary."""
     found = _ENDS.intersection(tokens)
     return frozenset(part for together, part in _PARTS if together <= found)

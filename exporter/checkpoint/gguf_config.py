@@ -12,20 +12,20 @@ from dynexport.exporter.checkpoint.gguf_header import GgufHeader
 from dynexport.exporter.checkpoint.gguf_layout import GgufFamily
 from dynexport.runtime.bundle.errors import DynexportError
 
-# Not in the metadata; llama.cpp has them in its code (src/llama-model.cpp, src/models/smollm3.cpp).
+# Constants of llama.cpp that files do not hold (src/llama-model.cpp, src/models/smollm3.cpp).
 _DEFAULT_ROPE_BASE = 10000.0
 _SMOLLM3_NO_ROPE_INTERVAL = 4
 _GEMMA2_27B_LAYERS = 46
-# What files without these mean, to llama.cpp (src/llama-hparams.h) and to transformers.
+# Defaults for files without these keys, in llama.cpp (src/llama-hparams.h) and in transformers.
 _GEMMA2_SOFTCAPS = {"attn_logit_softcapping": 50.0, "final_logit_softcapping": 30.0}
 _NO_TOKEN = 2**32 - 1
-# convert_hf_to_gguf.py computes rope_freqs with these, whatever the model's config says of the last one.
+# convert_hf_to_gguf.py computes rope_freqs with these; it ignores the last one of the model's config.
 _LLAMA3_ROPE = {"low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 8192}
-# What transformers has no counterpart of, and the value that changes nothing.
+# Values that transformers has no counterpart of -> the value that has no effect.
 _MULTIPLIERS = {"yarn_ext_factor": -1.0, "yarn_attn_factor": 1.0, "yarn_log_multiplier": 0.0}
 
-# Values of an architecture that these families do not compute with, at least not where they are not read: those of
-# experts, where there are none, and of a scaling of rotary positions, where there is none.
+# Values that these families do not compute with. Those of experts and of a rotary scaling are listed for files that
+# have no experts or no scaling; in others they are read.
 _WITHOUT_EFFECT = {
     "attention.layer_norm_epsilon",
     "expert_used_count",
@@ -43,10 +43,12 @@ class Metadata:
     """Typed access to the metadata of a GGUF file.
 
     Args:
-        header: of the file.
+        header: the header of the file.
 
     Attributes:
-        notes: what was left out of it, one line each, for the summary.
+        header: the header of the file.
+        architecture: the value of ``general.architecture``.
+        notes: the values that are not used, one line each, for the summary of ``convert``.
     """
 
     def __init__(self, header: GgufHeader) -> None:
@@ -57,7 +59,7 @@ class Metadata:
         self._asked: set[str] = set()
 
     def error(self, key: str, expected: str) -> DynexportError:
-        """Return an error that names the key, the expected and the found value."""
+        """Return an error that names the key, the expected value and the value found."""
         found = f"{self._values[key]!r:.80}" if key in self._values else "nothing"
         return DynexportError(
             f"{self.header.path}: metadata {key}: expected {expected}, found {found}; "
@@ -79,7 +81,11 @@ class Metadata:
         return value
 
     def integer(self, name: str, default: int | None = None) -> int:
-        """Return a size of the architecture, greater than 0."""
+        """Return a size of the architecture, greater than 0.
+
+        Raises:
+            DynexportError: when it is not an integer > 0, or is absent and has no default.
+        """
         key = self.key(name)
         value = self.optional(key, int, "an integer > 0")
         if value is None and default is not None:
@@ -104,13 +110,13 @@ class Metadata:
         """Check that every value of the architecture was read, is known to have no effect, or is false.
 
         Raises:
-            DynexportError: naming the first that may change what the model computes.
+            DynexportError: for the first value that may change what the model computes.
         """
         prefix = self.key("")
         for key in sorted(self._values.keys() - self._asked):
             is_off = self._values[key] is False or key.removeprefix(prefix) in _WITHOUT_EFFECT
             if key.startswith(prefix) and not is_off:
-                raise self.error(key, "no such value, as it may change what the model computes")
+                raise self.error(key, "no such value, because it may change what the model computes")
 
     def token(self, name: str) -> int | None:
         """Return the id of a special token, such as ``bos``; None if it is absent or -1."""
@@ -122,12 +128,12 @@ def read_config(metadata: Metadata, family: GgufFamily, read: Callable[[str], np
     """Return the fields of config.json.
 
     Args:
-        metadata: of the file.
-        family: of its architecture.
-        read: reads a tensor by its GGUF name, float32.
+        metadata: the metadata of the file.
+        family: the family of its architecture.
+        read: a function that returns a tensor by its GGUF name, as float32.
 
     Raises:
-        DynexportError: when a field is missing or of the wrong type, or the model is an unsupported variant.
+        DynexportError: when a value is missing or of the wrong type, or the model is an unsupported variant.
     """
     if metadata.optional(metadata.key("expert_count"), int, "an integer"):
         raise metadata.error(metadata.key("expert_count"), "none: mixtures of experts are not supported")
@@ -157,7 +163,7 @@ def _sizes(metadata: Metadata) -> dict[str, Any]:
         raise metadata.error(metadata.key("attention.layer_norm_rms_epsilon"), "a number")
     head_dim = metadata.integer("attention.key_length", max(1, hidden // heads))
     if metadata.integer("attention.value_length", head_dim) != head_dim:
-        raise metadata.error(metadata.key("attention.value_length"), f"{head_dim}, as keys have")
+        raise metadata.error(metadata.key("attention.value_length"), f"{head_dim}, the length of keys")
     if metadata.optional(metadata.key("attention.causal"), bool, "true or false") is False:
         raise metadata.error(metadata.key("attention.causal"), "true")
     return {
@@ -175,10 +181,10 @@ def _sizes(metadata: Metadata) -> dict[str, Any]:
 
 
 def _rope(metadata: Metadata, head_dim: int, read: Callable[[str], np.ndarray]) -> dict[str, Any]:
-    """Return the rotary fields of config.json that equal llama.cpp's computation (src/llama-context.cpp).
+    """Return the rotary fields of config.json that give llama.cpp's computation (src/llama-context.cpp).
 
     Raises:
-        DynexportError: for a scaling on top of a table, or another combination that has no name in transformers.
+        DynexportError: for a scaling together with a table, or another combination that transformers does not have.
     """
     base = metadata.number("rope.freq_base") or _DEFAULT_ROPE_BASE
     dim = metadata.integer("rope.dimension_count", head_dim)
@@ -200,12 +206,12 @@ def _rope(metadata: Metadata, head_dim: int, read: Callable[[str], np.ndarray]) 
         )
     kind = (fields["rope_scaling"] or {}).get("rope_type")
     if kind not in ("yarn", "longrope") and metadata.number("rope.scaling.attn_factor") not in (None, 1.0):
-        raise metadata.error(metadata.key("rope.scaling.attn_factor"), "1, or none, with this scaling")
+        raise metadata.error(metadata.key("rope.scaling.attn_factor"), "1 or none for this scaling")
     return fields
 
 
 def _longrope(metadata: Metadata, long: list[float], short: list[float]) -> dict[str, Any]:
-    """Return longrope's fields; llama.cpp's attention factor is 1 if none is stored."""
+    """Return the fields of longrope; the attention factor is 1 if the file has none, as in llama.cpp."""
     factor = metadata.number("rope.scaling.attn_factor")
     return {
         "rope_scaling": {
@@ -219,7 +225,7 @@ def _longrope(metadata: Metadata, long: list[float], short: list[float]) -> dict
 
 
 def _scaling(metadata: Metadata) -> dict[str, Any] | None:
-    """Return a scaling that has no table: linear, which is the default type, or yarn; None for no scaling."""
+    """Return the linear or yarn scaling, which need no table, or None; a file without a type means linear."""
     key = metadata.key("rope.scaling.type")
     kind = metadata.optional(key, str, "a string") or "linear"
     if kind not in ("none", "linear", "yarn", "longrope"):
@@ -227,7 +233,7 @@ def _scaling(metadata: Metadata) -> dict[str, Any] | None:
     for name, usual in _MULTIPLIERS.items():
         key = metadata.key(f"rope.scaling.{name}")
         if metadata.optional(key, (int, float), "a number") not in (None, usual):
-            raise metadata.error(key, f"{usual:g}, or none")
+            raise metadata.error(key, f"{usual:g} or none")
     factor = metadata.number("rope.scaling.factor")
     factor = (metadata.number("rope.scale_linear") if factor is None else factor) or 1.0
     if kind == "yarn":
@@ -235,7 +241,7 @@ def _scaling(metadata: Metadata) -> dict[str, Any] | None:
     if kind == "none" or factor == 1.0:
         return None
     if kind == "longrope":
-        raise metadata.error(metadata.key("rope.scaling.factor"), "none with longrope, whose factors are in tensors")
+        raise metadata.error(metadata.key("rope.scaling.factor"), "none for longrope, whose factors are tensors")
     return {"rope_type": "linear", "factor": factor}
 
 
@@ -249,7 +255,7 @@ def _yarn(metadata: Metadata, factor: float) -> dict[str, Any]:
         if value is not None:
             scaling[name] = value
     given = metadata.number("rope.scaling.attn_factor")
-    if given is not None:  # llama.cpp multiplies yarn's own factor by it
+    if given is not None:  # a multiplier of yarn's own factor, as in llama.cpp
         scaling["attention_factor"] = given * (0.1 * math.log(max(factor, 1.0)) + 1.0)
     return scaling
 
@@ -258,7 +264,7 @@ def _llama3_scaling(metadata: Metadata, factors: np.ndarray, base: float, dim: i
     """Return the llama3 scaling that produces a table of per-channel factors [dim / 2].
 
     Raises:
-        DynexportError: when the table is not one that the known parameters make.
+        DynexportError: when no factor of llama3 scaling gives this table.
     """
     factor = float(factors.max(initial=1.0))
     low, high, context = _LLAMA3_ROPE.values()
@@ -282,8 +288,10 @@ def _specials(metadata: Metadata, config: dict[str, Any]) -> dict[str, Any]:
         return {"model_type": "mistral", "architectures": ["MistralForCausalLM"], "sliding_window": window}
     context = config["max_position_embeddings"]
     if kind not in ("gemma2", "phi3") and (window or context) < context:
-        # llama.cpp (src/models) and transformers do not read it in these either.
-        metadata.notes += (f"{metadata.key('attention.sliding_window')} is not used, as in llama.cpp: no window",)
+        # llama.cpp (src/models) and transformers do not use the window of these families either.
+        metadata.notes += (
+            f"{metadata.key('attention.sliding_window')} is not used, as in llama.cpp: attention has no window",
+        )
     if kind in ("llama", "smollm3"):
         fields: dict[str, Any] = {
             "attention_bias": "blk.0.attn_q.bias" in biased,

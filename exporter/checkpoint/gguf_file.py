@@ -25,8 +25,8 @@ class GgufFile(Checkpoint):
 
     Args:
         path: the file.
-        source: what the user named; by default the path.
-        build_tokenizer: whether to make a ``tokenizer.json``; not when the user has another.
+        source: the path that the user gave; None for ``path``.
+        build_tokenizer: whether to make a ``tokenizer.json``; False if the user names another.
 
     Raises:
         DynexportError: when it is damaged or of an unsupported architecture, or parts of it are missing.
@@ -41,7 +41,9 @@ class GgufFile(Checkpoint):
         self._family = _find_family(metadata)
         layers = metadata.integer("block_count")
         if layers > len(self._header.tensors):
-            raise metadata.error(metadata.key("block_count"), f"no more than {len(self._header.tensors)} tensors")
+            raise metadata.error(
+                metadata.key("block_count"), f"at most {len(self._header.tensors)}, the number of tensors"
+            )
         self._stored = self._family.hugging_face_names(self._header.tensors, layers, path)
         self.config = read_config(metadata, self._family, self._read_stored)
         tokenizer = tokenizer_files(metadata, build=build_tokenizer)
@@ -60,8 +62,8 @@ class GgufFile(Checkpoint):
         """Return a tensor as float32 in Hugging Face's layout.
 
         Raises:
-            DynexportError: when it is absent, of a type that cannot be dequantised, unreadable, or of a shape
-                that does not go with the metadata.
+            DynexportError: when it is absent or unreadable, its type cannot be dequantised, or its shape contradicts
+                the metadata.
         """
         stored = self._stored_name(name)
         values = self._read_stored(stored)
@@ -78,7 +80,7 @@ class GgufFile(Checkpoint):
         stored: str | None = self._stored.get(name)
         if stored is None:
             raise DynexportError(
-                f"{self.source}: no tensor {name} among its {len(self._stored)}; the file is not a whole "
+                f"{self.source}: no tensor {name} among its {len(self._stored)}; the file is not a complete "
                 f"{self._family.architecture}"
             )
         return stored
@@ -106,7 +108,7 @@ class GgufFile(Checkpoint):
 
 
 def _dequantise(content: np.ndarray, tensor: GgufTensor) -> np.ndarray:
-    """Return the values of a tensor, float32; in chunks of rows, as the gguf package makes two copies."""
+    """Return the values of a tensor, float32; in groups of rows, because the gguf package makes two copies."""
     width = tensor.shape[-1] if tensor.shape else 1
     values = np.empty((math.prod(tensor.shape) // max(width, 1), width), np.float32)
     rows = content.reshape(len(values), *quant_shape_to_byte_shape((width,), tensor.kind))

@@ -1,6 +1,7 @@
 """A reader of a GGUF file's metadata and tensor table.
 
-``gguf.GGUFReader`` takes seconds for a vocabulary, trusts the counts of a damaged file, and maps the whole file.
+It is used instead of ``gguf.GGUFReader``, which takes seconds for a vocabulary, trusts the counts of a damaged file,
+and maps the whole file.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from gguf.constants import GGML_QUANT_SIZES, GGUF_DEFAULT_ALIGNMENT, GGMLQuantiz
 from dynexport.runtime.bundle.errors import DynexportError
 from dynexport.runtime.bundle.plain_files import open_plain
 
-# https://github.com/ggml-org/ggml/blob/master/docs/gguf.md; in versions 2 and 3 all counts are 64 bits wide.
+# Format: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md. In versions 2 and 3 all counts are 64 bits wide.
 _MAGIC = b"GGUF"
 _VERSIONS = (2, 3)
 _FLOAT32, _STRING, _ARRAY = 6, 8, 9
@@ -36,7 +37,7 @@ _SCALARS = {
     12: "<f8",
 }
 _MAX_DIMENSIONS = 4
-# Of an array and of everything before the tensors: vocabularies have a million entries and some dozens of megabytes.
+# Limits of one array, and of the bytes before the tensors. Large vocabularies have a million entries in some 50 MB.
 _MOST_ITEMS, _LARGEST_HEADER = 1 << 24, 1 << 28
 
 
@@ -45,11 +46,11 @@ class GgufTensor:
     """One row of the tensor table.
 
     Attributes:
-        path: the file that it is in.
-        kind: how the values are stored.
-        shape: outermost first, as in numpy.
-        offset: from the start of the file, in bytes.
-        size: in bytes.
+        path: the file that holds the tensor.
+        kind: the ggml type of the stored values.
+        shape: the sizes of the dimensions, outermost first, as in numpy.
+        offset: the position of its first byte in the file.
+        size: its number of bytes.
     """
 
     path: Path
@@ -65,8 +66,8 @@ class GgufHeader:
 
     Attributes:
         path: the file.
-        metadata: key -> number, bool, string, or list of one of these.
-        tensors: name -> where it is, all of it inside its file.
+        metadata: the value of each key: a number, bool or string, or a list of one of these.
+        tensors: the row of each tensor, by name; all its bytes are inside its file.
     """
 
     path: Path
@@ -94,12 +95,12 @@ def read_header(path: Path) -> GgufHeader:
 
 
 class _Cursor:
-    """Reads values one after the other and never past the end.
+    """A reader of successive values, which never reads past the end of the file.
 
     Args:
-        file: at its start.
-        path: for messages.
-        size: of the file, in bytes.
+        file: the open file, at its start.
+        path: its path, for messages.
+        size: its number of bytes.
     """
 
     def __init__(self, file: BinaryIO, path: Path, size: int) -> None:
@@ -107,7 +108,7 @@ class _Cursor:
         self.position = 0
 
     def error(self, message: str) -> DynexportError:
-        """An error that says where in the file it is."""
+        """Return an error that names the position in the file."""
         return DynexportError(
             f"{self.path}: byte {self.position}: {message}; the file is damaged or incomplete, download it again"
         )
@@ -135,7 +136,7 @@ class _Cursor:
             raise self.error(f"expected UTF-8 text, found {content[:20]!r}") from error
 
     def name(self) -> str:
-        """Return the next string; it must be printable, as messages quote it."""
+        """Return the next string. Raises DynexportError when it is not printable, because messages quote it."""
         name = self.string()
         if not name.isprintable():
             raise self.error(f"expected a printable name, found {name!r:.80}")
@@ -153,7 +154,7 @@ class _Cursor:
         if count > _MOST_ITEMS:
             raise self.error(f"expected an array of at most {_MOST_ITEMS} items, found {count}")
         if kind == _STRING:
-            # each takes 8 bytes at least: a made-up count ends at the end of the file
+            # Each string takes at least 8 bytes, so a false count stops at the end of the file.
             return [self.string() for _ in range(count)]
         return self._scalars(kind, count)
 
@@ -163,7 +164,7 @@ class _Cursor:
         dtype = np.dtype(_SCALARS[kind])
         values = np.frombuffer(self.take(count * dtype.itemsize), dtype)
         if kind == _FLOAT32:
-            # 1e-05, not 9.999999747378752e-06: the decimal that was meant, which rounds to the same float32
+            # The shortest decimal with the same float32 is the one that was meant: 1e-05, not 9.999999747378752e-06.
             return [float(str(value)) for value in values]
         items: list[Any] = values.tolist()
         return items
@@ -176,13 +177,13 @@ def _read(cursor: _Cursor) -> GgufHeader:
     for _ in range(metadata_count):
         key = cursor.name()
         if key in metadata:
-            raise cursor.error(f"metadata key {key!r} is there twice")
+            raise cursor.error(f"metadata key {key!r}: expected it once, found it twice")
         metadata[key] = cursor.value()
     rows: dict[str, tuple[GGMLQuantizationType, tuple[int, ...], int]] = {}
     for _ in range(tensor_count):
         name = cursor.name()
         if name in rows:
-            raise cursor.error(f"tensor {name!r} is there twice")
+            raise cursor.error(f"tensor {name!r}: expected it once, found it twice")
         rows[name] = _read_row(cursor, name)
     alignment = metadata.get("general.alignment", GGUF_DEFAULT_ALIGNMENT)
     start = _align(cursor, alignment)
@@ -206,7 +207,7 @@ def _check_version(cursor: _Cursor) -> None:
 
 
 def _read_row(cursor: _Cursor, name: str) -> tuple[GGMLQuantizationType, tuple[int, ...], int]:
-    """Type, shape (outermost first) and offset from the start of the tensor data."""
+    """Return a tensor's type, its shape (outermost first) and its offset from the start of the tensor data."""
     dimensions = cursor.number("I")
     if not 1 <= dimensions <= _MAX_DIMENSIONS:
         raise cursor.error(f"tensor {name}: expected 1 to {_MAX_DIMENSIONS} dimensions, found {dimensions}")
@@ -230,6 +231,7 @@ def _align(cursor: _Cursor, alignment: Any) -> int:
 def _place(
     cursor: _Cursor, name: str, start: int, kind: GGMLQuantizationType, shape: tuple[int, ...], offset: int
 ) -> GgufTensor:
+    """Return a row of the tensor table with its position in the file; ``start`` is where the tensor data starts."""
     block, block_bytes = GGML_QUANT_SIZES[kind]
     if shape and shape[-1] % block:
         raise cursor.error(f"tensor {name}: expected rows of a multiple of {block} {kind.name}, found {shape[-1]}")
@@ -243,13 +245,13 @@ def _place(
 
 
 def _check_side_by_side(cursor: _Cursor, start: int, alignment: int, tensors: dict[str, GgufTensor]) -> None:
-    """Raise DynexportError where tensors share bytes, or bytes belong to none; all begin at a multiple of alignment."""
+    """Raise DynexportError unless the aligned tensors fill the file to its end, without gaps or overlaps."""
     end = start
     for name, tensor in sorted(tensors.items(), key=lambda item: item[1].offset):
         if tensor.offset != end:
-            found = "bytes of another tensor" if tensor.offset < end else "bytes of none before it"
+            found = "bytes of another tensor" if tensor.offset < end else "bytes of no tensor before it"
             raise DynexportError(
-                f"{cursor.path}: tensor {name}: expected it from byte {end}, found it from byte {tensor.offset}, with "
+                f"{cursor.path}: tensor {name}: expected its start at byte {end}, found byte {tensor.offset}, with "
                 f"{found}; the file is damaged, download it again"
             )
         end = -(-(tensor.offset + tensor.size) // alignment) * alignment

@@ -42,9 +42,9 @@ class GgufFamily:
     """One ``general.architecture``.
 
     Attributes:
-        architecture: as the GGUF names it.
-        class_name: the Hugging Face model class.
-        modules: of a layer, under their Hugging Face names.
+        architecture: its name in GGUF files.
+        class_name: the name of the Hugging Face model class.
+        modules: the Hugging Face names of a layer's modules.
         permuted: whether rows of q and k are reordered for ggml's interleaved rotary positions.
         shifted_norms: whether norm weights are stored with 1 added.
     """
@@ -56,7 +56,7 @@ class GgufFamily:
     shifted_norms: bool = False
 
     def hugging_face_names(self, stored: Collection[str], layers: int, path: Path) -> dict[str, str]:
-        """Return the GGUF name of every stored tensor by its Hugging Face name; rotary tables are left out.
+        """Return the GGUF name of every stored tensor, by Hugging Face name, except rotary tables.
 
         Raises:
             DynexportError: when there is a tensor that this family does not have.
@@ -73,19 +73,19 @@ class GgufFamily:
         unknown = sorted(set(stored) - set(named.values()) - set(_ROTARY))
         if unknown:
             raise DynexportError(
-                f"{path}: tensor {unknown[0]}: a plain {self.architecture} has none of this name; "
+                f"{path}: tensor {unknown[0]}: expected the tensors of a plain {self.architecture}, found this one; "
                 "convert the Hugging Face directory instead"
             )
         return named
 
     def to_hugging_face(self, name: str, values: np.ndarray, heads: int, kv_heads: int) -> np.ndarray:
-        """Undo what the conversion to GGUF did to the values of a tensor.
+        """Return the values of a tensor in Hugging Face's layout: the inverse of the conversion to GGUF.
 
         Args:
-            name: its Hugging Face name.
-            values: float32, as stored.
-            heads: of q.
-            kv_heads: of k.
+            name: the Hugging Face name of the tensor.
+            values: the stored values, float32.
+            heads: the number of query heads.
+            kv_heads: the number of key heads.
         """
         if self.shifted_norms and name.endswith("norm.weight"):
             return values - np.float32(1)
@@ -97,9 +97,9 @@ class GgufFamily:
 
 
 def _deinterleave(values: np.ndarray, heads: int) -> np.ndarray:
-    """Rows of each head from (0, half, 1, half + 1, ...) back to (0, 1, ..., half, half + 1, ...).
+    """Return the rows of each head, from the order (0, half, 1, half + 1, ..) back to (0, 1, .., half, half + 1, ..).
 
-    The inverse of ``LlamaModel.permute`` in llama.cpp's convert_hf_to_gguf.py.
+    This is the inverse of ``LlamaModel.permute`` in llama.cpp's convert_hf_to_gguf.py.
     """
     rows, *rest = values.shape
     return values.reshape(heads, rows // heads // 2, 2, *rest).swapaxes(1, 2).reshape(values.shape)

@@ -1,4 +1,4 @@
-"""A GGUF model in several files, as llama-gguf-split writes them: the first has the metadata, each some tensors."""
+"""A GGUF model in several files, as llama-gguf-split writes them; the first one holds the metadata."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ _LAST = "-{number:05}-of-{count:05}.gguf"
 
 
 def read_parts(path: Path) -> GgufHeader:
-    """Read a file's header; of a model in several parts, with the tensors of all of them.
+    """Read the header of a model in one file or in several parts; it lists the tensors of all parts.
 
     Args:
-        path: the file, or the first part; the others lie beside it.
+        path: the file, or the first part; the other parts are in the same directory.
 
     Raises:
-        DynexportError: when a part is damaged, missing, or of another model, or the file is not the first part.
+        DynexportError: when a part is damaged, missing, or of another model, or ``path`` is not the first part.
     """
     first = read_header(path)
     count = first.metadata.get(_COUNT, 1)
@@ -38,7 +38,9 @@ def read_parts(path: Path) -> GgufHeader:
         name = path.name.removesuffix(last) + _LAST.format(number=number, count=count)
         part = _read_part(path, name, number, count)
         if twice := sorted(tensors.keys() & part.tensors.keys()):
-            raise DynexportError(f"{part.path}: tensor {twice[0]}: is in another part too; download all parts again")
+            raise DynexportError(
+                f"{part.path}: tensor {twice[0]}: expected in one part, found in two; download all parts again"
+            )
         tensors |= part.tensors
     expected = first.metadata.get(_TENSORS, len(tensors))
     if expected != len(tensors):

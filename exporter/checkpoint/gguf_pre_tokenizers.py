@@ -1,7 +1,7 @@
 """The rules that split text into words before merging, by their names in ``tokenizer.ggml.pre``.
 
-Names and what they stand for are those of llama.cpp (src/llama-vocab.cpp). Where its patterns stand in for those of a
-model's tokenizer.json, which its regular expressions cannot take, the tokenizer.json's are used.
+Names and rules are those of llama.cpp (src/llama-vocab.cpp). Some of its patterns only approximate those of a model's
+tokenizer.json, because its regular expressions have fewer features; there the tokenizer.json's patterns are used.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ class Splitting:
         patterns: regular expressions, each applied to the pieces that the earlier ones left; matches and what lies
             between them become pieces.
         whole_words: whether a piece that is in the vocabulary is taken without merging.
-        begins: whether a text begins with bos where the file does not say.
-        composes: whether text is brought into Unicode's composed form.
-        spelled: how the vocabulary spells text: in GPT-2's alphabet of "bytes", or as "text" with a mark for spaces.
+        begins: whether a text begins with bos, for files that do not say.
+        composes: whether text is normalized to Unicode's composed form (NFC).
+        spelled: the spelling of tokens: "bytes" in GPT-2's alphabet, or "text" with a mark for spaces.
     """
 
     patterns: tuple[str, ...]

@@ -15,7 +15,7 @@ _FIELDS = {
     "penalty_repeat": "repetition_penalty",
 }
 _SAMPLES = ("temperature", "top_k", "top_p", "min_p")
-# Values under which a key changes nothing; of the last ones, keys that only say how.
+# Values that switch a method off, and the keys of details that have no effect without their method.
 _NEUTRAL: dict[str, tuple[Any, ...]] = {
     "mirostat": (0,),
     "xtc_probability": (0,),
@@ -28,7 +28,7 @@ def read_sampling(metadata: Metadata) -> tuple[dict[str, Any], tuple[str, ...]]:
     """Return the sampling fields of generation_config.json, and a note on the keys that are left out.
 
     Raises:
-        DynexportError: when a value is no finite number >= 0.
+        DynexportError: when a value is not a finite number >= 0.
     """
     fields = {field: value for key, field in _FIELDS.items() if (value := metadata.finite(_PREFIX + key)) is not None}
     if fields.get("temperature") == 0:
@@ -46,4 +46,4 @@ def read_sampling(metadata: Metadata) -> tuple[dict[str, Any], tuple[str, ...]]:
     ]
     if not others:
         return fields, ()
-    return fields, (f"{_PREFIX}*: left out {', '.join(others):.300}, which dynexport does not do",)
+    return fields, (f"{_PREFIX}*: ignored {', '.join(others):.300}; dynexport does not support these",)

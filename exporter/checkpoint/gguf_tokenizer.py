@@ -21,7 +21,7 @@ from dynexport.runtime.bundle.text_files import CONFIG_FILE, TEMPLATE_FILE, TOKE
 _GENERATION = "generation_config.json"
 _NO_VOCABULARY = ("", "none", "no_vocab")
 _SPACE = "\u2581"
-# A bound on the length of pieces, as every way to cut a piece in two is tried.
+# A limit for the length of pieces, because every way to cut a piece in two is tried.
 _LONGEST_PIECE = 256
 _NAMED = {
     "bos": "bos_token",
@@ -31,7 +31,7 @@ _NAMED = {
     "seperator": "sep_token",
     "mask": "mask_token",
 }
-# Keys under tokenizer. that are read, or say nothing that changes ids or text.
+# Keys under tokenizer. that are read, and keys that change neither ids nor text.
 _READ = (
     *("ggml.model", "ggml.pre", "ggml.tokens", "ggml.token_type", "ggml.scores", "ggml.merges", "ggml.add_bos_token"),
     *("ggml.add_eos_token", "ggml.add_space_prefix", "ggml.remove_extra_whitespaces", "ggml.precompiled_charsmap"),
@@ -44,20 +44,20 @@ _HARMLESS = (
     *("ggml.token_type_count", "ggml.add_sep_token", "ggml.prefix_token_id", "ggml.suffix_token_id"),
     *("ggml.middle_token_id", "ggml.cls_token_id", "huggingface.json", "rwkv.world"),
 )
-# Models whose name has one of these: spaces after special tokens belong to them, which no key of the file says.
+# In models with these names, spaces after a special token belong to it; no key of the file says so.
 _STRIPPING_NAMES = ("phi-3", "phi3")
 _NOT_STRIPPING = ("<unk>", "<s>", "<|endoftext|>")
 
 
 def tokenizer_files(metadata: Metadata, *, build: bool) -> TokenizerFiles:
-    """Return the files of a tokenizer, with ids as llama.cpp gives them, and ``generation_config.json``.
+    """Return the files of a tokenizer that gives llama.cpp's ids, and ``generation_config.json``.
 
     Args:
-        metadata: of the GGUF file.
-        build: whether to make ``tokenizer.json``; not where the user names another.
+        metadata: the metadata of the GGUF file.
+        build: whether to make ``tokenizer.json``; False if the user names another.
 
     Raises:
-        DynexportError: when the vocabulary is damaged, or of a kind or splitting that is not supported.
+        DynexportError: when the vocabulary is damaged, or its model or its pre-tokenizer is not supported.
     """
     vocabulary = read_vocabulary(metadata)
     templates = _read_templates(metadata)
@@ -96,7 +96,7 @@ def _read_templates(metadata: Metadata) -> dict[str, str]:
 
 
 def _notes(metadata: Metadata, vocabulary: Vocabulary) -> tuple[str, ...]:
-    """Return notes on what is left out or assumed of the file's tokenizer."""
+    """Return notes on the tokenizer's keys that are ignored, and on a default that is assumed."""
     known = {*(f"tokenizer.{key}" for key in (*_READ, *_HARMLESS))}
     others = [
         key
@@ -105,9 +105,9 @@ def _notes(metadata: Metadata, vocabulary: Vocabulary) -> tuple[str, ...]:
     ]
     notes = []
     if vocabulary.model == "gpt2" and not metadata.optional("tokenizer.ggml.pre", str, "a string"):
-        notes.append("tokenizer.ggml.pre: the file has none; text is split as llama.cpp does then, by its default")
+        notes.append("tokenizer.ggml.pre: the file has none; text is split by llama.cpp's default rule")
     if others:
-        notes.append(f"tokenizer: left out, as not known here: {', '.join(others):.300}")
+        notes.append(f"tokenizer: ignored unknown keys: {', '.join(others):.300}")
     return tuple(notes)
 
 
@@ -239,7 +239,7 @@ def _unigram(metadata: Metadata, vocabulary: Vocabulary) -> Tokenizer:
 
 
 def _bytes_for_unknown(vocabulary: Vocabulary) -> dict[str, Any]:
-    """Return the BPE options for a character without a token."""
+    """Return the BPE options for characters that have no token: bytes, else the unknown token."""
     unknown = vocabulary.roles.get("unknown")
     text = None if unknown is None else vocabulary.tokens[unknown]
     return {"unk_token": text, "fuse_unk": True, "byte_fallback": True}

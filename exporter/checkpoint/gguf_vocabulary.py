@@ -26,15 +26,15 @@ class Kind(IntEnum):
     BYTE = 6
 
 
-# Roles of tokens, as the keys tokenizer.ggml.{role}_token_id name them.
+# Roles of tokens: each has a key tokenizer.ggml.{role}_token_id.
 _ROLES = ("bos", "eos", "eot", "eom", "unknown", "seperator", "padding", "mask")
 _ENDING_ROLES = ("eos", "eot", "eom", "fim_pad", "fim_rep", "fim_sep")
-# Where a file does not say.
+# Ids of a role by tokenizer model, for files without its key, as in llama.cpp.
 _DEFAULT_ROLES: Mapping[str, Mapping[str, int]] = {
     "llama": {"bos": 1, "eos": 2, "unknown": 0},
     "t5": {"eos": 1, "unknown": 2, "padding": 0},
 }
-# Roles that llama.cpp finds by text where no key names the token.
+# Texts by which llama.cpp finds the token of a role, for files without its key.
 _ROLES_BY_TEXT: Mapping[str, list[str]] = {
     role: texts.split()
     for role, texts in {
@@ -49,7 +49,7 @@ _ROLES_BY_TEXT: Mapping[str, list[str]] = {
         "fim_sep": "<|file_sep|>",
     }.items()
 }
-# Parts of an answer in OpenAI's harmony format, which are shown.
+# Marks of an answer's parts in OpenAI's harmony format; decoding keeps them in the text.
 _SHOWN = frozenset({"<|channel|>", "<|message|>", "<|start|>", "<|constrain|>"})
 
 
@@ -58,12 +58,12 @@ class Vocabulary:
     """The tokens of a GGUF file with their kinds, scores and roles.
 
     Attributes:
-        model: ``tokenizer.ggml.model``, or "" where there are no tokens.
-        tokens: by id, all different.
-        kinds: of each token.
-        scores: of each token; zeros where the file has none.
-        roles: "bos", "eos", "padding" and so on -> id.
-        ends: ids that end an answer, "eos" first.
+        model: the value of ``tokenizer.ggml.model``, or "" if the file has none.
+        tokens: the texts of the tokens, in the order of their ids; no two are equal.
+        kinds: the ``Kind`` of each token.
+        scores: the score of each token; zeros if the file has none.
+        roles: the token id of each role, such as "bos", "eos" and "padding".
+        ends: the token ids that end an answer, "eos" first.
     """
 
     model: str
@@ -78,7 +78,7 @@ def read_vocabulary(metadata: Metadata) -> Vocabulary:
     """Return the tokens of a file, with the kinds and roles that llama.cpp gives them.
 
     Raises:
-        DynexportError: when lists are too short, tokens repeat, or a role names a token that does not exist.
+        DynexportError: when a list is too short, a token repeats, or the id of a role is not in the vocabulary.
     """
     model = metadata.optional("tokenizer.ggml.model", str, "a string") or ""
     tokens = metadata.optional("tokenizer.ggml.tokens", list, "a list of strings") or []
@@ -112,11 +112,12 @@ def _numbers(metadata: Metadata, name: str, kinds: tuple[type, ...], count: int,
     if values is None:
         return [default] * count
     if len(values) < count or not all(type(value) in kinds and math.isfinite(value) for value in values):
-        raise metadata.error(key, f"a list of {count} finite numbers, one a token")
+        raise metadata.error(key, f"a list of {count} finite numbers, one per token")
     return list(values[:count])
 
 
 def _roles(metadata: Metadata, model: str, ids: Mapping[str, int]) -> dict[str, int]:
+    """Return the token id of each role: from its key, else by its text, else the model's default."""
     defaults = _DEFAULT_ROLES.get(model, {})
     found: dict[str, int] = {}
     for role in (*_ROLES, *_ROLES_BY_TEXT):

@@ -16,7 +16,7 @@ from dynexport.exporter.families import read_architecture
 from dynexport.runtime.bundle.errors import DynexportError
 
 _PATTERNS = ["*.json", "*.safetensors", "*.jinja", "merges.txt", "vocab.txt", "*.model"]
-# Other formats beside the model: subfolders (onnx/, original/) and Mistral's second copy of its weights.
+# Other formats of the same model: subfolders (onnx/, original/) and Mistral's second copy of the weights.
 _IGNORED = ["*/*", "consolidated*"]
 
 
@@ -32,7 +32,7 @@ def is_hub_id(model: str) -> bool:
 
 
 def download(model: str) -> Path:
-    """Download a model into the hub's cache, or find it there; the config is checked before weights are fetched.
+    """Download a model into the hub's cache, or find it there; config.json is checked before the weights are fetched.
 
     Args:
         model: a hub id ``owner/name``.
@@ -41,8 +41,8 @@ def download(model: str) -> Path:
         The directory of the snapshot.
 
     Raises:
-        DynexportError: when it is not in the cache, and the hub is out of reach, lacks it or refuses it; when the
-            family, a field of its config.json or its quantisation is not supported.
+        DynexportError: when it is not in the cache and cannot be downloaded, or when its family, its quantisation or
+            a field of its config.json is not supported.
     """
     with _told(model):
         path = Path(huggingface_hub.hf_hub_download(model, "config.json"))

@@ -11,18 +11,18 @@ from dynexport.exporter.checkpoint.small_files import find_file, parse_object, r
 from dynexport.runtime.bundle.errors import DynexportError
 
 _ADAPTER_FILE = "adapter_config.json"
-# Of the peft library: low-rank and other adapters, and what it wraps around the layers that have them.
+# Tensor names of the peft library: low-rank and other adapters, and its wrappers of the layers with adapters.
 _ADAPTER_TENSOR = re.compile(
     r"(^|.*\.)(lora_(A|B|embedding_A|embedding_B|magnitude_vector)|ia3_[lbg]+|hada_w[12]_[ab]|base_layer|"
     r"modules_to_save|prompt_embeddings|original_module)(\.|$).*"
 )
-# The field of config.json -> what it means where it names no method.
+# Fields of config.json -> the method to name in the message if the field names none.
 _QUANTISED_FIELDS = {
     "quantization_config": "a method without a name",
     "compression_config": "compressed-tensors",
     "quantization": "mlx",
 }
-# A tensor's last words -> the methods that write them, for checkpoints whose config.json does not say.
+# Endings of tensor names -> the methods that write them, for checkpoints whose config.json does not name one.
 _SCALE = r"weight_(packed|scale|shape|zero_point|scale_inv|global_scale)|input_(scale|global_scale)"
 _STATE = r"(weight\.)?((nested_)?(absmax|quant_map)|SCB|weight_format|quant_state\..+)"
 _QUANTISED_TENSORS = {
@@ -34,7 +34,7 @@ _QUANTISED_TENSORS = {
 
 
 def refuse_adapter(directory: Path) -> None:
-    """Raise DynexportError on a directory of the peft library: it needs the model that it was trained on."""
+    """Raise DynexportError for a directory of the peft library, which holds an adapter and no whole model."""
     path = find_file(directory, _ADAPTER_FILE)
     if path is None:
         return
@@ -54,7 +54,7 @@ def refuse_quantised(config: Mapping[str, Any], source: str) -> None:
 
 
 def refuse_foreign_tensors(names: Collection[str], source: str) -> None:
-    """Raise DynexportError when tensors are those of adapters or of quantised weights."""
+    """Raise DynexportError when a tensor's name is that of an adapter or of a quantised weight."""
     for name in sorted(names):
         if _ADAPTER_TENSOR.fullmatch(name):
             raise DynexportError(
@@ -67,7 +67,7 @@ def refuse_foreign_tensors(names: Collection[str], source: str) -> None:
 
 
 def _method(value: Any) -> str | None:
-    """Return the name of a quantization_config's method, or None."""
+    """Return the name of the method in a quantization_config, or None."""
     if not isinstance(value, Mapping):
         return None
     if value.get("load_in_4bit") or value.get("load_in_8bit"):

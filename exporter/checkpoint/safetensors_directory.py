@@ -17,22 +17,21 @@ from dynexport.runtime.bundle.errors import DynexportError
 
 _WEIGHTS = "model.safetensors"
 _INDEX = "model.safetensors.index.json"
-# Mistral's repositories hold the weights under other names too.
+# Mistral's repositories also hold a copy of the weights under other names.
 _SECOND_COPY = "consolidated"
 _GENERATION = "generation_config.json"
 
 
 class SafetensorsDirectory(Checkpoint):
-    """A directory with ``config.json`` and safetensors, in one file or in shards behind an index; no pickles.
+    """A directory with ``config.json`` and one safetensors file, or shards with an index; pickles are refused.
 
     Args:
         directory: the directory.
-        source: what the user named; by default the directory.
+        source: the path or hub id that the user gave; None for the directory.
         build_tokenizer: whether to build its tokenizer; False if the user names another.
 
     Raises:
-        DynexportError: when a file is missing or damaged, the index names what is not there, or it is an adapter or
-            quantised.
+        DynexportError: when a file or tensor is missing or damaged, or the model is an adapter or quantised.
     """
 
     def __init__(self, directory: Path, source: str | None = None, *, build_tokenizer: bool = True) -> None:
@@ -110,7 +109,7 @@ def _find_tensors(directory: Path) -> dict[str, SafetensorsFile]:
 
 
 def _read_shards(directory: Path, index: Path) -> dict[str, SafetensorsFile]:
-    """Return the shard of each tensor, by name; like transformers, also of tensors that the index does not list."""
+    """Return the shard of each tensor, by name, including tensors that the index does not list, as in transformers."""
     weights = parse_object(read_file(index), index).get("weight_map")
     if not isinstance(weights, dict) or not weights:
         raise DynexportError(f'{index}: expected an object "weight_map" of tensor names, found {weights!r:.80}')

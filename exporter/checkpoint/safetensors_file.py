@@ -1,6 +1,6 @@
 """A reader of single safetensors tensors into their own memory.
 
-The safetensors library maps the file instead, and every page that was read counts as this process's memory.
+The safetensors library maps the file, and every page that it has read counts as memory of this process.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from dynexport.runtime.bundle.errors import DynexportError
 from dynexport.runtime.bundle.json_text import parse_json_object
 from dynexport.runtime.bundle.plain_files import open_plain
 
-# As in the safetensors library.
+# The limit of the safetensors library.
 _LARGEST_HEADER = 100_000_000
 _DTYPES: dict[str, Any] = {
     "F32": np.dtype("<f4"),
@@ -40,7 +40,7 @@ class SafetensorsFile:
     """One safetensors file.
 
     Args:
-        path: the file. Its header is read and checked now, its tensors are not.
+        path: the file; its header is read and checked at once, its tensors are read later.
 
     Raises:
         DynexportError: when the header is damaged or does not fit the file.
@@ -86,7 +86,7 @@ class SafetensorsFile:
 
 
 def _read_header(path: Path) -> dict[str, _Entry]:
-    """Return the entries by tensor name, after the safetensors library has checked sizes, offsets and holes."""
+    """Return the entry of each tensor, after the safetensors library has checked sizes, offsets and gaps."""
     with open_plain(path, "a safetensors file") as file:
         try:
             with safe_open(path, framework="numpy"):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dynexport.exporter.checkpoint.base import Checkpoint
 from dynexport.runtime.bundle.errors import DynexportError
 
-# What families call them. A width is a dimension of some tensor, or divides one; a layer has a tensor at least.
+# Names of widths and depths in all families. A width is at most a tensor's dimension; a layer has at least one tensor.
 _WIDTHS = (
     "hidden_size",
     "n_embd",
@@ -23,14 +23,14 @@ _DEPTHS = ("num_hidden_layers", "n_layer")
 
 
 def check_sizes(checkpoint: Checkpoint) -> None:
-    """Raise DynexportError for a size that no tensor of the checkpoint has room for.
+    """Raise DynexportError for a size that is too large for the checkpoint's tensors.
 
-    A config of a few bytes could otherwise ask for a graph of billions of nodes. Whether a size is right is found when
-    its tensors are read.
+    Otherwise a config of a few bytes could ask for a graph of billions of nodes. Exact shapes are checked later, when
+    the tensors are read.
     """
     widest = max((size for name in checkpoint.names for size in checkpoint.shape(name)), default=0)
-    _check(checkpoint, _WIDTHS, widest, "the largest dimension of its tensors")
-    _check(checkpoint, _DEPTHS, len(checkpoint.names), "as it has tensors")
+    _check(checkpoint, _WIDTHS, widest, "the largest dimension of the tensors")
+    _check(checkpoint, _DEPTHS, len(checkpoint.names), "the number of tensors")
 
 
 def _check(checkpoint: Checkpoint, names: tuple[str, ...], most: int, why: str) -> None:

@@ -1,4 +1,4 @@
-"""The small files beside the weights: found by their names, parsed with errors that name them."""
+"""The lookup and parsing of the small files beside the weights; errors name the file."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from dynexport.runtime.bundle.plain_files import open_plain, read_plain
 def find_file(directory: Path, name: str) -> Path | None:
     """Return the path of a file in a directory, or None if there is no such file.
 
-    Links are followed wherever they lead, as people keep large files elsewhere and hub caches consist of links.
+    Links are followed to any place, because hub caches consist of links and large files are often kept elsewhere.
 
     Args:
         directory: the checkpoint's directory.
         name: a plain file name.
 
     Raises:
-        DynexportError: when it cannot be looked up, or is something else than a file.
+        DynexportError: when it cannot be looked up, or is not a file.
     """
     path = directory / name
     try:
@@ -43,7 +43,7 @@ def parse_object(content: bytes, path: Path) -> dict[str, Any]:
 
     Args:
         content: the JSON text, UTF-8.
-        path: the file it is from, for messages.
+        path: the file, for messages.
 
     Raises:
         DynexportError: when it is not JSON, or not an object.

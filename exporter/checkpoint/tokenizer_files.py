@@ -1,4 +1,4 @@
-"""The tokenizer of a Hugging Face directory as one tokenizer.json, merged with its side files."""
+"""The tokenizer of a Hugging Face directory, read into one tokenizer.json that includes its side files."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ _TEMPLATES = "additional_chat_templates"
 _NAMED = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 _FLAGS = ("lstrip", "rstrip", "single_word", "normalized", "special")
 _OF_A_TOKEN = ("content", "__type", *_FLAGS)
-# All that AutoTokenizer looks at in config.json; a fault in another field is not the tokenizer's to tell.
+# The fields of config.json that AutoTokenizer reads; faults in other fields are reported elsewhere.
 _MODEL_FIELDS = ("model_type", "model_name", "tokenizer_class", "transformers_version")
 _PLAIN_CLASSES = (None, "PreTrainedTokenizerFast", "TokenizersBackend")
 _CLEANS_UP_BPE = "clean_up_tokenization_spaces_for_bpe_even_though_it_will_corrupt_output"
@@ -53,9 +53,9 @@ class TokenizerFiles:
     """The tokenizer files of a bundle.
 
     Attributes:
-        files: name -> content: ``tokenizer.json``, which alone decides which ids a text has; in
-            ``tokenizer_config.json`` the named special tokens; ``chat_template.jinja``. Those that there are.
-        notes: what differs from what the directory seems to say, one plain line each.
+        files: name -> content of the files that exist: ``tokenizer.json`` alone determines the ids of a text,
+            ``tokenizer_config.json`` names the special tokens, ``chat_template.jinja`` is the chat template.
+        notes: differences between this tokenizer and the checkpoint's files, one line each.
     """
 
     files: dict[str, bytes] = field(default_factory=dict)
@@ -63,18 +63,18 @@ class TokenizerFiles:
 
 
 def read_tokenizer(directory: Path, *, build: bool = True) -> TokenizerFiles:
-    """Read a directory's tokenizer, so that ids are those of transformers' ``AutoTokenizer``.
+    """Read a directory's tokenizer; it gives the ids of transformers' ``AutoTokenizer``.
 
-    transformers builds it where it is installed. Without, tokenizer.json is taken as it stands, and side files that
-    say more than it does are refused.
+    transformers builds it if it is installed. Otherwise tokenizer.json is used unchanged, and side files with tokens or
+    flags that it does not have are refused.
 
     Args:
-        directory: with any of tokenizer.json, vocab.json and merges.txt, tokenizer.model, their side files and
-            chat templates.
-        build: whether a tokenizer is wanted; not where the user names another.
+        directory: a directory with any of tokenizer.json, vocab.json and merges.txt, tokenizer.model, their side files
+            and chat templates.
+        build: whether to build the tokenizer; False if the user names another.
 
     Raises:
-        DynexportError: when a file is damaged, or a tokenizer cannot be made of what is there.
+        DynexportError: when a file is damaged, or no tokenizer can be built from the files.
     """
     sides = {name: read_file(path) for name in (*_VOCABULARIES, *_SIDE_FILES) if (path := find_file(directory, name))}
     settings = _parse(directory, sides, CONFIG_FILE)
@@ -102,12 +102,12 @@ def read_tokenizer(directory: Path, *, build: bool = True) -> TokenizerFiles:
 
 
 def tokenizer_settings(named: Mapping[str, str], templates: Mapping[str, str], *, cleans_up: bool = False) -> bytes:
-    """A bundle's tokenizer_config.json: special tokens and further chat templates; all else is in tokenizer.json.
+    """Return a bundle's tokenizer_config.json, with the special tokens and the named chat templates.
 
     Args:
-        named: ``bos_token`` and so on -> text.
-        templates: chat templates by name, of which "default" has a file of its own.
-        cleans_up: whether decoding takes spaces before punctuation away.
+        named: the text of each special token, by its name, such as ``bos_token``.
+        templates: the chat templates by name; "default" is left out, because it has its own file.
+        cleans_up: whether decoding removes spaces before punctuation.
     """
     settings: dict[str, Any] = {
         "tokenizer_class": "PreTrainedTokenizerFast",
@@ -131,7 +131,7 @@ def turn_ends(files: Mapping[str, bytes]) -> dict[int, str]:
     """Return the tokens that end an answer in a chat: the tokenizer's eos, and known ends in the chat template.
 
     Args:
-        files: of a tokenizer, as in ``TokenizerFiles``; without a tokenizer.json nothing is found.
+        files: the files of a tokenizer, as in ``TokenizerFiles``; the result is empty without a tokenizer.json.
     """
     if TOKENIZER_FILE not in files:
         return {}
@@ -151,7 +151,7 @@ def load_tokenizer(content: bytes, path: Path) -> Tokenizer:
 
 
 def _parse(directory: Path, sides: Mapping[str, bytes], name: str) -> dict[str, Any]:
-    """Return the fields of a side file, empty if it is absent. Raises DynexportError when it is no JSON object."""
+    """Return the fields of a side file, empty if it is absent. Raises DynexportError if it is not a JSON object."""
     return parse_object(sides.get(name, b"{}"), directory / name)
 
 
@@ -168,7 +168,10 @@ def _read_templates(directory: Path, settings: Mapping[str, Any]) -> dict[str, s
 
 
 def _named_tokens(directory: Path, settings: Mapping[str, Any], sides: Mapping[str, bytes]) -> dict[str, str]:
-    """Return the special tokens by name: tokenizer_config.json, overridden in old ones by special_tokens_map.json."""
+    """Return the text of each special token, by name.
+
+    They come from tokenizer_config.json; special_tokens_map.json overrides one without ``added_tokens_decoder``.
+    """
     values = {name: settings.get(name) for name in _NAMED}
     if "added_tokens_decoder" not in settings and "special_tokens_map.json" in sides:
         told = _parse(directory, sides, "special_tokens_map.json")
@@ -188,28 +191,28 @@ def _built(
     made = _ask_transformers(directory, {**sides, **known})
     tokenizer, kind = getattr(made, "backend_tokenizer", None), type(made).__name__
     if not isinstance(tokenizer, Tokenizer):
-        raise DynexportError(f"{directory}: transformers makes a {kind} of it, which is no tokenizer.json; {_ANOTHER}")
+        raise DynexportError(f"{directory}: transformers builds a {kind}, which has no tokenizer.json; {_ANOTHER}")
     if getattr(made, "split_special_tokens", False):
         raise DynexportError(
-            f"{directory / CONFIG_FILE}: split_special_tokens: expected false, found true, which no tokenizer.json can "
-            f"say; {_ANOTHER}"
+            f"{directory / CONFIG_FILE}: split_special_tokens: expected false, found true, which a tokenizer.json "
+            f"cannot express; {_ANOTHER}"
         )
     notes = _notes_on_ids(tokenizer, directory, sides, settings)
     if unknown:
         notes += (
-            f"tokenizer: flags of tokens that no tokenizer.json has are left out: {', '.join(sorted(unknown)):.200}",
+            f"tokenizer: ignored token flags that a tokenizer.json cannot hold: {', '.join(sorted(unknown)):.200}",
         )
     if TOKENIZER_FILE in sides and _ids(tokenizer) != _ids(load_tokenizer(sides[TOKENIZER_FILE], directory)):
         notes += (
-            f"tokenizer: transformers makes a {kind} of it, which splits text otherwise than tokenizer.json says; its "
-            f"ids are taken (--tokenizer {directory / TOKENIZER_FILE} takes the file as it stands)",
+            f"tokenizer: transformers builds a {kind}, whose ids differ from those of tokenizer.json; the bundle has "
+            f"transformers' ids (--tokenizer {directory / TOKENIZER_FILE} uses the file unchanged)",
         )
     named = {name: str(token) for name, token in made.special_tokens_map.items() if not isinstance(token, list)}
     cleans_up = bool(made.clean_up_tokenization_spaces) and (
         not isinstance(tokenizer.model, BPE) or bool(settings.get(_CLEANS_UP_BPE))
     )
     if cleans_up:
-        # Without a decoder words are joined by spaces, as this one does for a prefix that no word has.
+        # Without a decoder, words are joined by spaces. This one does that too: no word has its prefix.
         join = tokenizer.decoder or decoders.WordPiece(prefix="\0", cleanup=False)
         replacements = [decoders.Replace(before, after) for before, after in CLEAN_UPS.items()]
         tokenizer.decoder = decoders.Sequence([join, decoders.Fuse(), *replacements])
@@ -217,17 +220,18 @@ def _built(
 
 
 def _ask_transformers(directory: Path, sides: Mapping[str, bytes]) -> Any:
-    """Return transformers' tokenizer, built from copies: it reads no other file and runs no code of the checkpoint."""
-    with told_as(f"{directory}: transformers, which makes the tokenizer, cannot be imported; {_ANOTHER}"):
+    """Return transformers' tokenizer, built from copies of the files, without other files or code of the checkpoint."""
+    with told_as(f"{directory}: transformers, which builds the tokenizer, cannot be imported; {_ANOTHER}"):
         import transformers
     config = _parse(directory, sides, "config.json")
     model = json.dumps({name: config[name] for name in _MODEL_FIELDS if name in config})
     names = ", ".join(name for name in _VOCABULARIES if name in sides)
     if TOKENIZER_FILE not in sides and ".model" in names and importlib.util.find_spec("sentencepiece") is None:
         raise DynexportError(
-            f"{directory}: making a tokenizer of {names} needs sentencepiece: pip install sentencepiece, or {_ANOTHER}"
+            f"{directory}: building a tokenizer from {names} needs sentencepiece: pip install sentencepiece, or "
+            f"{_ANOTHER}"
         )
-    what = f"{directory}: transformers {transformers.__version__} makes no tokenizer of {names}; {_ANOTHER}"
+    what = f"{directory}: transformers {transformers.__version__} cannot build a tokenizer from {names}; {_ANOTHER}"
     with tempfile.TemporaryDirectory() as folder, _quiet(transformers), told_as(what):
         for name, content in {**sides, "config.json": model.encode()}.items():
             (Path(folder) / name).write_bytes(content)
@@ -235,9 +239,9 @@ def _ask_transformers(directory: Path, sides: Mapping[str, bytes]) -> Any:
 
 
 def _with_known_flags(directory: Path, sides: Mapping[str, bytes]) -> tuple[dict[str, bytes], set[str]]:
-    """Return side files with only those token flags that the tokenizers library knows, and the other flags' names.
+    """Return the side files without token flags that the tokenizers library does not know, and the names of those.
 
-    The library ignores other flags too, but prints a line on standard output for each.
+    The library would ignore these flags, but it prints a line on standard output for each.
     """
     unknown: set[str] = set()
 
@@ -256,7 +260,7 @@ def _with_known_flags(directory: Path, sides: Mapping[str, bytes]) -> tuple[dict
 
 @contextmanager
 def _quiet(transformers: Any) -> Iterator[None]:
-    """Silence transformers' log; what matters of it becomes a note."""
+    """Silence transformers' log; the notes of ``TokenizerFiles`` say what matters."""
     before = transformers.logging.get_verbosity()
     transformers.logging.set_verbosity(transformers.logging.CRITICAL)
     try:
@@ -266,6 +270,7 @@ def _quiet(transformers: Any) -> Iterator[None]:
 
 
 def _ids(tokenizer: Tokenizer) -> list[int]:
+    """Return the ids of a text that shows most differences between two tokenizers."""
     with told_as("tokenizer: cannot encode a text"):
         ids: list[int] = tokenizer.encode(_PROBE, add_special_tokens=False).ids
     return ids
@@ -274,7 +279,7 @@ def _ids(tokenizer: Tokenizer) -> list[int]:
 def _notes_on_ids(
     tokenizer: Tokenizer, directory: Path, sides: Mapping[str, bytes], settings: Mapping[str, Any]
 ) -> tuple[str, ...]:
-    """Return a note on added tokens whose ids differ from those in the files."""
+    """Return a note if added tokens have other ids than in the files."""
     declared = _parse(directory, sides, "added_tokens.json")
     declared |= {token["content"]: int(token_id) for token_id, token in _added_tokens(settings).items()}
     moved = {text: token_id for text, token_id in declared.items() if tokenizer.token_to_id(text) != token_id}
@@ -282,13 +287,13 @@ def _notes_on_ids(
         return ()
     text, token_id = next(iter(moved.items()))
     return (
-        f"tokenizer: {len(moved)} added tokens have other ids than their files say, as in transformers: "
+        f"tokenizer: {len(moved)} added tokens have transformers' ids, which differ from those in the files: "
         f"{text!r:.60} is {tokenizer.token_to_id(text)}, the file says {token_id!r:.20}",
     )
 
 
 def _notes_beyond(tokenizer: Tokenizer, directory: Path, sides: Mapping[str, bytes]) -> tuple[str, ...]:
-    """Return a note on added tokens for which the model has no embedding."""
+    """Return a note if the model has no embedding for some added tokens."""
     size = _parse(directory, sides, "config.json").get("vocab_size")
     added = tokenizer.get_added_tokens_decoder().items()
     beyond = [token.content for token_id, token in added if isinstance(size, int) and token_id >= size]
@@ -296,7 +301,7 @@ def _notes_beyond(tokenizer: Tokenizer, directory: Path, sides: Mapping[str, byt
         return ()
     shown = ", ".join(map(repr, beyond[:3]))
     return (
-        f"tokenizer: {len(beyond)} of its tokens have ids from {size} up, beyond the model's vocabulary "
+        f"tokenizer: {len(beyond)} of its tokens have ids of {size} or more, outside the model's vocabulary "
         f"({shown:.200}); prompts with them are refused",
     )
 
@@ -316,11 +321,11 @@ def _added_tokens(settings: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
 def _as_it_stands(
     directory: Path, sides: Mapping[str, bytes], settings: Mapping[str, Any], named: Mapping[str, str]
 ) -> tuple[Tokenizer, tuple[str, ...]]:
-    """Return tokenizer.json's tokenizer without transformers. Raises DynexportError when tokens are missing in it."""
+    """Return the tokenizer of an unchanged tokenizer.json. Raises DynexportError when tokens are missing in it."""
     install = f"pip install 'dynexport[torch]', or {_ANOTHER}"
     if TOKENIZER_FILE not in sides:
         names = ", ".join(name for name in _VOCABULARIES if name in sides)
-        raise DynexportError(f"{directory}: making a tokenizer of {names} needs transformers: {install}")
+        raise DynexportError(f"{directory}: building a tokenizer from {names} needs transformers: {install}")
     tokenizer = load_tokenizer(sides[TOKENIZER_FILE], directory / TOKENIZER_FILE)
     added = {token.content: token for token in tokenizer.get_added_tokens_decoder().values()}
     declared = {*_parse(directory, sides, "added_tokens.json"), *named.values(), *_extra_tokens(settings)}
@@ -332,13 +337,15 @@ def _as_it_stands(
     if missing:
         shown = ", ".join(sorted(map(repr, missing))[:5])
         raise DynexportError(
-            f"{directory}: side files of the tokenizer give tokens or flags that tokenizer.json does not have "
-            f"({shown:.200}); taking them in needs transformers: {install}"
+            f"{directory}: the tokenizer's side files have tokens or flags that tokenizer.json does not have "
+            f"({shown:.200}); adding them needs transformers: {install}"
         )
     kind = settings.get("tokenizer_class")
     if kind in _PLAIN_CLASSES:
         return tokenizer, ()
-    return tokenizer, (f"tokenizer.json is taken as it stands; transformers, not installed, may heed {kind!r:.60}",)
+    return tokenizer, (
+        f"tokenizer.json is used unchanged; transformers, which is not installed, may treat {kind!r:.60} differently",
+    )
 
 
 def _extra_tokens(settings: Mapping[str, Any]) -> set[str]:

@@ -543,7 +543,7 @@ def test_variants_that_are_not_supported(tmp_path: Path) -> None:
         (lambda writer: writer.add_causal_attention(False), "llama.attention.causal: expected true"),
         (
             lambda writer: writer.add_value_length(16),
-            "attention.value_length: expected 8, as keys have, found 16",
+            "attention.value_length: expected 8, the length of keys, found 16",
         ),
         (
             lambda writer: writer.add_tensor("blk.0.attn_rot.weight", np.ones(1, np.float32)),
@@ -698,7 +698,10 @@ def test_any_flipped_byte_of_the_header_is_read_or_told(tmp_path: Path) -> None:
         (b"GGUF" + struct.pack("<IQQQ1sIIQI", 3, 0, 1, 1, b"k", 9, 9, 1, 9), "metadata type"),
         (b"GGUF" + struct.pack("<IQQQ1sIIQ", 3, 0, 1, 1, b"k", 9, 9, 1), "metadata type"),
         (b"GGUF" + struct.pack("<IQQQ1sIQ1s", 3, 0, 1, 1, b"k", 8, 1, b"\xff"), "expected UTF-8"),
-        (b"GGUF" + struct.pack("<IQQ" + "Q1sIB" * 2, 3, 0, 2, *((1, b"k", 0, 7) * 2)), "'k' is there twice"),
+        (
+            b"GGUF" + struct.pack("<IQQ" + "Q1sIB" * 2, 3, 0, 2, *((1, b"k", 0, 7) * 2)),
+            "'k': expected it once, found it twice",
+        ),
         (b"GGUF" + struct.pack("<IQQQ1s", 3, 1, 0, 1, b"\n"), "expected a printable name"),
         (b"GGUF" + struct.pack("<IQQQ1sI", 3, 1, 0, 1, b"t", 99), "expected 1 to 4 dimensions, found 99"),
         (b"GGUF" + struct.pack("<IQQQ1sIQIQ", 3, 1, 0, 1, b"t", 1, 1, 999, 0), "known ggml type, found 999"),
@@ -723,13 +726,13 @@ def two_tensors(offsets: tuple[int, int], count: int = 8, size: int = 64, alignm
 @pytest.mark.parametrize(
     ("content", "expected"),
     [
-        (two_tensors((0, 0)), "tensor b: expected it from byte 160, found it from byte 128, with bytes of another"),
-        (two_tensors((0, 4)), "tensor b: expected it from byte 160, found it from byte 132, with bytes of another"),
+        (two_tensors((0, 0)), "tensor b: expected its start at byte 160, found byte 128, with bytes of another"),
+        (two_tensors((0, 4)), "tensor b: expected its start at byte 160, found byte 132, with bytes of another"),
         (
             two_tensors((0, 64), size=96),
-            "tensor b: expected it from byte 160, found it from byte 192, with",
+            "tensor b: expected its start at byte 160, found byte 192, with",
         ),
-        (two_tensors((32, 64), size=96), "tensor a: expected it from byte 128, found it from byte 160"),
+        (two_tensors((32, 64), size=96), "tensor a: expected its start at byte 128, found byte 160"),
         (two_tensors((0, 32), size=128), "expected 192 bytes, found 256, with bytes of no tensor at its end"),
         (two_tensors((0, 32), size=63), "tensor b: expected 32 bytes from byte 160, found a file of 191 bytes"),
         (two_tensors((0, 1 << 63)), "found a file of 192 bytes"),

@@ -324,7 +324,7 @@ class TestNotes:
         added = {str(SIZE - 1): {"content": "</s>", "special": True, "shiny": 1}}
         files = {"tokenizer.json": byte_level(), "tokenizer_config.json": settings(added_tokens_decoder=added)}
         (note,) = read(tmp_path, files).notes
-        assert "left out: shiny" in note
+        assert "cannot hold: shiny" in note
         assert capfd.readouterr().out == ""  # where a report in JSON may go
 
 

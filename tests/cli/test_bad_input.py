@@ -97,10 +97,10 @@ CHECKPOINTS: dict[str, tuple[Callable[[Path], object], str]] = {
     "layers that are none": (config(num_hidden_layers=0), "num_hidden_layers"),
     "layers without end": (
         config(num_hidden_layers=10**9),
-        "num_hidden_layers: expected at most 75, as it has tensors",
+        "num_hidden_layers: expected at most 75, the number of tensors, found 1000000000; use the",
     ),
     "layers of a graph too large to build": (config(num_hidden_layers=4096), "num_hidden_layers: expected at most 75"),
-    "width without end": (config(hidden_size=10**9), "hidden_size: expected at most 89, the largest dimension of its"),
+    "width without end": (config(hidden_size=10**9), "hidden_size: expected at most 89, the largest dimension of the"),
     "a head without end": (config(head_dim=10**9), "head_dim: expected at most 89"),
     "a vocabulary without end": (config(vocab_size=2**31 - 1), "vocab_size: expected at most 89"),
     "a pipe for a config": (in_its_place("config.json", os.mkfifo), "config.json: expected a file, found a pipe"),
