@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
@@ -15,13 +14,12 @@ from dynexport.runtime.bundle.manifest import Manifest
 from dynexport.runtime.engines.engine import Backend, Buffers
 from dynexport.runtime.execution.claim import Claim
 from dynexport.runtime.execution.decisions import Decisions
-from dynexport.runtime.execution.mark import Mark, Saved
+from dynexport.runtime.execution.mark import Mark, Saved, Texts
 from dynexport.runtime.execution.memory import CacheMemory
 
 Array = np.ndarray
 # Tokens per row to allocate first in a long context, where the final number is unknown.
 STEP = 1024
-_TENANTS = itertools.count()
 
 
 class KvCache:
@@ -80,10 +78,7 @@ class KvCache:
         self.positions = np.zeros(rows, np.int64)
         self.overflow = np.zeros((counters, rows), np.int64)
         self.logs: list[list[Decisions]] | None = [[] for _ in range(rows)] if record else None
-        self._tenants = [next(_TENANTS) for _ in range(rows)]
-        # Per row (truncation number, tokens left); a truncation to fewer tokens replaces earlier ones.
-        self._cuts: list[list[tuple[int, int]]] = [[] for _ in range(rows)]
-        self._cut = 0
+        self._texts = Texts(rows)
         self._free = list(range(rows))
         self.streamed = Claim("cache: expected one that no other stream uses, found it in use; close that stream")
         self.running = Claim("cache: expected one that no other thread uses, found a step of another thread running")
@@ -97,6 +92,11 @@ class KvCache:
     def rows(self) -> int:
         """Number of rows, both acquired and free."""
         return self._rows
+
+    @property
+    def free(self) -> list[int]:
+        """Numbers of the free rows, ascending."""
+        return list(self._free)
 
     def acquire(self, count: int = 1) -> list[int]:
         """Acquire the ``count`` lowest free rows, which are empty. Raises DynexportError if fewer are free."""
@@ -132,12 +132,12 @@ class KvCache:
         steps = len(self.logs[row]) if self.logs is not None else 0
         return Mark(
             row,
-            self._tenants[row],
+            self._texts.tenant(row),
             self.lengths[:, row].copy(),
             int(self.positions[row]),
             self.overflow[:, row].copy(),
             steps,
-            self._cut,
+            self._texts.truncations,
         )
 
     def truncate(self, row: int, mark: Mark) -> None:
@@ -150,8 +150,7 @@ class KvCache:
         if self._row_of(mark) != row:
             raise DynexportError(f"cache: row {row}: expected a mark of its own, found one of row {mark.row}")
         self._restore(mark)
-        self._cut += 1
-        self._cuts[row] = [cut for cut in self._cuts[row] if cut[1] < mark.position] + [(self._cut, mark.position)]
+        self._texts.truncate(row, mark.position)
 
     def copy_prefix(self, mark: Mark, target: int) -> None:
         """Copy a row's entries up to a mark into an empty row, for two texts with a common prefix.
@@ -311,8 +310,7 @@ class KvCache:
             )
 
     def _forget(self, row: int) -> None:
-        self._tenants[row] = next(_TENANTS)
-        self._cuts[row] = []
+        self._texts.renew(row)
         for counts in (self.lengths, self.positions, self.overflow):
             counts[..., row] = 0
         if self.logs is not None:
@@ -329,13 +327,7 @@ class KvCache:
         """Return a mark's row. Raises DynexportError for a mark that is no longer valid."""
         checked_kind("mark", mark, Mark, "one of KvCache.mark")
         row = self.checked(mark.row)
-        if mark.tenant != self._tenants[row]:
-            raise DynexportError(f"cache: row {row}: expected a mark of this text, found one of an earlier text")
-        if any(mark.made < made and mark.position > tokens for made, tokens in self._cuts[row]):
-            raise DynexportError(
-                f"cache: row {row}: expected a mark within its {self.positions[row]} tokens, found one after "
-                f"{mark.position}; the row was truncated since"
-            )
+        self._texts.check(mark, int(self.positions[row]))
         return row
 
     def _copy(self, mark: Mark, target: int) -> None:

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
 
 import numpy as np
 
+from dynexport.runtime.bundle.errors import DynexportError
+
 Array = np.ndarray
+_TENANTS = itertools.count()
 
 
 @dataclass(frozen=True)
@@ -62,4 +66,49 @@ class Saved:
         return sum(values.nbytes for values in self.entries.values())
 
 
-__all__ = ["Mark", "Saved"]
+class Texts:
+    """The text that each row holds and its truncations, to tell which marks are valid.
+
+    Attributes:
+        truncations: number of truncations of all rows.
+
+    Args:
+        rows: number of rows.
+    """
+
+    def __init__(self, rows: int) -> None:
+        self.truncations = 0
+        self._tenants = [next(_TENANTS) for _ in range(rows)]
+        # Per row (truncation number, tokens left); a truncation to fewer tokens replaces earlier ones.
+        self._cuts: list[list[tuple[int, int]]] = [[] for _ in range(rows)]
+
+    def tenant(self, row: int) -> int:
+        """Return the number of a row's text."""
+        return self._tenants[row]
+
+    def renew(self, row: int) -> None:
+        """Begin another text in a row."""
+        self._tenants[row] = next(_TENANTS)
+        self._cuts[row] = []
+
+    def truncate(self, row: int, tokens: int) -> None:
+        """Record that a row was truncated to some tokens."""
+        self.truncations += 1
+        self._cuts[row] = [cut for cut in self._cuts[row] if cut[1] < tokens] + [(self.truncations, tokens)]
+
+    def check(self, mark: Mark, position: int) -> None:
+        """Check a mark of a row that holds ``position`` tokens.
+
+        Raises:
+            DynexportError: for a mark of an earlier text, or one beyond a truncation.
+        """
+        if mark.tenant != self._tenants[mark.row]:
+            raise DynexportError(f"cache: row {mark.row}: expected a mark of this text, found one of an earlier text")
+        if any(mark.made < made and mark.position > tokens for made, tokens in self._cuts[mark.row]):
+            raise DynexportError(
+                f"cache: row {mark.row}: expected a mark within its {position} tokens, found one after "
+                f"{mark.position}; the row was truncated since"
+            )
+
+
+__all__ = ["Mark", "Saved", "Texts"]

@@ -13,7 +13,7 @@ from dynexport.runtime.bundle.checks import checked_count, checked_ids, checked_
 from dynexport.runtime.bundle.errors import DynexportError
 from dynexport.runtime.bundle.manifest import Depth
 from dynexport.runtime.engines.registry import RunBackend
-from dynexport.runtime.execution.batch import Tokens
+from dynexport.runtime.execution.batch import CHUNK, Tokens
 from dynexport.runtime.execution.executor import Executor
 from dynexport.runtime.execution.kv_cache import STEP, KvCache
 from dynexport.runtime.generation.request import Generation, Request
@@ -40,6 +40,7 @@ class Options(TypedDict, total=False):
             ``Bundle.depth``; None as for ``Bundle.depth``.
         stop: strings that end a row; they are not part of its text.
         chat: true for an answer in a chat, which also ends at the manifest's ``turn_end`` tokens.
+        chunk: the largest number of a prompt's tokens in one call, 1,024 by default; a server's chunks are smaller.
     """
 
     max_new_tokens: int
@@ -47,6 +48,7 @@ class Options(TypedDict, total=False):
     depth: WantedDepth | Sequence[WantedDepth]
     stop: Sequence[str]
     chat: bool
+    chunk: int
 
 
 def load(
@@ -204,6 +206,7 @@ class Model:
         depth: WantedDepth | Sequence[WantedDepth] = None,
         stop: Sequence[str] = (),
         chat: bool = False,
+        chunk: int = CHUNK,
     ) -> Stream:
         """Stream n answers to each of the checked prompts."""
         max_new_tokens = checked_count("max_new_tokens", max_new_tokens)
@@ -231,7 +234,7 @@ class Model:
             )
 
         requests = [[request(place, place * n + choice) for choice in range(n)] for place in range(len(rows))]
-        return Stream(run_requests(self.executor, cache, rows, requests))
+        return Stream(run_requests(self.executor, cache, rows, requests, checked_count("chunk", chunk)))
 
     def request(
         self,

@@ -1,0 +1,33 @@
+"""The sizes and bounds of a scheduler."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+# Tokens of a prompt that run between two decode steps of the other rows (docs/benchmarks.md, "Serving").
+CHUNK = 32
+
+
+@dataclass(frozen=True)
+class Settings:
+    """The sizes and bounds of a scheduler.
+
+    Attributes:
+        rows: most requests that run at a time.
+        tokens: most tokens of a request, prompt and answer; None for the model's context.
+        chunk: number of a prompt's tokens that run between two decode steps of the others. Prompts are cut at its
+            multiples, so that a text does not depend on the other requests.
+        queue: most requests that wait.
+        reserved: most tokens, prompts and answers, of all running requests together; None for rows * tokens.
+        prefix_bytes: memory for the entries of earlier prompts, in bytes; 0 keeps none.
+    """
+
+    rows: int = 8
+    tokens: int | None = None
+    chunk: int = CHUNK
+    queue: int = 256
+    reserved: int | None = None
+    prefix_bytes: int = 0
+
+
+__all__ = ["CHUNK", "Settings"]
