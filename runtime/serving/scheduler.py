@@ -146,7 +146,7 @@ class Scheduler:
             self.cache.restore(answer.row, saved)
             answer.chain = key
         answer.done = answer.saved = answer.work.reused = int(self.cache.positions[answer.row])
-        answer.lengths = self.cache.lengths[:, answer.row].copy()
+        answer.entries = self.cache.lengths[:, answer.row].copy()
 
     def _end_work(self, work: Work, failure: Failure) -> None:
         """End a request without the rest of its answers."""
@@ -225,7 +225,7 @@ class Scheduler:
         """Copy a row whose prompt has run to the other answers of its request."""
         for other in others:
             self.cache.copy_prefix(self.cache.mark(answer.row), other.row)
-            other.done, other.chain, other.saved, other.lengths = answer.done, None, answer.saved, answer.lengths
+            other.done, other.chain, other.saved, other.entries = answer.done, None, answer.saved, answer.entries
 
     # Decode steps
 
@@ -302,8 +302,8 @@ class Scheduler:
             return
         key = PrefixStore.key(answer.chain, answer.token_ids(answer.saved, seen))
         if key not in self.prefixes:
-            self.prefixes.add(answer.chain, key, self.cache.save(answer.row, answer.lengths, answer.saved))
-        answer.chain, answer.saved, answer.lengths = key, seen, self.cache.lengths[:, answer.row].copy()
+            self.prefixes.add(answer.chain, key, self.cache.save(answer.row, answer.entries, answer.saved))
+        answer.chain, answer.saved, answer.entries = key, seen, self.cache.lengths[:, answer.row].copy()
 
     def _deliver(self) -> None:
         out, self._out = self._out, {}

@@ -109,14 +109,14 @@ class Answer:
         ready: true if the prompt has run: decode steps may include it.
         chain: key of the last saved part of the row (see ``PrefixStore``); None if the chain has ended.
         saved: number of tokens in the saved parts.
-        lengths: int64 [places], number of entries of these tokens.
+        entries: int64 [places], number of entries of these tokens.
         latest: time.monotonic() of the latest token.
     """
 
     work: Work
     request: Request
     row: int
-    lengths: Array
+    entries: Array
     chain: bytes | None
     done: int = 0
     tokens: list[int] = field(default_factory=list)

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import pytest
-from forms import CONTEXT, FORMS, executor_of
+from forms import FORMS, executor_of
 
 from dynexport.runtime.generation.model import Model
 from dynexport.runtime.generation.sampling import Sampling
@@ -109,6 +109,3 @@ def test_every_request_gives_the_tokens_that_it_gives_alone(form: str, prefix_by
     assert [[inbox.tokens[answer] for answer in sorted(inbox.tokens)] for inbox in inboxes] == wanted
     assert scheduler.cache.free == list(range(scheduler.cache.rows))
     assert scheduler.used == 0
-
-
-CONTEXT  # noqa: B018
