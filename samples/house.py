@@ -28,7 +28,7 @@ LAYERS = (
     ("runtime.text", "runtime.engines"),
     ("runtime.execution",),
     ("runtime.generation",),
-    ("runtime.measure",),
+    ("runtime.serving", "runtime.measure"),
     ("exporter.families",),
     ("exporter.checkpoint",),
     ("exporter.reference", "exporter.lowering"),
