@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from dynexport.runtime.generation.model import Model
 from dynexport.runtime.generation.sampling import Sampling
 from dynexport.runtime.serving.scheduler import Scheduler
 from dynexport.runtime.serving.settings import Settings
+from dynexport.runtime.serving.submit import make_work
 from dynexport.runtime.serving.work import Delivery, Work
 
 CHUNK, ROWS = 4, 3
@@ -47,24 +49,11 @@ def model_of(form: str) -> Model:
     return model
 
 
-def work(model: Model, prompt: list[int], new_tokens: int, inbox: Inbox, **options: object) -> Work:
-    depth = model.depth(options.pop("depth", None))  # type: ignore[arg-type]
-    n = options.pop("n", 1)
-    ids = np.array(prompt)
-    requests = [
-        model.request(
-            [ids],
-            len(ids),
-            index=index,
-            depth=depth,
-            sampling=Sampling(**options),  # type: ignore[arg-type]
-            max_new_tokens=new_tokens,
-            stop=(),
-            chat=False,
-        )
-        for index in range(n)  # type: ignore[call-overload]
-    ]
-    return Work(ids, requests, new_tokens, inbox)
+def work(model: Model, prompt: list[int], new_tokens: int, inbox: Inbox, **options: Any) -> Work:
+    n, depth = options.pop("n", 1), options.pop("depth", None)
+    return make_work(
+        model, prompt, max_new_tokens=new_tokens, n=n, depth=depth, sampling=Sampling(**options), deliver=inbox
+    )
 
 
 def run(scheduler: Scheduler) -> None:
@@ -75,11 +64,10 @@ def run(scheduler: Scheduler) -> None:
     raise AssertionError("the scheduler does not come to an end")
 
 
-def alone(model: Model, prompt: list[int], new_tokens: int, **options: object) -> list[list[int]]:
-    n = options.pop("n", 1)
-    depth = options.pop("depth", None)
-    sampling = Sampling(**options)  # type: ignore[arg-type]
-    found = model.choices(prompt, n, max_new_tokens=new_tokens, sampling=sampling, depth=depth, chunk=CHUNK)  # type: ignore[arg-type]
+def alone(model: Model, prompt: list[int], new_tokens: int, **options: Any) -> list[list[int]]:
+    n, depth = options.pop("n", 1), options.pop("depth", None)
+    sampling = Sampling(**options)
+    found = model.choices(prompt, n, max_new_tokens=new_tokens, sampling=sampling, depth=depth, chunk=CHUNK)
     return [each.ids for each in found]
 
 
