@@ -67,7 +67,7 @@ class Call:
         ids: token ids, int64 [B, S].
         counts: int64 [B], number of tokens of each row.
         active: bool [layers], true for layers that run.
-        wanted: int64 [B, K], indices among the S tokens whose logits are returned.
+        wanted: int64 [B, K], indices among the S tokens whose logits are returned; K may be 0.
         forced: int64 [R, B, S], forced decisions or -1; R is 0 without routers.
         is_prompt: true for tokens of a prompt, false for generated tokens.
         lasting: true returns the logits as an array of their own; false may return memory that the cache's next call

@@ -155,16 +155,15 @@ def call_of(pieces: Sequence[Piece], active: Array, *, is_prompt: bool) -> Call:
     rows = slice(first.row, last.row + 1)
     if len(pieces) == 1:  # the most frequent case in a server; it needs no copies
         piece = pieces[0]
-        wanted = piece.wanted if len(piece.wanted) else np.array([piece.count - 1])
         forced = first.forced[:, None, piece.tokens]
         return Call(
-            rows, first.ids[None, piece.tokens], np.array([piece.count]), active, wanted[None], forced, is_prompt
+            rows, first.ids[None, piece.tokens], np.array([piece.count]), active, piece.wanted[None], forced, is_prompt
         )
     size, longest = rows.stop - rows.start, max(piece.count for piece in pieces)
     asked = [piece.wanted for piece in pieces]
     ids = np.zeros((size, longest), np.int64)
     counts = np.zeros(size, np.int64)
-    wanted = np.zeros((size, max(1, *map(len, asked))), np.int64)  # the graph takes at least one index
+    wanted = np.zeros((size, max(map(len, asked))), np.int64)
     forced = np.full((len(first.forced), size, longest), -1, np.int64)
     for piece, places in zip(pieces, asked, strict=True):
         row = piece.part.row - rows.start
