@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
@@ -12,6 +11,7 @@ from typing import BinaryIO
 import numpy as np
 import onnx_ir as ir
 
+from dynexport.exporter.bundle.options import Progress
 from dynexport.exporter.checkpoint import Checkpoint
 from dynexport.exporter.families import Family
 from dynexport.exporter.families.architecture import Architecture, Source
@@ -24,7 +24,6 @@ from dynexport.runtime.bundle.manifest import File
 
 # Page alignment lets ONNX Runtime map a tensor straight from the file.
 _ALIGNMENT = 4096
-Progress = Callable[[str, int, int], None]
 EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
 
 

@@ -90,7 +90,7 @@ def _has_to_stay(place: Path) -> bool:
     return (
         _is_mount(place)
         or not os.access(place.parent, os.W_OK | os.X_OK)
-        or _somebody_stands_in(place)
+        or _is_a_working_directory(place)
         or any(not _belongs(path, names) for path in place.iterdir())
     )
 
@@ -103,7 +103,7 @@ def _is_mount(place: Path) -> bool:
     return place.is_mount()
 
 
-def _somebody_stands_in(place: Path) -> bool:
+def _is_a_working_directory(place: Path) -> bool:
     """Return whether it, or a directory below it, is a process's working directory: a shell would see the old files."""
     for link in Path("/proc").glob("[0-9]*/cwd"):
         with contextlib.suppress(OSError):

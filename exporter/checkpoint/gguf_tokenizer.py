@@ -13,7 +13,8 @@ from tokenizers.processors import TemplateProcessing
 from dynexport.exporter.checkpoint.gguf_config import Metadata
 from dynexport.exporter.checkpoint.gguf_pre_tokenizers import SPLITTINGS, Splitting
 from dynexport.exporter.checkpoint.gguf_sampling import read_sampling
-from dynexport.exporter.checkpoint.gguf_vocabulary import ANOTHER_TOKENIZER, Kind, Vocabulary, read_vocabulary
+from dynexport.exporter.checkpoint.gguf_vocabulary import Kind, Vocabulary, read_vocabulary
+from dynexport.exporter.checkpoint.small_files import ANOTHER_TOKENIZER
 from dynexport.exporter.checkpoint.tokenizer_files import TokenizerFiles, notes_on_templates, tokenizer_settings
 from dynexport.runtime.bundle.errors import DynexportError, told_as
 from dynexport.runtime.bundle.text_files import CONFIG_FILE, TEMPLATE_FILE, TOKENIZER_FILE

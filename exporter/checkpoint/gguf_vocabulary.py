@@ -11,8 +11,6 @@ from typing import Any
 from dynexport.exporter.checkpoint.end_tokens import ends_by_text, parts_by_text
 from dynexport.exporter.checkpoint.gguf_config import Metadata
 
-ANOTHER_TOKENIZER = "name a tokenizer.json with --tokenizer"
-
 
 class Kind(IntEnum):
     """Values of ``tokenizer.ggml.token_type``."""

@@ -9,6 +9,9 @@ from dynexport.runtime.bundle.errors import DynexportError
 from dynexport.runtime.bundle.json_text import parse_json_object
 from dynexport.runtime.bundle.plain_files import open_plain, read_plain
 
+# The advice of an error about a tokenizer.
+ANOTHER_TOKENIZER = "name a tokenizer.json with --tokenizer"
+
 
 def find_file(directory: Path, name: str) -> Path | None:
     """Return the path of a file in a directory, or None if there is no such file.

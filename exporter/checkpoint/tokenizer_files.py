@@ -15,8 +15,9 @@ from typing import Any
 from tokenizers import Tokenizer, decoders
 from tokenizers.models import BPE
 
+from dynexport.exporter.checkpoint.added_tokens import added_tokens, extra_tokens, notes_beyond, notes_on_ids
 from dynexport.exporter.checkpoint.end_tokens import ends_by_text
-from dynexport.exporter.checkpoint.small_files import find_file, parse_object, read_file
+from dynexport.exporter.checkpoint.small_files import ANOTHER_TOKENIZER, find_file, parse_object, read_file
 from dynexport.runtime.bundle.errors import DynexportError, told_as
 from dynexport.runtime.bundle.json_text import parse_json_object
 from dynexport.runtime.bundle.text_files import CONFIG_FILE, TEMPLATE_FILE, TOKENIZER_FILE
@@ -45,7 +46,6 @@ _MODEL_FIELDS = ("model_type", "model_name", "tokenizer_class", "transformers_ve
 _PLAIN_CLASSES = (None, "PreTrainedTokenizerFast", "TokenizersBackend")
 _CLEANS_UP_BPE = "clean_up_tokenization_spaces_for_bpe_even_though_it_will_corrupt_output"
 _PROBE = "Hello world, it's 12345 o'clock!\n\n  x = f(a_b)\t你好 é 🙂"
-_ANOTHER = "name a tokenizer.json with --tokenizer"
 
 
 @dataclass(frozen=True)
@@ -92,7 +92,7 @@ def read_tokenizer(directory: Path, *, build: bool = True) -> TokenizerFiles:
             tokenizer, told = _as_it_stands(directory, sides, settings, named)
         else:
             tokenizer, named, cleans_up, told = _built(directory, sides, settings)
-        notes += told + _notes_beyond(tokenizer, directory, sides)
+        notes += told + notes_beyond(tokenizer, directory, sides)
         tokenizer.no_truncation()
         tokenizer.no_padding()
         files[TOKENIZER_FILE] = tokenizer.to_str().encode()
@@ -191,13 +191,15 @@ def _built(
     made = _ask_transformers(directory, {**sides, **known})
     tokenizer, kind = getattr(made, "backend_tokenizer", None), type(made).__name__
     if not isinstance(tokenizer, Tokenizer):
-        raise DynexportError(f"{directory}: transformers builds a {kind}, which has no tokenizer.json; {_ANOTHER}")
+        raise DynexportError(
+            f"{directory}: transformers builds a {kind}, which has no tokenizer.json; {ANOTHER_TOKENIZER}"
+        )
     if getattr(made, "split_special_tokens", False):
         raise DynexportError(
             f"{directory / CONFIG_FILE}: split_special_tokens: expected false, found true, which a tokenizer.json "
-            f"cannot express; {_ANOTHER}"
+            f"cannot express; {ANOTHER_TOKENIZER}"
         )
-    notes = _notes_on_ids(tokenizer, directory, sides, settings)
+    notes = notes_on_ids(tokenizer, directory, sides, settings)
     if unknown:
         notes += (
             f"tokenizer: ignored token flags that a tokenizer.json cannot hold: {', '.join(sorted(unknown)):.200}",
@@ -221,7 +223,7 @@ def _built(
 
 def _ask_transformers(directory: Path, sides: Mapping[str, bytes]) -> Any:
     """Return transformers' tokenizer, built from copies of the files, without other files or code of the checkpoint."""
-    with told_as(f"{directory}: transformers, which builds the tokenizer, cannot be imported; {_ANOTHER}"):
+    with told_as(f"{directory}: transformers, which builds the tokenizer, cannot be imported; {ANOTHER_TOKENIZER}"):
         import transformers
     config = _parse(directory, sides, "config.json")
     model = json.dumps({name: config[name] for name in _MODEL_FIELDS if name in config})
@@ -229,9 +231,10 @@ def _ask_transformers(directory: Path, sides: Mapping[str, bytes]) -> Any:
     if TOKENIZER_FILE not in sides and ".model" in names and importlib.util.find_spec("sentencepiece") is None:
         raise DynexportError(
             f"{directory}: building a tokenizer from {names} needs sentencepiece: pip install sentencepiece, or "
-            f"{_ANOTHER}"
+            f"{ANOTHER_TOKENIZER}"
         )
-    what = f"{directory}: transformers {transformers.__version__} cannot build a tokenizer from {names}; {_ANOTHER}"
+    builder = f"transformers {transformers.__version__}"
+    what = f"{directory}: {builder} cannot build a tokenizer from {names}; {ANOTHER_TOKENIZER}"
     with tempfile.TemporaryDirectory() as folder, _quiet(transformers), told_as(what):
         for name, content in {**sides, "config.json": model.encode()}.items():
             (Path(folder) / name).write_bytes(content)
@@ -276,61 +279,19 @@ def _ids(tokenizer: Tokenizer) -> list[int]:
     return ids
 
 
-def _notes_on_ids(
-    tokenizer: Tokenizer, directory: Path, sides: Mapping[str, bytes], settings: Mapping[str, Any]
-) -> tuple[str, ...]:
-    """Return a note if added tokens have other ids than in the files."""
-    declared = _parse(directory, sides, "added_tokens.json")
-    declared |= {token["content"]: int(token_id) for token_id, token in _added_tokens(settings).items()}
-    moved = {text: token_id for text, token_id in declared.items() if tokenizer.token_to_id(text) != token_id}
-    if not moved:
-        return ()
-    text, token_id = next(iter(moved.items()))
-    return (
-        f"tokenizer: {len(moved)} added tokens have transformers' ids, which differ from those in the files: "
-        f"{text!r:.60} is {tokenizer.token_to_id(text)}, the file says {token_id!r:.20}",
-    )
-
-
-def _notes_beyond(tokenizer: Tokenizer, directory: Path, sides: Mapping[str, bytes]) -> tuple[str, ...]:
-    """Return a note if the model has no embedding for some added tokens."""
-    size = _parse(directory, sides, "config.json").get("vocab_size")
-    added = tokenizer.get_added_tokens_decoder().items()
-    beyond = [token.content for token_id, token in added if isinstance(size, int) and token_id >= size]
-    if not beyond:
-        return ()
-    shown = ", ".join(map(repr, beyond[:3]))
-    return (
-        f"tokenizer: {len(beyond)} of its tokens have ids of {size} or more, outside the model's vocabulary "
-        f"({shown:.200}); prompts with them are refused",
-    )
-
-
-def _added_tokens(settings: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
-    """Return ``added_tokens_decoder`` of tokenizer_config.json, id -> flags; empty if it has another form."""
-    added = settings.get("added_tokens_decoder")
-    if not isinstance(added, dict):
-        return {}
-    return {
-        token_id: token
-        for token_id, token in added.items()
-        if token_id.isdecimal() and isinstance(token, dict) and isinstance(token.get("content"), str)
-    }
-
-
 def _as_it_stands(
     directory: Path, sides: Mapping[str, bytes], settings: Mapping[str, Any], named: Mapping[str, str]
 ) -> tuple[Tokenizer, tuple[str, ...]]:
     """Return the tokenizer of an unchanged tokenizer.json. Raises DynexportError when tokens are missing in it."""
-    install = f"pip install 'dynexport[torch]', or {_ANOTHER}"
+    install = f"pip install 'dynexport[torch]', or {ANOTHER_TOKENIZER}"
     if TOKENIZER_FILE not in sides:
         names = ", ".join(name for name in _VOCABULARIES if name in sides)
         raise DynexportError(f"{directory}: building a tokenizer from {names} needs transformers: {install}")
     tokenizer = load_tokenizer(sides[TOKENIZER_FILE], directory / TOKENIZER_FILE)
     added = {token.content: token for token in tokenizer.get_added_tokens_decoder().values()}
-    declared = {*_parse(directory, sides, "added_tokens.json"), *named.values(), *_extra_tokens(settings)}
+    declared = {*_parse(directory, sides, "added_tokens.json"), *named.values(), *extra_tokens(settings)}
     missing = declared - added.keys()
-    for flags in _added_tokens(settings).values():
+    for flags in added_tokens(settings).values():
         token = added.get(flags["content"])
         if token is None or any(flags.get(flag, getattr(token, flag)) != getattr(token, flag) for flag in _FLAGS):
             missing.add(flags["content"])
@@ -346,11 +307,3 @@ def _as_it_stands(
     return tokenizer, (
         f"tokenizer.json is used unchanged; transformers, which is not installed, may treat {kind!r:.60} differently",
     )
-
-
-def _extra_tokens(settings: Mapping[str, Any]) -> set[str]:
-    """Return the additional special tokens of tokenizer_config.json."""
-    extra = settings.get("extra_special_tokens") or settings.get("additional_special_tokens") or []
-    values = list(extra.values()) if isinstance(extra, dict) else extra if isinstance(extra, list) else []
-    texts = (value.get("content") if isinstance(value, dict) else value for value in values)
-    return {text for text in texts if isinstance(text, str)}

@@ -21,7 +21,7 @@ Array = np.ndarray
 CPU, CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"
 # ONNX Runtime itself has no limit: it starts threads until memory runs out.
 _MOST_THREADS = 256
-# Bindings that an engine keeps: a server alternates between decode steps for a few row ranges and prompts.
+# Bindings that an engine keeps per place of the caches: a server alternates between decode steps for a few row ranges and prompts.
 _MOST_BINDINGS = 8
 
 
@@ -70,7 +70,7 @@ class OnnxRuntimeEngine:
         self._session = _open(path, graph, threads, profile, alone=alone, model=model, provider=provider)
         self.graph = graph
         self._names = [spec.name for spec in graph.inputs if not spec.name.startswith(PAST)]
-        self._bound: OrderedDict[Hashable, _Binding] = OrderedDict()
+        self._bound: dict[int | None, OrderedDict[Hashable, _Binding]] = {}
 
     def run(self, inputs: Mapping[str, Array], caches: Caches = NO_CACHES, *, lasting: bool = True) -> dict[str, Array]:
         """Run the graph once; see ``Engine.run``."""
@@ -78,7 +78,8 @@ class OnnxRuntimeEngine:
             values = {name: inputs[name] for name in self._names}
             key = (caches.key, tuple(value.shape for value in values.values()))
             # Taken out while it runs: another thread meanwhile creates its own binding.
-            bound = self._bound.pop(key, None)
+            known = self._bound.setdefault(caches.place, OrderedDict())
+            bound = known.pop(key, None)
             if bound is None or bound.buffers is not caches.buffers:
                 bound = _Binding(self._session, self.graph, values, caches)
             for name, value in values.items():
@@ -86,9 +87,9 @@ class OnnxRuntimeEngine:
             results = bound.run()
             if lasting:  # before another thread can take the binding
                 results = {name: value.copy() for name, value in results.items()}
-            self._bound[key] = bound
-            if len(self._bound) > _MOST_BINDINGS:
-                self._bound.popitem(last=False)
+            known[key] = bound
+            if len(known) > _MOST_BINDINGS:
+                known.popitem(last=False)
             return results
         except DynexportError:
             raise

@@ -16,7 +16,7 @@ from dynexport.runtime.execution.kv_cache import KvCache
 Array = np.ndarray
 # Computing up to this many idle rows between two active ones costs less than a second call, which reads the weights
 # once more (docs/benchmarks.md, "Rows of a batch").
-_MOST_IDLE = 3
+_MOST_IDLE = 2
 
 
 @dataclass

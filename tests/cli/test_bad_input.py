@@ -284,7 +284,7 @@ BUNDLES: dict[str, tuple[Callable[[Path], object], str]] = {
     ),
     "a newer schema": (
         lambda b: change_manifest(b, lambda f: f.update(schema_version=3)),
-        "expected 2, found 3; it is",
+        "expected 2, found 3; it was made by a newer dynexport",
     ),
     "external data that leaves it": (leaving, "external data '../../secret' is not a file of the bundle"),
     "no manifest": (lambda b: (b / "manifest.json").unlink(), "expected a bundle with a manifest.json, found none"),

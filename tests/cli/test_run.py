@@ -71,7 +71,7 @@ BAD: dict[str, tuple[list[Any], bytes, str]] = {
     "our variable": (
         ["--chat", "--prompt", "a", "--template-var", "messages=[]"],
         b"",
-        "template variable messages: expected another one",
+        "template variable messages: expected another name",
     ),
 }
 

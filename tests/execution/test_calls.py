@@ -36,18 +36,18 @@ def ranges(executor: Executor, cache: KvCache, batch: Batch, monkeypatch: pytest
     [
         ([0, 1, 2], [(0, 3)]),
         ([2, 0, 1], [(0, 3)]),
-        ([0, 4], [(0, 5)]),  # three between
-        ([0, 5], [(0, 1), (5, 6)]),  # four
-        ([0, 4, 8, 11], [(0, 12)]),
-        ([0, 4, 9], [(0, 5), (9, 10)]),
+        ([0, 3], [(0, 4)]),  # two between
+        ([0, 4], [(0, 1), (4, 5)]),  # three
+        ([0, 3, 6, 8], [(0, 9)]),
+        ([0, 3, 7], [(0, 4), (7, 8)]),
         ([7], [(7, 8)]),
     ],
 )
-def test_up_to_three_idle_rows_between_two_are_computed_along(
+def test_up_to_two_idle_rows_between_two_are_computed_along(
     rows: list[int], expected: list[tuple[int, int]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """And their entries stay as they are, to the last bit."""
-    assert calls._MOST_IDLE == 3
+    assert calls._MOST_IDLE == 2
     executor = executor_of("dense")
     cache = executor.full_cache(ROWS, CONTEXT)
     executor.prefill(cache, [[row + 1] * 3 for row in range(ROWS)])

@@ -33,7 +33,8 @@ def test_buffers_are_those_that_the_engine_writes(executor: Executor) -> None:
     executor.prefill(cache, [[1, 2, 3]])
     executor.step(cache, [4], executor.bundle.depth(2))
     (engine,) = executor._engines.values()
-    binding = list(engine._bound.values())[-1]
+    (bound,) = engine._bound.values()
+    binding = list(bound.values())[-1]
     addresses = {value.data_ptr() for value in binding._binding.get_outputs()}
     assert {buffer.ctypes.data for buffer in cache.buffers.values()} <= addresses
 
