@@ -285,11 +285,10 @@ class Scheduler:
             answer.tokens.append(choice.token)
             self._watch.answered(answer, now - (answer.work.arrived if first else answer.latest), first=first)
             answer.latest = now
+            self._save(answer)
             if piece.finish_reason is not None:
                 self._release(answer, piece.finish_reason)
                 out.done = all(other.work is not answer.work for other in self._running)
-            else:
-                self._save(answer)
 
     def _save(self, answer: Answer) -> None:
         """Keep the entries of an answer's latest tokens for other prompts, when another chunk is complete."""

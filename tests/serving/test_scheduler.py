@@ -2,73 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import Any
+import time
 
 import numpy as np
 import pytest
-from forms import FORMS, executor_of
+from forms import FORMS
+from requests_of_tests import CHUNK, Inbox, alone, model_of, run, work
 
-from dynexport.runtime.generation.model import Model
-from dynexport.runtime.generation.sampling import Sampling
+from dynexport.runtime.bundle.errors import DynexportError, RouteError
 from dynexport.runtime.serving.scheduler import Scheduler
 from dynexport.runtime.serving.settings import Settings
-from dynexport.runtime.serving.submit import make_work
-from dynexport.runtime.serving.work import Delivery, Work
 
-CHUNK, ROWS = 4, 3
-
-
-@dataclass
-class Inbox:
-    """What was delivered for one request: the tokens of each answer."""
-
-    tokens: dict[int, list[int]] = field(default_factory=dict)
-    deliveries: list[Delivery] = field(default_factory=list)
-
-    def __call__(self, delivery: Delivery) -> None:
-        assert not self.done, "nothing comes after the last delivery"
-        self.deliveries.append(delivery)
-        for answered in delivery.answered:
-            self.tokens.setdefault(answered.piece.row, []).append(answered.piece.token)
-
-    @property
-    def done(self) -> bool:
-        return bool(self.deliveries) and self.deliveries[-1].done
-
-    @property
-    def failure(self) -> str | None:
-        last = self.deliveries[-1].failure
-        return last and last.reason
-
-
-def model_of(form: str) -> Model:
-    executor = executor_of(form)
-    model = Model(executor.bundle, threads=1)
-    model.executor = executor
-    return model
-
-
-def work(model: Model, prompt: list[int], new_tokens: int, inbox: Inbox, **options: Any) -> Work:
-    n, depth = options.pop("n", 1), options.pop("depth", None)
-    return make_work(
-        model, prompt, max_new_tokens=new_tokens, n=n, depth=depth, sampling=Sampling(**options), deliver=inbox
-    )
-
-
-def run(scheduler: Scheduler) -> None:
-    for _ in range(2000):
-        if scheduler.idle:
-            return
-        scheduler.step()
-    raise AssertionError("the scheduler does not come to an end")
-
-
-def alone(model: Model, prompt: list[int], new_tokens: int, **options: Any) -> list[list[int]]:
-    n, depth = options.pop("n", 1), options.pop("depth", None)
-    sampling = Sampling(**options)
-    found = model.choices(prompt, n, max_new_tokens=new_tokens, sampling=sampling, depth=depth, chunk=CHUNK)
-    return [each.ids for each in found]
+ROWS = 3
 
 
 @pytest.mark.parametrize("prefix_bytes", [0, 1 << 20], ids=["no prefixes", "prefixes"])
@@ -97,3 +42,211 @@ def test_every_request_gives_the_tokens_that_it_gives_alone(form: str, prefix_by
     assert [[inbox.tokens[answer] for answer in sorted(inbox.tokens)] for inbox in inboxes] == wanted
     assert scheduler.cache.free == list(range(scheduler.cache.rows))
     assert scheduler.used == 0
+
+
+def test_rows_of_a_depth_are_adjacent_from_the_first_row_on() -> None:
+    model = model_of("skip")
+    scheduler = Scheduler(model.executor, Settings(rows=6, chunk=CHUNK))
+    inboxes = [Inbox() for _ in range(6)]
+    for index, inbox in enumerate(inboxes):
+        depth = ("full", "2", "1.5")[index % 3]
+        scheduler.add(work(model, [index + 1] * 3, 4 + index, inbox, depth=depth))
+    seen = set()
+    decode = model.executor.decode
+
+    def watched(cache: object, rows: list[int], *rest: object, **more: object) -> object:
+        assert rows == list(range(rows[0], rows[0] + len(rows)))
+        seen.add(len(rows))
+        return decode(cache, rows, *rest, **more)  # type: ignore[arg-type]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(model.executor, "decode", watched)
+        run(scheduler)
+    assert seen == {1, 2}
+
+
+def test_a_known_prefix_is_copied_and_not_run_again() -> None:
+    model = model_of("dense")
+    scheduler = Scheduler(model.executor, Settings(rows=2, chunk=CHUNK, prefix_bytes=1 << 20))
+    assert scheduler.prefixes is not None
+    first, again, longer = Inbox(), Inbox(), Inbox()
+    prompt = [5, 6, 7, 8, 9, 10, 11, 12, 13]
+    scheduler.add(works := work(model, prompt, 8, first))
+    run(scheduler)
+    assert works.reused == 0
+    scheduler.add(works := work(model, prompt, 8, again))
+    run(scheduler)
+    assert works.reused == 8, "two chunks; the last token's logits are needed"
+    assert again.tokens == first.tokens
+    # The next turn of a chat: the answer's entries are known as well, all but the part after the last whole chunk.
+    turn = [*prompt, *first.tokens[0], 20, 21]
+    scheduler.add(works := work(model, turn, 4, longer))
+    run(scheduler)
+    assert works.reused == 16
+    assert [longer.tokens[0]] == alone(model, turn, 4)
+    assert 0 < scheduler.prefixes.bytes <= 1 << 20
+
+
+def test_prefixes_of_a_skipping_depth_are_not_those_of_a_prompt() -> None:
+    """A generated token has no entries in skipped layers; in a prompt it has."""
+    model = model_of("skip")
+    scheduler = Scheduler(model.executor, Settings(rows=2, chunk=CHUNK, prefix_bytes=1 << 20))
+    first, second = Inbox(), Inbox()
+    scheduler.add(work(model, [5, 6, 7], 9, first, depth=2))
+    run(scheduler)
+    turn = [5, 6, 7, *first.tokens[0], 8]
+    scheduler.add(works := work(model, turn, 4, second, depth=2))
+    run(scheduler)
+    assert works.reused == 0
+    assert [second.tokens[0]] == alone(model, turn, 4, depth=2)
+
+
+def test_the_memory_of_prefixes_is_bounded_and_the_least_used_go_first() -> None:
+    model = model_of("dense")
+    scheduler = Scheduler(model.executor, Settings(rows=1, chunk=CHUNK, prefix_bytes=1 << 20))
+    scheduler.add(work(model, [1, 2, 3, 4, 5], 1, Inbox()))
+    run(scheduler)
+    assert scheduler.prefixes is not None
+    part = scheduler.prefixes.bytes
+    small = Scheduler(model.executor, Settings(rows=1, chunk=CHUNK, prefix_bytes=3 * part))
+    assert small.prefixes is not None
+
+    def reused(first: int, tokens: int) -> int:
+        small.add(works := work(model, [first] * tokens, 1, Inbox()))
+        run(small)
+        assert small.prefixes is not None
+        assert small.prefixes.bytes <= 3 * part
+        return works.reused
+
+    assert [reused(1, 9), reused(2, 5)] == [0, 0]  # two parts of the one row, one of the other
+    assert reused(1, 5) == CHUNK
+    assert reused(3, 5) == 0  # the oldest is the second part of the first row, as its first one was used
+    assert [reused(2, 5), reused(1, 9)] == [CHUNK, CHUNK]
+
+
+@pytest.mark.parametrize("steps", [0, 1, 3, 6])
+def test_a_cancelled_request_frees_its_rows_within_a_step(steps: int) -> None:
+    model = model_of("mod")
+    scheduler = Scheduler(model.executor, Settings(rows=2, chunk=CHUNK))
+    gone, other = Inbox(), Inbox()
+    scheduler.add(works := work(model, [1] * 10, 20, gone, n=2))
+    scheduler.add(work(model, [2] * 5, 3, other))
+    for _ in range(steps):
+        scheduler.step()
+    works.cancelled = True
+    scheduler.step()
+    assert gone.done
+    assert gone.failure == "cancelled"
+    run(scheduler)
+    assert [other.tokens[0]] == alone(model, [2] * 5, 3)
+    assert scheduler.cache.free == list(range(scheduler.cache.rows))
+
+
+def test_a_deadline_ends_a_request_that_waits_or_runs() -> None:
+    model = model_of("dense")
+    scheduler = Scheduler(model.executor, Settings(rows=1, chunk=CHUNK))
+    inboxes = [Inbox(), Inbox()]
+    for inbox in inboxes:
+        scheduler.add(work(model, [1, 2], 30, inbox, seconds=0.05))
+    scheduler.step()
+    time.sleep(0.06)
+    scheduler.step()
+    assert [inbox.failure for inbox in inboxes] == ["timeout", "timeout"]
+    assert scheduler.idle
+
+
+def test_a_long_prompt_does_not_starve_short_ones_nor_they_it() -> None:
+    model = model_of("dense")
+    scheduler = Scheduler(model.executor, Settings(rows=3, chunk=CHUNK))
+    long, order = Inbox(), []
+    scheduler.add(work(model, [1] * 36, 1, long))
+    for index in range(12):
+        scheduler.add(work(model, [2 + index] * 4, 1, Inbox()))
+    while not scheduler.idle:
+        before = scheduler.waiting + scheduler.running
+        scheduler.step()
+        order.append((long.done, before - scheduler.waiting - scheduler.running))
+    finished = [done for done, _ in order].index(True)
+    assert 9 < finished < 20, "of 21 chunks, the 9 of the long prompt take turns with the others'"
+
+
+def test_a_failing_row_ends_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = model_of("dense")
+    scheduler = Scheduler(model.executor, Settings(rows=2, chunk=CHUNK))
+    good, bad = Inbox(), Inbox()
+    scheduler.add(work(model, [1, 2], 6, good))
+    scheduler.add(work(model, [3, 4], 6, bad))
+    scheduler.step()
+    scheduler.step()
+    victim = next(answer for answer in scheduler._running if answer.work.deliver is bad)
+    decode = model.executor.decode
+
+    def failing(cache: object, rows: list[int], *rest: object, **more: object) -> object:
+        if victim in scheduler._running and victim.row in rows:
+            raise RouteError("layer 1: row 1: all entries of its cache are used")
+        return decode(cache, rows, *rest, **more)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(model.executor, "decode", failing)
+    run(scheduler)
+    assert bad.failure == "failed"
+    assert [good.tokens[0]] == alone_without(model, [1, 2], 6, monkeypatch, decode)
+    assert scheduler.failures == 0, "a route that the contract forbids is no failure of the engine"
+
+
+def alone_without(
+    model: object, prompt: list[int], new_tokens: int, patch: pytest.MonkeyPatch, decode: object
+) -> list[list[int]]:
+    patch.setattr(model.executor, "decode", decode)  # type: ignore[attr-defined]
+    return alone(model, prompt, new_tokens)  # type: ignore[arg-type]
+
+
+def test_nan_logits_end_the_request_that_has_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = model_of("dense")
+    scheduler = Scheduler(model.executor, Settings(rows=2, chunk=CHUNK))
+    good, bad = Inbox(), Inbox()
+    scheduler.add(work(model, [1, 2], 6, good))
+    scheduler.add(work(model, [3, 4], 6, bad))
+    scheduler.step()
+    scheduler.step()
+    victim = next(answer for answer in scheduler._running if answer.work.deliver is bad)
+    decode = model.executor.decode
+
+    def broken(cache: object, rows: list[int], *rest: object, **more: object) -> object:
+        logits = np.array(decode(cache, rows, *rest, **more))  # type: ignore[arg-type]
+        if victim in scheduler._running and victim.row in rows:
+            logits[rows.index(victim.row)] = np.nan
+        return logits
+
+    monkeypatch.setattr(model.executor, "decode", broken)
+    run(scheduler)
+    assert bad.failure == "failed"
+    assert bad.deliveries[-1].failure is not None
+    assert "NaN" in bad.deliveries[-1].failure.message
+    assert [good.tokens[0]] == alone_without(model, [1, 2], 6, monkeypatch, decode)
+
+
+@pytest.mark.parametrize(
+    ("prompt", "new_tokens", "n", "message"),
+    [
+        ([1] * 30, 20, 1, "prompt: expected at most 40 tokens together with the answer, found 30 and 20 new ones"),
+        ([1] * 20, 10, 2, "prompt: expected at most 25 tokens together with the answer, found 20 and 10 new ones"),
+        ([1], 1, 4, "n: expected at most 3 answers, found 4"),
+    ],
+)
+def test_requests_that_can_never_run_are_refused(prompt: list[int], new_tokens: int, n: int, message: str) -> None:
+    model = model_of("dense")
+    scheduler = Scheduler(model.executor, Settings(rows=3, reserved=50))
+    with pytest.raises(DynexportError, match=message):
+        scheduler.check(work(model, prompt, new_tokens, Inbox(), n=n))
+
+
+def test_reserved_tokens_bound_how_many_requests_run() -> None:
+    model = model_of("dense")
+    scheduler = Scheduler(model.executor, Settings(rows=3, chunk=CHUNK, reserved=20))
+    inboxes = [Inbox() for _ in range(3)]
+    for inbox in inboxes:
+        scheduler.add(work(model, [1] * 4, 6, inbox))
+    scheduler.step()
+    assert (scheduler.running, scheduler.waiting) == (2, 1)
+    run(scheduler)
+    assert all(inbox.tokens == inboxes[0].tokens for inbox in inboxes)
