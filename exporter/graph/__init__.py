@@ -1,1 +1,1 @@
-"""The decoder as ``onnxscript.nn`` modules under Hugging Face names; a target says which operators they become."""
+"""The decoder as ``onnxscript.nn`` modules with Hugging Face names; a target chooses the ONNX operators."""

@@ -30,7 +30,7 @@ class Attention(nn.Module):
     def forward(
         self, op: Any, hidden_states: ir.Value, step: LayerStep, cache: LayerCache
     ) -> tuple[ir.Value, LayerCache]:
-        """hidden_states [B, S, hidden], or [N, hidden] -> (the same, the cache with the tokens appended)."""
+        """Return the output, shaped like hidden_states [B, S, hidden] or [N, hidden], and the cache with the tokens."""
         projected = self.qkv_proj(op, hidden_states)
         if step.ragged is not None:
             projected = step.ragged.to_rows(op, projected)
@@ -42,7 +42,7 @@ class Attention(nn.Module):
     def prepare(
         self, op: Any, projected: ir.Value, rotation: Rotation | None
     ) -> tuple[ir.Value, ir.Value | None, ir.Value | None]:
-        """query, key and value, normed and rotated; or all three packed as the first, where nothing is to be done."""
+        """Return query, key and value, normed and rotated; if neither applies, the packed projection, None, None."""
         a = self.architecture
         rotation = rotation if a.rotary_layers[self.index] else None
         rotate_here = rotation is not None and not rotation.of_every_position
@@ -63,7 +63,12 @@ class Attention(nn.Module):
         step: LayerStep,
         cache: LayerCache,
     ) -> tuple[ir.Value, LayerCache]:
-        """Append and attend: ([B, S, heads * head_dim], the cache with the tokens appended, or the new entries)."""
+        """Append to the cache and attend.
+
+        Returns:
+            The output [B, S, heads * head_dim], and the cache with the tokens appended; with ``append_later``, the new
+            entries alone.
+        """
         a = self.architecture
         position, bias = self._positions(op, step, cache)
         rotation, rotary = step.rotation if a.rotary_layers[self.index] else None, None
@@ -93,7 +98,7 @@ class Attention(nn.Module):
         return output, LayerCache(present_key, present_value, position)
 
     def split(self, op: Any, projected: ir.Value) -> tuple[ir.Value, ir.Value, ir.Value]:
-        """query, key and value of what the one projection gave."""
+        """Split the packed projection into query, key and value."""
         query, key, value = op.Split(projected, [self.query_size, self.kv_size, self.kv_size], axis=-1, _outputs=3)
         return query, key, value
 
@@ -109,7 +114,7 @@ class Attention(nn.Module):
         return op.RotaryEmbedding(x, cos, sin, num_heads=heads, **partial)
 
     def _positions(self, op: Any, step: LayerStep, cache: LayerCache) -> tuple[ir.Value | None, ir.Value | None]:
-        """The cache's positions with the new ones appended, and the bias that follows from them."""
+        """Return the cache's positions with the new ones appended, and the attention bias computed from them."""
         if cache.position is None:
             return None, step.bias
         assert step.position_ids is not None

@@ -1,4 +1,4 @@
-"""An ONNX ``If``: what is not run reads no weights and leaves no cache entry."""
+"""An ONNX ``If`` around a layer: a skipped layer reads no weights and writes no cache entry."""
 
 from __future__ import annotations
 
@@ -20,15 +20,20 @@ def run_if(
     cache: LayerCache,
     name: str,
 ) -> tuple[ir.Value, LayerCache]:
-    """``run(op)`` where the condition holds, else hidden_states and cache as they are.
+    """Run a layer if the condition is true; otherwise return hidden_states and cache unchanged.
 
-    The cache passes the other branch through ``Identity``, which copies nothing where input and output are bound to
-    one buffer.
+    In the skip branch the cache passes through ``Identity``, which copies nothing if input and output share one
+    buffer.
 
     Args:
         condition: bool scalar.
-        run: writes a layer, with the builder that it gets.
-        name: of the layer, for the names of the branches.
+        run: writes the layer with the builder it receives.
+        hidden_states: [B, S, hidden], the layer's input.
+        cache: the layer's cache.
+        name: the layer's name, a prefix of the branch names.
+
+    Returns:
+        The hidden states and the cache after the layer.
     """
 
     def run_layer(op: Any) -> list[ir.Value]:
@@ -45,15 +50,17 @@ def run_if(
 def either(
     op: Any, condition: ir.Value, run: WriteBranch, skip: WriteBranch, count: int, name: str
 ) -> Sequence[ir.Value]:
-    """``count`` values of the one branch where the condition holds, else of the other.
+    """Write an ``If`` node and return its ``count`` outputs.
 
     Args:
         condition: bool scalar.
-        run, skip: write a branch, with the builder that they get.
-        name: for the names of the branches.
+        run: writes the branch for true with the builder it receives.
+        skip: writes the branch for false, likewise.
+        count: number of outputs of each branch.
+        name: prefix of the branch names.
     """
 
-    # In a scope of their own: a subgraph counts its values from 0, and names must differ from those outside.
+    # Each branch has its own name scope: a subgraph numbers its values from 0, and names must be unique in the model.
     def branch(write: WriteBranch, scope: str) -> ir.Graph:
         def trace(op: Any) -> Sequence[ir.Value]:
             op.builder.push_module(scope)

@@ -1,4 +1,4 @@
-"""From a plan and a model of modules to an ONNX model: the graph's inputs and outputs, and the modules between them."""
+"""Build an ONNX model from a graph plan and the decoder's modules."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ WriteGraph = Callable[[ir.Graph, Any, CausalLM], None]
 
 
 def build_graph(plan: GraphPlan, model: CausalLM, target: Target, writer: LayerWriter) -> ir.Model:
-    """Build the graph of a whole step, its weights still without values.
+    """Build the graph of a whole step; its weights have no values yet.
 
     Inputs: ``input_ids`` and ``position_ids`` int64 [B, S]; ``cache_lengths`` int64 [L, B]; ``layer_active`` bool [L]
-    in a conditional graph; ``logits_indices`` int64 [B, K]; what the writer adds; ``past_key_values.{i}.key`` and
+    in a conditional graph; ``logits_indices`` int64 [B, K]; the writer's own inputs; ``past_key_values.{i}.key`` and
     ``.value`` [B, kv_heads, M, cache_head_dim], of the target's type of activations, and ``.position`` int64 [B, M]
-    where a layer needs it. L counts the plan's layers. M is a number where the target wants it to be, and
-    cache_head_dim is head_dim where the target takes that.
-    Outputs: ``logits`` float32 [B, K, vocab]; ``present.{i}.*`` like the inputs, to be bound to the same buffers; what
-    the writer adds.
+    where a layer needs it. L is the number of layers in the plan. M is a constant for a target with fixed slots.
+    cache_head_dim is head_dim, or larger if the target pads it.
+    Outputs: ``logits`` float32 [B, K, vocab]; ``present.{i}.*`` like the inputs, to be bound to the same buffers; the
+    writer's own outputs.
     """
     architecture = model.architecture
     graph = _new_graph(plan.name, target)
@@ -50,7 +50,7 @@ def build_graph(plan: GraphPlan, model: CausalLM, target: Target, writer: LayerW
 
 
 def build_part(name: str, model: CausalLM, target: Target, write: WriteGraph) -> ir.Model:
-    """Build any other graph, its weights still without values; of the model's weights it has those that it uses."""
+    """Build another graph with only the weights it uses; they have no values yet."""
     graph = _new_graph(name, target)
     op = GraphBuilder(graph).op
     register_weights(graph, model)

@@ -1,8 +1,8 @@
-"""Whether decisions about tokens look ahead, in a finished graph, whatever has written it.
+"""Check in a finished graph that routing decisions are causal.
 
-From the hidden states that enter a layer to a decision about its tokens, causally, there may only be operators that
-treat every token by itself, and the running sum over earlier ones. Not looked at: whether the layer's attention is
-causal, which is the kernel's work and compared with PyTorch.
+Between the hidden states that enter a layer and the decisions about its tokens, only two kinds of operators are
+allowed: those that compute each token separately, and the running sum over earlier tokens. The check leaves out the
+layer's attention: the comparison with PyTorch covers it.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ _ELEMENT_BY_ELEMENT = {*ARITHMETIC, *COMPARISONS, *_LOGIC, "Abs", "Cast", "Ident
 
 
 class _Layout(Enum):
-    """Of what follows from hidden states, by what its last axis counts; NONE for what does not follow."""
+    """The layout of a value computed from hidden states, by its last axis; NONE for a value independent of them."""
 
     NONE = 0
     FEATURES = 1  # [B, S, features]
@@ -28,12 +28,12 @@ class _Layout(Enum):
 
 
 class Decisions:
-    """The way from the hidden states that enter a layer to the decisions about its tokens.
+    """Checks the path from the hidden states that enter a layer to the decisions about its tokens.
 
     Args:
-        entrance: the name of those hidden states.
-        given: names of inputs that decisions may follow from.
-        looks_ahead: bool scalar; what is joined to it by And may follow from later tokens. None: nothing may.
+        entrance: the name of the hidden states that enter the layer.
+        given: names of further inputs that decisions may depend on.
+        looks_ahead: bool scalar; a value combined with it by And may depend on later tokens. None: no value may.
     """
 
     def __init__(self, entrance: str, given: Collection[str], looks_ahead: ir.Value | None) -> None:
@@ -41,7 +41,12 @@ class Decisions:
         self._seen: dict[ir.Value, _Layout] = {}
 
     def check(self, value: ir.Value) -> _Layout:
-        """Refuse what could let a token decide about an earlier one, or what follows from more than the entrance."""
+        """Return the layout of a value.
+
+        Raises:
+            BrokenGraph: if a later token can change the decision about an earlier one, or the decision depends on
+                other inputs than the layer's hidden states.
+        """
         if value.name == self._entrance:
             return _Layout.FEATURES
         if value not in self._seen:
@@ -53,7 +58,9 @@ class Decisions:
         if node is None:
             if value.name in self._given or value.is_initializer():
                 return _Layout.NONE
-            raise BrokenGraph(f"{value.name}: routes follow from it, and not from {self._entrance} alone")
+            raise BrokenGraph(
+                f"{value.name}: expected routes from {self._entrance} alone, found that they use this input"
+            )
         operands = [operand for operand in node.inputs if operand is not None]
         may_look = node.op_type == "And" and any(operand is self._looks_ahead for operand in operands)
         if node.op_type == "Shape" or may_look:
@@ -63,12 +70,15 @@ class Decisions:
             return _Layout.NONE
         layout = _one_by_one(node, layouts)
         if layout is None:
-            raise broken(node, "a token may decide about an earlier one here, on the way to the routes")
+            raise broken(
+                node,
+                "expected causal routes, found that a later token can change an earlier one's",
+            )
         return layout
 
 
 def _one_by_one(node: ir.Node, layouts: list[_Layout]) -> _Layout | None:
-    """The layout of results that follow, each, from that token and from earlier ones of its row; None for others."""
+    """Return the result's layout if each element depends on its and earlier tokens of the row only, else None."""
     if node.op_type in _ELEMENT_BY_ELEMENT:
         followed = {*layouts} - {_Layout.NONE}
         return followed.pop() if len(followed) == 1 else None
@@ -88,7 +98,7 @@ def _one_by_one(node: ir.Node, layouts: list[_Layout]) -> _Layout | None:
 
 
 def _is_weight(value: ir.Value | None) -> bool:
-    """Of the graph itself, as it is or transposed."""
+    """Return whether a value is an initializer of the graph, possibly transposed."""
     producer = None if value is None else value.producer()
     if producer is not None and producer.op_type == "Transpose":
         value = producer.inputs[0]

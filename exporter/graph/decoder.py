@@ -15,7 +15,7 @@ from dynexport.exporter.graph.step import FLOAT, LayerCache, LayerStep, Step
 from dynexport.exporter.lowering.target import Target, cast
 
 LAYERS = "layers"
-# What stands for a layer's number in the names of weights that a whole pool's layers have stacked.
+# Replaces the layer number in the names of weights that are stacked over all layers of a pool.
 POOL = "pool"
 
 
@@ -23,7 +23,7 @@ class DecoderLayer(nn.Module):
     """One decoder layer, pre-norm, with attention and MLP in sequence or in parallel.
 
     Args:
-        key: what stands for its number in the names of its weights.
+        key: replaces the layer number in the names of the weights.
     """
 
     def __init__(self, target: Target, architecture: Architecture, index: int, key: str | None = None) -> None:
@@ -47,12 +47,12 @@ class DecoderLayer(nn.Module):
     def forward(
         self, op: Any, hidden_states: ir.Value, step: LayerStep, cache: LayerCache
     ) -> tuple[ir.Value, LayerCache]:
-        """hidden_states [B, S, hidden] -> (the same after the layer, the cache after the layer)."""
+        """Return the hidden states [B, S, hidden] and the cache after the layer."""
         attention, present = self.self_attn(op, self.input_layernorm(op, hidden_states), step, cache)
         return self.after_attention(op, hidden_states, attention), present
 
     def after_attention(self, op: Any, hidden_states: ir.Value, attention: ir.Value) -> ir.Value:
-        """The layer's output from its input and what attention made of that, both [B, S, hidden]."""
+        """Return the layer's output from its input and its attention output, all [B, S, hidden]."""
         if self.architecture.residual == "parallel":
             mlp = self.mlp(op, self.post_attention_layernorm(op, hidden_states))
             return op.Add(op.Add(mlp, attention), hidden_states)
@@ -70,7 +70,7 @@ RunLayer = Callable[[Any, DecoderLayer, ir.Value, Step, LayerCache], tuple[ir.Va
 
 
 class Decoder(nn.Module):
-    """Embedding, the given layers, final norm."""
+    """The embedding, the given layers and the final norm."""
 
     def __init__(self, target: Target, architecture: Architecture, layers: Sequence[int]) -> None:
         super().__init__()
@@ -82,12 +82,12 @@ class Decoder(nn.Module):
             self.embed_norm = Norm(target, a.norm, a.hidden_size, a.norm_epsilon)
         self.layers = nn.ModuleList([])
         for index in layers:
-            # Under its own number even where other layers are left out.
+            # The attribute is the layer's number in the model, also if the graph leaves out other layers.
             setattr(self.layers, str(index), DecoderLayer(target, a, index))
         self.norm = Norm(target, a.norm, a.hidden_size, a.norm_epsilon)
 
     def embed(self, op: Any, input_ids: ir.Value, position_ids: ir.Value) -> ir.Value:
-        """input_ids, position_ids int64 [B, S] -> hidden_states [B, S, hidden]."""
+        """Return hidden_states [B, S, hidden] of input_ids and position_ids, both int64 [B, S]."""
         a = self.architecture
         hidden_states = self.embed_tokens(op, input_ids)
         if isinstance(a.positions, LearnedPositions):
@@ -104,7 +104,7 @@ class Decoder(nn.Module):
         caches: dict[int, LayerCache],
         run_layer: RunLayer,
     ) -> tuple[ir.Value, dict[int, LayerCache]]:
-        """Normed hidden states [B, K, hidden] of the tokens at logits_indices, and the caches after the step."""
+        """Return normed hidden states [B, K, hidden] of the tokens at logits_indices, and the caches after the step."""
         hidden_states = self.embed(op, step.inputs.input_ids, step.inputs.position_ids)
         # `dynexport verify` reports the first layer that diverges under these names.
         hidden_states.name = "hidden_states.embedding"
@@ -117,7 +117,7 @@ class Decoder(nn.Module):
 
 
 class CausalLM(nn.Module):
-    """The decoder with its head. ``run_layer`` is how a layer is run: always, or under a condition."""
+    """The decoder with its head; ``run_layer`` writes each layer, with or without a condition."""
 
     def __init__(self, target: Target, architecture: Architecture, layers: Sequence[int]) -> None:
         super().__init__()
@@ -133,12 +133,12 @@ class CausalLM(nn.Module):
         caches: dict[int, LayerCache],
         run_layer: RunLayer,
     ) -> tuple[ir.Value, dict[int, LayerCache]]:
-        """logits float32 [B, K, vocab] of the tokens at logits_indices int64 [B, K], and the caches after the step."""
+        """Return logits float32 [B, K, vocab] of the tokens at logits_indices int64 [B, K], and the caches."""
         hidden_states, present = self.model(op, step, caches, run_layer)
         return self.head(op, hidden_states), present
 
     def head(self, op: Any, hidden_states: ir.Value) -> ir.Value:
-        """Normed hidden states [B, K, hidden] -> logits float32 [B, K, vocab]."""
+        """Return logits float32 [B, K, vocab] of normed hidden states [B, K, hidden]."""
         a = self.architecture
         tied = a.tied_embeddings
         logits = self.model.embed_tokens.attend(op, hidden_states) if tied else self.lm_head(op, hidden_states)

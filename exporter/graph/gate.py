@@ -1,4 +1,4 @@
-"""What a gate makes of a layer: h + g (y - h) for its input h and output y."""
+"""The output of a gated layer: h + g (y - h), with input h, output y and gate g."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from dynexport.exporter.lowering.target import cast
 
 
 def gated(op: Any, hidden_states: ir.Value, output: ir.Value, gate: ir.Value) -> ir.Value:
-    """A layer's input and output [.., hidden], added up in float32 by a gate float32 [.., 1]."""
+    """Return h + g (y - h), computed in float32, for h and y [.., hidden] and a gate g float32 [.., 1]."""
     before, after = (cast(op, x, ir.DataType.FLOAT) for x in (hidden_states, output))
     return cast(op, op.Add(before, op.Mul(gate, op.Sub(after, before))), output.dtype)
 

@@ -1,4 +1,4 @@
-"""The leaves of the graph: modules that own weights. Each says under which name and in which storage."""
+"""The modules that own weights; each declares the names and storage formats of its weights."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ PLAIN = Plain()
 
 
 class Weighted(nn.Module):
-    """A module with weights; ``stored`` has them by the end of their name."""
+    """A module with weights; ``stored`` maps the last part of a weight's name to the weight."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -31,7 +31,7 @@ class Weighted(nn.Module):
 
 
 def stored_weights(module: nn.Module) -> Iterator[tuple[str, StoredWeight]]:
-    """Every weight with its full name, in the order of the graph."""
+    """Yield every weight with its full name, in the order of the graph."""
     for name, child in module.named_modules():
         if isinstance(child, Weighted):
             for tensor, weight in child.stored.items():
@@ -53,13 +53,13 @@ class Linear(Weighted):
             self.store("bias", [out_features], storage or target.vector_storage)
 
     def forward(self, op: Any, x: ir.Value) -> ir.Value:
-        """x [..., in_features] -> [..., out_features]."""
+        """Return y [..., out_features] of x [..., in_features]."""
         y = self.target.matmul(op, x, self.stored["weight"])
         return op.Add(y, self.target.vector(op, self.bias)) if self.has_bias else y
 
 
 class Embedding(Weighted):
-    """Rows of a table [count, features]; a tied head multiplies by the same table."""
+    """An embedding table [count, features]; a tied head multiplies by the same table."""
 
     def __init__(self, target: Target, count: int, features: int, *, tied: bool) -> None:
         super().__init__()
@@ -68,11 +68,11 @@ class Embedding(Weighted):
         self.store("weight", shape, target.embedding_storage(shape, tied=tied))
 
     def forward(self, op: Any, indices: ir.Value) -> ir.Value:
-        """indices int64 [...] -> [..., features]."""
+        """Return the rows [..., features] of indices int64 [...]."""
         return self.target.gather_rows(op, indices, self.stored["weight"])
 
     def attend(self, op: Any, x: ir.Value) -> ir.Value:
-        """x [..., features] -> x W^T [..., count]: the head of a model with tied embeddings."""
+        """Return x W^T [..., count] of x [..., features]: the head of a model with tied embeddings."""
         return self.target.matmul(op, x, self.stored["weight"])
 
 
@@ -88,18 +88,18 @@ class Norm(Weighted):
 
     @property
     def shift(self) -> ir.Value | None:
-        """LayerNorm's bias; RMSNorm has none."""
+        """LayerNorm's bias; None for RMSNorm."""
         return self.bias if self.kind == "layer" else None
 
     def forward(self, op: Any, x: ir.Value, residual: ir.Value | None = None) -> Any:
-        """norm(x); or, with ``residual``, (norm(residual + x), residual + x) in one kernel where the target has it."""
+        """Return norm(x), or with ``residual`` (norm(residual + x), residual + x), fused if the target can."""
         if residual is None:
             return self.target.norm(op, x, self.weight, self.shift, self.epsilon)
         return self.target.add_norm(op, x, residual, self.weight, self.shift, self.epsilon)
 
 
 class Mlp(nn.Module):
-    """down(act(gate(x)) * up(x)), or down(act(up(x))) without a gate."""
+    """An MLP: down(act(gate(x)) * up(x)), or down(act(up(x))) without a gate."""
 
     def __init__(
         self,
@@ -119,7 +119,7 @@ class Mlp(nn.Module):
         self.down_proj = Linear(target, intermediate, hidden, bias=bias)
 
     def forward(self, op: Any, x: ir.Value) -> ir.Value:
-        """x [B, S, hidden] -> [B, S, hidden]."""
+        """Return the MLP's output [B, S, hidden] of x [B, S, hidden]."""
         up = self.up_proj(op, x)
         if self.gated:
             inner = op.Mul(self.target.activate(op, self.gate_proj(op, x), self.activation), up)

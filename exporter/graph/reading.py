@@ -1,4 +1,4 @@
-"""A written graph, read back: constants and attributes by where they stand, whatever has written it."""
+"""Read constants and attributes from a graph of a bundle, to compare them with the contract."""
 
 from __future__ import annotations
 
@@ -11,21 +11,21 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 
+from dynexport.exporter.graph.structure import COMPARISONS
 from dynexport.runtime.bundle.bundle import Bundle
 from dynexport.runtime.bundle.manifest import Graph
 
 _LAYER = re.compile(r"layers?[._]([0-9]+)")
-# Of larger tensors, which are weights, no value is read.
+# Larger tensors are weights; their values are not read.
 _LARGEST_CONSTANT = 1 << 16
-COMPARISONS = ("Equal", "Greater", "GreaterOrEqual", "Less", "LessOrEqual")
 
 
 class GraphFile:
     """One graph of a bundle.
 
     Attributes:
-        entry: what the manifest says of it.
-        nodes: those of its branches too.
+        entry: the graph's entry in the manifest.
+        nodes: all nodes, including those of its branches.
     """
 
     def __init__(self, bundle: Bundle, entry: Graph) -> None:
@@ -35,7 +35,7 @@ class GraphFile:
 
     @property
     def is_step(self) -> bool:
-        """Whether it takes tokens through the model's layers in their order."""
+        """Return whether the graph runs tokens through the model's layers in order."""
         return (
             self.entry.takes("input_ids")
             and self.entry.takes("logits_indices")
@@ -44,26 +44,26 @@ class GraphFile:
 
     @property
     def only_embeds(self) -> bool:
-        """Whether it gives hidden states of tokens, and no more."""
+        """Return whether the graph only embeds tokens."""
         return self.entry.takes("input_ids") and not self.entry.caches
 
     def of_type(self, *kinds: str) -> Iterator[ir.Node]:
-        """Nodes of these operators."""
+        """Return the nodes with one of these operator types."""
         return (node for node in self.nodes if node.op_type in kinds)
 
     def value(self, name: str) -> ir.Value | None:
-        """An output, or what is computed under this name."""
+        """Return the graph output or computed value with this name; None if there is none."""
         inside = [value for node in self.nodes for value in node.outputs]
         found: list[ir.Value] = [value for value in (*self._graph.outputs, *inside) if value.name == name]
         return found[0] if found else None
 
     def constant(self, name: str) -> np.ndarray | None:
-        """A constant by its name."""
+        """Return the constant with this name; None if there is none."""
         value = self._graph.initializers.get(name)
         return None if value is None else constant(value)
 
     def layer_of(self, node: ir.Node) -> int | None:
-        """The layer that a node belongs to, by its name or its graph; None for what layers share."""
+        """Return the layer of a node, from its name or its graph; None if layers share the node."""
         found = _LAYER.search(node.name or "")
         if found:
             return int(found[1])
@@ -74,19 +74,19 @@ class GraphFile:
         )
 
     def where(self, node: ir.Node) -> str:
-        """A place to name in a difference."""
+        """Return a node's location for a message: graph, layer and operator."""
         layer = self.layer_of(node)
         return f"{self.entry.name}: {'' if layer is None else f'layer {layer}: '}{node.op_type}"
 
 
 def constant(value: ir.Value | None) -> np.ndarray | None:
-    """The numbers of a small constant; None for any other value."""
+    """Return the values of a small constant; None for any other value."""
     tensor = None if value is None else ir.convenience.get_const_tensor(value)
     return None if tensor is None or tensor.size > _LARGEST_CONSTANT else np.asarray(tensor.numpy())
 
 
 def operands(node: ir.Node) -> list[np.ndarray]:
-    """The constants among a node's inputs."""
+    """Return the constants among a node's inputs."""
     found = (constant(value) for value in node.inputs)
     return [value for value in found if value is not None]
 
@@ -94,11 +94,12 @@ def operands(node: ir.Node) -> list[np.ndarray]:
 def behind(
     value: ir.Value | None, stop: Collection[str] = (), *, through: Collection[str] | None = None
 ) -> Iterator[ir.Node]:
-    """The nodes that a value follows from, nearest first.
+    """Yield the nodes that a value depends on, nearest first.
 
     Args:
-        stop: operators behind which nothing is looked for.
-        through: all others are such operators.
+        value: where the search starts.
+        stop: operator types whose inputs are not followed.
+        through: the only operator types whose inputs are followed; None for all.
     """
     pending, seen = deque([value]), set()
     while pending:
@@ -112,31 +113,31 @@ def behind(
 
 
 def number(node: ir.Node, name: str, default: float = 0.0) -> float:
-    """An attribute that is a number, as float32 has it."""
+    """Return a numeric attribute, rounded to float32."""
     attribute = node.attributes.get(name)
     return float(np.float32(default if attribute is None else attribute.value))
 
 
 def text(node: ir.Node, name: str, default: str) -> str:
-    """An attribute that is text."""
+    """Return a text attribute."""
     attribute = node.attributes.get(name)
     return default if attribute is None else str(attribute.as_string())
 
 
 def unequal(where: str, expected: object, found: object) -> Iterator[str]:
-    """Yield a difference where two values are not the same."""
+    """Yield a message if two values differ."""
     if expected != found:
         yield f"{where}: expected {expected}, found {found}"
 
 
 def share(share: float, rounding: str) -> tuple[int, int, int]:
-    """Numerator, what is added, denominator."""
+    """Return (numerator, added, denominator): the share of n tokens is (numerator * n + added) // denominator."""
     exact = Fraction(str(share))
     return exact.numerator, exact.denominator - 1 if rounding == "ceil" else 0, exact.denominator
 
 
 def shares(graph: GraphFile) -> Iterator[tuple[int, int, int]]:
-    """Of every max(1, (numerator * tokens + added) / denominator)."""
+    """Yield (numerator, added, denominator) of each max(1, (numerator * tokens + added) / denominator) in a graph."""
     for node in graph.of_type("Max"):
         quotient = node.inputs[0].producer() if node.inputs[0] is not None else None
         if quotient is None or quotient.op_type != "Div" or constant(quotient.inputs[1]) is None:
@@ -146,7 +147,7 @@ def shares(graph: GraphFile) -> Iterator[tuple[int, int, int]]:
 
 
 def shown_values(values: np.ndarray | None) -> str:
-    """The first few of some numbers."""
+    """Return the size and the first four values as text, for messages."""
     if values is None:
         return "none"
     first = ", ".join(f"{value:.6g}" for value in values.reshape(-1)[:4])

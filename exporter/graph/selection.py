@@ -1,4 +1,4 @@
-"""Which tokens have room, and where they stand: sizes that follow from the inputs' sizes, never from a choice."""
+"""Select the tokens that run within a capacity; result shapes depend on input shapes only, not on values."""
 
 from __future__ import annotations
 
@@ -9,11 +9,12 @@ import onnx_ir as ir
 
 
 def capacity(op: Any, share: float, rounding: Literal["floor", "ceil"], tokens: ir.Value) -> ir.Value:
-    """max(1, rounding(share * tokens)): an integer expression, so that no length can be baked into it.
+    """Return max(1, rounding(share * tokens)), an integer expression without a constant length.
 
     Args:
-        share: the decimal number as written.
-        tokens: int64 of any shape, which the result has too.
+        share: the share of tokens; its decimal digits are exact.
+        rounding: the direction of rounding.
+        tokens: int64 of any shape; the result has the same shape.
     """
     exact = Fraction(str(share))
     product = op.Mul(tokens, exact.numerator)
@@ -23,12 +24,12 @@ def capacity(op: Any, share: float, rounding: Literal["floor", "ceil"], tokens: 
 
 
 def chosen_first(op: Any, chosen: ir.Value, places: ir.Value, most: ir.Value) -> ir.Value:
-    """Places of the first tokens of each row when the chosen ones come before the others, each in order.
+    """Return the places of each row's first tokens, chosen tokens before the others and each group in order.
 
     Args:
         chosen: bool [R, N].
         places: int64 [N], 0, 1, 2, ..
-        most: int64 [1], how many of a row; at most N.
+        most: int64 [1], number of tokens per row; at most N.
 
     Returns:
         int64 [R, most].
@@ -37,7 +38,7 @@ def chosen_first(op: Any, chosen: ir.Value, places: ir.Value, most: ir.Value) ->
     up_to = op.CumSum(counted, 1)
     others = op.Add(op.ReduceSum(counted, [1]), op.Sub(places, up_to))
     seat = op.Where(chosen, op.Sub(up_to, 1), others)
-    # Every seat is taken once. TopK over distinct keys would do the same, where it has room for all tokens.
+    # Each seat is unique within its row. TopK over distinct keys gives the same order, within TopK's size limit.
     order = op.ScatterElements(op.Mul(seat, 0), seat, op.Expand(places, op.Shape(seat)), axis=1)
     return op.Slice(order, [0], most, [1])
 

@@ -1,4 +1,4 @@
-"""The inputs of one step - S new tokens per row on top of what is cached - and what all layers derive from them."""
+"""The inputs of one step (S new tokens per row after the cached ones), and the values that layers derive from them."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from dynexport.exporter.lowering.plan import GraphPlan
 from dynexport.exporter.lowering.target import Target
 
 INT64, INT32, BOOL, FLOAT = ir.DataType.INT64, ir.DataType.INT32, ir.DataType.BOOL, ir.DataType.FLOAT
-# Added to the score of a key outside the window: exp() of it is 0, and no sum of it overflows.
+# Added to the score of a key outside the window: exp() gives 0, and sums of it stay finite.
 _MASKED = -1e30
 
 
@@ -31,13 +31,13 @@ class LayerCache:
     position: ir.Value | None = None
 
     def values(self) -> list[ir.Value]:
-        """The tensors that exist, in the order of the graph's inputs."""
+        """Return the cache's tensors in the order of the graph's inputs, without an absent ``position``."""
         return [self.key, self.value] + ([] if self.position is None else [self.position])
 
 
 @dataclass(frozen=True)
 class Frequencies:
-    """What rotary angles are computed with.
+    """The constants of rotary angles.
 
     Attributes:
         inverse: the constant float32 [rotary dim / 2] that positions are multiplied by.
@@ -53,9 +53,10 @@ class Rotation:
     """Rotary angles, multiplied by the attention factor of yarn and longrope.
 
     Attributes:
-        cos, sin: float32 [max_length, rotary dim / 2] of every position, for an attention kernel that rotates itself;
+        cos: float32 [max_length, rotary dim / 2] of every position, for an attention kernel that applies the rotation;
             or [B, S, rotary dim / 2] of the step's tokens.
-        of_every_position: which of the two.
+        sin: like ``cos``.
+        of_every_position: whether cos and sin cover every position.
     """
 
     cos: ir.Value
@@ -65,14 +66,15 @@ class Rotation:
 
 @dataclass(frozen=True)
 class StepInputs:
-    """The inputs that every graph of a whole step has.
+    """The inputs common to all graphs of a whole step.
 
     Attributes:
-        input_ids, position_ids: int64 [B, S].
-        cache_lengths: int64 [L, B].
+        input_ids: int64 [B, S].
+        position_ids: int64 [B, S].
+        cache_lengths: int64 [L, B], entries in each layer's cache before the step.
         layer_active: bool [L], in a graph that can skip layers.
         logits_indices: int64 [B, K].
-        frequencies: what rotary angles are computed with, or None.
+        frequencies: the constants of rotary angles; None without rotary positions.
     """
 
     input_ids: ir.Value
@@ -84,32 +86,33 @@ class StepInputs:
 
 
 class Line(Protocol):
-    """Tokens of all rows in one line, N of them; attention wants them as rows of C places each."""
+    """Converts between N packed tokens of all rows and the padded rows of C places that attention takes."""
 
     def to_rows(self, op: Any, x: ir.Value) -> ir.Value:
-        """[N, features] -> [B, C, features]."""
+        """Return packed tokens [N, features] as padded rows [B, C, features]."""
 
     def to_line(self, op: Any, x: ir.Value, features: int) -> ir.Value:
-        """[B, C, features] -> [N, features]."""
+        """Return padded rows [B, C, features] as packed tokens [N, features]."""
 
 
 @dataclass(frozen=True)
 class LayerStep:
-    """What one layer has to know of the S tokens that run in it (of a routed layer: those that it runs).
+    """One layer's inputs about its S tokens; a routed layer's tokens are those that run in it.
 
     Attributes:
-        position_ids: int64 [B, S], their original positions; None where nothing asks for them.
+        position_ids: int64 [B, S], their original positions; None if the layer does not use them.
         rotation: rotary angles, or None.
         cache_length: int64 [B], entries in the layer's cache before the step.
         last_index: int32 [B], cache_length + S - 1.
-        total_length: int32 scalar, the longest row's entries after the step; None where caches have a fixed number of
-            slots, and attention looks at all of them.
-        bias: what windows and ALiBi add to the scores where that is known beforehand, float32 [B or 1, 1 or heads,
-            S, total_length or M]; where it is not, it follows from the positions in the cache.
-        counts: int64 [B], how many of the S tokens make an entry, where steps of one run append to the same cache; None
-            where a run appends to it once, and what is no token's stands behind all entries.
-        append_later: every row has one token, whose entry attention gives instead of the cache, to be appended outside.
-        ragged: where the layer's tokens come in one line, how they become the rows that attention wants.
+        total_length: int32 scalar, the longest row's entries after the step; None for caches with a fixed number of
+            slots, where attention reads all slots.
+        bias: float32 [B or 1, 1 or heads, S, total_length or M], added to the scores for windows and ALiBi; None if
+            attention computes it from the positions in the cache, or if the layer has neither.
+        ragged: converts packed tokens to the rows that attention takes; None if the tokens are rows already.
+        counts: int64 [B], number of the S tokens to append, for a call that appends to one cache several times; None
+            for a call that appends once, where padding stands after all entries.
+        append_later: whether attention returns the new entry instead of the cache, to be appended outside; every row
+            then has one token.
     """
 
     position_ids: ir.Value | None
@@ -125,19 +128,18 @@ class LayerStep:
 
 @dataclass(frozen=True)
 class Step:
-    """The inputs of a step that all layers share; ``for_layer`` makes of them what one layer has to know.
+    """The values of a step that all layers share; ``for_layer`` selects one layer's part.
 
     Attributes:
-        inputs: of the graph.
-        layers: the layers of the graph: the rows of cache_lengths, layer_active, last_index and total_length.
+        architecture: the model's architecture.
+        inputs: the graph's inputs.
+        layers: the graph's layers, in row order of cache_lengths, layer_active, last_index and total_length.
         rotation: rotary angles, or None.
         last_index: int32 [L, B], cache_lengths + S - 1.
-        total_length: int32 [L], the longest row's entries after the step; None where caches have a fixed number of
-            slots, ``max_length`` of unrouted layers.
-        contiguous: layers whose caches hold exactly the positions 0, 1, 2, ..: nothing ever skips them.
-        alike: by window, for contiguous layers: they differ in nothing else, and what they have to know is computed
-            once.
-        together: by layer, for those whose caches have the same lengths as others': these know the same.
+        total_length: int32 [L], the longest row's entries after the step; None for caches with a fixed number of slots.
+        contiguous: layers that run every token; their caches hold the positions 0, 1, 2, .. without gaps.
+        alike: window -> inputs of the contiguous layers with this window, computed once.
+        together: layer -> inputs shared by a group of layers with equal cache lengths.
     """
 
     architecture: Architecture
@@ -176,7 +178,7 @@ class Step:
         return step
 
     def _tell_alike(self, op: Any, total: ir.Value | None) -> None:
-        """Compute what contiguous layers have to know once for each window; total is int64 [L], or None."""
+        """Compute the inputs of contiguous layers, once per window; ``total`` is int64 [L], or None."""
         for layer in self.contiguous:
             window = self.architecture.windows[layer]
             if window not in self.alike:
@@ -189,11 +191,11 @@ class Step:
                 self.alike[window] = replace(self._gathered(op, layer), bias=bias)
 
     def row_of(self, layer: int) -> int:
-        """The layer's row."""
+        """Return the layer's row in tensors of shape [L, ..]."""
         return self.layers.index(layer)
 
     def for_layer(self, op: Any, layer: int) -> LayerStep:
-        """What a layer that runs all tokens has to know."""
+        """Return the inputs of a layer that runs all tokens."""
         if layer in self.contiguous:
             return self.alike[self.architecture.windows[layer]]
         return self.together.get(layer) or self._gathered(op, layer)
@@ -214,11 +216,11 @@ class Step:
 def attention_bias(
     op: Any, architecture: Architecture, layer: int, position_ids: ir.Value, key_positions: ir.Value
 ) -> ir.Value | None:
-    """What ALiBi and the layer's window add to the scores; None where it has neither.
+    """Return the bias that ALiBi and the layer's window add to the scores; None if the layer has neither.
 
     Args:
-        position_ids: int64 [B, S], of the queries.
-        key_positions: int64 [B or 1, T].
+        position_ids: int64 [B, S], the positions of the queries.
+        key_positions: int64 [B or 1, T], the positions of the keys.
 
     Returns:
         float32 [B or 1, 1 or heads, S, T].
@@ -238,7 +240,7 @@ def attention_bias(
 
 
 def inverse_frequencies(op: Any, architecture: Architecture) -> Frequencies | None:
-    """What angles are computed with; None without rotary positions."""
+    """Return the constants of rotary angles; None without rotary positions."""
     positions = architecture.positions
     if not isinstance(positions, Rotary):
         return None
@@ -249,9 +251,9 @@ def inverse_frequencies(op: Any, architecture: Architecture) -> Frequencies | No
 def rotation(
     op: Any, frequencies: Frequencies | None, positions: ir.Value, *, of_every_position: bool = False
 ) -> Rotation | None:
-    """The angles of positions int64 [max_length] or [B, S]; None without rotary positions.
+    """Return the angles of positions int64 [max_length] or [B, S]; None without rotary positions.
 
-    Computed, not stored: ONNX Runtime folds those of every position into a table when it loads the graph.
+    The graph computes them: ONNX Runtime folds the angles of every position into a table when it loads the graph.
     """
     if frequencies is None:
         return None

@@ -1,10 +1,10 @@
-"""Where the sizes of a finished graph come from, whatever has written it.
+"""Check that all sizes in a finished graph are computed from the inputs of the call.
 
-Stock export turns ``k = int(capacity * S)`` into the k of its example, and the graph is right at that one length. So
-every operand that sets a size or a place along an axis - k of TopK, ends of Slice, limits of Range, target shapes,
-lengths that attention is told - has to come from the inputs of a run; a constant may stand in it only where its axis
-cannot be that of tokens. In the integer arithmetic before it, and where integers are compared, only 0, 1 and what
-contract and model declare may stand. Not seen: a number of tokens that happens to be one of those.
+torch.onnx.export turns ``k = int(capacity * S)`` into the k of its example, and the graph is right at that one length.
+So each operand that sets a size or an index along an axis (k of TopK, ends of Slice, limits of Range, target shapes,
+lengths for attention) must be computed from the inputs of the call. A constant is allowed only if the axis cannot be
+the token axis. The integer arithmetic and comparisons before such an operand may use only 0, 1 and the numbers that
+contract and model declare. The check misses a baked-in number of tokens that equals one of these.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import onnx_ir as ir
 from dynexport.exporter.families.architecture import Architecture
 from dynexport.exporter.lowering.target import BrokenGraph
 
-# Operand -> constants that may stand in it. Reshape, Expand, Split and Gather have rules of their own.
+# Operator -> input index -> allowed constants. Reshape, Expand, Split and Gather have separate rules.
 _SIZES: dict[str, dict[int, frozenset[int]]] = {
     "CapacityTopK": {1: frozenset()},
     "ConstantOfShape": {0: frozenset({1})},
@@ -34,7 +34,7 @@ _NOT_COUNTED = (ir.DataType.BOOL, ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.Dat
 _PICKS = ("Gather", "GatherElements", "GatherND")
 COMPARISONS = ("Equal", "Greater", "GreaterOrEqual", "Less", "LessOrEqual")
 _OF_VALUES = ("Compress", "If", "Loop", "NonZero", "Scan", "Unique")
-# What the inputs and outputs of a whole step have for dimensions: symbols, None for a number.
+# Dimensions of the inputs and outputs of a whole step: a symbol, or None for a number.
 STEP_SHAPES: Mapping[str, list[str | None]] = {
     "cache_lengths": [None, "B"],
     "input_ids": ["B", "S"],
@@ -46,13 +46,13 @@ STEP_SHAPES: Mapping[str, list[str | None]] = {
 
 
 def share_numbers(share: float, rounding: str) -> set[int]:
-    """What may stand in the arithmetic of a share."""
+    """Return the constants that the arithmetic of a share may use."""
     exact = Fraction(str(share))
     return {exact.numerator, exact.denominator} | ({exact.denominator - 1} if rounding == "ceil" else set())
 
 
 def check_dimensions(graph: ir.Graph, dimensions: Callable[[str], list[str | None]]) -> None:
-    """Every input and output has a symbol where a run decides, and a number everywhere else."""
+    """Raise BrokenGraph unless every input and output has the expected dimensions: symbols and numbers."""
     for value in (*graph.inputs, *graph.outputs):
         expected = dimensions(value.name or "")
         found = [dim if isinstance(dim, int) else dim.value for dim in value.shape or ()]
@@ -64,17 +64,19 @@ def check_dimensions(graph: ir.Graph, dimensions: Callable[[str], list[str | Non
 
 
 def check_unconditional(graph: ir.Graph) -> None:
-    """Refuse an operator that is a condition, or whose result has a shape that depends on values."""
+    """Raise BrokenGraph for control flow and for operators whose output shape depends on values."""
     for node in graph.all_nodes():
         if node.op_type in _OF_VALUES:
-            raise broken(node, "what runs, or a shape, depends on values here")
+            raise broken(node, "expected fixed control flow and shapes, found one that depends on values")
 
 
 class Sizes:
-    """Where the sizes of a graph come from.
+    """Checks that the sizes of a graph are computed from the inputs of the call.
 
     Args:
-        declared: numbers of contract and model, beside 0 and 1, that may stand in integer arithmetic and comparisons.
+        graph: the finished graph.
+        architecture: the model's architecture.
+        declared: numbers of contract and model that integer arithmetic and comparisons may use, besides 0 and 1.
     """
 
     def __init__(self, graph: ir.Graph, architecture: Architecture, declared: set[int]) -> None:
@@ -86,7 +88,7 @@ class Sizes:
             value.name == "input_ids" and value.shape and value.shape[1] == 1 for value in graph.inputs
         )
         self._windows = {-window for window in a.windows if window is not None}
-        # Attention that is written out has heads in front of tokens, and places of a cache behind them.
+        # Attention composed of primitive operators has the axes heads, tokens, cache slots, in this order.
         self._heads = {a.heads, a.kv_heads} if self._slots else set()
         self._features: set[tuple[int | None, ...]] = {(), (a.hidden_size,)}
         self._features |= {(size,) for size in (self._slots | {a.head_dim} if self._slots else ())}
@@ -98,12 +100,12 @@ class Sizes:
         self._of_the_run = _of_the_run(graph, self._slots)
 
     def check_all(self) -> None:
-        """Refuse the first node whose sizes do not come from the inputs of a run."""
+        """Raise BrokenGraph for the first node whose sizes are not computed from the inputs of the call."""
         for node in self._graph.all_nodes():
             self.check(node)
 
     def check(self, node: ir.Node) -> None:
-        """Refuse a node whose sizes do not come from the inputs of a run."""
+        """Raise BrokenGraph if a node's sizes are not computed from the inputs of the call."""
         if node.op_type in ("Reshape", "Expand"):
             self._check_shape(node)
         elif node.op_type == "Split":
@@ -115,14 +117,14 @@ class Sizes:
         for place, fixed in _SIZES.get(node.op_type, {}).items():
             if (node.op_type == "TopK" and _ranks_features(node)) or (node.op_type == "Pad" and _pads_features(node)):
                 continue
-            if node.op_type == "Range" and place == 1:  # the rotary angles of all positions; the places in a cache
+            if node.op_type == "Range" and place == 1:  # rotary angles of all positions, or cache slots
                 fixed = fixed | {self._max_length} | self._slots | ({1} if self._one_token else set())
             for size in self._elements(node, node.inputs[place]):
                 if size is not None and size not in fixed:
                     raise broken(node, f"input {place} is the constant {size}: it holds at one number of tokens only")
 
     def _elements(self, node: ir.Node, value: ir.Value | None) -> list[int | None]:
-        """The numbers in a size operand: a constant, or None for one or more that come from a run."""
+        """Return the elements of a size operand; None stands for elements computed in the call."""
         if value is None:
             return []
         numbers = integers(value)
@@ -157,7 +159,7 @@ class Sizes:
                     )
 
     def _check_comparison(self, node: ir.Node) -> None:
-        """A rank below a constant is a capacity that was baked in."""
+        """Raise BrokenGraph for an undeclared constant in a comparison: it may be a baked-in capacity."""
         if any(operand is None or operand.dtype in _NOT_COUNTED for operand in node.inputs):
             return
         for operand in node.inputs:
@@ -166,7 +168,7 @@ class Sizes:
                     raise broken(node, f"compares with the constant {number}, which neither contract nor model declare")
 
     def _check_shape(self, node: ir.Node) -> None:
-        """Tokens are never behind features: constants are the model's features, at the end, heads, or 0, 1 and -1."""
+        """Check a target shape: its last constants are feature sizes, the others heads, 0, 1 or -1."""
         if node.op_type == "Reshape" and node.inputs[0] not in self._of_the_run:
             return
         sizes = self._elements(node, node.inputs[1])
@@ -177,7 +179,7 @@ class Sizes:
             raise broken(node, f"its shape {sizes} (None: of the run) has constants that are no features of the model")
 
     def _check_split(self, node: ir.Node) -> None:
-        """Into parts of constant sizes, or into so many equal ones, only what does not count tokens."""
+        """Check that a Split into constant or equal parts does not cut the token axis."""
         axis, data = attribute(node, "axis", 0), node.inputs[0]
         if len(node.inputs) > 1:
             sizes = self._elements(node, node.inputs[1])
@@ -198,9 +200,9 @@ class Sizes:
 
 
 def _of_the_run(graph: ir.Graph, slots: set[int]) -> set[ir.Value]:
-    """Values that follow from the graph's inputs, in which sizes that shape inference knows are none.
+    """Return the values computed from the graph's inputs; a Shape of known dimensions counts as a constant.
 
-    The places in a cache of a fixed size are among them: the bundle has it for all runs.
+    The slot indices of a cache of fixed size count as such values: the bundle has one size for all calls.
     """
     found = set(graph.inputs)
     for node in graph.all_nodes():
@@ -212,7 +214,7 @@ def _of_the_run(graph: ir.Graph, slots: set[int]) -> set[ir.Value]:
 
 
 def _known(shape: ir.Node) -> list[int] | None:
-    """The dimensions that a Shape gives where all are numbers."""
+    """Return the dimensions that a Shape node outputs if all are numbers, else None."""
     (value,) = shape.inputs
     if value is None or value.shape is None:
         return None
@@ -222,7 +224,7 @@ def _known(shape: ir.Node) -> list[int] | None:
 
 
 def _measured(value: ir.Value | None) -> list[int] | None:
-    """The numbers that a Shape gives, or its only one squeezed; None for any other value."""
+    """Return the known output of a Shape node, possibly squeezed; None for any other value."""
     node = None if value is None else value.producer()
     if node is not None and node.op_type == "Squeeze":
         return _measured(node.inputs[0])
@@ -230,19 +232,19 @@ def _measured(value: ir.Value | None) -> list[int] | None:
 
 
 def _fixed_slots(graph: ir.Graph) -> set[int]:
-    """Of a target whose caches have a fixed size, how many slots they have."""
+    """Return the numbers of slots of caches with a fixed size; empty for a symbolic size."""
     shapes = (value.shape for value in graph.inputs if (value.name or "").endswith(".key"))
     return {shape[2] for shape in shapes if shape is not None and isinstance(shape[2], int)}
 
 
 def _cache_channels(graph: ir.Graph) -> set[int]:
-    """Channels of a head in a cache: as many as the model has, or more where the engine wants another multiple."""
+    """Return the channels per head of the caches: head_dim, or more if the engine pads it."""
     shapes = (value.shape for value in graph.inputs if (value.name or "").endswith(".key"))
     return {shape[3] for shape in shapes if shape is not None and isinstance(shape[3], int)}
 
 
 def _ranks_features(node: ir.Node) -> bool:
-    """Whether a TopK chooses along an axis of a size that is not one of the run's: of a router's scores."""
+    """Return whether a TopK ranks along an axis of constant size, such as a router's scores."""
     ranked, axis = node.inputs[0], node.attributes.get("axis")
     if ranked is None or ranked.shape is None:
         return False
@@ -250,25 +252,33 @@ def _ranks_features(node: ir.Node) -> bool:
 
 
 def _pads_features(node: ir.Node) -> bool:
-    """Whether a Pad adds to the last axis alone, which never counts tokens."""
+    """Return whether a Pad pads the last axis alone, which is never the token axis."""
     return len(node.inputs) > 3 and integers(node.inputs[3]) == [-1]
 
 
 def integers(value: ir.Value | None) -> list[int] | None:
-    """The numbers of a constant; None for any other value."""
+    """Return the values of a constant as integers; None for any other value."""
     tensor = ir.convenience.get_const_tensor(value) if value is not None else None
     return None if tensor is None else [int(number) for number in tensor.numpy().reshape(-1)]
 
 
 def attribute(node: ir.Node, name: str, default: int) -> int:
-    """An attribute that is a number."""
+    """Return an integer attribute."""
     attribute = node.attributes.get(name)
     return default if attribute is None else attribute.as_int()
 
 
 def broken(node: ir.Node, problem: str) -> BrokenGraph:
-    """The error that names a node."""
+    """Return an error that names the node."""
     return BrokenGraph(f"{node.name} ({node.op_type}): {problem}")
 
 
-__all__ = ["STEP_SHAPES", "Sizes", "check_dimensions", "check_unconditional", "share_numbers"]
+__all__ = [
+    "ARITHMETIC",
+    "COMPARISONS",
+    "STEP_SHAPES",
+    "Sizes",
+    "check_dimensions",
+    "check_unconditional",
+    "share_numbers",
+]

@@ -13,8 +13,8 @@ from dynexport.exporter.graph.layers import stored_weights
 def register_weights(graph: ir.Graph, model: nn.Module) -> None:
     """Put every weight into the graph under its full name.
 
-    They are no parameters of onnxscript, which would name one when it is first used, by the scope of the outermost
-    builder: inside an ``If`` that scope lacks the layer, and all layers' names would collide.
+    onnxscript would name a parameter at its first use, by the scope of the outermost builder. Inside an ``If`` that
+    scope lacks the layer, and the names of all layers would collide.
     """
     for name, weight in stored_weights(model):
         for suffix, value in weight.parts.items():
@@ -23,12 +23,12 @@ def register_weights(graph: ir.Graph, model: nn.Module) -> None:
 
 
 def typed_value(name: str, dtype: ir.DataType, shape: Sequence[int | str]) -> ir.Value:
-    """A value of this type and shape."""
+    """Return a new value of this type and shape."""
     return ir.Value(name=name, type=ir.TensorType(dtype), shape=ir.Shape(shape))
 
 
 def add_input(graph: ir.Graph, name: str, dtype: ir.DataType, shape: Sequence[int | str]) -> ir.Value:
-    """A new input."""
+    """Add an input to the graph and return it."""
     value = typed_value(name, dtype, shape)
     graph.inputs.append(value)
     return value

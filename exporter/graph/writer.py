@@ -1,4 +1,4 @@
-"""How the layers of a whole step are written into its graph; a strategy's own writer adds what its routing needs."""
+"""Write the layers of a whole step into its graph; a strategy's subclass adds the routing."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from dynexport.exporter.lowering.target import Target
 
 
 class LayerWriter:
-    """Writes the layers of one graph; here, every layer runs all tokens, and nothing is added to the graph.
+    """Writes the layers of one graph; in this base class, every layer runs all tokens.
 
     ``build_graph`` calls ``begin`` once, ``slots`` and ``run_layer`` for every layer, and ``finish`` once.
     """
@@ -24,30 +24,30 @@ class LayerWriter:
         self.plan, self.architecture, self.target = plan, architecture, target
 
     def begin(self, op: Any, graph: ir.Graph, inputs: StepInputs) -> None:
-        """Add further inputs, and compute what all layers share."""
+        """Add the strategy's inputs, and compute the values that all layers share."""
 
     def slots(self, layer: int) -> int | str:
-        """How many slots the layer's cache has: a symbol, or the number where that stands in the graph."""
+        """Return the number of slots of the layer's cache: a number if the target fixes it, else a symbol."""
         return self.architecture.max_length if self.target.fixed_slots else "M"
 
     def run_layer(
         self, op: Any, layer: DecoderLayer, hidden_states: ir.Value, step: Step, cache: LayerCache
     ) -> tuple[ir.Value, LayerCache]:
-        """Write one layer: hidden_states [B, S, hidden] -> (the same after the layer, the cache after the layer)."""
+        """Write one layer and return the hidden states [B, S, hidden] and the cache after it."""
         return layer(op, hidden_states, step.for_layer(op, layer.index), cache)
 
     def finish(self, op: Any, graph: ir.Graph) -> None:
-        """Add further outputs, and look at the finished graph.
+        """Add the strategy's outputs, and check the finished graph.
 
         Raises:
-            BrokenGraph: for a graph that must not be so.
+            BrokenGraph: if a check of the finished graph fails.
         """
 
 
 class ConditionalWriter(LayerWriter):
-    """Writes every layer, its cache append included, under the condition that ``layer_active`` says so.
+    """Writes each layer, including its cache append, inside an ``If`` on its element of ``layer_active``.
 
-    Contiguous layers are those that no depth skips: they stand there without.
+    Contiguous layers run at every depth and have no ``If``.
     """
 
     def run_layer(

@@ -1,6 +1,6 @@
-"""Measure what every residual block adds: R(x) against x, for every token of a text (docs/profiling.md).
+"""Measure the contribution R(x) of each residual block, for every token of a text (docs/profiling.md).
 
-Importing it imports neither PyTorch nor matplotlib.
+The import loads neither PyTorch nor matplotlib.
 """
 
 from dynexport.exporter.profile.files import ProfileDirectory

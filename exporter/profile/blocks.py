@@ -1,8 +1,8 @@
-"""What the residual blocks of a decoder layer add to the residual stream, read from transformers' own modules.
+"""Read the contributions of attention and MLP to the residual stream from transformers' own modules.
 
-With x the hidden states before a layer, a sequential layer leaves x + A(x) + M(x + A(x)), a parallel one
-x + A(x) + M(x). A and M are outputs of modules of the layer, whatever norm, gate or bias belongs to them: this is all
-that has to be known of a family, and the sum is checked in every layer.
+Let x be the hidden states before a layer. A sequential layer returns x + A(x) + M(x + A(x)), a parallel layer
+x + A(x) + M(x). A and M are outputs of two modules of the layer and include their norms, gates and biases. The names
+of these modules are the only fact needed about a family; the sum is checked in every layer.
 """
 
 from __future__ import annotations
@@ -18,61 +18,61 @@ from dynexport.runtime.bundle.errors import DynexportError
 
 @dataclass(frozen=True)
 class Blocks:
-    """Where a family's layer computes its contributions.
+    """The modules of a family's layer whose outputs are added to the residual stream.
 
     Attributes:
-        attention, mlp: the modules of a layer whose outputs are added to the residual stream, by the names that
-            checkpoints have for their tensors.
+        attention: the attention module's name within the layer, as in tensor names of checkpoints.
+        mlp: the MLP module's name, likewise.
     """
 
     attention: str = "self_attn"
     mlp: str = "mlp"
 
 
-# Those that are not like llama.
+# Families that differ from llama.
 _BLOCKS = {
     "gpt2": Blocks("attn"),
     "gpt_neox": Blocks("attention"),
     "opt": Blocks(mlp="fc2"),
-    # The modules around these add the residual themselves.
+    # In bloom the enclosing modules add the residual.
     "bloom": Blocks("self_attention.dense", "mlp.dense_4h_to_h"),
-    # Norms stand behind attention and MLP.
+    # Norms follow attention and MLP.
     "gemma2": Blocks("post_attention_layernorm", "post_feedforward_layernorm"),
 }
-# Of the largest hidden state: so much may the order of float32 additions change a sum, and a wrong module far more.
+# Share of the largest hidden state. The order of float32 additions changes a sum by less, a wrong module by far more.
 _TOLERANCE = 1e-3
 
 
 def blocks_of(family: str) -> Blocks:
-    """Of a ``model_type``; one without an entry is taken to be like llama, and ``Reader`` finds out where it is not."""
+    """Return the blocks of a ``model_type``; the default is llama's, and ``Reader`` checks that it fits."""
     return _BLOCKS.get(family, Blocks())
 
 
 class Reader:
-    """Reads contributions while layers run.
+    """Reads the contributions of attention and MLP while layers run.
 
     Args:
-        blocks: of the family.
-        source: of the checkpoint, for messages.
+        blocks: the family's blocks.
+        source: the checkpoint's source, for messages.
     """
 
     def __init__(self, blocks: Blocks, source: str) -> None:
         self._blocks, self._source = blocks, source
 
     def run(self, index: int, layer: Any, before: Any, call: Call) -> tuple[Any, Any, Any]:
-        """Run a layer over its input.
+        """Run a layer and return its output and contributions.
 
         Args:
-            index: of the layer, for messages.
+            index: the layer's number, for messages.
             layer: transformers' module, its weights in memory.
             before: hidden states [rows, length, hidden].
-            call: what the model passes to the layer, these hidden states among it.
+            call: the arguments that the model passes to the layer, including ``before``.
 
         Returns:
             Hidden states after the layer, A and M, each float32 [rows, length, hidden].
 
         Raises:
-            DynexportError: when hidden states are not finite, or A and M cannot be read.
+            DynexportError: if hidden states are not finite, or A and M cannot be read.
         """
         with self._hooked(index, layer) as outputs:
             after = DecoderLayers.run(layer, call)
@@ -86,7 +86,7 @@ class Reader:
 
     @contextmanager
     def _hooked(self, index: int, layer: Any) -> Iterator[dict[str, Any]]:
-        """Within, the outputs of both modules come into what is yielded, by name."""
+        """Yield a dict that collects the outputs of both modules by name while the context is open."""
         outputs: dict[str, Any] = {}
 
         def keep(name: str) -> Callable[[Any, Any, Any], None]:
@@ -114,7 +114,7 @@ class Reader:
             )
         error = (before + attention + mlp - after).abs().max()
         if error > _TOLERANCE * after.abs().max():
-            raise self._unreadable(index, f"layer leaves something else, off by {error:.2g}")
+            raise self._unreadable(index, f"layer returns another sum, off by {error:.2g}")
 
     def _unreadable(self, index: int, found: str) -> DynexportError:
         return DynexportError(

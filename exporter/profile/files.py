@@ -1,4 +1,4 @@
-"""The directory of a profile: whether it can be written, and writing it file by file, each in one step."""
+"""Check and write the directory of a profile; each file is written atomically."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ REPORT = "profile.json"
 
 
 class ProfileDirectory:
-    """Where pictures and figures go; what can go wrong is told before anything runs.
+    """The output directory for pictures and ``profile.json``, checked before the measurement starts.
 
     Args:
-        path: is made if it is not there; other files in it are left alone.
+        path: the directory; it is created if missing, and other files in it are kept.
 
     Raises:
-        DynexportError: for a place that cannot be written, or without matplotlib.
+        DynexportError: if the directory cannot be written, or matplotlib is missing.
     """
 
     def __init__(self, path: Path) -> None:
@@ -37,18 +37,20 @@ class ProfileDirectory:
     def write(
         self, profile: Profile, measured: Measured, tokens: tuple[Token, ...], report: Mapping[str, Any], title: str
     ) -> list[Path]:
-        """Draw and write everything.
+        """Draw the pictures and write all files.
 
         Args:
-            tokens: the first ones of the text, to name them.
+            profile: the summary to draw.
+            measured: the values per token.
+            tokens: the first tokens of the text, for labels.
             report: the content of ``profile.json``; finite numbers only.
-            title: what was profiled.
+            title: the name of the profiled model.
 
         Returns:
-            The files.
+            The paths of the written files.
 
         Raises:
-            DynexportError: when it cannot be written any more; files are whole, the new or the earlier one.
+            DynexportError: if a file cannot be written; each file then has its complete new or earlier content.
         """
         files = pictures.render(profile, measured, tokens, title)
         files[REPORT] = (json.dumps(report, indent=1, allow_nan=False) + "\n").encode()
@@ -61,7 +63,7 @@ class ProfileDirectory:
         return [self.path / name for name in files]
 
     def _check(self) -> None:
-        """Try the directory, or the nearest above it that is there; leaves nothing behind."""
+        """Check that the directory, or its nearest existing parent, can be written; leave no file behind."""
         try:
             there = _nearest(Path.cwd() / self.path)
             tempfile.TemporaryFile(dir=there).close()
@@ -76,7 +78,7 @@ class ProfileDirectory:
 
 
 def _nearest(path: Path) -> Path:
-    """The path, or the nearest above it that is there; a link that leads nowhere is."""
+    """Return the path or its nearest existing parent; a broken link counts as existing."""
     try:
         path.lstat()
     except (FileNotFoundError, NotADirectoryError):

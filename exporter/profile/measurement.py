@@ -1,4 +1,4 @@
-"""Runs a text through a checkpoint layer by layer and measures what every residual block contributes."""
+"""Run a text through a checkpoint layer by layer and measure the contribution of each residual block."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ from dynexport.runtime.bundle.errors import DynexportError
 from dynexport.runtime.measure.compared import text_windows
 
 Array = NDArray[np.float64]
-# Hidden states that are held while the text goes through the layers; a longer text reads the weights again.
+# Largest size of the hidden states held in memory; a longer text takes several passes over the weights.
 _HELD_BYTES = 1 << 28
 
 
 @dataclass(frozen=True)
 class Ratios:
-    """How large a contribution R(x) is, per layer and token; both definitions are in use, neither has a unit.
+    """The relative size of a contribution R(x) per layer and token, by two common definitions; dimensionless.
 
     Attributes:
         of_input: ||R(x)|| / ||x||, float64 [layers, tokens].
@@ -41,14 +41,14 @@ class Ratios:
 
 @dataclass(frozen=True)
 class Measured:
-    """What a text's tokens went through.
+    """The contributions measured on a text.
 
     Attributes:
-        tokens: int64 [tokens], windows one after the other.
-        window: tokens that belong together; tokens of different windows do not see each other.
-        blocks: name -> of that residual block of every layer: "attention" and "mlp", or "attention + mlp" where they
-            are parallel and make one block.
-        layer: of whole layers: R(x) is all that the layer adds.
+        tokens: int64 [tokens], the windows in order.
+        window: number of tokens per window; attention does not cross windows.
+        blocks: name of a residual block -> its ratios: "attention" and "mlp", or "attention + mlp" if they run in
+            parallel as one block.
+        layer: ratios of whole layers, where R(x) is the sum of all that the layer adds.
         influence: 1 - cos(x, x + R(x)) of whole layers, float64 [layers, tokens]; its mean over tokens is the block
             influence of ShortGPT (arXiv 2403.03853).
     """
@@ -71,20 +71,23 @@ def measure(
 ) -> Measured:
     """Run a text through transformers' modules in float32, every token in every layer.
 
-    The text is cut into windows. Every layer's weights are read once and freed again, as long as the hidden states of
-    all tokens take no more than 256 MiB; those of a longer text go through the model in several passes.
+    The text is cut into windows. Each layer's weights are read once and freed, if the hidden states of all tokens take
+    at most 256 MiB; a longer text takes several passes.
 
     Args:
-        checkpoint: one without routers; it may declare a strategy that adds none.
-        ids: the text.
-        window: tokens per window; what is left over is left out.
-        max_tokens: use at most so many tokens of the text.
-        batch: windows that run together; it does not change the result.
-        progress: called with steps done and in all.
+        checkpoint: a checkpoint without routers; it may declare a strategy that adds no tensors.
+        ids: the token ids of the text.
+        window: number of tokens per window; the remaining tokens are ignored.
+        max_tokens: largest number of tokens to use.
+        batch: number of windows that run together; it does not change the result.
+        progress: called with the number of finished layer runs and their total.
+
+    Returns:
+        The ratios and influences of every layer and token.
 
     Raises:
-        DynexportError: for a checkpoint that routes tokens or is of an unsupported kind, a text shorter than a window,
-            a size out of range, or where torch or transformers is missing.
+        DynexportError: if the checkpoint has routers or is unsupported, the text is shorter than a window, a size is
+            out of range, or torch or transformers is missing.
     """
     checked_kind("checkpoint", checkpoint, Checkpoint, "an opened checkpoint (open_checkpoint)")
     architecture = _check(checkpoint)
@@ -107,7 +110,7 @@ def measure(
 
 
 def _check(checkpoint: Checkpoint) -> Architecture:
-    """The architecture of a checkpoint that can be profiled."""
+    """Return the architecture of a checkpoint that can be profiled; raise DynexportError for others."""
     declared = checkpoint.config.get("dynexport")
     strategy = declared.get("strategy") if isinstance(declared, dict) else None
     found = strategies().get(strategy) if isinstance(strategy, str) else None
@@ -127,7 +130,7 @@ def _split(windows: NDArray[np.int64], size: int) -> list[NDArray[np.int64]]:
 
 @dataclass(frozen=True)
 class _Step:
-    """A layer over a group: float64 [rows * length] each; of a block, (of input, of output)."""
+    """One layer's results on a group of windows: float64 [rows * length] each, ratios as (of input, of output)."""
 
     blocks: Mapping[str, tuple[Array, Array]]
     layer: tuple[Array, Array]
@@ -135,10 +138,10 @@ class _Step:
 
 
 class _Runner:
-    """A model whose layers run one after the other over all groups of windows.
+    """Runs each layer over all groups of windows before the next layer.
 
-    A layer's other inputs (positions, masks, biases) depend on nothing but the sizes of a group. They are taken from
-    the model's own forward pass, in which the layers hand on what they are given.
+    A layer's other inputs (positions, masks, biases) depend only on the sizes of a group. They are recorded in a
+    forward pass of the model in which each layer returns its input.
     """
 
     def __init__(self, checkpoint: Checkpoint, architecture: Architecture) -> None:
@@ -148,7 +151,7 @@ class _Runner:
         self._is_parallel = architecture.residual == "parallel"
 
     def run(self, groups: Sequence[NDArray[np.int64]]) -> Iterator[tuple[int, _Step]]:
-        """Every layer over every group, int64 [rows, length] each: index of the layer and what was measured."""
+        """Yield the layer number and results of each layer and group; a group is int64 [rows, length]."""
         import torch
 
         inputs: dict[int, list[Call]] = {}
@@ -162,7 +165,7 @@ class _Runner:
             with self._weights.layer(index) as layer:
                 for number, before in enumerate(hidden):
                     call = self._weights.decoder.with_hidden(inputs[len(before)][index], before)
-                    # Not around the yield: whoever takes the steps has a setting of their own.
+                    # no_grad does not enclose the yield: the caller keeps its own grad mode.
                     with torch.no_grad():
                         after, attention, mlp = self._reader.run(index, layer, before, call)
                         step = self._measured(before, after, attention, mlp)
@@ -170,7 +173,7 @@ class _Runner:
                     yield index, step
 
     def _layer_inputs(self, group: NDArray[np.int64]) -> tuple[Any, list[Call]]:
-        """Of a group: hidden states before layer 0, and what the model passes to every layer."""
+        """Return a group's hidden states before layer 0, and the arguments that the model passes to each layer."""
         import torch
 
         ids, decoder = torch.from_numpy(group), self._weights.decoder
@@ -197,7 +200,7 @@ class _Runner:
 
 
 def _ratios(before: Any, added: Any, after: Any) -> tuple[Array, Array]:
-    """||added|| / ||before|| and ||added|| / ||after|| of every token; a norm of 0 counts as the least of float32."""
+    """Return ||added|| / ||before|| and ||added|| / ||after|| per token, with norms of at least float32's tiny."""
     import torch
 
     smallest = torch.finfo(torch.float32).tiny
@@ -206,7 +209,7 @@ def _ratios(before: Any, added: Any, after: Any) -> tuple[Array, Array]:
 
 
 def _influence(before: Any, added: Any, after: Any) -> Array:
-    """1 - cos(before, after) of every token; 0 where nothing was added, whatever the norms."""
+    """Return 1 - cos(before, after) of every token; 0 if the layer added 0."""
     import torch
 
     x, y = before.double(), after.double()
@@ -220,7 +223,7 @@ def _flat(tensor: Any) -> Array:
 
 
 def _collect(windows: NDArray[np.int64], window: int, results: Sequence[Sequence[_Step]]) -> Measured:
-    """All steps of all layers, which came in the order of the text."""
+    """Join the results of all groups, which are in the order of the text."""
 
     def joined(pick: Callable[[_Step], Array]) -> Array:
         return np.stack([np.concatenate([pick(step) for step in steps]) for steps in results])

@@ -1,4 +1,4 @@
-"""What a profile says: percentiles per layer and over all, how sparse a threshold would be, which layers to skip."""
+"""The data of a profile: percentiles per layer and overall, sparsity by threshold, and the layers to skip."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from dynexport.exporter.profile.measurement import Array, Measured, Ratios
 from dynexport.runtime.bundle.checks import is_integer, is_number, shown
 from dynexport.runtime.bundle.errors import DynexportError
 
-# Of contributions, a tenth of a decade apart.
+# Thresholds of contributions, ten per decade.
 THRESHOLDS = tuple(float(f"{10 ** (step / 10):.4g}") for step in range(-40, 11))
 
 
@@ -22,7 +22,7 @@ class _Part(BaseModel):
 
 
 class Spread(_Part):
-    """Percentiles of a contribution over tokens, linear between neighbours."""
+    """Percentiles of a contribution over tokens, with linear interpolation."""
 
     p10: float
     median: float
@@ -30,13 +30,13 @@ class Spread(_Part):
 
     @classmethod
     def of(cls, values: Array) -> Spread:
-        """Of any number of values, at least one."""
+        """Return the percentiles of at least one value."""
         p10, median, p90 = np.quantile(values, [0.1, 0.5, 0.9])
         return cls(p10=float(p10), median=float(median), p90=float(p90))
 
 
 class Contribution(_Part):
-    """By both definitions.
+    """Percentiles of the relative size of a contribution R(x), by both definitions.
 
     Attributes:
         of_input: ||R(x)|| / ||x||.
@@ -48,13 +48,14 @@ class Contribution(_Part):
 
 
 class Layer(_Part):
-    """One decoder layer.
+    """The figures of one decoder layer.
 
     Attributes:
-        blocks: by the name of a residual block.
-        whole: of all that the layer adds.
+        layer: the layer's number.
+        blocks: name of a residual block -> its contribution.
+        whole: the contribution of the whole layer.
         influence: 1 - cos(x, x + R(x)), the mean over tokens.
-        skip_order: 0 for the layer with the least influence, which a budget would skip first.
+        skip_order: rank by influence; 0 for the least, which a budget skips first.
     """
 
     layer: int
@@ -68,8 +69,9 @@ class Sparsity(_Part):
     """Shares of pairs (token, residual block) whose contribution is below a threshold.
 
     Attributes:
-        thresholds: ascending, [T].
-        of_input, of_output: [T], by either definition.
+        thresholds: T thresholds, ascending.
+        of_input: T shares of pairs with ||R(x)|| / ||x|| below the threshold.
+        of_output: T shares of pairs with ||R(x)|| / ||x + R(x)|| below the threshold.
     """
 
     thresholds: tuple[float, ...]
@@ -78,13 +80,16 @@ class Sparsity(_Part):
 
 
 class Profile(_Part):
-    """Of one checkpoint on one text.
+    """The profile of one checkpoint on one text.
 
     Attributes:
-        tokens: that were measured, in windows of ``window``.
-        blocks: over all layers and tokens, by the name of a residual block.
-        all_blocks: over all layers, tokens and blocks: what the paper states the median of.
-        all_layers: over all layers and tokens, of whole layers.
+        tokens: number of measured tokens.
+        window: number of tokens per window.
+        layers: the figures of each layer.
+        blocks: name of a residual block -> its contribution over all layers and tokens.
+        all_blocks: contribution over all layers, tokens and blocks; its median is the figure in the paper.
+        all_layers: contribution of whole layers, over all layers and tokens.
+        sparsity: shares of small contributions by threshold.
     """
 
     tokens: int
@@ -96,20 +101,20 @@ class Profile(_Part):
     sparsity: Sparsity
 
     def least(self, count: int) -> tuple[int, ...]:
-        """So many layers with the least block influence, ascending."""
+        """Return the ``count`` layers with the least block influence, in ascending order."""
         return tuple(layer.layer for layer in self.layers if layer.skip_order < count)
 
 
 def layers_to_skip(layers: int, *, skip: int | None = None, budget: float | None = None) -> int:
-    """How many layers a budget skips.
+    """Return the number of layers to skip, from ``skip`` or ``budget``.
 
     Args:
-        layers: of the model.
-        skip: how many, as it is.
-        budget: the share of layers that stay, rounded down to whole layers; one of the two is given.
+        layers: number of layers of the model.
+        skip: number of layers to skip; takes precedence over ``budget``.
+        budget: share of layers that stay, over 0 and up to 1, rounded down to whole layers.
 
     Raises:
-        DynexportError: when no layer or more than all would stay.
+        DynexportError: if ``skip`` or ``budget`` is out of range, or no layer would stay.
     """
     if skip is not None:
         if not is_integer(skip) or not 0 <= skip < layers:
@@ -125,10 +130,10 @@ def layers_to_skip(layers: int, *, skip: int | None = None, budget: float | None
 
 
 def summarise(measured: Measured) -> Profile:
-    """The figures of what was measured."""
+    """Return the profile of a measurement."""
     influence = measured.influence.mean(axis=1)
     order = np.empty(len(influence), np.int64)
-    order[np.argsort(influence, kind="stable")] = np.arange(len(influence))  # of equals the first goes first
+    order[np.argsort(influence, kind="stable")] = np.arange(len(influence))  # ties in layer order
     layers = tuple(
         Layer(
             layer=i,
@@ -154,7 +159,7 @@ def summarise(measured: Measured) -> Profile:
 
 
 def all_blocks(blocks: Mapping[str, Ratios]) -> Ratios:
-    """Of all residual blocks together: [layers * blocks, tokens]."""
+    """Return the ratios of all residual blocks together, [layers * blocks, tokens] each."""
     parts = blocks.values()
     return Ratios(np.concatenate([r.of_input for r in parts]), np.concatenate([r.of_output for r in parts]))
 
@@ -164,6 +169,6 @@ def _contribution(ratios: Ratios, layer: Any = slice(None)) -> Contribution:
 
 
 def _shares_below(values: Array) -> tuple[float, ...]:
-    """For every threshold, the share of values under it."""
+    """Return the share of values below each threshold."""
     counts = np.searchsorted(np.sort(values, axis=None), THRESHOLDS, side="left")
     return tuple((counts / values.size).tolist())

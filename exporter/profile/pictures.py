@@ -1,4 +1,4 @@
-"""A profile as PNGs: contributions token by token, their medians by depth, and sparsity against a threshold.
+"""Draw a profile as PNGs: contributions per token, medians per layer, and sparsity by threshold.
 
 All lengths are inches.
 """
@@ -22,38 +22,43 @@ from dynexport.runtime.bundle.errors import require_module
 OF_INPUT, OF_OUTPUT = "‖R(x)‖ / ‖x‖", "‖R(x)‖ / ‖x + R(x)‖"
 INFLUENCE = "1 - cos(x, x + R(x))"
 NAMES = ("heatmap.png", "medians.png", "sparsity.png")
-# Tokens in the heat map.
+# Number of tokens in the heat map.
 SHOWN = 256
 
 _FONT = "DejaVu Sans"
 _EDGE, _HEAD, _SMALL, _LABEL, _LINE_OF_TEXT = 0.3, 0.75, 7.5, 6.5, 0.14
 _CELL, _WIDEST_CELL, _NARROW_GRID, _WIDEST_GRID = 0.06, 0.4, 5.0, 15.0
 _ROW, _LOWEST_GRID, _HIGHEST_GRID = 0.14, 1.2, 6.0
-# Contributions below this are drawn as this.
+# Smaller contributions are drawn as this value.
 _SMALLEST = 1e-6
-# From little to much, light to dark.
+# Small contributions are light, large ones dark.
 _SCALE = "cividis_r"
 _MARKERS, _DASHES = ("o", "s"), ("-", (0, (5, 2)))
 
 
 def require() -> None:
-    """Nothing where matplotlib is installed.
+    """Check that matplotlib is installed.
 
     Raises:
-        DynexportError: otherwise; it says how to install it.
+        DynexportError: if it is missing; the message says how to install it.
     """
     require_module("matplotlib", "pictures", "draw a profile")
 
 
 def render(profile: Profile, measured: Measured, tokens: tuple[Token, ...], title: str) -> dict[str, bytes]:
-    """Draw all of them; errors as for ``require``.
+    """Draw all pictures.
 
     Args:
-        tokens: the first ones of the text, to name them; ``SHOWN`` of them are enough.
-        title: what was profiled.
+        profile: the summary to draw.
+        measured: the values per token.
+        tokens: the first tokens of the text, for labels; at most ``SHOWN`` are used.
+        title: the name of the profiled model.
 
     Returns:
         File name -> content.
+
+    Raises:
+        DynexportError: if matplotlib is missing.
     """
     require()
     with looks([_FONT]):
@@ -74,7 +79,7 @@ def _percent(value: float, _: Any = None) -> str:
 
 
 def _name_decades(axis: Any, words: Callable[[float, Any], str]) -> None:
-    """A logarithmic axis with 1, 2 and 5 of every decade."""
+    """Label 1, 2 and 5 of every decade on a logarithmic axis."""
     from matplotlib.ticker import LogLocator, NullLocator
 
     axis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
@@ -83,7 +88,7 @@ def _name_decades(axis: Any, words: Callable[[float, Any], str]) -> None:
 
 
 def _heatmap(measured: Measured, tokens: tuple[Token, ...], title: str) -> bytes:
-    """A panel per residual block: layers against tokens, one colour scale for both."""
+    """Draw one panel of layers against tokens per residual block, with a common colour scale."""
     blocks = {name: ratios.of_output[:, : len(tokens)] for name, ratios in measured.blocks.items()}
     width = min(_WIDEST_CELL * len(tokens), max(_NARROW_GRID, min(_WIDEST_GRID, _CELL * len(tokens))))
     height = max(_LOWEST_GRID, min(_ROW * len(measured.influence), _HIGHEST_GRID))
@@ -97,7 +102,7 @@ def _heatmap(measured: Measured, tokens: tuple[Token, ...], title: str) -> bytes
     colours = _colours(np.stack(list(blocks.values())))
     for number, (name, values) in enumerate(blocks.items()):
         axes = page.axes(left, foot + number * (height + gap), width, height)
-        # Layer 0 at the bottom: hidden states go up.
+        # Layer 0 is at the bottom.
         image = axes.imshow(values, aspect="auto", origin="lower", interpolation="nearest", **colours)
         axes.spines[:].set_visible(False)
         axes.set(ylabel="layer", xticks=[])
@@ -113,18 +118,18 @@ def _heatmap(measured: Measured, tokens: tuple[Token, ...], title: str) -> bytes
 
 
 def _colours(values: np.ndarray) -> dict[str, Any]:
-    """A logarithmic scale over all but the extremes."""
+    """Return a logarithmic colour scale from the 1st to the 99th percentile."""
     from matplotlib.colors import LogNorm
 
     low, high = np.quantile(values, [0.01, 0.99])
-    # At least two of 1, 2 and 5 lie in it, also where all are 0 or the same.
+    # A range of at least a factor of 5 has two labels, also if all values are equal.
     low = max(low, _SMALLEST)
     norm = LogNorm(low, max(high, 5 * low))
     return {"norm": norm, "cmap": _SCALE}
 
 
 def _labels(tokens: tuple[Token, ...], every: int) -> dict[int, str]:
-    """Place -> label of one token in so many; its id where the font lacks a character."""
+    """Return place -> label of every ``every``-th token; the label is the id if the font lacks a character."""
     from matplotlib.font_manager import findfont, get_font
 
     font = get_font(findfont(_FONT))
@@ -136,14 +141,14 @@ def _labels(tokens: tuple[Token, ...], every: int) -> dict[int, str]:
 
 
 def _scale(page: Page, image: Any, axes: Any) -> None:
-    """What an image's colours mean."""
+    """Draw the colour bar of an image."""
     bar = page.figure.colorbar(image, cax=axes, extend="both")
     bar.outline.set_visible(False)
     _name_decades(axes.yaxis, _percent)
 
 
 def _medians(profile: Profile, title: str) -> bytes:
-    """By depth: medians with a band for each definition, and block influence beside them."""
+    """Draw medians per layer with a band for each definition, and block influence beside them."""
     page = Page(13.2, 4.5)
     facts = f"{_tokens(profile)}; medians, and bands from the 10th to the 90th percentile"
     page.head(_EDGE, f"Contribution by depth: {title}", facts)
@@ -170,7 +175,7 @@ def _medians(profile: Profile, title: str) -> bytes:
 
 
 def _lines(axes: Any, profile: Profile, pick: Callable[[Contribution], Any]) -> None:
-    """One line with its band per residual block, and the median of whole layers where these are something else."""
+    """Draw a line with a band per residual block, and the median of whole layers if these have several blocks."""
     depth = range(len(profile.layers))
     for name, colour, marker in zip(profile.blocks, SERIES, _MARKERS, strict=False):
         spreads = [pick(layer.blocks[name]) for layer in profile.layers]
@@ -182,7 +187,7 @@ def _lines(axes: Any, profile: Profile, pick: Callable[[Contribution], Any]) -> 
 
 
 def _influences(axes: Any, profile: Profile) -> None:
-    """Block influence of whole layers; logarithmic where every layer has some."""
+    """Draw the block influence of whole layers; the axis is logarithmic if all values are positive."""
     influence = [layer.influence for layer in profile.layers]
     axes.plot(range(len(influence)), influence, color=SERIES[2], lw=1.2, marker="o", ms=3)
     axes.set_title(f"block influence, mean of {INFLUENCE}", loc="left", size=9, weight="bold", pad=4)
@@ -192,7 +197,7 @@ def _influences(axes: Any, profile: Profile) -> None:
 
 
 def _sparsity(profile: Profile, measured: Measured, title: str) -> bytes:
-    """The share of pairs (token, residual block) that are below a threshold."""
+    """Draw the share of pairs (token, residual block) below each threshold."""
     page = Page(6.9, 4.5)
     page.head(_EDGE, f"Sparsity against threshold: {title}", f"{_tokens(profile)}; pairs of token and block")
     axes = page.axes(0.9, 0.6, 5.6, 2.95)

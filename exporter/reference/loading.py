@@ -14,7 +14,7 @@ from dynexport.exporter.checkpoint.base import Checkpoint
 from dynexport.runtime.bundle.errors import DynexportError
 
 # Fields about the bytes on disk or the routing, not about the float32 model that is built here.
-_FOREIGN_FIELDS = ("model_type", "dynexport", "dtype", "torch_dtype", "quantization_config")
+FOREIGN_FIELDS = ("model_type", "dynexport", "dtype", "torch_dtype", "quantization_config")
 # Tensors of the routing contract, in any family; transformers does not know them.
 _ROUTING = re.compile(r"model\.(layers\.[0-9]+\.mod_(router|predictor)|radial_router)\..+")
 # Float32 weights up to this size are loaded whole; larger models are loaded one layer at a time.
@@ -86,7 +86,7 @@ def build_config(checkpoint: Checkpoint) -> Any:
 
     if checkpoint.origin is not None and checkpoint.origin.is_dir():
         return AutoConfig.from_pretrained(checkpoint.origin, trust_remote_code=False, local_files_only=True)
-    fields = {name: value for name, value in checkpoint.config.items() if name not in _FOREIGN_FIELDS}
+    fields = {name: value for name, value in checkpoint.config.items() if name not in FOREIGN_FIELDS}
     return AutoConfig.for_model(checkpoint.config.get("model_type"), **fields)
 
 
@@ -119,7 +119,7 @@ def gguf_config(checkpoint: Checkpoint, path: Path) -> Any:
         theirs = AutoConfig.from_pretrained(path.parent, gguf_file=path.name, local_files_only=True).to_dict()
     defaults = type(ours)().to_dict()
     fields = _taken(ours.to_dict(), theirs, defaults)
-    return type(ours)(**{name: value for name, value in fields.items() if name not in _FOREIGN_FIELDS})
+    return type(ours)(**{name: value for name, value in fields.items() if name not in FOREIGN_FIELDS})
 
 
 def _taken(ours: dict[str, Any], theirs: dict[str, Any], defaults: dict[str, Any]) -> dict[str, Any]:

@@ -8,10 +8,8 @@ from typing import Any
 import numpy as np
 
 from dynexport.exporter.reference.hugging_face import FloatArray
+from dynexport.exporter.reference.loading import FOREIGN_FIELDS
 from dynexport.runtime.bundle.errors import DynexportError, require_module
-
-# Fields about the bytes on disk or the routing, not about positions.
-_FOREIGN_FIELDS = ("model_type", "dynexport", "dtype", "torch_dtype", "quantization_config")
 
 
 def rotary_angles(config: Mapping[str, Any], positions: Sequence[int]) -> tuple[FloatArray, FloatArray] | None:
@@ -32,7 +30,7 @@ def rotary_angles(config: Mapping[str, Any], positions: Sequence[int]) -> tuple[
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    fields = {name: value for name, value in config.items() if name not in _FOREIGN_FIELDS}
+    fields = {name: value for name, value in config.items() if name not in FOREIGN_FIELDS}
     try:
         known = AutoConfig.for_model(config.get("model_type"), **fields)
         with torch.device("meta"):

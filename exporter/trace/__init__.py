@@ -1,4 +1,4 @@
-"""Draw which token ran where: the tokens of a generation against the layers of its model (docs/tracing.md)."""
+"""Draw the layers in which each token of a generation ran (docs/tracing.md)."""
 
 from dynexport.exporter.trace.files import TraceFile
 from dynexport.exporter.trace.model import RoutedLayer, RowDepth, Token, Trace

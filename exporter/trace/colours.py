@@ -1,16 +1,17 @@
-"""The colours of pictures, on light and on dark pages, chosen so that they are told apart by lightness alone.
+"""The colours of pictures for light and dark pages; their lightness alone distinguishes them.
 
-Scales are parts of cividis (Nunez, Anderton, Renslow 2018), which is nearly the same to eyes that see red and green as
-one. On a light page more is darker, on a dark page lighter. ``tests/trace/test_colours.py`` holds the distances.
+Scales are parts of cividis (Nunez, Anderton, Renslow 2018), which looks nearly the same with red-green colour
+blindness. Larger values are darker on a light page and lighter on a dark page. ``tests/trace/test_colours.py`` checks
+the distances.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-# Steps of a scale.
+# Number of shades in a scale.
 SHADES = 6
-# Places in a palette: a layer without a router, and one with a router, whose shades follow the score.
+# Indices of a palette: two for layers without a router, then the shades of routed layers by score.
 SKIPPED, RAN = 0, 1
 ROUTED_SKIPPED = range(2, 2 + SHADES)
 ROUTED_RAN = range(2 + SHADES, 2 + 2 * SHADES)
@@ -21,12 +22,16 @@ class Theme:
     """The colours of one kind of page, each as #rrggbb.
 
     Attributes:
-        ink, soft: text, and text that matters less.
-        line, frame: axes, and the grid behind a drawing.
-        prompt, generated: tokens that were given, tokens that were made.
-        accent: the names of routed layers.
-        depths: behind a token's text, from the shallowest to the deepest.
-        palette: of cells, by the places above.
+        page: the background.
+        ink: main text.
+        soft: secondary text.
+        line: axes.
+        frame: the grid behind a drawing.
+        prompt: prompt tokens.
+        generated: generated tokens.
+        accent: names of routed layers.
+        depths: backgrounds of a token's text, from the smallest depth to the largest.
+        palette: colours of cells, by the indices above.
     """
 
     page: str
@@ -73,28 +78,28 @@ DARK = Theme(
         *("#aea371", "#beaf6b", "#cebc63", "#dfca57", "#f0d846", "#fee838"),
     ),
 )
-# Of lines in one drawing, on light pages: told apart by lightness, and drawn with markers and dashes of their own.
+# Colours of lines on light pages. They differ in lightness; markers and dashes differ too.
 SERIES = ("#0d4c86", "#b9770e", "#1f2933")
 
 
 def luminance(colour: str) -> float:
-    """WCAG 2.2's relative luminance of #rrggbb, 0 to 1."""
+    """Return the relative luminance of #rrggbb by WCAG 2.2, 0 to 1."""
     parts = (int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5))
     red, green, blue = (p / 12.92 if p <= 0.04045 else ((p + 0.055) / 1.055) ** 2.4 for p in parts)
     return 0.2126 * red + 0.7152 * green + 0.0722 * blue
 
 
 def contrast(first: str, second: str) -> float:
-    """WCAG 2.2's contrast ratio, 1 to 21; text is read from 4.5, drawings from 3."""
+    """Return the contrast ratio by WCAG 2.2, 1 to 21; text needs 4.5, graphics need 3."""
     lower, higher = sorted((luminance(first), luminance(second)))
     return (higher + 0.05) / (lower + 0.05)
 
 
 def legible(background: str) -> str:
-    """Black or white, whichever is read better on it: always at least 4.5."""
+    """Return black or white, the one with more contrast to the background: at least 4.5."""
     return max(("#000000", "#ffffff"), key=lambda colour: contrast(colour, background))
 
 
 def ran(place: int) -> bool:
-    """Whether a place of a palette says that the token ran."""
+    """Return whether an index of a palette means that the token ran."""
     return place == RAN or place in ROUTED_RAN

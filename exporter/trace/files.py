@@ -1,4 +1,4 @@
-"""Traces as files: the format that a name asks for, whether it can be written there, and writing it in one step."""
+"""Write traces as files: choose the format by suffix, check the path, write atomically."""
 
 from __future__ import annotations
 
@@ -20,14 +20,13 @@ _FORMATS: dict[str, Callable[[Trace], bytes]] = {".png": png.render, ".html": ht
 
 
 class TraceFile:
-    """A file to be written when a trace is there; what can go wrong is told before.
+    """The output file of a trace, checked before the generation starts.
 
     Args:
-        path: its suffix says the format.
+        path: the file; its suffix .png, .html or .json selects the format.
 
     Raises:
-        DynexportError: for another suffix, for a place that cannot be written, or where drawing needs a package that
-            is not installed.
+        DynexportError: if the suffix is another one, the path cannot be written, or a package for drawing is missing.
     """
 
     def __init__(self, path: Path) -> None:
@@ -43,10 +42,10 @@ class TraceFile:
         check_writable(path, "trace")
 
     def write(self, trace: Trace) -> None:
-        """Write the whole file, or leave what was there.
+        """Write the file atomically; on failure an earlier file is kept.
 
         Raises:
-            DynexportError: when it cannot be written any more.
+            DynexportError: if the file cannot be written.
         """
         content = self._render(trace)
         try:

@@ -1,4 +1,4 @@
-"""A trace as one HTML page that needs nothing else: no script, no font, no picture."""
+"""Render a trace as one self-contained HTML page, without scripts, fonts or images."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _LONGEST_BAR = 480  # pixels
 
 
 def render(trace: Trace) -> bytes:
-    """The file's content. Token texts are shown as text, whatever stands in them."""
+    """Return the page as UTF-8; token texts are escaped."""
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     page = environment.from_string(_PAGE.read_text(encoding="utf-8"))
     return page.render(
@@ -37,7 +37,7 @@ def render(trace: Trace) -> bytes:
 
 
 def _columns(trace: Trace) -> Iterator[dict[str, Any]]:
-    """What is told of every token."""
+    """Yield the template fields of every token."""
     low, span = min(trace.depth), max(trace.depth) - min(trace.depth)
     shades = (np.array(trace.depth) - low) * (len(colours.LIGHT.depths) - 1) // max(1, span)
     for place, (token, depth) in enumerate(zip(trace.tokens, trace.depth, strict=True)):
@@ -63,7 +63,7 @@ def _shading(trace: Trace) -> str:
 
 
 def _rows(trace: Trace) -> Iterator[dict[str, Any]]:
-    """Of every layer, the last one first, its name and its cells: each a place in the palette, and what to tell."""
+    """Yield the name and cells of every layer, the last layer first; a cell is (palette index, title, hops)."""
     places = look.cells(trace)
     routed = {layer.layer: number for number, layer in enumerate(trace.routed)}
     names = [f"{_name(trace, place)}, token {place}" for place in range(len(trace.tokens))]
@@ -88,7 +88,7 @@ def _rows(trace: Trace) -> Iterator[dict[str, Any]]:
 
 
 def _bars(trace: Trace) -> Iterator[dict[str, Any]]:
-    """Of every depth that a token had, and those between, how many tokens had it."""
+    """Yield the number of tokens for every depth from the smallest to the largest."""
     shallowest, deepest = min(trace.depth), max(trace.depth)
     counts = {
         name: np.bincount(depths, minlength=deepest + 1).tolist() if depths else [0] * (deepest + 1)
@@ -107,7 +107,7 @@ def _bars(trace: Trace) -> Iterator[dict[str, Any]]:
 
 
 def _name(trace: Trace, place: int) -> str:
-    """A token as a hover tells it."""
+    """Return a token's name for a title: its text in quotes, or its id."""
     text = trace.tokens[place].text
     return str(trace.tokens[place].id) if text is None else f"“{look.visible(text)}”"
 

@@ -1,4 +1,4 @@
-"""What a trace shows in every format: each cell's place in the palette, tokens as labels, and facts in words."""
+"""The parts of a trace that all formats share: palette index of each cell, token labels, and facts in words."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ Array = np.ndarray
 
 
 def cells(trace: Trace) -> Array:
-    """int64 [layers, tokens], places in a palette; where a router decided, shaded by its score.
+    """Return the palette index of each cell, int64 [layers, tokens]; routed cells are shaded by score.
 
-    The tokens of a layer that ran are compared with each other, and so are those that did not: a score means nothing
-    beside another layer's, and one that is far from all others would leave no shades for these. On a path the shade is
-    the step, the last one where a token came back.
+    A shade is the rank of the score among the tokens of the same layer that ran, or among those that did not. Scores
+    of different layers are not comparable, and with ranks an outlier does not use up the shades. On a path the shade
+    is the hop; for a layer that a token took several times, the last hop.
     """
     ran = np.array(trace.ran, bool)
     places = np.where(ran, RAN, SKIPPED)
@@ -34,7 +34,7 @@ def cells(trace: Trace) -> Array:
 
 
 def steps(trace: Trace) -> dict[tuple[int, int], str]:
-    """(layer, token) -> the steps of its path, counted from 1, in which the token took the layer: "2", "1-3", "1·4"."""
+    """Return (layer, token) -> the hops, counted from 1, in which the token took the layer: "2", "1-3", "1·4"."""
     found: dict[tuple[int, int], list[list[int]]] = {}
     for token, path in enumerate(trace.paths):
         for step, layer in enumerate(path, start=1):
@@ -50,20 +50,20 @@ def steps(trace: Trace) -> dict[tuple[int, int], str]:
 
 
 def _shade(scores: Array) -> Array:
-    """int64, 0 for the lowest of these scores up to the last shade for the highest, by rank; 0 without a score."""
+    """Return int64 shades by rank, from 0 for the lowest score to SHADES - 1 for the highest; 0 without a score."""
     known = np.isfinite(scores)
     ranks = np.searchsorted(np.sort(scores[known]), scores, side="right") / max(1, known.sum())
     return np.where(known, np.ceil(ranks * SHADES) - 1, 0).astype(np.int64)
 
 
 def visible(text: str) -> str:
-    """The text with signs for what cannot be seen, in one line."""
+    """Return the text in one line, with signs for invisible characters."""
     signs = {"\n": "↵", "\t": "⇥", "\r": "␍"}
     return "".join(signs.get(c) or (c if c.isprintable() else c.encode("unicode_escape").decode()) for c in text)
 
 
 def label(token: Token, longest: int = 14) -> str:
-    """A token in a few characters; its id where it has no text of its own."""
+    """Return a token's text, cut to ``longest`` characters; its id if it has no text."""
     if token.text is None:
         return str(token.id)
     words = visible(token.text.strip(" ")) or "␣" * len(token.text)
@@ -71,14 +71,14 @@ def label(token: Token, longest: int = 14) -> str:
 
 
 def readable(token: Token) -> str:
-    """A token's own text, line breaks kept; its id where it has none."""
+    """Return a token's text with its line breaks; its id if it has no text."""
     if token.text is None:
         return str(token.id)
     return "\n".join(visible(line) for line in token.text.split("\n")).replace("\n", "↵\n")
 
 
 def headline(trace: Trace) -> str:
-    """Strategy, ratio and how deep tokens went."""
+    """Return the strategy, the ratio and the mean depth, in words."""
     ratio = f" at ratio {trace.speedup}" if trace.speedup != FULL else ""
     if trace.paths:
         return (
@@ -88,25 +88,25 @@ def headline(trace: Trace) -> str:
 
 
 def facts(trace: Trace) -> str:
-    """Numbers of tokens, and what routed layers came to."""
+    """Return the numbers of tokens and the figures of routed layers, in words."""
     generated = len(trace.tokens) - trace.prompt_tokens
     words = f"tokens: {trace.prompt_tokens} of the prompt, {generated} generated and fed back"
     return "; ".join([words, *(routed(trace.routed) if trace.routed else ())])
 
 
 def deep(layers_per_token: float, layers: int) -> str:
-    """A mean depth in words."""
+    """Return a mean depth in words."""
     return f"{layers_per_token:.1f} of {layers} layers per token"
 
 
 def routed(layers: Sequence[RoutedLayer]) -> tuple[str, str]:
-    """The mean share of tokens that ran in routed layers, and the overflow of all, in words."""
+    """Return the mean share of tokens that ran in routed layers and their total overflow, in words."""
     rate = sum(layer.rate for layer in layers) / len(layers)
     return f"routed layers ran {100 * rate:.0f} % of tokens", f"overflow {sum(layer.overflow for layer in layers)}"
 
 
 def depths(trace: Trace) -> dict[str, list[int]]:
-    """Layers run, of the tokens of the prompt and of those generated."""
+    """Return the depths of prompt tokens and of generated tokens."""
     told = list(zip(trace.depth, trace.tokens, strict=True))
     return {
         "prompt": [depth for depth, token in told if token.is_prompt],
@@ -115,7 +115,7 @@ def depths(trace: Trace) -> dict[str, list[int]]:
 
 
 def meanings(trace: Trace) -> list[tuple[list[int], str]]:
-    """Places in a palette and what they mean, of those that the trace has."""
+    """Return the legend: palette indices and their meaning, for those that the trace has."""
     if trace.paths:
         return [
             (list(ROUTED_RAN), "ran, from its first step to its last"),
@@ -134,5 +134,5 @@ def meanings(trace: Trace) -> list[tuple[list[int], str]]:
 
 
 def overflow(layer: RoutedLayer) -> str:
-    """To be put behind a layer's share."""
+    """Return the text about overflow that follows a layer's share; "" without overflow."""
     return f", overflow {layer.overflow}" if layer.overflow else ""

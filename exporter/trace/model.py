@@ -1,4 +1,4 @@
-"""What a trace says: the tokens of one generation, the layers that each ran in, and what routers made of it."""
+"""The data of a trace: the tokens of one generation, the layers each ran in, and the routers' scores."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from dynexport.runtime.execution.decisions import Decisions
 from dynexport.runtime.text.text import StreamDecoder, Text
 
 Array = np.ndarray
-# Of one routed layer, a number for every token; None where it is NaN or infinite, which JSON does not have.
+# One number per token for a routed layer; None for NaN and infinity, which JSON lacks.
 Numbers = tuple[float | None, ...]
 Routing = LayerRouting | PathRouting | None
 
@@ -23,11 +23,12 @@ class _Part(BaseModel):
 
 
 class Token(_Part):
-    """A token that was processed. The last one that a generation makes never is.
+    """A processed token; the last token of a generation is not processed.
 
     Attributes:
-        text: what it adds to the text: nothing where it ends within a character; None without a tokenizer.
-        is_prompt: whether it was given; otherwise it was generated and fed back.
+        id: the token id.
+        text: the text that the token adds; empty if it ends within a character, None without a tokenizer.
+        is_prompt: whether the token is from the prompt; otherwise it was generated and fed back.
     """
 
     id: int
@@ -36,7 +37,7 @@ class Token(_Part):
 
     @classmethod
     def sequence(cls, ids: Sequence[int], text: Text, prompt_tokens: int) -> tuple[Token, ...]:
-        """All tokens of a row, of which so many are its prompt; together their texts are the text."""
+        """Return a row's tokens, the first ``prompt_tokens`` from the prompt; their texts join to the row's text."""
         texts: list[str | None] = [None] * len(ids)
         if text.has_tokenizer and ids:
             decoder = StreamDecoder(text, skip_special_tokens=False)
@@ -47,11 +48,12 @@ class Token(_Part):
 
 
 class RoutedLayer(_Part):
-    """What a layer that chooses its tokens came to.
+    """The figures of one routed layer.
 
     Attributes:
-        rate: share of the row's tokens that ran in it.
-        overflow: tokens that it chose and had no room for; they did not run.
+        layer: the layer's number.
+        rate: share of the row's tokens that ran in the layer.
+        overflow: number of tokens that the router chose but that exceeded the capacity; they did not run.
     """
 
     layer: int
@@ -60,13 +62,14 @@ class RoutedLayer(_Part):
 
 
 class RowDepth(_Part):
-    """How deep the tokens of a row went.
+    """The depth of the tokens of a row.
 
     Attributes:
-        tokens: how many were processed, the prompt's and those fed back.
-        layers: of the model.
-        layers_per_token: the mean.
-        turned_away: how often a full layer turned a token away that was on a path of its own.
+        tokens: number of processed tokens, from the prompt and fed back.
+        layers: number of layers of the model.
+        layers_per_token: mean depth.
+        routed: the figures of each routed layer.
+        turned_away: number of hops in which a full layer did not accept a token; 0 with routed layers.
     """
 
     tokens: int
@@ -77,7 +80,7 @@ class RowDepth(_Part):
 
     @classmethod
     def of(cls, decisions: Decisions, routing: Routing) -> RowDepth:
-        """Summarise what was decided of a row's tokens, of which there is at least one."""
+        """Summarise the decisions of a row with at least one token."""
         layers, tokens = decisions.ran.shape
         taken = [len(path) for path in _paths(decisions, routing)] or decisions.ran.sum(axis=0)
         routed: tuple[RoutedLayer, ...] = ()
@@ -97,16 +100,19 @@ class RowDepth(_Part):
 
 
 class Trace(_Part):
-    """Tokens against layers.
+    """The layers in which each token of a row ran, with the routers' scores.
 
     Attributes:
+        strategy: the strategy's name.
         speedup: the depth's name: "2", "keep", "full".
-        layers: of the model.
-        ran: [layers][tokens].
-        depth: [tokens], layers run; not simply a sum of ``ran``, as a token may take a layer more than once.
-        paths: [tokens], the layers that each took, in that order; none where all take them from the first to the last.
-        routed: R of them, ascending; none where no layer chooses.
-        scores, margins: [R][tokens], the routers' scores, and how far each decision was from the other one.
+        layers: number of layers of the model.
+        tokens: the processed tokens.
+        ran: [layers][tokens], whether the token ran in the layer.
+        depth: [tokens], number of layers run; a layer counts each time that a token takes it.
+        paths: [tokens], the layers of each token in order; empty if all tokens take the layers in the model's order.
+        routed: R routed layers, ascending; empty without routed layers.
+        scores: [R][tokens], the routers' scores.
+        margins: [R][tokens], distance of each score from the opposite decision.
     """
 
     strategy: str
@@ -124,14 +130,21 @@ class Trace(_Part):
     def of(
         cls, decisions: Decisions, routing: Routing, tokens: Sequence[Token], *, strategy: str, speedup: str
     ) -> Trace:
-        """Make a trace of what was decided of a row's tokens.
+        """Return the trace of a row's decisions.
 
         Args:
-            tokens: as many as the decisions are of, at least one.
+            decisions: the decisions of at least one token.
+            routing: the bundle's routing.
+            tokens: the tokens of the decisions, in order.
+            strategy: the strategy's name.
+            speedup: the depth's name.
+
+        Raises:
+            ValueError: if ``tokens`` and ``decisions`` differ in length.
         """
         layers = len(decisions.ran)
         if decisions.ran.shape[1] != len(tokens):
-            raise ValueError(f"decisions: expected of {len(tokens)} tokens, found of {decisions.ran.shape[1]}")
+            raise ValueError(f"decisions: expected {len(tokens)} tokens, found {decisions.ran.shape[1]}")
         paths, chosen = _paths(decisions, routing), isinstance(routing, LayerRouting)
         return cls(
             strategy=strategy,
@@ -148,17 +161,17 @@ class Trace(_Part):
 
     @property
     def prompt_tokens(self) -> int:
-        """How many tokens were given."""
+        """Return the number of prompt tokens."""
         return sum(token.is_prompt for token in self.tokens)
 
     @property
     def layers_per_token(self) -> float:
-        """The mean depth."""
+        """Return the mean depth."""
         return sum(self.depth) / len(self.depth)
 
 
 def _paths(decisions: Decisions, routing: Routing) -> tuple[tuple[int, ...], ...]:
-    """Of every token, the layers that it took; none where tokens take no paths."""
+    """Return the layers that each token took; empty without path routing."""
     if not isinstance(routing, PathRouting):
         return ()
     layers = len(decisions.ran)

@@ -1,4 +1,4 @@
-"""A page that matplotlib draws on. All lengths are inches, places are counted from its lower left corner."""
+"""A page for drawing with matplotlib; lengths are inches, the origin is the lower left corner."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ DPI = 150
 
 @contextmanager
 def looks(fonts: Sequence[str]) -> Iterator[None]:
-    """Draw as we do, whatever the user has set for other pictures."""
+    """Apply dynexport's style within the context, independent of the user's settings."""
     from matplotlib import style
 
     ours = {
@@ -36,7 +36,7 @@ def looks(fonts: Sequence[str]) -> Iterator[None]:
 
 
 class Page:
-    """A figure on which axes and texts are placed. Its size may be set when what it has to hold was measured."""
+    """A figure with axes and texts at given places; its size can be set after texts were measured."""
 
     def __init__(self, width: float = 1, height: float = 1) -> None:
         from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -47,26 +47,26 @@ class Page:
         self.resize(width, height)
 
     def resize(self, width: float, height: float) -> None:
-        """Set the size; before anything is placed."""
+        """Set the size; call it before any axes or text is placed."""
         self.width, self.height = width, height
         self.figure.set_size_inches(width, height)
 
     def axes(self, x: float, y: float, width: float, height: float, **more: Any) -> Any:
-        """Axes whose frame is there."""
+        """Add axes whose lower left corner is (x, y)."""
         place = x / self.width, y / self.height, width / self.width, height / self.height
         return self.figure.add_axes(place, **more)
 
     def text(self, x: float, y: float, words: str, **more: Any) -> None:
-        """A line that begins there; a dollar sign is no formula."""
+        """Add a line of text that begins at (x, y); dollar signs are plain text."""
         self.figure.text(x / self.width, y / self.height, words, parse_math=False, **more)
 
     def head(self, edge: float, title: str, facts: str) -> None:
-        """A title, cut where the page ends, and a line below it."""
+        """Add a title, cut to the page's width, and a line below it."""
         self.text(edge, self.height - 0.37, self._fitted(title, self.width - 2 * edge), **_TITLE)
         self.text(edge, self.height - 0.59, facts, color=LIGHT.soft)
 
     def longest(self, lines: Iterable[str], **font: Any) -> float:
-        """The length of the longest of these lines, in a font such as ``size=8``; 0 of none."""
+        """Return the width of the longest line in a font such as ``size=8``; 0 without lines."""
         from matplotlib.font_manager import FontProperties
 
         properties, renderer = FontProperties(**font), self._canvas.get_renderer()
@@ -81,7 +81,7 @@ class Page:
         return f"{words}…"
 
     def png(self) -> bytes:
-        """The file's content."""
+        """Return the page as a PNG file's content."""
         content = io.BytesIO()
         self._canvas.print_png(content, metadata={"Software": None})
         return content.getvalue()

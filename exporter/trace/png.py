@@ -1,4 +1,4 @@
-"""A trace as a PNG: tokens against layers, each layer's share of the tokens, and how many took how many layers.
+"""Draw a trace as a PNG: tokens against layers, the share of tokens per layer, and a histogram of depths.
 
 All lengths are inches.
 """
@@ -20,13 +20,13 @@ _LEFT, _RIGHT, _HEAD, _FOOT, _EDGE = 0.8, 1.75, 1.02, 0.5, 0.3
 _CELL, _WIDEST_CELL, _NARROW_GRID, _WIDEST_GRID = 0.21, 0.6, 5.0, 24.0
 _ROW, _HIGHEST_GRID = 0.27, 12.0
 _SMALLEST_GAPPED_CELL = 0.06
-# The part of its width and height that a cell has where the token did not run.
+# Relative width and height of a cell whose token did not run.
 _SKIPPED_CELL = 0.55
 _SMALLEST_NUMBERED_CELL = 0.13
 _LINE_OF_TEXT, _SMALL = 0.14, 7.5
 _HISTOGRAM = (3.6, 1.3)
 _KEYS_WIDTH, _COLOURS_WIDTH = 1.95, 3.3
-# Asked after matplotlib's own font, where they are installed.
+# Fallback fonts after matplotlib's own, used if installed.
 _MORE_FONTS = (
     "Noto Sans CJK SC",
     "Noto Sans CJK JP",
@@ -38,16 +38,20 @@ _MORE_FONTS = (
 
 
 def require() -> None:
-    """Nothing where matplotlib is installed.
+    """Check that matplotlib is installed.
 
     Raises:
-        DynexportError: otherwise; it says how to install it.
+        DynexportError: if it is missing; the message says how to install it.
     """
     require_module("matplotlib", "pictures", "draw a trace as PNG")
 
 
 def render(trace: Trace) -> bytes:
-    """The file's content; errors as for ``require``."""
+    """Return the PNG file's content.
+
+    Raises:
+        DynexportError: if matplotlib is missing.
+    """
     require()
     from matplotlib import font_manager
 
@@ -58,7 +62,7 @@ def render(trace: Trace) -> bytes:
 
 
 class _Picture:
-    """A figure under construction: a head, the grid with token labels under it, and the histogram at the bottom."""
+    """The picture of a trace: a head, the grid with token labels below it, and the histogram at the bottom."""
 
     def __init__(self, trace: Trace, fonts: list[str]) -> None:
         self._trace, self._page, tokens = trace, Page(), len(trace.tokens)
@@ -71,7 +75,7 @@ class _Picture:
         self._page.resize(width, self._grid_y + self._grid_height + _HEAD)
 
     def png(self) -> bytes:
-        """Draw it all."""
+        """Draw all parts and return the PNG file's content."""
         self._page.head(_EDGE, look.headline(self._trace), look.facts(self._trace))
         self._grid()
         self._shares()
@@ -89,7 +93,7 @@ class _Picture:
         if smallest >= _SMALLEST_GAPPED_CELL:
             self._shrink(axes, skipped, palette[places[skipped]])
             cells[skipped] = 255
-        # Layer 0 at the bottom: hidden states go up.
+        # Layer 0 is at the bottom.
         axes.imshow(cells, aspect="auto", origin="lower", interpolation_stage="rgba")
         axes.spines[:].set_visible(False)
         axes.tick_params(length=0)
@@ -103,7 +107,7 @@ class _Picture:
         self._mark_the_prompt(axes)
 
     def _shrink(self, axes: Any, cells: np.ndarray, colours: np.ndarray) -> None:
-        """Smaller cells where tokens did not run: so it is told without any colour."""
+        """Draw smaller cells where tokens did not run, so that the difference does not depend on colour."""
         from matplotlib.collections import PolyCollection
 
         centres = np.argwhere(cells)[:, None, ::-1]
@@ -111,7 +115,7 @@ class _Picture:
         axes.add_collection(PolyCollection(list(centres + corners), facecolors=colours / 255), autolim=False)
 
     def _number_steps(self, axes: Any) -> None:
-        """Where tokens choose their paths, and a cell has room for it: in which step they came by."""
+        """Write the hops into the cells of tokens with paths, if the cells are large enough."""
         if min(self._cell, self._row) < _SMALLEST_NUMBERED_CELL:
             return
         places = look.cells(self._trace)
@@ -121,7 +125,7 @@ class _Picture:
             axes.text(token, layer, words, ha="center", va="center_baseline", size=size, color=colour)
 
     def _name_tokens(self, axes: Any) -> None:
-        # A dollar sign is no formula here.
+        # parse_math=False: a token may contain dollar signs.
         axes.set_xticks(list(self._labels), list(self._labels.values()), rotation=90, size=_SMALL, parse_math=False)
         for place, words in zip(self._labels, axes.get_xticklabels(), strict=True):
             words.set_color(LIGHT.soft if self._trace.tokens[place].is_prompt else LIGHT.ink)
@@ -136,11 +140,11 @@ class _Picture:
 
     @property
     def _named_layers(self) -> range:
-        # An odd distance, so that where every other layer is routed, layers of both kinds are named.
+        # With an odd distance, layers of both kinds are labelled if every other layer is routed.
         return range(0, self._trace.layers, math.ceil(_LINE_OF_TEXT / self._row) | 1)
 
     def _mark_the_prompt(self, axes: Any) -> None:
-        """A line where the prompt ends, and what is on either side of it."""
+        """Draw a line at the end of the prompt, with a label on each side."""
         prompt, y = self._trace.prompt_tokens, self._grid_y + self._grid_height + 0.09
         x = _LEFT + prompt * self._cell
         self._page.text(x - 0.07, y, "prompt", color=LIGHT.soft, ha="right", weight="bold")
@@ -149,7 +153,7 @@ class _Picture:
             axes.axvline(prompt - 0.5, ymax=1 + 0.22 / self._grid_height, color=LIGHT.ink, lw=1.2, clip_on=False)
 
     def _shares(self) -> None:
-        """To the right of the grid: of each layer, the share of tokens that ran in it."""
+        """Draw the share of tokens that ran in each layer, to the right of the grid."""
         trace, x = self._trace, _LEFT + self._grid_width + 0.15
         routed = {layer.layer: layer for layer in trace.routed}
         shares = np.array(trace.ran, bool).mean(1)
@@ -165,7 +169,7 @@ class _Picture:
         self._page.text(x, self._grid_y - 0.17, "share that ran", color=LIGHT.soft)
 
     def _histogram(self) -> None:
-        """At the bottom: how many tokens took how many layers."""
+        """Draw the histogram of depths at the bottom."""
         trace, most = self._trace, max(self._trace.layers, *self._trace.depth)
         axes = self._page.axes(_LEFT, _FOOT, *_HISTOGRAM)
         base = np.zeros(most + 1)
@@ -185,7 +189,7 @@ class _Picture:
         axes.legend(loc="upper left", bbox_to_anchor=(1.04, 1.03), frameon=False, handlelength=1.3, borderaxespad=0)
 
     def _colours(self) -> None:
-        """What the grid's colours mean."""
+        """Draw the legend of the grid's colours."""
         height, box = _HISTOGRAM[1], 0.13
         axes = self._page.axes(_LEFT + _HISTOGRAM[0] + _KEYS_WIDTH, _FOOT, _COLOURS_WIDTH, height)
         axes.set(xlim=(0, _COLOURS_WIDTH), ylim=(0, height))
@@ -201,7 +205,10 @@ class _Picture:
 
 
 def _labels(trace: Trace, every: int, fonts: list[str]) -> dict[int, str]:
-    """Place -> label of one token in so many; then with its place, and its id where no font has a character of it."""
+    """Return place -> label of every ``every``-th token; a label is the id if the fonts lack a character.
+
+    If ``every`` is more than 1, the label also has the token's place.
+    """
     from matplotlib.font_manager import findfont, get_font
 
     faces = [get_font(findfont(name)) for name in fonts]

@@ -21,7 +21,8 @@ Array = np.ndarray
 CPU, CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"
 # ONNX Runtime itself has no limit: it starts threads until memory runs out.
 _MOST_THREADS = 256
-# Bindings that an engine keeps per place of the caches: a server alternates between decode steps for a few row ranges and prompts.
+# Bindings that an engine keeps per place of the caches: a server alternates between decode steps for a few row ranges
+# and prompts.
 _MOST_BINDINGS = 8
 
 

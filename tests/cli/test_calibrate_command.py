@@ -117,7 +117,8 @@ def test_bundles_that_cannot_be_calibrated(
     model: Path, text: Path, skip_bundle: Path, dense_bundle: Path, tmp_path: Path
 ) -> None:
     arguments = ["--text", text, *SIZES]
-    assert "strategy: expected one whose routers have thresholds" in error_of(dynexport("calibrate", skip_bundle, *arguments))
+    refusal = error_of(dynexport("calibrate", skip_bundle, *arguments))
+    assert "strategy: expected one whose routers have thresholds" in refusal
     assert "the bundle has no tokenizer" in error_of(dynexport("calibrate", dense_bundle, *arguments))
     convert(model, tmp_path / "b", fields={"decision": {"rule": "always"}}, golden=False)
     message = error_of(dynexport("calibrate", tmp_path / "b", *arguments))

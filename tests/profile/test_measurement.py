@@ -221,7 +221,7 @@ class Layer(torch.nn.Module):
 @pytest.mark.parametrize(
     ("blocks", "layer", "expected"),
     [
-        (Blocks(), Layer(more=0.1), "layer 7: expected a layer that adds self_attn and mlp .* leaves something else"),
+        (Blocks(), Layer(more=0.1), "layer 7: expected a layer that adds self_attn and mlp .* returns another sum"),
         (Blocks(), Layer(calls_mlp=False), "found that transformers' layer does not call its module mlp"),
         (Blocks("attn"), Layer(), "layer has no such module"),
         (Blocks(), Layer(more=float("nan")), "layer 7: expected finite hidden states"),

@@ -98,7 +98,7 @@ def test_json_has_null_for_what_is_not_finite_and_is_read_back() -> None:
 
 @pytest.mark.parametrize("tokens", [4, 6])
 def test_decisions_of_other_tokens_are_refused(tokens: int) -> None:
-    with pytest.raises(ValueError, match=f"expected of {tokens} tokens, found of 5"):
+    with pytest.raises(ValueError, match=f"expected {tokens} tokens, found 5"):
         trace_of(decisions(5), tokens)
 
 
