@@ -1,11 +1,11 @@
-"""Ten thousand requests to a server, many of them cancelled, broken or refused: no wrong text, no lost row, flat memory.
+"""Send a server ten thousand requests, many cancelled, broken or refused: no wrong text, no lost row, flat memory.
 
     python benchmarks/soak.py BUNDLE --requests 10000 --concurrent 64
 
-Starts ``dynexport serve`` with the bundle, which needs a tokenizer. Each request is drawn at random: complete, streamed,
-streamed and hung up after some events, hung up at once, invalid JSON, an unknown field, an unknown model, or a prompt
-beyond the context. Texts at temperature 0 are compared with those of ``Model.generate`` alone. Prints counts, the
-server's memory after the first tenth and at the end, and exits with 1 if anything is wrong.
+Starts ``dynexport serve`` with the bundle, which needs a tokenizer. Each request is drawn at random: complete,
+streamed, streamed and hung up after some events, hung up at once, invalid JSON, an unknown field, an unknown model, or
+a prompt beyond the context. Texts at temperature 0 are compared with those of ``Model.generate`` alone. Prints counts,
+the server's memory after the first tenth and at the end, and exits with 1 if anything is wrong.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from dynexport.runtime.generation.model import Model, load
 from dynexport.runtime.serving.settings import CHUNK
 
 Case = tuple[dict[str, Any], str]
-WORDS = [
+WORDS = ("river", "runs", "past", "old", "stone", "bridges", "while", "people", "talk", "about", "rain", "bread", "home")
     "the",
     "river",
     "runs",
