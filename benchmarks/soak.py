@@ -28,8 +28,7 @@ from dynexport.runtime.generation.model import Model, load
 from dynexport.runtime.serving.settings import CHUNK
 
 Case = tuple[dict[str, Any], str]
-WORDS = ("river", "runs", "past", "old", "stone", "bridges", "while", "people", "talk", "about", "rain", "bread", "home")
-    "the",
+WORDS = (
     "river",
     "runs",
     "past",
@@ -42,13 +41,8 @@ WORDS = ("river", "runs", "past", "old", "stone", "bridges", "while", "people", 
     "about",
     "rain",
     "bread",
-    "money",
-    "and",
-    "the",
-    "long",
-    "way",
     "home",
-]
+)
 # Kind of request -> its weight, and the status that it must have; None for a request that hangs up.
 KINDS: dict[str, tuple[int, int | None]] = {
     "complete": (40, 200),
