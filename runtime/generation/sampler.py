@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from dynexport.runtime.bundle.checks import checked_count, checked_kind, shown
 from dynexport.runtime.bundle.errors import DynexportError
+from dynexport.runtime.generation.constraint import Constraint
 from dynexport.runtime.generation.filters import draw, largest_ids, log_of_sum
 from dynexport.runtime.generation.history import History
 from dynexport.runtime.generation.sampling import Sampling
@@ -40,22 +41,31 @@ class RowSampler:
         seed_index: selects one of a seed's independent random sequences, so that rows with one seed differ.
         eos: ids that end the row, for ``min_new_tokens`` and ``bad_words_ids``.
         vocabulary: the vocabulary's size, to check the ids of ``sampling``; None if it is not known.
+        constraint: limits the row's text; None for any text. No other row may use it.
 
     Raises:
         DynexportError: for an argument of another type, or an id outside the vocabulary.
     """
 
     def __init__(
-        self, sampling: Sampling, *, seed_index: int = 0, eos: Iterable[int] = (), vocabulary: int | None = None
+        self,
+        sampling: Sampling,
+        *,
+        seed_index: int = 0,
+        eos: Iterable[int] = (),
+        vocabulary: int | None = None,
+        constraint: Constraint | None = None,
     ) -> None:
         checked_kind("sampling", sampling, Sampling, "a Sampling")
-        self.sampling = sampling
+        eos = tuple(eos)
+        self.sampling, self.constraint = sampling, constraint
+        self.ends = np.array(eos, np.int64)
         self._vocabulary: int | None = None
         if vocabulary is not None:
             self.check_ids(vocabulary)
         self.greedy = sampling.temperature == 0
         self.history = History(sampling, eos) if sampling.adjusts else None
-        self.plain = self.greedy and self.history is None and sampling.logprobs is None
+        self.plain = self.greedy and self.history is None and sampling.logprobs is None and constraint is None
         self._seed_index = checked_count("seed_index", seed_index, 0)
         self._generator: np.random.Generator | None = None
 
@@ -64,6 +74,11 @@ class RowSampler:
         if vocabulary != self._vocabulary:
             self.sampling.check_ids(vocabulary)
             self._vocabulary = vocabulary
+
+    @property
+    def is_complete(self) -> bool:
+        """True if no token can continue the text of the row's schema."""
+        return self.constraint is not None and self.constraint.complete
 
     def see_prompt(self, tokens: Sequence[int] | NDArray[np.int64]) -> None:
         """Add the prompt's tokens, in order; ``choose`` adds the generated ones."""
@@ -113,17 +128,22 @@ def _choose(index: int, logits: NDArray[np.float32], row: RowSampler, token: int
     if row.history is not None:
         row.check_ids(logits.size)
         adjusted = row.history.adjusted(logits)
+    if row.constraint is not None:
+        adjusted = row.constraint.masked(adjusted, row.ends)
+    if adjusted is not logits:
         token = int(adjusted.argmax())
         adjusted_largest = float(adjusted[token])
         if not np.isfinite(adjusted_largest):
             raise DynexportError(
                 f"logits: row {index}: expected a token that may be generated, found all of them forbidden or out of "
-                "range after biases and penalties; forbid fewer"
+                "range after biases, penalties and the schema; forbid fewer"
             )
     if not row.greedy:
         token = draw(adjusted, adjusted_largest, row.sampling, row.uniform())
     if row.history is not None:
         row.history.push(token)
+    if row.constraint is not None and token not in row.ends:
+        row.constraint.push(token)
     return _with_logprobs(logits, largest, token, row.sampling.logprobs)
 
 
