@@ -109,15 +109,37 @@ def choose(logits: NDArray[np.float32], rows: Sequence[RowSampler]) -> list[Choi
             tokens are all forbidden.
     """
     _check_shape(logits, len(rows))
-    tokens: list[int] = logits.argmax(axis=1).tolist()  # argmax returns the index of a NaN if there is one
-    largest = [float(row[token]) for row, token in zip(logits, tokens, strict=True)]
-    if not all(map(math.isfinite, largest)):
-        _refuse(largest)
+    tokens, largest = _most_probable(logits)
     if all(row.plain for row in rows):
         return [Choice(token) for token in tokens]
     each = zip(logits, rows, tokens, largest, strict=True)
     with np.errstate(over="ignore"):  # overflow to minus infinity is intended
         return [_choose(index, *one) for index, one in enumerate(each)]
+
+
+def scored(logits: NDArray[np.float32], tokens: Sequence[int], count: int) -> list[Choice]:
+    """Return given tokens as choices, with their log probabilities.
+
+    Args:
+        logits: float32 [n, vocab].
+        tokens: one id per row.
+        count: number of the most probable tokens to report in each row.
+
+    Raises:
+        DynexportError: as for ``choose``.
+    """
+    _check_shape(logits, len(tokens))
+    _, largest = _most_probable(logits)
+    return [_with_logprobs(*one, count) for one in zip(logits, largest, tokens, strict=True)]
+
+
+def _most_probable(logits: NDArray[np.float32]) -> tuple[list[int], list[float]]:
+    """Return the id and the value of each row's largest logit."""
+    tokens: list[int] = logits.argmax(axis=1).tolist()  # argmax returns the index of a NaN if there is one
+    largest = [float(row[token]) for row, token in zip(logits, tokens, strict=True)]
+    if not all(map(math.isfinite, largest)):
+        _refuse(largest)
+    return tokens, largest
 
 
 def _choose(index: int, logits: NDArray[np.float32], row: RowSampler, token: int, largest: float) -> Choice:
@@ -192,4 +214,4 @@ def _refuse(largest: Sequence[float]) -> None:
     )
 
 
-__all__ = ["Choice", "RowSampler", "Sampler", "choose"]
+__all__ = ["Choice", "RowSampler", "Sampler", "choose", "scored"]
