@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from queue import SimpleQueue
+from typing import Any
 
 from dynexport.runtime.bundle.checks import checked_count, checked_ids
 from dynexport.runtime.generation.model import Model, Prompt, WantedDepth
@@ -27,6 +28,8 @@ def make_work(
     depth: WantedDepth = None,
     stop: Sequence[str] = (),
     chat: bool = False,
+    schema: Mapping[str, Any] | None = None,
+    stop_token_ids: Sequence[int] = (),
     seconds: float | None = None,
     deliver: Callable[[Delivery], None] = lambda delivery: None,
 ) -> Work:
@@ -41,6 +44,8 @@ def make_work(
         depth: a ratio or name that the bundle declares, as for ``Model.generate``.
         stop: strings that end an answer; they are not part of its text.
         chat: true for an answer in a chat, which also ends at the manifest's ``turn_end`` tokens.
+        schema: a JSON schema that every answer fulfils, as for ``Model.generate``.
+        stop_token_ids: ids that end an answer, as for ``Model.generate``.
         seconds: time limit, waiting included; None for no limit.
         deliver: receives the deliveries; ``answers`` and ``answers_async`` set their own.
 
@@ -60,6 +65,8 @@ def make_work(
             max_new_tokens=new_tokens,
             stop=stop,
             chat=chat,
+            schema=schema,
+            stop_token_ids=stop_token_ids,
         )
         for index in range(checked_count("n", n, 1, _MOST_CHOICES))
     ]
