@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Iterator, Mapping, Sequence
 from queue import SimpleQueue
 from typing import Any
 
@@ -92,19 +92,24 @@ def answers(worker: Worker, work: Work) -> Iterator[Delivery]:
         work.cancelled = True
 
 
-async def answers_async(worker: Worker, work: Work) -> AsyncIterator[Delivery]:
-    """Submit a request and yield its deliveries in the running event loop; arguments and errors as for ``answers``."""
+async def answers_async(worker: Worker, *works: Work) -> AsyncGenerator[Delivery, None]:
+    """Submit requests and yield their deliveries, as they come, in the running event loop.
+
+    A caller that stops early closes the generator, which cancels the requests. Errors as for ``answers``.
+    """
     loop, inbox = asyncio.get_running_loop(), asyncio.Queue[Delivery]()
-    work.deliver = lambda delivery: _send(loop, inbox, delivery)
-    worker.submit(work)
+    left = len(works)
     try:
-        while True:
+        for work in works:
+            work.deliver = lambda delivery: _send(loop, inbox, delivery)
+            worker.submit(work)
+        while left:
             delivery = await inbox.get()
+            left -= delivery.done
             yield delivery
-            if delivery.done:
-                return
     finally:
-        work.cancelled = True
+        for work in works:
+            work.cancelled = True
 
 
 def _send(loop: asyncio.AbstractEventLoop, inbox: asyncio.Queue[Delivery], delivery: Delivery) -> None:
