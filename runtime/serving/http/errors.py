@@ -93,9 +93,10 @@ def _of_validation(error: RequestValidationError) -> ApiError:
         return ApiError(400, f"Unrecognized request argument supplied: {place}", param=place, code="unknown_parameter")
     if found["type"] == "json_invalid":
         return ApiError(400, "body: expected JSON, found something else", code="invalid_json")
-    if found["type"] == "missing" and not place:
-        return ApiError(400, "body: expected a JSON object, found none")
-    return ApiError(400, f"{place or 'body'}: {found['msg']}", param=place or None)
+    if not place:
+        message = "body: expected a JSON object, with the header Content-Type: application/json"
+        return ApiError(400, message, code="invalid_json")
+    return ApiError(400, f"{place}: {found['msg']}", param=place)
 
 
 def _of_http(error: HTTPException) -> ApiError:

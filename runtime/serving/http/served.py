@@ -91,14 +91,16 @@ class Directory:
             message = f"model: expected one of {known}, found {name:.80}"
             raise ApiError(404, message, param="model", code="model_not_found")
         try:
-            chosen = served.model.depth(suffix or depth)
-            if suffix and depth is not None and served.model.depth(depth) != chosen:
-                raise ApiError(400, f"depth: expected {suffix}, as the model's name says, found {depth}", param="depth")
+            by_name, by_field = served.model.depth(suffix or None), served.model.depth(depth)
         except DynexportError as error:
+            names = ", ".join(each["name"] for each in served.described()[0]["depths"])
+            message = f"depth: expected one of {names}, found {suffix or depth!s:.80}"
             if suffix:
-                raise ApiError(404, str(error), param="model", code="model_not_found") from error
-            raise ApiError(400, str(error), param="depth") from error
-        return served, chosen
+                raise ApiError(404, message, param="model", code="model_not_found") from error
+            raise ApiError(400, message, param="depth") from error
+        if suffix and depth is not None and by_field != by_name:
+            raise ApiError(400, f"depth: expected {suffix}, as the model's name says, found {depth}", param="depth")
+        return served, by_name if suffix else by_field
 
 
 __all__ = ["Directory", "Served"]
