@@ -82,7 +82,15 @@ class Scheduler:
         return float(self.cache.positions.sum()) / (self.rows * self.tokens)
 
     def check(self, work: Work) -> None:
-        """Raise DynexportError for a request that can never run: too many answers or tokens."""
+        """Raise DynexportError for a request that can never run: no tokens, too many of them, too many answers."""
+        if not len(work.prompt):
+            raise DynexportError("prompt: expected at least one token, found none")
+        limits = self._executor.limits
+        if limits.whole_prompts and limits.prompt is not None and len(work.prompt) > limits.prompt:
+            raise DynexportError(
+                f"prompt: expected at most {limits.prompt} tokens, as prompts of this model are never cut, found "
+                f"{len(work.prompt)}"
+            )
         if len(work.requests) > self.rows:
             raise DynexportError(f"n: expected at most {self.rows} answers, found {len(work.requests)}")
         total = len(work.prompt) + work.new_tokens
