@@ -259,6 +259,21 @@ def test_a_schema_that_is_nested_too_deep() -> None:
         Constraint.json_schema(TEXT, schema)
 
 
+def test_a_schema_that_grows_too_complex_ends_its_row_in_one_line() -> None:
+    """Its first step has 30,000 ways to go on. llguidance finds out when the text goes on, or when it compiles."""
+    kinds = [[{"properties": {f"{i}{j}": {"type": "integer"}}, "type": "object"} for j in range(6)] for i in range(4)]
+    schema = {"type": "object", "allOf": [{"anyOf": each} for each in kinds]}
+    with pytest.raises(DynexportError, match=r"^schema: .*items; max is 2000|^schema: .*more than 1 s") as refused:
+        answer(Constraint.json_schema(TEXT, schema), random_logits(1), Sampling())
+    assert "\n" not in str(refused.value)
+
+
+def test_a_token_that_is_not_allowed_is_refused() -> None:
+    limit = Constraint.json_schema(TEXT, {"const": 7})
+    with pytest.raises(DynexportError, match=r"^schema: "):
+        limit.push(*TEXT.encode("8"))
+
+
 def test_a_vocabulary_that_cannot_write_the_text(generator: Model) -> None:
     with pytest.raises(DynexportError, match="no token that continues the text"):
         generator.generate([5, 6], schema={"type": "object"})
