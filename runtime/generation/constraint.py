@@ -107,20 +107,28 @@ class _Grammars:
             self._tokenizer = library.LLTokenizer(library.TokenizerWrapper(_Vocabulary(words)))
         self._library = library
         self._compiled: OrderedDict[str, Any] = OrderedDict()
-        self._lock = threading.Lock()
+        self._lock, self._compiling = threading.Lock(), threading.Lock()
 
     def constraint(self, schema: str) -> Constraint:
         """Return the constraint of one answer to a schema. Raises DynexportError as ``Constraint.json_schema``."""
-        with self._lock:
-            found = self._compiled.get(schema)
+        found = self._known(schema)
         if found is None:
-            found = self._compile(_GRAMMAR + schema)
+            with self._compiling:  # one at a time: many at once would take the processors from the engine
+                found = self._known(schema) or self._kept(schema, self._compile(_GRAMMAR + schema))
+        return Constraint(found.deep_copy(), self._tokens)
+
+    def _known(self, schema: str) -> Any:
         with self._lock:
-            self._compiled[schema] = found
-            self._compiled.move_to_end(schema)
+            if schema in self._compiled:
+                self._compiled.move_to_end(schema)
+            return self._compiled.get(schema)
+
+    def _kept(self, schema: str, matcher: Any) -> Any:
+        with self._lock:
+            self._compiled[schema] = matcher
             if len(self._compiled) > _KEPT:
                 self._compiled.popitem(last=False)
-        return Constraint(found.deep_copy(), self._tokens)
+        return matcher
 
     def _compile(self, grammar: str) -> Any:
         answer = run_limited(schema_process.__file__, ("llguidance",), _SECONDS, {"grammar": grammar})
