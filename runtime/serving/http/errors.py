@@ -92,8 +92,10 @@ def of_validation(error: RequestValidationError | ValidationError, body: Any = N
     if kind == "json_invalid":
         return ApiError(400, "body: expected JSON, found something else", code="invalid_json")
     if not place:
-        message = "body: expected a JSON object, with the header Content-Type: application/json"
-        return ApiError(400, message, code="invalid_json")
+        expected = "a JSON object, with the header Content-Type: application/json"
+        if kind == "value_error":
+            expected = found[0]["ctx"]["error"]
+        return ApiError(400, f"body: expected {expected}", code="invalid_json")
     if place in UNSUPPORTED:
         message = f"{place}: not supported by this server; leave it out"
         return ApiError(400, message, param=place, code="unsupported_parameter")
@@ -127,6 +129,7 @@ def _place(loc: Sequence[int | str], body: Any) -> str:
 def _message(found: Mapping[str, Any]) -> str:
     """Return what pydantic expected, with a number or constant that it found instead; text is not repeated."""
     expected = re.sub(r"^(Input|Value|List|Dictionary|String) should (be|have|match) ", "", found["msg"])
+    expected = re.sub(r"^(greater|less)", r"a number \1", expected)
     value = found.get("input")
     return f"{expected}, found {value}" if isinstance(value, bool | int | float) else expected
 

@@ -34,7 +34,9 @@ class Crowd:
             await self._app(scope, receive, send)
             return
         if self._requests >= self._most:
-            error = unavailable(f"server: expected at most {self._most} requests at a time, found more; try again later")
+            error = unavailable(
+                f"server: expected at most {self._most} requests at a time, found more; try again later"
+            )
             await error.response()(scope, receive, send)
             return
         self._requests += 1
