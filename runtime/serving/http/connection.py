@@ -43,24 +43,26 @@ def connection_class(settings: HttpSettings) -> type[H11Protocol]:
 
         def resume_writing(self) -> None:
             super().resume_writing()
-            self._stalled = _cancelled(self._stalled)
+            _cancel(self._stalled)
 
         def connection_lost(self, exc: Exception | None) -> None:
-            self._headers, self._stalled = _cancelled(self._headers), _cancelled(self._stalled)
+            _cancel(self._headers)
+            _cancel(self._stalled)
             super().connection_lost(exc)
 
         def _time_headers(self, begun: bool = True) -> None:
             """Start the time of a request's headers, or end it: a request that runs has its own limits."""
             running = self.cycle is not None and not self.cycle.response_complete
             if running or not begun or self.transport.is_closing():
-                self._headers = _cancelled(self._headers)
+                _cancel(self._headers)
+                self._headers = None
             elif self._headers is None:
                 self._headers = self.loop.call_later(settings.header_seconds, self.transport.abort)
 
     return Connection
 
 
-def _cancelled(timer: asyncio.TimerHandle | None) -> None:
+def _cancel(timer: asyncio.TimerHandle | None) -> None:
     if timer is not None:
         timer.cancel()
 

@@ -92,7 +92,7 @@ class Generation(Body):
     response_format: ResponseFormat | None = None
     top_k: int | None = Field(default=None, ge=-1)
     min_p: float | None = Field(default=None, ge=0, le=1)
-    repetition_penalty: float | None = Field(default=None, gt=0)
+    repetition_penalty: float | None = Field(default=None, ge=1e-6, le=1e6)
     min_tokens: int | None = Field(default=None, ge=0)
     stop_token_ids: Ids | None = None
     # Without effect on the answer here.
