@@ -1,0 +1,215 @@
+"""Metrics: what is exposed is what was served, golden vectors are the yardstick of drift, every name is documented."""
+
+from __future__ import annotations
+
+import inspect
+import json
+import re
+import sys
+import time
+from collections.abc import Callable, Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from bundles import CONFORMANCE
+from forms import HOPS
+from house import ROOT
+from prometheus_client import Metric
+from prometheus_client.parser import text_string_to_metric_families
+from safetensors.numpy import load_file
+from test_scheduler import CHUNK, ROWS, Inbox, model_of, run, work
+
+from dynexport.exporter.bundle.conversion import convert
+from dynexport.runtime import Bundle, DynexportError
+from dynexport.runtime.bundle.manifest import GOLDEN
+from dynexport.runtime.execution.decisions import Decisions
+from dynexport.runtime.generation.model import Model
+from dynexport.runtime.serving.metrics import Metrics, ModelWatch
+from dynexport.runtime.serving.settings import Settings
+from dynexport.runtime.serving.watch import Unwatched, Watch
+from dynexport.runtime.serving.watches import Watches
+from dynexport.runtime.serving.work import Answer
+from dynexport.runtime.serving.worker import QueueFull, Worker
+
+NAME = "tiny"
+DASHBOARD = ROOT / "samples" / "grafana" / "dashboard.json"
+METHODS = {name for name, _ in inspect.getmembers(Watch, inspect.isfunction) if not name.startswith("_")}
+
+
+class Exposed:
+    """The samples of an exposition, by name and labels."""
+
+    def __init__(self, metrics: Metrics) -> None:
+        content, self.content_type = metrics.expose()
+        self.families: list[Metric] = list(text_string_to_metric_families(content.decode()))
+        self.names = {sample.name for family in self.families for sample in family.samples}
+
+    def all(self, name: str, **labels: str) -> dict[tuple[str, ...], float]:
+        """Values by the labels that are not given; the model's name is."""
+        labels = {"model_name": NAME, **labels}
+        return {
+            tuple(value for label, value in sample.labels.items() if label not in labels): sample.value
+            for family in self.families
+            for sample in family.samples
+            if sample.name == name and labels.items() <= sample.labels.items()
+        }
+
+    def __call__(self, name: str, **labels: str) -> float:
+        return self.all(name, **labels)[()]
+
+
+class Recorder(Unwatched):
+    """Remembers what routers decided for generated tokens, [R, tokens] for each answer."""
+
+    def __init__(self) -> None:
+        self.decoded: list[np.ndarray] = []
+
+    def ended(self, answer: Answer, reason: str, decided: Sequence[Decisions], overflow: int) -> None:
+        if decided and len(answer.tokens) > 1:
+            choices = np.concatenate([call.choices for call in decided], axis=1)
+            self.decoded.append(choices[:, 1 - len(answer.tokens) :])
+
+
+def served(model: Model, *others: Watch, **settings: Any) -> tuple[Metrics, Worker]:
+    """A worker whose thread has not started: the test makes its steps."""
+    metrics = Metrics()
+    watch = Watches(metrics.watch(NAME), *others)
+    worker = Worker(model, Settings(rows=ROWS, chunk=CHUNK, **settings), watch)
+    metrics.attach(NAME, worker)
+    return metrics, worker
+
+
+def layers_of(inbox: Inbox) -> dict[int, list[int]]:
+    """The layers that each answer's tokens were chosen from; the first one's ran in the prompt."""
+    found: dict[int, list[int]] = {}
+    for delivery in inbox.deliveries:
+        for each in delivery.answered:
+            found.setdefault(each.piece.row, []).append(each.layers)
+    return found
+
+
+@pytest.mark.parametrize("form", ["dense", "skip", "mod", "radial-step"])
+def test_what_is_exposed_is_what_was_served(form: str) -> None:
+    model = model_of(form)
+    recorder = Recorder()
+    metrics, worker = served(model, recorder, prefix_bytes=1 << 20)
+    scheduler = worker.scheduler
+    rng = np.random.default_rng(3)
+    begin = rng.integers(0, model.bundle.manifest.model.vocab_size, 9).tolist()
+    inboxes, prompts, reused = [Inbox() for _ in range(6)], [], []
+    for index, inbox in enumerate(inboxes):
+        prompts.append([*begin, *range(1, index + 2)])
+        reused.append(work(model, prompts[-1], 3 + index, inbox, n=1 + index % 2))
+        scheduler.add(reused[-1])
+        scheduler.step()
+    assert Exposed(metrics)("vllm:num_requests_running") == scheduler.running > 0
+    assert Exposed(metrics)("vllm:num_requests_waiting") == scheduler.waiting > 0
+    assert 0 < Exposed(metrics)("vllm:kv_cache_usage_perc") == scheduler.used < 1
+    run(scheduler)
+
+    found, answers = Exposed(metrics), sum(len(inbox.tokens) for inbox in inboxes)
+    tokens = sum(len(ids) for inbox in inboxes for ids in inbox.tokens.values())
+    hits = sum(each.reused for each in reused)
+    assert found("vllm:generation_tokens_total") == found("vllm:request_generation_tokens_sum") == tokens
+    assert found("vllm:time_to_first_token_seconds_count") == answers == 9
+    assert found("vllm:inter_token_latency_seconds_count") == tokens - answers
+    assert found("vllm:prefix_cache_hits_total") == hits and (hits > 0) == (scheduler.prefixes is not None)
+    assert found("vllm:prefix_cache_queries_total") == sum(map(len, prompts)) == found("vllm:request_prompt_tokens_sum")
+    assert found("vllm:prompt_tokens_total") == sum(map(len, prompts)) - hits
+    assert sum(found.all("vllm:request_success_total").values()) == answers
+    assert found("vllm:request_queue_time_seconds_count") == len(prompts)
+    engine = found("dynexport_engine_seconds_total", phase="prompt") + found(
+        "dynexport_engine_seconds_total", phase="decode"
+    )
+    assert 0 < engine < found("dynexport_scheduler_seconds_total")
+
+    assert found("dynexport_token_layers_count", phase="prompt") == found("vllm:prompt_tokens_total")
+    assert found("dynexport_token_layers_count", phase="decode") == tokens - answers
+    if form == "radial-step":  # a layer counts at every visit
+        layers = model.bundle.manifest.model.layers
+        visits = sum(((0 <= path) & (path < layers)).sum() for path in recorder.decoded)
+        assert found("dynexport_token_layers_sum", phase="decode") == visits
+    else:
+        layers_run = sum(sum(layers[1:]) for inbox in inboxes for layers in layers_of(inbox).values())
+        assert found("dynexport_token_layers_sum", phase="decode") == layers_run
+    routed = found("dynexport_routed_tokens_total") if model.executor.reader.rows else 0
+    assert routed == (found("vllm:prompt_tokens_total") + tokens - answers if model.executor.reader.rows else 0)
+
+
+@pytest.fixture(scope="module")
+def golden_model(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Model]:
+    """Models whose bundles have golden vectors."""
+    pytest.importorskip("transformers")
+
+    @cache
+    def make(case: str) -> Model:
+        path = tmp_path_factory.mktemp("golden") / case
+        convert(CONFORMANCE / case, path, max_length=80, fields=HOPS if case.startswith("radial") else {})
+        return Model(Bundle.open(path), threads=1)
+
+    return make
+
+
+def drift(found: Exposed, router: str) -> float:
+    """The Kolmogorov-Smirnov distance between a router's margins and those of the golden vectors."""
+    golden, margins = (found.all(f"dynexport_{kind}router_margin_bucket", router=router) for kind in ("golden_", ""))
+    assert golden.keys() == margins.keys()
+    return max(abs(golden[at] / golden[("+Inf",)] - margins[at] / margins[("+Inf",)]) for at in golden)
+
+
+@pytest.mark.parametrize("case", ["mod-router", "radial-step"])
+def test_the_golden_vectors_are_the_yardstick_of_drift(case: str, golden_model: Callable[[str], Model]) -> None:
+    model = golden_model(case)
+    tokens = golden_tokens(model.bundle)
+    metrics, worker = served(model)
+    worker.scheduler.add(work(model, tokens, 1, Inbox()))  # the one new token does not run
+    run(worker.scheduler)
+    same = Exposed(metrics)
+    shares = same.all("dynexport_golden_layer_run_ratio")
+    runs = same.all("dynexport_layer_runs_total")
+    assert {layer: count / len(tokens) for layer, count in runs.items()} == pytest.approx(shares)
+    routers = [str(router) for router in metrics.attached[NAME].counts.routers]
+    assert len(routers) == model.executor.reader.rows
+    assert [drift(same, router) for router in routers] == [pytest.approx(0, abs=0.03)] * len(routers)
+    worker.scheduler.add(work(model, tokens[:1] * 60, 1, Inbox()))
+    run(worker.scheduler)
+    assert max(drift(Exposed(metrics), router) for router in routers) > 0.1
+
+
+def golden_tokens(bundle: Bundle) -> list[int]:
+    path = bundle.file(GOLDEN)
+    assert path is not None
+    tensors = load_file(path)
+    return max((tensors[name] for name in ("tokens", "long_tokens") if name in tensors), key=len).tolist()
+
+
+def test_every_end_has_its_reason(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = model_of("dense")
+    metrics, worker = served(model, queue=6)
+    scheduler, inboxes = worker.scheduler, [Inbox() for _ in range(7)]
+    works = [work(model, [1, 2, 3], 9, inbox) for inbox in inboxes]
+    for each in works[:6]:
+        worker.submit(each)
+    with pytest.raises(QueueFull):
+        worker.submit(works[6])
+    for each in works[:6]:
+        scheduler.add(each)
+    scheduler.step()
+    assert scheduler.running == ROWS and scheduler.waiting == 3
+    works[0].cancelled = works[3].cancelled = True  # one that runs, one that waits
+    works[1].deadline = works[4].deadline = time.monotonic() - 1
+    scheduler.step()
+    failing = DynexportError("the engine failed")
+    monkeypatch.setattr(scheduler, "_executor", Failing(scheduler._executor, failing))
+    scheduler.step()
+    scheduler.end_all(Failure("closed", "the server stops"))
+    found = Exposed(metrics)
+    assert found("dynexport_requests_refused_total") == 1
+    reasons = {"cancelled": 2, "timeout": 2, "failed": 1, "closed": 1}
+    for reason, count in reasons.items():
+        assert found("dynexport_request_failures_total", reason=reason) == count, reason
+    assert found.all("vllm:request_success_total") == {("stop",): 0, ("length",): 0, ("abort",): 3, ("error",): 1}
+    assert found("vllm:num_requests_running") == found("vllm:num_requests_waiting") == 0
