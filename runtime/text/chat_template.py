@@ -11,6 +11,7 @@ from dynexport.runtime.bundle.errors import DynexportError, told_as
 from dynexport.runtime.bundle.limited_process import run_limited
 from dynexport.runtime.bundle.text_files import TEMPLATE_FILE
 from dynexport.runtime.text import template_process
+from dynexport.runtime.text.render_process import RenderError, RenderProcess
 
 _LARGEST_TEMPLATE = 1 << 20  # characters
 SECONDS = 10  # of CPU time; an ordinary template takes a thousandth of it
@@ -21,6 +22,8 @@ _OUR_VARIABLES = ("messages", "add_generation_prompt")
 
 class ChatTemplate:
     """The chat templates of a model, rendered in a sandbox, in a process with limited time and memory.
+
+    The process starts at the first use and ends with this object. Several threads may share it; they take turns.
 
     Args:
         templates: template text by name; "tool_use" is used when tools are given and it exists, else "default".
@@ -36,7 +39,7 @@ class ChatTemplate:
                     f"{TEMPLATE_FILE}: template {name:.80}: expected at most {_LARGEST_TEMPLATE} characters, found "
                     f"{len(template)}"
                 )
-        self._templates = dict(templates)
+        self._templates, self._process = dict(templates), RenderProcess()
 
     def render(
         self,
@@ -70,13 +73,21 @@ class ChatTemplate:
             "messages": _plain_messages(messages),
             "add_generation_prompt": add_generation_prompt,
         }
-        return _in_a_process(self._chosen(values["tools"] is not None), values)
+        return self._rendered(self._chosen(values["tools"] is not None), values)
 
     def unused(self, variables: Collection[str]) -> list[str]:
         """Return the names of variables that no template reads. Raises DynexportError for an invalid template."""
         with told_as(f"{TEMPLATE_FILE}: the chat template is damaged"):
             read = set().union(*map(template_process.used_variables, self._templates.values()))
         return [name for name in variables if name not in {*read, "tools"}]
+
+    def _rendered(self, template: str, values: dict[str, Any]) -> str:
+        try:
+            return self._process.render(template, values, SECONDS)
+        except RenderError as error:
+            raise DynexportError(f"{TEMPLATE_FILE}: the chat template failed: {error!s:.500}") from error
+        except OSError as error:
+            raise DynexportError(f"{TEMPLATE_FILE}: the chat template's process failed: {error}") from error
 
     def _chosen(self, with_tools: bool) -> str:
         if with_tools and "tool_use" in self._templates:
@@ -108,14 +119,6 @@ def named_templates(value: Any, where: str) -> dict[str, str]:
     if isinstance(value, dict) and all(isinstance(text, str) for entry in value.items() for text in entry):
         return dict(value)
     raise DynexportError(f"{where}: chat_template: expected text, or texts by name, found {type(value).__name__}")
-
-
-def _in_a_process(template: str, values: dict[str, Any]) -> str:
-    request = {"template": template, "variables": values}
-    answer = run_limited(template_process.__file__, ("jinja2", "markupsafe"), SECONDS, request)
-    if "error" in answer:
-        raise DynexportError(f"{TEMPLATE_FILE}: the chat template failed: {answer['error']:.500}")
-    return str(answer["text"])
 
 
 def _plain_messages(messages: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:

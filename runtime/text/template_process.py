@@ -7,41 +7,72 @@ bound their time and memory.
 from __future__ import annotations
 
 import json
+import math
 import resource
+import signal
 import sys
 from collections.abc import Callable
 from datetime import datetime
+from functools import lru_cache
 from typing import Any
 
 MEMORY = 1 << 30  # bytes of address space of the whole process
 CHARACTERS = 16 << 20
+# The process ends after a render that took more, so that the next one finds the memory free; bytes.
+_KEPT = 256 << 20
 
 
 def main() -> None:
-    """Read a request as JSON from standard input and write the answer as JSON to standard output.
+    """Answer requests, one JSON object a line, from standard input to standard output, until the input ends.
 
-    The request has ``path`` (directories to import from), ``seconds`` (CPU time), ``template`` and ``variables``. The
-    answer has ``text``, or ``error`` with the reason.
+    The arguments are directories to import from. A request has ``seconds`` (CPU time), ``template`` and ``variables``.
+    An answer has ``text``, or ``error`` with the reason; and ``last`` if the process ends after it.
     """
-    request = json.load(sys.stdin)
-    sys.path += request["path"]
-    resource.setrlimit(resource.RLIMIT_CPU, (request["seconds"], request["seconds"]))
+    sys.path += sys.argv[1:]
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the terminal sends it to the caller, too
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
+    for line in sys.stdin.buffer:
+        answer = _answer(line)
+        del line
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss << 10
+        if peak > _KEPT:
+            answer["last"] = True
+        sys.stdout.write(json.dumps(answer) + "\n")
+        sys.stdout.flush()
+        if peak > _KEPT:
+            return
+
+
+def _answer(line: bytes) -> dict[str, Any]:
     try:
-        answer = {"text": render(request["template"], request["variables"])}
+        request = json.loads(line)
+        _limit(request["seconds"])
+        return {"text": render(request["template"], request["variables"])}
     except MemoryError:
-        answer = {"error": f"it takes more than {MEMORY >> 20} MiB of memory"}
+        return {"error": f"it takes more than {MEMORY >> 20} MiB of memory", "last": True}
     except Exception as error:  # a template may raise anything
-        answer = {"error": (str(error) or type(error).__name__)[:2000]}
-    json.dump(answer, sys.stdout)
+        return {"error": (str(error) or type(error).__name__)[:2000]}
+
+
+def _limit(seconds: int) -> None:
+    """Allow so many more seconds of CPU time; the system kills the process after them."""
+    used = resource.getrusage(resource.RUSAGE_SELF)
+    _, hard = resource.getrlimit(resource.RLIMIT_CPU)
+    resource.setrlimit(resource.RLIMIT_CPU, (math.ceil(used.ru_utime + used.ru_stime + seconds), hard))
 
 
 def render(template: str, variables: dict[str, Any]) -> str:
     """Return the rendered text, as transformers' ``apply_chat_template`` does."""
-    text: str = _environment().from_string(template).render(variables)
+    text: str = _compiled(template).render(variables)
     if len(text) > CHARACTERS:
         raise ValueError(f"it makes more than {CHARACTERS >> 20} Mi characters")
     return text
+
+
+@lru_cache(maxsize=4)
+def _compiled(template: str) -> Any:
+    """Return a compiled template. It keeps nothing of a render: each has a context and macros of its own."""
+    return _environment().from_string(template)
 
 
 def used_variables(template: str) -> set[str]:
