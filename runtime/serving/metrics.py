@@ -159,7 +159,7 @@ class ModelWatch:
 
     def started(self, work: Work, waited: float) -> None:
         """Count a prompt and its time in the queue."""
-        self._running[work] = _Running(time.monotonic(), len(work.requests))
+        self._running[work] = _Running.of(work)
         self._queue.observe(waited)
         self._prompt.observe(len(work.prompt))
         self._queries.inc(len(work.prompt))
@@ -188,7 +188,7 @@ class ModelWatch:
         self._ended[reason].inc()
         self._whole.observe(now - work.arrived)
         self._answer.observe(len(answer.tokens))
-        running = self._running[work]
+        running = self._running.setdefault(work, _Running.of(work))  # it may fail before it has started
         if answer.tokens:
             self._decode.observe(now - running.first)
         if (attached := self._metrics.attached.get(self._model)) is not None:
@@ -229,6 +229,10 @@ class _Running:
     first: float = 0.0
     prompt: Decisions | None = None
     counted: bool = False
+
+    @classmethod
+    def of(cls, work: Work) -> _Running:
+        return cls(time.monotonic(), len(work.requests))
 
 
 def _count_tokens(counts: DepthCounts, answer: Answer, decided: Sequence[Decisions], running: _Running) -> None:

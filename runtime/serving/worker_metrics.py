@@ -35,14 +35,14 @@ class Attached:
 
 # Name -> (text, value of a worker).
 _GAUGES: dict[str, tuple[str, Callable[[Worker], float]]] = {
-    "vllm:num_requests_waiting": ("Requests that wait for rows.", lambda worker: worker.scheduler.waiting),
+    "vllm:num_requests_waiting": ("Requests that wait for rows.", lambda worker: worker.waiting),
     "vllm:num_requests_running": ("Answers that hold rows.", lambda worker: worker.scheduler.running),
     "vllm:kv_cache_usage_perc": ("Share of the cache's tokens in use, 0 to 1.", lambda worker: worker.scheduler.used),
     "dynexport_rows": ("Most answers that run at a time.", lambda worker: worker.scheduler.rows),
     "dynexport_ready": ("1 if the worker takes requests, else 0.", lambda worker: not worker.problem),
     "dynexport_prefix_bytes": (
         "Memory of the entries of earlier prompts.",
-        lambda worker: 0 if worker.scheduler.prefixes is None else worker.scheduler.prefixes.bytes,
+        lambda worker: 0 if worker.scheduler.prefixes is None else worker.scheduler.prefixes.size,
     ),
 }
 

@@ -20,7 +20,8 @@ from house import ROOT
 from prometheus_client import Metric
 from prometheus_client.parser import text_string_to_metric_families
 from safetensors.numpy import load_file
-from test_scheduler import CHUNK, ROWS, Inbox, model_of, run, work
+from requests_of_tests import CHUNK, Inbox, model_of, run, work
+from test_scheduler import ROWS
 
 from dynexport.exporter.bundle.conversion import convert
 from dynexport.runtime import Bundle, DynexportError
@@ -192,14 +193,10 @@ def fail(*arguments: object, **options: object) -> None:
 
 def test_every_end_has_its_reason(monkeypatch: pytest.MonkeyPatch) -> None:
     model = model_of("dense")
-    metrics, worker = served(model, queue=6)
+    metrics, worker = served(model)
     scheduler, inboxes = worker.scheduler, [Inbox() for _ in range(7)]
     works = [work(model, [1, 2, 3], 9, inbox) for inbox in inboxes]
     for each in works[:6]:
-        worker.submit(each)
-    with pytest.raises(QueueFull):
-        worker.submit(works[6])
-    for each in works[:6]:  # the thread that takes them has not started
         scheduler.add(each)
     scheduler.step()
     assert scheduler.running == ROWS and scheduler.waiting == 3
@@ -212,8 +209,19 @@ def test_every_end_has_its_reason(monkeypatch: pytest.MonkeyPatch) -> None:
     scheduler.add(works[6])
     scheduler.end_all(Failure("closed", "the server stops"))
     found = Exposed(metrics)
-    assert found("dynexport_requests_refused_total") == 1
     failures = found.all("dynexport_request_failures_total")
     assert failures == {("cancelled",): 2, ("timeout",): 2, ("failed",): 2, ("closed",): 1}
     assert found.all("vllm:request_success_total") == {("stop",): 0, ("length",): 0, ("abort",): 2, ("error",): 2}
     assert found("vllm:num_requests_running") == found("vllm:num_requests_waiting") == 0
+
+
+def test_a_full_queue() -> None:
+    model = model_of("dense")
+    metrics, worker = served(model, queue=2)  # its thread does not take them, as it has not started
+    for _ in range(2):
+        worker.submit(work(model, [1, 2, 3], 9, Inbox()))
+    with pytest.raises(QueueFull):
+        worker.submit(work(model, [1, 2, 3], 9, Inbox()))
+    assert Exposed(metrics)("vllm:num_requests_waiting") == 2
+    assert Exposed(metrics)("dynexport_requests_refused_total") == 1
+    assert Exposed(metrics)("dynexport_ready") == 0
