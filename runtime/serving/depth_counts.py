@@ -23,6 +23,7 @@ PHASES: tuple[Phase, ...] = ("prompt", "decode")
 _LAYER_MARGINS = (-0.5, -0.2, -0.1, -0.05, -0.02, -0.01, 0.0, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5)
 _PATH_MARGINS = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0)
 _MOST_DEPTHS = 16  # buckets of a histogram of depths
+_HALF_LIFE = 10_000  # tokens after which a margin counts half as much in the drift
 _DEQUANTISED = "dequantised."
 
 
@@ -70,6 +71,7 @@ class DepthCounts:
         self._summed = np.zeros(len(PHASES), np.int64)
         self._runs = np.zeros(len(self.layers), np.int64)
         self._margins = np.zeros((len(self.routers), len(self.margin_bounds) + 1), np.int64)
+        self._latest = np.zeros(self._margins.shape)
         self._overflow = 0
 
     def add(self, phase: Phase, calls: Sequence[Decisions]) -> None:
@@ -78,10 +80,12 @@ class DepthCounts:
         depths = self._reader.layers_run(decisions)
         runs = decisions.ran[list(self.layers)].sum(axis=1)
         margins = self._binned(decisions)
+        faded = 0.5 ** (len(depths) / _HALF_LIFE)
         with self._lock:
             self._add_depths(phase, np.bincount(depths, minlength=1))
             self._runs += runs
             self._margins += margins
+            self._latest = self._latest * faded + margins
             self._overflow += int(decisions.overflow.sum())
 
     def add_unrouted(self, phase: Phase, tokens: int, layers: int) -> None:
@@ -103,6 +107,17 @@ class DepthCounts:
                 self._depths.copy(), self._summed.copy(), self._runs.copy(), self._margins.copy(), self._overflow
             )
 
+    def drift(self, expected: Snapshot) -> Array:
+        """Return the distance of the latest margins' distribution from that of other counts, float64 [routers].
+
+        It is the Kolmogorov-Smirnov distance at the histogram's bounds, from 0 to 1; NaN without margins. The latest
+        margins weigh most: after 10,000 further tokens a margin counts half as much.
+        """
+        with self._lock:
+            latest = self._latest.copy()
+        found, wanted = (_distribution(margins) for margins in (latest, expected.margins))
+        return np.asarray(np.abs(found - wanted).max(axis=1))
+
     def _add_depths(self, phase: Phase, tokens: Array) -> None:
         """Count tokens by their number of layers, int64 [layers + 1]."""
         place, depths = PHASES.index(phase), np.arange(len(tokens))
@@ -118,6 +133,12 @@ class DepthCounts:
         bins = np.searchsorted(self.margin_bounds, margins) + width * np.arange(len(margins))[:, None]
         counted = np.bincount(bins[np.isfinite(margins)], minlength=width * len(margins))
         return np.asarray(counted.reshape(len(margins), width))
+
+
+def _distribution(margins: Array) -> Array:
+    """Return the cumulative distribution of each router's margins; NaN for one without any."""
+    totals = margins.sum(axis=1, keepdims=True, dtype=np.float64)
+    return np.asarray(np.cumsum(margins, axis=1) / np.where(totals, totals, np.nan))
 
 
 def golden_counts(bundle: Bundle) -> DepthCounts | None:

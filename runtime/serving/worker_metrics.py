@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from dynexport.runtime.bundle.errors import require_module
-from dynexport.runtime.serving.depth_counts import PHASES, DepthCounts
+from dynexport.runtime.serving.depth_counts import PHASES, DepthCounts, Snapshot
 from dynexport.runtime.serving.worker import Worker
 
 if TYPE_CHECKING:
@@ -63,9 +63,9 @@ def families(attached: Mapping[str, Attached]) -> Iterator[Metric]:
             gauge.add_metric([model], float(value(each.worker)))
         yield gauge
     served = {model: each.counts for model, each in attached.items()}
-    golden = {model: each.golden for model, each in attached.items() if each.golden is not None}
+    golden = {model: each.golden.read() for model, each in attached.items() if each.golden is not None}
     yield from _of_tokens(core, served)
-    yield from _of_golden(core, golden)
+    yield from _of_golden(core, served, golden)
 
 
 def _of_tokens(core: Any, served: Mapping[str, DepthCounts]) -> Iterator[Metric]:
@@ -96,20 +96,27 @@ def _of_tokens(core: Any, served: Mapping[str, DepthCounts]) -> Iterator[Metric]
     yield from (depths, runs, tokens, overflow, margins)
 
 
-def _of_golden(core: Any, golden: Mapping[str, DepthCounts]) -> Iterator[Metric]:
-    """Yield what was counted of golden vectors."""
+def _of_golden(core: Any, served: Mapping[str, DepthCounts], golden: Mapping[str, Snapshot]) -> Iterator[Metric]:
+    """Yield what was counted of golden vectors, and how far the served tokens are from it."""
     shares = core.GaugeMetricFamily(
         "dynexport_golden_layer_run_ratio",
         "Share of the golden vectors' tokens that ran in a layer.",
         labels=["model_name", "layer"],
     )
     margins = _margins(core, "dynexport_golden_router_margin", "Margins of decisions in the golden vectors.")
-    for model, counts in golden.items():
-        found = counts.read()
+    drift = core.GaugeMetricFamily(
+        "dynexport_router_drift",
+        "Distance of the latest margins' distribution from the golden vectors', 0 to 1.",
+        labels=["model_name", "router"],
+    )
+    for model, found in golden.items():
+        counts = served[model]
+        for router, distance in zip(counts.routers, counts.drift(found), strict=True):
+            drift.add_metric([model, str(router)], float(distance))
         for layer, count in zip(counts.layers, found.runs, strict=True):
             shares.add_metric([model, str(layer)], float(count) / float(found.depths.sum()))
         _add_margins(margins, model, counts, found.margins)
-    yield from (shares, margins)
+    yield from (shares, margins, drift)
 
 
 def _margins(core: Any, name: str, text: str) -> HistogramMetricFamily:

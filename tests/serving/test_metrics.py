@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from bundles import CONFORMANCE
+from bundles import CONFORMANCE, change_tensors, checkpoint, replace_file
 from forms import HOPS
 from house import ROOT
 from prometheus_client import Metric
@@ -26,8 +26,9 @@ from test_scheduler import ROWS
 from dynexport.exporter.bundle.conversion import convert
 from dynexport.runtime import Bundle, DynexportError
 from dynexport.runtime.bundle.manifest import GOLDEN
-from dynexport.runtime.execution.decisions import Decisions
+from dynexport.runtime.execution.decisions import DecisionReader, Decisions
 from dynexport.runtime.generation.model import Model
+from dynexport.runtime.serving.depth_counts import DepthCounts
 from dynexport.runtime.serving.metrics import Metrics, ModelWatch
 from dynexport.runtime.serving.settings import Settings
 from dynexport.runtime.serving.watch import Unwatched, Watch
@@ -155,7 +156,7 @@ def golden_model(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Mo
 
 
 def drift(found: Exposed, router: str) -> float:
-    """The Kolmogorov-Smirnov distance between a router's margins and those of the golden vectors."""
+    """The distance between a router's margins and those of the golden vectors, from the two histograms."""
     golden, margins = (found.all(f"dynexport_{kind}router_margin_bucket", router=router) for kind in ("golden_", ""))
     assert golden.keys() == margins.keys()
     return max(abs(golden[at] / golden[("+Inf",)] - margins[at] / margins[("+Inf",)]) for at in golden)
@@ -177,7 +178,46 @@ def test_the_golden_vectors_are_the_yardstick_of_drift(case: str, golden_model: 
     assert [drift(same, router) for router in routers] == [pytest.approx(0, abs=0.03)] * len(routers)
     worker.scheduler.add(work(model, tokens[:1] * 60, 1, Inbox()))
     run(worker.scheduler)
-    assert max(drift(Exposed(metrics), router) for router in routers) > 0.1
+    other = Exposed(metrics)
+    assert max(drift(other, router) for router in routers) > 0.1
+    drifts = other.all("dynexport_router_drift")
+    assert drifts == {(router,): pytest.approx(drift(other, router), abs=0.01) for router in routers}
+
+
+def test_a_router_that_drifted_is_seen(golden_model: Callable[[str], Model], tmp_path: Path) -> None:
+    """The second of two routers got another bias; the golden vectors are from before."""
+    bundle = golden_model("mod-router").bundle
+    model_path = checkpoint(tmp_path / "model", "mod-router")
+    change_tensors(model_path, lambda tensors: tensors["model.layers.3.mod_router.bias"].__iadd__(3))
+    convert(model_path, tmp_path / "bundle", max_length=80, golden=False)
+    golden = bundle.file(GOLDEN)
+    assert golden is not None
+    replace_file(tmp_path / "bundle", GOLDEN, golden.read_bytes())
+    model = Model(Bundle.open(tmp_path / "bundle"), threads=1)
+    metrics, worker = served(model)
+    assert all(np.isnan(list(Exposed(metrics).all("dynexport_router_drift").values()))), "nothing has been served"
+    worker.scheduler.add(work(model, golden_tokens(bundle), 1, Inbox()))
+    run(worker.scheduler)
+    drifts = Exposed(metrics).all("dynexport_router_drift")
+    assert drifts["1",] == pytest.approx(0, abs=0.03) and drifts["3",] > 0.3, drifts
+
+
+def test_old_margins_fade_from_the_drift() -> None:
+    manifest = model_of("mod").bundle.manifest
+    reader, active = DecisionReader(manifest), np.ones(manifest.model.layers, bool)
+
+    def counted(*tokens_of_margins: tuple[int, float]) -> DepthCounts:
+        counts = DepthCounts(manifest)
+        for tokens, margin in tokens_of_margins:
+            margins = np.full((2, tokens), margin, np.float32)
+            counts.add("prompt", [reader.of_row(np.ones((2, tokens)), margins, margins, np.zeros(2), active)])
+        return counts
+
+    wide, near = (counted((1, margin)).read() for margin in (5.0, 0.001))
+    counts = counted((20_000, 5.0), (10_000, 0.001))
+    faded = 20_000 / 2
+    assert counts.drift(wide).tolist() == [pytest.approx(10_000 / (10_000 + faded))] * 2
+    assert counts.drift(near).tolist() == [pytest.approx(faded / (10_000 + faded))] * 2
 
 
 def golden_tokens(bundle: Bundle) -> list[int]:
