@@ -18,6 +18,7 @@ from dynexport.runtime.generation.model import Model
 from dynexport.runtime.serving.http.server import bind, require_packages
 from dynexport.runtime.serving.http.server import serve as serve_http
 from dynexport.runtime.serving.http.settings import HttpSettings
+from dynexport.runtime.serving.metrics import Metrics
 from dynexport.runtime.serving.settings import CHUNK, Settings
 from dynexport.runtime.serving.worker import Worker
 
@@ -105,18 +106,21 @@ def serve(
     keys = _keys(api_key_file)
     if host not in ("127.0.0.1", "localhost", "::1") and not keys:
         out.warn(f"--host {host}: every machine that reaches it can use the models; set --api-key-file")
-    bound = bind(host, port)
-    workers = {
-        name: Worker(
-            Model(Bundle.open(path, trust_engines=trust_engines), threads, backend=backend),
-            settings,
-            on_failure=out.warn,
-        )
-        for name, path in _named(bundles, names).items()
-    }
+    bound, metrics = bind(host, port), Metrics()
+    workers = {}
+    for name, path in _named(bundles, names).items():
+        model = Model(Bundle.open(path, trust_engines=trust_engines), threads, backend=backend)
+        workers[name] = Worker(model, settings, metrics.watch(name), on_failure=out.warn)
+        metrics.attach(name, workers[name])
     http = HttpSettings(max_body, request_seconds=timeout, drain_seconds=drain_seconds, keys=keys)
     address = f"http://{f'[{host}]' if ':' in host else host}:{bound.getsockname()[1]}"
-    serve_http(workers, http, bound, on_start=lambda: out.say(f"serving {', '.join(workers)} at {address}"))
+    serve_http(
+        workers,
+        http,
+        bound,
+        expose=metrics.expose,
+        on_start=lambda: out.say(f"serving {', '.join(workers)} at {address}"),
+    )
 
 
 def _named(bundles: Sequence[Path], names: Sequence[str]) -> dict[str, Path]:

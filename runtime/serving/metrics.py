@@ -40,7 +40,7 @@ _LATENCIES = {
     "request_generation_tokens": ("Tokens of an answer.", _TOKENS),
 }
 _COUNTERS = {
-    "vllm:prompt_tokens": "Tokens of prompts that have run; reused ones are not counted.",
+    "vllm:prompt_tokens": "Tokens of prompts that have run or were reused.",
     "vllm:generation_tokens": "Generated tokens.",
     "vllm:prefix_cache_queries": "Tokens of prompts that have started.",
     "vllm:prefix_cache_hits": "Tokens of these prompts whose entries came from earlier requests.",
@@ -164,6 +164,7 @@ class ModelWatch:
         self._prompt.observe(len(work.prompt))
         self._queries.inc(len(work.prompt))
         self._hits.inc(work.reused)
+        self._prompt_tokens.inc(work.reused)
 
     def ran(self, prompt_tokens: int, rows: int, seconds: float) -> None:
         """Count the engine's time and a prompt's tokens."""

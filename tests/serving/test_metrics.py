@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 from bundles import CONFORMANCE, change_tensors, checkpoint, replace_file
-from forms import HOPS
+from forms import FORMS, HOPS
 from house import ROOT
 from prometheus_client import Metric
 from prometheus_client.parser import text_string_to_metric_families
@@ -93,54 +93,6 @@ def layers_of(inbox: Inbox) -> dict[int, list[int]]:
     return found
 
 
-@pytest.mark.parametrize("form", ["dense", "skip", "mod", "radial-step"])
-def test_what_is_exposed_is_what_was_served(form: str) -> None:
-    model = model_of(form)
-    recorder = Recorder()
-    metrics, worker = served(model, recorder, prefix_bytes=1 << 20)
-    scheduler = worker.scheduler
-    rng = np.random.default_rng(3)
-    begin = rng.integers(0, model.bundle.manifest.model.vocab_size, 9).tolist()
-    inboxes, prompts, reused = [Inbox() for _ in range(6)], [], []
-    for index, inbox in enumerate(inboxes):
-        prompts.append([*begin, *range(1, index + 2)])
-        reused.append(work(model, prompts[-1], 3 + index, inbox, n=1 + index % 2))
-        scheduler.add(reused[-1])
-        scheduler.step()
-    assert Exposed(metrics)("vllm:num_requests_running") == scheduler.running > 0
-    assert Exposed(metrics)("vllm:num_requests_waiting") == scheduler.waiting > 0
-    assert 0 < Exposed(metrics)("vllm:kv_cache_usage_perc") == scheduler.used < 1
-    run(scheduler)
-
-    found, answers = Exposed(metrics), sum(len(inbox.tokens) for inbox in inboxes)
-    tokens = sum(len(ids) for inbox in inboxes for ids in inbox.tokens.values())
-    hits = sum(each.reused for each in reused)
-    assert found("vllm:generation_tokens_total") == found("vllm:request_generation_tokens_sum") == tokens
-    assert found("vllm:time_to_first_token_seconds_count") == answers == 9
-    assert found("vllm:inter_token_latency_seconds_count") == tokens - answers
-    assert found("vllm:prefix_cache_hits_total") == hits and (hits > 0) == (scheduler.prefixes is not None)
-    assert found("vllm:prefix_cache_queries_total") == sum(map(len, prompts)) == found("vllm:request_prompt_tokens_sum")
-    assert found("vllm:prompt_tokens_total") == sum(map(len, prompts)) - hits
-    assert sum(found.all("vllm:request_success_total").values()) == answers
-    assert found("vllm:request_queue_time_seconds_count") == len(prompts)
-    engine = found("dynexport_engine_seconds_total", phase="prompt") + found(
-        "dynexport_engine_seconds_total", phase="decode"
-    )
-    assert 0 < engine < found("dynexport_scheduler_seconds_total")
-
-    assert found("dynexport_token_layers_count", phase="prompt") == found("vllm:prompt_tokens_total")
-    assert found("dynexport_token_layers_count", phase="decode") == tokens - answers
-    if form == "radial-step":  # a layer counts at every visit
-        layers = model.bundle.manifest.model.layers
-        visits = sum(((0 <= path) & (path < layers)).sum() for path in recorder.decoded)
-        assert found("dynexport_token_layers_sum", phase="decode") == visits
-    else:
-        layers_run = sum(sum(layers[1:]) for inbox in inboxes for layers in layers_of(inbox).values())
-        assert found("dynexport_token_layers_sum", phase="decode") == layers_run
-    routed = found("dynexport_routed_tokens_total") if model.executor.reader.rows else 0
-    assert routed == (found("vllm:prompt_tokens_total") + tokens - answers if model.executor.reader.rows else 0)
-
-
 @pytest.fixture(scope="module")
 def golden_model(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Model]:
     """Models whose bundles have golden vectors."""
@@ -149,10 +101,62 @@ def golden_model(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Mo
     @cache
     def make(case: str) -> Model:
         path = tmp_path_factory.mktemp("golden") / case
-        convert(CONFORMANCE / case, path, max_length=80, fields=HOPS if case.startswith("radial") else {})
+        convert(CONFORMANCE / case, path, max_length=64, fields=HOPS if case.startswith("radial") else {})
         return Model(Bundle.open(path), threads=1)
 
     return make
+
+
+@pytest.mark.parametrize("form", ["dense", "skip", "mod", "radial-step", "mod-topk", "early-exit-prompt-exit"])
+def test_what_is_exposed_is_what_was_served(form: str, golden_model: Callable[[str], Model]) -> None:
+    model = model_of(form) if form in FORMS else golden_model(form)
+    recorder = Recorder()
+    metrics, worker = served(model, recorder, prefix_bytes=1 << 20)
+    scheduler = worker.scheduler
+    rng = np.random.default_rng(3)
+    begin = rng.integers(0, model.bundle.manifest.model.vocab_size, 9).tolist()
+    depths = [None, *(depth.name for depth in model.bundle.manifest.depths)]
+    inboxes, works = [Inbox() for _ in range(6)], []
+    for index, inbox in enumerate(inboxes):
+        prompt, depth = [*begin, *range(1, index + 2)], depths[index % len(depths)]
+        works.append(work(model, prompt, 3 + index, inbox, n=1 + index % 2, depth=depth))
+        scheduler.add(works[-1])
+        scheduler.step()
+    assert Exposed(metrics)("vllm:num_requests_running") == scheduler.running > 0
+    assert Exposed(metrics)("vllm:num_requests_waiting") == scheduler.waiting > 0
+    assert 0 < Exposed(metrics)("vllm:kv_cache_usage_perc") == scheduler.used < 1
+    run(scheduler)
+
+    found, answers = Exposed(metrics), sum(len(inbox.tokens) for inbox in inboxes)
+    tokens = sum(len(ids) for inbox in inboxes for ids in inbox.tokens.values())
+    hits, prompted = sum(each.reused for each in works), sum(len(each.prompt) for each in works)
+    limits = model.executor.limits
+    alone = limits.whole_prompts or limits.compete  # each answer runs its prompt
+    ran = sum(len(each.prompt) * (len(each.requests) if alone else 1) for each in works) - hits
+    assert found("vllm:generation_tokens_total") == found("vllm:request_generation_tokens_sum") == tokens
+    assert found("vllm:time_to_first_token_seconds_count") == answers == 9
+    assert found("vllm:inter_token_latency_seconds_count") == tokens - answers
+    assert found("vllm:prefix_cache_hits_total") == hits and (hits > 0) == (scheduler.prefixes is not None)
+    assert found("vllm:prefix_cache_queries_total") == found("vllm:request_prompt_tokens_sum") == prompted
+    assert found("vllm:prompt_tokens_total") == ran + hits
+    assert sum(found.all("vllm:request_success_total").values()) == answers
+    assert found("vllm:request_queue_time_seconds_count") == len(works)
+    engine = found("dynexport_engine_seconds_total", phase="prompt") + found(
+        "dynexport_engine_seconds_total", phase="decode"
+    )
+    assert 0 < engine < found("dynexport_scheduler_seconds_total")
+
+    assert found("dynexport_token_layers_count", phase="prompt") == ran
+    assert found("dynexport_token_layers_count", phase="decode") == tokens - answers
+    if form == "radial-step":  # a layer counts at every visit
+        layers = model.bundle.manifest.model.layers
+        visits = sum(((0 <= path) & (path < layers)).sum() for path in recorder.decoded)
+        assert found("dynexport_token_layers_sum", phase="decode") == visits
+    else:
+        layers_run = sum(sum(layers[1:]) for inbox in inboxes for layers in layers_of(inbox).values())
+        assert found("dynexport_token_layers_sum", phase="decode") == layers_run
+    routed = found.all("dynexport_routed_tokens_total")
+    assert routed == ({(): ran + tokens - answers} if model.executor.reader.rows else {})
 
 
 def drift(found: Exposed, router: str) -> float:
@@ -189,7 +193,7 @@ def test_a_router_that_drifted_is_seen(golden_model: Callable[[str], Model], tmp
     bundle = golden_model("mod-router").bundle
     model_path = checkpoint(tmp_path / "model", "mod-router")
     change_tensors(model_path, lambda tensors: tensors["model.layers.3.mod_router.bias"].__iadd__(3))
-    convert(model_path, tmp_path / "bundle", max_length=80, golden=False)
+    convert(model_path, tmp_path / "bundle", max_length=64, golden=False)
     golden = bundle.file(GOLDEN)
     assert golden is not None
     replace_file(tmp_path / "bundle", GOLDEN, golden.read_bytes())
