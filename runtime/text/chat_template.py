@@ -8,7 +8,6 @@ from typing import Any
 
 from dynexport.runtime.bundle.checks import checked_kind, checked_list
 from dynexport.runtime.bundle.errors import DynexportError, told_as
-from dynexport.runtime.bundle.limited_process import run_limited
 from dynexport.runtime.bundle.text_files import TEMPLATE_FILE
 from dynexport.runtime.text import template_process
 from dynexport.runtime.text.render_process import RenderError, RenderProcess

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import json
-import re
-import sys
 import time
 from collections.abc import Callable, Sequence
 from functools import cache
@@ -19,8 +16,8 @@ from forms import FORMS, HOPS
 from house import ROOT
 from prometheus_client import Metric
 from prometheus_client.parser import text_string_to_metric_families
-from safetensors.numpy import load_file
 from requests_of_tests import CHUNK, Inbox, model_of, run, work
+from safetensors.numpy import load_file
 from test_scheduler import ROWS
 
 from dynexport.exporter.bundle.conversion import convert
@@ -29,7 +26,7 @@ from dynexport.runtime.bundle.manifest import GOLDEN
 from dynexport.runtime.execution.decisions import DecisionReader, Decisions
 from dynexport.runtime.generation.model import Model
 from dynexport.runtime.serving.depth_counts import DepthCounts
-from dynexport.runtime.serving.metrics import Metrics, ModelWatch
+from dynexport.runtime.serving.metrics import Metrics
 from dynexport.runtime.serving.settings import Settings
 from dynexport.runtime.serving.watch import Unwatched, Watch
 from dynexport.runtime.serving.watches import Watches
@@ -150,7 +147,7 @@ def test_what_is_exposed_is_what_was_served(form: str, golden_model: Callable[[s
     assert found("dynexport_token_layers_count", phase="decode") == tokens - answers
     if form == "radial-step":  # a layer counts at every visit
         layers = model.bundle.manifest.model.layers
-        visits = sum(((0 <= path) & (path < layers)).sum() for path in recorder.decoded)
+        visits = sum(((path >= 0) & (path < layers)).sum() for path in recorder.decoded)
         assert found("dynexport_token_layers_sum", phase="decode") == visits
     else:
         layers_run = sum(sum(layers[1:]) for inbox in inboxes for layers in layers_of(inbox).values())

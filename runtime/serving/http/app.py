@@ -182,7 +182,7 @@ def _add_health(app: FastAPI, directory: Directory, expose: Callable[[], tuple[b
 
         @app.get("/metrics")
         async def metrics() -> Response:
-            content, kind = expose()
+            content, kind = await to_thread.run_sync(expose)
             return Response(content, media_type=kind)
 
 
