@@ -18,6 +18,28 @@ if TYPE_CHECKING:
     from dynexport.runtime.bundle.manifest import Manifest
 
 
+def otlp_provider() -> TracerProvider:
+    """Return a provider that sends spans by OTLP over HTTP, where the variables of OpenTelemetry (OTEL_..) say.
+
+    It sends in a thread of its own, and the rest when the process ends.
+
+    Raises:
+        DynexportError: without the packages of the extra ``otel``.
+    """
+    sdk, export, otlp = (
+        _module(name)
+        for name in (
+            "opentelemetry.sdk.trace",
+            "opentelemetry.sdk.trace.export",
+            "opentelemetry.exporter.otlp.proto.http.trace_exporter",
+        )
+    )
+    provider = sdk.TracerProvider()
+    provider.add_span_processor(export.BatchSpanProcessor(otlp.OTLPSpanExporter()))
+    made: TracerProvider = provider
+    return made
+
+
 class Spans(Unwatched):
     """Makes a span of each request, from its submission to the end of its last answer.
 
@@ -34,29 +56,28 @@ class Spans(Unwatched):
     """
 
     def __init__(self, model_name: str, manifest: Manifest, provider: TracerProvider | None = None) -> None:
-        self._api: Any = require_module("opentelemetry.trace", "otel", "report spans")
+        self._api = _module("opentelemetry.trace")
         self._tracer = self._api.get_tracer("dynexport", tracer_provider=provider)
         self._model, self._reader = model_name, DecisionReader(manifest)
         self._open: dict[Work, _Request] = {}
 
     def started(self, work: Work, waited: float) -> None:
         """Begin a span at the time of the submission."""
-        span = self._span(work)
+        span = self._request(work).span
         span.set_attribute("gen_ai.latency.time_in_queue", waited)
         span.set_attribute("dynexport.reused_tokens", work.reused)
         span.add_event("started")
-        self._open[work] = _Request(span, len(work.requests))
 
     def answered(self, answer: Answer, gap: float, *, first: bool) -> None:
         """Mark the first token of the first answer."""
-        if first and not (request := self._open[answer.work]).answered:
+        if first and not (request := self._request(answer.work)).answered:
             request.answered = True
             request.span.set_attribute("gen_ai.latency.time_to_first_token", gap)
             request.span.add_event("first token")
 
     def ended(self, answer: Answer, reason: Reason | str, decided: Sequence[Decisions], overflow: int) -> None:
         """Add an answer to its request's span, and end the span after the last one."""
-        request = self._open[answer.work]
+        request = self._request(answer.work)
         request.answers -= 1
         request.reasons.append(reason)
         request.tokens += len(answer.tokens)
@@ -75,6 +96,12 @@ class Spans(Unwatched):
     def dropped(self, work: Work, reason: Reason) -> None:
         """Make the span of a request that ended in the queue."""
         self._end(self._span(work), reason)
+
+    def _request(self, work: Work) -> _Request:
+        """Return a request's open span; one that fails before it has started gets its span then."""
+        if work not in self._open:
+            self._open[work] = _Request(self._span(work), len(work.requests))
+        return self._open[work]
 
     def _span(self, work: Work) -> Span:
         waited = time.monotonic() - work.arrived
@@ -106,6 +133,10 @@ class Spans(Unwatched):
         return int(self._reader.layers_run(self._reader.joined(decided[len(decided) - decoded :])).sum())
 
 
+def _module(name: str) -> Any:
+    return require_module(name, "otel", "report spans")
+
+
 @dataclass
 class _Request:
     """An open span and what is known of its answers.
@@ -129,4 +160,4 @@ class _Request:
     layers: int = 0
 
 
-__all__ = ["Spans"]
+__all__ = ["Spans", "otlp_provider"]
