@@ -7,7 +7,7 @@ import time
 from typing import Any
 
 import pytest
-from requests_of_tests import CHUNK, Inbox, model_of, run, work
+from requests_of_tests import CHUNK, Inbox, model_of, work
 
 from dynexport.runtime.bundle.errors import DynexportError
 from dynexport.runtime.serving.scheduler import Scheduler
