@@ -43,7 +43,7 @@ _COUNTERS = {
     "vllm:prompt_tokens": "Tokens of prompts that have run or were reused.",
     "vllm:generation_tokens": "Generated tokens.",
     "vllm:prefix_cache_queries": "Tokens of prompts that have started.",
-    "vllm:prefix_cache_hits": "Tokens of these prompts whose entries came from earlier requests.",
+    "vllm:prefix_cache_hits": "Tokens of prompts whose entries came from earlier requests.",
     "dynexport_requests_refused": "Requests that found the queue full.",
     "dynexport_scheduler_seconds": "Time of the scheduler's steps, the engine's included.",
 }

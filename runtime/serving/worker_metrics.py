@@ -112,7 +112,8 @@ def _of_golden(core: Any, served: Mapping[str, DepthCounts], golden: Mapping[str
     for model, found in golden.items():
         counts = served[model]
         for router, distance in zip(counts.routers, counts.drift(found), strict=True):
-            drift.add_metric([model, str(router)], float(distance))
+            if not np.isnan(distance):  # there are margins
+                drift.add_metric([model, str(router)], float(distance))
         for layer, count in zip(counts.layers, found.runs, strict=True):
             shares.add_metric([model, str(layer)], float(count) / float(found.depths.sum()))
         _add_margins(margins, model, counts, found.margins)
