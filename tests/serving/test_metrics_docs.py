@@ -33,8 +33,9 @@ def table(exposed: Exposed) -> Iterator[str]:
         if family.name.endswith("_created"):
             continue
         name = f"{family.name}_total" if family.type == "counter" else family.name
-        labels = {label for sample in family.samples for label in sample.labels} - {"model_name", "le"}
-        yield f"| `{name}` | {family.type} | {', '.join(f'`{label}`' for label in sorted(labels))} | {family.documentation} |"
+        names = {label for sample in family.samples for label in sample.labels} - {"model_name", "le"}
+        labels = ", ".join(f"`{label}`" for label in sorted(names))
+        yield f"| `{name}` | {family.type} | {labels} | {family.documentation} |"
 
 
 def test_the_docs_list_every_metric(exposed: Exposed) -> None:
