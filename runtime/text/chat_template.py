@@ -20,9 +20,10 @@ _OUR_VARIABLES = ("messages", "add_generation_prompt")
 
 
 class ChatTemplate:
-    """The chat templates of a model, rendered in a sandbox, in a process with limited time and memory.
+    """The chat templates of a model, rendered in a sandbox, in processes with limited time and memory.
 
-    The process starts at the first use and ends with this object. Several threads may share it; they take turns.
+    One process starts at the first use, compiles them, and ends with this object; a fork of it renders each text.
+    Several threads may share it.
 
     Args:
         templates: template text by name; "tool_use" is used when tools are given and it exists, else "default".
@@ -38,7 +39,7 @@ class ChatTemplate:
                     f"{TEMPLATE_FILE}: template {name:.80}: expected at most {_LARGEST_TEMPLATE} characters, found "
                     f"{len(template)}"
                 )
-        self._templates, self._process = dict(templates), RenderProcess()
+        self._templates, self._process = dict(templates), RenderProcess(templates, SECONDS)
 
     def render(
         self,
@@ -82,21 +83,22 @@ class ChatTemplate:
 
     def _rendered(self, template: str, values: dict[str, Any]) -> str:
         try:
-            return self._process.render(template, values, SECONDS)
+            return self._process.render(template, values)
         except RenderError as error:
             raise DynexportError(f"{TEMPLATE_FILE}: the chat template failed: {error!s:.500}") from error
         except OSError as error:
             raise DynexportError(f"{TEMPLATE_FILE}: the chat template's process failed: {error}") from error
 
     def _chosen(self, with_tools: bool) -> str:
+        """Return the name of the template to use."""
         if with_tools and "tool_use" in self._templates:
-            return self._templates["tool_use"]
+            return "tool_use"
         if "default" not in self._templates:
             raise DynexportError(
                 f"{TEMPLATE_FILE}: expected a template named default, found {sorted(self._templates)!s:.200}; put the "
                 "one to use into the checkpoint's chat_template.jinja, and convert again"
             )
-        return self._templates["default"]
+        return "default"
 
 
 def named_templates(value: Any, where: str) -> dict[str, str]:

@@ -1,4 +1,4 @@
-"""The child process that renders chat templates: started at first use, limited, replaced after a failure."""
+"""The process that renders chat templates: started at the first render, limited, replaced after its end."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ import subprocess
 import sys
 import threading
 import weakref
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from importlib.util import find_spec
-from pathlib import Path
 from typing import Any
 
+from dynexport.runtime.bundle.limited_process import import_paths
 from dynexport.runtime.text import template_process
 
-_WAIT = 10  # how many times the CPU time a render may take altogether
-_PIECE = 1 << 16
+_AT_A_TIME = 4  # renders; others wait
+_PIECE = 1 << 16  # bytes
+_LONGEST = 12 * template_process.CHARACTERS + _PIECE  # bytes of an answer, whose characters are escaped
 
 
 class RenderError(Exception):
@@ -27,121 +27,121 @@ class RenderError(Exception):
 
 
 class RenderProcess:
-    """Renders templates one at a time in a child process (``template_process``), which several threads may share.
+    """Renders templates in another process (``template_process``), each time in a fork of it; threads may share it.
 
-    The child ends with this object, with the process, and when a template fails in a way that may leave it damaged;
-    the next render starts another.
+    It ends with this object, or with this process.
+
+    Args:
+        templates: template text by name.
+        seconds: limit of CPU time of a render.
     """
 
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._child: _Child | None = None
+    def __init__(self, templates: Mapping[str, str], seconds: int) -> None:
+        self._templates, self._seconds = dict(templates), seconds
+        self._starting, self._renders = threading.Lock(), threading.BoundedSemaphore(_AT_A_TIME)
+        self._process: _Process | None = None
+        self._end: Callable[[], object] = lambda: None
 
-    def render(self, template: str, variables: Mapping[str, Any], seconds: int) -> str:
+    def render(self, template: str, variables: Mapping[str, Any]) -> str:
         """Return the rendered text.
 
         Args:
-            template: the template's text.
+            template: the template's name.
             variables: its variables, as JSON values.
-            seconds: limit of CPU time.
 
         Raises:
             RenderError: when the template fails, or exceeds its time or memory.
-            OSError: when the child cannot be started or does not answer; TimeoutError after ten times the CPU time.
+            OSError: when the process cannot be started, or does not answer.
         """
-        request = json.dumps({"seconds": seconds, "template": template, "variables": variables}).encode() + b"\n"
-        with self._lock:
-            child = self._started()
-            kept = False
-            try:
-                answer = child.ask(request, _WAIT * seconds)
-                kept = answer is not None and not answer.get("last")
-            finally:  # an interrupted request would leave its answer to the next one
-                if not kept:
-                    self._end()
-        if answer is None:
-            # Killed at a limit, mostly before it could report it.
-            raise RenderError(f"it takes more than {seconds} s, or too much memory")
+        request = json.dumps({"template": template, "variables": variables}).encode()
+        with self._renders:
+            answer = self._started().ask(request, (template_process.WAIT + 1) * self._seconds)
         if "error" in answer:
             raise RenderError(str(answer["error"]))
+        if "text" not in answer:
+            # Killed at a limit, mostly before it could report it.
+            raise RenderError(f"it takes more than {self._seconds} s, or too much memory")
         return str(answer["text"])
 
-    def _started(self) -> _Child:
-        """Return the running child, or a new one after a fork, a failure or a kill."""
-        if self._child is not None and not self._child.alive:
-            self._end()
-        if self._child is None:
-            self._child = _Child.start()
-            self._stop = weakref.finalize(self, self._child.end)
-        return self._child
-
-    def _end(self) -> None:
-        self._child = None
-        self._stop()
+    def _started(self) -> _Process:
+        """Return the running process; a new one if it has ended, or in a fork of the process that started it."""
+        with self._starting:
+            if self._process is None or not self._process.alive:
+                self._end()
+                self._process = _Process.start(self._templates, self._seconds)
+                self._end = weakref.finalize(self, self._process.end)
+            return self._process
 
 
 @dataclass(frozen=True)
-class _Child:
-    """A started child.
+class _Process:
+    """A started process.
 
     Attributes:
-        process: the child.
-        socket: its standard input and output.
+        process: the process.
+        control: takes a socket for each request.
         owner: id of the process that started it; a fork of that must leave it alone.
     """
 
     process: subprocess.Popen[bytes]
-    socket: socket.socket
+    control: socket.socket
     owner: int
 
     @classmethod
-    def start(cls) -> _Child:
+    def start(cls, templates: Mapping[str, str], seconds: int) -> _Process:
+        path = import_paths(("jinja2", "markupsafe"))
+        setup = json.dumps({"path": path, "seconds": seconds, "templates": templates}).encode()
         ours, its = socket.socketpair()
         with its:
-            try:
-                process = subprocess.Popen(
-                    [sys.executable, "-I", "-S", template_process.__file__, *_packages()],
-                    stdin=its,
-                    stdout=its,
-                    stderr=subprocess.DEVNULL,
-                )
-            except BaseException:
-                ours.close()
-                raise
-        return cls(process, ours, os.getpid())
+            process = subprocess.Popen(
+                [sys.executable, "-I", "-S", template_process.__file__, str(its.fileno())],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,
+                pass_fds=[its.fileno()],
+            )
+        started = cls(process, ours, os.getpid())
+        assert process.stdin is not None
+        with contextlib.suppress(BrokenPipeError), process.stdin as stdin:  # it has ended: requests will say so
+            stdin.write(setup)
+        return started
 
     @property
     def alive(self) -> bool:
         return self.owner == os.getpid() and self.process.poll() is None
 
-    def ask(self, request: bytes, seconds: float) -> dict[str, Any] | None:
-        """Send a request and return the answer, or None if the child ended without one."""
-        self.socket.settimeout(seconds)
-        pieces = []
-        with contextlib.suppress(ConnectionError):
-            self.socket.sendall(request)
-            while piece := self.socket.recv(_PIECE):
-                pieces.append(piece)
-                if piece.endswith(b"\n"):
-                    break
+    def ask(self, request: bytes, seconds: float) -> dict[str, Any]:
+        """Send a request and return the answer, which is empty if the process ended without one.
+
+        Raises:
+            OSError: after ``seconds`` without progress, or for an answer that is too long.
+        """
+        ours, its = socket.socketpair()
+        with ours:
+            with its:
+                socket.send_fds(self.control, [b"r"], [its.fileno()])
+            ours.settimeout(seconds)
+            with contextlib.suppress(ConnectionError):  # it ended before it read everything
+                ours.sendall(request)
+                ours.shutdown(socket.SHUT_WR)
+            answer = bytearray()
+            with contextlib.suppress(ConnectionError):
+                while piece := ours.recv(_PIECE):
+                    answer += piece
+                    if len(answer) > _LONGEST:
+                        raise OSError("its answer is too long")
         try:
-            answer: dict[str, Any] = json.loads(b"".join(pieces))
+            found = json.loads(answer)
         except ValueError:
-            return None
-        return answer
+            return {}
+        return found if isinstance(found, dict) else {}
 
     def end(self) -> None:
-        """Kill the child and wait for its end."""
-        self.socket.close()
+        """End the process and wait for it."""
+        self.control.close()
         if self.owner == os.getpid():
             self.process.kill()
             self.process.wait()
-
-
-def _packages() -> list[str]:
-    """Return the directories that the child imports Jinja from."""
-    found = [spec.origin for name in ("jinja2", "markupsafe") if (spec := find_spec(name)) and spec.origin]
-    return sorted({str(Path(origin).parent.parent) for origin in found})
 
 
 __all__ = ["RenderError", "RenderProcess"]

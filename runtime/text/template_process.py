@@ -1,4 +1,4 @@
-"""Render a chat template in a separate process: a script, run by ``chat_template.py``, without dynexport imports.
+"""Render chat templates in a process of their own: a script, run by ``render_process.py``, without dynexport imports.
 
 Templates come with models and are untrusted. Jinja's sandbox limits the objects that they reach; only process limits
 bound their time and memory.
@@ -7,72 +7,88 @@ bound their time and memory.
 from __future__ import annotations
 
 import json
-import math
+import os
 import resource
 import signal
+import socket
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from datetime import datetime
-from functools import lru_cache
 from typing import Any
 
-MEMORY = 1 << 30  # bytes of address space of the whole process
+MEMORY = 1 << 30  # bytes of address space of each process
 CHARACTERS = 16 << 20
-# The process ends after a render that took more, so that the next one finds the memory free; bytes.
-_KEPT = 256 << 20
+WAIT = 10  # how many times the CPU time a render may take altogether
 
 
 def main() -> None:
-    """Answer requests, one JSON object a line, from standard input to standard output, until the input ends.
+    """Compile templates, then render each request in a fork, until the caller closes its end of the control socket.
 
-    The arguments are directories to import from. A request has ``seconds`` (CPU time), ``template`` and ``variables``.
-    An answer has ``text``, or ``error`` with the reason; and ``last`` if the process ends after it.
+    A fork has the compiled templates, but nothing of another request, and its limits are its own.
+
+    Standard input is a JSON object: ``path`` (directories to import from), ``seconds`` (of CPU time, for compiling and
+    for each render) and ``templates`` (text by name). The argument is the file descriptor of the control socket. Each
+    byte on it brings a socket, on which a request and its answer go as JSON objects to their ends: ``template`` (a
+    name) and ``variables``; ``text``, or ``error`` with the reason.
     """
-    sys.path += sys.argv[1:]
+    setup = json.load(sys.stdin)
+    sys.path += setup["path"]
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the terminal sends it to the caller, too
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # no fork becomes a zombie
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
-    for line in sys.stdin.buffer:
-        answer = _answer(line)
-        del line
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss << 10
-        if peak > _KEPT:
-            answer["last"] = True
-        sys.stdout.write(json.dumps(answer) + "\n")
-        sys.stdout.flush()
-        if peak > _KEPT:
-            return
+    seconds, (_, most) = setup["seconds"], resource.getrlimit(resource.RLIMIT_CPU)
+    resource.setrlimit(resource.RLIMIT_CPU, (seconds, most))
+    templates = {name: _compiled(text) for name, text in setup["templates"].items()}
+    resource.setrlimit(resource.RLIMIT_CPU, (most, most))
+    with socket.socket(fileno=int(sys.argv[1])) as control:
+        while True:
+            byte, files, _, _ = socket.recv_fds(control, 1, 1)
+            if not byte:
+                return
+            for file in files:
+                if not os.fork():
+                    control.close()
+                    _answer(socket.socket(fileno=file), templates, seconds)
+                os.close(file)
 
 
-def _answer(line: bytes) -> dict[str, Any]:
+def _answer(connection: socket.socket, templates: Mapping[str, Any], seconds: int) -> None:
+    """Answer one request and end the process."""
     try:
-        request = json.loads(line)
-        _limit(request["seconds"])
-        return {"text": render(request["template"], request["variables"])}
-    except MemoryError:
-        return {"error": f"it takes more than {MEMORY >> 20} MiB of memory", "last": True}
-    except Exception as error:  # a template may raise anything
-        return {"error": (str(error) or type(error).__name__)[:2000]}
+        resource.setrlimit(resource.RLIMIT_CPU, (seconds, seconds))
+        signal.alarm(WAIT * seconds)
+        with connection.makefile("rwb") as stream:
+            request = json.load(stream)
+            stream.write(json.dumps(_rendered(templates[request["template"]], request["variables"])).encode())
+    finally:
+        os._exit(0)
 
 
-def _limit(seconds: int) -> None:
-    """Allow so many more seconds of CPU time; the system kills the process after them."""
-    used = resource.getrusage(resource.RUSAGE_SELF)
-    _, hard = resource.getrlimit(resource.RLIMIT_CPU)
-    resource.setrlimit(resource.RLIMIT_CPU, (math.ceil(used.ru_utime + used.ru_stime + seconds), hard))
-
-
-def render(template: str, variables: dict[str, Any]) -> str:
-    """Return the rendered text, as transformers' ``apply_chat_template`` does."""
-    text: str = _compiled(template).render(variables)
-    if len(text) > CHARACTERS:
-        raise ValueError(f"it makes more than {CHARACTERS >> 20} Mi characters")
-    return text
-
-
-@lru_cache(maxsize=4)
 def _compiled(template: str) -> Any:
-    """Return a compiled template. It keeps nothing of a render: each has a context and macros of its own."""
-    return _environment().from_string(template)
+    """Return a compiled template, or the answer to every request for it if it cannot be compiled."""
+    try:
+        return _environment().from_string(template)
+    except Exception as error:  # compiling evaluates constant expressions, which may raise anything
+        return _failed(error)
+
+
+def _rendered(template: Any, variables: dict[str, Any]) -> dict[str, str]:
+    """Return the answer with the rendered text, as transformers' ``apply_chat_template`` renders it."""
+    if isinstance(template, dict):
+        return template
+    try:
+        text: str = template.render(variables)
+    except Exception as error:  # a template may raise anything
+        return _failed(error)
+    if len(text) > CHARACTERS:
+        return {"error": f"it makes more than {CHARACTERS >> 20} Mi characters"}
+    return {"text": text}
+
+
+def _failed(error: Exception) -> dict[str, str]:
+    if isinstance(error, MemoryError):
+        return {"error": f"it takes more than {MEMORY >> 20} MiB of memory"}
+    return {"error": (str(error) or type(error).__name__)[:2000]}
 
 
 def used_variables(template: str) -> set[str]:
