@@ -67,13 +67,14 @@ def test_each_thread_gets_its_own_text(renders: RenderProcess) -> None:
 
 
 def test_a_render_beyond_its_time_ends_alone(renders: RenderProcess) -> None:
-    before = pid(renders)
+    before, begun = pid(renders), time.monotonic()
     with ThreadPoolExecutor(1) as pool:
         endless = pool.submit(renders.render, "endless", {"n": 99999})
         while not endless.done():
             assert renders.render("echo", {"text": "others go on"}) == "others go on"
         with pytest.raises(RenderError, match="it takes more than 1 s, or too much memory"):
             endless.result()
+    assert time.monotonic() - begun < 6, "a limit of 1 s of CPU time"
     assert pid(renders) == before
 
 
