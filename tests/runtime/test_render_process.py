@@ -27,8 +27,17 @@ TEMPLATES = {
 SECRET = "the-secret-of-one-request"
 
 
+OTHERS: set[int] = set()  # processes of other tests' templates
+
+
+@pytest.fixture(autouse=True)
+def others() -> None:
+    OTHERS.clear()
+    OTHERS.update(template_processes())
+
+
 @pytest.fixture
-def renders() -> Iterator[RenderProcess]:
+def renders(others: None) -> Iterator[RenderProcess]:
     process = RenderProcess(TEMPLATES, 1)
     assert process.render("echo", {"text": "a"}) == "a"
     yield process
@@ -37,9 +46,14 @@ def renders() -> Iterator[RenderProcess]:
 
 
 def pid(renders: RenderProcess) -> int:
-    """The id of the process: the only child of this one that runs the script."""
-    (found,) = [child for child in children(os.getpid()) if "template_process" in command_line(child)]
+    """The id of its process."""
+    (found,) = template_processes() - OTHERS
     return found
+
+
+def template_processes() -> set[int]:
+    """The children of this process that render templates."""
+    return {child for child in children(os.getpid()) if "template_process" in command_line(child)}
 
 
 def children(parent: int) -> list[int]:
