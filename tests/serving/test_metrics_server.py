@@ -45,6 +45,8 @@ def scraped(address: str) -> dict[tuple[str, ...], float]:
     """The sum of a metric's samples by name, model and, where it has one, phase."""
     answer = httpx.get(f"{address}/metrics")  # without a key, as Prometheus asks
     assert answer.status_code == 200 and answer.headers["content-type"].startswith("text/plain; version=")
+    document = httpx.get(f"{address}/openapi.json").json()
+    assert list(document["paths"]["/metrics"]["get"]["responses"]["200"]["content"]) == ["text/plain"]
     assert SECRET not in answer.text and KEY not in answer.text
     found: dict[tuple[str, ...], float] = {}
     for family in text_string_to_metric_families(answer.text):
