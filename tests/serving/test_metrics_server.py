@@ -17,6 +17,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from dynexport.exporter.bundle.conversion import convert
 
 KEY = "a-key-for-tests"
+HEADERS = {"Authorization": f"Bearer {KEY}"}
 SECRET = "zebra"  # in prompts
 
 
@@ -45,7 +46,7 @@ def scraped(address: str) -> dict[tuple[str, ...], float]:
     """The sum of a metric's samples by name, model and, where it has one, phase."""
     answer = httpx.get(f"{address}/metrics")  # without a key, as Prometheus asks
     assert answer.status_code == 200 and answer.headers["content-type"].startswith("text/plain; version=")
-    document = httpx.get(f"{address}/openapi.json").json()
+    document = httpx.get(f"{address}/openapi.json", headers=HEADERS).json()
     assert list(document["paths"]["/metrics"]["get"]["responses"]["200"]["content"]) == ["text/plain"]
     assert SECRET not in answer.text and KEY not in answer.text
     found: dict[tuple[str, ...], float] = {}
@@ -59,8 +60,7 @@ def scraped(address: str) -> dict[tuple[str, ...], float]:
 def asked(address: str, **body: Any) -> Iterator[dict[str, Any]]:
     """The events of a streamed completion."""
     body = {"stream": True, "stream_options": {"include_usage": True}, "temperature": 0, **body}
-    headers = {"Authorization": f"Bearer {KEY}"}
-    with httpx.stream("POST", f"{address}/v1/completions", json=body, headers=headers, timeout=30) as answer:
+    with httpx.stream("POST", f"{address}/v1/completions", json=body, headers=HEADERS, timeout=30) as answer:
         answer.raise_for_status()
         for line in answer.iter_lines():
             if line.startswith("data: {"):
