@@ -1,4 +1,4 @@
-"""Metrics: what is exposed is what was served, golden vectors are the yardstick of drift, every name is documented."""
+"""Metrics: what is exposed is what was served, and golden vectors are the yardstick of drift."""
 
 from __future__ import annotations
 
@@ -13,7 +13,6 @@ import numpy as np
 import pytest
 from bundles import CONFORMANCE, change_tensors, checkpoint, replace_file
 from forms import FORMS, HOPS
-from house import ROOT
 from prometheus_client import Metric
 from prometheus_client.parser import text_string_to_metric_families
 from requests_of_tests import CHUNK, Inbox, model_of, run, work
@@ -34,7 +33,6 @@ from dynexport.runtime.serving.work import Answer, Failure
 from dynexport.runtime.serving.worker import QueueFull, Worker
 
 NAME = "tiny"
-DASHBOARD = ROOT / "samples" / "grafana" / "dashboard.json"
 METHODS = {name for name, _ in inspect.getmembers(Watch, inspect.isfunction) if not name.startswith("_")}
 
 
@@ -266,3 +264,18 @@ def test_a_full_queue() -> None:
     assert Exposed(metrics)("vllm:num_requests_waiting") == 2
     assert Exposed(metrics)("dynexport_requests_refused_total") == 1
     assert Exposed(metrics)("dynexport_ready") == 0
+
+
+@pytest.mark.parametrize("method", sorted(METHODS))
+def test_watches_forward_every_call(method: str) -> None:
+    calls: list[tuple[str, tuple[object, ...], dict[str, object]]] = []
+
+    class Notes(Unwatched):
+        def __getattribute__(self, name: str) -> Any:
+            return lambda *given, **more: calls.append((name, given, more))
+
+    parameters = inspect.signature(getattr(Watch, method)).parameters.values()
+    given = [object() for each in parameters if each.kind is each.POSITIONAL_OR_KEYWORD][1:]
+    more = {each.name: object() for each in parameters if each.kind is each.KEYWORD_ONLY}
+    getattr(Watches(Notes(), Notes()), method)(*given, **more)
+    assert calls == [(method, tuple(given), more)] * 2
