@@ -9,7 +9,7 @@ from typing import Any, TypeAlias
 
 from anyio import to_thread
 from fastapi import FastAPI, Request, Response
-from fastapi.responses import JSONResponse, StreamingResponse
+from fastapi.responses import JSONResponse, PlainTextResponse, StreamingResponse
 
 from dynexport.runtime.serving.http import asking, documented
 from dynexport.runtime.serving.http.answering import Answer, Kind, event
@@ -181,9 +181,9 @@ def _add_health(app: FastAPI, directory: Directory, expose: Callable[[], tuple[b
 
     if expose is not None:
 
-        @app.get("/metrics")
+        @app.get("/metrics", response_class=PlainTextResponse)
         async def metrics() -> Response:
-            content, kind = expose()
+            content, kind = await to_thread.run_sync(expose)
             return Response(content, media_type=kind)
 
 
