@@ -1,0 +1,118 @@
+// What the form at the side says: the model, its depth, and the sampling options.
+
+const SHADES = 6;
+const byId = (id) => document.getElementById(id);
+
+/** Returns the number of layers in words, such as "16 of 30 layers". */
+export function layersInWords(layers, total) {
+  if (!Number.isFinite(layers)) return "unknown number of layers";
+  const number = Number.isInteger(layers) ? String(layers) : layers.toFixed(1);
+  return total ? `${number} of ${total} layers` : `${number} layers`;
+}
+
+/** Returns the shade, 0 to 5, of a token that ran in `layers` of `total` layers. */
+export function shade(layers, total) {
+  return Math.min(SHADES - 1, Math.max(0, Math.ceil((layers / total) * SHADES) - 1));
+}
+
+/** Returns the depths of a model of /v1/models, shallowest first; [] if the server does not tell them. */
+function depthsOf(model) {
+  const listed = Array.isArray(model.depths) ? model.depths : [];
+  const depths = listed.map(({ name, ratio, layers }) => ({
+    name: String(name), ratio, layers: Array.isArray(layers) ? layers.length : Number(layers),
+  }));
+  if (depths.length && model.layers && !depths.some(({ name }) => name === "full")) {
+    depths.push({ name: "full", ratio: 1, layers: model.layers });
+  }
+  return depths.sort((a, b) => a.layers - b.layers);
+}
+
+function depthInWords({ name, ratio, layers }, total) {
+  const label = name === "full" || String(ratio) !== name ? name : `ratio ${name}`;
+  return `${label}, ${layersInWords(layers, total)}`;
+}
+
+/** The settings form. */
+export class Settings {
+  #models = [];
+  #depths = [];
+
+  constructor() {
+    byId("model").addEventListener("change", () => this.#showModel());
+    byId("depth").addEventListener("input", () => this.#showDepth());
+    byId("settings").addEventListener("submit", (event) => event.preventDefault());
+  }
+
+  /** Offers the models of the server's list. */
+  offer(models) {
+    this.#models = models;
+    byId("model").replaceChildren(...models.map(({ id }) => new Option(id, id)));
+    this.#showModel();
+  }
+
+  /** The chosen model of the list, or undefined before there is a list. */
+  get model() {
+    return this.#models[byId("model").selectedIndex];
+  }
+
+  /** Number of the model's layers, or undefined if the server does not tell it. */
+  get layers() {
+    return this.model?.layers;
+  }
+
+  /** The chosen depth's name, or undefined if the model has no choice. */
+  get depth() {
+    return this.#depths[Number(byId("depth").value)]?.name;
+  }
+
+  /** The fields of a request that the form decides; null after it has shown what is wrong with one. */
+  fields() {
+    const invalid = byId("settings").querySelector("input:invalid");
+    if (invalid) {
+      invalid.closest("details").open = true;
+      invalid.reportValidity();
+      return null;
+    }
+    const fields = { model: this.model?.id, depth: this.depth };
+    for (const [name, id] of [["temperature", "temperature"], ["top_p", "top-p"], ["max_tokens", "max-tokens"]]) {
+      if (byId(id).value !== "") fields[name] = Number(byId(id).value);
+    }
+    return fields;
+  }
+
+  #showModel() {
+    this.#depths = this.model ? depthsOf(this.model) : [];
+    const slider = byId("depth");
+    const last = Math.max(0, this.#depths.length - 1);
+    slider.max = String(last);
+    slider.value = String(last);
+    slider.disabled = this.#depths.length < 2;
+    byId("depth-field").hidden = this.#depths.length === 0;
+    this.#showDepth();
+    this.#showLegend();
+  }
+
+  #showDepth() {
+    const chosen = this.#depths[Number(byId("depth").value)];
+    const words = chosen ? depthInWords(chosen, this.layers) : "";
+    byId("depth-text").textContent = words;
+    byId("depth").setAttribute("aria-valuetext", words);
+  }
+
+  #showLegend() {
+    const total = this.layers;
+    byId("legend").hidden = !total;
+    const items = [];
+    for (let step = 0, first = 0; total && step < SHADES; step++) {
+      const last = Math.floor(((step + 1) * total) / SHADES);
+      if (last < first) continue;
+      const item = document.createElement("li");
+      const swatch = document.createElement("span");
+      swatch.className = `swatch d${shade(last, total)}`;
+      item.append(swatch, first === last ? `${last}` : `${first} to ${last}`);
+      items.push(item);
+      first = last + 1;
+    }
+    byId("shades").replaceChildren(...items);
+  }
+}

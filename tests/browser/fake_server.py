@@ -1,0 +1,116 @@
+"""A server with the page and answers made to order, for what a real one does not do on demand: fail, wait, be hostile."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import threading
+import time
+from collections.abc import AsyncIterator, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import uvicorn
+from fastapi import FastAPI, Request
+from fastapi.responses import JSONResponse, Response, StreamingResponse
+
+from dynexport.runtime.serving.http.page import router
+
+HOSTILE = "<img src=x onerror=\"document.title='owned'\"><script>document.title='owned'</script>&lt;b&gt;"
+DEEP = {
+    "id": "deep",
+    "layers": 30,
+    "depths": [{"name": "2", "ratio": 2.0, "layers": 15}, {"name": "keep", "ratio": None, "layers": 20}],
+}
+# (text, layers) of each token.
+ANSWER = [("It", 30), (" is", 15), (" a", 15), (" dag", 7), ("ger", 15), (".", 30)]
+
+
+class FakeServer:
+    """What the page asked for, and how it is answered.
+
+    Attributes:
+        bodies: the JSON bodies of chat requests.
+        models: the data of /v1/models.
+        key: the API key that requests need, or None.
+        hung_up: set when the client leaves a stream before its end.
+        pause: seconds between two tokens.
+    """
+
+    def __init__(self) -> None:
+        self.bodies: list[dict[str, Any]] = []
+        self.models: list[dict[str, Any]] = [DEEP, {"id": "plain"}]
+        self.key: str | None = None
+        self.hung_up = threading.Event()
+        self.pause = 0.0
+        self.app = FastAPI()
+        self.app.include_router(router)
+        self.app.add_api_route("/v1/models", self.list_models)
+        self.app.add_api_route("/v1/chat/completions", self.chat, methods=["POST"])
+
+    def list_models(self, request: Request) -> Response:
+        return self.refused(request) or JSONResponse({"object": "list", "data": self.models})
+
+    def refused(self, request: Request) -> Response | None:
+        if self.key is None or request.headers.get("authorization") == f"Bearer {self.key}":
+            return None
+        return error("Incorrect API key.", 401)
+
+    async def chat(self, request: Request) -> Response:
+        if (refused := self.refused(request)) is not None:
+            return refused
+        body = await request.json()
+        self.bodies.append(body)
+        question = body["messages"][-1]["content"]
+        if question == "full":
+            return error("The queue is full.", 429, {"Retry-After": "7"})
+        return StreamingResponse(self.stream(question), media_type="text/event-stream")
+
+    async def stream(self, question: str) -> AsyncIterator[str]:
+        yield event({"choices": [{"index": 0, "delta": {"role": "assistant", "content": ""}}]})
+        tokens = [(HOSTILE, 30)] if question == "hostile" else ANSWER
+        if question == "endless":
+            tokens = ANSWER * 1000
+        try:
+            for number, (text, layers) in enumerate(tokens):
+                if question == "breaks" and number == 3:
+                    yield event({"error": {"message": "The engine failed."}})
+                    return
+                choice: dict[str, Any] = {"index": 0, "delta": {"content": text}, "finish_reason": None}
+                if question != "untold":
+                    choice["layers"] = layers
+                yield event({"choices": [choice]})
+                await asyncio.sleep(0.01 if question == "endless" else self.pause)
+        except asyncio.CancelledError:
+            self.hung_up.set()
+            raise
+        yield event({"choices": [{"index": 0, "delta": {}, "finish_reason": "length"}]})
+        yield event({"choices": [], "usage": {"completion_tokens": len(tokens)}})
+        yield "data: [DONE]\n\n"
+
+
+def error(message: str, status: int, headers: dict[str, str] | None = None) -> Response:
+    """An error in OpenAI's form."""
+    return JSONResponse({"error": {"message": message, "type": "invalid_request_error"}}, status, headers)
+
+
+def event(content: dict[str, Any]) -> str:
+    """One server-sent event."""
+    return f"data: {json.dumps(content)}\n\n"
+
+
+@contextmanager
+def served(app: FastAPI) -> Iterator[str]:
+    """Serve an application on a free port of the loopback interface; yields its address."""
+    server = uvicorn.Server(uvicorn.Config(app, host="127.0.0.1", port=0, log_level="warning"))
+    thread = threading.Thread(target=server.run, daemon=True)
+    thread.start()
+    while not server.started:
+        assert thread.is_alive()
+        time.sleep(0.01)
+    (listening,) = server.servers
+    try:
+        yield f"http://127.0.0.1:{listening.sockets[0].getsockname()[1]}"
+    finally:
+        server.should_exit = True
+        thread.join(10)
