@@ -1,4 +1,4 @@
-"""Find a Chromium for the tests and pictures of the web page; `python samples/browser.py` installs one if none is there.
+"""Find a Chromium for the web page's tests and pictures; `python samples/browser.py` installs one if there is none.
 
 A Chromium of the system is used as it is. Otherwise Debian's package is installed where we may (apt-get, as root), and
 Playwright's own build elsewhere.

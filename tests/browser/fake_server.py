@@ -1,4 +1,4 @@
-"""A server with the page and answers made to order, for what a real one does not do on demand: fail, wait, be hostile."""
+"""A server with the page and answers made to order: it fails, waits or is hostile on demand, as no real one does."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The web page in a real browser: chatting, stopping, depths, keyboard, screen readers, hostile text, narrow screens."""
+"""The web page in a real browser: answers, depths, keyboard, screen readers, hostile text, narrow screens."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The web page at ``/``: a chat that shows the depth of every token. Its files lie in ``web/`` and need nothing else."""
+"""Serve the web page at ``/``: a chat that shows the depth of every token, whose files lie in ``web/``."""
 
 from __future__ import annotations
 
