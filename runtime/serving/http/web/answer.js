@@ -27,6 +27,7 @@ export class Answer {
   #first = 0;
   #last = 0;
   #counted = 0;
+  #depths = { count: 0, sum: 0, least: Infinity, most: -Infinity };
 
   /** `name` is the heading, `total` the number of the model's layers or undefined, `id` a number for labels. */
   constructor(name, total, id) {
@@ -42,6 +43,7 @@ export class Answer {
     this.slider = element("input");
     Object.assign(this.slider, { type: "range", min: "1", max: "1", value: "1", id: `token-${id}` });
     const label = element("label", "", "Token");
+    label.append(element("span", "unseen", ` of answer ${id}`));
     label.htmlFor = this.slider.id;
     const row = element("div", "row");
     this.readout = element("span", "readout");
@@ -68,6 +70,7 @@ export class Answer {
     this.trace.hidden = false;
     this.slider.max = String(this.#tokens.length);
     if (this.#picked < 0) this.#pick(0);
+    this.summary.textContent = this.#facts().join(" · ");
   }
 
   /** Takes the server's count of generated tokens, which may be more than were shown. */
@@ -78,26 +81,36 @@ export class Answer {
   /** Ends the answer and writes its summary; `ending` says how, or is "". Returns the summary. */
   end(ending) {
     this.item.setAttribute("aria-busy", "false");
+    const facts = [...this.#facts(), ...(ending ? [ending] : [])];
+    this.summary.textContent = facts.join(" · ");
+    return facts.join(", ");
+  }
+
+  #facts() {
     const number = this.#counted || this.#tokens.length;
-    const parts = [number === 1 ? "1 token" : `${number} tokens`];
-    const depths = this.#tokens.map(({ depth }) => depth).filter(Number.isFinite);
-    if (depths.length) {
-      const mean = depths.reduce((sum, depth) => sum + depth, 0) / depths.length;
-      const [least, most] = [depths.reduce((a, b) => Math.min(a, b)), depths.reduce((a, b) => Math.max(a, b))];
-      parts.push(`mean depth ${layersInWords(mean, this.total)}` + (least < most ? ` (${least} to ${most})` : ""));
+    const facts = [number === 1 ? "1 token" : `${number} tokens`];
+    const { count, sum, least, most } = this.#depths;
+    if (count) {
+      const range = least < most ? ` (${least} to ${most})` : "";
+      facts.push(`mean depth ${layersInWords(sum / count, this.total)}${range}`);
     }
     const seconds = (this.#last - this.#first) / 1000;
-    if (number > 1 && seconds > 0) parts.push(`${((number - 1) / seconds).toFixed(1)} tokens/s`);
-    if (this.#tokens.length) parts.push(`first token after ${((this.#first - this.#began) / 1000).toFixed(2)} s`);
-    if (ending) parts.push(ending);
-    this.summary.textContent = parts.join(" · ");
-    return parts.join(", ");
+    if (number > 1 && seconds > 0) facts.push(`${((number - 1) / seconds).toFixed(1)} tokens/s`);
+    if (this.#tokens.length) facts.push(`first token after ${((this.#first - this.#began) / 1000).toFixed(2)} s`);
+    return facts;
   }
 
   #addToken(text, depth, span) {
     const bar = element("span");
     bar.dataset.token = String(this.#tokens.length);
-    if (Number.isFinite(depth)) span.title = layersInWords(depth, this.total);
+    if (Number.isFinite(depth)) {
+      const known = this.#depths;
+      known.count += 1;
+      known.sum += depth;
+      known.least = Math.min(known.least, depth);
+      known.most = Math.max(known.most, depth);
+      span.title = layersInWords(depth, this.total);
+    }
     if (Number.isFinite(depth) && this.total) {
       const name = `d${shade(depth, this.total)}`;
       span.classList.add(name);
