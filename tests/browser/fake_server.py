@@ -64,7 +64,8 @@ class FakeServer:
         question = body["messages"][-1]["content"]
         if question == "full":
             return error("The queue is full.", 429, {"Retry-After": "7"})
-        return StreamingResponse(self.stream(question), media_type="text/event-stream")
+        stream = pieces() if question == "in pieces" else self.stream(question)
+        return StreamingResponse(stream, media_type="text/event-stream")
 
     async def stream(self, question: str) -> AsyncIterator[str]:
         yield event({"choices": [{"index": 0, "delta": {"role": "assistant", "content": ""}}]})
@@ -73,6 +74,7 @@ class FakeServer:
             tokens = ANSWER * 1000
         try:
             for number, (text, layers) in enumerate(tokens):
+                await asyncio.sleep(0.01 if question == "endless" else self.pause)
                 if question == "breaks" and number == 3:
                     yield event({"error": {"message": "The engine failed."}})
                     return
@@ -80,7 +82,6 @@ class FakeServer:
                 if question != "untold":
                     choice["layers"] = layers
                 yield event({"choices": [choice]})
-                await asyncio.sleep(0.01 if question == "endless" else self.pause)
         except asyncio.CancelledError:
             self.hung_up.set()
             raise
@@ -92,6 +93,17 @@ class FakeServer:
 def error(message: str, status: int, headers: dict[str, str] | None = None) -> Response:
     """An error in OpenAI's form."""
     return JSONResponse({"error": {"message": message, "type": "invalid_request_error"}}, status, headers)
+
+
+async def pieces() -> AsyncIterator[bytes]:
+    """A stream that arrives in pieces of seven bytes, which end within lines and characters; its lines end as CRLF."""
+    texts = ("Öl", ", ключ", ", 鍵")
+    events = [{"choices": [{"index": 0, "delta": {"content": text}, "layers": 15}]} for text in texts]
+    lines = [f"data: {json.dumps(content, ensure_ascii=False)}\r\n\r\n" for content in events]
+    content = ": a comment\r\n\r\n{}data: [DONE]\r\n\r\n".format("".join(lines)).encode()
+    for start in range(0, len(content), 7):
+        yield content[start : start + 7]
+        await asyncio.sleep(0.001)
 
 
 def event(content: dict[str, Any]) -> str:

@@ -41,6 +41,7 @@ def test_an_answer_with_its_depths(page: Page, fake: FakeServer) -> None:
     )
     rate = float(re.search(r"([\d.]+) tokens/s", summary)[1])  # type: ignore[index]
     assert 5 < rate < 35
+    assert float(re.search(r"after ([\d.]+) s", summary)[1]) >= 0.04  # type: ignore[index]
     assert fake.bodies[0] == {
         "model": "deep",
         "depth": "full",
@@ -60,6 +61,12 @@ def test_tokens_appear_as_they_come(page: Page, fake: FakeServer) -> None:
     page.keyboard.press("Escape")
     expect(page.locator(".answer")).to_have_attribute("aria-busy", "false")
     assert fake.hung_up.wait(2)
+
+
+def test_events_may_come_in_any_pieces(page: Page) -> None:
+    ask(page, "in pieces")
+    assert answer(page) == "Öl, ключ, 鍵"
+    expect(page.locator(".summary")).to_contain_text("3 tokens")
 
 
 def test_stop_keeps_the_text_so_far(page: Page, fake: FakeServer) -> None:
@@ -101,6 +108,7 @@ def test_a_new_conversation_ends_a_running_answer(page: Page, fake: FakeServer) 
     expect(page.locator(".answer .text span").nth(3)).to_be_attached()
     page.get_by_role("button", name="New conversation").click()
     assert fake.hung_up.wait(2)
+    expect(page.locator("#announcer")).to_have_text("New conversation.")
     ask(page, "next")
     assert answer(page) == TEXT and len(fake.bodies[1]["messages"]) == 1
 
@@ -203,11 +211,13 @@ def test_the_policy_stops_markup_even_if_the_page_tried(page: Page) -> None:
     assert page.evaluate(tried) == "TypeError"
 
 
-def test_a_refusal_gives_the_message_back(page: Page) -> None:
+def test_a_refusal_gives_the_message_back(page: Page, fake: FakeServer) -> None:
     ask(page, "full")
     expect(page.get_by_role("alert")).to_have_text("The queue is full. Try again in 7 s.")
     expect(page.get_by_label("Message")).to_have_value("full")
     assert page.locator("#conversation li").count() == 0
+    ask(page, "again")
+    assert [message["content"] for message in fake.bodies[1]["messages"]] == ["again"]
 
 
 def test_an_error_within_a_stream(page: Page, fake: FakeServer) -> None:
@@ -262,7 +272,7 @@ def test_lines_and_composition(page: Page, fake: FakeServer) -> None:
     page.keyboard.press("Shift+Enter")
     page.keyboard.type("two")
     field.dispatch_event("keydown", {"key": "Enter", "isComposing": True})
-    assert not fake.bodies
+    expect(field).to_have_value("one\ntwo")
     page.keyboard.press("Enter")
     expect(page.locator(".summary")).to_contain_text("6 tokens")
     assert fake.bodies[0]["messages"][0]["content"] == "one\ntwo"
