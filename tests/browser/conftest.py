@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
 from browser import browser
-from fake_server import FakeServer, served
+from docs_page import sample_app, sample_workers, served
+from fake_server import FakeServer
 from playwright.sync_api import Browser, BrowserContext, Page
+
+from dynexport.runtime.serving.http.settings import HttpSettings
+from dynexport.runtime.serving.worker import Worker
 
 
 @pytest.fixture(scope="session")
@@ -50,14 +54,33 @@ def context(chromium: Browser) -> Iterator[BrowserContext]:
 
 
 @pytest.fixture
-def page(context: BrowserContext, fake: FakeServer, address: str) -> Iterator[Page]:
-    """The open page. No test may leave an error in its console, and nothing may be asked of another server."""
+def open_page(context: BrowserContext) -> Iterator[Callable[[str], Page]]:
+    """Opens a server's page. No test may leave an error in its console, or ask anything of another server."""
     faults: list[str] = []
-    opened = context.new_page()
-    opened.on("pageerror", lambda error: faults.append(str(error)))
-    opened.on("console", lambda message: faults.append(message.text) if "Security Policy" in message.text else None)
-    opened.on("request", lambda sent: None if sent.url.startswith(address) else faults.append(sent.url))
-    opened.goto(address)
-    opened.locator("#model option").first.wait_for(state="attached")
+
+    def opened(address: str) -> Page:
+        page = context.new_page()
+        page.on("pageerror", lambda error: faults.append(str(error)))
+        page.on("console", lambda message: faults.append(message.text) if "Security Policy" in message.text else None)
+        page.on("request", lambda sent: None if sent.url.startswith(address) else faults.append(sent.url))
+        page.goto(address)
+        return page
+
     yield opened
     assert not faults
+
+
+@pytest.fixture
+def page(open_page: Callable[[str], Page], fake: FakeServer, address: str) -> Page:
+    """The page of the fake server."""
+    page = open_page(address)
+    page.locator("#model option").first.wait_for(state="attached")
+    return page
+
+
+@pytest.fixture(scope="session")
+def real(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, dict[str, Worker]]]:
+    """The real server with two trained models, which asks for the API key "secret": its address and its workers."""
+    workers = sample_workers(("mod", "skip-2"), tmp_path_factory.mktemp("real"))
+    with served(sample_app(workers, HttpSettings(keys=("secret",)))) as address:
+        yield address, workers

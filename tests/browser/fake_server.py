@@ -5,12 +5,9 @@ from __future__ import annotations
 import asyncio
 import json
 import threading
-import time
-from collections.abc import AsyncIterator, Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncIterator
 from typing import Any
 
-import uvicorn
 from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse, Response, StreamingResponse
 
@@ -21,6 +18,14 @@ DEEP = {
     "id": "deep",
     "layers": 30,
     "depths": [{"name": "2", "ratio": 2.0, "layers": 15}, {"name": "keep", "ratio": None, "layers": 20}],
+}
+TRAINED = {
+    "id": "trained",
+    "layers": 8,
+    "depths": [
+        {"name": "full", "ratio": 1.0, "layers": 8, "trained": True},
+        {"name": "2", "ratio": 2.0, "layers": 4, "trained": True},
+    ],
 }
 # (text, layers) of each token.
 ANSWER = [("It", 30), (" is", 15), (" a", 15), (" dag", 7), ("ger", 15), (".", 30)]
@@ -39,7 +44,7 @@ class FakeServer:
 
     def __init__(self) -> None:
         self.bodies: list[dict[str, Any]] = []
-        self.models: list[dict[str, Any]] = [DEEP, {"id": "plain"}]
+        self.models: list[dict[str, Any]] = [DEEP, {**DEEP, "id": "deep@2"}, {"id": "plain"}, {"id": "x@y"}, TRAINED]
         self.key: str | None = None
         self.hung_up = threading.Event()
         self.pause = 0.0
@@ -109,20 +114,3 @@ async def pieces() -> AsyncIterator[bytes]:
 def event(content: dict[str, Any]) -> str:
     """One server-sent event."""
     return f"data: {json.dumps(content)}\n\n"
-
-
-@contextmanager
-def served(app: FastAPI) -> Iterator[str]:
-    """Serve an application on a free port of the loopback interface; yields its address."""
-    server = uvicorn.Server(uvicorn.Config(app, host="127.0.0.1", port=0, log_level="warning"))
-    thread = threading.Thread(target=server.run, daemon=True)
-    thread.start()
-    while not server.started:
-        assert thread.is_alive()
-        time.sleep(0.01)
-    (listening,) = server.servers
-    try:
-        yield f"http://127.0.0.1:{listening.sockets[0].getsockname()[1]}"
-    finally:
-        server.should_exit = True
-        thread.join(10)

@@ -29,7 +29,7 @@ function depthsOf(model) {
 
 function depthInWords({ name, ratio, layers }, total) {
   const label = name === "full" || String(ratio) !== name ? name : `ratio ${name}`;
-  return `${label}, ${layersInWords(layers, total)}`;
+  return `${label}, up to ${layersInWords(layers, total)}`;
 }
 
 /** The settings form. */
@@ -45,8 +45,10 @@ export class Settings {
 
   /** Offers the models of the server's list. */
   offer(models) {
-    this.#models = models;
-    byId("model").replaceChildren(...models.map(({ id }) => new Option(id, id)));
+    // A name such as "smollm2@2" is a model's name and a depth, which the slider chooses.
+    const ids = new Set(models.map(({ id }) => id));
+    this.#models = models.filter(({ id }) => !ids.has(id.slice(0, Math.max(0, id.lastIndexOf("@")))));
+    byId("model").replaceChildren(...this.#models.map(({ id }) => new Option(id, id)));
     this.#showModel();
   }
 
@@ -85,7 +87,10 @@ export class Settings {
     const slider = byId("depth");
     const last = Math.max(0, this.#depths.length - 1);
     slider.max = String(last);
-    slider.value = String(last);
+    // The server's own choice: the first depth that the checkpoint was trained for, or all layers.
+    const chosen = (this.model?.depths ?? []).find(({ name, trained }) => trained && name !== "full");
+    const index = this.#depths.findIndex(({ name }) => name === chosen?.name);
+    slider.value = String(index < 0 ? last : index);
     slider.disabled = this.#depths.length < 2;
     byId("depth-field").hidden = this.#depths.length === 0;
     this.#showDepth();

@@ -1,0 +1,108 @@
+"""Draw the pictures of the web page: `python samples/docs_page.py` writes docs/images/page-*.png (samples/browser.py).
+
+The page is served with two of the small trained models, whose checkpoints have no chat template: they get a plain one.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import tempfile
+import threading
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+import uvicorn
+from browser import browser
+from fastapi import FastAPI
+from playwright.sync_api import Page, expect
+
+from dynexport.exporter.bundle.conversion import convert
+from dynexport.runtime.bundle.bundle import Bundle
+from dynexport.runtime.generation.model import Model
+from dynexport.runtime.serving.http.app import create_app
+from dynexport.runtime.serving.http.served import Directory, Served
+from dynexport.runtime.serving.http.settings import HttpSettings
+from dynexport.runtime.serving.settings import Settings
+from dynexport.runtime.serving.worker import Worker
+
+IMAGES = Path(__file__).resolve().parents[1] / "docs" / "images"
+TRAINED = Path(__file__).resolve().parent / "training" / "checkpoints"
+TEMPLATE = "{% for message in messages %}{{ message.content }}\n{% endfor %}"
+QUESTION = "JULIET. O Romeo, Romeo, wherefore art thou Romeo?"
+# Picture -> width, height, colour scheme.
+PICTURES = {
+    "page-light": (1100, 800, "light"),
+    "page-dark": (1100, 800, "dark"),
+    "page-phone": (390, 844, "light"),
+}
+
+
+def bundle(name: str, directory: Path) -> Bundle:
+    """Convert a trained checkpoint, with a plain chat template added, to a bundle in a directory."""
+    checkpoint = directory / f"{name}-checkpoint"
+    shutil.copytree(TRAINED / name, checkpoint)
+    (checkpoint / "tokenizer_config.json").write_text(json.dumps({"chat_template": TEMPLATE}))
+    convert(checkpoint, directory / name, golden=False)
+    return Bundle.open(directory / name)
+
+
+def sample_workers(names: tuple[str, ...], directory: Path) -> dict[str, Worker]:
+    """Return workers for trained checkpoints, by name; their bundles are made in a directory."""
+    return {name: Worker(Model(bundle(name, directory), threads=1), Settings(rows=2)) for name in names}
+
+
+def sample_app(workers: Mapping[str, Worker], settings: HttpSettings) -> FastAPI:
+    """Return the server's app for some workers."""
+    return create_app(Directory({name: Served.of(name, worker) for name, worker in workers.items()}), settings)
+
+
+@contextmanager
+def served(app: FastAPI) -> Iterator[str]:
+    """Serve an application on a free port of the loopback interface; yields its address."""
+    server = uvicorn.Server(uvicorn.Config(app, host="127.0.0.1", port=0, log_level="warning"))
+    thread = threading.Thread(target=server.run, daemon=True)
+    thread.start()
+    while not server.started:
+        if not thread.is_alive():
+            raise RuntimeError("the server did not start")
+        time.sleep(0.01)
+    try:
+        yield f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
+    finally:
+        server.should_exit = True
+        thread.join(10)
+
+
+def chat(page: Page, address: str) -> None:
+    """Ask a question, wait for the end of the answer, and point at one of its tokens."""
+    page.goto(address)
+    page.locator("#model option").first.wait_for(state="attached")
+    page.get_by_text("Sampling").click()
+    page.get_by_label("Temperature").fill("0")
+    page.get_by_label("Most tokens").fill("38")
+    page.get_by_text("Sampling").click()
+    page.get_by_label("Message").fill(QUESTION)
+    page.keyboard.press("Enter")
+    expect(page.locator(".answer")).to_have_attribute("aria-busy", "false", timeout=60_000)
+    page.get_by_role("slider", name="Token").focus()
+    for _ in range(8):
+        page.keyboard.press("ArrowRight")
+    page.evaluate("document.scrollingElement.scrollTo(0, 0)")
+
+
+def main() -> None:
+    """Write all pictures."""
+    with tempfile.TemporaryDirectory() as home, browser() as chromium:
+        with served(sample_app(sample_workers(("mod", "skip-2"), Path(home)), HttpSettings())) as address:
+            for name, (width, height, scheme) in PICTURES.items():
+                page = chromium.new_page(viewport={"width": width, "height": height}, color_scheme=scheme)
+                chat(page, address)
+                page.screenshot(path=IMAGES / f"{name}.png")
+                page.close()
+
+
+if __name__ == "__main__":
+    main()
