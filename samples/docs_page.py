@@ -34,8 +34,8 @@ TEMPLATE = "{% for message in messages %}{{ message.content }}\n{% endfor %}"
 QUESTION = "JULIET. O Romeo, Romeo, wherefore art thou Romeo?"
 # Picture -> width, height, colour scheme.
 PICTURES = {
-    "page-light": (1100, 800, "light"),
-    "page-dark": (1100, 800, "dark"),
+    "page-light": (1100, 740, "light"),
+    "page-dark": (1100, 740, "dark"),
     "page-phone": (390, 844, "light"),
 }
 
@@ -96,7 +96,8 @@ def chat(page: Page, address: str) -> None:
 def main() -> None:
     """Write all pictures."""
     with tempfile.TemporaryDirectory() as home, browser() as chromium:
-        with served(sample_app(sample_workers(("mod", "skip-2"), Path(home)), HttpSettings())) as address:
+        app = sample_app(sample_workers(("mod", "skip-2"), Path(home)), HttpSettings())
+        with served(app) as address:
             for name, (width, height, scheme) in PICTURES.items():
                 page = chromium.new_page(viewport={"width": width, "height": height}, color_scheme=scheme)
                 chat(page, address)
