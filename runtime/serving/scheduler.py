@@ -165,9 +165,9 @@ class Scheduler:
         out = self._out.setdefault(work, Delivery(work))
         out.failure, out.done = failure, True
 
-    def _fail(self, answer: Answer, error: DynexportError) -> None:
-        """End a request whose call failed. A route that the contract forbids is not the engine's failure."""
-        self.failures += not isinstance(error, RouteError)
+    def _fail(self, answer: Answer, error: DynexportError, *, by_engine: bool = True) -> None:
+        """End a request that failed. A route that the contract forbids is not the engine's failure."""
+        self.failures += by_engine and not isinstance(error, RouteError)
         self._end_work(answer.work, Failure("failed", str(error)))
 
     def _release(self, answer: Answer, reason: Reason | str) -> None:
@@ -283,8 +283,8 @@ class Scheduler:
                 continue
             try:
                 (choice,) = choose(values[None], [answer.request.sampler])
-            except DynexportError as error:
-                self._fail(answer, error)
+            except DynexportError as error:  # not the engine's failure: options that leave no token
+                self._fail(answer, error, by_engine=not np.isfinite(values.max()))
                 continue
             piece = answer.request.push(choice)
             first = not answer.tokens

@@ -273,8 +273,9 @@ def test_wrong_chats_are_refused(live: Live, fields: dict[str, Any], message: st
 
 
 def test_the_client_raises_its_typed_errors(live: Live, client: openai.OpenAI) -> None:
-    with pytest.raises(openai.NotFoundError, match="model_not_found"):
+    with pytest.raises(openai.NotFoundError, match="expected one of small, found nobody") as found:
         client.completions.create(model="nobody", prompt="hello")
+    assert (found.value.code, found.value.param) == ("model_not_found", "model")
     with pytest.raises(openai.BadRequestError, match="together with the answer"):
         client.completions.create(model="small", prompt="hello", max_tokens=5000)
     with pytest.raises(openai.NotFoundError, match="language models only"):
