@@ -13,6 +13,8 @@ from playwright.sync_api import Browser, BrowserContext, Page
 from dynexport.runtime.serving.http.settings import HttpSettings
 from dynexport.runtime.serving.worker import Worker
 
+MOST_BYTES = 20_000  # of a request to the real server
+
 
 @pytest.fixture(scope="session")
 def chromium() -> Iterator[Browser]:
@@ -80,7 +82,7 @@ def page(open_page: Callable[[str], Page], fake: FakeServer, address: str) -> Pa
 
 @pytest.fixture(scope="session")
 def real(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, dict[str, Worker]]]:
-    """The real server with two trained models, which asks for the API key "secret": its address and its workers."""
-    workers = sample_workers(("mod", "skip-2"), tmp_path_factory.mktemp("real"))
-    with served(sample_app(workers, HttpSettings(keys=("secret",)))) as address:
+    """The real server with a trained model of each strategy, which asks for the key "secret": its address and workers."""
+    workers = sample_workers(("mod", "radial", "skip-2", "dense"), tmp_path_factory.mktemp("real"))
+    with served(sample_app(workers, HttpSettings(keys=("secret",), most_bytes=MOST_BYTES))) as address:
         yield address, workers

@@ -27,6 +27,13 @@ TRAINED = {
         {"name": "2", "ratio": 2.0, "layers": 4, "trained": True},
     ],
 }
+MARKUP = "<b>&lt;model</b>"
+# Question -> how it is refused: status, message, headers.
+REFUSALS = {
+    "full": (429, "The queue is full.", {"Retry-After": "7"}),
+    "long": (413, "body: expected at most 100 bytes", None),
+    "draining": (503, f"{MARKUP}: the server is shutting down", None),
+}
 # (text, layers) of each token.
 ANSWER = [("It", 30), (" is", 15), (" a", 15), (" dag", 7), ("ger", 15), (".", 30)]
 
@@ -44,7 +51,7 @@ class FakeServer:
 
     def __init__(self) -> None:
         self.bodies: list[dict[str, Any]] = []
-        self.models: list[dict[str, Any]] = [DEEP, {**DEEP, "id": "deep@2"}, {"id": "plain"}, {"id": "x@y"}, TRAINED]
+        self.models: list[dict[str, Any]] = [DEEP, {**DEEP, "id": "deep@2"}, {"id": "plain"}, {"id": MARKUP}, TRAINED]
         self.key: str | None = None
         self.hung_up = threading.Event()
         self.pause = 0.0
@@ -67,22 +74,27 @@ class FakeServer:
         body = await request.json()
         self.bodies.append(body)
         question = body["messages"][-1]["content"]
-        if question == "full":
-            return error("The queue is full.", 429, {"Retry-After": "7"})
+        if question in REFUSALS:
+            status, message, headers = REFUSALS[question]
+            return error(message, status, headers)
+        if question == "no json":
+            return Response("<h1>Bad gateway</h1>", 502, media_type="text/html")
         stream = pieces() if question == "in pieces" else self.stream(question)
         return StreamingResponse(stream, media_type="text/event-stream")
 
     async def stream(self, question: str) -> AsyncIterator[str]:
         yield event({"choices": [{"index": 0, "delta": {"role": "assistant", "content": ""}}]})
         tokens = [(HOSTILE, 30)] if question == "hostile" else ANSWER
-        if question == "endless":
-            tokens = ANSWER * 1000
+        if question in ("endless", "in length"):
+            tokens = ANSWER * (1000 if question == "endless" else 50)
         try:
             for number, (text, layers) in enumerate(tokens):
                 await asyncio.sleep(0.01 if question == "endless" else self.pause)
                 if question == "breaks" and number == 3:
                     yield event({"error": {"message": "The engine failed."}})
                     return
+                if question == "hangs up" and number == 3:
+                    raise ConnectionAbortedError("as if the server were killed")
                 choice: dict[str, Any] = {"index": 0, "delta": {"content": text}, "finish_reason": None}
                 if question != "untold":
                     choice["layers"] = layers

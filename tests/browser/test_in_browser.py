@@ -7,7 +7,7 @@ import time
 
 import pytest
 from axe_playwright_python.sync_playwright import Axe
-from fake_server import ANSWER, HOSTILE, FakeServer
+from fake_server import ANSWER, HOSTILE, MARKUP, REFUSALS, FakeServer
 from playwright.sync_api import BrowserContext, Page, expect
 
 TEXT = "".join(text for text, _ in ANSWER)
@@ -25,6 +25,13 @@ def answer(page: Page) -> str:
     return page.locator(".answer .text").last.text_content() or ""
 
 
+def axe(page: Page) -> None:
+    """Check that axe-core finds no fault of accessibility."""
+    tags = ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa", "wcag22aa", "best-practice"]
+    found = Axe().run(page, options={"runOnly": {"type": "tag", "values": tags}, "resultTypes": ["violations"]})
+    assert found.violations_count == 0, found.generate_report()
+
+
 def test_an_answer_with_its_depths(page: Page, fake: FakeServer) -> None:
     fake.pause = 0.04
     ask(page, "What is this?")
@@ -36,7 +43,7 @@ def test_an_answer_with_its_depths(page: Page, fake: FakeServer) -> None:
     summary = page.locator(".summary").text_content() or ""
     assert re.fullmatch(
         r"6 tokens · mean depth 18\.7 of 30 layers \(7 to 30\) · [\d.]+ tokens/s · first token after \d\.\d\d s"
-        " · ended by the limit of tokens",
+        " · ended at the token limit",
         summary,
     )
     rate = float(re.search(r"([\d.]+) tokens/s", summary)[1])  # type: ignore[index]
@@ -127,7 +134,7 @@ def test_the_depth_is_chosen_with_the_keyboard(page: Page, fake: FakeServer) -> 
 
 
 def test_models_stand_once_with_the_depths_that_they_were_trained_for(page: Page, fake: FakeServer) -> None:
-    assert page.locator("#model option").all_text_contents() == ["deep", "plain", "x@y", "trained"]
+    assert page.locator("#model option").all_text_contents() == ["deep", "plain", MARKUP, "trained"]
     page.get_by_label("Model").select_option("trained")
     expect(page.locator("#depth-text")).to_have_text("ratio 2, up to 4 of 8 layers")
     assert page.get_by_role("slider", name="Depth").get_attribute("max") == "1"
@@ -137,7 +144,9 @@ def test_models_stand_once_with_the_depths_that_they_were_trained_for(page: Page
 
 def test_the_legend_names_the_layers_of_each_shade(page: Page) -> None:
     words = page.locator("#shades li").all_text_contents()
-    assert words == ["0 to 5", "6 to 10", "11 to 15", "16 to 20", "21 to 25", "26 to 30"]
+    assert words == [
+        f"{first}\u2013{last}" for first, last in ((0, 5), (6, 10), (11, 15), (16, 20), (21, 25), (26, 30))
+    ]
     names = page.locator("#shades .swatch").evaluate_all("all => all.map(one => one.className)")
     assert names == [f"swatch d{i}" for i in range(6)]
 
@@ -150,8 +159,10 @@ def test_a_model_without_depths(page: Page, fake: FakeServer) -> None:
     assert answer(page) == TEXT
     assert "depth" not in fake.bodies[0] and fake.bodies[0]["model"] == "plain"
     assert "depth" not in (page.locator(".summary").text_content() or "")
-    expect(page.locator(".readout")).to_have_text("1, “It”: unknown number of layers")
+    expect(page.locator("#model-note")).to_be_empty()
+    expect(page.locator(".trace")).to_be_hidden()
     ask(page, "told")
+    expect(page.locator(".chart").last).to_be_hidden()
     expect(page.locator(".readout").last).to_have_text("1, “It”: 30 layers")
 
 
@@ -215,23 +226,44 @@ def test_text_is_never_markup(page: Page, question: str) -> None:
         assert answer(page) == HOSTILE
 
 
+def test_names_of_models_are_never_markup(page: Page) -> None:
+    page.get_by_label("Model").select_option(MARKUP)
+    ask(page, "one")
+    assert page.locator(".answer h3").text_content() == MARKUP
+    assert page.locator("body b").count() == 0
+
+
 def test_the_policy_stops_markup_even_if_the_page_tried(page: Page) -> None:
     tried = "() => { try { document.body.innerHTML = '<b>x</b>'; } catch (error) { return error.name; } }"
     assert page.evaluate(tried) == "TypeError"
 
 
-def test_a_refusal_gives_the_message_back(page: Page, fake: FakeServer) -> None:
-    ask(page, "full")
-    expect(page.get_by_role("alert")).to_have_text("The queue is full. Try again in 7 s.")
-    expect(page.get_by_label("Message")).to_have_value("full")
+@pytest.mark.parametrize(
+    ("question", "shown"),
+    [
+        ("full", "The queue is full. Try again in 7 s."),
+        ("long", REFUSALS["long"][1]),
+        ("draining", REFUSALS["draining"][1]),
+        ("no json", "The server answered with status 502."),
+    ],
+)
+def test_a_refusal_gives_the_message_back(page: Page, fake: FakeServer, question: str, shown: str) -> None:
+    ask(page, question)
+    expect(page.get_by_role("alert")).to_have_text(shown)
+    expect(page.get_by_label("Message")).to_have_value(question)
     assert page.locator("#conversation li").count() == 0
     ask(page, "again")
+    expect(page.get_by_role("alert")).to_be_empty()
     assert [message["content"] for message in fake.bodies[1]["messages"]] == ["again"]
 
 
-def test_an_error_within_a_stream(page: Page, fake: FakeServer) -> None:
-    ask(page, "breaks")
-    expect(page.get_by_role("alert")).to_have_text("The engine failed.")
+@pytest.mark.parametrize(
+    ("question", "shown"), [("breaks", "The engine failed."), ("hangs up", "The connection to the server was lost.")]
+)
+def test_a_stream_that_fails(page: Page, fake: FakeServer, question: str, shown: str) -> None:
+    fake.pause = 0.05
+    ask(page, question)
+    expect(page.get_by_role("alert")).to_have_text(shown)
     assert answer(page) == "It is a"
     expect(page.locator(".summary")).to_contain_text("broken off")
     ask(page, "again")
@@ -258,12 +290,14 @@ def test_the_list_of_models_can_be_asked_for_again(page: Page, context: BrowserC
     expect(page.get_by_role("alert")).to_be_empty()
 
 
-def test_an_api_key(page: Page, fake: FakeServer) -> None:
+def test_an_api_key(page: Page, fake: FakeServer, context: BrowserContext) -> None:
     assert page.get_by_label("API key").is_hidden()
     fake.key = "secret"
     page.reload()
     key = page.get_by_label("API key")
     expect(key).to_be_focused()
+    expect(page.get_by_role("alert")).to_be_empty()
+    axe(page)
     key.fill("wrong")
     page.keyboard.press("Enter")
     expect(page.get_by_role("alert")).to_have_text("Incorrect API key.")
@@ -273,6 +307,15 @@ def test_an_api_key(page: Page, fake: FakeServer) -> None:
     expect(page.get_by_label("Message")).to_be_focused()
     ask(page, "one")
     assert answer(page) == TEXT
+    assert context.storage_state(indexed_db=True) == {"cookies": [], "origins": []}
+    assert "secret" not in page.url and page.evaluate("sessionStorage.length") == 0
+
+
+def test_a_key_that_is_withdrawn(page: Page, fake: FakeServer) -> None:
+    fake.key = "other"
+    ask(page, "one")
+    expect(page.get_by_label("API key")).to_be_focused()
+    expect(page.get_by_label("Message")).to_have_value("one")
 
 
 def test_lines_and_composition(page: Page, fake: FakeServer) -> None:
@@ -300,6 +343,26 @@ def test_the_order_of_the_focus(page: Page) -> None:
     assert seen == ["model", "depth", "SUMMARY", "new", "token-1", "message", "send"]
 
 
+def test_the_keyboard_alone(page: Page, fake: FakeServer) -> None:
+    for key in ("Tab", "Enter"):  # the link to the message
+        page.keyboard.press(key)
+    page.keyboard.type("one")
+    for key in ("Tab", "Space"):  # the button that sends
+        page.keyboard.press(key)
+    expect(page.locator(".summary")).to_contain_text("6 tokens")
+    expect(page.get_by_label("Message")).to_be_focused()
+    for key in ("Shift+Tab", "End"):  # the answer's trace
+        page.keyboard.press(key)
+    expect(page.locator(".readout")).to_have_text("6, “.”: 30 of 30 layers")
+    for key in ("Shift+Tab", "Space"):  # a new conversation
+        page.keyboard.press(key)
+    assert page.locator("#conversation li").count() == 0
+    page.keyboard.type("two")
+    page.keyboard.press("Enter")
+    expect(page.locator(".summary")).to_contain_text("6 tokens")
+    assert [len(body["messages"]) for body in fake.bodies] == [1, 1]
+
+
 @pytest.mark.parametrize("width", [320, 390])
 def test_a_phone(page: Page, width: int) -> None:
     page.set_viewport_size({"width": width, "height": 640})
@@ -310,15 +373,26 @@ def test_a_phone(page: Page, width: int) -> None:
     assert page.locator("button, select, input, textarea, summary").evaluate_all(low) == 0
 
 
+def test_a_long_answer_has_a_bar_for_every_token(page: Page) -> None:
+    page.get_by_label("Message").fill("in length")
+    page.keyboard.press("Enter")
+    expect(page.locator(".summary")).to_contain_text("300 tokens", timeout=10_000)
+    right = "all => all.at(-1).getBoundingClientRect().right"
+    inside = page.locator(".bars").evaluate("bars => bars.getBoundingClientRect().right")
+    assert page.locator(".bars span").count() == 300
+    assert page.locator(".bars span").evaluate_all(right) <= inside + 0.5
+    page.get_by_role("slider", name="Token").focus()
+    page.keyboard.press("End")
+    expect(page.locator(".readout")).to_have_text("300, “.”: 30 of 30 layers")
+
+
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_axe_finds_nothing(page: Page, scheme: str) -> None:
     page.emulate_media(color_scheme=scheme)  # type: ignore[arg-type]
     page.get_by_text("Sampling").click()
     ask(page, "one")
     ask(page, "full")
-    tags = ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa", "wcag22aa", "best-practice"]
-    found = Axe().run(page, options={"runOnly": {"type": "tag", "values": tags}, "resultTypes": ["violations"]})
-    assert found.violations_count == 0, found.generate_report()
+    axe(page)
 
 
 @pytest.mark.parametrize(("motion", "name"), [("reduce", "none"), ("no-preference", "blink")])

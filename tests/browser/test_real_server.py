@@ -6,12 +6,15 @@ import time
 from collections.abc import Callable
 
 import pytest
+from conftest import MOST_BYTES
 from playwright.sync_api import Page, expect
 
 from dynexport.runtime.serving.submit import answers, make_work
 from dynexport.runtime.serving.worker import Worker
 
 QUESTION = "JULIET. O Romeo, Romeo, wherefore art thou Romeo?"
+# One model of each strategy.
+NAMES = ("mod", "radial", "skip-2", "dense")
 Real = tuple[str, dict[str, Worker]]
 
 
@@ -19,7 +22,6 @@ Real = tuple[str, dict[str, Worker]]
 def page(open_page: Callable[[str], Page], real: Real) -> Page:
     """The page, after its user has entered the API key; temperature 0 and 30 tokens."""
     opened = open_page(real[0])
-    expect(opened.get_by_role("alert")).not_to_be_empty()
     opened.get_by_label("API key").fill("secret")
     opened.keyboard.press("Enter")
     opened.get_by_text("Sampling").click()
@@ -44,7 +46,7 @@ def answered(worker: Worker, *messages: str) -> tuple[str, list[int]]:
     return "".join(token.piece.text for token in tokens), [token.layers for token in tokens]
 
 
-@pytest.mark.parametrize("name", ["mod", "skip-2"])
+@pytest.mark.parametrize("name", NAMES)
 def test_texts_and_layers_are_those_of_the_worker(page: Page, real: Real, name: str) -> None:
     page.get_by_label("Model").select_option(name)
     page.get_by_label("Message").click()
@@ -59,14 +61,19 @@ def test_texts_and_layers_are_those_of_the_worker(page: Page, real: Real, name: 
             page.locator(".bars").last.locator("span").evaluate_all("all => all.map(b => parseFloat(b.style.height))")
         )
         assert [round(height * 12 / 100) for height in heights] == layers
-        expect(page.locator(".summary").last).to_contain_text(f"30 tokens · mean depth {sum(layers) / 30:.1f} of 12")
-    assert len(set(layers)) > 1
+        mean = f"{sum(layers) / 30:.1f}" if sum(layers) % 30 else sum(layers) // 30
+        expect(page.locator(".summary").last).to_contain_text(f"30 tokens · mean depth {mean} of 12")
+    assert (set(layers) == {12}) == (name == "dense")
 
 
 def test_models_and_depths_are_offered(page: Page) -> None:
-    expect(page.get_by_label("Model")).to_have_text("modskip-2")
-    expect(page.locator("#depth-text")).to_have_text("full, up to 12 of 12 layers")
+    assert page.locator("#model option").all_text_contents() == list(NAMES)
+    for name in ("mod", "radial", "dense"):
+        page.get_by_label("Model").select_option(name)
+        expect(page.get_by_role("slider", name="Depth")).to_be_hidden()
+        expect(page.locator("#model-note")).to_have_text("12 layers, one depth")
     page.get_by_label("Model").select_option("skip-2")
+    expect(page.locator("#model-note")).to_have_text("12 layers, 2 depths")
     expect(page.locator("#depth-text")).to_have_text("ratio 2, up to 6 of 12 layers")
     page.get_by_role("slider", name="Depth").focus()
     page.keyboard.press("End")
@@ -96,6 +103,8 @@ def test_stop_frees_the_row(page: Page, real: Real, monkeypatch: pytest.MonkeyPa
 
 
 def test_what_the_server_refuses_is_said(page: Page) -> None:
+    ask(page, "x" * MOST_BYTES)
+    expect(page.get_by_role("alert")).to_contain_text("body: expected at most")
     ask(page, "word " * 2000)
     expect(page.get_by_role("alert")).to_contain_text("512")
     expect(page.get_by_label("Message")).to_have_value("word " * 2000)

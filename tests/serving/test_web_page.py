@@ -15,7 +15,10 @@ from house import ROOT
 from markup import Page
 
 from dynexport.exporter.trace.colours import DARK, LIGHT, contrast
-from dynexport.runtime.serving.http.page import FILES, path_of, paths, router
+from dynexport.runtime.serving.http.app import create_app
+from dynexport.runtime.serving.http.page import MEDIA_TYPES, PATHS, router
+from dynexport.runtime.serving.http.served import Directory
+from dynexport.runtime.serving.http.settings import HttpSettings
 
 WEB = ROOT / "runtime" / "serving" / "http" / "web"
 STYLE = (WEB / "page.css").read_text()
@@ -35,36 +38,41 @@ def page() -> Page:
     return Page((WEB / "page.html").read_bytes())
 
 
-@pytest.mark.parametrize("name", FILES)
-def test_files_are_served_with_a_strict_policy(client: TestClient, name: str) -> None:
-    answer = client.get(path_of(name))
-    assert (answer.status_code, answer.content) == (200, (WEB / name).read_bytes())
-    assert answer.headers["content-type"] == FILES[name]
+@pytest.mark.parametrize("path", PATHS)
+def test_files_are_served_with_a_strict_policy(client: TestClient, path: str) -> None:
+    answer, file = client.get(path), WEB / PATHS[path]
+    assert (answer.status_code, answer.content) == (200, file.read_bytes())
+    assert answer.headers["content-type"] == MEDIA_TYPES[file.suffix]
     policy = dict(part.split(" ", 1) for part in answer.headers["content-security-policy"].split("; "))
     assert policy["default-src"] == policy["base-uri"] == policy["frame-ancestors"] == "'none'"
     assert {policy[f"{kind}-src"] for kind in ("script", "style", "img", "connect")} == {"'self'"}
     assert "unsafe" not in str(policy) and policy["require-trusted-types-for"] == "'script'"
     assert answer.headers["x-content-type-options"] == "nosniff"
     assert "set-cookie" not in answer.headers
-    head = client.head(path_of(name))
+    head = client.head(path)
     assert (head.status_code, head.headers["content-length"]) == (200, str(len(answer.content)))
 
 
 def test_every_file_is_served_and_no_other(client: TestClient) -> None:
-    assert set(FILES) == {path.name for path in WEB.iterdir()}
-    assert "/" in paths() and len(paths()) == len(FILES)
+    assert set(PATHS.values()) == {path.name for path in WEB.iterdir()}
     for path in ("/web/", "/web/page.py", "/web/../page.py", "/web/%2e%2e/page.py", "/web/page.html", "/web/page.js/"):
         assert client.get(path, follow_redirects=False).status_code in (307, 404), path
     assert client.post("/").status_code == 405
     assert client.get("/openapi.json").json()["paths"] == {}
 
 
-@pytest.mark.parametrize("name", FILES)
+def test_the_page_needs_no_key_where_the_api_does() -> None:
+    client = TestClient(create_app(Directory({}), HttpSettings(keys=("secret",))))
+    assert {client.get(path).status_code for path in PATHS} == {200}
+    assert client.get("/v1/models").status_code == 401
+
+
+@pytest.mark.parametrize("name", sorted(set(PATHS.values())))
 def test_nothing_comes_from_elsewhere(name: str) -> None:
     content = (WEB / name).read_text().replace('xmlns="http://www.w3.org/2000/svg"', "")
     assert not re.search(r"""https?:|wss?:|@import|url\(|["'(]//|data:(?!")""", content)
     parts = re.findall(r"""(?:src|href)="([^"#]+)"|from "\./([^"]+)";""", content)
-    assert all(part in FILES for found in parts for part in (found[0].removeprefix("web/"), found[1]) if part)
+    assert all(f"/web/{part}" in PATHS for found in parts for part in (found[0].removeprefix("web/"), found[1]) if part)
 
 
 @pytest.mark.parametrize("name", SCRIPTS)

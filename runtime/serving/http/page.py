@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from importlib.resources import files
+from pathlib import Path
 from typing import Final
 
 from fastapi import APIRouter, Response
@@ -30,40 +31,38 @@ HEADERS: Final = {
     "X-Content-Type-Options": "nosniff",
     "Cache-Control": "no-cache",
 }
-# Media type of each file of web/.
-FILES: Final = {
-    "page.html": "text/html; charset=utf-8",
-    "page.css": "text/css; charset=utf-8",
-    "page.js": "text/javascript; charset=utf-8",
-    "settings.js": "text/javascript; charset=utf-8",
-    "stream.js": "text/javascript; charset=utf-8",
-    "answer.js": "text/javascript; charset=utf-8",
-    "icon.svg": "image/svg+xml",
+# URL path -> file of web/. Browsers ask for /favicon.ico where they show an answer without a page.
+PATHS: Final = {
+    "/": "page.html",
+    "/favicon.ico": "icon.svg",
+    "/web/answer.js": "answer.js",
+    "/web/icon.svg": "icon.svg",
+    "/web/page.css": "page.css",
+    "/web/page.js": "page.js",
+    "/web/settings.js": "settings.js",
+    "/web/stream.js": "stream.js",
+}
+MEDIA_TYPES: Final = {
+    ".css": "text/css; charset=utf-8",
+    ".html": "text/html; charset=utf-8",
+    ".js": "text/javascript; charset=utf-8",
+    ".svg": "image/svg+xml",
 }
 
 router = APIRouter(include_in_schema=False)
 
 
-def path_of(name: str) -> str:
-    """Return the URL path of a file of ``web/``."""
-    return "/" if name == "page.html" else f"/web/{name}"
-
-
-def paths() -> frozenset[str]:
-    """Return the URL paths of all files; they are readable without an API key."""
-    return frozenset(map(path_of, FILES))
-
-
-def _add(name: str, media_type: str) -> None:
+def _add(path: str, name: str) -> None:
     content = files(__package__).joinpath("web", name).read_bytes()
+    media_type = MEDIA_TYPES[Path(name).suffix]
 
     def send() -> Response:
         return Response(content, headers=HEADERS, media_type=media_type)
 
-    router.add_api_route(path_of(name), send, methods=["GET", "HEAD"], name=name)
+    router.add_api_route(path, send, methods=["GET", "HEAD"], name=path)
 
 
-for _name, _media_type in FILES.items():
-    _add(_name, _media_type)
+for _path, _name in PATHS.items():
+    _add(_path, _name)
 
-__all__ = ["CONTENT_SECURITY_POLICY", "FILES", "HEADERS", "path_of", "paths", "router"]
+__all__ = ["CONTENT_SECURITY_POLICY", "HEADERS", "MEDIA_TYPES", "PATHS", "router"]

@@ -2,6 +2,9 @@
 
 import { layersInWords, shade } from "./settings.js";
 
+// More bars than this stand side by side without gaps.
+const MANY = 150;
+
 function element(tag, className, text) {
   const made = document.createElement(tag);
   if (className) made.className = className;
@@ -38,8 +41,14 @@ export class Answer {
     this.item.setAttribute("aria-busy", "true");
     this.trace = element("div", "trace");
     this.trace.hidden = true;
+    // What the bars show, the slider below them tells, too.
+    const chart = element("div", "chart");
+    chart.setAttribute("aria-hidden", "true");
+    chart.hidden = !total;
+    const scale = element("div", "scale soft");
+    scale.append(element("span", "", String(total)), element("span", "", "0"));
     this.bars = element("div", "bars");
-    this.bars.setAttribute("aria-hidden", "true");
+    chart.append(scale, this.bars);
     this.slider = element("input");
     Object.assign(this.slider, { type: "range", min: "1", max: "1", value: "1", id: `token-${id}` });
     const label = element("label", "", "Token");
@@ -48,7 +57,7 @@ export class Answer {
     const row = element("div", "row");
     this.readout = element("span", "readout");
     row.append(label, this.slider, this.readout);
-    this.trace.append(this.bars, row);
+    this.trace.append(chart, row);
     this.summary = element("p", "summary soft");
     this.item.append(this.trace, this.summary);
     this.slider.addEventListener("input", () => this.#pick(Number(this.slider.value) - 1));
@@ -67,7 +76,8 @@ export class Answer {
     span.dataset.token = String(this.#tokens.length);
     this.paragraph.append(span);
     for (const depth of depths) this.#addToken(text, depth, span);
-    this.trace.hidden = false;
+    this.trace.hidden = !this.#depths.count;
+    this.bars.classList.toggle("many", this.#tokens.length > MANY);
     this.slider.max = String(this.#tokens.length);
     if (this.#picked < 0) this.#pick(0);
     this.summary.textContent = this.#facts().join(" · ");
@@ -111,6 +121,7 @@ export class Answer {
       known.most = Math.max(known.most, depth);
       span.title = layersInWords(depth, this.total);
     }
+    bar.style.height = "0";
     if (Number.isFinite(depth) && this.total) {
       const name = `d${shade(depth, this.total)}`;
       span.classList.add(name);

@@ -2,11 +2,11 @@
 
 import { Answer, message } from "./answer.js";
 import { Settings } from "./settings.js";
-import { ServerError, events, request } from "./stream.js";
+import { events, request } from "./stream.js";
 
 const byId = (id) => document.getElementById(id);
 const settings = new Settings();
-const ENDINGS = { length: "ended by the limit of tokens", content_filter: "ended by the server" };
+const ENDINGS = { length: "ended at the token limit", content_filter: "ended by the server" };
 let key = "";
 let history = [];
 let running = null;
@@ -17,7 +17,8 @@ function say(words) {
 }
 
 function report(error) {
-  byId("problem").textContent = error.message;
+  // Before there is a key, the form that asks for it says all.
+  byId("problem").textContent = error.status === 401 && !key ? "" : error.message;
   if (error.status === 401) {
     byId("key-form").hidden = false;
     byId("key").focus();
@@ -75,6 +76,7 @@ async function ask(question, fields) {
   own.push({ role: "user", content: question });
   const name = [fields.model, fields.depth && `depth ${fields.depth}`].filter(Boolean).join(", ");
   const asked = message("You", question);
+  asked.classList.add("question");
   const answer = new Answer(name || "Answer", settings.layers, ++answers);
   byId("conversation").append(asked, answer.item);
   document.scrollingElement.scrollTo(0, document.scrollingElement.scrollHeight);
@@ -102,7 +104,7 @@ async function ask(question, fields) {
   }
   if (document.activeElement === byId("stop")) byId("message").focus();
   setRunning(null);
-  if (failed && !controller.signal.aborted) report(failed instanceof ServerError ? failed : new ServerError("The answer broke off."));
+  if (failed && !controller.signal.aborted) report(failed);
 }
 
 function send() {

@@ -64,7 +64,7 @@ export class Settings {
 
   /** The chosen depth's name, or undefined if the model has no choice. */
   get depth() {
-    return this.#depths[Number(byId("depth").value)]?.name;
+    return this.#depths.length > 1 ? this.#depths[Number(byId("depth").value)].name : undefined;
   }
 
   /** The fields of a request that the form decides; null after it has shown what is wrong with one. */
@@ -91,8 +91,10 @@ export class Settings {
     const chosen = (this.model?.depths ?? []).find(({ name, trained }) => trained && name !== "full");
     const index = this.#depths.findIndex(({ name }) => name === chosen?.name);
     slider.value = String(index < 0 ? last : index);
-    slider.disabled = this.#depths.length < 2;
-    byId("depth-field").hidden = this.#depths.length === 0;
+    byId("depth-field").hidden = this.#depths.length < 2;
+    const number = this.#depths.length;
+    const depths = ["", ", one depth"][number] ?? `, ${number} depths`;
+    byId("model-note").textContent = this.layers ? `${this.layers} layers${depths}` : "";
     this.#showDepth();
     this.#showLegend();
   }
@@ -114,7 +116,7 @@ export class Settings {
       const item = document.createElement("li");
       const swatch = document.createElement("span");
       swatch.className = `swatch d${shade(last, total)}`;
-      item.append(swatch, first === last ? `${last}` : `${first} to ${last}`);
+      item.append(swatch, first === last ? `${last}` : `${first}–${last}`);
       items.push(item);
       first = last + 1;
     }

@@ -1,5 +1,7 @@
 // Requests to the server, and the events of a streamed answer.
 
+const LOST = "The connection to the server was lost.";
+
 /** A refusal or failure that the server reported. `status` is 0 if there was no response. */
 export class ServerError extends Error {
   constructor(message, status = 0) {
@@ -45,7 +47,7 @@ export async function* events(response) {
   try {
     for (;;) {
       const { done, value } = await reader.read();
-      if (done) throw new ServerError("The answer broke off.");
+      if (done) throw new ServerError(LOST);
       const lines = (rest + value).split("\n");
       rest = lines.pop();
       for (const line of lines) {
@@ -57,6 +59,9 @@ export async function* events(response) {
         yield event;
       }
     }
+  } catch (error) {
+    // The browser's own words for a lost connection say nothing to a reader.
+    throw error instanceof ServerError || error.name === "AbortError" ? error : new ServerError(LOST);
   } finally {
     reader.cancel().catch(() => {});
   }
