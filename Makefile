@@ -57,9 +57,14 @@ suite: $(VENV)/.inputs
 	@echo "== running the suite"
 	$(BIN)/pytest -n 2 --dist worksteal
 
-test-page: $(VENV)/.installed ## the web page in a headless Chromium, which is installed if there is none
-	$(PIP) --no-build-isolation --editable '.[browser]'
+$(VENV)/.browser: $(VENV)/.installed
+	@echo "== installing a headless Chromium, if there is none, and what drives it"
+	$(PIP) --no-build-isolation --editable '.[serve,browser]'
 	$(BIN)/python samples/browser.py
+	touch $@
+
+test-page: $(VENV)/.browser ## the web page in a headless Chromium, which is installed if there is none
+	@echo "== testing the web page"
 	$(BIN)/pytest tests/browser
 
 test-latest: ## the suite with the newest packages that pyproject.toml allows, in .venv-latest

@@ -49,7 +49,7 @@ def install() -> None:
         if subprocess.run(["apt-cache", "show", *package], capture_output=True).returncode == 0:
             environment = {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}
             words = ["apt-get", "install", "-qq", "--yes", "--no-install-recommends", *package, "fonts-dejavu-core"]
-            subprocess.run(words, check=True, env=environment)
+            subprocess.run(words, check=True, env=environment, stdout=subprocess.DEVNULL)
             return
     subprocess.run([sys.executable, "-m", "playwright", "install", "chromium-headless-shell"], check=True)
 

@@ -12,12 +12,14 @@ import threading
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import uvicorn
 from browser import browser
 from fastapi import FastAPI
-from playwright.sync_api import Page, expect
+from playwright.sync_api import Page, ViewportSize, expect
 
 from dynexport.exporter.bundle.conversion import convert
 from dynexport.runtime.bundle.bundle import Bundle
@@ -31,12 +33,34 @@ from dynexport.runtime.serving.worker import Worker
 IMAGES = Path(__file__).resolve().parents[1] / "docs" / "images"
 TRAINED = Path(__file__).resolve().parent / "training" / "checkpoints"
 TEMPLATE = "{% for message in messages %}{{ message.content }}\n{% endfor %}"
-QUESTION = "JULIET. O Romeo, Romeo, wherefore art thou Romeo?"
-# Picture -> width, height, colour scheme.
+QUESTIONS = ("JULIET. O Romeo, Romeo, wherefore art thou Romeo?", "And what says Juliet now?")
+
+
+@dataclass(frozen=True)
+class Picture:
+    """What a picture shows.
+
+    Attributes:
+        model: the model that is asked.
+        depths: keys that move the depth slider before each question; "" leaves it.
+        tokens: tokens of an answer.
+        width: pixels.
+        height: pixels.
+        scheme: colour scheme.
+    """
+
+    model: str
+    depths: tuple[str, ...]
+    tokens: int
+    width: int
+    height: int
+    scheme: Literal["light", "dark"]
+
+
 PICTURES = {
-    "page-light": (1100, 740, "light"),
-    "page-dark": (1100, 740, "dark"),
-    "page-phone": (390, 844, "light"),
+    "page-light": Picture("mod", ("",), 38, 1100, 720, "light"),
+    "page-dark": Picture("skip-2", ("Home", "End"), 14, 1100, 1020, "dark"),
+    "page-phone": Picture("mod", ("",), 38, 390, 844, "light"),
 }
 
 
@@ -76,18 +100,21 @@ def served(app: FastAPI) -> Iterator[str]:
         thread.join(10)
 
 
-def chat(page: Page, address: str) -> None:
-    """Ask a question, wait for the end of the answer, and point at one of its tokens."""
+def chat(page: Page, address: str, picture: Picture) -> None:
+    """Ask a question at each depth, wait for the end of the answers, and point at one of the last answer's tokens."""
     page.goto(address)
-    page.locator("#model option").first.wait_for(state="attached")
+    page.get_by_label("Model").select_option(picture.model)
     page.get_by_text("Sampling").click()
     page.get_by_label("Temperature").fill("0")
-    page.get_by_label("Most tokens").fill("38")
+    page.get_by_label("Most tokens").fill(str(picture.tokens))
     page.get_by_text("Sampling").click()
-    page.get_by_label("Message").fill(QUESTION)
-    page.keyboard.press("Enter")
-    expect(page.locator(".answer")).to_have_attribute("aria-busy", "false", timeout=60_000)
-    page.get_by_role("slider", name="Token").focus()
+    for number, key in enumerate(picture.depths):
+        if key:
+            page.get_by_role("slider", name="Depth").press(key)
+        page.get_by_label("Message").fill(QUESTIONS[number])
+        page.keyboard.press("Enter")
+        expect(page.locator(".answer[aria-busy=false]")).to_have_count(number + 1, timeout=60_000)
+    page.get_by_role("slider", name="Token").last.focus()
     for _ in range(8):
         page.keyboard.press("ArrowRight")
     page.evaluate("document.scrollingElement.scrollTo(0, 0)")
@@ -98,9 +125,10 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as home, browser() as chromium:
         app = sample_app(sample_workers(("mod", "skip-2"), Path(home)), HttpSettings())
         with served(app) as address:
-            for name, (width, height, scheme) in PICTURES.items():
-                page = chromium.new_page(viewport={"width": width, "height": height}, color_scheme=scheme)
-                chat(page, address)
+            for name, picture in PICTURES.items():
+                size: ViewportSize = {"width": picture.width, "height": picture.height}
+                page = chromium.new_page(viewport=size, color_scheme=picture.scheme)
+                chat(page, address, picture)
                 page.screenshot(path=IMAGES / f"{name}.png")
                 page.close()
 

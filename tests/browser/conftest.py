@@ -82,7 +82,7 @@ def page(open_page: Callable[[str], Page], fake: FakeServer, address: str) -> Pa
 
 @pytest.fixture(scope="session")
 def real(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, dict[str, Worker]]]:
-    """The real server with a trained model of each strategy, which asks for the key "secret": its address and workers."""
+    """The real server with a model of each strategy, which asks for the key "secret": its address and workers."""
     workers = sample_workers(("mod", "radial", "skip-2", "dense"), tmp_path_factory.mktemp("real"))
     with served(sample_app(workers, HttpSettings(keys=("secret",), most_bytes=MOST_BYTES))) as address:
         yield address, workers

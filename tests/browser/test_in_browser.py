@@ -122,15 +122,16 @@ def test_a_new_conversation_ends_a_running_answer(page: Page, fake: FakeServer) 
 
 def test_the_depth_is_chosen_with_the_keyboard(page: Page, fake: FakeServer) -> None:
     slider = page.get_by_role("slider", name="Depth")
-    assert slider.get_attribute("aria-valuetext") == "full, up to 30 of 30 layers"
+    assert slider.get_attribute("aria-valuetext") == "full depth, up to 30 of 30 layers"
     slider.focus()
     page.keyboard.press("ArrowLeft")
-    assert slider.get_attribute("aria-valuetext") == "keep, up to 20 of 30 layers"
+    assert slider.get_attribute("aria-valuetext") == "depth keep, up to 20 of 30 layers"
     page.keyboard.press("Home")
     assert slider.get_attribute("aria-valuetext") == "ratio 2, up to 15 of 30 layers"
     expect(page.locator("#depth-text")).to_have_text("ratio 2, up to 15 of 30 layers")
     ask(page, "one")
     assert fake.bodies[0]["depth"] == "2"
+    assert page.locator(".answer h3").text_content() == "deep, ratio 2"
 
 
 def test_models_stand_once_with_the_depths_that_they_were_trained_for(page: Page, fake: FakeServer) -> None:

@@ -74,10 +74,9 @@ async function ask(question, fields) {
   byId("problem").textContent = "";
   const own = history;
   own.push({ role: "user", content: question });
-  const name = [fields.model, fields.depth && `depth ${fields.depth}`].filter(Boolean).join(", ");
   const asked = message("You", question);
   asked.classList.add("question");
-  const answer = new Answer(name || "Answer", settings.layers, ++answers);
+  const answer = new Answer(settings.label, settings.layers, ++answers);
   byId("conversation").append(asked, answer.item);
   document.scrollingElement.scrollTo(0, document.scrollingElement.scrollHeight);
   say("Waiting for the answer.");

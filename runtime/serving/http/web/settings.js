@@ -27,9 +27,9 @@ function depthsOf(model) {
   return depths.sort((a, b) => a.layers - b.layers);
 }
 
-function depthInWords({ name, ratio, layers }, total) {
-  const label = name === "full" || String(ratio) !== name ? name : `ratio ${name}`;
-  return `${label}, up to ${layersInWords(layers, total)}`;
+function labelOf({ name, ratio }) {
+  if (name === "full") return "full depth";
+  return String(ratio) === name ? `ratio ${name}` : `depth ${name}`;
 }
 
 /** The settings form. */
@@ -62,9 +62,15 @@ export class Settings {
     return this.model?.layers;
   }
 
-  /** The chosen depth's name, or undefined if the model has no choice. */
-  get depth() {
-    return this.#depths.length > 1 ? this.#depths[Number(byId("depth").value)].name : undefined;
+  /** The model and its depth in words, such as "smollm2, ratio 2". */
+  get label() {
+    const model = this.model?.id ?? "Answer";
+    return this.#chosen ? `${model}, ${labelOf(this.#chosen)}` : model;
+  }
+
+  /** The chosen depth, or undefined if the model has no choice. */
+  get #chosen() {
+    return this.#depths.length > 1 ? this.#depths[Number(byId("depth").value)] : undefined;
   }
 
   /** The fields of a request that the form decides; null after it has shown what is wrong with one. */
@@ -75,7 +81,7 @@ export class Settings {
       invalid.reportValidity();
       return null;
     }
-    const fields = { model: this.model?.id, depth: this.depth };
+    const fields = { model: this.model?.id, depth: this.#chosen?.name };
     for (const [name, id] of [["temperature", "temperature"], ["top_p", "top-p"], ["max_tokens", "max-tokens"]]) {
       if (byId(id).value !== "") fields[name] = Number(byId(id).value);
     }
@@ -100,8 +106,8 @@ export class Settings {
   }
 
   #showDepth() {
-    const chosen = this.#depths[Number(byId("depth").value)];
-    const words = chosen ? depthInWords(chosen, this.layers) : "";
+    const chosen = this.#chosen;
+    const words = chosen ? `${labelOf(chosen)}, up to ${layersInWords(chosen.layers, this.layers)}` : "";
     byId("depth-text").textContent = words;
     byId("depth").setAttribute("aria-valuetext", words);
   }
