@@ -33,7 +33,8 @@ from dynexport.runtime.serving.worker import Worker
 IMAGES = Path(__file__).resolve().parents[1] / "docs" / "images"
 TRAINED = Path(__file__).resolve().parent / "training" / "checkpoints"
 TEMPLATE = "{% for message in messages %}{{ message.content }}\n{% endfor %}"
-QUESTIONS = ("JULIET. O Romeo, Romeo, wherefore art thou Romeo?", "And what says Juliet now?")
+JULIET = "JULIET. O Romeo, Romeo, wherefore art thou Romeo?"
+HAMLET = "HAMLET. To be, or not to be, that is the question:"
 
 
 @dataclass(frozen=True)
@@ -42,7 +43,7 @@ class Picture:
 
     Attributes:
         model: the model that is asked.
-        depths: keys that move the depth slider before each question; "" leaves it.
+        questions: the questions, each with a key that moves the depth slider before it, or "".
         tokens: tokens of an answer.
         width: pixels.
         height: pixels.
@@ -50,7 +51,7 @@ class Picture:
     """
 
     model: str
-    depths: tuple[str, ...]
+    questions: tuple[tuple[str, str], ...]
     tokens: int
     width: int
     height: int
@@ -58,9 +59,9 @@ class Picture:
 
 
 PICTURES = {
-    "page-light": Picture("mod", ("",), 38, 1100, 720, "light"),
-    "page-dark": Picture("skip-2", ("Home", "End"), 14, 1100, 1020, "dark"),
-    "page-phone": Picture("mod", ("",), 38, 390, 844, "light"),
+    "page-light": Picture("mod", ((JULIET, ""),), 38, 1100, 720, "light"),
+    "page-dark": Picture("skip-2", ((HAMLET, "Home"), ("Who goes there?", "End")), 21, 1100, 940, "dark"),
+    "page-phone": Picture("mod", ((JULIET, ""),), 38, 390, 844, "light"),
 }
 
 
@@ -101,19 +102,19 @@ def served(app: FastAPI) -> Iterator[str]:
 
 
 def chat(page: Page, address: str, picture: Picture) -> None:
-    """Ask a question at each depth, wait for the end of the answers, and point at one of the last answer's tokens."""
+    """Ask the questions, wait for the end of the answers, and point at one of the last answer's tokens."""
     page.goto(address)
     page.get_by_label("Model").select_option(picture.model)
     page.get_by_text("Sampling").click()
     page.get_by_label("Temperature").fill("0")
     page.get_by_label("Most tokens").fill(str(picture.tokens))
     page.get_by_text("Sampling").click()
-    for number, key in enumerate(picture.depths):
+    for number, (question, key) in enumerate(picture.questions, 1):
         if key:
             page.get_by_role("slider", name="Depth").press(key)
-        page.get_by_label("Message").fill(QUESTIONS[number])
+        page.get_by_label("Message").fill(question)
         page.keyboard.press("Enter")
-        expect(page.locator(".answer[aria-busy=false]")).to_have_count(number + 1, timeout=60_000)
+        expect(page.locator(".answer[aria-busy=false]")).to_have_count(number, timeout=60_000)
     page.get_by_role("slider", name="Token").last.focus()
     for _ in range(8):
         page.keyboard.press("ArrowRight")

@@ -84,7 +84,9 @@ class FakeServer:
 
     async def stream(self, question: str) -> AsyncIterator[str]:
         yield event({"choices": [{"index": 0, "delta": {"role": "assistant", "content": ""}}]})
-        tokens = [(HOSTILE, 30)] if question == "hostile" else ANSWER
+        tokens: list[tuple[str, Any]] = [(HOSTILE, 30)] if question == "hostile" else ANSWER
+        if question == "together":
+            tokens = [("It is", [30, 7]), ("", []), (" a", [15])]
         if question in ("endless", "in length"):
             tokens = ANSWER * (1000 if question == "endless" else 50)
         try:

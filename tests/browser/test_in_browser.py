@@ -59,6 +59,17 @@ def test_an_answer_with_its_depths(page: Page, fake: FakeServer) -> None:
     }
 
 
+def test_tokens_that_come_together_share_a_text(page: Page) -> None:
+    ask(page, "together")
+    assert answer(page) == "It is a"
+    names = page.locator(".answer .text span").evaluate_all("all => all.map(one => one.className.split(' ')[0])")
+    assert names == ["d5", "", "d2"]
+    names = page.locator(".bars span").evaluate_all("all => all.map(one => one.className.split(' ')[0])")
+    assert names == ["d5", "d1", "d2"]
+    page.get_by_role("slider", name="Token").press("End")
+    expect(page.locator(".readout")).to_have_text("3, “ a”: 15 of 30 layers")
+
+
 def test_tokens_appear_as_they_come(page: Page, fake: FakeServer) -> None:
     page.get_by_label("Message").fill("endless")
     page.keyboard.press("Enter")

@@ -28,6 +28,7 @@ export class Answer {
   #picked = -1;
   #began = performance.now();
   #first = 0;
+  #atFirst = 0;
   #last = 0;
   #counted = 0;
   #depths = { count: 0, sum: 0, least: Infinity, most: -Infinity };
@@ -68,18 +69,27 @@ export class Answer {
 
   /** Adds what a chunk brought: text, and the layers of its tokens (a number, a list, or undefined). */
   add(text, layers) {
-    const depths = layers === undefined || layers === null ? [NaN] : [layers].flat().map(Number);
+    const depths = [layers ?? NaN].flat().map(Number);
     this.#last = performance.now();
-    if (!this.#tokens.length) this.#first = this.#last;
+    if (!this.#tokens.length) {
+      this.#first = this.#last;
+      this.#atFirst = depths.length;
+    }
     this.text += text;
     const span = element("span", "", text);
     span.dataset.token = String(this.#tokens.length);
     this.paragraph.append(span);
     for (const depth of depths) this.#addToken(text, depth, span);
+    // Tokens that came together share a text, which has the colour of the deepest.
+    const deepest = Math.max(...depths.filter(Number.isFinite));
+    if (Number.isFinite(deepest)) {
+      span.title = layersInWords(deepest, this.total);
+      if (this.total) span.classList.add(`d${shade(deepest, this.total)}`);
+    }
     this.trace.hidden = !this.#depths.count;
     this.bars.classList.toggle("many", this.#tokens.length > MANY);
     this.slider.max = String(this.#tokens.length);
-    if (this.#picked < 0) this.#pick(0);
+    if (this.#picked < 0 && this.#tokens.length) this.#pick(0);
     this.summary.textContent = this.#facts().join(" · ");
   }
 
@@ -105,7 +115,7 @@ export class Answer {
       facts.push(`mean depth ${layersInWords(sum / count, this.total)}${range}`);
     }
     const seconds = (this.#last - this.#first) / 1000;
-    if (number > 1 && seconds > 0) facts.push(`${((number - 1) / seconds).toFixed(1)} tokens/s`);
+    if (number > this.#atFirst && seconds > 0) facts.push(`${((number - this.#atFirst) / seconds).toFixed(1)} tokens/s`);
     if (this.#tokens.length) facts.push(`first token after ${((this.#first - this.#began) / 1000).toFixed(2)} s`);
     return facts;
   }
@@ -119,13 +129,10 @@ export class Answer {
       known.sum += depth;
       known.least = Math.min(known.least, depth);
       known.most = Math.max(known.most, depth);
-      span.title = layersInWords(depth, this.total);
     }
     bar.style.height = "0";
     if (Number.isFinite(depth) && this.total) {
-      const name = `d${shade(depth, this.total)}`;
-      span.classList.add(name);
-      bar.classList.add(name);
+      bar.classList.add(`d${shade(depth, this.total)}`);
       bar.style.height = `${Math.min(100, (100 * depth) / this.total)}%`;
     }
     this.bars.append(bar);
