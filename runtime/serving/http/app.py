@@ -11,7 +11,7 @@ from anyio import to_thread
 from fastapi import FastAPI, Request, Response
 from fastapi.responses import JSONResponse, PlainTextResponse, StreamingResponse
 
-from dynexport.runtime.serving.http import asking, documented
+from dynexport.runtime.serving.http import asking, documented, page
 from dynexport.runtime.serving.http.answering import Answer, Kind, event
 from dynexport.runtime.serving.http.asking import Asked
 from dynexport.runtime.serving.http.errors import ApiError, add_handlers, of_failure
@@ -57,8 +57,9 @@ def create_app(
     _add_models(app, directory)
     _add_completions(app, directory, settings)
     _add_health(app, directory, expose)
+    app.include_router(page.router)
     app.add_middleware(BodyLimit, most=settings.most_bytes, seconds=settings.read_seconds)
-    app.add_middleware(ApiKeys, keys=settings.keys, free=_WATCHED)
+    app.add_middleware(ApiKeys, keys=settings.keys, free=(*_WATCHED, *page.PATHS))
     app.add_middleware(Crowd, most=settings.requests, always=_WATCHED)
     return app
 
