@@ -3,9 +3,9 @@
 ``serve run config.yaml`` deploys it; README.md explains the options.
 """
 
-from __future__ import annotations
-
+# Without `from __future__ import annotations`: Ray makes `build`'s argument by its annotation, which it wants as a class.
 import logging
+import os
 from pathlib import Path
 from typing import Any
 
@@ -57,15 +57,6 @@ class Arguments(BaseModel):
     trust_engines: bool = False
 
 
-@serve.deployment(
-    name="dynexport",
-    request_router_config=RequestRouterConfig(request_router_class=_STICKY),
-    max_queued_requests=256,
-    backpressure_config={"status_code": 429, "retry_after_s": 1},
-    health_check_period_s=5,
-    graceful_shutdown_timeout_s=60,
-)
-@serve.ingress()
 class Replica:
     """A replica: dynexport's app and the worker of each bundle.
 
@@ -101,13 +92,24 @@ class Replica:
             raise RuntimeError("; ".join(problems))
 
     def load(self) -> dict[str, Any]:
-        """Return the replica's id, and the waiting requests and the free rows of each bundle."""
-        schedulers = {name: worker.scheduler for name, worker in self._workers.items()}
+        """Return the replica's id and process, and the numbers of answers that run and of requests that wait."""
+        schedulers = [worker.scheduler for worker in self._workers.values()]
         return {
             "replica": serve.get_replica_context().replica_id.unique_id,
-            "waiting": {name: scheduler.waiting for name, scheduler in schedulers.items()},
-            "free_rows": {name: len(scheduler.cache.free) for name, scheduler in schedulers.items()},
+            "process": os.getpid(),
+            "running": sum(scheduler.running for scheduler in schedulers),
+            "waiting": sum(scheduler.waiting for scheduler in schedulers),
         }
+
+
+DEPLOYMENT = serve.deployment(
+    name="dynexport",
+    request_router_config=RequestRouterConfig(request_router_class=_STICKY),
+    max_queued_requests=256,
+    backpressure_config={"status_code": 429, "retry_after_s": 1},
+    health_check_period_s=5,
+    graceful_shutdown_timeout_s=60,
+)(serve.ingress()(Replica))
 
 
 def build(arguments: Arguments) -> Application:
@@ -116,7 +118,7 @@ def build(arguments: Arguments) -> Application:
     A replica takes twice the requests that its rows run, so that rows are never idle; further ones go to the next
     replica, or wait. config.yaml overrides these options.
     """
-    return Replica.options(
+    return DEPLOYMENT.options(
         ray_actor_options={"num_cpus": arguments.threads * len(arguments.bundles)},
         max_ongoing_requests=2 * arguments.max_rows * len(arguments.bundles),
     ).bind(arguments)

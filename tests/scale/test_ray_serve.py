@@ -1,0 +1,217 @@
+"""The Ray Serve sample: `serve run` with the sample's own config on a local Ray, as OpenAI's client sees it."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import secrets
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import openai
+import pytest
+import ray
+import yaml
+from bundles import talking_checkpoint
+from house import ROOT
+from ray import serve
+from ray.serve.handle import DeploymentHandle
+
+from dynexport.exporter import convert
+from dynexport.runtime import Bundle, Model
+
+SAMPLE = ROOT / "samples" / "ray_serve"
+sys.path.append(str(SAMPLE))
+
+from dynexport_ray import Arguments, Replica, build  # noqa: E402
+
+CHUNK, ROWS, LONG = 32, 2, 3000
+
+
+def until(true: Callable[[], bool], seconds: float = 60) -> None:
+    """Wait until something is true."""
+    end = time.monotonic() + seconds
+    while not true():
+        assert time.monotonic() < end
+        time.sleep(0.05)
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    home = tmp_path_factory.mktemp("scaled")
+    checkpoint = talking_checkpoint(home / "model", max_position_embeddings=LONG + 100)
+    convert(checkpoint, home / "small", speedups=[2.0], golden=False)
+    return home / "small"
+
+
+@pytest.fixture(scope="module")
+def model(bundle: Path) -> Model:
+    return Model(Bundle.open(bundle), threads=1)
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[str]:
+    """A local Ray of this process, with a key and a folder of its own; the address for other processes."""
+    folder = tempfile.mkdtemp(prefix="ray")  # pytest's are too long for the names of sockets
+    settings = {
+        "PYTHONPATH": f"{SAMPLE}:{os.environ.get('PYTHONPATH', '')}",
+        "RAY_AUTH_TOKEN": secrets.token_hex(32),
+        "RAY_TMPDIR": folder,
+        "RAY_USAGE_STATS_ENABLED": "0",
+    }
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in settings.items():
+            patch.setenv(name, value)
+        ray.init(num_cpus=3, object_store_memory=100 << 20, include_dashboard=False, log_to_driver=False)
+        yield ray.get_runtime_context().gcs_address
+        ray.shutdown()
+    shutil.rmtree(folder)
+
+
+@pytest.fixture(scope="module")
+def port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        return int(free.getsockname()[1])
+
+
+@pytest.fixture(scope="module")
+def handle(cluster: str, bundle: Path, port: int, tmp_path_factory: pytest.TempPathFactory) -> Iterator[DeploymentHandle]:
+    """The app of config.yaml with a small bundle, deployed by `serve run`."""
+    config = yaml.safe_load((SAMPLE / "config.yaml").read_text())
+    config["http_options"]["port"] = port
+    (app,) = config["applications"]
+    app["args"] |= {"bundles": {"small": str(bundle)}, "threads": 1, "max_rows": ROWS}
+    path = tmp_path_factory.mktemp("config") / "config.yaml"
+    path.write_text(yaml.safe_dump(config))
+    words = [Path(sys.executable).with_name("serve"), "run", "--address", cluster, "--app-dir", SAMPLE, path]
+    with subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as running:
+        try:
+            until(lambda: status() == ("RUNNING", {"RUNNING": 2}))
+            yield serve.get_app_handle("dynexport")
+        finally:
+            running.send_signal(signal.SIGINT)
+            assert running.wait(30) == 0
+
+
+def status() -> tuple[str, dict[str, int]]:
+    """The state of the app, and the number of its replicas by their states."""
+    found = serve.status().applications.get("dynexport")
+    if found is None or "dynexport" not in found.deployments:
+        return "", {}
+    return found.status.value, dict(found.deployments["dynexport"].replica_states)
+
+
+def load(handle: DeploymentHandle, session: str) -> dict[str, Any]:
+    """The load of the replica that a session's requests go to."""
+    found: dict[str, Any] = handle.options(session_id=session).load.remote().result(timeout_s=10)
+    return found
+
+
+@pytest.fixture
+def sessions(handle: DeploymentHandle) -> tuple[str, str]:
+    """Two sessions whose requests go to different replicas."""
+    at = {load(handle, session)["replica"]: session for session in map(str, range(20))}
+    first, second = at.values()
+    return first, second
+
+
+def client(port: int, session: str | None = None, prefix: str = "") -> openai.OpenAI:
+    headers = {} if session is None else {"X-Session-Id": session}
+    address = f"http://127.0.0.1:{port}{prefix}/v1"
+    return openai.OpenAI(base_url=address, api_key="none", max_retries=0, default_headers=headers, timeout=60)
+
+
+def test_streamed_texts_are_what_the_model_generates_alone(handle: DeploymentHandle, model: Model, port: int) -> None:
+    async def ask(asking: openai.AsyncOpenAI, prompt: str, name: str) -> str:
+        stream = await asking.completions.create(
+            model=name, prompt=prompt, max_tokens=40, temperature=0, stream=True
+        )
+        return "".join([chunk.choices[0].text async for chunk in stream])
+
+    async def all_at_once(asked: list[tuple[str, str]]) -> list[str]:
+        async with openai.AsyncOpenAI(base_url=f"http://127.0.0.1:{port}/v1", api_key="none", timeout=60) as asking:
+            return await asyncio.gather(*(ask(asking, *one) for one in asked))
+
+    asked = [(f"prompt {number} " * (1 + 3 * number), name) for number in range(4) for name in ("small", "small@2")]
+    for (prompt, name), text in zip(asked, asyncio.run(all_at_once(asked)), strict=True):
+        depth = name.partition("@")[2] or None
+        assert text == model.generate(prompt, max_new_tokens=40, chunk=CHUNK, depth=depth).text
+
+
+def test_a_conversation_stays_with_the_replica_that_knows_its_prefix(
+    handle: DeploymentHandle, sessions: tuple[str, str], port: int
+) -> None:
+    def known(session: str, talk: str) -> int:
+        messages: Any = [{"role": "user", "content": f"This is talk {talk}. " * 8}]
+        answer = client(port, session).chat.completions.create(model="small", messages=messages, max_tokens=1)
+        assert answer.usage is not None and answer.usage.prompt_tokens_details is not None
+        return answer.usage.prompt_tokens_details.cached_tokens or 0
+
+    first, second = sessions
+    assert [known(first, "a"), known(second, "b")] == [0, 0]
+    for _ in range(3):
+        assert known(first, "a") > 0 and known(second, "b") > 0
+    assert known(second, "a") == 0  # the other replica has not seen it
+
+
+def test_a_client_that_hangs_up_frees_its_row(handle: DeploymentHandle, sessions: tuple[str, str], port: int) -> None:
+    session = sessions[0]
+    asking = client(port, session)
+    with asking.completions.create(model="small", prompt="hello", max_tokens=LONG, temperature=0, stream=True) as stream:
+        next(iter(stream))
+        assert load(handle, session)["running"] == 1
+        assert load(handle, sessions[1])["running"] == 0
+    until(lambda: load(handle, session)["running"] == 0, 2)
+    with pytest.raises(openai.APITimeoutError):
+        asking.with_options(timeout=0.5).completions.create(model="small", prompt="hello", max_tokens=LONG)
+    until(lambda: load(handle, session)["running"] == 0, 2)
+
+
+def test_errors_have_the_form_of_openai(handle: DeploymentHandle, port: int) -> None:
+    with pytest.raises(openai.NotFoundError) as unknown:
+        client(port).completions.create(model="another", prompt="hello")
+    assert unknown.value.code == "model_not_found"
+    with pytest.raises(openai.BadRequestError) as bad:
+        client(port).completions.create(model="small", prompt="hello", max_tokens=-1)
+    assert bad.value.param == "max_tokens"
+
+
+def test_a_replica_that_dies_is_replaced(handle: DeploymentHandle, sessions: tuple[str, str], port: int) -> None:
+    dead = load(handle, sessions[0])
+    os.kill(dead["process"], signal.SIGKILL)
+    other = client(port, sessions[1]).completions.create(model="small", prompt="hello", max_tokens=2)
+    assert other.choices[0].text
+    until(lambda: status()[1] != {"RUNNING": 2})
+    until(lambda: status() == ("RUNNING", {"RUNNING": 2}))
+    assert dead["replica"] not in {load(handle, str(number))["replica"] for number in range(20)}
+
+
+def test_the_config_sets_autoscaling(handle: DeploymentHandle) -> None:
+    config = serve.status().applications["dynexport"]
+    assert config
+
+
+def test_running_answers_end_before_a_replica_goes(handle: DeploymentHandle, bundle: Path, model: Model, port: int) -> None:
+    serve.run(build(Arguments(bundles={"small": bundle})), name="leaving", route_prefix="/leaving")
+    asking = client(port, prefix="/leaving")
+    with asking.completions.create(model="small", prompt="bye", max_tokens=LONG, temperature=0, stream=True) as stream:
+        first = next(iter(stream))
+        serve.delete("leaving")
+        rest = list(stream)
+    expected = model.generate("bye", max_new_tokens=LONG, chunk=CHUNK)
+    assert first.choices[0].text + "".join(chunk.choices[0].text for chunk in rest) == expected.text
+    assert rest[-1].choices[0].finish_reason == expected.finish_reason
+
+
+def test_a_replica_is_healthy_while_its_workers_run(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    replica = Replica(Arguments(bundles={"small": bundle}))
+    with pytest.raises(RuntimeError, match="small: the worker has not started"):
+        replica.check_health()
