@@ -3,7 +3,7 @@
 ``serve run config.yaml`` deploys it; README.md explains the options.
 """
 
-# Without `from __future__ import annotations`: Ray makes `build`'s argument by its annotation, which it wants as a class.
+# Without `from __future__ import annotations`: Ray reads the annotation of `build`, which must be the class.
 import logging
 import os
 from pathlib import Path
@@ -25,12 +25,12 @@ from dynexport.runtime.serving.worker import Worker
 
 # Ray's name for its loggers: what is logged here is in the log of the replica.
 _LOG = logging.getLogger("ray.serve")
-# Requests with the same header X-Session-Id go to the same replica.
+# Sends requests with the same header X-Session-Id to the same replica.
 _STICKY = "ray.serve.experimental.consistent_hash_router:ConsistentHashRouter"
 
 
 class Arguments(BaseModel):
-    """The arguments of the app, ``args`` in config.yaml; those of a replica.
+    """The arguments of the app: ``args`` in config.yaml. Each replica has the same.
 
     Attributes:
         bundles: the bundles' directories, which exist on every node, by the models' names.
@@ -62,11 +62,14 @@ class Replica:
 
     Args:
         arguments: the arguments of the app.
+
+    Attributes:
+        workers: the workers by the models' names.
     """
 
     def __init__(self, arguments: Arguments) -> None:
         settings = Settings(arguments.max_rows, arguments.max_length, prefix_bytes=arguments.prefix_bytes)
-        self._workers = {
+        self.workers = {
             name: Worker(
                 Model(
                     Bundle.open(path, trust_engines=arguments.trust_engines),
@@ -82,18 +85,18 @@ class Replica:
 
     def __serve_build_asgi_app__(self) -> FastAPI:
         """Return dynexport's app; Ray starts and ends it with the replica, and the app its workers."""
-        models = {name: Served.of(name, worker) for name, worker in self._workers.items()}
-        return create_app(Directory(models), self._http)
+        models = {name: Served.of(name, worker) for name, worker in self.workers.items()}
+        return create_app(Directory(models), self._http, report=_LOG.error)
 
     def check_health(self) -> None:
         """Raise RuntimeError if a worker is not ready; Ray replaces a replica that fails three times in a row."""
-        problems = [f"{name}: {worker.problem}" for name, worker in self._workers.items() if worker.problem]
+        problems = [f"{name}: {worker.problem}" for name, worker in self.workers.items() if worker.problem]
         if problems:
             raise RuntimeError("; ".join(problems))
 
     def load(self) -> dict[str, Any]:
         """Return the replica's id and process, and the numbers of answers that run and of requests that wait."""
-        schedulers = [worker.scheduler for worker in self._workers.values()]
+        schedulers = [worker.scheduler for worker in self.workers.values()]
         return {
             "replica": serve.get_replica_context().replica_id.unique_id,
             "process": os.getpid(),
@@ -115,8 +118,8 @@ DEPLOYMENT = serve.deployment(
 def build(arguments: Arguments) -> Application:
     """Return the app that Ray Serve deploys.
 
-    A replica takes twice the requests that its rows run, so that rows are never idle; further ones go to the next
-    replica, or wait. config.yaml overrides these options.
+    A replica accepts twice as many requests as it has rows, so that rows are never idle. The next ones go to another
+    replica, or wait in Ray's proxy. config.yaml overrides these options.
     """
     return DEPLOYMENT.options(
         ray_actor_options={"num_cpus": arguments.threads * len(arguments.bundles)},

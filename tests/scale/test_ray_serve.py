@@ -4,34 +4,31 @@ from __future__ import annotations
 
 import asyncio
 import os
-import secrets
-import shutil
 import signal
 import socket
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import openai
 import pytest
-import ray
 import yaml
 from bundles import talking_checkpoint
-from house import ROOT
+from local_ray import SAMPLE, local_ray  # before ray
 from ray import serve
 from ray.serve.handle import DeploymentHandle
 
 from dynexport.exporter import convert
 from dynexport.runtime import Bundle, Model
+from dynexport.runtime.serving.submit import answers, make_work
 
-SAMPLE = ROOT / "samples" / "ray_serve"
 sys.path.append(str(SAMPLE))
 
-from dynexport_ray import Arguments, Replica, build  # noqa: E402
+from dynexport_ray import DEPLOYMENT, Arguments, Replica
 
 CHUNK, ROWS, LONG = 32, 2, 3000
 
@@ -59,21 +56,8 @@ def model(bundle: Path) -> Model:
 
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[str]:
-    """A local Ray of this process, with a key and a folder of its own; the address for other processes."""
-    folder = tempfile.mkdtemp(prefix="ray")  # pytest's are too long for the names of sockets
-    settings = {
-        "PYTHONPATH": f"{SAMPLE}:{os.environ.get('PYTHONPATH', '')}",
-        "RAY_AUTH_TOKEN": secrets.token_hex(32),
-        "RAY_TMPDIR": folder,
-        "RAY_USAGE_STATS_ENABLED": "0",
-    }
-    with pytest.MonkeyPatch.context() as patch:
-        for name, value in settings.items():
-            patch.setenv(name, value)
-        ray.init(num_cpus=3, object_store_memory=100 << 20, include_dashboard=False, log_to_driver=False)
-        yield ray.get_runtime_context().gcs_address
-        ray.shutdown()
-    shutil.rmtree(folder)
+    with local_ray(cpus=4) as address:
+        yield address
 
 
 @pytest.fixture(scope="module")
@@ -83,7 +67,9 @@ def port() -> int:
 
 
 @pytest.fixture(scope="module")
-def handle(cluster: str, bundle: Path, port: int, tmp_path_factory: pytest.TempPathFactory) -> Iterator[DeploymentHandle]:
+def handle(
+    cluster: str, bundle: Path, port: int, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[DeploymentHandle]:
     """The app of config.yaml with a small bundle, deployed by `serve run`."""
     config = yaml.safe_load((SAMPLE / "config.yaml").read_text())
     config["http_options"]["port"] = port
@@ -131,9 +117,7 @@ def client(port: int, session: str | None = None, prefix: str = "") -> openai.Op
 
 def test_streamed_texts_are_what_the_model_generates_alone(handle: DeploymentHandle, model: Model, port: int) -> None:
     async def ask(asking: openai.AsyncOpenAI, prompt: str, name: str) -> str:
-        stream = await asking.completions.create(
-            model=name, prompt=prompt, max_tokens=40, temperature=0, stream=True
-        )
+        stream = await asking.completions.create(model=name, prompt=prompt, max_tokens=40, temperature=0, stream=True)
         return "".join([chunk.choices[0].text async for chunk in stream])
 
     async def all_at_once(asked: list[tuple[str, str]]) -> list[str]:
@@ -165,7 +149,9 @@ def test_a_conversation_stays_with_the_replica_that_knows_its_prefix(
 def test_a_client_that_hangs_up_frees_its_row(handle: DeploymentHandle, sessions: tuple[str, str], port: int) -> None:
     session = sessions[0]
     asking = client(port, session)
-    with asking.completions.create(model="small", prompt="hello", max_tokens=LONG, temperature=0, stream=True) as stream:
+    with asking.completions.create(
+        model="small", prompt="hello", max_tokens=LONG, temperature=0, stream=True
+    ) as stream:
         next(iter(stream))
         assert load(handle, session)["running"] == 1
         assert load(handle, sessions[1])["running"] == 0
@@ -194,17 +180,42 @@ def test_a_replica_that_dies_is_replaced(handle: DeploymentHandle, sessions: tup
     assert dead["replica"] not in {load(handle, str(number))["replica"] for number in range(20)}
 
 
-def test_the_config_sets_autoscaling(handle: DeploymentHandle) -> None:
-    config = serve.status().applications["dynexport"]
-    assert config
+@pytest.fixture(scope="module")
+def growing(handle: DeploymentHandle, bundle: Path) -> Iterator[str]:
+    """The prefix of a second app: one replica for each request, two at most, and no more than one request waits."""
+    scaling = {
+        "min_replicas": 1,
+        "max_replicas": 2,
+        "target_ongoing_requests": 1,
+        "upscale_delay_s": 0.1,
+        "metrics_interval_s": 0.1,
+        "look_back_period_s": 0.2,
+    }
+    deployment = DEPLOYMENT.options(autoscaling_config=scaling, max_ongoing_requests=1, max_queued_requests=1)
+    arguments = Arguments(bundles={"small": bundle}, max_rows=1)
+    serve.run(deployment.bind(arguments), name="growing", route_prefix="/growing")
+    yield "/growing"
+    serve.delete("growing")
 
 
-def test_running_answers_end_before_a_replica_goes(handle: DeploymentHandle, bundle: Path, model: Model, port: int) -> None:
-    serve.run(build(Arguments(bundles={"small": bundle})), name="leaving", route_prefix="/leaving")
-    asking = client(port, prefix="/leaving")
+def test_waiting_requests_start_a_replica_and_too_many_are_refused(growing: str, port: int) -> None:
+    asking = client(port, prefix=growing)
+    hello: Any = {"model": "small", "prompt": "hello", "temperature": 0}
+    with asking.completions.create(**hello, max_tokens=LONG, stream=True), ThreadPoolExecutor() as pool:
+        waiting = pool.submit(asking.completions.create, **hello, max_tokens=2)
+        time.sleep(0.2)
+        with pytest.raises(openai.RateLimitError) as refused:
+            asking.completions.create(**hello, max_tokens=2)
+        assert refused.value.response.headers["Retry-After"] == "1"
+        assert waiting.result().choices[0].text
+    until(lambda: serve.status().applications["growing"].deployments["dynexport"].replica_states == {"RUNNING": 2})
+
+
+def test_running_answers_end_before_a_replica_goes(growing: str, model: Model, port: int) -> None:
+    asking = client(port, prefix=growing)
     with asking.completions.create(model="small", prompt="bye", max_tokens=LONG, temperature=0, stream=True) as stream:
         first = next(iter(stream))
-        serve.delete("leaving")
+        serve.delete("growing")
         rest = list(stream)
     expected = model.generate("bye", max_new_tokens=LONG, chunk=CHUNK)
     assert first.choices[0].text + "".join(chunk.choices[0].text for chunk in rest) == expected.text
@@ -213,5 +224,18 @@ def test_running_answers_end_before_a_replica_goes(handle: DeploymentHandle, bun
 
 def test_a_replica_is_healthy_while_its_workers_run(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     replica = Replica(Arguments(bundles={"small": bundle}))
+    worker = replica.workers["small"]
     with pytest.raises(RuntimeError, match="small: the worker has not started"):
         replica.check_health()
+    worker.start()
+    replica.check_health()
+    monkeypatch.setattr(worker.scheduler, "step", lambda: 1 // 0)
+    assert [delivery.failure is None for delivery in answers(worker, make_work(worker.model, "hello"))] == [False]
+    with pytest.raises(RuntimeError, match=r"small: .*the worker stopped: ZeroDivisionError"):
+        replica.check_health()
+
+
+def test_api_keys_are_asked_for(bundle: Path, tmp_path: Path) -> None:
+    (tmp_path / "keys").write_text("\n")
+    with pytest.raises(ValueError, match="expected API keys"):
+        Replica(Arguments(bundles={"small": bundle}, api_key_file=tmp_path / "keys"))
