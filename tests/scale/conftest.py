@@ -4,5 +4,6 @@ from __future__ import annotations
 
 from importlib.util import find_spec
 
-# Ray and the checkers of deployment files are in a virtual environment of their own (Makefile, test-scale).
-collect_ignore = [] if find_spec("ray") else ["test_ray_serve.py"]
+# These packages are in a virtual environment of their own (Makefile, test-scale).
+_NEEDS = {"test_ray_serve.py": "ray", "test_deployment_checkers.py": "kubernetes_validate"}
+collect_ignore = [file for file, package in _NEEDS.items() if find_spec(package) is None]
