@@ -35,7 +35,7 @@ CHUNK, ROWS = 32, 2
 LONG, ENDLESS = 2000, 30_000
 
 
-def until(true: Callable[[], bool], seconds: float = 60) -> None:
+def until(true: Callable[[], bool], seconds: float = 120) -> None:
     """Wait until something is true."""
     end = time.monotonic() + seconds
     while not true():
