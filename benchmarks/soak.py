@@ -109,7 +109,8 @@ class Client:
         self._http = httpx.AsyncClient(
             base_url=address,
             timeout=_ANSWER_SECONDS,
-            limits=httpx.Limits(max_connections=None, max_keepalive_connections=64),
+            # Idle connections end here before the server ends them, which it may do as a request arrives.
+            limits=httpx.Limits(max_connections=None, max_keepalive_connections=64, keepalive_expiry=2),
         )
         self._known, self._longest = known, longest
         self._rng = random.Random(2)
@@ -134,7 +135,7 @@ class Client:
         self.counts[kind] += 1
         try:
             if kind in ("streamed", "hung up in the stream"):
-                await self._stream(body, text, None if kind == "streamed" else number)
+                await self._stream(body, text, None if kind == "streamed" else max(1, number))
             elif kind == "hung up at once":
                 await self._hang_up(body, number / 200)
             else:
@@ -175,8 +176,6 @@ class Client:
     async def _stream(self, body: dict[str, Any], text: str, events: int | None) -> None:
         """Read a stream to its end, or hang up after some events."""
         found, seen, done = "", 0, False
-        if events == 0:
-            events = 1
         async with self._http.stream("POST", "/v1/completions", json=body | {"stream": True}) as answer:
             if answer.status_code != 200:
                 raise Wrong(f"expected status 200, found {answer.status_code}")
