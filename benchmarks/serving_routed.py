@@ -4,10 +4,10 @@
     python benchmarks/serving_routed.py build/mod-speed --make
 
 The twin is the same checkpoint converted with ``--strategy dense``. Each measurement is a process of its own, twin and
-routed in turn; both answer the same requests with as many tokens. The ideal divides the twin's seconds of prompts by the
-FLOPs that routing saves there, and those of decode steps by the bytes or the FLOPs, whichever it saves more of: a step
-reads a layer's weights if any of its rows runs the layer. ``--make`` makes the model of mixture_of_depths.py (279 M
-parameters, random) and both bundles in a directory, and compares them.
+routed in turn; both answer the same requests with as many tokens. The ideal divides the twin's seconds of prompts by
+the FLOPs that routing saves there, and those of decode steps by the bytes or the FLOPs, whichever it saves more of: a
+step reads a layer's weights if any of its rows runs the layer. ``--make`` makes the model of mixture_of_depths.py
+(279 M parameters, random) and both bundles in a directory, and compares them.
 """
 
 from __future__ import annotations
