@@ -13,7 +13,7 @@ from dynexport.exporter.checkpoint.base import Checkpoint
 from dynexport.exporter.reference.dequantised import DequantisedWeights
 from dynexport.exporter.reference.loading import build_config, load_pretrained, reader_reason, set_context
 from dynexport.exporter.reference.stored import StoredTensors, Tensors
-from dynexport.exporter.reference.transformers_layers import DecoderLayers, find_layers
+from dynexport.exporter.reference.transformers_layers import Call, DecoderLayers, find_layers
 from dynexport.runtime.bundle.errors import DynexportError, require_module
 
 # Heads that checkpoints store under another name than transformers' module has (gpt_neox).
@@ -50,6 +50,7 @@ class Weights:
         self.source = checkpoint.source
         self._streaming = streaming
         self._stored: DequantisedWeights | None = None
+        self._entries: Any = None
         reason = reader_reason(checkpoint)
         directory = checkpoint.origin if checkpoint.origin is not None and checkpoint.origin.is_dir() else None
         self.tensors: Tensors = checkpoint if directory is None else StoredTensors(directory, checkpoint.source)
@@ -80,6 +81,20 @@ class Weights:
                 parameter.data.copy_(other._as_stored(name, parameter.numpy()))
         other._find_layers()
         return other
+
+    def with_entries(self, entries: Any) -> Weights:
+        """Return the same model, whose layers pass their keys and values to ``entries`` and attend to what it returns.
+
+        Args:
+            entries: has ``update(keys, values, layer, ..)``, as transformers' caches do.
+        """
+        other = copy.copy(self)
+        other._entries = entries
+        return other
+
+    def run(self, layer: Any, call: Call) -> Any:
+        """Run a layer with transformers' code and return the hidden states [rows, tokens, hidden] after it."""
+        return self.decoder.run(layer, call if self._entries is None else self.decoder.with_cache(call, self._entries))
 
     def _find_layers(self) -> None:
         name, self.layers = find_layers(self.model)
