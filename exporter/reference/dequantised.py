@@ -119,6 +119,21 @@ class DequantisedWeights:
         return weight
 
 
+class HalfWeights:
+    """The matrices of a bundle that stores them in float16."""
+
+    def stored(self, name: str, weight: FloatArray) -> FloatArray:
+        """Return the bundle's values of one parameter, as ``DequantisedWeights.stored``; vectors stay float32."""
+        return weight.astype(np.float16).astype(np.float32) if weight.ndim == 2 else weight
+
+
+def stored_weights(folder: Path, manifest: Manifest) -> DequantisedWeights | HalfWeights | None:
+    """Return the rounded matrices of a bundle for ONNX Runtime; None where it has those of the checkpoint."""
+    if is_quantised(manifest):
+        return DequantisedWeights(folder, manifest)
+    return HalfWeights() if manifest.precision == "fp16" else None
+
+
 def _find(weight: FloatArray, matrices: list[_Quantised]) -> FloatArray | None:
     """Return the rows of these matrices that match the weight's rows within one step, or None."""
     parts = [

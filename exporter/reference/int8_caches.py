@@ -16,7 +16,8 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
-from dynexport.exporter.reference.dequantised import graph_nodes, tensor_values
+from dynexport.exporter.reference.dequantised import graph_nodes, is_quantised, stored_weights, tensor_values
+from dynexport.exporter.reference.weights import Weights
 from dynexport.runtime.bundle.errors import DynexportError
 from dynexport.runtime.bundle.manifest import PAST, Manifest
 
@@ -31,6 +32,22 @@ _LEAST, _MOST = -128, 127
 def has_int8_caches(manifest: Manifest) -> bool:
     """Return whether keys and values are stored as int8."""
     return any(cache.parts["key"].dtype == "int8" for cache in manifest.caches)
+
+
+def is_rounded(manifest: Manifest) -> bool:
+    """Return whether a bundle computes with other numbers than its checkpoint: rounded weights, keys or values."""
+    return is_quantised(manifest) or has_int8_caches(manifest)
+
+
+def rounded_weights(weights: Weights, folder: Path, manifest: Manifest) -> Weights:
+    """Return a checkpoint's model with the weights, keys and values rounded as the bundle in ``folder`` does.
+
+    Raises:
+        DynexportError: as for ``DequantisedWeights`` and ``Scales.read``.
+    """
+    stored = stored_weights(folder, manifest)
+    found = weights if stored is None else weights.rounded(stored)
+    return found.with_entries(RoundedEntries(Scales.read(folder, manifest))) if has_int8_caches(manifest) else found
 
 
 @dataclass(frozen=True)
@@ -112,13 +129,13 @@ class GivenEntries:
         rows: for every row of the coming pass, the entries of every place: int8 [kv_heads, entries, cache_head_dim].
 
     Attributes:
-        furthest: the largest distance between an own key or value and its entry, in steps of the scale; beyond the
-            range of int8, the distance to the end of the range.
+        furthest: per place, the largest distance between an own key or value and its entry, in steps of the scale;
+            for one beyond the range of int8, the distance from the end of the range.
     """
 
     def __init__(self, scales: Scales, rows: Sequence[Mapping[int, tuple[Int8Array, Int8Array]]]) -> None:
         self._scales, self._rows, self._done = scales, rows, dict.fromkeys(scales.by_place, 0)
-        self.furthest = 0.0
+        self.furthest = dict.fromkeys(scales.by_place, 0.0)
 
     def update(self, keys: Any, values: Any, layer: int, *_: Any, **__: Any) -> tuple[Any, Any]:
         """Take new keys and values [1, kv_heads, tokens, head_dim] of a layer's next row; return those to attend to.
@@ -140,7 +157,7 @@ class GivenEntries:
                     f"layer {layer}: expected {own.shape[2]} entries in the cache, found {stored.shape[2]}"
                 )
             distance = ((own / scale).clamp(_LEAST, _MOST) - stored).abs().max()
-            self.furthest = max(self.furthest, float(distance))
+            self.furthest[layer] = max(self.furthest[layer], float(distance))
             shown.append(stored * scale)
         return shown[0], shown[1]
 
@@ -149,7 +166,7 @@ def _broadcast(scales: Scales, layer: int, head_dim: int) -> list[Any]:
     """Return a layer's scales without padding, as tensors [1, kv_heads, 1, head_dim]."""
     import torch
 
-    return [torch.from_numpy(scale[None, :, None, :head_dim]) for scale in scales.by_place[layer]]
+    return [torch.tensor(scale[None, :, None, :head_dim]) for scale in scales.by_place[layer]]
 
 
-__all__ = ["GivenEntries", "RoundedEntries", "Scales", "has_int8_caches"]
+__all__ = ["GivenEntries", "RoundedEntries", "Scales", "has_int8_caches", "is_rounded", "rounded_weights"]

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from dynexport.exporter.checkpoint.base import Checkpoint
-from dynexport.exporter.reference.dequantised import DequantisedWeights
+from dynexport.exporter.reference.dequantised import DequantisedWeights, HalfWeights
 from dynexport.exporter.reference.loading import build_config, load_pretrained, reader_reason, set_context
 from dynexport.exporter.reference.stored import StoredTensors, Tensors
 from dynexport.exporter.reference.transformers_layers import Call, DecoderLayers, find_layers
@@ -49,7 +49,7 @@ class Weights:
         require_module("transformers", "torch", "run the PyTorch reference")
         self.source = checkpoint.source
         self._streaming = streaming
-        self._stored: DequantisedWeights | None = None
+        self._stored: DequantisedWeights | HalfWeights | None = None
         self._entries: Any = None
         reason = reader_reason(checkpoint)
         directory = checkpoint.origin if checkpoint.origin is not None and checkpoint.origin.is_dir() else None
@@ -71,8 +71,8 @@ class Weights:
             self.loaded_by = _own_loading(directory is not None, streaming, reason)
         self._find_layers()
 
-    def rounded(self, stored: DequantisedWeights) -> Weights:
-        """Return a copy of the model that computes with a bundle's quantised matrices."""
+    def rounded(self, stored: DequantisedWeights | HalfWeights) -> Weights:
+        """Return a copy of the model that computes with a bundle's rounded matrices."""
         other = copy.copy(self)
         other._stored = stored
         other.model = copy.deepcopy(self.model)
