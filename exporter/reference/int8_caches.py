@@ -131,11 +131,14 @@ class GivenEntries:
     Attributes:
         furthest: per place, the largest distance between an own key or value and its entry, in steps of the scale;
             for one beyond the range of int8, the distance from the end of the range.
+        clipped: per place, number of keys and values beyond the range of int8.
+        entries: per place, number of keys and values.
     """
 
     def __init__(self, scales: Scales, rows: Sequence[Mapping[int, tuple[Int8Array, Int8Array]]]) -> None:
         self._scales, self._rows, self._done = scales, rows, dict.fromkeys(scales.by_place, 0)
         self.furthest = dict.fromkeys(scales.by_place, 0.0)
+        self.clipped, self.entries = dict.fromkeys(scales.by_place, 0), dict.fromkeys(scales.by_place, 0)
 
     def update(self, keys: Any, values: Any, layer: int, *_: Any, **__: Any) -> tuple[Any, Any]:
         """Take new keys and values [1, kv_heads, tokens, head_dim] of a layer's next row; return those to attend to.
@@ -156,8 +159,11 @@ class GivenEntries:
                 raise DynexportError(
                     f"layer {layer}: expected {own.shape[2]} entries in the cache, found {stored.shape[2]}"
                 )
-            distance = ((own / scale).clamp(_LEAST, _MOST) - stored).abs().max()
-            self.furthest[layer] = max(self.furthest[layer], float(distance))
+            steps = own / scale
+            kept = steps.clamp(_LEAST, _MOST)
+            self.furthest[layer] = max(self.furthest[layer], float((kept - stored).abs().max()))
+            self.clipped[layer] += int(((steps - kept).abs() > 1 / 2).sum())
+            self.entries[layer] += steps.numel()
             shown.append(stored * scale)
         return shown[0], shown[1]
 
