@@ -26,6 +26,7 @@ from dynexport.exporter.cli.gpu_check import gpu_check
 from dynexport.exporter.cli.inspect import inspect
 from dynexport.exporter.cli.profile import profile
 from dynexport.exporter.cli.run import run
+from dynexport.exporter.cli.serve import serve
 from dynexport.exporter.cli.verify import verify
 from dynexport.runtime.bundle.errors import EXIT_BAD_INPUT, DynexportError, one_line
 
@@ -59,7 +60,7 @@ def cli(debug: bool) -> None:
     """
 
 
-for command in (convert, verify, run, bench, evaluate, calibrate, profile, build, inspect, doctor, gpu_check):
+for command in (convert, verify, run, serve, bench, evaluate, calibrate, profile, build, inspect, doctor, gpu_check):
     cli.add_command(command)
 
 

@@ -74,7 +74,7 @@ def _rows(trace: Trace) -> Iterator[dict[str, Any]]:
         full = look.overflow(trace.routed[number]) if number is not None else ""
         numbers = [steps.get((layer, place), "") for place in range(len(names))]
         titles = (
-            f"{name}; layer {layer}: {'ran' if ran else 'did not run'}{f' in step {number}' if number else ''}"
+            f"{name}; layer {layer}: {'ran' if ran else 'did not run'}{f' in hop {number}' if number else ''}"
             for name, ran, number in zip(names, trace.ran[layer], numbers, strict=True)
         )
         if number is not None:

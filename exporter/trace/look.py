@@ -118,8 +118,8 @@ def meanings(trace: Trace) -> list[tuple[list[int], str]]:
     """Return the legend: palette indices and their meaning, for those that the trace has."""
     if trace.paths:
         return [
-            (list(ROUTED_RAN), "ran, from its first step to its last"),
-            ([], "numbers: its steps"),
+            (list(ROUTED_RAN), "ran, from its first hop to its last"),
+            ([], "numbers: its hops"),
             ([SKIPPED], "did not run"),
         ]
     choosing = {layer.layer for layer in trace.routed}

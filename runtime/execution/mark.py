@@ -61,7 +61,7 @@ class Saved:
         return self.last - self.first
 
     @property
-    def bytes(self) -> int:
+    def size(self) -> int:
         """Memory of the entries, in bytes."""
         return sum(values.nbytes for values in self.entries.values())
 

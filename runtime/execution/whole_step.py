@@ -105,7 +105,8 @@ class WholeStep:
         """Return the indices of the tokens that get logits; an engine's profiles have at least one."""
         if call.wanted.shape[1] or not self.graph.profiles:
             return call.wanted
-        return np.maximum(call.counts - 1, 0)[:, None]
+        last: Array = np.maximum(call.counts - 1, 0)[:, None]
+        return last
 
 
 def check_outputs(graph: Graph, *wanted: str) -> None:

@@ -16,6 +16,7 @@ from dynexport.runtime.engines.registry import RunBackend
 from dynexport.runtime.execution.batch import CHUNK, Tokens
 from dynexport.runtime.execution.executor import Executor
 from dynexport.runtime.execution.kv_cache import STEP, KvCache
+from dynexport.runtime.generation.constraint import Constraint
 from dynexport.runtime.generation.request import Generation, Request
 from dynexport.runtime.generation.sampler import RowSampler
 from dynexport.runtime.generation.sampling import Sampling
@@ -41,6 +42,8 @@ class Options(TypedDict, total=False):
         stop: strings that end a row; they are not part of its text.
         chat: true for an answer in a chat, which also ends at the manifest's ``turn_end`` tokens.
         chunk: the largest number of a prompt's tokens in one call, 1,024 by default; a server's chunks are smaller.
+        schema: a JSON schema that every row's text fulfils, unless ``max_new_tokens`` or ``stop`` ends it earlier.
+        stop_token_ids: ids that end a row, in addition to the model's; they are not part of its text.
     """
 
     max_new_tokens: int
@@ -49,6 +52,8 @@ class Options(TypedDict, total=False):
     stop: Sequence[str]
     chat: bool
     chunk: int
+    schema: Mapping[str, Any] | None
+    stop_token_ids: Sequence[int]
 
 
 def load(
@@ -207,6 +212,8 @@ class Model:
         stop: Sequence[str] = (),
         chat: bool = False,
         chunk: int = CHUNK,
+        schema: Mapping[str, Any] | None = None,
+        stop_token_ids: Sequence[int] = (),
     ) -> Stream:
         """Stream n answers to each of the checked prompts."""
         max_new_tokens = checked_count("max_new_tokens", max_new_tokens)
@@ -231,6 +238,8 @@ class Model:
                 max_new_tokens=max_new_tokens,
                 stop=stop,
                 chat=chat,
+                schema=schema,
+                stop_token_ids=stop_token_ids,
             )
 
         requests = [[request(place, place * n + choice) for choice in range(n)] for place in range(len(rows))]
@@ -247,6 +256,8 @@ class Model:
         max_new_tokens: int,
         stop: Sequence[str],
         chat: bool,
+        schema: Mapping[str, Any] | None = None,
+        stop_token_ids: Sequence[int] = (),
     ) -> Request:
         """Return the state of a request whose prompt is to run.
 
@@ -259,6 +270,8 @@ class Model:
             max_new_tokens: as for ``Options``.
             stop: as for ``Options``.
             chat: as for ``Options``.
+            schema: as for ``Options``.
+            stop_token_ids: as for ``Options``.
 
         Raises:
             DynexportError: for an argument of another type or out of its range.
@@ -268,8 +281,10 @@ class Model:
         if stop and not self.text.has_tokenizer:
             raise DynexportError(f"stop: expected a bundle with a tokenizer, found none in {self.bundle.path}")
         tokens, model = self.bundle.manifest.tokens, self.bundle.manifest.model
-        eos = frozenset((*tokens.eos, *tokens.turn_end) if chat else tokens.eos)
-        sampler = RowSampler(sampling, seed_index=index, eos=eos, vocabulary=model.vocab_size)
+        more = checked_ids("stop_token_ids", stop_token_ids, model.vocab_size).tolist()
+        eos = frozenset((*tokens.eos, *(tokens.turn_end if chat else ()), *more))
+        constraint = None if schema is None else Constraint.json_schema(self.text, schema)
+        sampler = RowSampler(sampling, seed_index=index, eos=eos, vocabulary=model.vocab_size, constraint=constraint)
         for ids in seen:
             sampler.see_prompt(ids)
         return Request(

@@ -29,7 +29,7 @@ class PrefixStore:
         self._before: dict[bytes, bytes] = {}
 
     @property
-    def bytes(self) -> int:
+    def size(self) -> int:
         """Memory in use, in bytes."""
         return self._bytes
 
@@ -73,15 +73,15 @@ class PrefixStore:
             key: the part's key.
             saved: its entries.
         """
-        if key in self._parts or saved.bytes > self._limit:
+        if key in self._parts or saved.size > self._limit:
             return
         self._parts[key], self._before[key] = saved, before
-        self._bytes += saved.bytes
+        self._bytes += saved.size
         self._use(key)
         while self._bytes > self._limit:
             oldest, part = self._parts.popitem(last=False)
             del self._before[oldest]
-            self._bytes -= part.bytes
+            self._bytes -= part.size
 
     def _use(self, key: bytes) -> None:
         """Mark a part and those before it as used, the first one last: the others cannot be found without it."""

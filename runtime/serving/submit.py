@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncGenerator, Callable, Iterator, Mapping, Sequence
 from queue import SimpleQueue
+from typing import Any
 
 from dynexport.runtime.bundle.checks import checked_count, checked_ids
 from dynexport.runtime.generation.model import Model, Prompt, WantedDepth
@@ -27,6 +28,8 @@ def make_work(
     depth: WantedDepth = None,
     stop: Sequence[str] = (),
     chat: bool = False,
+    schema: Mapping[str, Any] | None = None,
+    stop_token_ids: Sequence[int] = (),
     seconds: float | None = None,
     deliver: Callable[[Delivery], None] = lambda delivery: None,
 ) -> Work:
@@ -41,6 +44,8 @@ def make_work(
         depth: a ratio or name that the bundle declares, as for ``Model.generate``.
         stop: strings that end an answer; they are not part of its text.
         chat: true for an answer in a chat, which also ends at the manifest's ``turn_end`` tokens.
+        schema: a JSON schema that every answer fulfils, as for ``Model.generate``.
+        stop_token_ids: ids that end an answer, as for ``Model.generate``.
         seconds: time limit, waiting included; None for no limit.
         deliver: receives the deliveries; ``answers`` and ``answers_async`` set their own.
 
@@ -60,6 +65,8 @@ def make_work(
             max_new_tokens=new_tokens,
             stop=stop,
             chat=chat,
+            schema=schema,
+            stop_token_ids=stop_token_ids,
         )
         for index in range(checked_count("n", n, 1, _MOST_CHOICES))
     ]
@@ -85,19 +92,24 @@ def answers(worker: Worker, work: Work) -> Iterator[Delivery]:
         work.cancelled = True
 
 
-async def answers_async(worker: Worker, work: Work) -> AsyncIterator[Delivery]:
-    """Submit a request and yield its deliveries in the running event loop; arguments and errors as for ``answers``."""
+async def answers_async(worker: Worker, *works: Work) -> AsyncGenerator[Delivery, None]:
+    """Submit requests and yield their deliveries, as they come, in the running event loop.
+
+    A caller that stops early closes the generator, which cancels the requests. Errors as for ``answers``.
+    """
     loop, inbox = asyncio.get_running_loop(), asyncio.Queue[Delivery]()
-    work.deliver = lambda delivery: _send(loop, inbox, delivery)
-    worker.submit(work)
+    left = len(works)
     try:
-        while True:
+        for work in works:
+            work.deliver = lambda delivery: _send(loop, inbox, delivery)
+            worker.submit(work)
+        while left:
             delivery = await inbox.get()
+            left -= delivery.done
             yield delivery
-            if delivery.done:
-                return
     finally:
-        work.cancelled = True
+        for work in works:
+            work.cancelled = True
 
 
 def _send(loop: asyncio.AbstractEventLoop, inbox: asyncio.Queue[Delivery], delivery: Delivery) -> None:

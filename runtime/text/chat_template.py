@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from collections.abc import Collection, Mapping, Sequence
-from importlib.util import find_spec
-from pathlib import Path
 from typing import Any
 
 from dynexport.runtime.bundle.checks import checked_kind, checked_list
 from dynexport.runtime.bundle.errors import DynexportError, told_as
+from dynexport.runtime.bundle.limited_process import run_limited
 from dynexport.runtime.bundle.text_files import TEMPLATE_FILE
 from dynexport.runtime.text import template_process
 
@@ -114,23 +111,8 @@ def named_templates(value: Any, where: str) -> dict[str, str]:
 
 
 def _in_a_process(template: str, values: dict[str, Any]) -> str:
-    found = [spec.origin for name in ("jinja2", "markupsafe") if (spec := find_spec(name)) and spec.origin]
-    packages = sorted({str(Path(origin).parent.parent) for origin in found})
-    request = json.dumps({"path": packages, "seconds": SECONDS, "template": template, "variables": values})
-    try:
-        done = subprocess.run(
-            [sys.executable, "-I", "-S", template_process.__file__],
-            input=request.encode(),
-            capture_output=True,
-            timeout=10 * SECONDS,
-        )
-    except (OSError, subprocess.TimeoutExpired) as error:
-        raise DynexportError(f"{TEMPLATE_FILE}: the chat template's process failed: {error}") from error
-    try:
-        answer = json.loads(done.stdout)
-    except ValueError:
-        # Killed at a limit, mostly before it could report it.
-        answer = {"error": f"it takes more than {SECONDS} s, or too much memory"}
+    request = {"template": template, "variables": values}
+    answer = run_limited(template_process.__file__, ("jinja2", "markupsafe"), SECONDS, request)
     if "error" in answer:
         raise DynexportError(f"{TEMPLATE_FILE}: the chat template failed: {answer['error']:.500}")
     return str(answer["text"])

@@ -14,6 +14,7 @@ from dynexport.runtime.bundle.errors import DynexportError, told_as
 from dynexport.runtime.bundle.json_text import parse_json_object
 from dynexport.runtime.bundle.text_files import CONFIG_FILE, TEMPLATE_FILE, TEXT_FILES, TOKENIZER_FILE
 from dynexport.runtime.text.chat_template import ChatTemplate, named_templates
+from dynexport.runtime.text.token_bytes import token_bytes
 
 _SPECIAL_NAMES = (
     "bos_token",
@@ -169,6 +170,11 @@ class Text:
         if found:
             self._known.add(token_id)
         return not found
+
+    def token_bytes(self) -> list[bytes]:
+        """Return the bytes that each id adds to a text; see ``token_bytes``. Raises DynexportError as ``encode``."""
+        with told_as(f"{TOKENIZER_FILE}: cannot decode token ids"):
+            return token_bytes(self._require_tokenizer())
 
     def _require_template(self) -> ChatTemplate:
         if self._chat_template is None:

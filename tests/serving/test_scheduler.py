@@ -84,7 +84,7 @@ def test_a_known_prefix_is_copied_and_not_run_again() -> None:
     run(scheduler)
     assert works.reused == 16
     assert [longer.tokens[0]] == alone(model, turn, 4)
-    assert 0 < scheduler.prefixes.bytes <= 1 << 20
+    assert 0 < scheduler.prefixes.size <= 1 << 20
 
 
 def test_prefixes_of_a_skipping_depth_are_not_those_of_a_prompt() -> None:
@@ -107,7 +107,7 @@ def test_the_memory_of_prefixes_is_bounded_and_the_least_used_go_first() -> None
     scheduler.add(work(model, [1, 2, 3, 4, 5], 1, Inbox()))
     run(scheduler)
     assert scheduler.prefixes is not None
-    part = scheduler.prefixes.bytes
+    part = scheduler.prefixes.size
     small = Scheduler(model.executor, Settings(rows=1, chunk=CHUNK, prefix_bytes=3 * part))
     assert small.prefixes is not None
 
@@ -115,7 +115,7 @@ def test_the_memory_of_prefixes_is_bounded_and_the_least_used_go_first() -> None
         small.add(works := work(model, [first] * tokens, 1, Inbox()))
         run(small)
         assert small.prefixes is not None
-        assert small.prefixes.bytes <= 3 * part
+        assert small.prefixes.size <= 3 * part
         return works.reused
 
     assert [reused(1, 9), reused(2, 5)] == [0, 0]  # two parts of the one row, one of the other

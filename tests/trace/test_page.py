@@ -100,7 +100,7 @@ def test_a_number_that_is_none(make_trace: MakeTrace) -> None:
 def test_a_path_has_its_steps_in_the_cells(path_trace: Trace) -> None:
     page = Page(html.render(path_trace))
     titles = [attributes["title"] or "" for tag, attributes in page.tags if tag == "td" and "title" in attributes]
-    assert [title for title in titles if "layer 1:" in title][1].endswith("layer 1: ran in step 1-3")
+    assert [title for title in titles if "layer 1:" in title][1].endswith("layer 1: ran in hop 1-3")
     assert "1-3" in page.text and "paths of 1.7 layers per token through a pool of 3" in page.text
 
 
