@@ -116,7 +116,8 @@ def serve(
     }
     http = HttpSettings(max_body, request_seconds=timeout, drain_seconds=drain_seconds, keys=keys)
     address = f"http://{f'[{host}]' if ':' in host else host}:{bound.getsockname()[1]}"
-    serve_http(workers, http, bound, on_start=lambda: out.say(f"serving {', '.join(workers)} at {address}"))
+    listening = f"serving {', '.join(workers)} at {address}"
+    serve_http(workers, http, bound, on_start=lambda: out.say(listening), report=out.warn)
 
 
 def _named(bundles: Sequence[Path], names: Sequence[str]) -> dict[str, Path]:
