@@ -11,14 +11,14 @@ from typing import Any
 import onnx_ir as ir
 
 from dynexport.exporter.bundle import describe
-from dynexport.exporter.bundle.cache_scales import with_int8_caches
+from dynexport.exporter.bundle.cache_scales import ScaleText, scale_text, with_int8_caches
 from dynexport.exporter.bundle.contract import read_contract
 from dynexport.exporter.bundle.leftovers import check_leftovers
 from dynexport.exporter.bundle.options import ConvertOptions, Progress
 from dynexport.exporter.bundle.ties import tied_as_stored
 from dynexport.exporter.bundle.weights import WeightFile, WeightReader
 from dynexport.exporter.bundle.writer import replacing
-from dynexport.exporter.checkpoint import Checkpoint, open_checkpoint
+from dynexport.exporter.checkpoint import open_checkpoint
 from dynexport.exporter.checkpoint.sizes import check_sizes
 from dynexport.exporter.families import find_family, read_architecture
 from dynexport.exporter.families.architecture import Architecture, Rotary
@@ -34,7 +34,6 @@ from dynexport.runtime.bundle.contract import AnyContract
 from dynexport.runtime.bundle.errors import DynexportError
 from dynexport.runtime.bundle.machine import peak_memory
 from dynexport.runtime.generation.generation_config import GENERATION_CONFIG, read_generation_config
-from dynexport.runtime.text.text import Text
 
 
 @dataclass(frozen=True)
@@ -84,9 +83,9 @@ def convert(model: str | Path, output: str | Path, options: ConvertOptions | Non
     reader = _open(model, options)
     checkpoint = reader.checkpoint
     built = _build(reader, options, target)
-    ids = _calibration_ids(checkpoint, options)
+    text = None if options.kv_cache_dtype == "auto" else scale_text(options.kv_cache_text, checkpoint.files)
     with replacing(output) as part:
-        manifest, rows, note = _write(part, built, options, ids)
+        manifest, rows, note = _write(part, built, options, text)
     notes = (
         *checkpoint.notes,
         *_rope_notes(reader.architecture),
@@ -133,10 +132,10 @@ def _build(reader: WeightReader, options: ConvertOptions, target: Target) -> _Bu
     target.longest_prompt(architecture.max_length)  # refused now rather than when weights are written
     strategy, layers = strategies()[contract.strategy], architecture.layers
     strategy.check(contract, architecture, target)
-    if options.kv_cache == "int8" and not strategy.int8_caches:
+    if options.kv_cache_dtype == "int8" and not strategy.int8_caches:
         raise DynexportError(
-            f"kv_cache: expected float with the strategy {contract.strategy}, whose graphs share one attention between "
-            "caches, found int8"
+            f"kv_cache_dtype: expected auto with the strategy {contract.strategy}, whose graphs use one attention for "
+            "the caches of all hops, found int8"
         )
     kept = strategy.depths(contract, layers)
     if options.layer_capacity is None:
@@ -151,15 +150,7 @@ def _build(reader: WeightReader, options: ConvertOptions, target: Target) -> _Bu
     return _Built(reader=reader, target=target, contract=contract, kept=kept, plans=plans, graphs=graphs)
 
 
-def _calibration_ids(checkpoint: Checkpoint, options: ConvertOptions) -> Sequence[int] | None:
-    """Return the token ids of the text that the scales of int8 caches are measured on; None for float caches."""
-    text = options.kv_calibration
-    return Text.from_files(checkpoint.files).encode(text) if isinstance(text, str) else text
-
-
-def _write(
-    part: Path, built: _Built, options: ConvertOptions, ids: Sequence[int] | None
-) -> tuple[m.Manifest, int, str]:
+def _write(part: Path, built: _Built, options: ConvertOptions, text: ScaleText | None) -> tuple[m.Manifest, int, str]:
     """Write all files of a bundle; return its manifest, the number of golden rows, and the reason if there are none."""
     checkpoint = built.reader.checkpoint
     manifest = _write_graphs(
@@ -173,8 +164,10 @@ def _write(
         built.target,
         options.progress,
     )
-    if ids is not None:
-        manifest = with_int8_caches(part, manifest, [graph for graph, _ in built.graphs], ids)
+    if text is not None:
+        manifest = with_int8_caches(
+            part, manifest, [graph for graph, _ in built.graphs], text, built.reader.architecture
+        )
     for name, content in checkpoint.files.items():
         (part / name).write_bytes(content)
     rows, note = write_golden(part / m.GOLDEN, checkpoint, manifest) if options.golden else (0, "left out as asked")

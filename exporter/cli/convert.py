@@ -60,17 +60,19 @@ _target_options = options(
         help="Engine that the graphs are made for; ONNX Runtime runs both kinds.",
     ),
     click.option(
-        "--kv-cache",
-        type=click.Choice(["float", "int8"]),
-        default="float",
+        "--kv-cache-dtype",
+        type=click.Choice(["auto", "int8"]),
+        default="auto",
         show_default=True,
-        help="ONNX Runtime: type of the stored keys and values; int8 takes a quarter of the memory.",
+        help="Type of the stored keys and values: that of hidden_states, or int8, for ONNX Runtime only, in a quarter "
+        "of the memory.",
     ),
     click.option(
-        "--kv-calibration",
+        "--kv-cache-text",
         type=click.Path(path_type=Path),
-        metavar="TEXT",
-        help="UTF-8 text that the scales of int8 caches are measured on: a file, a pipe, or '-'.",
+        metavar="FILE",
+        help="UTF-8 text that the scales of int8 caches are measured on: a file, a pipe, or '-'.  [default: a text "
+        "that comes with dynexport]",
     ),
     click.option("--max-batch", type=int, help="TensorRT: largest batch of the engines.  [default: 8]"),
     click.option(
@@ -132,7 +134,7 @@ Examples:
   dynexport convert ./mod-model --set 'thresholds={"1": 0.41, "3": 0.52}' -o mod
   dynexport convert ./trained --import astramind -o mod
   dynexport convert ./model --target tensorrt --precision fp16 --max-length 4096 --max-batch 4 -o engine-ready
-  dynexport convert model.gguf --kv-cache int8 --kv-calibration book.txt -o model-kv8
+  dynexport convert model.gguf --kv-cache-dtype int8 --kv-cache-text book.txt -o model-kv8
   dynexport convert ./radial-model --single-graph --layer-capacity 0.5 -o radial"""
 )
 @click.argument("model")
@@ -154,7 +156,7 @@ def convert(
     set_fields: tuple[str, ...],
     single_graph: bool,
     layer_capacity: float | None,
-    kv_calibration: Path | None,
+    kv_cache_text: Path | None,
     json_path: str | None,
     **named: Any,
 ) -> None:
@@ -168,7 +170,7 @@ def convert(
             keep=None if keep is None else numbers(keep, "--keep"),
             fields=settings(set_fields, "--set"),
             layer_capacity=_layer_capacity(single_graph, layer_capacity),
-            kv_calibration=None if kv_calibration is None else read_text(kv_calibration, CALIBRATION_TOKENS),
+            kv_cache_text=None if kv_cache_text is None else read_text(kv_cache_text, CALIBRATION_TOKENS),
             progress=bar.working_on,
             **named,
         )

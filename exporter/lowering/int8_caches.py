@@ -50,7 +50,7 @@ def make_caches_int8(model: ir.Model, scales: Mapping[int, CacheScales]) -> None
         place = _place(node)
         node.resize_inputs(_VALUE_SCALE + 1)
         for index, kind in _KINDS.items():
-            name = f"{PAST}{place}.{kind}_scale"
+            name = scale_name(f"{PAST}{place}.{kind}")
             if name not in found:
                 found[name] = _initializer(graph, name, getattr(scales[place], kind))
             node.replace_input_with(index, found[name])
@@ -80,6 +80,11 @@ def is_entry(name: str) -> bool:
     return name.startswith((PAST, PRESENT)) and name.endswith((".key", ".value"))
 
 
+def scale_name(entries: str) -> str:
+    """Return the name of the scale of a graph's input of keys or values."""
+    return f"{entries}_scale"
+
+
 def _initializer(graph: ir.Graph, name: str, scale: NDArray[np.float32]) -> ir.Value:
     """Add a scale, float32 [1, kv_heads, 1, cache_head_dim], to the graph."""
     tensor = ir.tensor(np.ascontiguousarray(scale[None, :, None, :], np.float32), name=name)
@@ -100,4 +105,4 @@ def _set_int8(value: ir.Value) -> None:
         _set_int8(producer.attributes[branch].as_graph().outputs[index])
 
 
-__all__ = ["CacheScales", "is_entry", "make_caches_int8"]
+__all__ = ["CacheScales", "is_entry", "make_caches_int8", "scale_name"]

@@ -2,12 +2,13 @@
 
 A key near the middle between two integers may be rounded to either, and later layers amplify the step. So PyTorch takes
 the stored integers. Then its logits must be those of the bundle within the limits of float32, and its own keys and
-values must be within half a step of the stored ones: only so far does rounding to the nearest move a number.
+values must be within half a step of the stored ones: only so far does rounding to the nearest move a number. Another
+pass without rounded keys and values measures what int8 caches cost.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -30,6 +31,8 @@ from dynexport.runtime.execution.kv_cache import KvCache
 FURTHEST = 0.5 + 127 * 2e-4
 # Largest share of a layer's keys and values that may be beyond the range; SmolLM2 on another text: 0.3 %.
 CLIPPED = 0.05
+# Least integer, of 127, that the largest key and value of a layer must have: larger scales waste the range of int8.
+USED = 32
 _STEPS = 8
 
 
@@ -70,6 +73,8 @@ class StoredEntries:
     ) -> list[Measurement]:
         """Compare a run of the bundle with PyTorch on the entries that this run has stored, and the entries themselves.
 
+        The third result, "kv_cache/..", compares it with PyTorch on unrounded keys and values.
+
         Routers decide in the bundle, and PyTorch takes their decisions.
 
         Args:
@@ -84,15 +89,19 @@ class StoredEntries:
             cases = [replace(case, forced=row.decisions) for case, row in zip(cases, decided, strict=True)]
         given = GivenEntries(self.scales, [_row(cache, row) for row in range(len(cases))])
         manifest = executor.manifest
-        oracle = strategies()[manifest.contract.strategy].oracle(self.weights.with_entries(given), manifest)
+        strategy, skipped = strategies()[manifest.contract.strategy], skips(executor, cases[0].depth)
+        unrounded = strategy.oracle(self.weights.with_entries(None), manifest).answers(cases, at=at)
+        quality = compare_logits([answer.logits for answer in unrounded], logits)
+        measured = Measurement(f"kv_cache/{name}", "quality", quality, skipped)
         try:
-            answers = oracle.answers(cases, at=at)
+            answers = strategy.oracle(self.weights.with_entries(given), manifest).answers(cases, at=at)
         except DynexportError as error:  # another number of entries than PyTorch makes
-            return [absent(f"arithmetic/{name}", str(error)), absent(f"entries/{name}", str(error))]
+            return [absent(f"arithmetic/{name}", str(error)), absent(f"entries/{name}", str(error)), measured]
         metrics = compare_logits([answer.logits for answer in answers], logits)
         return [
-            Measurement(f"arithmetic/{name}", "arithmetic", metrics, skips(executor, cases[0].depth)),
+            Measurement(f"arithmetic/{name}", "arithmetic", metrics, skipped),
             _distances(f"entries/{name}", given),
+            measured,
         ]
 
 
@@ -125,23 +134,40 @@ def _row(cache: KvCache, row: int) -> dict[int, tuple[Int8Array, Int8Array]]:
 
 def _distances(name: str, given: GivenEntries) -> Measurement:
     shares = {layer: given.clipped[layer] / max(1, count) for layer, count in given.entries.items()}
-    wrong = [
-        f"layer {layer}: expected entries within {FURTHEST:.3f} steps of PyTorch's keys and values, found {steps:.3g}"
-        for layer, steps in sorted(given.furthest.items())
-        if not steps <= FURTHEST
-    ] + [
-        f"layer {layer}: expected at most {CLIPPED:.0%} of keys and values beyond the range of int8, found {share:.1%}; "
-        "convert with a text like those that the model will read"
-        for layer, share in sorted(shares.items())
-        if share > CLIPPED
-    ]
+    wrong = [*_too_far(given), *_out_of_range(shares), *_too_small(given)]
     metrics: Metrics = {
         "identical": not wrong,
         "differences": wrong,
         "furthest": max(given.furthest.values()),
         "clipped": max(shares.values()),
+        "largest": list(given.largest.values()),
     }
     return Measurement(name, "exact", metrics)
 
 
-__all__ = ["CLIPPED", "FURTHEST", "StoredEntries"]
+def _too_far(given: GivenEntries) -> Iterator[str]:
+    for layer, steps in sorted(given.furthest.items()):
+        if not steps <= FURTHEST:
+            yield (
+                f"layer {layer}: expected entries within {FURTHEST:.3f} steps of PyTorch's keys and values, found "
+                f"{steps:.3g}"
+            )
+
+
+def _out_of_range(shares: Mapping[int, float]) -> Iterator[str]:
+    for layer, share in sorted(shares.items()):
+        if share > CLIPPED:
+            yield (
+                f"layer {layer}: expected at most {CLIPPED:.0%} of keys and values beyond the range of int8, found "
+                f"{share:.1%}; convert with a text like those that the model will read"
+            )
+
+
+def _too_small(given: GivenEntries) -> Iterator[str]:
+    for part, largest in given.largest.items():
+        layer, _, kind = part.partition(".")
+        if given.entries[int(layer)] and largest < USED:
+            yield f"layer {layer}: expected a largest {kind} of {USED}..127, found {largest}; its scales are too large"
+
+
+__all__ = ["CLIPPED", "FURTHEST", "USED", "StoredEntries"]

@@ -65,13 +65,14 @@ def expected_checks(manifest: Manifest, scope: Scope) -> dict[str, int]:
 
 
 def _of_entries(scope: Scope, ratios: Sequence[str]) -> dict[str, int]:
-    """Return the checks of int8 caches, each with one of the entries that it was made on."""
+    """Return the checks of int8 caches: of arithmetic, of quality, and of the entries that they were made on."""
     generated = scope.prompts[: scope.generated]
     found = {f"steps/{ratio}": sum(map(len, generated)) for ratio in ratios}
     found |= {f"turns/{ratio}": 1 for ratio in ratios}
     if scope.long is not None:
         found |= {f"long/{ratio}": len(scope.long.positions) for ratio in ratios}
     checks = {f"arithmetic/{name}": positions for name, positions in found.items()}
+    checks |= {f"kv_cache/{name}": positions for name, positions in found.items()}
     return checks | {f"entries/{name}": 0 for name in found}
 
 

@@ -14,7 +14,7 @@ from dynexport.exporter.parity.metrics import Metric, number
 from dynexport.runtime.bundle.manifest import Precision, TargetName
 
 Kind: TypeAlias = Literal[
-    "reference", "consistency", "exact", "routes", "own_routes", "arithmetic", "arithmetic_routes"
+    "reference", "consistency", "exact", "routes", "own_routes", "arithmetic", "arithmetic_routes", "quality"
 ]
 """Kind of a check: the values that it compares and the reference.
 
@@ -23,6 +23,7 @@ Kind: TypeAlias = Literal[
 - ``exact``: values that must be identical.
 - ``arithmetic``: for rounded weights or caches, logits of PyTorch with the same rounded weights, keys and values, while
   the bundle keeps activations in float32; ``arithmetic_routes``: the decisions of that comparison.
+- ``quality``: for int8 caches, logits of PyTorch with unrounded keys and values; differences are only reported.
 """
 _NOTHING = "nothing was compared"
 ROUTES: tuple[Kind, ...] = ("routes", "own_routes", "arithmetic_routes")
@@ -93,6 +94,8 @@ class PrecisionLimits:
         """Return the limits of a kind of check."""
         if kind == "reference":
             return self.skipped if skipped else self.full
+        if kind == "quality":
+            return _REPORTED
         # Arithmetic checks have float32 rounding errors only.
         return _FLOAT32 if kind == "arithmetic" else self.consistency
 

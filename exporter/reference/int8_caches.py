@@ -132,12 +132,14 @@ class GivenEntries:
         furthest: per place, the largest distance between an own key or value and its entry, in steps of the scale;
             for one beyond the range of int8, the distance from the end of the range.
         clipped: per place, number of keys and values beyond the range of int8.
+        largest: "{place}.key" and "{place}.value" -> the largest absolute value of their entries.
         entries: per place, number of keys and values.
     """
 
     def __init__(self, scales: Scales, rows: Sequence[Mapping[int, tuple[Int8Array, Int8Array]]]) -> None:
         self._scales, self._rows, self._done = scales, rows, dict.fromkeys(scales.by_place, 0)
         self.furthest = dict.fromkeys(scales.by_place, 0.0)
+        self.largest = {f"{place}.{part}": 0 for place in scales.by_place for part in ("key", "value")}
         self.clipped, self.entries = dict.fromkeys(scales.by_place, 0), dict.fromkeys(scales.by_place, 0)
 
     def update(self, keys: Any, values: Any, layer: int, *_: Any, **__: Any) -> tuple[Any, Any]:
@@ -151,8 +153,8 @@ class GivenEntries:
         given = self._rows[self._done[layer]][layer]
         self._done[layer] += 1
         shown = []
-        for own, entries, scale in zip(
-            (keys, values), given, _broadcast(self._scales, layer, keys.shape[-1]), strict=True
+        for part, own, entries, scale in zip(
+            ("key", "value"), (keys, values), given, _broadcast(self._scales, layer, keys.shape[-1]), strict=True
         ):
             stored = torch.from_numpy(entries[None, :, :, : own.shape[-1]].astype(np.float32))
             if stored.shape != own.shape:
@@ -162,6 +164,7 @@ class GivenEntries:
             steps = own / scale
             kept = steps.clamp(_LEAST, _MOST)
             self.furthest[layer] = max(self.furthest[layer], float((kept - stored).abs().max()))
+            self.largest[f"{layer}.{part}"] = max(self.largest[f"{layer}.{part}"], int(stored.abs().max()))
             self.clipped[layer] += int(((steps - kept).abs() > 1 / 2).sum())
             self.entries[layer] += steps.numel()
             shown.append(stored * scale)
