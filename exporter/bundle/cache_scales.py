@@ -142,7 +142,7 @@ def measure_scales(bundle: Bundle, windows: Array, architecture: Architecture) -
     largest: dict[str, Array] = {}
     for depth in (manifest.full, *manifest.depths):
         for start in range(0, len(windows), rows):
-            for name, found in _largest(_filled(executor, windows[start : start + rows], depth), architecture).items():
+            for name, found in _largest(filled(executor, windows[start : start + rows], depth), architecture).items():
                 largest[name] = np.maximum(largest.get(name, found), found)
     return {cache.place: _scales(cache.place, largest) for cache in manifest.caches}
 
@@ -153,7 +153,7 @@ def _windows(manifest: Manifest, ids: Sequence[int]) -> Array:
     return text_windows(ids, window, CALIBRATION_TOKENS, manifest.model.vocab_size)
 
 
-def _filled(executor: Executor, windows: Array, depth: Depth) -> KvCache:
+def filled(executor: Executor, windows: Array, depth: Depth) -> KvCache:
     """Run windows int64 [rows, tokens], and return their caches."""
     rows, length = windows.shape
     prompt = max(1, int(_PROMPT * length))
@@ -187,7 +187,8 @@ def _rotated(architecture: Architecture, layer: int) -> int:
 
 def _lengths(entries: Array, rotated: int) -> Array:
     """Return absolute values of entries [.., channels], and for both channels of a rotated pair the pair's length."""
-    found, half = np.abs(entries), rotated // 2
+    found: Array = np.abs(entries)
+    half = rotated // 2
     found[..., :half] = found[..., half:rotated] = np.hypot(entries[..., :half], entries[..., half:rotated])
     return found
 
@@ -203,4 +204,4 @@ def _scales(place: int, largest: dict[str, Array]) -> CacheScales:
     return CacheScales(*(np.where(top > 0, top / _LARGEST, 1).astype(np.float32) for top in (key, value)))
 
 
-__all__ = ["ScaleText", "measure_scales", "scale_text", "with_int8_caches"]
+__all__ = ["ScaleText", "filled", "measure_scales", "scale_text", "with_int8_caches"]

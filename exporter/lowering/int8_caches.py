@@ -88,7 +88,9 @@ def scale_name(entries: str) -> str:
 def _initializer(graph: ir.Graph, name: str, scale: NDArray[np.float32]) -> ir.Value:
     """Add a scale, float32 [1, kv_heads, 1, cache_head_dim], to the graph."""
     tensor = ir.tensor(np.ascontiguousarray(scale[None, :, None, :], np.float32), name=name)
-    value = ir.Value(name=name, type=ir.TensorType(tensor.dtype), shape=tensor.shape, const_value=tensor)
+    value = ir.Value(
+        name=name, type=ir.TensorType(tensor.dtype), shape=ir.Shape(tensor.shape.numpy()), const_value=tensor
+    )
     graph.initializers[name] = value
     return value
 

@@ -18,7 +18,7 @@ from dynexport.exporter.parity.comparison import Measurement, absent, skips
 from dynexport.exporter.parity.expected import Scope
 from dynexport.exporter.parity.metrics import Metrics, compare_logits
 from dynexport.exporter.parity.reach import row_limit
-from dynexport.exporter.reference import Case
+from dynexport.exporter.reference import Case, RowPaths, RowRoutes
 from dynexport.exporter.reference.int8_caches import GivenEntries, Int8Array, Scales
 from dynexport.exporter.reference.weights import Weights
 from dynexport.exporter.strategies import strategies
@@ -85,8 +85,11 @@ class StoredEntries:
         """
         cache = executor.full_cache(len(cases), max(len(case.tokens) for case in cases), record=True)
         logits = replay(executor, cases, cache=cache, at=at)
-        if decided := routes(cache):
-            cases = [replace(case, forced=row.decisions) for case, row in zip(cases, decided, strict=True)]
+        decided: Sequence[RowRoutes | RowPaths] = routes(cache)
+        if decided:
+            cases = [
+                replace(case, forced=row.decisions.astype(np.int64)) for case, row in zip(cases, decided, strict=True)
+            ]
         given = GivenEntries(self.scales, [_row(cache, row) for row in range(len(cases))])
         manifest = executor.manifest
         strategy, skipped = strategies()[manifest.contract.strategy], skips(executor, cases[0].depth)

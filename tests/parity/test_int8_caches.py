@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Sequence
 from functools import cache
 from pathlib import Path
@@ -208,3 +209,27 @@ def test_the_command_takes_a_text_or_its_own(tmp_path: Path) -> None:
     told = error_of(dynexport(*how, tmp_path / "none", "--kv-cache-text", tmp_path / "absent"))
     assert "absent: expected a text file" in told
     assert "int8, 256 bytes per token" in dynexport("inspect", tmp_path / "given").out
+
+
+def test_calibrate_shows_how_the_scales_suit_a_text(tmp_path: Path) -> None:
+    """Of the text that they come from, nothing is beyond the range; of another one, something is."""
+    model, text, other = talking_checkpoint(tmp_path / "model"), tmp_path / "text", tmp_path / "other"
+    text.write_text("".join(chr(33 + token % 30) for token in TEXT))
+    other.write_text("".join(chr(64 + token % 50) for token in TEXT))
+    how: Sequence[object] = ("--kv-cache-dtype", "int8", "--max-length", 64, "--no-golden", "--kv-cache-text", text)
+    assert dynexport("convert", model, *how, "-o", tmp_path / "bundle").code == 0
+    shares = []
+    for shown in (text, other):
+        done = dynexport("calibrate", tmp_path / "bundle", "--text", shown, "--window", 64, "--json", tmp_path / "json")
+        assert done.code == 0 and "keys at end" in done.out, done
+        caches = json.loads((tmp_path / "json").read_text())["caches"]
+        assert [cache["place"] for cache in caches] == list(range(8))
+        assert {cache["entries"] for cache in caches} == {384}
+        # Values of the first layer depend on their tokens alone; an integer of -128 is beyond the range of the scale.
+        assert caches[0]["largest_value"] == (127 if shown == text else 128)
+        shares.append(sum(cache["values_at_end"] for cache in caches))
+    assert 0 < shares[0] < shares[1]
+    refused = error_of(
+        dynexport("calibrate", tmp_path / "bundle", "--text", text, "--window", 64, "--target-rate", 0.5)
+    )
+    assert "expected one whose routers have thresholds to calibrate, found unified-skip" in refused
