@@ -91,6 +91,37 @@ def test_caches_take_a_quarter_and_the_same_weights(bundle_of: Callable[[str], B
     assert {buffer.dtype for buffer in cache.buffers.values()} == {np.dtype(np.int8)}
 
 
+def test_a_manifest_names_the_scale_of_int8_entries_and_only_of_these(
+    bundle_of: Callable[[str], Bundle], tmp_path: Path
+) -> None:
+    """By its words alone, the stored integers are the float bundle's keys of a prompt's first token."""
+    convert(CONFORMANCE / "dense", tmp_path / "float", max_length=64, golden=False)
+    found = []
+    for bundle in (bundle_of("dense"), Bundle.open(tmp_path / "float")):
+        executor = Executor(bundle, threads=1)
+        cache = executor.full_cache(1, 8)
+        executor.prefill(cache, [TEXT[:5]], depth=bundle.manifest.full)
+        found.append(cache.buffers["0.key"][0, :, :5].astype(np.float32))
+    name = bundle_of("dense").manifest.caches[0].parts["key"].scale
+    graph = onnx.load(bundle_of("dense").path / "model.onnx", load_external_data=False).graph
+    (scale,) = (onnx.numpy_helper.to_array(value) for value in graph.initializer if value.name == name)
+    half = scale.shape[-1] // 2  # rotated pairs have one scale, else keys of later positions would be beyond the range
+    assert (scale[..., :half] == scale[..., half:]).all() and len(np.unique(scale)) > half // 2
+    assert (np.abs(found[0] * scale[0] - found[1]) <= 0.501 * scale[0]).all()
+    planted = Planted(bundle_of("dense"), tmp_path / "copy")
+    with planted.manifest() as fields:
+        fields["caches"][1]["parts"]["value"]["scale"] = None
+    with pytest.raises(DynexportError, match="cache 1: value: expected a scale for int8 and only there"):
+        planted.bundle()
+
+
+def test_a_cache_of_floats_is_refused(bundle_of: Callable[[str], Bundle], tmp_path: Path) -> None:
+    convert(CONFORMANCE / "dense", tmp_path / "float", max_length=64, golden=False)
+    floats = Executor(Bundle.open(tmp_path / "float"), threads=1).full_cache(1, 8)
+    with pytest.raises(DynexportError, match="found one of another model"):
+        Executor(bundle_of("dense"), threads=1).prefill(floats, [TEXT[:5]], depth=bundle_of("dense").manifest.full)
+
+
 def dtypes(manifest: Manifest) -> dict[str, str]:
     return {name: part.dtype for cache in manifest.caches for name, part in cache.parts.items()}
 
