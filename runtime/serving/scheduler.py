@@ -38,7 +38,7 @@ class Scheduler:
         rows: most answers that run at a time.
         tokens: most tokens of a request, prompt and answer.
         prefixes: earlier prompts' entries; None if they are not kept.
-        failures: number of consecutive calls of the engine that failed.
+        failures: number of consecutive requests that the engine failed.
 
     Raises:
         DynexportError: for a cache that does not fit into memory or the engines' limits.
@@ -229,7 +229,6 @@ class Scheduler:
         begun = time.perf_counter()
         found = self._executor.run(self.cache, batch).logits[0]
         self._watch.ran(len(ids), 1, time.perf_counter() - begun)
-        self.failures = 0
         return found[-1] if last else found
 
     def _copy(self, answer: Answer, others: Sequence[Answer]) -> None:
@@ -274,7 +273,6 @@ class Scheduler:
                 if answer in self._running:
                     self._decode_rows([answer])
             return
-        self.failures = 0
         self._watch.ran(0, len(rows), time.perf_counter() - begun)
         self._push(answers, logits)
 
@@ -298,6 +296,7 @@ class Scheduler:
             answer.latest = now
             self._save(answer)
             if piece.finish_reason is not None:
+                self.failures = 0
                 self._release(answer, piece.finish_reason)
                 out.done = all(other.work is not answer.work for other in self._running)
 

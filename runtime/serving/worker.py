@@ -71,6 +71,11 @@ class Worker:
         return "" if self._thread.is_alive() else "the worker has not started"
 
     @property
+    def dead(self) -> bool:
+        """True if the thread has ended by an error: only another process can serve the model."""
+        return bool(self._problem)
+
+    @property
     def waiting(self) -> int:
         """Number of requests that wait for rows."""
         return self._inbox.qsize() + self.scheduler.waiting

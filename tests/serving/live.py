@@ -32,17 +32,17 @@ class Live:
         self._socket = bind("127.0.0.1", 0)
         self.address = f"http://127.0.0.1:{self._socket.getsockname()[1]}"
         self._server = make_server(self.app, http, [self.worker])
-        self._thread = threading.Thread(target=self._server.run, kwargs={"sockets": [self._socket]})
+        self.thread = threading.Thread(target=self._server.run, kwargs={"sockets": [self._socket]})
 
     def __enter__(self) -> Live:
-        self._thread.start()
+        self.thread.start()
         while not self._server.started:
             time.sleep(0.005)
         return self
 
     def __exit__(self, *error: object) -> None:
         self._server.should_exit = True
-        self._thread.join()
+        self.thread.join()
 
     def client(self, **options: Any) -> openai.OpenAI:
         return openai.OpenAI(base_url=f"{self.address}/v1", api_key=KEY, max_retries=0, **options)

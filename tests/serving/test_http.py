@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import socket
 import threading
@@ -252,13 +253,16 @@ def raw(live: Live, content: bytes, wait: float = 5) -> bytes:
     host, port = live.address.removeprefix("http://").split(":")
     with socket.create_connection((host, int(port)), timeout=wait) as connection:
         connection.sendall(content)
-        found = b""
-        try:
-            while part := connection.recv(1 << 16):
-                found += part
-        except (TimeoutError, ConnectionResetError):
-            pass
-        return found
+        return drained(connection)
+
+
+def drained(connection: socket.socket) -> bytes:
+    """Return what comes until the server closes a connection."""
+    found = b""
+    with contextlib.suppress(TimeoutError, ConnectionResetError):
+        while part := connection.recv(1 << 16):
+            found += part
+    return found
 
 
 def test_a_slow_writer_is_cut_off(live: Live) -> None:
@@ -379,6 +383,23 @@ def test_a_model_that_fails_makes_the_server_unready(model: Model, monkeypatch: 
         assert ready.json()["problems"] == {"small": "the last 3 requests failed"}
 
 
+def test_a_server_without_a_living_worker_stops(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken() -> None:
+        raise MemoryError("no more")
+
+    with Live(model, HttpSettings(), rows=1) as live:
+        held = threading.Event()
+        monkeypatch.setattr(type(live.worker), "dead", property(lambda worker: held.is_set() and worker._problem != ""))
+        live.worker.scheduler.step = broken  # type: ignore[method-assign]
+        found = live.post("/v1/completions", json={"model": "small", "prompt": "hello"})
+        assert found.status_code == 500
+        assert "the worker stopped: MemoryError" in found.json()["error"]["message"]
+        assert live.post("/v1/completions", json={"model": "small", "prompt": "hello"}).status_code == 503
+        held.set()
+        live.thread.join(10)
+        assert not live.thread.is_alive()
+
+
 def test_nan_logits_end_the_request_with_an_error(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
     decode = model.executor.decode
 
@@ -396,3 +417,58 @@ def test_nan_logits_end_the_request_with_an_error(model: Model, monkeypatch: pyt
         last = [line for line in stream.text.splitlines() if line][-1]
         assert "NaN" in json.loads(last.removeprefix("data: "))["error"]["message"]
         assert live.rows_are_free()
+        assert httpx.get(f"{live.address}/ready").status_code == 200
+        live.post("/v1/completions", json={"model": "small", "prompt": "hello", "max_tokens": 5})
+        assert httpx.get(f"{live.address}/ready").json()["problems"] == {"small": "the last 3 requests failed"}
+        patch.undo()
+        live.post("/v1/completions", json={"model": "small", "prompt": "hello", "max_tokens": 5})
+        assert httpx.get(f"{live.address}/ready").status_code == 200
+
+
+def test_a_stream_that_waits_is_cancelled_when_its_client_hangs_up(model: Model) -> None:
+    with Live(model, HttpSettings(), rows=1) as live:
+        held = threading.Event()
+        step = live.worker.scheduler.step
+        live.worker.scheduler.step = lambda: (held.wait(), step())[1]  # type: ignore[method-assign]
+        body = {"model": "small", "prompt": "hello", "max_tokens": 80, "min_tokens": 80, "stream": True}
+        with pytest.raises(httpx.ReadTimeout):
+            httpx.post(f"{live.address}/v1/completions", json=body, timeout=0.2)
+        time.sleep(0.1)
+        held.set()
+        assert live.rows_are_free()
+        assert live.worker.scheduler.cache.positions.sum() == 0, "nothing has run"
+
+
+def test_a_client_that_does_not_read_is_cut_off(model: Model) -> None:
+    with Live(model, HttpSettings(stall_seconds=0.2, header_seconds=0.2), rows=1) as live:
+        begun = time.monotonic()
+        assert raw(live, b"GET /health HTTP/1.1\r\nHost: a\r\nX-Slow: ") == b""
+        assert 0.15 < time.monotonic() - begun < 3
+        big = {"model": "small", "prompt": ["hello"] * 100, "max_tokens": 80, "min_tokens": 80, "logprobs": 20}
+        host, port = live.address.removeprefix("http://").split(":")
+        with socket.socket() as slow:
+            slow.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1024)
+            slow.connect((host, int(port)))
+            body = json.dumps(big | {"stream": True}).encode()
+            head = "POST /v1/completions HTTP/1.1\r\nHost: a\r\nContent-Type: application/json\r\n"
+            slow.sendall(f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body)
+            assert live.rows_are_free()
+            time.sleep(0.5)
+            assert b"[DONE]" not in drained(slow)
+        assert httpx.get(f"{live.address}/health").json() == {"status": "ok"}
+
+
+def test_more_requests_than_the_server_takes_are_told(model: Model) -> None:
+    with Live(model, HttpSettings(requests=1), rows=1) as live:
+        held = threading.Event()
+        step = live.worker.scheduler.step
+        live.worker.scheduler.step = lambda: (held.wait(), step())[1]  # type: ignore[method-assign]
+        body = {"model": "small", "prompt": "hello", "max_tokens": 1}
+        thread = threading.Thread(target=live.post, args=("/v1/completions",), kwargs={"json": body})
+        thread.start()
+        time.sleep(0.2)
+        found = live.post("/v1/completions", json=body)
+        assert (found.status_code, found.headers["retry-after"]) == (503, "1")
+        assert httpx.get(f"{live.address}/health").status_code == 200
+        held.set()
+        thread.join()

@@ -82,14 +82,17 @@ def _add_completions(app: FastAPI, directory: Directory, settings: HttpSettings)
 
 async def _answer(kind: Kind, asked: Asked, request: Request) -> Response:
     """Submit a request and return its answer, or the stream of it."""
-    deliveries = answers_async(asked.served.worker, *asked.works)
-    if not asked.stream:
-        return await _unless_hung_up(request, _whole(Answer(kind, asked), deliveries))
-    first = await anext(deliveries)  # a request that is refused at once has a status, not an event
+    answer, deliveries = Answer(kind, asked), answers_async(asked.served.worker, *asked.works)
+    return await _unless_hung_up(request, (_stream if asked.stream else _whole)(answer, deliveries))
+
+
+async def _stream(answer: Answer, deliveries: Deliveries) -> Response:
+    """Return a stream when its first token is there: a request that fails before has a status, not an event."""
+    first = await anext(deliveries)
     if first.failure is not None:
         await deliveries.aclose()
         raise of_failure(first.failure)
-    return StreamingResponse(_events(Answer(kind, asked), first, deliveries), media_type="text/event-stream")
+    return StreamingResponse(_events(answer, first, deliveries), media_type="text/event-stream")
 
 
 async def _whole(answer: Answer, deliveries: Deliveries) -> Response:
@@ -169,16 +172,20 @@ def _add_models(app: FastAPI, directory: Directory) -> None:
 
 
 def _add_health(app: FastAPI, directory: Directory, expose: Callable[[], tuple[bytes, str]] | None) -> None:
-    @app.get("/health")
-    async def health() -> dict[str, str]:
-        return {"status": "ok"}
+    def status(good: str, problems: dict[str, str]) -> Response:
+        if problems:
+            return JSONResponse({"status": "not ready", "problems": problems}, 503)
+        return JSONResponse({"status": good})
+
+    @app.get("/health", response_model=documented.Health, responses={503: {"model": documented.Health}})
+    async def health() -> Response:
+        workers = {name: served.worker for name, served in directory.models.items()}
+        return status("ok", {name: worker.problem for name, worker in workers.items() if worker.dead})
 
     @app.get("/ready", response_model=documented.Ready, responses={503: {"model": documented.Ready}})
     async def ready() -> Response:
-        problems = {name: problem for name, served in directory.models.items() if (problem := served.worker.problem)}
-        if problems:
-            return JSONResponse({"status": "not ready", "problems": problems}, 503)
-        return JSONResponse({"status": "ready"})
+        problems = {name: served.worker.problem for name, served in directory.models.items()}
+        return status("ready", {name: problem for name, problem in problems.items() if problem})
 
     if expose is not None:
 

@@ -198,6 +198,18 @@ class Detokenized(_Answer):
     prompt: str
 
 
+class Health(_Answer):
+    """Whether the process can go on.
+
+    Attributes:
+        status: "ok", or "not ready" when a model's worker has ended by an error.
+        problems: one line per model whose worker has ended.
+    """
+
+    status: Literal["ok", "not ready"]
+    problems: dict[str, str] = {}
+
+
 class Ready(_Answer):
     """Whether the server takes requests.
 
@@ -233,6 +245,7 @@ __all__ = [
     "Completion",
     "Detokenized",
     "Error",
+    "Health",
     "Models",
     "Ready",
     "ServedModel",

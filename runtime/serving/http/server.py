@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import signal
 import socket
 from collections.abc import Callable, Collection, Mapping
@@ -67,7 +68,8 @@ def serve(
         report: receives one line about each fault of the server.
 
     Raises:
-        DynexportError: without the packages of the extra ``serve``, or for a bundle with unusable sampling options.
+        DynexportError: without the packages of the extra ``serve``, for a bundle with unusable sampling options, or
+            when the workers of all models have ended by an error.
     """
     require_packages()
     from dynexport.runtime.serving.http.app import create_app
@@ -75,13 +77,19 @@ def serve(
 
     directory = Directory({name: Served.of(name, worker) for name, worker in workers.items()})
     app = create_app(directory, settings, expose=expose, report=report)
+    # Its warnings say only that clients have hung up while their answers were written.
+    logging.getLogger("asyncio").setLevel(logging.ERROR)
     make_server(app, settings, list(workers.values()), on_start).run(sockets=[bound])
+    if all(worker.dead for worker in workers.values()):
+        raise DynexportError("the workers of all models have ended by an error; start the server again")
 
 
 def make_server(
     app: Any, settings: HttpSettings, workers: Collection[Worker], on_start: Callable[[], None] = lambda: None
 ) -> uvicorn.Server:
     """Return a uvicorn server with dynexport's bounds, which lets the workers' requests finish when it stops.
+
+    It also stops when all workers have ended by an error.
 
     Args:
         app: the app.
@@ -105,6 +113,9 @@ def make_server(
             await super().shutdown(sockets)
             await _close(workers, 0)  # nobody waits for what is left
             await draining
+
+        async def on_tick(self, counter: int) -> bool:
+            return await super().on_tick(counter) or all(worker.dead for worker in workers)
 
         def handle_exit(self, sig: int, frame: FrameType | None) -> None:
             # uvicorn would raise the signal again at its end; a server that was told to stop has done its work.
