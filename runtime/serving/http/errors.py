@@ -9,6 +9,7 @@ from typing import Any
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
+from pydantic import ValidationError
 from starlette.exceptions import HTTPException
 
 from dynexport.runtime.bundle.errors import DynexportError, one_line
@@ -69,24 +70,8 @@ def of_failure(failure: Failure) -> ApiError:
     return ApiError(500, failure.message, "server_error", code=failure.reason)
 
 
-def add_handlers(app: FastAPI) -> None:
-    """Make an app answer every error in OpenAI's form."""
-
-    def handler(to: Callable[[Any], ApiError]) -> Callable[[Request, Any], Awaitable[JSONResponse]]:
-        async def handle(request: Request, error: Any) -> JSONResponse:
-            return to(error).response()
-
-        return handle
-
-    app.add_exception_handler(ApiError, handler(lambda error: error))
-    app.add_exception_handler(DynexportError, handler(of_error))
-    app.add_exception_handler(RequestValidationError, handler(_of_validation))
-    app.add_exception_handler(HTTPException, handler(_of_http))
-    app.add_exception_handler(Exception, handler(lambda error: ApiError(500, "internal error", "server_error")))
-
-
-def _of_validation(error: RequestValidationError) -> ApiError:
-    """Return the first thing that is wrong with a body, by the name of its field."""
+def of_validation(error: RequestValidationError | ValidationError) -> ApiError:
+    """Return the answer to a body that is not as its model says: the first thing that is wrong, by its field."""
     found = error.errors()[0]
     place = ".".join(str(part) for part in found["loc"] if part not in ("body", "query", "path"))
     if found["type"] == "extra_forbidden":
@@ -99,8 +84,24 @@ def _of_validation(error: RequestValidationError) -> ApiError:
     return ApiError(400, f"{place}: {found['msg']}", param=place)
 
 
+def add_handlers(app: FastAPI) -> None:
+    """Make an app answer every error in OpenAI's form."""
+
+    def handler(to: Callable[[Any], ApiError]) -> Callable[[Request, Any], Awaitable[JSONResponse]]:
+        async def handle(request: Request, error: Any) -> JSONResponse:
+            return to(error).response()
+
+        return handle
+
+    app.add_exception_handler(ApiError, handler(lambda error: error))
+    app.add_exception_handler(DynexportError, handler(of_error))
+    app.add_exception_handler(RequestValidationError, handler(of_validation))
+    app.add_exception_handler(HTTPException, handler(_of_http))
+    app.add_exception_handler(Exception, handler(lambda error: ApiError(500, "internal error", "server_error")))
+
+
 def _of_http(error: HTTPException) -> ApiError:
     return ApiError(error.status_code, str(error.detail), headers=error.headers)
 
 
-__all__ = ["ApiError", "add_handlers", "of_error", "of_failure"]
+__all__ = ["ApiError", "add_handlers", "of_error", "of_failure", "of_validation"]
