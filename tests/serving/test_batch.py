@@ -97,7 +97,7 @@ def test_a_bad_line_is_an_error_and_not_the_end(skip_bundle: Path, tmp_path: Pat
         line("a", "/v1/embeddings"): (None, "line 2: url: Input should be"),
         line("b", more=1): (400, "Unrecognized request argument supplied: more"),
         line("c", model="other"): (404, "model: expected one of bundle, found other"),
-        line("d", depth=7): (400, "depth: expected 1, 2; found 7"),
+        line("d", depth=7): (400, "depth: expected one of full, 2, found 7"),
         line("e", max_tokens=300): (400, "prompt: expected at most 256 tokens together with the answer"),
         line("f", stream=True): (400, "stream: expected false in a batch, found true"),
         line("g", prompt="é"): (400, "prompt: "),
@@ -124,13 +124,13 @@ def test_a_bad_line_is_an_error_and_not_the_end(skip_bundle: Path, tmp_path: Pat
 
 
 def test_killed_at_any_moment_it_goes_on(skip_bundle: Path, tmp_path: Path) -> None:  # noqa: F811
-    source = written(tmp_path / "in", *many(120), "no JSON")
+    source = written(tmp_path / "in", *many(60), "no JSON")
     assert run(skip_bundle, source, tmp_path / "undisturbed").code == 0
     target = tmp_path / "out"
     command = ["run", skip_bundle, "--input", source, "-o", target, "--threads", 1]
     script = Path(__file__).with_name("killed_runs.py")
     ran = subprocess.run(
-        [sys.executable, script, target, "3", "40", *map(str, command)],
+        [sys.executable, script, target, "3", "20", *map(str, command)],
         capture_output=True,
         text=True,
         env=environment(),
@@ -138,10 +138,10 @@ def test_killed_at_any_moment_it_goes_on(skip_bundle: Path, tmp_path: Path) -> N
         timeout=120,
     )
     assert int(ran.stdout.splitlines()[-1]) >= 3, ran
-    assert len(texts(target)) == 121
+    assert len(texts(target)) == 61
     assert texts(target) == texts(tmp_path / "undisturbed")
     again = run(skip_bundle, source, target, "--json", "-")
-    assert (again.report["before"], again.report["answered"], again.report["tokens"]) == (121, 0, 0)
+    assert (again.report["before"], again.report["answered"], again.report["tokens"]) == (61, 0, 0)
 
 
 def test_what_cannot_be_done_is_told_before_anything_is_written(skip_bundle: Path, tmp_path: Path) -> None:  # noqa: F811
