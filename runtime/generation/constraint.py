@@ -22,6 +22,7 @@ from dynexport.runtime.text.text import Text
 _LONGEST_SCHEMA = 64 << 10  # characters
 _SECONDS = 1  # CPU time to compile a schema; an ordinary one takes a thousandth of it
 _KEPT = 16  # compiled schemas of a tokenizer
+_MOST_STATES = 25_000  # of an answer's lexer, about 2 KB each
 _ANY_OBJECT = {"type": "object"}
 # One space, or a line break and its indentation: without a bound, a model may write white space without end.
 _OPTIONS = {"whitespace_pattern": r"\x20|\r?\n[\x20\t]{0,64}"}
@@ -91,7 +92,7 @@ class Constraint:
             DynexportError: for a token that is not allowed.
         """
         if not self._matcher.consume_token(token):
-            raise _refusal(f"token {token} is not allowed here")
+            raise _refusal(self._matcher.get_error() or f"token {token} is not allowed here")
         self.complete = self._matcher.is_stopped() and self._matcher.is_accepting()
 
 
@@ -106,26 +107,34 @@ class _Grammars:
             self._tokenizer = library.LLTokenizer(library.TokenizerWrapper(_Vocabulary(words)))
         self._library = library
         self._compiled: OrderedDict[str, Any] = OrderedDict()
-        self._lock = threading.Lock()
+        self._lock, self._compiling = threading.Lock(), threading.Lock()
 
     def constraint(self, schema: str) -> Constraint:
         """Return the constraint of one answer to a schema. Raises DynexportError as ``Constraint.json_schema``."""
+        found = self._known(schema)
+        if found is None:
+            with self._compiling:  # one at a time: many at once would take the processors from the engine
+                found = self._known(schema) or self._kept(schema, self._compile(_GRAMMAR + schema))
+        return Constraint(found.deep_copy(), self._tokens)
+
+    def _known(self, schema: str) -> Any:
         with self._lock:
-            found = self._compiled.get(schema)
-        if found is None or found.is_error():
-            found = self._compile(_GRAMMAR + schema)
+            if schema in self._compiled:
+                self._compiled.move_to_end(schema)
+            return self._compiled.get(schema)
+
+    def _kept(self, schema: str, matcher: Any) -> Any:
         with self._lock:
-            self._compiled[schema] = found
-            self._compiled.move_to_end(schema)
+            self._compiled[schema] = matcher
             if len(self._compiled) > _KEPT:
                 self._compiled.popitem(last=False)
-        return Constraint(found.deep_copy(), self._tokens)
+        return matcher
 
     def _compile(self, grammar: str) -> Any:
         answer = run_limited(schema_process.__file__, ("llguidance",), _SECONDS, {"grammar": grammar})
         if "error" in answer:
             raise _refusal(answer["error"])
-        limits = self._library.LLParserLimits(verbose_errors=False)
+        limits = self._library.LLParserLimits(max_lexer_states=_MOST_STATES, verbose_errors=False)
         matcher = self._library.LLMatcher(self._tokenizer, grammar, log_level=0, limits=limits)
         if matcher.is_error():
             raise _refusal(matcher.get_error())

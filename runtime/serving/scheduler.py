@@ -82,7 +82,15 @@ class Scheduler:
         return float(self.cache.positions.sum()) / (self.rows * self.tokens)
 
     def check(self, work: Work) -> None:
-        """Raise DynexportError for a request that can never run: too many answers or tokens."""
+        """Raise DynexportError for a request that can never run: no tokens, too many of them, too many answers."""
+        if not len(work.prompt):
+            raise DynexportError("prompt: expected at least one token, found none")
+        limits = self._executor.limits
+        if limits.whole_prompts and limits.prompt is not None and len(work.prompt) > limits.prompt:
+            raise DynexportError(
+                f"prompt: expected at most {limits.prompt} tokens, as prompts of this model are never cut, found "
+                f"{len(work.prompt)}"
+            )
         if len(work.requests) > self.rows:
             raise DynexportError(f"n: expected at most {self.rows} answers, found {len(work.requests)}")
         total = len(work.prompt) + work.new_tokens
@@ -157,9 +165,9 @@ class Scheduler:
         out = self._out.setdefault(work, Delivery(work))
         out.failure, out.done = failure, True
 
-    def _fail(self, answer: Answer, error: DynexportError) -> None:
-        """End a request whose call failed. A route that the contract forbids is not the engine's failure."""
-        self.failures += not isinstance(error, RouteError)
+    def _fail(self, answer: Answer, error: DynexportError, *, by_engine: bool = True) -> None:
+        """End a request that failed. A route that the contract forbids is not the engine's failure."""
+        self.failures += by_engine and not isinstance(error, RouteError)
         self._end_work(answer.work, Failure("failed", str(error)))
 
     def _release(self, answer: Answer, reason: Reason | str) -> None:
@@ -275,8 +283,8 @@ class Scheduler:
                 continue
             try:
                 (choice,) = choose(values[None], [answer.request.sampler])
-            except DynexportError as error:
-                self._fail(answer, error)
+            except DynexportError as error:  # not the engine's failure: options that leave no token
+                self._fail(answer, error, by_engine=not np.isfinite(values.max()))
                 continue
             piece = answer.request.push(choice)
             first = not answer.tokens

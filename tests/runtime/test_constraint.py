@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import sys
+import time
 from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import jsonschema_rs
@@ -209,7 +211,12 @@ def test_every_answer_has_a_state_of_its_own(generator: Model) -> None:
 
 def test_a_schema_is_compiled_once(monkeypatch: pytest.MonkeyPatch) -> None:
     ran: list[str] = []
-    monkeypatch.setattr(module, "run_limited", lambda *arguments: ran.append(arguments[-1]["grammar"]) or {})
+
+    def fast(script: str, *_: object) -> dict[str, str]:
+        ran.append(script)
+        return {}
+
+    monkeypatch.setattr(module, "run_limited", fast)
     text = text_of(KINDS["byte level"])
     for repeat in range(2):
         for number in range(16 + repeat):
@@ -219,6 +226,23 @@ def test_a_schema_is_compiled_once(monkeypatch: pytest.MonkeyPatch) -> None:
     assert len(ran) == 17
     Constraint.json_schema(text, {"const": 0})  # the oldest
     assert len(ran) == 18
+
+
+def test_threads_compile_a_schema_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    ran: list[str] = []
+
+    def slow(script: str, *_: object) -> dict[str, str]:
+        time.sleep(0.05)
+        ran.append(script)
+        return {}
+
+    monkeypatch.setattr(module, "run_limited", slow)
+    text = text_of(KINDS["byte level"])
+    with ThreadPoolExecutor(8) as threads:
+        limits = list(threads.map(lambda _: Constraint.json_schema(text, PERSON), range(8)))
+    assert len(ran) == 1
+    done = [answer(limit, random_logits(1), OPTIONS[0]) for limit in limits]
+    assert all(each == done[0] for each in done)
 
 
 @pytest.mark.parametrize(
@@ -257,6 +281,21 @@ def test_a_schema_that_is_nested_too_deep() -> None:
         schema = {"items": schema}
     with pytest.raises(DynexportError, match=r"schema: expected JSON values: .*recursion"):
         Constraint.json_schema(TEXT, schema)
+
+
+def test_a_schema_that_grows_too_complex_ends_its_row_in_one_line() -> None:
+    """Its first step has 30,000 ways to go on. llguidance finds out when the text goes on, or when it compiles."""
+    kinds = [[{"properties": {f"{i}{j}": {"type": "integer"}}, "type": "object"} for j in range(6)] for i in range(4)]
+    schema = {"type": "object", "allOf": [{"anyOf": each} for each in kinds]}
+    with pytest.raises(DynexportError, match=r"^schema: .*items; max is 2000|^schema: .*more than 1 s") as refused:
+        answer(Constraint.json_schema(TEXT, schema), random_logits(1), Sampling())
+    assert "\n" not in str(refused.value)
+
+
+def test_a_token_that_is_not_allowed_is_refused() -> None:
+    limit = Constraint.json_schema(TEXT, {"const": 7})
+    with pytest.raises(DynexportError, match=r"^schema: "):
+        limit.push(*TEXT.encode("8"))
 
 
 def test_a_vocabulary_that_cannot_write_the_text(generator: Model) -> None:

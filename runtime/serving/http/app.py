@@ -143,7 +143,7 @@ def _add_models(app: FastAPI, directory: Directory) -> None:
     @app.get("/v1/models/{name:path}")
     async def model(name: str) -> dict[str, Any]:
         served, _ = directory.find(name)
-        return next(entry for entry in served.described() if entry["id"] in (name, served.name))
+        return next(entry for entry in reversed(served.described()) if entry["id"] in (name, served.name))
 
     @app.post("/tokenize")
     async def tokenize(body: TokenizeBody) -> dict[str, Any]:

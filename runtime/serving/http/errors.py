@@ -101,6 +101,8 @@ def add_handlers(app: FastAPI) -> None:
 
 
 def _of_http(error: HTTPException) -> ApiError:
+    if error.status_code == 400:  # FastAPI could not read the body: it is not UTF-8, or nested too deeply
+        return ApiError(400, "body: expected JSON, found something else", code="invalid_json")
     return ApiError(error.status_code, str(error.detail), headers=error.headers)
 
 
