@@ -10,13 +10,13 @@ import numpy as np
 from dynexport.runtime.bundle.checks import checked_count, checked_ids
 from dynexport.runtime.bundle.errors import DynexportError
 from dynexport.runtime.bundle.manifest import Depth
-from dynexport.runtime.execution.batch import CHUNK, Batch, Tokens
+from dynexport.runtime.execution.batch import Tokens
 from dynexport.runtime.execution.executor import Executor
-from dynexport.runtime.execution.kv_cache import KvCache
+from dynexport.runtime.generation.scoring import log_probabilities, predicted
 
 Array = np.ndarray
-# Most bytes of logits in memory.
-_LOGITS = 256 << 20
+# Most tokens of a continuation in one call, and most bytes of their logits.
+CHUNK, _LOGITS = 64, 256 << 20
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ def likelihoods(
         pairs: token ids of contexts, each with at least one, and of continuations.
         depth: the depth of all tokens.
         rows: most pairs that run together; it does not change the results beyond rounding.
-        chunk: the largest number of a row's tokens in one call.
+        chunk: the largest number of a continuation's tokens in one call.
         progress: called with the number of pairs done since the last call.
 
     Returns:
@@ -93,50 +93,12 @@ def _length(pair: tuple[Array, Array]) -> int:
 def _together(executor: Executor, pairs: Sequence[tuple[Array, Array]], depth: Depth, chunk: int) -> list[Likelihood]:
     """Return the likelihoods of some pairs, a row of one cache each."""
     cache = executor.full_cache(len(pairs), max(map(_length, pairs)))
-    logits = executor.prefill(cache, [context for context, _ in pairs], depth=depth, chunk=chunk)
-    sums = [_Sum(continuation) for _, continuation in pairs]
-    for row, values in enumerate(logits):
-        sums[row].add(values)
     chunk = max(1, min(chunk, _LOGITS // (4 * executor.manifest.model.vocab_size * len(pairs))))
-    while any(each.left for each in sums):
-        _run_chunk(executor, cache, sums, depth, chunk)
-    return [Likelihood(each.log_likelihood, each.greedy) for each in sums]
-
-
-def _run_chunk(executor: Executor, cache: KvCache, sums: Sequence[_Sum], depth: Depth, chunk: int) -> None:
-    """Run the next tokens of all continuations, and add the likelihoods of those that follow them."""
-    rows = [row for row, each in enumerate(sums) if each.left]
-    tokens = [sums[row].next(chunk) for row in rows]
-    result = executor.run(cache, Batch(rows, tokens, "decode", depth, "all", chunk=chunk))
-    for row, values in zip(rows, result.logits, strict=True):
-        sums[row].add(values)
-
-
-class _Sum:
-    """The likelihood of the tokens of a continuation whose logits have been seen."""
-
-    def __init__(self, ids: Array) -> None:
-        self._ids, self._seen = ids, 0
-        self.log_likelihood, self.greedy = 0.0, True
-
-    @property
-    def left(self) -> int:
-        """Number of tokens whose logits have not been seen."""
-        return len(self._ids) - self._seen
-
-    def next(self, most: int) -> Array:
-        """Return the next tokens to run, int64 [n]; the first is the last one whose logits have been seen."""
-        return self._ids[self._seen - 1 : min(self._seen - 1 + most, len(self._ids) - 1)]
-
-    def add(self, logits: Array) -> None:
-        """Add the next tokens, by their logits, float32 [n, vocab]."""
-        targets = self._ids[self._seen : self._seen + len(logits)]
-        values = logits.astype(np.float64)
-        top = values.max(axis=-1, keepdims=True)
-        chosen = values[np.arange(len(targets)), targets]
-        self.log_likelihood += float((chosen - top[:, 0] - np.log(np.exp(values - top).sum(axis=-1))).sum())
-        self.greedy = self.greedy and bool((values.argmax(axis=-1) == targets).all())
-        self._seen += len(targets)
+    sums, greedy = [0.0] * len(pairs), [True] * len(pairs)
+    for row, logits, targets in predicted(executor, cache, pairs, depth, chunk):
+        sums[row] += float(log_probabilities(logits, targets).sum())
+        greedy[row] = greedy[row] and bool((logits.argmax(axis=-1) == targets).all())
+    return [Likelihood(*each) for each in zip(sums, greedy, strict=True)]
 
 
 __all__ = ["Likelihood", "likelihoods"]
