@@ -147,8 +147,16 @@ class Text:
         Raises:
             DynexportError: also when the bundle has no chat template or no tokenizer.
         """
-        rendered = self._require_template().render(messages, add_generation_prompt, self._special_tokens, variables)
-        return self.encode(rendered, add_special_tokens=False)
+        return self.encode(self.render(messages, add_generation_prompt, variables), add_special_tokens=False)
+
+    def render(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        add_generation_prompt: bool = True,
+        variables: Mapping[str, Any] = NO_VARIABLES,
+    ) -> str:
+        """Return the text of a conversation; arguments and errors as for ``chat``, without a need for a tokenizer."""
+        return self._require_template().render(messages, add_generation_prompt, self._special_tokens, variables)
 
     def unused_variables(self, names: Collection[str]) -> list[str]:
         """Return the names that the chat template does not read. Raises DynexportError if it is missing or invalid."""
