@@ -100,7 +100,11 @@ class BundleLM(LM):
         return results
 
     def loglikelihood_rolling(self, requests: Sequence[Any], disable_tqdm: bool = False) -> list[float]:
-        """Return the log likelihood of each text, window by window; each window begins with one token of context."""
+        """Return the log likelihood of each text, window by window.
+
+        The first window begins with the begin token, or an end token without one, and the others with one token of
+        the text; the last has as many tokens before it as fit.
+        """
         pairs: list[tuple[Ids, Ids]] = []
         ends = []
         for each in requests:

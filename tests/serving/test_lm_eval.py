@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import importlib
 import json
+import runpy
 import subprocess
 import sys
 from importlib.metadata import entry_points
@@ -22,8 +24,8 @@ from dynexport.lm_eval import BundleLM
 from dynexport.runtime import Bundle, DynexportError, Model
 
 DOCUMENTS: list[dict[str, Any]] = [
-    {"question": "the quick", "choices": ["brown", "fox jumps"], "answer": 0, "text": "the lazy dog"},
-    {"question": "a b", "choices": ["c", "d e f"], "answer": 1, "text": "jumps over the lazy dog"},
+    {"question": "the quick", "choices": [" brown", " fox jumps"], "answer": 0, "text": "the lazy dog"},
+    {"question": "a b", "choices": [" c", " d e f"], "answer": 1, "text": "jumps over the lazy dog"},
     {"question": "", "choices": ["over", "the"], "answer": 1, "text": "fox"},
 ]
 STOP, NEW = "e", 6
@@ -33,6 +35,7 @@ TASKS: dict[str, dict[str, Any]] = {
         "doc_to_text": "{{question}}",
         "doc_to_choice": "{{choices}}",
         "doc_to_target": "answer",
+        "target_delimiter": "",
         "metric_list": [{"metric": "acc", "aggregation": "mean", "higher_is_better": True}],
     },
     "rolling": {
@@ -109,8 +112,7 @@ def test_scores_are_those_of_pytorch(skip_bundle: Path, tmp_path: Path) -> None:
     (results,) = (json.loads(path.read_text())["results"] for path in out.rglob("results_*.json"))
     judge, right = Judge(skip_bundle), []
     for document, found in zip(DOCUMENTS, samples(out, "choice"), strict=True):
-        spaced = [" " + each if document["question"] else " " + each for each in document["choices"]]
-        wanted = [judge.pair(document["question"], each) for each in spaced]
+        wanted = [judge.pair(document["question"], each) for each in document["choices"]]
         assert [float(each[0][0]) for each in found] == pytest.approx([each for each, _ in wanted], abs=1e-3)
         assert [str(each[0][1]) for each in found] == [str(each) for _, each in wanted]
         right.append(int(np.argmax([each for each, _ in wanted])) == document["answer"])
@@ -150,12 +152,14 @@ def test_what_is_too_long_loses_its_beginning(short: BundleLM, skip_bundle: Path
 
 def test_a_long_text_is_predicted_in_windows(short: BundleLM, skip_bundle: Path) -> None:  # noqa: F811
     judge, text = Judge(skip_bundle), "the quick brown fox"
-    ids, total = [judge.first, *judge.text.encode(text)], 0.0
-    for start in range(0, len(ids) - 1, 12):
-        window = ids[start : start + 13]
-        logits = judge.logits(window, 1)[:-1]
-        total += float((logits[np.arange(len(window) - 1), window[1:]] - np.log(np.exp(logits).sum(-1))).sum())
-    assert len(ids) > 13
+    ids = judge.text.encode(text)
+    # The last window also has as many tokens before it as fit.
+    windows = [([judge.first], ids[:12]), (ids[-13 : 12 - len(ids)], ids[12:])]
+    total = 0.0
+    for before, after in windows:
+        logits = judge.logits([*before, *after], len(before))[len(before) - 1 : -1]
+        total += float((logits[np.arange(len(after)), after] - np.log(np.exp(logits).sum(-1))).sum())
+    assert 13 < len(ids) < 24
     assert short.loglikelihood_rolling(requests((text,)), disable_tqdm=True) == [pytest.approx(total, abs=1e-3)]
 
 
@@ -187,3 +191,12 @@ def test_what_cannot_be_done_is_refused_by_name(short: BundleLM, skip_bundle: Pa
 def test_lm_eval_finds_the_model_by_its_entry_point() -> None:
     (found,) = entry_points(group="lm_eval.models", name="dynexport")
     assert found.load() is BundleLM
+
+
+def test_without_lm_eval_it_says_how_to_install_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "lm_eval", None)
+    monkeypatch.delitem(sys.modules, "dynexport.lm_eval")
+    with pytest.raises(SystemExit, match=r"error: lm_eval is needed .* pip install 'dynexport\[lm-eval\]'"):
+        runpy.run_module("dynexport.lm_eval", run_name="__main__")
+    with pytest.raises(DynexportError, match="lm_eval is needed to evaluate a bundle with its tasks"):
+        importlib.import_module("dynexport.lm_eval")
