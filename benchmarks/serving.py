@@ -2,7 +2,7 @@
 
     python benchmarks/serving.py BUNDLE --threads 2 --rows 8 --depth 2
 
-All requests are there at once; prompts of 16 to 256 random tokens, at most 8 to 128 new ones, greedy. The ways run in
+All requests are there at once; prompts of 16 to 256 random tokens, 8 to 128 new ones, greedy. The ways run in
 turn, ``--repeats`` times. Prints tokens/s, the time to the first token, the time between tokens, and the time outside
 the executor's calls as a share of theirs; then the ratios. ``--long`` has, instead, a prompt of 2,000 tokens that comes
 while the other rows generate, and a prompt of 1,000 tokens with and without a known prefix. docs/benchmarks.md quotes
@@ -17,11 +17,13 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from dynexport.runtime.bundle.manifest import Depth
 from dynexport.runtime.generation.model import Model, load
+from dynexport.runtime.generation.sampling import Sampling
 from dynexport.runtime.serving.scheduler import Scheduler
 from dynexport.runtime.serving.settings import Settings
 from dynexport.runtime.serving.submit import make_work
@@ -76,9 +78,14 @@ def requests(model: Model, count: int, seed: int = 0) -> list[Asked]:
     return [Asked(rng.integers(0, vocabulary, rng.integers(16, 257)), int(rng.integers(8, 129))) for _ in range(count)]
 
 
+def exactly(tokens: int) -> dict[str, Any]:
+    """Return the options of an answer of some number of tokens: end tokens do not end it before."""
+    return {"max_new_tokens": tokens, "sampling": Sampling(min_new_tokens=tokens)}
+
+
 def add(scheduler: Scheduler, model: Model, asked: Asked, depth: Depth) -> None:
     """Add a request to a scheduler."""
-    scheduler.add(make_work(model, asked.prompt, max_new_tokens=asked.new_tokens, depth=depth, deliver=asked))
+    scheduler.add(make_work(model, asked.prompt, depth=depth, deliver=asked, **exactly(asked.new_tokens)))
 
 
 def continuous(model: Model, asked: list[Asked], depth: Depth, settings: Settings) -> Result:
@@ -100,7 +107,7 @@ def static(model: Model, asked: list[Asked], depth: Depth, settings: Settings) -
         batch = asked[start : start + settings.rows]
         longest = max(one.new_tokens for one in batch)
         prompts = [one.prompt for one in batch]
-        for piece in model.stream(prompts, max_new_tokens=longest, depth=depth):
+        for piece in model.stream(prompts, depth=depth, **exactly(longest)):
             one = batch[piece.row]
             if len(one.times) < one.new_tokens:
                 one.times.append(time.perf_counter())
@@ -111,7 +118,7 @@ def one_by_one(model: Model, asked: list[Asked], depth: Depth, settings: Setting
     """Run one request after another."""
     begun = time.perf_counter()
     for one in asked:
-        for _ in model.stream(one.prompt, max_new_tokens=one.new_tokens, depth=depth):
+        for _ in model.stream(one.prompt, depth=depth, **exactly(one.new_tokens)):
             one.times.append(time.perf_counter())
     return result(asked, begun, 0.0)
 

@@ -101,7 +101,7 @@ def test_a_bad_line_is_an_error_and_not_the_end(skip_bundle: Path, tmp_path: Pat
         line("e", max_tokens=300): (400, "prompt: expected at most 256 tokens together with the answer"),
         line("f", stream=True): (400, "stream: expected false in a batch, found true"),
         line("g", prompt="é"): (400, "prompt: "),
-        line("h", CHAT): (400, "messages: Field required"),
+        line("h", CHAT): (400, "you must provide a messages parameter"),
         line("i", prompt=[1, 500]): (400, "prompt: "),
         line("j", n=9): (400, "n: expected at most 8 answers, found 9"),
     }

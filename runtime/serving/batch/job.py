@@ -191,7 +191,7 @@ class _Job:
             else:
                 found = "chat", asking.chat(self._directory, ChatBody.model_validate(request.body), None)
         except ValidationError as error:
-            raise of_validation(error) from error
+            raise of_validation(error, request.body) from error
         except DynexportError as error:
             raise of_error(error) from error
         if found[1].stream:
