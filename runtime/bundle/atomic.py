@@ -131,7 +131,7 @@ def is_abandoned(part: Path) -> bool:
     except OSError:
         return False
     try:
-        return _lock(descriptor) is True
+        return lock(descriptor) is True
     finally:
         os.close(descriptor)
 
@@ -165,7 +165,7 @@ def _locked_part(directory: Path, make: Callable[[Path], None]) -> tuple[Path, i
             descriptor = _open_part(part)
         except FileNotFoundError:
             continue
-        if _lock(descriptor) is not False and part.exists():
+        if lock(descriptor) is not False and part.exists():
             return part, descriptor
         os.close(descriptor)
 
@@ -183,7 +183,7 @@ def _open_part(path: Path) -> int:
     raise OSError(f"{path} is {kind_of(mode)}")
 
 
-def _lock(descriptor: int) -> bool | None:
+def lock(descriptor: int) -> bool | None:
     """Lock a file until it is closed; return whether it is locked now, or None if the file system has no locks."""
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)

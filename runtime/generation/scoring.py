@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
+
 import numpy as np
 
 from dynexport.runtime.bundle.checks import checked_count, checked_ids, checked_kind
 from dynexport.runtime.bundle.errors import DynexportError
-from dynexport.runtime.execution.batch import Batch
+from dynexport.runtime.bundle.manifest import Depth
+from dynexport.runtime.execution.batch import CHUNK, Batch, Tokens
+from dynexport.runtime.execution.executor import Executor
+from dynexport.runtime.execution.kv_cache import KvCache
 from dynexport.runtime.generation.model import Model, Prompt, WantedDepth
 from dynexport.runtime.generation.request import TokenLogprobs
 from dynexport.runtime.generation.sampler import scored
@@ -48,15 +53,58 @@ def score(
         raise DynexportError(f"prompt: expected at most {limit} tokens together with the continuation, found {total}")
     if not len(ids):
         return []
-    executor = model.executor
+    executor, scores = model.executor, []
     cache = executor.full_cache(1, total)
-    logits = executor.run(cache, Batch([0], [before], "prompt", chosen)).logits[0]
-    scores = scored(logits, ids[:1].tolist(), count)
-    for start in range(0, len(ids) - 1, _CHUNK):
-        fed = ids[start : min(start + _CHUNK, len(ids) - 1)]
-        logits = executor.run(cache, Batch([0], [fed], "decode", chosen, "all")).logits[0]
-        scores += scored(logits, ids[start + 1 : start + 1 + len(fed)].tolist(), count)
+    for _, logits, targets in predicted(executor, cache, [(before, ids)], chosen, _CHUNK):
+        scores += scored(logits, targets.tolist(), count)
     return [TokenLogprobs(each.logprob, each.top) for each in scores if each.logprob is not None]
+
+
+def predicted(
+    executor: Executor, cache: KvCache, pairs: Sequence[tuple[Tokens, Tokens]], depth: Depth, chunk: int
+) -> Iterator[tuple[int, Array, Array]]:
+    """Run contexts as prompts and continuations as generated tokens; yield what predicts the continuations' tokens.
+
+    The last token of a continuation does not run.
+
+    Args:
+        executor: runs the bundle.
+        cache: a cache of the executor whose rows are all acquired, one for each pair.
+        pairs: token ids of contexts, each with at least one, and of continuations.
+        depth: the depth of all rows.
+        chunk: the largest number of a continuation's tokens in one call.
+
+    Yields:
+        A row, the logits of some tokens in it, float32 [n, vocab], and the tokens that follow these, int64 [n]. The
+        tokens of a row come in order.
+
+    Raises:
+        DynexportError: as for ``Executor.run``.
+    """
+    targets = [np.asarray(ids, np.int64) for _, ids in pairs]
+    logits = executor.prefill(cache, [context for context, _ in pairs], depth=depth, chunk=CHUNK)
+    for row, values in enumerate(logits):
+        if len(targets[row]):
+            yield row, values, targets[row][:1]
+    for start in range(0, max(map(len, targets)) - 1, chunk):
+        rows = [row for row, ids in enumerate(targets) if len(ids) > start + 1]
+        fed = [targets[row][start : min(start + chunk, len(targets[row]) - 1)] for row in rows]
+        result = executor.run(cache, Batch(rows, fed, "decode", depth, "all", chunk=chunk))
+        for row, ids, values in zip(rows, fed, result.logits, strict=True):
+            yield row, values, targets[row][start + 1 : start + 1 + len(ids)]
+
+
+def log_probabilities(logits: Array, tokens: Array) -> Array:
+    """Return the natural logarithm of each token's probability, float64 [n].
+
+    Args:
+        logits: [n, vocab].
+        tokens: one id per row, int64 [n].
+    """
+    values = logits.astype(np.float64)
+    largest = values.max(axis=-1, keepdims=True)
+    log_sum = largest[:, 0] + np.log(np.exp(values - largest).sum(axis=-1))
+    return np.asarray(values[np.arange(len(tokens)), tokens] - log_sum)
 
 
 def _ids(model: Model, name: str, tokens: Prompt) -> Array:
@@ -65,4 +113,4 @@ def _ids(model: Model, name: str, tokens: Prompt) -> Array:
     return checked_ids(name, tokens, model.bundle.manifest.model.vocab_size)
 
 
-__all__ = ["score"]
+__all__ = ["log_probabilities", "predicted", "score"]

@@ -8,7 +8,7 @@ from typing import Any
 
 from dynexport.runtime.bundle.checks import checked_kind, checked_list
 from dynexport.runtime.bundle.errors import DynexportError, told_as
-from dynexport.runtime.bundle.text_files import TEMPLATE_FILE
+from dynexport.runtime.bundle.text_files import CONFIG_FILE, TEMPLATE_FILE
 from dynexport.runtime.text import template_process
 from dynexport.runtime.text.render_process import RenderError, RenderProcess
 
@@ -17,6 +17,15 @@ SECONDS = 10  # of CPU time; an ordinary template takes a thousandth of it
 # Names of a message's reasoning field; most templates read the first, gpt-oss's reads the second.
 _REASONING = ("reasoning_content", "thinking", "reasoning")
 _OUR_VARIABLES = ("messages", "add_generation_prompt")
+_SPECIAL_NAMES = (
+    "bos_token",
+    "eos_token",
+    "unk_token",
+    "sep_token",
+    "pad_token",
+    "cls_token",
+    "mask_token",
+)
 
 
 class ChatTemplate:
@@ -148,3 +157,16 @@ def _json_values(where: str, fields: dict[str, Any]) -> dict[str, Any]:
     with told_as(f"{where}: expected JSON values"):
         copy: dict[str, Any] = json.loads(json.dumps(fields))
     return copy
+
+
+def special_tokens(config: Mapping[str, Any]) -> dict[str, str]:
+    """Return the special tokens of a tokenizer_config.json, each given as text or as an object with "content"."""
+    tokens = {}
+    for name in _SPECIAL_NAMES:
+        value = config.get(name)
+        token = value.get("content") if isinstance(value, dict) else value
+        if isinstance(token, str):
+            tokens[name] = token
+        elif value is not None:
+            raise DynexportError(f'{CONFIG_FILE}: {name}: expected text or an object with "content", found {value!r}')
+    return tokens

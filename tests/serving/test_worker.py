@@ -46,6 +46,12 @@ def test_many_threads_get_the_tokens_that_they_get_alone(worker: Worker) -> None
         assert [found[index]] == alone(worker.model, [index + 1] * (1 + index), 5, depth=("full", "2")[index % 2])
 
 
+def test_a_prompt_without_tokens_is_refused_before_it_is_submitted(worker: Worker) -> None:
+    with pytest.raises(DynexportError, match="prompt: expected at least one token, found none"):
+        make_work(worker.model, [])
+    assert not worker.problem
+
+
 def test_an_event_loop_gets_the_same(worker: Worker) -> None:
     async def ask(first: int) -> list[int]:
         work = make_work(worker.model, [first, 2, 3], max_new_tokens=6)
