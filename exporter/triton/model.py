@@ -118,6 +118,9 @@ class TritonPythonModel:
 
 
 def _end(sender: Any, code: str, message: str) -> None:
-    """End a request with an error: INVALID_ARG for the request's own fault, other codes for the server's."""
-    error = pb.TritonError(one_line(message), getattr(pb.TritonError, code))
+    """End a request with an error: INVALID_ARG for the request's own fault, other codes for the server's.
+
+    The message begins with the code, as Triton's HTTP answers have status 400 for all of them.
+    """
+    error = pb.TritonError(one_line(f"{code}: {message}"), getattr(pb.TritonError, code))
     sender.send(pb.InferenceResponse(error=error), flags=pb.TRITONSERVER_RESPONSE_COMPLETE_FINAL)

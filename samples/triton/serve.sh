@@ -10,22 +10,18 @@ package=$(ask 'import importlib.util as u; print(*u.find_spec("pytriton").submod
 version=$(ask 'import sys; print("%d.%d" % sys.version_info[:2])')
 
 # The Python backend wants its stub, which is built for one version of Python, beside it.
-backends=$(mktemp -d)
-cp -r "$package/tritonserver/backends/python" "$backends/python"
-cp "$package/tritonserver/python_backend_stubs/$version/triton_python_backend_stub" "$backends/python/"
+backends=$(cd "$(dirname "$python")/.." && pwd)/triton-backends
+if [ ! -x "$backends/python/triton_python_backend_stub" ]; then
+  mkdir -p "$backends"
+  cp -r "$package/tritonserver/backends/python" "$backends/"
+  cp "$package/tritonserver/python_backend_stubs/$version/triton_python_backend_stub" "$backends/python/"
+fi
 # The stub loads the interpreter's library, and is told where the environment's packages are.
 LD_LIBRARY_PATH=$(ask 'import sysconfig; print(sysconfig.get_config_var("LIBDIR"))'):$package/../nvidia_pytriton.libs
 PYTHONPATH=$(ask 'import sysconfig; print(sysconfig.get_path("purelib"))')
 PATH=$(dirname "$python"):$PATH
 export LD_LIBRARY_PATH PYTHONPATH PATH
 
-"$package/tritonserver/bin/tritonserver" --model-repository="$repository" --backend-directory="$backends" \
+exec "$package/tritonserver/bin/tritonserver" --model-repository="$repository" --backend-directory="$backends" \
   --http-address=127.0.0.1 --http-port="$port" --grpc-address=127.0.0.1 --grpc-port=$((port + 1)) \
-  --metrics-address=127.0.0.1 --metrics-port=$((port + 2)) --allow-gpu-metrics=false --log-verbose=0 "$@" &
-server=$!
-trap 'kill -TERM $server 2>/dev/null || true' TERM INT
-code=0
-wait $server || code=$?
-wait $server 2>/dev/null || true # a signal ends the first wait before the server has ended
-rm -rf "$backends"
-exit $code
+  --metrics-address=127.0.0.1 --metrics-port=$((port + 2)) --allow-gpu-metrics=false --log-verbose=0 "$@"

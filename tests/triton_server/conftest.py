@@ -65,7 +65,7 @@ class Triton:
     def __init__(self, repository: Path, log: Path) -> None:
         self.port, self._log = free_ports(), log
         words = ["bash", ROOT / "samples" / "triton" / "serve.sh", sys.executable, str(self.port), repository]
-        words += ["--model-control-mode=explicit", "--load-model=*"]
+        words += ["--model-control-mode=explicit", *(f"--load-model={name}" for name in MODELS)]
         with log.open("wb") as file:
             self.process = subprocess.Popen(words, stdout=file, stderr=subprocess.STDOUT, env={**os.environ})
 
@@ -196,10 +196,15 @@ def triton(bundles: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -
     repository = tmp_path_factory.mktemp("models")
     for name, path in bundles.items():
         export(Bundle.open(path), repository, name, _SETTINGS, link=name == "mod")
+    export(Bundle.open(bundles["mod"]), repository, "broken", {**_SETTINGS, "threads": "many"}, link=True)
     server = Triton(repository, repository.parent / "triton.log")
     try:
         server.wait()
         yield server
     finally:
         server.process.send_signal(signal.SIGTERM)
-        assert server.process.wait(timeout=60) == 0
+        try:
+            server.process.wait(timeout=40)
+        finally:
+            server.process.kill()
+    assert server.process.returncode == 0
