@@ -3,7 +3,7 @@
 # PORT serves HTTP, PORT + 1 gRPC, PORT + 2 metrics. PYTHON is that of an environment with the wheel, dynexport and
 # numpy < 2 (`make .venv-triton/.installed`). Without the wheel, NVIDIA's container does the same: see README.md.
 set -euo pipefail
-python=$1 port=$2 repository=$3
+python=$(cd "$(dirname "$1")" && pwd)/$(basename "$1") port=$2 repository=$3
 shift 3
 ask() { "$python" -c "$1"; }
 package=$(ask 'import importlib.util as u; print(*u.find_spec("pytriton").submodule_search_locations)')

@@ -1,4 +1,4 @@
-"""A real Triton server with bundles of three strategies; `make test-triton` runs this folder in an environment of its own."""
+"""A real Triton server with bundles of three strategies; `make test-triton` runs this folder by itself."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import urllib.request
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import pytest
@@ -37,12 +37,13 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
     "mod": ("mod-router", {"fields": {"cache": {"capacity": 0.5}}}),
     "radial": ("radial-step", {"fields": {"max_steps": 3, "min_steps": 0}}),
 }
-_SETTINGS = {"threads": "1", "chunk": str(CHUNK), "max_rows": "4", "queue": "6", "drain_seconds": "20"}
+SETTINGS = {"threads": "1", "chunk": str(CHUNK), "max_rows": "4", "queue": "6", "drain_seconds": "20"}
 _TYPES = {
     bool: ("BOOL", np.bool_),
     float: ("FP32", np.float32),
     str: ("BYTES", np.object_),
 }
+Headers: TypeAlias = dict[str, str] | None
 
 
 @dataclass
@@ -85,7 +86,7 @@ class Triton:
     def client(self) -> grpc.InferenceServerClient:
         return grpc.InferenceServerClient(f"127.0.0.1:{self.port + 1}")
 
-    def ask(self, model: str, headers: dict[str, str] | None = None, timeout: int | None = None, **given: Any) -> Answer:
+    def ask(self, model: str, headers: Headers = None, timeout: int | None = None, **given: Any) -> Answer:
         """Stream an answer over gRPC; raises the error of a request that fails."""
         answer, stream = Answer(), Stream(self, model, headers, timeout, **given)
         try:
@@ -134,7 +135,12 @@ class Stream:
     """A gRPC stream with one request."""
 
     def __init__(
-        self, server: Triton, model: str, headers: dict[str, str] | None = None, timeout: int | None = None, **given: Any
+        self,
+        server: Triton,
+        model: str,
+        headers: Headers = None,
+        timeout: int | None = None,
+        **given: Any,
     ) -> None:
         self._inbox: queue.SimpleQueue[tuple[Any, Any]] = queue.SimpleQueue()
         self._client = server.client()
@@ -195,8 +201,8 @@ def bundles(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 def triton(bundles: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Triton]:
     repository = tmp_path_factory.mktemp("models")
     for name, path in bundles.items():
-        export(Bundle.open(path), repository, name, _SETTINGS, link=name == "mod")
-    export(Bundle.open(bundles["mod"]), repository, "broken", {**_SETTINGS, "threads": "many"}, link=True)
+        export(Bundle.open(path), repository, name, SETTINGS, link=name == "mod")
+    export(Bundle.open(bundles["mod"]), repository, "broken", {**SETTINGS, "threads": "many"}, link=True)
     server = Triton(repository, repository.parent / "triton.log")
     try:
         server.wait()

@@ -13,12 +13,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import CHUNK, MODELS, Stream, Triton
+from conftest import CHUNK, MODELS, SETTINGS, Stream, Triton
+from tritonclient.grpc.model_config_pb2 import DataType
 from tritonclient.utils import InferenceServerException
 
 from dynexport.runtime.generation.model import Model, load
 from dynexport.runtime.generation.request import Generation
 from dynexport.runtime.generation.sampling import Sampling
+from dynexport.runtime.serving.triton.fields import INPUTS, OUTPUTS
 
 PROMPT = "hello there, this is a prompt"
 Alone = Callable[..., Generation]
@@ -88,7 +90,12 @@ def test_stops_samplings_and_chats(triton: Triton, alone: Alone) -> None:
     sampling = Sampling(temperature=0.7, top_p=0.9, top_k=20, seed=11, repetition_penalty=1.1)
     drawn = triton.ask(
         "skip",
-        **{"text_input": PROMPT, "max_tokens": 30, "temperature": 0.7, "top_p": 0.9, "top_k": 20, "seed": 11},
+        text_input=PROMPT,
+        max_tokens=30,
+        temperature=0.7,
+        top_p=0.9,
+        top_k=20,
+        seed=11,
         repetition_penalty=1.1,
     )
     assert drawn.ids == alone("skip", PROMPT, max_new_tokens=30, sampling=sampling).ids
@@ -123,7 +130,10 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
 def test_a_bad_request_is_told_what_is_wrong(triton: Triton, given: dict[str, Any], message: str) -> None:
     status, text = triton.post("models/skip/generate", **given)
     error = json.loads(text)["error"]
-    assert status == 400 and error.startswith("INVALID_ARG: ") and message in error and "\n" not in error, (status, text)
+    assert status == 400 and error.startswith("INVALID_ARG: ") and message in error and "\n" not in error, (
+        status,
+        text,
+    )
     with pytest.raises(InferenceServerException) as failed:
         triton.ask("skip", **given)
     assert message in str(failed.value)
@@ -188,6 +198,16 @@ def test_a_full_queue_is_the_servers_fault(triton: Triton) -> None:
             stream.close(cancel=True)
     triton.until("vllm:num_requests_running", 0, model_name="skip")
     triton.until("vllm:num_requests_waiting", 0, model_name="skip")
+
+
+def test_the_config_is_read_as_it_is_written(triton: Triton) -> None:
+    config = triton.client().get_model_config("skip").config
+    assert config.backend == "python" and config.model_transaction_policy.decoupled and config.max_batch_size == 0
+    for tensors, found in ((INPUTS, config.input), (OUTPUTS, config.output)):
+        written = [(tensor.name, f"TYPE_{tensor.kind}", [-1 if tensor.several else 1]) for tensor in tensors]
+        assert [(one.name, DataType.Name(one.data_type), list(one.dims)) for one in found] == written
+    assert all(one.optional for one in config.input)
+    assert {name: value.string_value for name, value in config.parameters.items()}.items() >= SETTINGS.items()
 
 
 def test_metrics(triton: Triton) -> None:
