@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import http.client
 import json
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -13,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import CHUNK, MODELS, SETTINGS, Stream, Triton
+from conftest import CHUNK, MODELS, ROOT, SETTINGS, Stream, Triton
 from tritonclient.grpc.model_config_pb2 import DataType
 from tritonclient.utils import InferenceServerException
 
@@ -250,3 +252,17 @@ def test_a_model_that_cannot_be_loaded_says_why_in_a_line(triton: Triton) -> Non
     status, text = triton.post("repository/models/broken/load")
     assert status == 400 and "threads: expected a whole number, found 'many'" in text
     assert triton.ask("mod", text_input="a", max_tokens=2, temperature=0.0).ids  # the others go on
+
+
+@pytest.mark.parametrize("client, port", [("grpc_client", 1), ("http_client", 0)])
+def test_the_sample_clients(triton: Triton, alone: Alone, client: str, port: int) -> None:
+    address = f"{'http://' * (port == 0)}127.0.0.1:{triton.port + port}"
+
+    def run_client(*options: str) -> subprocess.CompletedProcess[str]:
+        words = [sys.executable, str(ROOT / "samples" / "triton" / f"{client}.py"), "skip", PROMPT]
+        return subprocess.run([*words, "--address", address, *options], capture_output=True, text=True, timeout=60)
+
+    done = run_client("--depth", "2", "--max-tokens", "12")
+    assert (done.returncode, done.stdout) == (0, alone("skip", PROMPT, depth=2, max_new_tokens=12).text + "\n")
+    failed = run_client("--depth", "7")
+    assert failed.returncode == 1 and "depth: expected one of full, 2, found 7" in failed.stderr
