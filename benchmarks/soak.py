@@ -2,10 +2,11 @@
 
     python benchmarks/soak.py BUNDLE --requests 10000 --concurrent 64
 
-Starts ``dynexport serve`` with the bundle, which needs a tokenizer. Each request is drawn at random: complete,
-streamed, streamed and hung up after some events, hung up at once, invalid JSON, an unknown field, an unknown model, or
-a prompt beyond the context. Texts at temperature 0 are compared with those of ``Model.generate`` alone. Prints counts,
-the server's memory after the first tenth and at the end, and exits with 1 if anything is wrong.
+Starts ``dynexport serve`` with the bundle, which needs a tokenizer. Each request is drawn with a fixed seed: whole,
+streamed, sampled, two answers, hung up, refused for its body, its parameters or its length. Texts at temperature 0, and
+those that are sampled with a seed, are compared with ``Model.generate`` alone. Prints what came back, the rows and
+requests that the server still holds, its memory after the first thousand and at the end, and exits with 1 if a text is
+wrong, a request is lost, a row is leaked, or memory grew by more than 2 %.
 """
 
 from __future__ import annotations
@@ -17,16 +18,22 @@ import random
 import re
 import subprocess
 import sys
+import tempfile
 import time
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import httpx
+from http_streams import free_port, is_up
 
 from dynexport.runtime.generation.model import Model, load
+from dynexport.runtime.generation.sampling import Sampling
 from dynexport.runtime.serving.settings import CHUNK
 
+# A request's body and the text of its answer.
 Case = tuple[dict[str, Any], str]
 WORDS = (
     "river",
@@ -45,101 +52,72 @@ WORDS = (
 )
 # Kind of request -> its weight, and the status that it must have; None for a request that hangs up.
 KINDS: dict[str, tuple[int, int | None]] = {
-    "complete": (40, 200),
+    "whole": (32, 200),
     "streamed": (25, 200),
+    "two answers": (5, 200),
     "hung up in the stream": (12, None),
     "hung up at once": (8, None),
     "invalid JSON": (5, 400),
-    "an unknown field": (4, 400),
+    "an unknown field": (3, 400),
+    "a parameter out of range": (4, 400),
     "an unknown model": (3, 404),
     "beyond the context": (3, 400),
 }
+OUT_OF_RANGE: tuple[dict[str, Any], ...] = (
+    {"max_tokens": 0},
+    {"max_tokens": 10**9},
+    {"temperature": -1},
+    {"top_p": 2},
+    {"n": 10**6},
+    {"depth": "deepest"},
+    {"prompt": []},
+    {"logit_bias": {"banana": 1}},
+    {"stop": [""] * 100},
+)
+# Full after a few hundred requests, so that it does not count as growth.
+_PREFIX_CACHE = "16M"
+_START_SECONDS, _ANSWER_SECONDS, _MOST_GROWTH = 120, 120, 1.02
 
 
 def cases(model: Model, name: str, count: int) -> list[Case]:
-    """Return request bodies with the text that each must give."""
+    """Return request bodies with the text that each must give; a third of them is sampled with a seed."""
     rng = random.Random(1)
     depths = ["full", *(depth.name for depth in model.bundle.manifest.depths)]
     found = []
-    for _ in range(count):
+    for index in range(count):
         prompt = " ".join(rng.choices(WORDS, k=rng.randint(1, 40)))
         tokens, depth = rng.randint(1, 24), rng.choice(depths)
-        text = model.generate(prompt, max_new_tokens=tokens, depth=depth, chunk=CHUNK).text
-        body = {"model": name, "prompt": prompt, "max_tokens": tokens, "temperature": 0, "depth": depth}
+        options = {"temperature": 0.8, "top_k": 20, "seed": index} if index % 3 == 0 else {"temperature": 0}
+        sampling = Sampling(**options)
+        text = model.generate(prompt, max_new_tokens=tokens, depth=depth, sampling=sampling, chunk=CHUNK).text
+        body = {"model": name, "prompt": prompt, "max_tokens": tokens, "depth": depth, "top_p": 1, **options}
         found.append((body, text))
     return found
 
 
+class Wrong(Exception):
+    """An answer that differs from the one that the request must have."""
+
+
 class Client:
-    """Sends random requests and counts what comes back."""
+    """Sends random requests and counts what comes back.
+
+    Attributes:
+        counts: number of requests of each kind.
+        wrong: what was wrong, by its kind.
+    """
 
     def __init__(self, address: str, known: list[Case], longest: int) -> None:
         self._http = httpx.AsyncClient(
-            base_url=address, timeout=120, limits=httpx.Limits(max_connections=None, max_keepalive_connections=64)
+            base_url=address,
+            timeout=_ANSWER_SECONDS,
+            # Idle connections end here before the server ends them, which it may do as a request arrives.
+            limits=httpx.Limits(max_connections=None, max_keepalive_connections=64, keepalive_expiry=2),
         )
         self._known, self._longest = known, longest
         self._rng = random.Random(2)
         self.counts: Counter[str] = Counter()
-        self.wrong: list[str] = []
-
-    async def one(self) -> None:
-        """Send a request of a random kind."""
-        kind = self._rng.choices(list(KINDS), [weight for weight, _ in KINDS.values()])[0]
-        body, text = self._rng.choice(self._known)
-        try:
-            await self._send(kind, dict(body), text, self._rng.randint(0, 8))
-        except (httpx.HTTPError, AssertionError, ValueError) as error:
-            self.wrong.append(f"{kind}: {type(error).__name__}: {error}"[:300])
-        self.counts[kind] += 1
-
-    async def _send(self, kind: str, body: dict[str, Any], text: str, events: int) -> None:
-        expected = KINDS[kind][1]
-        if kind in ("streamed", "hung up in the stream"):
-            await self._stream(body, text, None if kind == "streamed" else events)
-            return
-        if kind == "hung up at once":
-            sending = asyncio.create_task(self._http.post("/v1/completions", json=body))
-            await asyncio.sleep(events / 200)
-            sending.cancel()
-            await asyncio.gather(sending, return_exceptions=True)
-            return
-        content = json.dumps(body)
-        if kind == "invalid JSON":
-            content = content[:-2]
-        elif kind == "an unknown field":
-            content = json.dumps(body | {"banana": 1})
-        elif kind == "an unknown model":
-            content = json.dumps(body | {"model": "nobody"})
-        elif kind == "beyond the context":
-            content = json.dumps(body | {"prompt": "river " * self._longest})
-        answer = await self._http.post("/v1/completions", content=content, headers={"content-type": "application/json"})
-        while answer.status_code == 429:
-            await asyncio.sleep(0.05)
-            answer = await self._http.post(
-                "/v1/completions", content=content, headers={"content-type": "application/json"}
-            )
-        assert answer.status_code == expected, f"expected {expected}, found {answer.status_code}: {answer.text:.200}"
-        if expected == 200:
-            found = answer.json()["choices"][0]["text"]
-            assert found == text, f"expected {text!r}, found {found!r}"
-        else:
-            assert answer.json()["error"]["message"]
-
-    async def _stream(self, body: dict[str, Any], text: str, events: int | None) -> None:
-        found, seen = "", 0
-        async with self._http.stream("POST", "/v1/completions", json=body | {"stream": True}) as answer:
-            if answer.status_code == 429:
-                self.counts["refused: the queue is full"] += 1
-                return
-            assert answer.status_code == 200, f"expected 200, found {answer.status_code}"
-            async for line in answer.aiter_lines():
-                if not line.startswith("data: ") or line == "data: [DONE]":
-                    continue
-                found += "".join(choice["text"] for choice in json.loads(line[6:])["choices"])
-                seen += 1
-                if events is not None and seen >= events:
-                    return
-        assert found == text, f"expected {text!r}, found {found!r}"
+        self.wrong: dict[str, list[str]] = {"wrong": [], "lost": []}
 
     async def run(self, count: int, concurrent: int) -> None:
         """Send requests, some at a time."""
@@ -147,16 +125,111 @@ class Client:
 
         async def several() -> None:
             for _ in numbers:
-                await self.one()
+                await self._one()
 
         await asyncio.gather(*(several() for _ in range(concurrent)))
 
+    async def _one(self) -> None:
+        """Send a request of a random kind."""
+        kind = self._rng.choices(list(KINDS), [weight for weight, _ in KINDS.values()])[0]
+        body, text = self._rng.choice(self._known)
+        number, odd = self._rng.randint(0, 8), self._rng.choice(OUT_OF_RANGE)
+        self.counts[kind] += 1
+        try:
+            if kind in ("streamed", "hung up in the stream"):
+                await self._stream(body, text, None if kind == "streamed" else max(1, number))
+            elif kind == "hung up at once":
+                await self._hang_up(body, number / 200)
+            else:
+                await self._whole(kind, body, text, odd)
+        except Wrong as error:
+            self.wrong["wrong"].append(f"{kind}: {error}; {json.dumps(body)}"[:600])
+        except (httpx.HTTPError, ValueError) as error:
+            self.wrong["lost"].append(f"{kind}: {type(error).__name__}: {error}; {json.dumps(body)}"[:600])
+
+    async def _whole(self, kind: str, body: dict[str, Any], text: str, odd: dict[str, Any]) -> None:
+        changes: dict[str, dict[str, Any]] = {
+            "two answers": {"n": 2, "temperature": 0},
+            "an unknown field": {"banana": 1},
+            "a parameter out of range": odd,
+            "an unknown model": {"model": "nobody"},
+            "beyond the context": {"prompt": "river " * self._longest},
+        }
+        content = json.dumps(body | changes.get(kind, {}))
+        if kind == "invalid JSON":
+            content = content[:-2]
+        answer = await self._http.post("/v1/completions", content=content, headers={"content-type": "application/json"})
+        expected = KINDS[kind][1]
+        if answer.status_code != expected:
+            raise Wrong(f"{odd}: expected status {expected}, found {answer.status_code}: {answer.text:.200}")
+        found = answer.json()
+        if expected != 200:
+            if not found["error"]["message"]:
+                raise Wrong("expected a message, found none")
+            return
+        texts = [choice["text"] for choice in found["choices"]]
+        if kind == "two answers":
+            same = len(texts) == 2 and texts[0] == texts[1] and (body["temperature"] or texts[0] == text)
+        else:
+            same = texts == [text]
+        if not same:
+            raise Wrong(f"expected {text!r}, found {texts!r}")
+
+    async def _stream(self, body: dict[str, Any], text: str, events: int | None) -> None:
+        """Read a stream to its end, or hang up after some events."""
+        found, seen, done = "", 0, False
+        async with self._http.stream("POST", "/v1/completions", json=body | {"stream": True}) as answer:
+            if answer.status_code != 200:
+                raise Wrong(f"expected status 200, found {answer.status_code}")
+            async for line in answer.aiter_lines():
+                done = done or line == "data: [DONE]"
+                if not line.startswith("data: ") or done:
+                    continue
+                found += "".join(choice["text"] for choice in json.loads(line[6:])["choices"])
+                seen += 1
+                if seen == events:
+                    return
+        if not done:
+            raise ValueError("expected data: [DONE], found the stream's end")
+        if found != text:
+            raise Wrong(f"expected {text!r}, found {found!r}")
+
+    async def _hang_up(self, body: dict[str, Any], seconds: float) -> None:
+        sending = asyncio.create_task(self._http.post("/v1/completions", json=body))
+        await asyncio.sleep(seconds)
+        sending.cancel()
+        await asyncio.gather(sending, return_exceptions=True)
+
     async def gauge(self, name: str) -> float:
-        """Return a metric of the server."""
+        """Return a metric of the server, the sum over models."""
         text = (await self._http.get("/metrics")).text
-        found = re.search(rf"^\S*{name}(?:{{[^}}]*}})? (\S+)$", text, re.MULTILINE)
-        assert found, f"/metrics: expected {name}, found none"
-        return float(found[1])
+        found = re.findall(rf"^\S*{name}(?:{{[^}}]*}})? (\S+)$", text, re.MULTILINE)
+        if not found:
+            sys.exit(f"/metrics: expected {name}, found none; pip install prometheus-client")
+        return sum(map(float, found))
+
+
+@contextmanager
+def serving(bundle: Path, threads: int) -> Iterator[tuple[str, int]]:
+    """Run a server until the block ends; yield its address and process id."""
+    port = free_port()
+    command = [sys.executable, "-m", "dynexport", "serve", str(bundle), "--name", "model", "--port", str(port)]
+    command += ["--prefix-cache", _PREFIX_CACHE]
+    with tempfile.TemporaryFile() as log:
+        server = subprocess.Popen([*command, "--threads", str(threads)], stdout=log, stderr=subprocess.STDOUT)
+        try:
+            begun = time.monotonic()
+            while not is_up(port, "/ready"):
+                if server.poll() is not None or time.monotonic() - begun > _START_SECONDS:
+                    log.seek(0)
+                    sys.exit(f"dynexport serve: expected a running server, found:\n{log.read().decode()[-2000:]}")
+                time.sleep(0.1)
+            yield f"http://127.0.0.1:{port}", server.pid
+        finally:
+            server.terminate()
+            code = server.wait(60)
+            log.seek(0)
+            print(f"the server ended with {code} and had written:", log.read().decode()[-2000:].strip(), sep="\n")
 
 
 def memory(pid: int) -> int:
@@ -164,21 +237,24 @@ def memory(pid: int) -> int:
     return int(re.findall(r"VmRSS:\s+(\d+)", Path(f"/proc/{pid}/status").read_text())[0]) * 1024
 
 
-async def soak(address: str, pid: int, known: list[Case], longest: int, count: int, concurrent: int) -> list[str]:
-    """Send the requests, print what happened, and return what was wrong."""
-    client = Client(address, known, longest)
-    begun = time.perf_counter()
-    await client.run(count // 10, concurrent)
-    early = memory(pid)
-    await client.run(count - count // 10, concurrent)
+async def soak(address: str, pid: int, known: list[Case], longest: int, options: argparse.Namespace) -> bool:
+    """Send the requests, print what happened, and return whether all was right."""
+    client, begun = Client(address, known, longest), time.perf_counter()
+    resident, warm = [], min(1000, options.requests // 2)
+    for count in (warm, options.requests - warm):
+        await client.run(count, options.concurrent)
+        await asyncio.sleep(1)  # rows of clients that hung up last
+        resident.append(memory(pid))
     seconds = time.perf_counter() - begun
-    await asyncio.sleep(1)  # rows of clients that hung up last
-    late = memory(pid)
-    left = {name: await client.gauge(name) for name in ("num_requests_running", "num_requests_waiting")}
-    print(f"{count} requests, {concurrent} at a time, {seconds:.0f} s: {dict(client.counts)}")
-    print(f"memory {early / 2**20:.1f} MiB after {count // 10}, {late / 2**20:.1f} MiB at the end: {late / early:.4f}x")
-    wrong = client.wrong + [f"{name}: expected 0, found {value}" for name, value in left.items() if value]
-    return wrong + ([f"memory grew {late / early:.3f}x"] if late > 1.02 * early else [])
+    held = {name: await client.gauge(name) for name in ("num_requests_running", "num_requests_waiting")}
+    growth = resident[1] / resident[0]
+    print(f"{options.requests} requests, {options.concurrent} at a time, {seconds:.0f} s: {dict(client.counts)}")
+    print(f"{len(client.wrong['wrong'])} wrong, {len(client.wrong['lost'])} lost, held at the end: {held}")
+    print(f"memory: {resident[0] / 2**20:.1f} MiB after {warm}, {resident[1] / 2**20:.1f} at the end: {growth:.4f}x")
+    for kind, lines in client.wrong.items():
+        for line in lines[:10]:
+            print(f"{kind}: {line}")
+    return not any(client.wrong.values()) and not any(held.values()) and growth <= _MOST_GROWTH
 
 
 def main() -> None:
@@ -187,26 +263,13 @@ def main() -> None:
     parser.add_argument("bundle", type=Path)
     parser.add_argument("--requests", type=int, default=10000)
     parser.add_argument("--concurrent", type=int, default=64)
+    parser.add_argument("--threads", type=int, default=1)
     options = parser.parse_args()
     model = load(options.bundle, threads=1)
-    known = cases(model, options.bundle.name, 60)
-    command = [sys.executable, "-m", "dynexport", "serve", options.bundle, "--port", "0", "--threads", "1"]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as server:
-        assert server.stdout is not None
-        address = ""
-        for line in server.stdout:
-            if found := re.search(r"http://[\d.]+:\d+", line):
-                address = found[0]
-                break
-        try:
-            longest = model.bundle.manifest.model.max_length
-            wrong = asyncio.run(soak(address, server.pid, known, longest, options.requests, options.concurrent))
-        finally:
-            server.terminate()
-    for line in wrong[:20]:
-        print("wrong:", line)
-    print(f"{len(wrong)} wrong")
-    sys.exit(bool(wrong))
+    known, longest = cases(model, "model", 60), model.bundle.manifest.model.max_length
+    with serving(options.bundle, options.threads) as (address, pid):
+        right = asyncio.run(soak(address, pid, known, longest, options))
+    sys.exit(not right)
 
 
 if __name__ == "__main__":

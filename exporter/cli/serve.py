@@ -18,7 +18,10 @@ from dynexport.runtime.generation.model import Model
 from dynexport.runtime.serving.http.server import bind, require_packages
 from dynexport.runtime.serving.http.server import serve as serve_http
 from dynexport.runtime.serving.http.settings import HttpSettings
+from dynexport.runtime.serving.metrics import Metrics
 from dynexport.runtime.serving.settings import CHUNK, Settings
+from dynexport.runtime.serving.spans import Spans, otlp_provider
+from dynexport.runtime.serving.watches import Watches
 from dynexport.runtime.serving.worker import Worker
 
 _UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
@@ -72,6 +75,7 @@ Examples:
 @click.option(
     "--api-key-file", type=click.Path(path_type=Path), help="A file with API keys, one per line.  [default: no keys]"
 )
+@click.option("--spans", is_flag=True, help="Send a span of each request by OpenTelemetry, set up by OTEL_ variables.")
 @backend_option
 @trust_option
 @threads_option
@@ -90,6 +94,7 @@ def serve(
     max_body: int,
     drain_seconds: float,
     api_key_file: Path | None,
+    spans: bool,
     backend: RunBackend,
     trust_engines: bool,
     threads: int,
@@ -105,18 +110,17 @@ def serve(
     keys = _keys(api_key_file)
     if host not in ("127.0.0.1", "localhost", "::1") and not keys:
         out.warn(f"--host {host}: every machine that reaches it can use the models; set --api-key-file")
-    bound = bind(host, port)
-    workers = {
-        name: Worker(
-            Model(Bundle.open(path, trust_engines=trust_engines), threads, backend=backend),
-            settings,
-            on_failure=out.warn,
-        )
-        for name, path in _named(bundles, names).items()
-    }
+    bound, metrics, provider = bind(host, port), Metrics(), otlp_provider() if spans else None
+    workers = {}
+    for name, path in _named(bundles, names).items():
+        model = Model(Bundle.open(path, trust_engines=trust_engines), threads, backend=backend)
+        watches = [Spans(name, model.bundle.manifest, provider)] if spans else []
+        workers[name] = Worker(model, settings, Watches(metrics.watch(name), *watches), on_failure=out.warn)
+        metrics.attach(name, workers[name])
     http = HttpSettings(max_body, request_seconds=timeout, drain_seconds=drain_seconds, keys=keys)
     address = f"http://{f'[{host}]' if ':' in host else host}:{bound.getsockname()[1]}"
-    serve_http(workers, http, bound, on_start=lambda: out.say(f"serving {', '.join(workers)} at {address}"))
+    listening = f"serving {', '.join(workers)} at {address}"
+    serve_http(workers, http, bound, expose=metrics.expose, on_start=lambda: out.say(listening), report=out.warn)
 
 
 def _named(bundles: Sequence[Path], names: Sequence[str]) -> dict[str, Path]:

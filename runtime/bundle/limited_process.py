@@ -31,12 +31,10 @@ def run_limited(script: str, packages: Sequence[str], seconds: int, request: Map
     Raises:
         DynexportError: when the process cannot start, or does not end.
     """
-    found = [spec.origin for name in packages if (spec := find_spec(name)) and spec.origin]
-    path = sorted({str(Path(origin).parent.parent) for origin in found})
     try:
         done = subprocess.run(
             [sys.executable, "-I", "-S", script],
-            input=json.dumps({"path": path, "seconds": seconds, **request}).encode(),
+            input=json.dumps({"path": import_paths(packages), "seconds": seconds, **request}).encode(),
             capture_output=True,
             timeout=10 * seconds,
         )
@@ -50,4 +48,10 @@ def run_limited(script: str, packages: Sequence[str], seconds: int, request: Map
     return answer
 
 
-__all__ = ["run_limited"]
+def import_paths(packages: Sequence[str]) -> list[str]:
+    """Return the directories that packages are imported from, for a process that runs without site packages."""
+    found = [spec.origin for name in packages if (spec := find_spec(name)) and spec.origin]
+    return sorted({str(Path(origin).parent.parent) for origin in found})
+
+
+__all__ = ["import_paths", "run_limited"]

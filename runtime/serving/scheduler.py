@@ -107,11 +107,13 @@ class Scheduler:
 
     def step(self) -> None:
         """Run one step and deliver its tokens."""
+        begun = time.perf_counter()
         self._end_unwanted(time.monotonic())
         self._admit()
         self._run_prompt()
         self._decode()
         self._deliver()
+        self._watch.stepped(time.perf_counter() - begun)
 
     def end_all(self, failure: Failure) -> None:
         """End all requests, waiting and running."""
@@ -160,6 +162,7 @@ class Scheduler:
         """End a request without the rest of its answers."""
         if work in self._waiting:
             self._waiting.remove(work)
+            self._watch.dropped(work, failure.reason)
         for answer in [answer for answer in self._running if answer.work is work]:
             self._release(answer, failure.reason)
         out = self._out.setdefault(work, Delivery(work))

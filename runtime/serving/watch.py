@@ -24,8 +24,14 @@ class Watch(Protocol):
     def ended(self, answer: Answer, reason: Reason | str, decided: Sequence[Decisions], overflow: int) -> None:
         """An answer ended: "stop", "length" or a ``Reason``; ``decided`` is what its routers decided, call by call."""
 
+    def dropped(self, work: Work, reason: Reason) -> None:
+        """A request ended before it got rows; ``ended`` is not called for its answers."""
+
     def refused(self) -> None:
-        """A request found the queue full."""
+        """A request found the queue full; called in the thread that submitted it."""
+
+    def stepped(self, seconds: float) -> None:
+        """A step ended; ``seconds`` is its whole time, the executor's included."""
 
 
 class Unwatched:
@@ -43,7 +49,13 @@ class Unwatched:
     def ended(self, answer: Answer, reason: Reason | str, decided: Sequence[Decisions], overflow: int) -> None:
         """Ignore it."""
 
+    def dropped(self, work: Work, reason: Reason) -> None:
+        """Ignore it."""
+
     def refused(self) -> None:
+        """Ignore it."""
+
+    def stepped(self, seconds: float) -> None:
         """Ignore it."""
 
 

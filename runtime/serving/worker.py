@@ -70,6 +70,11 @@ class Worker:
             return f"the last {self.scheduler.failures} requests failed"
         return "" if self._thread.is_alive() else "the worker has not started"
 
+    @property
+    def waiting(self) -> int:
+        """Number of requests that wait for rows."""
+        return self._inbox.qsize() + self.scheduler.waiting
+
     def submit(self, work: Work) -> None:
         """Queue a request; its deliveries come in the worker's thread.
 
@@ -82,7 +87,7 @@ class Worker:
         with self._submitting:
             if self._closing or self._problem:
                 raise Closed(self._problem or "server: expected a running one, found it stopping; try another one")
-            if self._inbox.qsize() + self.scheduler.waiting >= self.settings.queue:
+            if self.waiting >= self.settings.queue:
                 self._watch.refused()
                 raise QueueFull(f"queue: expected fewer than {self.settings.queue} waiting requests, found it full")
             work.arrived = time.monotonic()

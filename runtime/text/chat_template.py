@@ -8,9 +8,9 @@ from typing import Any
 
 from dynexport.runtime.bundle.checks import checked_kind, checked_list
 from dynexport.runtime.bundle.errors import DynexportError, told_as
-from dynexport.runtime.bundle.limited_process import run_limited
 from dynexport.runtime.bundle.text_files import TEMPLATE_FILE
 from dynexport.runtime.text import template_process
+from dynexport.runtime.text.render_process import RenderError, RenderProcess
 
 _LARGEST_TEMPLATE = 1 << 20  # characters
 SECONDS = 10  # of CPU time; an ordinary template takes a thousandth of it
@@ -20,7 +20,10 @@ _OUR_VARIABLES = ("messages", "add_generation_prompt")
 
 
 class ChatTemplate:
-    """The chat templates of a model, rendered in a sandbox, in a process with limited time and memory.
+    """The chat templates of a model, rendered in a sandbox, in processes with limited time and memory.
+
+    One process starts at the first use, compiles them, and ends with this object; a fork of it renders each text.
+    Several threads may share it.
 
     Args:
         templates: template text by name; "tool_use" is used when tools are given and it exists, else "default".
@@ -36,7 +39,7 @@ class ChatTemplate:
                     f"{TEMPLATE_FILE}: template {name:.80}: expected at most {_LARGEST_TEMPLATE} characters, found "
                     f"{len(template)}"
                 )
-        self._templates = dict(templates)
+        self._templates, self._process = dict(templates), RenderProcess(templates, SECONDS)
 
     def render(
         self,
@@ -70,7 +73,7 @@ class ChatTemplate:
             "messages": _plain_messages(messages),
             "add_generation_prompt": add_generation_prompt,
         }
-        return _in_a_process(self._chosen(values["tools"] is not None), values)
+        return self._rendered(self._chosen(values["tools"] is not None), values)
 
     def unused(self, variables: Collection[str]) -> list[str]:
         """Return the names of variables that no template reads. Raises DynexportError for an invalid template."""
@@ -78,15 +81,24 @@ class ChatTemplate:
             read = set().union(*map(template_process.used_variables, self._templates.values()))
         return [name for name in variables if name not in {*read, "tools"}]
 
+    def _rendered(self, template: str, values: dict[str, Any]) -> str:
+        try:
+            return self._process.render(template, values)
+        except RenderError as error:
+            raise DynexportError(f"{TEMPLATE_FILE}: the chat template failed: {error!s:.500}") from error
+        except OSError as error:
+            raise DynexportError(f"{TEMPLATE_FILE}: the chat template's process failed: {error}") from error
+
     def _chosen(self, with_tools: bool) -> str:
+        """Return the name of the template to use."""
         if with_tools and "tool_use" in self._templates:
-            return self._templates["tool_use"]
+            return "tool_use"
         if "default" not in self._templates:
             raise DynexportError(
                 f"{TEMPLATE_FILE}: expected a template named default, found {sorted(self._templates)!s:.200}; put the "
                 "one to use into the checkpoint's chat_template.jinja, and convert again"
             )
-        return self._templates["default"]
+        return "default"
 
 
 def named_templates(value: Any, where: str) -> dict[str, str]:
@@ -108,14 +120,6 @@ def named_templates(value: Any, where: str) -> dict[str, str]:
     if isinstance(value, dict) and all(isinstance(text, str) for entry in value.items() for text in entry):
         return dict(value)
     raise DynexportError(f"{where}: chat_template: expected text, or texts by name, found {type(value).__name__}")
-
-
-def _in_a_process(template: str, values: dict[str, Any]) -> str:
-    request = {"template": template, "variables": values}
-    answer = run_limited(template_process.__file__, ("jinja2", "markupsafe"), SECONDS, request)
-    if "error" in answer:
-        raise DynexportError(f"{TEMPLATE_FILE}: the chat template failed: {answer['error']:.500}")
-    return str(answer["text"])
 
 
 def _plain_messages(messages: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:

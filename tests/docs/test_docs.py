@@ -79,7 +79,7 @@ def test_links_lead_somewhere(page: Path) -> None:
             assert anchor in map(slug, headings), f"{page.name}: {link}"
 
 
-@pytest.mark.parametrize("target", ["demo", "docs", "test", "test-triton", "gpu-check"])
+@pytest.mark.parametrize("target", ["demo", "docs", "test", "test-page", "test-triton", "gpu-check"])
 def test_make_targets_resolve(target: str) -> None:
     done = subprocess.run(["make", "-n", target], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

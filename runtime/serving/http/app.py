@@ -9,13 +9,13 @@ from typing import Any, TypeAlias
 
 from anyio import to_thread
 from fastapi import FastAPI, Request, Response
-from fastapi.responses import JSONResponse, StreamingResponse
+from fastapi.responses import JSONResponse, PlainTextResponse, StreamingResponse
 
-from dynexport.runtime.serving.http import asking
+from dynexport.runtime.serving.http import asking, documented, page
 from dynexport.runtime.serving.http.answering import Answer, Kind, event
 from dynexport.runtime.serving.http.asking import Asked
 from dynexport.runtime.serving.http.errors import ApiError, add_handlers, of_failure
-from dynexport.runtime.serving.http.limits import ApiKeys, BodyLimit
+from dynexport.runtime.serving.http.limits import ApiKeys, BodyLimit, Crowd
 from dynexport.runtime.serving.http.protocol import ChatBody, CompletionBody, DetokenizeBody, TokenizeBody
 from dynexport.runtime.serving.http.served import Directory
 from dynexport.runtime.serving.http.settings import HttpSettings
@@ -23,7 +23,8 @@ from dynexport.runtime.serving.submit import answers_async
 from dynexport.runtime.serving.work import Delivery
 
 Deliveries: TypeAlias = AsyncGenerator[Delivery, None]
-_GUARDED = ("/v1/", "/tokenize", "/detokenize")
+# Paths that are answered without a key and however many requests run: probes and monitoring.
+_WATCHED = ("/health", "/ready", "/metrics")
 _HUNG_UP = Response(status_code=499)  # nobody reads it
 
 
@@ -32,7 +33,7 @@ def create_app(
     settings: HttpSettings,
     *,
     expose: Callable[[], tuple[bytes, str]] | None = None,
-    on_start: Callable[[], None] = lambda: None,
+    report: Callable[[str], None] = lambda line: None,
 ) -> FastAPI:
     """Return the app of some models; their workers start and end with it.
 
@@ -40,40 +41,41 @@ def create_app(
         directory: the models.
         settings: bounds.
         expose: returns the metrics and their content type; None has no /metrics.
-        on_start: called when the workers have started.
+        report: receives one line about each fault of the server.
     """
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         for served in directory.models.values():
             served.worker.start()
-        on_start()
         yield
         for served in directory.models.values():
             await to_thread.run_sync(served.worker.close)
 
-    app = FastAPI(title="dynexport", lifespan=lifespan, docs_url=None, redoc_url=None)
-    add_handlers(app)
+    app = FastAPI(title="dynexport", lifespan=lifespan, docs_url=None, redoc_url=None, responses=documented.ERRORS)
+    add_handlers(app, report)
     _add_models(app, directory)
     _add_completions(app, directory, settings)
     _add_health(app, directory, expose)
+    app.include_router(page.router)
     app.add_middleware(BodyLimit, most=settings.most_bytes, seconds=settings.read_seconds)
-    app.add_middleware(ApiKeys, keys=settings.keys, paths=_GUARDED)
+    app.add_middleware(ApiKeys, keys=settings.keys, free=(*_WATCHED, *page.PATHS))
+    app.add_middleware(Crowd, most=settings.requests, always=_WATCHED)
     return app
 
 
 def _add_completions(app: FastAPI, directory: Directory, settings: HttpSettings) -> None:
-    @app.post("/v1/completions")
+    @app.post("/v1/completions", **documented.streaming(documented.Completion))
     async def completions(body: CompletionBody, request: Request) -> Response:
         asked = await to_thread.run_sync(asking.completion, directory, body, settings.request_seconds)
         return await _answer("completion", asked, request)
 
-    @app.post("/v1/chat/completions")
+    @app.post("/v1/chat/completions", **documented.streaming(documented.Chat))
     async def chat_completions(body: ChatBody, request: Request) -> Response:
         asked = await to_thread.run_sync(asking.chat, directory, body, settings.request_seconds)
         return await _answer("chat", asked, request)
 
-    @app.post("/v1/embeddings")
+    @app.post("/v1/embeddings", include_in_schema=False)
     async def embeddings() -> Response:
         raise ApiError(404, "embeddings: this server has language models only; use /v1/completions", code="not_found")
 
@@ -135,17 +137,17 @@ async def _hung_up(request: Request) -> None:
 
 
 def _add_models(app: FastAPI, directory: Directory) -> None:
-    @app.get("/v1/models")
+    @app.get("/v1/models", response_model=documented.Models)
     async def models() -> dict[str, Any]:
         entries = [entry for served in directory.models.values() for entry in served.described()]
         return {"object": "list", "data": entries}
 
-    @app.get("/v1/models/{name:path}")
+    @app.get("/v1/models/{name:path}", response_model=documented.ServedModel)
     async def model(name: str) -> dict[str, Any]:
         served, _ = directory.find(name)
         return next(entry for entry in reversed(served.described()) if entry["id"] in (name, served.name))
 
-    @app.post("/tokenize")
+    @app.post("/tokenize", response_model=documented.Tokens)
     async def tokenize(body: TokenizeBody) -> dict[str, Any]:
         served, _ = directory.find(body.model)
         if (body.prompt is None) == (body.messages is None):
@@ -159,7 +161,7 @@ def _add_models(app: FastAPI, directory: Directory) -> None:
         found = await to_thread.run_sync(tokens)
         return {"tokens": found, "count": len(found), "max_model_len": served.worker.scheduler.tokens}
 
-    @app.post("/detokenize")
+    @app.post("/detokenize", response_model=documented.Detokenized)
     async def detokenize(body: DetokenizeBody) -> dict[str, Any]:
         served, _ = directory.find(body.model)
         text = await to_thread.run_sync(lambda: served.model.text.decode(body.tokens, skip_special_tokens=False))
@@ -171,7 +173,7 @@ def _add_health(app: FastAPI, directory: Directory, expose: Callable[[], tuple[b
     async def health() -> dict[str, str]:
         return {"status": "ok"}
 
-    @app.get("/ready")
+    @app.get("/ready", response_model=documented.Ready, responses={503: {"model": documented.Ready}})
     async def ready() -> Response:
         problems = {name: problem for name, served in directory.models.items() if (problem := served.worker.problem)}
         if problems:
@@ -180,9 +182,9 @@ def _add_health(app: FastAPI, directory: Directory, expose: Callable[[], tuple[b
 
     if expose is not None:
 
-        @app.get("/metrics")
+        @app.get("/metrics", response_class=PlainTextResponse)
         async def metrics() -> Response:
-            content, kind = expose()
+            content, kind = await to_thread.run_sync(expose)
             return Response(content, media_type=kind)
 
 

@@ -2,18 +2,41 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+import json
+from typing import Annotated, Any, Final, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 Ids = list[Annotated[int, Field(ge=0)]]
 _MOST_PROMPTS, _MOST_STOPS, _MOST_CHOICES = 128, 16, 128
+# Fields of OpenAI's API that are refused by name, as the answer would not be what they ask for.
+UNSUPPORTED: Final = frozenset(
+    (
+        "audio",
+        "function_call",
+        "functions",
+        "modalities",
+        "prediction",
+        "reasoning_effort",
+        "verbosity",
+        "web_search_options",
+    )
+)
 
 
 class Body(BaseModel):
     """A request's body: unknown fields and values of another type are refused."""
 
     model_config = ConfigDict(extra="forbid", strict=True)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _has_characters(cls, values: Any) -> Any:
+        try:
+            json.dumps(values, ensure_ascii=False).encode()
+        except UnicodeEncodeError as error:
+            raise ValueError("text of whole characters, found half of a surrogate pair") from error
+        return values
 
 
 class StreamOptions(Body):
@@ -69,7 +92,7 @@ class Generation(Body):
     response_format: ResponseFormat | None = None
     top_k: int | None = Field(default=None, ge=-1)
     min_p: float | None = Field(default=None, ge=0, le=1)
-    repetition_penalty: float | None = Field(default=None, gt=0)
+    repetition_penalty: float | None = Field(default=None, ge=1e-6, le=1e6)
     min_tokens: int | None = Field(default=None, ge=0)
     stop_token_ids: Ids | None = None
     # Without effect on the answer here.
@@ -140,6 +163,7 @@ class DetokenizeBody(Body):
 
 
 __all__ = [
+    "UNSUPPORTED",
     "Body",
     "ChatBody",
     "CompletionBody",

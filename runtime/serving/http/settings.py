@@ -15,7 +15,9 @@ class HttpSettings:
         request_seconds: most seconds for a request, waiting included; None for no limit.
         drain_seconds: seconds that running requests get when the server is told to stop.
         keys: API keys; none lets everybody in.
-        connections: most connections.
+        requests: most requests at a time, those in the queue included.
+        header_seconds: most seconds for a client to send the headers of a request.
+        stall_seconds: most seconds for which a client may leave its answer unread.
     """
 
     most_bytes: int = 4 << 20
@@ -23,7 +25,9 @@ class HttpSettings:
     request_seconds: float | None = 600
     drain_seconds: float = 30
     keys: tuple[str, ...] = ()
-    connections: int = 1024
+    requests: int = 1024
+    header_seconds: float = 10
+    stall_seconds: float = 30
 
 
 __all__ = ["HttpSettings"]
