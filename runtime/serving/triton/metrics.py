@@ -84,7 +84,7 @@ class TritonMetrics:
     def publish(self) -> None:
         """Publish all numbers as they are now."""
         scheduler = self._worker.scheduler
-        numbers = (scheduler.running, scheduler.waiting, scheduler.used)
+        numbers = (scheduler.running, self._worker.waiting, scheduler.used)
         for name, value in zip(_GAUGES, numbers, strict=True):
             self._metric((name, "")).set(float(value))
         for key, count in self._counts.counted().items():
