@@ -26,7 +26,7 @@ $(VENV)/.installed: pyproject.toml $(LOCK) | $(BIN)/python
 	@# PyTorch first and by itself: nothing else is looked for on its index, what it needs comes with the rest.
 	$(PIP) --no-deps --extra-index-url $(TORCH_INDEX) $(TORCH) || { echo "$(NO_TORCH)"; exit 1; }
 	$(PIP) 'setuptools>=77'
-	$(PIP) --no-build-isolation --editable '.[torch,pictures,docs,test]'
+	$(PIP) --no-build-isolation --editable '.[torch,pictures,docs,serve,structured,test]'
 	touch $@
 
 NO_TORCH = make: no $(TORCH) on the package index or on $(TORCH_INDEX): expected a CPU build of PyTorch there. \
@@ -121,7 +121,8 @@ gpu-check: $(VENV)/.installed ## what only a GPU can show: engines, kernels, spe
 # One file for every supported Python: uv writes markers where versions differ.
 RESOLVE = .venv-lock/bin/uv pip compile --quiet --universal --python-version 3.11 --no-emit-index-url --no-annotate \
   --upgrade --custom-compile-command 'make lock' pyproject.toml - \
-  --extra torch --extra pictures --extra docs --extra test --extra browser
+  --extra torch --extra pictures --extra docs --extra serve --extra structured --extra otel --extra test \
+  --extra browser
 
 lock: ## renew the tested versions (constraints.txt), and the oldest that pyproject.toml allows
 	test -x .venv-lock/bin/uv || { $(PYTHON) -m venv .venv-lock && .venv-lock/bin/pip install --quiet 'uv>=0.9,<1'; }

@@ -122,7 +122,7 @@ class Executor:
         checked_kind("cache", cache, KvCache, "one of Executor.cache")
         if cache.manifest is self.manifest:
             return
-        if cache.manifest.model != self.manifest.model or len(cache.lengths) != self.layout.places:
+        if cache.manifest.model != self.manifest.model or cache.manifest.caches != self.manifest.caches:
             raise DynexportError("cache: expected one of Executor.cache, found one of another model")
 
     def run(self, cache: KvCache, batch: Batch) -> StepResult:
