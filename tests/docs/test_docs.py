@@ -39,7 +39,9 @@ def run_python(code: str, capsys: pytest.CaptureFixture[str]) -> str:
     return capsys.readouterr().out
 
 
-@pytest.mark.parametrize("script", ["docs_bundle", "docs_families", "docs_faults", "docs_fields", "docs_limits"])
+@pytest.mark.parametrize(
+    "script", ["docs_bundle", "docs_families", "docs_faults", "docs_fields", "docs_limits", "docs_triton"]
+)
 def test_tables_come_from_the_code(script: str) -> None:
     module = importlib.import_module(script)
     assert module.PAGE.read_text() == module.page(), f"run: python samples/{script}.py"
@@ -77,7 +79,7 @@ def test_links_lead_somewhere(page: Path) -> None:
             assert anchor in map(slug, headings), f"{page.name}: {link}"
 
 
-@pytest.mark.parametrize("target", ["demo", "docs", "test", "test-page", "gpu-check"])
+@pytest.mark.parametrize("target", ["demo", "docs", "test", "test-page", "test-triton", "gpu-check"])
 def test_make_targets_resolve(target: str) -> None:
     done = subprocess.run(["make", "-n", target], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
