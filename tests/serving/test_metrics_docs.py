@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from house import ROOT
 from requests_of_tests import Inbox, run, work
-from test_metrics import Exposed, golden_model, served  # noqa: F401 - fixture
+from test_serving_metrics import Exposed, golden_model, served  # noqa: F401 - fixture
 
 from dynexport.runtime.generation.model import Model
 

@@ -61,7 +61,7 @@ def test_requests_made_from_the_document_are_answered_as_it_says(live: Live) -> 
             strategy = operation.as_strategy(generation_mode=mode)
             run = settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck))
             run(given(case=strategy)(try_one))()
-    assert statuses.get(200, 0) > 20
+    assert statuses.get(200, 0) > 5
     assert statuses.get(400, 0) > 20
     assert live.rows_are_free()
     assert not live.reported
