@@ -179,3 +179,13 @@ def test_a_runtime_can_be_written_from_the_bundle_page(workplace: Path, capsys: 
     printed = run_python(snippet, capsys)
     ids = Model(Bundle.open("bundle"), 2).generate([[5, 17, 42]], depth=2, max_new_tokens=16)[0].ids
     assert printed.strip().startswith(str(ids).rstrip("]"))
+
+
+def test_every_field_of_a_request_is_documented() -> None:
+    from dynexport.runtime.serving.http.protocol import ChatBody, CompletionBody
+
+    text = (ROOT / "docs/serving.md").read_text()
+    section = text[text.index("## Fields") : text.index("## Errors")]
+    documented = set(re.findall(r"`(\w+)`", section))
+    fields = set(ChatBody.model_fields) | set(CompletionBody.model_fields)
+    assert fields - documented == set()
