@@ -29,6 +29,7 @@ from typing import Any
 import httpx
 from http_streams import free_port, is_up
 
+from dynexport.runtime.execution.batch import EvenChunks
 from dynexport.runtime.generation.model import Model, load
 from dynexport.runtime.generation.sampling import Sampling
 from dynexport.runtime.serving.settings import CHUNK
@@ -89,7 +90,9 @@ def cases(model: Model, name: str, count: int) -> list[Case]:
         tokens, depth = rng.randint(1, 24), rng.choice(depths)
         options = {"temperature": 0.8, "top_k": 20, "seed": index} if index % 3 == 0 else {"temperature": 0}
         sampling = Sampling(**options)
-        text = model.generate(prompt, max_new_tokens=tokens, depth=depth, sampling=sampling, chunk=CHUNK).text
+        text = model.generate(
+            prompt, max_new_tokens=tokens, depth=depth, sampling=sampling, chunk=EvenChunks(CHUNK)
+        ).text
         body = {"model": name, "prompt": prompt, "max_tokens": tokens, "depth": depth, "top_p": 1, **options}
         found.append((body, text))
     return found

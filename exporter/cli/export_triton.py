@@ -37,7 +37,7 @@ Examples:
 @click.option("--threads", type=int, help="Threads of ONNX Runtime.  [default: all cores of Triton's machine]")
 @click.option("--max-rows", type=int, help="Answers that run at a time.  [default: 8]")
 @click.option("--max-length", type=int, help="Most tokens of a prompt and its answer.  [default: the model's context]")
-@click.option("--chunk", type=int, help="Tokens of a prompt between decode steps.  [default: 32]")
+@click.option("--chunk", type=int, help="Tokens of a prompt's first chunk.  [default: 48]")
 @click.option("--queue", type=int, help="Requests that may wait.  [default: 256]")
 @click.option("--prefix-bytes", type=int, help="Memory for known prefixes; 0 for none.  [default: 256 MiB]")
 @click.option(

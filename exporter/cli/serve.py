@@ -55,7 +55,13 @@ Examples:
 )
 @click.option("--max-rows", type=int, default=_DEFAULTS.rows, show_default=True, help="Answers that run at a time.")
 @click.option("--max-length", type=int, help="Most tokens of a prompt and its answer.  [default: the model's context]")
-@click.option("--chunk", type=int, default=CHUNK, show_default=True, help="Tokens of a prompt between decode steps.")
+@click.option(
+    "--chunk",
+    type=int,
+    default=CHUNK,
+    show_default=True,
+    help="Tokens of a prompt's first chunk.",
+)
 @click.option("--queue", type=int, default=_DEFAULTS.queue, show_default=True, help="Requests that may wait.")
 @click.option("--reserve", type=int, help="Tokens of all running requests together.  [default: rows times length]")
 @click.option(

@@ -24,7 +24,7 @@ from dynexport.runtime.bundle.layout import CacheLayout
 from dynexport.runtime.bundle.manifest import Depth, Graph, Phase, Program
 from dynexport.runtime.engines.engine import Backend, Engine
 from dynexport.runtime.engines.registry import RunBackend, open_backend
-from dynexport.runtime.execution.batch import CHUNK, Batch, Call, CallResult, StepResult, Tokens, Wanted
+from dynexport.runtime.execution.batch import CHUNK, Batch, Call, CallResult, EvenChunks, StepResult, Tokens, Wanted
 from dynexport.runtime.execution.calls import Cutter, Part, call_of
 from dynexport.runtime.execution.checking import by_depth, checked_for_rows, checked_parts, is_plain
 from dynexport.runtime.execution.decisions import DecisionReader
@@ -222,7 +222,7 @@ class Executor:
         prompts: Sequence[Tokens],
         *,
         depth: Depth | None = None,
-        chunk: int = CHUNK,
+        chunk: int | EvenChunks = CHUNK,
         all_logits: bool = False,
         logits_at: Sequence[Array] | None = None,
         forced: Sequence[Array] | None = None,

@@ -13,7 +13,8 @@ from dynexport.runtime.bundle.checks import checked_count, checked_ids, checked_
 from dynexport.runtime.bundle.errors import DynexportError
 from dynexport.runtime.bundle.manifest import Depth
 from dynexport.runtime.engines.registry import RunBackend
-from dynexport.runtime.execution.batch import CHUNK, Tokens
+from dynexport.runtime.execution.batch import CHUNK, EvenChunks, Tokens
+from dynexport.runtime.execution.checking import checked_chunk
 from dynexport.runtime.execution.executor import Executor
 from dynexport.runtime.execution.kv_cache import STEP, KvCache
 from dynexport.runtime.generation.constraint import Constraint
@@ -41,7 +42,8 @@ class Options(TypedDict, total=False):
             ``Bundle.depth``; None as for ``Bundle.depth``.
         stop: strings that end a row; they are not part of its text.
         chat: true for an answer in a chat, which also ends at the manifest's ``turn_end`` tokens.
-        chunk: the largest number of a prompt's tokens in one call, 1,024 by default; a server's chunks are smaller.
+        chunk: the largest number of a prompt's tokens in one call, 1,024 by default; a server has
+            ``EvenChunks``.
         schema: a JSON schema that every row's text fulfils, unless ``max_new_tokens`` or ``stop`` ends it earlier.
         stop_token_ids: ids that end a row, in addition to the model's; they are not part of its text.
     """
@@ -51,7 +53,7 @@ class Options(TypedDict, total=False):
     depth: WantedDepth | Sequence[WantedDepth]
     stop: Sequence[str]
     chat: bool
-    chunk: int
+    chunk: int | EvenChunks
     schema: Mapping[str, Any] | None
     stop_token_ids: Sequence[int]
 
@@ -211,7 +213,7 @@ class Model:
         depth: WantedDepth | Sequence[WantedDepth] = None,
         stop: Sequence[str] = (),
         chat: bool = False,
-        chunk: int = CHUNK,
+        chunk: int | EvenChunks = CHUNK,
         schema: Mapping[str, Any] | None = None,
         stop_token_ids: Sequence[int] = (),
     ) -> Stream:
@@ -243,7 +245,7 @@ class Model:
             )
 
         requests = [[request(place, place * n + choice) for choice in range(n)] for place in range(len(rows))]
-        return Stream(run_requests(self.executor, cache, rows, requests, checked_count("chunk", chunk)))
+        return Stream(run_requests(self.executor, cache, rows, requests, checked_chunk(chunk)))
 
     def request(
         self,

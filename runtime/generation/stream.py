@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from dynexport.runtime.execution.batch import CHUNK, Batch
+from dynexport.runtime.execution.batch import CHUNK, Batch, EvenChunks
 from dynexport.runtime.execution.executor import Executor
 from dynexport.runtime.execution.kv_cache import KvCache
 from dynexport.runtime.generation.request import Piece, Request
@@ -46,7 +46,7 @@ def run_requests(
     cache: KvCache,
     prompts: Sequence[Array],
     requests: Sequence[Sequence[Request]],
-    chunk: int = CHUNK,
+    chunk: int | EvenChunks = CHUNK,
 ) -> Steps[Piece, None, None]:
     """Yield tokens as they are generated, row by row within a step.
 
@@ -79,7 +79,7 @@ def _run_prompts(
     cache: KvCache,
     prompts: Sequence[Array],
     requests: Sequence[Sequence[Request]],
-    chunk: int,
+    chunk: int | EvenChunks,
 ) -> Array:
     """Run the prompts and return the last token's logits of every request, float32 [requests, vocab]."""
     shared = not executor.limits.whole_prompts and not executor.limits.compete

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
+from dynexport.runtime.execution.batch import EvenChunks
 from dynexport.runtime.execution.mark import Saved
 
 Array = np.ndarray
@@ -43,21 +44,22 @@ class PrefixStore:
         """Return the key of a part, int64 [n] tokens, that follows the part of another key."""
         return hashlib.sha256(before + tokens.astype(np.int64).tobytes()).digest()
 
-    def longest(self, root: bytes, tokens: Array, part: int) -> Iterator[tuple[bytes, Saved]]:
+    def longest(self, root: bytes, tokens: Array, parts: EvenChunks) -> Iterator[tuple[bytes, Saved]]:
         """Yield the keys and parts of the longest saved prefix of a prompt, and mark them as used.
 
         Args:
             root: the first key.
             tokens: the prompt's tokens, int64 [n]. The last one is never part of the prefix: its logits are needed.
-            part: number of tokens of a part.
+            parts: how rows are cut into parts.
         """
         found: list[tuple[bytes, Saved]] = []
-        key = root
-        for start in range(0, (len(tokens) - 1) // part * part, part):
-            key = self.key(key, tokens[start : start + part])
+        key, start = root, 0
+        while (stop := start + parts.size(start)) < len(tokens):
+            key = self.key(key, tokens[start:stop])
             if key not in self._parts:
                 break
             found.append((key, self._parts[key]))
+            start = stop
         if found:
             self._use(found[-1][0])
         yield from found

@@ -10,7 +10,7 @@ import numpy as np
 
 from dynexport.runtime.bundle.errors import DynexportError, RouteError
 from dynexport.runtime.bundle.manifest import Depth
-from dynexport.runtime.execution.batch import Batch
+from dynexport.runtime.execution.batch import Batch, EvenChunks
 from dynexport.runtime.execution.executor import Executor
 from dynexport.runtime.generation.sampler import choose
 from dynexport.runtime.serving.prefix_store import PrefixStore
@@ -37,6 +37,7 @@ class Scheduler:
         cache: the rows of all running requests.
         rows: most answers that run at a time.
         tokens: most tokens of a request, prompt and answer.
+        chunks: how prompts are cut.
         prefixes: earlier prompts' entries; None if they are not kept.
         failures: number of consecutive requests that the engine failed.
 
@@ -48,6 +49,7 @@ class Scheduler:
         self.settings, self._executor, self._watch = settings, executor, watch or Unwatched()
         self.tokens = min(settings.tokens or executor.manifest.model.max_length, executor.manifest.model.max_length)
         limits = executor.limits
+        self.chunks = EvenChunks(min(settings.chunk, limits.prompt or settings.chunk))
         rows = settings.rows if limits.rows is None else min(settings.rows, limits.rows)
         spare = limits.rows is None or rows < limits.rows  # one more row to exchange two others
         self.cache = executor.cache(rows + spare, self.tokens, record=bool(executor.reader.rows))
@@ -152,7 +154,7 @@ class Scheduler:
         """Copy the entries of the longest known prefix into an answer's row."""
         if self.prefixes is None or answer.chain is None:
             return
-        for key, saved in list(self.prefixes.longest(answer.chain, answer.work.prompt, self.settings.chunk)):
+        for key, saved in list(self.prefixes.longest(answer.chain, answer.work.prompt, self.chunks)):
             self.cache.restore(answer.row, saved)
             answer.chain = key
         answer.done = answer.saved = answer.work.reused = int(self.cache.positions[answer.row])
@@ -186,8 +188,9 @@ class Scheduler:
         answer = self._next_prompt()
         if answer is None:
             return
-        prompt, chunk = answer.work.prompt, self.settings.chunk
-        stop = len(prompt) if self._executor.limits.whole_prompts else min(len(prompt), answer.done + chunk)
+        prompt, stop = answer.work.prompt, len(answer.work.prompt)
+        if not self._executor.limits.whole_prompts:
+            stop = min(stop, answer.done + self.chunks.size(answer.done))
         ids = prompt[answer.done : stop]
         last = stop == len(prompt)
         try:
@@ -225,7 +228,7 @@ class Scheduler:
     def _timed_prompt(self, answer: Answer, ids: Array, last: bool) -> Array:
         """Run a chunk and return the logits of its last token if it is the last chunk, float32 [vocab]."""
         wanted = [np.array([len(ids) - 1] if last else [], np.int64)]
-        batch = Batch([answer.row], [ids], "prompt", answer.depth, wanted, chunk=max(len(ids), self.settings.chunk))
+        batch = Batch([answer.row], [ids], "prompt", answer.depth, wanted, chunk=len(ids))
         begun = time.perf_counter()
         found = self._executor.run(self.cache, batch).logits[0]
         self._watch.ran(len(ids), 1, time.perf_counter() - begun)
@@ -302,7 +305,7 @@ class Scheduler:
 
     def _save(self, answer: Answer) -> None:
         """Keep the entries of an answer's latest tokens for other prompts, when another chunk is complete."""
-        seen, chunk = int(self.cache.positions[answer.row]), self.settings.chunk
+        seen, chunk = int(self.cache.positions[answer.row]), self.chunks.size(answer.saved)
         if self.prefixes is None or answer.chain is None or seen - answer.saved < chunk:
             return
         generated = seen > len(answer.work.prompt)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from dynexport.runtime.bundle.checks import checked_count
 
 # Tokens of a prompt that run between two decode steps of the other rows (docs/benchmarks.md, "Serving").
-CHUNK = 32
+CHUNK = 48
 
 
 @dataclass(frozen=True)
@@ -17,8 +17,9 @@ class Settings:
     Attributes:
         rows: most requests that run at a time.
         tokens: most tokens of a request, prompt and answer; None for the model's context.
-        chunk: number of a prompt's tokens that run between two decode steps of the others. Prompts are cut at its
-            multiples, so that a text does not depend on the other requests.
+        chunk: number of a prompt's first tokens that run between two decode steps of the others; later chunks are
+            smaller (``EvenChunks``). Prompts are always cut at the same places, so that a text does not depend on the
+            other requests.
         queue: most requests that wait.
         reserved: most tokens, prompts and answers, of all running requests together; None for rows * tokens.
         prefix_bytes: memory for the entries of earlier prompts, in bytes; 0 keeps none.

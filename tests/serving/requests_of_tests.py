@@ -69,7 +69,7 @@ def run(scheduler: Scheduler) -> None:
 
 def alone(model: Model, prompt: list[int], new_tokens: int, **options: Any) -> list[list[int]]:
     """Return the tokens of each answer without a scheduler."""
-    n, depth = options.pop("n", 1), options.pop("depth", None)
+    n, depth, chunk = options.pop("n", 1), options.pop("depth", None), options.pop("chunk", CHUNK)
     sampling = Sampling(**options)
-    found = model.choices(prompt, n, max_new_tokens=new_tokens, sampling=sampling, depth=depth, chunk=CHUNK)
+    found = model.choices(prompt, n, max_new_tokens=new_tokens, sampling=sampling, depth=depth, chunk=chunk)
     return [each.ids for each in found]

@@ -10,6 +10,8 @@ from forms import FORMS
 from requests_of_tests import CHUNK, Inbox, alone, model_of, run, work
 
 from dynexport.runtime.bundle.errors import DynexportError, RouteError
+from dynexport.runtime.execution import batch
+from dynexport.runtime.execution.kv_cache import KvCache
 from dynexport.runtime.serving.scheduler import Scheduler
 from dynexport.runtime.serving.settings import Settings
 
@@ -85,6 +87,44 @@ def test_a_known_prefix_is_copied_and_not_run_again() -> None:
     assert works.reused == 16
     assert [longer.tokens[0]] == alone(model, turn, 4)
     assert 0 < scheduler.prefixes.size <= 1 << 20
+
+
+@pytest.mark.parametrize("form", ["dense", "skip", "mod", "radial-step"])
+def test_later_chunks_are_smaller_and_cut_at_the_same_places(form: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(batch, "_HALF", 12)
+    monkeypatch.setattr(batch, "_BLOCK", 2)
+    model = model_of(form)
+    scheduler = Scheduler(model.executor, Settings(rows=3, chunk=8, prefix_bytes=1 << 20))
+    sizes: list[int] = []
+    run_batch = model.executor.run
+
+    def watched(cache: KvCache, given: batch.Batch) -> batch.StepResult:
+        sizes.extend(map(len, given.tokens) if given.phase == "prompt" else ())
+        return run_batch(cache, given)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(model.executor, "run", watched)
+        prompts = [list(range(1, 30)), list(range(1, 22)), list(range(3, 14))]
+        inboxes = [Inbox() for _ in prompts]
+        for prompt, inbox in zip(prompts, inboxes, strict=True):
+            scheduler.add(work(model, prompt, 5, inbox))
+        run(scheduler)
+        assert set(sizes) > {8, 4}
+        scheduler.add(known := work(model, prompts[0], 5, again := Inbox()))
+        run(scheduler)
+    for prompt, inbox in zip(prompts, inboxes, strict=True):
+        assert [inbox.tokens[0]] == alone(model, prompt, 5, chunk=scheduler.chunks)
+    assert again.tokens == inboxes[0].tokens
+    assert known.reused == 8 + 4 + 4 + 4 + 4 + 2 + 2
+
+
+def test_the_sizes_of_chunks_fall_with_their_position() -> None:
+    chunks = batch.EvenChunks(48)
+    assert [chunks.size(position) for position in (0, 136, 137, 1000, 2000, 10**6)] == [48, 48, 40, 32, 24, 8]
+    assert batch.EvenChunks(3).size(10**6) == 3
+    for wrong in (0, True, 2.5, "8"):
+        with pytest.raises(DynexportError, match="chunk: expected at least 1, found"):
+            batch.EvenChunks(wrong)  # type: ignore[arg-type]
 
 
 def test_prefixes_of_a_skipping_depth_are_not_those_of_a_prompt() -> None:

@@ -80,7 +80,11 @@ SETTINGS = (
     Setting("threads", "", "Threads of ONNX Runtime; all cores by default."),
     Setting("max_rows", str(_DEFAULTS.rows), "Answers that run at a time."),
     Setting("max_length", "", "Most tokens of a prompt and its answer; the model's context by default."),
-    Setting("chunk", str(CHUNK), "Tokens of a prompt between two decode steps of the others."),
+    Setting(
+        "chunk",
+        str(CHUNK),
+        "Tokens of a prompt's first chunk; later ones are smaller.",
+    ),
     Setting("queue", str(_DEFAULTS.queue), "Requests that may wait; further ones are UNAVAILABLE."),
     Setting("prefix_bytes", str(256 << 20), "Memory for known prefixes, in bytes; 0 for none."),
     Setting("drain_seconds", f"{DRAIN_SECONDS:g}", "Seconds that running requests get to finish when it is unloaded."),
