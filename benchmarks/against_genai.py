@@ -23,7 +23,7 @@ def measure_genai(directory: Path) -> dict[str, float]:
     import numpy as np
     import onnxruntime_genai as genai
 
-    model = genai.Generator(str(directory))
+    model = genai.Model(str(directory))
     prompt = np.random.default_rng(0).integers(0, 40000, PROMPT).astype(np.int32)
     prefill, decode = [], []
     for _ in range(3):

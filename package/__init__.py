@@ -1,7 +1,11 @@
 """dynexport: deploy language models that do not run every layer for every token."""
 
+import os
 from importlib import import_module
 from typing import Any
+
+# ONNX Runtime 1.29 and newer report their use to their maker unless this is set before they are imported.
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 __all__ = [
     "Bundle",

@@ -28,7 +28,7 @@ LAYERS = (
     ("runtime.text", "runtime.engines"),
     ("runtime.execution",),
     ("runtime.generation",),
-    ("runtime.measure",),
+    ("runtime.serving", "runtime.measure"),
     ("exporter.families",),
     ("exporter.checkpoint",),
     ("exporter.reference", "exporter.lowering"),
@@ -36,7 +36,7 @@ LAYERS = (
     ("exporter.strategies",),
     ("exporter.parity",),
     ("exporter.bundle",),
-    ("exporter.trace",),
+    ("exporter.trace", "exporter.triton"),
     ("exporter.profile",),
     ("exporter.cli",),
 )

@@ -12,7 +12,8 @@ import numpy as np
 import onnxruntime as ort
 
 Array, Json = np.ndarray, dict[str, Any]
-DTYPES = {"float": np.float32, "float16": np.float16, "int32": np.int32, "int64": np.int64, "bool": np.bool_}
+DTYPES = {"float": np.float32, "float16": np.float16, "int8": np.int8}
+DTYPES |= {"int32": np.int32, "int64": np.int64, "bool": np.bool_}
 PAST, PRESENT = "past_key_values.", "present."
 
 

@@ -24,9 +24,10 @@ FORMS: dict[str, dict[str, Any]] = {
     "single": {"layer_capacity": 1.0},
     "tensorrt": {"target": "tensorrt"},
     "fp16": {"target": "tensorrt", "precision": "fp16"},
+    "int8 caches": {"kv_cache_dtype": "int8", "kv_cache_text": np.random.default_rng(1).integers(0, 89, 2000)},
 }
 KINDS = [
-    *(("dense", form) for form in ("", "tensorrt", "fp16")),
+    *(("dense", form) for form in ("", "tensorrt", "fp16", "int8 caches")),
     ("dense-tied-mqa", ""),
     *(("skip-2x", form) for form in ("", "static", "tensorrt", "fp16")),
     *(("skip-3x", form) for form in ("", "static")),
@@ -38,8 +39,8 @@ KINDS = [
     *((case, "") for case in ("radial-own-routers", "radial-gated-noexit")),
     *(("radial-noreuse-min", form) for form in ("", "single")),
 ]
-# What a rounding may change: in float32, and in float16.
-NEAR_TIES = {"fp16": 0.03}
+# What a rounding may change: in float32, in float16, and of keys and values to int8.
+NEAR_TIES = {"fp16": 0.03, "int8 caches": 0.15}
 # The rows' runs, the longest between the others; and how many tokens each has after every stage: at first the second
 # one waits with room in its cache, in the end with a full one.
 ROWS = (0, 2, 1)

@@ -11,6 +11,7 @@ from typing import Any
 import onnx_ir as ir
 
 from dynexport.exporter.bundle import describe
+from dynexport.exporter.bundle.cache_scales import ScaleText, scale_text, with_int8_caches
 from dynexport.exporter.bundle.contract import read_contract
 from dynexport.exporter.bundle.leftovers import check_leftovers
 from dynexport.exporter.bundle.options import ConvertOptions, Progress
@@ -82,8 +83,9 @@ def convert(model: str | Path, output: str | Path, options: ConvertOptions | Non
     reader = _open(model, options)
     checkpoint = reader.checkpoint
     built = _build(reader, options, target)
+    text = None if options.kv_cache_dtype == "auto" else scale_text(options.kv_cache_text, checkpoint.files)
     with replacing(output) as part:
-        manifest, rows, note = _write(part, built, options)
+        manifest, rows, note = _write(part, built, options, text)
     notes = (
         *checkpoint.notes,
         *_rope_notes(reader.architecture),
@@ -130,6 +132,11 @@ def _build(reader: WeightReader, options: ConvertOptions, target: Target) -> _Bu
     target.longest_prompt(architecture.max_length)  # refused now rather than when weights are written
     strategy, layers = strategies()[contract.strategy], architecture.layers
     strategy.check(contract, architecture, target)
+    if options.kv_cache_dtype == "int8" and not strategy.int8_caches:
+        raise DynexportError(
+            f"kv_cache_dtype: expected auto with the strategy {contract.strategy}, whose graphs use one attention for "
+            "the caches of all hops, found int8"
+        )
     kept = strategy.depths(contract, layers)
     if options.layer_capacity is None:
         plans = strategy.graphs(contract, kept, layers, target=target, static=options.static)
@@ -143,7 +150,7 @@ def _build(reader: WeightReader, options: ConvertOptions, target: Target) -> _Bu
     return _Built(reader=reader, target=target, contract=contract, kept=kept, plans=plans, graphs=graphs)
 
 
-def _write(part: Path, built: _Built, options: ConvertOptions) -> tuple[m.Manifest, int, str]:
+def _write(part: Path, built: _Built, options: ConvertOptions, text: ScaleText | None) -> tuple[m.Manifest, int, str]:
     """Write all files of a bundle; return its manifest, the number of golden rows, and the reason if there are none."""
     checkpoint = built.reader.checkpoint
     manifest = _write_graphs(
@@ -157,6 +164,10 @@ def _write(part: Path, built: _Built, options: ConvertOptions) -> tuple[m.Manife
         built.target,
         options.progress,
     )
+    if text is not None:
+        manifest = with_int8_caches(
+            part, manifest, [graph for graph, _ in built.graphs], text, built.reader.architecture
+        )
     for name, content in checkpoint.files.items():
         (part / name).write_bytes(content)
     rows, note = write_golden(part / m.GOLDEN, checkpoint, manifest) if options.golden else (0, "left out as asked")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, Literal, get_args
 
 from dynexport.exporter.lowering.onnxruntime import OnnxRuntime
 from dynexport.exporter.lowering.target import Target
@@ -17,6 +17,9 @@ from dynexport.runtime.bundle.manifest import Precision, TargetName
 
 # Called with the name of the current work, the number of weights done, and their total number.
 Progress = Callable[[str, int, int], None]
+# Most tokens of a text that the scales of int8 caches are measured on.
+CALIBRATION_TOKENS = 4096
+CacheType = Literal["auto", "int8"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,6 +32,8 @@ class TargetOptions:
             TensorRT hidden_states and caches have this type too, or float16 for int8 and int4.
         max_batch: the most batch rows of an engine, for TensorRT only; None for 8.
         max_prompt: the largest prefill chunk in tokens, for TensorRT only; None for the context, at most 1024.
+        kv_cache_dtype: the stored type of keys and values: "auto" for the type of hidden_states, or "int8" with a scale
+            for each channel, for ONNX Runtime only.
         plugins: whether graphs use dynexport's custom operators, for TensorRT only; engines are then built and run with
             the plugin library (docs/plugins.md). A Radial Network's bundle then also has a graph for decode steps.
     """
@@ -38,6 +43,7 @@ class TargetOptions:
     max_batch: int | None = None
     max_prompt: int | None = None
     plugins: bool = False
+    kv_cache_dtype: CacheType = "auto"
 
     def open_target(self) -> Target:
         """Return the lowering for the target.
@@ -45,10 +51,16 @@ class TargetOptions:
         Raises:
             DynexportError: for an unknown name, or an option that the engine does not have.
         """
-        for name, value, known in (("precision", self.precision, Precision), ("target", self.target, TargetName)):
+        for name, value, known in (
+            ("precision", self.precision, Precision),
+            ("target", self.target, TargetName),
+            ("kv_cache_dtype", self.kv_cache_dtype, CacheType),
+        ):
             if value not in get_args(known):
                 raise DynexportError(f"{name}: expected one of {', '.join(get_args(known))}, found {shown(value)}")
         if self.target == "tensorrt":
+            if self.kv_cache_dtype != "auto":
+                raise DynexportError("kv_cache_dtype: expected int8 with the target onnxruntime only, found tensorrt")
             rows = MAX_BATCH if self.max_batch is None else self.max_batch
             return TensorRT(self.precision, rows, self.max_prompt, plugins=self.plugins)
         only_tensorrt = {"max_batch": self.max_batch, "max_prompt": self.max_prompt, "plugins": self.plugins or None}
@@ -74,6 +86,8 @@ class ConvertOptions(TargetOptions):
         static: whether to write one graph of the kept layers per ratio, instead of one graph with conditions.
         layer_capacity: the share of a hop's tokens that every layer of a Radial Network has room for, in a single graph
             of all hops; None for the usual graphs.
+        kv_cache_text: for int8 caches, the text that their scales are measured on, or its token ids; the first 4096
+            tokens are used. None takes dynexport's own text.
         golden: whether to write golden vectors; they need torch and transformers.
         tokenizer: a tokenizer.json, or a directory with one, that replaces the model's own.
         importer: the name of the importer for a model that other routing code has written (docs/importing.md).
@@ -89,6 +103,7 @@ class ConvertOptions(TargetOptions):
     max_length: int | None = None
     static: bool = False
     layer_capacity: float | None = None
+    kv_cache_text: str | Sequence[int] | None = None
     golden: bool = True
     tokenizer: Path | None = None
     importer: str | None = None
@@ -96,6 +111,8 @@ class ConvertOptions(TargetOptions):
 
     def check_form(self) -> None:
         """Raise DynexportError for graph options that contradict each other or are out of range."""
+        if self.kv_cache_text is not None and self.kv_cache_dtype == "auto":
+            raise DynexportError("kv_cache_text: expected with kv_cache_dtype int8, found auto, which has no scales")
         share = self.layer_capacity
         if share is None:
             return
@@ -105,4 +122,4 @@ class ConvertOptions(TargetOptions):
             raise DynexportError(f"layer capacity: expected a share above 0 and up to 1, found {shown(share)}")
 
 
-__all__ = ["ConvertOptions", "Progress", "TargetOptions"]
+__all__ = ["CALIBRATION_TOKENS", "ConvertOptions", "Progress", "TargetOptions"]

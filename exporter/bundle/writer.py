@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import os
 import re
 from collections.abc import Iterator
@@ -12,6 +11,7 @@ from pathlib import Path
 from dynexport.runtime.bundle.atomic import (
     PART_PATTERN,
     clear_leftovers,
+    exchange,
     is_abandoned,
     part_directory,
     remove,
@@ -24,7 +24,6 @@ from dynexport.runtime.bundle.manifest import ENGINES, MANIFEST, NEXT
 from dynexport.runtime.bundle.plain_files import read_plain
 
 _OLD_MANIFEST = "manifest.old"
-_AT_FDCWD, _RENAME_EXCHANGE = -100, 2
 
 
 @contextlib.contextmanager
@@ -129,7 +128,7 @@ def _belongs(path: Path, names: set[str]) -> bool:
 
 
 def _take_place(part: Path, place: Path, *, stays: bool) -> None:
-    if _take_free_name(part, place) or (not stays and _exchange(part, place)):
+    if _take_free_name(part, place) or (not stays and exchange(part, place)):
         sync(place.parent)
         return
     for path in part.iterdir():
@@ -172,11 +171,3 @@ def _move_in(place: Path) -> None:
             path.replace(place / path.name)
     sync(place)
     remove(new)
-
-
-def _exchange(part: Path, place: Path) -> bool:
-    """Swap two directories in one step, where kernel and file system can (Linux renameat2)."""
-    rename = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
-    if rename is None:
-        return False
-    return bool(rename(_AT_FDCWD, os.fsencode(part), _AT_FDCWD, os.fsencode(place), _RENAME_EXCHANGE) == 0)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import shlex
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -15,6 +16,7 @@ from dynexport.runtime.bundle.bundle import Bundle
 from dynexport.runtime.text.text import Text
 
 if TYPE_CHECKING:
+    from dynexport.exporter.bundle.cache_use import CacheUse
     from dynexport.exporter.strategies.calibration import Calibration
     from dynexport.runtime.bundle.manifest import Source
 
@@ -47,12 +49,15 @@ def calibrate(
     threads: int,
     json_path: str | None,
 ) -> None:
-    """Find thresholds for the routed layers of BUNDLE on a text, and show how to apply them.
+    """Find thresholds for the routed layers of BUNDLE on a text, and show how to apply them. With int8 KV caches, also
+    show how well their scales suit the text.
 
     \b
     rate   share of the tokens that a layer runs by its causal threshold
     flips  share of the tokens for which top-k, the rule of training, decides differently
+    at end share of an int8 cache's keys or values at an end of the range, where larger ones are cut off
     """
+    from dynexport.exporter.bundle.cache_use import measure_cache_use
     from dynexport.exporter.strategies import strategies
     from dynexport.exporter.strategies.calibration import CalibrationOptions
 
@@ -60,15 +65,40 @@ def calibrate(
     opened = Bundle.open(bundle)
     ids = Text.of_bundle(opened).encode(read_text(text_path, max_tokens))
     strategy = strategies()[opened.manifest.contract.strategy]
-    with out.progress("calibrating") as bar:
-        options = CalibrationOptions(target_rate, window, max_tokens, batch, threads, bar.update)
-        done = strategy.calibrate(opened, ids, options)
-    title = f"{text_path.name}: {done.tokens} tokens in windows of {window}, of which top-k chooses {done.k} each"
-    out.table(title, *_table(done))
-    apply = _command(opened.manifest.source, done)
-    out.say("To apply them, convert again, with any other options that the bundle was made with:")
-    out.say(apply)
-    out.report({"text": str(text_path), **done.model_dump(), "thresholds": done.thresholds, "apply": apply})
+    options = CalibrationOptions(target_rate, window, max_tokens, batch, threads)
+    report: dict[str, Any] = {"text": str(text_path)}
+    rounded, manifest = opened.manifest.cache_text is not None, opened.manifest
+    if manifest.routing is not None or target_rate is not None or not rounded:
+        with out.progress("calibrating") as bar:
+            done = strategy.calibrate(opened, ids, replace(options, progress=bar.update))
+        title = f"{text_path.name}: {done.tokens} tokens in windows of {window}, of which top-k chooses {done.k} each"
+        out.table(title, *_table(done))
+        apply = _command(manifest.source, done)
+        out.say("To apply them, convert again, with any other options that the bundle was made with:")
+        out.say(apply)
+        report |= {**done.model_dump(), "thresholds": done.thresholds, "apply": apply}
+    if rounded:
+        uses = measure_cache_use(opened, ids, options)
+        out.table(f"{text_path.name}: int8 caches", *_cache_table(uses))
+        out.say("If much more than 0.1 % is at an end, convert again with --kv-cache-text and a text like this one.")
+        report["caches"] = [use.model_dump() for use in uses]
+    out.report(report)
+
+
+def _cache_table(uses: list[CacheUse]) -> tuple[list[str], list[list[str]]]:
+    columns = ["layer", "entries", "keys at end", "largest", "values at end", "largest"]
+    rows = [
+        [
+            str(use.place),
+            str(use.entries),
+            f"{use.keys_at_end:.3%}",
+            str(use.largest_key),
+            f"{use.values_at_end:.3%}",
+            str(use.largest_value),
+        ]
+        for use in uses
+    ]
+    return columns, rows
 
 
 def _table(done: Calibration) -> tuple[list[str], list[list[str]]]:

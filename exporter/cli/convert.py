@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from dynexport.exporter.cli.arguments import numbers, options, settings
+from dynexport.exporter.cli.arguments import numbers, options, read_text, settings
 from dynexport.exporter.cli.describe import bundle_report, depth_table, describe_bundle, not_trained
 from dynexport.exporter.cli.output import Output, bytes_text, json_option
 from dynexport.runtime.bundle.contract import STRATEGY_NAMES
@@ -58,6 +58,21 @@ _target_options = options(
         default="onnxruntime",
         show_default=True,
         help="Engine that the graphs are made for; ONNX Runtime runs both kinds.",
+    ),
+    click.option(
+        "--kv-cache-dtype",
+        type=click.Choice(["auto", "int8"]),
+        default="auto",
+        show_default=True,
+        help="Type of the stored keys and values: that of hidden_states, or int8, for ONNX Runtime only, in a quarter "
+        "of the memory.",
+    ),
+    click.option(
+        "--kv-cache-text",
+        type=click.Path(path_type=Path),
+        metavar="FILE",
+        help="UTF-8 text that the scales of int8 caches are measured on: a file, a pipe, or '-'.  [default: a text "
+        "that comes with dynexport]",
     ),
     click.option("--max-batch", type=int, help="TensorRT: largest batch of the engines.  [default: 8]"),
     click.option(
@@ -119,6 +134,7 @@ Examples:
   dynexport convert ./mod-model --set 'thresholds={"1": 0.41, "3": 0.52}' -o mod
   dynexport convert ./trained --import astramind -o mod
   dynexport convert ./model --target tensorrt --precision fp16 --max-length 4096 --max-batch 4 -o engine-ready
+  dynexport convert model.gguf --kv-cache-dtype int8 --kv-cache-text book.txt -o model-kv8
   dynexport convert ./radial-model --single-graph --layer-capacity 0.5 -o radial"""
 )
 @click.argument("model")
@@ -140,12 +156,13 @@ def convert(
     set_fields: tuple[str, ...],
     single_graph: bool,
     layer_capacity: float | None,
+    kv_cache_text: Path | None,
     json_path: str | None,
     **named: Any,
 ) -> None:
     """Convert MODEL: a Hugging Face directory, a hub id, or a .gguf file."""
     from dynexport.exporter.bundle.conversion import convert as convert_model
-    from dynexport.exporter.bundle.options import ConvertOptions
+    from dynexport.exporter.bundle.options import CALIBRATION_TOKENS, ConvertOptions
 
     out = Output(json_path)
     with out.progress("converting") as bar:
@@ -153,6 +170,7 @@ def convert(
             keep=None if keep is None else numbers(keep, "--keep"),
             fields=settings(set_fields, "--set"),
             layer_capacity=_layer_capacity(single_graph, layer_capacity),
+            kv_cache_text=None if kv_cache_text is None else read_text(kv_cache_text, CALIBRATION_TOKENS),
             progress=bar.working_on,
             **named,
         )

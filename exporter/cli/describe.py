@@ -80,14 +80,15 @@ def _describe_routing(manifest: Manifest) -> list[tuple[str, str]]:
 
 def _describe_cache(manifest: Manifest) -> str:
     size, share = _full_cache(manifest)
+    rounded = "int8, " if manifest.cache_text else ""
     routed = [cache.most for cache in manifest.caches if cache.most is not None]
     if isinstance(manifest.routing, LayerRouting) and routed:
         return (
-            f"{bytes_text(size)} for a full context, {share:.2f}x of full depth's; {min(routed)} entries in a routed "
-            f"layer, overflow: {manifest.routing.overflow}"
+            f"{rounded}{bytes_text(size)} for a full context, {share:.2f}x of full depth's; {min(routed)} entries in a "
+            f"routed layer, overflow: {manifest.routing.overflow}"
         )
     most = "at most " if manifest.routing else ""
-    return f"{most}{_cache_per_token(manifest)} bytes per token, {bytes_text(size)} for a full context"
+    return f"{rounded}{most}{_cache_per_token(manifest)} bytes per token, {bytes_text(size)} for a full context"
 
 
 def _cache_per_token(manifest: Manifest) -> int:

@@ -22,10 +22,12 @@ from dynexport.exporter.cli.calibrate import calibrate
 from dynexport.exporter.cli.convert import convert
 from dynexport.exporter.cli.doctor import doctor
 from dynexport.exporter.cli.evaluate import evaluate
+from dynexport.exporter.cli.export_triton import export_triton
 from dynexport.exporter.cli.gpu_check import gpu_check
 from dynexport.exporter.cli.inspect import inspect
 from dynexport.exporter.cli.profile import profile
 from dynexport.exporter.cli.run import run
+from dynexport.exporter.cli.serve import serve
 from dynexport.exporter.cli.verify import verify
 from dynexport.runtime.bundle.errors import EXIT_BAD_INPUT, DynexportError, one_line
 
@@ -59,7 +61,10 @@ def cli(debug: bool) -> None:
     """
 
 
-for command in (convert, verify, run, bench, evaluate, calibrate, profile, build, inspect, doctor, gpu_check):
+for command in (
+    *(convert, verify, run, serve, bench, evaluate, calibrate, profile, build, export_triton),
+    *(inspect, doctor, gpu_check),
+):
     cli.add_command(command)
 
 

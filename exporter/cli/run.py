@@ -23,6 +23,7 @@ from dynexport.exporter.cli.arguments import (
 from dynexport.exporter.cli.describe import kept_text, not_trained
 from dynexport.exporter.cli.output import Output, json_option
 from dynexport.exporter.cli.prompts import given_prompt, utf8
+from dynexport.exporter.cli.run_batch import batch_options, run_batch, take_batch
 from dynexport.exporter.cli.sampling_options import given_fields, sampling_options
 from dynexport.exporter.cli.talk import talk
 from dynexport.exporter.trace import RowDepth, Token, Trace, TraceFile, look
@@ -49,7 +50,8 @@ Examples:
   dynexport run smollm2 --prompt-file story.txt --temperature 0.7 --top-p 0.9
   dynexport run smollm2 --ids 1,2,3 --max-new-tokens 16 --json -
   dynexport run smollm2 --prompt "Once upon a time" --trace trace.png --trace trace.html
-  dynexport run for-tensorrt --prompt "Once upon a time" --backend tensorrt-rtx"""
+  dynexport run for-tensorrt --prompt "Once upon a time" --backend tensorrt-rtx
+  dynexport run smollm2 --input requests.jsonl -o answers.jsonl"""
 )
 @bundle_argument
 @click.option(
@@ -84,6 +86,7 @@ Examples:
     multiple=True,
     help="Write which token ran which layer, as .png, .html or .json; may be given several times.",
 )
+@batch_options
 @backend_option
 @trust_option
 @threads_option
@@ -104,12 +107,19 @@ def run(
     trust_engines: bool,
     threads: int,
     json_path: str | None,
-    **sampling_fields: Any,
+    **others: Any,
 ) -> None:
     """Generate text with BUNDLE and stream it.
 
-    Without --prompt, --prompt-file, --ids and --chat, the prompt is read from a pipe on standard input.
+    Without --prompt, --prompt-file, --ids, --chat and --input, the prompt is read from a pipe on standard input.
+
+    With --input, answer a file of requests in the form of OpenAI's batches. A run that was stopped or killed goes on
+    when the same command runs again.
     """
+    batch, sampling_fields = take_batch(others)
+    if batch is not None:
+        run_batch(bundle, batch, backend, threads, json_path, trust_engines=trust_engines)
+        return
     _check_sources(prompt, prompt_file, ids, chat=chat)
     template_variables = _template_variables(variables)
     if not chat and (system is not None or variables):

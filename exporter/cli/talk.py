@@ -74,8 +74,8 @@ def _history() -> History:
     from prompt_toolkit.history import FileHistory, InMemoryHistory
 
     state = os.environ.get("XDG_STATE_HOME") or "~/.local/state"
-    path = Path(state).expanduser() / "dynexport" / "history"
     try:
+        path = Path(state).expanduser() / "dynexport" / "history"
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         os.close(os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600))
     except (OSError, RuntimeError):  # no home directory, or it is not writable

@@ -11,7 +11,7 @@ from dynexport.exporter.parity.golden import golden_rows
 from dynexport.exporter.parity.ladder import CHUNKS
 from dynexport.exporter.parity.reach import LongRow, full_is_refused, row_limit
 from dynexport.exporter.parity.thresholds import ROUTES
-from dynexport.exporter.reference.dequantised import is_quantised
+from dynexport.exporter.reference.int8_caches import has_int8_caches, is_rounded
 from dynexport.runtime.bundle.manifest import FULL, Manifest
 
 
@@ -58,10 +58,22 @@ def expected_checks(manifest: Manifest, scope: Scope) -> dict[str, int]:
         exact.append("rotary_angles")
     if scope.full is not None and full_is_refused(manifest, scope.full):
         exact.append("full_caches/refused")
-        if is_quantised(manifest):
+        if is_rounded(manifest) and not has_int8_caches(manifest):
             exact.append("arithmetic/full_caches/refused")
-    found = compared | dict.fromkeys(exact, 0)
-    return found | ({f"routes/{name}": 0 for name in compared} if decisions else {})
+    found = compared | dict.fromkeys(exact, 0) | ({f"routes/{name}": 0 for name in compared} if decisions else {})
+    return found | (_of_entries(scope, ratios) if scope.against and has_int8_caches(manifest) else {})
+
+
+def _of_entries(scope: Scope, ratios: Sequence[str]) -> dict[str, int]:
+    """Return the checks of int8 caches: of arithmetic, of quality, and of the entries that they were made on."""
+    generated = scope.prompts[: scope.generated]
+    found = {f"steps/{ratio}": sum(map(len, generated)) for ratio in ratios}
+    found |= {f"turns/{ratio}": 1 for ratio in ratios}
+    if scope.long is not None:
+        found |= {f"long/{ratio}": len(scope.long.positions) for ratio in ratios}
+    checks = {f"arithmetic/{name}": positions for name, positions in found.items()}
+    checks |= {f"kv_cache/{name}": positions for name, positions in found.items()}
+    return checks | {f"entries/{name}": 0 for name in found}
 
 
 def _against(manifest: Manifest, scope: Scope, ratios: Sequence[str]) -> dict[str, int]:
@@ -77,8 +89,9 @@ def _against(manifest: Manifest, scope: Scope, ratios: Sequence[str]) -> dict[st
     if scope.full is not None:
         ways = ("steps",) if manifest.limits.whole_prompts else ("prompt", "steps")
         found |= {f"full_caches/{way}": len(scope.full.positions) for way in ways}
-    if is_quantised(manifest):
-        found |= {f"arithmetic/{name}": positions for name, positions in found.items()}
+    if is_rounded(manifest):
+        if not has_int8_caches(manifest):
+            found |= {f"arithmetic/{name}": positions for name, positions in found.items()}
         found["rounding/prompt"] = sum(lengths[: scope.rows])
     return found
 

@@ -13,8 +13,9 @@ from safetensors.numpy import load_file, save_file
 
 from dynexport.exporter.checkpoint import Checkpoint
 from dynexport.exporter.parity.reach import golden_long_row, row_limit
+from dynexport.exporter.parity.thresholds import Kind
 from dynexport.exporter.reference import Answer, Case, RowPaths, RowRoutes
-from dynexport.exporter.reference.dequantised import DequantisedWeights, is_quantised
+from dynexport.exporter.reference.int8_caches import has_int8_caches, is_rounded, rounded_weights
 from dynexport.exporter.reference.weights import Weights
 from dynexport.exporter.strategies import strategies
 from dynexport.runtime.bundle.errors import DynexportError
@@ -35,6 +36,7 @@ _COMPARED = 8
 # Tokens per piece of a text that is continued by its shuffled pieces: distances between words then vary.
 _TOGETHER = 8
 _DEQUANTISED = "dequantised."
+_FORMS: dict[Kind, str] = {"reference": "", "arithmetic": "arithmetic/", "consistency": "rounding/"}
 _ROUTES: dict[str, type[RowRoutes | RowPaths]] = {"layers": RowRoutes, "paths": RowPaths}
 
 
@@ -49,7 +51,9 @@ class GoldenRow:
         prompt: number of prompt tokens; each later token is a decode step.
         length: number of all tokens.
         positions: ascending positions whose logits are stored.
-        dequantised: whether PyTorch used the bundle's dequantised weights instead of the checkpoint's.
+        kind: "reference" where PyTorch used the checkpoint's weights. Else it used the bundle's rounded numbers:
+            "arithmetic" for weights alone; "consistency" for int8 caches, as a key near the middle between two
+            integers may be rounded to another one than the engine's.
     """
 
     name: str
@@ -58,13 +62,18 @@ class GoldenRow:
     prompt: int
     length: int
     positions: tuple[int, ...]
-    dequantised: bool = False
+    kind: Kind = "reference"
 
     @property
     def check(self) -> str:
         """Return the name of the check that compares the row."""
         name = self.name.removeprefix(_DEQUANTISED).replace(".", "/")
-        return f"arithmetic/golden/{name}" if self.dequantised else f"golden/{name}"
+        return f"{_FORMS[self.kind]}golden/{name}"
+
+    @property
+    def dequantised(self) -> bool:
+        """Return whether PyTorch used the bundle's rounded numbers instead of the checkpoint's."""
+        return self.kind != "reference"
 
     def case(self, tokens: np.ndarray) -> Case:
         """Return the row as a case of the reference; tokens int64 [length]."""
@@ -90,8 +99,9 @@ def golden_rows(manifest: Manifest) -> tuple[GoldenRow, ...]:
         depth = (full, *manifest.depths)[-1]
         name = f"{depth.name}.long"
         rows.append(GoldenRow(name, "long_tokens", depth, row.prompt, row.length, row.positions))
-    if is_quantised(manifest):
-        rows += [dataclasses.replace(row, name=_DEQUANTISED + row.name, dequantised=True) for row in rows]
+    if is_rounded(manifest):
+        kind: Kind = "consistency" if has_int8_caches(manifest) else "arithmetic"
+        rows += [dataclasses.replace(row, name=_DEQUANTISED + row.name, kind=kind) for row in rows]
     return tuple(rows)
 
 
@@ -116,8 +126,8 @@ def write_golden(path: Path, checkpoint: Checkpoint, manifest: Manifest) -> tupl
     if not rows:
         return 0, f"a row of {row_limit(manifest)} token leaves nothing to compare"
     tensors = _answers(checkpoint, manifest, weights, [row for row in rows if not row.dequantised])
-    if is_quantised(manifest):
-        rounded = weights.rounded(DequantisedWeights(path.parent, manifest))
+    if is_rounded(manifest):
+        rounded = rounded_weights(weights, path.parent, manifest)
         tensors |= _answers(checkpoint, manifest, rounded, [row for row in rows if row.dequantised])
     save_file(tensors, path, metadata={"reference": weights.loaded_by})
     path.chmod(0o644)  # safetensors creates it readable by the owner only

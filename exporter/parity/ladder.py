@@ -24,7 +24,6 @@ from dynexport.exporter.parity.constants import angle_differences, differences
 from dynexport.exporter.parity.golden import GoldenRow
 from dynexport.exporter.parity.metrics import FloatArray, Metrics, compare_bits, compare_logits
 from dynexport.exporter.parity.reach import STEPS, LongRow, full_is_refused, row_limit
-from dynexport.exporter.parity.thresholds import Kind
 from dynexport.exporter.reference import Answer, Case, Oracle
 from dynexport.exporter.strategies import strategies
 from dynexport.runtime.bundle.bundle import Bundle
@@ -79,8 +78,7 @@ def golden_row(executor: Executor, row: GoldenRow, there: tuple[Case, Answer] | 
             )
         ]
     case, answer = there
-    kind: Kind = "arithmetic" if row.dequantised else "reference"
-    return replayed(row.check, executor, [case], [answer], at=row.positions, kind=kind)
+    return replayed(row.check, executor, [case], [answer], at=row.positions, kind=row.kind)
 
 
 def long_rows(

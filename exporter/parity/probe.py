@@ -110,7 +110,8 @@ class _ProbeEngine(OnnxRuntimeEngine):
     def __init__(self, graph: Graph, probe: HiddenStates) -> None:
         self._probe, path, model = probe, probe.bundle.path / graph.file, probe.bundle.manifest.model
         self._shown_names = [f"{_PREFIX}{part}" for part in (EMBEDDING, *graph.layers)]
-        (dtype,) = {spec.dtype for spec in graph.inputs if spec.name.endswith(".key")}  # the type of the caches
+        (cached,) = {spec.dtype for spec in graph.inputs if spec.name.endswith(".key")}
+        dtype = "float" if cached == "int8" else cached
         shown = tuple(
             TensorSpec(name=name, dtype=dtype, shape=("B", "S", model.hidden_size)) for name in self._shown_names
         )

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from dynexport.exporter.families import read_architecture
-from dynexport.exporter.reference.dequantised import is_quantised
+from dynexport.exporter.reference.int8_caches import is_rounded
 from dynexport.runtime.bundle.manifest import LayerRouting, Manifest, PathRouting
 from dynexport.runtime.execution.batch import CHUNK
 
@@ -97,7 +97,7 @@ def long_row(manifest: Manifest, rows: int, budget: float) -> LongRow | None:
 
 def golden_long_row(manifest: Manifest) -> LongRow | None:
     """Return the long row of golden vectors, with fewer positions to keep the bundle small."""
-    row = long_row(manifest, 1 + is_quantised(manifest), GOLDEN_BUDGET)
+    row = long_row(manifest, 1 + is_rounded(manifest), GOLDEN_BUDGET)
     if row is None:
         return None
     return _row(manifest, row.length, _GOLDEN_BYTES // (4 * manifest.model.vocab_size), _GOLDEN_POSITIONS)
@@ -158,7 +158,7 @@ def affordable(manifest: Manifest, rows: int, budget: float) -> int:
 
 
 def _most_positions(manifest: Manifest) -> tuple[int, int]:
-    return _POSITIONS if manifest.precision == "fp32" else _ROUNDED_POSITIONS
+    return _POSITIONS if manifest.precision == "fp32" and not is_rounded(manifest) else _ROUNDED_POSITIONS
 
 
 def _row(manifest: Manifest, length: int, count: int, bounds: tuple[int, int]) -> LongRow:

@@ -17,6 +17,7 @@ from dynexport.exporter.parity.arithmetic import as_arithmetic, exact_executor, 
 from dynexport.exporter.parity.bisect import find_departure
 from dynexport.exporter.parity.cases import Prompt
 from dynexport.exporter.parity.comparison import Measurement
+from dynexport.exporter.parity.entries import StoredEntries
 from dynexport.exporter.parity.expected import Scope, expected_checks, missing
 from dynexport.exporter.parity.golden import golden_reference, golden_rows, read_golden, varied
 from dynexport.exporter.parity.reach import (
@@ -29,7 +30,7 @@ from dynexport.exporter.parity.reach import (
 from dynexport.exporter.parity.report import Check, Report
 from dynexport.exporter.parity.thresholds import limits_of
 from dynexport.exporter.reference import Oracle
-from dynexport.exporter.reference.dequantised import DequantisedWeights, is_quantised
+from dynexport.exporter.reference.int8_caches import Scales, has_int8_caches, is_rounded, rounded_weights
 from dynexport.exporter.reference.loading import fits_in_memory
 from dynexport.exporter.reference.weights import Weights
 from dynexport.exporter.strategies import strategies
@@ -88,7 +89,8 @@ def verify(
     verification = Verification.prepare(
         bundle, against, backend=backend, threads=threads, prompts=prompts, new_tokens=new_tokens, long=long
     )
-    limits = limits_of(bundle.manifest.target, bundle.manifest.precision)
+    manifest = bundle.manifest
+    limits = limits_of(manifest.target, manifest.precision, int8_caches=has_int8_caches(manifest))
     measured = []
     for measurement in verification.checks():
         measured.append(measurement)
@@ -117,14 +119,16 @@ class Verification:
     Attributes:
         bundle: the bundle.
         executor: runs the bundle.
-        oracles: the model in PyTorch, for int4 and int8 also with rounded weights; empty for golden vectors.
+        oracles: the model in PyTorch, and again as the bundle rounds weights, keys or values; empty for golden vectors.
         scope: inputs of the checks.
+        stored: the model that attends to the bundle's own entries; None without int8 caches or for golden vectors.
     """
 
     bundle: Bundle
     executor: Executor
     oracles: Sequence[Oracle]
     scope: Scope
+    stored: StoredEntries | None = None
 
     @classmethod
     def prepare(
@@ -146,18 +150,27 @@ class Verification:
         rows = _prompts(bundle) if prompts is None else _checked(bundle, prompts)
         scope = _scope(bundle, rows, new_tokens, against=against is not None, budget=math.inf if long else BUDGET)
         executor = Executor(bundle, threads, backend=backend)
-        return cls(bundle, executor, [] if against is None else _oracles(bundle, against), scope)
+        if against is None:
+            return cls(bundle, executor, [], scope)
+        weights = _weights(bundle, against)
+        strategy = strategies()[bundle.manifest.contract.strategy]
+        stored = None
+        if has_int8_caches(bundle.manifest):
+            stored = StoredEntries(weights[-1], Scales.read(bundle.path, bundle.manifest))
+        return cls(bundle, executor, [strategy.oracle(each, bundle.manifest) for each in weights], scope, stored)
 
     def checks(self) -> Iterator[Measurement]:
         """Yield all checks, simple ones first; then a failed one for each expected check that is missing."""
         measured = []
-        for measurement in _climb(self.bundle, self.oracles, self.executor, self.scope):
+        for measurement in _climb(self):
             measured.append(measurement)
             yield measurement
         yield from missing(measured, expected_checks(self.bundle.manifest, self.scope))
 
 
-def _climb(bundle: Bundle, oracles: Sequence[Oracle], executor: Executor, scope: Scope) -> Iterator[Measurement]:
+def _climb(verification: Verification) -> Iterator[Measurement]:
+    bundle, oracles = verification.bundle, verification.oracles
+    executor, scope = verification.executor, verification.scope
     ratios = [bundle.manifest.full, *(depth for depth in bundle.manifest.depths if depth.ratio != 1)]
     generated = scope.prompts[: scope.generated]
     longest = max(scope.prompts, key=len)
@@ -170,7 +183,11 @@ def _climb(bundle: Bundle, oracles: Sequence[Oracle], executor: Executor, scope:
         yield from _held_to_pytorch(oracles[0], executor, scope, ratios)
         for rounded in oracles[1:]:
             exact = exact_executor(bundle, executor.threads)
-            yield from map(as_arithmetic, _held_to_pytorch(rounded, exact, scope, ratios))
+            if verification.stored is None:
+                yield from map(as_arithmetic, _held_to_pytorch(rounded, exact, scope, ratios))
+            else:
+                tokens = [] if scope.long is None else _long_tokens(bundle, scope.long.length)
+                yield from verification.stored.checks(exact, scope, ratios, tokens)
             yield from rounding(executor, rounded, scope.prompts[: scope.rows])
     competing = bundle.manifest.limits.compete
     if not competing and not bundle.manifest.limits.whole_prompts:
@@ -213,7 +230,7 @@ def _scope(bundle: Bundle, prompts: Sequence[Prompt], new_tokens: int, *, agains
     manifest = bundle.manifest
     rows = 1 if manifest.limits.compete else manifest.limits.rows or len(prompts)
     ratios = 1 + sum(depth.ratio != 1 for depth in manifest.depths)
-    passes = 2 if is_quantised(manifest) else 1
+    passes = 2 if is_rounded(manifest) else 1
     return Scope(
         prompts,
         rows,
@@ -285,8 +302,8 @@ def _golden(bundle: Bundle, executor: Executor) -> Iterator[Measurement]:
         yield from ladder.golden_row(exact if row.dequantised else executor, row, there.get(row.name))
 
 
-def _oracles(bundle: Bundle, against: str | Path) -> list[Oracle]:
-    """Return the model in PyTorch, for int4 and int8 also with rounded weights; raise if it is another model."""
+def _weights(bundle: Bundle, against: str | Path) -> list[Weights]:
+    """Return the model in PyTorch, and again as the bundle rounds it; raise DynexportError if it is another model."""
     manifest = bundle.manifest
     checkpoint = open_checkpoint(against, importer=find_importer(manifest.source.importer))
     check_sizes(checkpoint)
@@ -299,8 +316,5 @@ def _oracles(bundle: Bundle, against: str | Path) -> list[Oracle]:
                 "name the model that the bundle was made from"
             )
     streaming = not fits_in_memory(manifest.model.parameters)
-    strategy = strategies()[manifest.contract.strategy]
-    weights = [Weights(checkpoint, streaming=streaming, max_length=manifest.model.max_length)]
-    if is_quantised(manifest):
-        weights.append(weights[0].rounded(DequantisedWeights(bundle.path, manifest)))
-    return [strategy.oracle(each, manifest) for each in weights]
+    weights = Weights(checkpoint, streaming=streaming, max_length=manifest.model.max_length)
+    return [weights, rounded_weights(weights, bundle.path, manifest)] if is_rounded(manifest) else [weights]

@@ -61,8 +61,8 @@ class _Quantised:
 
     def read(self) -> tuple[FloatArray, FloatArray]:
         """Return the dequantised values and the quantisation step of each, both float32 [rows, columns]."""
-        scales = _values(self.folder, self.scales).astype(np.float32)
-        packed = _values(self.folder, self.data).reshape(*scales.shape, -1)
+        scales = tensor_values(self.folder, self.scales).astype(np.float32)
+        packed = tensor_values(self.folder, self.data).reshape(*scales.shape, -1)
         if self.bits == 4:
             packed = np.stack([packed & 15, packed >> 4], axis=-1).reshape(*scales.shape, -1)
         if packed.shape[-1] != self.block_size:
@@ -119,6 +119,21 @@ class DequantisedWeights:
         return weight
 
 
+class HalfWeights:
+    """The matrices of a bundle that stores them in float16."""
+
+    def stored(self, name: str, weight: FloatArray) -> FloatArray:
+        """Return the bundle's values of one parameter, as ``DequantisedWeights.stored``; vectors stay float32."""
+        return weight.astype(np.float16).astype(np.float32) if weight.ndim == 2 else weight
+
+
+def stored_weights(folder: Path, manifest: Manifest) -> DequantisedWeights | HalfWeights | None:
+    """Return the rounded matrices of a bundle for ONNX Runtime; None where it has those of the checkpoint."""
+    if is_quantised(manifest):
+        return DequantisedWeights(folder, manifest)
+    return HalfWeights() if manifest.precision == "fp16" else None
+
+
 def _find(weight: FloatArray, matrices: list[_Quantised]) -> FloatArray | None:
     """Return the rows of these matrices that match the weight's rows within one step, or None."""
     parts = [
@@ -162,7 +177,7 @@ def _near(weight: FloatArray, values: FloatArray, steps: FloatArray) -> bool:
 def _quantised(path: Path) -> Iterator[_Quantised]:
     """Yield the quantised matrices of a graph and of its branches."""
     model = onnx.load(path, load_external_data=False)
-    nodes = list(_nodes(model.graph))
+    nodes = list(graph_nodes(model.graph))
     tensors = {tensor.name: tensor for tensor in model.graph.initializer}
     reshaped = {node.output[0]: node.input[0] for node in nodes if node.op_type == "Reshape"}
     for node in nodes:
@@ -182,15 +197,16 @@ def _quantised(path: Path) -> Iterator[_Quantised]:
         )
 
 
-def _nodes(graph: Any) -> Iterator[Any]:
+def graph_nodes(graph: Any) -> Iterator[Any]:
+    """Yield the nodes of a graph and of its branches."""
     for node in graph.node:
         yield node
         for attribute in node.attribute:
             if attribute.type == onnx.AttributeProto.GRAPH:
-                yield from _nodes(attribute.g)
+                yield from graph_nodes(attribute.g)
 
 
-def _values(folder: Path, tensor: onnx.TensorProto) -> NDArray[Any]:
+def tensor_values(folder: Path, tensor: onnx.TensorProto) -> NDArray[Any]:
     """Return a tensor's values, from the graph or from its external weights file."""
     if tensor.data_location != onnx.TensorProto.EXTERNAL:
         return np.asarray(onnx.numpy_helper.to_array(tensor))

@@ -178,7 +178,7 @@ class Reference:
             for row, row_runs in enumerate(runs):
                 chosen = torch.from_numpy(np.flatnonzero(row_runs))
                 if len(chosen):
-                    after[row, chosen] = self._decoder.run(layer, self._decoder.pick(call, row, len(runs), chosen))[0]
+                    after[row, chosen] = self._weights.run(layer, self._decoder.pick(call, row, len(runs), chosen))[0]
         return after
 
     def _check_tokens(self, tokens: Sequence[Sequence[int]]) -> None:

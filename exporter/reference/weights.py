@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 
 from dynexport.exporter.checkpoint.base import Checkpoint
-from dynexport.exporter.reference.dequantised import DequantisedWeights
+from dynexport.exporter.reference.dequantised import DequantisedWeights, HalfWeights
 from dynexport.exporter.reference.loading import build_config, load_pretrained, reader_reason, set_context
 from dynexport.exporter.reference.stored import StoredTensors, Tensors
-from dynexport.exporter.reference.transformers_layers import DecoderLayers, find_layers
+from dynexport.exporter.reference.transformers_layers import Call, DecoderLayers, find_layers
 from dynexport.runtime.bundle.errors import DynexportError, require_module
 
 # Heads that checkpoints store under another name than transformers' module has (gpt_neox).
@@ -49,7 +49,8 @@ class Weights:
         require_module("transformers", "torch", "run the PyTorch reference")
         self.source = checkpoint.source
         self._streaming = streaming
-        self._stored: DequantisedWeights | None = None
+        self._stored: DequantisedWeights | HalfWeights | None = None
+        self._entries: Any = None
         reason = reader_reason(checkpoint)
         directory = checkpoint.origin if checkpoint.origin is not None and checkpoint.origin.is_dir() else None
         self.tensors: Tensors = checkpoint if directory is None else StoredTensors(directory, checkpoint.source)
@@ -70,8 +71,8 @@ class Weights:
             self.loaded_by = _own_loading(directory is not None, streaming, reason)
         self._find_layers()
 
-    def rounded(self, stored: DequantisedWeights) -> Weights:
-        """Return a copy of the model that computes with a bundle's quantised matrices."""
+    def rounded(self, stored: DequantisedWeights | HalfWeights) -> Weights:
+        """Return a copy of the model that computes with a bundle's rounded matrices."""
         other = copy.copy(self)
         other._stored = stored
         other.model = copy.deepcopy(self.model)
@@ -80,6 +81,20 @@ class Weights:
                 parameter.data.copy_(other._as_stored(name, parameter.numpy()))
         other._find_layers()
         return other
+
+    def with_entries(self, entries: Any) -> Weights:
+        """Return the same model, whose layers pass their keys and values to ``entries`` and attend to what it returns.
+
+        Args:
+            entries: has ``update(keys, values, layer, ..)``, as transformers' caches do.
+        """
+        other = copy.copy(self)
+        other._entries = entries
+        return other
+
+    def run(self, layer: Any, call: Call) -> Any:
+        """Run a layer with transformers' code and return the hidden states [rows, tokens, hidden] after it."""
+        return self.decoder.run(layer, call if self._entries is None else self.decoder.with_cache(call, self._entries))
 
     def _find_layers(self) -> None:
         name, self.layers = find_layers(self.model)

@@ -45,6 +45,7 @@ class Strategy(ABC, Generic[ContractT, PlanT]):
         sample: the name of the repository's trained sample; "" without one.
         plugin_fields: the contract fields and values with which its graphs use dynexport's custom operators; None if
             they never do.
+        int8_caches: whether its graphs may have int8 KV caches: every attention node then works on one cache only.
     """
 
     name: str
@@ -54,6 +55,7 @@ class Strategy(ABC, Generic[ContractT, PlanT]):
     importers: tuple[Importer, ...] = ()
     sample: str = ""
     plugin_fields: Mapping[str, Any] | None = None
+    int8_caches: bool = True
 
     def check_fields(self, fields: Mapping[str, Any], checkpoint: Checkpoint) -> None:
         """Raise DynexportError, with a suggestion, for missing contract fields; the default accepts all."""

@@ -8,6 +8,7 @@ that ended; the next write to the same directory removes it. On a file system wi
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import fcntl
 import os
 import secrets
@@ -21,6 +22,7 @@ from dynexport.runtime.bundle.plain_files import kind_of
 
 _PREFIX, _SUFFIX = ".dynexport-", ".part"
 PART_PATTERN = f"{_PREFIX}*{_SUFFIX}"
+_AT_FDCWD, _RENAME_EXCHANGE = -100, 2
 
 
 def write_file(path: Path, content: bytes) -> None:
@@ -98,6 +100,14 @@ def publish(part: Path, target: Path) -> None:
     sync(target.parent)
 
 
+def exchange(part: Path, place: Path) -> bool:
+    """Swap two directories in one step; return False where kernel or file system cannot (Linux renameat2)."""
+    rename = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
+    if rename is None:
+        return False
+    return bool(rename(_AT_FDCWD, os.fsencode(part), _AT_FDCWD, os.fsencode(place), _RENAME_EXCHANGE) == 0)
+
+
 def sync(path: Path) -> None:
     """Flush a file, or a directory's list of names, to disk."""
     descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK)
@@ -108,9 +118,11 @@ def sync(path: Path) -> None:
 
 
 def sync_tree(directory: Path) -> None:
-    """Flush a directory and every file below it to disk."""
+    """Flush a directory and every file below it to disk; a link is part of its directory."""
     for path in directory.iterdir():
-        if path.is_dir() and not path.is_symlink():
+        if path.is_symlink():
+            continue
+        if path.is_dir():
             sync_tree(path)
         else:
             sync(path)
@@ -131,7 +143,7 @@ def is_abandoned(part: Path) -> bool:
     except OSError:
         return False
     try:
-        return _lock(descriptor) is True
+        return lock(descriptor) is True
     finally:
         os.close(descriptor)
 
@@ -165,7 +177,7 @@ def _locked_part(directory: Path, make: Callable[[Path], None]) -> tuple[Path, i
             descriptor = _open_part(part)
         except FileNotFoundError:
             continue
-        if _lock(descriptor) is not False and part.exists():
+        if lock(descriptor) is not False and part.exists():
             return part, descriptor
         os.close(descriptor)
 
@@ -183,7 +195,7 @@ def _open_part(path: Path) -> int:
     raise OSError(f"{path} is {kind_of(mode)}")
 
 
-def _lock(descriptor: int) -> bool | None:
+def lock(descriptor: int) -> bool | None:
     """Lock a file until it is closed; return whether it is locked now, or None if the file system has no locks."""
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -18,12 +18,16 @@ class CachePart(Part):
         output: name of the graph output that writes it; bound to the same memory as the input.
         dtype: element type, one of those that inputs and outputs have.
         shape: B is the number of rows, M the number of slots unless the graph fixes it; the rest are numbers.
+        scale: for int8 keys and values, the name of their scale: an initializer, float32 [1, kv_heads, 1, head_dim], of
+            every graph that has the cache. An entry x is stored as clip(round_half_even(x / scale), -128, 127), and
+            stands for its integer times the scale. None: entries are stored as they are.
     """
 
     input: str
     output: str
     dtype: ArrayType
     shape: tuple[int | Literal["B", "M"], ...]
+    scale: str | None = None
 
     @property
     def array_type(self) -> type[np.generic]:
@@ -51,6 +55,20 @@ class Cache(Part):
     most: Size | None = None
     per_token: Size = 1
     slack: Annotated[int, Field(ge=0, lt=1 << 31)] = 0
+
+
+class CacheText(Part):
+    """The text that the scales of int8 caches were measured on.
+
+    Attributes:
+        source: "built-in" for dynexport's own text, "given" for one that the user gave.
+        tokens: number of its tokens that were used.
+        sha256: hash of these token ids, as little-endian int64.
+    """
+
+    source: Literal["built-in", "given"]
+    tokens: Size
+    sha256: Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
 
 
 class Limits(Part):

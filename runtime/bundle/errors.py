@@ -24,6 +24,10 @@ class DynexportError(Exception):
         super().__init__(one_line(message))
 
 
+class RouteError(DynexportError):
+    """A route that the contract defines as an error, such as a token that finds a layer's cache full."""
+
+
 def one_line(text: str) -> str:
     """Return a text with control characters escaped, and the middle removed if it is too long."""
     return _shortened(printable(_shortened(text)))

@@ -17,6 +17,7 @@ ARRAY_TYPES: dict[str, type[np.generic]] = {
     "float": np.float32,
     "float16": np.float16,
     "bfloat16": np.uint16,
+    "int8": np.int8,
     "int32": np.int32,
     "int64": np.int64,
     "bool": np.bool_,
@@ -35,7 +36,7 @@ class TensorSpec(Part):
 
     Attributes:
         name: name in the ONNX file; docs/bundle.md says what each tensor holds.
-        dtype: element type: "float" (32 bits), "float16", "bfloat16", "int32", "int64" or "bool".
+        dtype: element type: "float" (32 bits), "float16", "bfloat16", "int8", "int32", "int64" or "bool".
         shape: numbers or symbols. B: batch rows; S: new tokens per row; K: logits per row; N: tokens, flattened over
             rows; C: tokens of one row in the attention of flattened tokens; M: slots of a cache; M_routed: slots of a
             routed layer's cache.

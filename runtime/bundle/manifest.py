@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from dynexport.runtime.bundle.caches import Cache, CachePart, Limits
+from dynexport.runtime.bundle.caches import Cache, CachePart, CacheText, Limits
 from dynexport.runtime.bundle.contract import Contract
 from dynexport.runtime.bundle.errors import DynexportError
 from dynexport.runtime.bundle.graphs import (
@@ -116,6 +116,7 @@ class Manifest(Part):
         programs: the graph, or set of graphs, for each phase and depth.
         graphs: the ONNX files.
         caches: one KV cache for every place.
+        cache_text: for int8 caches, the text that their scales were measured on; else None.
         routing: decisions that routers make for each token; None if there are no routers.
         limits: limits of one call.
         cost: bytes and FLOPs of a decode step.
@@ -135,6 +136,7 @@ class Manifest(Part):
     programs: Annotated[tuple[Program, ...], Field(min_length=1)]
     graphs: Annotated[tuple[Graph, ...], Field(min_length=1)]
     caches: Annotated[tuple[Cache, ...], Field(min_length=1)]
+    cache_text: CacheText | None = None
     routing: Routing | None = None
     limits: Limits
     cost: Cost
@@ -239,6 +241,8 @@ class Manifest(Part):
                     raise ValueError(
                         f"cache {cache.place}: {name}: expected {heads} heads of {size} as in model, found {found}"
                     )
+                if (cache.parts[name].dtype == "int8") != (cache.parts[name].scale is not None):
+                    raise ValueError(f"cache {cache.place}: {name}: expected a scale for int8 and only there")
         for graph in self.graphs:
             if not set(graph.places or ()) <= set(places):
                 raise ValueError(f"places of graph {graph.name:.80}: expected places of caches, found others")
@@ -277,6 +281,7 @@ __all__ = [
     "Bytes",
     "Cache",
     "CachePart",
+    "CacheText",
     "Cost",
     "Depth",
     "File",

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import math
+import mmap
 from collections.abc import Hashable, Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol, TypeAlias
@@ -12,6 +15,8 @@ import numpy as np
 from dynexport.runtime.bundle.manifest import Graph
 
 Array = np.ndarray
+# Bytes from which NumPy asks for huge pages.
+_LARGE = 4 << 20
 
 
 # The buffers of all caches, by name "{place}.{part}"; each is [rows, ..].
@@ -114,8 +119,21 @@ class HostMemory:
     """Allocation of caches in host memory."""
 
     def allocate(self, shape: tuple[int, ...], dtype: type[np.generic]) -> Array:
-        """Return zeros; with lazy paging, the system commits only pages that are written."""
-        return np.zeros(shape, dtype)
+        """Return zeros; with lazy paging, the system commits only pages that are written.
+
+        NumPy asks Linux for huge pages. In a long context, where a head's entries span 2 MiB, the first token would
+        then commit all of a row, so large buffers are mapped without them.
+        """
+        size = math.prod(shape) * np.dtype(dtype).itemsize
+        if size < _LARGE or not hasattr(mmap, "MADV_NOHUGEPAGE"):
+            return np.zeros(shape, dtype)
+        try:
+            memory = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+        except (OSError, OverflowError) as error:
+            raise MemoryError(f"{size} bytes") from error
+        with suppress(OSError):  # a kernel that has no huge pages
+            memory.madvise(mmap.MADV_NOHUGEPAGE)
+        return np.frombuffer(memory, dtype).reshape(shape)
 
     def copy_row(self, buffer: Array, row: int, target: int, entries: int) -> None:
         """Copy the first entries of a row to row ``target``."""

@@ -8,6 +8,7 @@ from typing import Literal, TypeAlias
 
 import numpy as np
 
+from dynexport.runtime.bundle.checks import checked_count
 from dynexport.runtime.bundle.manifest import Depth, Phase
 from dynexport.runtime.execution.decisions import Decisions
 
@@ -16,6 +17,35 @@ Tokens: TypeAlias = Sequence[int] | Array
 Wanted: TypeAlias = Literal["last", "all"] | Sequence[Array]
 # Longer prompts run chunk by chunk: the attention scores of a chunk against all earlier entries take the most memory.
 CHUNK = 1024
+# Position at which a chunk of the same time has half as many tokens as at 0 (docs/benchmarks.md, "Serving").
+_HALF = 1500
+# Kernels work on blocks of this many tokens.
+_BLOCK = 8
+
+
+@dataclass(frozen=True)
+class EvenChunks:
+    """Chunks of a prompt that take about as long as each other.
+
+    A token attends to all tokens before it, so a later chunk has fewer tokens. A chunk's size depends on its position
+    only, so that prompts are cut at the same places whatever else runs.
+
+    Attributes:
+        first: number of tokens of a prompt's first chunk.
+
+    Raises:
+        DynexportError: for a number of another type, or below 1.
+    """
+
+    first: int
+
+    def __post_init__(self) -> None:
+        checked_count("chunk", self.first)
+
+    def size(self, position: int) -> int:
+        """Return the number of tokens of the chunk that begins at a position."""
+        even = self.first / (1 + position / _HALF)
+        return min(self.first, max(_BLOCK, round(even / _BLOCK) * _BLOCK))
 
 
 @dataclass(frozen=True)
@@ -31,7 +61,8 @@ class Batch:
             indices into its tokens.
         forced: int64 [R, n] per row, decisions that replace the routers'; -1 leaves one to its router. None leaves all
             of them to the routers.
-        chunk: the largest number of a row's tokens in one call; the program's own limits may lower it.
+        chunk: the largest number of a row's tokens in one call, or chunks by position; the program's own limits may
+            lower it.
     """
 
     rows: Sequence[int]
@@ -40,7 +71,7 @@ class Batch:
     depth: Depth | Sequence[Depth]
     logits: Wanted = "last"
     forced: Sequence[Array] | None = None
-    chunk: int = CHUNK
+    chunk: int | EvenChunks = CHUNK
 
 
 @dataclass(frozen=True)
@@ -67,7 +98,7 @@ class Call:
         ids: token ids, int64 [B, S].
         counts: int64 [B], number of tokens of each row.
         active: bool [layers], true for layers that run.
-        wanted: int64 [B, K], indices among the S tokens whose logits are returned.
+        wanted: int64 [B, K], indices among the S tokens whose logits are returned; K may be 0.
         forced: int64 [R, B, S], forced decisions or -1; R is 0 without routers.
         is_prompt: true for tokens of a prompt, false for generated tokens.
         lasting: true returns the logits as an array of their own; false may return memory that the cache's next call

@@ -9,7 +9,7 @@ import numpy as np
 
 from dynexport.runtime.bundle.errors import DynexportError
 from dynexport.runtime.bundle.manifest import Graph, Limits
-from dynexport.runtime.execution.batch import Call
+from dynexport.runtime.execution.batch import Call, EvenChunks
 from dynexport.runtime.execution.decisions import Decisions
 from dynexport.runtime.execution.kv_cache import KvCache
 
@@ -73,14 +73,15 @@ class Cutter:
         cache: the cache that the batch runs on.
         limits: the bundle's limits.
         graph: the graph whose sizes also limit a call.
-        chunk: the largest number of a row's tokens in one call.
+        chunk: the largest number of a row's tokens in one call, or chunks by position.
     """
 
-    def __init__(self, cache: KvCache, limits: Limits, graph: Graph, chunk: int) -> None:
-        self._cache, self._limits = cache, limits
+    def __init__(self, cache: KvCache, limits: Limits, graph: Graph, chunk: int | EvenChunks) -> None:
+        self._cache, self._limits, self._chunk = cache, limits, chunk
         in_graph = [spec.shape[1] for spec in graph.inputs if spec.name == "input_ids"]
         fixed = [size for size in in_graph if isinstance(size, int)]  # a decode graph has a fixed size
-        self._most = min(filter(None, (chunk, limits.prompt, graph.limit("S"), graph.limit("C"), *fixed)))
+        first = chunk.first if isinstance(chunk, EvenChunks) else chunk
+        self._most = min(filter(None, (first, limits.prompt, graph.limit("S"), graph.limit("C"), *fixed)))
 
     def pieces(self, parts: Sequence[Part]) -> Iterator[list[Piece]]:
         """Yield the chunks of each call, rows ascending; the caller runs a call before it takes the next."""
@@ -92,16 +93,22 @@ class Cutter:
         most = self._tokens_of_a_row(parts, longest)
         if self._limits.together == "always":
             while rest := [part for part in parts if part.left]:
-                yield [Piece(part, min(part.left, most)) for part in rest]
+                yield [Piece(part, self._size(part, most)) for part in rest]
             return
-        if self._limits.together == "empty" and longest <= most:
+        if self._limits.together == "empty" and all(self._size(part, most) == part.left for part in parts):
             for side_by_side in self._ranges([part for part in parts if self._is_empty(part.row)], None):
                 if len(side_by_side) > 1:
                     yield [Piece(part, part.left) for part in side_by_side]
         for part in parts:
             while part.left:
                 filled = None if self._is_empty(part.row) else self._limits.filled
-                yield [Piece(part, min(part.left, most, filled or most))]
+                yield [Piece(part, min(self._size(part, most), filled or most))]
+
+    def _size(self, part: Part, most: int) -> int:
+        """Return the number of tokens of a row's next chunk."""
+        if isinstance(self._chunk, EvenChunks) and not self._limits.whole_prompts:
+            most = min(most, self._chunk.size(int(self._cache.positions[part.row])))
+        return min(part.left, most)
 
     def _tokens_of_a_row(self, parts: Sequence[Part], longest: int) -> int:
         """Return the largest number of tokens of each row in one call."""
@@ -155,16 +162,15 @@ def call_of(pieces: Sequence[Piece], active: Array, *, is_prompt: bool) -> Call:
     rows = slice(first.row, last.row + 1)
     if len(pieces) == 1:  # the most frequent case in a server; it needs no copies
         piece = pieces[0]
-        wanted = piece.wanted if len(piece.wanted) else np.array([piece.count - 1])
         forced = first.forced[:, None, piece.tokens]
         return Call(
-            rows, first.ids[None, piece.tokens], np.array([piece.count]), active, wanted[None], forced, is_prompt
+            rows, first.ids[None, piece.tokens], np.array([piece.count]), active, piece.wanted[None], forced, is_prompt
         )
     size, longest = rows.stop - rows.start, max(piece.count for piece in pieces)
     asked = [piece.wanted for piece in pieces]
     ids = np.zeros((size, longest), np.int64)
     counts = np.zeros(size, np.int64)
-    wanted = np.zeros((size, max(1, *map(len, asked))), np.int64)  # the graph takes at least one index
+    wanted = np.zeros((size, max(map(len, asked))), np.int64)
     forced = np.full((len(first.forced), size, longest), -1, np.int64)
     for piece, places in zip(pieces, asked, strict=True):
         row = piece.part.row - rows.start

@@ -19,12 +19,17 @@ from dynexport.runtime.bundle.checks import (
 )
 from dynexport.runtime.bundle.errors import DynexportError
 from dynexport.runtime.bundle.manifest import Depth, Phase
-from dynexport.runtime.execution.batch import Batch, Tokens
+from dynexport.runtime.execution.batch import Batch, EvenChunks, Tokens
 from dynexport.runtime.execution.calls import Part
 from dynexport.runtime.execution.decisions import DecisionReader
 from dynexport.runtime.execution.kv_cache import KvCache
 
 Array = np.ndarray
+
+
+def checked_chunk(chunk: Any) -> int | EvenChunks:
+    """Return a number of tokens, or chunks by position. Raises DynexportError for anything else."""
+    return chunk if isinstance(chunk, EvenChunks) else checked_count("chunk", chunk)
 
 
 def checked_parts(cache: KvCache, batch: Batch, reader: DecisionReader, bundle: Path) -> list[Part]:
@@ -46,7 +51,7 @@ def checked_parts(cache: KvCache, batch: Batch, reader: DecisionReader, bundle: 
         raise DynexportError(f"phase: expected {' or '.join(get_args(Phase))}, found {shown(batch.phase)}")
     if isinstance(batch.logits, str) and batch.logits not in ("last", "all"):
         raise DynexportError(f"logits: expected last, all or places, found {shown(batch.logits)}")
-    checked_count("chunk", batch.chunk)
+    checked_chunk(batch.chunk)
     given = checked_for_rows("prompts" if batch.phase == "prompt" else "tokens", batch.tokens, len(rows))
     forced = [None] * len(rows) if batch.forced is None else checked_for_rows("forced", batch.forced, len(rows))
     wanted = [batch.logits] * len(rows)

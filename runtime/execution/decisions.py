@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from dynexport.runtime.bundle.errors import DynexportError
+from dynexport.runtime.bundle.errors import DynexportError, RouteError
 from dynexport.runtime.bundle.manifest import LayerRouting, Manifest, PathRouting
 
 Array = np.ndarray
@@ -188,7 +188,7 @@ class DecisionReader:
         if isinstance(self._routing, LayerRouting) and self._routing.overflow == "error" and overflow.any():
             place, row = np.argwhere(overflow)[0]
             layer = self._routing.layers[place]
-            raise DynexportError(
+            raise RouteError(
                 f"layer {layer}: row {first_row + row}: all {self._most[layer]} entries of its cache are used, and "
                 "the contract's cache.overflow is error; convert with a larger cache.capacity, or with residual"
             )

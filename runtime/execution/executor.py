@@ -24,7 +24,7 @@ from dynexport.runtime.bundle.layout import CacheLayout
 from dynexport.runtime.bundle.manifest import Depth, Graph, Phase, Program
 from dynexport.runtime.engines.engine import Backend, Engine
 from dynexport.runtime.engines.registry import RunBackend, open_backend
-from dynexport.runtime.execution.batch import CHUNK, Batch, Call, CallResult, StepResult, Tokens, Wanted
+from dynexport.runtime.execution.batch import CHUNK, Batch, Call, CallResult, EvenChunks, StepResult, Tokens, Wanted
 from dynexport.runtime.execution.calls import Cutter, Part, call_of
 from dynexport.runtime.execution.checking import by_depth, checked_for_rows, checked_parts, is_plain
 from dynexport.runtime.execution.decisions import DecisionReader
@@ -122,7 +122,7 @@ class Executor:
         checked_kind("cache", cache, KvCache, "one of Executor.cache")
         if cache.manifest is self.manifest:
             return
-        if cache.manifest.model != self.manifest.model or len(cache.lengths) != self.layout.places:
+        if cache.manifest.model != self.manifest.model or cache.manifest.caches != self.manifest.caches:
             raise DynexportError("cache: expected one of Executor.cache, found one of another model")
 
     def run(self, cache: KvCache, batch: Batch) -> StepResult:
@@ -222,7 +222,7 @@ class Executor:
         prompts: Sequence[Tokens],
         *,
         depth: Depth | None = None,
-        chunk: int = CHUNK,
+        chunk: int | EvenChunks = CHUNK,
         all_logits: bool = False,
         logits_at: Sequence[Array] | None = None,
         forced: Sequence[Array] | None = None,

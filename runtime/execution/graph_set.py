@@ -76,7 +76,7 @@ class RunningSet:
     ) -> None:
         assert isinstance(manifest.routing, PathRouting)
         self._routing, self._reader = manifest.routing, DecisionReader(manifest)
-        self._layers = manifest.model.layers
+        self._layers, self._vocabulary = manifest.model.layers, manifest.model.vocab_size
         self._embedding, self._head = engines[found.embedding], engines[found.head]
         self._routers = [engines[name] for name in found.routers]
         self._before = [engines[name] for name in found.before_attention]
@@ -210,6 +210,8 @@ class RunningSet:
 
     def _wanted_logits(self, walk: _Walk, call: Call) -> Array:
         """Return the logits that the call asks for, float32 [B, K, vocab]; zeros for rows without tokens."""
+        if not call.wanted.shape[1]:
+            return np.zeros((len(call.counts), 0, self._vocabulary), np.float32)
         first = np.cumsum(call.counts) - call.counts
         with_tokens = np.flatnonzero(call.counts)
         places = (first[:, None] + call.wanted)[with_tokens].ravel()

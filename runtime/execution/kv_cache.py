@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
-import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
@@ -16,19 +14,18 @@ from dynexport.runtime.bundle.manifest import Manifest
 from dynexport.runtime.engines.engine import Backend, Buffers
 from dynexport.runtime.execution.claim import Claim
 from dynexport.runtime.execution.decisions import Decisions
-from dynexport.runtime.execution.mark import Mark
+from dynexport.runtime.execution.mark import Mark, Saved, Texts
+from dynexport.runtime.execution.memory import CacheMemory
 
 Array = np.ndarray
 # Tokens per row to allocate first in a long context, where the final number is unknown.
 STEP = 1024
-_TENANTS = itertools.count()
 
 
 class KvCache:
     """KV caches with a fixed number of rows and a largest number of tokens per row.
 
-    A row is acquired, filled by an ``Executor``, truncated to a mark if needed, and released. Buffers can be smaller
-    than ``tokens`` at first; they grow when more tokens come.
+    A row is acquired, filled by an ``Executor``, truncated to a mark if needed, and released.
 
     Attributes:
         manifest: the manifest of the bundle that the cache was made for.
@@ -36,7 +33,6 @@ class KvCache:
         lengths: int64 [places, rows], number of entries in use; read only.
         positions: int64 [rows], number of tokens seen, which is the next token's position; read only.
         overflow: int64 [counters, rows], number of tokens that found a layer or its cache full; read only.
-        buffers: the memory, "{place}.{part}" -> [rows, ..].
         logs: per row the decisions of every call; None unless they are recorded.
         streamed: the claim of the stream that uses the cache.
         running: the claim of the run that uses the cache.
@@ -76,29 +72,31 @@ class KvCache:
                 f"again with --max-batch {rows}"
             )
         self.manifest, self.tokens = manifest, min(checked_count("slots", tokens), manifest.model.max_length)
-        self._layout, self._backend = layout, backend
-        self._room = self.tokens if room is None or not backend.grows else min(self.tokens, room)
         self._rows = rows
-        self._slots = [layout.slots(place, self._room) for place in range(layout.places)]
-        self.buffers = Buffers()
-        for place, slots in enumerate(self._slots):
-            self.buffers |= self._allocated(place, slots)
+        self._memory = CacheMemory(layout, backend, rows, self.tokens, room)
         self.lengths = np.zeros((layout.places, rows), np.int64)
         self.positions = np.zeros(rows, np.int64)
         self.overflow = np.zeros((counters, rows), np.int64)
         self.logs: list[list[Decisions]] | None = [[] for _ in range(rows)] if record else None
-        self._tenants = [next(_TENANTS) for _ in range(rows)]
-        # Per row (truncation number, tokens left); a truncation to fewer tokens replaces earlier ones.
-        self._cuts: list[list[tuple[int, int]]] = [[] for _ in range(rows)]
-        self._cut = 0
+        self._texts = Texts(rows)
         self._free = list(range(rows))
         self.streamed = Claim("cache: expected one that no other stream uses, found it in use; close that stream")
         self.running = Claim("cache: expected one that no other thread uses, found a step of another thread running")
 
     @property
+    def buffers(self) -> Buffers:
+        """The memory, "{place}.{part}" -> [rows, ..]; another dictionary after the buffers have grown."""
+        return self._memory.buffers
+
+    @property
     def rows(self) -> int:
         """Number of rows, both acquired and free."""
         return self._rows
+
+    @property
+    def free(self) -> list[int]:
+        """Numbers of the free rows, ascending."""
+        return list(self._free)
 
     def acquire(self, count: int = 1) -> list[int]:
         """Acquire the ``count`` lowest free rows, which are empty. Raises DynexportError if fewer are free."""
@@ -134,12 +132,12 @@ class KvCache:
         steps = len(self.logs[row]) if self.logs is not None else 0
         return Mark(
             row,
-            self._tenants[row],
+            self._texts.tenant(row),
             self.lengths[:, row].copy(),
             int(self.positions[row]),
             self.overflow[:, row].copy(),
             steps,
-            self._cut,
+            self._texts.truncations,
         )
 
     def truncate(self, row: int, mark: Mark) -> None:
@@ -152,8 +150,7 @@ class KvCache:
         if self._row_of(mark) != row:
             raise DynexportError(f"cache: row {row}: expected a mark of its own, found one of row {mark.row}")
         self._restore(mark)
-        self._cut += 1
-        self._cuts[row] = [cut for cut in self._cuts[row] if cut[1] < mark.position] + [(self._cut, mark.position)]
+        self._texts.truncate(row, mark.position)
 
     def copy_prefix(self, mark: Mark, target: int) -> None:
         """Copy a row's entries up to a mark into an empty row, for two texts with a common prefix.
@@ -166,11 +163,7 @@ class KvCache:
             DynexportError: for a mark beyond its row's end, a target that is not empty, or a bundle that routes
                 prompts by top-k: there a prefix's entries depend on the tokens after it.
         """
-        if self.manifest.limits.whole_prompts:
-            raise DynexportError(
-                "cache: expected a prefix that does not depend on the tokens after it, found a prompt that top-k "
-                "routed as a whole; run the prompt again"
-            )
+        self._check_causal()
         self._row_of(mark)
         target = self.checked(target)
         if self.positions[target]:
@@ -178,6 +171,39 @@ class KvCache:
                 f"cache: row {target}: expected an empty row to copy to, found {self.positions[target]} tokens"
             )
         self._copy(mark, target)
+
+    def save(self, row: int, lengths: Array, position: int) -> Saved:
+        """Return copies of a row's last entries, for ``restore`` into a row that holds the same tokens before them.
+
+        Args:
+            row: an acquired row.
+            lengths: int64 [places], number of entries before the first one to save.
+            position: number of tokens before it.
+
+        Raises:
+            DynexportError: for a free row, or a bundle that routes prompts by top-k, as for ``copy_prefix``.
+        """
+        row = self.checked(row)
+        self._check_causal()
+        entries = self._memory.read(row, lengths.tolist(), self.lengths[:, row].tolist())
+        return Saved(entries, lengths.copy(), self.lengths[:, row] - lengths, position, int(self.positions[row]))
+
+    def restore(self, row: int, saved: Saved) -> None:
+        """Append saved entries to an acquired row. Its log does not get the decisions of their tokens.
+
+        Raises:
+            DynexportError: for a free row, or one that does not end where the saved entries begin.
+        """
+        row = self.checked(row)
+        if self.positions[row] != saved.first or (self.lengths[:, row] != saved.lengths).any():
+            raise DynexportError(
+                f"cache: row {row}: expected a row of {saved.first} tokens to append saved entries to, found "
+                f"{self.positions[row]} tokens"
+            )
+        self.check_room(row, saved.tokens, is_prompt=True)
+        self._memory.write(row, saved.lengths.tolist(), saved.entries)
+        self.lengths[:, row] += saved.added
+        self.positions[row] += saved.tokens
 
     def move(self, row: int, target: int) -> None:
         """Move an acquired row's entries to a free row, which becomes acquired; the source becomes free.
@@ -262,33 +288,29 @@ class KvCache:
         Raises:
             DynexportError: for too little memory; the cache is then unchanged.
         """
-        if min(tokens, self.tokens) <= self._room:
-            return
-        room = min(self.tokens, max(tokens, 2 * self._room))
-        slots, grown = [self._layout.slots(place, room) for place in range(self._layout.places)], Buffers()
-        for place, count in enumerate(slots):
-            used = int(self.lengths[place].max())
-            for name, larger in self._allocated(place, count).items():
-                larger[_first(larger, used)] = self.buffers[name][_first(larger, used)]
-                grown[name] = larger
-        # A new dict, because engines bind the buffers of a dict once.
-        self.buffers, self._slots, self._room = grown, slots, room
+        self._memory.reserve(tokens, self.lengths.max(axis=1).tolist())
 
     def check_entries(self, place: int, entries: int) -> None:
         """Raise DynexportError when ``entries`` exceeds the number of slots per row of a place."""
-        if entries > self._slots[place]:
+        if entries > (slots := self._memory.slots[place]):
             raise DynexportError(
-                f"cache: expected at most {self._slots[place]} entries of a row, found {entries}; the context is "
-                "exhausted"
+                f"cache: expected at most {slots} entries of a row, found {entries}; the context is exhausted"
             )
 
     def is_full(self, row: int) -> bool:
         """Return whether a call that computes a row without tokens would overwrite one of its entries."""
-        return bool((self.lengths[:, row] >= np.array(self._slots)).any())
+        return bool((self.lengths[:, row] >= np.array(self._memory.slots)).any())
+
+    def _check_causal(self) -> None:
+        """Raise DynexportError if a prefix's entries depend on the tokens after it."""
+        if self.manifest.limits.whole_prompts:
+            raise DynexportError(
+                "cache: expected a prefix that does not depend on the tokens after it, found a prompt that top-k "
+                "routed as a whole; run the prompt again"
+            )
 
     def _forget(self, row: int) -> None:
-        self._tenants[row] = next(_TENANTS)
-        self._cuts[row] = []
+        self._texts.renew(row)
         for counts in (self.lengths, self.positions, self.overflow):
             counts[..., row] = 0
         if self.logs is not None:
@@ -305,44 +327,16 @@ class KvCache:
         """Return a mark's row. Raises DynexportError for a mark that is no longer valid."""
         checked_kind("mark", mark, Mark, "one of KvCache.mark")
         row = self.checked(mark.row)
-        if mark.tenant != self._tenants[row]:
-            raise DynexportError(f"cache: row {row}: expected a mark of this text, found one of an earlier text")
-        if any(mark.made < made and mark.position > tokens for made, tokens in self._cuts[row]):
-            raise DynexportError(
-                f"cache: row {row}: expected a mark within its {self.positions[row]} tokens, found one after "
-                f"{mark.position}; the row was truncated since"
-            )
+        self._texts.check(mark, int(self.positions[row]))
         return row
 
     def _copy(self, mark: Mark, target: int) -> None:
-        for place in range(self._layout.places):
-            for part in self._layout.caches[place].parts:
-                self._backend.copy_row(self.buffers[f"{place}.{part}"], mark.row, target, int(mark.lengths[place]))
+        self._memory.copy_row(mark.row, target, mark.lengths.tolist())
         self.lengths[:, target] = mark.lengths
         self.positions[target] = mark.position
         self.overflow[:, target] = mark.overflow
         if self.logs is not None and mark.row != target:
             self.logs[target] = self.logs[mark.row][: mark.steps]
-
-    def _allocated(self, place: int, slots: int) -> dict[str, Array]:
-        parts = self._layout.caches[place].parts
-        shapes = self._layout.shapes(place, self.rows, slots)
-        try:
-            return {
-                f"{place}.{name}": self._backend.allocate(shape, parts[name].array_type)
-                for name, shape in shapes.items()
-            }
-        except (MemoryError, ValueError) as error:  # the second where the size overflows
-            size = self._layout.places * sum(math.prod(shape) * 4 for shape in shapes.values())
-            raise DynexportError(
-                f"cache: {self.rows} rows of {self.tokens} tokens need {size / 2**30:.1f} GiB, more than there is; "
-                "lower the batch or the number of tokens"
-            ) from error
-
-
-def _first(buffer: Array, entries: int) -> tuple[slice, ...]:
-    """Return the index of all rows' first entries in a buffer [rows, heads, slots, size] or [rows, slots]."""
-    return (slice(None),) * (buffer.ndim // 2) + (slice(entries),)
 
 
 __all__ = ["STEP", "KvCache", "Mark"]

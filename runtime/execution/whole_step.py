@@ -57,10 +57,11 @@ class WholeStep:
         positions = cache.positions[call.rows]
         caches = Caches(cache.buffers, call.rows)
         results = self._engine.run(self._inputs(cache, call, positions), caches, lasting=call.lasting)
+        logits = results["logits"][:, : call.wanted.shape[1]]
         if self._manifest.routing is None:
-            return CallResult(results["logits"], self.entries(call), self._unrouted(cache, call))
+            return CallResult(logits, self.entries(call), self._unrouted(cache, call))
         entries, decisions = self._reader.read(results, call.counts, positions, call.active, call.rows.start)
-        return CallResult(results["logits"], entries, decisions)
+        return CallResult(logits, entries, decisions)
 
     def entries(self, call: Call) -> Array:
         """Return the new entries without routers, int64 [places, B]: one per token in each active layer."""
@@ -89,7 +90,7 @@ class WholeStep:
             "cache_lengths": lengths if self._all_places else lengths[self._places],
         }
         if "logits_indices" in self._has:
-            inputs["logits_indices"] = call.wanted
+            inputs["logits_indices"] = self._wanted(call)
         if "layer_active" in self._has:
             inputs["layer_active"] = call.active if self._layers is None else call.active[self._layers]
         if isinstance(self._manifest.routing, LayerRouting):
@@ -99,6 +100,13 @@ class WholeStep:
         elif isinstance(self._manifest.routing, PathRouting):
             inputs |= {"token_counts": call.counts, "forced_paths": call.forced}
         return inputs
+
+    def _wanted(self, call: Call) -> Array:
+        """Return the indices of the tokens that get logits; an engine's profiles have at least one."""
+        if call.wanted.shape[1] or not self.graph.profiles:
+            return call.wanted
+        last: Array = np.maximum(call.counts - 1, 0)[:, None]
+        return last
 
 
 def check_outputs(graph: Graph, *wanted: str) -> None:

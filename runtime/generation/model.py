@@ -13,9 +13,11 @@ from dynexport.runtime.bundle.checks import checked_count, checked_ids, checked_
 from dynexport.runtime.bundle.errors import DynexportError
 from dynexport.runtime.bundle.manifest import Depth
 from dynexport.runtime.engines.registry import RunBackend
-from dynexport.runtime.execution.batch import Tokens
+from dynexport.runtime.execution.batch import CHUNK, EvenChunks, Tokens
+from dynexport.runtime.execution.checking import checked_chunk
 from dynexport.runtime.execution.executor import Executor
 from dynexport.runtime.execution.kv_cache import STEP, KvCache
+from dynexport.runtime.generation.constraint import Constraint
 from dynexport.runtime.generation.request import Generation, Request
 from dynexport.runtime.generation.sampler import RowSampler
 from dynexport.runtime.generation.sampling import Sampling
@@ -40,6 +42,10 @@ class Options(TypedDict, total=False):
             ``Bundle.depth``; None as for ``Bundle.depth``.
         stop: strings that end a row; they are not part of its text.
         chat: true for an answer in a chat, which also ends at the manifest's ``turn_end`` tokens.
+        chunk: the largest number of a prompt's tokens in one call, 1,024 by default; a server has
+            ``EvenChunks``.
+        schema: a JSON schema that every row's text fulfils, unless ``max_new_tokens`` or ``stop`` ends it earlier.
+        stop_token_ids: ids that end a row, in addition to the model's; they are not part of its text.
     """
 
     max_new_tokens: int
@@ -47,6 +53,9 @@ class Options(TypedDict, total=False):
     depth: WantedDepth | Sequence[WantedDepth]
     stop: Sequence[str]
     chat: bool
+    chunk: int | EvenChunks
+    schema: Mapping[str, Any] | None
+    stop_token_ids: Sequence[int]
 
 
 def load(
@@ -204,38 +213,95 @@ class Model:
         depth: WantedDepth | Sequence[WantedDepth] = None,
         stop: Sequence[str] = (),
         chat: bool = False,
+        chunk: int | EvenChunks = CHUNK,
+        schema: Mapping[str, Any] | None = None,
+        stop_token_ids: Sequence[int] = (),
     ) -> Stream:
         """Stream n answers to each of the checked prompts."""
         max_new_tokens = checked_count("max_new_tokens", max_new_tokens)
-        checked_kind("chat", chat, bool, "true or false")
-        stop = checked_list("stop", [stop] if isinstance(stop, str) else stop, "strings")
-        if stop and not self.text.has_tokenizer:
-            raise DynexportError(f"stop: expected a bundle with a tokenizer, found none in {self.bundle.path}")
         samplings = _for_each("sampling", sampling, len(rows), Sampling, "a Sampling")
         wanted = _for_each("depth", depth, len(rows), _DEPTHS, "a ratio, a name or a Depth")
-        depths = [self._depth(each) for each in wanted]
+        depths = [self.depth(each) for each in wanted]
         if cache is None:
             longest = max(map(len, rows))
             cache = self.executor.full_cache(len(rows) * n, longest + max_new_tokens, room=longest + STEP)
         self.executor.check_cache(cache)
         if cache.rows != len(rows) * n:
             raise DynexportError(f"cache: expected {len(rows) * n} rows, one for each answer, found {cache.rows}")
-        tokens, model = self.bundle.manifest.tokens, self.bundle.manifest.model
-        eos = frozenset((*tokens.eos, *tokens.turn_end) if chat else tokens.eos)
 
         def request(place: int, index: int) -> Request:
-            sampler = RowSampler(samplings[place], seed_index=index, eos=eos, vocabulary=model.vocab_size)
-            for seen in (*held[place : place + 1], rows[place]):
-                sampler.see_prompt(seen)
-            room = model.max_length - int(cache.positions[index]) - len(rows[place])
-            return Request(
-                index, depths[place], sampler, self.text, stop=stop, eos=eos, max_new_tokens=max_new_tokens, room=room
+            seen = [*held[place : place + 1], rows[place]]
+            return self.request(
+                seen,
+                int(cache.positions[index]) + len(rows[place]),
+                index=index,
+                depth=depths[place],
+                sampling=samplings[place],
+                max_new_tokens=max_new_tokens,
+                stop=stop,
+                chat=chat,
+                schema=schema,
+                stop_token_ids=stop_token_ids,
             )
 
         requests = [[request(place, place * n + choice) for choice in range(n)] for place in range(len(rows))]
-        return Stream(run_requests(self.executor, cache, rows, requests))
+        return Stream(run_requests(self.executor, cache, rows, requests, checked_chunk(chunk)))
 
-    def _depth(self, wanted: WantedDepth) -> Depth:
+    def request(
+        self,
+        seen: Sequence[Tokens],
+        position: int,
+        *,
+        index: int,
+        depth: Depth,
+        sampling: Sampling,
+        max_new_tokens: int,
+        stop: Sequence[str],
+        chat: bool,
+        schema: Mapping[str, Any] | None = None,
+        stop_token_ids: Sequence[int] = (),
+    ) -> Request:
+        """Return the state of a request whose prompt is to run.
+
+        Args:
+            seen: the token ids of the context and the prompt, in order, for penalties.
+            position: number of tokens in both.
+            index: the request's index, which also selects one of a seed's random sequences.
+            depth: a result of ``depth``.
+            sampling: its sampling options.
+            max_new_tokens: as for ``Options``.
+            stop: as for ``Options``.
+            chat: as for ``Options``.
+            schema: as for ``Options``.
+            stop_token_ids: as for ``Options``.
+
+        Raises:
+            DynexportError: for an argument of another type or out of its range.
+        """
+        checked_kind("chat", chat, bool, "true or false")
+        stop = checked_list("stop", [stop] if isinstance(stop, str) else stop, "strings")
+        if stop and not self.text.has_tokenizer:
+            raise DynexportError(f"stop: expected a bundle with a tokenizer, found none in {self.bundle.path}")
+        tokens, model = self.bundle.manifest.tokens, self.bundle.manifest.model
+        more = checked_ids("stop_token_ids", stop_token_ids, model.vocab_size).tolist()
+        eos = frozenset((*tokens.eos, *(tokens.turn_end if chat else ()), *more))
+        constraint = None if schema is None else Constraint.json_schema(self.text, schema)
+        sampler = RowSampler(sampling, seed_index=index, eos=eos, vocabulary=model.vocab_size, constraint=constraint)
+        for ids in seen:
+            sampler.see_prompt(ids)
+        return Request(
+            index,
+            depth,
+            sampler,
+            self.text,
+            stop=stop,
+            eos=eos,
+            max_new_tokens=max_new_tokens,
+            room=model.max_length - position,
+        )
+
+    def depth(self, wanted: WantedDepth) -> Depth:
+        """Return a declared depth; see ``Bundle.depth``."""
         return wanted if isinstance(wanted, Depth) else self.bundle.depth(wanted)
 
 

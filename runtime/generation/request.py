@@ -34,9 +34,9 @@ class Piece:
         row: the index of the request.
         token: the token's id.
         text: the text that is final now; empty while a character or a stop string is incomplete.
-        finish_reason: None before a row's last token; then "stop" for an end-of-sequence token or a stop string,
-            "length" for ``max_new_tokens`` or a full context.
-        stop_reason: the token id or the stop string that ended the row; None for "length".
+        finish_reason: None before a row's last token; then "stop" for an end-of-sequence token, a stop string or a
+            complete text of a schema, "length" for ``max_new_tokens`` or a full context.
+        stop_reason: the token id or the stop string that ended the row; None for "length" and for a complete text.
         logprobs: set if ``Sampling.logprobs`` is.
     """
 
@@ -121,6 +121,8 @@ class Request:
             text, stopped = self._stops.push(text)
             if stopped:
                 return self._piece(choice, text, "stop", self._stops.found)
+        if self.sampler.is_complete:
+            return self._end(choice, text, "stop", None)
         if self._left == 0 or self._room < 0:
             return self._end(choice, text, "length", None)
         return self._piece(choice, text, None, None)

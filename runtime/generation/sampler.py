@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from dynexport.runtime.bundle.checks import checked_count, checked_kind, shown
 from dynexport.runtime.bundle.errors import DynexportError
+from dynexport.runtime.generation.constraint import Constraint
 from dynexport.runtime.generation.filters import draw, largest_ids, log_of_sum
 from dynexport.runtime.generation.history import History
 from dynexport.runtime.generation.sampling import Sampling
@@ -40,22 +41,31 @@ class RowSampler:
         seed_index: selects one of a seed's independent random sequences, so that rows with one seed differ.
         eos: ids that end the row, for ``min_new_tokens`` and ``bad_words_ids``.
         vocabulary: the vocabulary's size, to check the ids of ``sampling``; None if it is not known.
+        constraint: limits the row's text; None for any text. No other row may use it.
 
     Raises:
         DynexportError: for an argument of another type, or an id outside the vocabulary.
     """
 
     def __init__(
-        self, sampling: Sampling, *, seed_index: int = 0, eos: Iterable[int] = (), vocabulary: int | None = None
+        self,
+        sampling: Sampling,
+        *,
+        seed_index: int = 0,
+        eos: Iterable[int] = (),
+        vocabulary: int | None = None,
+        constraint: Constraint | None = None,
     ) -> None:
         checked_kind("sampling", sampling, Sampling, "a Sampling")
-        self.sampling = sampling
+        eos = tuple(eos)
+        self.sampling, self.constraint = sampling, constraint
+        self.ends = np.array(eos, np.int64)
         self._vocabulary: int | None = None
         if vocabulary is not None:
             self.check_ids(vocabulary)
         self.greedy = sampling.temperature == 0
         self.history = History(sampling, eos) if sampling.adjusts else None
-        self.plain = self.greedy and self.history is None and sampling.logprobs is None
+        self.plain = self.greedy and self.history is None and sampling.logprobs is None and constraint is None
         self._seed_index = checked_count("seed_index", seed_index, 0)
         self._generator: np.random.Generator | None = None
 
@@ -64,6 +74,11 @@ class RowSampler:
         if vocabulary != self._vocabulary:
             self.sampling.check_ids(vocabulary)
             self._vocabulary = vocabulary
+
+    @property
+    def is_complete(self) -> bool:
+        """True if no token can continue the text of the row's schema."""
+        return self.constraint is not None and self.constraint.complete
 
     def see_prompt(self, tokens: Sequence[int] | NDArray[np.int64]) -> None:
         """Add the prompt's tokens, in order; ``choose`` adds the generated ones."""
@@ -94,15 +109,37 @@ def choose(logits: NDArray[np.float32], rows: Sequence[RowSampler]) -> list[Choi
             tokens are all forbidden.
     """
     _check_shape(logits, len(rows))
-    tokens: list[int] = logits.argmax(axis=1).tolist()  # argmax returns the index of a NaN if there is one
-    largest = [float(row[token]) for row, token in zip(logits, tokens, strict=True)]
-    if not all(map(math.isfinite, largest)):
-        _refuse(largest)
+    tokens, largest = _most_probable(logits)
     if all(row.plain for row in rows):
         return [Choice(token) for token in tokens]
     each = zip(logits, rows, tokens, largest, strict=True)
     with np.errstate(over="ignore"):  # overflow to minus infinity is intended
         return [_choose(index, *one) for index, one in enumerate(each)]
+
+
+def scored(logits: NDArray[np.float32], tokens: Sequence[int], count: int) -> list[Choice]:
+    """Return given tokens as choices, with their log probabilities.
+
+    Args:
+        logits: float32 [n, vocab].
+        tokens: one id per row.
+        count: number of the most probable tokens to report in each row.
+
+    Raises:
+        DynexportError: as for ``choose``.
+    """
+    _check_shape(logits, len(tokens))
+    _, largest = _most_probable(logits)
+    return [_with_logprobs(*one, count) for one in zip(logits, largest, tokens, strict=True)]
+
+
+def _most_probable(logits: NDArray[np.float32]) -> tuple[list[int], list[float]]:
+    """Return the id and the value of each row's largest logit."""
+    tokens: list[int] = logits.argmax(axis=1).tolist()  # argmax returns the index of a NaN if there is one
+    largest = [float(row[token]) for row, token in zip(logits, tokens, strict=True)]
+    if not all(map(math.isfinite, largest)):
+        _refuse(largest)
+    return tokens, largest
 
 
 def _choose(index: int, logits: NDArray[np.float32], row: RowSampler, token: int, largest: float) -> Choice:
@@ -113,17 +150,22 @@ def _choose(index: int, logits: NDArray[np.float32], row: RowSampler, token: int
     if row.history is not None:
         row.check_ids(logits.size)
         adjusted = row.history.adjusted(logits)
+    if row.constraint is not None:
+        adjusted = row.constraint.masked(adjusted, row.ends)
+    if adjusted is not logits:
         token = int(adjusted.argmax())
         adjusted_largest = float(adjusted[token])
         if not np.isfinite(adjusted_largest):
             raise DynexportError(
                 f"logits: row {index}: expected a token that may be generated, found all of them forbidden or out of "
-                "range after biases and penalties; forbid fewer"
+                "range after biases, penalties and the schema; forbid fewer"
             )
     if not row.greedy:
         token = draw(adjusted, adjusted_largest, row.sampling, row.uniform())
     if row.history is not None:
         row.history.push(token)
+    if row.constraint is not None and token not in row.ends:
+        row.constraint.push(token)
     return _with_logprobs(logits, largest, token, row.sampling.logprobs)
 
 
@@ -172,4 +214,4 @@ def _refuse(largest: Sequence[float]) -> None:
     )
 
 
-__all__ = ["Choice", "RowSampler", "Sampler", "choose"]
+__all__ = ["Choice", "RowSampler", "Sampler", "choose", "scored"]

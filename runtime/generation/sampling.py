@@ -40,7 +40,7 @@ class Sampling:
         typical_p: keep the fewest tokens whose information is nearest to the entropy and whose total probability is at
             least this (Meister et al. 2022, arXiv:2202.00666); 1 keeps all.
         repetition_penalty: divides positive logits, and multiplies negative ones, of tokens in the prompt or the
-            generated text (Keskar et al. 2019, arXiv:1909.05858); 1 is off, and below 1 favours repeats.
+            generated text, 1e-6 to 1e6 (Keskar et al. 2019, arXiv:1909.05858); 1 is off, below 1 favours repeats.
         frequency_penalty: subtracted from a token's logit once per time that it was generated, -2 to 2 (OpenAI's API;
             the prompt does not count).
         presence_penalty: subtracted once from the logit of a token that was generated, -2 to 2.
@@ -86,7 +86,9 @@ class Sampling:
         _check("top_k", self.top_k, is_integer(self.top_k) and self.top_k >= 0, "an integer >= 0")
         _check("min_p", self.min_p, is_number(self.min_p) and 0 <= self.min_p <= 1, "0 <= min_p <= 1")
         penalty = self.repetition_penalty
-        _check("repetition_penalty", penalty, is_number(penalty) and penalty > 0, "a finite number > 0")
+        _check(
+            "repetition_penalty", penalty, is_number(penalty) and 1e-6 <= penalty <= 1e6, "a number from 1e-6 to 1e6"
+        )
         for name in ("frequency_penalty", "presence_penalty"):
             value = getattr(self, name)
             _check(name, value, is_number(value) and -2 <= value <= 2, "a number from -2 to 2")

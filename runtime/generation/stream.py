@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from dynexport.runtime.execution.batch import Batch
+from dynexport.runtime.execution.batch import CHUNK, Batch, EvenChunks
 from dynexport.runtime.execution.executor import Executor
 from dynexport.runtime.execution.kv_cache import KvCache
 from dynexport.runtime.generation.request import Piece, Request
@@ -42,7 +42,11 @@ class Stream(Iterator[Piece]):
 
 
 def run_requests(
-    executor: Executor, cache: KvCache, prompts: Sequence[Array], requests: Sequence[Sequence[Request]]
+    executor: Executor,
+    cache: KvCache,
+    prompts: Sequence[Array],
+    requests: Sequence[Sequence[Request]],
+    chunk: int | EvenChunks = CHUNK,
 ) -> Steps[Piece, None, None]:
     """Yield tokens as they are generated, row by row within a step.
 
@@ -51,10 +55,11 @@ def run_requests(
         cache: a cache with one acquired row per request, 0, 1, ..; prompts follow the tokens that it holds.
         prompts: token ids, int64 [n] each.
         requests: the requests of each prompt; they share one run of the prompt where the strategy allows it.
+        chunk: the largest number of a prompt's tokens in one call.
     """
     with cache.streamed:
         live = [request for group in requests for request in group]
-        logits = _run_prompts(executor, cache, prompts, requests)
+        logits = _run_prompts(executor, cache, prompts, requests, chunk)
         while True:
             going = []
             for request, choice in zip(live, choose(logits, [request.sampler for request in live]), strict=True):
@@ -70,7 +75,11 @@ def run_requests(
 
 
 def _run_prompts(
-    executor: Executor, cache: KvCache, prompts: Sequence[Array], requests: Sequence[Sequence[Request]]
+    executor: Executor,
+    cache: KvCache,
+    prompts: Sequence[Array],
+    requests: Sequence[Sequence[Request]],
+    chunk: int | EvenChunks,
 ) -> Array:
     """Run the prompts and return the last token's logits of every request, float32 [requests, vocab]."""
     shared = not executor.limits.whole_prompts and not executor.limits.compete
@@ -81,6 +90,7 @@ def _run_prompts(
         [prompt for _, prompt in runs],
         "prompt",
         [request.depth for request, _ in runs],
+        chunk=chunk,
     )
     found = {request.index: row for (request, _), row in zip(runs, executor.run(cache, batch).logits, strict=True)}
     for group in requests:

@@ -14,6 +14,7 @@ from dynexport.runtime.bundle.errors import DynexportError
 from dynexport.runtime.bundle.manifest import Depth
 from dynexport.runtime.engines.registry import RunBackend
 from dynexport.runtime.execution.executor import Executor
+from dynexport.runtime.generation.scoring import log_probabilities, predicted
 from dynexport.runtime.measure.compared import rows_together, text_windows
 
 Array = np.ndarray
@@ -129,22 +130,13 @@ def _losses(executor: Executor, windows: Array, prompt: int, depth: Depth) -> tu
     """
     rows, length = windows.shape
     cache = executor.full_cache(rows, length, record=True)
-    logits = np.concatenate(executor.prefill(cache, list(windows[:, :prompt]), depth=depth))
-    losses = [_negative_log_likelihood(logits, windows[:, prompt])]
-    marks = [cache.mark(row) for row in range(rows)]
-    for position in range(prompt, length - 1):
-        logits = executor.step(cache, windows[:, position], depth)
-        losses.append(_negative_log_likelihood(logits, windows[:, position + 1]))
+    losses: list[list[Array]] = [[] for _ in range(rows)]
+    pairs = [(ids[:prompt], ids[prompt:]) for ids in windows]
+    for row, logits, targets in predicted(executor, cache, pairs, depth, chunk=1):
+        losses[row].append(-log_probabilities(logits, targets))
     assert cache.logs is not None
-    fed = [executor.reader.joined(cache.logs[mark.row][mark.steps :]) for mark in marks]
-    return np.stack(losses, axis=1), np.stack([executor.reader.layers_run(row) for row in fed])
-
-
-def _negative_log_likelihood(logits: Array, targets: Array) -> Array:
-    values = logits.astype(np.float64)
-    top = values.max(axis=-1, keepdims=True)
-    log_sum = top[:, 0] + np.log(np.exp(values - top).sum(axis=-1))
-    return np.asarray(log_sum - values[np.arange(len(targets)), targets])
+    layers = [executor.reader.layers_run(executor.reader.joined(log))[prompt:] for log in cache.logs]
+    return np.stack([np.concatenate(row) for row in losses]), np.stack(layers)
 
 
 __all__ = ["Evaluation", "evaluate"]

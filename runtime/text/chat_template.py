@@ -3,27 +3,36 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from collections.abc import Collection, Mapping, Sequence
-from importlib.util import find_spec
-from pathlib import Path
 from typing import Any
 
 from dynexport.runtime.bundle.checks import checked_kind, checked_list
 from dynexport.runtime.bundle.errors import DynexportError, told_as
-from dynexport.runtime.bundle.text_files import TEMPLATE_FILE
+from dynexport.runtime.bundle.text_files import CONFIG_FILE, TEMPLATE_FILE
 from dynexport.runtime.text import template_process
+from dynexport.runtime.text.render_process import RenderError, RenderProcess
 
 _LARGEST_TEMPLATE = 1 << 20  # characters
 SECONDS = 10  # of CPU time; an ordinary template takes a thousandth of it
 # Names of a message's reasoning field; most templates read the first, gpt-oss's reads the second.
 _REASONING = ("reasoning_content", "thinking", "reasoning")
 _OUR_VARIABLES = ("messages", "add_generation_prompt")
+_SPECIAL_NAMES = (
+    "bos_token",
+    "eos_token",
+    "unk_token",
+    "sep_token",
+    "pad_token",
+    "cls_token",
+    "mask_token",
+)
 
 
 class ChatTemplate:
-    """The chat templates of a model, rendered in a sandbox, in a process with limited time and memory.
+    """The chat templates of a model, rendered in a sandbox, in processes with limited time and memory.
+
+    One process starts at the first use, compiles them, and ends with this object; a fork of it renders each text.
+    Several threads may share it.
 
     Args:
         templates: template text by name; "tool_use" is used when tools are given and it exists, else "default".
@@ -39,7 +48,7 @@ class ChatTemplate:
                     f"{TEMPLATE_FILE}: template {name:.80}: expected at most {_LARGEST_TEMPLATE} characters, found "
                     f"{len(template)}"
                 )
-        self._templates = dict(templates)
+        self._templates, self._process = dict(templates), RenderProcess(templates, SECONDS)
 
     def render(
         self,
@@ -73,7 +82,7 @@ class ChatTemplate:
             "messages": _plain_messages(messages),
             "add_generation_prompt": add_generation_prompt,
         }
-        return _in_a_process(self._chosen(values["tools"] is not None), values)
+        return self._rendered(self._chosen(values["tools"] is not None), values)
 
     def unused(self, variables: Collection[str]) -> list[str]:
         """Return the names of variables that no template reads. Raises DynexportError for an invalid template."""
@@ -81,15 +90,24 @@ class ChatTemplate:
             read = set().union(*map(template_process.used_variables, self._templates.values()))
         return [name for name in variables if name not in {*read, "tools"}]
 
+    def _rendered(self, template: str, values: dict[str, Any]) -> str:
+        try:
+            return self._process.render(template, values)
+        except RenderError as error:
+            raise DynexportError(f"{TEMPLATE_FILE}: the chat template failed: {error!s:.500}") from error
+        except OSError as error:
+            raise DynexportError(f"{TEMPLATE_FILE}: the chat template's process failed: {error}") from error
+
     def _chosen(self, with_tools: bool) -> str:
+        """Return the name of the template to use."""
         if with_tools and "tool_use" in self._templates:
-            return self._templates["tool_use"]
+            return "tool_use"
         if "default" not in self._templates:
             raise DynexportError(
                 f"{TEMPLATE_FILE}: expected a template named default, found {sorted(self._templates)!s:.200}; put the "
                 "one to use into the checkpoint's chat_template.jinja, and convert again"
             )
-        return self._templates["default"]
+        return "default"
 
 
 def named_templates(value: Any, where: str) -> dict[str, str]:
@@ -111,29 +129,6 @@ def named_templates(value: Any, where: str) -> dict[str, str]:
     if isinstance(value, dict) and all(isinstance(text, str) for entry in value.items() for text in entry):
         return dict(value)
     raise DynexportError(f"{where}: chat_template: expected text, or texts by name, found {type(value).__name__}")
-
-
-def _in_a_process(template: str, values: dict[str, Any]) -> str:
-    found = [spec.origin for name in ("jinja2", "markupsafe") if (spec := find_spec(name)) and spec.origin]
-    packages = sorted({str(Path(origin).parent.parent) for origin in found})
-    request = json.dumps({"path": packages, "seconds": SECONDS, "template": template, "variables": values})
-    try:
-        done = subprocess.run(
-            [sys.executable, "-I", "-S", template_process.__file__],
-            input=request.encode(),
-            capture_output=True,
-            timeout=10 * SECONDS,
-        )
-    except (OSError, subprocess.TimeoutExpired) as error:
-        raise DynexportError(f"{TEMPLATE_FILE}: the chat template's process failed: {error}") from error
-    try:
-        answer = json.loads(done.stdout)
-    except ValueError:
-        # Killed at a limit, mostly before it could report it.
-        answer = {"error": f"it takes more than {SECONDS} s, or too much memory"}
-    if "error" in answer:
-        raise DynexportError(f"{TEMPLATE_FILE}: the chat template failed: {answer['error']:.500}")
-    return str(answer["text"])
 
 
 def _plain_messages(messages: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
@@ -162,3 +157,16 @@ def _json_values(where: str, fields: dict[str, Any]) -> dict[str, Any]:
     with told_as(f"{where}: expected JSON values"):
         copy: dict[str, Any] = json.loads(json.dumps(fields))
     return copy
+
+
+def special_tokens(config: Mapping[str, Any]) -> dict[str, str]:
+    """Return the special tokens of a tokenizer_config.json, each given as text or as an object with "content"."""
+    tokens = {}
+    for name in _SPECIAL_NAMES:
+        value = config.get(name)
+        token = value.get("content") if isinstance(value, dict) else value
+        if isinstance(token, str):
+            tokens[name] = token
+        elif value is not None:
+            raise DynexportError(f'{CONFIG_FILE}: {name}: expected text or an object with "content", found {value!r}')
+    return tokens

@@ -1,4 +1,4 @@
-"""Render a chat template in a separate process: a script, run by ``chat_template.py``, without dynexport imports.
+"""Render chat templates in a process of their own: a script, run by ``render_process.py``, without dynexport imports.
 
 Templates come with models and are untrusted. Jinja's sandbox limits the objects that they reach; only process limits
 bound their time and memory.
@@ -7,41 +7,88 @@ bound their time and memory.
 from __future__ import annotations
 
 import json
+import os
 import resource
+import signal
+import socket
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from datetime import datetime
 from typing import Any
 
-MEMORY = 1 << 30  # bytes of address space of the whole process
+MEMORY = 1 << 30  # bytes of address space of each process
 CHARACTERS = 16 << 20
+WAIT = 10  # how many times the CPU time a render may take altogether
 
 
 def main() -> None:
-    """Read a request as JSON from standard input and write the answer as JSON to standard output.
+    """Compile templates, then render each request in a fork, until the caller closes its end of the control socket.
 
-    The request has ``path`` (directories to import from), ``seconds`` (CPU time), ``template`` and ``variables``. The
-    answer has ``text``, or ``error`` with the reason.
+    A fork has the compiled templates, but nothing of another request, and its limits are its own.
+
+    Standard input is a JSON object: ``path`` (directories to import from), ``seconds`` (of CPU time, for compiling and
+    for each render) and ``templates`` (text by name). The argument is the file descriptor of the control socket. Each
+    byte on it brings a socket, on which a request and its answer go as JSON objects to their ends: ``template`` (a
+    name) and ``variables``; ``text``, or ``error`` with the reason.
     """
-    request = json.load(sys.stdin)
-    sys.path += request["path"]
-    resource.setrlimit(resource.RLIMIT_CPU, (request["seconds"], request["seconds"]))
+    setup = json.load(sys.stdin)
+    sys.path += setup["path"]
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the terminal sends it to the caller, too
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # no fork becomes a zombie
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
+    seconds, (_, most) = setup["seconds"], resource.getrlimit(resource.RLIMIT_CPU)
+    resource.setrlimit(resource.RLIMIT_CPU, (seconds, most))
+    templates = {name: _compiled(text) for name, text in setup["templates"].items()}
+    resource.setrlimit(resource.RLIMIT_CPU, (most, most))
+    with socket.socket(fileno=int(sys.argv[1])) as control:
+        while True:
+            byte, files, _, _ = socket.recv_fds(control, 1, 1)
+            if not byte:
+                return
+            for file in files:
+                if not os.fork():
+                    control.close()
+                    _answer(socket.socket(fileno=file), templates, seconds)
+                os.close(file)
+
+
+def _answer(connection: socket.socket, templates: Mapping[str, Any], seconds: int) -> None:
+    """Answer one request and end the process."""
     try:
-        answer = {"text": render(request["template"], request["variables"])}
-    except MemoryError:
-        answer = {"error": f"it takes more than {MEMORY >> 20} MiB of memory"}
+        resource.setrlimit(resource.RLIMIT_CPU, (seconds, seconds))
+        signal.alarm(WAIT * seconds)
+        with connection.makefile("rwb") as stream:
+            request = json.load(stream)
+            stream.write(json.dumps(_rendered(templates[request["template"]], request["variables"])).encode())
+    finally:
+        os._exit(0)
+
+
+def _compiled(template: str) -> Any:
+    """Return a compiled template, or the answer to every request for it if it cannot be compiled."""
+    try:
+        return _environment().from_string(template)
+    except Exception as error:  # compiling evaluates constant expressions, which may raise anything
+        return _failed(error)
+
+
+def _rendered(template: Any, variables: dict[str, Any]) -> dict[str, str]:
+    """Return the answer with the rendered text, as transformers' ``apply_chat_template`` renders it."""
+    if isinstance(template, dict):
+        return template
+    try:
+        text: str = template.render(variables)
     except Exception as error:  # a template may raise anything
-        answer = {"error": (str(error) or type(error).__name__)[:2000]}
-    json.dump(answer, sys.stdout)
-
-
-def render(template: str, variables: dict[str, Any]) -> str:
-    """Return the rendered text, as transformers' ``apply_chat_template`` does."""
-    text: str = _environment().from_string(template).render(variables)
+        return _failed(error)
     if len(text) > CHARACTERS:
-        raise ValueError(f"it makes more than {CHARACTERS >> 20} Mi characters")
-    return text
+        return {"error": f"it makes more than {CHARACTERS >> 20} Mi characters"}
+    return {"text": text}
+
+
+def _failed(error: Exception) -> dict[str, str]:
+    if isinstance(error, MemoryError):
+        return {"error": f"it takes more than {MEMORY >> 20} MiB of memory"}
+    return {"error": (str(error) or type(error).__name__)[:2000]}
 
 
 def used_variables(template: str) -> set[str]:

@@ -13,17 +13,9 @@ from dynexport.runtime.bundle.checks import checked_kind, checked_list
 from dynexport.runtime.bundle.errors import DynexportError, told_as
 from dynexport.runtime.bundle.json_text import parse_json_object
 from dynexport.runtime.bundle.text_files import CONFIG_FILE, TEMPLATE_FILE, TEXT_FILES, TOKENIZER_FILE
-from dynexport.runtime.text.chat_template import ChatTemplate, named_templates
+from dynexport.runtime.text.chat_template import ChatTemplate, named_templates, special_tokens
+from dynexport.runtime.text.token_bytes import token_bytes
 
-_SPECIAL_NAMES = (
-    "bos_token",
-    "eos_token",
-    "unk_token",
-    "sep_token",
-    "pad_token",
-    "cls_token",
-    "mask_token",
-)
 # Replacements of transformers' clean_up_tokenization, in its order; a bundle's tokenizer.json contains them.
 CLEAN_UPS = {
     " .": ".",
@@ -55,7 +47,7 @@ class Text:
         """Take parsed files; use ``of_bundle`` or ``from_files`` instead."""
         self._tokenizer = tokenizer
         self._chat_template = chat_template
-        self._special_tokens = _special_tokens(config)
+        self._special_tokens = special_tokens(config)
         self._special_ids: frozenset[int] = frozenset()
         self._known: set[int] = set()
         self.cleans_up = bool(config.get("clean_up_tokenization_spaces"))
@@ -146,8 +138,16 @@ class Text:
         Raises:
             DynexportError: also when the bundle has no chat template or no tokenizer.
         """
-        rendered = self._require_template().render(messages, add_generation_prompt, self._special_tokens, variables)
-        return self.encode(rendered, add_special_tokens=False)
+        return self.encode(self.render(messages, add_generation_prompt, variables), add_special_tokens=False)
+
+    def render(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        add_generation_prompt: bool = True,
+        variables: Mapping[str, Any] = NO_VARIABLES,
+    ) -> str:
+        """Return the text of a conversation; arguments and errors as for ``chat``, without a need for a tokenizer."""
+        return self._require_template().render(messages, add_generation_prompt, self._special_tokens, variables)
 
     def unused_variables(self, names: Collection[str]) -> list[str]:
         """Return the names that the chat template does not read. Raises DynexportError if it is missing or invalid."""
@@ -169,6 +169,11 @@ class Text:
         if found:
             self._known.add(token_id)
         return not found
+
+    def token_bytes(self) -> list[bytes]:
+        """Return the bytes that each id adds to a text; see ``token_bytes``. Raises DynexportError as ``encode``."""
+        with told_as(f"{TOKENIZER_FILE}: cannot decode token ids"):
+            return token_bytes(self._require_tokenizer())
 
     def _require_template(self) -> ChatTemplate:
         if self._chat_template is None:
@@ -325,16 +330,3 @@ def _check_utf8(text: str) -> None:
         raise DynexportError(
             f"text: expected UTF-8, found {text[error.start]!a} after {error.start} characters, which is no character"
         ) from error
-
-
-def _special_tokens(config: Mapping[str, Any]) -> dict[str, str]:
-    """Return the special tokens of a tokenizer_config.json, each given as text or as an object with "content"."""
-    tokens = {}
-    for name in _SPECIAL_NAMES:
-        value = config.get(name)
-        token = value.get("content") if isinstance(value, dict) else value
-        if isinstance(token, str):
-            tokens[name] = token
-        elif value is not None:
-            raise DynexportError(f'{CONFIG_FILE}: {name}: expected text or an object with "content", found {value!r}')
-    return tokens

@@ -98,7 +98,7 @@ def other(bundle: Path) -> Path:
 
 
 def exchanged(bundle: Path, other: Path) -> None:
-    assert bundle_writer._exchange(other, bundle)
+    assert bundle_writer.exchange(other, bundle)
 
 
 def removed(bundle: Path, other: Path) -> None:

@@ -88,7 +88,7 @@ def test_the_new_bundle_takes_the_place_of_the_old(
     bundle: Path, exchange: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if not exchange:
-        monkeypatch.setattr(bundle_writer, "_exchange", lambda *_: False)
+        monkeypatch.setattr(bundle_writer, "exchange", lambda *_: False)
     convert(CONFORMANCE / "dense", bundle, golden=False)
     assert contents(bundle).keys() == {"manifest.json", "model.onnx", "model.data"}
     assert Bundle.open(bundle).manifest.contract.strategy == "dense"
@@ -195,7 +195,7 @@ def earlier(tmp_path: Path) -> Path:
 
 def test_the_name_holds_a_bundle_all_the_time(earlier: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     calls: list[str] = []
-    fsync, exchange = os.fsync, bundle_writer._exchange
+    fsync, exchange = os.fsync, bundle_writer.exchange
 
     def recorded_fsync(descriptor: int) -> None:
         calls.append(Path(f"/proc/self/fd/{descriptor}").readlink().name)
@@ -207,7 +207,7 @@ def test_the_name_holds_a_bundle_all_the_time(earlier: Path, monkeypatch: pytest
         return exchange(part, place)
 
     monkeypatch.setattr(os, "fsync", recorded_fsync)
-    monkeypatch.setattr(bundle_writer, "_exchange", recorded_exchange)
+    monkeypatch.setattr(bundle_writer, "exchange", recorded_exchange)
     for free_in_between in ("rename", "replace", "unlink"):
         monkeypatch.setattr(Path, free_in_between, lambda *_: pytest.fail("expected one exchange, found another way"))
     with replacing(earlier) as part:

@@ -85,3 +85,17 @@ def test_running_a_bundle_loads_neither_torch_nor_the_graph_builder(skip_bundle:
     ran = subprocess.run([sys.executable, "-c", script, *arguments], capture_output=True, text=True, env=environment())
     assert len(json.loads(ran.stdout)["ids"]) == 3
     assert ran.stderr.splitlines()[-1] == "[] 0"
+
+
+def test_a_user_without_a_home(skip_bundle: Path) -> None:
+    """As in a container, where a user may have a number only."""
+    script = (
+        "import os, pwd\n"
+        "del os.environ['HOME']\n"
+        "pwd.getpwuid = {}.__getitem__\n"
+        "from dynexport.exporter.cli.main import main\n"
+        "main()\n"
+    )
+    words = [sys.executable, "-c", script, "run", str(skip_bundle), "--prompt", "Hello", "--max-new-tokens", "3"]
+    ran = subprocess.run(words, capture_output=True, text=True, env=environment(HOME="/"))
+    assert (ran.returncode, ran.stderr) == (0, "")

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import importlib
+import json
 import re
 import shlex
 import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
+from urllib.request import urlopen
 
 import pytest
 
@@ -39,7 +42,9 @@ def run_python(code: str, capsys: pytest.CaptureFixture[str]) -> str:
     return capsys.readouterr().out
 
 
-@pytest.mark.parametrize("script", ["docs_bundle", "docs_families", "docs_faults", "docs_fields", "docs_limits"])
+@pytest.mark.parametrize(
+    "script", ["docs_bundle", "docs_families", "docs_faults", "docs_fields", "docs_limits", "docs_triton"]
+)
 def test_tables_come_from_the_code(script: str) -> None:
     module = importlib.import_module(script)
     assert module.PAGE.read_text() == module.page(), f"run: python samples/{script}.py"
@@ -77,7 +82,7 @@ def test_links_lead_somewhere(page: Path) -> None:
             assert anchor in map(slug, headings), f"{page.name}: {link}"
 
 
-@pytest.mark.parametrize("target", ["demo", "docs", "test", "gpu-check"])
+@pytest.mark.parametrize("target", ["demo", "docs", "test", "test-page", "test-triton", "gpu-check"])
 def test_make_targets_resolve(target: str) -> None:
     done = subprocess.run(["make", "-n", target], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
@@ -111,6 +116,9 @@ def workplace(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     save_model(directory / "model", "llama", {**FAMILIES["llama"], **config})
     save_tokenizer(directory / "model", config["vocab_size"])
     (directory / "book.txt").write_text(TEXT * 8)
+    body = {"model": "bundle", "prompt": "Once upon a time", "max_tokens": 4}
+    request = {"custom_id": "one", "method": "POST", "url": "/v1/completions", "body": body}
+    (directory / "requests.jsonl").write_text(json.dumps(request) + "\n")
     (directory / "samples").symlink_to(ROOT / "samples")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(directory)
@@ -128,12 +136,30 @@ def needs_gpu(arguments: list[str]) -> bool:
     return arguments[0] == "gpu-check" or (arguments[0] != "build" and "--backend" in arguments)
 
 
+def serves(arguments: list[str]) -> None:
+    """Start a server at a free port, ask whether it is ready, and stop it."""
+    command = [sys.executable, "-m", "dynexport", *arguments, "--port", "0"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
+        assert process.stdout is not None
+        try:
+            said = process.stdout.readline()
+            with urlopen(f"{said.split()[-1]}/ready", timeout=10) as response:
+                assert response.status == 200
+            process.terminate()
+            assert process.wait(30) == 0
+        finally:
+            process.kill()
+
+
 def test_readme_commands_run(workplace: Path) -> None:
     from dynexport.exporter.cli.main import cli
 
     for arguments in commands(ROOT / "README.md"):
         if needs_gpu(arguments):
             cli.commands[arguments[0]].make_context(arguments[0], arguments[1:])
+            continue
+        if arguments[0] == "serve":
+            serves(arguments)
             continue
         code = cli.main(arguments, prog_name="dynexport", standalone_mode=False)
         assert not code, f"{shlex.join(arguments)}: exit code {code}"
@@ -153,3 +179,13 @@ def test_a_runtime_can_be_written_from_the_bundle_page(workplace: Path, capsys: 
     printed = run_python(snippet, capsys)
     ids = Model(Bundle.open("bundle"), 2).generate([[5, 17, 42]], depth=2, max_new_tokens=16)[0].ids
     assert printed.strip().startswith(str(ids).rstrip("]"))
+
+
+def test_every_field_of_a_request_is_documented() -> None:
+    from dynexport.runtime.serving.http.protocol import ChatBody, CompletionBody
+
+    text = (ROOT / "docs/serving.md").read_text()
+    section = text[text.index("## Fields") : text.index("## Errors")]
+    documented = set(re.findall(r"`(\w+)`", section))
+    fields = set(ChatBody.model_fields) | set(CompletionBody.model_fields)
+    assert fields - documented == set()

@@ -16,11 +16,14 @@ from dynexport.runtime.execution.executor import Executor
 CONTEXT = 40
 # Fewer hops make graphs that load sooner.
 HOPS = {"max_steps": 3, "min_steps": 0}
+INT8_CACHES: dict[str, Any] = {"kv_cache_dtype": "int8", "kv_cache_text": [(7 * token) % 61 for token in range(240)]}
 FORMS: dict[str, tuple[str, dict[str, Any]]] = {
     "dense": ("dense", {}),
     "skip": ("skip-2x", {"speedups": [2, 1.5]}),
     "skip-static": ("skip-2x", {"speedups": [2, 1.5], "static": True}),
     "skip-tensorrt": ("skip-2x", {"speedups": [2, 1.5], "target": "tensorrt", "max_batch": 8}),
+    "skip-int8-caches": ("skip-2x", {"speedups": [2, 1.5], **INT8_CACHES}),
+    "mod-int8-caches": ("mod-router", {"fields": {"cache": {"capacity": 0.5}}, **INT8_CACHES}),
     "mod": ("mod-router", {"fields": {"cache": {"capacity": 0.5}}}),
     "mod-padded": ("mod-router", {"fields": {"cache": {"capacity": 0.5}}, "static": True}),
     "mod-tensorrt": ("mod-router", {"target": "tensorrt", "max_batch": 8}),

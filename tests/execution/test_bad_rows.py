@@ -52,7 +52,7 @@ class At:
         cache = self.cache
         assert cache.logs is not None
         counts = [cache.lengths.tolist(), cache.positions.tolist(), cache.overflow.tolist()]
-        return [*counts, [len(log) for log in cache.logs], list(cache._free), [*cache._tenants]]
+        return [*counts, [len(log) for log in cache.logs], list(cache._free), [*cache._texts._tenants]]
 
 
 WRONG: dict[str, tuple[Callable[[At], Any], str]] = {

@@ -92,3 +92,17 @@ def test_ragged_rows_of_a_set_of_graphs_are_one_call_a_piece(monkeypatch: pytest
     assert ranges(executor, cache, batch, monkeypatch) == [(3, 4)]
     batch = Batch([3, 0], [[1, 2, 3], [4]], "prompt", executor.manifest.full, chunk=2)
     assert ranges(executor, cache, batch, monkeypatch) == [(0, 4), (3, 4)]
+
+
+@pytest.mark.parametrize("form", ["dense", "skip-tensorrt", "mod", "radial-step", "radial-decode-graph"])
+def test_a_batch_may_ask_for_no_logits(form: str) -> None:
+    """As a server does for all chunks of a prompt but the last: the head is not computed."""
+    executor = executor_of(form)
+    nothing = [np.zeros(0, np.int64)] * 2
+    caches = [executor.full_cache(2, CONTEXT) for _ in range(2)]
+    prompts = [[1, 2, 3, 4, 5], [6, 7]]
+    found = executor.run(caches[0], Batch([0, 1], prompts, "prompt", executor.manifest.full, nothing, chunk=4))
+    executor.run(caches[1], Batch([0, 1], prompts, "prompt", executor.manifest.full, chunk=4))
+    assert [logits.shape for logits in found.logits] == [(0, executor.manifest.model.vocab_size)] * 2
+    first, second = (executor.decode(cache, [0, 1], [8, 9], [executor.manifest.full] * 2) for cache in caches)
+    np.testing.assert_allclose(first, second, atol=1e-5)

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import re
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from dynexport.runtime import Bundle, DynexportError
-from dynexport.runtime.engines.engine import Caches
+from dynexport.runtime.engines.engine import Caches, HostMemory
 from dynexport.runtime.execution.batch import Batch
 from dynexport.runtime.execution.executor import Executor
 
@@ -37,6 +39,18 @@ def test_buffers_are_those_that_the_engine_writes(executor: Executor) -> None:
     binding = list(bound.values())[-1]
     addresses = {value.data_ptr() for value in binding._binding.get_outputs()}
     assert {buffer.ctypes.data for buffer in cache.buffers.values()} <= addresses
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_a_token_commits_the_pages_of_its_entries_and_not_those_of_its_row() -> None:
+    def resident() -> int:
+        return int(re.findall(r"RssAnon:\s+(\d+)", Path("/proc/self/status").read_text())[0]) << 10
+
+    buffer = HostMemory().allocate((8, 4, 8192, 64), np.float32)
+    before = resident()
+    buffer[:, :, 0] = 1
+    assert resident() - before < 4 << 20
+    assert not buffer[:, :, 1:].any()
 
 
 def for_context(bundle: Bundle, tokens: int) -> Executor:

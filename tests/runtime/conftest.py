@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import pytest
 from bundles import dense_bundle, ids_bundle, skip_bundle  # noqa: F401 - fixtures
 
 from dynexport.runtime import Bundle, Model
+
+sys.path.append(str(Path(__file__).parent.parent / "execution"))
 
 
 @pytest.fixture(scope="session")

@@ -62,7 +62,7 @@ def test_what_only_looks_like_a_part_is_left_alone(tmp_path: Path) -> None:
 def test_a_part_that_was_taken_for_a_leftover_before_it_was_locked_is_made_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    lock = atomic._lock
+    lock = atomic.lock
     calls: list[int] = []
 
     def late(descriptor: int) -> bool | None:
@@ -71,7 +71,7 @@ def test_a_part_that_was_taken_for_a_leftover_before_it_was_locked_is_made_again
             atomic.remove(next(tmp_path.glob(atomic.PART_PATTERN)))
         return lock(descriptor)
 
-    monkeypatch.setattr(atomic, "_lock", late)
+    monkeypatch.setattr(atomic, "lock", late)
     with atomic.part_directory(tmp_path) as part:
         assert part.is_dir() and len(calls) == 2
 

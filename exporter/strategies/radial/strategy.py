@@ -53,6 +53,7 @@ class RadialStrategy(Strategy[Radial, PathPlan]):
     tensors = r"(model\.)?radial_router\..+"
     sample = "radial-distilled"
     plugin_fields = MappingProxyType({})  # a custom operator selects the weights of chosen layers in a decode step
+    int8_caches = False
 
     def depths(self, contract: Radial, layers: int) -> tuple[Depth, ...]:
         return ()

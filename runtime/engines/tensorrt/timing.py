@@ -11,7 +11,8 @@ from typing import Any
 from dynexport.runtime.bundle.atomic import write_file
 
 # These files are native and trusted, so they are stored outside of bundles, which are untrusted.
-HOME = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "dynexport"
+_CACHE = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")  # noqa: PTH111 - without a home too
+HOME = Path(_CACHE) / "dynexport"
 
 
 def timing_file(version: str, gpu: str) -> Path:

@@ -1,0 +1,123 @@
+"""Submit a prompt to a worker, and iterate over what it delivers, in a thread or in an event loop."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncGenerator, Callable, Iterator, Mapping, Sequence
+from queue import SimpleQueue
+from typing import Any
+
+from dynexport.runtime.bundle.checks import checked_count, checked_ids
+from dynexport.runtime.bundle.errors import DynexportError
+from dynexport.runtime.generation.model import Model, Prompt, WantedDepth
+from dynexport.runtime.generation.sampling import Sampling
+from dynexport.runtime.serving.work import Delivery, Work
+from dynexport.runtime.serving.worker import Worker
+
+_GREEDY = Sampling()
+_MOST_CHOICES = 128
+
+
+def make_work(
+    model: Model,
+    prompt: Prompt,
+    *,
+    max_new_tokens: int = 128,
+    n: int = 1,
+    sampling: Sampling = _GREEDY,
+    depth: WantedDepth = None,
+    stop: Sequence[str] = (),
+    chat: bool = False,
+    schema: Mapping[str, Any] | None = None,
+    stop_token_ids: Sequence[int] = (),
+    seconds: float | None = None,
+    deliver: Callable[[Delivery], None] = lambda delivery: None,
+) -> Work:
+    """Return a request to submit.
+
+    Args:
+        model: the worker's model.
+        prompt: text or token ids.
+        max_new_tokens: most tokens of an answer.
+        n: number of answers, each with its own random draws.
+        sampling: the sampling options of all answers.
+        depth: a ratio or name that the bundle declares, as for ``Model.generate``.
+        stop: strings that end an answer; they are not part of its text.
+        chat: true for an answer in a chat, which also ends at the manifest's ``turn_end`` tokens.
+        schema: a JSON schema that every answer fulfils, as for ``Model.generate``.
+        stop_token_ids: ids that end an answer, as for ``Model.generate``.
+        seconds: time limit, waiting included; None for no limit.
+        deliver: receives the deliveries; ``answers`` and ``answers_async`` set their own.
+
+    Raises:
+        DynexportError: for an argument of another type or out of its range.
+    """
+    tokens = model.text.encode(prompt) if isinstance(prompt, str) else prompt
+    ids = checked_ids("prompt", tokens, model.bundle.manifest.model.vocab_size)
+    if not len(ids):
+        raise DynexportError("prompt: expected at least one token, found none")
+    new_tokens, chosen = checked_count("max_new_tokens", max_new_tokens), model.depth(depth)
+    requests = [
+        model.request(
+            [ids],
+            len(ids),
+            index=index,
+            depth=chosen,
+            sampling=sampling,
+            max_new_tokens=new_tokens,
+            stop=stop,
+            chat=chat,
+            schema=schema,
+            stop_token_ids=stop_token_ids,
+        )
+        for index in range(checked_count("n", n, 1, _MOST_CHOICES))
+    ]
+    return Work(ids, requests, new_tokens, deliver, None if seconds is None else time.monotonic() + seconds)
+
+
+def answers(worker: Worker, work: Work) -> Iterator[Delivery]:
+    """Submit a request and yield its deliveries; a caller that stops early cancels it.
+
+    Raises:
+        DynexportError: as for ``Worker.submit``; a request that ends without an answer has a ``failure`` instead.
+    """
+    inbox: SimpleQueue[Delivery] = SimpleQueue()
+    work.deliver = inbox.put
+    worker.submit(work)
+    try:
+        while True:
+            delivery = inbox.get()
+            yield delivery
+            if delivery.done:
+                return
+    finally:
+        work.cancelled = True
+
+
+async def answers_async(worker: Worker, *works: Work) -> AsyncGenerator[Delivery, None]:
+    """Submit requests and yield their deliveries, as they come, in the running event loop.
+
+    A caller that stops early closes the generator, which cancels the requests. Errors as for ``answers``.
+    """
+    loop, inbox = asyncio.get_running_loop(), asyncio.Queue[Delivery]()
+    left = len(works)
+    try:
+        for work in works:
+            work.deliver = lambda delivery: _send(loop, inbox, delivery)
+            worker.submit(work)
+        while left:
+            delivery = await inbox.get()
+            left -= delivery.done
+            yield delivery
+    finally:
+        for work in works:
+            work.cancelled = True
+
+
+def _send(loop: asyncio.AbstractEventLoop, inbox: asyncio.Queue[Delivery], delivery: Delivery) -> None:
+    if not loop.is_closed():  # a server that has ended
+        loop.call_soon_threadsafe(inbox.put_nowait, delivery)
+
+
+__all__ = ["answers", "answers_async", "make_work"]

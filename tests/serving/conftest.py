@@ -1,0 +1,33 @@
+"""Models and servers that the tests of this folder share."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from bundles import talking_checkpoint
+
+from dynexport.exporter import convert
+from dynexport.runtime.bundle.bundle import Bundle
+from dynexport.runtime.generation.model import Model
+from dynexport.runtime.serving.http.settings import HttpSettings
+
+sys.path.append(str(Path(__file__).parent.parent / "execution"))
+
+from live import KEY, Live
+
+
+@pytest.fixture(scope="session")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Model:
+    home = tmp_path_factory.mktemp("served")
+    convert(talking_checkpoint(home / "model"), home / "small", speedups=[2.0], golden=False)
+    return Model(Bundle.open(home / "small"), threads=1)
+
+
+@pytest.fixture(scope="session")
+def live(model: Model) -> Iterator[Live]:
+    http = HttpSettings(keys=("another", KEY), most_bytes=1 << 16, read_seconds=1)
+    with Live(model, http, rows=4, prefix_bytes=1 << 20) as server:
+        yield server
