@@ -84,9 +84,7 @@ class Scheduler:
         return float(self.cache.positions.sum()) / (self.rows * self.tokens)
 
     def check(self, work: Work) -> None:
-        """Raise DynexportError for a request that can never run: no tokens, too many of them, too many answers."""
-        if not len(work.prompt):
-            raise DynexportError("prompt: expected at least one token, found none")
+        """Raise DynexportError for a request that can never run: too many tokens, too many answers."""
         limits = self._executor.limits
         if limits.whole_prompts and limits.prompt is not None and len(work.prompt) > limits.prompt:
             raise DynexportError(

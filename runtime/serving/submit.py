@@ -9,7 +9,6 @@ from queue import SimpleQueue
 from typing import Any
 
 from dynexport.runtime.bundle.checks import checked_count, checked_ids
-from dynexport.runtime.bundle.errors import DynexportError
 from dynexport.runtime.generation.model import Model, Prompt, WantedDepth
 from dynexport.runtime.generation.sampling import Sampling
 from dynexport.runtime.serving.work import Delivery, Work
@@ -55,8 +54,6 @@ def make_work(
     """
     tokens = model.text.encode(prompt) if isinstance(prompt, str) else prompt
     ids = checked_ids("prompt", tokens, model.bundle.manifest.model.vocab_size)
-    if not len(ids):
-        raise DynexportError("prompt: expected at least one token, found none")
     new_tokens, chosen = checked_count("max_new_tokens", max_new_tokens), model.depth(depth)
     requests = [
         model.request(

@@ -8,6 +8,7 @@ from typing import Literal, TypeAlias
 
 import numpy as np
 
+from dynexport.runtime.bundle.errors import DynexportError
 from dynexport.runtime.bundle.manifest import Depth
 from dynexport.runtime.execution.kv_cache import KvCache
 from dynexport.runtime.generation.request import Piece, Request
@@ -74,6 +75,9 @@ class Work:
         arrived: time.monotonic() of its submission.
         cancelled: set by any thread to end it at the next step.
         reused: number of the prompt's tokens whose entries came from earlier requests; set before the first token.
+
+    Raises:
+        DynexportError: for a prompt without tokens.
     """
 
     prompt: Array
@@ -84,6 +88,10 @@ class Work:
     arrived: float = 0.0
     cancelled: bool = False
     reused: int = 0
+
+    def __post_init__(self) -> None:
+        if not len(self.prompt):
+            raise DynexportError("prompt: expected at least one token, found none")
 
     @property
     def depth(self) -> Depth:
