@@ -15,7 +15,8 @@ from dynexport.runtime.serving.work import Delivery, Work
 from dynexport.runtime.serving.worker import Worker
 
 _GREEDY = Sampling()
-_MOST_CHOICES = 128
+# Most answers to one prompt.
+MOST_CHOICES = 128
 
 
 def make_work(
@@ -68,7 +69,7 @@ def make_work(
             schema=schema,
             stop_token_ids=stop_token_ids,
         )
-        for index in range(checked_count("n", n, 1, _MOST_CHOICES))
+        for index in range(checked_count("n", n, 1, MOST_CHOICES))
     ]
     return Work(ids, requests, new_tokens, deliver, None if seconds is None else time.monotonic() + seconds)
 
@@ -117,4 +118,4 @@ def _send(loop: asyncio.AbstractEventLoop, inbox: asyncio.Queue[Delivery], deliv
         loop.call_soon_threadsafe(inbox.put_nowait, delivery)
 
 
-__all__ = ["answers", "answers_async", "make_work"]
+__all__ = ["MOST_CHOICES", "answers", "answers_async", "make_work"]

@@ -25,14 +25,11 @@ from dynexport.runtime.serving.http import asking
 from dynexport.runtime.serving.http.answering import Answer
 from dynexport.runtime.serving.http.asking import Asked
 from dynexport.runtime.serving.http.errors import ApiError, of_error, of_failure, of_validation
-from dynexport.runtime.serving.http.protocol import ChatBody, CompletionBody
+from dynexport.runtime.serving.http.protocol import MOST_PROMPTS, ChatBody, CompletionBody
 from dynexport.runtime.serving.http.served import Directory, Served
 from dynexport.runtime.serving.settings import Settings
 from dynexport.runtime.serving.work import Delivery, Failure, Work
 from dynexport.runtime.serving.worker import Worker
-
-# Most prompts of a body (``CompletionBody.prompt``).
-_MOST_PROMPTS = 128
 
 
 @dataclass
@@ -64,7 +61,7 @@ def batch_settings(rows: int, tokens: int | None, prefix_bytes: int) -> Settings
         tokens: as for ``Settings``.
         prefix_bytes: as for ``Settings``.
     """
-    return Settings(rows, tokens, queue=2 * rows + _MOST_PROMPTS, prefix_bytes=prefix_bytes)
+    return Settings(rows, tokens, queue=2 * rows + MOST_PROMPTS, prefix_bytes=prefix_bytes)
 
 
 def maker_of(bundle: Bundle, settings: Settings, backend: str) -> str:

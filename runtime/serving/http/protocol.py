@@ -7,8 +7,12 @@ from typing import Annotated, Any, Final, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from dynexport.runtime.serving.submit import MOST_CHOICES
+
 Ids = list[Annotated[int, Field(ge=0)]]
-_MOST_PROMPTS, _MOST_STOPS, _MOST_CHOICES = 128, 16, 128
+# Most prompts of a body.
+MOST_PROMPTS = 128
+_MOST_STOPS = 16
 # Fields of OpenAI's API that are refused by name, as the answer would not be what they ask for.
 UNSUPPORTED: Final = frozenset(
     (
@@ -78,7 +82,7 @@ class Generation(Body):
 
     model: str
     depth: str | float | None = None
-    n: int | None = Field(default=1, ge=1, le=_MOST_CHOICES)
+    n: int | None = Field(default=1, ge=1, le=MOST_CHOICES)
     stream: bool | None = False
     stream_options: StreamOptions | None = None
     stop: str | Annotated[list[str], Field(max_length=_MOST_STOPS)] | None = None
@@ -114,9 +118,9 @@ class CompletionBody(Generation):
 
     prompt: (
         str
-        | Annotated[list[str], Field(min_length=1, max_length=_MOST_PROMPTS)]
+        | Annotated[list[str], Field(min_length=1, max_length=MOST_PROMPTS)]
         | Annotated[Ids, Field(min_length=1)]
-        | Annotated[list[Annotated[Ids, Field(min_length=1)]], Field(min_length=1, max_length=_MOST_PROMPTS)]
+        | Annotated[list[Annotated[Ids, Field(min_length=1)]], Field(min_length=1, max_length=MOST_PROMPTS)]
     )
     logprobs: int | None = Field(default=None, ge=0, le=20)
     echo: Literal[False] | None = None
@@ -163,6 +167,7 @@ class DetokenizeBody(Body):
 
 
 __all__ = [
+    "MOST_PROMPTS",
     "UNSUPPORTED",
     "Body",
     "ChatBody",
