@@ -39,7 +39,7 @@ _LATENCIES = {
     "request_prompt_tokens": ("Tokens of a prompt.", _TOKENS),
     "request_generation_tokens": ("Tokens of an answer.", _TOKENS),
 }
-_COUNTERS = {
+COUNTERS = {
     "vllm:prompt_tokens": "Tokens of prompts that have run or were reused.",
     "vllm:generation_tokens": "Generated tokens.",
     "vllm:prefix_cache_queries": "Tokens of prompts that have started.",
@@ -82,7 +82,7 @@ class Metrics:
             for name, (text, buckets) in _LATENCIES.items()
         }
         self._counters: dict[str, Counter] = {
-            name: client.Counter(name, text, **kinds) for name, text in _COUNTERS.items()
+            name: client.Counter(name, text, **kinds) for name, text in COUNTERS.items()
         }
         for name, text, label in (
             ("vllm:request_success", "Answers that ended.", "finished_reason"),
@@ -141,7 +141,7 @@ class ModelWatch:
         self._whole, self._queue = bound["e2e_request_latency_seconds"], bound["request_queue_time_seconds"]
         self._prefill, self._decode = bound["request_prefill_time_seconds"], bound["request_decode_time_seconds"]
         self._prompt, self._answer = bound["request_prompt_tokens"], bound["request_generation_tokens"]
-        counters = {name: metrics.counter(name, model_name) for name in _COUNTERS}
+        counters = {name: metrics.counter(name, model_name) for name in COUNTERS}
         self._prompt_tokens, self._tokens = counters["vllm:prompt_tokens"], counters["vllm:generation_tokens"]
         self._queries, self._hits = counters["vllm:prefix_cache_queries"], counters["vllm:prefix_cache_hits"]
         self._refused, self._steps = counters["dynexport_requests_refused"], counters["dynexport_scheduler_seconds"]
@@ -262,4 +262,4 @@ def _calls_of_prompt(decided: Sequence[Decisions], tokens: int) -> int:
     return len(decided)
 
 
-__all__ = ["Metrics", "ModelWatch"]
+__all__ = ["COUNTERS", "Metrics", "ModelWatch"]

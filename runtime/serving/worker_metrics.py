@@ -34,7 +34,7 @@ class Attached:
 
 
 # Name -> (text, value of a worker).
-_GAUGES: dict[str, tuple[str, Callable[[Worker], float]]] = {
+GAUGES: dict[str, tuple[str, Callable[[Worker], float]]] = {
     "vllm:num_requests_waiting": ("Requests that wait for rows.", lambda worker: worker.waiting),
     "vllm:num_requests_running": ("Answers that hold rows.", lambda worker: worker.scheduler.running),
     "vllm:kv_cache_usage_perc": ("Share of the cache's tokens in use, 0 to 1.", lambda worker: worker.scheduler.used),
@@ -57,7 +57,7 @@ def families(attached: Mapping[str, Attached]) -> Iterator[Metric]:
         DynexportError: without the package prometheus_client.
     """
     core: Any = require_module("prometheus_client.core", "serve", "report metrics")
-    for name, (text, value) in _GAUGES.items():
+    for name, (text, value) in GAUGES.items():
         gauge = core.GaugeMetricFamily(name, text, labels=["model_name"])
         for model, each in attached.items():
             gauge.add_metric([model], float(value(each.worker)))
@@ -136,4 +136,4 @@ def _buckets(bounds: Sequence[float], counts: Array) -> list[tuple[str, float]]:
     return list(zip(names, np.cumsum(counts).astype(float).tolist(), strict=True))
 
 
-__all__ = ["Attached", "families"]
+__all__ = ["GAUGES", "Attached", "families"]

@@ -1,4 +1,4 @@
-"""What a model adds to Triton's own metrics, under the names of dynexport's HTTP server."""
+"""Add a model's metrics to Triton's own, under the names of dynexport's HTTP server."""
 
 from __future__ import annotations
 
@@ -7,25 +7,22 @@ from collections.abc import Sequence
 from typing import Any
 
 from dynexport.runtime.execution.decisions import Decisions
+from dynexport.runtime.serving.metrics import COUNTERS
 from dynexport.runtime.serving.watch import Unwatched
 from dynexport.runtime.serving.work import Answer, Delivery, Reason, Work
 from dynexport.runtime.serving.worker import Worker
+from dynexport.runtime.serving.worker_metrics import GAUGES
 
-_GAUGES = {
-    "vllm:num_requests_running": "Answers that hold rows.",
-    "vllm:num_requests_waiting": "Requests that wait for rows.",
-    "vllm:kv_cache_usage_perc": "Share of the cache's tokens in use, 0 to 1.",
-}
-_COUNTERS = {
-    "vllm:prompt_tokens_total": "Tokens of prompts that have run or were reused.",
-    "vllm:generation_tokens_total": "Generated tokens.",
-    "vllm:prefix_cache_hits_total": "Tokens of prompts whose entries came from earlier requests.",
-    "dynexport_token_layers_total": "Layers that ran for generated tokens, summed over the tokens.",
-    "dynexport_requests_refused_total": "Requests that found the queue full.",
-    "vllm:request_success_total": "Answers that ended, by finished_reason.",
-}
+_GAUGES = ("vllm:num_requests_running", "vllm:num_requests_waiting", "vllm:kv_cache_usage_perc")
+_SHARED = ("vllm:prompt_tokens", "vllm:generation_tokens", "vllm:prefix_cache_hits", "dynexport_requests_refused")
 _ENDED = "vllm:request_success_total"
-METRICS = {**_GAUGES, **_COUNTERS}
+# In Triton a counter's name has its suffix.
+_COUNTERS = {
+    **{f"{name}_total": COUNTERS[name] for name in _SHARED},
+    "dynexport_token_layers_total": "Layers that ran for generated tokens, summed over the tokens.",
+    _ENDED: "Answers that ended, by finished_reason.",
+}
+METRICS = {**{name: GAUGES[name][0] for name in _GAUGES}, **_COUNTERS}
 
 
 class Counts(Unwatched):
@@ -83,10 +80,9 @@ class TritonMetrics:
 
     def publish(self) -> None:
         """Publish all numbers as they are now."""
-        scheduler = self._worker.scheduler
-        numbers = (scheduler.running, self._worker.waiting, scheduler.used)
-        for name, value in zip(_GAUGES, numbers, strict=True):
-            self._metric((name, "")).set(float(value))
+        for name in _GAUGES:
+            _, value = GAUGES[name]
+            self._metric((name, "")).set(float(value(self._worker)))
         for key, count in self._counts.counted().items():
             metric = self._metric(key)
             if more := count - self._published[key]:
