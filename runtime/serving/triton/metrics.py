@@ -32,9 +32,13 @@ class Counts(Unwatched):
         self._counted: Counter[tuple[str, str]] = Counter({(name, ""): 0 for name in _COUNTERS if name != _ENDED})
 
     def started(self, work: Work, waited: float) -> None:
-        """Count the tokens of a prompt, and those that were reused."""
-        self._counted["vllm:prompt_tokens_total", ""] += len(work.prompt)
+        """Count the tokens of a prompt that were reused."""
+        self._counted["vllm:prompt_tokens_total", ""] += work.reused
         self._counted["vllm:prefix_cache_hits_total", ""] += work.reused
+
+    def ran(self, prompt_tokens: int, rows: int, seconds: float) -> None:
+        """Count the tokens of a prompt that have run."""
+        self._counted["vllm:prompt_tokens_total", ""] += prompt_tokens
 
     def ended(self, answer: Answer, reason: Reason | str, decided: Sequence[Decisions], overflow: int) -> None:
         """Count an answer by the reason of its end."""
