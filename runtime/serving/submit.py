@@ -9,6 +9,8 @@ from queue import SimpleQueue
 from typing import Any
 
 from dynexport.runtime.bundle.checks import checked_count, checked_ids
+from dynexport.runtime.bundle.errors import DynexportError
+from dynexport.runtime.bundle.manifest import Depth
 from dynexport.runtime.generation.model import Model, Prompt, WantedDepth
 from dynexport.runtime.generation.sampling import Sampling
 from dynexport.runtime.serving.work import Delivery, Work
@@ -74,6 +76,25 @@ def make_work(
     return Work(ids, requests, new_tokens, deliver, None if seconds is None else time.monotonic() + seconds)
 
 
+def wanted_depth(model: Model, wanted: WantedDepth) -> Depth:
+    """Return the depth that a request asks for.
+
+    Args:
+        model: the worker's model.
+        wanted: as for ``Model.generate``.
+
+    Raises:
+        DynexportError: for one that the bundle does not declare; the bundle's path, which is not the client's business,
+            is not in the message.
+    """
+    try:
+        return model.depth(wanted)
+    except DynexportError as error:
+        manifest = model.bundle.manifest
+        names = ", ".join(depth.name for depth in (manifest.full, *manifest.depths))
+        raise DynexportError(f"depth: expected one of {names}, found {wanted!s:.80}") from error
+
+
 def answers(worker: Worker, work: Work) -> Iterator[Delivery]:
     """Submit a request and yield its deliveries; a caller that stops early cancels it.
 
@@ -118,4 +139,4 @@ def _send(loop: asyncio.AbstractEventLoop, inbox: asyncio.Queue[Delivery], deliv
         loop.call_soon_threadsafe(inbox.put_nowait, delivery)
 
 
-__all__ = ["MOST_CHOICES", "answers", "answers_async", "make_work"]
+__all__ = ["MOST_CHOICES", "answers", "answers_async", "make_work", "wanted_depth"]

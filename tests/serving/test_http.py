@@ -154,6 +154,7 @@ def test_models_and_tokens(live: Live, client: openai.OpenAI) -> None:
         ({"model": "nobody"}, 404, "model: expected one of small, found nobody"),
         ({"model": "small@9"}, 404, "depth: expected one of full, 2, found 9"),
         ({"depth": 9}, 400, "depth: expected one of full, 2, found 9"),
+        ({"model": "small@2", "depth": 9}, 400, "depth: expected one of full, 2, found 9"),
         ({"model": "small@2", "depth": "full"}, 400, "depth: expected 2, as the model's name says, found full"),
         ({"banana": 1}, 400, "Unrecognized request argument supplied: banana"),
         ({"temperature": -1}, 400, "temperature: expected a number greater than or equal to 0, found -1"),

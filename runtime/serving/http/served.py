@@ -12,6 +12,7 @@ from dynexport.runtime.bundle.manifest import Depth
 from dynexport.runtime.generation.generation_config import Recommended, recommended_by
 from dynexport.runtime.generation.model import Model
 from dynexport.runtime.serving.http.errors import ApiError
+from dynexport.runtime.serving.submit import wanted_depth
 from dynexport.runtime.serving.worker import Worker
 
 _BETWEEN = "@"
@@ -80,7 +81,8 @@ class Directory:
             depth: the request's own depth.
 
         Raises:
-            ApiError: for an unknown model or depth, or two depths that differ.
+            ApiError: for an unknown model or one with an unknown depth, or two depths that differ.
+            DynexportError: for an unknown depth of the request's own.
         """
         plain, _, suffix = name.rpartition(_BETWEEN)
         if name in self.models or plain not in self.models:
@@ -91,13 +93,10 @@ class Directory:
             message = f"model: expected one of {known}, found {name:.80}"
             raise ApiError(404, message, param="model", code="model_not_found")
         try:
-            by_name, by_field = served.model.depth(suffix or None), served.model.depth(depth)
+            by_name = wanted_depth(served.model, suffix or None)
         except DynexportError as error:
-            names = ", ".join(each["name"] for each in served.described()[0]["depths"])
-            message = f"depth: expected one of {names}, found {suffix or depth!s:.80}"
-            if suffix:
-                raise ApiError(404, message, param="model", code="model_not_found") from error
-            raise ApiError(400, message, param="depth") from error
+            raise ApiError(404, str(error), param="model", code="model_not_found") from error
+        by_field = wanted_depth(served.model, depth)
         if suffix and depth is not None and by_field != by_name:
             raise ApiError(400, f"depth: expected {suffix}, as the model's name says, found {depth}", param="depth")
         return served, by_name if suffix else by_field

@@ -11,9 +11,8 @@ import numpy as np
 from dynexport.runtime.bundle.checks import checked_count
 from dynexport.runtime.bundle.errors import DynexportError
 from dynexport.runtime.bundle.json_text import parse_json, parse_json_object
-from dynexport.runtime.bundle.manifest import Depth
-from dynexport.runtime.generation.model import Model, Prompt
-from dynexport.runtime.serving.submit import make_work
+from dynexport.runtime.generation.model import Prompt
+from dynexport.runtime.serving.submit import make_work, wanted_depth
 from dynexport.runtime.serving.triton.fields import INPUTS, NEW_TOKENS, OUTPUTS, PROMPTS
 from dynexport.runtime.serving.triton.loading import Loaded
 from dynexport.runtime.serving.work import Delivery, Work
@@ -91,7 +90,7 @@ def read(loaded: Loaded, tensors: Mapping[str, Array], seconds: float | None = N
         ids,
         max_new_tokens=checked_count("max_tokens", given.get("max_tokens", most)),
         sampling=replace(recommended.sampling, **{name: given[name] for name in _SAMPLING if name in given}),
-        depth=_depth(model, given.get("depth")),
+        depth=wanted_depth(model, given.get("depth")),
         stop=[*given.get("stop", ()), *own_stop],
         chat=prompts[0] == "messages",
         schema=parse_json_object(given["json_schema"], "json_schema") if "json_schema" in given else None,
@@ -119,15 +118,6 @@ def _plain(name: str, value: Any) -> Any:
             raise DynexportError(f"{name}: expected UTF-8 text, found {error.reason} at byte {error.start}") from error
     # The shortest decimal that is this float32: 0.7, as the client wrote it, and not 0.699999988.
     return float(str(value)) if isinstance(value, np.float32) else value.item() if hasattr(value, "item") else value
-
-
-def _depth(model: Model, wanted: str | None) -> Depth:
-    try:
-        return model.depth(wanted)
-    except DynexportError as error:  # its message has the bundle's path, which is not the client's business
-        manifest = model.bundle.manifest
-        names = ", ".join(depth.name for depth in (manifest.full, *manifest.depths))
-        raise DynexportError(f"depth: expected one of {names}, found {wanted!s:.80}") from error
 
 
 def _ids(loaded: Loaded, name: str, prompt: Any) -> Prompt:
