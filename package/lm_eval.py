@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterable, Mapping, Sequence
-from functools import partial
-from queue import SimpleQueue
+from contextlib import closing
 from typing import Any
 
 from dynexport.runtime.bundle.checks import checked_count
@@ -16,8 +15,8 @@ from dynexport.runtime.generation.request import Generation
 from dynexport.runtime.generation.sampling import Sampling
 from dynexport.runtime.measure.likelihood import Likelihood, likelihoods
 from dynexport.runtime.serving.settings import Settings
-from dynexport.runtime.serving.submit import make_work
-from dynexport.runtime.serving.work import Delivery, Work
+from dynexport.runtime.serving.submit import answers, make_work
+from dynexport.runtime.serving.work import Work
 from dynexport.runtime.serving.worker import Worker
 
 try:
@@ -125,28 +124,22 @@ class BundleLM(LM):
         Raises:
             DynexportError: for an option of generation that there is not, or a request that fails.
         """
-        inbox: SimpleQueue[tuple[int, Delivery]] = SimpleQueue()
         works = [self._work(*each.args) for each in requests]
-        done = [Generation(len(work.prompt)) for work in works]
+        done = {work: Generation(len(work.prompt)) for work in works}
         worker = Worker(self._model, Settings(self._rows, self._most, queue=len(works) + 1))
         worker.start()
         try:
-            for place, work in enumerate(works):
-                work.deliver = partial(_put, inbox, place)
-                worker.submit(work)
-            left = len(works)
-            with tqdm(total=left, desc="dynexport", disable=disable_tqdm) as bar:
-                while left:
-                    place, delivery = inbox.get()
+            bar = tqdm(total=len(works), desc="dynexport", disable=disable_tqdm)
+            with bar, closing(answers(worker, *works)) as deliveries:
+                for delivery in deliveries:
                     if delivery.failure is not None:
-                        raise DynexportError(f"request {place}: {delivery.failure.message}")
+                        raise DynexportError(f"request {works.index(delivery.work)}: {delivery.failure.message}")
                     for answered in delivery.answered:
-                        done[place].push(answered.piece)
-                    left -= delivery.done
+                        done[delivery.work].push(answered.piece)
                     bar.update(int(delivery.done))
         finally:
             worker.close()
-        results = [each.text for each in done]
+        results = [each.text for each in done.values()]
         self._remember("generate_until", requests, results)
         return results
 
@@ -219,10 +212,6 @@ class BundleLM(LM):
         """Give results to lm-eval's cache."""
         for each, result in zip(requests, results, strict=True):
             self.cache_hook.add_partial(kind, each.args, result)
-
-
-def _put(inbox: SimpleQueue[tuple[int, Delivery]], place: int, delivery: Delivery) -> None:
-    inbox.put((place, delivery))
 
 
 def _number(name: str, value: int | str) -> int:

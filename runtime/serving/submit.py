@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, Callable, Iterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Generator, Mapping, Sequence
 from queue import SimpleQueue
 from typing import Any
 
@@ -95,23 +95,24 @@ def wanted_depth(model: Model, wanted: WantedDepth) -> Depth:
         raise DynexportError(f"depth: expected one of {names}, found {wanted!s:.80}") from error
 
 
-def answers(worker: Worker, work: Work) -> Iterator[Delivery]:
-    """Submit a request and yield its deliveries; a caller that stops early cancels it.
+def answers(worker: Worker, *works: Work) -> Generator[Delivery, None, None]:
+    """Submit requests and yield their deliveries as they come; a caller that stops early closes it and cancels them.
 
     Raises:
         DynexportError: as for ``Worker.submit``; a request that ends without an answer has a ``failure`` instead.
     """
-    inbox: SimpleQueue[Delivery] = SimpleQueue()
-    work.deliver = inbox.put
-    worker.submit(work)
+    inbox, left = SimpleQueue[Delivery](), len(works)
     try:
-        while True:
+        for work in works:
+            work.deliver = inbox.put
+            worker.submit(work)
+        while left:
             delivery = inbox.get()
+            left -= delivery.done
             yield delivery
-            if delivery.done:
-                return
     finally:
-        work.cancelled = True
+        for work in works:
+            work.cancelled = True
 
 
 async def answers_async(worker: Worker, *works: Work) -> AsyncGenerator[Delivery, None]:
