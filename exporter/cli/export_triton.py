@@ -11,8 +11,10 @@ from dynexport.exporter.cli.output import Output, json_option
 from dynexport.exporter.triton.repository import export
 from dynexport.runtime.bundle.bundle import Bundle
 from dynexport.runtime.engines.registry import RunBackend
-from dynexport.runtime.serving.triton.fields import DRAIN_SECONDS
+from dynexport.runtime.serving.triton.fields import SETTINGS
 from dynexport.runtime.serving.triton.loading import read_settings
+
+_DEFAULTS = {setting.name: setting.default for setting in SETTINGS}
 
 
 @click.command(
@@ -35,13 +37,17 @@ Examples:
 @click.option("--link", is_flag=True, help="Link to the bundle, in place of a copy: for a repository that stays here.")
 @click.option("--force", is_flag=True, help="Replace an earlier export of this name.")
 @click.option("--threads", type=int, help="Threads of ONNX Runtime.  [default: all cores of Triton's machine]")
-@click.option("--max-rows", type=int, help="Answers that run at a time.  [default: 8]")
+@click.option("--max-rows", type=int, help=f"Answers that run at a time.  [default: {_DEFAULTS['max_rows']}]")
 @click.option("--max-length", type=int, help="Most tokens of a prompt and its answer.  [default: the model's context]")
-@click.option("--chunk", type=int, help="Tokens of a prompt's first chunk.  [default: 48]")
-@click.option("--queue", type=int, help="Requests that may wait.  [default: 256]")
-@click.option("--prefix-bytes", type=int, help="Memory for known prefixes; 0 for none.  [default: 256 MiB]")
+@click.option("--chunk", type=int, help=f"Tokens of a prompt's first chunk.  [default: {_DEFAULTS['chunk']}]")
+@click.option("--queue", type=int, help=f"Requests that may wait.  [default: {_DEFAULTS['queue']}]")
 @click.option(
-    "--drain-seconds", type=float, help=f"Seconds to finish when it is unloaded.  [default: {DRAIN_SECONDS:g}]"
+    "--prefix-bytes", type=int, help=f"Memory for known prefixes; 0 for none.  [default: {_DEFAULTS['prefix_bytes']}]"
+)
+@click.option(
+    "--drain-seconds",
+    type=float,
+    help=f"Seconds to finish when it is unloaded.  [default: {_DEFAULTS['drain_seconds']}]",
 )
 @backend_option
 @json_option

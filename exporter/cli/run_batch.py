@@ -16,11 +16,9 @@ from dynexport.runtime.bundle.bundle import Bundle
 from dynexport.runtime.bundle.errors import require_module
 from dynexport.runtime.engines.registry import RunBackend
 from dynexport.runtime.generation.model import Model
-from dynexport.runtime.serving.settings import Settings
+from dynexport.runtime.serving.settings import PREFIX_BYTES, Settings
 from dynexport.runtime.serving.worker import Worker
 
-# Memory for the prefixes that requests have in common, such as a system message.
-_PREFIX_BYTES = 256 << 20
 # The parameters of the command that a batch takes besides those of ``Batch``.
 _SHARED = ("bundle", "backend", "trust_engines", "threads", "json_path")
 
@@ -114,7 +112,7 @@ def run_batch(
 
     out = Output(json_path)
     model = Model(Bundle.open(path, trust_engines=trust_engines), threads, backend=backend)
-    worker = Worker(model, batch_settings(batch.max_rows, batch.max_length, _PREFIX_BYTES))
+    worker = Worker(model, batch_settings(batch.max_rows, batch.max_length, PREFIX_BYTES))
     name = batch.name or path.resolve().name
     with out.progress("answering") as bar:
         totals = answer_file(batch.requests, batch.answers, name, worker, bar.update)

@@ -19,7 +19,7 @@ from dynexport.runtime.serving.http.server import bind, require_packages
 from dynexport.runtime.serving.http.server import serve as serve_http
 from dynexport.runtime.serving.http.settings import HttpSettings
 from dynexport.runtime.serving.metrics import Metrics
-from dynexport.runtime.serving.settings import CHUNK, Settings
+from dynexport.runtime.serving.settings import PREFIX_BYTES, Settings
 from dynexport.runtime.serving.spans import Spans, otlp_provider
 from dynexport.runtime.serving.watches import Watches
 from dynexport.runtime.serving.worker import Worker
@@ -58,14 +58,18 @@ Examples:
 @click.option(
     "--chunk",
     type=int,
-    default=CHUNK,
+    default=_DEFAULTS.chunk,
     show_default=True,
     help="Tokens of a prompt's first chunk.",
 )
 @click.option("--queue", type=int, default=_DEFAULTS.queue, show_default=True, help="Requests that may wait.")
 @click.option("--reserve", type=int, help="Tokens of all running requests together.  [default: rows times length]")
 @click.option(
-    "--prefix-cache", callback=_size, default="256M", show_default=True, help="Memory for known prefixes; 0 for none."
+    "--prefix-cache",
+    callback=_size,
+    default=f"{PREFIX_BYTES >> 20}M",
+    show_default=True,
+    help="Memory for known prefixes; 0 for none.",
 )
 @click.option(
     "--timeout", type=float, default=_HTTP.request_seconds, show_default=True, help="Seconds that a request may take."

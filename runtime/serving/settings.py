@@ -8,6 +8,8 @@ from dynexport.runtime.bundle.checks import checked_count
 
 # Tokens of a prompt that run between two decode steps of the other rows (docs/benchmarks.md, "Serving").
 CHUNK = 48
+# Memory for known prefixes where a user does not choose, in bytes.
+PREFIX_BYTES = 256 << 20
 
 
 @dataclass(frozen=True)
@@ -44,4 +46,4 @@ class Settings:
         checked_count("prefix_bytes", self.prefix_bytes, 0)
 
 
-__all__ = ["CHUNK", "Settings"]
+__all__ = ["CHUNK", "PREFIX_BYTES", "Settings"]

@@ -5,12 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
-from dynexport.runtime.serving.settings import CHUNK, Settings
+from dynexport.runtime.serving.settings import PREFIX_BYTES, Settings
 
 Kind: TypeAlias = Literal["STRING", "BOOL", "INT32", "INT64", "FP32"]
 _DEFAULTS = Settings()
 NEW_TOKENS = 128
-DRAIN_SECONDS = 20.0
 
 
 @dataclass(frozen=True)
@@ -80,15 +79,11 @@ SETTINGS = (
     Setting("threads", "", "Threads of ONNX Runtime; all cores by default."),
     Setting("max_rows", str(_DEFAULTS.rows), "Answers that run at a time."),
     Setting("max_length", "", "Most tokens of a prompt and its answer; the model's context by default."),
-    Setting(
-        "chunk",
-        str(CHUNK),
-        "Tokens of a prompt's first chunk; later ones are smaller.",
-    ),
+    Setting("chunk", str(_DEFAULTS.chunk), "Tokens of a prompt's first chunk; later ones are smaller."),
     Setting("queue", str(_DEFAULTS.queue), "Requests that may wait; further ones are UNAVAILABLE."),
-    Setting("prefix_bytes", str(256 << 20), "Memory for known prefixes, in bytes; 0 for none."),
-    Setting("drain_seconds", f"{DRAIN_SECONDS:g}", "Seconds that running requests get to finish when it is unloaded."),
+    Setting("prefix_bytes", str(PREFIX_BYTES), "Memory for known prefixes, in bytes; 0 for none."),
+    Setting("drain_seconds", "20", "Seconds that running requests get to finish when it is unloaded."),
 )
 
 
-__all__ = ["DRAIN_SECONDS", "INPUTS", "NEW_TOKENS", "OUTPUTS", "PROMPTS", "SETTINGS", "Kind", "Setting", "Tensor"]
+__all__ = ["INPUTS", "NEW_TOKENS", "OUTPUTS", "PROMPTS", "SETTINGS", "Kind", "Setting", "Tensor"]
