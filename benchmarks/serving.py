@@ -14,12 +14,13 @@ from __future__ import annotations
 import argparse
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from serving_load import draw
 
 from dynexport.runtime.bundle.manifest import Depth
 from dynexport.runtime.generation.model import Model, load
@@ -72,10 +73,8 @@ class Result:
 
 
 def requests(model: Model, count: int, seed: int = 0) -> list[Asked]:
-    """Return random requests; the same for every call."""
-    rng = np.random.default_rng(seed)
-    vocabulary = model.bundle.manifest.model.vocab_size
-    return [Asked(rng.integers(0, vocabulary, rng.integers(16, 257)), int(rng.integers(8, 129))) for _ in range(count)]
+    """Return the requests of ``serving_load.draw``."""
+    return [Asked(*one) for one in draw(model.bundle.manifest.model.vocab_size, count, seed)]
 
 
 def exactly(tokens: int) -> dict[str, Any]:
@@ -88,15 +87,20 @@ def add(scheduler: Scheduler, model: Model, asked: Asked, depth: Depth) -> None:
     scheduler.add(make_work(model, asked.prompt, depth=depth, deliver=asked, **exactly(asked.new_tokens)))
 
 
-def continuous(model: Model, asked: list[Asked], depth: Depth, settings: Settings) -> Result:
-    """Run all requests by a scheduler."""
-    watch = Counted()
-    scheduler = Scheduler(model.executor, settings, watch)
+def run(scheduler: Scheduler, model: Model, asked: Sequence[Asked], depth: Depth) -> float:
+    """Run requests to their ends; return when they began, as ``time.perf_counter`` has it."""
     begun = time.perf_counter()
     for one in asked:
         add(scheduler, model, one, depth)
     while not scheduler.idle:
         scheduler.step()
+    return begun
+
+
+def continuous(model: Model, asked: list[Asked], depth: Depth, settings: Settings) -> Result:
+    """Run all requests by a scheduler."""
+    watch = Counted()
+    begun = run(Scheduler(model.executor, settings, watch), model, asked, depth)
     return result(asked, begun, watch.seconds)
 
 
@@ -195,10 +199,8 @@ def prefix(model: Model, depth: Depth, settings: Settings) -> None:
         prompt = rng.integers(3, 1000, 1000)
         taken = []
         for _ in range(2):
-            one, begun = Asked(prompt, 2), time.perf_counter()
-            add(scheduler, model, one, depth)
-            while not scheduler.idle:
-                scheduler.step()
+            one = Asked(prompt, 2)
+            begun = run(scheduler, model, [one], depth)
             taken.append(one.times[0] - begun)
         ratios.append((taken[0] / taken[1], *taken))
     ratio, unknown, known = sorted(ratios)[len(ratios) // 2]

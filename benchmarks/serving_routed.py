@@ -23,7 +23,7 @@ from pathlib import Path
 
 import numpy as np
 from mixture_of_depths import convert_both, save_model
-from serving import add, requests
+from serving import requests, run
 from serving_load import OtherWork
 
 from dynexport.runtime.bundle.manifest import Depth, LayerRouting
@@ -112,23 +112,19 @@ class Reading(Executor):
         return logits
 
 
-def run(model: Model, executor: Executor, watch: Unwatched, count: int, rows: int) -> float:
+def throughput(model: Model, executor: Executor, watch: Unwatched, count: int, rows: int) -> float:
     """Run requests by a scheduler and return the tokens/s."""
     tokens = min(_MOST_TOKENS, model.bundle.manifest.model.max_length)
     scheduler, asked = Scheduler(executor, Settings(rows=rows, tokens=tokens), watch), requests(model, count)
-    begun = time.perf_counter()
-    for one in asked:
-        add(scheduler, model, one, model.depth("full"))
-    while not scheduler.idle:
-        scheduler.step()
+    begun = run(scheduler, model, asked, model.depth("full"))
     return sum(len(one.times) for one in asked) / (time.perf_counter() - begun)
 
 
 def measure(model: Model, options: argparse.Namespace) -> Figures:
     """Return tokens/s and seconds of one bundle."""
-    run(model, model.executor, Unwatched(), 4, options.rows)  # loads the graphs
+    throughput(model, model.executor, Unwatched(), 4, options.rows)  # loads the graphs
     spent, work = Spent(), OtherWork()
-    speed = run(model, model.executor, spent, options.requests, options.rows)
+    speed = throughput(model, model.executor, spent, options.requests, options.rows)
     return {"tokens_per_second": speed, "prompt": spent.prompt, "decode": spent.decode, "others": work.share()}
 
 
@@ -137,7 +133,7 @@ def count(model: Model, options: argparse.Namespace) -> Figures:
     if not isinstance(model.bundle.manifest.routing, LayerRouting):
         sys.exit(f"{options.routed}: expected a bundle with routed layers, found none")
     routes, executor = Routes(model), Reading(model.bundle, options.threads)
-    run(model, executor, routes, options.requests, options.rows)
+    throughput(model, executor, routes, options.requests, options.rows)
     return {
         "layers": routes.layers / routes.tokens,
         "all_layers": model.bundle.manifest.model.layers,
