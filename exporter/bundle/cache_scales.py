@@ -34,7 +34,8 @@ _BUILT_IN = Path(__file__).with_name("calibration_text.txt")
 _WINDOW, _ROWS = 256, 8
 # Of each window, this share runs as a prompt and the rest as decode steps, which may run in other layers.
 _PROMPT = 0.75
-_LARGEST = 127
+# Largest integer of an entry within the range of its scale.
+LARGEST = 127
 
 
 @dataclass(frozen=True)
@@ -201,7 +202,7 @@ def _scales(place: int, largest: dict[str, Array]) -> CacheScales:
         raise DynexportError(
             f"kv cache: layer {place}: expected tokens of the text that run in it, found none; give a longer text"
         )
-    return CacheScales(*(np.where(top > 0, top / _LARGEST, 1).astype(np.float32) for top in (key, value)))
+    return CacheScales(*(np.where(top > 0, top / LARGEST, 1).astype(np.float32) for top in (key, value)))
 
 
-__all__ = ["ScaleText", "filled", "measure_scales", "scale_text", "with_int8_caches"]
+__all__ = ["LARGEST", "ScaleText", "filled", "measure_scales", "scale_text", "with_int8_caches"]

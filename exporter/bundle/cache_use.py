@@ -7,14 +7,13 @@ from collections.abc import Sequence
 import numpy as np
 from pydantic import BaseModel
 
-from dynexport.exporter.bundle.cache_scales import filled
+from dynexport.exporter.bundle.cache_scales import LARGEST, filled
 from dynexport.exporter.strategies.calibration import CalibrationOptions
 from dynexport.runtime.bundle.bundle import Bundle
 from dynexport.runtime.execution.executor import Executor
 from dynexport.runtime.measure.compared import rows_together, text_windows
 
 Array = np.ndarray
-_LARGEST = 127
 
 
 class CacheUse(BaseModel):
@@ -60,7 +59,7 @@ def measure_cache_use(bundle: Bundle, ids: Sequence[int], options: CalibrationOp
                     np.abs(cache.buffers[f"{place}.{part}"][row, :, :count].astype(np.int16))
                     for part in ("key", "value")
                 )
-                counts[place, :3] += (count, (key >= _LARGEST).sum(), (value >= _LARGEST).sum())
+                counts[place, :3] += (count, (key >= LARGEST).sum(), (value >= LARGEST).sum())
                 counts[place, 3:] = np.maximum(counts[place, 3:], [part.max(initial=0) for part in (key, value)])
     size = manifest.model.kv_heads * manifest.model.head_dim
     return [

@@ -19,7 +19,7 @@ from dynexport.exporter.reference.int8_caches import has_int8_caches, is_rounded
 from dynexport.exporter.reference.weights import Weights
 from dynexport.exporter.strategies import strategies
 from dynexport.runtime.bundle.errors import DynexportError
-from dynexport.runtime.bundle.manifest import Depth, Manifest
+from dynexport.runtime.bundle.manifest import DEQUANTISED, Depth, Manifest
 from dynexport.runtime.execution.decisions import DecisionReader
 from dynexport.runtime.text.text import Text
 
@@ -35,7 +35,6 @@ _LENGTH = 41
 _COMPARED = 8
 # Tokens per piece of a text that is continued by its shuffled pieces: distances between words then vary.
 _TOGETHER = 8
-_DEQUANTISED = "dequantised."
 _FORMS: dict[Kind, str] = {"reference": "", "arithmetic": "arithmetic/", "consistency": "rounding/"}
 _ROUTES: dict[str, type[RowRoutes | RowPaths]] = {"layers": RowRoutes, "paths": RowPaths}
 
@@ -67,7 +66,7 @@ class GoldenRow:
     @property
     def check(self) -> str:
         """Return the name of the check that compares the row."""
-        name = self.name.removeprefix(_DEQUANTISED).replace(".", "/")
+        name = self.name.removeprefix(DEQUANTISED).replace(".", "/")
         return f"{_FORMS[self.kind]}golden/{name}"
 
     @property
@@ -101,7 +100,7 @@ def golden_rows(manifest: Manifest) -> tuple[GoldenRow, ...]:
         rows.append(GoldenRow(name, "long_tokens", depth, row.prompt, row.length, row.positions))
     if is_rounded(manifest):
         kind: Kind = "consistency" if has_int8_caches(manifest) else "arithmetic"
-        rows += [dataclasses.replace(row, name=_DEQUANTISED + row.name, kind=kind) for row in rows]
+        rows += [dataclasses.replace(row, name=DEQUANTISED + row.name, kind=kind) for row in rows]
     return tuple(rows)
 
 

@@ -31,6 +31,8 @@ SCHEMA_VERSION = 2
 MANIFEST = "manifest.json"
 WEIGHTS = "model.data"
 GOLDEN = "golden.safetensors"
+# Begins the names of golden vectors that PyTorch computed with the bundle's rounded numbers.
+DEQUANTISED = "dequantised."
 ENGINES = "engines"
 # A complete new bundle, inside the directory that it is about to replace.
 NEXT = ".dynexport-next"
@@ -268,6 +270,7 @@ class Manifest(Part):
 
 
 __all__ = [
+    "DEQUANTISED",
     "ENGINES",
     "FULL",
     "GOLDEN",

@@ -12,7 +12,7 @@ from safetensors import safe_open
 
 from dynexport.runtime.bundle.bundle import Bundle
 from dynexport.runtime.bundle.errors import told_as
-from dynexport.runtime.bundle.manifest import GOLDEN, LayerRouting, Manifest, PathRouting
+from dynexport.runtime.bundle.manifest import DEQUANTISED, GOLDEN, LayerRouting, Manifest, PathRouting
 from dynexport.runtime.execution.decisions import DecisionReader, Decisions
 
 Array = np.ndarray
@@ -24,7 +24,6 @@ _LAYER_MARGINS = (-0.5, -0.2, -0.1, -0.05, -0.02, -0.01, 0.0, 0.01, 0.02, 0.05, 
 _PATH_MARGINS = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0)
 _MOST_DEPTHS = 16  # buckets of a histogram of depths
 _HALF_LIFE = 10_000  # tokens after which a margin counts half as much in the drift
-_DEQUANTISED = "dequantised."
 
 
 @dataclass(frozen=True)
@@ -157,7 +156,7 @@ def golden_counts(bundle: Bundle) -> DepthCounts | None:
         return None
     with told_as(f"{path}: expected golden vectors"), safe_open(path, framework="numpy") as file:
         names = [name.removesuffix(".margin") for name in file.keys() if name.endswith(".margin")]  # noqa: SIM118
-        rounded = [name for name in names if name.startswith(_DEQUANTISED)]
+        rounded = [name for name in names if name.startswith(DEQUANTISED)]
         if not names:
             return None
         longest = max(rounded or names, key=lambda name: int(file.get_slice(f"{name}.margin").get_shape()[1]))
