@@ -71,7 +71,7 @@ def step(bundle: Bundle, threads: int, rows: int, shallow: int) -> Callable[[], 
 
 
 def idle_rows(bundle: Bundle, threads: int, idle: int) -> Callable[[], object]:
-    """What runs the first and the last row of a range, with so many rows between that take no part."""
+    """Return a function that runs a decode step of two rows, with some idle rows between them."""
     executor = Executor(bundle, threads)
     cache = executor.full_cache(idle + 2, PROMPT + 8)
     rng = np.random.default_rng(0)

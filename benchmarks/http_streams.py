@@ -1,4 +1,4 @@
-"""A client of server-sent events that takes little of the machine: it reads while the server runs and parses after."""
+"""Read server-sent events at little cost: keep the bytes while the server runs, and parse them afterwards."""
 
 from __future__ import annotations
 

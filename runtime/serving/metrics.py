@@ -215,7 +215,7 @@ class ModelWatch:
 
 @dataclass
 class _Running:
-    """What is known of a running request.
+    """The state of a running request, for its metrics.
 
     Attributes:
         begun: time.monotonic() at its start.

@@ -34,7 +34,7 @@ from dynexport.runtime.serving.worker import Worker
 
 @dataclass
 class Totals:
-    """What a run did.
+    """Counts of a run.
 
     Attributes:
         requests: number of requests in the file.
@@ -110,7 +110,7 @@ def answer_file(
 
 @dataclass
 class _Running:
-    """A request that runs."""
+    """A request that the worker runs, and its answer so far."""
 
     number: int
     custom_id: str

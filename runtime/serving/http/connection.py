@@ -1,4 +1,4 @@
-"""A client's connection: how long it may take for the headers of a request, and for reading its answer."""
+"""Limit how long a client's connection may take to send a request's headers and to read its answer."""
 
 from __future__ import annotations
 

@@ -12,7 +12,7 @@ class _Answer(BaseModel):
 
 
 class Problem(_Answer):
-    """What is wrong with a request, in OpenAI's form.
+    """The error of a request, in OpenAI's form.
 
     Attributes:
         message: one line: which field, what was expected and what was found.
@@ -199,7 +199,7 @@ class Detokenized(_Answer):
 
 
 class Health(_Answer):
-    """Whether the process can go on.
+    """The state of the process, as /health reports it.
 
     Attributes:
         status: "ok", or "not ready" when a model's worker has ended by an error.
@@ -211,7 +211,7 @@ class Health(_Answer):
 
 
 class Ready(_Answer):
-    """Whether the server takes requests.
+    """The state of the models, as /ready reports it.
 
     Attributes:
         status: "ready" or "not ready".

@@ -1,4 +1,4 @@
-"""What a request may take before the app sees it: a place, bytes, seconds, and an API key."""
+"""Middleware that limits requests before the app sees them: their number, bytes and seconds, and API keys."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""What a model of NVIDIA Triton Inference Server needs besides Triton: its tensors and its settings."""
+"""Read the tensors and settings of a model of NVIDIA Triton Inference Server, and report its metrics."""
