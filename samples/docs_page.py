@@ -39,7 +39,7 @@ HAMLET = "HAMLET. To be, or not to be, that is the question:"
 
 @dataclass(frozen=True)
 class Picture:
-    """What a picture shows.
+    """The content of a picture.
 
     Attributes:
         model: the model that is asked.

@@ -39,7 +39,7 @@ ANSWER = [("It", 30), (" is", 15), (" a", 15), (" dag", 7), ("ger", 15), (".", 3
 
 
 class FakeServer:
-    """What the page asked for, and how it is answered.
+    """Requests of the page, and how they are answered.
 
     Attributes:
         bodies: the JSON bodies of chat requests.
