@@ -5,6 +5,7 @@
 #include <cstdlib>
 #include <unordered_map>
 
+#include "bundle/onnx_file.hpp"
 #include "bundle/plain_file.hpp"
 #include "bundle/text.hpp"
 #include "dynexport/error.hpp"
@@ -41,6 +42,16 @@ std::optional<double> number_of(const std::string& text) {
   const double value = std::strtod(text.c_str(), &end);
   if (*end != '\0') return std::nullopt;
   return value;
+}
+
+// Throws Error for a graph whose external data is not a file of the bundle.
+void check_external_data(const Bundle& bundle, const std::string& file) {
+  const std::string where = (bundle.path() / file).native();
+  for (const ExternalData& data : external_data(bundle.read(file), where)) {
+    if (bundle.has(data.location)) continue;
+    throw Error(where + ": tensor " + data.tensor + ": external data " + in_quotes(data.location) +
+                " is not a file of the bundle");
+  }
 }
 
 }  // namespace
@@ -104,6 +115,7 @@ std::shared_ptr<const Bundle> Bundle::open(const std::filesystem::path& director
     }
   }
   const std::shared_ptr<const Bundle> bundle(new Bundle(std::move(state)));
+  for (const Graph& graph : bundle->manifest().graphs) check_external_data(*bundle, graph.file);
   bundle->check_unchanged();
   return bundle;
 }
