@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -11,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import ValidationError
 
-from dynexport.runtime.bundle.checks import checked_path, shown
+from dynexport.runtime.bundle.checks import checked_path, is_integer, shown
 from dynexport.runtime.bundle.contract import first_problem
 from dynexport.runtime.bundle.errors import DynexportError
 from dynexport.runtime.bundle.json_text import parse_json
@@ -184,12 +185,12 @@ def _read_manifest(directory: Path) -> Manifest:
         )
     fields = parse_json(read_plain(path, at_most=_LARGEST_MANIFEST, follow=False), path)
     found = fields.get("schema_version") if isinstance(fields, dict) else None
-    if found != SCHEMA_VERSION:
-        newer = isinstance(found, int) and found > SCHEMA_VERSION
+    if found != SCHEMA_VERSION or not is_integer(found):
+        newer = is_integer(found) and found > SCHEMA_VERSION
         advice = "it was made by a newer dynexport, update this one" if newer else "convert the model again"
         raise DynexportError(f"{path}: schema_version: expected {SCHEMA_VERSION}, found {found!r:.40}; {advice}")
     try:
-        return Manifest.model_validate(fields)
+        return Manifest.model_validate_json(json.dumps(fields), strict=True)
     except ValidationError as error:
         raise DynexportError(f"{path}: {first_problem(error)}") from error
 

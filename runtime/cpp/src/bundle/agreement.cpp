@@ -196,6 +196,20 @@ class Agreement {
         refuse(place + "expected a scale for int8 and only there");
       }
     }
+    check_slots(cache);
+  }
+
+  // Checks that all parts of a cache have the same rows and slots.
+  void check_slots(const Cache& cache) const {
+    const Dimension& slots = cache.parts.at("key").shape[2];
+    for (const auto& [name, part] : cache.parts) {
+      const bool has_heads = part.shape.size() == 4;
+      if (slots.symbol == "B" || !(has_heads || part.shape.size() == 2) || part.shape[0].symbol != "B" ||
+          !equal(part.shape[has_heads ? 2 : 1], slots)) {
+        refuse("cache " + std::to_string(cache.place) + ": " + name +
+               ": expected rows B and the slots of its keys, found " + short_shape(part.shape));
+      }
+    }
   }
 
   // Checks that a graph's inputs that hold caches are as ``caches`` has them.

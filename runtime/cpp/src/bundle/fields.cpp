@@ -106,6 +106,27 @@ std::size_t choice(const Value& value, std::initializer_list<std::string_view> c
   value.refuse(expected);
 }
 
+double share(const Value& value) {
+  const double found = number(value);
+  if (!(found <= 1)) value.refuse("less than or equal to 1");
+  if (!(found > 0)) value.refuse("greater than 0");
+  return found;
+}
+
+std::string tag(const Value& value, std::string_view name, std::initializer_list<std::string_view> choices) {
+  const Json& fields = object(value);
+  const auto found = fields.find(name);
+  if (found == fields.end()) value.refuse_as("Unable to extract tag using discriminator '" + std::string(name) + "'");
+  std::string expected;
+  for (const std::string_view known : choices) {
+    if (*found == known) return std::string(known);
+    expected += (expected.empty() ? "'" : ", '") + std::string(known) + "'";
+  }
+  const std::string shown = found->is_string() ? found->get<std::string>() : quoted_value(*found);
+  value.refuse_as("Input tag '" + shown + "' found using '" + std::string(name) +
+                  "' does not match any of the expected tags: " + expected);
+}
+
 const Json& object(const Value& value) {
   if (!value.json().is_object()) value.refuse("an object");
   return value.json();
