@@ -45,7 +45,7 @@ class Agreement {
   }
 
  private:
-  [[noreturn]] void refuse(const std::string& message) const { throw Error(where_ + ": " + message); }
+  [[noreturn]] void refuse(const std::string& message) const { throw Error(where_ + ": " + without_breaks(message)); }
 
   void check_layers(std::size_t cost_layers) const {
     if (cost_layers != static_cast<std::size_t>(manifest_.model.layers)) {

@@ -19,10 +19,12 @@ std::string found_text(const Json& json) {
   return std::string(cut(in_quotes(std::string_view(json.get_ref<const std::string&>())), kFound));
 }
 
-// Whether the text wrote a whole number, which may have been too large for 64 bits.
+// Whether the text wrote a whole number; one of more than 64 bits, of at most 40 digits, is floating point.
 bool is_whole(const Json& json) {
-  return json.is_number_integer() || (json.is_number_float() && std::abs(json.get<double>()) >= 9.2e18 &&
-                                      std::trunc(json.get<double>()) == json.get<double>());
+  if (json.is_number_integer()) return true;
+  if (!json.is_number_float()) return false;
+  const double value = json.get<double>();
+  return std::abs(value) >= 9.2e18 && std::abs(value) < 1e40 && std::trunc(value) == value;
 }
 
 std::int64_t bounded(const Value& value, std::int64_t least, std::uint64_t end, const char* end_text) {
@@ -52,7 +54,7 @@ std::string Value::path() const {
 
 void Value::refuse_as(const std::string& message) const {
   const std::string place = path();
-  throw Error(where_ + ": " + place + (place.empty() ? "" : ": ") + message);
+  throw Error(where_ + ": " + place + (place.empty() ? "" : ": ") + without_breaks(message));
 }
 
 void Value::refuse(const std::string& expected) const {
