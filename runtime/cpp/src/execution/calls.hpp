@@ -11,14 +11,14 @@ namespace dynexport {
 
 // The inputs of one call of a program: right-padded tokens for B neighbouring rows of a cache.
 struct Call {
-  std::int64_t first = 0, rows = 0;   // rows without tokens are computed as well, but add no entry
-  std::int64_t tokens = 0;            // S
-  std::int64_t asked = 0;             // K, logits per row; may be 0
-  std::vector<std::int64_t> ids;      // [B, S]
-  std::vector<std::int64_t> counts;   // [B], tokens of each row
-  std::vector<std::int64_t> wanted;   // [B, K], indices among the S tokens whose logits are returned
-  std::vector<std::int64_t> forced;   // [R, B, S], forced decisions or -1
-  std::vector<std::uint8_t> active;   // [layers], whether a layer runs
+  std::int64_t first = 0, rows = 0;  // rows without tokens are computed as well, but add no entry
+  std::int64_t tokens = 0;           // S
+  std::int64_t asked = 0;            // K, logits per row; may be 0
+  std::vector<std::int64_t> ids;     // [B, S]
+  std::vector<std::int64_t> counts;  // [B], tokens of each row
+  std::vector<std::int64_t> wanted;  // [B, K], indices among the S tokens whose logits are returned
+  std::vector<std::int64_t> forced;  // [R, B, S], forced decisions or -1
+  std::vector<std::uint8_t> active;  // [layers], whether a layer runs
   bool is_prompt = false;
 };
 
