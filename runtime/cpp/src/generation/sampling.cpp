@@ -1,10 +1,13 @@
 // The checks of sampling options.
 #include <algorithm>
 #include <cmath>
+#include <limits>
 #include <string>
 
 #include "dynexport/sampler.hpp"
+#include "execution/checks.hpp"
 #include "generation/number_text.hpp"
+#include "generation/sampling_rules.hpp"
 
 namespace dynexport {
 namespace {
@@ -12,38 +15,14 @@ namespace {
 constexpr std::size_t kMostBiases = 1024, kMostWords = 1024, kMostIds = 65'536;
 constexpr std::int64_t kLongestNgram = 1024, kMostLogprobs = 20;
 constexpr double kLargestBias = 100;
+constexpr std::int64_t kAny = std::numeric_limits<std::int64_t>::max();
 
 void require(bool holds, const std::string& field, const std::string& expected, const std::string& found) {
-  if (!holds) throw Error(field + ": expected " + expected + ", found " + found);
+  if (!holds) refuse_option(field, expected, found);
 }
 
-void require(bool holds, const std::string& field, const std::string& expected, double found) {
-  require(holds, field, expected, number_text(found));
-}
-
-void check_numbers(const Sampling& sampling) {
-  const double temperature = sampling.temperature, repetition = sampling.repetition_penalty, min_p = sampling.min_p;
-  require(std::isfinite(temperature) && temperature >= 0, "temperature", "a finite number >= 0", temperature);
-  require(0 < sampling.top_p && sampling.top_p <= 1, "top_p", "0 < top_p <= 1", sampling.top_p);
-  require(0 < sampling.typical_p && sampling.typical_p <= 1, "typical_p", "0 < typical_p <= 1", sampling.typical_p);
-  require(sampling.top_k >= 0, "top_k", "an integer >= 0", std::to_string(sampling.top_k));
-  require(0 <= min_p && min_p <= 1, "min_p", "0 <= min_p <= 1", min_p);
-  require(1e-6 <= repetition && repetition <= 1e6, "repetition_penalty", "a number from 1e-6 to 1e6", repetition);
-  for (const auto& [name, value] : {std::pair("frequency_penalty", sampling.frequency_penalty),
-                                    std::pair("presence_penalty", sampling.presence_penalty)}) {
-    require(-2 <= value && value <= 2, name, "a number from -2 to 2", value);
-  }
-}
-
-void check_counts(const Sampling& sampling) {
-  const std::int64_t least = sampling.min_new_tokens, ngram = sampling.no_repeat_ngram_size;
-  require(least >= 0, "min_new_tokens", "at least 0", std::to_string(least));
-  require(0 <= ngram && ngram <= kLongestNgram, "no_repeat_ngram_size", "0.." + std::to_string(kLongestNgram),
-          std::to_string(ngram));
-  const std::int64_t logprobs = sampling.logprobs.value_or(0);
-  require(0 <= logprobs && logprobs <= kMostLogprobs, "logprobs", "0.." + std::to_string(kMostLogprobs),
-          std::to_string(logprobs));
-}
+bool is_share(double value) { return 0 < value && value <= 1; }
+bool is_penalty(double value) { return -2 <= value && value <= 2; }
 
 void check_list(const std::string& name, const std::vector<std::int64_t>& ids) {
   require(ids.size() <= kMostIds, name, "at most " + std::to_string(kMostIds) + " token ids",
@@ -57,7 +36,7 @@ void check_biases(const std::map<std::int64_t, double>& biases) {
   for (const auto& [token, bias] : biases) {
     require(token >= 0, "logit_bias", "a mapping of token ids to numbers", std::to_string(token));
     require(-kLargestBias <= bias && bias <= kLargestBias, "logit_bias: token " + std::to_string(token),
-            "a number from -100 to 100", bias);
+            "a number from -100 to 100", number_text(bias));
   }
 }
 
@@ -71,9 +50,44 @@ void check_words(const std::vector<std::vector<std::int64_t>>& words) {
 
 }  // namespace
 
+const std::vector<NumberRule>& number_rules() {
+  static const std::vector<NumberRule> rules = {
+      {"temperature", &Sampling::temperature, [](double value) { return std::isfinite(value) && value >= 0; },
+       "a finite number >= 0"},
+      {"top_p", &Sampling::top_p, is_share, "0 < top_p <= 1"},
+      {"typical_p", &Sampling::typical_p, is_share, "0 < typical_p <= 1"},
+      {"min_p", &Sampling::min_p, [](double value) { return 0 <= value && value <= 1; }, "0 <= min_p <= 1"},
+      {"repetition_penalty", &Sampling::repetition_penalty, [](double value) { return 1e-6 <= value && value <= 1e6; },
+       "a number from 1e-6 to 1e6"},
+      {"frequency_penalty", &Sampling::frequency_penalty, is_penalty, "a number from -2 to 2"},
+      {"presence_penalty", &Sampling::presence_penalty, is_penalty, "a number from -2 to 2"},
+  };
+  return rules;
+}
+
+const std::vector<CountRule>& count_rules() {
+  static const std::vector<CountRule> rules = {
+      {"top_k", &Sampling::top_k, kAny, "an integer >= 0"},
+      {"min_new_tokens", &Sampling::min_new_tokens, kAny, "at least 0"},
+      {"no_repeat_ngram_size", &Sampling::no_repeat_ngram_size, kLongestNgram, "0..1024"},
+  };
+  return rules;
+}
+
+void refuse_option(const std::string& field, const std::string& expected, const std::string& found) {
+  throw Error(field + ": expected " + expected + ", found " + found);
+}
+
 void Sampling::check() const {
-  check_numbers(*this);
-  check_counts(*this);
+  for (const NumberRule& rule : number_rules()) {
+    const double value = this->*rule.field;
+    require(rule.holds(value), rule.name, rule.expected, number_text(value));
+  }
+  for (const CountRule& rule : count_rules()) {
+    const std::int64_t value = this->*rule.field;
+    require(0 <= value && value <= rule.most, rule.name, rule.expected, std::to_string(value));
+  }
+  if (logprobs) checked_count("logprobs", *logprobs, 0, kMostLogprobs);
   check_biases(logit_bias);
   check_list("suppress_tokens", suppress_tokens);
   check_list("begin_suppress_tokens", begin_suppress_tokens);
