@@ -1,0 +1,24 @@
+// Reads the sections of a manifest: each function reads one, and checks what it can without the others.
+#pragma once
+
+#include "bundle/fields.hpp"
+#include "dynexport/manifest.hpp"
+
+namespace dynexport {
+
+Model read_model(const Value& value);
+Depth read_depth(const Value& value);
+Program read_program(const Value& value);
+Graph read_graph(const Value& value);
+Cache read_cache(const Value& value);
+Routing read_routing(const Value& value);
+Limits read_limits(const Value& value);
+Tokens read_tokens(const Value& value);
+File read_file(const Value& value);
+
+// Sections that no runtime needs: they are checked, and what other sections must agree with is returned.
+std::size_t read_cost_layers(const Value& value);
+bool check_cache_text(const Value& value);
+bool check_source(const Value& value);
+
+}  // namespace dynexport
