@@ -1,4 +1,5 @@
 // The engines of a bundle on one GPU; all are chosen, and their records checked, at the start.
+#include <functional>
 #include <map>
 #include <numeric>
 #include <utility>
@@ -151,8 +152,8 @@ std::map<std::string, Stored> choose(const Bundle& bundle, const Here& here, boo
   for (const Graph& graph : bundle.manifest().graphs) {
     chosen.emplace(graph.name, engine_for(bundle, graph, engines, here));
   }
-  for (const auto& [graph, stored] : chosen) {
-    if (!trusted) stored.check_trust();
+  for (const Graph& graph : bundle.manifest().graphs) {
+    if (!trusted) chosen.at(graph.name).check_trust();
   }
   return chosen;
 }

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <optional>
+#include <utility>
 #include <vector>
 
 #include "dynexport/error.hpp"
@@ -10,6 +11,7 @@ namespace dynexport::tensorrt {
 
 namespace {
 
+using Sizes = std::map<std::string, std::int64_t>;
 using Misfit = std::optional<std::pair<std::string, std::int64_t>>;
 
 Misfit misfit(const Profile& profile, const Sizes& sizes) {
@@ -29,44 +31,7 @@ double width(const Profile& profile) {
 
 bool narrower(const Profile& a, const Profile& b) { return width(a) < width(b); }
 
-[[noreturn]] void refuse(const Graph& graph, const TensorSpec& spec, const std::string& expected,
-                         const std::string& found) {
-  throw Error("graph " + graph.name + ": input " + spec.name + ": expected " + expected + ", found " + found);
-}
-
 }  // namespace
-
-Sizes sizes_of(const Graph& graph, const Shapes& shapes) {
-  Sizes sizes;
-  for (const TensorSpec& spec : graph.inputs) {
-    if (spec.name.compare(0, kPast.size(), kPast) == 0) continue;
-    const auto given = shapes.find(spec.name);
-    if (given == shapes.end()) refuse(graph, spec, "a value", "none");
-    const std::vector<std::int64_t>& shape = given->second;
-    if (shape.size() != spec.shape.size()) {
-      refuse(graph, spec, std::to_string(spec.shape.size()) + " dimensions", std::to_string(shape.size()));
-    }
-    for (std::size_t i = 0; i < shape.size(); ++i) {
-      const Dimension& dimension = spec.shape[i];
-      const std::int64_t expected =
-          dimension.symbol.empty() ? dimension.size : sizes.emplace(dimension.symbol, shape[i]).first->second;
-      if (shape[i] != expected || shape[i] < 0) refuse(graph, spec, std::to_string(expected), std::to_string(shape[i]));
-    }
-  }
-  return sizes;
-}
-
-std::vector<std::int64_t> sized(const TensorSpec& spec, const Sizes& sizes) {
-  std::vector<std::int64_t> shape;
-  for (const Dimension& dimension : spec.shape) {
-    const auto known = sizes.find(dimension.symbol);
-    if (!dimension.symbol.empty() && known == sizes.end()) {
-      throw Error(spec.name + ": expected a dimension of the inputs, found " + dimension.symbol);
-    }
-    shape.push_back(dimension.symbol.empty() ? dimension.size : known->second);
-  }
-  return shape;
-}
 
 int profile_for(const Graph& graph, const Sizes& sizes) {
   const std::vector<Profile>& profiles = graph.profiles;

@@ -1,26 +1,16 @@
-// The sizes of a call, and the optimization profile that accepts them.
+// The optimization profile that accepts the sizes of a call.
 #pragma once
 
 #include <cstdint>
 #include <map>
 #include <string>
 
-#include "dynexport/engine.hpp"
+#include "dynexport/manifest.hpp"
 
 namespace dynexport::tensorrt {
 
-// Sizes by symbol.
-using Sizes = std::map<std::string, std::int64_t>;
-
-// The size of every symbol of a graph's inputs except caches. Throws Error for an input that is missing, or of other
-// dimensions than the manifest's.
-Sizes sizes_of(const Graph& graph, const Shapes& shapes);
-
-// A shape with its symbols replaced. Throws Error for a symbol without a size.
-std::vector<std::int64_t> sized(const TensorSpec& spec, const Sizes& sizes);
-
-// The index of the narrowest profile that accepts a step. Throws Error, naming the size and the range that the engine
-// was built for, when there is none.
-int profile_for(const Graph& graph, const Sizes& sizes);
+// Returns the index of the narrowest profile that accepts a step, by its sizes. Throws Error, naming the size and the
+// range that the engine was built for, when there is none.
+int profile_for(const Graph& graph, const std::map<std::string, std::int64_t>& sizes);
 
 }  // namespace dynexport::tensorrt

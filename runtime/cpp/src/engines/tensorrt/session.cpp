@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "dynexport/error.hpp"
+#include "engines/sizes.hpp"
 #include "engines/tensorrt/profiles.hpp"
 
 namespace dynexport::tensorrt {
@@ -15,16 +16,10 @@ namespace {
 // TensorRT requires addresses to be multiples of this.
 constexpr DevicePointer kAlignment = 256;
 
-bool starts_with(std::string_view text, std::string_view start) { return text.substr(0, start.size()) == start; }
-
-std::size_t bytes_of(const std::string& name, Type type, const std::vector<std::int64_t>& shape, std::size_t skip = 0) {
-  std::size_t bytes = size_of(type);
-  for (std::size_t i = skip; i < shape.size(); ++i) {
-    if (shape[i] < 0 || __builtin_mul_overflow(bytes, static_cast<std::size_t>(shape[i]), &bytes)) {
-      throw Error(name + ": expected a size that fits in memory, found a dimension of " + std::to_string(shape[i]));
-    }
-  }
-  return bytes;
+std::size_t checked_bytes(const std::string& name, Type type, const std::vector<std::int64_t>& shape) {
+  const std::optional<std::size_t> bytes = bytes_of(shape, type);
+  if (!bytes) throw Error(name + ": expected a size that fits in memory, found a larger or a negative one");
+  return *bytes;
 }
 
 // What the bindings of an engine share: the engine, memory of intermediate results, and contexts that no binding uses.
@@ -54,7 +49,7 @@ class Arrays {
  public:
   void add(const TensorSpec& spec, std::vector<std::int64_t> shape) {
     places_.emplace(spec.name, tensors_.size());
-    sizes_.push_back(bytes_of(spec.name, spec.type, shape));
+    sizes_.push_back(checked_bytes(spec.name, spec.type, shape));
     tensors_.push_back({spec.type, std::move(shape), nullptr});
   }
   void allocate(const std::shared_ptr<Device>& device) {
@@ -82,6 +77,9 @@ class Arrays {
 
 // Rows of a cache that do not begin at an aligned address: they are copied to memory that does, and back.
 struct Detour {
+  Detour(const std::shared_ptr<Device>& device, DevicePointer its_rows, std::size_t its_bytes)
+      : own(device, its_bytes), rows(its_rows), bytes(its_bytes) {}
+
   DeviceMemory own;
   DevicePointer rows;
   std::size_t bytes;
@@ -91,13 +89,16 @@ class TensorRtBinding : public Binding {
  public:
   TensorRtBinding(std::shared_ptr<Shared> shared, const Shapes& shapes, const Caches& caches)
       : shared_(std::move(shared)), buffers_(caches.buffers) {
-    const Sizes sizes = sizes_of(shared_->graph, shapes);
+    const auto sizes = sizes_of(shared_->graph, shapes);
     profile_ = profile_for(shared_->graph, sizes);
     for (const TensorSpec& spec : shared_->graph.inputs) {
-      if (!starts_with(spec.name, kPast)) inputs_.add(spec, shapes.at(spec.name));
+      if (is_cache_input(spec)) continue;
+      const auto shape = shapes.find(spec.name);
+      if (shape == shapes.end()) throw Error("graph " + shared_->graph.name + ": expected an input " + spec.name + ", found none");
+      inputs_.add(spec, shape->second);
     }
     for (const TensorSpec& spec : shared_->graph.outputs) {
-      if (!starts_with(spec.name, kPresent)) results_.add(spec, sized(spec, sizes));
+      if (!is_cache_output(spec)) results_.add(spec, sized(spec, sizes));
     }
     // Only decode steps repeat their shapes, so only they are worth capturing.
     may_capture_ = true;
@@ -163,13 +164,12 @@ class TensorRtBinding : public Binding {
   void bind_caches(const Caches& caches) {
     const std::string prefix = caches.place ? std::to_string(*caches.place) + "." : "";
     for (const TensorSpec& spec : shared_->graph.inputs) {
-      if (!starts_with(spec.name, kPast)) continue;
+      if (!is_cache_input(spec)) continue;
       const std::string part = spec.name.substr(kPast.size());
-      const auto buffer = buffers_ == nullptr ? decltype(buffers_->by_name.end()){} : buffers_->by_name.find(prefix + part);
-      if (buffers_ == nullptr || buffer == buffers_->by_name.end()) {
+      if (buffers_ == nullptr || buffers_->by_name.count(prefix + part) == 0) {
         throw Error("graph " + shared_->graph.name + ": expected a cache " + prefix + part + ", found none");
       }
-      bind_cache(part, buffer->second, caches);
+      bind_cache(part, buffers_->by_name.at(prefix + part), caches);
     }
   }
 
@@ -178,13 +178,14 @@ class TensorRtBinding : public Binding {
     if (shape.empty() || caches.first < 0 || caches.rows < 0 || caches.first > shape[0] - caches.rows) {
       throw Error("graph " + shared_->graph.name + ": cache " + part + ": expected rows of the cache, found others");
     }
-    const std::size_t row = bytes_of(part, buffer.type, shape, 1);
+    shape[0] = 1;
+    const std::size_t row = checked_bytes(part, buffer.type, shape);
     shape[0] = caches.rows;
     const std::size_t bytes = row * static_cast<std::size_t>(caches.rows);
     DevicePointer address = reinterpret_cast<DevicePointer>(buffer.memory->data());
     address += row * static_cast<std::size_t>(caches.first);
     if (address % kAlignment != 0) {
-      detours_.push_back(std::make_unique<Detour>(Detour{{shared_->device, bytes}, address, bytes}));
+      detours_.push_back(std::make_unique<Detour>(shared_->device, address, bytes));
       address = detours_.back()->own.address();
     }
     context_->set_shape(std::string(kPast) + part, shape);
