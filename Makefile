@@ -50,7 +50,14 @@ check: $(VENV)/.installed ## lint and types
 	$(BIN)/python samples/house.py
 	MYPYPATH=build/types $(BIN)/mypy -p dynexport
 
-test: $(VENV)/.inputs check suite ## lint, types, and the whole suite
+# The C++ runtime is tested where its packages are.
+HEADERS := $(wildcard build/onnxruntime/usr/include/onnxruntime/onnxruntime_c_api.h)
+
+test: $(VENV)/.inputs check suite $(if $(HEADERS),cpp,without-cpp) ## lint, types, the whole suite, and the C++ runtime if its packages are there
+
+.PHONY: without-cpp
+without-cpp:
+	@echo "== not tested: the C++ runtime, whose packages are not installed (runtime/cpp/install-packages.sh)"
 
 .PHONY: suite
 suite: $(VENV)/.inputs
@@ -111,14 +118,16 @@ scale: $(VENV)/.scale
 coverage: $(VENV)/.inputs ## the suite, and which lines it runs: takes more than twice as long on Python 3.11
 	$(BIN)/pytest -n 2 --dist worksteal --cov --cov-report=term
 
-# Debian packages: runtime/cpp/install-packages.sh (as root). SANITIZE=address,undefined or thread builds with sanitizers.
+# Where the C++ runtime is built. SANITIZE=address,undefined or thread builds it with sanitizers.
 CPP ?= build/cpp
 .PHONY: cpp-build
 cpp-build:
+	@echo "== building the C++ runtime (a minute or two)"
 	cmake -S runtime/cpp -B $(CPP) -G Ninja -DDYNEXPORT_SANITIZE=$(SANITIZE) >/dev/null
 	cmake --build $(CPP)
 
-cpp: $(VENV)/.inputs cpp-build ## build the C++ runtime and its service, and test them against the Python runtime
+cpp: $(VENV)/.inputs cpp-build ## build the C++ runtime and its service, and test them against the Python runtime (packages: runtime/cpp/install-packages.sh)
+	@echo "== testing the C++ runtime"
 	ctest --test-dir $(CPP) --output-on-failure
 	DYNEXPORT_CPP=$(CPP) $(BIN)/pytest -n 2 --dist worksteal tests/cpp
 

@@ -58,6 +58,7 @@ class KvCache {
   const std::vector<Decisions>& log(std::int64_t row) const;
   bool records() const;
 
+  std::vector<std::int64_t> free_rows() const;  // ascending
   std::vector<std::int64_t> acquire(std::int64_t count = 1);
   void release(std::int64_t row);
   void rewind(std::int64_t row);

@@ -28,18 +28,20 @@ struct Sampling {
 
 struct Choice {
   std::int64_t token = 0;
-  std::optional<double> logprob;                         // of the token, before any option is applied
-  std::vector<std::pair<std::int64_t, double>> top;      // the most probable tokens, most probable first
+  std::optional<double> logprob;                     // of the token, before any option is applied
+  std::vector<std::pair<std::int64_t, double>> top;  // the most probable tokens, most probable first
 };
 
 // Chooses the tokens of one row.
 class Sampler {
  public:
-  // ``eos`` are the ids that end a text; ``prompt`` counts for repetition_penalty and n-grams.
-  Sampler(const Sampling& sampling, std::vector<std::int64_t> prompt, std::vector<std::int64_t> eos,
-          std::int64_t vocab_size);
+  // ``eos`` are the ids that end a text; ``prompt`` counts for repetition_penalty and n-grams; ``seed_index`` selects
+  // one of a seed's independent random sequences, so that rows with one seed differ. Throws as Sampling::check.
+  Sampler(const Sampling& sampling, const std::vector<std::int64_t>& prompt, const std::vector<std::int64_t>& eos,
+          std::int64_t vocab_size, std::uint32_t seed_index = 0);
   ~Sampler();
   Sampler(Sampler&&) noexcept;
+  Sampler& operator=(Sampler&&) noexcept;
   // Chooses the next token from logits float32 [vocab]. Throws Error for logits that are NaN, and for options that
   // leave no token.
   Choice choose(const float* logits);
