@@ -1,109 +1,25 @@
-"""The C++ runtime on TensorRT's engines, on stand-ins for CUDA and TensorRT that compute: as Python on ONNX Runtime."""
+"""The C++ runtime on TensorRT's engines, by stand-ins for CUDA and TensorRT that compute: the same as Python's."""
 
 from __future__ import annotations
 
-import json
-import shutil
-import sys
 from collections.abc import Callable
-from functools import cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from bundles import replace_file
-from conftest import BUILD, Run
+from standin_machine import CASES, CONTEXT, ROWS, STEP, Machine, Ops, engines, machine, needs_standins
 from tiny_models import random_rows
 
-from dynexport.exporter.bundle.conversion import convert
 from dynexport.runtime.bundle.bundle import Bundle
-from dynexport.runtime.engines.tensorrt import backend as backends
-from dynexport.runtime.engines.tensorrt.backend import Backend, BackendName, BuildTarget
-from dynexport.runtime.engines.tensorrt.build import recipe_of
-from dynexport.runtime.engines.tensorrt.plugins import PluginLibrary
+from dynexport.runtime.bundle.errors import DynexportError
+from dynexport.runtime.engines.tensorrt.shapes import profile_for
 from dynexport.runtime.execution.executor import Executor
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "engines"))
-from on_fake_gpu import CASES, CONTEXT, ROWS, convert_case, store_engine
-
 Array = np.ndarray
-Ops = list[dict[str, Any]]
-STANDIN = BUILD / "standin"
-# What the stand-ins are, unless a test says otherwise.
-VERSION, GPU = "10.14.1.48", "Ada card"
 
-pytestmark = pytest.mark.skipif(
-    not (STANDIN / "libnvinfer.so.10").exists(), reason="built without TensorRT's headers: pip install kernel-lens"
-)
-
-
-def built(
-    path: Path,
-    *,
-    backend: BackendName = "tensorrt",
-    version: str = VERSION,
-    gpu: str = GPU,
-    capability: str = "8.9",
-    plugins: PluginLibrary | None = None,
-    strip: bool = False,
-) -> Path:
-    """A bundle, with an engine of each of its graphs."""
-    bundle, builder = Bundle.open(path), Backend(backend, None, version, ())
-    for graph in bundle.manifest.graphs:
-        target = BuildTarget((capability,), gpu)
-        store_engine(bundle, graph, recipe_of(bundle, graph, builder, target, plugins, strip=strip))
-    return path
-
-
-@pytest.fixture(scope="module")
-def engines(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
-    """A case's bundle, with engines."""
-
-    @cache
-    def make(case: str) -> Path:
-        bundle = tmp_path_factory.mktemp(case) / "bundle"
-        convert_case(case, bundle)
-        return built(bundle)
-
-    return make
-
-
-class Machine:
-    """The stand-ins in the places of CUDA and TensorRT, and what they told in the end."""
-
-    def __init__(self, run: Run, reports: Path, patch: pytest.MonkeyPatch) -> None:
-        self._run, self._reports, self._patch = run, reports, patch
-        self.request: dict[str, Any] = {}
-
-    def talk(self, bundle: Path, ops: Ops, settings: dict[str, Any] | None = None, **request: Any) -> Any:
-        """Results of operations, each ``{"error": ..}`` or what it gave."""
-        done = self._started(bundle, ops, settings or {}, request)
-        assert (done.returncode, done.stderr) == (0, b""), done.stderr
-        return json.loads(done.stdout)
-
-    def refusal(self, bundle: Path, settings: dict[str, Any] | None = None, **request: Any) -> str:
-        """The line that says why a bundle cannot be opened."""
-        done = self._started(bundle, [], settings or {}, request)
-        assert done.returncode == 2 and done.stdout == b"", done
-        (line,) = done.stderr.decode().splitlines()
-        return str(line)
-
-    def told(self, part: str) -> Any:
-        return json.loads((self._reports / f"{part}.json").read_text())
-
-    def _started(self, bundle: Path, ops: Ops, settings: dict[str, Any], request: dict[str, Any]) -> Any:
-        self._patch.setenv("LD_LIBRARY_PATH", str(STANDIN))
-        self._patch.setenv("DYNEXPORT_STANDIN", json.dumps({"reports": str(self._reports), **settings}))
-        what = {"bundle": str(bundle), "backend": "tensorrt", "ops": ops, **request}
-        return self._run("probe_tensorrt", stdin=json.dumps(what).encode())
-
-
-@pytest.fixture
-def machine(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Machine:
-    reports = tmp_path / "reports"
-    reports.mkdir()
-    return Machine(run, reports, monkeypatch)
+__all__ = ["engines", "machine"]  # fixtures
+pytestmark = needs_standins
 
 
 def talk(bundle: Path, lengths: tuple[int, ...]) -> tuple[Ops, list[list[Array]]]:
@@ -123,7 +39,7 @@ def talk(bundle: Path, lengths: tuple[int, ...]) -> tuple[Ops, list[list[Array]]
         found.append(list(executor.prefill(state, tokens, all_logits=True)))
 
     prompts(first)
-    for depth in (None, None, "full"):
+    for depth in (None, None, None, "full"):
         tokens = [int(row[-1].argmax() if row.ndim == 2 else row.argmax()) for row in found[-1]]
         ops.append({"op": "decode", "rows": rows, "tokens": tokens} | ({"depth": depth} if depth else {}))
         found.append(list(executor.step(state, np.array(tokens), executor.bundle.depth(depth))))
@@ -153,3 +69,71 @@ def test_the_same_as_python_on_onnxruntime(case: str, engines: Callable[[str], P
         assert cuda["calls"]["cuGraphLaunch"] > 0
     read = {Path(model).name for model in tensorrt["read"]}
     assert read <= {graph.file for graph in Bundle.open(bundle).manifest.graphs} and read
+
+
+def test_entries_are_copied_saved_and_restored(engines: Callable[[str], Path], machine: Machine) -> None:
+    """A row whose entries came from another one, by the device or by the host, goes on as that one would."""
+    bundle = engines("dense")
+    ops: Ops = [
+        {"op": "cache", "rows": 3, "tokens": CONTEXT},
+        {"op": "prompt", "rows": [0], "tokens": [[3, 1, 4, 1, 5]]},
+        {"op": "copy", "row": 0, "target": 1},
+        {"op": "save", "row": 0, "target": 2},
+        *({"op": "decode", "rows": [row], "tokens": [9]} for row in (0, 1, 2)),
+    ]
+    *_, first, copied, restored = machine.talk(bundle, ops)
+    assert first["logits"] == copied["logits"] == restored["logits"]
+    assert machine.told("cuda")["calls"]["cuMemcpy2DUnaligned"] > 0
+
+
+def test_a_step_that_cannot_be_captured(engines: Callable[[str], Path], machine: Machine) -> None:
+    """It runs as it is, and is not tried again for this cache."""
+    bundle = engines("dense")
+    ops, expected = talk(bundle, (2, 3))
+    for settings in ({"uncapturable": True}, {"errors": {"cuGraphInstantiate": 1}}):
+        same(machine.talk(bundle, ops, settings), expected)
+        calls = machine.told("cuda")["calls"]
+        assert calls["cuStreamBeginCapture"] <= 3 and "cuGraphLaunch" not in calls
+
+
+# What fails
+
+
+@pytest.mark.parametrize(
+    ("settings", "expected"),
+    [
+        (
+            {"fails": "IExecutionContext::enqueueV3: Error Code 1: Cask (no\nkernel)"},
+            "graph model: TensorRT failed in a step: Cask (no kernel)",
+        ),
+        (
+            {"refuses": "IRuntime::deserializeCudaEngine: Error Code 6: API Usage Error (stale)"},
+            "graph model: TensorRT refuses its engine: API Usage Error (stale)",
+        ),
+        ({"errors": {"cuMemcpyHtoDAsync": 1}}, "cuMemcpyHtoDAsync: CUDA error 1: invalid argument"),
+        (
+            {"memory": 50_000},
+            "cuMemAlloc: the GPU has not enough memory; lower the batch, or convert with a smaller --max-length",
+        ),
+    ],
+)
+def test_a_step_that_fails(
+    settings: dict[str, Any], expected: str, engines: Callable[[str], Path], machine: Machine
+) -> None:
+    results = machine.talk(engines("dense"), STEP, settings)
+    assert results[-1] == {"error": expected}
+    assert machine.told("cuda")["used"] == 0 and machine.told("tensorrt")["live"] == 0
+
+
+def test_sizes_that_no_profile_has_room_for(engines: Callable[[str], Path], machine: Machine) -> None:
+    bundle = engines("dense")
+    (graph,) = Bundle.open(bundle).manifest.graphs
+    sizes = {"B": 1, "S": 10, "K": 1}
+    with pytest.raises(DynexportError) as refused:
+        profile_for(graph, sizes)
+    results = machine.talk(
+        bundle,
+        [{"op": "call", "graph": "model", "sizes": sizes}, {"op": "cache", "rows": ROWS + 1, "tokens": CONTEXT}],
+    )
+    assert results[0] == {"error": str(refused.value)}
+    assert f"batch: expected at most {ROWS} rows" in results[1]["error"] and "found 5" in results[1]["error"]

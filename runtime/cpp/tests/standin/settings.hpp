@@ -10,11 +10,12 @@ namespace standin {
 
 // JSON of the environment variable DYNEXPORT_STANDIN; an empty object without it.
 inline const nlohmann::json& settings() {
-  static const nlohmann::json found = [] {
+  // Never destroyed: reports are written at the end of the process.
+  static const auto* found = new nlohmann::json([] {
     const char* text = std::getenv("DYNEXPORT_STANDIN");
     return text == nullptr ? nlohmann::json::object() : nlohmann::json::parse(text);
-  }();
-  return found;
+  }());
+  return *found;
 }
 
 template <typename Value>

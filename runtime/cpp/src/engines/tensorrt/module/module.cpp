@@ -94,10 +94,10 @@ bool read_version(void* library, int32_t version[4]) noexcept {
   const auto number = find<int32_t (*)()>(library, "getInferLibVersion");
   if (number == nullptr) return false;
   const int32_t found = number();
-  const int32_t unit = found < 10000 ? 10 : 100;
-  version[0] = found / (unit * unit);
-  version[1] = found / unit % unit;
-  version[2] = found % unit;
+  const int32_t minors = found < 10000 ? 10 : 100;
+  version[0] = found / (100 * minors);
+  version[1] = found / 100 % minors;
+  version[2] = found % 100;
   const auto build = find<int32_t (*)()>(library, "getInferLibBuildVersion");
   version[3] = build == nullptr ? 0 : build();
   return true;
