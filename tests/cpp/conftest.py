@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import subprocess
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,9 @@ import pytest
 # Where `make cpp` built, and ONNX Runtime's library, which the programs open at run time.
 BUILD = Path(os.environ.get("DYNEXPORT_CPP", "build/cpp")).resolve()
 LIBRARY = next(Path(onnxruntime.__file__).parent.glob("capi/libonnxruntime.so.*"))
+
+# Bundles of every form.
+sys.path.append(str(Path(__file__).parent.parent / "execution"))
 
 Run = Callable[..., "subprocess.CompletedProcess[Any]"]
 

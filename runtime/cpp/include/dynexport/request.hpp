@@ -72,7 +72,7 @@ class Request {
   std::int64_t index() const { return index_; }
   const Depth& depth() const { return depth_; }
   // Chooses the next token from logits float32 [vocab], as Sampler::choose.
-  Choice choose(const float* logits) { return sampler_.choose(logits); }
+  Choice choose(const float* logits, std::int64_t row = 0) { return sampler_.choose(logits, row); }
   // Adds a token. Returns its piece: the text that is final now, and whether the request ends.
   Piece push(const Choice& choice);
 

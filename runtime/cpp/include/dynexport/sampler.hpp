@@ -8,6 +8,8 @@
 #include <utility>
 #include <vector>
 
+#include "dynexport/error.hpp"
+
 namespace dynexport {
 
 // The options by which tokens are chosen; the defaults give greedy choice. Meanings, order and ranges are those of
@@ -23,7 +25,9 @@ struct Sampling {
   std::optional<std::int64_t> logprobs;
 
   // Throws Error for a field outside its range.
-  void check(std::int64_t vocab_size) const;
+  void check() const;
+  // Throws Error for a token id outside a vocabulary of this size.
+  void check_ids(std::int64_t vocab_size) const;
 };
 
 struct Choice {
@@ -32,19 +36,27 @@ struct Choice {
   std::vector<std::pair<std::int64_t, double>> top;  // the most probable tokens, most probable first
 };
 
-// Chooses the tokens of one row.
+// Logits that no token can be chosen from: the engine's failure, not the options'.
+class NotFinite : public Error {
+ public:
+  using Error::Error;
+};
+
+// Chooses the tokens of one row; its choices depend only on its seed, its seed index, its own logits and its own
+// tokens.
 class Sampler {
  public:
   // ``eos`` are the ids that end a text; ``prompt`` counts for repetition_penalty and n-grams; ``seed_index`` selects
-  // one of a seed's independent random sequences, so that rows with one seed differ. Throws as Sampling::check.
+  // one of a seed's independent random sequences, so that rows with one seed differ. Throws as Sampling's checks.
   Sampler(const Sampling& sampling, const std::vector<std::int64_t>& prompt, const std::vector<std::int64_t>& eos,
           std::int64_t vocab_size, std::uint32_t seed_index = 0);
   ~Sampler();
   Sampler(Sampler&&) noexcept;
   Sampler& operator=(Sampler&&) noexcept;
-  // Chooses the next token from logits float32 [vocab]. Throws Error for logits that are NaN, and for options that
-  // leave no token.
-  Choice choose(const float* logits);
+  // Chooses the next token from logits float32 [vocab]; minus infinity excludes a token. Among equally probable tokens,
+  // greedy choice takes the lowest id. Throws NotFinite for a NaN or a largest logit that is infinite, and Error for
+  // options that leave no token; ``row`` is named there.
+  Choice choose(const float* logits, std::int64_t row = 0);
 
  private:
   struct State;

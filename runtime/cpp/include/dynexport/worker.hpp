@@ -76,6 +76,8 @@ class Answers {
 
  private:
   struct Inbox;
+  void cancel();
+
   std::shared_ptr<Inbox> inbox_;
   std::vector<std::shared_ptr<Work>> works_;
   std::size_t left_;

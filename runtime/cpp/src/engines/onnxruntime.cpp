@@ -154,8 +154,7 @@ Ort::SessionOptions options_for(const Graph& graph, int threads, bool alone, boo
 // A session of one graph.
 class OrtEngine : public Engine {
  public:
-  OrtEngine(const std::filesystem::path& path, const Graph& graph, int threads, bool alone, bool cuda)
-      : graph_(graph) {
+  OrtEngine(const std::filesystem::path& path, const Graph& graph, int threads, bool alone, bool cuda) : graph_(graph) {
     const bool bfloat16 = std::any_of(graph.inputs.begin(), graph.inputs.end(),
                                       [](const TensorSpec& spec) { return spec.type == Type::kBfloat16; });
     if (bfloat16 && !cuda)

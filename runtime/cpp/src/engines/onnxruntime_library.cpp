@@ -52,8 +52,9 @@ void open_onnxruntime(const std::string& path) {
   static std::string first;
   const std::lock_guard<std::mutex> lock(opening);
   const char* told = std::getenv(kVariable);
-  const std::string wanted =
-      !path.empty() ? path : told != nullptr && *told != '\0' ? std::string(told) : "libonnxruntime.so.1";
+  const std::string wanted = !path.empty()                      ? path
+                             : told != nullptr && *told != '\0' ? std::string(told)
+                                                                : "libonnxruntime.so.1";
   if (wanted == first) return;
   void* library = opened(wanted);
   if (library == in_use) return;  // the same file by another name

@@ -39,8 +39,7 @@ KvCache::State::State(std::shared_ptr<const Bundle> of, std::shared_ptr<Backend>
 
 void KvCache::State::check(std::int64_t row) const {
   checked_count("row", row, 0, rows - 1);
-  if (is_free(row))
-    throw Error("cache: row " + std::to_string(row) + ": expected one that is acquired, found it free");
+  if (is_free(row)) throw Error("cache: row " + std::to_string(row) + ": expected one that is acquired, found it free");
 }
 
 void KvCache::State::check_room(std::int64_t row, std::int64_t count, bool is_prompt) const {

@@ -30,7 +30,7 @@ std::int64_t Chunks::size(std::int64_t position) const {
   return std::min(first, std::max(kBlock, static_cast<std::int64_t>(std::nearbyint(tokens / kBlock)) * kBlock));
 }
 
-std::vector<std::int64_t> Piece::wanted() const {
+std::vector<std::int64_t> Slice::wanted() const {
   std::vector<std::int64_t> inside;
   for (const std::int64_t place : part->wanted)
     if (place >= part->done && place < part->done + count) inside.push_back(place - part->done);
@@ -51,7 +51,7 @@ void Cutter::each(const Parts& parts, const Run& run) const {
   for (const Part* part : parts) longest = std::max(longest, part->left());
   if (longest == 1) {
     for (const Parts& side_by_side : ranges(parts, false)) {
-      std::vector<Piece> pieces;
+      std::vector<Slice> pieces;
       for (Part* part : side_by_side) pieces.push_back({part, 1});
       run(pieces);
     }
@@ -70,7 +70,7 @@ void Cutter::each(const Parts& parts, const Run& run) const {
 void Cutter::each_together(const Parts& parts, std::int64_t most, const Run& run) const {
   if (limits_.together == Together::kAlways) {
     for (;;) {
-      std::vector<Piece> pieces;
+      std::vector<Slice> pieces;
       for (Part* part : parts)
         if (part->left() > 0) pieces.push_back({part, size(*part, most)});
       if (pieces.empty()) return;
@@ -85,7 +85,7 @@ void Cutter::each_together(const Parts& parts, std::int64_t most, const Run& run
                [&](const Part* part) { return is_empty(part->row); });
   for (const Parts& side_by_side : ranges(empty, true)) {
     if (side_by_side.size() < 2) continue;
-    std::vector<Piece> pieces;
+    std::vector<Slice> pieces;
     for (Part* part : side_by_side) pieces.push_back({part, part->left()});
     run(pieces);
   }
@@ -130,14 +130,14 @@ std::vector<Cutter::Parts> Cutter::ranges(const Parts& parts, bool all_idle) con
 
 bool Cutter::is_empty(std::int64_t row) const { return cache_.counts.position(row) == 0; }
 
-Call call_of(const std::vector<Piece>& pieces, std::int64_t decisions, const std::vector<std::uint8_t>& active,
+Call call_of(const std::vector<Slice>& pieces, std::int64_t decisions, const std::vector<std::uint8_t>& active,
              bool is_prompt) {
   Call call;
   call.first = pieces.front().part->row;
   call.rows = pieces.back().part->row + 1 - call.first;
   call.active = active;
   call.is_prompt = is_prompt;
-  for (const Piece& piece : pieces) {
+  for (const Slice& piece : pieces) {
     call.tokens = std::max(call.tokens, piece.count);
     call.asked = std::max(call.asked, static_cast<std::int64_t>(piece.wanted().size()));
   }
@@ -145,7 +145,7 @@ Call call_of(const std::vector<Piece>& pieces, std::int64_t decisions, const std
   call.counts.resize(at(call.rows));
   call.wanted.resize(at(call.rows * call.asked));
   call.forced.assign(at(decisions * call.rows * call.tokens), -1);
-  for (const Piece& piece : pieces) {
+  for (const Slice& piece : pieces) {
     const std::int64_t row = piece.part->row - call.first, done = piece.part->done;
     const auto all = static_cast<std::int64_t>(piece.part->ids.size());
     std::copy_n(piece.part->ids.begin() + done, piece.count, call.ids.begin() + row * call.tokens);

@@ -11,14 +11,14 @@ namespace dynexport {
 
 // The inputs of one call of a program: right-padded tokens for B neighbouring rows of a cache.
 struct Call {
-  std::int64_t first = 0, rows = 0;   // rows without tokens are computed as well, but add no entry
-  std::int64_t tokens = 0;            // S
-  std::int64_t asked = 0;             // K, logits per row; may be 0
-  std::vector<std::int64_t> ids;      // [B, S]
-  std::vector<std::int64_t> counts;   // [B], tokens of each row
-  std::vector<std::int64_t> wanted;   // [B, K], indices among the S tokens whose logits are returned
-  std::vector<std::int64_t> forced;   // [R, B, S], forced decisions or -1
-  std::vector<std::uint8_t> active;   // [layers], whether a layer runs
+  std::int64_t first = 0, rows = 0;  // rows without tokens are computed as well, but add no entry
+  std::int64_t tokens = 0;           // S
+  std::int64_t asked = 0;            // K, logits per row; may be 0
+  std::vector<std::int64_t> ids;     // [B, S]
+  std::vector<std::int64_t> counts;  // [B], tokens of each row
+  std::vector<std::int64_t> wanted;  // [B, K], indices among the S tokens whose logits are returned
+  std::vector<std::int64_t> forced;  // [R, B, S], forced decisions or -1
+  std::vector<std::uint8_t> active;  // [layers], whether a layer runs
   bool is_prompt = false;
 };
 
@@ -45,7 +45,7 @@ struct Part {
 };
 
 // The chunk of a row's tokens that one call runs.
-struct Piece {
+struct Slice {
   Part* part = nullptr;
   std::int64_t count = 0;
 
@@ -60,7 +60,7 @@ class Cutter {
   Cutter(const KvCache::State& cache, const Limits& limits, const Graph& graph, const Chunks& chunk);
 
   using Parts = std::vector<Part*>;
-  using Run = std::function<void(const std::vector<Piece>&)>;
+  using Run = std::function<void(const std::vector<Slice>&)>;
   // Runs all tokens of some parts, rows ascending, call by call. ``run`` commits a call before it returns.
   void each(const Parts& parts, const Run& run) const;
 
@@ -78,7 +78,7 @@ class Cutter {
 };
 
 // The call that runs some chunks, at most one per row, rows ascending. ``decisions``: R.
-Call call_of(const std::vector<Piece>& pieces, std::int64_t decisions, const std::vector<std::uint8_t>& active,
+Call call_of(const std::vector<Slice>& pieces, std::int64_t decisions, const std::vector<std::uint8_t>& active,
              bool is_prompt);
 
 }  // namespace dynexport

@@ -80,8 +80,8 @@ std::vector<std::pair<const Depth*, std::vector<Part*>>> by_depth(std::vector<Pa
   for (std::size_t i = 0; i < parts.size(); ++i) {
     if (parts[i].left() == 0) continue;
     const Depth& depth = batch.depths[batch.depths.size() == 1 ? 0 : i];
-    auto group = std::find_if(groups.begin(), groups.end(),
-                              [&](const auto& known) { return same_depth(*known.first, depth); });
+    auto group =
+        std::find_if(groups.begin(), groups.end(), [&](const auto& known) { return same_depth(*known.first, depth); });
     if (group == groups.end()) group = groups.insert(groups.end(), {&depth, {}});
     group->second.push_back(&parts[i]);
   }

@@ -37,8 +37,7 @@ struct DecisionReader::Values {
 };
 
 void refuse_nan_in_hop(std::int64_t hop, std::int64_t row, std::int64_t position) {
-  throw Error("hop " + std::to_string(hop) + ": row " + std::to_string(row) + ", position " +
-              std::to_string(position) +
+  throw Error("hop " + std::to_string(hop) + ": row " + std::to_string(row) + ", position " + std::to_string(position) +
               ": expected router scores, found NaN or infinity; the hidden states before it overflow");
 }
 
@@ -93,8 +92,7 @@ Read DecisionReader::read(Binding& binding, const Graph& graph, const ReadFor& o
   const Longs shape{rows_, rows, of.tokens};
   const std::vector<std::string> names = outputs();
   Values values;
-  const Tensor choices =
-      result_of(binding, graph, names[0], layers_ != nullptr ? Type::kBool : Type::kInt64, shape);
+  const Tensor choices = result_of(binding, graph, names[0], layers_ != nullptr ? Type::kBool : Type::kInt64, shape);
   if (layers_ != nullptr)
     values.choices.assign(choices.as<std::uint8_t>(), choices.as<std::uint8_t>() + choices.elements());
   else
@@ -113,8 +111,7 @@ Read DecisionReader::read(Binding& binding, const Graph& graph, const ReadFor& o
     const std::int64_t start = row * of.tokens;
     found.decisions.push_back(of_row(values.choices.data() + start, values.scores + start, values.margins + start,
                                      rows * of.tokens, of.counts[at(row)], of.active));
-    for (std::int64_t i = 0; i < overflows_; ++i)
-      found.decisions.back().overflow[at(i)] = overflow[at(i * rows + row)];
+    for (std::int64_t i = 0; i < overflows_; ++i) found.decisions.back().overflow[at(i)] = overflow[at(i * rows + row)];
   }
   return found;
 }

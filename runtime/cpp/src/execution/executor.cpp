@@ -51,8 +51,8 @@ void check_step(const KvCache::State& cache, const Longs& rows) {
   for (const std::int64_t row : rows) cache.check_room(row, 1, false);
 }
 
-void collect(const std::vector<Piece>& pieces, const CallResult& result, std::int64_t first, std::int64_t vocabulary) {
-  for (const Piece& piece : pieces) {
+void collect(const std::vector<Slice>& pieces, const CallResult& result, std::int64_t first, std::int64_t vocabulary) {
+  for (const Slice& piece : pieces) {
     Part& part = *piece.part;
     const std::int64_t row = part.row - first;
     const auto asked = static_cast<std::int64_t>(piece.wanted().size());
@@ -95,7 +95,7 @@ struct Executor::State {
   void run_at(KvCache::State& cache, const std::vector<Part*>& parts, const Depth& depth, const Batch& batch) {
     Running& running = program(batch.phase, depth);
     const std::vector<std::uint8_t> active = mask_of(manifest(), batch.phase, depth);
-    Cutter(cache, manifest().limits, running.graph(), batch.chunk).each(parts, [&](const std::vector<Piece>& pieces) {
+    Cutter(cache, manifest().limits, running.graph(), batch.chunk).each(parts, [&](const std::vector<Slice>& pieces) {
       const Call call = call_of(pieces, reader.rows(), active, batch.phase == Phase::kPrompt);
       const CallResult result = running.run(cache, call);
       cache.commit(call.first, call.counts, result.entries, result.decisions);

@@ -46,17 +46,17 @@ std::vector<std::pair<std::int64_t, Longs>> grouped(const Longs& values) {
 // The state of one call: its N tokens, concatenated row by row in the order of their positions.
 struct RunningSet::Walk {
   std::int64_t first = 0, rows_of_call = 0, tokens = 0;
-  Longs rows, positions;          // [N], each token's row in the cache and position
-  Array hidden_states;            // [N, hidden]
-  Arrays angles;                  // with rotary positions "cos" and "sin" [N, ..]
-  Longs forced;                   // [hops, N], -1 where the router decides
-  Longs before, lengths;          // [places, B], entries before the call and now
-  bool one_each = true;           // whether every row of the call has exactly one token
-  std::vector<bool> alive;        // [N], until the token exits
-  std::vector<bool> visited;      // [N, layers], layers that the token ran
-  Longs path;                     // [hops, N], the layer; the number of layers for an exit, -1 after it
-  std::vector<float> scores;      // [hops, N], of each choice; 0 after the exit
-  std::vector<float> margins;     // [hops, N], the distance to the next best choice; infinity after the exit
+  Longs rows, positions;       // [N], each token's row in the cache and position
+  Array hidden_states;         // [N, hidden]
+  Arrays angles;               // with rotary positions "cos" and "sin" [N, ..]
+  Longs forced;                // [hops, N], -1 where the router decides
+  Longs before, lengths;       // [places, B], entries before the call and now
+  bool one_each = true;        // whether every row of the call has exactly one token
+  std::vector<bool> alive;     // [N], until the token exits
+  std::vector<bool> visited;   // [N, layers], layers that the token ran
+  Longs path;                  // [hops, N], the layer; the number of layers for an exit, -1 after it
+  std::vector<float> scores;   // [hops, N], of each choice; 0 after the exit
+  std::vector<float> margins;  // [hops, N], the distance to the next best choice; infinity after the exit
 };
 
 // The tokens that run a layer in a hop, their layers and their gates.
@@ -138,7 +138,8 @@ RunningSet::Walk RunningSet::begin(KvCache::State& cache, const Call& call) cons
   return walk;
 }
 
-// The choices that a hop's router may make for each token, [n, choices]; tokens without any are removed and have exited.
+// The choices that a hop's router may make for each token, [n, choices]; tokens without any are removed and have
+// exited.
 std::vector<std::uint8_t> RunningSet::allowed_for(const Walk& walk, std::int64_t hop, Indices& tokens) const {
   const bool may_exit = routing_.exit && hop >= routing_.min_hops;
   std::vector<std::uint8_t> all;
@@ -169,10 +170,9 @@ RunningSet::Chosen RunningSet::choose(KvCache::State& cache, Walk& walk, std::in
   for (const std::int64_t token : tokens) forced.push_back(walk.forced[at(hop * walk.tokens + token)]);
   const std::shared_ptr<Engine>& router = routers_[at(hop)];
   const Graph& graph = router->graph();
-  const Arrays inputs{
-      {"hidden_states", gathered(walk.hidden_states, tokens, {1, n, width_of(walk.hidden_states)})},
-      {"allowed", Array::of_bools({n, choices}, allowed)},
-      {"forced_choices", Array::of_longs({n}, forced)}};
+  const Arrays inputs{{"hidden_states", gathered(walk.hidden_states, tokens, {1, n, width_of(walk.hidden_states)})},
+                      {"allowed", Array::of_bools({n, choices}, allowed)},
+                      {"forced_choices", Array::of_longs({n}, forced)}};
   Binding& binding = run_engine(cache.bindings, router, inputs, {});
   const auto* chose = result_of(binding, graph, "choices", Type::kInt64, {n}).as<std::int64_t>();
   const auto* scores = result_of(binding, graph, "scores", Type::kFloat, {n, choices}).as<float>();
@@ -181,7 +181,8 @@ RunningSet::Chosen RunningSet::choose(KvCache::State& cache, Walk& walk, std::in
   Chosen chosen;
   for (std::int64_t i = 0; i < n; ++i) {
     const std::int64_t token = tokens[at(i)], choice = chose[i];
-    if (!std::all_of(scores + i * choices, scores + (i + 1) * choices, [](float score) { return std::isfinite(score); }))
+    if (!std::all_of(scores + i * choices, scores + (i + 1) * choices,
+                     [](float score) { return std::isfinite(score); }))
       refuse_nan_in_hop(hop, walk.rows[at(token)], walk.positions[at(token)]);
     if (choice < 0 || choice >= choices)
       throw Error(graph.file + ": expected choices 0.." + std::to_string(choices - 1) + ", found " +
@@ -218,8 +219,10 @@ Arrays RunningSet::prepared(KvCache::State& cache, const Walk& walk, const Indic
   Arrays made;
   for (const auto& [layer, group] : groups) {
     const Indices mine = chosen_of(tokens, group);
-    Arrays inputs{{"hidden_states", gathered(walk.hidden_states, mine, {1, size_of(mine), width_of(walk.hidden_states)})}};
-    for (const auto& [name, part] : walk.angles) inputs[name] = gathered(part, mine, {1, size_of(mine), width_of(part)});
+    Arrays inputs{
+        {"hidden_states", gathered(walk.hidden_states, mine, {1, size_of(mine), width_of(walk.hidden_states)})}};
+    for (const auto& [name, part] : walk.angles)
+      inputs[name] = gathered(part, mine, {1, size_of(mine), width_of(part)});
     const std::shared_ptr<Engine>& engine = before_[at(layer)];
     Binding& binding = run_engine(cache.bindings, engine, inputs, {});
     for (const TensorSpec& spec : engine->graph().outputs) {
@@ -290,7 +293,8 @@ void RunningSet::finish(KvCache::State& cache, Walk& walk, const Chosen& chosen,
     if (!chosen.gates.bytes.empty()) inputs["gates"] = gathered(chosen.gates, group, {n});
     const std::shared_ptr<Engine>& engine = after_[at(layer)];
     Binding& binding = run_engine(cache.bindings, engine, inputs, {});
-    scatter(binding.result("hidden_states_out"), mine, walk.hidden_states, engine->graph().file + ": hidden_states_out");
+    scatter(binding.result("hidden_states_out"), mine, walk.hidden_states,
+            engine->graph().file + ": hidden_states_out");
   }
 }
 

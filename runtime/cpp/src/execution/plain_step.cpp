@@ -34,7 +34,8 @@ PlainStep::PlainStep(const WholeStep& running, const KvCache::State& cache, cons
   positions_ = longs_of(*binding_, graph, "position_ids", counts_.size());
   lengths_ = longs_of(*binding_, graph, "cache_lengths", places_.size() * counts_.size());
   const Tensor logits = running.logits(*binding_, call);
-  if (logits.shape[1] != 1) throw Error(graph.file + ": logits: expected those of one token, found more; convert again");
+  if (logits.shape[1] != 1)
+    throw Error(graph.file + ": logits: expected those of one token, found more; convert again");
   logits_ = logits.as<float>();
 }
 
@@ -51,7 +52,7 @@ const float* PlainStep::run(KvCache::State& cache, const std::vector<std::int64_
 }
 
 bool LatestStep::is(std::int64_t other_first, std::int64_t other_rows, const Depth& other) const {
-  return first == other_first && rows == other_rows && depth && same_depth(*depth, other);
+  return first == other_first && rows == other_rows && same_depth(depth, other);
 }
 
 }  // namespace dynexport

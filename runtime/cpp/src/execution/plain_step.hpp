@@ -3,7 +3,6 @@
 
 #include <cstdint>
 #include <memory>
-#include <optional>
 #include <vector>
 
 #include "dynexport/kv_cache.hpp"
@@ -34,8 +33,8 @@ class PlainStep {
 
 // The rows and the depth of a cache's latest decode step, and the bound step from the second one on.
 struct LatestStep {
-  std::int64_t first = 0, rows = 0;
-  std::optional<Depth> depth;
+  std::int64_t first = 0, rows = 0;  // no rows: there was none
+  Depth depth;
   std::unique_ptr<PlainStep> bound;
 
   bool is(std::int64_t other_first, std::int64_t other_rows, const Depth& other) const;

@@ -68,8 +68,8 @@ CallResult WholeStep::run(KvCache::State& cache, const Call& call) {
       for (const std::int64_t count : call.counts) result.decisions.push_back(reader_.unrouted(call.active, count));
     return result;
   }
-  Read read = reader_.read(binding, graph(),
-                           {call.counts, positions_of(cache, call), call.active, call.first, call.tokens});
+  Read read =
+      reader_.read(binding, graph(), {call.counts, positions_of(cache, call), call.active, call.first, call.tokens});
   result.entries = std::move(read.entries);
   result.decisions = std::move(read.decisions);
   return result;
@@ -94,8 +94,8 @@ Arrays WholeStep::inputs(const KvCache::State& cache, const Call& call) const {
   const Longs by_token{call.rows, call.tokens};
   Arrays found;
   found["input_ids"] = Array::of_longs(by_token, call.ids);
-  found["position_ids"] = Array::of_longs(
-      by_token, position_ids(positions_of(cache, call), call.tokens, manifest_.model.max_length - 1));
+  found["position_ids"] =
+      Array::of_longs(by_token, position_ids(positions_of(cache, call), call.tokens, manifest_.model.max_length - 1));
   Longs lengths;
   for (const std::int64_t place : places_)
     for (std::int64_t row = 0; row < call.rows; ++row) lengths.push_back(cache.counts.length(place, call.first + row));

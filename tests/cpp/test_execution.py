@@ -1,0 +1,256 @@
+"""Rows that come and go give in C++ what they give in Python: routes, lengths, overflow, errors and every logit."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from forms import CONTEXT, FORMS, executor_of
+from mirrored import Mirrored, compare
+
+from dynexport.runtime.bundle.manifest import PathRouting
+from dynexport.runtime.execution.executor import Executor
+
+SCHEDULES, MOVES = 6, 40
+
+
+class Drawn:
+    """A schedule that is drawn at random: mostly what is allowed, now and then what is refused.
+
+    Args:
+        seed: gives the same schedule every time.
+    """
+
+    def __init__(self, executor: Executor, seed: int) -> None:
+        self.random = np.random.default_rng(seed)
+        rows, room = int(self.random.integers(2, 7)), int(self.random.integers(1, CONTEXT))
+        recorded, grows = self.random.random(2) < (0.3, 0.7)
+        self.on = Mirrored(executor, rows, CONTEXT, bool(recorded), room if grows else None)
+        self.depths = ["full", *(depth.name for depth in executor.manifest.depths)]
+        self.names = 0
+
+    def draw(self, moves: int) -> Mirrored:
+        self.on.run("acquire", count=self.pick(range(1, self.on.rows + 1)))
+        for _ in range(moves):
+            able = [self.prompt, self.decode, self.decode, self.again, self.mark, self.row, self.row_to]
+            able += [self.cut, self.copy, self.keep] if self.on.marks else []
+            able += [self.put_back] if self.on.saved else []
+            self.pick(able)()
+        return self.on
+
+    def pick(self, values: Any) -> Any:
+        return values[int(self.random.integers(len(values)))]
+
+    def rarely(self, share: float = 0.05) -> bool:
+        return bool(self.random.random() < share)
+
+    def some_rows(self, room: int) -> list[int]:
+        """Rows in any order, most with room for so many tokens."""
+        free = set() if self.rarely() else {*self.on.cache.free}
+        able = [row for row in range(self.on.rows) if row not in free]
+        able = [row for row in able if self.rarely() or self.on.cache.positions[row] + room <= CONTEXT]
+        if not able:
+            return []
+        return [int(row) for row in self.random.permutation(able)[: self.pick(range(1, len(able) + 1))]]
+
+    def ids(self, count: int) -> list[int]:
+        return [int(token) for token in self.random.integers(0, 90 if self.rarely(0.02) else 80, count)]
+
+    def any_depths(self, rows: list[int]) -> list[str]:
+        if self.random.random() < 0.4:
+            return [self.pick(self.depths)]
+        return [self.pick(self.depths) for _ in rows]
+
+    def prompt(self) -> None:
+        rows = self.some_rows(9)
+        tokens = [self.ids(self.pick(range(1, 10)) if not self.rarely(0.02) else 50) for _ in rows]
+        how: dict[str, Any] = {"depths": self.any_depths(rows), "chunk": self.pick([1, 2, 3, 5, 1024])}
+        if self.rarely(0.3):
+            how |= {"even": True, "chunk": self.pick([8, 12])}
+        if self.rarely(0.3):
+            how["wanted"] = [
+                sorted({int(i) for i in self.random.integers(0, len(ids), self.pick([1, 2, 3]))}) for ids in tokens
+            ]
+        elif self.rarely(0.5):
+            how["wanted"] = "all"
+        if self.rarely(0.3):
+            how["forced"] = [self.forced(len(ids)) for ids in tokens]
+        self.on.run("run", rows=rows, tokens=tokens, phase="prompt", **how)
+
+    def forced(self, count: int) -> list[int]:
+        """Decisions of a row's tokens, or none; now and then one that no router can make."""
+        routing, size = self.on.executor.manifest.routing, self.on.executor.reader.rows * count
+        if self.rarely(0.3):
+            return []
+        most = 1
+        if isinstance(routing, PathRouting):
+            most = self.on.executor.manifest.model.layers - (not routing.exit)
+        values = self.random.integers(-1, most + 1 + self.rarely(0.1), size)
+        return [int(value) for value in values] if size else [1] * self.rarely()
+
+    def decode(self) -> None:
+        rows = self.some_rows(1)
+        depths = [self.pick(self.depths) for _ in rows]
+        if self.random.random() < 0.5:
+            rows.sort()
+            depths = depths[:1] * len(rows)
+        if self.rarely(0.2):
+            tokens = [self.ids(self.pick([0, 1, 1])) for _ in rows]
+            self.on.run("run", rows=rows, tokens=tokens, phase="decode", depths=depths or ["full"])
+        else:
+            self.on.run("decode", rows=rows, tokens=self.ids(len(rows)), depths=depths)
+
+    def again(self) -> None:
+        """Steps of the same rows at one depth, which are bound once."""
+        rows = sorted(self.some_rows(4))
+        depths = [self.pick(self.depths)] * len(rows)
+        for _ in range(self.pick([2, 3, 4])):
+            self.on.run("decode", rows=rows, tokens=self.ids(len(rows)), depths=depths)
+
+    def mark(self) -> None:
+        self.names += 1
+        row = self.any_row()
+        if "error" in self.on.run("mark", row=row, name=f"m{self.names}"):
+            return
+
+    def any_row(self) -> int:
+        return int(self.random.integers(-1, self.on.rows + 1) if self.rarely() else self.pick(range(self.on.rows)))
+
+    def row(self) -> None:
+        what = self.pick(["release", "rewind", "acquire", "acquire"])
+        if what == "acquire":
+            self.on.run("acquire", count=self.pick([1, 1, 2]))
+        elif self.rarely(0.4):
+            self.on.run(what, row=self.any_row())
+
+    def row_to(self) -> None:
+        self.on.run("move", row=self.any_row(), target=self.any_row())
+
+    def any_mark(self) -> str:
+        return str(self.pick([*self.on.marks]))
+
+    def cut(self) -> None:
+        mark = self.any_mark()
+        self.on.run("truncate", row=self.any_row() if self.rarely() else self.on.marks[mark].row, mark=mark)
+
+    def copy(self) -> None:
+        self.on.run("copy_prefix", mark=self.any_mark(), target=self.any_row())
+
+    def keep(self) -> None:
+        """Save what a row holds beyond a mark that it still has."""
+        name = self.any_mark()
+        mark, cache = self.on.marks[name], self.on.cache
+        if mark.position <= cache.positions[mark.row] and (mark.lengths <= cache.lengths[:, mark.row]).all():
+            self.names += 1
+            self.on.run("save", row=mark.row, mark=name, name=f"s{self.names}")
+
+    def put_back(self) -> None:
+        self.on.run("restore", row=self.any_row(), name=self.pick([*self.on.saved]))
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_random_schedules(form: str, run: Callable[..., Any], tmp_path: Path) -> None:
+    executor = executor_of(form)
+    schedules = [Drawn(executor, seed).draw(MOVES) for seed in range(SCHEDULES)]
+    told = [told for schedule in schedules for told in schedule.told]
+    assert sum("found" in each for each in told) > len(told) / 3, "most are refused"
+    assert sum(len(schedule.logits) for schedule in schedules) > 8 * SCHEDULES
+    compare(run, schedules, tmp_path)
+
+
+# Wrong calls: after three rows were acquired, of which two hold tokens, and marks were made.
+WRONG: dict[str, tuple[str, dict[str, Any], str]] = {
+    "acquire beyond": ("acquire", {"count": 2}, "cache: expected 2 free of 4 rows, found 1; release one"),
+    "acquire none": ("acquire", {"count": 0}, "rows: expected at least 1, found 0"),
+    "release a free row": ("release", {"row": 3}, "cache: row 3: expected one that is acquired, found it free"),
+    "release beyond": ("release", {"row": 4}, "row: expected 0..3, found 4"),
+    "release before": ("release", {"row": -1}, "row: expected 0..3, found -1"),
+    "rewind a free row": ("rewind", {"row": 3}, "cache: row 3: expected one that is acquired"),
+    "mark a free row": ("mark", {"row": 3, "name": "m"}, "cache: row 3: expected one that is acquired"),
+    "truncate beyond": ("truncate", {"row": 0, "mark": "beyond"}, "cache: row 0: expected a mark within its 3 tokens"),
+    "truncate another row": ("truncate", {"row": 0, "mark": "other"}, "cache: row 0: expected a mark of its own"),
+    "truncate to an earlier text": (
+        "truncate",
+        {"row": 0, "mark": "earlier"},
+        "cache: row 0: expected a mark of this text, found one of an earlier text",
+    ),
+    "truncate a free row": ("truncate", {"row": 3, "mark": "mine"}, "cache: row 3: expected one that is acquired"),
+    "copy beyond": ("copy_prefix", {"mark": "beyond", "target": 2}, "cache: row 0: expected a mark within its 3"),
+    "copy into a full row": ("copy_prefix", {"mark": "mine", "target": 1}, "cache: row 1: expected an empty row to"),
+    "copy into a free row": ("copy_prefix", {"mark": "mine", "target": 3}, "cache: row 3: expected one that is"),
+    "move a free row": ("move", {"row": 3, "target": 2}, "cache: row 3: expected one that is acquired"),
+    "move to an acquired row": ("move", {"row": 0, "target": 1}, "cache: row 1: expected a free row to move to"),
+    "move beyond": ("move", {"row": 0, "target": 4}, "row: expected 0..3, found 4"),
+    "restore elsewhere": ("restore", {"row": 0, "name": "saved"}, "cache: row 0: expected a row of 3 tokens to append"),
+    "run a free row": ("run", {"rows": [3], "tokens": [[1]]}, "cache: row 3: expected one that is acquired"),
+    "run a row twice": ("run", {"rows": [0, 0], "tokens": [[1], [2]]}, "rows: expected each row of a batch once"),
+    "run too few tokens": ("run", {"rows": [0, 1], "tokens": [[1]]}, "prompts: expected 2, one for each row, found 1"),
+    "run an empty prompt": ("run", {"rows": [0], "tokens": [[]]}, "prompt: expected at least one token, found none"),
+    "run an unknown token": ("run", {"rows": [0], "tokens": [[89]]}, "prompt: expected token ids 0..88, found 89"),
+    "run a negative token": ("run", {"rows": [0], "tokens": [[-1]]}, "prompt: expected token ids 0..88, found -1"),
+    "run no chunk": ("run", {"rows": [0], "tokens": [[1]], "chunk": 0}, "chunk: expected at least 1, found 0"),
+    "run too few depths": (
+        "run",
+        {"rows": [0, 1, 2], "tokens": [[1], [2], [3]], "depths": ["full", "2"]},
+        "depth: expected 3, one for each row, found 2",
+    ),
+    "run too few forced": (
+        "run",
+        {"rows": [0, 1], "tokens": [[1], [2]], "forced": [[]]},
+        "forced: expected 2, one for each row, found 1",
+    ),
+    "run forced": ("run", {"rows": [0], "tokens": [[1]], "forced": [[1]]}, "forced: expected None, as"),
+    "run places beyond": (
+        "run",
+        {"rows": [0], "tokens": [[1, 2]], "wanted": [[2]]},
+        "logits_at: expected 0..1, found 2",
+    ),
+    "run places that fall": (
+        "run",
+        {"rows": [0], "tokens": [[1, 2]], "wanted": [[1, 0]]},
+        "logits_at: expected ascending places, found [1, 0]",
+    ),
+    "run beyond the context": (
+        "run",
+        {"rows": [1, 0], "tokens": [[1], [1] * 38], "phase": "decode"},
+        "tokens: expected at most 37 tokens to fit the context of 40, found 38",
+    ),
+    "decode a free row": ("decode", {"rows": [2, 3], "tokens": [1, 1]}, "cache: row 3: expected one"),
+    "decode a row twice": ("decode", {"rows": [1, 1], "tokens": [1, 1]}, "rows: expected each row of a batch once"),
+    "decode too few": ("decode", {"rows": [0, 1], "tokens": [1]}, "tokens: expected 2, one for each row, found 1"),
+    "decode no row": ("decode", {"rows": [], "tokens": []}, "rows: expected at least one, found none"),
+    "decode an unknown token": ("decode", {"rows": [0], "tokens": [89]}, "tokens: expected token ids 0..88, found 89"),
+}
+
+
+def test_wrong_calls(run: Callable[..., Any], tmp_path: Path) -> None:
+    """Each is told in Python's words and changes nothing."""
+    on = Mirrored(executor_of("skip"), 4, CONTEXT, record=True)
+    on.run("acquire", count=3)
+    on.run("mark", row=0, name="earlier")
+    on.run("rewind", row=0)
+    on.run("run", rows=[0, 1], tokens=[[1, 2, 3], [4, 5]], phase="prompt", depths=["full"])
+    on.run("mark", row=0, name="mine")
+    on.run("mark", row=1, name="other")
+    on.run("run", rows=[0], tokens=[[6, 7]], phase="prompt", depths=["full"])
+    on.run("mark", row=0, name="beyond")
+    on.run("save", row=0, mark="mine", name="saved")
+    on.run("truncate", row=0, mark="mine")
+    on.run("run", rows=[0], tokens=[[6]], phase="prompt", depths=["full"])
+    on.run("truncate", row=0, mark="mine")
+    before = on.state()
+    for name, (op, how, words) in WRONG.items():
+        if op == "run":
+            how = {"phase": "prompt", "depths": ["full"], **how}
+        elif op == "decode":
+            how = {"depths": ["full"] * len(how["rows"]), **how}
+        if name == "restore elsewhere":
+            on.run("decode", rows=[0], tokens=[1], depths=["full"])
+            before = on.state()
+        told = on.run(op, **how)
+        assert told.get("error", "none").startswith(words), (name, told)
+        assert told["state"] == before, name
+    compare(run, [on], tmp_path)
