@@ -34,8 +34,6 @@ int main(int count, char** arguments) {
   try {
     answer(arguments[1], arguments[2], count == 4 ? arguments[3] : nullptr);
     return dynexport::kExitGood;
-  } catch (const dynexport::Error& error) {
-    std::cerr << "error: " << error.what() << "\n";
   } catch (const std::exception& error) {
     std::cerr << "error: " << error.what() << "\n";
   }

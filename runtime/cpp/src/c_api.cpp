@@ -68,7 +68,8 @@ Struct completed(const char* name, const Struct* given, Struct defaults) {
   if (given == nullptr) return defaults;
   if (given->size < sizeof(size_t) || given->size > sizeof(Struct)) {
     throw Error(std::string(name) + ": size: expected at most " + std::to_string(sizeof(Struct)) + ", found " +
-                std::to_string(given->size) + "; initialize it with dynexport_" + name + "_init, or update the library");
+                std::to_string(given->size) + "; initialize it with dynexport_" + name +
+                "_init, or update the library");
   }
   std::memcpy(&defaults, given, given->size);
   return defaults;
@@ -275,7 +276,8 @@ dynexport_status dynexport_encode(const dynexport_model* model, const char* text
 
 dynexport_status dynexport_chat(const dynexport_model* model, const char* messages, const char* variables,
                                 int64_t** ids, size_t* count) {
-  return guarded([&] { return give(of(model).chat(checked("messages", messages), text_or(variables, "{}")), ids, count); });
+  return guarded(
+      [&] { return give(of(model).chat(checked("messages", messages), text_or(variables, "{}")), ids, count); });
 }
 
 dynexport_status dynexport_decode(const dynexport_model* model, const int64_t* ids, size_t count, char** text,

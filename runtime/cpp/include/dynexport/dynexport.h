@@ -1,6 +1,7 @@
 /* dynexport for C, and for every language that calls C.
  *
- * - Every function returns a status. Where it is not DYNEXPORT_OK, dynexport_last_error() says why, in one line.
+ * - Every function but dynexport_last_error returns a status. Where it is not DYNEXPORT_OK, that function says why, in one
+ *   line.
  * - Results are written to the last arguments, and only if the status is DYNEXPORT_OK.
  * - Texts are UTF-8. Texts that go in end with a zero byte, or come with their number of bytes.
  * - Ids and texts that come out belong to the caller, who passes them to dynexport_free().
@@ -10,7 +11,8 @@
  * The binary interface: a struct begins with its size, as the caller was compiled, and grows only at its end; the
  * library fills in what an older caller does not have, and refuses a struct that is larger than its own. Functions and
  * numbers are not removed or changed while dynexport_abi() returns the same number, which is the N of
- * libdynexport.so.N. The C++ interface (the .hpp files) has no such promise: compile against the library that you use. */
+ * libdynexport.so.N. The C++ interface (the .hpp files) has no such promise: compile against the library that you use.
+ */
 #ifndef DYNEXPORT_DYNEXPORT_H
 #define DYNEXPORT_DYNEXPORT_H
 
@@ -105,7 +107,8 @@ dynexport_status dynexport_close(dynexport_model* model);
 dynexport_status dynexport_vocab_size(const dynexport_model* model, int64_t* count);
 /* The most tokens of a prompt and its answer together. */
 dynexport_status dynexport_max_length(const dynexport_model* model, int64_t* count);
-/* The name of a depth: 0 is "full", then those that the bundle declares; NULL past the last. It belongs to the model. */
+/* The name of a depth: 0 is "full", then those that the bundle declares; NULL past the last. It belongs to the model.
+ */
 dynexport_status dynexport_depth_name(const dynexport_model* model, size_t index, const char** name);
 /* Sets the sampling options that the model's author recommends; other fields stay. */
 dynexport_status dynexport_recommend(const dynexport_model* model, dynexport_options* options);
