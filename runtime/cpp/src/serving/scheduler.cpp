@@ -8,14 +8,13 @@
 
 #include "execution/checks.hpp"
 #include "serving/scheduler_state.hpp"
+#include "serving/seconds.hpp"
 
 namespace dynexport {
 namespace {
 
 // Above every cache, so that products with a number of tokens do not overflow.
 constexpr std::int64_t kMostRows = std::int64_t{1} << 31;
-
-double seconds_since(Clock::time_point begun) { return std::chrono::duration<double>(Clock::now() - begun).count(); }
 
 std::int64_t length_of(const Work& work) { return static_cast<std::int64_t>(work.prompt.size()); }
 
@@ -125,7 +124,7 @@ void Scheduler::State::admit() {
       if (prefixes) answer->chain = PrefixStore::root(work->depth().prompt);
     }
     reuse(*running[first]);
-    watch.started(*work, seconds_since(work->arrived));
+    watch.started(*work, seconds_between(work->arrived, Clock::now()));
   }
 }
 
@@ -226,7 +225,7 @@ void Scheduler::step() {
   state_->run_prompt();
   state_->decode();
   state_->deliver();
-  state_->watch.stepped(seconds_since(begun));
+  state_->watch.stepped(seconds_between(begun, Clock::now()));
 }
 
 void Scheduler::end_all(const Failure& failure) {

@@ -4,13 +4,10 @@
 
 #include "generation/layers.hpp"
 #include "serving/scheduler_state.hpp"
+#include "serving/seconds.hpp"
 
 namespace dynexport {
 namespace {
-
-double seconds_between(Clock::time_point begun, Clock::time_point ended) {
-  return std::chrono::duration<double>(ended - begun).count();
-}
 
 // The ids of an answer's tokens from ``first`` to ``last``, prompt and answer as one sequence.
 std::vector<std::int64_t> token_ids(const Answer& answer, std::int64_t first, std::int64_t last) {

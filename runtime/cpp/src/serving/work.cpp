@@ -8,12 +8,10 @@
 
 #include "bundle/text.hpp"
 #include "execution/checks.hpp"
+#include "serving/seconds.hpp"
 
 namespace dynexport {
 namespace {
-
-// Longer time limits are none.
-constexpr double kForever = 1e9;
 
 Depth wanted_depth(const Generator& model, const std::optional<std::string>& wanted) {
   try {
@@ -60,10 +58,7 @@ std::shared_ptr<Work> make_work(const Generator& model, std::vector<std::int64_t
   work->prompt = std::move(prompt);
   work->new_tokens = options.max_new_tokens;
   work->deliver = std::move(deliver);
-  if (seconds && *seconds < kForever) {
-    work->deadline =
-        Clock::now() + std::chrono::duration_cast<Clock::duration>(std::chrono::duration<double>(*seconds));
-  }
+  if (seconds) work->deadline = Clock::now() + duration_of(*seconds);
   return work;
 }
 

@@ -1,7 +1,6 @@
 // The worker's thread and its inbox.
 #include "dynexport/worker.hpp"
 
-#include <algorithm>
 #include <condition_variable>
 #include <deque>
 #include <exception>
@@ -9,18 +8,16 @@
 #include <thread>
 #include <utility>
 
+#include "serving/seconds.hpp"
+
 namespace dynexport {
 namespace {
 
 // Consecutive failures of the engine after which a worker is not ready.
 constexpr std::int64_t kFailures = 3;
-// Longer waits would overflow a clock.
-constexpr double kLongestWait = 1e9;
+constexpr const char* kStops = "the server stops";
 
-Clock::duration seconds_of(double seconds) {
-  return std::chrono::duration_cast<Clock::duration>(
-      std::chrono::duration<double>(std::min(std::max(seconds, 0.0), kLongestWait)));
-}
+Failure closing_failure() { return {Reason::kClosed, kStops}; }
 
 }  // namespace
 
@@ -58,7 +55,7 @@ struct Worker::State {
 };
 
 void Worker::State::run() {
-  Failure last{Reason::kClosed, "the server stops"};
+  Failure last = closing_failure();
   try {
     while (!ends()) {
       receive();
@@ -132,7 +129,7 @@ void Worker::start() {
 std::string Worker::problem() const {
   const std::lock_guard<std::mutex> lock(state_->mutex);
   if (!state_->problem.empty()) return state_->problem;
-  if (state_->closing) return "the server stops";
+  if (state_->closing) return kStops;
   const std::int64_t failures = state_->scheduler.failures();
   if (failures >= kFailures) return "the last " + std::to_string(failures) + " requests failed";
   return state_->started ? "" : "the worker has not started";
@@ -171,64 +168,16 @@ void Worker::close(double seconds) {
     state_->closing = true;
     state_->changed.notify_all();
     if (state_->started) {
-      state_->changed.wait_for(lock, seconds_of(seconds), [this] { return state_->stopped; });
+      state_->changed.wait_for(lock, duration_of(seconds), [this] { return state_->stopped; });
       state_->deadline = Clock::now();
     }
   }
   const std::lock_guard<std::mutex> lock(state_->closer);
-  if (state_->thread.joinable()) state_->thread.join();
-}
-
-// Deliveries of some requests, from the worker's thread to another one.
-struct Answers::Inbox {
-  std::mutex mutex;
-  std::condition_variable changed;
-  std::deque<Delivery> deliveries;
-};
-
-Answers::Answers(Worker& worker, std::vector<std::shared_ptr<Work>> works)
-    : inbox_(std::make_shared<Inbox>()), works_(std::move(works)), left_(works_.size()) {
-  for (const std::shared_ptr<Work>& work : works_) {
-    work->deliver = [inbox = inbox_](Delivery delivery) {
-      const std::lock_guard<std::mutex> lock(inbox->mutex);
-      inbox->deliveries.push_back(std::move(delivery));
-      inbox->changed.notify_all();
-    };
-    try {
-      worker.submit(work);
-    } catch (...) {
-      cancel();
-      throw;
-    }
+  if (state_->thread.joinable()) {
+    state_->thread.join();
+  } else {
+    state_->end(closing_failure());  // it has not started
   }
-}
-
-Answers::~Answers() { cancel(); }
-
-void Answers::cancel() {
-  for (const std::shared_ptr<Work>& work : works_) work->cancelled = true;
-}
-
-std::optional<Delivery> Answers::next() {
-  bool timed_out = true;
-  std::optional<Delivery> found;
-  while (!found && timed_out) found = next(kLongestWait, timed_out);
-  return found;
-}
-
-std::optional<Delivery> Answers::next(double seconds, bool& timed_out) {
-  timed_out = false;
-  if (left_ == 0) return std::nullopt;
-  std::unique_lock<std::mutex> lock(inbox_->mutex);
-  const auto any = [this] { return !inbox_->deliveries.empty(); };
-  if (!inbox_->changed.wait_for(lock, seconds_of(seconds), any)) {
-    timed_out = true;
-    return std::nullopt;
-  }
-  Delivery delivery = std::move(inbox_->deliveries.front());
-  inbox_->deliveries.pop_front();
-  if (delivery.done) --left_;
-  return delivery;
 }
 
 }  // namespace dynexport
