@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 
 import pytest
-from bundles import talking_checkpoint
+from bundles import command, talking_checkpoint
 
 from dynexport.exporter import convert
 from dynexport.runtime.bundle.bundle import Bundle
@@ -16,7 +17,7 @@ from dynexport.runtime.serving.http.settings import HttpSettings
 
 sys.path.append(str(Path(__file__).parent.parent / "execution"))
 
-from live import KEY, Live
+from live import KEY, Live, Serve
 
 
 @pytest.fixture(scope="session")
@@ -24,6 +25,17 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Model:
     home = tmp_path_factory.mktemp("served")
     convert(talking_checkpoint(home / "model"), home / "small", speedups=[2.0], golden=False)
     return Model(Bundle.open(home / "small"), threads=1)
+
+
+@pytest.fixture(scope="session")
+def serve(model: Model) -> Serve:
+    return partial(Live, model)
+
+
+@pytest.fixture(scope="session")
+def program() -> Sequence[str]:
+    """The words that start a server, before its bundles and options."""
+    return command("serve")
 
 
 @pytest.fixture(scope="session")

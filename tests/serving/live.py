@@ -1,10 +1,12 @@
-"""A server in a thread, for tests."""
+"""Servers for tests: what a test sees of any, and the Python one in a thread."""
 
 from __future__ import annotations
 
 import threading
 import time
-from typing import Any
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from typing import Any, TypeAlias
 
 import httpx
 import openai
@@ -21,8 +23,35 @@ from dynexport.runtime.serving.worker import Worker
 KEY = "a-key-for-tests"
 
 
-class Live:
-    """A server in a thread."""
+class AnyServer:
+    """A running server of the model "small": what tests see of it.
+
+    Attributes:
+        model: the same model, to compare with.
+        address: the server's, without a path.
+    """
+
+    model: Model
+    address: str
+
+    def client(self, **options: Any) -> openai.OpenAI:
+        return openai.OpenAI(base_url=f"{self.address}/v1", api_key=KEY, max_retries=0, **options)
+
+    def post(self, path: str, **how: Any) -> httpx.Response:
+        headers = {"Authorization": f"Bearer {KEY}", "Content-Type": "application/json"} | how.pop("headers", {})
+        return httpx.post(self.address + path, headers=headers, timeout=30, **how)
+
+    def rows_are_free(self) -> bool:
+        """Wait until no request waits or runs; False if that does not happen."""
+        raise NotImplementedError
+
+
+# Starts a server with bounds, and fields of Settings by name.
+Serve: TypeAlias = Callable[..., AbstractContextManager[AnyServer]]
+
+
+class Live(AnyServer):
+    """The Python server in a thread."""
 
     def __init__(self, model: Model, http: HttpSettings, **settings: Any) -> None:
         self.worker = Worker(model, Settings(chunk=CHUNK, **settings))
@@ -43,13 +72,6 @@ class Live:
     def __exit__(self, *error: object) -> None:
         self._server.should_exit = True
         self.thread.join()
-
-    def client(self, **options: Any) -> openai.OpenAI:
-        return openai.OpenAI(base_url=f"{self.address}/v1", api_key=KEY, max_retries=0, **options)
-
-    def post(self, path: str, **how: Any) -> httpx.Response:
-        headers = {"Authorization": f"Bearer {KEY}", "Content-Type": "application/json"} | how.pop("headers", {})
-        return httpx.post(self.address + path, headers=headers, timeout=30, **how)
 
     def rows_are_free(self) -> bool:
         cache = self.worker.scheduler.cache

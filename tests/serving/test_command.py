@@ -1,13 +1,12 @@
-"""``dynexport serve`` as a user starts, stops and kills it."""
+"""``dynexport serve`` as a user starts, stops and kills it; tests/cpp runs this with the C++ service."""
 
 from __future__ import annotations
 
 import json
 import signal
 import subprocess
-import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import contextmanager
 from pathlib import Path
@@ -25,10 +24,10 @@ SECRET = "a prompt that nobody but the model reads"
 class Started:
     """A server in a process of its own; its two streams go to one file."""
 
-    def __init__(self, bundle: Path, log: Path, *options: str) -> None:
+    def __init__(self, program: Sequence[str], bundle: Path, log: Path, *options: str) -> None:
         self._log = log
         with log.open("w") as file:
-            command = [sys.executable, "-m", "dynexport", "serve", str(bundle), "--port", "0", *options]
+            command = [*program, str(bundle), "--port", "0", *options]
             self.process = subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT)
         while " at http" not in self.said:
             assert self.process.poll() is None, self.said
@@ -74,8 +73,8 @@ def events(url: str, body: dict[str, Any]) -> Iterator[Any]:
 
 
 @contextmanager
-def started(bundle: Path, log: Path, *options: str) -> Iterator[Started]:
-    server = Started(bundle, log, *options)
+def started(program: Sequence[str], bundle: Path, log: Path, *options: str) -> Iterator[Started]:
+    server = Started(program, bundle, log, *options)
     try:
         yield server
     finally:
@@ -90,9 +89,9 @@ def bundle(model: Model) -> Path:
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=["SIGTERM", "SIGINT"])
 def test_running_requests_finish_when_the_server_is_told_to_stop(
-    model: Model, bundle: Path, tmp_path: Path, number: int
+    program: Sequence[str], bundle: Path, tmp_path: Path, number: int
 ) -> None:
-    with started(bundle, tmp_path / "log", "--max-rows", "2") as server:
+    with started(program, bundle, tmp_path / "log", "--max-rows", "2") as server:
         streams = server.streams(2)  # and more wait than there are rows
         assert server.stop(number) == 0
         for stream in streams:
@@ -102,9 +101,9 @@ def test_running_requests_finish_when_the_server_is_told_to_stop(
         assert server.said.count("\n") == 1, "prompts, keys and requests are not logged"
 
 
-def test_requests_that_do_not_finish_in_time_are_told(bundle: Path, tmp_path: Path) -> None:
+def test_requests_that_do_not_finish_in_time_are_told(program: Sequence[str], bundle: Path, tmp_path: Path) -> None:
     body = {"model": "small", "prompt": SECRET, "max_tokens": 80, "min_tokens": 80}
-    with started(bundle, tmp_path / "log", "--max-rows", "1", "--drain-seconds", "0") as server:
+    with started(program, bundle, tmp_path / "log", "--max-rows", "1", "--drain-seconds", "0") as server:
         with ThreadPoolExecutor(30) as pool:
             url = f"{server.address}/v1/completions"
             asked = [pool.submit(httpx.post, url, json=body, timeout=30) for _ in range(30)]
@@ -120,23 +119,25 @@ def test_requests_that_do_not_finish_in_time_are_told(bundle: Path, tmp_path: Pa
         assert int(told.headers["retry-after"]) >= 1
 
 
-def test_a_server_that_was_killed_starts_again_at_its_port(bundle: Path, tmp_path: Path) -> None:
-    with started(bundle, tmp_path / "log") as server:
+def test_a_server_that_was_killed_starts_again_at_its_port(
+    program: Sequence[str], bundle: Path, tmp_path: Path
+) -> None:
+    with started(program, bundle, tmp_path / "log") as server:
         (stream,) = server.streams(1)
         server.stop(signal.SIGKILL)
         with pytest.raises(httpx.HTTPError):
             list(stream)
         port = server.address.rpartition(":")[2]
-        with started(bundle, tmp_path / "again", "--port", port) as again:
+        with started(program, bundle, tmp_path / "again", "--port", port) as again:
             assert httpx.get(f"{again.address}/ready").json() == {"status": "ready"}
             (stream,) = again.streams(1)
             assert list(stream)[-1] == "[DONE]"
 
 
-def test_nothing_of_requests_is_logged(bundle: Path, tmp_path: Path) -> None:
+def test_nothing_of_requests_is_logged(program: Sequence[str], bundle: Path, tmp_path: Path) -> None:
     keys = tmp_path / "keys"
     keys.write_text(f"{KEY}\n")
-    with started(bundle, tmp_path / "log", "--api-key-file", str(keys)) as server:
+    with started(program, bundle, tmp_path / "log", "--api-key-file", str(keys)) as server:
         for body in (
             {"model": "small", "prompt": SECRET},
             {"model": SECRET},
@@ -161,8 +162,10 @@ def test_nothing_of_requests_is_logged(bundle: Path, tmp_path: Path) -> None:
     ],
     ids=lambda value: str(value)[:40],
 )
-def test_wrong_options_are_one_line(bundle: Path, tmp_path: Path, options: list[str], message: str) -> None:
-    command = [sys.executable, "-m", "dynexport", "serve", str(bundle), "--port", "0", *options]
+def test_wrong_options_are_one_line(
+    program: Sequence[str], bundle: Path, tmp_path: Path, options: list[str], message: str
+) -> None:
+    command = [*program, str(bundle), "--port", "0", *options]
     found = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, timeout=60)
     assert found.returncode in (1, 2)
     assert message in found.stderr

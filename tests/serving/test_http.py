@@ -1,4 +1,4 @@
-"""The server as its clients see it: OpenAI's Python client and plain HTTP, against a live server."""
+"""A server as its clients see it, by OpenAI's client and plain HTTP; tests/cpp runs this against the C++ service."""
 
 from __future__ import annotations
 
@@ -6,33 +6,29 @@ import asyncio
 import contextlib
 import json
 import socket
-import threading
 import time
 from typing import Any
 
 import httpx
-import numpy as np
 import openai
 import pytest
-from live import KEY, Live
+from live import KEY, AnyServer, Serve
 from requests_of_tests import CHUNK
 
-from dynexport.runtime.bundle.errors import DynexportError
-from dynexport.runtime.generation.model import Model
 from dynexport.runtime.serving.http.settings import HttpSettings
 
 
 @pytest.fixture(scope="session")
-def client(live: Live) -> openai.OpenAI:
+def client(live: AnyServer) -> openai.OpenAI:
     return live.client()
 
 
-def alone(live: Live, prompt: str, tokens: int, **options: Any) -> str:
+def alone(live: AnyServer, prompt: str, tokens: int, **options: Any) -> str:
     return live.model.generate(prompt, max_new_tokens=tokens, chunk=CHUNK, **options).text
 
 
 @pytest.mark.parametrize("name", ["small", "small@2", "small@full"])
-def test_a_completion_is_what_the_model_generates_alone(live: Live, client: openai.OpenAI, name: str) -> None:
+def test_a_completion_is_what_the_model_generates_alone(live: AnyServer, client: openai.OpenAI, name: str) -> None:
     depth = name.partition("@")[2] or None
     found = client.completions.create(model=name, prompt="hello there", max_tokens=12, temperature=0)
     assert found.model == name
@@ -50,7 +46,7 @@ def test_a_completion_is_what_the_model_generates_alone(live: Live, client: open
         assert "".join(chunk.choices[0].text for chunk in stream) == found.choices[0].text
 
 
-def test_a_chat(live: Live, client: openai.OpenAI) -> None:
+def test_a_chat(live: AnyServer, client: openai.OpenAI) -> None:
     messages: Any = [{"role": "user", "content": "hello"}]
     expected = live.model.chat([*messages], max_new_tokens=10, chunk=CHUNK)
     found = client.chat.completions.create(model="small", messages=messages, max_completion_tokens=10, temperature=0)
@@ -78,7 +74,7 @@ def test_a_chat(live: Live, client: openai.OpenAI) -> None:
     assert len(layers) == len(expected.ids)
 
 
-def test_several_prompts_and_answers_with_seeds(live: Live, client: openai.OpenAI) -> None:
+def test_several_prompts_and_answers_with_seeds(live: AnyServer, client: openai.OpenAI) -> None:
     how: Any = {"model": "small", "max_tokens": 6, "n": 2, "seed": 3, "temperature": 0.9}
     found = client.completions.create(prompt=["hello", "there is"], **how)
     assert [choice.index for choice in found.choices] == [0, 1, 2, 3]
@@ -92,7 +88,7 @@ def test_several_prompts_and_answers_with_seeds(live: Live, client: openai.OpenA
     assert [choice.text for choice in one.choices] == [choice.text for choice in found.choices[:2]]
 
 
-def test_stop_strings_and_token_ids(live: Live, client: openai.OpenAI) -> None:
+def test_stop_strings_and_token_ids(live: AnyServer, client: openai.OpenAI) -> None:
     whole = alone(live, "hello there", 16)
     stop = whole[3:5]
     found = client.completions.create(model="small", prompt="hello there", max_tokens=16, temperature=0, stop=stop)
@@ -107,7 +103,7 @@ def test_stop_strings_and_token_ids(live: Live, client: openai.OpenAI) -> None:
     assert by_id.usage.completion_tokens == ids.index(ids[4]) + 1
 
 
-def test_log_probabilities(live: Live, client: openai.OpenAI) -> None:
+def test_log_probabilities(live: AnyServer, client: openai.OpenAI) -> None:
     found = client.completions.create(model="small", prompt="hello", max_tokens=4, temperature=0, logprobs=3)
     logprobs = found.choices[0].logprobs
     assert logprobs is not None and logprobs.token_logprobs and logprobs.top_logprobs and logprobs.tokens
@@ -137,7 +133,7 @@ def test_a_known_prefix_is_reported(client: openai.OpenAI) -> None:
         assert bool(found.usage.prompt_tokens_details.cached_tokens) == expected
 
 
-def test_models_and_tokens(live: Live, client: openai.OpenAI) -> None:
+def test_models_and_tokens(live: AnyServer, client: openai.OpenAI) -> None:
     assert [model.id for model in client.models.list()] == ["small", "small@full", "small@2"]
     assert client.models.retrieve("small@2").id == "small@2"
     found = live.post("/tokenize", json={"model": "small", "prompt": "hello there"}).json()
@@ -179,16 +175,11 @@ def test_models_and_tokens(live: Live, client: openai.OpenAI) -> None:
         ({"functions": []}, 400, "functions: not supported by this server; leave it out"),
         ({"prompt": ["hello", 3]}, 400, "prompt: expected "),
         ({"stream_options": {"include_usage": True}}, 400, "stream_options: expected stream beside it"),
-        (
-            {"response_format": {"type": "json_schema"}},
-            400,
-            "response_format.json_schema.schema: expected a JSON schema",
-        ),
     ],
     ids=lambda value: str(value)[:40],
 )
 def test_wrong_fields_are_refused_in_openais_form(
-    live: Live, fields: dict[str, Any], status: int, message: str
+    live: AnyServer, fields: dict[str, Any], status: int, message: str
 ) -> None:
     body = json.dumps({"model": "small", "prompt": "hello"} | fields)
     found = live.post("/v1/completions", content=body.encode())
@@ -213,13 +204,13 @@ def test_wrong_fields_are_refused_in_openais_form(
     ],
     ids=lambda value: str(value)[:40],
 )
-def test_wrong_chats_are_refused(live: Live, fields: dict[str, Any], message: str) -> None:
+def test_wrong_chats_are_refused(live: AnyServer, fields: dict[str, Any], message: str) -> None:
     body = {"model": "small", "messages": [{"role": "user", "content": "hello"}]} | fields
     found = live.post("/v1/chat/completions", json=body)
     assert (found.status_code, found.json()["error"]["message"][: len(message)]) == (400, message)
 
 
-def test_the_client_raises_its_typed_errors(live: Live, client: openai.OpenAI) -> None:
+def test_the_client_raises_its_typed_errors(live: AnyServer, client: openai.OpenAI) -> None:
     with pytest.raises(openai.NotFoundError, match="expected one of small, found nobody") as found:
         client.completions.create(model="nobody", prompt="hello")
     assert (found.value.code, found.value.param) == ("model_not_found", "model")
@@ -244,12 +235,12 @@ def test_the_client_raises_its_typed_errors(live: Live, client: openai.OpenAI) -
     ],
     ids=["invalid", "empty", "a list", "not UTF-8", "deep", "too large"],
 )
-def test_bodies_that_are_no_requests(live: Live, content: bytes, status: int, message: str) -> None:
+def test_bodies_that_are_no_requests(live: AnyServer, content: bytes, status: int, message: str) -> None:
     found = live.post("/v1/completions", content=content)
     assert (found.status_code, found.json()["error"]["message"][: len(message)]) == (status, message)
 
 
-def raw(live: Live, content: bytes, wait: float = 5) -> bytes:
+def raw(live: AnyServer, content: bytes, wait: float = 5) -> bytes:
     """Send bytes and return what comes back until the server closes the connection."""
     host, port = live.address.removeprefix("http://").split(":")
     with socket.create_connection((host, int(port)), timeout=wait) as connection:
@@ -266,14 +257,14 @@ def drained(connection: socket.socket) -> bytes:
     return found
 
 
-def test_a_slow_writer_is_cut_off(live: Live) -> None:
+def test_a_slow_writer_is_cut_off(live: AnyServer) -> None:
     begin = f"POST /v1/completions HTTP/1.1\r\nHost: a\r\nAuthorization: Bearer {KEY}\r\nContent-Length: 100\r\n\r\n"
     found = raw(live, begin.encode() + b'{"model')
     assert b" 408 " in found
     assert b"expected all of it within 1 s" in found
 
 
-def test_a_body_without_a_length_is_bounded_as_well(live: Live) -> None:
+def test_a_body_without_a_length_is_bounded_as_well(live: AnyServer) -> None:
     begin = (
         f"POST /v1/completions HTTP/1.1\r\nHost: a\r\nAuthorization: Bearer {KEY}\r\nTransfer-Encoding: chunked\r\n\r\n"
     )
@@ -282,7 +273,7 @@ def test_a_body_without_a_length_is_bounded_as_well(live: Live) -> None:
     assert b" 413 " in raw(live, begin.encode() + 40 * chunk)  # it does not read on to the end
 
 
-def test_a_flood_of_headers_is_refused(live: Live) -> None:
+def test_a_flood_of_headers_is_refused(live: AnyServer) -> None:
     found = raw(live, b"GET /health HTTP/1.1\r\n" + b"X-A: " + b"a" * (1 << 18))
     assert b" 400 " in found or b" 431 " in found or found == b""
     assert httpx.get(f"{live.address}/health").json() == {"status": "ok"}
@@ -291,7 +282,7 @@ def test_a_flood_of_headers_is_refused(live: Live) -> None:
 @pytest.mark.parametrize(
     "path", ["/../../etc/passwd", "/v1/models/../../etc/passwd", "/%2e%2e/%2e%2e/etc/passwd", "/static/x"]
 )
-def test_paths_lead_nowhere(live: Live, path: str) -> None:
+def test_paths_lead_nowhere(live: AnyServer, path: str) -> None:
     found = raw(
         live, f"GET {path} HTTP/1.1\r\nHost: a\r\nAuthorization: Bearer {KEY}\r\nConnection: close\r\n\r\n".encode()
     )
@@ -299,7 +290,7 @@ def test_paths_lead_nowhere(live: Live, path: str) -> None:
     assert b"root:" not in found
 
 
-def test_keys_are_needed_for_models_and_not_for_health(live: Live) -> None:
+def test_keys_are_needed_for_models_and_not_for_health(live: AnyServer) -> None:
     assert httpx.get(f"{live.address}/v1/models").status_code == 401
     assert "didn't provide" in httpx.get(f"{live.address}/v1/models").json()["error"]["message"]
     assert httpx.post(f"{live.address}/tokenize", json={}).status_code == 401
@@ -308,7 +299,7 @@ def test_keys_are_needed_for_models_and_not_for_health(live: Live) -> None:
     assert live.client().models.list().data
 
 
-def test_a_client_that_hangs_up_frees_its_rows(live: Live, client: openai.OpenAI) -> None:
+def test_a_client_that_hangs_up_frees_its_rows(live: AnyServer, client: openai.OpenAI) -> None:
     with client.completions.create(model="small", prompt="hello", max_tokens=80, temperature=0, stream=True) as stream:
         next(iter(stream))
     assert live.rows_are_free()
@@ -326,7 +317,7 @@ def test_a_client_that_hangs_up_frees_its_rows(live: Live, client: openai.OpenAI
     assert live.rows_are_free()
 
 
-def test_a_slow_reader_holds_nobody_up(live: Live, client: openai.OpenAI) -> None:
+def test_a_slow_reader_holds_nobody_up(live: AnyServer, client: openai.OpenAI) -> None:
     """It holds its own connection only: the answer waits in memory, bounded by its number of tokens."""
     host, port = live.address.removeprefix("http://").split(":")
     body = json.dumps({"model": "small", "prompt": "hello", "max_tokens": 80, "stream": True}).encode()
@@ -339,109 +330,16 @@ def test_a_slow_reader_holds_nobody_up(live: Live, client: openai.OpenAI) -> Non
         assert live.rows_are_free()
 
 
-def test_a_full_queue_is_told_with_when_to_come_back(model: Model) -> None:
-    with Live(model, HttpSettings(), rows=1, queue=1) as live:
-        held = threading.Event()
-        step = live.worker.scheduler.step
-        live.worker.scheduler.step = lambda: (held.wait(), step())[1]  # type: ignore[method-assign]
-        body = {"model": "small", "prompt": "hello", "max_tokens": 1}
-        threads = [
-            threading.Thread(target=live.post, args=("/v1/completions",), kwargs={"json": body}) for _ in range(3)
-        ]
-        for thread in threads:
-            thread.start()
-            time.sleep(0.1)
-        found = live.post("/v1/completions", json=body)
-        held.set()
-        for thread in threads:
-            thread.join()
-    assert found.status_code == 429
-    assert int(found.headers["retry-after"]) >= 1
-    assert found.json()["error"]["code"] == "rate_limit_exceeded"
-
-
-def test_a_time_limit_is_told(model: Model) -> None:
-    with Live(model, HttpSettings(request_seconds=0.0001), rows=1) as live:
+def test_a_time_limit_is_told(serve: Serve) -> None:
+    with serve(HttpSettings(request_seconds=0.0001), rows=1) as live:
         body = {"model": "small", "prompt": "hello", "max_tokens": 80}
         found = live.post("/v1/completions", json=body)
         assert (found.status_code, found.json()["error"]["type"]) == (408, "timeout_error")
         assert live.rows_are_free()
 
 
-def test_a_model_that_fails_makes_the_server_unready(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
-    def failing(*anything: object, **more: object) -> object:
-        raise DynexportError("decoder.onnx: ONNX Runtime failed in a step: no memory")
-
-    with Live(model, HttpSettings(), rows=1) as live:
-        body = {"model": "small", "prompt": "hello", "max_tokens": 2}
-        with monkeypatch.context() as patch:
-            patch.setattr(model.executor, "run", failing)
-            for _ in range(3):
-                found = live.post("/v1/completions", json=body)
-                assert (found.status_code, found.json()["error"]["code"]) == (500, "failed")
-        ready = httpx.get(f"{live.address}/ready")
-        assert ready.status_code == 503
-        assert ready.json()["problems"] == {"small": "the last 3 requests failed"}
-
-
-def test_a_server_without_a_living_worker_stops(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
-    def broken() -> None:
-        raise MemoryError("no more")
-
-    with Live(model, HttpSettings(), rows=1) as live:
-        held = threading.Event()
-        monkeypatch.setattr(type(live.worker), "dead", property(lambda worker: held.is_set() and worker._problem != ""))
-        live.worker.scheduler.step = broken  # type: ignore[method-assign]
-        found = live.post("/v1/completions", json={"model": "small", "prompt": "hello"})
-        assert found.status_code == 500
-        assert "the worker stopped: MemoryError" in found.json()["error"]["message"]
-        assert live.post("/v1/completions", json={"model": "small", "prompt": "hello"}).status_code == 503
-        held.set()
-        live.thread.join(10)
-        assert not live.thread.is_alive()
-
-
-def test_nan_logits_end_the_request_with_an_error(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
-    decode = model.executor.decode
-
-    def broken(*given: Any, **more: Any) -> Any:
-        return np.full_like(decode(*given, **more), np.nan)
-
-    with Live(model, HttpSettings(), rows=1) as live, monkeypatch.context() as patch:
-        patch.setattr(model.executor, "decode", broken)
-        found = live.post("/v1/completions", json={"model": "small", "prompt": "hello", "max_tokens": 5})
-        assert found.status_code == 500
-        assert "NaN" in found.json()["error"]["message"]
-        stream = live.post(
-            "/v1/completions", json={"model": "small", "prompt": "hello", "max_tokens": 5, "stream": True}
-        )
-        last = [line for line in stream.text.splitlines() if line][-1]
-        assert "NaN" in json.loads(last.removeprefix("data: "))["error"]["message"]
-        assert live.rows_are_free()
-        assert httpx.get(f"{live.address}/ready").status_code == 200
-        live.post("/v1/completions", json={"model": "small", "prompt": "hello", "max_tokens": 5})
-        assert httpx.get(f"{live.address}/ready").json()["problems"] == {"small": "the last 3 requests failed"}
-        patch.undo()
-        live.post("/v1/completions", json={"model": "small", "prompt": "hello", "max_tokens": 5})
-        assert httpx.get(f"{live.address}/ready").status_code == 200
-
-
-def test_a_stream_that_waits_is_cancelled_when_its_client_hangs_up(model: Model) -> None:
-    with Live(model, HttpSettings(), rows=1) as live:
-        held = threading.Event()
-        step = live.worker.scheduler.step
-        live.worker.scheduler.step = lambda: (held.wait(), step())[1]  # type: ignore[method-assign]
-        body = {"model": "small", "prompt": "hello", "max_tokens": 80, "min_tokens": 80, "stream": True}
-        with pytest.raises(httpx.ReadTimeout):
-            httpx.post(f"{live.address}/v1/completions", json=body, timeout=0.2)
-        time.sleep(0.1)
-        held.set()
-        assert live.rows_are_free()
-        assert live.worker.scheduler.cache.positions.sum() == 0, "nothing has run"
-
-
-def test_a_client_that_does_not_read_is_cut_off(model: Model) -> None:
-    with Live(model, HttpSettings(stall_seconds=0.2, header_seconds=0.2), rows=1) as live:
+def test_a_client_that_does_not_read_is_cut_off(serve: Serve) -> None:
+    with serve(HttpSettings(stall_seconds=0.2, header_seconds=0.2), rows=1) as live:
         begun = time.monotonic()
         assert raw(live, b"GET /health HTTP/1.1\r\nHost: a\r\nX-Slow: ") == b""
         assert 0.15 < time.monotonic() - begun < 3
@@ -457,19 +355,3 @@ def test_a_client_that_does_not_read_is_cut_off(model: Model) -> None:
             time.sleep(0.5)
             assert b"[DONE]" not in drained(slow)
         assert httpx.get(f"{live.address}/health").json() == {"status": "ok"}
-
-
-def test_more_requests_than_the_server_takes_are_told(model: Model) -> None:
-    with Live(model, HttpSettings(requests=1), rows=1) as live:
-        held = threading.Event()
-        step = live.worker.scheduler.step
-        live.worker.scheduler.step = lambda: (held.wait(), step())[1]  # type: ignore[method-assign]
-        body = {"model": "small", "prompt": "hello", "max_tokens": 1}
-        thread = threading.Thread(target=live.post, args=("/v1/completions",), kwargs={"json": body})
-        thread.start()
-        time.sleep(0.2)
-        found = live.post("/v1/completions", json=body)
-        assert (found.status_code, found.headers["retry-after"]) == (503, "1")
-        assert httpx.get(f"{live.address}/health").status_code == 200
-        held.set()
-        thread.join()
