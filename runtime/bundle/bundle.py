@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -11,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import ValidationError
 
-from dynexport.runtime.bundle.checks import checked_path, shown
+from dynexport.runtime.bundle.checks import checked_path, is_integer, shown
 from dynexport.runtime.bundle.contract import first_problem
 from dynexport.runtime.bundle.errors import DynexportError
 from dynexport.runtime.bundle.json_text import parse_json
@@ -135,7 +136,7 @@ class Bundle:
 
     def _check_file(self, name: str, *, hashed: bool) -> None:
         file, path = self.manifest.files[name], self.path / name
-        if Path(name).name != name or path.is_symlink():
+        if name in ("", "..") or Path(name).name != name or os.path.islink(path):  # noqa: PTH114 - raises nothing
             raise DynexportError(f"{self.path}: file {name!r}: expected a plain file of the bundle; it leads out of it")
         with open_plain(path, f"{file.bytes} bytes", follow=False) as opened:
             if (size := os.fstat(opened.fileno()).st_size) != file.bytes:
@@ -182,16 +183,21 @@ def _read_manifest(directory: Path) -> Manifest:
             f"{directory}: expected a bundle with a {MANIFEST}, found none; "
             + ("a conversion was interrupted, run it again" if _identity(directory / NEXT) is not None else _MAKE_ONE)
         )
-    fields = parse_json(read_plain(path, at_most=_LARGEST_MANIFEST, follow=False), path)
+    return parse_manifest(read_plain(path, at_most=_LARGEST_MANIFEST, follow=False), path)
+
+
+def parse_manifest(content: bytes, where: object) -> Manifest:
+    """Return the manifest of a JSON text. Raises DynexportError, which names ``where``, when it is none."""
+    fields = parse_json(content, where)
     found = fields.get("schema_version") if isinstance(fields, dict) else None
-    if found != SCHEMA_VERSION:
-        newer = isinstance(found, int) and found > SCHEMA_VERSION
+    if found != SCHEMA_VERSION or not is_integer(found):
+        newer = is_integer(found) and found > SCHEMA_VERSION
         advice = "it was made by a newer dynexport, update this one" if newer else "convert the model again"
-        raise DynexportError(f"{path}: schema_version: expected {SCHEMA_VERSION}, found {found!r:.40}; {advice}")
+        raise DynexportError(f"{where}: schema_version: expected {SCHEMA_VERSION}, found {found!r:.40}; {advice}")
     try:
-        return Manifest.model_validate(fields)
+        return Manifest.model_validate_json(json.dumps(fields), strict=True)
     except ValidationError as error:
-        raise DynexportError(f"{path}: {first_problem(error)}") from error
+        raise DynexportError(f"{where}: {first_problem(error)}") from error
 
 
 def _check_external_data(path: Path, content: bytes, files: set[str]) -> None:

@@ -26,7 +26,7 @@ class CachePart(Part):
     input: str
     output: str
     dtype: ArrayType
-    shape: tuple[int | Literal["B", "M"], ...]
+    shape: tuple[Size | Literal["B", "M"], ...]
     scale: str | None = None
 
     @property
@@ -50,7 +50,7 @@ class Cache(Part):
         slack: extra slots at the end that a call may overwrite; their content is never read.
     """
 
-    place: Annotated[int, Field(ge=0)]
+    place: Annotated[int, Field(ge=0, lt=1 << 31)]
     parts: dict[str, CachePart]
     most: Size | None = None
     per_token: Size = 1

@@ -28,7 +28,8 @@ CONTRACT_VERSION = 1
 
 # Strict JSON numbers: true and "2" are refused.
 _Number = Annotated[float, Strict()]
-_Layer = Annotated[int, Strict()]
+_Count = Annotated[int, Strict()]
+_Layer = Annotated[int, Strict(), Field(ge=-(1 << 63), lt=1 << 63)]
 _Switch = Annotated[bool, Strict()]
 # Far beyond any model, yet small enough to loop over.
 _MOST_STEPS = 4096
@@ -169,7 +170,7 @@ class RadialRouter(_Contract):
         shared: whether all hops share one router; otherwise each hop has its own.
     """
 
-    hidden: _Layer = Field(default=64, ge=1)
+    hidden: _Count = Field(default=64, ge=1, lt=1 << 31)
     shared: _Switch = True
 
 
@@ -189,8 +190,8 @@ class Radial(_Contract):
     """
 
     strategy: Literal["radial"] = "radial"
-    max_steps: _Layer = Field(default=12, ge=1, le=_MOST_STEPS)
-    min_steps: _Layer = Field(default=0, ge=0)
+    max_steps: _Count = Field(default=12, ge=1, le=_MOST_STEPS)
+    min_steps: _Count = Field(default=0, ge=0)
     exit: _Switch = True
     allow_reuse: _Switch = True
     router: RadialRouter = RadialRouter()

@@ -13,6 +13,8 @@ from dynexport.runtime.bundle.errors import DynexportError
 ProfileName = Literal["prefill", "decode"]
 Phase = Literal["prompt", "decode"]
 Size = Annotated[int, Field(ge=1, lt=1 << 31)]
+# A number that every language can hold.
+Whole = Annotated[int, Field(ge=-(1 << 63), lt=1 << 63)]
 ARRAY_TYPES: dict[str, type[np.generic]] = {
     "float": np.float32,
     "float16": np.float16,
@@ -44,7 +46,7 @@ class TensorSpec(Part):
 
     name: str
     dtype: ArrayType
-    shape: tuple[int | str, ...]
+    shape: tuple[Size | str, ...]
 
     @property
     def array_type(self) -> type[np.generic]:
@@ -95,8 +97,8 @@ class Graph(Part):
 
     name: str
     file: str
-    layers: tuple[int, ...]
-    places: tuple[int, ...] | None
+    layers: tuple[Whole, ...]
+    places: tuple[Whole, ...] | None
     share_memory: bool = True
     profiles: tuple[Profile, ...] = ()
     inputs: tuple[TensorSpec, ...]

@@ -245,10 +245,22 @@ class Manifest(Part):
                     )
                 if (cache.parts[name].dtype == "int8") != (cache.parts[name].scale is not None):
                     raise ValueError(f"cache {cache.place}: {name}: expected a scale for int8 and only there")
+            self._check_slots(cache)
         for graph in self.graphs:
             if not set(graph.places or ()) <= set(places):
                 raise ValueError(f"places of graph {graph.name:.80}: expected places of caches, found others")
             self._check_cache_inputs(graph)
+
+    def _check_slots(self, cache: Cache) -> None:
+        """Raise ValueError when the parts of a cache have not the same rows and slots."""
+        slots = cache.parts["key"].shape[2]
+        for name, part in cache.parts.items():
+            found = part.shape[::2] if len(part.shape) == 4 else part.shape
+            if slots == "B" or found != ("B", slots):
+                raise ValueError(
+                    f"cache {cache.place}: {name}: expected rows B and the slots of its keys, "
+                    f"found {list(part.shape)!s:.80}"
+                )
 
     def _check_cache_inputs(self, graph: Graph) -> None:
         """Raise ValueError when a graph's cache inputs disagree with ``caches``."""

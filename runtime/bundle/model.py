@@ -6,9 +6,9 @@ from typing import Annotated
 
 from pydantic import Field
 
-from dynexport.runtime.bundle.graphs import Part, Size
+from dynexport.runtime.bundle.graphs import Part, Size, Whole
 
-Bytes = Annotated[int, Field(ge=0)]
+Bytes = Annotated[int, Field(ge=0, lt=1 << 63)]
 
 
 class Model(Part):
@@ -34,7 +34,7 @@ class Model(Part):
     head_dim: Size
     vocab_size: Size
     max_length: Size
-    parameters: Size
+    parameters: Annotated[int, Field(ge=1, lt=1 << 63)]
 
 
 class Cost(Part):
@@ -49,10 +49,10 @@ class Cost(Part):
         router_flops: FLOPs of one such choice.
     """
 
-    shared: Annotated[int, Field(ge=1)]
+    shared: Annotated[int, Field(ge=1, lt=1 << 63)]
     layers: tuple[Bytes, ...]
     kv_per_token: Bytes
-    layer_flops: Annotated[int, Field(ge=1)]
+    layer_flops: Annotated[int, Field(ge=1, lt=1 << 63)]
     router: Bytes = 0
     router_flops: Bytes = 0
 
@@ -67,7 +67,7 @@ class Tokens(Part):
         turn_end: further ids that end an answer in a chat; from the tokenizer or chat template, not the config.
     """
 
-    bos: int | None = None
-    eos: tuple[int, ...] = ()
-    turn_end: tuple[int, ...] = ()
-    pad: int | None = None
+    bos: Whole | None = None
+    eos: tuple[Whole, ...] = ()
+    turn_end: tuple[Whole, ...] = ()
+    pad: Whole | None = None

@@ -6,9 +6,9 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from dynexport.runtime.bundle.graphs import Part, Size
+from dynexport.runtime.bundle.graphs import Part, Size, Whole
 
-Layers = Annotated[tuple[int, ...], Field(min_length=1)]
+Layers = Annotated[tuple[Whole, ...], Field(min_length=1)]
 
 
 class LayerRouting(Part):
@@ -54,7 +54,7 @@ class PathRouting(Part):
 
     kind: Literal["paths"] = "paths"
     hops: Size
-    min_hops: Annotated[int, Field(ge=0)]
+    min_hops: Annotated[int, Field(ge=0, lt=1 << 31)]
     exit: bool
     reuse: bool
     places: Literal["hops", "layers"]

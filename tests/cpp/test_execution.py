@@ -8,9 +8,12 @@ from typing import Any
 
 import numpy as np
 import pytest
-from forms import CONTEXT, FORMS, executor_of
+from bundles import CONFORMANCE
+from forms import CONTEXT, FORMS, HOPS, executor_of
 from mirrored import Mirrored, compare
 
+from dynexport.exporter.bundle.conversion import convert
+from dynexport.runtime import Bundle
 from dynexport.runtime.bundle.manifest import PathRouting
 from dynexport.runtime.execution.executor import Executor
 
@@ -151,13 +154,41 @@ class Drawn:
         self.on.run("restore", row=self.any_row(), name=self.pick([*self.on.saved]))
 
 
-@pytest.mark.parametrize("form", FORMS)
+# Beside those that all tests share: what else a bundle may ask of a runtime.
+OTHERS: dict[str, tuple[str, dict[str, Any]]] = {
+    "dense-fp16": ("dense", {"precision": "fp16"}),
+    "dense-tied-int4": ("dense-tied-mqa", {"precision": "int4"}),
+    "skip-int8": ("skip-keep", {"precision": "int8"}),
+    "early-exit": ("early-exit-prompt-full", {}),
+    "early-exit-static": ("early-exit-prompt-exit", {"static": True}),
+    "mod-fp16": ("mod-sigmoid-replace", {"precision": "fp16"}),
+    "mod-topk": ("mod-topk", {}),
+    "mod-topk-padded": ("mod-topk-ceil-normed", {"static": True}),
+    "mod-compact": ("mod-compact", {"fields": {"cache": {"capacity": 0.25}}}),
+    "mod-full-is-an-error": ("mod-router", {"fields": {"cache": {"capacity": 0.2, "overflow": "error"}}}),
+    "radial-gated-fp16": ("radial-gated-noexit", {"precision": "fp16"}),
+    "radial-noreuse": ("radial-noreuse-min", {}),
+    "radial-single-half": ("radial-step", {"fields": HOPS, "layer_capacity": 0.5}),
+}
+
+
+def opened(form: str, home: Path) -> Executor:
+    if form in FORMS:
+        return executor_of(form)
+    case, how = OTHERS[form]
+    convert(CONFORMANCE / case, home / "bundle", max_length=CONTEXT, golden=False, **how)
+    return Executor(Bundle.open(home / "bundle"), threads=1)
+
+
+@pytest.mark.parametrize("form", [*FORMS, *OTHERS])
 def test_random_schedules(form: str, run: Callable[..., Any], tmp_path: Path) -> None:
-    executor = executor_of(form)
+    executor = opened(form, tmp_path)
     schedules = [Drawn(executor, seed).draw(MOVES) for seed in range(SCHEDULES)]
     told = [told for schedule in schedules for told in schedule.told]
     assert sum("found" in each for each in told) > len(told) / 3, "most are refused"
     assert sum(len(schedule.logits) for schedule in schedules) > 8 * SCHEDULES
+    routed = [told["error"] for told in told if "route" in told]
+    assert bool(routed) == (form == "mod-full-is-an-error")
     compare(run, schedules, tmp_path)
 
 
@@ -184,7 +215,7 @@ WRONG: dict[str, tuple[str, dict[str, Any], str]] = {
     "move a free row": ("move", {"row": 3, "target": 2}, "cache: row 3: expected one that is acquired"),
     "move to an acquired row": ("move", {"row": 0, "target": 1}, "cache: row 1: expected a free row to move to"),
     "move beyond": ("move", {"row": 0, "target": 4}, "row: expected 0..3, found 4"),
-    "restore elsewhere": ("restore", {"row": 0, "name": "saved"}, "cache: row 0: expected a row of 3 tokens to append"),
+    "restore elsewhere": ("restore", {"row": 1, "name": "saved"}, "cache: row 1: expected a row of 3 tokens to append"),
     "run a free row": ("run", {"rows": [3], "tokens": [[1]]}, "cache: row 3: expected one that is acquired"),
     "run a row twice": ("run", {"rows": [0, 0], "tokens": [[1], [2]]}, "rows: expected each row of a batch once"),
     "run too few tokens": ("run", {"rows": [0, 1], "tokens": [[1]]}, "prompts: expected 2, one for each row, found 1"),
@@ -247,9 +278,6 @@ def test_wrong_calls(run: Callable[..., Any], tmp_path: Path) -> None:
             how = {"phase": "prompt", "depths": ["full"], **how}
         elif op == "decode":
             how = {"depths": ["full"] * len(how["rows"]), **how}
-        if name == "restore elsewhere":
-            on.run("decode", rows=[0], tokens=[1], depths=["full"])
-            before = on.state()
         told = on.run(op, **how)
         assert told.get("error", "none").startswith(words), (name, told)
         assert told["state"] == before, name

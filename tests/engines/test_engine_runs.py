@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from bundles import CONFORMANCE, dynexport, error_of, replace_file
 from fake_gpu import NO_MEMORY
-from on_fake_gpu import Machine, install
+from on_fake_gpu import CASES, CONTEXT, ROWS, Machine, convert_case, install
 from tiny_models import random_rows
 
 from dynexport.exporter.bundle.conversion import convert
@@ -27,17 +27,6 @@ from dynexport.runtime.engines.tensorrt.plugins import our_plugins
 from dynexport.runtime.execution.executor import Executor
 
 Array = np.ndarray
-# 47 slots: rows of a batch do not begin at multiples of 256.
-CONTEXT, ROWS = 47, 4
-CASES: dict[str, dict[str, Any]] = {
-    "dense": {"precision": "fp16"},
-    "skip-2x": {},
-    "mod-router": {},
-    "mod-topk": {"max_prompt": 20},
-    "radial-step": {"max_prompt": 20},  # more than the head takes at once
-    "radial-layer": {},
-    "radial-noreuse-min": {"plugins": True},  # prompts by the set, steps by one graph
-}
 BACKEND: Any = "tensorrt-rtx"
 
 
@@ -49,13 +38,12 @@ def machine() -> Iterator[Machine]:
 
 @pytest.fixture(scope="module")
 def converted(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
-    """A bundle for TensorRT; prompts go in pieces of nine tokens unless they are ranked."""
+    """A bundle for TensorRT."""
 
     @cache
     def make(case: str) -> Path:
         bundle = tmp_path_factory.mktemp(case) / "bundle"
-        options = {"max_batch": ROWS, "max_prompt": 9, "max_length": CONTEXT} | CASES[case]
-        convert(CONFORMANCE / case, bundle, target="tensorrt", golden=False, **options)
+        convert_case(case, bundle)
         return bundle
 
     return make

@@ -45,7 +45,7 @@ class Agreement {
   }
 
  private:
-  [[noreturn]] void refuse(const std::string& message) const { throw Error(where_ + ": " + message); }
+  [[noreturn]] void refuse(const std::string& message) const { throw Error(where_ + ": " + without_breaks(message)); }
 
   void check_layers(std::size_t cost_layers) const {
     if (cost_layers != static_cast<std::size_t>(manifest_.model.layers)) {
@@ -194,6 +194,20 @@ class Agreement {
       }
       if ((part->second.type == Type::kInt8) != part->second.scale.has_value()) {
         refuse(place + "expected a scale for int8 and only there");
+      }
+    }
+    check_slots(cache);
+  }
+
+  // Checks that all parts of a cache have the same rows and slots.
+  void check_slots(const Cache& cache) const {
+    const Dimension& slots = cache.parts.at("key").shape[2];
+    for (const auto& [name, part] : cache.parts) {
+      const bool has_heads = part.shape.size() == 4;
+      if (slots.symbol == "B" || !(has_heads || part.shape.size() == 2) || part.shape[0].symbol != "B" ||
+          !equal(part.shape[has_heads ? 2 : 1], slots)) {
+        refuse("cache " + std::to_string(cache.place) + ": " + name +
+               ": expected rows B and the slots of its keys, found " + short_shape(part.shape));
       }
     }
   }

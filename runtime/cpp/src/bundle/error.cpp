@@ -103,6 +103,11 @@ std::string in_quotes(std::string_view text) {
 
 std::string_view cut(std::string_view text, std::size_t most) { return text.substr(0, after(text, most)); }
 
+std::string without_breaks(std::string text) {
+  std::replace(text.begin(), text.end(), '\n', ' ');
+  return text;
+}
+
 std::string one_line(std::string_view text) { return shortened(printable(shortened(text))); }
 
 std::string shown(std::string_view text) {

@@ -19,10 +19,12 @@ std::string found_text(const Json& json) {
   return std::string(cut(in_quotes(std::string_view(json.get_ref<const std::string&>())), kFound));
 }
 
-// Whether the text wrote a whole number, which may have been too large for 64 bits.
+// Whether the text wrote a whole number; one of more than 64 bits, of at most 40 digits, is floating point.
 bool is_whole(const Json& json) {
-  return json.is_number_integer() || (json.is_number_float() && std::abs(json.get<double>()) >= 9.2e18 &&
-                                      std::trunc(json.get<double>()) == json.get<double>());
+  if (json.is_number_integer()) return true;
+  if (!json.is_number_float()) return false;
+  const double value = json.get<double>();
+  return std::abs(value) >= 9.2e18 && std::abs(value) < 1e40 && std::trunc(value) == value;
 }
 
 std::int64_t bounded(const Value& value, std::int64_t least, std::uint64_t end, const char* end_text) {
@@ -52,7 +54,7 @@ std::string Value::path() const {
 
 void Value::refuse_as(const std::string& message) const {
   const std::string place = path();
-  throw Error(where_ + ": " + place + (place.empty() ? "" : ": ") + message);
+  throw Error(where_ + ": " + place + (place.empty() ? "" : ": ") + without_breaks(message));
 }
 
 void Value::refuse(const std::string& expected) const {
@@ -104,6 +106,27 @@ std::size_t choice(const Value& value, std::initializer_list<std::string_view> c
     expected += "'" + std::string(name) + (left > 1 ? "', " : left == 1 ? "' or " : "'");
   }
   value.refuse(expected);
+}
+
+double share(const Value& value) {
+  const double found = number(value);
+  if (!(found <= 1)) value.refuse("less than or equal to 1");
+  if (!(found > 0)) value.refuse("greater than 0");
+  return found;
+}
+
+std::string tag(const Value& value, std::string_view name, std::initializer_list<std::string_view> choices) {
+  const Json& fields = object(value);
+  const auto found = fields.find(name);
+  if (found == fields.end()) value.refuse_as("Unable to extract tag using discriminator '" + std::string(name) + "'");
+  std::string expected;
+  for (const std::string_view known : choices) {
+    if (*found == known) return std::string(known);
+    expected += (expected.empty() ? "'" : ", '") + std::string(known) + "'";
+  }
+  const std::string shown = found->is_string() ? found->get<std::string>() : quoted_value(*found);
+  value.refuse_as("Input tag '" + shown + "' found using '" + std::string(name) +
+                  "' does not match any of the expected tags: " + expected);
 }
 
 const Json& object(const Value& value) {

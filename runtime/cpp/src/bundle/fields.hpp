@@ -55,13 +55,19 @@ std::int64_t whole(const Value& value, std::int64_t least);
 inline std::int64_t any_whole(const Value& value) { return whole(value, kSmallest); }
 inline std::int64_t at_least_0(const Value& value) { return whole(value, 0); }
 inline std::int64_t at_least_1(const Value& value) { return whole(value, 1); }
-// A whole number from 1, or from ``least``, below 2^31.
+// A whole number from ``least``, below 2^31.
 std::int64_t below_end(const Value& value, std::int64_t least);
+inline std::int64_t from_0(const Value& value) { return below_end(value, 0); }
 inline std::int64_t size(const Value& value) { return below_end(value, 1); }
 // 64 hexadecimal digits.
 std::string sha256(const Value& value);
 // The index of a text in a list of choices.
 std::size_t choice(const Value& value, std::initializer_list<std::string_view> choices);
+
+// A number above 0, at most 1.
+double share(const Value& value);
+// The text in the field ``name`` of an object, one of the choices, which decides how the object is read.
+std::string tag(const Value& value, std::string_view name, std::initializer_list<std::string_view> choices);
 
 const Json& object(const Value& value);
 const Json& array(const Value& value);

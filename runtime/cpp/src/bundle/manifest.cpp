@@ -5,6 +5,7 @@
 #include <numeric>
 
 #include "bundle/agreement.hpp"
+#include "bundle/contract.hpp"
 #include "bundle/sections.hpp"
 #include "bundle/text.hpp"
 #include "dynexport/error.hpp"
@@ -131,7 +132,7 @@ Manifest parse_manifest(std::string_view json, const std::string& where) {
   Fields fields(value);
   Manifest result;
   fields.required("schema_version", any_whole);
-  fields.required("contract", [](const Value& contract) { return object(contract).size(); });
+  fields.required("contract", check_contract);
   result.trained = fields.required("trained", boolean);
   result.target = fields.optional(
       "target",

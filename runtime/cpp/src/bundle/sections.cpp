@@ -28,7 +28,7 @@ Dimension dimension(const Value& value, IsSymbol is_symbol) {
   if (value.json().is_string() && is_symbol(value.json().get_ref<const std::string&>())) {
     result.symbol = text(value);
   } else {
-    result.size = any_whole(Value(value.json(), value, "int"));
+    result.size = size(Value(value.json(), value, "constrained-int"));
   }
   return result;
 }
@@ -112,19 +112,12 @@ LayerRouting layer_routing(const Value& value) {
   return result;
 }
 
-double share(const Value& value) {
-  const double found = number(value);
-  if (!(found <= 1)) value.refuse("less than or equal to 1");
-  if (!(found > 0)) value.refuse("greater than 0");
-  return found;
-}
-
 PathRouting path_routing(const Value& value) {
   Fields fields(value);
   PathRouting result;
   fields.required("kind", text);
   result.hops = fields.required("hops", size);
-  result.min_hops = fields.required("min_hops", at_least_0);
+  result.min_hops = fields.required("min_hops", from_0);
   result.exit = fields.required("exit", boolean);
   result.reuse = fields.required("reuse", boolean);
   result.places_are_layers = fields.required("places", [](const Value& places) {
@@ -199,27 +192,19 @@ Graph read_graph(const Value& value) {
 Cache read_cache(const Value& value) {
   Fields fields(value);
   Cache result;
-  result.place = fields.required("place", at_least_0);
+  result.place = fields.required("place", from_0);
   result.parts = fields.required("parts", [](const Value& parts) { return by_name(parts, cache_part); });
   result.most = fields.optional("most", nullable(size), std::nullopt);
   result.per_token = fields.optional("per_token", size, 1);
-  result.slack = fields.optional(
-      "slack", [](const Value& slack) { return below_end(slack, 0); }, 0);
+  result.slack = fields.optional("slack", from_0, 0);
   fields.done();
   return result;
 }
 
 Routing read_routing(const Value& value) {
   if (value.json().is_null()) return std::monostate();
-  const Json& fields = object(value);
-  const auto kind = fields.find("kind");
-  if (kind == fields.end()) value.refuse_as("Unable to extract tag using discriminator 'kind'");
-  if (*kind == "layers") return layer_routing(Value(fields, value, "layers"));
-  if (*kind == "paths") return path_routing(Value(fields, value, "paths"));
-  const std::string found = kind->is_string() ? kind->get<std::string>() : quoted_value(*kind);
-  value.refuse_as("Input tag '" + found +
-                  "' found using 'kind' does not match any of the expected tags: 'layers', "
-                  "'paths'");
+  if (tag(value, "kind", {"layers", "paths"}) == "layers") return layer_routing(Value(value.json(), value, "layers"));
+  return path_routing(Value(value.json(), value, "paths"));
 }
 
 Limits read_limits(const Value& value) {

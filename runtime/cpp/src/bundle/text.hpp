@@ -16,4 +16,7 @@ std::string in_quotes(std::string_view text);
 // Returns at most the first ``most`` characters of a UTF-8 text.
 std::string_view cut(std::string_view text, std::size_t most);
 
+// Returns a text with a space for every line break.
+std::string without_breaks(std::string text);
+
 }  // namespace dynexport

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -13,9 +14,9 @@ import pytest
 from dynexport.runtime.bundle.errors import DynexportError
 from dynexport.runtime.generation.sampler import RowSampler, choose
 from dynexport.runtime.generation.sampling import Sampling
-from tests.cpp.conftest import Run
 
 Array = np.ndarray
+Run = Callable[..., Any]
 STEPS = 6
 
 

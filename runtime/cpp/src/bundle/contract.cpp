@@ -1,0 +1,256 @@
+// Checks the routing contract in a manifest, in the order and words of Python's.
+#include "bundle/contract.hpp"
+
+#include <algorithm>
+#include <charconv>
+#include <set>
+
+#include "bundle/text.hpp"
+
+namespace dynexport {
+namespace {
+
+constexpr std::int64_t kMostSteps = 4096;
+constexpr std::size_t kMostItems = 64;
+
+using Layers = std::vector<std::int64_t>;
+
+Layers layers(const Value& value) { return list(value, any_whole); }
+Layers some_layers(const Value& value) { return list(value, any_whole, 1); }
+
+void check_most(const Value& value, std::size_t most) {
+  if (array(value).size() > most) {
+    value.refuse_as("Tuple should have at most " + std::to_string(most) + " items after validation, not " +
+                    std::to_string(value.json().size()));
+  }
+}
+
+std::string listed(const Value& value) { return std::string(cut(quoted_value(value.json()), 80)); }
+
+bool check_speedups(const Value& value) {
+  check_most(value, kMostItems);
+  for (const double ratio : list(value, number)) {
+    if (ratio < 1) value.refuse_as("expected finite ratios >= 1, found " + quoted_value(Json(ratio)));
+  }
+  return !value.json().empty();
+}
+
+void check_unified_skip(const Value& value) {
+  Fields fields(value);
+  fields.required("strategy", text);
+  const bool some = fields.optional("speedups", check_speedups, true);
+  fields.optional(
+      "rule",
+      [](const Value& rule) {
+        return choice(rule, {"official", "balanced", "modulo"});
+      },
+      0);
+  const auto keep = fields.optional("keep", nullable(layers), std::nullopt);
+  fields.done();
+  if (!keep && !some) value.refuse_as("speedups: expected at least one ratio, or keep, found neither");
+  if (keep && keep->empty()) value.refuse_as("keep: expected at least one layer, found none");
+}
+
+bool check_decision(const Value& value) {
+  Fields fields(value);
+  fields.optional(
+      "rule",
+      [](const Value& rule) {
+        return choice(rule, {"router", "predictor", "always"});
+      },
+      0);
+  fields.optional("threshold", number, 0.5);
+  fields.optional(
+      "comparison",
+      [](const Value& sign) {
+        return choice(sign, {">", ">="});
+      },
+      0);
+  fields.done();
+  return true;
+}
+
+bool check_cache(const Value& value) {
+  Fields fields(value);
+  fields.optional("capacity", share, 1.0);
+  fields.optional(
+      "overflow",
+      [](const Value& rule) {
+        return choice(rule, {"residual", "error"});
+      },
+      0);
+  fields.done();
+  return true;
+}
+
+Layers routed_layers(const Value& value) {
+  Layers found = some_layers(value);
+  const std::set<std::int64_t> different(found.begin(), found.end());
+  if (different.size() < found.size() || *different.begin() < 0) {
+    value.refuse_as("expected different layers from 0, found " + listed(value));
+  }
+  return found;
+}
+
+// The layers that have a threshold of their own.
+std::set<std::int64_t> thresholds(const Value& value) {
+  std::set<std::int64_t> result;
+  for (const auto& [name, item] : object(value).items()) {
+    const Value threshold(item, value, name);
+    std::int64_t layer = 0;
+    const char* end = name.data() + name.size();
+    const auto read = std::from_chars(name.data(), end, layer);
+    if (read.ec != std::errc() || read.ptr != end) {
+      Value(item, threshold, "[key]")
+          .refuse_as("Input should be a valid integer, unable to parse string as an integer, found " +
+                     std::string(cut(in_quotes(name), 80)));
+    }
+    number(threshold);
+    result.insert(layer);
+  }
+  return result;
+}
+
+void check_mod(const Value& value) {
+  Fields fields(value);
+  fields.required("strategy", text);
+  const Layers routed = fields.required("routed_layers", routed_layers);
+  fields.optional("capacity", share, 0.125);
+  fields.optional(
+      "rounding",
+      [](const Value& rule) {
+        return choice(rule, {"floor", "ceil"});
+      },
+      0);
+  fields.optional(
+      "router_input",
+      [](const Value& input) {
+        return choice(input, {"hidden", "normed"});
+      },
+      0);
+  fields.optional(
+      "gate",
+      [](const Value& gate) {
+        return choice(gate, {"raw", "sigmoid", "none"});
+      },
+      0);
+  fields.optional(
+      "combine",
+      [](const Value& rule) {
+        return choice(rule, {"delta", "replace"});
+      },
+      0);
+  fields.optional("decision", check_decision, true);
+  fields.optional(
+      "prefill",
+      [](const Value& rule) {
+        return choice(rule, {"causal", "topk"});
+      },
+      0);
+  fields.optional(
+      "positions",
+      [](const Value& rule) {
+        return choice(rule, {"original", "compact"});
+      },
+      0);
+  fields.optional("cache", check_cache, true);
+  for (const std::int64_t layer : fields.optional("thresholds", thresholds, std::set<std::int64_t>())) {
+    if (std::find(routed.begin(), routed.end(), layer) == routed.end()) {
+      value.refuse_as("thresholds: expected routed layers, found " + std::to_string(layer));
+    }
+  }
+  fields.done();
+}
+
+bool check_router(const Value& value) {
+  Fields fields(value);
+  fields.optional("hidden", size, 64);
+  fields.optional("shared", boolean, true);
+  fields.done();
+  return true;
+}
+
+std::int64_t steps(const Value& value) {
+  const std::int64_t found = size(value);
+  if (found > kMostSteps) value.refuse("less than or equal to " + std::to_string(kMostSteps));
+  return found;
+}
+
+void check_radial(const Value& value) {
+  Fields fields(value);
+  fields.required("strategy", text);
+  const std::int64_t most = fields.optional("max_steps", steps, 12);
+  const std::int64_t least = fields.optional("min_steps", at_least_0, 0);
+  fields.optional("exit", boolean, true);
+  fields.optional("allow_reuse", boolean, true);
+  fields.optional("router", check_router, true);
+  fields.optional(
+      "gate",
+      [](const Value& gate) {
+        return choice(gate, {"none", "probability"});
+      },
+      0);
+  fields.optional(
+      "cache_policy",
+      [](const Value& policy) {
+        return choice(policy, {"step", "layer"});
+      },
+      0);
+  fields.done();
+  if (least > most) {
+    value.refuse_as("min_steps: expected at most max_steps = " + std::to_string(most) + ", found " +
+                    std::to_string(least));
+  }
+}
+
+bool exits(const Value& value) {
+  check_most(value, kMostItems);
+  std::int64_t last = 0;
+  for (const std::int64_t exit : some_layers(value)) {
+    if (exit <= last) value.refuse_as("expected ascending numbers of layers from 1, found " + listed(value));
+    last = exit;
+  }
+  return true;
+}
+
+void check_early_exit(const Value& value) {
+  Fields fields(value);
+  fields.required("strategy", text);
+  fields.required("exits", exits);
+  fields.optional(
+      "prompt",
+      [](const Value& rule) {
+        return choice(rule, {"full", "exit"});
+      },
+      0);
+  fields.done();
+}
+
+void check_dense(const Value& value) {
+  Fields fields(value);
+  fields.required("strategy", text);
+  fields.done();
+}
+
+struct Strategy {
+  std::string_view name;
+  void (*check)(const Value& value);
+};
+
+constexpr Strategy kStrategies[] = {{"dense", check_dense},
+                                    {"unified-skip", check_unified_skip},
+                                    {"mod", check_mod},
+                                    {"radial", check_radial},
+                                    {"early-exit", check_early_exit}};
+
+}  // namespace
+
+bool check_contract(const Value& value) {
+  const std::string name = tag(value, "strategy", {"dense", "unified-skip", "mod", "radial", "early-exit"});
+  for (const Strategy& strategy : kStrategies) {
+    if (strategy.name == name) strategy.check(Value(value.json(), value, strategy.name));
+  }
+  return true;
+}
+
+}  // namespace dynexport
