@@ -7,15 +7,13 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from on_fake_gpu import install
-from standin_machine import HERE, STANDIN, VERSION, engines, needs_standins
+from conftest import BUILD, LIBRARY
+from standin_machine import HERE, STANDIN, VERSION, engines, install, needs_standins
 
 from dynexport.exporter.cli import gpu_check_cpp
 from dynexport.exporter.cli.gpu_checks import Check, Engines
 from dynexport.runtime.engines.tensorrt import opening
 from dynexport.runtime.engines.tensorrt.backend import Backend
-
-from conftest import BUILD, LIBRARY  # isort: skip
 
 __all__ = ["engines"]  # a fixture
 pytestmark = needs_standins
