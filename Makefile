@@ -120,10 +120,13 @@ coverage: $(VENV)/.inputs ## the suite, and which lines it runs: takes more than
 
 # Where the C++ runtime is built. SANITIZE=address,undefined or thread builds it with sanitizers.
 CPP ?= build/cpp
+# TensorRT's headers, as the package kernel-lens ships them; without them and CUDA's, its module is left out.
+TENSORRT_HEADERS = $(dir $(wildcard $(VENV)/lib/python*/site-packages/kernel_lens/include/tensorrt/NvInferRuntime.h))
 .PHONY: cpp-build
 cpp-build:
 	@echo "== building the C++ runtime (a minute or two)"
-	cmake -S runtime/cpp -B $(CPP) -G Ninja -DDYNEXPORT_SANITIZE=$(SANITIZE) >/dev/null
+	cmake -S runtime/cpp -B $(CPP) -G Ninja -DDYNEXPORT_SANITIZE=$(SANITIZE) \
+	  -DTENSORRT_INCLUDE_DIR=$(TENSORRT_HEADERS) >/dev/null
 	cmake --build $(CPP)
 
 cpp: $(VENV)/.inputs cpp-build ## build the C++ runtime and its service, and test them against the Python runtime (packages: runtime/cpp/install-packages.sh)

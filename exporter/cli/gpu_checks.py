@@ -16,6 +16,7 @@ import numpy as np
 from pydantic import BaseModel
 
 from dynexport.exporter.bundle.conversion import convert
+from dynexport.exporter.cli import gpu_check_cpp
 from dynexport.exporter.parity import verify
 from dynexport.exporter.strategies import strategies
 from dynexport.runtime.bundle.bundle import Bundle
@@ -30,8 +31,8 @@ from dynexport.runtime.engines.tensorrt.plugins import our_plugins
 from dynexport.runtime.measure.bench import Benchmark, Workload, benchmark
 
 WHAT = (
-    "engines of every strategy by each installed TensorRT (built, verified, measured), kernels of plugins, ONNX "
-    "Runtime's CUDA provider, torch in eager mode and compiled"
+    "engines of every strategy by each installed TensorRT (built, verified, measured, run in C++), kernels of plugins, "
+    "ONNX Runtime's CUDA provider, torch in eager mode and compiled"
 )
 # One trained sample for each strategy that has one.
 SAMPLES = tuple(strategy.sample for strategy in strategies().values() if strategy.sample)
@@ -109,6 +110,8 @@ def checks(samples: Path, work: Path, *, benchmarks: bool) -> Iterator[Check]:
             yield Check(f"{name}: build and verify", run.verified)
             if benchmarks:
                 yield Check(f"{name}: bench", run.measured)
+            if not options.get("plugins"):
+                yield Check(f"{name}: the C++ runtime", run.in_cpp)
         stripped = Engines(backend, samples / _STRIPPED, work / f"{backend}-without-weights", {}, strip=True)
         yield Check(f"{backend}: {_STRIPPED} without weights: build and verify", stripped.verified)
     for sample in SAMPLES:
@@ -185,9 +188,22 @@ class Engines:
 
     def measured(self) -> str:
         """Benchmark every run mode."""
+        return _in_words(_measure(self._built(), self.backend))
+
+    def in_cpp(self) -> str:
+        """Compare the C++ runtime, where it was built, with the Python runtime on the same engines."""
+        reason = gpu_check_cpp.missing(self.backend)
+        if reason is not None:
+            raise Skipped(reason)
+        try:
+            return gpu_check_cpp.compare(self._built(), self.backend)
+        except gpu_check_cpp.OtherVersion as error:
+            raise Skipped(str(error)) from error
+
+    def _built(self) -> Bundle:
         if not self.bundle.exists():
             raise Skipped("there are no engines; see the outcome of its build")
-        return _in_words(_measure(Bundle.open(self.bundle), self.backend))
+        return Bundle.open(self.bundle)
 
 
 def on_cuda(checkpoint: Path, bundle: Path) -> str:

@@ -19,7 +19,7 @@ from dynexport.runtime.engines.tensorrt.gpu import Gpu
 from dynexport.runtime.engines.tensorrt.plugins import PluginLibrary
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "engines"))
-from on_fake_gpu import CASES, CONTEXT, ROWS, convert_case, store_engine
+from on_fake_gpu import CASES, CONTEXT, ROWS, convert_case, install, store_engine
 
 Ops = list[dict[str, Any]]
 STANDIN = BUILD / "standin"
@@ -113,6 +113,7 @@ __all__ = [
     "Ops",
     "built",
     "engines",
+    "install",
     "machine",
     "needs_standins",
 ]

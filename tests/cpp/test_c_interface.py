@@ -15,7 +15,7 @@ from c_interface import CANCELLED, ROUTE_ERROR, Backend, Library, Opened, Option
 from conftest import BUILD, LIBRARY
 
 from dynexport.exporter.bundle.conversion import convert
-from dynexport.runtime import Bundle, DynexportError, Model
+from dynexport.runtime import Bundle, DynexportError, Model, Sampling
 from dynexport.runtime.bundle.errors import RouteError
 
 PROMPT = "Hello, World"
@@ -73,7 +73,7 @@ def test_text(opened: Opened, model: Model) -> None:
 def test_greedy(opened: Opened, model: Model, depth: str | None) -> None:
     ids = opened.encode(PROMPT)
     answer = opened.generate(ids, max_new_tokens=24, depth=depth and depth.encode(), logprobs=1)
-    expected = model.generate(ids, max_new_tokens=24, depth=depth, logprobs=0)
+    expected = model.generate(ids, max_new_tokens=24, depth=depth, sampling=Sampling(logprobs=0))
     assert (answer.ids, answer.text) == (expected.ids, expected.text)
     assert answer.logprobs == pytest.approx([token.logprob for token in expected.logprobs], abs=1e-6)
     assert set(answer.layers[1:]) == {8 if depth == "full" else 4}
@@ -85,7 +85,10 @@ def test_sampled(opened: Opened, model: Model) -> None:
     how = {"temperature": 1.5, "top_k": 20, "top_p": 0.9, "repetition_penalty": 1.1, "min_new_tokens": 4, "seed": 7}
     bias = (c.c_int64 * 2)(3, 5), (c.c_double * 2)(2.5, -100.0)
     answer = opened.generate(ids, max_new_tokens=20, has_seed=1, bias_ids=bias[0], biases=bias[1], bias_count=2, **how)
-    assert answer.ids == model.generate(ids, max_new_tokens=20, logit_bias={3: 2.5, 5: -100.0}, **how).ids
+    assert (
+        answer.ids
+        == model.generate(ids, max_new_tokens=20, sampling=Sampling(logit_bias={3: 2.5, 5: -100.0}, **how)).ids
+    )
     assert all(math.isnan(logprob) for logprob in answer.logprobs)
 
 
@@ -118,12 +121,20 @@ def test_threads_share_a_model(opened: Opened) -> None:
 
 def test_what_python_refuses(opened: Opened, model: Model) -> None:
     ids = opened.encode(PROMPT)
-    for fields in ({"temperature": -1.0}, {"top_k": -1}, {"max_new_tokens": 0}, {"depth": "7"}, {"top_p": math.nan}):
+    options = ({"temperature": -1.0}, {"top_k": -1}, {"top_p": 2.0}, {"min_p": -0.5}, {"repetition_penalty": 0.0})
+    for fields in options:
         with pytest.raises(DynexportError) as expected:
-            model.generate(ids, **fields)  # type: ignore[call-overload]
+            model.generate(ids, sampling=Sampling(**fields))
         with pytest.raises(Refused) as caught:
-            opened.generate(ids, **{name: v.encode() if isinstance(v, str) else v for name, v in fields.items()})
+            opened.generate(ids, **fields)
         assert (caught.value.status, str(caught.value)) == (2, str(expected.value))
+    with pytest.raises(DynexportError) as expected:
+        model.generate(ids, depth="7")
+    with pytest.raises(Refused) as caught:
+        opened.generate(ids, depth=b"7")
+    assert (caught.value.status, str(caught.value)) == (2, str(expected.value))
+    with pytest.raises(Refused, match="max_new_tokens: expected at least 1, found 0"):
+        opened.generate(ids, max_new_tokens=0)
     for prompt in ([], [-1], [89]):
         with pytest.raises(DynexportError):
             model.generate([prompt])

@@ -78,7 +78,8 @@ json call(Talk& talk, const json& op) {
   for (const dynexport::TensorSpec& spec : engine->graph().inputs) {
     if (spec.name.compare(0, dynexport::kPast.size(), dynexport::kPast) == 0) continue;
     for (const dynexport::Dimension& dimension : spec.shape) {
-      shapes[spec.name].push_back(dimension.symbol.empty() ? dimension.size : op.at("sizes").at(dimension.symbol).get<std::int64_t>());
+      shapes[spec.name].push_back(dimension.symbol.empty() ? dimension.size
+                                                           : op.at("sizes").at(dimension.symbol).get<std::int64_t>());
     }
   }
   engine->bind(shapes, {})->run();

@@ -34,8 +34,12 @@ struct Told {
   json read = json::array(), plugins = json::array();
   int contexts = 0, runs = 0, in_place = 0, live = 0;
   ~Told() {
-    report("tensorrt", {{"read", read}, {"plugins", plugins}, {"contexts", contexts}, {"runs", runs},
-                        {"in_place", in_place}, {"live", live}});
+    report("tensorrt", {{"read", read},
+                        {"plugins", plugins},
+                        {"contexts", contexts},
+                        {"runs", runs},
+                        {"in_place", in_place},
+                        {"live", live}});
   }
 };
 
@@ -47,7 +51,8 @@ Told& told() {
 Ort::Env& environment() {
   static Ort::Env* made = [] {
     void* library = dlopen(std::getenv("DYNEXPORT_ONNXRUNTIME"), RTLD_NOW | RTLD_LOCAL);
-    const auto base = library == nullptr ? nullptr : reinterpret_cast<const OrtApiBase* (*)()>(dlsym(library, "OrtGetApiBase"));
+    const auto base =
+        library == nullptr ? nullptr : reinterpret_cast<const OrtApiBase* (*)()>(dlsym(library, "OrtGetApiBase"));
     if (base == nullptr) unused("ONNX Runtime: give its library in DYNEXPORT_ONNXRUNTIME");
     Ort::InitApi(base()->GetApi(ORT_API_VERSION));
     return new Ort::Env(ORT_LOGGING_LEVEL_FATAL, "standin");
@@ -127,7 +132,8 @@ class Context : public EmptyContext {
   IExecutionContext* getPImpl() noexcept override { return face_; }
 
   bool setOptimizationProfileAsync(int32_t index, cudaStream_t) noexcept override {
-    if (index < 0 || static_cast<std::size_t>(index) >= program_->profiles.size()) return program_->refuse("no such profile");
+    if (index < 0 || static_cast<std::size_t>(index) >= program_->profiles.size())
+      return program_->refuse("no such profile");
     profile_ = program_->profiles[static_cast<std::size_t>(index)];
     return true;
   }
@@ -209,9 +215,11 @@ class Context : public EmptyContext {
       const std::size_t bytes = bytes_of(port, shape);
       const char* from = static_cast<const char*>(checked(port, bytes));
       copies.emplace_back(from, from + bytes);
-      values.push_back(Ort::Value::CreateTensor(cpu, copies.back().data(), bytes, shape.data(), shape.size(), port.type));
+      values.push_back(
+          Ort::Value::CreateTensor(cpu, copies.back().data(), bytes, shape.data(), shape.size(), port.type));
     }
-    auto found = program_->session.Run(Ort::RunOptions(), inputs.data(), values.data(), values.size(), outputs.data(), outputs.size());
+    auto found = program_->session.Run(Ort::RunOptions(), inputs.data(), values.data(), values.size(), outputs.data(),
+                                       outputs.size());
     std::size_t index = 0;
     for (const Port& port : program_->ports) {
       if (port.is_input) continue;

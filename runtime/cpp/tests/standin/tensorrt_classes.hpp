@@ -49,7 +49,9 @@ class EmptyEngine : public apiv::VCudaEngine {
   bool isRefittable() const noexcept override { unused(__func__); }
   char const* getName() const noexcept override { unused(__func__); }
   int32_t getNbOptimizationProfiles() const noexcept override { unused(__func__); }
-  int32_t const* getProfileTensorValues(char const*, int32_t, OptProfileSelector) const noexcept override { unused(__func__); }
+  int32_t const* getProfileTensorValues(char const*, int32_t, OptProfileSelector) const noexcept override {
+    unused(__func__);
+  }
   EngineCapability getEngineCapability() const noexcept override { unused(__func__); }
   void setErrorRecorder(IErrorRecorder*) noexcept override { unused(__func__); }
   IErrorRecorder* getErrorRecorder() const noexcept override { unused(__func__); }
@@ -91,7 +93,9 @@ class EmptyEngine : public apiv::VCudaEngine {
   int64_t getWeightStreamingAutomaticBudget() const noexcept override { unused(__func__); }
   int64_t getWeightStreamingScratchMemorySize() const noexcept override { unused(__func__); }
   int64_t getDeviceMemorySizeForProfileV2(int32_t) const noexcept override { unused(__func__); }
-  int64_t const* getProfileTensorValuesV2(char const*, int32_t, OptProfileSelector) const noexcept override { unused(__func__); }
+  int64_t const* getProfileTensorValuesV2(char const*, int32_t, OptProfileSelector) const noexcept override {
+    unused(__func__);
+  }
   IExecutionContext* createExecutionContextWithRuntimeConfig(IRuntimeConfig*) noexcept override { unused(__func__); }
   IRuntimeConfig* createRuntimeConfig() noexcept override { unused(__func__); }
   int64_t getEngineStat(EngineStat) const noexcept override { unused(__func__); }
@@ -150,7 +154,10 @@ class EmptyRegistry : public IPluginRegistry {
  public:
   bool registerCreator(IPluginCreator&, AsciiChar const* const) noexcept override { unused(__func__); }
   IPluginCreator* const* getPluginCreatorList(int32_t* const) const noexcept override { unused(__func__); }
-  IPluginCreator* getPluginCreator(AsciiChar const* const, AsciiChar const* const, AsciiChar const* const) noexcept override { unused(__func__); }
+  IPluginCreator* getPluginCreator(AsciiChar const* const, AsciiChar const* const,
+                                   AsciiChar const* const) noexcept override {
+    unused(__func__);
+  }
   void setErrorRecorder(IErrorRecorder* const) noexcept override { unused(__func__); }
   IErrorRecorder* getErrorRecorder() const noexcept override { unused(__func__); }
   bool deregisterCreator(IPluginCreator const&) noexcept override { unused(__func__); }
@@ -159,7 +166,10 @@ class EmptyRegistry : public IPluginRegistry {
   void deregisterLibrary(PluginLibraryHandle) noexcept override { unused(__func__); }
   bool registerCreator(IPluginCreatorInterface&, AsciiChar const* const) noexcept override { unused(__func__); }
   IPluginCreatorInterface* const* getAllCreators(int32_t* const) const noexcept override { unused(__func__); }
-  IPluginCreatorInterface* getCreator(AsciiChar const* const, AsciiChar const* const, AsciiChar const* const) noexcept override { unused(__func__); }
+  IPluginCreatorInterface* getCreator(AsciiChar const* const, AsciiChar const* const,
+                                      AsciiChar const* const) noexcept override {
+    unused(__func__);
+  }
   bool deregisterCreator(IPluginCreatorInterface const&) noexcept override { unused(__func__); }
   IPluginResource* acquirePluginResource(AsciiChar const*, IPluginResource*) noexcept override { unused(__func__); }
   int32_t releasePluginResource(AsciiChar const*) noexcept override { unused(__func__); }

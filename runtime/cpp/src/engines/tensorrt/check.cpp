@@ -30,9 +30,8 @@ bool same_version(const std::string& built, const std::string& here) {
 
 Reason gpu_difference(const EngineRecord& record, const Gpu& gpu) {
   const std::vector<std::string>& wanted = record.compute_capabilities;
-  const bool fits = wanted.empty()
-                        ? std::strtol(gpu.compute_capability.c_str(), nullptr, 10) >= kLeastPortable
-                        : std::find(wanted.begin(), wanted.end(), gpu.compute_capability) != wanted.end();
+  const bool fits = wanted.empty() ? std::strtol(gpu.compute_capability.c_str(), nullptr, 10) >= kLeastPortable
+                                   : std::find(wanted.begin(), wanted.end(), gpu.compute_capability) != wanted.end();
   if (!fits) {
     return "built for compute capability " + (wanted.empty() ? "8.0 and newer" : joined(wanted)) + ", here is " +
            gpu.compute_capability + " (" + gpu.name + ")";
@@ -91,8 +90,7 @@ const Stored& engine_for(const Bundle& bundle, const Graph& graph, const std::ve
       if (refused++ == 0) first = *reason;
     }
   }
-  const std::string why =
-      refused == 0 ? "none" : std::to_string(refused) + " that cannot run here (" + first + ")";
+  const std::string why = refused == 0 ? "none" : std::to_string(refused) + " that cannot run here (" + first + ")";
   throw Error(bundle.path().native() + ": graph " + graph.name + ": expected an engine, found " + why +
               "; build one with: dynexport build " + bundle.path().native());
 }

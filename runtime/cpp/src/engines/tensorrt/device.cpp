@@ -87,9 +87,7 @@ Replay::~Replay() {
   }
 }
 
-void Replay::launch() const {
-  DYNEXPORT_CALL(device_->driver(), cuGraphLaunch, executable_, device_->stream());
-}
+void Replay::launch() const { DYNEXPORT_CALL(device_->driver(), cuGraphLaunch, executable_, device_->stream()); }
 
 Device::Device() : driver_(Driver::get()) {
   constexpr unsigned kNonBlocking = 1;  // independent of work in the default stream

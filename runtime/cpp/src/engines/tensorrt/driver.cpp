@@ -17,8 +17,8 @@ constexpr int kNoMemory = 2;
 Driver::Driver() {
   void* library = dlopen("libcuda.so.1", RTLD_NOW | RTLD_GLOBAL);
   if (library == nullptr) throw Error("no NVIDIA driver: libcuda.so.1 is not found");
-#define DYNEXPORT_FIND(name, exported, parameters)                                     \
-  name = reinterpret_cast<decltype(name)>(dlsym(library, exported));                   \
+#define DYNEXPORT_FIND(name, exported, parameters)                   \
+  name = reinterpret_cast<decltype(name)>(dlsym(library, exported)); \
   if (name == nullptr) throw Error("the NVIDIA driver is too old: it has no " exported);
   DYNEXPORT_DRIVER_FUNCTIONS(DYNEXPORT_FIND)
 #undef DYNEXPORT_FIND

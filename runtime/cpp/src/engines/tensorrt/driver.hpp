@@ -28,35 +28,35 @@ struct Copy2d {
 constexpr int kHostMemory = 1, kDeviceMemory = 2;
 
 // Name in this table, exported name, parameters.
-#define DYNEXPORT_DRIVER_FUNCTIONS(F)                                                \
-  F(cuInit, "cuInit", (unsigned))                                                    \
-  F(cuGetErrorString, "cuGetErrorString", (int, const char**))                       \
-  F(cuDriverGetVersion, "cuDriverGetVersion", (int*))                                \
-  F(cuDeviceGetCount, "cuDeviceGetCount", (int*))                                    \
-  F(cuDeviceGet, "cuDeviceGet", (int*, int))                                         \
-  F(cuDeviceGetName, "cuDeviceGetName", (char*, int, int))                           \
-  F(cuDeviceGetAttribute, "cuDeviceGetAttribute", (int*, int, int))                  \
-  F(cuDevicePrimaryCtxRetain, "cuDevicePrimaryCtxRetain", (void**, int))             \
-  F(cuDevicePrimaryCtxRelease, "cuDevicePrimaryCtxRelease_v2", (int))                \
-  F(cuCtxPushCurrent, "cuCtxPushCurrent_v2", (void*))                                \
-  F(cuCtxPopCurrent, "cuCtxPopCurrent_v2", (void**))                                 \
-  F(cuMemAlloc, "cuMemAlloc_v2", (DevicePointer*, std::size_t))                      \
-  F(cuMemFree, "cuMemFree_v2", (DevicePointer))                                      \
-  F(cuMemAllocHost, "cuMemAllocHost_v2", (void**, std::size_t))                      \
-  F(cuMemFreeHost, "cuMemFreeHost", (void*))                                         \
-  F(cuMemsetD8Async, "cuMemsetD8Async", (DevicePointer, unsigned char, std::size_t, void*)) \
-  F(cuMemcpyHtoDAsync, "cuMemcpyHtoDAsync_v2", (DevicePointer, const void*, std::size_t, void*)) \
-  F(cuMemcpyDtoHAsync, "cuMemcpyDtoHAsync_v2", (void*, DevicePointer, std::size_t, void*)) \
+#define DYNEXPORT_DRIVER_FUNCTIONS(F)                                                              \
+  F(cuInit, "cuInit", (unsigned))                                                                  \
+  F(cuGetErrorString, "cuGetErrorString", (int, const char**))                                     \
+  F(cuDriverGetVersion, "cuDriverGetVersion", (int*))                                              \
+  F(cuDeviceGetCount, "cuDeviceGetCount", (int*))                                                  \
+  F(cuDeviceGet, "cuDeviceGet", (int*, int))                                                       \
+  F(cuDeviceGetName, "cuDeviceGetName", (char*, int, int))                                         \
+  F(cuDeviceGetAttribute, "cuDeviceGetAttribute", (int*, int, int))                                \
+  F(cuDevicePrimaryCtxRetain, "cuDevicePrimaryCtxRetain", (void**, int))                           \
+  F(cuDevicePrimaryCtxRelease, "cuDevicePrimaryCtxRelease_v2", (int))                              \
+  F(cuCtxPushCurrent, "cuCtxPushCurrent_v2", (void*))                                              \
+  F(cuCtxPopCurrent, "cuCtxPopCurrent_v2", (void**))                                               \
+  F(cuMemAlloc, "cuMemAlloc_v2", (DevicePointer*, std::size_t))                                    \
+  F(cuMemFree, "cuMemFree_v2", (DevicePointer))                                                    \
+  F(cuMemAllocHost, "cuMemAllocHost_v2", (void**, std::size_t))                                    \
+  F(cuMemFreeHost, "cuMemFreeHost", (void*))                                                       \
+  F(cuMemsetD8Async, "cuMemsetD8Async", (DevicePointer, unsigned char, std::size_t, void*))        \
+  F(cuMemcpyHtoDAsync, "cuMemcpyHtoDAsync_v2", (DevicePointer, const void*, std::size_t, void*))   \
+  F(cuMemcpyDtoHAsync, "cuMemcpyDtoHAsync_v2", (void*, DevicePointer, std::size_t, void*))         \
   F(cuMemcpyDtoDAsync, "cuMemcpyDtoDAsync_v2", (DevicePointer, DevicePointer, std::size_t, void*)) \
-  F(cuMemcpy2DUnaligned, "cuMemcpy2DUnaligned_v2", (const Copy2d*))                  \
-  F(cuStreamCreate, "cuStreamCreate", (void**, unsigned))                            \
-  F(cuStreamDestroy, "cuStreamDestroy_v2", (void*))                                  \
-  F(cuStreamSynchronize, "cuStreamSynchronize", (void*))                             \
-  F(cuStreamBeginCapture, "cuStreamBeginCapture_v2", (void*, int))                   \
-  F(cuStreamEndCapture, "cuStreamEndCapture", (void*, void**))                       \
-  F(cuGraphInstantiate, "cuGraphInstantiateWithFlags", (void**, void*, unsigned long long)) \
-  F(cuGraphLaunch, "cuGraphLaunch", (void*, void*))                                  \
-  F(cuGraphDestroy, "cuGraphDestroy", (void*))                                       \
+  F(cuMemcpy2DUnaligned, "cuMemcpy2DUnaligned_v2", (const Copy2d*))                                \
+  F(cuStreamCreate, "cuStreamCreate", (void**, unsigned))                                          \
+  F(cuStreamDestroy, "cuStreamDestroy_v2", (void*))                                                \
+  F(cuStreamSynchronize, "cuStreamSynchronize", (void*))                                           \
+  F(cuStreamBeginCapture, "cuStreamBeginCapture_v2", (void*, int))                                 \
+  F(cuStreamEndCapture, "cuStreamEndCapture", (void*, void**))                                     \
+  F(cuGraphInstantiate, "cuGraphInstantiateWithFlags", (void**, void*, unsigned long long))        \
+  F(cuGraphLaunch, "cuGraphLaunch", (void*, void*))                                                \
+  F(cuGraphDestroy, "cuGraphDestroy", (void*))                                                     \
   F(cuGraphExecDestroy, "cuGraphExecDestroy", (void*))
 
 // The driver's library, opened once and never closed.

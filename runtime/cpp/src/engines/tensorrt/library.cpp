@@ -93,8 +93,8 @@ std::shared_ptr<Library> Library::open(const std::string& kind, const std::strin
   const std::string wanted = std::to_string(table.major) + "." + std::to_string(table.minor);
   const std::string name = path.empty() ? table.usual_name : path;
   if (runtime == nullptr && why.text[0] != '\0') {
-    throw Error(kind + ": expected the library " + name + " of version " + wanted + ", found none that opens: " +
-                refusal(why));
+    throw Error(kind + ": expected the library " + name + " of version " + wanted +
+                ", found none that opens: " + refusal(why));
   }
   if (runtime == nullptr) {
     throw Error(kind + ": expected version " + wanted + ", which " + module_name(kind) +
@@ -144,7 +144,8 @@ void Context::set_shape(const std::string& input, const std::vector<std::int64_t
 
 void Context::set_address(const std::string& tensor, std::uint64_t address) {
   DynexportReason why = {};
-  void* place = reinterpret_cast<void*>(address);  // NOLINT(performance-no-int-to-ptr): the device's addresses are numbers
+  void* place =
+      reinterpret_cast<void*>(address);  // NOLINT(performance-no-int-to-ptr): the device's addresses are numbers
   check(table_.set_address(context_, tensor.c_str(), place, &why), why);
 }
 

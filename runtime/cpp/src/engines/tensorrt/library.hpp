@@ -13,8 +13,8 @@ namespace dynexport::tensorrt {
 // An opened library.
 class Library : public std::enable_shared_from_this<Library> {
  public:
-  // ``kind`` is "tensorrt" or "tensorrt-rtx"; ``path`` of its library, or empty for the usual name. Throws Error when the
-  // module or the library is missing, or the library has another version than the module's headers.
+  // ``kind`` is "tensorrt" or "tensorrt-rtx"; ``path`` of its library, or empty for the usual name. Throws Error when
+  // the module or the library is missing, or the library has another version than the module's headers.
   static std::shared_ptr<Library> open(const std::string& kind, const std::string& path);
   ~Library();
   Library(const Library&) = delete;

@@ -65,7 +65,8 @@ std::string capability(const Value& value) {
   std::string found = text(value);
   const std::size_t dot = found.find('.');
   const bool good = (dot == 1 || dot == 2) && found.size() == dot + 2 &&
-                    found.find_first_not_of("0123456789.") == std::string::npos && found.find('.', dot + 1) == std::string::npos;
+                    found.find_first_not_of("0123456789.") == std::string::npos &&
+                    found.find('.', dot + 1) == std::string::npos;
   if (!good) value.refuse("a compute capability");
   return found;
 }

@@ -34,7 +34,8 @@ struct Shared {
   std::unique_ptr<Context> context(int profile) {
     std::vector<std::unique_ptr<Context>>& there = idle[profile];
     if (there.empty()) {
-      auto made = std::make_unique<Context>(engine, profile, device->stream(), scratch->data(), engine->scratch_bytes());
+      auto made =
+          std::make_unique<Context>(engine, profile, device->stream(), scratch->data(), engine->scratch_bytes());
       device->wait();
       return made;
     }
@@ -94,7 +95,8 @@ class TensorRtBinding : public Binding {
     for (const TensorSpec& spec : shared_->graph.inputs) {
       if (is_cache_input(spec)) continue;
       const auto shape = shapes.find(spec.name);
-      if (shape == shapes.end()) throw Error("graph " + shared_->graph.name + ": expected an input " + spec.name + ", found none");
+      if (shape == shapes.end())
+        throw Error("graph " + shared_->graph.name + ": expected an input " + spec.name + ", found none");
       inputs_.add(spec, shape->second);
     }
     for (const TensorSpec& spec : shared_->graph.outputs) {
@@ -156,7 +158,8 @@ class TensorRtBinding : public Binding {
  private:
   Tensor found(const Arrays& arrays, const std::string& name, const char* what) const {
     const Tensor* tensor = arrays.find(name);
-    if (tensor == nullptr) throw Error("graph " + shared_->graph.name + ": expected " + what + " of the graph, found " + name);
+    if (tensor == nullptr)
+      throw Error("graph " + shared_->graph.name + ": expected " + what + " of the graph, found " + name);
     return *tensor;
   }
 

@@ -50,10 +50,11 @@ std::vector<fs::path> records_in(const fs::path& directory) {
 void Stored::check_trust() const {
   std::error_code ignored;
   if (fs::exists(known_engines() / record.engine.sha256, ignored)) return;
-  throw Error(path.native() +
-              ": expected an engine that was built here, found one from elsewhere, which is native code that cannot be "
-              "checked; build it again with: dynexport build --force, or say --trust-engines if you would run a program "
-              "of whoever built it");
+  throw Error(
+      path.native() +
+      ": expected an engine that was built here, found one from elsewhere, which is native code that cannot be "
+      "checked; build it again with: dynexport build --force, or say --trust-engines if you would run a program "
+      "of whoever built it");
 }
 
 std::string Stored::read() const {

@@ -206,9 +206,21 @@ int enqueue(DynexportContext* context, void* stream, DynexportReason* why) {
 }
 
 constexpr DynexportTensorRt kTable = {
-    DYNEXPORT_TENSORRT_TABLE, NV_TENSORRT_MAJOR, NV_TENSORRT_MINOR, kNames[0],    open,      close,
-    load_plugins,             deserialize,       free_engine,       scratch_bytes, make_context, free_context,
-    set_shape,                set_address,       enqueue,
+    DYNEXPORT_TENSORRT_TABLE,
+    NV_TENSORRT_MAJOR,
+    NV_TENSORRT_MINOR,
+    kNames[0],
+    open,
+    close,
+    load_plugins,
+    deserialize,
+    free_engine,
+    scratch_bytes,
+    make_context,
+    free_context,
+    set_shape,
+    set_address,
+    enqueue,
 };
 
 }  // namespace
