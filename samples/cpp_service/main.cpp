@@ -1,4 +1,7 @@
 // dynexport-serve: serves bundles over HTTP, with OpenAI's API.
+#include <sys/resource.h>
+
+#include <atomic>
 #include <csignal>
 #include <cstdio>
 #include <cstdlib>
@@ -38,6 +41,14 @@ int next_signal() {
   const sigset_t signals = told_to_stop();
   const timespec tick{0, kTick};
   return ::sigtimedwait(&signals, nullptr, &tick);
+}
+
+// Every connection is a file: raises the limit of open files as far as this process may.
+void allow_connections() {
+  rlimit files{};
+  if (::getrlimit(RLIMIT_NOFILE, &files) != 0) return;
+  files.rlim_cur = files.rlim_max;
+  ::setrlimit(RLIMIT_NOFILE, &files);
 }
 
 std::string address_of(const CommandLine& line, int port) {
@@ -116,6 +127,7 @@ int main(int count, char** arguments) {
     const sigset_t signals = service::told_to_stop();
     ::pthread_sigmask(SIG_BLOCK, &signals, nullptr);
     std::signal(SIGPIPE, SIG_IGN);
+    service::allow_connections();
     const service::CommandLine line = service::read_options({arguments + 1, arguments + count});
     if (line.help) {
       std::fputs(service::help_text().c_str(), stdout);

@@ -78,7 +78,7 @@ class Server : private httplib::Server {
 
   const HttpSettings& settings_;
   Answering answer_;
-  int listening_ = -1;
+  std::atomic<int> listening_{-1};
   std::atomic<bool> stopping_{false};
   std::mutex mutex_;
   std::condition_variable changed_;

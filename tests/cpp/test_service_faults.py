@@ -20,6 +20,7 @@ from requests_of_tests import CHUNK
 from service import Service
 from test_http import drained, raw
 from test_service import live, model, serve  # noqa: F401 - fixtures
+from test_service_requests import mutated
 
 from dynexport.exporter import convert
 from dynexport.runtime.bundle.bundle import Bundle
@@ -152,6 +153,30 @@ def test_connections_are_kept(live: Service) -> None:  # noqa: F811
     one = f"POST /tokenize HTTP/1.1\r\n{HEAD}Content-Length: {len(body)}\r\n\r\n".encode() + body
     last = one.replace(b"Host: a\r\n", b"Host: a\r\nConnection: close\r\n")
     assert raw(live, one * 2 + last).count(b"HTTP/1.1 200 ") == 3
+
+
+def test_mutated_bodies_harm_nobody(live: Service) -> None:  # noqa: F811
+    generator = np.random.default_rng(5)
+    paths = {
+        "/v1/completions": {"model": "small@2", "prompt": ["hello", "a"], "max_tokens": 3, "logprobs": 2, "stop": "x"},
+        "/v1/chat/completions": {"model": "small", "messages": [{"role": "user", "content": "é"}], "max_tokens": 3},
+        "/tokenize": {"model": "small", "prompt": "hello", "add_special_tokens": True},
+        "/detokenize": {"model": "small", "tokens": [1, 2, 3]},
+    }
+    bodies = [
+        (
+            path,
+            mutated(
+                generator, json.dumps(body | {"stream": True} if path[1] == "v" and number % 3 == 0 else body).encode()
+            ),
+        )
+        for number in range(125)
+        for path, body in paths.items()
+    ]
+    with ThreadPoolExecutor(8) as pool:
+        found = list(pool.map(lambda one: live.post(one[0], content=one[1]).status_code, bodies))
+    assert set(found) <= {200, 400, 404} and found.count(400) > 250
+    assert live.rows_are_free()
 
 
 class Load:
