@@ -41,10 +41,13 @@ DepthCounts::DepthCounts(prometheus::Registry& registry, const std::string& mode
     routers.resize(static_cast<std::size_t>(most));
     std::iota(routers.begin(), routers.end(), 0);
   }
-  auto& depths = prometheus::BuildHistogram().Name("dynexport_token_layers").Help("Layers that a token ran in.");
+  auto& depths = prometheus::BuildHistogram()
+                     .Name("dynexport_token_layers")
+                     .Help("Layers that a token ran in.")
+                     .Register(registry);
   for (const dynexport::Phase phase : {dynexport::Phase::kPrompt, dynexport::Phase::kDecode}) {
-    token_layers_[phase] = &depths.Register(registry).Add(
-        {{"model_name", model_name}, {"phase", std::string(dynexport::name_of(phase))}}, depth_bounds(most));
+    token_layers_[phase] = &depths.Add({{"model_name", model_name}, {"phase", std::string(dynexport::name_of(phase))}},
+                                       depth_bounds(most));
   }
   if (routers.empty()) return;
   const prometheus::Labels labels = {{"model_name", model_name}};

@@ -2,6 +2,9 @@
 
 #include <prometheus/text_serializer.h>
 
+#include <algorithm>
+#include <utility>
+
 namespace service {
 namespace {
 
@@ -55,6 +58,15 @@ const std::map<std::string, std::string> kFinished = {{"stop", "stop"},       {"
                                                       {"closed", "abort"},    {"failed", "error"}};
 const std::vector<std::string> kFailures = {"cancelled", "timeout", "failed", "closed"};
 
+// prometheus-cpp registers no name with a colon: names have an underscore there until they are written.
+constexpr char kColon = ':', kInPlace = '_';
+const std::string kPrefix = "vllm";
+
+std::string registered(std::string name) {
+  std::replace(name.begin(), name.end(), kColon, kInPlace);
+  return name;
+}
+
 double seconds_between(Clock::time_point from, Clock::time_point to) {
   return std::chrono::duration<double>(to - from).count();
 }
@@ -66,17 +78,21 @@ ModelWatch::ModelWatch(prometheus::Registry& registry, const std::string& model_
     : depths_(registry, model_name, manifest) {
   const prometheus::Labels labels = {{"model_name", model_name}};
   const auto labelled = [&](const char* name, const char* help, const char* label, const std::string& value) {
-    return &prometheus::BuildCounter().Name(name).Help(help).Register(registry).Add(
-        {{"model_name", model_name}, {label, value}});
+    return &prometheus::BuildCounter()
+                .Name(registered(name))
+                .Help(help)
+                .Register(registry)
+                .Add({{"model_name", model_name}, {label, value}});
   };
   for (const auto& [name, help] : kCounters) {
-    counters_[name] = &prometheus::BuildCounter().Name(name).Help(help).Register(registry).Add(labels);
+    counters_[name] = &prometheus::BuildCounter().Name(registered(name)).Help(help).Register(registry).Add(labels);
   }
   for (const auto& [name, help] : kGauges) {
-    gauges_[name] = &prometheus::BuildGauge().Name(name).Help(help).Register(registry).Add(labels);
+    gauges_[name] = &prometheus::BuildGauge().Name(registered(name)).Help(help).Register(registry).Add(labels);
   }
   for (const auto& [name, help, bounds] : kDistributions) {
-    histograms_[name] = &prometheus::BuildHistogram().Name(name).Help(help).Register(registry).Add(labels, bounds);
+    histograms_[name] =
+        &prometheus::BuildHistogram().Name(registered(name)).Help(help).Register(registry).Add(labels, bounds);
   }
   for (const auto& [reason, finished] : kFinished) {
     ended_[reason] = labelled("vllm:request_success_total", "Answers that ended.", "finished_reason", finished);
@@ -188,7 +204,11 @@ void Metrics::attach(ModelWatch* watch, const dynexport::Worker* worker) { attac
 
 std::string Metrics::expose() {
   for (const auto& [watch, worker] : attached_) watch->read(*worker);
-  return prometheus::TextSerializer().Serialize(registry_.Collect());
+  std::vector<prometheus::MetricFamily> families = registry_.Collect();
+  for (prometheus::MetricFamily& family : families) {
+    if (family.name.rfind(kPrefix + kInPlace, 0) == 0) family.name[kPrefix.size()] = kColon;
+  }
+  return prometheus::TextSerializer().Serialize(families);
 }
 
 }  // namespace service

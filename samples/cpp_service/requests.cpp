@@ -200,9 +200,6 @@ TokenizeBody tokenize_body(const Json& body) {
   if (messages != nullptr) result.messages = *messages;
   result.add_special_tokens = fields.boolean("add_special_tokens", false).value_or(true);
   fields.finish();
-  if (result.prompt.has_value() == (messages != nullptr)) {
-    throw wrong_field("prompt", "expected it or messages, found both or none");
-  }
   return result;
 }
 

@@ -160,6 +160,9 @@ void App::chat_completions(Exchange& exchange) const {
 void App::tokenize(Exchange& exchange) const {
   const TokenizeBody asked = tokenize_body(body(exchange));
   const Served& served = *directory_.find(asked.model).first;
+  if (asked.prompt.has_value() != asked.messages.is_null()) {
+    throw wrong_field("prompt", "expected it or messages, found both or none");
+  }
   if (served.model().tokenizer() == nullptr) served.model().encode("");  // says that there is none
   const Ids ids = asked.prompt ? served.model().tokenizer()->encode(*asked.prompt, asked.add_special_tokens)
                                : chat_tokens(served, asked.messages);

@@ -16,8 +16,8 @@ import pytest
 BUILD = Path(os.environ.get("DYNEXPORT_CPP", "build/cpp")).resolve()
 LIBRARY = next(Path(onnxruntime.__file__).parent.glob("capi/libonnxruntime.so.*"))
 
-# Bundles of every form.
-sys.path.append(str(Path(__file__).parent.parent / "execution"))
+# Bundles of every form, and the tests of servers.
+sys.path += [str(Path(__file__).parent.parent / folder) for folder in ("execution", "serving")]
 
 Run = Callable[..., "subprocess.CompletedProcess[Any]"]
 
@@ -32,3 +32,9 @@ def run() -> Run:
         return subprocess.run(command, input=stdin, capture_output=True, timeout=timeout, env=environment)
 
     return started
+
+
+@pytest.fixture(scope="session")
+def program() -> Sequence[str]:
+    """The words that start the service, before its bundles and options."""
+    return [str(BUILD / "dynexport-serve"), "--onnxruntime", str(LIBRARY)]

@@ -25,7 +25,7 @@ from dynexport.runtime.generation.request import Piece
 from dynexport.runtime.generation.sampling import Sampling
 from dynexport.runtime.serving.scheduler import Scheduler
 from dynexport.runtime.serving.settings import Settings
-from dynexport.runtime.serving.submit import make_work
+from dynexport.runtime.serving.submit import make_work, wanted_depth
 from dynexport.runtime.serving.watch import Unwatched
 from dynexport.runtime.serving.work import Answer, Delivery, Reason, Work
 
@@ -108,7 +108,8 @@ def python(model: Model, settings: Json, requests: Sequence[Json]) -> Json:
             if given.get("arrive", 0) == len(steps):
                 more = {"n": given.get("n", 1), "seconds": given.get("seconds"), "deliver": taker(index)}
                 try:
-                    works[index] = work = make_work(model, given["prompt"], **_options(given), **more)
+                    options = _options(given) | {"depth": wanted_depth(model, given.get("depth"))}
+                    works[index] = work = make_work(model, given["prompt"], **options, **more)
                     scheduler.check(work)
                     work.arrived = time.monotonic()
                     scheduler.add(work)
@@ -121,7 +122,7 @@ def python(model: Model, settings: Json, requests: Sequence[Json]) -> Json:
         "steps": steps,
         "refused": refused,
         "reused": [0 if work is None else work.reused for work in works],
-        "counts": {name: count for name, count in watch.counts.items()},
+        "counts": dict(watch.counts),
         "used": scheduler.used,
         "prefix_bytes": 0 if scheduler.prefixes is None else scheduler.prefixes.size,
         "failures": scheduler.failures,

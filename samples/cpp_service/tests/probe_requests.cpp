@@ -1,4 +1,5 @@
-// Parses the bodies of requests, for tests: a line in is a kind and a body in hexadecimal, a line out is its error or {}.
+// Parses the bodies of requests, for tests: a line in is a kind and a body in hexadecimal, a line out is its error or
+// {}.
 #include <iostream>
 #include <string>
 

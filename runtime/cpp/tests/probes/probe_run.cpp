@@ -61,8 +61,28 @@ class Schedule {
       return json();
     }
     if (kind == "restore") return cache_->restore(told["row"], saved_.at(told["name"])), json();
+    if (kind == "forge") return forge(told), json();
     if (kind == "decode") return decode(told);
     return batch(told);
+  }
+
+  // Changes a mark or what was saved, as a hostile caller might.
+  void forge(const json& told) {
+    if (told.contains("mark")) {
+      dynexport::Mark& mark = marks_.at(told["mark"]);
+      mark.row = told.value("row", mark.row);
+      mark.position = told.value("position", mark.position);
+      mark.lengths = told.value("lengths", mark.lengths);
+      mark.overflow = told.value("overflow", mark.overflow);
+      mark.steps = told.value("steps", mark.steps);
+      return;
+    }
+    dynexport::Saved& saved = saved_.at(told["saved"]);
+    saved.last = told.value("last", saved.last);
+    saved.added = told.value("added", saved.added);
+    if (told.contains("bytes"))
+      for (auto& [name, values] : saved.entries) values.resize(told["bytes"]);
+    if (told.contains("without")) saved.entries.erase(told["without"].get<std::string>());
   }
 
   json decode(const json& told) {
