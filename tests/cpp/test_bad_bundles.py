@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+import subprocess
+from collections.abc import Callable
 from pathlib import Path
+from subprocess import PIPE
 from typing import Any
 
 import pytest
 from bad_bundles import BAD_BUNDLES, Bad
-from bundles import CONFORMANCE, copied, ids_bundle, skip_bundle  # noqa: F401 - fixtures
-from conftest import Run
+from bundles import CONFORMANCE, change_manifest, copied, ids_bundle, skip_bundle  # noqa: F401 - fixtures
+from conftest import BUILD, Run
 
 from dynexport.exporter.bundle.conversion import convert
 from dynexport.runtime import Bundle, DynexportError
@@ -54,6 +57,39 @@ def test_depths(ids_bundle: Path, run: Run) -> None:  # noqa: F811
             opened.depth(name)
         ran = run("probe_bundle", ids_bundle, name)
         assert (ran.returncode, ran.stderr.decode()) == (2, f"error: {caught.value}\n")
+
+
+def checked_after(change: Callable[[], object], bundle: Path) -> tuple[int, str]:
+    """Exit code and error of a program that opens a bundle, and checks it after a change."""
+    command = [str(BUILD / "probe_bundle"), "check", str(bundle)]
+    with subprocess.Popen(command, stdin=PIPE, stdout=PIPE, stderr=PIPE, text=True) as opened:
+        assert opened.stdout and opened.stdout.readline() == "opened\n"
+        change()
+        _, error = opened.communicate("\n", timeout=60)
+    return opened.returncode, error
+
+
+def test_a_bundle_that_changes(skip_bundle: Path, tmp_path: Path) -> None:  # noqa: F811
+    bundle, other = (copied(skip_bundle, tmp_path / name) for name in ("bundle", "other"))
+    assert checked_after(lambda: None, bundle) == (0, "")
+    words = (
+        "expected the file that was there when the bundle was opened, found it replaced or written to; open the bundle"
+    )
+    for name in ("model.data", "manifest.json"):
+        code, error = checked_after(lambda name=name: (other / name).replace(bundle / name), bundle)  # type: ignore[misc]
+        assert code == 2 and f"{name}: {words} again" in error
+
+
+def test_large_files_are_hashed_when_asked_for(skip_bundle: Path, tmp_path: Path) -> None:  # noqa: F811
+    bundle = copied(skip_bundle, tmp_path / "bundle")
+    size = (64 << 20) + 1
+    with (bundle / "large").open("wb") as file:
+        file.truncate(size)
+    entry = {"sha256": "0" * 64, "bytes": size}
+    change_manifest(bundle, lambda fields: fields["files"].update(large=entry))
+    with pytest.raises(DynexportError) as expected:
+        Bundle.open(bundle).check()
+    assert checked_after(lambda: None, bundle) == (2, f"error: {expected.value}\n")
 
 
 @pytest.mark.parametrize("bad", BAD_BUNDLES.values(), ids=BAD_BUNDLES)

@@ -1,5 +1,5 @@
-// Opens a bundle, and prints what it read as JSON; or parses manifests (without arguments) or ONNX files ("graphs")
-// from standard input.
+// Opens a bundle, and prints what it read as JSON; with "check" before it, checks it again after a line on standard
+// input; or parses manifests (without arguments) or ONNX files ("graphs") from standard input.
 //
 // Each is preceded by a line with its number of bytes. A line is printed for each: what was found, or the error.
 #include <iostream>
@@ -188,6 +188,14 @@ void open_one(int count, char** arguments) {
   std::cout << result << "\n";
 }
 
+void check_later(const char* directory) {
+  const auto bundle = dynexport::Bundle::open(directory);
+  std::cout << "opened" << std::endl;
+  std::string line;
+  std::getline(std::cin, line);
+  bundle->check();
+}
+
 }  // namespace
 
 int main(int count, char** arguments) {
@@ -196,6 +204,8 @@ int main(int count, char** arguments) {
       parse_many(parsed_manifest);
     } else if (arguments[1] == std::string("graphs")) {
       parse_many(parsed_graph);
+    } else if (count == 3 && arguments[1] == std::string("check")) {
+      check_later(arguments[2]);
     } else {
       open_one(count, arguments);
     }
