@@ -24,11 +24,11 @@ AddedToken read_token(const Fields& part) {
   if (token.content.size() > kLongestToken) {
     throw part.expected("content", "at most " + std::to_string(kLongestToken) + " bytes");
   }
-  token.single_word = part.flag("single_word", false);
-  token.strips_left = part.flag("lstrip", false);
-  token.strips_right = part.flag("rstrip", false);
-  token.special = part.flag("special", false);
-  token.normalized = part.flag("normalized", !token.special);
+  token.single_word = part.flag("single_word");
+  token.strips_left = part.flag("lstrip");
+  token.strips_right = part.flag("rstrip");
+  token.special = part.flag("special");
+  token.normalized = part.flag("normalized");
   return token;
 }
 
@@ -106,11 +106,13 @@ AddedTokens::AddedTokens(const Fields& tokenizer, const Vocabulary& vocabulary, 
   if (tokenizer.has("added_tokens")) {
     auto next = static_cast<std::int64_t>(vocabulary.size());
     std::size_t bytes = 0;
+    std::unordered_set<std::string> contents;
     for (const Fields& part : tokenizer.parts("added_tokens", kMostAdded)) {
       const AddedToken token = read_token(part);
       bytes += token.content.size();
       if (bytes > kMostBytes) throw tokenizer.unknown("so much text of added tokens");
-      if (texts_.count(token.id) != 0) throw part.expected("id", "an id of no other added token");
+      const bool is_new = texts_.count(token.id) == 0 && contents.insert(token.content).second;
+      if (!is_new) throw part.expected("id", "a token that was not added before");
       check_id(part, token, vocabulary, next);
       next = std::max<std::int64_t>(next, token.id + 1);
       texts_.emplace(token.id, token.normalized ? normalizer(token.content) : token.content);

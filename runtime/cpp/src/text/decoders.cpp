@@ -107,10 +107,10 @@ Decoding replace(const Fields& part) {
 // Removes up to ``start`` and ``stop`` characters of one kind from the ends of each piece.
 Decoder strip(const Fields& part) {
   part.only({"type", "content", "start", "stop"});
-  const std::string what = part.filled("content");
+  const std::string& what = part.filled("content");
   if (length_at(what, 0) != what.size()) throw part.expected("content", "one character");
   const std::int64_t start = part.number("start", 1 << 16), stop = part.number("stop", 1 << 16);
-  return [what, start, stop](Pieces pieces) {
+  return [what = std::string(what), start, stop](Pieces pieces) {
     for (std::string& piece : pieces) {
       std::size_t begin = 0, end = piece.size();
       for (std::int64_t i = 0; i < start && piece.compare(begin, what.size(), what) == 0; ++i) begin += what.size();
@@ -135,6 +135,11 @@ Decoder metaspace(const Fields& part) {
   };
 }
 
+Decoder fuse(const Fields& part) {
+  part.only({"type"});
+  return [](const Pieces& pieces) { return Pieces{joined(pieces)}; };
+}
+
 Decoding read(const Fields& part, int depth);
 
 Decoding sequence(const Fields& part, int depth) {
@@ -152,7 +157,7 @@ Decoding read(const Fields& part, int depth) {
   if (type == "Sequence") return sequence(part, depth);
   if (type == "ByteLevel") return {byte_level(part)};
   if (type == "ByteFallback") return {byte_fallback(part)};
-  if (type == "Fuse") return {[](const Pieces& pieces) { return Pieces{joined(pieces)}; }};
+  if (type == "Fuse") return {fuse(part)};
   if (type == "Replace") return replace(part);
   if (type == "Strip") return {strip(part)};
   if (type == "Metaspace") return {metaspace(part)};

@@ -135,12 +135,12 @@ Prepended prepended_of(const Fields& part) {
 
 PreTokenizer metaspace(const Fields& part) {
   part.only({"type", "replacement", "prepend_scheme", "split", "add_prefix_space", "str_rep"});
-  const std::string mark = part.filled("replacement");
+  const std::string& mark = part.filled("replacement");
   if (length_at(mark, 0) != mark.size()) throw part.expected("replacement", "one character");
   const Prepended prepended = prepended_of(part);
   PreTokenizer words_of;
   if (part.flag("split", true)) words_of = by_pattern(Pattern::literal(mark), Behaviour::kMergedWithNext);
-  return [mark, prepended, words_of, space = Pattern::literal(" ")](Words words) {
+  return [mark = std::string(mark), prepended, words_of, space = Pattern::literal(" ")](Words words) {
     for (Word& word : words) {
       word.text = replaced(space, word.text, mark);
       const bool wanted = prepended == Prepended::kAlways || (prepended == Prepended::kFirst && word.first);

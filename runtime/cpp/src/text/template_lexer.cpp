@@ -200,7 +200,7 @@ class Lexer {
       at_ += 2;
     } else if (kind == 'x' || kind == 'u' || kind == 'U') {
       out += hexadecimal(kind == 'x' ? 2 : kind == 'u' ? 4 : 8);
-    } else if (kind == '\n' || kind == 'N' || is_digit(kind)) {
+    } else if (kind == '\n' || kind == 'N' || is_digit(kind) || static_cast<unsigned char>(kind) > 0x7f) {
       throw not_known("the escape " + shown(text_.substr(at_, 2)));
     } else {
       out += text_[at_++];
