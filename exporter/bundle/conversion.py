@@ -15,6 +15,7 @@ from dynexport.exporter.bundle.cache_scales import ScaleText, scale_text, with_i
 from dynexport.exporter.bundle.contract import read_contract
 from dynexport.exporter.bundle.leftovers import check_leftovers
 from dynexport.exporter.bundle.options import ConvertOptions, Progress
+from dynexport.exporter.bundle.text_checks import text_checks
 from dynexport.exporter.bundle.ties import tied_as_stored
 from dynexport.exporter.bundle.weights import WeightFile, WeightReader
 from dynexport.exporter.bundle.writer import replacing
@@ -168,7 +169,7 @@ def _write(part: Path, built: _Built, options: ConvertOptions, text: ScaleText |
         manifest = with_int8_caches(
             part, manifest, [graph for graph, _ in built.graphs], text, built.reader.architecture
         )
-    for name, content in checkpoint.files.items():
+    for name, content in {**checkpoint.files, **text_checks(checkpoint.files)}.items():
         (part / name).write_bytes(content)
     rows, note = write_golden(part / m.GOLDEN, checkpoint, manifest) if options.golden else (0, "left out as asked")
     files = {path.name: m.File.of(path) for path in sorted(part.iterdir()) if path.name not in manifest.files}

@@ -66,7 +66,7 @@ def _run(bundle: Bundle, backend: BackendName, first: int) -> tuple[dict[str, An
         {"op": "prompt", "rows": [0], "tokens": [_prompt(bundle)]},
         {"op": "decode", "rows": [0], "tokens": [first], "steps": _STEPS},
     ]
-    request = {"bundle": str(bundle.path), "backend": backend, "library": _library(backend), "ops": ops}
+    request: dict[str, Any] = {"bundle": str(bundle.path), "backend": backend, "library": _library(backend), "ops": ops}
     request["trust"] = bundle.trust_engines
     done = subprocess.run([_build() / _PROGRAM], input=json.dumps(request), capture_output=True, text=True)
     if done.returncode:

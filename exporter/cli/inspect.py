@@ -45,7 +45,10 @@ def inspect(bundle: Path, engine: bool, check: bool, trust_engines: bool, json_p
     out = Output(json_path)
     opened = Bundle.open(bundle, trust_engines=trust_engines)
     if check:
+        from dynexport.runtime.text.text_checks import check_text
+
         opened.check()
+        check_text(opened)
     if engine:
         out.report({"engines": show_engines(out, opened)})
     else:

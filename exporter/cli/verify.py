@@ -58,10 +58,12 @@ def verify(
     """
     from dynexport.exporter.parity import verify as run_ladder
     from dynexport.exporter.parity.reach import COMPETING
+    from dynexport.runtime.text.text_checks import check_text
 
     out = Output(json_path)
     opened = Bundle.open(bundle, trust_engines=trust_engines)
     opened.check()
+    check_text(opened)
     with opened.unchanged(), out.progress("verifying") as bar:
         report = run_ladder(
             opened, against, backend=backend, threads=threads, new_tokens=new_tokens, long=long, progress=bar.stage

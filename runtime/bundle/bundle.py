@@ -191,7 +191,7 @@ def parse_manifest(content: bytes, where: object) -> Manifest:
     fields = parse_json(content, where)
     found = fields.get("schema_version") if isinstance(fields, dict) else None
     if found != SCHEMA_VERSION or not is_integer(found):
-        newer = is_integer(found) and found > SCHEMA_VERSION
+        newer = isinstance(found, int) and is_integer(found) and found > SCHEMA_VERSION
         advice = "it was made by a newer dynexport, update this one" if newer else "convert the model again"
         raise DynexportError(f"{where}: schema_version: expected {SCHEMA_VERSION}, found {found!r:.40}; {advice}")
     try:

@@ -91,11 +91,16 @@ def _failed(error: Exception) -> dict[str, str]:
     return {"error": (str(error) or type(error).__name__)[:2000]}
 
 
+def parsed(template: str) -> Any:
+    """Return the syntax tree of a template. Raises jinja2's errors for one that is invalid."""
+    return _environment().parse(template)
+
+
 def used_variables(template: str) -> set[str]:
     """Return the names of variables that a template reads and does not set."""
     from jinja2.meta import find_undeclared_variables
 
-    return set(find_undeclared_variables(_environment().parse(template)))
+    return set(find_undeclared_variables(parsed(template)))
 
 
 def _environment() -> Any:

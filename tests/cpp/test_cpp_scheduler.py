@@ -305,3 +305,49 @@ def test_texts_and_stop_strings_are_the_same(run: Run, talking: Model) -> None:
     ends = Counter(piece[3] for step in script["steps"] for _, pieces, _, _ in step for piece in pieces)
     assert ends["stop"] > 3
     assert ends["length"] > 3
+
+
+@pytest.mark.parametrize("form", ["dense", "skip", "mod", "radial-step", "skip-tensorrt"])
+def test_prompts_in_one_batch_give_what_they_give_in_python(run: Run, form: str) -> None:
+    model = model_of(form)
+    requests = [
+        {name: value for name, value in given.items() if name not in ("n", "stop_token_ids")}
+        for given in requests_of(model, seed=11, count=6)
+    ]
+    for given in requests:
+        given |= {"max_new_tokens": 7}
+    expected = model.generate(
+        [given["prompt"] for given in requests],
+        max_new_tokens=7,
+        sampling=[Sampling(**given["sampling"]) for given in requests],
+        depth=[given["depth"] for given in requests],
+    )
+    found = cpp(run, model, together=True, requests=requests)
+    assert found["whole"]
+    for index, answer in enumerate(expected):
+        pieces = [piece for piece in found["pieces"] if piece[0] == index]
+        assert [token for _, token, *_ in pieces] == answer.ids
+        assert pieces[-1][3:5] == [answer.finish_reason, answer.stop_reason]
+
+
+def test_a_callback_cancels_a_generation_and_errors_are_those_of_python(run: Run) -> None:
+    model = model_of("dense")
+    vocabulary = model.bundle.manifest.model.vocab_size
+    whole = model.generate([1, 2, 3], max_new_tokens=9).ids
+    wrong: list[Json] = [
+        {"prompt": [1] * (CONTEXT + 1)},
+        {"prompt": []},
+        {"prompt": [vocabulary]},
+        {"prompt": [1], "depth": "7"},
+        {"prompt": [1], "stop": ["x"]},
+        {"prompt": [1], "max_new_tokens": 0},
+        {"prompt": [1, 2], "sampling": {"suppress_tokens": list(range(vocabulary))}},
+    ]
+    given: Json = {"prompt": [1, 2, 3], "max_new_tokens": 9}
+    first, *others = cpp(run, model, alone=True, requests=[given | {"take": 4}, *wrong])
+    assert first["whole"] is False
+    assert [token for _, token, *_ in first["pieces"]] == whole[:4]
+    for fields, found in zip(wrong, others, strict=True):
+        with pytest.raises(DynexportError) as refused:
+            model.choices(fields["prompt"], 1, **_options(fields))
+        assert found["error"] == str(refused.value)

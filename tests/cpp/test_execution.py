@@ -282,3 +282,11 @@ def test_wrong_calls(run: Callable[..., Any], tmp_path: Path) -> None:
         assert told.get("error", "none").startswith(words), (name, told)
         assert told["state"] == before, name
     compare(run, [on], tmp_path)
+
+
+@pytest.mark.parametrize("form", ["skip-static", "mod", "radial-layer", "radial-single-step"])
+def test_threads_that_share_an_executor(form: str, run: Callable[..., Any]) -> None:
+    """Each with its own cache; the first of them to come loads the graphs."""
+    threads, steps = 4, 12
+    ran = run("probe_threads", executor_of(form).bundle.path, threads, steps)
+    assert (ran.returncode, ran.stdout.decode()) == (0, f"{threads * 2 * (1 + steps)} of {threads * 2 * (1 + steps)}\n")

@@ -86,6 +86,13 @@ def test_entries_are_copied_saved_and_restored(engines: Callable[[str], Path], m
     assert machine.told("cuda")["calls"]["cuMemcpy2DUnaligned"] > 0
 
 
+def test_threads_share_engines(engines: Callable[[str], Path], machine: Machine) -> None:
+    bundle = engines("skip-2x")
+    ops, expected = talk(bundle, (3, 8))
+    for results in machine.talk(bundle, ops * 3, threads=3):
+        same(results, expected * 3)
+
+
 def test_a_step_that_cannot_be_captured(engines: Callable[[str], Path], machine: Machine) -> None:
     """It runs as it is, and is not tried again for this cache."""
     bundle = engines("dense")

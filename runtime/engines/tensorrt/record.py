@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from dynexport.runtime.bundle.manifest import GOLDEN, Bytes, File, Graph, Manifest, Profile
-from dynexport.runtime.bundle.text_files import TEXT_FILES
+from dynexport.runtime.bundle.text_files import CHECKS_FILE, TEXT_FILES
 from dynexport.runtime.engines.tensorrt.backend import BackendName
 
 # Increase it when the record, or the way a network is made from a graph, changes: engines are then rebuilt.
@@ -44,7 +44,7 @@ class GraphHashes(_Part):
     def of(cls, manifest: Manifest, graph: Graph) -> GraphHashes:
         """Return the hashes of a bundle's graph."""
         # Every file that is neither a graph nor a text file may be external data of a graph.
-        others = {*TEXT_FILES, GOLDEN, *(graph.file for graph in manifest.graphs)}
+        others = {*TEXT_FILES, CHECKS_FILE, GOLDEN, *(graph.file for graph in manifest.graphs)}
         weights = {name: file.sha256 for name, file in manifest.files.items() if name not in others}
         return cls(
             name=graph.name,

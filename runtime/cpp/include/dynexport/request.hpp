@@ -77,7 +77,7 @@ class Request {
   Piece push(const Choice& choice);
 
  private:
-  Piece end(const Choice& choice, std::string text, Finish finish, StopReason reason);
+  Piece end(const Choice& choice, const std::string& text, Finish finish, StopReason reason);
   Piece piece(const Choice& choice, std::string text, std::optional<Finish> finish, StopReason reason) const;
 
   std::int64_t index_;

@@ -114,7 +114,7 @@ std::shared_ptr<const Bundle> Bundle::open(const std::filesystem::path& director
       throw Error(directory.native() + ": graph " + graph.name + ": expected its file " + graph.file + " among files");
     }
   }
-  const std::shared_ptr<const Bundle> bundle(new Bundle(std::move(state)));
+  std::shared_ptr<const Bundle> bundle(new Bundle(std::move(state)));
   for (const Graph& graph : bundle->manifest().graphs) check_external_data(*bundle, graph.file);
   bundle->check_unchanged();
   return bundle;

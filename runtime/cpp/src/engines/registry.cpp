@@ -21,7 +21,7 @@ std::shared_ptr<Backend> open_backend(std::shared_ptr<const Bundle> bundle, cons
     throw Error("backend: expected onnxruntime, onnxruntime-cuda, tensorrt, tensorrt-rtx, found " + shown(kind));
   if (options.threads < 0 || options.threads > kMostThreads)
     throw Error("threads: expected 1.." + std::to_string(kMostThreads) + ", found " + std::to_string(options.threads));
-  if (tensorrt) return open_tensorrt_backend(std::move(bundle), options);
+  if (tensorrt) return open_tensorrt_backend(*bundle, options);
   return open_onnxruntime_backend(std::move(bundle), options, kind == "onnxruntime-cuda");
 }
 

@@ -8,6 +8,6 @@
 namespace dynexport {
 
 // Opens the backend "tensorrt" or "tensorrt-rtx". Throws Error when the bundle cannot run on it.
-std::shared_ptr<Backend> open_tensorrt_backend(std::shared_ptr<const Bundle> bundle, const BackendOptions& options);
+std::shared_ptr<Backend> open_tensorrt_backend(const Bundle& bundle, const BackendOptions& options);
 
 }  // namespace dynexport

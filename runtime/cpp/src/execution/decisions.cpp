@@ -103,6 +103,9 @@ Read DecisionReader::read(Binding& binding, const Graph& graph, const ReadFor& o
   if (binding.has_result("overflow")) {
     const Tensor told = result_of(binding, graph, "overflow", Type::kInt64, {overflows_, rows});
     std::copy_n(told.as<std::int64_t>(), overflow.size(), overflow.begin());
+    for (const std::int64_t count : overflow)
+      if (count < 0 || count > rows_ * of.tokens)
+        throw Error(graph.file + ": overflow: expected numbers of tokens, found " + std::to_string(count));
   }
   check_scores(values, of);
   check_overflow(overflow, of);

@@ -9,6 +9,7 @@
 
 #include "dynexport/error.hpp"
 #include "execution/cache_state.hpp"
+#include "execution/hop_router.hpp"
 #include "execution/lines.hpp"
 
 namespace dynexport {
@@ -20,50 +21,7 @@ std::size_t at(std::int64_t index) { return static_cast<std::size_t>(index); }
 
 std::int64_t size_of(const Longs& values) { return static_cast<std::int64_t>(values.size()); }
 
-// The elements of ``values`` at some indices.
-Longs chosen_of(const Longs& values, const Longs& indices) {
-  Longs found;
-  found.reserve(indices.size());
-  for (const std::int64_t index : indices) found.push_back(values[at(index)]);
-  return found;
-}
-
-Longs counted_to(std::int64_t count) {
-  Longs found(at(count));
-  std::iota(found.begin(), found.end(), 0);
-  return found;
-}
-
-// Every value with the indices where it stands, ascending.
-std::vector<std::pair<std::int64_t, Longs>> grouped(const Longs& values) {
-  std::map<std::int64_t, Longs> groups;
-  for (std::int64_t i = 0; i < size_of(values); ++i) groups[values[at(i)]].push_back(i);
-  return {groups.begin(), groups.end()};
-}
-
 }  // namespace
-
-// The state of one call: its N tokens, concatenated row by row in the order of their positions.
-struct RunningSet::Walk {
-  std::int64_t first = 0, rows_of_call = 0, tokens = 0;
-  Longs rows, positions;       // [N], each token's row in the cache and position
-  Array hidden_states;         // [N, hidden]
-  Arrays angles;               // with rotary positions "cos" and "sin" [N, ..]
-  Longs forced;                // [hops, N], -1 where the router decides
-  Longs before, lengths;       // [places, B], entries before the call and now
-  bool one_each = true;        // whether every row of the call has exactly one token
-  std::vector<bool> alive;     // [N], until the token exits
-  std::vector<bool> visited;   // [N, layers], layers that the token ran
-  Longs path;                  // [hops, N], the layer; the number of layers for an exit, -1 after it
-  std::vector<float> scores;   // [hops, N], of each choice; 0 after the exit
-  std::vector<float> margins;  // [hops, N], the distance to the next best choice; infinity after the exit
-};
-
-// The tokens that run a layer in a hop, their layers and their gates.
-struct RunningSet::Chosen {
-  Indices tokens, layers;
-  Array gates;  // [n, 1]; no elements if the router has none
-};
 
 RunningSet::RunningSet(const Manifest& manifest, const GraphSet& names, const SetEngines& engines)
     : routing_(std::get<PathRouting>(manifest.routing)),
@@ -81,7 +39,7 @@ RunningSet::RunningSet(const Manifest& manifest, const GraphSet& names, const Se
 CallResult RunningSet::run(KvCache::State& cache, const Call& call) {
   Walk walk = begin(cache, call);
   for (std::int64_t hop = 0; hop < routing_.hops; ++hop) {
-    const Chosen chosen = choose(cache, walk, hop);
+    const Chosen chosen = choose(cache.bindings, routers_[at(hop)], routing_, layers_, hop, walk);
     if (!chosen.tokens.empty()) run_hop(cache, walk, hop, chosen);
     if (std::none_of(walk.alive.begin(), walk.alive.end(), [](bool alive) { return alive; })) break;
   }
@@ -94,7 +52,7 @@ CallResult RunningSet::run(KvCache::State& cache, const Call& call) {
   return result;
 }
 
-RunningSet::Walk RunningSet::begin(KvCache::State& cache, const Call& call) const {
+Walk RunningSet::begin(KvCache::State& cache, const Call& call) const {
   Walk walk;
   walk.first = call.first;
   walk.rows_of_call = call.rows;
@@ -123,6 +81,12 @@ RunningSet::Walk RunningSet::begin(KvCache::State& cache, const Call& call) cons
   walk.path.assign(all, -1);
   walk.scores.assign(all, 0);
   walk.margins.assign(all, std::numeric_limits<float>::infinity());
+  embed(cache, walk, ids);
+  return walk;
+}
+
+// Computes the tokens' hidden states and rotary angles.
+void RunningSet::embed(KvCache::State& cache, Walk& walk, const Longs& ids) const {
   const Arrays inputs{{"input_ids", Array::of_longs({1, walk.tokens}, ids)},
                       {"position_ids", Array::of_longs({1, walk.tokens}, walk.positions)}};
   Binding& binding = run_engine(cache.bindings, embedding_, inputs, {});
@@ -135,75 +99,6 @@ RunningSet::Walk RunningSet::begin(KvCache::State& cache, const Call& call) cons
   }
   if (walk.hidden_states.bytes.empty())
     throw Error(embedding_->graph().file + ": expected an output hidden_states_out, found none; convert again");
-  return walk;
-}
-
-// The choices that a hop's router may make for each token, [n, choices]; tokens without any are removed and have
-// exited.
-std::vector<std::uint8_t> RunningSet::allowed_for(const Walk& walk, std::int64_t hop, Indices& tokens) const {
-  const bool may_exit = routing_.exit && hop >= routing_.min_hops;
-  std::vector<std::uint8_t> all;
-  Indices kept;
-  for (const std::int64_t token : tokens) {
-    std::vector<std::uint8_t> allowed;
-    for (std::int64_t layer = 0; layer < layers_; ++layer)
-      allowed.push_back(routing_.reuse || !walk.visited[at(token * layers_ + layer)] ? 1 : 0);
-    if (routing_.exit) allowed.push_back(may_exit ? 1 : 0);
-    if (std::find(allowed.begin(), allowed.end(), 1) == allowed.end()) continue;
-    kept.push_back(token);
-    all.insert(all.end(), allowed.begin(), allowed.end());
-  }
-  tokens = std::move(kept);
-  return all;
-}
-
-// Runs the hop's router.
-RunningSet::Chosen RunningSet::choose(KvCache::State& cache, Walk& walk, std::int64_t hop) const {
-  Indices tokens;
-  for (std::int64_t token = 0; token < walk.tokens; ++token)
-    if (walk.alive[at(token)]) tokens.push_back(token);
-  const std::vector<std::uint8_t> allowed = allowed_for(walk, hop, tokens);
-  std::fill(walk.alive.begin(), walk.alive.end(), false);
-  if (tokens.empty()) return {};
-  const std::int64_t n = size_of(tokens), choices = layers_ + (routing_.exit ? 1 : 0);
-  Longs forced;
-  for (const std::int64_t token : tokens) forced.push_back(walk.forced[at(hop * walk.tokens + token)]);
-  const std::shared_ptr<Engine>& router = routers_[at(hop)];
-  const Graph& graph = router->graph();
-  const Arrays inputs{{"hidden_states", gathered(walk.hidden_states, tokens, {1, n, width_of(walk.hidden_states)})},
-                      {"allowed", Array::of_bools({n, choices}, allowed)},
-                      {"forced_choices", Array::of_longs({n}, forced)}};
-  Binding& binding = run_engine(cache.bindings, router, inputs, {});
-  const auto* chose = result_of(binding, graph, "choices", Type::kInt64, {n}).as<std::int64_t>();
-  const auto* scores = result_of(binding, graph, "scores", Type::kFloat, {n, choices}).as<float>();
-  const auto* margins = result_of(binding, graph, "margins", Type::kFloat, {n}).as<float>();
-  Indices stay;
-  Chosen chosen;
-  for (std::int64_t i = 0; i < n; ++i) {
-    const std::int64_t token = tokens[at(i)], choice = chose[i];
-    if (!std::all_of(scores + i * choices, scores + (i + 1) * choices,
-                     [](float score) { return std::isfinite(score); }))
-      refuse_nan_in_hop(hop, walk.rows[at(token)], walk.positions[at(token)]);
-    if (choice < 0 || choice >= choices)
-      throw Error(graph.file + ": expected choices 0.." + std::to_string(choices - 1) + ", found " +
-                  std::to_string(choice));
-    const std::size_t place = at(hop * walk.tokens + token);
-    walk.path[place] = choice;
-    walk.margins[place] = margins[i];
-    walk.scores[place] = scores[i * choices + choice];
-    if (choice == layers_) continue;
-    walk.alive[at(token)] = true;
-    walk.visited[at(token * layers_ + choice)] = true;
-    stay.push_back(i);
-    chosen.tokens.push_back(token);
-    chosen.layers.push_back(choice);
-  }
-  if (!binding.has_result("probabilities")) return chosen;
-  const Tensor found = binding.result("probabilities");
-  Array gates{found.type, {n, 1}, std::vector<std::uint8_t>(at(n) * dynexport::size_of(found.type))};
-  scatter(found, counted_to(n), gates, graph.file + ": probabilities");
-  chosen.gates = gathered(gates, stay, {size_of(stay), 1});
-  return chosen;
 }
 
 // Runs each token's layer and replaces its hidden state by the layer's output.

@@ -10,7 +10,9 @@
 
 #include "execution/arrays.hpp"
 #include "execution/decisions.hpp"
+#include "execution/lines.hpp"
 #include "execution/running.hpp"
+#include "execution/walk.hpp"
 
 namespace dynexport {
 
@@ -26,15 +28,8 @@ class RunningSet : public Running {
   CallResult run(KvCache::State& cache, const Call& call) override;
 
  private:
-  using Indices = std::vector<std::int64_t>;
-  // A layer, or a place, with the indices of its tokens.
-  using Groups = std::vector<std::pair<std::int64_t, Indices>>;
-  struct Walk;
-  struct Chosen;
-
   Walk begin(KvCache::State& cache, const Call& call) const;
-  Chosen choose(KvCache::State& cache, Walk& walk, std::int64_t hop) const;
-  std::vector<std::uint8_t> allowed_for(const Walk& walk, std::int64_t hop, Indices& tokens) const;
+  void embed(KvCache::State& cache, Walk& walk, const Indices& ids) const;
   void run_hop(KvCache::State& cache, Walk& walk, std::int64_t hop, const Chosen& chosen) const;
   Arrays prepared(KvCache::State& cache, const Walk& walk, const Indices& tokens, const Groups& groups) const;
   Array attended(KvCache::State& cache, Walk& walk, std::int64_t hop, const Indices& tokens, const Groups& groups,

@@ -2,6 +2,8 @@
 #include "execution/lines.hpp"
 
 #include <cstring>
+#include <map>
+#include <numeric>
 #include <utility>
 
 #include "dynexport/error.hpp"
@@ -15,6 +17,25 @@ std::size_t at(std::int64_t index) { return static_cast<std::size_t>(index); }
 std::size_t stride(const Array& lines) { return at(width_of(lines)) * size_of(lines.type); }
 
 }  // namespace
+
+Indices chosen_of(const Indices& values, const Indices& indices) {
+  Indices found;
+  found.reserve(indices.size());
+  for (const std::int64_t index : indices) found.push_back(values[at(index)]);
+  return found;
+}
+
+Indices counted_to(std::int64_t count) {
+  Indices found(at(count));
+  std::iota(found.begin(), found.end(), 0);
+  return found;
+}
+
+Groups grouped(const Indices& values) {
+  std::map<std::int64_t, Indices> groups;
+  for (std::size_t i = 0; i < values.size(); ++i) groups[values[i]].push_back(static_cast<std::int64_t>(i));
+  return {groups.begin(), groups.end()};
+}
 
 std::int64_t width_of(const Array& lines) { return lines.shape.empty() ? 1 : lines.shape.back(); }
 

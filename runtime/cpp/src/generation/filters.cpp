@@ -5,6 +5,7 @@
 #include <array>
 #include <cmath>
 #include <functional>
+#include <limits>
 #include <numeric>
 
 namespace dynexport {
@@ -130,7 +131,7 @@ Weighted distribution(Row row, const Sampling& sampling) {
   const bool all = sampling.top_k == 0 || static_cast<std::uint64_t>(sampling.top_k) >= row.size;
   Weighted tokens{all ? all_ids(row.size) : largest_ids(row, static_cast<std::size_t>(sampling.top_k)), {}};
   std::sort(tokens.ids.begin(), tokens.ids.end());
-  double most = -INFINITY;
+  double most = -std::numeric_limits<double>::infinity();
   for (const std::uint32_t id : tokens.ids) most = std::max(most, static_cast<double>(row[id]));
   tokens.weights.reserve(tokens.ids.size());
   for (const std::uint32_t id : tokens.ids) {

@@ -33,12 +33,12 @@ Piece Request::push(const Choice& choice) {
     text = stops_->push(text);
     if (stops_->stopped()) return piece(choice, std::move(text), Finish::kStop, stops_->found());
   }
-  if (limits_.new_tokens == 0 || limits_.room < 0) return end(choice, std::move(text), Finish::kLength, {});
+  if (limits_.new_tokens == 0 || limits_.room < 0) return end(choice, text, Finish::kLength, {});
   return piece(choice, std::move(text), std::nullopt, {});
 }
 
 // Returns the last piece with all text that was held back; that text may complete a stop string.
-Piece Request::end(const Choice& choice, std::string text, Finish finish, StopReason reason) {
+Piece Request::end(const Choice& choice, const std::string& text, Finish finish, StopReason reason) {
   std::string rest = decoder_ ? decoder_->finish() : "";
   if (stops_) {
     rest = stops_->push(rest);

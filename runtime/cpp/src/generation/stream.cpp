@@ -45,6 +45,7 @@ bool run_requests(Executor& executor, KvCache& cache, std::vector<Group>& groups
   std::vector<std::pair<Request*, std::size_t>> runs;
   const StepResult prompts = run_prompts(executor, cache, groups, chunk, runs);
   std::vector<Live> live;
+  live.reserve(runs.size());
   for (const auto& [request, run] : runs) live.push_back({request, prompts.logits[run].data()});
   const auto vocabulary = static_cast<std::size_t>(executor.manifest().model.vocab_size);
   for (bool generated = false; !live.empty(); generated = true) {

@@ -8,6 +8,7 @@
 #include "dynexport/error.hpp"
 #include "text/template_evaluator.hpp"
 #include "text/template_parser.hpp"
+#include "text/text_checks.hpp"
 #include "text/utf8.hpp"
 
 namespace dynexport {
@@ -97,7 +98,10 @@ std::shared_ptr<const ChatTemplate> ChatTemplate::parse(const std::string& text,
 std::shared_ptr<const ChatTemplate> ChatTemplate::open(const Bundle& bundle) {
   if (!bundle.has(kTemplate)) return nullptr;
   const Json config = bundle.has(kConfig) ? parse_json_object(bundle.read(kConfig), kConfig) : Json::object();
-  return parse(bundle.read(kTemplate), special_tokens(config).dump(), kTemplate);
+  text::check_covered(bundle);
+  auto chat = parse(bundle.read(kTemplate), special_tokens(config).dump(), kTemplate);
+  text::check_conversations(bundle, *chat);
+  return chat;
 }
 
 std::string ChatTemplate::render(const std::string& messages_json, bool add_generation_prompt,

@@ -13,6 +13,7 @@
 #include "text/normalizers.hpp"
 #include "text/post_processor.hpp"
 #include "text/pre_tokenizers.hpp"
+#include "text/text_checks.hpp"
 #include "text/utf8.hpp"
 
 namespace dynexport {
@@ -89,7 +90,9 @@ std::shared_ptr<const Tokenizer> Tokenizer::open(const Bundle& bundle) {
   if (!bundle.has(kFile)) {
     throw Error(std::string(kFile) + ": the bundle has no tokenizer; use token ids instead of text");
   }
-  return parse(bundle.read(kFile), kFile);
+  auto tokenizer = parse(bundle.read(kFile), kFile);
+  text::check_strings(bundle, *tokenizer);
+  return tokenizer;
 }
 
 std::vector<std::int64_t> Tokenizer::encode(std::string_view text, bool add_special_tokens) const {

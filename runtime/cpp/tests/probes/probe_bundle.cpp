@@ -1,9 +1,11 @@
-// Opens a bundle, and prints what it read as JSON; or, without arguments, parses manifests from standard input.
+// Opens a bundle, and prints what it read as JSON; or parses manifests (without arguments) or ONNX files ("graphs")
+// from standard input.
 //
-// Each manifest is preceded by a line with its number of bytes. A line is printed for each: "ok", or the error.
+// Each is preceded by a line with its number of bytes. A line is printed for each: what was found, or the error.
 #include <iostream>
 #include <nlohmann/json.hpp>
 
+#include "bundle/onnx_file.hpp"
 #include "dynexport/bundle.hpp"
 #include "dynexport/error.hpp"
 
@@ -149,14 +151,25 @@ Json of(const dynexport::Manifest& manifest) {
           {"files", files}};
 }
 
-void parse_many() {
+std::string parsed_manifest(const std::string& text) {
+  dynexport::parse_manifest(text, "manifest.json");
+  return "ok";
+}
+
+std::string parsed_graph(const std::string& content) {
+  Json locations = Json::array();
+  for (const auto& data : dynexport::external_data(content, "model.onnx")) locations.push_back(data.location);
+  return locations.dump(-1, ' ', true, Json::error_handler_t::replace);
+}
+
+template <typename Parse>
+void parse_many(Parse parse) {
   std::string size;
   while (std::getline(std::cin, size)) {
     std::string text(std::stoul(size), '\0');
     std::cin.read(text.data(), static_cast<std::streamsize>(text.size()));
     try {
-      dynexport::parse_manifest(text, "manifest.json");
-      std::cout << "ok\n";
+      std::cout << parse(text) << "\n";
     } catch (const dynexport::Error& error) {
       std::cout << error.what() << "\n";
     }
@@ -180,7 +193,9 @@ void open_one(int count, char** arguments) {
 int main(int count, char** arguments) {
   try {
     if (count == 1) {
-      parse_many();
+      parse_many(parsed_manifest);
+    } else if (arguments[1] == std::string("graphs")) {
+      parse_many(parsed_graph);
     } else {
       open_one(count, arguments);
     }

@@ -79,7 +79,7 @@ int main(int count, char** arguments) try {
   const dynexport::StepResult first = executor.run(*cache, batch);
   const float* logits = first.logits[0].data();
   std::vector<float> gaps;
-  Times steps, outside;
+  Times steps, outside, choosing;
   while (ids.size() < wanted) {
     const auto before = Clock::now();
     const auto* best = std::max_element(logits, logits + executor.manifest().model.vocab_size);
@@ -92,7 +92,8 @@ int main(int count, char** arguments) try {
     gaps.push_back(two[0] - two[1]);
     const auto again = Clock::now();
     logits = executor.decode(*cache, {0}, {id}, {depth});
-    const double step = ms(before, chosen) + ms(again, Clock::now());
+    const double step = ms(again, Clock::now());
+    choosing.push_back(ms(before, chosen));
     steps.push_back(step);
     outside.push_back(step - Measured::last);
   }
@@ -100,7 +101,8 @@ int main(int count, char** arguments) try {
                               {"gaps", gaps},
                               {"load_ms", load},
                               {"step_ms", median(steps)},
-                              {"outside_ms", median(outside)}}
+                              {"outside_ms", median(outside)},
+                              {"choosing_ms", median(choosing)}}
             << "\n";
   return dynexport::kExitGood;
 } catch (const dynexport::Error& error) {

@@ -1,6 +1,6 @@
-// Runs a script of requests on a scheduler, step by step, or each request alone: JSON on standard input, what was
-// delivered as JSON. {"bundle", "settings", "requests": [{"prompt", "max_new_tokens", "n", "depth", "sampling",
-// "arrive", "cancel", "seconds", ..}], "alone"}; "arrive" and "cancel" are numbers of steps.
+// Runs a script of requests on a scheduler, step by step, or without it, each "alone" or all "together": JSON on
+// standard input, what was delivered as JSON. {"bundle", "settings", "requests": [{"prompt", "max_new_tokens", "n",
+// "depth", "sampling", "arrive", "cancel", "seconds", ..}]}; "arrive" and "cancel" are numbers of steps.
 #include <algorithm>
 #include <exception>
 #include <iostream>
@@ -149,18 +149,26 @@ class Script {
   json delivered_ = json::array(), refused_ = json::object();
 };
 
-json alone(Generator& model, const json& given) {
+// Generates from the prompts of some requests in one batch; after so many pieces as "take" says it is cancelled.
+json generated(Generator& model, const std::vector<json>& requests, std::int64_t n) {
   json pieces = json::array();
+  const std::size_t most = requests.front().value("take", std::size_t{0});
+  std::vector<Generator::Prompt> prompts;
+  std::vector<dynexport::Options> options;
   try {
-    const auto push = [&pieces](const dynexport::Piece& piece) {
+    for (const json& given : requests) {
+      prompts.push_back(given["prompt"]);
+      options.push_back(options_of(given));
+    }
+    const auto push = [&pieces, most](const dynexport::Piece& piece) {
       pieces.push_back(told(piece));
-      return true;
+      return pieces.size() != most;
     };
-    model.stream({given["prompt"].get<Generator::Prompt>()}, {options_of(given)}, push, given.value("n", 1));
+    const bool whole = model.stream(prompts, options, push, n);
+    return {{"pieces", pieces}, {"whole", whole}};
   } catch (const dynexport::Error& error) {
     return {{"error", error.what()}, {"pieces", pieces}};
   }
-  return {{"pieces", pieces}};
 }
 
 }  // namespace
@@ -172,7 +180,9 @@ int main() try {
   const auto model = Generator::load(given["bundle"].get<std::string>(), options);
   json made;
   if (given.value("alone", false)) {
-    for (const json& request : given["requests"]) made.push_back(alone(*model, request));
+    for (const json& request : given["requests"]) made.push_back(generated(*model, {request}, request.value("n", 1)));
+  } else if (given.value("together", false)) {
+    made = generated(*model, given["requests"], 1);
   } else {
     made = Script(*model, given).run();
   }

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <iostream>
 #include <nlohmann/json.hpp>
+#include <thread>
 
 #include "dynexport/error.hpp"
 #include "dynexport/executor.hpp"
@@ -13,14 +14,12 @@ using nlohmann::json;
 using Rows = std::vector<std::int64_t>;
 using Tokens = std::vector<Rows>;
 
+// A conversation on a cache of its own; several may share an executor.
 struct Talk {
   std::shared_ptr<const dynexport::Bundle> bundle;
   dynexport::BackendOptions options;
-  dynexport::Executor executor;
+  dynexport::Executor& executor;
   std::unique_ptr<dynexport::KvCache> cache;
-
-  Talk(std::shared_ptr<const dynexport::Bundle> its, const dynexport::BackendOptions& how)
-      : bundle(std::move(its)), options(how), executor(bundle, how) {}
 
   dynexport::Depth depth(const json& op) const {
     return bundle->depth(op.contains("depth") ? std::optional<std::string>(op["depth"]) : std::nullopt);
@@ -98,16 +97,9 @@ json run(Talk& talk, const json& op) {
   return what == "call" ? call(talk, op) : change_cache(talk, op);
 }
 
-json talk_about(const json& request) {
-  dynexport::BackendOptions options;
-  options.kind = request.value("backend", options.kind);
-  options.threads = 1;
-  options.library = request.value("library", options.library);
-  options.plugins = request.value("plugins", options.plugins);
-  options.trust_engines = request.value("trust", false);
-  Talk talk(dynexport::Bundle::open(request.at("bundle").get<std::string>()), options);
+json results_of(Talk& talk, const json& ops) {
   json results = json::array();
-  for (const json& op : request.at("ops")) {
+  for (const json& op : ops) {
     try {
       results.push_back(run(talk, op));
     } catch (const dynexport::Error& error) {
@@ -115,6 +107,28 @@ json talk_about(const json& request) {
     }
   }
   return results;
+}
+
+json talk_about(const json& request) {
+  dynexport::BackendOptions options;
+  options.kind = request.value("backend", options.kind);
+  options.threads = 1;
+  options.library = request.value("library", options.library);
+  options.plugins = request.value("plugins", options.plugins);
+  options.trust_engines = request.value("trust", false);
+  const auto bundle = dynexport::Bundle::open(request.at("bundle").get<std::string>());
+  dynexport::Executor executor(bundle, options);
+  // The same in several threads, each of which gives its results.
+  std::vector<json> results(request.value("threads", 1U));
+  std::vector<std::thread> threads;
+  for (json& result : results) {
+    threads.emplace_back([&] {
+      Talk talk{bundle, options, executor, nullptr};
+      result = results_of(talk, request.at("ops"));
+    });
+  }
+  for (std::thread& thread : threads) thread.join();
+  return results.size() == 1 ? results[0] : json(results);
 }
 
 }  // namespace

@@ -119,8 +119,8 @@ class TensorRtBackend : public Backend {
     if (copy.width == 0 || copy.height == 0) return;
     const Turn turn(*device_);
     const Driver& driver = device_->driver();
-    DYNEXPORT_CALL(driver, cuMemcpy2DUnaligned, &copy);
-    DYNEXPORT_CALL(driver, cuStreamSynchronize, nullptr);  // a copy within the device may return before it is done
+    driver.cuMemcpy2DUnaligned(&copy);
+    driver.cuStreamSynchronize(nullptr);  // a copy within the device may return before it is done
   }
 
   std::shared_ptr<Library> library_;
@@ -162,15 +162,15 @@ std::map<std::string, Stored> choose(const Bundle& bundle, const Here& here, boo
 
 }  // namespace tensorrt
 
-std::shared_ptr<Backend> open_tensorrt_backend(std::shared_ptr<const Bundle> bundle, const BackendOptions& options) {
-  tensorrt::check_target(*bundle);
+std::shared_ptr<Backend> open_tensorrt_backend(const Bundle& bundle, const BackendOptions& options) {
+  tensorrt::check_target(bundle);
   tensorrt::Here here;
   here.backend = options.kind;
   here.gpu = tensorrt::gpu_for(options.kind);
   if (!options.plugins.empty()) here.plugins_sha256 = tensorrt::plugins_hash(options.plugins);
   const std::shared_ptr<tensorrt::Library> library = tensorrt::Library::open(options.kind, options.library);
   here.version = library->version();
-  std::map<std::string, tensorrt::Stored> chosen = tensorrt::choose(*bundle, here, options.trust_engines);
+  std::map<std::string, tensorrt::Stored> chosen = tensorrt::choose(bundle, here, options.trust_engines);
   for (const auto& [graph, stored] : chosen) {
     if (!stored.record.plugins_sha256) continue;
     library->load_plugins(options.plugins);

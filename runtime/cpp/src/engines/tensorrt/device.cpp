@@ -19,13 +19,11 @@ std::size_t sum(std::size_t a, std::size_t b) {
 
 }  // namespace
 
-Current::Current(const Device& device) : driver_(device.driver_) {
-  DYNEXPORT_CALL(driver_, cuCtxPushCurrent, device.context_);
-}
+Current::Current(const Device& device) : driver_(device.driver_) { driver_.cuCtxPushCurrent(device.context_); }
 
 Current::~Current() {
   void* popped = nullptr;
-  driver_.cuCtxPopCurrent(&popped);
+  driver_.cuCtxPopCurrent.code(&popped);
 }
 
 Turn::Turn(Device& device) : held_(device.turn_), current_(device) {}
@@ -33,17 +31,19 @@ Turn::Turn(Device& device) : held_(device.turn_), current_(device) {}
 DeviceMemory::DeviceMemory(std::shared_ptr<Device> device, std::size_t bytes) : device_(std::move(device)) {
   const Driver& driver = device_->driver();
   const std::size_t size = bytes == 0 ? 1 : bytes;
-  DYNEXPORT_CALL(driver, cuMemAlloc, &address_, size);
-  const int code = driver.cuMemsetD8Async(address_, 0, size, device_->stream());
-  if (code == 0) return;
-  driver.cuMemFree(address_);
-  driver.check("cuMemsetD8Async", code);
+  driver.cuMemAlloc(&address_, size);
+  try {
+    driver.cuMemsetD8Async(address_, 0, size, device_->stream());
+  } catch (const Error&) {
+    driver.cuMemFree.code(address_);
+    throw;
+  }
 }
 
 DeviceMemory::~DeviceMemory() {
   try {
     const Current current(*device_);
-    device_->driver().cuMemFree(address_);
+    device_->driver().cuMemFree.code(address_);
   } catch (const Error&) {  // the driver is shutting down, and its memory is gone
   }
 }
@@ -59,46 +59,46 @@ Mirror::Mirror(const std::shared_ptr<Device>& device, const std::vector<std::siz
   }
   if (bytes_ == 0) bytes_ = kAlignment;
   memory_ = std::make_unique<DeviceMemory>(device_, bytes_);
-  DYNEXPORT_CALL(device_->driver(), cuMemAllocHost, &host_, bytes_);
+  device_->driver().cuMemAllocHost(&host_, bytes_);
   std::memset(host_, 0, bytes_);
 }
 
 Mirror::~Mirror() {
   try {
     const Current current(*device_);
-    device_->driver().cuMemFreeHost(host_);
+    device_->driver().cuMemFreeHost.code(host_);
   } catch (const Error&) {  // as above
   }
 }
 
 void Mirror::copy_in() const {
-  DYNEXPORT_CALL(device_->driver(), cuMemcpyHtoDAsync, memory_->address(), host_, bytes_, device_->stream());
+  device_->driver().cuMemcpyHtoDAsync(memory_->address(), host_, bytes_, device_->stream());
 }
 
 void Mirror::copy_out() const {
-  DYNEXPORT_CALL(device_->driver(), cuMemcpyDtoHAsync, host_, memory_->address(), bytes_, device_->stream());
+  device_->driver().cuMemcpyDtoHAsync(host_, memory_->address(), bytes_, device_->stream());
 }
 
 Replay::~Replay() {
   try {
     const Current current(*device_);
-    device_->driver().cuGraphExecDestroy(executable_);
+    device_->driver().cuGraphExecDestroy.code(executable_);
   } catch (const Error&) {  // as above
   }
 }
 
-void Replay::launch() const { DYNEXPORT_CALL(device_->driver(), cuGraphLaunch, executable_, device_->stream()); }
+void Replay::launch() const { device_->driver().cuGraphLaunch(executable_, device_->stream()); }
 
 Device::Device() : driver_(Driver::get()) {
   constexpr unsigned kNonBlocking = 1;  // independent of work in the default stream
-  DYNEXPORT_CALL(driver_, cuDeviceGet, &device_, 0);
+  driver_.cuDeviceGet(&device_, 0);
   // The context that TensorRT uses too.
-  DYNEXPORT_CALL(driver_, cuDevicePrimaryCtxRetain, &context_, device_);
+  driver_.cuDevicePrimaryCtxRetain(&context_, device_);
   try {
     const Current current(*this);
-    DYNEXPORT_CALL(driver_, cuStreamCreate, &stream_, kNonBlocking);
+    driver_.cuStreamCreate(&stream_, kNonBlocking);
   } catch (const Error&) {
-    driver_.cuDevicePrimaryCtxRelease(device_);
+    driver_.cuDevicePrimaryCtxRelease.code(device_);
     throw;
   }
 }
@@ -106,23 +106,23 @@ Device::Device() : driver_(Driver::get()) {
 Device::~Device() {
   try {
     const Current current(*this);
-    driver_.cuStreamDestroy(stream_);
+    driver_.cuStreamDestroy.code(stream_);
   } catch (const Error&) {  // as above
   }
-  driver_.cuDevicePrimaryCtxRelease(device_);
+  driver_.cuDevicePrimaryCtxRelease.code(device_);
 }
 
 void Device::copy(DevicePointer to, DevicePointer from, std::size_t bytes) const {
-  DYNEXPORT_CALL(driver_, cuMemcpyDtoDAsync, to, from, bytes, stream_);
+  driver_.cuMemcpyDtoDAsync(to, from, bytes, stream_);
 }
 
-void Device::wait() const { DYNEXPORT_CALL(driver_, cuStreamSynchronize, stream_); }
+void Device::wait() const { driver_.cuStreamSynchronize(stream_); }
 
-void Device::settle() const noexcept { driver_.cuStreamSynchronize(stream_); }
+void Device::settle() const noexcept { driver_.cuStreamSynchronize.code(stream_); }
 
 std::unique_ptr<Replay> Device::capture(const std::function<void()>& launch) {
   constexpr int kThisThread = 1;  // what other threads do at the same time does not end the capture
-  DYNEXPORT_CALL(driver_, cuStreamBeginCapture, stream_, kThisThread);
+  driver_.cuStreamBeginCapture(stream_, kThisThread);
   bool refused = false;
   try {
     launch();
@@ -132,9 +132,9 @@ std::unique_ptr<Replay> Device::capture(const std::function<void()>& launch) {
   void* graph = nullptr;
   void* executable = nullptr;
   // Also after a failure: only this call ends the capture.
-  if (driver_.cuStreamEndCapture(stream_, &graph) != 0 || graph == nullptr) return nullptr;
-  const bool made = !refused && driver_.cuGraphInstantiate(&executable, graph, 0) == 0;
-  driver_.cuGraphDestroy(graph);
+  if (driver_.cuStreamEndCapture.code(stream_, &graph) != 0 || graph == nullptr) return nullptr;
+  const bool made = !refused && driver_.cuGraphInstantiate.code(&executable, graph, 0) == 0;
+  driver_.cuGraphDestroy.code(graph);
   return made ? std::make_unique<Replay>(shared_from_this(), executable) : nullptr;
 }
 

@@ -8,38 +8,36 @@
 
 namespace dynexport::tensorrt {
 
-namespace {
+DriverLibrary DriverLibrary::open() {
+  DriverLibrary library;
+  library.handle = dlopen("libcuda.so.1", RTLD_NOW | RTLD_GLOBAL);
+  if (library.handle == nullptr) throw Error("no NVIDIA driver: libcuda.so.1 is not found");
+  library.text_of = reinterpret_cast<int (*)(int, const char**)>(library.find("cuGetErrorString"));
+  return library;
+}
 
-constexpr int kNoMemory = 2;
+void* DriverLibrary::find(const char* exported) const {
+  void* function = dlsym(handle, exported);
+  if (function == nullptr) throw Error(std::string("the NVIDIA driver is too old: it has no ") + exported);
+  return function;
+}
 
-}  // namespace
-
-Driver::Driver() {
-  void* library = dlopen("libcuda.so.1", RTLD_NOW | RTLD_GLOBAL);
-  if (library == nullptr) throw Error("no NVIDIA driver: libcuda.so.1 is not found");
-#define DYNEXPORT_FIND(name, exported, parameters)                   \
-  name = reinterpret_cast<decltype(name)>(dlsym(library, exported)); \
-  if (name == nullptr) throw Error("the NVIDIA driver is too old: it has no " exported);
-  DYNEXPORT_DRIVER_FUNCTIONS(DYNEXPORT_FIND)
-#undef DYNEXPORT_FIND
-  DYNEXPORT_CALL(*this, cuInit, 0);
+void DriverLibrary::refuse(const char* function, int code) const {
+  constexpr int kNoMemory = 2;
+  std::string message = function;
+  if (code == kNoMemory) {
+    message += ": the GPU has not enough memory; lower the batch, or convert with a smaller --max-length";
+  } else {
+    const char* text = nullptr;
+    text_of(code, &text);
+    message += ": CUDA error " + std::to_string(code) + ": " + (text == nullptr ? "unknown" : text);
+  }
+  throw Error(message);
 }
 
 const Driver& Driver::get() {
   static const Driver driver;  // tried again when it fails
   return driver;
-}
-
-void Driver::check(const char* function, int code) const {
-  if (code == 0) return;
-  if (code == kNoMemory) {
-    throw Error(std::string(function) +
-                ": the GPU has not enough memory; lower the batch, or convert with a smaller --max-length");
-  }
-  const char* text = nullptr;
-  cuGetErrorString(code, &text);
-  throw Error(std::string(function) + ": CUDA error " + std::to_string(code) + ": " +
-              (text == nullptr ? "unknown" : text));
 }
 
 }  // namespace dynexport::tensorrt

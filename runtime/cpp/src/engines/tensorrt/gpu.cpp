@@ -12,13 +12,13 @@ Gpu find_gpu() {
   const Driver& driver = Driver::get();
   int version = 0, count = 0, device = 0, major = 0, minor = 0;
   std::array<char, 256> name = {};
-  DYNEXPORT_CALL(driver, cuDriverGetVersion, &version);
-  DYNEXPORT_CALL(driver, cuDeviceGetCount, &count);
+  driver.cuDriverGetVersion(&version);
+  driver.cuDeviceGetCount(&count);
   if (count == 0) throw Error("the driver shows no device; see CUDA_VISIBLE_DEVICES");
-  DYNEXPORT_CALL(driver, cuDeviceGet, &device, 0);
-  DYNEXPORT_CALL(driver, cuDeviceGetName, name.data(), static_cast<int>(name.size()) - 1, device);
-  DYNEXPORT_CALL(driver, cuDeviceGetAttribute, &major, kMajor, device);
-  DYNEXPORT_CALL(driver, cuDeviceGetAttribute, &minor, kMinor, device);
+  driver.cuDeviceGet(&device, 0);
+  driver.cuDeviceGetName(name.data(), static_cast<int>(name.size()) - 1, device);
+  driver.cuDeviceGetAttribute(&major, kMajor, device);
+  driver.cuDeviceGetAttribute(&minor, kMinor, device);
   return {name.data(), std::to_string(major) + "." + std::to_string(minor),
           std::to_string(version / 1000) + "." + std::to_string(version % 1000 / 10)};
 }

@@ -169,11 +169,15 @@ class TensorRtBinding : public Binding {
     for (const TensorSpec& spec : shared_->graph.inputs) {
       if (!is_cache_input(spec)) continue;
       const std::string part = spec.name.substr(kPast.size());
-      if (buffers_ == nullptr || buffers_->by_name.count(prefix + part) == 0) {
-        throw Error("graph " + shared_->graph.name + ": expected a cache " + prefix + part + ", found none");
-      }
-      bind_cache(part, buffers_->by_name.at(prefix + part), caches);
+      bind_cache(part, buffer_of(prefix + part), caches);
     }
+  }
+
+  const Buffer& buffer_of(const std::string& name) const {
+    if (buffers_ == nullptr || buffers_->by_name.count(name) == 0) {
+      throw Error("graph " + shared_->graph.name + ": expected a cache " + name + ", found none");
+    }
+    return buffers_->by_name.at(name);
   }
 
   void bind_cache(const std::string& part, const Buffer& buffer, const Caches& caches) {

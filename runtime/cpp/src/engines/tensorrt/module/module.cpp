@@ -74,7 +74,8 @@ Function find(void* library, const char* name) noexcept {
   return reinterpret_cast<Function>(dlsym(library, name));
 }
 
-// Global symbols, because libraries of plugins leave TensorRT's open.
+// Global symbols, because libraries of plugins leave TensorRT's open. It stays loaded: it has threads and global
+// objects.
 void* open_library(const char* given, DynexportReason* why) noexcept {
   constexpr int kMode = RTLD_NOW | RTLD_GLOBAL;
   void* library = nullptr;
@@ -122,11 +123,9 @@ DynexportRuntime* open(const char* path, int32_t version[4], DynexportReason* wh
     }
     if (why->text[0] == '\0') tell(why, "it gives no runtime");
   }
-  dlclose(library);
   return nullptr;
 }
 
-// The library stays loaded: TensorRT's has threads and global objects, and plugins refer to it.
 void close(DynexportRuntime* runtime) { delete runtime; }
 
 int load_plugins(DynexportRuntime* runtime, const char* path, DynexportReason* why) {
