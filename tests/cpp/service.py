@@ -42,7 +42,7 @@ class Service(AnyServer):
     """
 
     def __init__(self, program: Sequence[str], model: Model, http: HttpSettings, log: Path, **settings: Any) -> None:
-        self.model, self._log = model, log
+        self.model, self._log, self._program = model, log, Path(program[0])
         options = [*(word for name, option in _BOUNDS.items() for word in (option, f"{getattr(http, name):.9f}"))]
         options = [word.rstrip("0").rstrip(".") if word[0].isdigit() else word for word in options]
         for name, value in {"prefix_bytes": 0, **settings}.items():
@@ -76,6 +76,11 @@ class Service(AnyServer):
     @property
     def said(self) -> str:
         return self._log.read_text()
+
+    @property
+    def has_sanitizer(self) -> bool:
+        """Whether it was built with AddressSanitizer, which keeps freed memory."""
+        return b"__asan_init" in self._program.read_bytes()
 
     @property
     def resident(self) -> int:

@@ -242,7 +242,7 @@ def test_many_requests_with_hang_ups_and_nonsense(serve: Serve, model: Model) ->
         list(pool.map(load.one, range(200, 600)))
         assert load.done == 600
         assert server.rows_are_free()
-        assert server.resident < 1.1 * settled
+        assert server.resident < 1.1 * settled or server.has_sanitizer
         host, port = server.address.removeprefix("http://").split(":")
         with socket.create_connection((host, int(port))) as connection:
             connection.sendall(b"GET /health HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n")
