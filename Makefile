@@ -119,25 +119,25 @@ coverage: $(VENV)/.inputs ## the suite, and which lines it runs: takes more than
 	$(BIN)/pytest -n 2 --dist worksteal --cov --cov-report=term
 
 # Where the C++ runtime is built. SANITIZE=address,undefined or thread builds it with sanitizers.
-CPP ?= build/cpp
+CPP_BUILD ?= build/cpp
 # TensorRT's headers, as the package kernel-lens ships them; without them and CUDA's, its module is left out.
 TENSORRT_HEADERS = $(dir $(wildcard $(VENV)/lib/python*/site-packages/kernel_lens/include/tensorrt/NvInferRuntime.h))
 .PHONY: cpp-build
 cpp-build:
 	@echo "== building the C++ runtime (a minute or two)"
-	cmake -S runtime/cpp -B $(CPP) -G Ninja -DDYNEXPORT_SANITIZE=$(SANITIZE) \
+	cmake -S runtime/cpp -B $(CPP_BUILD) -G Ninja -DDYNEXPORT_SANITIZE=$(SANITIZE) \
 	  -DTENSORRT_INCLUDE_DIR=$(TENSORRT_HEADERS) >/dev/null
-	cmake --build $(CPP)
+	cmake --build $(CPP_BUILD)
 
 cpp: $(VENV)/.inputs cpp-build ## build the C++ runtime and its service, and test them against the Python runtime (packages: runtime/cpp/install-packages.sh)
 	@echo "== testing the C++ runtime"
-	ctest --test-dir $(CPP) --output-on-failure
-	DYNEXPORT_CPP=$(CPP) $(BIN)/pytest -n 2 --dist worksteal tests/cpp
+	ctest --test-dir $(CPP_BUILD) --output-on-failure
+	DYNEXPORT_CPP=$(CPP_BUILD) $(BIN)/pytest -n 2 --dist worksteal tests/cpp
 
 cpp-tidy: cpp-build ## clang-tidy over the C++ code; findings are errors
 	@echo "== running clang-tidy (a few minutes)"
-	run-clang-tidy -quiet -p $(CPP) -j 2 '/(runtime/cpp/(src|tests/probes)|samples/cpp_[a-z]+)/' >$(CPP)/tidy.log 2>&1 || \
-	  { grep -E ' (error|warning): ' $(CPP)/tidy.log; exit 1; }
+	run-clang-tidy -quiet -p $(CPP_BUILD) -j 2 '/(runtime/cpp/(src|tests/probes)|samples/cpp_[a-z]+)/' >$(CPP_BUILD)/tidy.log 2>&1 || \
+	  { grep -E ' (error|warning): ' $(CPP_BUILD)/tidy.log; exit 1; }
 
 docs: $(VENV)/.installed ## the documentation as a site in build/site, with the reference; warnings are errors
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build

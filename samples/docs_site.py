@@ -32,6 +32,7 @@ ELSEWHERE = {
     "CONTRIBUTING.md": "contributing.md",
     "CHANGELOG.md": "changelog.md",
     "SECURITY.md": "security.md",
+    "samples/cpp_service/README.md": "cpp-service.md",
     "samples/ray_serve/README.md": "ray-serve.md",
     "samples/training/README.md": "trained-models.md",
 }
