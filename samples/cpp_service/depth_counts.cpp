@@ -20,7 +20,10 @@ constexpr std::int64_t kMostDepths = 16;  // buckets of a histogram of depths
 Bounds depth_bounds(std::int64_t most) {
   const std::int64_t steps = std::max<std::int64_t>(1, std::min(most, kMostDepths));
   Bounds bounds;
-  for (std::int64_t step = 0; step <= steps; ++step) bounds.push_back(static_cast<double>(most * step / steps));
+  for (std::int64_t step = 0; step <= steps; ++step) {
+    const std::int64_t bound = most * step / steps;
+    bounds.push_back(static_cast<double>(bound));
+  }
   bounds.erase(std::unique(bounds.begin(), bounds.end()), bounds.end());
   return bounds;
 }

@@ -26,7 +26,8 @@ struct Tensor {
   }
 };
 
-// Zeroed memory of the caches' kind: the host's, or the device's. Large host memory commits only pages that are written.
+// Zeroed memory of the caches' kind: the host's, or the device's. Large host memory commits only pages that are
+// written.
 class Memory {
  public:
   virtual ~Memory() = default;
@@ -49,8 +50,8 @@ struct Buffers {
 // The KV caches that one call reads and writes in place.
 struct Caches {
   std::shared_ptr<const Buffers> buffers;
-  std::int64_t first = 0, rows = 0;      // the neighbouring rows that the call is for
-  std::optional<std::int64_t> place;     // for a graph that works on one cache per call
+  std::int64_t first = 0, rows = 0;   // the neighbouring rows that the call is for
+  std::optional<std::int64_t> place;  // for a graph that works on one cache per call
 };
 
 // A call with bound inputs, results and caches, to be run many times by one thread.

@@ -26,17 +26,17 @@ struct Batch {
   std::vector<std::int64_t> rows;
   std::vector<std::vector<std::int64_t>> tokens;
   Phase phase = Phase::kPrompt;
-  std::vector<Depth> depths;                        // one for all rows, or one per row
+  std::vector<Depth> depths;  // one for all rows, or one per row
   Wanted wanted = Wanted::kLast;
-  std::vector<std::vector<std::int64_t>> places;    // with kGiven: ascending indices into each row's tokens
-  std::vector<std::vector<std::int64_t>> forced;    // empty, or per row [R, n]; -1 leaves a decision to its router
+  std::vector<std::vector<std::int64_t>> places;  // with kGiven: ascending indices into each row's tokens
+  std::vector<std::vector<std::int64_t>> forced;  // empty, or per row [R, n]; -1 leaves a decision to its router
   Chunks chunk;
 };
 
 struct StepResult {
-  std::vector<std::vector<float>> logits;                // per row [k, vocab]
-  std::vector<std::vector<std::int64_t>> entries;        // per row [places]: new entries
-  std::vector<Decisions> decisions;                      // per row; empty for a bundle without routers
+  std::vector<std::vector<float>> logits;          // per row [k, vocab]
+  std::vector<std::vector<std::int64_t>> entries;  // per row [places]: new entries
+  std::vector<Decisions> decisions;                // per row; empty for a bundle without routers
 };
 
 // A bundle's programs, each loaded at its first use. Threads may share an executor if each uses its own caches.

@@ -12,13 +12,13 @@ namespace dynexport {
 
 // The routers' decisions for one row's tokens; arrays are row-major.
 struct Decisions {
-  std::int64_t rows = 0;                 // R, decisions per token: routed layers or hops
+  std::int64_t rows = 0;  // R, decisions per token: routed layers or hops
   std::int64_t tokens = 0;
-  std::vector<std::uint8_t> ran;         // [layers, tokens]
-  std::vector<std::int64_t> choices;     // [R, tokens]; layers: 1 run, 0 skip; paths: the layer, the number of layers
-                                         // for an exit, -1 after it, -2 where the layer had no room
-  std::vector<float> scores, margins;    // [R, tokens]
-  std::vector<std::int64_t> overflow;    // [R] or [1]: tokens that found a cache or a layer full
+  std::vector<std::uint8_t> ran;       // [layers, tokens]
+  std::vector<std::int64_t> choices;   // [R, tokens]; layers: 1 run, 0 skip; paths: the layer, the number of layers
+                                       // for an exit, -1 after it, -2 where the layer had no room
+  std::vector<float> scores, margins;  // [R, tokens]
+  std::vector<std::int64_t> overflow;  // [R] or [1]: tokens that found a cache or a layer full
 };
 
 // A point in a row that the row can be truncated to.

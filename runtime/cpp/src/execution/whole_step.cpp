@@ -41,18 +41,22 @@ void check_outputs(const Graph& graph, std::vector<std::string> wanted) {
 }  // namespace
 
 WholeStep::WholeStep(const Manifest& manifest, std::shared_ptr<Engine> engine)
-    : manifest_(manifest), engine_(std::move(engine)), reader_(manifest), places_(graph().places.value_or(Longs())) {
+    : manifest_(manifest),
+      engine_(std::move(engine)),
+      reader_(manifest),
+      places_(engine_->graph().places.value_or(Longs())) {
+  const Graph& graph = engine_->graph();
   std::vector<std::string> wanted = reader_.outputs();
   wanted.emplace_back("logits");
-  check_outputs(graph(), wanted);
+  check_outputs(graph, wanted);
   std::set<std::string> found;
-  for (const TensorSpec& spec : graph().inputs)
+  for (const TensorSpec& spec : graph.inputs)
     if (is_cache_input(spec)) {
       const std::string name = spec.name.substr(kPast.size());
       found.insert(name.substr(0, name.find('.')));
     }
   if (found.size() != places_.size())
-    throw Error(graph().file + ": expected " + std::to_string(places_.size()) + " caches, found " +
+    throw Error(graph.file + ": expected " + std::to_string(places_.size()) + " caches, found " +
                 std::to_string(found.size()) + "; convert again");
 }
 

@@ -152,6 +152,12 @@ Decoding sequence(const Fields& part, int depth) {
           cleans_up};
 }
 
+Pieces joined_by_spaces(const Pieces& pieces) {
+  std::string text;
+  for (std::size_t i = 0; i < pieces.size(); ++i) text += (i == 0 ? "" : " ") + pieces[i];
+  return Pieces{text};
+}
+
 Decoding read(const Fields& part, int depth) {
   const std::string& type = part.text("type");
   if (type == "Sequence") return sequence(part, depth);
@@ -168,11 +174,7 @@ Decoding read(const Fields& part, int depth) {
 
 Decoding read_decoder(const nlohmann::json& description, const std::string& where) {
   if (!description.is_null()) return read(Fields(description, where + ": decoder"), 0);
-  return {[](const Pieces& pieces) {
-    std::string text;
-    for (std::size_t i = 0; i < pieces.size(); ++i) text += (i == 0 ? "" : " ") + pieces[i];
-    return Pieces{text};
-  }};
+  return {joined_by_spaces};
 }
 
 }  // namespace dynexport::text

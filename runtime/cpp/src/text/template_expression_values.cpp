@@ -164,7 +164,7 @@ bool ExpressionEvaluator::holds(const std::string& operation, const Value& left,
 }
 
 Value ExpressionEvaluator::signed_value(const Node& node) {
-  const Value given = value(*node.parts[0]);
+  Value given = value(*node.parts[0]);
   if (node.text == "-") return negative(given);
   if (!given.number()) throw not_known("a sign before a " + given.type());
   return given;

@@ -121,6 +121,7 @@ json talk_about(const json& request) {
   // The same in several threads, each of which gives its results.
   std::vector<json> results(request.value("threads", 1U));
   std::vector<std::thread> threads;
+  threads.reserve(results.size());
   for (json& result : results) {
     threads.emplace_back([&] {
       Talk talk{bundle, options, executor, nullptr};

@@ -83,6 +83,7 @@ json crowd(const std::shared_ptr<Generator>& model, const std::vector<Case>& cas
   Counts counts;
   std::atomic<int> done{0};
   std::vector<std::thread> crowd;
+  crowd.reserve(static_cast<std::size_t>(threads));
   for (int number = 0; number < threads; ++number) {
     crowd.emplace_back([&, number] {
       std::mt19937 random(static_cast<unsigned>(number));
@@ -112,6 +113,7 @@ json crowd(const std::shared_ptr<Generator>& model, const std::vector<Case>& cas
 json drain(const std::shared_ptr<Generator>& model, const std::vector<Case>& cases) {
   Worker worker(model, {});
   std::vector<std::shared_ptr<dynexport::Work>> works;
+  works.reserve(cases.size());
   for (const Case& one : cases) works.push_back(make_work(*model, one.prompt, options()));
   Answers answers(worker, works);
   worker.start();

@@ -49,7 +49,7 @@ Reason difference(const EngineRecord& record, const Here& here) {
   if (record.plugins_sha256 && record.plugins_sha256 != here.plugins_sha256) {
     return "built with " + plugins_text(record.plugins_sha256) + ", here are " + plugins_text(here.plugins_sha256);
   }
-  if (const Reason reason = gpu_difference(record, here.gpu)) return reason;
+  if (Reason reason = gpu_difference(record, here.gpu)) return reason;
   // TensorRT's ONNX parser puts weights into an engine, and it is not part of the library that this program opens.
   if (record.stripped) return "built without its weights, which only the Python runtime can give it";
   return std::nullopt;
