@@ -5,7 +5,7 @@
 # build/onnxruntime; the system's list of sources stays as it is.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
-packages=(g++ cmake ninja-build pkg-config nlohmann-json3-dev libpcre2-dev libicu-dev libssl-dev doctest-dev
+packages=(g++ make cmake ninja-build pkg-config nlohmann-json3-dev libpcre2-dev libicu-dev libssl-dev doctest-dev
   libcpp-httplib-dev prometheus-cpp-dev clang-tidy)
 missing=()
 for package in "${packages[@]}"; do
