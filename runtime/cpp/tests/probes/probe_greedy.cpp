@@ -1,4 +1,5 @@
-// Decodes greedily and measures: BUNDLE DEPTH NEW THREADS ID,ID,... Prints ids, the gaps of their logits, and times.
+// Decodes greedily and measures: BUNDLE DEPTH NEW THREADS ID,ID,... Prints ids, the gaps of their logits, and
+// medians of times: the engine's step, what surrounds it, and the choice of a token.
 #define ORT_API_MANUAL_INIT
 #include <onnxruntime_cxx_api.h>
 
@@ -12,6 +13,7 @@
 
 #include "dynexport/error.hpp"
 #include "dynexport/executor.hpp"
+#include "dynexport/sampler.hpp"
 
 namespace {
 
@@ -78,12 +80,12 @@ int main(int count, char** arguments) try {
   batch.depths = {depth};
   const dynexport::StepResult first = executor.run(*cache, batch);
   const float* logits = first.logits[0].data();
+  dynexport::Sampler sampler({}, prompt, {}, executor.manifest().model.vocab_size);
   std::vector<float> gaps;
   Times steps, outside, choosing;
   while (ids.size() < wanted) {
     const auto before = Clock::now();
-    const auto* best = std::max_element(logits, logits + executor.manifest().model.vocab_size);
-    const std::int64_t id = best - logits;
+    const std::int64_t id = sampler.choose(logits).token;
     const auto chosen = Clock::now();
     std::vector<float> two(2);
     std::partial_sort_copy(logits, logits + executor.manifest().model.vocab_size, two.begin(), two.end(),
