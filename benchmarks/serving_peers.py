@@ -7,6 +7,7 @@ Every round starts each server anew with ``--threads`` threads and ``--rows`` ro
 ends it. A peer is KIND=MODEL:
 
     dynexport=BUNDLE          another bundle; BUNDLE@2 runs it at a depth
+    cpp=BUNDLE                the service in C++ (--cpp-service), with ONNX Runtime's library of this interpreter
     llama.cpp=GGUF            llama-server (--llama-server)
     genai=DIRECTORY           onnxruntime-genai's Engine, in a process, without HTTP (--genai-python)
     genai-batches=DIRECTORY   its Generator in batches of --rows
@@ -30,6 +31,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import onnxruntime
 from http_streams import Stream, free_port, is_up, send_all
 from serving_load import Asked, OtherWork, draw_plain, figures
 
@@ -146,6 +148,18 @@ class Dynexport(HttpServer):
         return int(json.loads(stream.events[-1])["usage"]["completion_tokens"])
 
 
+class CppService(Dynexport):
+    """``samples/cpp_service``; the rest as ``Dynexport``."""
+
+    def __init__(self, options: argparse.Namespace, model: str) -> None:
+        super().__init__(options, model)
+        program = shutil.which(options.cpp_service)
+        if program is None:
+            raise Missing(f"--cpp-service {options.cpp_service}: expected the built service, found none; docs/cpp.md")
+        library = next((Path(onnxruntime.__file__).parent / "capi").glob("libonnxruntime.so.*"))
+        self.command = [program, *self.command[4:], "--onnxruntime", str(library)]
+
+
 class LlamaCpp(HttpServer):
     """llama.cpp's server with a GGUF: continuous batching, a slot per row, nothing kept of earlier prompts."""
 
@@ -212,11 +226,13 @@ def make(kind: str, model: str, options: argparse.Namespace) -> HttpServer | Gen
     """Return the server of a kind. Raises Missing if something that it needs is not there."""
     if kind == "dynexport":
         return Dynexport(options, model)
+    if kind == "cpp":
+        return CppService(options, model)
     if kind == "llama.cpp":
         return LlamaCpp(options, model)
     if kind in _GENAI_WAYS:
         return Genai(options, model, _GENAI_WAYS[kind])
-    raise Missing(f"--peer {kind}: expected dynexport, llama.cpp, {' or '.join(_GENAI_WAYS)}, found {kind!r}")
+    raise Missing(f"--peer {kind}: expected dynexport, cpp, llama.cpp, {' or '.join(_GENAI_WAYS)}, found {kind!r}")
 
 
 def report(found: dict[str, list[Figures]]) -> None:
@@ -246,6 +262,7 @@ def main() -> None:
     parser.add_argument("--requests", type=int, default=24)
     parser.add_argument("--rows", type=int, default=8)
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--cpp-service", default="build/cpp/dynexport-serve", help="the built service in C++")
     parser.add_argument("--llama-server", default="llama-server", help="llama.cpp's server")
     parser.add_argument("--llama-option", action="append", default=[], help="a further option of it")
     parser.add_argument("--genai-python", default="python3", help="interpreter that has onnxruntime-genai")
