@@ -77,7 +77,7 @@ def test_many_requests_at_a_time_at_depths_of_their_own(triton: Triton, alone: A
     def ask(prompt: str, depth: str, tokens: int) -> Any:
         return triton.ask("skip", text_input=prompt, depth=depth, max_tokens=tokens, temperature=0.0)
 
-    with ThreadPoolExecutor(8) as pool:
+    with ThreadPoolExecutor(int(SETTINGS["queue"])) as pool:  # more at a time may find the queue full
         found = list(pool.map(lambda one: ask(*one), asked))
     for (prompt, depth, tokens), answer in zip(asked, found, strict=True):
         assert answer.ids == alone("skip", prompt, depth=depth, max_new_tokens=tokens).ids
