@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 from bundles import CHAT, talking_checkpoint
-from live import KEY, Serve
+from live import KEY, Serve, small_model
 from requests_of_tests import CHUNK
 from service import Service
 from test_command import *  # noqa: F403 - these tests run here as well
@@ -24,9 +24,7 @@ from dynexport.runtime.serving.http.settings import HttpSettings
 
 @pytest.fixture(scope="session")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Model:
-    home = tmp_path_factory.mktemp("served")
-    convert(talking_checkpoint(home / "model"), home / "small", speedups=[2.0], golden=False)
-    return Model(Bundle.open(home / "small"), threads=1)
+    return small_model(tmp_path_factory.mktemp("served"))
 
 
 @pytest.fixture(scope="session")

@@ -8,23 +8,19 @@ from functools import partial
 from pathlib import Path
 
 import pytest
-from bundles import command, talking_checkpoint
+from bundles import command
 
-from dynexport.exporter import convert
-from dynexport.runtime.bundle.bundle import Bundle
 from dynexport.runtime.generation.model import Model
 from dynexport.runtime.serving.http.settings import HttpSettings
 
 sys.path.append(str(Path(__file__).parent.parent / "execution"))
 
-from live import KEY, Live, Serve
+from live import KEY, Live, Serve, small_model
 
 
 @pytest.fixture(scope="session")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Model:
-    home = tmp_path_factory.mktemp("served")
-    convert(talking_checkpoint(home / "model"), home / "small", speedups=[2.0], golden=False)
-    return Model(Bundle.open(home / "small"), threads=1)
+    return small_model(tmp_path_factory.mktemp("served"))
 
 
 @pytest.fixture(scope="session")

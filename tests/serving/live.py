@@ -6,12 +6,16 @@ import threading
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager
+from pathlib import Path
 from typing import Any, TypeAlias
 
 import httpx
 import openai
+from bundles import talking_checkpoint
 from requests_of_tests import CHUNK
 
+from dynexport.exporter import convert
+from dynexport.runtime.bundle.bundle import Bundle
 from dynexport.runtime.generation.model import Model
 from dynexport.runtime.serving.http.app import create_app
 from dynexport.runtime.serving.http.served import Directory, Served
@@ -21,6 +25,12 @@ from dynexport.runtime.serving.settings import Settings
 from dynexport.runtime.serving.worker import Worker
 
 KEY = "a-key-for-tests"
+
+
+def small_model(home: Path) -> Model:
+    """The model "small" that servers of tests serve."""
+    convert(talking_checkpoint(home / "model"), home / "small", speedups=[2.0], golden=False)
+    return Model(Bundle.open(home / "small"), threads=1)
 
 
 class AnyServer:
