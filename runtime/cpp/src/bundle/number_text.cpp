@@ -1,5 +1,5 @@
 // Python's repr of a float.
-#include "generation/number_text.hpp"
+#include "bundle/number_text.hpp"
 
 #include <array>
 #include <charconv>

@@ -1,4 +1,4 @@
-// Numbers in errors, written as Python writes them.
+// Floating point numbers, written as Python writes them.
 #pragma once
 
 #include <string>

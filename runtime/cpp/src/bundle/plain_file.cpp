@@ -2,15 +2,14 @@
 #include "bundle/plain_file.hpp"
 
 #include <fcntl.h>
-#include <openssl/evp.h>
 #include <unistd.h>
 
 #include <algorithm>
 #include <cerrno>
-#include <memory>
 #include <system_error>
 #include <tuple>
 
+#include "bundle/sha256.hpp"
 #include "dynexport/error.hpp"
 
 namespace dynexport {
@@ -88,23 +87,13 @@ std::string read_plain(const std::filesystem::path& path, std::uint64_t at_most)
 Hashed hash_plain(const std::filesystem::path& path) {
   constexpr std::size_t kAtOnce = 1 << 20;
   PlainFile file(path);
-  const std::unique_ptr<EVP_MD_CTX, decltype(&EVP_MD_CTX_free)> context(EVP_MD_CTX_new(), &EVP_MD_CTX_free);
-  bool good = context && EVP_DigestInit_ex(context.get(), EVP_sha256(), nullptr) == 1;
+  Sha256 sha256;
   Hashed result;
-  for (std::string part = file.read(kAtOnce); good && !part.empty(); part = file.read(kAtOnce)) {
-    good = EVP_DigestUpdate(context.get(), part.data(), part.size()) == 1;
+  for (std::string part = file.read(kAtOnce); !part.empty(); part = file.read(kAtOnce)) {
+    sha256.add(part.data(), part.size());
     result.bytes += part.size();
   }
-  unsigned char digest[EVP_MAX_MD_SIZE];
-  unsigned length = 0;
-  if (!good || EVP_DigestFinal_ex(context.get(), digest, &length) != 1) {
-    throw Error(path.native() + ": expected libcrypto to compute its sha256, found that it cannot");
-  }
-  constexpr char kDigits[] = "0123456789abcdef";
-  for (unsigned i = 0; i < length; ++i) {
-    result.sha256 += kDigits[digest[i] >> 4];
-    result.sha256 += kDigits[digest[i] & 15];
-  }
+  result.sha256 = sha256.hex();
   return result;
 }
 

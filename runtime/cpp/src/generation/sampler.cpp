@@ -6,7 +6,7 @@
 
 #include "generation/filters.hpp"
 #include "generation/history.hpp"
-#include "generation/number_text.hpp"
+#include "bundle/number_text.hpp"
 #include "generation/random.hpp"
 #include "generation/row_math.hpp"
 

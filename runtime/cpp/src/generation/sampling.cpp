@@ -6,7 +6,7 @@
 
 #include "dynexport/sampler.hpp"
 #include "execution/checks.hpp"
-#include "generation/number_text.hpp"
+#include "bundle/number_text.hpp"
 #include "generation/sampling_rules.hpp"
 
 namespace dynexport {

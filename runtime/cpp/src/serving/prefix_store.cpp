@@ -1,24 +1,16 @@
 // Keys by SHA-256, and the order of use.
 #include "serving/prefix_store.hpp"
 
-#include <openssl/evp.h>
-
-#include <array>
-
-#include "dynexport/error.hpp"
+#include "bundle/sha256.hpp"
 
 namespace dynexport {
 namespace {
 
 PrefixStore::Key hash(const std::string& before, const std::int64_t* values, std::size_t count) {
-  const std::unique_ptr<EVP_MD_CTX, decltype(&EVP_MD_CTX_free)> context(EVP_MD_CTX_new(), EVP_MD_CTX_free);
-  std::array<unsigned char, 32> digest{};
-  const bool good = context != nullptr && EVP_DigestInit_ex(context.get(), EVP_sha256(), nullptr) == 1 &&
-                    EVP_DigestUpdate(context.get(), before.data(), before.size()) == 1 &&
-                    EVP_DigestUpdate(context.get(), values, count * sizeof(std::int64_t)) == 1 &&
-                    EVP_DigestFinal_ex(context.get(), digest.data(), nullptr) == 1;
-  if (!good) throw Error("prefix: the library of hashes cannot compute SHA-256");
-  return {digest.begin(), digest.end()};
+  Sha256 sha256;
+  sha256.add(before.data(), before.size());
+  sha256.add(values, count * sizeof(std::int64_t));
+  return sha256.bytes();
 }
 
 }  // namespace

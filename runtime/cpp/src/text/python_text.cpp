@@ -7,8 +7,6 @@
 
 #include <algorithm>
 #include <array>
-#include <charconv>
-#include <cmath>
 #include <cstdio>
 
 #include "text/characters.hpp"
@@ -174,19 +172,6 @@ std::string python_repr(std::string_view text) {
     }
   }
   return out + quote;
-}
-
-std::string shown_float(double value) {
-  if (std::isnan(value)) return "nan";
-  if (std::isinf(value)) return value < 0 ? "-inf" : "inf";
-  if (value == 0) return std::signbit(value) ? "-0.0" : "0.0";
-  const double size = std::fabs(value);
-  const bool plain = size >= 1e-4 && size < 1e16;
-  std::array<char, 64> buffer{};
-  const auto format = plain ? std::chars_format::fixed : std::chars_format::scientific;
-  const auto end = std::to_chars(buffer.data(), buffer.data() + buffer.size(), value, format);
-  std::string text(buffer.data(), end.ptr);
-  return plain && text.find('.') == std::string::npos ? text + ".0" : text;
 }
 
 std::string json_string(std::string_view text, bool ascii) {

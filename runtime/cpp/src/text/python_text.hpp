@@ -29,9 +29,6 @@ std::string capitalized(std::string_view text);
 // repr(text).
 std::string python_repr(std::string_view text);
 
-// repr of a floating point number.
-std::string shown_float(double value);
-
 // As json.dumps(text, ensure_ascii=..).
 std::string json_string(std::string_view text, bool ascii);
 

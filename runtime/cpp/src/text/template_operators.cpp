@@ -5,6 +5,7 @@
 #include <ctime>
 #include <map>
 
+#include "bundle/number_text.hpp"
 #include "text/python_text.hpp"
 #include "text/template_builtins.hpp"
 
@@ -109,7 +110,7 @@ struct Json {
     } else if (const auto* real = value.as<double>()) {
       out += std::isnan(*real)   ? "NaN"
              : std::isinf(*real) ? (*real < 0 ? "-Infinity" : "Infinity")
-                                 : shown_float(*real);
+                                 : number_text(*real);
     } else if (value.number()) {
       out += represented(value, budget);
     } else if (const auto* text = value.text()) {

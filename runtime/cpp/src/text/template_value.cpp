@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <cmath>
 
+#include "bundle/number_text.hpp"
 #include "text/python_text.hpp"
 #include "text/utf8.hpp"
 
@@ -251,7 +252,7 @@ std::string represented(const Value& value, Budget& budget) {
   } else if (const auto* number = value.as<std::int64_t>()) {
     out = std::to_string(*number);
   } else if (const auto* real = value.as<double>()) {
-    out = shown_float(*real);
+    out = number_text(*real);
   } else if (const auto* text = value.text()) {
     out = python_repr(*text);
   } else if (const Items* items = value.items()) {

@@ -3,7 +3,7 @@
 
 #include <cmath>
 
-#include "generation/number_text.hpp"
+#include "bundle/number_text.hpp"
 
 using dynexport::number_text;
 

@@ -1,12 +1,11 @@
 #include "engines/tensorrt/record.hpp"
 
-#include <openssl/evp.h>
-
 #include <nlohmann/json.hpp>
 #include <set>
 
 #include "bundle/fields.hpp"
 #include "bundle/sections.hpp"
+#include "bundle/sha256.hpp"
 #include "dynexport/error.hpp"
 
 namespace dynexport::tensorrt {
@@ -128,15 +127,9 @@ EngineRecord parse_record(const std::string& text, const std::string& where) {
 }
 
 std::string sha256_of(const std::string& content) {
-  constexpr const char* kDigits = "0123456789abcdef";
-  unsigned char digest[EVP_MAX_MD_SIZE];
-  unsigned int length = 0;
-  if (EVP_Digest(content.data(), content.size(), digest, &length, EVP_sha256(), nullptr) != 1) {
-    throw Error("libcrypto: expected it to compute a sha256, found that it cannot");
-  }
-  std::string text;
-  for (unsigned int i = 0; i < length; ++i) text += {kDigits[digest[i] >> 4U], kDigits[digest[i] & 15U]};
-  return text;
+  Sha256 sha256;
+  sha256.add(content.data(), content.size());
+  return sha256.hex();
 }
 
 }  // namespace dynexport::tensorrt
