@@ -47,7 +47,7 @@ class Answered:
 
 @dataclass
 class Delivery:
-    """What one step of the scheduler made for a request.
+    """The tokens of one request that one step of the scheduler delivers.
 
     Attributes:
         work: the request.

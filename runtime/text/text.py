@@ -87,12 +87,12 @@ class Text:
 
     @property
     def has_tokenizer(self) -> bool:
-        """Whether the bundle has a tokenizer, which ``encode`` and ``decode`` need."""
+        """True if the bundle has a tokenizer, which ``encode`` and ``decode`` need."""
         return self._tokenizer is not None
 
     @property
     def has_chat_template(self) -> bool:
-        """Whether the bundle has a chat template, which ``chat`` needs."""
+        """True if the bundle has a chat template, which ``chat`` needs."""
         return self._chat_template is not None
 
     def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
