@@ -55,7 +55,10 @@ class RenderProcess:
         """
         request = json.dumps({"template": template, "variables": variables}).encode()
         with self._renders:
-            answer = self._started().ask(request, (template_process.WAIT + 1) * self._seconds)
+            process = self._started()
+            answer = process.ask(request, (template_process.WAIT + 1) * self._seconds)
+            if not answer and not process.alive:  # it ended with the request in its queue
+                answer = self._started().ask(request, (template_process.WAIT + 1) * self._seconds)
         if "error" in answer:
             raise RenderError(str(answer["error"]))
         if "text" not in answer:
@@ -108,7 +111,18 @@ class _Process:
 
     @property
     def alive(self) -> bool:
-        return self.owner == os.getpid() and self.process.poll() is None
+        """Whether it takes requests; not in a fork of the process that started it.
+
+        A killed process stops taking them before it can be waited for, so its end of ``control`` is asked.
+        """
+        if self.owner != os.getpid():
+            return False
+        try:
+            return bool(self.control.recv(1, socket.MSG_DONTWAIT))
+        except BlockingIOError:  # open: it never writes there
+            return True
+        except ConnectionError:
+            return False
 
     def ask(self, request: bytes, seconds: float) -> dict[str, Any]:
         """Send a request and return the answer, which is empty if the process ended without one.
@@ -118,10 +132,10 @@ class _Process:
         """
         ours, its = socket.socketpair()
         with ours:
-            with its:
-                socket.send_fds(self.control, [b"r"], [its.fileno()])
             ours.settimeout(seconds)
             with contextlib.suppress(ConnectionError):  # it ended before it read everything
+                with its:
+                    socket.send_fds(self.control, [b"r"], [its.fileno()])
                 ours.sendall(request)
                 ours.shutdown(socket.SHUT_WR)
             answer = bytearray()

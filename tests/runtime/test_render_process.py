@@ -117,6 +117,14 @@ def test_a_killed_process_is_replaced(renders: RenderProcess) -> None:
     assert not Path(f"/proc/{before}").exists(), "it is no zombie"
 
 
+@pytest.mark.parametrize("delay", [0.0, 0.0001, 0.001, 0.01])
+def test_a_render_while_the_process_is_killed_succeeds(renders: RenderProcess, delay: float) -> None:
+    for number in range(5):
+        os.kill(pid(renders), signal.SIGKILL)
+        time.sleep(delay)
+        assert renders.render("echo", {"text": str(number)}) == str(number)
+
+
 def test_nothing_of_a_request_is_kept(renders: RenderProcess) -> None:
     """The next render is a fork of a process whose memory never held a request."""
     for _ in range(3):
