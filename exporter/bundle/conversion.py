@@ -221,13 +221,13 @@ def _write_graphs(
     """Write every graph and their shared weight file; return the manifest, which does not list other files yet."""
     checkpoint, architecture = reader.checkpoint, reader.architecture
     strategy, context = strategies()[contract.strategy], architecture.max_length
-    graphs = []
+    graphs: list[m.Graph] = []
     with WeightFile(part / m.WEIGHTS, target, progress) as weights:
         for plan, (graph, modules) in zip(plans, built, strict=True):
             weights.store(modules, reader)
             ir.save(graph, part / f"{plan.name}.onnx")
             profiles = target.profiles(plan, context)
-            graphs.append(describe.describe_graph(graph, plan, profiles))
+            graphs += describe.describe_graphs(graph, plan, profiles)
     programs = strategy.programs(contract, plans, depths)
     return m.Manifest(
         schema_version=m.SCHEMA_VERSION,

@@ -90,7 +90,7 @@ class DequantisedWeights:
     def __init__(self, folder: Path, manifest: Manifest) -> None:
         found = {
             (matrix.layer, matrix.data.name): matrix
-            for graph in manifest.graphs
+            for graph in manifest.files_with_graphs
             for matrix in _quantised(folder / graph.file)
         }
         self._by_layer: dict[int | None, list[_Quantised]] = {}

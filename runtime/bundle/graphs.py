@@ -75,15 +75,20 @@ class Profile(Part):
 
 # Prefixes of the names of inputs and outputs that hold a cache; the rest of the name says which cache.
 PAST, PRESENT = "past_key_values.", "present."
+# The input of a file that several graphs share: the number of the part to run.
+PART = "part"
 
 
 class Graph(Part):
-    """One ONNX file.
+    """One ONNX file, or one part of it.
 
     Attributes:
         name: the name that programs refer to.
         file: name of its ONNX file in the bundle.
         layers: indices of the model's layers in the graph, ascending: the rows of its input ``layer_active``.
+        part: for a file that several graphs share, the value of its scalar input ``part``. A session of the file takes
+            inputs that this graph does not list with every symbol 0 and scalars 0, and makes outputs that it does not
+            list with every symbol 0. None: a file of its own.
         places: the caches that it reads and writes, ascending: the rows of its input ``cache_lengths``. None: a graph
             that works on one cache per call, of any place; its inputs are ``past_key_values.{part}`` and its outputs
             ``present.{part}``, without a place's number.
@@ -98,6 +103,7 @@ class Graph(Part):
     name: str
     file: str
     layers: tuple[Whole, ...]
+    part: Whole | None = None
     places: tuple[Whole, ...] | None
     share_memory: bool = True
     profiles: tuple[Profile, ...] = ()
@@ -133,6 +139,8 @@ class GraphSet(Part):
         before_attention: names of the graphs that return query, key and value, one per layer.
         attention: graph that appends to the cache of one place and attends to it.
         after_attention: names of the graphs that run the rest of a layer, one per layer.
+        layers: names of the graphs that run a whole layer for one token of each row, one per layer; a runtime may call
+            them where all rows chose the same layer. Empty: there are none.
         head: graph that returns logits.
     """
 
@@ -141,13 +149,14 @@ class GraphSet(Part):
     before_attention: tuple[str, ...]
     attention: str
     after_attention: tuple[str, ...]
+    layers: tuple[str, ...] = ()
     head: str
 
     @property
     def names(self) -> tuple[str, ...]:
         """Names of the graphs of the set; a name may repeat."""
         ends = (self.embedding, self.attention, self.head)
-        return (*ends, *self.routers, *self.before_attention, *self.after_attention)
+        return (*ends, *self.routers, *self.before_attention, *self.after_attention, *self.layers)
 
 
 class Program(Part):

@@ -12,6 +12,8 @@ from dynexport.runtime.bundle.caches import Cache, CachePart, CacheText, Limits
 from dynexport.runtime.bundle.contract import Contract
 from dynexport.runtime.bundle.errors import DynexportError
 from dynexport.runtime.bundle.graphs import (
+    ARRAY_TYPES,
+    PART,
     PAST,
     PRESENT,
     Graph,
@@ -160,6 +162,15 @@ class Manifest(Part):
                 return graph
         raise DynexportError(f"graphs: expected one of the name {name:.80}, found none; convert again")
 
+    @property
+    def files_with_graphs(self) -> tuple[Graph, ...]:
+        """The ONNX files, each as one graph: the parts of a file together, under the file's name."""
+        found: dict[str, Graph] = {}
+        for graph in self.graphs:
+            other = found.get(graph.file)
+            found[graph.file] = graph if other is None else _together(graph.file.removesuffix(".onnx"), other, graph)
+        return tuple(found.values())
+
     def program(self, phase: Phase, depth: Depth) -> Program:
         """Return the program for a phase and depth: one for that depth, else one for every depth.
 
@@ -198,6 +209,7 @@ class Manifest(Part):
                 raise ValueError(f"{what}: expected a name for each, found one twice")
         if FULL in (depth.name for depth in self.depths):
             raise ValueError(f"depths: expected other names than {FULL}, which every bundle has, found it")
+        self._check_parts()
         graphs, depths = {graph.name for graph in self.graphs}, {FULL, None, *(depth.name for depth in self.depths)}
         for program in self.programs:
             if (program.graph is None) == (program.set is None):
@@ -214,12 +226,22 @@ class Manifest(Part):
                 except DynexportError as error:
                     raise ValueError(f"programs: {error}") from error
 
+    def _check_parts(self) -> None:
+        parts: dict[str, set[int | None]] = {}
+        for graph in self.graphs:
+            others = parts.setdefault(graph.file, set())
+            if others & {graph.part, None} or (others and graph.part is None):
+                raise ValueError(f"graphs: {graph.name:.80}: expected a part of its own in a shared file, found none")
+            others.add(graph.part)
+
     def _check_set(self, found: GraphSet | None) -> None:
         if found is None:
             return
         if not isinstance(self.routing, PathRouting):
             raise ValueError("programs: expected a set where routing has paths, found one without")
         expected = {"routers": self.routing.hops} | dict.fromkeys(_LAYER_PARTS, self.model.layers)
+        if found.layers:
+            expected["layers"] = self.model.layers
         for name, count in expected.items():
             if len(getattr(found, name)) != count:
                 raise ValueError(f"programs: set: {name}: expected {count} names, found {len(getattr(found, name))}")
@@ -281,7 +303,20 @@ class Manifest(Part):
                     )
 
 
+def _together(name: str, first: Graph, second: Graph) -> Graph:
+    """Return two parts of a file as one graph."""
+    update = {
+        "name": name,
+        "layers": tuple(sorted({*first.layers, *second.layers})),
+        "places": None if None in (first.places, second.places) else first.places,
+        "inputs": tuple({spec.name: spec for spec in (*first.inputs, *second.inputs)}.values()),
+        "outputs": tuple({spec.name: spec for spec in (*first.outputs, *second.outputs)}.values()),
+    }
+    return first.model_copy(update=update)
+
+
 __all__ = [
+    "ARRAY_TYPES",
     "DEQUANTISED",
     "ENGINES",
     "FULL",
@@ -289,6 +324,7 @@ __all__ = [
     "HEAD_DIM_MULTIPLE",
     "MANIFEST",
     "NEXT",
+    "PART",
     "PAST",
     "PRESENT",
     "SCHEMA_VERSION",

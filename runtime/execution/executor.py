@@ -296,7 +296,8 @@ class Executor:
 
     def end_profiling(self) -> list[Path]:
         """Write the profiler's file of every loaded graph and return the paths."""
-        return [engine.end_profiling() for engine in self._engines.values()]
+        first = {engine.graph.file: engine for engine in self._engines.values()}  # the parts of a file share a session
+        return [engine.end_profiling() for engine in first.values()]
 
     def _declared(self, phase: Phase, depth: Depth) -> Program:
         checked_kind("depth", depth, Depth, "one of Bundle.depth")
