@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Literal
 
 import numpy as np
@@ -179,3 +179,34 @@ class Program(Part):
     def names(self) -> tuple[str, ...]:
         """Names of the graphs that it calls."""
         return self.set.names if self.set else (self.graph,) if self.graph else ()
+
+
+def by_file(graphs: Sequence[Graph]) -> tuple[Graph, ...]:
+    """Return the ONNX files, each as one graph: the parts of a file together, under the file's name."""
+    found: dict[str, Graph] = {}
+    for graph in graphs:
+        other = found.get(graph.file)
+        found[graph.file] = graph if other is None else _together(other, graph)
+    return tuple(found.values())
+
+
+def check_parts(graphs: Sequence[Graph]) -> None:
+    """Raise ValueError where graphs share a file and are not different parts of it."""
+    parts: dict[str, set[int | None]] = {}
+    for graph in graphs:
+        others = parts.setdefault(graph.file, set())
+        if others & {graph.part, None} or (others and graph.part is None):
+            raise ValueError(f"graphs: {graph.name:.80}: expected a part of its own in a shared file, found none")
+        others.add(graph.part)
+
+
+def _together(first: Graph, second: Graph) -> Graph:
+    """Return two parts of a file as one graph."""
+    update = {
+        "name": first.file.removesuffix(".onnx"),
+        "layers": tuple(sorted({*first.layers, *second.layers})),
+        "places": None if None in (first.places, second.places) else first.places,
+        "inputs": tuple({spec.name: spec for spec in (*first.inputs, *second.inputs)}.values()),
+        "outputs": tuple({spec.name: spec for spec in (*first.outputs, *second.outputs)}.values()),
+    }
+    return first.model_copy(update=update)

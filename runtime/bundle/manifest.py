@@ -24,6 +24,8 @@ from dynexport.runtime.bundle.graphs import (
     ProfileName,
     Program,
     TensorSpec,
+    by_file,
+    check_parts,
 )
 from dynexport.runtime.bundle.model import Bytes, Cost, Model, Tokens
 from dynexport.runtime.bundle.plain_files import hash_plain
@@ -165,11 +167,7 @@ class Manifest(Part):
     @property
     def files_with_graphs(self) -> tuple[Graph, ...]:
         """The ONNX files, each as one graph: the parts of a file together, under the file's name."""
-        found: dict[str, Graph] = {}
-        for graph in self.graphs:
-            other = found.get(graph.file)
-            found[graph.file] = graph if other is None else _together(graph.file.removesuffix(".onnx"), other, graph)
-        return tuple(found.values())
+        return by_file(self.graphs)
 
     def program(self, phase: Phase, depth: Depth) -> Program:
         """Return the program for a phase and depth: one for that depth, else one for every depth.
@@ -209,7 +207,7 @@ class Manifest(Part):
                 raise ValueError(f"{what}: expected a name for each, found one twice")
         if FULL in (depth.name for depth in self.depths):
             raise ValueError(f"depths: expected other names than {FULL}, which every bundle has, found it")
-        self._check_parts()
+        check_parts(self.graphs)
         graphs, depths = {graph.name for graph in self.graphs}, {FULL, None, *(depth.name for depth in self.depths)}
         for program in self.programs:
             if (program.graph is None) == (program.set is None):
@@ -225,14 +223,6 @@ class Manifest(Part):
                     self.program(phase, depth)
                 except DynexportError as error:
                     raise ValueError(f"programs: {error}") from error
-
-    def _check_parts(self) -> None:
-        parts: dict[str, set[int | None]] = {}
-        for graph in self.graphs:
-            others = parts.setdefault(graph.file, set())
-            if others & {graph.part, None} or (others and graph.part is None):
-                raise ValueError(f"graphs: {graph.name:.80}: expected a part of its own in a shared file, found none")
-            others.add(graph.part)
 
     def _check_set(self, found: GraphSet | None) -> None:
         if found is None:
@@ -301,18 +291,6 @@ class Manifest(Part):
                         f"graph {graph.name:.80}: {spec.name:.80}: expected {expected.dtype} "
                         f"{list(expected.shape)!s:.80} as in caches, found {spec.dtype} {list(spec.shape)!s:.80}"
                     )
-
-
-def _together(name: str, first: Graph, second: Graph) -> Graph:
-    """Return two parts of a file as one graph."""
-    update = {
-        "name": name,
-        "layers": tuple(sorted({*first.layers, *second.layers})),
-        "places": None if None in (first.places, second.places) else first.places,
-        "inputs": tuple({spec.name: spec for spec in (*first.inputs, *second.inputs)}.values()),
-        "outputs": tuple({spec.name: spec for spec in (*first.outputs, *second.outputs)}.values()),
-    }
-    return first.model_copy(update=update)
 
 
 __all__ = [

@@ -89,7 +89,7 @@ std::optional<std::int64_t> Graph::limit(std::string_view symbol) const {
 
 std::vector<std::string> GraphSet::names() const {
   std::vector<std::string> result = {embedding, attention, head};
-  for (const auto* part : {&routers, &before_attention, &after_attention}) {
+  for (const auto* part : {&routers, &before_attention, &after_attention, &layers}) {
     result.insert(result.end(), part->begin(), part->end());
   }
   return result;
