@@ -10,6 +10,25 @@ import numpy as np
 Array = np.ndarray
 
 
+@dataclass(frozen=True)
+class Form:
+    """The form that all matrices of one stored type have.
+
+    Attributes:
+        kind: the name of the stored type, such as Q4_K.
+        bits: the bits that each integer needs.
+        zero: the integer that stands for 0 where there is no minimum.
+        size: the number of values in a block.
+        minima: whether blocks have a minimum.
+    """
+
+    kind: str
+    bits: int
+    zero: int
+    size: int
+    minima: bool = False
+
+
 @dataclass(frozen=True, eq=False)
 class Blocks:
     """A matrix [N, K]: weight[n, b * size + i] = scale[n, b] * (q[n, b, i] - zero) + minimum[n, b], in float32.

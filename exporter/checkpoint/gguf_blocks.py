@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 import numpy as np
 from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType
 
-from dynexport.exporter.checkpoint.blocks import Array, Blocks
+from dynexport.exporter.checkpoint.blocks import Array, Blocks, Form
 
 # The values of 4-bit codes. MXFP4's are doubled, and its scales halved.
 _IQ4_NL = (-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113)
@@ -22,6 +22,11 @@ _MXFP4_BIAS = 128
 Unpacked = tuple[Array, Array, Array | None]
 
 
+def form_of(kind: GGMLQuantizationType) -> Form | None:
+    """Return the form of a stored type; None if its values are not integers with a scale per block, or unknown."""
+    return _TYPES[kind][0] if kind in _TYPES else None
+
+
 def unpack(rows: Array, kind: GGMLQuantizationType) -> Blocks | None:
     """Return the blocks of a matrix.
 
@@ -30,19 +35,19 @@ def unpack(rows: Array, kind: GGMLQuantizationType) -> Blocks | None:
         kind: the stored type.
 
     Returns:
-        The blocks; None for a type whose values are not integers with a scale per block, or are not known here.
+        The blocks; None for a type without a form.
     """
     if kind not in _TYPES:
         return None
-    bits, zero, size, take_apart = _TYPES[kind]
+    form, take_apart = _TYPES[kind]
     with np.errstate(invalid="ignore"):  # a damaged scale; whoever uses the values checks them
         q, scale, minimum = take_apart(rows.reshape(-1, GGML_QUANT_SIZES[kind][1]))
     count = len(rows)
     return Blocks(
-        kind=kind.name,
-        bits=bits,
-        zero=zero,
-        q=q.reshape(count, -1, size),
+        kind=form.kind,
+        bits=form.bits,
+        zero=form.zero,
+        q=q.reshape(count, -1, form.size),
         scale=scale.reshape(count, -1),
         minimum=None if minimum is None else minimum.reshape(count, -1),
     )
@@ -130,16 +135,18 @@ def _coded(codes: Array, values: tuple[int, ...], zero: int) -> Array:
     return np.take(table, codes)
 
 
-# Type -> bits, zero, values per block, and what takes stored blocks apart.
-_TYPES: Mapping[GGMLQuantizationType, tuple[int, int, int, Callable[[Array], Unpacked]]] = {
-    GGMLQuantizationType.Q4_0: (4, 8, 32, _q4_0),
-    GGMLQuantizationType.Q4_1: (4, 0, 32, _q4_1),
-    GGMLQuantizationType.Q5_0: (5, 16, 32, _q5_0),
-    GGMLQuantizationType.Q5_1: (5, 0, 32, _q5_1),
-    GGMLQuantizationType.Q8_0: (8, 128, 32, _q8_0),
-    GGMLQuantizationType.Q4_K: (4, 0, 32, _q4_k),
-    GGMLQuantizationType.Q5_K: (5, 0, 32, _q5_k),
-    GGMLQuantizationType.Q6_K: (6, 32, 16, _q6_k),
-    GGMLQuantizationType.IQ4_NL: (8, 128, 32, _iq4_nl),
-    GGMLQuantizationType.MXFP4: (5, 12, 32, _mxfp4),
+_TYPES: Mapping[GGMLQuantizationType, tuple[Form, Callable[[Array], Unpacked]]] = {
+    GGMLQuantizationType[form.kind]: (form, take_apart)
+    for form, take_apart in (
+        (Form("Q4_0", bits=4, zero=8, size=32), _q4_0),
+        (Form("Q4_1", bits=4, zero=0, size=32, minima=True), _q4_1),
+        (Form("Q5_0", bits=5, zero=16, size=32), _q5_0),
+        (Form("Q5_1", bits=5, zero=0, size=32, minima=True), _q5_1),
+        (Form("Q8_0", bits=8, zero=128, size=32), _q8_0),
+        (Form("Q4_K", bits=4, zero=0, size=32, minima=True), _q4_k),
+        (Form("Q5_K", bits=5, zero=0, size=32, minima=True), _q5_k),
+        (Form("Q6_K", bits=6, zero=32, size=16), _q6_k),
+        (Form("IQ4_NL", bits=8, zero=128, size=32), _iq4_nl),
+        (Form("MXFP4", bits=5, zero=12, size=32), _mxfp4),
+    )
 }

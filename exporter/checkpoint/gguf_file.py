@@ -11,8 +11,8 @@ import numpy as np
 from gguf.quants import dequantize, quant_shape_to_byte_shape
 
 from dynexport.exporter.checkpoint.base import Checkpoint
-from dynexport.exporter.checkpoint.blocks import Blocks
-from dynexport.exporter.checkpoint.gguf_blocks import unpack
+from dynexport.exporter.checkpoint.blocks import Blocks, Form
+from dynexport.exporter.checkpoint.gguf_blocks import form_of, unpack
 from dynexport.exporter.checkpoint.gguf_config import Metadata, read_config
 from dynexport.exporter.checkpoint.gguf_header import GgufTensor
 from dynexport.exporter.checkpoint.gguf_layout import FAMILIES, GgufFamily
@@ -71,19 +71,28 @@ class GgufFile(Checkpoint):
         stored = self._stored_name(name)
         return self._hugging_face_rows(name, stored, self._read_stored(stored))
 
+    def form(self, name: str) -> Form | None:
+        """Return the form of ``blocks``; None for a tensor of another number of dimensions, or without such blocks."""
+        tensor = self._header.tensors[self._stored_name(name)]
+        return form_of(tensor.kind) if len(tensor.shape) == 2 else None
+
+    def stored_type(self, name: str) -> str:
+        """Return the ggml type of a tensor."""
+        return str(self._header.tensors[self._stored_name(name)].kind.name)
+
     def blocks(self, name: str) -> Blocks | None:
         """Return a matrix as the file's blocks of integers, in Hugging Face's order of rows.
 
         Returns:
-            The blocks; None for a tensor of another number of dimensions, or of a type without such blocks.
+            The blocks; None for a tensor without a form.
 
         Raises:
             DynexportError: when it is absent or unreadable, or its shape contradicts the metadata.
         """
+        if self.form(name) is None:
+            return None
         stored = self._stored_name(name)
         tensor = self._header.tensors[stored]
-        if len(tensor.shape) != 2:
-            return None
         found = unpack(self._read_bytes(stored).reshape(tensor.shape[0], -1), tensor.kind)
         return None if found is None else found.move_rows(partial(self._hugging_face_rows, name, stored))
 
