@@ -13,7 +13,7 @@ import onnxruntime
 from dynexport.runtime.bundle.bundle import Bundle
 from dynexport.runtime.bundle.checks import checked_count
 from dynexport.runtime.bundle.errors import DynexportError
-from dynexport.runtime.bundle.manifest import PAST, PRESENT, Graph
+from dynexport.runtime.bundle.manifest import PAST, PRESENT, Graph, Manifest
 from dynexport.runtime.engines.engine import NO_CACHES, Caches, Engine, HostMemory, Prepared
 from dynexport.runtime.engines.inputs import sizes_of
 
@@ -30,6 +30,11 @@ def check_threads(threads: int | None, *, needed: bool = False) -> None:
     """Raise DynexportError for an invalid number of threads, or for None if a number is needed."""
     if threads is not None or needed:
         checked_count("threads", threads, 1, _MOST_THREADS)
+
+
+def has_one_session(manifest: Manifest) -> bool:
+    """Return whether a bundle needs one session only; then worker threads wait awake for the next step."""
+    return len(manifest.graphs) == 1
 
 
 def check_provider(provider: str) -> None:
@@ -210,7 +215,7 @@ class OnnxRuntimeBackend(HostMemory):
         check_provider(provider)
         self.grows = provider == CPU
         self._bundle, self._threads, self._profile, self._provider = bundle, threads, profile, provider
-        self._alone = len(bundle.manifest.graphs) == 1
+        self._alone = has_one_session(bundle.manifest)
 
     def open(self, graph: Graph) -> Engine:
         """Load a graph."""

@@ -15,6 +15,7 @@ from dynexport.runtime.execution.decisions import Decisions
 from dynexport.runtime.execution.executor import Executor
 from dynexport.runtime.measure.cost import flops_of_prompts, read_bytes
 from dynexport.runtime.measure.operator_times import operator_times
+from dynexport.runtime.measure.other_work import OtherWork
 from dynexport.runtime.measure.prescribed import Routes, as_routers_decide
 
 Array = np.ndarray
@@ -26,7 +27,9 @@ class Timed(BaseModel):
 
     Attributes:
         prefill_seconds: time of the prefill; None where the cache held the prompts already.
-        decode_seconds: median time of one decode step.
+        step_seconds: times of the decode steps, without the warm-up steps.
+        processor_seconds: processor time that the machine had during the run.
+        others_seconds: the part of it that other processes took; None where the system does not tell.
         bytes: bytes that all decode steps had to read, without the warm-up steps.
         flops: FLOPs of the prefill.
         layers: mean number of layers that a decoded token ran.
@@ -35,11 +38,18 @@ class Timed(BaseModel):
     """
 
     prefill_seconds: float | None
-    decode_seconds: float
+    step_seconds: list[float]
+    processor_seconds: float
+    others_seconds: float | None
     bytes: int
     flops: int
     layers: float
     turned_away: int
+
+    @property
+    def decode_seconds(self) -> float:
+        """Return the median time of one decode step."""
+        return statistics.median(self.step_seconds)
 
 
 class Sizes(BaseModel):
@@ -90,15 +100,16 @@ class Runner:
             routes: prescribed routing decisions.
         """
         depth = depth or self._full
-        told = routes(*self._prompts.shape)
+        told, other = routes(*self._prompts.shape), OtherWork()
         start = time.perf_counter()
         logits = self._prefill(depth, told)
         seconds = time.perf_counter() - start
-        return self._steps(logits, depth, routes, seconds)
+        return self._steps(logits, depth, routes, seconds, other)
 
     def run_steps(self, depth: Depth) -> Timed:
         """Run decode steps only, after the prompts of the last run; for a bundle without routers."""
-        return self._steps(np.zeros((self._cache.rows, 1), np.float32), depth, as_routers_decide, None)
+        first = np.zeros((self._cache.rows, 1), np.float32)
+        return self._steps(first, depth, as_routers_decide, None, OtherWork())
 
     def operators(self) -> tuple[float, dict[str, float]]:
         """Return ``operator_times`` of a decode step after the last prompts."""
@@ -109,7 +120,7 @@ class Runner:
             self._cache.rewind(row)
         return np.concatenate(self._executor.prefill(self._cache, list(self._prompts), depth=depth, forced=told))
 
-    def _steps(self, logits: Array, depth: Depth, routes: Routes, prefill: float | None) -> Timed:
+    def _steps(self, logits: Array, depth: Depth, routes: Routes, prefill: float | None, other: OtherWork) -> Timed:
         """Run decode steps after the prompts in the cache; the cache is unchanged afterwards."""
         cache, manifest = self._cache, self._executor.manifest
         marks, entries = [cache.mark(row) for row in range(cache.rows)], cache.lengths.copy()
@@ -126,6 +137,7 @@ class Runner:
             else:
                 logits = self._executor.step(cache, tokens, depth, forced=wish)
             times.append(time.perf_counter() - start)
+        available, taken = other.taken()
         steps = [self._decided(mark.row, since=mark.steps) for mark in marks]
         layers = np.stack([self._executor.reader.layers_run(row) for row in steps])
         turned_away = int(cache.overflow.sum())
@@ -133,7 +145,9 @@ class Runner:
             cache.truncate(mark.row, mark)
         return Timed(
             prefill_seconds=prefill,
-            decode_seconds=statistics.median(times[WARM_UP_STEPS:]),
+            step_seconds=times[WARM_UP_STEPS:],
+            processor_seconds=available,
+            others_seconds=taken,
             bytes=sum(read_bytes(manifest, steps, entries)[WARM_UP_STEPS:]),
             flops=flops_of_prompts(manifest, prompts),
             layers=float(layers[:, WARM_UP_STEPS:].mean()),
