@@ -15,7 +15,9 @@ from dynexport.exporter.cli.arguments import (
     read_text,
     threads_option,
     trust_option,
+    weights_option,
 )
+from dynexport.exporter.cli.describe import start_text
 from dynexport.exporter.cli.output import Output, bytes_text, json_option
 from dynexport.runtime.bundle.bundle import Bundle
 from dynexport.runtime.bundle.manifest import FULL, PathRouting
@@ -59,6 +61,7 @@ _workload_options = options(
         help="Repetitions, each measuring everything in turn; at least 3 show whether a ratio is stable.",
     ),
     backend_option,
+    weights_option,
     threads_option,
 )
 
@@ -167,6 +170,7 @@ def _warn(out: Output, measured: Benchmark) -> None:
             "MiB, which is read faster than memory: beside a full depth that does not fit, ideal and efficiency say "
             "little"
         )
+    _say_start(out, measured)
     _say_other_work(out, measured)
     if unsteady := [result.name for result in others if not result.steady]:
         why = "their quartiles lie more than a tenth apart" if measured.repeats >= 3 else "fewer than 3 repetitions"
@@ -174,6 +178,10 @@ def _warn(out: Output, measured: Benchmark) -> None:
     for result in others:
         if result.turned_away:
             out.warn(f"{result.name}: tokens were turned away {result.turned_away} times because a layer was full")
+
+
+def _say_start(out: Output, measured: Benchmark) -> None:
+    out.say(f"a start in a process of its own, {measured.weights} weights: {start_text(measured.startup)}")
 
 
 def _say_other_work(out: Output, measured: Benchmark) -> None:

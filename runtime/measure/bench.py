@@ -16,7 +16,7 @@ from dynexport.runtime.bundle.errors import DynexportError
 from dynexport.runtime.bundle.machine import Machine
 from dynexport.runtime.bundle.manifest import FULL, Depth, Manifest
 from dynexport.runtime.engines.onnxruntime import check_threads, has_one_session
-from dynexport.runtime.engines.registry import RunBackend, backend_text, check_backend
+from dynexport.runtime.engines.registry import RunBackend, Weights, backend_text, check_backend, check_weights
 from dynexport.runtime.measure.bandwidth import ReadBandwidth
 from dynexport.runtime.measure.compared import compared_depths
 from dynexport.runtime.measure.mode import Mode, others_share, result_of
@@ -45,6 +45,7 @@ class Workload:
         text: token ids that the prompts are taken from; None uses random token ids.
         backend: what runs the graphs. A step's time includes the copy of its logits to host memory, so the GPU's work
             is complete.
+        weights: as for ``open_backend``, for the bundle and its baseline.
     """
 
     threads: int
@@ -57,6 +58,7 @@ class Workload:
     hops: Sequence[int] = ()
     text: Sequence[int] | None = None
     backend: RunBackend = "onnxruntime"
+    weights: Weights = "packed"
 
 
 def benchmark(
@@ -89,9 +91,11 @@ def benchmark(
         check_twin(bundle, baseline, sizes)
     else:
         _check_room(bundle.manifest, sizes)
+    prompts = _prompts(bundle.manifest.model.vocab_size, workload)
+    with Twin(bundle, sizes, prompts, name="start") as started:
+        startup = started.startup
     with ExitStack() as processes:
         runner = Runner(bundle, sizes)
-        prompts = _prompts(bundle.manifest.model.vocab_size, workload)
         runner.warm_up(prompts)
         twin = None if baseline is None else processes.enter_context(Twin(baseline, sizes, prompts))
         modes = _modes(bundle, runner, twin, workload, told)
@@ -109,6 +113,8 @@ def benchmark(
         prompt_tokens=workload.prompt_tokens,
         new_tokens=workload.new_tokens,
         repeats=workload.repeats,
+        weights=workload.weights,
+        startup=startup,
         last_level_cache=None if memory is None else memory.cache,
         others_share=others_share(timed for mode in modes for timed in mode.timed),
         spinning={} if memory is None else _spinning(bundle, baseline or bundle),
@@ -146,6 +152,7 @@ def _sizes(bundle: Bundle, workload: Workload) -> Sizes:
     for name in ("prompt_tokens", "new_tokens", "batch", "repeats"):
         checked_count(name, getattr(workload, name))
     check_backend(workload.backend)
+    check_weights(bundle, workload.backend, workload.weights)
     check_threads(workload.threads, needed=True)
     tokens, limit = workload.prompt_tokens + workload.new_tokens, bundle.manifest.model.max_length - WARM_UP_STEPS
     if tokens > limit:
@@ -159,6 +166,7 @@ def _sizes(bundle: Bundle, workload: Workload) -> Sizes:
         steps=workload.new_tokens,
         threads=workload.threads,
         backend=workload.backend,
+        weights=workload.weights,
     )
 
 

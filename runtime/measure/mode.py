@@ -10,6 +10,7 @@ import numpy as np
 
 from dynexport.runtime.bundle.errors import DynexportError
 from dynexport.runtime.measure.bandwidth import ReadBandwidth, fits
+from dynexport.runtime.measure.other_work import share_of
 from dynexport.runtime.measure.results import Result
 from dynexport.runtime.measure.timed_run import Sizes, Timed
 
@@ -116,7 +117,7 @@ def others_share(timed: Iterable[Timed]) -> float | None:
         if each.others_seconds is None:
             return None
         available, taken = available + each.processor_seconds, taken + each.others_seconds
-    return taken / available
+    return share_of(taken, available)
 
 
 def _ratios(full: Sequence[float], part: Sequence[float]) -> list[float]:

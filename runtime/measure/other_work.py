@@ -21,16 +21,15 @@ class OtherWork:
     def taken(self) -> tuple[float, float | None]:
         """Return (processor seconds that the machine had, those that others took) until now.
 
-        The second is None on a system without /proc.
+        The second is None on a system without /proc. It is exact to some clock ticks, so it may be negative.
         """
         seconds, busy, own = (late - early for early, late in zip(self._begun, self._now(), strict=True))
-        others = max(0.0, busy - own) if Path("/proc/stat").exists() else None
-        return seconds * (os.cpu_count() or 1), others
+        return seconds * (os.cpu_count() or 1), busy - own if Path("/proc/stat").exists() else None
 
     def share(self) -> float | None:
         """Return the share of the machine's processors that others took until now, 0 to 1; None as for ``taken``."""
         available, others = self.taken()
-        return None if others is None else others / available
+        return None if others is None else share_of(others, available)
 
     def _now(self) -> tuple[float, float, float]:
         """Return seconds of the clock, of all processors and of the own processes."""
@@ -48,4 +47,9 @@ class OtherWork:
         return time.perf_counter(), (sum(machine) - idle) / ticks, own
 
 
-__all__ = ["OtherWork"]
+def share_of(others: float, available: float) -> float:
+    """Return processor seconds as a share of those that the machine had, 0 to 1."""
+    return min(1.0, max(0.0, others / available))
+
+
+__all__ = ["OtherWork", "share_of"]

@@ -5,6 +5,8 @@ from __future__ import annotations
 from pydantic import BaseModel
 
 from dynexport.runtime.bundle.machine import Machine
+from dynexport.runtime.engines.registry import Weights
+from dynexport.runtime.measure.startup import Startup
 
 
 class Result(BaseModel):
@@ -88,6 +90,8 @@ class Benchmark(BaseModel):
         prompt_tokens: length of every prompt.
         new_tokens: number of timed decode steps.
         repeats: number of repetitions.
+        weights: "packed" or "mapped"; see ``open_backend``.
+        startup: a cold start of the bundle in a process of its own, to the first token after the prompts.
         last_level_cache: bytes of the processor's last-level cache; None where the system does not tell, and on a GPU.
         others_share: share of the machine that other processes took during all repetitions; None as for a result.
         spinning: for the bundle and its baseline, whether worker threads wait awake between the steps. They do in a
@@ -108,6 +112,8 @@ class Benchmark(BaseModel):
     prompt_tokens: int
     new_tokens: int
     repeats: int
+    weights: Weights
+    startup: Startup
     last_level_cache: int | None
     others_share: float | None
     spinning: dict[str, bool]

@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict
 
 from dynexport.runtime.bundle.bundle import Bundle
 from dynexport.runtime.bundle.manifest import Depth
-from dynexport.runtime.engines.registry import RunBackend
+from dynexport.runtime.engines.registry import RunBackend, Weights
 from dynexport.runtime.execution.decisions import Decisions
 from dynexport.runtime.execution.executor import Executor
 from dynexport.runtime.measure.cost import flops_of_prompts, read_bytes
@@ -61,6 +61,7 @@ class Sizes(BaseModel):
         steps: number of timed decode steps, after the warm-up steps.
         threads: as for ``open_backend``.
         backend: as for ``open_backend``.
+        weights: as for ``open_backend``.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -70,6 +71,7 @@ class Sizes(BaseModel):
     steps: int
     threads: int
     backend: RunBackend
+    weights: Weights = "packed"
 
     @property
     def slots(self) -> int:
@@ -82,14 +84,22 @@ class Runner:
 
     def __init__(self, bundle: Bundle, sizes: Sizes) -> None:
         self._count = sizes.steps
-        self._executor = Executor(bundle, sizes.threads, backend=sizes.backend)
+        self._executor = Executor(bundle, sizes.threads, backend=sizes.backend, weights=sizes.weights)
         self._cache = self._executor.full_cache(sizes.rows, sizes.slots, record=True)
         self._full = bundle.manifest.full
 
-    def warm_up(self, prompts: Array) -> None:
-        """Run the prompts of all later runs, int64 [rows, tokens], and one step, so that engines are loaded."""
+    def load(self) -> None:
+        """Load the graphs of full depth."""
+        self._executor.load(self._full)
+
+    def first_token(self, prompts: Array) -> None:
+        """Run the prompts of all later runs, int64 [rows, tokens]."""
         self._prompts = prompts
-        self._prefill(self._full, None)
+        self._prefill(self._full, None).argmax(axis=-1)
+
+    def warm_up(self, prompts: Array) -> None:
+        """Run the prompts of all later runs as ``first_token`` and one step, so that engines are loaded."""
+        self.first_token(prompts)
         self._executor.step(self._cache, self._prompts[:, 0], self._full)
 
     def run(self, depth: Depth | None = None, routes: Routes = as_routers_decide) -> Timed:
