@@ -15,7 +15,7 @@ import onnxruntime
 from dynexport.runtime.bundle.bundle import Bundle
 from dynexport.runtime.bundle.checks import checked_count
 from dynexport.runtime.bundle.errors import DynexportError
-from dynexport.runtime.bundle.manifest import ARRAY_TYPES, PART, PAST, PRESENT, Graph
+from dynexport.runtime.bundle.manifest import ARRAY_TYPES, PART, PAST, PRESENT, Graph, Manifest
 from dynexport.runtime.engines.engine import NO_CACHES, Caches, Engine, HostMemory, Prepared
 from dynexport.runtime.engines.inputs import sizes_of
 
@@ -34,6 +34,11 @@ def check_threads(threads: int | None, *, needed: bool = False) -> None:
     """Raise DynexportError for an invalid number of threads, or for None if a number is needed."""
     if threads is not None or needed:
         checked_count("threads", threads, 1, _MOST_THREADS)
+
+
+def waits_awake(manifest: Manifest) -> bool:
+    """Return whether a bundle's worker threads wait awake: it has one session, or one with all layers' weights."""
+    return len(manifest.graphs) == 1 or any(graph.part is not None for graph in manifest.graphs)
 
 
 def check_provider(provider: str) -> None:
@@ -56,6 +61,7 @@ class OnnxRuntimeEngine:
         alone: whether this is the only session; then its worker threads may spin between steps.
         model: ONNX bytes to load instead of the file; external data is still read from the file's directory.
         provider: execution provider; operators that it lacks run on the CPU, and caches stay in host memory.
+        packed: whether weights are rearranged at load; false uses them from the mapped file.
 
     Raises:
         DynexportError: when the graph is invalid, or its inputs differ from the manifest.
@@ -71,8 +77,10 @@ class OnnxRuntimeEngine:
         alone: bool = True,
         model: bytes | None = None,
         provider: str = CPU,
+        packed: bool = True,
     ) -> None:
-        self._session = _open(path, graph, threads, profile, alone=alone, model=model, provider=provider)
+        options = _options(graph, threads, profile, alone=alone, packed=packed)
+        self._session = _open(path, graph, options, model=model, provider=provider)
         self._take(graph)
 
     def of_part(self, graph: Graph) -> OnnxRuntimeEngine:
@@ -121,22 +129,8 @@ class OnnxRuntimeEngine:
         return Path(self._session.end_profiling())
 
 
-def _open(
-    path: Path,
-    graph: Graph,
-    threads: int | None,
-    profile: Path | None = None,
-    *,
-    alone: bool,
-    model: bytes | None = None,
-    provider: str,
-) -> Any:
-    """Return a session; arguments and errors as for ``OnnxRuntimeEngine``."""
-    if provider == CPU and any(spec.dtype == "bfloat16" for spec in graph.inputs):
-        raise DynexportError(
-            f"{path}: expected float32 or float16 caches, found bfloat16, which ONNX Runtime's CPU provider cannot "
-            "compute; convert with --precision fp16 or fp32, or build an engine with: dynexport build"
-        )
+def _options(graph: Graph, threads: int | None, profile: Path | None, *, alone: bool, packed: bool) -> Any:
+    """Return the options of a session; arguments as for ``OnnxRuntimeEngine``."""
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 4  # its exceptions carry the messages
     if threads is not None:
@@ -156,6 +150,18 @@ def _open(
     if graph.part is not None:
         # A step is many calls: workers must be awake in the next one too.
         options.add_session_config_entry("session.intra_op.spin_duration_us", _AWAKE)
+    if not packed:
+        options.add_session_config_entry("session.disable_prepacking", "1")
+    return options
+
+
+def _open(path: Path, graph: Graph, options: Any, *, model: bytes | None, provider: str) -> Any:
+    """Return a session; arguments and errors as for ``OnnxRuntimeEngine``."""
+    if provider == CPU and any(spec.dtype == "bfloat16" for spec in graph.inputs):
+        raise DynexportError(
+            f"{path}: expected float32 or float16 caches, found bfloat16, which ONNX Runtime's CPU provider cannot "
+            "compute; convert with --precision fp16 or fp32, or build an engine with: dynexport build"
+        )
     if model is not None:
         options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(path.parent))
     try:
@@ -260,17 +266,20 @@ class OnnxRuntimeBackend(HostMemory):
         threads: as for ``OnnxRuntimeEngine``.
         profile: as for ``OnnxRuntimeEngine``; the name of each graph is appended to the prefix.
         provider: as for ``OnnxRuntimeEngine``.
+        packed: as for ``OnnxRuntimeEngine``.
 
     Raises:
         DynexportError: when the installed package lacks the provider.
     """
 
-    def __init__(self, bundle: Bundle, threads: int | None, profile: Path | None, provider: str) -> None:
+    def __init__(
+        self, bundle: Bundle, threads: int | None, profile: Path | None, provider: str, *, packed: bool = True
+    ) -> None:
         check_provider(provider)
         self.grows = provider == CPU
         self._bundle, self._threads, self._profile, self._provider = bundle, threads, profile, provider
+        self._packed, self._files = packed, OpenFiles()
         self._alone = len(bundle.manifest.graphs) == 1
-        self._files = OpenFiles()
 
     def open(self, graph: Graph) -> Engine:
         """Load a graph."""
@@ -282,7 +291,7 @@ class OnnxRuntimeBackend(HostMemory):
         # Beside a file of parts, which has the weights of all layers, no other session has much work.
         alone = self._alone or graph.part is not None
         threads = 1 if graph.takes("forced_choices") else self._threads  # a router is too small for two
-        return OnnxRuntimeEngine(path, graph, threads, own, alone=alone, provider=self._provider)
+        return OnnxRuntimeEngine(path, graph, threads, own, alone=alone, provider=self._provider, packed=self._packed)
 
 
 class OpenFiles:
