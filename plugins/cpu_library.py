@@ -12,6 +12,7 @@ from pathlib import Path
 # The path of the library; empty: use none, and run the operators' bodies.
 VARIABLE = "DYNEXPORT_CPU_OPERATORS"
 NAME = "libdynexport_cpu.so"
+OPERATORS = ("BlockGather", "BlockMatMul", "HalfGather", "HalfMatMul")
 # The package that ships the library, and where `make operators` puts it.
 _PACKAGE = "dynexport_cpu"
 _BUILT = Path(__file__).parent / "cpu" / "lib"
@@ -63,4 +64,4 @@ def _opened(path: Path) -> CpuLibrary | str:
     return CpuLibrary(path, version().decode(), used.decode())
 
 
-__all__ = ["NAME", "VARIABLE", "CpuLibrary", "find_library"]
+__all__ = ["NAME", "OPERATORS", "VARIABLE", "CpuLibrary", "find_library"]

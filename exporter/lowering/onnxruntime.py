@@ -11,8 +11,10 @@ from typing import Any
 import onnx_ir as ir
 
 from dynexport.exporter.families.architecture import Activation, Architecture, Rotary
+from dynexport.exporter.lowering.interleaved import Interleaved, InterleavedBlocks, InterleavedHalves
 from dynexport.exporter.lowering.storage import BlockQuantized, Plain, Storage, StoredWeight
 from dynexport.exporter.lowering.target import AttentionInputs, Target
+from dynexport.plugins.graph import add_functions
 from dynexport.runtime.bundle.errors import DynexportError
 from dynexport.runtime.bundle.manifest import HEAD_DIM_MULTIPLE, Precision, TargetName
 
@@ -23,6 +25,13 @@ _LARGEST_TABLES = 256 << 20
 _MICROSOFT = "com.microsoft"
 # int8 activations, as onnxruntime-genai chooses on CPU: the level with VNNI and dot-product kernels.
 _ACCURACY_LEVEL = 4
+# The storages that the CPU operators read.
+_INTERLEAVED: dict[str, Storage] = {
+    "fp16": InterleavedHalves(ir.DataType.FLOAT16),
+    "bf16": InterleavedHalves(ir.DataType.BFLOAT16),
+    "int8": InterleavedBlocks(bits=8),
+    "int4": InterleavedBlocks(bits=4),
+}
 _STORAGES: dict[str, Storage] = {
     "fp32": Plain(),
     "fp16": Plain(ir.DataType.FLOAT16),
@@ -38,26 +47,34 @@ class OnnxRuntime(Target):
     title = "ONNX Runtime"
     opset_imports: Mapping[str, int] = {"": OPSET, _MICROSOFT: 1}
 
-    def __init__(self, precision: Precision) -> None:
-        if precision not in _STORAGES:
+    def __init__(self, precision: Precision, *, plugins: bool = False) -> None:
+        storages = _STORAGES | (_INTERLEAVED if plugins else {})
+        if precision not in storages:
             raise DynexportError(
-                f"precision: expected one of {', '.join(_STORAGES)} for ONNX Runtime, found {precision}, which its CPU "
-                "provider has no kernels for; choose fp16, or --target tensorrt"
+                f"precision: expected one of {', '.join(storages)} for ONNX Runtime, found {precision}, which its CPU "
+                "provider has no kernels for; choose fp16, use dynexport's operators (--plugins), or --target tensorrt"
             )
-        self.precision, self.storage = precision, _STORAGES[precision]
+        self.precision, self.storage = precision, storages[precision]
+
+    def finish(self, model: ir.Model) -> None:
+        add_functions(model)
 
     def bits_read(self, dtype: ir.DataType) -> int:
         """Return the bits read per element; a session widens float16 weights to float32 when it loads."""
-        return 32 if dtype == ir.DataType.FLOAT16 else dtype.bitwidth
+        widened = dtype == ir.DataType.FLOAT16 and not isinstance(self.storage, Interleaved)
+        return 32 if widened else dtype.bitwidth
 
     def weight_storage(self, shape: Sequence[int]) -> Storage:
+        if isinstance(self.storage, Interleaved) and not self.storage.fits(shape):
+            return _STORAGES[self.precision] if self.precision in _STORAGES else Plain()
         return self.storage
 
     def embedding_storage(self, shape: Sequence[int], *, tied: bool) -> Storage:
         # GatherBlockQuantized accepts whole blocks only.
-        if isinstance(self.storage, BlockQuantized) and shape[1] % self.storage.block_size:
+        storage = self.weight_storage(shape)
+        if isinstance(storage, BlockQuantized) and shape[1] % storage.block_size:
             return Plain()
-        return self.storage
+        return storage
 
     def matmul(self, op: Any, x: ir.Value, weight: StoredWeight) -> ir.Value:
         if isinstance(weight.storage, BlockQuantized):
@@ -73,6 +90,8 @@ class OnnxRuntime(Target):
                 block_size=weight.storage.block_size,
                 accuracy_level=_ACCURACY_LEVEL,
             )
+        elif isinstance(weight.storage, Interleaved):
+            y = weight.storage.multiply(op, x, weight)
         else:
             y = op.FusedMatMul(x, _widened(op, weight.parts[""]), _domain=_MICROSOFT, transB=1)
         return _float(y)
@@ -92,6 +111,8 @@ class OnnxRuntime(Target):
                 quantize_axis=1,
             )
             return _float(y)
+        if isinstance(weight.storage, Interleaved):
+            return weight.storage.look_up(op, indices, weight)
         return _widened(op, op.Gather(weight.parts[""], indices))
 
     def norm(self, op: Any, x: ir.Value, weight: ir.Value, bias: ir.Value | None, epsilon: float) -> ir.Value:

@@ -101,9 +101,7 @@ struct Avx2 {
   static __m256 eight(const std::uint16_t* halves) {
     return _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(halves)));
   }
-  static __m256i bits(const std::uint8_t* bytes) {
-    return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(bytes));
-  }
+  static __m256i bits(const std::uint8_t* bytes) { return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(bytes)); }
   static __m256i nibbles(__m256i bytes) { return _mm256_and_si256(bytes, _mm256_set1_epi8(15)); }
 
   // The instruction adds two products in 16 bits, which 8-bit weights could exceed: these are multiplied in two halves.

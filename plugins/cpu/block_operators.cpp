@@ -76,8 +76,8 @@ BlockMatrix BlockWeights::checked(const Tensor& quantized, const Tensor& scales,
                      shape[1] > 0 && shape[3] == kLanes && shape[4] == 4;
   const std::int64_t size = whole ? shape[2] * 32 / bits_ : 0;
   if (size != 16 && size != 32)
-    refuse("quantized",
-           "uint8 [" + std::to_string(groups) + ", blocks, 16 or 32 values * bits / 32, 16, 4]", text_of(shape));
+    refuse("quantized", "uint8 [" + std::to_string(groups) + ", blocks, 16 or 32 values * bits / 32, 16, 4]",
+           text_of(shape));
   const Shape of_blocks{groups, shape[1], kLanes};
   const bool half = scales.type == ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT16;
   if ((!half && scales.type != ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT) || scales.shape != of_blocks)

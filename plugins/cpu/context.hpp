@@ -37,7 +37,8 @@ std::optional<Tensor> constant(const Ort::ConstKernelInfo& info, std::size_t inp
 
 // Calls of_index(0) to of_index(total - 1) on ONNX Runtime's threads, or on this one where there is little to do.
 template <class Function>
-void for_each(const Ort::KernelContext& context, std::int64_t total, std::int64_t operations, const Function& of_index) {
+void for_each(const Ort::KernelContext& context, std::int64_t total, std::int64_t operations,
+              const Function& of_index) {
   constexpr std::int64_t kWorthThreads = 1 << 17;
   if (operations < kWorthThreads) {
     for (std::int64_t i = 0; i < total; ++i) of_index(i);

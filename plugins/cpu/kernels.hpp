@@ -1,7 +1,7 @@
 // The kernels of one instruction set, and the layouts that they read.
 //
-// A matrix [N, K] is cut into groups of 16 rows, the lanes of a vector; the last group is filled with zeros. Everything of
-// a group lies in the order in which the kernels read it, so weights are used where the file has them.
+// A matrix [N, K] is cut into groups of 16 rows, the lanes of a vector; the last group is filled with zeros. Everything
+// of a group lies in the order in which the kernels read it, so weights are used where the file has them.
 #pragma once
 
 #include <cstddef>

@@ -33,7 +33,8 @@ void quantize_block(const float* x, int size, int zero, int rows, std::int8_t* v
       total += V::round(V::load(x + i), factor, rounded);
     else
       std::memset(rounded, 0, sizeof(rounded));
-    for (int j = 0; j < kLanes / 4; ++j) std::memcpy(values + static_cast<std::ptrdiff_t>(i / 4 + j) * rows * 4, rounded + j * 4, 4);
+    for (int j = 0; j < kLanes / 4; ++j)
+      std::memcpy(values + static_cast<std::ptrdiff_t>(i / 4 + j) * rows * 4, rounded + j * 4, 4);
   }
   *scale = usable ? most / 127 : bad;
   *sum = *scale * static_cast<float>(total);

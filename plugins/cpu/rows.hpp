@@ -29,9 +29,8 @@ class Product {
       return;
     }
     const std::int64_t parts = (rows_ + kMostRows - 1) / kMostRows;
-    for_each(context_, parts, rows_ * columns_ * 8, [&](std::int64_t part) {
-      for_tiles(part * kMostRows, std::min(rows_, (part + 1) * kMostRows), of_tile);
-    });
+    for_each(context_, parts, rows_ * columns_ * 8,
+             [&](std::int64_t part) { for_tiles(part * kMostRows, std::min(rows_, (part + 1) * kMostRows), of_tile); });
   }
 
   // Calls of_tile(group, first row, rows, y, its stride) for every tile and group.

@@ -14,6 +14,7 @@ from dynexport.runtime.bundle.bundle import Bundle
 from dynexport.runtime.bundle.checks import checked_count
 from dynexport.runtime.bundle.errors import DynexportError
 from dynexport.runtime.bundle.manifest import PAST, PRESENT, Graph
+from dynexport.runtime.engines.cpu_operators import library_for
 from dynexport.runtime.engines.engine import NO_CACHES, Caches, Engine, HostMemory, Prepared
 from dynexport.runtime.engines.inputs import sizes_of
 
@@ -52,6 +53,7 @@ class OnnxRuntimeEngine:
         alone: whether this is the only session; then its worker threads may spin between steps.
         model: ONNX bytes to load instead of the file; external data is still read from the file's directory.
         provider: execution provider; operators that it lacks run on the CPU, and caches stay in host memory.
+        operators: the library of dynexport's CPU operators; None to run their bodies.
 
     Raises:
         DynexportError: when the graph is invalid, or its inputs differ from the manifest.
@@ -67,8 +69,11 @@ class OnnxRuntimeEngine:
         alone: bool = True,
         model: bytes | None = None,
         provider: str = CPU,
+        operators: Path | None = None,
     ) -> None:
-        self._session = _open(path, graph, threads, profile, alone=alone, model=model, provider=provider)
+        self._session = _open(
+            path, graph, threads, profile, alone=alone, model=model, provider=provider, operators=operators
+        )
         self.graph = graph
         self._names = [spec.name for spec in graph.inputs if not spec.name.startswith(PAST)]
         self._bound: dict[int | None, OrderedDict[Hashable, _Binding]] = {}
@@ -115,6 +120,7 @@ def _open(
     alone: bool,
     model: bytes | None = None,
     provider: str,
+    operators: Path | None,
 ) -> Any:
     """Return a session; arguments and errors as for ``OnnxRuntimeEngine``."""
     if provider == CPU and any(spec.dtype == "bfloat16" for spec in graph.inputs):
@@ -141,6 +147,8 @@ def _open(
     if model is not None:
         options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(path.parent))
     try:
+        if operators is not None:
+            options.register_custom_ops_library(str(operators))
         # Without TensorFloat-32, which keeps only 11 significant bits.
         providers = [CPU] if provider == CPU else [(provider, {"use_tf32": "0"}), CPU]
         session = onnxruntime.InferenceSession(model or str(path), options, providers=providers)
@@ -211,12 +219,22 @@ class OnnxRuntimeBackend(HostMemory):
         self.grows = provider == CPU
         self._bundle, self._threads, self._profile, self._provider = bundle, threads, profile, provider
         self._alone = len(bundle.manifest.graphs) == 1
+        # On a GPU, the bodies spare copies to the CPU and back.
+        self._operators = library_for(bundle.manifest.operators) if provider == CPU else None
 
     def open(self, graph: Graph) -> Engine:
         """Load a graph."""
         path, profile = self._bundle.path / graph.file, self._profile
         own = None if profile is None else profile.with_name(f"{profile.name}-{graph.name}")
-        return OnnxRuntimeEngine(path, graph, self._threads, own, alone=self._alone, provider=self._provider)
+        return OnnxRuntimeEngine(
+            path,
+            graph,
+            self._threads,
+            own,
+            alone=self._alone,
+            provider=self._provider,
+            operators=self._operators,
+        )
 
 
 def _failed(graph: Graph, error: Exception) -> DynexportError:
