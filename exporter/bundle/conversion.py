@@ -276,6 +276,7 @@ def _write_graphs(
         cost=describe.describe_cost(
             architecture, weights.bytes_read, target, strategy.router_weights(contract, architecture)
         ),
+        operators=describe.our_operators([graph for graph, _ in built]),
         tokens=describe.describe_tokens(checkpoint, architecture.vocab_size),
         source=describe.describe_source(checkpoint),
         tools=describe.tool_versions(),

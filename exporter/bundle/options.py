@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from dynexport.exporter.lowering.onnxruntime import OnnxRuntime, Segments
+from dynexport.exporter.lowering.plugged_onnxruntime import PluggedOnnxRuntime
 from dynexport.exporter.lowering.target import Target
 from dynexport.exporter.lowering.tensorrt.target import MAX_BATCH, TensorRT
 from dynexport.runtime.bundle.checks import is_number, shown
@@ -37,8 +38,10 @@ class TargetOptions:
         max_prompt: the largest prefill chunk in tokens, for TensorRT only; None for the context, at most 1024.
         kv_cache_dtype: the stored type of keys and values: "auto" for the type of hidden_states, or "int8" with a scale
             for each channel, for ONNX Runtime only.
-        plugins: whether graphs use dynexport's custom operators, for TensorRT only; engines are then built and run with
-            the plugin library (docs/plugins.md). A Radial Network's bundle then also has a graph for decode steps.
+        plugins: whether graphs use dynexport's custom operators (docs/plugins.md). For TensorRT, engines are then built
+            and run with the plugin library, and a Radial Network's bundle also has a graph for decode steps. For ONNX
+            Runtime on CPUs, the library has faster products, which also read bfloat16; without it, the graphs run the
+            operators' bodies.
     """
 
     target: TargetName = "onnxruntime"
@@ -72,13 +75,13 @@ class TargetOptions:
                 raise DynexportError("kv_cache_dtype: expected int8 with the target onnxruntime only, found tensorrt")
             rows = MAX_BATCH if self.max_batch is None else self.max_batch
             return TensorRT(precision, rows, self.max_prompt, plugins=self.plugins)
-        only_tensorrt = {"max_batch": self.max_batch, "max_prompt": self.max_prompt, "plugins": self.plugins or None}
+        only_tensorrt = {"max_batch": self.max_batch, "max_prompt": self.max_prompt}
         for option, given in only_tensorrt.items():
             if given is not None:
                 raise DynexportError(
                     f"{option}: expected with the target tensorrt, found onnxruntime, which needs none"
                 )
-        return OnnxRuntime(precision, segments)
+        return (PluggedOnnxRuntime if self.plugins else OnnxRuntime)(precision, segments)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 import onnx
 from numpy.typing import NDArray
@@ -145,18 +146,22 @@ class DequantisedWeights:
 
 
 class HalfWeights:
-    """The matrices of a bundle that stores them in float16."""
+    """The matrices of a bundle that stores them in a type of 16 bits."""
+
+    def __init__(self, dtype: Any) -> None:
+        self._dtype = dtype
 
     def stored(self, name: str, weight: FloatArray) -> FloatArray:
         """Return the bundle's values of one parameter, as ``DequantisedWeights.stored``; vectors stay float32."""
-        return weight.astype(np.float16).astype(np.float32) if weight.ndim == 2 else weight
+        return weight.astype(self._dtype).astype(np.float32) if weight.ndim == 2 else weight
 
 
 def stored_weights(folder: Path, manifest: Manifest) -> DequantisedWeights | HalfWeights | None:
     """Return the rounded matrices of a bundle for ONNX Runtime; None where it has those of the checkpoint."""
     if is_quantised(manifest):
         return DequantisedWeights(folder, manifest)
-    return HalfWeights() if manifest.precision == "fp16" else None
+    halves = {"fp16": np.float16, "bf16": ml_dtypes.bfloat16}
+    return HalfWeights(halves[manifest.precision]) if manifest.precision in halves else None
 
 
 def _find(weight: FloatArray, matrices: list[_Quantised]) -> FloatArray | None:

@@ -9,6 +9,7 @@
 #include <utility>
 
 #include "dynexport/error.hpp"
+#include "engines/cpu_operators.hpp"
 #include "engines/host_memory.hpp"
 #include "engines/onnxruntime_library.hpp"
 #include "engines/sizes.hpp"
@@ -160,7 +161,7 @@ void add_cuda(Ort::SessionOptions& options) {
 
 // Python's runtime/engines/onnxruntime.py sets enable_mem_reuse too, by Graph::share_memory: it only shortens loading,
 // and the C interface has no such option.
-Ort::SessionOptions options_for(const Graph& graph, int threads, bool alone, bool cuda) {
+Ort::SessionOptions options_for(const Graph& graph, int threads, bool alone, bool cuda, const std::string& operators) {
   Ort::SessionOptions options;
   options.SetLogSeverityLevel(ORT_LOGGING_LEVEL_FATAL);  // its exceptions carry the messages
   if (threads > 0) options.SetIntraOpNumThreads(threads);
@@ -174,6 +175,7 @@ Ort::SessionOptions options_for(const Graph& graph, int threads, bool alone, boo
   // A step is many calls of parts: workers must be awake in the next one too.
   if (graph.part) options.AddConfigEntry("session.intra_op.spin_duration_us", "1000");
   if (cuda) add_cuda(options);
+  if (!operators.empty()) options.RegisterCustomOpsLibrary(operators.c_str());
   return options;
 }
 
@@ -185,7 +187,9 @@ class OrtEngine : public Engine {
     others_ = inputs_of_other_parts();
   }
 
-  OrtEngine(const std::filesystem::path& path, const Graph& graph, int threads, bool alone, bool cuda) : graph_(graph) {
+  OrtEngine(const std::filesystem::path& path, const Graph& graph, int threads, bool alone, bool cuda,
+            const std::string& operators)
+      : graph_(graph) {
     const bool bfloat16 = std::any_of(graph.inputs.begin(), graph.inputs.end(),
                                       [](const TensorSpec& spec) { return spec.type == Type::kBfloat16; });
     if (bfloat16 && !cuda)
@@ -194,7 +198,7 @@ class OrtEngine : public Engine {
                   "compute; convert with --precision fp16 or fp32, or build an engine with: dynexport build");
     try {
       session_ = std::make_shared<Ort::Session>(onnxruntime_environment(), path.c_str(),
-                                                options_for(graph, threads, alone, cuda));
+                                                options_for(graph, threads, alone, cuda, operators));
     } catch (const Ort::Exception& error) {
       throw Error(path.string() + ": ONNX Runtime refuses the graph: " + reason_of(error));
     }
@@ -262,8 +266,9 @@ class OrtEngine : public Engine {
 
 class OrtBackend : public HostBackend {
  public:
-  OrtBackend(std::shared_ptr<const Bundle> bundle, int threads, bool cuda)
-      : bundle_(std::move(bundle)), threads_(threads), cuda_(cuda) {}
+  // ``operators``: the library of CPU operators; empty: their bodies run.
+  OrtBackend(std::shared_ptr<const Bundle> bundle, int threads, bool cuda, std::string operators)
+      : bundle_(std::move(bundle)), threads_(threads), cuda_(cuda), operators_(std::move(operators)) {}
 
   bool grows() const override { return !cuda_; }
 
@@ -273,7 +278,7 @@ class OrtBackend : public HostBackend {
     // Beside a file of parts, which has the weights of all layers, no other session has much work.
     const bool alone = bundle_->manifest().graphs.size() == 1 || graph.part;
     const int threads = graph.takes("forced_choices") ? 1 : threads_;  // a router is too small for two
-    auto engine = std::make_unique<OrtEngine>(bundle_->path() / graph.file, graph, threads, alone, cuda_);
+    auto engine = std::make_unique<OrtEngine>(bundle_->path() / graph.file, graph, threads, alone, cuda_, operators_);
     if (graph.part) first_.emplace(graph.file, OrtEngine(*engine, graph));
     return engine;
   }
@@ -283,6 +288,7 @@ class OrtBackend : public HostBackend {
   int threads_;
   bool cuda_;
   std::map<std::string, OrtEngine> first_;  // of each file with parts; the others share its session
+  std::string operators_;
 };
 
 void check_provider(const std::string& provider) {
@@ -300,7 +306,10 @@ std::shared_ptr<Backend> open_onnxruntime_backend(std::shared_ptr<const Bundle> 
                                                   bool cuda) {
   open_onnxruntime(options.library);
   check_provider(cuda ? kCuda : kCpu);
-  return std::make_shared<OrtBackend>(std::move(bundle), options.threads, cuda);
+  // On a GPU, the bodies spare copies to the CPU and back.
+  const bool use = !cuda && !bundle->manifest().operators.empty();
+  const std::string operators = use ? cpu_operators(options.plugins) : "";
+  return std::make_shared<OrtBackend>(std::move(bundle), options.threads, cuda, operators);
 }
 
 }  // namespace dynexport
