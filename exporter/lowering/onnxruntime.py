@@ -59,7 +59,8 @@ class OnnxRuntime(Target):
         if precision not in self.storages:
             raise DynexportError(
                 f"precision: expected auto, fp32, fp16, int8 or int4 for ONNX Runtime, found {precision}, which its "
-                "CPU provider has no kernels for; choose fp16, use dynexport's operators (--plugins), or --target tensorrt"
+                "CPU provider has no kernels for; choose fp16, use dynexport's operators (--plugins), or --target "
+                "tensorrt"
             )
         self.precision, self.storage, self._segments = precision, self.storages[precision], segments
 
