@@ -5,10 +5,10 @@
       --ours 4-bit=build/dense-int4 --ours 4-bit=build/skip-int4@2 --text text.txt --rounds 5 --json peers.json
 
 Each measurement is a process of its own, all in turn within a round. Ratios are paired: the peer's time / that of the
-first bundle of its group (of fp32 where a group has none) in the same round, the median over rounds; above 1 the bundle is faster. Prompts: the least of
-a process; steps: its 25th percentile; then medians over rounds. Rounds in which other processes took more than --quiet
-of the machine are left out, and the table says how many remain. Quality is over windows of --text, against the first
-fp32 bundle. Groups: fp32, bf16, int8, 4-bit.
+first bundle of its group (of fp32 where a group has none) in the same round, the median over rounds; above 1 the bundle
+is faster. Prompts: the least of a process; steps: its 25th percentile; then medians over rounds. Rounds in which other
+processes took more than --quiet of the machine are left out, and the table says how many remain. Quality is over
+windows of --text, against the first fp32 bundle. Groups: fp32, bf16, int8, 4-bit.
 """
 
 from __future__ import annotations
