@@ -15,6 +15,12 @@ from dynexport.exporter.bundle.cache_scales import ScaleText, scale_text, with_i
 from dynexport.exporter.bundle.contract import read_contract
 from dynexport.exporter.bundle.leftovers import check_leftovers
 from dynexport.exporter.bundle.options import ConvertOptions, Progress
+from dynexport.exporter.bundle.precision import (
+    StoredMatrices,
+    choose_precision,
+    rounded_notes,
+    stored_matrices,
+)
 from dynexport.exporter.bundle.text_checks import text_checks
 from dynexport.exporter.bundle.ties import tied_as_stored
 from dynexport.exporter.bundle.weights import WeightFile, WeightReader
@@ -48,6 +54,7 @@ class Conversion:
         note: the reason why there are no golden vectors, or "".
         notes: assumptions and changes made when the checkpoint was read, and the choice of rotary frequencies, one
             line each.
+        matrices: for precision gguf, what the matrices of each stored type became; else empty.
         seconds: wall time.
         peak_memory: the peak memory of this process since its start, in bytes.
     """
@@ -57,6 +64,7 @@ class Conversion:
     golden: int
     note: str
     notes: tuple[str, ...]
+    matrices: tuple[StoredMatrices, ...]
     seconds: float
     peak_memory: int
 
@@ -80,24 +88,31 @@ def convert(model: str | Path, output: str | Path, options: ConvertOptions | Non
     checked_kind("options", options, ConvertOptions, "ConvertOptions")
     options = replace(options, **named)
     options.check_form()
-    target = options.open_target()
+    options.open_target()  # refused now rather than when the model has been read
     reader = _open(model, options)
     checkpoint = reader.checkpoint
+    precision, precision_notes = choose_precision(options, checkpoint)
+    target = options.open_target(precision, reader.segments if precision == "gguf" else None)
     built = _build(reader, options, target)
     text = None if options.kv_cache_dtype == "auto" else scale_text(options.kv_cache_text, checkpoint.files)
     with replacing(output) as part:
-        manifest, rows, note = _write(part, built, options, text)
+        written = _write(part, built, options, text)
+    manifest = written.manifest
+    matrices = stored_matrices(reader, [modules for _, modules in built.graphs], written.errors)
     notes = (
         *checkpoint.notes,
         *_rope_notes(reader.architecture),
         *describe.notes_on_tokens(checkpoint, manifest.tokens),
+        *precision_notes,
+        *rounded_notes(matrices),
     )
     return Conversion(
         output=output,
         manifest=manifest,
-        golden=rows,
-        note=note,
+        golden=written.rows,
+        note=written.note,
         notes=notes,
+        matrices=matrices,
         seconds=time.perf_counter() - started,
         peak_memory=peak_memory(),
     )
@@ -151,15 +166,24 @@ def _build(reader: WeightReader, options: ConvertOptions, target: Target) -> _Bu
     return _Built(reader=reader, target=target, contract=contract, kept=kept, plans=plans, graphs=graphs)
 
 
-def _write(part: Path, built: _Built, options: ConvertOptions, text: ScaleText | None) -> tuple[m.Manifest, int, str]:
-    """Write all files of a bundle; return its manifest, the number of golden rows, and the reason if there are none."""
+@dataclass(frozen=True)
+class _Written:
+    """A bundle's files: its manifest, its golden rows or the reason why there are none, and ``WeightFile.errors``."""
+
+    manifest: m.Manifest
+    rows: int
+    note: str
+    errors: dict[str, float]
+
+
+def _write(part: Path, built: _Built, options: ConvertOptions, text: ScaleText | None) -> _Written:
+    """Write all files of a bundle."""
     checkpoint = built.reader.checkpoint
-    manifest = _write_graphs(
+    manifest, errors = _write_graphs(
         part,
         built.reader,
         built.contract,
         built.kept,
-        options.precision,
         built.plans,
         built.graphs,
         built.target,
@@ -176,7 +200,7 @@ def _write(part: Path, built: _Built, options: ConvertOptions, text: ScaleText |
     source = manifest.source.model_copy(update={"importer": options.importer})
     manifest = manifest.model_copy(update={"files": {**manifest.files, **files}, "source": source})
     (part / m.MANIFEST).write_text(manifest.model_dump_json(indent=1) + "\n")
-    return manifest, rows, note
+    return _Written(manifest, rows, note, errors)
 
 
 def _limited(architecture: Architecture, max_length: int | None) -> Architecture:
@@ -212,29 +236,32 @@ def _write_graphs(
     reader: WeightReader,
     contract: AnyContract,
     depths: tuple[m.Depth, ...],
-    precision: m.Precision,
     plans: tuple[GraphPlan, ...],
     built: Sequence[tuple[ir.Model, CausalLM]],
     target: Target,
     progress: Progress | None,
-) -> m.Manifest:
-    """Write every graph and their shared weight file; return the manifest, which does not list other files yet."""
+) -> tuple[m.Manifest, dict[str, float]]:
+    """Write every graph and their shared weight file.
+
+    Returns:
+        The manifest, which does not list other files yet, and the errors of ``WeightFile``.
+    """
     checkpoint, architecture = reader.checkpoint, reader.architecture
     strategy, context = strategies()[contract.strategy], architecture.max_length
-    graphs = []
+    graphs: list[m.Graph] = []
     with WeightFile(part / m.WEIGHTS, target, progress) as weights:
         for plan, (graph, modules) in zip(plans, built, strict=True):
             weights.store(modules, reader)
             ir.save(graph, part / f"{plan.name}.onnx")
             profiles = target.profiles(plan, context)
-            graphs.append(describe.describe_graph(graph, plan, profiles))
+            graphs += describe.describe_graphs(graph, plan, profiles)
     programs = strategy.programs(contract, plans, depths)
-    return m.Manifest(
+    manifest = m.Manifest(
         schema_version=m.SCHEMA_VERSION,
         contract=contract,
         trained=describe.is_trained(checkpoint, contract),
         target=target.name,
-        precision=precision,
+        precision=target.precision,
         model=describe.describe_model(architecture, weights.elements),
         depths=tuple(describe.mark_trained(checkpoint, strategy, contract, depths)),
         programs=programs,
@@ -249,8 +276,10 @@ def _write_graphs(
         cost=describe.describe_cost(
             architecture, weights.bytes_read, target, strategy.router_weights(contract, architecture)
         ),
+        operators=describe.our_operators([graph for graph, _ in built]),
         tokens=describe.describe_tokens(checkpoint, architecture.vocab_size),
         source=describe.describe_source(checkpoint),
         tools=describe.tool_versions(),
         files={m.WEIGHTS: weights.entry()},
     )
+    return manifest, weights.errors

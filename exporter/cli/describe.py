@@ -58,7 +58,7 @@ def describe_bundle(manifest: Manifest) -> list[tuple[str, str]]:
         ),
         ("parameters", f"{model.parameters / 1e6:.1f} M, stored as {manifest.precision}"),
         ("weights", bytes_text(manifest.files[WEIGHTS].bytes) if WEIGHTS in manifest.files else "-"),
-        ("graphs", ", ".join(graph.file for graph in manifest.graphs)),
+        ("graphs", ", ".join(graph.file for graph in manifest.files_with_graphs)),
         ("context", f"{model.max_length} tokens"),
         ("tokenizer", _describe_tokenizer(manifest)),
         ("cache", _describe_cache(manifest)),

@@ -37,7 +37,7 @@ def build_graph(plan: GraphPlan, model: CausalLM, target: Target, writer: LayerW
     inputs = _step_inputs(graph, op, architecture, plan)
     writer.begin(op, graph, inputs)
     caches = {i: _cache(graph, architecture, plan, target, i, writer.slots(i)) for i in plan.layers}
-    register_weights(graph, model)
+    register_weights(graph, model, target)
     step = Step.prepare(op, architecture, inputs, plan, target)
     logits, present = model(op, step, caches, writer.run_layer)
 
@@ -53,11 +53,22 @@ def build_part(name: str, model: CausalLM, target: Target, write: WriteGraph) ->
     """Build another graph with only the weights it uses; they have no values yet."""
     graph = _new_graph(name, target)
     op = GraphBuilder(graph).op
-    register_weights(graph, model)
+    register_weights(graph, model, target)
     write(graph, op, model)
     for initializer in [value for value in graph.initializers.values() if not value.uses()]:
         del graph.initializers[str(initializer.name)]
+    _move_to_branches(graph)
     return _finished(graph, target)
+
+
+def _move_to_branches(graph: ir.Graph) -> None:
+    """Move every weight that one branch uses into it: ONNX Runtime packs no weights from two scopes further out."""
+    for name, value in list(graph.initializers.items()):
+        users = {id(node.graph): node.graph for node, _ in value.uses()}
+        (branch, *others) = users.values()
+        if isinstance(branch, ir.Graph) and branch is not graph and not others:
+            del graph.initializers[name]
+            branch.initializers[name] = value
 
 
 def _new_graph(name: str, target: Target) -> ir.Graph:

@@ -15,7 +15,7 @@ from dynexport.runtime.bundle.checks import checked_count, checked_ids, checked_
 from dynexport.runtime.bundle.errors import DynexportError
 from dynexport.runtime.bundle.machine import Machine
 from dynexport.runtime.bundle.manifest import FULL, Depth, Manifest
-from dynexport.runtime.engines.onnxruntime import check_threads, has_one_session
+from dynexport.runtime.engines.onnxruntime import check_threads, waits_awake
 from dynexport.runtime.engines.registry import RunBackend, Weights, backend_text, check_backend, check_weights
 from dynexport.runtime.measure.bandwidth import ReadBandwidth
 from dynexport.runtime.measure.compared import compared_depths
@@ -142,7 +142,7 @@ def _take_turns(
 
 
 def _spinning(*bundles: Bundle) -> dict[str, bool]:
-    return {str(bundle.path): has_one_session(bundle.manifest) for bundle in bundles}
+    return {str(bundle.path): waits_awake(bundle.manifest) for bundle in bundles}
 
 
 def _sizes(bundle: Bundle, workload: Workload) -> Sizes:
