@@ -54,8 +54,8 @@ class OnnxRuntime(Target):
     def __init__(self, precision: Precision, segments: Segments | None = None) -> None:
         if precision not in _STORAGES:
             raise DynexportError(
-                f"precision: expected auto, fp32, fp16, int8 or int4 for ONNX Runtime, found {precision}, which its CPU "
-                "provider has no kernels for; choose fp16, or --target tensorrt"
+                f"precision: expected auto, fp32, fp16, int8 or int4 for ONNX Runtime, found {precision}, which its "
+                "CPU provider has no kernels for; choose fp16, or --target tensorrt"
             )
         self.precision, self.storage, self._segments = precision, _STORAGES[precision], segments
 
