@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
@@ -24,7 +25,9 @@ from dynexport.runtime.bundle.manifest import File
 
 # Page alignment lets ONNX Runtime map a tensor straight from the file.
 _ALIGNMENT = 4096
-EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
+EMBEDDING, HEAD, LAYERS = "model.embed_tokens.weight", "lm_head.weight", "model.layers."
+# Returns the values of a weight's parameters, by suffix, for the weight's name, storage and float32 values.
+Pack = Callable[[str, StoredWeight, np.ndarray], dict[str, np.ndarray]]
 
 
 @dataclass
@@ -101,6 +104,7 @@ class WeightFile:
         target: the engine that reads the weights; some widen float16 when they load it.
         progress: a function called with the name of the tensor just written, the number of weights done, and the
             number of weights in the graph.
+        pack: computes the values of a weight's parameters; by default its storage does.
 
     Attributes:
         written: parameter name -> external tensor, shared by all graphs of the bundle; a stack of layers and each layer
@@ -109,8 +113,9 @@ class WeightFile:
         elements: the number of weights written, counted before quantisation.
     """
 
-    def __init__(self, path: Path, target: Target, progress: Progress | None = None) -> None:
+    def __init__(self, path: Path, target: Target, progress: Progress | None = None, pack: Pack | None = None) -> None:
         self._path, self._target, self._progress = path, target, progress
+        self._packed = _as_stored_by_itself if pack is None else pack
         self._hash = hashlib.sha256()
         self.written: dict[str, ir.ExternalTensor] = {}
         self.bytes_read: dict[str, int] = {}
@@ -144,7 +149,7 @@ class WeightFile:
     def _pack(self, name: str, weight: StoredWeight, reader: WeightReader, *, aligned: bool = True) -> None:
         """Write a weight; ``name`` is that of the graph's weight, or of one layer in a stack."""
         with np.errstate(over="ignore"):  # reported below
-            values = weight.storage.pack(reader.read(name, weight.shape))
+            values = self._packed(name, weight, reader.read(name, weight.shape))
         if not all(np.isfinite(part).all() for part in values.values() if part.dtype == np.float16):
             raise DynexportError(
                 f"{reader.checkpoint.source}: tensor {name}: expected weights up to 65504 for float16, found "
@@ -181,6 +186,10 @@ class WeightFile:
     def _write(self, data: bytes | memoryview) -> None:
         self._file.write(data)
         self._hash.update(data)
+
+
+def _as_stored_by_itself(_: str, weight: StoredWeight, values: np.ndarray) -> dict[str, np.ndarray]:
+    return weight.storage.pack(values)
 
 
 def _names(name: str, weight: StoredWeight) -> list[str]:

@@ -11,6 +11,7 @@ from typing import Any
 import onnx_ir as ir
 
 from dynexport.exporter.families.architecture import Activation, Architecture, Rotary
+from dynexport.exporter.lowering.searched import SearchedBlocks
 from dynexport.exporter.lowering.storage import BlockQuantized, Plain, Storage, StoredWeight
 from dynexport.exporter.lowering.target import AttentionInputs, Target
 from dynexport.runtime.bundle.errors import DynexportError
@@ -27,7 +28,7 @@ _STORAGES: dict[str, Storage] = {
     "fp32": Plain(),
     "fp16": Plain(ir.DataType.FLOAT16),
     "int8": BlockQuantized(8),
-    "int4": BlockQuantized(4),
+    "int4": SearchedBlocks(),
 }
 
 
@@ -38,13 +39,26 @@ class OnnxRuntime(Target):
     title = "ONNX Runtime"
     opset_imports: Mapping[str, int] = {"": OPSET, _MICROSOFT: 1}
 
-    def __init__(self, precision: Precision) -> None:
+    def __init__(self, precision: Precision, *, zero_points: bool = True, head_bits: int = 8) -> None:
+        """Choose the storage of weights.
+
+        Args:
+            precision: the stored type of projections and tables.
+            zero_points: for int4, whether blocks have zero points that are searched, or symmetric integers.
+            head_bits: for int4, the bits of the head and of tables, 8 or 4.
+
+        Raises:
+            DynexportError: for a precision that ONNX Runtime's CPU provider has no kernels for.
+        """
         if precision not in _STORAGES:
             raise DynexportError(
                 f"precision: expected one of {', '.join(_STORAGES)} for ONNX Runtime, found {precision}, which its CPU "
                 "provider has no kernels for; choose fp16, or --target tensorrt"
             )
         self.precision, self.storage = precision, _STORAGES[precision]
+        if precision == "int4" and not zero_points:
+            self.storage = BlockQuantized(4)
+        self._table_storage = BlockQuantized(8) if precision == "int4" and head_bits == 8 else self.storage
 
     def bits_read(self, dtype: ir.DataType) -> int:
         """Return the bits read per element; a session widens float16 weights to float32 when it loads."""
@@ -55,9 +69,12 @@ class OnnxRuntime(Target):
 
     def embedding_storage(self, shape: Sequence[int], *, tied: bool) -> Storage:
         # GatherBlockQuantized accepts whole blocks only.
-        if isinstance(self.storage, BlockQuantized) and shape[1] % self.storage.block_size:
+        if isinstance(self._table_storage, BlockQuantized) and shape[1] % self._table_storage.block_size:
             return Plain()
-        return self.storage
+        return self._table_storage
+
+    def head_storage(self, shape: Sequence[int]) -> Storage:
+        return self._table_storage
 
     def matmul(self, op: Any, x: ir.Value, weight: StoredWeight) -> ir.Value:
         if isinstance(weight.storage, BlockQuantized):
@@ -66,6 +83,7 @@ class OnnxRuntime(Target):
                 x,
                 weight.parts["_quantized"],
                 weight.parts["_scales"],
+                weight.parts.get("_zero_points"),
                 _domain=_MICROSOFT,
                 N=rows,
                 K=columns,
@@ -85,6 +103,7 @@ class OnnxRuntime(Target):
                 table,
                 indices,
                 weight.parts["_scales"],
+                weight.parts.get("_zero_points"),
                 _domain=_MICROSOFT,
                 bits=weight.storage.bits,
                 block_size=weight.storage.block_size,

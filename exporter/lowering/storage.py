@@ -13,7 +13,7 @@ import onnx_ir as ir
 Array = np.ndarray
 
 
-def _parameter(shape: Sequence[int], dtype: ir.DataType = ir.DataType.FLOAT) -> ir.Value:
+def parameter(shape: Sequence[int], dtype: ir.DataType = ir.DataType.FLOAT) -> ir.Value:
     """Return a value of the graph without a name or content; both are set later."""
     return ir.Value(shape=ir.Shape(shape), type=ir.TensorType(dtype))
 
@@ -52,7 +52,7 @@ class Plain(Storage):
     dtype: ir.DataType = ir.DataType.FLOAT
 
     def parameters(self, shape: Sequence[int]) -> dict[str, ir.Value]:
-        return {"": _parameter(shape, self.dtype)}
+        return {"": parameter(shape, self.dtype)}
 
     def pack(self, weight: Array) -> dict[str, Array]:
         return {"": np.ascontiguousarray(weight, dtype=self.dtype.numpy())}
@@ -65,7 +65,7 @@ class Stacked(Plain):
     layers: int = field(kw_only=True)
 
     def parameters(self, shape: Sequence[int]) -> dict[str, ir.Value]:
-        return {"": _parameter([self.layers, *shape], self.dtype)}
+        return {"": parameter([self.layers, *shape], self.dtype)}
 
 
 @dataclass(frozen=True)
@@ -83,8 +83,8 @@ class BlockQuantized(Storage):
         rows, columns = shape
         blocks = -(-columns // self.block_size)
         return {
-            "_quantized": _parameter([rows, blocks, self.block_size * self.bits // 8], ir.DataType.UINT8),
-            "_scales": _parameter([rows, blocks]),
+            "_quantized": parameter([rows, blocks, self.block_size * self.bits // 8], ir.DataType.UINT8),
+            "_scales": parameter([rows, blocks]),
         }
 
     def pack(self, weight: Array) -> dict[str, Array]:
@@ -128,7 +128,7 @@ class Dequantized(Storage):
         rows, columns = shape
         scales = [rows] if self.block_size is None else [columns // self.block_size, rows]
         quantized = ir.DataType.INT8 if self.bits == 8 else ir.DataType.INT4
-        return {"_quantized": _parameter([columns, rows], quantized), "_scales": _parameter(scales, self.dtype)}
+        return {"_quantized": parameter([columns, rows], quantized), "_scales": parameter(scales, self.dtype)}
 
     def pack(self, weight: Array) -> dict[str, Array]:
         largest = 2 ** (self.bits - 1) - 1

@@ -125,6 +125,10 @@ class Target(ABC):
     def weight_storage(self, shape: Sequence[int]) -> Storage:
         """Return the storage of a projection of this shape."""
 
+    def head_storage(self, shape: Sequence[int]) -> Storage:
+        """Return the storage of a head of its own of this shape; by default that of a projection."""
+        return self.weight_storage(shape)
+
     @abstractmethod
     def embedding_storage(self, shape: Sequence[int], *, tied: bool) -> Storage:
         """Return the storage of an embedding table; ``tied`` when the head multiplies by it too."""

@@ -1,12 +1,15 @@
 """Read the quantised weights of an int4 or int8 bundle back from its graphs, for the PyTorch reference.
 
 Written from ONNX Runtime's description of MatMulNBits and GatherBlockQuantized; it shares no code with the quantiser.
-A value is (q - 2^(bits - 1)) * scale of its block, where q is an unsigned integer of 4 or 8 bits, the lower half of a
-byte first, and a block is ``block_size`` values along a row.
+A value is (q - zero) * scale of its block, where q is an unsigned integer of 4 or 8 bits, the lower half of a byte
+first, zero is the block's zero point, stored likewise, or 2^(bits - 1) where none is stored, and a block is
+``block_size`` values along a row.
 
-A matrix is matched to a parameter of the model by its values, not by its name in the graph: every value must be within
-one quantisation step of the checkpoint's. A parameter without a match keeps the checkpoint's values. If the bundle
-should have held it, the logits will differ.
+A matrix is matched to a parameter of the model by its values, not by its name in the graph: the root mean square of a
+row's differences from the checkpoint's must be at most one quantisation step. Single values may be further away: those
+at the ends of a block whose scale was fitted to all of it, and those that make up for the errors of others (GPTQ).
+Another row is 3 steps away or more. A parameter without a match keeps the checkpoint's values. If the bundle should
+have held it, the logits will differ.
 """
 
 from __future__ import annotations
@@ -27,8 +30,6 @@ from dynexport.runtime.bundle.manifest import Manifest
 FloatArray = NDArray[np.float32]
 _OPERATORS = ("MatMulNBits", "GatherBlockQuantized")
 _LAYER = re.compile(r"\.([0-9]+)\.")
-# Tolerance, in quantisation steps: scales and products are rounded to float32.
-_ROOM = 1 + 1e-3
 
 
 def is_quantised(manifest: Manifest) -> bool:
@@ -48,6 +49,7 @@ class _Quantised:
         folder: directory of the external weights file.
         data: packed integers, a tensor of the graph.
         scales: one scale per block, a tensor of the graph.
+        zeros: one zero point per block, a tensor of the graph; None: all are the middle of the range.
         columns: number of columns; None where the rows consist of whole blocks.
     """
 
@@ -55,6 +57,7 @@ class _Quantised:
     folder: Path
     data: onnx.TensorProto
     scales: onnx.TensorProto
+    zeros: onnx.TensorProto | None
     bits: int
     block_size: int
     columns: int | None
@@ -64,16 +67,23 @@ class _Quantised:
         scales = tensor_values(self.folder, self.scales).astype(np.float32)
         packed = tensor_values(self.folder, self.data).reshape(*scales.shape, -1)
         if self.bits == 4:
-            packed = np.stack([packed & 15, packed >> 4], axis=-1).reshape(*scales.shape, -1)
+            packed = _halves(packed)
         if packed.shape[-1] != self.block_size:
             raise DynexportError(
                 f"{self.folder}: {self.data.name}: expected blocks of {self.block_size} values, found "
                 f"{packed.shape[-1]}; convert again"
             )
-        values = (packed.astype(np.float32) - 2 ** (self.bits - 1)) * scales[..., None]
+        values = (packed.astype(np.float32) - self._zero_points(scales.shape)[..., None]) * scales[..., None]
         rows, columns = len(scales), self.columns or scales.shape[1] * self.block_size
         steps = np.repeat(np.abs(scales), self.block_size, axis=1)
         return values.reshape(rows, -1)[:, :columns], steps[:, :columns]
+
+    def _zero_points(self, shape: tuple[int, ...]) -> FloatArray:
+        """Return the zero point of every block, float32 [rows, blocks]."""
+        if self.zeros is None:
+            return np.full(shape, 2 ** (self.bits - 1), np.float32)
+        stored = tensor_values(self.folder, self.zeros).reshape(shape[0], -1)
+        return (_halves(stored) if self.bits == 4 else stored)[:, : shape[1]].astype(np.float32)
 
 
 class DequantisedWeights:
@@ -149,7 +159,7 @@ def _find(weight: FloatArray, matrices: list[_Quantised]) -> FloatArray | None:
     values, steps = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
     distance = (values * values).sum(axis=1) - 2 * (weight @ values.T)
     nearest = distance.argmin(axis=1)
-    return values[nearest] if _near(weight, values[nearest], steps[nearest]) else None
+    return values[nearest] if _near(weight, values[nearest], steps[nearest]).all() else None
 
 
 def _same_columns(values: FloatArray, steps: FloatArray, columns: int) -> tuple[FloatArray, FloatArray] | None:
@@ -163,15 +173,22 @@ def _same_columns(values: FloatArray, steps: FloatArray, columns: int) -> tuple[
 def _consecutive(weight: FloatArray, values: FloatArray, steps: FloatArray) -> FloatArray | None:
     """Return consecutive rows of a matrix that match the weight's rows within one step, or None."""
     rows = len(weight)
-    for start in np.flatnonzero((np.abs(values - weight[0]) <= steps * _ROOM).all(axis=1)):
+    for start in np.flatnonzero(_near(weight[:1], values, steps)):
         part = slice(start, start + rows)
-        if start + rows <= len(values) and _near(weight, values[part], steps[part]):
+        if start + rows <= len(values) and _near(weight, values[part], steps[part]).all():
             return values[part]
     return None
 
 
-def _near(weight: FloatArray, values: FloatArray, steps: FloatArray) -> bool:
-    return bool((np.abs(values - weight) <= steps * _ROOM).all())
+def _near(weight: FloatArray, values: FloatArray, steps: FloatArray) -> NDArray[np.bool_]:
+    """Return bool [rows], whether the differences of a row are at most one step, as root mean squares."""
+    near: NDArray[np.bool_] = np.square(values - weight).sum(axis=1) <= np.square(steps).sum(axis=1)
+    return near
+
+
+def _halves(packed: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Return the 4-bit integers of bytes, the lower half first: [.., n] -> [.., 2 n]."""
+    return np.stack([packed & 15, packed >> 4], axis=-1).reshape(*packed.shape[:-1], -1)
 
 
 def _quantised(path: Path) -> Iterator[_Quantised]:
@@ -186,14 +203,23 @@ def _quantised(path: Path) -> Iterator[_Quantised]:
         attributes = {a.name: onnx.helper.get_attribute_value(a) for a in node.attribute}
         table, scales = node.input[1 if node.op_type == "MatMulNBits" else 0], node.input[2]
         table = reshaped.get(table, table)
-        if len([name for name in node.input if name]) != 3 or table not in tensors or scales not in tensors:
+        zeros = node.input[3] if len(node.input) > 3 else ""
+        stored = [name for name in (table, scales, zeros) if name]
+        if len([name for name in node.input if name]) != 1 + len(stored) or not tensors.keys() >= set(stored):
             raise DynexportError(
-                f"{path}: {node.name}: expected stored values and scales without zero points, found something else; "
-                "convert again"
+                f"{path}: {node.name}: expected stored values, scales and zero points, found something else; convert "
+                "again"
             )
         bits, block = int(attributes["bits"]), int(attributes["block_size"])
         yield _Quantised(
-            _layer_of(table), path.parent, tensors[table], tensors[scales], bits, block, attributes.get("K")
+            _layer_of(table),
+            path.parent,
+            tensors[table],
+            tensors[scales],
+            tensors.get(zeros),
+            bits,
+            block,
+            attributes.get("K"),
         )
 
 
