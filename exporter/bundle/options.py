@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from dynexport.exporter.lowering.onnxruntime import OnnxRuntime
+from dynexport.exporter.lowering.onnxruntime import OnnxRuntime, Segments
 from dynexport.exporter.lowering.target import Target
 from dynexport.exporter.lowering.tensorrt.target import MAX_BATCH, TensorRT
 from dynexport.runtime.bundle.checks import is_integer, is_number, shown
@@ -19,6 +19,8 @@ from dynexport.runtime.bundle.manifest import Precision, TargetName
 Progress = Callable[[str, int, int], None]
 # Most tokens of a text that the scales of int8 caches are measured on.
 CALIBRATION_TOKENS = 4096
+# What a user may ask for; "auto" keeps a GGUF's blocks (bundle/precision.py).
+PrecisionOption = Literal["auto", "fp32", "fp16", "bf16", "int8", "int4"]
 CacheType = Literal["auto", "int8"]
 Quantiser = Literal["auto", "nearest", "search", "gptq"]
 
@@ -29,7 +31,8 @@ class TargetOptions:
 
     Attributes:
         target: the name of the engine; ONNX Runtime also runs the graphs for TensorRT.
-        precision: the stored type of projections and embeddings. For ONNX Runtime everything else is float32. For
+        precision: the stored type of projections and embeddings: "auto" for the blocks of a GGUF file as they are, with
+            ONNX Runtime, and fp32 for everything else. For ONNX Runtime everything else is float32. For
             TensorRT hidden_states and caches have this type too, or float16 for int8 and int4.
         max_batch: the most batch rows of an engine, for TensorRT only; None for 8.
         max_prompt: the largest prefill chunk in tokens, for TensorRT only; None for the context, at most 1024.
@@ -44,7 +47,7 @@ class TargetOptions:
     """
 
     target: TargetName = "onnxruntime"
-    precision: Precision = "fp32"
+    precision: PrecisionOption = "auto"
     max_batch: int | None = None
     max_prompt: int | None = None
     plugins: bool = False
@@ -52,26 +55,32 @@ class TargetOptions:
     quantiser: Quantiser = "auto"
     head_bits: int | None = None
 
-    def open_target(self) -> Target:
+    def open_target(self, precision: Precision = "fp32", segments: Segments | None = None) -> Target:
         """Return the lowering for the target.
+
+        Args:
+            precision: what the checkpoint makes of ``precision`` "auto".
+            segments: as for ``OnnxRuntime``.
 
         Raises:
             DynexportError: for an unknown name, or an option that the engine does not have.
         """
         for name, value, known in (
-            ("precision", self.precision, Precision),
+            ("precision", self.precision, PrecisionOption),
             ("target", self.target, TargetName),
             ("kv_cache_dtype", self.kv_cache_dtype, CacheType),
             ("quantiser", self.quantiser, Quantiser),
         ):
             if value not in get_args(known):
                 raise DynexportError(f"{name}: expected one of {', '.join(get_args(known))}, found {shown(value)}")
+        if self.precision != "auto":
+            precision = self.precision
         self._check_int4()
         if self.target == "tensorrt":
             if self.kv_cache_dtype != "auto":
                 raise DynexportError("kv_cache_dtype: expected int8 with the target onnxruntime only, found tensorrt")
             rows = MAX_BATCH if self.max_batch is None else self.max_batch
-            return TensorRT(self.precision, rows, self.max_prompt, plugins=self.plugins)
+            return TensorRT(precision, rows, self.max_prompt, plugins=self.plugins)
         only_tensorrt = {"max_batch": self.max_batch, "max_prompt": self.max_prompt, "plugins": self.plugins or None}
         for option, given in only_tensorrt.items():
             if given is not None:
@@ -79,7 +88,8 @@ class TargetOptions:
                     f"{option}: expected with the target tensorrt, found onnxruntime, which needs none"
                 )
         return OnnxRuntime(
-            self.precision,
+            precision,
+            segments,
             zero_points=self.quantiser != "nearest",
             head_bits=8 if self.head_bits is None else self.head_bits,
         )

@@ -14,10 +14,12 @@ import onnx_ir as ir
 
 from dynexport.exporter.bundle.options import Progress
 from dynexport.exporter.checkpoint import Checkpoint
+from dynexport.exporter.checkpoint.blocks import Blocks, stack
 from dynexport.exporter.families import Family
 from dynexport.exporter.families.architecture import Architecture, Source
 from dynexport.exporter.graph.decoder import POOL, CausalLM
 from dynexport.exporter.graph.layers import stored_weights
+from dynexport.exporter.lowering.blocks import OfPieces, Piece, Segment
 from dynexport.exporter.lowering.storage import Stacked, StoredWeight
 from dynexport.exporter.lowering.target import Target
 from dynexport.runtime.bundle.errors import DynexportError
@@ -59,6 +61,51 @@ class WeightReader:
         names = [self._stored_name(part) for part in source.names]
         return names if all(name in self.checkpoint.names for name in names) else []
 
+    def segments(self, name: str, shape: tuple[int, ...]) -> list[Segment]:
+        """Return how the checkpoint stores the rows of a matrix of the graph, neighbours of one type as one segment.
+
+        Raises:
+            DynexportError: when the checkpoint lacks one of its tensors.
+        """
+        source = self.architecture.sources.get(name, Source((name,)))
+        names = tuple(map(self._stored_name, source.names))
+        if source.combine is not None:
+            (stored,) = names if source.moves_rows else (None,)
+            form = None if stored is None else self.checkpoint.form(stored)
+            return [Segment(shape[0], self.checkpoint.stored_type(names[0]), form, names)]
+        found: list[Segment] = []
+        for part in names:
+            rows, kind = self.checkpoint.shape(part)[0], self.checkpoint.stored_type(part)
+            above = found.pop() if found and found[-1].kind == kind else Segment(0, kind, None, ())
+            found.append(Segment(above.rows + rows, kind, self.checkpoint.form(part), (*above.names, part)))
+        return found
+
+    def pieces(self, name: str, shape: tuple[int, ...]) -> list[Piece]:
+        """Return the segments of a matrix: blocks where they have a form, else float32 rows; errors as for ``read``."""
+        source = self.architecture.sources.get(name, Source((name,)))
+        try:
+            found = [self._piece(segment, source) for segment in self.segments(name, shape)]
+        except (ValueError, IndexError) as error:
+            parts = (self.checkpoint.shape(self._stored_name(part)) for part in source.names)
+            raise self._wrong_shape(source, shape, *parts) from error
+        rows = sum(piece.shape[0] for piece in found)
+        if rows != shape[0] or any(piece.shape[1:] != shape[1:] for piece in found):
+            raise self._wrong_shape(source, shape, *(piece.shape for piece in found))
+        return found
+
+    def _piece(self, segment: Segment, source: Source) -> Piece:
+        if segment.form is None:
+            return Source(segment.names, source.combine).build(self._read_part)
+        (blocks,) = stack([self._read_blocks(part) for part in segment.names])
+        return blocks if source.combine is None else blocks.move_rows(_of_one(source.combine))
+
+    def _read_blocks(self, name: str) -> Blocks:
+        blocks = self.checkpoint.blocks(name)
+        assert blocks is not None
+        if not all(part is None or np.isfinite(part).all() for part in (blocks.scale, blocks.minimum)):
+            raise self._not_finite(name)
+        return blocks
+
     def read(self, name: str, shape: tuple[int, ...]) -> np.ndarray:
         """Return the graph tensor ``name``, float32 of shape ``shape``.
 
@@ -84,11 +131,14 @@ class WeightReader:
     def _read_part(self, name: str) -> np.ndarray:
         value = self.checkpoint.read(self._stored_name(name))
         if not np.isfinite(value).all():
-            raise DynexportError(
-                f"{self.checkpoint.source}: tensor {name}: expected finite numbers, found NaN or infinity; the "
-                "checkpoint is damaged"
-            )
+            raise self._not_finite(name)
         return value
+
+    def _not_finite(self, name: str) -> DynexportError:
+        return DynexportError(
+            f"{self.checkpoint.source}: tensor {name}: expected finite numbers, found NaN or infinity; the "
+            "checkpoint is damaged"
+        )
 
     def _stored_name(self, name: str) -> str:
         """Return the checkpoint's name of a tensor: a bare model's names have no prefix."""
@@ -111,6 +161,7 @@ class WeightFile:
             in it have entries.
         bytes_read: parameter name -> number of bytes that a run reads for the whole parameter.
         elements: the number of weights written, counted before quantisation.
+        errors: stored type of blocks -> largest difference from the checkpoint's values, in scales of a block.
     """
 
     def __init__(self, path: Path, target: Target, progress: Progress | None = None, pack: Pack | None = None) -> None:
@@ -120,6 +171,7 @@ class WeightFile:
         self.written: dict[str, ir.ExternalTensor] = {}
         self.bytes_read: dict[str, int] = {}
         self.elements = 0
+        self.errors: dict[str, float] = {}
 
     def __enter__(self) -> WeightFile:
         self._file: BinaryIO = self._path.open("wb")
@@ -149,7 +201,7 @@ class WeightFile:
     def _pack(self, name: str, weight: StoredWeight, reader: WeightReader, *, aligned: bool = True) -> None:
         """Write a weight; ``name`` is that of the graph's weight, or of one layer in a stack."""
         with np.errstate(over="ignore"):  # reported below
-            values = self._packed(name, weight, reader.read(name, weight.shape))
+            values = self._values(name, weight, reader)
         if not all(np.isfinite(part).all() for part in values.values() if part.dtype == np.float16):
             raise DynexportError(
                 f"{reader.checkpoint.source}: tensor {name}: expected weights up to 65504 for float16, found "
@@ -158,6 +210,14 @@ class WeightFile:
         for suffix in weight.parts:
             self._append(name + suffix, values[suffix], aligned=aligned)
         self.elements += math.prod(weight.shape)
+
+    def _values(self, name: str, weight: StoredWeight, reader: WeightReader) -> dict[str, np.ndarray]:
+        if not isinstance(weight.storage, OfPieces):
+            return self._packed(name, weight, reader.read(name, weight.shape))
+        packed = weight.storage.pack_pieces(reader.pieces(name, weight.shape))
+        for kind, error in packed.errors.items():
+            self.errors[kind] = max(error, self.errors.get(kind, 0.0))
+        return packed.values
 
     def _pack_stack(self, name: str, weight: StoredWeight, storage: Stacked, reader: WeightReader) -> None:
         """Write every layer's weight under its own name, without gaps, so that together they are the stack."""
@@ -197,6 +257,10 @@ def _names(name: str, weight: StoredWeight) -> list[str]:
     if not isinstance(weight.storage, Stacked):
         return [name]
     return [name.replace(f".{POOL}.", f".{layer}.") for layer in range(weight.storage.layers)]
+
+
+def _of_one(combine: Callable[[list[np.ndarray]], np.ndarray]) -> Callable[[np.ndarray], np.ndarray]:
+    return lambda value: combine([value])
 
 
 def _as_stored(value: np.ndarray, dtype: ir.DataType) -> bytes | memoryview:

@@ -11,6 +11,8 @@ from typing import Any
 
 import numpy as np
 
+from dynexport.exporter.checkpoint.blocks import Blocks, Form
+
 
 class Checkpoint(ABC):
     """A model on disk, under Hugging Face names and layouts whatever the format.
@@ -49,6 +51,28 @@ class Checkpoint(ABC):
         Raises:
             DynexportError: when it is absent, truncated or of an unsupported dtype.
         """
+
+    def form(self, name: str) -> Form | None:
+        """Return the form of ``blocks``, without reading the tensor; None for a tensor that is stored otherwise."""
+        self.shape(name)
+        return None
+
+    def stored_type(self, name: str) -> str:
+        """Return the name of the type that a tensor is stored in, such as F16; "" where no type matters."""
+        self.shape(name)
+        return ""
+
+    def blocks(self, name: str) -> Blocks | None:
+        """Return a matrix as the blocks of integers that the file holds, with the rows of ``read``.
+
+        Returns:
+            The blocks, whose values are those of ``read``; None for a tensor that is stored otherwise.
+
+        Raises:
+            DynexportError: when it is absent or truncated.
+        """
+        self.shape(name)
+        return None
 
 
 @dataclass(frozen=True)

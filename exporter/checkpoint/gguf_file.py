@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 from gguf.quants import dequantize, quant_shape_to_byte_shape
 
 from dynexport.exporter.checkpoint.base import Checkpoint
+from dynexport.exporter.checkpoint.blocks import Blocks, Form
+from dynexport.exporter.checkpoint.gguf_blocks import form_of, unpack
 from dynexport.exporter.checkpoint.gguf_config import Metadata, read_config
 from dynexport.exporter.checkpoint.gguf_header import GgufTensor
 from dynexport.exporter.checkpoint.gguf_layout import FAMILIES, GgufFamily
@@ -66,7 +69,34 @@ class GgufFile(Checkpoint):
                 the metadata.
         """
         stored = self._stored_name(name)
-        values = self._read_stored(stored)
+        return self._hugging_face_rows(name, stored, self._read_stored(stored))
+
+    def form(self, name: str) -> Form | None:
+        """Return the form of ``blocks``; None for a tensor of another number of dimensions, or without such blocks."""
+        tensor = self._header.tensors[self._stored_name(name)]
+        return form_of(tensor.kind) if len(tensor.shape) == 2 else None
+
+    def stored_type(self, name: str) -> str:
+        """Return the ggml type of a tensor."""
+        return str(self._header.tensors[self._stored_name(name)].kind.name)
+
+    def blocks(self, name: str) -> Blocks | None:
+        """Return a matrix as the file's blocks of integers, in Hugging Face's order of rows.
+
+        Returns:
+            The blocks; None for a tensor without a form.
+
+        Raises:
+            DynexportError: when it is absent or unreadable, or its shape contradicts the metadata.
+        """
+        if self.form(name) is None:
+            return None
+        stored = self._stored_name(name)
+        tensor = self._header.tensors[stored]
+        found = unpack(self._read_bytes(stored).reshape(tensor.shape[0], -1), tensor.kind)
+        return None if found is None else found.move_rows(partial(self._hugging_face_rows, name, stored))
+
+    def _hugging_face_rows(self, name: str, stored: str, values: np.ndarray) -> np.ndarray:
         try:
             heads, kv_heads = self.config["num_attention_heads"], self.config["num_key_value_heads"]
             return self._family.to_hugging_face(name, values, heads, kv_heads)
@@ -88,6 +118,17 @@ class GgufFile(Checkpoint):
     def _read_stored(self, stored: str) -> np.ndarray:
         """Return a tensor by its GGUF name, float32, in GGUF's layout."""
         tensor = self._header.tensors[stored]
+        try:
+            return _dequantise(self._read_bytes(stored), tensor)
+        except NotImplementedError as error:
+            raise DynexportError(
+                f"{tensor.path}: tensor {stored}: {tensor.kind.name} cannot be dequantised; use a file of another "
+                "quantisation or the Hugging Face directory"
+            ) from error
+
+    def _read_bytes(self, stored: str) -> np.ndarray:
+        """Return the stored bytes of a tensor, uint8."""
+        tensor = self._header.tensors[stored]
         path = tensor.path
         try:
             content = np.fromfile(path, np.uint8, tensor.size, offset=tensor.offset)
@@ -98,13 +139,7 @@ class GgufFile(Checkpoint):
                 f"{path}: tensor {stored}: expected {tensor.size} bytes, found {content.size}; "
                 "the file has changed since it was opened"
             )
-        try:
-            return _dequantise(content, tensor)
-        except NotImplementedError as error:
-            raise DynexportError(
-                f"{path}: tensor {stored}: {tensor.kind.name} cannot be dequantised; use a file of another "
-                "quantisation or the Hugging Face directory"
-            ) from error
+        return content
 
 
 def _dequantise(content: np.ndarray, tensor: GgufTensor) -> np.ndarray:

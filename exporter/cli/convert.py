@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -47,10 +48,11 @@ _target_options = options(
         "--precision",
         "--dtype",
         "precision",
-        type=click.Choice(["fp32", "fp16", "bf16", "int8", "int4"]),
-        default="fp32",
+        type=click.Choice(["auto", "fp32", "fp16", "bf16", "int8", "int4"]),
+        default="auto",
         show_default=True,
-        help="Type of the stored weights; bf16 for TensorRT only.",
+        help="Type of the stored weights: auto keeps the quantised blocks of a .gguf file as they are, with ONNX "
+        "Runtime, and is fp32 for all other weights; bf16 for TensorRT only.",
     ),
     click.option(
         "--target",
@@ -149,7 +151,8 @@ _form_options = options(
     epilog="""\b
 Examples:
   dynexport convert ./SmolLM2-135M-Instruct --strategy unified-skip --speedup 2 --speedup 3 -o smollm2
-  dynexport convert model.gguf --strategy dense --precision int4 -o model-int4
+  dynexport convert model.gguf --strategy dense -o model
+  dynexport convert ./model --strategy dense --precision int4 -o model-int4
   dynexport convert ./model --precision int4 --quantiser gptq --quantiser-text book.txt -o model-int4
   dynexport convert ./model --strategy unified-skip --keep 0,2,4,7 -o model-skip
   dynexport convert ./mod-model --set decision.threshold=0.4 --set cache.capacity=0.25 -o mod
@@ -213,7 +216,8 @@ def _text(path: Path | None) -> str | None:
 def _show(out: Output, done: Conversion) -> None:
     """Show the bundle in tables and in the report."""
     manifest = done.manifest
-    out.facts(f"Bundle {done.output}", [*describe_bundle(manifest), *_describe_run(done)])
+    weights = [("weights" if i == 0 else "", str(each)) for i, each in enumerate(done.matrices)]
+    out.facts(f"Bundle {done.output}", [*describe_bundle(manifest), *weights, *_describe_run(done)])
     if manifest.depths:
         out.table("Kept layers", *depth_table(manifest))
     if warning := not_trained(manifest, manifest.depths):
@@ -226,6 +230,7 @@ def _show(out: Output, done: Conversion) -> None:
             "output": str(done.output),
             "golden_rows": done.golden,
             "notes": list(done.notes),
+            "weights": [asdict(each) for each in done.matrices],
             "peak_memory_bytes": done.peak_memory,
             "seconds": done.seconds,
         }

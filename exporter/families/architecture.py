@@ -87,10 +87,12 @@ class Source:
     Attributes:
         names: names of the checkpoint tensors, in order.
         combine: makes the graph's tensor from them; None concatenates them along their first axis.
+        moves_rows: whether ``combine`` only selects or orders the rows of one tensor, whatever a row holds.
     """
 
     names: tuple[str, ...]
     combine: Callable[[list[Array]], Array] | None = None
+    moves_rows: bool = False
 
     def build(self, read: Callable[[str], Array]) -> Array:
         """Read the tensors with ``read`` and return the combined one, float32."""

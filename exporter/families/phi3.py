@@ -29,7 +29,9 @@ def _read(fields: Fields) -> Architecture:
     for name, value in _VARIANTS.items():
         fields.only(name, value)
     gate_up = {
-        f"model.layers.{i}.mlp.{part}_proj.weight": Source((f"model.layers.{i}.mlp.gate_up_proj.weight",), _half(which))
+        f"model.layers.{i}.mlp.{part}_proj.weight": Source(
+            (f"model.layers.{i}.mlp.gate_up_proj.weight",), _half(which), moves_rows=True
+        )
         for i in range(layers)
         for which, part in enumerate(("gate", "up"))
     }

@@ -37,7 +37,7 @@ def build_graph(plan: GraphPlan, model: CausalLM, target: Target, writer: LayerW
     inputs = _step_inputs(graph, op, architecture, plan)
     writer.begin(op, graph, inputs)
     caches = {i: _cache(graph, architecture, plan, target, i, writer.slots(i)) for i in plan.layers}
-    register_weights(graph, model)
+    register_weights(graph, model, target)
     step = Step.prepare(op, architecture, inputs, plan, target)
     logits, present = model(op, step, caches, writer.run_layer)
 
@@ -53,7 +53,7 @@ def build_part(name: str, model: CausalLM, target: Target, write: WriteGraph) ->
     """Build another graph with only the weights it uses; they have no values yet."""
     graph = _new_graph(name, target)
     op = GraphBuilder(graph).op
-    register_weights(graph, model)
+    register_weights(graph, model, target)
     write(graph, op, model)
     for initializer in [value for value in graph.initializers.values() if not value.uses()]:
         del graph.initializers[str(initializer.name)]

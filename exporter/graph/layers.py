@@ -38,6 +38,16 @@ def stored_weights(module: nn.Module) -> Iterator[tuple[str, StoredWeight]]:
                 yield f"{name}.{tensor}", weight
 
 
+def settle_storages(module: nn.Module, target: Target) -> None:
+    """Let the target choose each weight's storage again, by its full name, before any operator uses the weight."""
+    for name, child in module.named_modules():
+        if isinstance(child, Weighted):
+            for tensor, weight in list(child.stored.items()):
+                storage = target.named_storage(f"{name}.{tensor}", weight)
+                if storage is not weight.storage:
+                    child.store(tensor, weight.shape, storage)
+
+
 class Linear(Weighted):
     """y = x W^T + b with W [out_features, in_features], as in PyTorch."""
 

@@ -7,15 +7,17 @@ from collections.abc import Sequence
 import onnx_ir as ir
 from onnxscript import nn
 
-from dynexport.exporter.graph.layers import stored_weights
+from dynexport.exporter.graph.layers import settle_storages, stored_weights
+from dynexport.exporter.lowering.target import Target
 
 
-def register_weights(graph: ir.Graph, model: nn.Module) -> None:
-    """Put every weight into the graph under its full name.
+def register_weights(graph: ir.Graph, model: nn.Module, target: Target) -> None:
+    """Put every weight into the graph under its full name, in the storage that the target gives to it.
 
     onnxscript would name a parameter at its first use, by the scope of the outermost builder. Inside an ``If`` that
     scope lacks the layer, and the names of all layers would collide.
     """
+    settle_storages(model, target)
     for name, weight in stored_weights(model):
         for suffix, value in weight.parts.items():
             value.name = name + suffix

@@ -5,12 +5,14 @@ Why these operators: docs/architecture.md, "The ONNX Runtime lowering".
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import onnx_ir as ir
 
 from dynexport.exporter.families.architecture import Activation, Architecture, Rotary
+from dynexport.exporter.lowering.block_products import ACCURACY_LEVEL, MICROSOFT, look_up, multiply
+from dynexport.exporter.lowering.blocks import Blocked, Rows, Segment, Unnamed
 from dynexport.exporter.lowering.searched import SearchedBlocks
 from dynexport.exporter.lowering.storage import BlockQuantized, Plain, Storage, StoredWeight
 from dynexport.exporter.lowering.target import AttentionInputs, Target
@@ -21,41 +23,51 @@ OPSET = 24
 _TABLE_MULTIPLE = 8
 _ROTATED_HEAD_DIM_MULTIPLE = 16
 _LARGEST_TABLES = 256 << 20
-_MICROSOFT = "com.microsoft"
-# int8 activations, as onnxruntime-genai chooses on CPU: the level with VNNI and dot-product kernels.
-_ACCURACY_LEVEL = 4
 _STORAGES: dict[str, Storage] = {
     "fp32": Plain(),
     "fp16": Plain(ir.DataType.FLOAT16),
     "int8": BlockQuantized(8),
     "int4": SearchedBlocks(),
+    "gguf": Unnamed(),
 }
+# Types without blocks whose values these storages keep; matrices of all other types are rounded to int8.
+_OTHER_TYPES: dict[str, Storage] = {
+    "F32": Plain(),
+    "BF16": Plain(),
+    "F16": Plain(ir.DataType.FLOAT16),
+}
+_ROUNDED = BlockQuantized(8)
+Segments = Callable[[str, tuple[int, ...]], Sequence[Segment]]
 
 
 class OnnxRuntime(Target):
-    """The ONNX Runtime target: weights in ``precision``; norms, rotary, softmax and logits in float32."""
+    """The ONNX Runtime target: weights in ``precision``; norms, rotary, softmax and logits in float32.
+
+    Args:
+        precision: the stored type of projections and embeddings.
+        segments: for precision gguf, how the checkpoint stores the rows of a matrix of the graph, by name and shape.
+        zero_points: for int4, whether blocks have zero points that are searched, or symmetric integers.
+        head_bits: for int4, the bits of the head and of embedding tables, 8 or 4.
+    """
 
     name: TargetName = "onnxruntime"
     title = "ONNX Runtime"
-    opset_imports: Mapping[str, int] = {"": OPSET, _MICROSOFT: 1}
+    opset_imports: Mapping[str, int] = {"": OPSET, MICROSOFT: 1}
 
-    def __init__(self, precision: Precision, *, zero_points: bool = True, head_bits: int = 8) -> None:
-        """Choose the storage of weights.
-
-        Args:
-            precision: the stored type of projections and tables.
-            zero_points: for int4, whether blocks have zero points that are searched, or symmetric integers.
-            head_bits: for int4, the bits of the head and of tables, 8 or 4.
-
-        Raises:
-            DynexportError: for a precision that ONNX Runtime's CPU provider has no kernels for.
-        """
+    def __init__(
+        self,
+        precision: Precision,
+        segments: Segments | None = None,
+        *,
+        zero_points: bool = True,
+        head_bits: int = 8,
+    ) -> None:
         if precision not in _STORAGES:
             raise DynexportError(
-                f"precision: expected one of {', '.join(_STORAGES)} for ONNX Runtime, found {precision}, which its CPU "
-                "provider has no kernels for; choose fp16, or --target tensorrt"
+                f"precision: expected auto, fp32, fp16, int8 or int4 for ONNX Runtime, found {precision}, which its "
+                "CPU provider has no kernels for; choose fp16, or --target tensorrt"
             )
-        self.precision, self.storage = precision, _STORAGES[precision]
+        self.precision, self.storage, self._segments = precision, _STORAGES[precision], segments
         if precision == "int4" and not zero_points:
             self.storage = BlockQuantized(4)
         self._table_storage = BlockQuantized(8) if precision == "int4" and head_bits == 8 else self.storage
@@ -76,26 +88,44 @@ class OnnxRuntime(Target):
     def head_storage(self, shape: Sequence[int]) -> Storage:
         return self._table_storage
 
+    def named_storage(self, name: str, weight: StoredWeight) -> Storage:
+        if not isinstance(weight.storage, Unnamed):
+            return weight.storage
+        assert self._segments is not None
+        segments = self._segments(name, weight.shape)
+        storages = [_storage_of(segment, weight.shape[1]) for segment in segments]
+        if len(storages) == 1:
+            return storages[0]
+        return Rows(tuple((segment.rows, storage) for segment, storage in zip(segments, storages, strict=True)))
+
     def matmul(self, op: Any, x: ir.Value, weight: StoredWeight) -> ir.Value:
+        rows, columns = weight.shape
+        if isinstance(weight.storage, Rows):
+            products = [self.matmul(op, x, part) for part in weight.storage.split(weight)]
+            return self._like(op.Concat(*products, axis=-1), x, rows)
+        if isinstance(weight.storage, Blocked):
+            return self._like(multiply(op, x, weight.parts, rows, columns, weight.storage), x, rows)
         if isinstance(weight.storage, BlockQuantized):
-            rows, columns = weight.shape
             y = op.MatMulNBits(
                 x,
                 weight.parts["_quantized"],
                 weight.parts["_scales"],
-                weight.parts.get("_zero_points"),
-                _domain=_MICROSOFT,
+                *_zero_points(weight),
+                _domain=MICROSOFT,
                 N=rows,
                 K=columns,
                 bits=weight.storage.bits,
                 block_size=weight.storage.block_size,
-                accuracy_level=_ACCURACY_LEVEL,
+                accuracy_level=ACCURACY_LEVEL,
             )
         else:
-            y = op.FusedMatMul(x, _widened(op, weight.parts[""]), _domain=_MICROSOFT, transB=1)
-        return _float(y)
+            y = op.FusedMatMul(x, _widened(op, weight.parts[""]), _domain=MICROSOFT, transB=1)
+        return self._like(y, x, rows)
 
     def gather_rows(self, op: Any, indices: ir.Value, weight: StoredWeight) -> ir.Value:
+        if isinstance(weight.storage, Blocked):
+            rows, columns = weight.shape
+            return _float(look_up(op, indices, weight.parts, (rows, columns), weight.storage))
         if isinstance(weight.storage, BlockQuantized):
             rows, columns = weight.shape
             table = op.Reshape(weight.parts["_quantized"], [rows, columns * weight.storage.bits // 8])
@@ -103,8 +133,8 @@ class OnnxRuntime(Target):
                 table,
                 indices,
                 weight.parts["_scales"],
-                weight.parts.get("_zero_points"),
-                _domain=_MICROSOFT,
+                *_zero_points(weight),
+                _domain=MICROSOFT,
                 bits=weight.storage.bits,
                 block_size=weight.storage.block_size,
                 gather_axis=0,
@@ -129,14 +159,14 @@ class OnnxRuntime(Target):
     ) -> tuple[ir.Value, ir.Value]:
         kind = "SkipSimplifiedLayerNormalization" if bias is None else "SkipLayerNormalization"
         inputs = [residual, x, weight] + ([] if bias is None else [bias])
-        outputs = getattr(op, kind)(*inputs, _domain=_MICROSOFT, _outputs=4, epsilon=epsilon)
+        outputs = getattr(op, kind)(*inputs, _domain=MICROSOFT, _outputs=4, epsilon=epsilon)
         for unused in outputs[1:3]:
             unused.name = ""
-        return _float(outputs[0]), _float(outputs[3])
+        return self._like(outputs[0], x), self._like(outputs[3], x)
 
     def activate(self, op: Any, x: ir.Value, activation: Activation) -> ir.Value:
         if activation == "silu":
-            return _float(op.QuickGelu(x, _domain=_MICROSOFT, alpha=1.0))
+            return self._like(op.QuickGelu(x, _domain=MICROSOFT, alpha=1.0), x)
         if activation == "relu":
             return _float(op.Relu(x))
         return _float(op.Gelu(x, approximate="tanh" if activation == "gelu_tanh" else "none"))
@@ -171,7 +201,7 @@ class OnnxRuntime(Target):
             inputs.last_index,
             inputs.total_length,
             *extra,
-            _domain=_MICROSOFT,
+            _domain=MICROSOFT,
             _outputs=3,
             do_rotary=int(inputs.rotary is not None),
             num_heads=inputs.heads,
@@ -180,6 +210,12 @@ class OnnxRuntime(Target):
             softcap=inputs.softcap or 0.0,
         )
         return self._unpadded(op, _float(output), inputs), _float(present_key), _float(present_value)
+
+    def _like(self, value: ir.Value, x: ir.Value, features: int | None = None) -> ir.Value:
+        """Declare the type of a result, and with blocks its shape, as sums of blocks depend on the number of axes."""
+        if self._segments is not None and value.shape is None and x.shape is not None:
+            value.shape = ir.Shape([*x.shape[:-1], x.shape[-1] if features is None else features])
+        return _float(value)
 
     def _padded(self, op: Any, x: ir.Value | None, heads: int, head_dim: int) -> ir.Value | None:
         """Pad every head with zeros: [B, S, heads * head_dim] -> [B, S, heads * cache_head_dim]."""
@@ -197,6 +233,19 @@ class OnnxRuntime(Target):
         by_head = op.Reshape(x, [0, 0, heads, channels])
         kept, _ = op.Split(by_head, [head_dim, channels - head_dim], axis=-1, _outputs=2)
         return _float(op.Reshape(kept, [0, 0, heads * head_dim]))
+
+
+def _storage_of(segment: Segment, columns: int) -> Storage:
+    """Return the storage that keeps a checkpoint's rows as they are, or rounds rows of an unknown type."""
+    if segment.form is not None:
+        return Blocked(segment.form)
+    known = _OTHER_TYPES.get(segment.kind)
+    whole = columns % _ROUNDED.block_size == 0  # as GatherBlockQuantized requires
+    return known or (_ROUNDED if whole else Plain())
+
+
+def _zero_points(weight: StoredWeight) -> list[ir.Value]:
+    return [weight.parts["_zero_points"]] if "_zero_points" in weight.parts else []
 
 
 def _widened(op: Any, value: ir.Value) -> ir.Value:

@@ -129,6 +129,10 @@ class Target(ABC):
         """Return the storage of a head of its own of this shape; by default that of a projection."""
         return self.weight_storage(shape)
 
+    def named_storage(self, name: str, weight: StoredWeight) -> Storage:
+        """Return the storage of a weight once its name is known; by default the one chosen by its shape."""
+        return weight.storage
+
     @abstractmethod
     def embedding_storage(self, shape: Sequence[int], *, tied: bool) -> Storage:
         """Return the storage of an embedding table; ``tied`` when the head multiplies by it too."""

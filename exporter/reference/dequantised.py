@@ -1,15 +1,15 @@
-"""Read the quantised weights of an int4 or int8 bundle back from its graphs, for the PyTorch reference.
+"""Read the quantised weights of a bundle of precision int4, int8 or gguf back from its graphs, for the reference.
 
 Written from ONNX Runtime's description of MatMulNBits and GatherBlockQuantized; it shares no code with the quantiser.
 A value is (q - zero) * scale of its block, where q is an unsigned integer of 4 or 8 bits, the lower half of a byte
-first, zero is the block's zero point, stored likewise, or 2^(bits - 1) where none is stored, and a block is
-``block_size`` values along a row.
+first, a block is ``block_size`` values along a row, and zero is 2^(bits - 1) or stored. Where sums of the input's
+blocks follow the input, copy after copy, the values of their columns belong to every value of the block.
 
 A matrix is matched to a parameter of the model by its values, not by its name in the graph: the root mean square of a
 row's differences from the checkpoint's must be at most one quantisation step. Single values may be further away: those
 at the ends of a block whose scale was fitted to all of it, and those that make up for the errors of others (GPTQ).
-Another row is 3 steps away or more. A parameter without a match keeps the checkpoint's values. If the bundle should
-have held it, the logits will differ.
+With precision gguf the values must be the checkpoint's own, but for the rounding of minima. A parameter without a match
+keeps the checkpoint's values. If the bundle should have held it, the logits will differ.
 """
 
 from __future__ import annotations
@@ -30,6 +30,11 @@ from dynexport.runtime.bundle.manifest import Manifest
 FloatArray = NDArray[np.float32]
 _OPERATORS = ("MatMulNBits", "GatherBlockQuantized")
 _LAYER = re.compile(r"\.([0-9]+)\.")
+# Tolerance, in quantisation steps: scales and products are rounded to float32.
+_ROUNDING = 1e-3
+# What is left of the minima of a row, as a share of the largest that the columns of sums hold: half of a 14th of a
+# 7th for two stages of 4 bits, less for one of 8.
+_LEFT = 1 / 190
 
 
 def is_quantised(manifest: Manifest) -> bool:
@@ -37,7 +42,7 @@ def is_quantised(manifest: Manifest) -> bool:
 
     TensorRT bundles have other operators; they are compared with the float16 weights.
     """
-    return manifest.target == "onnxruntime" and manifest.precision in ("int8", "int4")
+    return manifest.target == "onnxruntime" and manifest.precision in ("int8", "int4", "gguf")
 
 
 @dataclass(frozen=True)
@@ -49,8 +54,10 @@ class _Quantised:
         folder: directory of the external weights file.
         data: packed integers, a tensor of the graph.
         scales: one scale per block, a tensor of the graph.
-        zeros: one zero point per block, a tensor of the graph; None: all are the middle of the range.
+        zeros: one packed zero per block, a tensor of the graph; None for 2^(bits - 1).
         columns: number of columns; None where the rows consist of whole blocks.
+        copies: how many copies of the sums of the input's blocks follow the columns.
+        kept: whether the values are the checkpoint's own, and not rounded by up to one step.
     """
 
     layer: int | None
@@ -61,29 +68,38 @@ class _Quantised:
     bits: int
     block_size: int
     columns: int | None
+    copies: int
+    kept: bool
 
     def read(self) -> tuple[FloatArray, FloatArray]:
-        """Return the dequantised values and the quantisation step of each, both float32 [rows, columns]."""
+        """Return the dequantised values and the tolerance of each, both float32 [rows, columns]."""
         scales = tensor_values(self.folder, self.scales).astype(np.float32)
-        packed = tensor_values(self.folder, self.data).reshape(*scales.shape, -1)
-        if self.bits == 4:
-            packed = _halves(packed)
+        packed = self._integers(tensor_values(self.folder, self.data).reshape(*scales.shape, -1))
         if packed.shape[-1] != self.block_size:
             raise DynexportError(
                 f"{self.folder}: {self.data.name}: expected blocks of {self.block_size} values, found "
                 f"{packed.shape[-1]}; convert again"
             )
-        values = (packed.astype(np.float32) - self._zero_points(scales.shape)[..., None]) * scales[..., None]
+        zeros = np.full(scales.shape, 2 ** (self.bits - 1), np.float32)
+        if self.zeros is not None:
+            stored = tensor_values(self.folder, self.zeros).reshape(len(scales), -1)
+            zeros = self._integers(stored)[:, : scales.shape[1]].astype(np.float32)
+        values = (packed.astype(np.float32) - zeros[..., None]) * scales[..., None]
         rows, columns = len(scales), self.columns or scales.shape[1] * self.block_size
-        steps = np.repeat(np.abs(scales), self.block_size, axis=1)
-        return values.reshape(rows, -1)[:, :columns], steps[:, :columns]
+        values, steps = values.reshape(rows, -1), np.repeat(np.abs(scales), self.block_size, axis=1)
+        room = steps[:, :columns] * np.float32(_ROUNDING if self.kept else 1 + _ROUNDING)
+        if not self.copies:
+            return values[:, :columns], room
+        count = columns // self.block_size
+        sums = values[:, columns : columns + self.copies * count].reshape(rows, self.copies, count).sum(axis=1)
+        room += np.abs(sums).max(axis=1, keepdims=True) * np.float32(_LEFT)
+        return values[:, :columns] + np.repeat(sums, self.block_size, axis=1), room
 
-    def _zero_points(self, shape: tuple[int, ...]) -> FloatArray:
-        """Return the zero point of every block, float32 [rows, blocks]."""
-        if self.zeros is None:
-            return np.full(shape, 2 ** (self.bits - 1), np.float32)
-        stored = tensor_values(self.folder, self.zeros).reshape(shape[0], -1)
-        return (_halves(stored) if self.bits == 4 else stored)[:, : shape[1]].astype(np.float32)
+    def _integers(self, packed: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        """Return the integers of bytes [.., n]: [.., n] of 8 bits, [.., 2 n] of 4 bits."""
+        if self.bits == 8:
+            return packed
+        return np.stack([packed & 15, packed >> 4], axis=-1).reshape(*packed.shape[:-1], -1)
 
 
 class DequantisedWeights:
@@ -101,7 +117,7 @@ class DequantisedWeights:
         found = {
             (matrix.layer, matrix.data.name): matrix
             for graph in manifest.graphs
-            for matrix in _quantised(folder / graph.file)
+            for matrix in _quantised(folder / graph.file, kept=manifest.precision == "gguf")
         }
         self._by_layer: dict[int | None, list[_Quantised]] = {}
         for matrix in found.values():
@@ -145,81 +161,84 @@ def stored_weights(folder: Path, manifest: Manifest) -> DequantisedWeights | Hal
 
 
 def _find(weight: FloatArray, matrices: list[_Quantised]) -> FloatArray | None:
-    """Return the rows of these matrices that match the weight's rows within one step, or None."""
+    """Return the rows of these matrices that match the weight's rows, or None."""
     parts = [
         part for part in (_same_columns(*matrix.read(), weight.shape[1]) for matrix in matrices) if part is not None
     ]
-    for values, steps in parts:
-        found = _consecutive(weight, values, steps)
+    for values, room in parts:
+        found = _consecutive(weight, values, room)
         if found is not None:
             return found
     if not parts:
         return None
     # Rows may stand in another order or in several matrices, so take the nearest row for each.
-    values, steps = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
+    values, room = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
     distance = (values * values).sum(axis=1) - 2 * (weight @ values.T)
     nearest = distance.argmin(axis=1)
-    return values[nearest] if _near(weight, values[nearest], steps[nearest]).all() else None
+    return values[nearest] if _near(weight, values[nearest], room[nearest]).all() else None
 
 
-def _same_columns(values: FloatArray, steps: FloatArray, columns: int) -> tuple[FloatArray, FloatArray] | None:
-    """Return values and steps without the zero columns that pad heads; None if the number of columns differs."""
+def _same_columns(values: FloatArray, room: FloatArray, columns: int) -> tuple[FloatArray, FloatArray] | None:
+    """Return values and room without the zero columns that pad heads; None if the number of columns differs."""
     if values.shape[1] == columns:
-        return values, steps
+        return values, room
     used = values.any(axis=0)
-    return (values[:, used], steps[:, used]) if used.sum() == columns else None
+    return (values[:, used], room[:, used]) if used.sum() == columns else None
 
 
-def _consecutive(weight: FloatArray, values: FloatArray, steps: FloatArray) -> FloatArray | None:
-    """Return consecutive rows of a matrix that match the weight's rows within one step, or None."""
+def _consecutive(weight: FloatArray, values: FloatArray, room: FloatArray) -> FloatArray | None:
+    """Return consecutive rows of a matrix that match the weight's rows, or None."""
     rows = len(weight)
-    for start in np.flatnonzero(_near(weight[:1], values, steps)):
+    for start in np.flatnonzero(_near(weight[:1], values, room)):
         part = slice(start, start + rows)
-        if start + rows <= len(values) and _near(weight, values[part], steps[part]).all():
+        if start + rows <= len(values) and _near(weight, values[part], room[part]).all():
             return values[part]
     return None
 
 
-def _near(weight: FloatArray, values: FloatArray, steps: FloatArray) -> NDArray[np.bool_]:
-    """Return bool [rows], whether the differences of a row are at most one step, as root mean squares."""
-    near: NDArray[np.bool_] = np.square(values - weight).sum(axis=1) <= np.square(steps).sum(axis=1)
+def _near(weight: FloatArray, values: FloatArray, room: FloatArray) -> NDArray[np.bool_]:
+    """Return bool [rows], whether the differences of a row are within the room, as root mean squares."""
+    near: NDArray[np.bool_] = np.square(values - weight).sum(axis=1) <= np.square(room).sum(axis=1)
     return near
 
 
-def _halves(packed: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """Return the 4-bit integers of bytes, the lower half first: [.., n] -> [.., 2 n]."""
-    return np.stack([packed & 15, packed >> 4], axis=-1).reshape(*packed.shape[:-1], -1)
-
-
-def _quantised(path: Path) -> Iterator[_Quantised]:
+def _quantised(path: Path, *, kept: bool) -> Iterator[_Quantised]:
     """Yield the quantised matrices of a graph and of its branches."""
     model = onnx.load(path, load_external_data=False)
     nodes = list(graph_nodes(model.graph))
     tensors = {tensor.name: tensor for tensor in model.graph.initializer}
-    reshaped = {node.output[0]: node.input[0] for node in nodes if node.op_type == "Reshape"}
+    producers = {name: node for node in nodes for name in node.output}
     for node in nodes:
         if node.op_type not in _OPERATORS:
             continue
         attributes = {a.name: onnx.helper.get_attribute_value(a) for a in node.attribute}
-        table, scales = node.input[1 if node.op_type == "MatMulNBits" else 0], node.input[2]
-        table = reshaped.get(table, table)
-        zeros = node.input[3] if len(node.input) > 3 else ""
-        stored = [name for name in (table, scales, zeros) if name]
-        if len([name for name in node.input if name]) != 1 + len(stored) or not tensors.keys() >= set(stored):
+        table, scales, zeros = node.input[1 if node.op_type == "MatMulNBits" else 0], node.input[2], node.input[3:]
+        if table in producers and producers[table].op_type == "Reshape":
+            table = producers[table].input[0]
+        if len(zeros) > 1 or any(name not in tensors for name in (table, scales, *zeros)):
             raise DynexportError(
                 f"{path}: {node.name}: expected stored values, scales and zero points, found something else; convert "
                 "again"
             )
-        bits, block = int(attributes["bits"]), int(attributes["block_size"])
+        bits, block, columns, copies = int(attributes["bits"]), int(attributes["block_size"]), attributes.get("K"), 0
+        if kept and zeros and columns is not None:
+            copies = len(producers[node.input[0]].input) - 1  # of a Concat
+            columns = columns * block // (block + copies)
+        elif kept and zeros:
+            (split,) = (other for other in nodes if other.op_type == "Split" and other.input[0] == node.output[0])
+            columns, width = tensor_values(path.parent, tensors[split.input[1]]).tolist()[:2]
+            copies = width * block // columns
         yield _Quantised(
-            _layer_of(table),
-            path.parent,
-            tensors[table],
-            tensors[scales],
-            tensors.get(zeros),
-            bits,
-            block,
-            attributes.get("K"),
+            layer=_layer_of(table),
+            folder=path.parent,
+            data=tensors[table],
+            scales=tensors[scales],
+            zeros=tensors[zeros[0]] if zeros else None,
+            bits=bits,
+            block_size=block,
+            columns=columns,
+            copies=copies,
+            kept=kept,
         )
 
 

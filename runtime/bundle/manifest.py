@@ -39,7 +39,7 @@ NEXT = ".dynexport-next"
 # A cache's head size is the model's, rounded up to a multiple of this if the engine requires it.
 HEAD_DIM_MULTIPLE = 8
 
-Precision = Literal["fp32", "fp16", "bf16", "int8", "int4"]
+Precision = Literal["fp32", "fp16", "bf16", "int8", "int4", "gguf"]
 TargetName = Literal["onnxruntime", "tensorrt"]
 
 _PHASES: tuple[Phase, ...] = ("prompt", "decode")
@@ -111,7 +111,8 @@ class Manifest(Part):
         contract: the checkpoint's routing contract, for information; a runtime does not need it.
         trained: whether the checkpoint declares this contract's strategy.
         target: engine that the graphs are written for; ONNX Runtime also runs graphs for TensorRT.
-        precision: storage format of the weights. The graphs' inputs give the types of hidden_states and caches.
+        precision: storage format of the weights; "gguf": a GGUF file's own blocks. The graphs' inputs give the types of
+            hidden_states and caches.
         model: sizes of the model.
         depths: depths that a request may choose, beside full depth. The default is the first ``trained`` one, else
             full depth.

@@ -28,7 +28,7 @@ def test_a_name_that_there_is_not_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "expected"),
     [
-        ({"precision": "fp8"}, "precision: expected one of fp32"),
+        ({"precision": "fp8"}, "precision: expected one of auto, fp32"),
         ({"target": "openvino"}, "target: expected one of onnxruntime"),
         ({"max_batch": 0}, "max_batch: expected with the target tensorrt"),
         ({"max_prompt": 8}, "max_prompt: expected with the target tensorrt"),

@@ -129,7 +129,7 @@ def test_the_graph(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     float_activations = 1
-    monkeypatch.setattr(target, "_ACCURACY_LEVEL", float_activations)
+    monkeypatch.setattr(target, "ACCURACY_LEVEL", float_activations)
     assert errors(saved_model(name), tmp_path / "bundle", precision).max() < TOLERANCE
 
 

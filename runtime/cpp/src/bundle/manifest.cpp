@@ -141,7 +141,7 @@ Manifest parse_manifest(std::string_view json, const std::string& where) {
       },
       "onnxruntime");
   result.precision = fields.required("precision", [](const Value& precision) {
-    return one_of(precision, {"fp32", "fp16", "bf16", "int8", "int4"});
+    return one_of(precision, {"fp32", "fp16", "bf16", "int8", "int4", "gguf"});
   });
   result.model = fields.required("model", read_model);
   result.depths = fields.required("depths", [](const Value& depths) { return list(depths, read_depth); });
