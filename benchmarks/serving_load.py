@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-import os
-import time
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+
+# Needs nothing of dynexport, which an interpreter of another runtime lacks.
+sys.path.append(str(Path(__file__).resolve().parents[1] / "runtime" / "measure"))
+from other_work import OtherWork
 
 Array = np.ndarray
 # Ids below it are special tokens and single bytes in most vocabularies.
@@ -52,29 +55,4 @@ def figures(begun: float, times: Sequence[Sequence[float]], tokens: int) -> dict
     }
 
 
-class OtherWork:
-    """Measures what disturbs a measurement: the processor time of processes that do not belong to it.
-
-    Args:
-        servers: ids of processes that belong to it, beside this one.
-    """
-
-    def __init__(self, *servers: int) -> None:
-        self._servers = servers
-        self._begun = self._now()
-
-    def share(self) -> float:
-        """Return the share of the machine's processors that other processes took until now, 0 to 1."""
-        seconds, busy, own = (late - early for early, late in zip(self._begun, self._now(), strict=True))
-        return float(max(0.0, (busy - own) / seconds / (os.cpu_count() or 1)))
-
-    def _now(self) -> tuple[float, float, float]:
-        """Return seconds of the clock, of all processors and of the own processes."""
-        ticks = os.sysconf("SC_CLK_TCK")
-        machine = [int(word) for word in Path("/proc/stat").read_text().splitlines()[0].split()[1:9]]
-        busy, own = sum(machine) - machine[3] - machine[4], 0
-        for pid in self._servers:
-            # The name of the program, in parentheses, may contain spaces.
-            fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-            own += int(fields[11]) + int(fields[12])
-        return time.perf_counter(), busy / ticks, own / ticks + time.process_time()
+__all__ = ["Asked", "OtherWork", "draw", "draw_plain", "figures"]

@@ -21,7 +21,7 @@ class Bundle:
     """The manifest, and the graphs that it names, each loaded when it is first needed."""
 
     def __init__(self, directory: Path) -> None:
-        self.directory, self.engines = directory, dict[str, Engine]()
+        self.directory, self.engines, self.sessions = directory, dict[str, Engine](), dict[str, Any]()
         self.manifest: Json = json.loads((directory / "manifest.json").read_text())
         if self.manifest["schema_version"] != 2:
             raise ValueError(f"schema_version: expected 2, found {self.manifest['schema_version']}")
@@ -32,7 +32,9 @@ class Bundle:
     def engine(self, name: str) -> Engine:
         if name not in self.engines:
             graph = next(graph for graph in self.manifest["graphs"] if graph["name"] == name)
-            self.engines[name] = Engine(self.directory / graph["file"], graph)
+            if graph["file"] not in self.sessions:
+                self.sessions[graph["file"]] = session(self.directory / graph["file"], graph)
+            self.engines[name] = Engine(self.sessions[graph["file"]], graph)
         return self.engines[name]
 
     def program(self, phase: str, depth: str) -> WholeStep | GraphSet:
@@ -58,14 +60,25 @@ class Caches:
             self.slots[cache["place"]] = self.buffers[f"{cache['place']}.key"].shape[2]
 
 
-class Engine:
-    """A session of one graph."""
+def session(path: Path, graph: Json) -> Any:
+    """A session of one file, which may be several graphs'."""
+    options = ort.SessionOptions()
+    options.intra_op_num_threads, options.log_severity_level = 1, 4
+    options.enable_mem_reuse = graph["share_memory"]
+    return ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
 
-    def __init__(self, path: Path, graph: Json) -> None:
-        options = ort.SessionOptions()
-        options.intra_op_num_threads, options.log_severity_level = 1, 4
-        options.enable_mem_reuse = graph["share_memory"]
-        self.graph, self.session = graph, ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+
+class Engine:
+    """One graph: a session's, or a part of it."""
+
+    def __init__(self, session: Any, graph: Json) -> None:
+        self.graph, self.session, self.others = graph, session, dict[str, Array]()
+        own = {spec["name"] for spec in graph["inputs"]}
+        for node in (node for node in session.get_inputs() if node.name not in own):
+            shape = [size if isinstance(size, int) else 0 for size in node.shape]
+            self.others[node.name] = np.zeros(shape, DTYPES[node.type[len("tensor(") : -1]])
+        if graph["part"] is not None:
+            self.others["part"][...] = graph["part"]
 
     def run(self, inputs: Json, caches: Caches | None = None, rows: slice = slice(0), place: str = "") -> Json:
         """Run once; some rows of the caches are read and written in place. A set's attention is told which place."""
@@ -80,6 +93,8 @@ class Engine:
                 binding.bind_ortvalue_output(name.replace(PAST, PRESENT), buffer)
             else:
                 binding.bind_cpu_input(name, np.array(inputs[name], dtype))
+        for name, empty in self.others.items():
+            binding.bind_cpu_input(name, empty)
         self.session.run_with_iobinding(binding)
         return {name: value.numpy() for name, value in zip(results, binding.get_outputs(), strict=False)}
 

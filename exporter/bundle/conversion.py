@@ -254,13 +254,13 @@ def _write_graphs(
     reader, target, contract, plans, depths = built.reader, built.target, built.contract, built.plans, built.kept
     checkpoint, architecture = reader.checkpoint, reader.architecture
     strategy, context = strategies()[contract.strategy], architecture.max_length
-    graphs = []
+    graphs: list[m.Graph] = []
     with WeightFile(part / m.WEIGHTS, target, options.progress, pack) as weights:
         for plan, (graph, modules) in zip(plans, built.graphs, strict=True):
             weights.store(modules, reader)
             ir.save(graph, part / f"{plan.name}.onnx")
             profiles = target.profiles(plan, context)
-            graphs.append(describe.describe_graph(graph, plan, profiles))
+            graphs += describe.describe_graphs(graph, plan, profiles)
     programs = strategy.programs(contract, plans, depths)
     manifest = m.Manifest(
         schema_version=m.SCHEMA_VERSION,
@@ -282,6 +282,7 @@ def _write_graphs(
         cost=describe.describe_cost(
             architecture, weights.bytes_read, target, strategy.router_weights(contract, architecture)
         ),
+        operators=describe.our_operators([graph for graph, _ in built.graphs]),
         tokens=describe.describe_tokens(checkpoint, architecture.vocab_size),
         source=describe.describe_source(checkpoint),
         tools=describe.tool_versions(),

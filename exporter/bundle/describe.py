@@ -12,9 +12,10 @@ import onnx_ir as ir
 
 from dynexport.exporter.checkpoint import Checkpoint
 from dynexport.exporter.families.architecture import Architecture
-from dynexport.exporter.lowering.plan import GraphPlan, SlotRule
+from dynexport.exporter.lowering.plan import GraphPlan, PartPlan, SlotRule
 from dynexport.exporter.lowering.target import Target
 from dynexport.exporter.strategies import Strategy
+from dynexport.plugins.schema import DOMAIN
 from dynexport.runtime.bundle import manifest as m
 from dynexport.runtime.bundle.contract import UNDECLARED, AnyContract, parse_contract
 from dynexport.runtime.bundle.errors import DynexportError, printable
@@ -55,9 +56,9 @@ def describe_model(architecture: Architecture, parameters: int) -> m.Model:
     )
 
 
-def describe_graph(model: ir.Model, plan: GraphPlan, profiles: tuple[m.Profile, ...]) -> m.Graph:
-    """Return the description of a graph with its inputs and outputs."""
-    return m.Graph(
+def describe_graphs(model: ir.Model, plan: GraphPlan, profiles: tuple[m.Profile, ...]) -> list[m.Graph]:
+    """Return the description of a file's graph, or of its parts, with their inputs and outputs."""
+    file = m.Graph(
         name=plan.name,
         file=f"{plan.name}.onnx",
         layers=plan.layers,
@@ -67,6 +68,25 @@ def describe_graph(model: ir.Model, plan: GraphPlan, profiles: tuple[m.Profile, 
         inputs=tuple(_tensor(value) for value in model.graph.inputs),
         outputs=tuple(_tensor(value) for value in model.graph.outputs),
     )
+    return [_part(file, part) for part in plan.parts] or [file]
+
+
+def _part(file: m.Graph, part: PartPlan) -> m.Graph:
+    def of(specs: tuple[m.TensorSpec, ...], names: tuple[str, ...]) -> tuple[m.TensorSpec, ...]:
+        begins = tuple(name for name in names if name.endswith("."))
+        own = [spec for spec in specs if spec.name in names or spec.name.startswith(begins)]
+        shapes = [tuple(part.sizes.get(dim, dim) if isinstance(dim, str) else dim for dim in s.shape) for s in own]
+        return tuple(spec.model_copy(update={"shape": shape}) for spec, shape in zip(own, shapes, strict=True))
+
+    update = {
+        "name": part.name,
+        "layers": part.layers,
+        "part": part.number,
+        "inputs": of(file.inputs, part.inputs),
+        "outputs": of(file.outputs, part.outputs),
+    }
+    found = file.model_copy(update=update)
+    return found if found.caches else found.model_copy(update={"places": ()})
 
 
 def describe_caches(graphs: Sequence[m.Graph], places: int, slots: Callable[[int], SlotRule]) -> tuple[m.Cache, ...]:
@@ -172,6 +192,12 @@ def describe_cost(
         router=4 * router_weights,
         router_flops=2 * router_weights,
     )
+
+
+def our_operators(graphs: Sequence[ir.Model]) -> tuple[str, ...]:
+    """Return the names of dynexport's custom operators in graphs and their branches."""
+    nodes = (node for model in graphs for node in model.graph.all_nodes())
+    return tuple(sorted({node.op_type for node in nodes if node.domain == DOMAIN}))
 
 
 def describe_tokens(checkpoint: Checkpoint, vocab_size: int) -> m.Tokens:

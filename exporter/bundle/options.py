@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from dynexport.exporter.lowering.onnxruntime import OnnxRuntime, Segments
+from dynexport.exporter.lowering.plugged_onnxruntime import PluggedOnnxRuntime
 from dynexport.exporter.lowering.target import Target
 from dynexport.exporter.lowering.tensorrt.target import MAX_BATCH, TensorRT
 from dynexport.runtime.bundle.checks import is_integer, is_number, shown
@@ -38,12 +39,15 @@ class TargetOptions:
         max_prompt: the largest prefill chunk in tokens, for TensorRT only; None for the context, at most 1024.
         kv_cache_dtype: the stored type of keys and values: "auto" for the type of hidden_states, or "int8" with a scale
             for each channel, for ONNX Runtime only.
-        quantiser: how int4 weights are rounded, for ONNX Runtime only: "nearest" to symmetric integers, "search" for
-            the scale and zero point of each block with the smallest error, or "gptq", which also makes up for errors
-            with inputs that it measures on a text (PyTorch runs it). "auto" takes search.
-        head_bits: for int4 and ONNX Runtime, the bits of the head and of embedding tables, 8 or 4; None for 8.
-        plugins: whether graphs use dynexport's custom operators, for TensorRT only; engines are then built and run with
-            the plugin library (docs/plugins.md). A Radial Network's bundle then also has a graph for decode steps.
+        quantiser: how int4 weights are rounded, for ONNX Runtime without plugins only: "nearest" to symmetric integers,
+            "search" for the scale and zero point of each block with the smallest error, or "gptq", which also makes up
+            for errors with inputs that it measures on a text (PyTorch runs it). "auto" takes search; with plugins int4
+            is rounded to the nearest.
+        head_bits: likewise, the bits of the head and of embedding tables, 8 or 4; None for 8, with plugins for 4.
+        plugins: whether graphs use dynexport's custom operators (docs/plugins.md). For TensorRT, engines are then built
+            and run with the plugin library, and a Radial Network's bundle also has a graph for decode steps. For ONNX
+            Runtime on CPUs, the library has faster products, which also read bfloat16; without it, the graphs run the
+            operators' bodies.
     """
 
     target: TargetName = "onnxruntime"
@@ -81,12 +85,14 @@ class TargetOptions:
                 raise DynexportError("kv_cache_dtype: expected int8 with the target onnxruntime only, found tensorrt")
             rows = MAX_BATCH if self.max_batch is None else self.max_batch
             return TensorRT(precision, rows, self.max_prompt, plugins=self.plugins)
-        only_tensorrt = {"max_batch": self.max_batch, "max_prompt": self.max_prompt, "plugins": self.plugins or None}
+        only_tensorrt = {"max_batch": self.max_batch, "max_prompt": self.max_prompt}
         for option, given in only_tensorrt.items():
             if given is not None:
                 raise DynexportError(
                     f"{option}: expected with the target tensorrt, found onnxruntime, which needs none"
                 )
+        if self.plugins:
+            return PluggedOnnxRuntime(precision, segments)
         return OnnxRuntime(
             precision,
             segments,
@@ -95,14 +101,15 @@ class TargetOptions:
         )
 
     def _check_int4(self) -> None:
-        """Raise DynexportError for options of int4 weights without those, or with TensorRT, whose int4 is symmetric."""
+        """Raise DynexportError for options of int4 weights where there are none, or all are symmetric."""
         if self.head_bits is not None and (not is_integer(self.head_bits) or self.head_bits not in (8, 4)):
             raise DynexportError(f"head_bits: expected 8 or 4, found {shown(self.head_bits)}")
+        found = f"{self.precision} and {self.target}{' with plugins' if self.plugins else ''}"
         for option, given in (("quantiser", self.quantiser != "auto"), ("head_bits", self.head_bits is not None)):
-            if given and (self.precision, self.target) != ("int4", "onnxruntime"):
+            if given and found != "int4 and onnxruntime":
                 raise DynexportError(
-                    f"{option}: expected with precision int4 and the target onnxruntime only, found {self.precision} "
-                    f"and {self.target}"
+                    f"{option}: expected with precision int4 and the target onnxruntime without plugins only, found "
+                    f"{found}"
                 )
 
 

@@ -15,7 +15,7 @@ from dynexport.runtime.bundle.errors import DynexportError
 from dynexport.runtime.bundle.json_text import parse_json
 from dynexport.runtime.bundle.machine import available_cores
 from dynexport.runtime.bundle.plain_files import open_named
-from dynexport.runtime.engines.registry import RUN_BACKENDS
+from dynexport.runtime.engines.registry import RUN_BACKENDS, WEIGHTS
 
 _Command = TypeVar("_Command", bound=Callable[..., Any])
 _LARGEST_FROM_PIPE = 64 << 20  # bytes
@@ -30,6 +30,14 @@ backend_option = click.option(
     default="onnxruntime",
     show_default=True,
     help="What runs the graphs; tensorrt and tensorrt-rtx run the engines of `dynexport build` on a GPU.",
+)
+weights_option = click.option(
+    "--weights",
+    type=click.Choice(WEIGHTS),
+    default="packed",
+    show_default=True,
+    help="packed: rearranged at load for the fastest steps; mapped: used as they lie in the file, so that they load in "
+    "no time and processes share them, with slower steps; fp32 on the CPU.",
 )
 trust_option = click.option(
     "--trust-engines",

@@ -15,8 +15,10 @@ from dynexport.exporter.cli.arguments import (
     read_text,
     threads_option,
     trust_option,
+    weights_option,
 )
-from dynexport.exporter.cli.output import Output, json_option
+from dynexport.exporter.cli.describe import start_text
+from dynexport.exporter.cli.output import Output, bytes_text, json_option
 from dynexport.runtime.bundle.bundle import Bundle
 from dynexport.runtime.bundle.manifest import FULL, PathRouting
 from dynexport.runtime.text.text import Text
@@ -25,7 +27,10 @@ if TYPE_CHECKING:
     from dynexport.runtime.measure.bench import Benchmark, Result
 
 _SHOWN_OPERATORS = 6
-_DECODE = ["decode ms", "speed-up", "ideal", "efficiency", "GB/s"]
+_DECODE = ["", "layers", "ms", "least", "speed-up", "ideal", "efficiency"]
+_MEMORY = ["", "MB a step", "GB/s", "memory GB/s", "ideal ms", "fits the cache", "others"]
+# Share of the machine above which other processes are named as a disturbance.
+_DISTURBED = 0.05
 
 
 # The fields of a ``Workload`` except the text.
@@ -56,6 +61,7 @@ _workload_options = options(
         help="Repetitions, each measuring everything in turn; at least 3 show whether a ratio is stable.",
     ),
     backend_option,
+    weights_option,
     threads_option,
 )
 
@@ -94,10 +100,14 @@ def bench(
     """Measure BUNDLE at full depth and with skipped layers, in turn, and compare with the ideal.
 
     \b
+    ms          median, ± half of the interquartile range; least: the shortest
     speed-up    full depth's time / this time: median over repetitions, ± half of the interquartile range
     ideal       decode: bytes read (weights and KV cache) at full depth / bytes read by these steps;
                 prefill: FLOPs of the prompt at full depth / FLOPs of the layers that ran
     efficiency  measured speed-up / ideal
+    GB/s        bytes that a step reads / its time; memory GB/s: read bandwidth measured at that size
+    ideal ms    bytes that a step reads / read bandwidth
+    others      share of the machine that other processes took
     """
     from dynexport.runtime.measure.bench import Workload, benchmark
 
@@ -132,24 +142,36 @@ def _show(out: Output, bundle: Bundle, measured: Benchmark) -> None:
         f"decode steps, medians of {measured.repeats} repetitions after a warm-up, all in turn"
     )
     results, layers = measured.results, bundle.manifest.model.layers
-    if bundle.manifest.routing is None:
-        rows = [_decoding(result, layers, f"{result.prefill_tokens_per_second:.0f}") for result in results]
-        out.table(measured.bundle, ["", "layers", "prefill tok/s", *_DECODE], rows)
-    else:
-        columns = ["", "tok/s", "speed-up", "ideal"]
+    if bundle.manifest.routing is not None or any(each.prefill_ideal_speedup != 1 for each in results):
+        columns = ["", "tok/s", "ms", "least", "speed-up", "ideal"]
         out.table(f"{measured.bundle}: the prompt", columns, [_prompt(result) for result in results])
-        rows = [_decoding(result, layers) for result in results]
-        out.table(f"{measured.bundle}: decoding", ["", "layers", *_DECODE], rows)
+    else:
+        (_, *figures) = _prompt(results[0])
+        out.say("the prompt: {} tok/s, {} ms, least {}".format(*figures))
+    out.table(f"{measured.bundle}: decode steps", _DECODE, [_decoding(result, layers) for result in results])
+    if measured.spinning:
+        out.table(f"{measured.bundle}: memory", _MEMORY, [_memory(result) for result in results])
     if measured.engine_share is not None:
         shares = [f"{name} {share:.0%}" for name, share in list(measured.operators.items())[:_SHOWN_OPERATORS]]
         out.say(f"a decode step: {measured.engine_share:.0%} inside the engine; of that " + ", ".join(shares))
 
 
 def _warn(out: Output, measured: Benchmark) -> None:
-    """Print the baseline and warnings about unstable ratios and tokens that were turned away."""
+    """Print the baseline, what disturbed, and warnings about unstable ratios and tokens that were turned away."""
     others = measured.results[1:]
     if measured.baseline != measured.bundle:
         out.say(f"{FULL}: {measured.baseline}, in its own process")
+    if len(set(measured.spinning.values())) == 2:
+        awake = next(path for path, spins in measured.spinning.items() if spins)
+        out.say(f"threads of {awake} wait awake for the next step; those of the other bundle, of several graphs, sleep")
+    if cached := [f"{each.name} ({bytes_text(each.bytes_per_step)})" for each in measured.results if each.fits_cache]:
+        out.say(
+            f"{', '.join(cached)}: a step's bytes fit the last-level cache of {(measured.last_level_cache or 0) >> 20} "
+            "MiB, which is read faster than memory: beside a full depth that does not fit, ideal and efficiency say "
+            "little"
+        )
+    _say_start(out, measured)
+    _say_other_work(out, measured)
     if unsteady := [result.name for result in others if not result.steady]:
         why = "their quartiles lie more than a tenth apart" if measured.repeats >= 3 else "fewer than 3 repetitions"
         out.warn(f"{', '.join(unsteady)}: ratios that may not repeat: {why}; raise --repeats, on a machine at rest")
@@ -158,29 +180,65 @@ def _warn(out: Output, measured: Benchmark) -> None:
             out.warn(f"{result.name}: tokens were turned away {result.turned_away} times because a layer was full")
 
 
+def _say_start(out: Output, measured: Benchmark) -> None:
+    out.say(f"a start in a process of its own, {measured.weights} weights: {start_text(measured.startup)}")
+
+
+def _say_other_work(out: Output, measured: Benchmark) -> None:
+    """Print the share of the machine that other processes took; a warning where it disturbed a mode."""
+    if measured.others_share is None:
+        out.say("other processes: their share of the machine is not known on this system")
+        return
+    out.say(f"other processes took {measured.others_share:.1%} of the machine")
+    shares = [(each.name, each.others_share) for each in measured.results if each.others_share is not None]
+    if disturbed := [f"{name} ({share:.0%})" for name, share in shares if share > _DISTURBED]:
+        out.warn(f"{', '.join(disturbed)}: other processes took more than {_DISTURBED:.0%} of the machine: repeat it")
+
+
 def _prompt(result: Result) -> list[str]:
     return [
         result.name,
         f"{result.prefill_tokens_per_second:.0f}",
+        _milliseconds(result.prefill_milliseconds, result.prefill_quartiles_milliseconds),
+        f"{result.prefill_least_milliseconds:.2f}",
         _speedup(result.prefill_speedup, result.prefill_speedup_quartiles),
         f"{result.prefill_ideal_speedup:.2f}x",
     ]
 
 
-def _decoding(result: Result, layers: int, *more: str) -> list[str]:
+def _decoding(result: Result, layers: int) -> list[str]:
     return [
         result.name,
         f"{result.layers:.3g} of {layers}",
-        *more,
-        f"{result.decode_milliseconds:.2f}",
+        _milliseconds(result.decode_milliseconds, result.decode_quartiles_milliseconds),
+        f"{result.decode_least_milliseconds:.2f}",
         _speedup(result.speedup, result.speedup_quartiles),
         f"{result.ideal_speedup:.2f}x",
         f"{result.efficiency:.2f}",
-        f"{result.gigabytes_per_second:.1f}",
     ]
 
 
+def _memory(result: Result) -> list[str]:
+    return [
+        result.name,
+        f"{result.bytes_per_step / 1e6:.1f}",
+        f"{result.gigabytes_per_second:.1f}",
+        f"{result.bandwidth_gigabytes_per_second:.1f}",
+        f"{result.ideal_milliseconds:.2f}",
+        {None: "not known", True: "yes", False: "no"}[result.fits_cache],
+        "not known" if result.others_share is None else f"{result.others_share:.1%}",
+    ]
+
+
+def _milliseconds(median: float, quartiles: tuple[float, float]) -> str:
+    return _with_spread(f"{median:.2f}", median, quartiles)
+
+
 def _speedup(median: float, quartiles: tuple[float, float]) -> str:
-    """Return a ratio as text, with half of its interquartile range in percent if that is not 0."""
+    return _with_spread(f"{median:.2f}x", median, quartiles)
+
+
+def _with_spread(text: str, median: float, quartiles: tuple[float, float]) -> str:
+    """Return a text with half of the interquartile range in percent, if that is not 0."""
     lower, upper = quartiles
-    return f"{median:.2f}x" if lower == upper else f"{median:.2f}x ±{(upper - lower) / 2 / median:.0%}"
+    return text if lower == upper else f"{text} ±{(upper - lower) / 2 / median:.0%}"

@@ -106,7 +106,8 @@ _target_options = options(
     click.option(
         "--plugins",
         is_flag=True,
-        help="TensorRT: use dynexport's custom operators where they help; with radial also write a decode graph.",
+        help="Use dynexport's custom operators where they help: for ONNX Runtime, products over blocks and 16-bit "
+        "weights on CPUs; for TensorRT, its plugins, with radial also a decode graph.",
     ),
 )
 # Content and form of the bundle.

@@ -10,6 +10,21 @@ from dynexport.runtime.bundle.layout import CacheLayout
 from dynexport.runtime.bundle.manifest import WEIGHTS, Depth, LayerRouting, Manifest, PathRouting
 from dynexport.runtime.bundle.text_files import TEMPLATE_FILE, TOKENIZER_FILE
 from dynexport.runtime.measure.cost import ideal_speedup, step_bytes
+from dynexport.runtime.measure.startup import Startup
+
+
+def start_text(startup: Startup) -> str:
+    """Return the times of a start as one line."""
+    begin, first, cached = startup.begin_seconds, startup.first_token_seconds, startup.page_cache_share
+    parts = [
+        "" if begin is None else f"interpreter and imports {begin:.2f} s, ",
+        f"load {startup.load_seconds:.2f} s",
+        "" if first is None else f", first token {first:.2f} s after the process began",
+        "; not known how much of the bundle was in the page cache"
+        if cached is None
+        else f"; {cached:.0%} of the bundle was in the page cache",
+    ]
+    return "".join(parts)
 
 
 def not_trained(manifest: Manifest, depths: Iterable[Depth]) -> str | None:
@@ -43,7 +58,7 @@ def describe_bundle(manifest: Manifest) -> list[tuple[str, str]]:
         ),
         ("parameters", f"{model.parameters / 1e6:.1f} M, stored as {manifest.precision}"),
         ("weights", bytes_text(manifest.files[WEIGHTS].bytes) if WEIGHTS in manifest.files else "-"),
-        ("graphs", ", ".join(graph.file for graph in manifest.graphs)),
+        ("graphs", ", ".join(graph.file for graph in manifest.files_with_graphs)),
         ("context", f"{model.max_length} tokens"),
         ("tokenizer", _describe_tokenizer(manifest)),
         ("cache", _describe_cache(manifest)),

@@ -119,7 +119,7 @@ def _show_operators(out: Output, bundle: Bundle) -> dict[str, Any]:
     """Show each graph's operators and which are dynexport's own; return them for the JSON report."""
     from dynexport.exporter.bundle.operators import count_operators, ours
 
-    found = {graph.name: count_operators(bundle.path / graph.file) for graph in bundle.manifest.graphs}
+    found = {graph.name: count_operators(bundle.path / graph.file) for graph in bundle.manifest.files_with_graphs}
     rows = [
         [
             name,

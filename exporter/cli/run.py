@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -19,22 +19,24 @@ from dynexport.exporter.cli.arguments import (
     settings,
     threads_option,
     trust_option,
+    weights_option,
 )
 from dynexport.exporter.cli.describe import kept_text, not_trained
 from dynexport.exporter.cli.output import Output, json_option
 from dynexport.exporter.cli.prompts import given_prompt, utf8
 from dynexport.exporter.cli.run_batch import batch_options, run_batch, take_batch
-from dynexport.exporter.cli.sampling_options import given_fields, sampling_options
+from dynexport.exporter.cli.sampling_options import chosen_sampling, given_fields, sampling_options
 from dynexport.exporter.cli.talk import talk
+from dynexport.exporter.cli.timings import Timings
 from dynexport.exporter.trace import RowDepth, Token, Trace, TraceFile, look
 from dynexport.runtime.bundle.bundle import Bundle
 from dynexport.runtime.bundle.errors import DynexportError
 from dynexport.runtime.bundle.manifest import Depth
-from dynexport.runtime.engines.registry import RunBackend
+from dynexport.runtime.engines.registry import RunBackend, Weights
 from dynexport.runtime.execution.decisions import Decisions
 from dynexport.runtime.execution.kv_cache import STEP
 from dynexport.runtime.generation.conversation import Conversation
-from dynexport.runtime.generation.generation_config import GENERATION_CONFIG, Recommended, recommended_by
+from dynexport.runtime.generation.generation_config import recommended_by
 from dynexport.runtime.generation.model import Model
 from dynexport.runtime.generation.sampling import Sampling
 from dynexport.runtime.generation.stream import Stream
@@ -49,6 +51,7 @@ Examples:
   dynexport run qwen3 --chat --prompt-file question.txt --template-var enable_thinking=false
   dynexport run smollm2 --prompt-file story.txt --temperature 0.7 --top-p 0.9
   dynexport run smollm2 --ids 1,2,3 --max-new-tokens 16 --json -
+  dynexport run smollm2 --prompt "Once upon a time" --stats --weights mapped
   dynexport run smollm2 --prompt "Once upon a time" --trace trace.png --trace trace.html
   dynexport run for-tensorrt --prompt "Once upon a time" --backend tensorrt-rtx
   dynexport run smollm2 --input requests.jsonl -o answers.jsonl"""
@@ -86,8 +89,10 @@ Examples:
     multiple=True,
     help="Write which token ran which layer, as .png, .html or .json; may be given several times.",
 )
+@click.option("--stats", is_flag=True, help="Show the times of loading, of the first token and of the others.")
 @batch_options
 @backend_option
+@weights_option
 @trust_option
 @threads_option
 @json_option
@@ -103,7 +108,9 @@ def run(
     max_new_tokens: int,
     stop: tuple[str, ...],
     traces: tuple[Path, ...],
+    stats: bool,
     backend: RunBackend,
+    weights: Weights,
     trust_engines: bool,
     threads: int,
     json_path: str | None,
@@ -116,9 +123,10 @@ def run(
     With --input, answer a file of requests in the form of OpenAI's batches. A run that was stopped or killed goes on
     when the same command runs again.
     """
+    timings = Timings(bundle)
     batch, sampling_fields = take_batch(others)
     if batch is not None:
-        run_batch(bundle, batch, backend, threads, json_path, trust_engines=trust_engines)
+        run_batch(bundle, batch, backend, threads, json_path, trust_engines=trust_engines, weights=weights)
         return
     _check_sources(prompt, prompt_file, ids, chat=chat)
     template_variables = _template_variables(variables)
@@ -130,15 +138,16 @@ def run(
     if text is None and ids is None and not chat:
         raise click.UsageError(_SOURCES)
     talking = chat and text is None
-    if traces and talking:
-        raise click.UsageError("--trace: expected --prompt or --ids beside it, found a conversation")
+    if talking and (traces or stats):
+        option = "--trace" if traces else "--stats"
+        raise click.UsageError(f"{option}: expected --prompt or --ids beside it, found a conversation")
     given = given_fields(sampling_fields)
     opened = Bundle.open(bundle, trust_engines=trust_engines)
     recommended = recommended_by(opened)
-    sampling = _sampling(out, recommended, given)
+    sampling = chosen_sampling(out, recommended, given)
     keep = opened.depth(depth)
     _say_ratio(out, opened, keep, asked=depth is not None)
-    model = Model(opened, threads, backend=backend)
+    model = Model(opened, threads, backend=backend, weights=weights)
     if template_variables and (unused := model.text.unused_variables(template_variables)):
         out.warn(f"--template-var {', '.join(unused)}: the chat template reads no such variable")
     how: dict[str, Any] = {
@@ -154,7 +163,9 @@ def run(
     tokens = _tokens(model, text, ids, _messages(system, text) if chat else None, template_variables)
     _warn_of_two_beginnings(out, opened.manifest.tokens.bos if text is not None else None, tokens)
     as_ids = not model.text.has_tokenizer or ids is not None
-    _answer(out, model, tokens, {**how, "chat": chat}, settled, files, as_ids=as_ids)
+    _answer(out, model, tokens, {**how, "chat": chat}, settled, files, timings, as_ids=as_ids)
+    if stats:
+        out.note(timings.text())
 
 
 def _settled(out: Output, depth: Depth, sampling: Sampling) -> dict[str, Any]:
@@ -175,6 +186,7 @@ def _answer(
     how: Mapping[str, Any],
     settled: Mapping[str, Any],
     files: list[TraceFile],
+    timings: Timings,
     *,
     as_ids: bool,
 ) -> None:
@@ -187,6 +199,7 @@ def _answer(
         how: arguments of ``Model.stream`` except the prompt and the cache.
         settled: the report's fields about the settings.
         files: trace files to write.
+        timings: takes the times.
         as_ids: whether to show token ids instead of text.
     """
     longest = len(tokens) + max(0, how["max_new_tokens"])
@@ -195,8 +208,12 @@ def _answer(
     cache = model.executor.full_cache(1, longest, record=record, room=len(tokens) + STEP)
     start = time.perf_counter()
     shown = _nothing_shown()
-    _show(out, model.stream([tokens], cache=cache, **how), shown, as_ids=as_ids)
-    report = {**shown, "prompt_ids": tokens, **settled, "seconds": time.perf_counter() - start}
+    stream = model.stream([tokens], cache=cache, **how)
+    model.executor.load(how["depth"])
+    timings.loaded()
+    _show(out, stream, shown, as_ids=as_ids, on_token=timings.token)
+    seconds = time.perf_counter() - start
+    report = {**shown, "prompt_ids": tokens, **settled, "seconds": seconds, "timings": timings.report()}
     if cache.logs is not None:
         report |= _decided(out, files, model, model.executor.reader.joined(cache.logs[0]), report)
     out.report(report)
@@ -254,30 +271,6 @@ def _template_variables(options: Sequence[str]) -> dict[str, Any]:
     return variables
 
 
-def _sampling(out: Output, recommended: Recommended, given: dict[str, Any]) -> Sampling:
-    """Return the sampling: options override generation_config.json; print notes on both."""
-    sampling = replace(recommended.sampling, **given)
-    if recommended.left_out:
-        out.warn(f"{GENERATION_CONFIG} asks for {', '.join(recommended.left_out)}: dynexport does not do that")
-    filters = [name for name in ("top_p", "top_k", "min_p") if name in given]
-    if sampling.temperature == 0 and filters and "temperature" not in given:
-        options = ", ".join(f"--{name.replace('_', '-')}" for name in filters)
-        out.warn(f"{options}: expected with --temperature above 0, found greedy choice, where it changes nothing")
-    if (sampling.temperature > 0 or sampling.adjusts) and recommended.sampling != Sampling():
-        plain = asdict(Sampling())
-        fields = {name: value for name, value in asdict(sampling).items() if value != plain[name]}
-        shown = ", ".join(f"{name.replace('_', '-')} {_short(value)}" for name, value in fields.items())
-        out.note(
-            f"sampling by {GENERATION_CONFIG} where no option overrides it: {shown}; --temperature 0 takes the most "
-            "probable token"
-        )
-    return sampling
-
-
-def _short(value: Any) -> str:
-    return f"{value:g}" if isinstance(value, int | float) else f"{value!s:.60}"
-
-
 def _say_ratio(out: Output, bundle: Bundle, keep: Depth, *, asked: bool) -> None:
     """Warn about a ratio that the model was not trained for; note it if full depth is used for that reason."""
     if warning := not_trained(bundle.manifest, [keep]):
@@ -314,11 +307,19 @@ def _nothing_shown() -> dict[str, Any]:
     return {"ids": [], "text": "", "finish_reason": None}
 
 
-def _show(out: Output, stream: Stream, shown: dict[str, Any], *, as_ids: bool) -> None:
+def _show(
+    out: Output,
+    stream: Stream,
+    shown: dict[str, Any],
+    *,
+    as_ids: bool,
+    on_token: Callable[[], None] = lambda: None,
+) -> None:
     """Print tokens as they are generated and add them to ``shown``; if interrupted, finish_reason stays None."""
     with closing(stream) as pieces:
         for piece in pieces:
             out.stream(f"{',' if shown['ids'] else ''}{piece.token}" if as_ids else piece.text)
+            on_token()
             shown["ids"].append(piece.token)
             shown["text"] += piece.text
             shown["finish_reason"] = piece.finish_reason

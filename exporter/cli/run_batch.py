@@ -14,13 +14,13 @@ from dynexport.exporter.cli.arguments import options
 from dynexport.exporter.cli.output import Output
 from dynexport.runtime.bundle.bundle import Bundle
 from dynexport.runtime.bundle.errors import require_module
-from dynexport.runtime.engines.registry import RunBackend
+from dynexport.runtime.engines.registry import RunBackend, Weights
 from dynexport.runtime.generation.model import Model
 from dynexport.runtime.serving.settings import PREFIX_BYTES, Settings
 from dynexport.runtime.serving.worker import Worker
 
 # The parameters of the command that a batch takes besides those of ``Batch``.
-_SHARED = ("bundle", "backend", "trust_engines", "threads", "json_path")
+_SHARED = ("bundle", "backend", "trust_engines", "threads", "weights", "json_path")
 
 
 @dataclass(frozen=True)
@@ -104,14 +104,21 @@ def take_batch(given: dict[str, Any]) -> tuple[Batch | None, dict[str, Any]]:
 
 
 def run_batch(
-    path: Path, batch: Batch, backend: RunBackend, threads: int, json_path: str | None, *, trust_engines: bool
+    path: Path,
+    batch: Batch,
+    backend: RunBackend,
+    threads: int,
+    json_path: str | None,
+    *,
+    trust_engines: bool,
+    weights: Weights,
 ) -> None:
     """Answer a file of requests with a bundle, show the progress, and write the report."""
     require_module("fastapi", "serve", "read requests of OpenAI's API")
     from dynexport.runtime.serving.batch.job import answer_file, batch_settings
 
     out = Output(json_path)
-    model = Model(Bundle.open(path, trust_engines=trust_engines), threads, backend=backend)
+    model = Model(Bundle.open(path, trust_engines=trust_engines), threads, backend=backend, weights=weights)
     worker = Worker(model, batch_settings(batch.max_rows, batch.max_length, PREFIX_BYTES))
     name = batch.name or path.resolve().name
     with out.progress("answering") as bar:

@@ -1,13 +1,17 @@
-"""Options that control sampling."""
+"""Options that control sampling, and the sampling that follows from them."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import asdict, replace
 from typing import Any
 
 import click
 
 from dynexport.exporter.cli.arguments import settings
+from dynexport.exporter.cli.output import Output
+from dynexport.runtime.generation.generation_config import GENERATION_CONFIG, Recommended
+from dynexport.runtime.generation.sampling import Sampling
 
 _FILE = "from generation_config.json"
 _OPTIONS = (
@@ -83,3 +87,27 @@ def _biases(options: tuple[str, ...]) -> dict[int, Any]:
         if not (token.isascii() and token.isdecimal() and len(token) < 20):
             raise click.BadParameter(f"expected ID=NUMBER, found {token!r:.40}", param_hint="--logit-bias")
     return {int(token): bias for token, bias in biases.items()}
+
+
+def chosen_sampling(out: Output, recommended: Recommended, given: dict[str, Any]) -> Sampling:
+    """Return the sampling: options override generation_config.json; print notes on both."""
+    sampling = replace(recommended.sampling, **given)
+    if recommended.left_out:
+        out.warn(f"{GENERATION_CONFIG} asks for {', '.join(recommended.left_out)}: dynexport does not do that")
+    filters = [name for name in ("top_p", "top_k", "min_p") if name in given]
+    if sampling.temperature == 0 and filters and "temperature" not in given:
+        options = ", ".join(f"--{name.replace('_', '-')}" for name in filters)
+        out.warn(f"{options}: expected with --temperature above 0, found greedy choice, where it changes nothing")
+    if (sampling.temperature > 0 or sampling.adjusts) and recommended.sampling != Sampling():
+        plain = asdict(Sampling())
+        fields = {name: value for name, value in asdict(sampling).items() if value != plain[name]}
+        shown = ", ".join(f"{name.replace('_', '-')} {_short(value)}" for name, value in fields.items())
+        out.note(
+            f"sampling by {GENERATION_CONFIG} where no option overrides it: {shown}; --temperature 0 takes the most "
+            "probable token"
+        )
+    return sampling
+
+
+def _short(value: Any) -> str:
+    return f"{value:g}" if isinstance(value, int | float) else f"{value!s:.60}"

@@ -8,12 +8,12 @@ from pathlib import Path
 
 import click
 
-from dynexport.exporter.cli.arguments import backend_option, threads_option, trust_option
+from dynexport.exporter.cli.arguments import backend_option, threads_option, trust_option, weights_option
 from dynexport.exporter.cli.output import Output
 from dynexport.runtime.bundle.bundle import Bundle
 from dynexport.runtime.bundle.errors import DynexportError
 from dynexport.runtime.bundle.plain_files import read_plain
-from dynexport.runtime.engines.registry import RunBackend
+from dynexport.runtime.engines.registry import RunBackend, Weights
 from dynexport.runtime.generation.model import Model
 from dynexport.runtime.serving.http.server import bind, require_packages
 from dynexport.runtime.serving.http.server import serve as serve_http
@@ -87,6 +87,7 @@ Examples:
 )
 @click.option("--spans", is_flag=True, help="Send a span of each request by OpenTelemetry, set up by OTEL_ variables.")
 @backend_option
+@weights_option
 @trust_option
 @threads_option
 def serve(
@@ -106,6 +107,7 @@ def serve(
     api_key_file: Path | None,
     spans: bool,
     backend: RunBackend,
+    weights: Weights,
     trust_engines: bool,
     threads: int,
 ) -> None:
@@ -123,7 +125,7 @@ def serve(
     bound, metrics, provider = bind(host, port), Metrics(), otlp_provider() if spans else None
     workers = {}
     for name, path in _named(bundles, names).items():
-        model = Model(Bundle.open(path, trust_engines=trust_engines), threads, backend=backend)
+        model = Model(Bundle.open(path, trust_engines=trust_engines), threads, backend=backend, weights=weights)
         watches = [Spans(name, model.bundle.manifest, provider)] if spans else []
         workers[name] = Worker(model, settings, Watches(metrics.watch(name), *watches), on_failure=out.warn)
         metrics.attach(name, workers[name])

@@ -69,7 +69,8 @@ def either(
         return op.builder.subgraph(trace, [], [ir.Value() for _ in range(count)], name=scope)
 
     then_branch, else_branch = branch(run, f"{name}_run"), branch(skip, f"{name}_skip")
-    outputs: Sequence[ir.Value] = op.If(condition, then_branch=then_branch, else_branch=else_branch, _outputs=count)
+    found = op.If(condition, then_branch=then_branch, else_branch=else_branch, _outputs=count)
+    outputs: Sequence[ir.Value] = [found] if isinstance(found, ir.Value) else found
     for output, inner in zip(outputs, then_branch.outputs, strict=True):
         output.type = inner.type
     return outputs

@@ -57,7 +57,18 @@ def build_part(name: str, model: CausalLM, target: Target, write: WriteGraph) ->
     write(graph, op, model)
     for initializer in [value for value in graph.initializers.values() if not value.uses()]:
         del graph.initializers[str(initializer.name)]
+    _move_to_branches(graph)
     return _finished(graph, target)
+
+
+def _move_to_branches(graph: ir.Graph) -> None:
+    """Move every weight that one branch uses into it: ONNX Runtime packs no weights from two scopes further out."""
+    for name, value in list(graph.initializers.items()):
+        users = {id(node.graph): node.graph for node, _ in value.uses()}
+        (branch, *others) = users.values()
+        if isinstance(branch, ir.Graph) and branch is not graph and not others:
+            del graph.initializers[name]
+            branch.initializers[name] = value
 
 
 def _new_graph(name: str, target: Target) -> ir.Graph:

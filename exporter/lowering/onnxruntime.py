@@ -43,6 +43,9 @@ Segments = Callable[[str, tuple[int, ...]], Sequence[Segment]]
 class OnnxRuntime(Target):
     """The ONNX Runtime target: weights in ``precision``; norms, rotary, softmax and logits in float32.
 
+    Attributes:
+        storages: the storage of weights by precision.
+
     Args:
         precision: the stored type of projections and embeddings.
         segments: for precision gguf, how the checkpoint stores the rows of a matrix of the graph, by name and shape.
@@ -53,6 +56,7 @@ class OnnxRuntime(Target):
     name: TargetName = "onnxruntime"
     title = "ONNX Runtime"
     opset_imports: Mapping[str, int] = {"": OPSET, MICROSOFT: 1}
+    storages: Mapping[str, Storage] = _STORAGES
 
     def __init__(
         self,
@@ -62,15 +66,16 @@ class OnnxRuntime(Target):
         zero_points: bool = True,
         head_bits: int = 8,
     ) -> None:
-        if precision not in _STORAGES:
+        if precision not in self.storages:
             raise DynexportError(
                 f"precision: expected auto, fp32, fp16, int8 or int4 for ONNX Runtime, found {precision}, which its "
-                "CPU provider has no kernels for; choose fp16, or --target tensorrt"
+                "CPU provider has no kernels for; choose fp16, use dynexport's operators (--plugins) or --target "
+                "tensorrt"
             )
-        self.precision, self.storage, self._segments = precision, _STORAGES[precision], segments
+        self.precision, self.storage, self._segments = precision, self.storages[precision], segments
         if precision == "int4" and not zero_points:
             self.storage = BlockQuantized(4)
-        self._table_storage = BlockQuantized(8) if precision == "int4" and head_bits == 8 else self.storage
+        self._wide_tables = precision == "int4" and head_bits == 8
 
     def bits_read(self, dtype: ir.DataType) -> int:
         """Return the bits read per element; a session widens float16 weights to float32 when it loads."""
@@ -81,22 +86,31 @@ class OnnxRuntime(Target):
 
     def embedding_storage(self, shape: Sequence[int], *, tied: bool) -> Storage:
         # GatherBlockQuantized accepts whole blocks only.
-        if isinstance(self._table_storage, BlockQuantized) and shape[1] % self._table_storage.block_size:
+        storage = self.head_storage(shape)
+        if isinstance(storage, BlockQuantized) and shape[1] % storage.block_size:
             return Plain()
-        return self._table_storage
+        return storage
 
     def head_storage(self, shape: Sequence[int]) -> Storage:
-        return self._table_storage
+        return BlockQuantized(8) if self._wide_tables else self.weight_storage(shape)
 
     def named_storage(self, name: str, weight: StoredWeight) -> Storage:
         if not isinstance(weight.storage, Unnamed):
             return weight.storage
         assert self._segments is not None
         segments = self._segments(name, weight.shape)
-        storages = [_storage_of(segment, weight.shape[1]) for segment in segments]
+        storages = [self.storage_of(segment, weight.shape[1]) for segment in segments]
         if len(storages) == 1:
             return storages[0]
         return Rows(tuple((segment.rows, storage) for segment, storage in zip(segments, storages, strict=True)))
+
+    def storage_of(self, segment: Segment, columns: int) -> Storage:
+        """Return the storage that keeps a checkpoint's rows as they are, or rounds rows of an unknown type."""
+        if segment.form is not None:
+            return Blocked(segment.form)
+        known = _OTHER_TYPES.get(segment.kind)
+        whole = columns % _ROUNDED.block_size == 0  # as GatherBlockQuantized requires
+        return known or (_ROUNDED if whole else Plain())
 
     def matmul(self, op: Any, x: ir.Value, weight: StoredWeight) -> ir.Value:
         rows, columns = weight.shape
@@ -233,15 +247,6 @@ class OnnxRuntime(Target):
         by_head = op.Reshape(x, [0, 0, heads, channels])
         kept, _ = op.Split(by_head, [head_dim, channels - head_dim], axis=-1, _outputs=2)
         return _float(op.Reshape(kept, [0, 0, heads * head_dim]))
-
-
-def _storage_of(segment: Segment, columns: int) -> Storage:
-    """Return the storage that keeps a checkpoint's rows as they are, or rounds rows of an unknown type."""
-    if segment.form is not None:
-        return Blocked(segment.form)
-    known = _OTHER_TYPES.get(segment.kind)
-    whole = columns % _ROUNDED.block_size == 0  # as GatherBlockQuantized requires
-    return known or (_ROUNDED if whole else Plain())
 
 
 def _zero_points(weight: StoredWeight) -> list[ir.Value]:

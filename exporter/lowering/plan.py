@@ -26,6 +26,28 @@ class SlotRule:
 
 
 @dataclass(frozen=True)
+class PartPlan:
+    """The plan of one part of a file, of which a call runs one; the manifest lists every part as a graph.
+
+    Attributes:
+        name: name in the manifest.
+        number: the value of the file's input ``part``.
+        layers: numbers of the layers in the part.
+        inputs: the inputs that it takes, of those that the file has; one with a dot at the end stands for all names
+            that begin so.
+        outputs: the outputs that it makes, likewise.
+        sizes: symbols in the shapes of the file's inputs and outputs, and what they are for this part.
+    """
+
+    name: str
+    number: int
+    layers: tuple[int, ...]
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+    sizes: Mapping[str, int | str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
 class GraphPlan:
     """The plan of one graph of a bundle; a strategy may subclass it.
 
@@ -40,6 +62,7 @@ class GraphPlan:
         chunk: most tokens per row in one call; None: no limit.
         share_memory: whether a session should plan memory reuse between results, as in ``manifest.Graph``.
         whole_prompts: whether a prompt is never cut into chunks, so that one call may return all its logits.
+        parts: the parts of a file of which a call runs one; empty for a file that is one graph.
     """
 
     name: str
@@ -52,6 +75,7 @@ class GraphPlan:
     chunk: int | None = None
     share_memory: bool = True
     whole_prompts: bool = False
+    parts: tuple[PartPlan, ...] = ()
 
     @property
     def only_decodes(self) -> bool:

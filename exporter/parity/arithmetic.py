@@ -22,7 +22,7 @@ from dynexport.exporter.reference import Case, Oracle
 from dynexport.runtime.bundle.bundle import Bundle
 from dynexport.runtime.bundle.manifest import Graph
 from dynexport.runtime.engines.engine import Engine, HostMemory
-from dynexport.runtime.engines.onnxruntime import OnnxRuntimeEngine
+from dynexport.runtime.engines.onnxruntime import OnnxRuntimeEngine, OpenFiles
 from dynexport.runtime.execution.executor import Executor
 
 _KINDS: dict[Kind, Kind] = {"reference": "arithmetic", "routes": "arithmetic_routes"}
@@ -53,8 +53,12 @@ class _ExactBackend(HostMemory):
 
     def __init__(self, bundle: Bundle, threads: int | None) -> None:
         self._path, self._threads = bundle.path, threads
+        self._files = OpenFiles()
 
     def open(self, graph: Graph) -> Engine:
+        return self._files.engine(graph, self._open_file)
+
+    def _open_file(self, graph: Graph) -> OnnxRuntimeEngine:
         path = self._path / graph.file
         return OnnxRuntimeEngine(path, graph, self._threads, alone=False, model=_with_float_activations(path))
 

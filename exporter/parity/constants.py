@@ -52,7 +52,7 @@ def differences(bundle: Bundle) -> list[Difference]:
     architecture = architecture_of(manifest)
     strategy = strategies()[manifest.contract.strategy]
     found = [*_manifest(manifest, architecture), *strategy.manifest_differences(manifest)]
-    for entry in manifest.graphs:
+    for entry in manifest.files_with_graphs:
         graph = GraphFile(bundle, entry)
         for check in (_norms, _activations, _attention, _rotary, _ends):
             found += check(graph, architecture)

@@ -97,7 +97,7 @@ class _Recorded:
             self._shown.setdefault(self.graph.name, results["hidden_states_out"][0].astype(np.float32))
         return results
 
-    def prepare(self, inputs: Mapping[str, Array], caches: Caches) -> None:
+    def prepare(self, inputs: Mapping[str, Array], caches: Caches, *, shared: bool = False) -> None:
         return None
 
     def end_profiling(self) -> Path:

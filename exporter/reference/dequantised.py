@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 import onnx
 from numpy.typing import NDArray
@@ -116,7 +117,7 @@ class DequantisedWeights:
     def __init__(self, folder: Path, manifest: Manifest) -> None:
         found = {
             (matrix.layer, matrix.data.name): matrix
-            for graph in manifest.graphs
+            for graph in manifest.files_with_graphs
             for matrix in _quantised(folder / graph.file, kept=manifest.precision == "gguf")
         }
         self._by_layer: dict[int | None, list[_Quantised]] = {}
@@ -146,18 +147,22 @@ class DequantisedWeights:
 
 
 class HalfWeights:
-    """The matrices of a bundle that stores them in float16."""
+    """The matrices of a bundle that stores them in a type of 16 bits."""
+
+    def __init__(self, dtype: Any) -> None:
+        self._dtype = dtype
 
     def stored(self, name: str, weight: FloatArray) -> FloatArray:
         """Return the bundle's values of one parameter, as ``DequantisedWeights.stored``; vectors stay float32."""
-        return weight.astype(np.float16).astype(np.float32) if weight.ndim == 2 else weight
+        return weight.astype(self._dtype).astype(np.float32) if weight.ndim == 2 else weight
 
 
 def stored_weights(folder: Path, manifest: Manifest) -> DequantisedWeights | HalfWeights | None:
     """Return the rounded matrices of a bundle for ONNX Runtime; None where it has those of the checkpoint."""
     if is_quantised(manifest):
         return DequantisedWeights(folder, manifest)
-    return HalfWeights() if manifest.precision == "fp16" else None
+    halves = {"fp16": np.float16, "bf16": ml_dtypes.bfloat16}
+    return HalfWeights(halves[manifest.precision]) if manifest.precision in halves else None
 
 
 def _find(weight: FloatArray, matrices: list[_Quantised]) -> FloatArray | None:
@@ -206,7 +211,7 @@ def _quantised(path: Path, *, kept: bool) -> Iterator[_Quantised]:
     """Yield the quantised matrices of a graph and of its branches."""
     model = onnx.load(path, load_external_data=False)
     nodes = list(graph_nodes(model.graph))
-    tensors = {tensor.name: tensor for tensor in model.graph.initializer}
+    tensors = {tensor.name: tensor for graph in _graphs(model.graph) for tensor in graph.initializer}
     producers = {name: node for node in nodes for name in node.output}
     for node in nodes:
         if node.op_type not in _OPERATORS:
@@ -240,6 +245,15 @@ def _quantised(path: Path, *, kept: bool) -> Iterator[_Quantised]:
             copies=copies,
             kept=kept,
         )
+
+
+def _graphs(graph: Any) -> Iterator[Any]:
+    """Yield a graph and its branches."""
+    yield graph
+    for node in graph.node:
+        for attribute in node.attribute:
+            if attribute.HasField("g"):
+                yield from _graphs(attribute.g)
 
 
 def graph_nodes(graph: Any) -> Iterator[Any]:

@@ -69,7 +69,7 @@ class Scales:
                 positive numbers.
         """
         found: dict[str, FloatArray] = {}
-        for graph in manifest.graphs:
+        for graph in manifest.files_with_graphs:
             for name, scale in _scales(folder / graph.file).items():
                 if not np.array_equal(found.setdefault(name, scale), scale):
                     raise DynexportError(f"{folder}: {name}: expected the same scales in every graph, found others")

@@ -74,7 +74,7 @@ class Bundle:
         bundle._opened[MANIFEST] = before  # taken before reading, so that a replacement during reading is found
         for name, file in bundle.manifest.files.items():
             bundle._check_file(name, hashed=file.bytes <= _HASHED_WHEN_OPENED)
-        for graph in bundle.manifest.graphs:
+        for graph in bundle.manifest.files_with_graphs:
             if graph.file not in bundle.manifest.files:
                 raise DynexportError(f"{directory}: graph {graph.name}: expected its file {graph.file} among files")
             _check_external_data(directory / graph.file, bundle.read(graph.file), set(bundle.manifest.files))

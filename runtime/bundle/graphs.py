@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Literal
 
 import numpy as np
@@ -75,15 +75,20 @@ class Profile(Part):
 
 # Prefixes of the names of inputs and outputs that hold a cache; the rest of the name says which cache.
 PAST, PRESENT = "past_key_values.", "present."
+# The input of a file that several graphs share: the number of the part to run.
+PART = "part"
 
 
 class Graph(Part):
-    """One ONNX file.
+    """One ONNX file, or one part of it.
 
     Attributes:
         name: the name that programs refer to.
         file: name of its ONNX file in the bundle.
         layers: indices of the model's layers in the graph, ascending: the rows of its input ``layer_active``.
+        part: for a file that several graphs share, the value of its scalar input ``part``. A session of the file takes
+            inputs that this graph does not list with every symbol 0 and scalars 0, and makes outputs that it does not
+            list with every symbol 0. None: a file of its own.
         places: the caches that it reads and writes, ascending: the rows of its input ``cache_lengths``. None: a graph
             that works on one cache per call, of any place; its inputs are ``past_key_values.{part}`` and its outputs
             ``present.{part}``, without a place's number.
@@ -98,6 +103,7 @@ class Graph(Part):
     name: str
     file: str
     layers: tuple[Whole, ...]
+    part: Whole | None = None
     places: tuple[Whole, ...] | None
     share_memory: bool = True
     profiles: tuple[Profile, ...] = ()
@@ -133,6 +139,8 @@ class GraphSet(Part):
         before_attention: names of the graphs that return query, key and value, one per layer.
         attention: graph that appends to the cache of one place and attends to it.
         after_attention: names of the graphs that run the rest of a layer, one per layer.
+        layers: names of the graphs that run a whole layer for one token of each row, one per layer; a runtime may call
+            them where all rows chose the same layer. Empty: there are none.
         head: graph that returns logits.
     """
 
@@ -141,13 +149,14 @@ class GraphSet(Part):
     before_attention: tuple[str, ...]
     attention: str
     after_attention: tuple[str, ...]
+    layers: tuple[str, ...] = ()
     head: str
 
     @property
     def names(self) -> tuple[str, ...]:
         """Names of the graphs of the set; a name may repeat."""
         ends = (self.embedding, self.attention, self.head)
-        return (*ends, *self.routers, *self.before_attention, *self.after_attention)
+        return (*ends, *self.routers, *self.before_attention, *self.after_attention, *self.layers)
 
 
 class Program(Part):
@@ -170,3 +179,34 @@ class Program(Part):
     def names(self) -> tuple[str, ...]:
         """Names of the graphs that it calls."""
         return self.set.names if self.set else (self.graph,) if self.graph else ()
+
+
+def by_file(graphs: Sequence[Graph]) -> tuple[Graph, ...]:
+    """Return the ONNX files, each as one graph: the parts of a file together, under the file's name."""
+    found: dict[str, Graph] = {}
+    for graph in graphs:
+        other = found.get(graph.file)
+        found[graph.file] = graph if other is None else _together(other, graph)
+    return tuple(found.values())
+
+
+def check_parts(graphs: Sequence[Graph]) -> None:
+    """Raise ValueError where graphs share a file and are not different parts of it."""
+    parts: dict[str, set[int | None]] = {}
+    for graph in graphs:
+        others = parts.setdefault(graph.file, set())
+        if others & {graph.part, None} or (others and graph.part is None):
+            raise ValueError(f"graphs: {graph.name:.80}: expected a part of its own in a shared file, found none")
+        others.add(graph.part)
+
+
+def _together(first: Graph, second: Graph) -> Graph:
+    """Return two parts of a file as one graph."""
+    update = {
+        "name": first.file.removesuffix(".onnx"),
+        "layers": tuple(sorted({*first.layers, *second.layers})),
+        "places": None if None in (first.places, second.places) else first.places,
+        "inputs": tuple({spec.name: spec for spec in (*first.inputs, *second.inputs)}.values()),
+        "outputs": tuple({spec.name: spec for spec in (*first.outputs, *second.outputs)}.values()),
+    }
+    return first.model_copy(update=update)

@@ -12,6 +12,8 @@ from dynexport.runtime.bundle.caches import Cache, CachePart, CacheText, Limits
 from dynexport.runtime.bundle.contract import Contract
 from dynexport.runtime.bundle.errors import DynexportError
 from dynexport.runtime.bundle.graphs import (
+    ARRAY_TYPES,
+    PART,
     PAST,
     PRESENT,
     Graph,
@@ -22,6 +24,8 @@ from dynexport.runtime.bundle.graphs import (
     ProfileName,
     Program,
     TensorSpec,
+    by_file,
+    check_parts,
 )
 from dynexport.runtime.bundle.model import Bytes, Cost, Model, Tokens
 from dynexport.runtime.bundle.plain_files import hash_plain
@@ -123,6 +127,8 @@ class Manifest(Part):
         routing: decisions that routers make for each token; None if there are no routers.
         limits: limits of one call.
         cost: bytes and FLOPs of a decode step.
+        operators: names of dynexport's custom operators in the graphs, ascending. Each has a body in standard
+            operators, so that a runtime without their library runs the graphs too.
         tokens: special tokens.
         source: the checkpoint that the bundle was made from.
         tools: versions of the packages that made the bundle.
@@ -143,6 +149,7 @@ class Manifest(Part):
     routing: Routing | None = None
     limits: Limits
     cost: Cost
+    operators: tuple[str, ...] = ()
     tokens: Tokens
     source: Source
     tools: dict[str, str]
@@ -160,6 +167,11 @@ class Manifest(Part):
             if graph.name == name:
                 return graph
         raise DynexportError(f"graphs: expected one of the name {name:.80}, found none; convert again")
+
+    @property
+    def files_with_graphs(self) -> tuple[Graph, ...]:
+        """The ONNX files, each as one graph: the parts of a file together, under the file's name."""
+        return by_file(self.graphs)
 
     def program(self, phase: Phase, depth: Depth) -> Program:
         """Return the program for a phase and depth: one for that depth, else one for every depth.
@@ -199,6 +211,7 @@ class Manifest(Part):
                 raise ValueError(f"{what}: expected a name for each, found one twice")
         if FULL in (depth.name for depth in self.depths):
             raise ValueError(f"depths: expected other names than {FULL}, which every bundle has, found it")
+        check_parts(self.graphs)
         graphs, depths = {graph.name for graph in self.graphs}, {FULL, None, *(depth.name for depth in self.depths)}
         for program in self.programs:
             if (program.graph is None) == (program.set is None):
@@ -221,6 +234,8 @@ class Manifest(Part):
         if not isinstance(self.routing, PathRouting):
             raise ValueError("programs: expected a set where routing has paths, found one without")
         expected = {"routers": self.routing.hops} | dict.fromkeys(_LAYER_PARTS, self.model.layers)
+        if found.layers:
+            expected["layers"] = self.model.layers
         for name, count in expected.items():
             if len(getattr(found, name)) != count:
                 raise ValueError(f"programs: set: {name}: expected {count} names, found {len(getattr(found, name))}")
@@ -283,6 +298,7 @@ class Manifest(Part):
 
 
 __all__ = [
+    "ARRAY_TYPES",
     "DEQUANTISED",
     "ENGINES",
     "FULL",
@@ -290,6 +306,7 @@ __all__ = [
     "HEAD_DIM_MULTIPLE",
     "MANIFEST",
     "NEXT",
+    "PART",
     "PAST",
     "PRESENT",
     "SCHEMA_VERSION",

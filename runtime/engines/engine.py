@@ -61,6 +61,9 @@ class Prepared(Protocol):
 
     inputs: dict[str, Array]
 
+    def move(self, place: int) -> None:
+        """Take the cache of another place from the next run on; for a graph that takes one of any place."""
+
     def run(self) -> dict[str, Array]:
         """Run and return all outputs except caches; the next run overwrites them. Errors as for ``Engine.run``."""
 
@@ -89,8 +92,11 @@ class Engine(Protocol):
             DynexportError: when the engine fails.
         """
 
-    def prepare(self, inputs: Mapping[str, Array], caches: Caches) -> Prepared | None:
-        """Return a call bound to these input shapes and caches, for one thread; None if the engine cannot bind."""
+    def prepare(self, inputs: Mapping[str, Array], caches: Caches, *, shared: bool = False) -> Prepared | None:
+        """Return a call bound to these input shapes and caches, for one thread; None if the engine cannot bind.
+
+        With ``shared`` it reads these very arrays, contiguous and of the graph's types, which other calls may read too.
+        """
 
     def end_profiling(self) -> Path:
         """Write the profiler's file and return its path; the engine must have been opened for profiling."""

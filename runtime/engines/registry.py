@@ -13,6 +13,8 @@ from dynexport.runtime.engines.onnxruntime import CPU, CUDA, OnnxRuntimeBackend,
 
 RunBackend = Literal["onnxruntime", "onnxruntime-cuda", "tensorrt", "tensorrt-rtx"]
 RUN_BACKENDS: tuple[RunBackend, ...] = get_args(RunBackend)
+Weights = Literal["packed", "mapped"]
+WEIGHTS: tuple[Weights, ...] = get_args(Weights)
 _PROVIDERS: dict[RunBackend, str] = {"onnxruntime": CPU, "onnxruntime-cuda": CUDA}
 
 
@@ -22,6 +24,7 @@ def open_backend(
     threads: int | None = None,
     *,
     profile: Path | None = None,
+    weights: Weights = "packed",
 ) -> Backend:
     """Return the backend that runs the graphs of a bundle.
 
@@ -30,6 +33,8 @@ def open_backend(
         backend: name of the backend.
         threads: number of ONNX Runtime's intra-op threads; None lets it use one per physical core.
         profile: prefix of the files of ONNX Runtime's profiler, one per graph; None to run without the profiler.
+        weights: "packed" rearranges the weights at load for the fastest steps, a copy of each process's own. "mapped"
+            uses them as they lie in the file: they load in no time, and processes share them.
 
     Raises:
         DynexportError: when the bundle cannot run on the backend; raised before a graph is loaded.
@@ -37,13 +42,29 @@ def open_backend(
     checked_kind("bundle", bundle, Bundle, "an opened Bundle (Bundle.open)")
     check_backend(backend)
     check_threads(threads)
+    check_weights(bundle, backend, weights)
     if profile is not None:
         profile = checked_path("profile", profile)
     if backend == "tensorrt" or backend == "tensorrt-rtx":
         from dynexport.runtime.engines.tensorrt.opening import TensorRtBackend
 
         return TensorRtBackend(bundle, backend)
-    return OnnxRuntimeBackend(bundle, threads, profile, _PROVIDERS[backend])
+    return OnnxRuntimeBackend(bundle, threads, profile, _PROVIDERS[backend], packed=weights == "packed")
+
+
+def check_weights(bundle: Bundle, backend: RunBackend, weights: str) -> None:
+    """Raise DynexportError for weights of an unknown kind, or that the bundle cannot have on the backend."""
+    if weights not in WEIGHTS:
+        raise DynexportError(f"weights: expected {', '.join(WEIGHTS)}, found {shown(weights)}")
+    if weights == "packed":
+        return
+    if backend != "onnxruntime":
+        raise DynexportError(f"weights: expected packed on {backend}, found {weights}; the CPU alone can map them")
+    if bundle.manifest.precision != "fp32" or bundle.manifest.target != "onnxruntime":
+        raise DynexportError(
+            f"weights: expected packed for {bundle.path}, which is {bundle.manifest.precision} for "
+            f"{bundle.manifest.target}, found {weights}; fp32 alone is fast enough without packing"
+        )
 
 
 def check_backend(backend: str) -> None:
@@ -71,4 +92,4 @@ def backend_text(backend: RunBackend) -> str:
     return f"ONNX Runtime {onnxruntime.__version__}{'' if provider == CPU else ', CUDA provider'}"
 
 
-__all__ = ["RUN_BACKENDS", "RunBackend", "backend_text", "open_backend"]
+__all__ = ["RUN_BACKENDS", "WEIGHTS", "RunBackend", "Weights", "backend_text", "check_weights", "open_backend"]

@@ -23,7 +23,7 @@ from dynexport.runtime.bundle.errors import DynexportError
 from dynexport.runtime.bundle.layout import CacheLayout
 from dynexport.runtime.bundle.manifest import Depth, Graph, Phase, Program
 from dynexport.runtime.engines.engine import Backend, Engine
-from dynexport.runtime.engines.registry import RunBackend, open_backend
+from dynexport.runtime.engines.registry import RunBackend, Weights, open_backend
 from dynexport.runtime.execution.batch import CHUNK, Batch, Call, CallResult, EvenChunks, StepResult, Tokens, Wanted
 from dynexport.runtime.execution.calls import Cutter, Part, call_of
 from dynexport.runtime.execution.checking import by_depth, checked_for_rows, checked_parts, is_plain
@@ -60,6 +60,7 @@ class Executor:
         threads: intra-op threads of ONNX Runtime; None lets it take one per physical core.
         backend: the backend that runs the graphs.
         profile: prefix of the files that ONNX Runtime's profiler writes, or None to run without it.
+        weights: as for ``open_backend``.
         wrap: receives the backend and returns the one to use instead, for tools that inspect graphs.
 
     Attributes:
@@ -76,11 +77,12 @@ class Executor:
         *,
         backend: RunBackend = "onnxruntime",
         profile: Path | None = None,
+        weights: Weights = "packed",
         wrap: Callable[[Backend], Backend] = lambda backend: backend,
     ) -> None:
-        self._backend = wrap(open_backend(bundle, backend, threads, profile=profile))
+        self._backend = wrap(open_backend(bundle, backend, threads, profile=profile, weights=weights))
         self.bundle, self.manifest = bundle, bundle.manifest
-        self.backend, self.threads = backend, threads
+        self.backend, self.threads, self.weights = backend, threads, weights
         self.limits, self.layout = bundle.manifest.limits, CacheLayout(bundle.manifest)
         self.reader = DecisionReader(bundle.manifest)
         self._engines: dict[str, Engine] = {}
@@ -290,24 +292,26 @@ class Executor:
         """Return the loaded program of a phase and depth. Raises DynexportError for an unknown depth."""
         key = phase, depth.name
         if key not in self._programs:
+            checked_kind("depth", depth, Depth, "one of Bundle.depth")
             with self._opening:
-                self._programs[key] = self._opened(self._declared(phase, depth))
+                self._programs[key] = self._opened(self.manifest.program(phase, depth))
         return self._programs[key]
+
+    def load(self, depth: Depth) -> None:
+        """Load the graphs of a depth now rather than at their first use."""
+        self.program("prompt", depth)
+        self.program("decode", depth)
 
     def end_profiling(self) -> list[Path]:
         """Write the profiler's file of every loaded graph and return the paths."""
-        return [engine.end_profiling() for engine in self._engines.values()]
-
-    def _declared(self, phase: Phase, depth: Depth) -> Program:
-        checked_kind("depth", depth, Depth, "one of Bundle.depth")
-        return self.manifest.program(phase, depth)
+        files = {engine.graph.file: engine for engine in self._engines.values()}  # parts of a file share a session
+        return [engine.end_profiling() for engine in files.values()]
 
     def _opened(self, program: Program) -> Running:
         engines = {name: self._engine(self.manifest.graph(name)) for name in program.names}
         if program.set is not None:
             return RunningSet(self.manifest, program.set, engines, self._walking)
-        (engine,) = engines.values()
-        return WholeStep(self.manifest, engine)
+        return WholeStep(self.manifest, *engines.values())
 
     def _engine(self, graph: Graph) -> Engine:
         if graph.name not in self._engines:

@@ -15,6 +15,7 @@ from dynexport.runtime.engines.engine import Caches, Engine
 from dynexport.runtime.execution.batch import Call, CallResult
 from dynexport.runtime.execution.decisions import DecisionReader, Decisions, nan_in_hop
 from dynexport.runtime.execution.kv_cache import KvCache
+from dynexport.runtime.execution.one_token import OneToken
 
 Array = np.ndarray
 
@@ -82,6 +83,8 @@ class RunningSet:
         self._before = [engines[name] for name in found.before_attention]
         self._after = [engines[name] for name in found.after_attention]
         self._attention = engines[found.attention]
+        self._whole = [engines[name] for name in found.layers]
+        self._one_token = OneToken(self._routing, self._layers, self._routers, self._whole) if self._whole else None
         self._walking = walking
 
     @property
@@ -108,6 +111,13 @@ class RunningSet:
         )
         walk.begin(self._layers)
         with self._walking:  # the next run of an engine, from any thread, overwrites its outputs' memory
+            path = None
+            if self._one_token is not None and len(rows) == 1:
+                path = self._one_token.run(cache, call.rows.start, walk.hidden_states, walk.angles, walk.forced)
+            if path is not None:
+                walk.hidden_states, walk.path = path.hidden_states, path.layers
+                walk.scores, walk.margins = path.scores, path.margins
+                return CallResult(self._wanted_logits(walk, call), path.entries, self._decisions(walk, call))
             for hop in range(self._routing.hops):
                 tokens, layers, gates = self._choose(walk, hop)
                 if len(tokens):
@@ -152,6 +162,9 @@ class RunningSet:
     ) -> None:
         """Run each token's layer and replace its hidden state by the layer's output."""
         groups = _groups(layers)
+        if self._whole and len(groups) == 1 and walk.one_each and len(tokens) == len(walk.rows):
+            self._run_layer(cache, walk, hop, groups[0][0], gates)
+            return
         prepared = self._prepared(walk, tokens, groups)
         attended = np.empty_like(prepared["query"])
         prepared["position_ids"] = walk.positions[tokens]
@@ -167,6 +180,17 @@ class RunningSet:
                 inputs["gates"] = gates[group]
             found = self._after[layer].run(inputs, lasting=False)
             walk.hidden_states[tokens[group]] = found["hidden_states_out"][0]
+
+    def _run_layer(self, cache: KvCache, walk: _Walk, hop: int, layer: int, gates: Array | None) -> None:
+        """Run a whole layer on all rows, which have one token each."""
+        rows = slice(int(walk.rows[0]), int(walk.rows[-1]) + 1)
+        place = layer if self._routing.places == "layers" else hop
+        inputs = {"hidden_states": walk.hidden_states[:, None], "position_ids": walk.positions[:, None]}
+        inputs |= {name: part[0][:, None] for name, part in walk.angles.items()}
+        if gates is not None:
+            inputs["gates"] = gates
+        results = self._appended(self._whole[layer], cache, walk.lengths, place, hop, rows, inputs)
+        walk.hidden_states = results["hidden_states_out"][:, 0].copy()
 
     def _prepared(self, walk: _Walk, tokens: Array, groups: list[tuple[int, Array]]) -> dict[str, Array]:
         """Run each token's layer up to attention; return query, key and value [tokens, ..]."""
@@ -184,17 +208,31 @@ class RunningSet:
     def _attend(
         self, cache: KvCache, lengths: Array, place: int, hop: int, rows: slice, inputs: dict[str, Array]
     ) -> Array:
-        """Return attention [b, C, ..] of C tokens per row, over the cache of one place.
+        """Return attention [b, C, ..] of C tokens per row, over the cache of one place; arguments as below."""
+        return self._appended(self._attention, cache, lengths, place, hop, rows, inputs)["attention"]
+
+    @staticmethod
+    def _appended(
+        engine: Engine,
+        cache: KvCache,
+        lengths: Array,
+        place: int,
+        hop: int,
+        rows: slice,
+        inputs: dict[str, Array],
+    ) -> dict[str, Array]:
+        """Run a graph that appends C tokens per row to the cache of one place, and return its results.
 
         Args:
+            engine: the graph's engine.
             cache: the cache that attention reads and extends.
             lengths: int64 [places, rows of the cache], number of entries; updated in place.
             place: the cache's number.
             hop: the hop's number.
             rows: the b rows of the cache.
-            inputs: query, key, value [b, C, ..] and position_ids [b, C].
+            inputs: the graph's other inputs; position_ids int64 [b, C].
         """
-        mine, count = lengths[place, rows], inputs["query"].shape[1]
+        mine, count = lengths[place, rows], inputs["position_ids"].shape[1]
         last = mine + (count - 1)
         total = int(last.max()) + 1
         cache.check_entries(place, total)
@@ -204,9 +242,9 @@ class RunningSet:
             "total_length": np.array(total, np.int32),
             "step": np.array(hop),
         }
-        results = self._attention.run(inputs | told, Caches(cache.buffers, rows, place), lasting=False)
+        results = engine.run(inputs | told, Caches(cache.buffers, rows, place), lasting=False)
         mine += count
-        return results["attention"]
+        return results
 
     def _wanted_logits(self, walk: _Walk, call: Call) -> Array:
         """Return the logits that the call asks for, float32 [B, K, vocab]; zeros for rows without tokens."""

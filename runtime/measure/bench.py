@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import math
-import statistics
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
@@ -16,17 +15,17 @@ from dynexport.runtime.bundle.checks import checked_count, checked_ids, checked_
 from dynexport.runtime.bundle.errors import DynexportError
 from dynexport.runtime.bundle.machine import Machine
 from dynexport.runtime.bundle.manifest import FULL, Depth, Manifest
-from dynexport.runtime.engines.onnxruntime import check_threads
-from dynexport.runtime.engines.registry import RunBackend, backend_text, check_backend
+from dynexport.runtime.engines.onnxruntime import check_threads, waits_awake
+from dynexport.runtime.engines.registry import RunBackend, Weights, backend_text, check_backend, check_weights
+from dynexport.runtime.measure.bandwidth import ReadBandwidth
 from dynexport.runtime.measure.compared import compared_depths
+from dynexport.runtime.measure.mode import Mode, others_share, result_of
 from dynexport.runtime.measure.prescribed import Routes, every_layer, skipping, walking
 from dynexport.runtime.measure.results import Benchmark, Result
 from dynexport.runtime.measure.timed_run import WARM_UP_STEPS, Runner, Sizes, Timed
 from dynexport.runtime.measure.twin import Twin, check_twin
 
 Array = np.ndarray
-# A measurement is steady where the quartiles of its ratios differ by at most this share of the median.
-_STEADY = 0.1
 
 
 @dataclass(frozen=True)
@@ -46,6 +45,7 @@ class Workload:
         text: token ids that the prompts are taken from; None uses random token ids.
         backend: what runs the graphs. A step's time includes the copy of its logits to host memory, so the GPU's work
             is complete.
+        weights: as for ``open_backend``, for the bundle and its baseline.
     """
 
     threads: int
@@ -58,42 +58,7 @@ class Workload:
     hops: Sequence[int] = ()
     text: Sequence[int] | None = None
     backend: RunBackend = "onnxruntime"
-
-
-@dataclass
-class _Way:
-    """A run mode and its timings.
-
-    Attributes:
-        run: runs the mode once.
-        prescribed: whether every prescribed decision has to be carried out.
-    """
-
-    name: str
-    run: Callable[[], Timed]
-    prescribed: bool = False
-    timed: list[Timed] = field(default_factory=list)
-
-    def measure(self) -> None:
-        """Run the mode once and keep its timing. Raises DynexportError where a prescribed decision was dropped."""
-        timed = self.run()
-        if self.prescribed and timed.turned_away:
-            raise DynexportError(
-                f"{self.name}: expected room for every token that is sent to a layer, found {timed.turned_away} turned "
-                "away because a cache or capacity was full; lower --prompt-tokens and --new-tokens, or name a bundle "
-                "of the same model without routers with --baseline"
-            )
-        self.timed.append(timed)
-
-    @property
-    def decode(self) -> list[float]:
-        """Return the seconds of one decode step, per repetition."""
-        return [timed.decode_seconds for timed in self.timed]
-
-    @property
-    def prefill(self) -> list[float]:
-        """Return the seconds of the prefill, per repetition that had one."""
-        return [timed.prefill_seconds for timed in self.timed if timed.prefill_seconds is not None]
+    weights: Weights = "packed"
 
 
 def benchmark(
@@ -126,13 +91,16 @@ def benchmark(
         check_twin(bundle, baseline, sizes)
     else:
         _check_room(bundle.manifest, sizes)
+    prompts = _prompts(bundle.manifest.model.vocab_size, workload)
+    with Twin(bundle, sizes, prompts, name="start") as started:
+        startup = started.startup
     with ExitStack() as processes:
         runner = Runner(bundle, sizes)
-        prompts = _prompts(bundle.manifest.model.vocab_size, workload)
         runner.warm_up(prompts)
         twin = None if baseline is None else processes.enter_context(Twin(baseline, sizes, prompts))
-        ways = _ways(bundle, runner, twin, workload, told)
-        _take_turns(ways, workload.repeats, progress)
+        modes = _modes(bundle, runner, twin, workload, told)
+        memory = ReadBandwidth(sizes.threads) if workload.backend == "onnxruntime" else None
+        _take_turns(modes, workload.repeats, memory, progress)
         operators = (twin or runner).operators() if workload.backend == "onnxruntime" else (None, {})
     return Benchmark(
         bundle=str(bundle.path),
@@ -145,19 +113,36 @@ def benchmark(
         prompt_tokens=workload.prompt_tokens,
         new_tokens=workload.new_tokens,
         repeats=workload.repeats,
-        results=[_result(way, ways[0], sizes) for way in ways],
+        weights=workload.weights,
+        startup=startup,
+        last_level_cache=None if memory is None else memory.cache,
+        others_share=others_share(timed for mode in modes for timed in mode.timed),
+        spinning={} if memory is None else _spinning(bundle, baseline or bundle),
+        results=[result_of(mode, modes[0], sizes, None if memory is None else memory.cache) for mode in modes],
         engine_share=operators[0],
         operators=operators[1],
     )
 
 
-def _take_turns(ways: Sequence[_Way], repeats: int, progress: Callable[[int, int], None] | None) -> None:
-    """Time every run mode once per repetition."""
+def _take_turns(
+    modes: Sequence[Mode],
+    repeats: int,
+    memory: ReadBandwidth | None,
+    progress: Callable[[int, int], None] | None,
+) -> None:
+    """Time every run mode once per repetition, then the memory at the size of each mode's step."""
     for repeat in range(repeats):
-        for way in ways:
-            way.measure()
+        for mode in modes:
+            mode.measure()
+        if memory is not None:
+            for mode in modes:
+                mode.measure_bandwidth(memory)
         if progress is not None:
             progress(repeat + 1, repeats)
+
+
+def _spinning(*bundles: Bundle) -> dict[str, bool]:
+    return {str(bundle.path): waits_awake(bundle.manifest) for bundle in bundles}
 
 
 def _sizes(bundle: Bundle, workload: Workload) -> Sizes:
@@ -167,6 +152,7 @@ def _sizes(bundle: Bundle, workload: Workload) -> Sizes:
     for name in ("prompt_tokens", "new_tokens", "batch", "repeats"):
         checked_count(name, getattr(workload, name))
     check_backend(workload.backend)
+    check_weights(bundle, workload.backend, workload.weights)
     check_threads(workload.threads, needed=True)
     tokens, limit = workload.prompt_tokens + workload.new_tokens, bundle.manifest.model.max_length - WARM_UP_STEPS
     if tokens > limit:
@@ -180,6 +166,7 @@ def _sizes(bundle: Bundle, workload: Workload) -> Sizes:
         steps=workload.new_tokens,
         threads=workload.threads,
         backend=workload.backend,
+        weights=workload.weights,
     )
 
 
@@ -216,63 +203,25 @@ def _check_room(manifest: Manifest, sizes: Sizes) -> None:
         )
 
 
-def _ways(bundle: Bundle, runner: Runner, twin: Twin | None, workload: Workload, told: dict[str, Routes]) -> list[_Way]:
+def _modes(
+    bundle: Bundle, runner: Runner, twin: Twin | None, workload: Workload, told: dict[str, Routes]
+) -> list[Mode]:
     """Return all run modes, full depth first."""
     if twin is not None:
-        full = _Way(FULL, twin.run)
+        full = Mode(FULL, twin.run)
     else:
-        full = _Way(FULL, partial(runner.run, routes=every_layer(bundle.manifest)), prescribed=True)
+        full = Mode(FULL, partial(runner.run, routes=every_layer(bundle.manifest)), prescribed=True)
     everything, *others = compared_depths(bundle, workload.depth)
     if bundle.manifest.routing is not None:
-        ways = [_Way(name, partial(runner.run, routes=routes), prescribed=True) for name, routes in told.items()]
-        return [full, _Way("routed", runner.run), *ways]
+        modes = [Mode(name, partial(runner.run, routes=routes), prescribed=True) for name, routes in told.items()]
+        return [full, Mode("routed", runner.run), *modes]
 
     def run(depth: Depth) -> Callable[[], Timed]:
         # The prefill is the same as at full depth: its result is in the cache.
         same = twin is None and depth.prompt == everything.prompt
         return partial(runner.run_steps if same else runner.run, depth)
 
-    return [full, *(_Way(depth.name, run(depth)) for depth in others)]
+    return [full, *(Mode(depth.name, run(depth)) for depth in others)]
 
 
-def _result(way: _Way, full: _Way, sizes: Sizes) -> Result:
-    seconds, last = statistics.median(way.decode), way.timed[-1]
-    decode, prefill = _ratios(full.decode, way.decode), _ratios(full.prefill, way.prefill or full.prefill)
-    measured, ideal = statistics.median(decode), full.timed[-1].bytes / last.bytes
-    return Result(
-        name=way.name,
-        layers=last.layers,
-        prefill_tokens_per_second=sizes.rows * sizes.prompt_tokens / statistics.median(way.prefill or full.prefill),
-        prefill_speedup=statistics.median(prefill),
-        prefill_speedup_quartiles=quartiles(prefill),
-        prefill_ideal_speedup=full.timed[-1].flops / last.flops,
-        decode_milliseconds=1e3 * seconds,
-        tokens_per_second=sizes.rows / seconds,
-        speedup=measured,
-        speedup_quartiles=quartiles(decode),
-        steady=way is full or (is_steady(decode) and is_steady(prefill)),
-        ideal_speedup=ideal,
-        efficiency=measured / ideal,
-        gigabytes_per_second=last.bytes / sizes.steps / seconds / 1e9,
-        turned_away=last.turned_away,
-    )
-
-
-def _ratios(full: Sequence[float], part: Sequence[float]) -> list[float]:
-    """Return full depth's time / this time, per repetition."""
-    return [whole / own for whole, own in zip(full, part, strict=True)]
-
-
-def quartiles(ratios: Sequence[float]) -> tuple[float, float]:
-    """Return the lower and the upper quartile, linearly interpolated."""
-    lower, upper = np.quantile(ratios, (0.25, 0.75))
-    return float(lower), float(upper)
-
-
-def is_steady(ratios: Sequence[float]) -> bool:
-    """Return whether there are three or more ratios and their quartiles differ by at most a tenth of the median."""
-    lower, upper = quartiles(ratios)
-    return len(ratios) >= 3 and upper - lower <= _STEADY * statistics.median(ratios)
-
-
-__all__ = ["Benchmark", "Result", "Workload", "benchmark", "is_steady", "quartiles"]
+__all__ = ["Benchmark", "Result", "Workload", "benchmark"]

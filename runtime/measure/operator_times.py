@@ -32,7 +32,8 @@ def operator_times(executor: Executor, cache: KvCache, depth: Depth) -> tuple[fl
         The share of a step's wall time inside the engine, and operator -> share of all operators' time, largest first.
     """
     with tempfile.TemporaryDirectory() as directory:
-        profiled = Executor(executor.bundle, executor.threads, profile=Path(directory) / "profile")
+        prefix = Path(directory) / "profile"
+        profiled = Executor(executor.bundle, executor.threads, profile=prefix, weights=executor.weights)
         tokens = np.ones(cache.rows, np.int64)
         marks = [cache.mark(row) for row in range(cache.rows)]
         wall = 0.0

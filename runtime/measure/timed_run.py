@@ -10,11 +10,12 @@ from pydantic import BaseModel, ConfigDict
 
 from dynexport.runtime.bundle.bundle import Bundle
 from dynexport.runtime.bundle.manifest import Depth
-from dynexport.runtime.engines.registry import RunBackend
+from dynexport.runtime.engines.registry import RunBackend, Weights
 from dynexport.runtime.execution.decisions import Decisions
 from dynexport.runtime.execution.executor import Executor
 from dynexport.runtime.measure.cost import flops_of_prompts, read_bytes
 from dynexport.runtime.measure.operator_times import operator_times
+from dynexport.runtime.measure.other_work import OtherWork
 from dynexport.runtime.measure.prescribed import Routes, as_routers_decide
 
 Array = np.ndarray
@@ -26,7 +27,9 @@ class Timed(BaseModel):
 
     Attributes:
         prefill_seconds: time of the prefill; None where the cache held the prompts already.
-        decode_seconds: median time of one decode step.
+        step_seconds: times of the decode steps, without the warm-up steps.
+        processor_seconds: processor time that the machine had during the run.
+        others_seconds: the part of it that other processes took; None where the system does not tell.
         bytes: bytes that all decode steps had to read, without the warm-up steps.
         flops: FLOPs of the prefill.
         layers: mean number of layers that a decoded token ran.
@@ -35,11 +38,18 @@ class Timed(BaseModel):
     """
 
     prefill_seconds: float | None
-    decode_seconds: float
+    step_seconds: list[float]
+    processor_seconds: float
+    others_seconds: float | None
     bytes: int
     flops: int
     layers: float
     turned_away: int
+
+    @property
+    def decode_seconds(self) -> float:
+        """Return the median time of one decode step."""
+        return statistics.median(self.step_seconds)
 
 
 class Sizes(BaseModel):
@@ -51,6 +61,7 @@ class Sizes(BaseModel):
         steps: number of timed decode steps, after the warm-up steps.
         threads: as for ``open_backend``.
         backend: as for ``open_backend``.
+        weights: as for ``open_backend``.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -60,6 +71,7 @@ class Sizes(BaseModel):
     steps: int
     threads: int
     backend: RunBackend
+    weights: Weights = "packed"
 
     @property
     def slots(self) -> int:
@@ -72,14 +84,22 @@ class Runner:
 
     def __init__(self, bundle: Bundle, sizes: Sizes) -> None:
         self._count = sizes.steps
-        self._executor = Executor(bundle, sizes.threads, backend=sizes.backend)
+        self._executor = Executor(bundle, sizes.threads, backend=sizes.backend, weights=sizes.weights)
         self._cache = self._executor.full_cache(sizes.rows, sizes.slots, record=True)
         self._full = bundle.manifest.full
 
-    def warm_up(self, prompts: Array) -> None:
-        """Run the prompts of all later runs, int64 [rows, tokens], and one step, so that engines are loaded."""
+    def load(self) -> None:
+        """Load the graphs of full depth."""
+        self._executor.load(self._full)
+
+    def first_token(self, prompts: Array) -> None:
+        """Run the prompts of all later runs, int64 [rows, tokens]."""
         self._prompts = prompts
-        self._prefill(self._full, None)
+        self._prefill(self._full, None).argmax(axis=-1)
+
+    def warm_up(self, prompts: Array) -> None:
+        """Run the prompts of all later runs as ``first_token`` and one step, so that engines are loaded."""
+        self.first_token(prompts)
         self._executor.step(self._cache, self._prompts[:, 0], self._full)
 
     def run(self, depth: Depth | None = None, routes: Routes = as_routers_decide) -> Timed:
@@ -90,15 +110,16 @@ class Runner:
             routes: prescribed routing decisions.
         """
         depth = depth or self._full
-        told = routes(*self._prompts.shape)
+        told, other = routes(*self._prompts.shape), OtherWork()
         start = time.perf_counter()
         logits = self._prefill(depth, told)
         seconds = time.perf_counter() - start
-        return self._steps(logits, depth, routes, seconds)
+        return self._steps(logits, depth, routes, seconds, other)
 
     def run_steps(self, depth: Depth) -> Timed:
         """Run decode steps only, after the prompts of the last run; for a bundle without routers."""
-        return self._steps(np.zeros((self._cache.rows, 1), np.float32), depth, as_routers_decide, None)
+        first = np.zeros((self._cache.rows, 1), np.float32)
+        return self._steps(first, depth, as_routers_decide, None, OtherWork())
 
     def operators(self) -> tuple[float, dict[str, float]]:
         """Return ``operator_times`` of a decode step after the last prompts."""
@@ -109,7 +130,7 @@ class Runner:
             self._cache.rewind(row)
         return np.concatenate(self._executor.prefill(self._cache, list(self._prompts), depth=depth, forced=told))
 
-    def _steps(self, logits: Array, depth: Depth, routes: Routes, prefill: float | None) -> Timed:
+    def _steps(self, logits: Array, depth: Depth, routes: Routes, prefill: float | None, other: OtherWork) -> Timed:
         """Run decode steps after the prompts in the cache; the cache is unchanged afterwards."""
         cache, manifest = self._cache, self._executor.manifest
         marks, entries = [cache.mark(row) for row in range(cache.rows)], cache.lengths.copy()
@@ -126,6 +147,7 @@ class Runner:
             else:
                 logits = self._executor.step(cache, tokens, depth, forced=wish)
             times.append(time.perf_counter() - start)
+        available, taken = other.taken()
         steps = [self._decided(mark.row, since=mark.steps) for mark in marks]
         layers = np.stack([self._executor.reader.layers_run(row) for row in steps])
         turned_away = int(cache.overflow.sum())
@@ -133,7 +155,9 @@ class Runner:
             cache.truncate(mark.row, mark)
         return Timed(
             prefill_seconds=prefill,
-            decode_seconds=statistics.median(times[WARM_UP_STEPS:]),
+            step_seconds=times[WARM_UP_STEPS:],
+            processor_seconds=available,
+            others_seconds=taken,
             bytes=sum(read_bytes(manifest, steps, entries)[WARM_UP_STEPS:]),
             flops=flops_of_prompts(manifest, prompts),
             layers=float(layers[:, WARM_UP_STEPS:].mean()),

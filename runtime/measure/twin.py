@@ -1,4 +1,4 @@
-"""A baseline in its own process: two engines in one process would compete for the cores."""
+"""A bundle in its own process: two engines in one process would compete for the cores, and a start is timed there."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from dynexport.runtime.bundle.bundle import Bundle
 from dynexport.runtime.bundle.checks import checked_kind, shown
 from dynexport.runtime.bundle.errors import DynexportError
 from dynexport.runtime.bundle.manifest import Manifest
+from dynexport.runtime.measure.startup import StartClock, Startup
 from dynexport.runtime.measure.timed_run import Runner, Sizes, Timed
 
 Array = np.ndarray
@@ -38,13 +39,23 @@ class _Job(BaseModel):
 
 
 class Twin:
-    """A process that holds a bundle without routers and runs it on request.
+    """A process that holds a bundle and runs it on request, at full depth.
+
+    Args:
+        bundle: the bundle.
+        sizes: sizes and settings of the runs.
+        prompts: token ids of the prompts, int64 [rows, tokens].
+        name: what the process is for, in error messages.
+
+    Attributes:
+        startup: times of its start.
 
     Raises:
         DynexportError: the bundle cannot be loaded.
     """
 
-    def __init__(self, bundle: Bundle, sizes: Sizes, prompts: Array) -> None:
+    def __init__(self, bundle: Bundle, sizes: Sizes, prompts: Array, *, name: str = "baseline") -> None:
+        self._name = name
         self._process = subprocess.Popen(
             # -P: files of the working directory must not be imported as modules.
             [sys.executable, "-P", "-c", _START],
@@ -54,7 +65,7 @@ class Twin:
         )
         try:
             job = _Job(bundle=bundle.path.absolute(), sizes=sizes, prompts=prompts.tolist())
-            self._ask(job.model_dump_json())
+            self.startup = Startup.model_validate(self._ask(job.model_dump_json()))
         except BaseException:
             self._end()
             raise
@@ -84,11 +95,12 @@ class Twin:
             answer = b""
         if not answer:
             raise DynexportError(
-                f"baseline: the process that runs it ended with code {self._process.wait()}; is there enough memory?"
+                f"{self._name}: the process that runs it ended with code {self._process.wait()}; is there enough "
+                "memory?"
             )
         found = json.loads(answer)
         if "error" in found:
-            raise DynexportError(f"baseline: {found['error']}")
+            raise DynexportError(f"{self._name}: {found['error']}")
         return found["result"]
 
     def _end(self) -> None:
@@ -106,8 +118,13 @@ def main() -> None:
         try:
             if runner is None:
                 job = _Job.model_validate_json(line)
+                clock, prompts = StartClock(job.bundle), np.array(job.prompts, np.int64)
                 runner = Runner(Bundle.open(job.bundle), job.sizes)
-                runner.warm_up(np.array(job.prompts, np.int64))
+                runner.load()
+                clock.loaded()
+                runner.first_token(prompts)
+                result = clock.first_token().model_dump()
+                runner.warm_up(prompts)
             elif line.strip() == "operators":
                 result = runner.operators()
             else:

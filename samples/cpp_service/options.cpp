@@ -100,7 +100,7 @@ const std::vector<Option>& options() {
        [](CommandLine& to, const std::string& text) { to.backend.kind = text; }},
       {"--onnxruntime", "PATH", "ONNX Runtime's library, or that of another backend.  [default: by its usual name]",
        [](CommandLine& to, const std::string& text) { to.backend.library = text; }},
-      {"--plugins", "PATH", "Library of dynexport's TensorRT plugins.",
+      {"--plugins", "PATH", "Library of dynexport's TensorRT plugins, or of its CPU operators.",
        [](CommandLine& to, const std::string& text) { to.backend.plugins = text; }},
       {"--trust-engines", "", "Load TensorRT engines that were built elsewhere. An engine is native code.",
        [](CommandLine& to, const std::string&) { to.backend.trust_engines = true; }},

@@ -16,9 +16,9 @@ from bundles import command, environment
 def test_interrupting_is_exit_code_130_without_a_traceback(skip_bundle: Path) -> None:
     arguments = command("bench", skip_bundle, "--repeats", 100_000, "--prompt-tokens", 8, "--threads", 1)
     waiting = "import sys; sys.argv = sys.argv[1:]\nfrom dynexport.runtime.measure import bench\n" + (
-        "measure = bench._Way.measure\n"
+        "measure = bench.Mode.measure\n"
         "def told(*a):\n    print('measuring', flush=True)\n    return measure(*a)\n"
-        "bench._Way.measure = told\n"
+        "bench.Mode.measure = told\n"
         "from dynexport.exporter.cli.main import main\nmain()"
     )
     with subprocess.Popen(

@@ -10,6 +10,8 @@ from typing import Any
 import pytest
 from bundles import CONFORMANCE, Ran, change_manifest, copied, dynexport
 
+from dynexport.runtime.measure.bandwidth import last_level_cache
+
 TEXT = "the cat sat on the mat, and nobody knows why it did so. " * 10
 
 
@@ -114,6 +116,9 @@ def test_the_table_of_bench(commands: dict[str, list[Any]]) -> None:
     assert "fp32, batch 1, 4 prompt tokens, 2 decode steps, medians of 1 repetitions" in out
     assert "full 8 of 8 " in out and "2 4 of 8 " in out
     assert "1.00x 1.00x 1.00" in out and "inside the engine; of that" in out
+    assert "the prompt: " in out and "other processes took " in out
+    if last_level_cache() is not None:
+        assert "KB): a step's bytes fit the last-level cache of" in out
 
 
 def test_a_checkpoint_that_was_not_trained_to_skip_is_warned_about(

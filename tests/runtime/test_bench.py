@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import math
+import os
+import subprocess
+import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +19,13 @@ from dynexport.exporter.bundle.conversion import convert
 from dynexport.runtime import Bundle, DynexportError
 from dynexport.runtime.bundle.manifest import PathRouting
 from dynexport.runtime.execution.decisions import TURNED_AWAY
-from dynexport.runtime.measure.bench import Benchmark, Workload, benchmark, is_steady, quartiles
+from dynexport.runtime.measure import bandwidth
+from dynexport.runtime.measure.bandwidth import ReadBandwidth
+from dynexport.runtime.measure.bench import Benchmark, Workload, benchmark
 from dynexport.runtime.measure.cost import path_bytes
-from dynexport.runtime.measure.timed_run import Sizes
+from dynexport.runtime.measure.mode import Mode, is_steady, quartiles, result_of
+from dynexport.runtime.measure.other_work import OtherWork
+from dynexport.runtime.measure.timed_run import Sizes, Timed
 from dynexport.runtime.measure.twin import Twin
 
 PROMPT, NEW, BATCH = 12, 4, 3
@@ -68,6 +76,92 @@ def test_the_ideal_is_the_ratio_of_the_bytes(measured: Benchmark) -> None:
     assert (dense.speedup, dense.ideal_speedup, dense.efficiency, dense.layers) == (1, 1, 1, 8)
     assert (dense.speedup_quartiles, dense.steady, skipped.steady) == ((1, 1), True, False)  # of two repetitions
     assert skipped.speedup_quartiles[0] <= skipped.speedup <= skipped.speedup_quartiles[1]
+
+
+def test_what_a_step_reads_is_set_against_the_memory(measured: Benchmark) -> None:
+    cache = measured.last_level_cache
+    for result, layers in zip(measured.results, (tuple(range(8)), KEPT), strict=True):
+        assert result.bytes_per_step == bytes_of_steps(layers) / NEW
+        read = result.bandwidth_gigabytes_per_second * 1e9 * result.ideal_milliseconds / 1e3
+        assert read == pytest.approx(result.bytes_per_step)
+        assert result.fits_cache is (None if cache is None else result.bytes_per_step <= cache)
+        assert 0 <= result.others_share <= 1
+    assert 0 <= measured.others_share <= 1
+    assert measured.spinning == {measured.bundle: True}
+
+
+def timed(prefill: float | None, steps: list[float], read: int, others: float | None = 0.0) -> Timed:
+    return Timed(
+        prefill_seconds=prefill,
+        step_seconds=steps,
+        processor_seconds=4.0,
+        others_seconds=others,
+        bytes=read,
+        flops=10,
+        layers=1,
+        turned_away=0,
+    )
+
+
+def test_medians_least_and_spread_are_those_of_the_steps() -> None:
+    full = Mode("full", lambda: timed(0, [], 0))
+    full.timed = [timed(0.4, [0.004, 0.002, 0.003], 300), timed(0.2, [0.008, 0.005, 0.006], 300)]
+    half = Mode("half", full.run, bandwidths=[30e3, 50e3, 40e3])
+    half.timed = [timed(None, [0.001, 0.002, 0.003], 150, 1.0), timed(None, [0.003, 0.003, 0.002], 150, 0.2)]
+    sizes = Sizes(rows=2, prompt_tokens=3, steps=3, threads=1, backend="onnxruntime")
+    found = result_of(half, full, sizes, cache=50)
+    assert (found.decode_milliseconds, found.decode_least_milliseconds) == pytest.approx((2.5, 1))
+    assert found.decode_quartiles_milliseconds == pytest.approx((2, 3))
+    assert (found.prefill_milliseconds, found.prefill_least_milliseconds) == pytest.approx((300, 200))
+    assert found.prefill_quartiles_milliseconds == pytest.approx((250, 350))
+    assert found.speedup == pytest.approx((3 / 2 + 6 / 3) / 2) and found.ideal_speedup == 2
+    assert (found.bytes_per_step, found.fits_cache) == (50, True)
+    assert found.bandwidth_gigabytes_per_second == pytest.approx(40e3 / 1e9)
+    assert found.ideal_milliseconds == pytest.approx(1e3 * 50 / 40e3)
+    assert found.others_share == pytest.approx(1.2 / 8)
+    assert result_of(full, full, sizes, cache=50).fits_cache is False
+    unknown = result_of(full, full, sizes, cache=None)
+    assert (unknown.fits_cache, unknown.ideal_milliseconds) == (None, None)
+    half.timed[0].others_seconds = None
+    assert result_of(half, full, sizes, cache=None).others_share is None
+
+
+def test_other_work_is_what_the_own_processes_did_not_do() -> None:
+    """A busy child is other work, unless it is named."""
+    busy = [sys.executable, "-c", "print(flush=True)\nwhile True: pass"]
+    with subprocess.Popen(busy, stdout=subprocess.PIPE) as child:
+        assert child.stdout is not None
+        child.stdout.readline()
+        unnamed, named = OtherWork(), OtherWork(child.pid)
+        begun = cpu_seconds(child.pid)
+        while cpu_seconds(child.pid) - begun < 0.3:
+            time.sleep(0.02)
+        spared, (available, taken) = named.taken()[1], unnamed.taken()
+        child.kill()
+    assert taken is not None and spared is not None
+    assert taken >= 0.2 and taken - spared >= 0.2 and available > 0
+
+
+def cpu_seconds(pid: int) -> float:
+    fields = Path(f"/proc/{pid}/stat").read_text().split()
+    return (int(fields[13]) + int(fields[14])) / os.sysconf("SC_CLK_TCK")
+
+
+@pytest.mark.parametrize(("threads", "size"), [(1, 1), (2, 100_000), (3, 5_000_000)])
+def test_a_bandwidth_is_measured_at_any_size(threads: int, size: int) -> None:
+    memory = ReadBandwidth(threads)
+    assert math.isfinite(memory.measure(size)) and memory.measure(size) > 0
+
+
+def test_the_last_level_cache_is_that_of_the_highest_level(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert bandwidth.fits(5, None) is None and bandwidth.fits(5, 5) and not bandwidth.fits(6, 5)
+    monkeypatch.setattr(bandwidth, "_CACHES", tmp_path)
+    assert bandwidth.last_level_cache() is None
+    for number, (level, size) in enumerate([("1", "48K"), ("3", "32M"), ("2", "2048K"), ("9", "none")]):
+        (tmp_path / f"index{number}").mkdir()
+        (tmp_path / f"index{number}" / "level").write_text(f"{level}\n")
+        (tmp_path / f"index{number}" / "size").write_text(f"{size}\n")
+    assert bandwidth.last_level_cache() == 32 << 20
 
 
 def test_the_shares_add_up(measured: Benchmark) -> None:

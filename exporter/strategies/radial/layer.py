@@ -125,9 +125,11 @@ def _appended_and_seen(
 def finish(
     op: Any, layer: DecoderLayer, hidden_states: ir.Value, attended: ir.Value, gates: ir.Value | None
 ) -> ir.Value:
-    """Return a layer's output [1, N, hidden] from its input and the output of attention; gates float32 [N]."""
+    """Return a layer's output from its input and the output of attention, [1, N, ..] or [N, 1, ..]; gates [N]."""
     output = layer.after_attention(op, hidden_states, layer.self_attn.o_proj(op, attended))
-    return output if gates is None else gated(op, hidden_states, output, op.Unsqueeze(gates, [0, 2]))
+    if gates is None:
+        return output
+    return gated(op, hidden_states, output, op.Reshape(gates, op.Concat(op.Shape(hidden_states, end=2), [1], axis=0)))
 
 
 __all__ = ["Prepared", "Tokens", "add_cache", "attend", "finish", "layer_step", "prepare"]

@@ -46,7 +46,7 @@ def embedding(architecture: Architecture, target: Target) -> WriteGraph:
         input_ids = add_input(graph, "input_ids", INT64, [1, "N"])
         position_ids = add_input(graph, "position_ids", INT64, [1, "N"])
         hidden_states = model.model.embed(op, input_ids, position_ids)
-        _put_out(graph, hidden_states, "hidden_states_out", _line(architecture), target.activations)
+        _put_out(graph, hidden_states, "hidden_states_out", line_shape(architecture), target.activations)
         angles = rotation(op, inverse_frequencies(op, architecture), position_ids)
         if angles is not None:
             _put_out(graph, angles.cos, "cos", _angles(architecture))
@@ -59,7 +59,7 @@ def head(architecture: Architecture, target: Target) -> WriteGraph:
     """Return the writer of the head: hidden_states float [1, N, hidden] -> logits float32 [1, N, vocab]."""
 
     def write(graph: ir.Graph, op: Any, model: CausalLM) -> None:
-        hidden_states = add_input(graph, "hidden_states", target.activations, _line(architecture))
+        hidden_states = add_input(graph, "hidden_states", target.activations, line_shape(architecture))
         logits = model.head(op, model.model.norm(op, hidden_states))
         _put_out(graph, logits, "logits", [1, "N", architecture.vocab_size])
 
@@ -76,7 +76,7 @@ def router(architecture: Architecture, target: Target, choices: int, module: Rou
     """
 
     def write(graph: ir.Graph, op: Any, model: CausalLM) -> None:
-        hidden_states = add_input(graph, "hidden_states", target.activations, _line(architecture))
+        hidden_states = add_input(graph, "hidden_states", target.activations, line_shape(architecture))
         allowed = add_input(graph, "allowed", BOOL, ["N", choices])
         forced = add_input(graph, "forced_choices", INT64, ["N"])
         scores = op.Squeeze(module(op, hidden_states), [0])
@@ -99,11 +99,8 @@ def before_attention(architecture: Architecture, target: Target) -> WriteGraph:
 
     def write(graph: ir.Graph, op: Any, model: CausalLM) -> None:
         (module,) = model.model.layers
-        hidden_states = add_input(graph, "hidden_states", target.activations, _line(architecture))
-        angles = None
-        if isinstance(architecture.positions, Rotary):
-            cos, sin = (add_input(graph, name, FLOAT, _angles(architecture)) for name in ("cos", "sin"))
-            angles = Rotation(cos, sin, of_every_position=False)
+        hidden_states = add_input(graph, "hidden_states", target.activations, line_shape(architecture))
+        angles = add_angles(graph, architecture)
         query, key, value = prepare(op, module, hidden_states, angles)
         heads = module.self_attn
         _put_out(graph, query, "query", [1, "N", heads.query_size], target.activations)
@@ -161,17 +158,26 @@ def after_attention(architecture: Architecture, target: Target, *, gated: bool) 
 
     def write(graph: ir.Graph, op: Any, model: CausalLM) -> None:
         (module,) = model.model.layers
-        hidden_states = add_input(graph, "hidden_states", target.activations, _line(architecture))
+        hidden_states = add_input(graph, "hidden_states", target.activations, line_shape(architecture))
         attended = add_input(graph, "attention", target.activations, [1, "N", module.self_attn.query_size])
         gates = add_input(graph, "gates", FLOAT, ["N"]) if gated else None
         output = finish(op, module, hidden_states, attended, gates)
-        _put_out(graph, output, "hidden_states_out", _line(architecture), target.activations)
+        _put_out(graph, output, "hidden_states_out", line_shape(architecture), target.activations)
 
     return write
 
 
-def _line(architecture: Architecture) -> list[int | str]:
+def line_shape(architecture: Architecture) -> list[int | str]:
+    """Return the shape of the hidden states of a line."""
     return [1, "N", architecture.hidden_size]
+
+
+def add_angles(graph: ir.Graph, architecture: Architecture, rows: int | str = 1) -> Rotation | None:
+    """Add the inputs cos and sin of the tokens [rows, N]; return None without rotary positions."""
+    if not isinstance(architecture.positions, Rotary):
+        return None
+    cos, sin = (add_input(graph, name, FLOAT, [rows, *_angles(architecture)[1:]]) for name in ("cos", "sin"))
+    return Rotation(cos, sin, of_every_position=False)
 
 
 def _angles(architecture: Architecture) -> list[int | str]:
@@ -185,4 +191,13 @@ def _put_out(
     add_output(graph, value, name, typed_value(name, dtype, shape))
 
 
-__all__ = ["after_attention", "attention", "before_attention", "embedding", "head", "router"]
+__all__ = [
+    "add_angles",
+    "after_attention",
+    "attention",
+    "before_attention",
+    "embedding",
+    "head",
+    "line_shape",
+    "router",
+]

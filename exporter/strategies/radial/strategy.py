@@ -30,6 +30,7 @@ from dynexport.exporter.strategies.radial.constants import path_differences
 from dynexport.exporter.strategies.radial.decode import decode_graph
 from dynexport.exporter.strategies.radial.oracle import RadialOracle
 from dynexport.exporter.strategies.radial.plan import PathPlan, Role
+from dynexport.exporter.strategies.radial.pool import pool_graph, pool_parts
 from dynexport.exporter.strategies.radial.router import Router
 from dynexport.exporter.strategies.radial.single import single_graph
 from dynexport.exporter.strategies.strategy import Strategy
@@ -79,10 +80,8 @@ class RadialStrategy(Strategy[Radial, PathPlan]):
                 PathPlan("router" if s is None else f"router-{s}", (), role="router", step=s, dimensions=_LINE)
                 for s in steps
             ),
-            *(PathPlan(f"layer-{i}-before", (i,), role="before_attention", dimensions=_LINE) for i in pool),
             PathPlan("attention", (), role="attention", dimensions={"B": "rows", "C": "tokens"}),
-            *(PathPlan(f"layer-{i}-after", (i,), role="after_attention", dimensions=_LINE) for i in pool),
-            PathPlan("head", (), role="head", dimensions={"N": "line_of_logits"}),
+            *_weights_of_hops(layers, in_one_file=target.conditional_layers),
         )
 
     def single_graph(self, contract: Radial, layers: int, layer_capacity: float, *, target: Target) -> PathPlan:
@@ -107,16 +106,20 @@ class RadialStrategy(Strategy[Radial, PathPlan]):
         )
 
     def programs(self, contract: Radial, plans: tuple[PathPlan, ...], depths: tuple[Depth, ...]) -> tuple[Program, ...]:
-        names = {role: tuple(plan.name for plan in plans if plan.role == role) for role in get_args(Role)}
+        parts = [(plan.role, plan.name) for plan in plans]
+        parts += [(part.role, part.name) for plan in plans for part in plan.parts]
+        names = {role: tuple(name for found, name in parts if found == role) for role in get_args(Role)}
         if names["paths"]:
             return super().programs(contract, plans, depths)
+        before, whole, after = names["before_attention"], names["layer"], names["after_attention"]
         (embedding,), (attention,), (head,) = names["embedding"], names["attention"], names["head"]
         found = GraphSet(
             embedding=embedding,
             routers=names["router"] * (contract.max_steps if contract.router.shared else 1),
-            before_attention=names["before_attention"],
             attention=attention,
-            after_attention=names["after_attention"],
+            before_attention=before,
+            after_attention=after,
+            layers=whole,
             head=head,
         )
         prompt = Program(phase="prompt", set=found)
@@ -184,6 +187,18 @@ class RadialStrategy(Strategy[Radial, PathPlan]):
         return RadialOracle(weights, manifest.contract, manifest.routing.layer_capacity, manifest.limits.prompt)
 
 
+def _weights_of_hops(layers: int, *, in_one_file: bool) -> tuple[PathPlan, ...]:
+    """Return the plans of layers and head: one file of which a call runs a part, or a graph of each."""
+    pool = tuple(range(layers))
+    if in_one_file:
+        return (PathPlan("pool", pool, role="pool", dimensions=_LINE, parts=pool_parts(layers)),)
+    return (
+        *(PathPlan(f"layer-{i}-before", (i,), role="before_attention", dimensions=_LINE) for i in pool),
+        *(PathPlan(f"layer-{i}-after", (i,), role="after_attention", dimensions=_LINE) for i in pool),
+        PathPlan("head", (), role="head", dimensions={"N": "line_of_logits"}),
+    )
+
+
 def _content(plan: PathPlan, model: CausalLM, target: Target, contract: Radial) -> WriteGraph:
     """Return the writer of a graph, and add the modules that it needs to the model."""
     architecture = model.architecture
@@ -197,6 +212,8 @@ def _content(plan: PathPlan, model: CausalLM, target: Target, contract: Radial) 
     if plan.role == "router":
         (module,) = _routers(model, target, contract, [plan.step or 0])
         return parts.router(architecture, target, contract.choices(architecture.layers), module, gated=gated)
+    if plan.role == "pool":
+        return pool_graph(architecture, target, contract, gated=gated)
     if plan.role == "attention":
         return parts.attention(architecture, target, contract)
     if plan.role == "after_attention":

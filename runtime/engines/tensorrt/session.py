@@ -73,7 +73,7 @@ class TensorRtEngine:
                 self._bound[key] = _Step(self.graph, self._context(key), self._device, self._log, inputs, caches)
             return self._bound[key].run(inputs, lasting=lasting)
 
-    def prepare(self, inputs: Mapping[str, Array], caches: Caches) -> None:
+    def prepare(self, inputs: Mapping[str, Array], caches: Caches, *, shared: bool = False) -> None:
         """Return None: ``run`` binds once itself, and replays a CUDA graph."""
 
     def end_profiling(self) -> Path:

@@ -42,7 +42,7 @@ typedef struct dynexport_backend {
   size_t size;
   const char* kind;      /* "onnxruntime" (the default), "onnxruntime-cuda", "tensorrt", "tensorrt-rtx" */
   const char* library;   /* path of the engine's shared library; NULL: looked for by its usual name */
-  const char* plugins;   /* path of the library of dynexport's TensorRT plugins */
+  const char* plugins;   /* path of the library of dynexport's TensorRT plugins, or of its CPU operators */
   int32_t threads;       /* of one operator; 0 lets the engine choose */
   int32_t trust_engines; /* whether TensorRT may load engines that were not built on this machine */
 } dynexport_backend;

@@ -101,7 +101,9 @@ struct BackendOptions {
   std::string kind = "onnxruntime";  // "onnxruntime", "onnxruntime-cuda", "tensorrt" or "tensorrt-rtx"
   int threads = 0;                   // intra-op threads; 0 lets the engine choose
   std::string library;               // path of the engine's shared library; empty: looked for by its usual name
-  std::string plugins;               // path of the library of dynexport's TensorRT plugins
+  // Path of the library of dynexport's operators: its TensorRT plugins, or for ONNX Runtime on the CPU its CPU operators.
+  // These are also looked for at DYNEXPORT_CPU_OPERATORS and beside this library; without them, their bodies run.
+  std::string plugins;
   bool trust_engines = false;        // whether TensorRT may load engines that were not built on this machine
 };
 

@@ -47,6 +47,8 @@ struct Profile {
 struct Graph {
   std::string name, file;
   std::vector<std::int64_t> layers;
+  // For a file that several graphs share, the value of its input ``part``; none for a file of its own.
+  std::optional<std::int64_t> part;
   std::optional<std::vector<std::int64_t>> places;
   bool share_memory = true;
   std::vector<Profile> profiles;
@@ -60,10 +62,13 @@ struct Graph {
 
 // Prefixes of the names of inputs and outputs that hold a cache.
 constexpr std::string_view kPast = "past_key_values.", kPresent = "present.";
+// The input of a file that several graphs share: the number of the part to run.
+constexpr std::string_view kPart = "part";
 
 struct GraphSet {
   std::string embedding, attention, head;
   std::vector<std::string> routers, before_attention, after_attention;
+  std::vector<std::string> layers;  // of whole layers, for one token of each row; may be empty
 
   std::vector<std::string> names() const;
 };
@@ -143,6 +148,7 @@ struct Manifest {
   std::vector<Cache> caches;  // in the order of places, from 0
   Routing routing;
   Limits limits;
+  std::vector<std::string> operators;  // names of dynexport's custom operators in the graphs; each has a body there, too
   Tokens tokens;
   std::map<std::string, File> files;
 

@@ -2,6 +2,8 @@
 #include "bundle/agreement.hpp"
 
 #include <algorithm>
+#include <map>
+#include <optional>
 #include <set>
 #include <unordered_map>
 #include <unordered_set>
@@ -83,6 +85,17 @@ class Agreement {
       if (!graphs.insert(graph.name).second) refuse("graphs: expected a name for each, found one twice");
     }
     if (depths.count("full") != 0) refuse("depths: expected other names than full, which every bundle has, found it");
+    check_parts();
+  }
+
+  void check_parts() const {
+    std::map<std::string_view, std::set<std::optional<std::int64_t>>> parts;
+    for (const Graph& graph : manifest_.graphs) {
+      auto& others = parts[graph.file];
+      if (others.count(std::nullopt) != 0 || (!graph.part && !others.empty()) || !others.insert(graph.part).second) {
+        refuse("graphs: " + short_name(graph.name) + ": expected a part of its own in a shared file, found none");
+      }
+    }
   }
 
   void check_programs() const {
@@ -119,6 +132,7 @@ class Agreement {
     check_count("routers", set.routers.size(), routing->hops);
     check_count("before_attention", set.before_attention.size(), manifest_.model.layers);
     check_count("after_attention", set.after_attention.size(), manifest_.model.layers);
+    if (!set.layers.empty()) check_count("layers", set.layers.size(), manifest_.model.layers);
   }
 
   void check_count(const std::string& name, std::size_t found, std::int64_t expected) const {

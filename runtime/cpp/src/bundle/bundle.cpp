@@ -3,6 +3,8 @@
 
 #include <cmath>
 #include <cstdlib>
+#include <set>
+#include <string>
 #include <unordered_map>
 
 #include "bundle/onnx_file.hpp"
@@ -115,7 +117,9 @@ std::shared_ptr<const Bundle> Bundle::open(const std::filesystem::path& director
     }
   }
   std::shared_ptr<const Bundle> bundle(new Bundle(std::move(state)));
-  for (const Graph& graph : bundle->manifest().graphs) check_external_data(*bundle, graph.file);
+  std::set<std::string> files;
+  for (const Graph& graph : bundle->manifest().graphs)
+    if (files.insert(graph.file).second) check_external_data(*bundle, graph.file);
   bundle->check_unchanged();
   return bundle;
 }

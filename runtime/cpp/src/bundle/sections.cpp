@@ -83,6 +83,7 @@ GraphSet graph_set(const Value& value) {
   result.before_attention = fields.required("before_attention", names);
   result.attention = fields.required("attention", text);
   result.after_attention = fields.required("after_attention", names);
+  result.layers = fields.optional("layers", names, std::vector<std::string>());
   result.head = fields.required("head", text);
   fields.done();
   return result;
@@ -179,6 +180,7 @@ Graph read_graph(const Value& value) {
   result.name = fields.required("name", text);
   result.file = fields.required("file", text);
   result.layers = fields.required("layers", indices);
+  result.part = fields.optional("part", nullable(any_whole), std::nullopt);
   result.places = fields.required("places", nullable(indices));
   result.share_memory = fields.optional("share_memory", boolean, true);
   result.profiles = fields.optional(

@@ -2,12 +2,14 @@
 #include "engines/onnxruntime.hpp"
 
 #include <algorithm>
+#include <map>
 #include <new>
 #include <set>
 #include <string>
 #include <utility>
 
 #include "dynexport/error.hpp"
+#include "engines/cpu_operators.hpp"
 #include "engines/host_memory.hpp"
 #include "engines/onnxruntime_library.hpp"
 #include "engines/sizes.hpp"
@@ -38,6 +40,14 @@ ONNXTensorElementDataType element_of(Type type) {
   throw Error("tensor: expected a known element type, found another");
 }
 
+// An input of a file that a part of it does not take.
+struct OtherInput {
+  std::string name;
+  std::vector<std::int64_t> shape;
+  ONNXTensorElementDataType type;
+  std::int64_t value;  // of a scalar
+};
+
 Ort::Value value_of(const Tensor& tensor) {
   static const auto host = Ort::MemoryInfo::CreateCpu(OrtArenaAllocator, OrtMemTypeDefault);
   return Ort::Value::CreateTensor(host, tensor.data, tensor.bytes(), tensor.shape.data(), tensor.shape.size(),
@@ -47,8 +57,14 @@ Ort::Value value_of(const Tensor& tensor) {
 // An I/O binding for one set of input shapes and cache rows; a step only writes the values of inputs.
 class OrtBinding : public Binding {
  public:
-  OrtBinding(std::shared_ptr<Ort::Session> session, const Graph& graph, const Shapes& inputs, const Caches& caches)
-      : session_(std::move(session)), graph_(graph), buffers_(caches.buffers), binding_(*session_) {
+  OrtBinding(std::shared_ptr<Ort::Session> session, const Graph& graph, const Shapes& inputs, const Caches& caches,
+             std::shared_ptr<const std::vector<OtherInput>> others)
+      : session_(std::move(session)),
+        graph_(graph),
+        buffers_(caches.buffers),
+        others_(std::move(others)),
+        binding_(*session_) {
+    for (const OtherInput& other : *others_) bind(other);
     const auto sizes = sizes_of(graph, inputs);
     for (const TensorSpec& spec : graph.inputs) {
       if (is_cache_input(spec)) {
@@ -80,6 +96,14 @@ class OrtBinding : public Binding {
 
  private:
   using Tensors = std::map<std::string, Tensor>;
+
+  // Binds an input that has no elements, or is a scalar.
+  void bind(const OtherInput& other) {
+    static const auto host = Ort::MemoryInfo::CreateCpu(OrtArenaAllocator, OrtMemTypeDefault);
+    auto* data = const_cast<std::int64_t*>(&other.value);  // an input, which is only read
+    binding_.BindInput(other.name.c_str(), Ort::Value::CreateTensor(host, data, sizeof other.value, other.shape.data(),
+                                                                    other.shape.size(), other.type));
+  }
 
   const Tensor& add(Tensors& tensors, const TensorSpec& spec, std::vector<std::int64_t> shape) {
     const auto bytes = bytes_of(shape, spec.type);
@@ -117,6 +141,7 @@ class OrtBinding : public Binding {
   std::shared_ptr<Ort::Session> session_;
   const Graph graph_;
   std::shared_ptr<const Buffers> buffers_;  // keeps the memory
+  std::shared_ptr<const std::vector<OtherInput>> others_;
   std::vector<std::shared_ptr<Memory>> memory_;
   Tensors inputs_, results_;
   Ort::RunOptions options_;
@@ -136,7 +161,7 @@ void add_cuda(Ort::SessionOptions& options) {
 
 // Python's runtime/engines/onnxruntime.py sets enable_mem_reuse too, by Graph::share_memory: it only shortens loading,
 // and the C interface has no such option.
-Ort::SessionOptions options_for(const Graph& graph, int threads, bool alone, bool cuda) {
+Ort::SessionOptions options_for(const Graph& graph, int threads, bool alone, bool cuda, const std::string& operators) {
   Ort::SessionOptions options;
   options.SetLogSeverityLevel(ORT_LOGGING_LEVEL_FATAL);  // its exceptions carry the messages
   if (threads > 0) options.SetIntraOpNumThreads(threads);
@@ -147,14 +172,24 @@ Ort::SessionOptions options_for(const Graph& graph, int threads, bool alone, boo
   if (!graph.profiles.empty()) options.AddConfigEntry("session.disable_quant_qdq", "1");
   // Spinning workers of one session would take the cores from the other.
   if (!alone) options.AddConfigEntry("session.intra_op.allow_spinning", "0");
+  // A step is many calls of parts: workers must be awake in the next one too.
+  if (graph.part) options.AddConfigEntry("session.intra_op.spin_duration_us", "1000");
   if (cuda) add_cuda(options);
+  if (!operators.empty()) options.RegisterCustomOpsLibrary(operators.c_str());
   return options;
 }
 
-// A session of one graph.
+// A session of one graph, or of the file that it is a part of.
 class OrtEngine : public Engine {
  public:
-  OrtEngine(const std::filesystem::path& path, const Graph& graph, int threads, bool alone, bool cuda) : graph_(graph) {
+  // An engine of another part of the same file, which shares the session.
+  OrtEngine(const OrtEngine& other, const Graph& graph) : graph_(graph), session_(other.session_) {
+    others_ = inputs_of_other_parts();
+  }
+
+  OrtEngine(const std::filesystem::path& path, const Graph& graph, int threads, bool alone, bool cuda,
+            const std::string& operators)
+      : graph_(graph) {
     const bool bfloat16 = std::any_of(graph.inputs.begin(), graph.inputs.end(),
                                       [](const TensorSpec& spec) { return spec.type == Type::kBfloat16; });
     if (bfloat16 && !cuda)
@@ -163,18 +198,19 @@ class OrtEngine : public Engine {
                   "compute; convert with --precision fp16 or fp32, or build an engine with: dynexport build");
     try {
       session_ = std::make_shared<Ort::Session>(onnxruntime_environment(), path.c_str(),
-                                                options_for(graph, threads, alone, cuda));
+                                                options_for(graph, threads, alone, cuda, operators));
     } catch (const Ort::Exception& error) {
       throw Error(path.string() + ": ONNX Runtime refuses the graph: " + reason_of(error));
     }
     check_inputs(path.string());
+    others_ = inputs_of_other_parts();
   }
 
   const Graph& graph() const override { return graph_; }
 
   std::unique_ptr<Binding> bind(const Shapes& inputs, const Caches& caches) override {
     try {
-      return std::make_unique<OrtBinding>(session_, graph_, inputs, caches);
+      return std::make_unique<OrtBinding>(session_, graph_, inputs, caches, others_);
     } catch (const Ort::Exception& error) {
       throw Error(graph_.file + ": ONNX Runtime failed in a step: " + reason_of(error));
     } catch (const std::bad_alloc&) {
@@ -189,6 +225,13 @@ class OrtEngine : public Engine {
     Ort::AllocatorWithDefaultOptions allocator;
     for (std::size_t i = 0; i < session_->GetInputCount(); ++i)
       found.insert(session_->GetInputNameAllocated(i, allocator).get());
+    if (graph_.part) {  // those of other parts are given empty
+      expected.insert(std::string(kPart));
+      std::set<std::string> own;
+      std::set_intersection(expected.begin(), expected.end(), found.begin(), found.end(),
+                            std::inserter(own, own.end()));
+      found = std::move(own);
+    }
     std::set_symmetric_difference(expected.begin(), expected.end(), found.begin(), found.end(),
                                   std::inserter(differ, differ.end()));
     if (!differ.empty())
@@ -196,26 +239,56 @@ class OrtEngine : public Engine {
                   " in one of the two only");
   }
 
+  // The inputs of the file that this part does not take: empty, or scalars 0; and the part's number.
+  std::shared_ptr<const std::vector<OtherInput>> inputs_of_other_parts() const {
+    auto made = std::make_shared<std::vector<OtherInput>>();
+    Ort::AllocatorWithDefaultOptions allocator;
+    for (std::size_t i = 0; graph_.part && i < session_->GetInputCount(); ++i) {
+      const std::string name = session_->GetInputNameAllocated(i, allocator).get();
+      if (graph_.takes(name)) continue;
+      const Ort::TypeInfo type = session_->GetInputTypeInfo(i);
+      const auto tensor = type.GetTensorTypeAndShapeInfo();
+      std::vector<std::int64_t> shape = tensor.GetShape();
+      for (std::int64_t& size : shape) size = std::max<std::int64_t>(size, 0);
+      const bool scalar = std::find(shape.begin(), shape.end(), 0) == shape.end();
+      if (scalar && !shape.empty())
+        throw Error(graph_.file + ": expected the input " + shown(name) + " to have a symbol or to be a scalar, " +
+                    "found neither; convert again");
+      made->push_back({name, shape, tensor.GetElementType(), name == kPart ? *graph_.part : 0});
+    }
+    return made;
+  }
+
   const Graph graph_;
   std::shared_ptr<Ort::Session> session_;
+  std::shared_ptr<const std::vector<OtherInput>> others_;
 };
 
 class OrtBackend : public HostBackend {
  public:
-  OrtBackend(std::shared_ptr<const Bundle> bundle, int threads, bool cuda)
-      : bundle_(std::move(bundle)), threads_(threads), cuda_(cuda) {}
+  // ``operators``: the library of CPU operators; empty: their bodies run.
+  OrtBackend(std::shared_ptr<const Bundle> bundle, int threads, bool cuda, std::string operators)
+      : bundle_(std::move(bundle)), threads_(threads), cuda_(cuda), operators_(std::move(operators)) {}
 
   bool grows() const override { return !cuda_; }
 
   std::unique_ptr<Engine> open(const Graph& graph) override {
-    const bool alone = bundle_->manifest().graphs.size() == 1;
-    return std::make_unique<OrtEngine>(bundle_->path() / graph.file, graph, threads_, alone, cuda_);
+    const auto first = first_.find(graph.file);
+    if (first != first_.end()) return std::make_unique<OrtEngine>(first->second, graph);
+    // Beside a file of parts, which has the weights of all layers, no other session has much work.
+    const bool alone = bundle_->manifest().graphs.size() == 1 || graph.part;
+    const int threads = graph.takes("forced_choices") ? 1 : threads_;  // a router is too small for two
+    auto engine = std::make_unique<OrtEngine>(bundle_->path() / graph.file, graph, threads, alone, cuda_, operators_);
+    if (graph.part) first_.emplace(graph.file, OrtEngine(*engine, graph));
+    return engine;
   }
 
  private:
   std::shared_ptr<const Bundle> bundle_;
   int threads_;
   bool cuda_;
+  std::map<std::string, OrtEngine> first_;  // of each file with parts; the others share its session
+  std::string operators_;
 };
 
 void check_provider(const std::string& provider) {
@@ -233,7 +306,10 @@ std::shared_ptr<Backend> open_onnxruntime_backend(std::shared_ptr<const Bundle> 
                                                   bool cuda) {
   open_onnxruntime(options.library);
   check_provider(cuda ? kCuda : kCpu);
-  return std::make_shared<OrtBackend>(std::move(bundle), options.threads, cuda);
+  // On a GPU, the bodies spare copies to the CPU and back.
+  const bool use = !cuda && !bundle->manifest().operators.empty();
+  const std::string operators = use ? cpu_operators(options.plugins) : "";
+  return std::make_shared<OrtBackend>(std::move(bundle), options.threads, cuda, operators);
 }
 
 }  // namespace dynexport

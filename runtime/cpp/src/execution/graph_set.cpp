@@ -34,6 +34,7 @@ RunningSet::RunningSet(const Manifest& manifest, const GraphSet& names, const Se
   for (const std::string& name : names.routers) routers_.push_back(engines.at(name));
   for (const std::string& name : names.before_attention) before_.push_back(engines.at(name));
   for (const std::string& name : names.after_attention) after_.push_back(engines.at(name));
+  for (const std::string& name : names.layers) whole_.push_back(engines.at(name));
 }
 
 CallResult RunningSet::run(KvCache::State& cache, const Call& call) {
@@ -104,8 +105,27 @@ void RunningSet::embed(KvCache::State& cache, Walk& walk, const Longs& ids) cons
 // Runs each token's layer and replaces its hidden state by the layer's output.
 void RunningSet::run_hop(KvCache::State& cache, Walk& walk, std::int64_t hop, const Chosen& chosen) const {
   const Groups groups = grouped(chosen.layers);
+  if (!whole_.empty() && groups.size() == 1 && walk.one_each && chosen.tokens.size() == walk.rows.size())
+    return run_layer(cache, walk, hop, groups.front().first, chosen);
   const Arrays parts = prepared(cache, walk, chosen.tokens, groups);
   finish(cache, walk, chosen, groups, attended(cache, walk, hop, chosen.tokens, groups, parts));
+}
+
+// Runs a whole layer on all rows, which have one token each.
+void RunningSet::run_layer(KvCache::State& cache, Walk& walk, std::int64_t hop, std::int64_t layer,
+                           const Chosen& chosen) const {
+  const std::int64_t n = walk.tokens;
+  const Longs every = counted_to(n);
+  Arrays inputs{{"hidden_states", gathered(walk.hidden_states, every, {n, 1, width_of(walk.hidden_states)})},
+                {"position_ids", Array::of_longs({n, 1}, walk.positions)}};
+  for (const auto& [name, part] : walk.angles) inputs[name] = gathered(part, every, {n, 1, width_of(part)});
+  if (!chosen.gates.bytes.empty()) inputs["gates"] = gathered(chosen.gates, every, {n});
+  const std::shared_ptr<Engine>& engine = whole_[at(layer)];
+  const std::int64_t place = routing_.places_are_layers ? layer : hop;
+  Binding& binding = appended(engine, cache, walk, place, hop, walk.first, std::move(inputs));
+  Tensor found = binding.result("hidden_states_out");
+  if (found.shape.size() == 3) std::swap(found.shape[0], found.shape[1]);  // rows of one token as a line
+  scatter(found, every, walk.hidden_states, engine->graph().file + ": hidden_states_out");
 }
 
 // Runs each token's layer up to attention: query, key and value [n, ..], and position_ids [n, 1].
@@ -159,6 +179,15 @@ Array RunningSet::attended(KvCache::State& cache, Walk& walk, std::int64_t hop, 
 // Attention [b, C, ..] of C tokens per row from row ``first`` on, over the cache of one place, which it extends.
 Array RunningSet::attend(KvCache::State& cache, Walk& walk, std::int64_t place, std::int64_t hop, std::int64_t first,
                          Arrays inputs) const {
+  Binding& binding = appended(attention_, cache, walk, place, hop, first, std::move(inputs));
+  const Tensor found = binding.result("attention");
+  return Array{found.type, found.shape,
+               std::vector<std::uint8_t>(found.as<std::uint8_t>(), found.as<std::uint8_t>() + found.bytes())};
+}
+
+// Runs a graph that appends C tokens per row, position_ids [b, C], to the cache of one place.
+Binding& RunningSet::appended(const std::shared_ptr<Engine>& engine, KvCache::State& cache, Walk& walk,
+                              std::int64_t place, std::int64_t hop, std::int64_t first, Arrays inputs) const {
   const std::int64_t rows = inputs["position_ids"].shape[0], count = inputs["position_ids"].shape[1];
   std::int64_t* mine = walk.lengths.data() + place * walk.rows_of_call + (first - walk.first);
   const Longs lengths(mine, mine + rows);
@@ -170,11 +199,9 @@ Array RunningSet::attend(KvCache::State& cache, Walk& walk, std::int64_t place, 
   inputs["last_index"] = Array::of(Type::kInt32, {rows}, last);
   inputs["total_length"] = Array::of(Type::kInt32, {}, std::vector<std::int32_t>{static_cast<std::int32_t>(total)});
   inputs["step"] = Array::of_longs({}, {hop});
-  Binding& binding = run_engine(cache.bindings, attention_, inputs, cache.caches(first, rows, place));
+  Binding& binding = run_engine(cache.bindings, engine, inputs, cache.caches(first, rows, place));
   for (std::int64_t row = 0; row < rows; ++row) mine[row] += count;
-  const Tensor found = binding.result("attention");
-  return Array{found.type, found.shape,
-               std::vector<std::uint8_t>(found.as<std::uint8_t>(), found.as<std::uint8_t>() + found.bytes())};
+  return binding;
 }
 
 // Runs the rest of each token's layer.

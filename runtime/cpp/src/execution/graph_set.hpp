@@ -36,6 +36,9 @@ class RunningSet : public Running {
                  const Arrays& prepared) const;
   Array attend(KvCache::State& cache, Walk& walk, std::int64_t place, std::int64_t hop, std::int64_t first,
                Arrays inputs) const;
+  Binding& appended(const std::shared_ptr<Engine>& engine, KvCache::State& cache, Walk& walk, std::int64_t place,
+                    std::int64_t hop, std::int64_t first, Arrays inputs) const;
+  void run_layer(KvCache::State& cache, Walk& walk, std::int64_t hop, std::int64_t layer, const Chosen& chosen) const;
   void finish(KvCache::State& cache, Walk& walk, const Chosen& chosen, const Groups& groups,
               const Array& attended) const;
   std::vector<float> wanted_logits(KvCache::State& cache, const Walk& walk, const Call& call) const;
@@ -46,7 +49,7 @@ class RunningSet : public Running {
   DecisionReader reader_;
   std::int64_t layers_, vocabulary_;
   std::shared_ptr<Engine> embedding_, attention_, head_;
-  std::vector<std::shared_ptr<Engine>> routers_, before_, after_;
+  std::vector<std::shared_ptr<Engine>> routers_, before_, after_, whole_;
 };
 
 }  // namespace dynexport

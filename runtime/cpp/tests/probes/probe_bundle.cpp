@@ -48,6 +48,7 @@ Json of(const dynexport::Graph& graph) {
   return {{"name", graph.name},
           {"file", graph.file},
           {"layers", graph.layers},
+          {"part", maybe(graph.part)},
           {"places", maybe(graph.places)},
           {"share_memory", graph.share_memory},
           {"profiles", list(graph.profiles, specs)},
@@ -61,6 +62,7 @@ Json of(const dynexport::GraphSet& set) {
           {"before_attention", set.before_attention},
           {"attention", set.attention},
           {"after_attention", set.after_attention},
+          {"layers", set.layers},
           {"head", set.head}};
 }
 

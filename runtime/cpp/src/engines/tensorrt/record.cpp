@@ -45,6 +45,7 @@ nlohmann::json entry(const Graph& graph) {
   return {{"name", graph.name},
           {"file", graph.file},
           {"layers", graph.layers},
+          {"part", graph.part ? nlohmann::json(*graph.part) : nlohmann::json()},
           {"places", graph.places ? nlohmann::json(*graph.places) : nlohmann::json()},
           {"share_memory", graph.share_memory},
           {"profiles", profiles},
