@@ -10,7 +10,7 @@ from dynexport.exporter.bundle.weights import EMBEDDING, HEAD, LAYERS, WeightRea
 from dynexport.exporter.families.architecture import Source
 from dynexport.exporter.graph.decoder import CausalLM
 from dynexport.exporter.graph.layers import stored_weights
-from dynexport.exporter.lowering.searched import SearchedBlocks
+from dynexport.exporter.lowering.searched import OfIntegers
 from dynexport.exporter.lowering.storage import Array, StoredWeight
 from dynexport.exporter.quantise.feedback import with_feedback
 from dynexport.exporter.reference.loading import fits_in_memory
@@ -53,7 +53,7 @@ class Calibrated:
             name: weight.shape[1]
             for model in graphs
             for name, weight in stored_weights(model)
-            if isinstance(weight.storage, SearchedBlocks)
+            if isinstance(weight.storage, OfIntegers)
         }
         self._modules = {name: module for name in self._columns if (module := self._module(reader, name)) is not None}
         self._moments, self._measured = InputMoments(), frozenset[str]()
@@ -61,7 +61,7 @@ class Calibrated:
     def pack(self, name: str, weight: StoredWeight, matrix: Array) -> dict[str, Array]:
         """Return the values of a weight's parameters."""
         storage = weight.storage
-        if not isinstance(storage, SearchedBlocks) or name not in self._modules:
+        if not isinstance(storage, OfIntegers) or name not in self._modules:
             return storage.pack(matrix)
         if name not in self._measured:
             self._measure_from(name)

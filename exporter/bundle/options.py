@@ -39,11 +39,10 @@ class TargetOptions:
         max_prompt: the largest prefill chunk in tokens, for TensorRT only; None for the context, at most 1024.
         kv_cache_dtype: the stored type of keys and values: "auto" for the type of hidden_states, or "int8" with a scale
             for each channel, for ONNX Runtime only.
-        quantiser: how int4 weights are rounded, for ONNX Runtime without plugins only: "nearest" to symmetric integers,
-            "search" for the scale and zero point of each block with the smallest error, or "gptq", which also makes up
-            for errors with inputs that it measures on a text (PyTorch runs it). "auto" takes search; with plugins int4
-            is rounded to the nearest.
-        head_bits: likewise, the bits of the head and of embedding tables, 8 or 4; None for 8, with plugins for 4.
+        quantiser: how int4 weights are rounded, for ONNX Runtime only: "nearest" to symmetric integers, "search" for
+            the scale and zero point of each block with the smallest error, or "gptq", which also makes up for errors
+            with inputs that it measures on a text (PyTorch runs it). "auto" takes search.
+        head_bits: for int4 and ONNX Runtime, the bits of the head and of embedding tables, 8 or 4; None for 8.
         plugins: whether graphs use dynexport's custom operators (docs/plugins.md). For TensorRT, engines are then built
             and run with the plugin library, and a Radial Network's bundle also has a graph for decode steps. For ONNX
             Runtime on CPUs, the library has faster products, which also read bfloat16; without it, the graphs run the
@@ -91,9 +90,7 @@ class TargetOptions:
                 raise DynexportError(
                     f"{option}: expected with the target tensorrt, found onnxruntime, which needs none"
                 )
-        if self.plugins:
-            return PluggedOnnxRuntime(precision, segments)
-        return OnnxRuntime(
+        return (PluggedOnnxRuntime if self.plugins else OnnxRuntime)(
             precision,
             segments,
             zero_points=self.quantiser != "nearest",
@@ -101,15 +98,14 @@ class TargetOptions:
         )
 
     def _check_int4(self) -> None:
-        """Raise DynexportError for options of int4 weights where there are none, or all are symmetric."""
+        """Raise DynexportError for options of int4 weights without those, or with TensorRT, whose int4 is symmetric."""
         if self.head_bits is not None and (not is_integer(self.head_bits) or self.head_bits not in (8, 4)):
             raise DynexportError(f"head_bits: expected 8 or 4, found {shown(self.head_bits)}")
-        found = f"{self.precision} and {self.target}{' with plugins' if self.plugins else ''}"
         for option, given in (("quantiser", self.quantiser != "auto"), ("head_bits", self.head_bits is not None)):
-            if given and found != "int4 and onnxruntime":
+            if given and (self.precision, self.target) != ("int4", "onnxruntime"):
                 raise DynexportError(
-                    f"{option}: expected with precision int4 and the target onnxruntime without plugins only, found "
-                    f"{found}"
+                    f"{option}: expected with precision int4 and the target onnxruntime only, found {self.precision} "
+                    f"and {self.target}"
                 )
 
 

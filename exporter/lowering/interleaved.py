@@ -12,7 +12,9 @@ import onnx_ir as ir
 
 from dynexport.exporter.checkpoint.blocks import Blocks, Form
 from dynexport.exporter.lowering.blocks import OfPieces, Packed, Piece
+from dynexport.exporter.lowering.searched import OfIntegers
 from dynexport.exporter.lowering.storage import Array, BlockQuantized, Storage, StoredWeight, parameter
+from dynexport.exporter.quantise.integers import Integers
 from dynexport.plugins.layouts import (
     BLOCK_SIZES,
     LANES,
@@ -113,6 +115,21 @@ class RoundedBlocks(InterleavedBlocks):
         return self.values(q, packed["_scales"], None)
 
 
+class SearchedInterleaved(InterleavedBlocks, OfIntegers):
+    """4-bit integers with a scale and a minimum for each block, chosen for small errors."""
+
+    @classmethod
+    def of_size(cls, size: int) -> SearchedInterleaved:
+        return cls(bits=4, zero=0, size=size, minima=True)
+
+    @property
+    def block_size(self) -> int:  # type: ignore[override]
+        return self.size
+
+    def packed(self, integers: Integers) -> dict[str, Array]:
+        return self.values(integers.q, integers.scale, -integers.scale * integers.zero)
+
+
 class KeptBlocks(InterleavedBlocks, OfPieces):
     """The integers, scales and minima of the checkpoint's own blocks, all exact."""
 
@@ -135,4 +152,11 @@ def _blocks(weight: StoredWeight) -> tuple[ir.Value, ir.Value, ir.Value]:
     return weight.parts["_quantized"], weight.parts["_scales"], weight.parts["_minima"]
 
 
-__all__ = ["Interleaved", "InterleavedBlocks", "InterleavedHalves", "KeptBlocks", "RoundedBlocks"]
+__all__ = [
+    "Interleaved",
+    "InterleavedBlocks",
+    "InterleavedHalves",
+    "KeptBlocks",
+    "RoundedBlocks",
+    "SearchedInterleaved",
+]

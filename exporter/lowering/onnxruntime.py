@@ -57,6 +57,7 @@ class OnnxRuntime(Target):
     title = "ONNX Runtime"
     opset_imports: Mapping[str, int] = {"": OPSET, MICROSOFT: 1}
     storages: Mapping[str, Storage] = _STORAGES
+    nearest: Storage = BlockQuantized(4)
 
     def __init__(
         self,
@@ -69,30 +70,34 @@ class OnnxRuntime(Target):
         if precision not in self.storages:
             raise DynexportError(
                 f"precision: expected auto, fp32, fp16, int8 or int4 for ONNX Runtime, found {precision}, which its "
-                "CPU provider has no kernels for; choose fp16, use dynexport's operators (--plugins) or --target "
+                "CPU provider has no kernels for; choose fp16, use dynexport's operators (--plugins), or --target "
                 "tensorrt"
             )
         self.precision, self.storage, self._segments = precision, self.storages[precision], segments
         if precision == "int4" and not zero_points:
-            self.storage = BlockQuantized(4)
-        self._wide_tables = precision == "int4" and head_bits == 8
+            self.storage = self.nearest
+        self._table_storage = self.storages["int8"] if precision == "int4" and head_bits == 8 else self.storage
 
     def bits_read(self, dtype: ir.DataType) -> int:
         """Return the bits read per element; a session widens float16 weights to float32 when it loads."""
         return 32 if dtype == ir.DataType.FLOAT16 else dtype.bitwidth
 
     def weight_storage(self, shape: Sequence[int]) -> Storage:
-        return self.storage
+        return self.fitting(self.storage, shape)
 
     def embedding_storage(self, shape: Sequence[int], *, tied: bool) -> Storage:
         # GatherBlockQuantized accepts whole blocks only.
-        storage = self.head_storage(shape)
+        storage = self.fitting(self._table_storage, shape)
         if isinstance(storage, BlockQuantized) and shape[1] % storage.block_size:
             return Plain()
         return storage
 
     def head_storage(self, shape: Sequence[int]) -> Storage:
-        return BlockQuantized(8) if self._wide_tables else self.weight_storage(shape)
+        return self.fitting(self._table_storage, shape)
+
+    def fitting(self, storage: Storage, shape: Sequence[int]) -> Storage:
+        """Return the storage, or what takes its place if it does not fit a shape."""
+        return storage
 
     def named_storage(self, name: str, weight: StoredWeight) -> Storage:
         if not isinstance(weight.storage, Unnamed):

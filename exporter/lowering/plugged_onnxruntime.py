@@ -8,20 +8,27 @@ from typing import Any
 import onnx_ir as ir
 
 from dynexport.exporter.lowering.blocks import Segment
-from dynexport.exporter.lowering.interleaved import Interleaved, InterleavedHalves, KeptBlocks, RoundedBlocks
+from dynexport.exporter.lowering.interleaved import (
+    Interleaved,
+    InterleavedHalves,
+    KeptBlocks,
+    RoundedBlocks,
+    SearchedInterleaved,
+)
 from dynexport.exporter.lowering.onnxruntime import OnnxRuntime
 from dynexport.exporter.lowering.storage import Plain, Storage, StoredWeight
 from dynexport.plugins.graph import add_functions
 
 _HALVES = {"fp16": InterleavedHalves(ir.DataType.FLOAT16), "bf16": InterleavedHalves(ir.DataType.BFLOAT16)}
 _BY_TYPE = {"F16": _HALVES["fp16"], "BF16": _HALVES["bf16"]}
-_ROUNDED = {"int8": RoundedBlocks(bits=8, zero=128), "int4": RoundedBlocks(bits=4, zero=8)}
+_ROUNDED = {"int8": RoundedBlocks(bits=8, zero=128), "int4": SearchedInterleaved.of_size(32)}
 
 
 class PluggedOnnxRuntime(OnnxRuntime):
     """The ONNX Runtime target, with the CPU operators for all matrices that they can read."""
 
     storages: Mapping[str, Storage] = {**OnnxRuntime.storages, **_HALVES, **_ROUNDED}
+    nearest = RoundedBlocks(bits=4, zero=8)
 
     def finish(self, model: ir.Model) -> None:
         add_functions(model)
@@ -30,14 +37,11 @@ class PluggedOnnxRuntime(OnnxRuntime):
         """Return the bits read per element, which is used as it is stored."""
         return dtype.bitwidth
 
-    def weight_storage(self, shape: Sequence[int]) -> Storage:
+    def fitting(self, storage: Storage, shape: Sequence[int]) -> Storage:
         columns = shape[1]
-        if isinstance(self.storage, RoundedBlocks) and columns % self.storage.size:
-            return OnnxRuntime.storages[self.precision]
-        return Plain() if isinstance(self.storage, InterleavedHalves) and columns % 2 else self.storage
-
-    def head_storage(self, shape: Sequence[int]) -> Storage:
-        return self.weight_storage(shape)
+        if isinstance(storage, RoundedBlocks | SearchedInterleaved) and columns % storage.size:
+            return OnnxRuntime.storages[f"int{storage.bits}"]
+        return Plain() if isinstance(storage, InterleavedHalves) and columns % 2 else storage
 
     def storage_of(self, segment: Segment, columns: int) -> Storage:
         if segment.form is not None:

@@ -2,18 +2,36 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import onnx_ir as ir
 
-from dynexport.exporter.lowering.storage import Array, BlockQuantized, parameter
+from dynexport.exporter.lowering.storage import Array, BlockQuantized, Storage, parameter
 from dynexport.exporter.quantise.integers import Integers, search
 
 
+class OfIntegers(Storage):
+    """A storage that takes a matrix as 4-bit integers, from whoever rounds it.
+
+    Attributes:
+        block_size: values per block.
+    """
+
+    block_size: int
+
+    @abstractmethod
+    def packed(self, integers: Integers) -> dict[str, Array]:
+        """Return the values of the parameters for a matrix that is rounded already, in blocks of ``block_size``."""
+
+    def pack(self, weight: Array) -> dict[str, Array]:
+        return self.packed(search(weight, self.block_size))
+
+
 @dataclass(frozen=True)
-class SearchedBlocks(BlockQuantized):
+class SearchedBlocks(OfIntegers, BlockQuantized):
     """Storage as 4-bit integers, one float32 scale and one whole zero point per block of a row (layout of MatMulNBits).
 
     In addition to the parameters of ``BlockQuantized``, there is ``_zero_points`` uint8 [N, ceil(blocks / 2)], two in a
@@ -27,11 +45,7 @@ class SearchedBlocks(BlockQuantized):
         blocks = -(-columns // self.block_size)
         return {**super().parameters(shape), "_zero_points": parameter([rows, -(-blocks // 2)], ir.DataType.UINT8)}
 
-    def pack(self, weight: Array) -> dict[str, Array]:
-        return self.packed(search(weight, self.block_size))
-
     def packed(self, integers: Integers) -> dict[str, Array]:
-        """Return the values of the parameters for a matrix that is rounded already, in blocks of ``block_size``."""
         return {
             "_quantized": _pairs(integers.q),
             "_scales": integers.scale,
@@ -47,4 +61,4 @@ def _pairs(values: Array) -> Array:
     return pairs
 
 
-__all__ = ["SearchedBlocks"]
+__all__ = ["OfIntegers", "SearchedBlocks"]

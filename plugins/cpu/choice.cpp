@@ -10,30 +10,41 @@ namespace {
 
 constexpr const char* kVariable = "DYNEXPORT_CPU_KERNELS";
 
-bool runs(const Kernels& kernels) {
+struct Choice {
+  const Kernels* kernels;
+  bool runs;
+};
+
 #if defined(__x86_64__)
-  __builtin_cpu_init();
-  const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
-  if (&kernels == &kAvx2) return avx2;
-  if (&kernels == &kAvx512)
-    return avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-           __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq") &&
-           __builtin_cpu_supports("avx512vnni");
-#endif
-  return &kernels == &kPortable;
+const Kernels& with_bfloat16() {
+  static const Kernels made = [] {
+    Kernels kernels = kAvx512;
+    kernels.name = "avx512-bf16";
+    kernels.halves = kAvx512Bfloat16;
+    return kernels;
+  }();
+  return made;
 }
+#endif
 
 }  // namespace
 
 const Kernels* chosen_kernels() {
-  const char* told = std::getenv(kVariable);
+  const char* const told = std::getenv(kVariable);
   const bool any = told == nullptr || *told == '\0';
 #if defined(__x86_64__)
-  for (const Kernels* kernels : {&kAvx512, &kAvx2, &kPortable})
+  __builtin_cpu_init();
+  const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
+  const bool avx512 = avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+                      __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq") &&
+                      __builtin_cpu_supports("avx512vnni");
+  const bool bfloat16 = avx512 && __builtin_cpu_supports("avx512bf16");
+  const Choice choices[] = {{&with_bfloat16(), bfloat16}, {&kAvx512, avx512}, {&kAvx2, avx2}, {&kPortable, true}};
 #else
-  for (const Kernels* kernels : {&kPortable})
+  const Choice choices[] = {{&kPortable, true}};
 #endif
-    if (runs(*kernels) && (any || std::strcmp(told, kernels->name) == 0)) return kernels;
+  for (const Choice& choice : choices)
+    if (choice.runs && (any || std::strcmp(told, choice.kernels->name) == 0)) return choice.kernels;
   return nullptr;
 }
 

@@ -38,16 +38,14 @@ void HalfMatMul::run(const Ort::KernelContext& context) const {
   const HalfMatrix matrix = weights_.matrix(context);
   const Product product(context, matrix.columns, weights_.rows());
   if (product.rows() == 0) return;
-  const bool as_it_is = product.rows() == 1;
-  Scratch memory(as_it_is ? 0 : static_cast<std::size_t>(product.rows() * matrix.columns) * sizeof(float));
-  float* const made = as_it_is ? nullptr : memory.take<float>(product.rows() * matrix.columns);
-  if (!as_it_is)
-    product.prepare([&](std::int64_t first, int count) {
-      kernels_.interleave(product.x() + first * matrix.columns, matrix.columns, count, made + first * matrix.columns);
-    });
-  const float* const tiles = as_it_is ? product.x() : made;
+  Scratch memory(static_cast<std::size_t>(product.rows() * matrix.columns) * sizeof(float));
+  float* const tiles = memory.take<float>(product.rows() * matrix.columns);
+  product.prepare([&](std::int64_t first, int count) {
+    const std::int64_t place = first * matrix.columns;
+    kernels_.halves.prepare(matrix, product.x() + place, count, tiles + place);
+  });
   product.multiply([&](std::int64_t group, std::int64_t first, int count, float* y, std::int64_t stride) {
-    kernels_.half_tile(matrix, group, tiles + first * matrix.columns, count, y, stride);
+    kernels_.halves.tile(matrix, group, tiles + first * matrix.columns, count, y, stride);
   });
 }
 
@@ -60,7 +58,7 @@ HalfGather::HalfGather(const Ort::ConstKernelInfo& info) : kernels_(needed_kerne
 void HalfGather::run(const Ort::KernelContext& context) const {
   const HalfMatrix matrix = weights_.matrix(context);
   gather(context, matrix.columns, weights_.rows(),
-         [&](std::int64_t row, float* y) { kernels_.half_row(matrix, row, y); });
+         [&](std::int64_t row, float* y) { kernels_.halves.row(matrix, row, y); });
 }
 
 }  // namespace dynexport::cpu

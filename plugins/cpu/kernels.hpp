@@ -42,6 +42,16 @@ struct HalfMatrix {
   std::int64_t columns;
 };
 
+struct HalfKernels {
+  // Brings the rows of one tile, x [rows, columns], into the form that ``tile`` reads: at most 4 bytes a value.
+  void (*prepare)(const HalfMatrix& matrix, const float* x, int rows, void* prepared);
+  // As ``block_tile``.
+  void (*tile)(const HalfMatrix& matrix, std::int64_t group, const void* prepared, int rows, float* y,
+               std::int64_t stride);
+  // Widens one row: y [K].
+  void (*row)(const HalfMatrix& matrix, std::int64_t row, float* y);
+};
+
 struct Kernels {
   const char* name;
   // Rounds the rows of one tile, x [rows, columns]; a row with NaN or infinity gets the scale NaN.
@@ -51,12 +61,7 @@ struct Kernels {
                      std::int64_t stride);
   // Dequantizes one row: y [K].
   void (*block_row)(const BlockMatrix& matrix, std::int64_t row, float* y);
-  // Brings the rows of one tile, x [rows, columns], into the order that half_tile reads: [columns, rows].
-  void (*interleave)(const float* x, std::int64_t columns, int rows, float* tile);
-  // As block_tile, for 16-bit floats.
-  void (*half_tile)(const HalfMatrix& matrix, std::int64_t group, const float* tile, int rows, float* y,
-                    std::int64_t stride);
-  void (*half_row)(const HalfMatrix& matrix, std::int64_t row, float* y);
+  HalfKernels halves;
 };
 
 // Rows of the next tile where ``left`` remain: 16, 8, 4, 2 or 1.
@@ -70,6 +75,8 @@ extern const Kernels kPortable;
 #if defined(__x86_64__)
 extern const Kernels kAvx2;
 extern const Kernels kAvx512;
+// Products of bfloat16 by an instruction, which also needs activations rounded to bfloat16; for other types as kAvx512.
+extern const HalfKernels kAvx512Bfloat16;
 #endif
 
 // The best kernels for this processor, or those that the environment's DYNEXPORT_CPU_KERNELS names; null where it names

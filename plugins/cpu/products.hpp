@@ -173,9 +173,11 @@ void block_row(const BlockMatrix& m, std::int64_t row, float* y) {
   }
 }
 
-inline void interleave(const float* x, std::int64_t columns, int rows, float* tile) {
+// The order that half_tile reads: [columns, rows].
+inline void interleave(const HalfMatrix& m, const float* x, int rows, void* prepared) {
+  float* const tile = static_cast<float*>(prepared);
   for (int r = 0; r < rows; ++r)
-    for (std::int64_t k = 0; k < columns; ++k) tile[k * rows + r] = x[r * columns + k];
+    for (std::int64_t k = 0; k < m.columns; ++k) tile[k * rows + r] = x[r * m.columns + k];
 }
 
 template <class V, bool kBfloat16, int kRows>
@@ -214,7 +216,8 @@ void half_tile_by_rows(const HalfMatrix& m, std::int64_t group, const float* til
 }
 
 template <class V>
-void half_tile(const HalfMatrix& m, std::int64_t group, const float* tile, int rows, float* y, std::int64_t stride) {
+void half_tile(const HalfMatrix& m, std::int64_t group, const void* prepared, int rows, float* y, std::int64_t stride) {
+  const float* const tile = static_cast<const float*>(prepared);
   if (m.bfloat16)
     half_tile_by_rows<V, true>(m, group, tile, rows, y, stride);
   else
@@ -232,7 +235,7 @@ void half_row(const HalfMatrix& m, std::int64_t row, float* y) {
 
 template <class V>
 constexpr Kernels kernels(const char* name) {
-  return {name, quantize<V>, block_tile<V>, block_row<V>, interleave, half_tile<V>, half_row<V>};
+  return {name, quantize<V>, block_tile<V>, block_row<V>, {interleave, half_tile<V>, half_row<V>}};
 }
 
 }  // namespace

@@ -6,7 +6,8 @@ namespace dynexport::cpu {
 const Kernels& needed_kernels() {
   const Kernels* const chosen = chosen_kernels();
   if (chosen == nullptr)
-    refuse("DYNEXPORT_CPU_KERNELS", "avx512-vnni, avx2 or portable, and a processor that has it", "another");
+    refuse("DYNEXPORT_CPU_KERNELS", "avx512-bf16, avx512-vnni, avx2 or portable, and a processor that has it",
+           "another");
   return *chosen;
 }
 

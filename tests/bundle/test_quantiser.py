@@ -76,7 +76,6 @@ def test_moments_are_measured_in_groups_that_fit(saved_model: SavedModel, tmp_pa
         ({"head_bits": 4, "precision": "fp32"}, "head_bits: expected with precision int4 and the target onnxruntime"),
         ({"head_bits": 6}, "head_bits: expected 8 or 4, found 6"),
         ({"quantiser": "search", "target": "tensorrt"}, "quantiser: expected with .* found int4 and tensorrt"),
-        ({"quantiser": "search", "plugins": True}, "quantiser: expected .* found int4 and onnxruntime with plugins"),
         ({"quantiser_text": TEXT}, "quantiser_text: expected with the quantiser gptq, found auto"),
         ({"quantiser": "gptq"}, "quantiser_text: expected tokenizer.json to read the text, found none"),
         ({"quantiser": "gptq", "quantiser_text": TEXT[:10]}, "text: expected at least one window of 256 tokens"),

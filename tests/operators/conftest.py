@@ -15,7 +15,7 @@ import pytest
 LIBRARY = Path(os.environ.get("DYNEXPORT_CPU_OPERATORS", "plugins/cpu/lib/libdynexport_cpu.so")).resolve()
 sys.path.append(str(Path(__file__).parent.parent / "plugins"))
 
-KERNELS = ("avx512-vnni", "avx2", "portable")
+KERNELS = ("avx512-bf16", "avx512-vnni", "avx2", "portable")
 
 Run = Callable[..., np.ndarray]
 

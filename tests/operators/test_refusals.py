@@ -109,7 +109,7 @@ def test_half_matrices(run: Run) -> None:
 
 def test_kernels_that_do_not_run_here(monkeypatch: pytest.MonkeyPatch, run: Run, case: BlockCase) -> None:
     monkeypatch.setenv("DYNEXPORT_CPU_KERNELS", "avx1024")
-    with pytest.raises(Exception, match="DYNEXPORT_CPU_KERNELS: expected avx512-vnni, avx2 or portable"):
+    with pytest.raises(Exception, match="DYNEXPORT_CPU_KERNELS: expected avx512-bf16, avx512-vnni, avx2 or portable"):
         run(model("block_matmul", case, (2, 96)), np.zeros((2, 96), np.float32))
 
 
@@ -117,7 +117,7 @@ def test_library_is_found() -> None:
     found = find_library()
     assert isinstance(found, CpuLibrary)
     assert found.path == LIBRARY and found.version == "0.1.0"
-    assert found.kernels in ("avx512-vnni", "avx2", "portable")
+    assert found.kernels in ("avx512-bf16", "avx512-vnni", "avx2", "portable")
 
 
 @pytest.mark.parametrize(
