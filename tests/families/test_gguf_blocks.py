@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import cache
+from itertools import cycle
 from pathlib import Path
 from typing import Any
 
@@ -76,28 +77,35 @@ Cases = Callable[..., Case]
 @pytest.fixture(scope="module")
 def case(tmp_path_factory: pytest.TempPathFactory) -> Cases:
     @cache
-    def make(architecture: str, kind: Kind | None = None, tied: bool = False) -> Case:
-        choose = mixed if kind is None else lambda _: kind
+    def make(architecture: str, kinds: tuple[Kind, ...] = (), tied: bool = False) -> Case:
+        turns = cycle(kinds)
+        choose = (lambda _: next(turns)) if kinds else mixed
         return Case(tmp_path_factory.mktemp("gguf"), architecture, choose, tied=tied or architecture == "gemma2")
 
     return make
 
 
 @pytest.mark.parametrize("architecture", MODULES)
-@pytest.mark.parametrize("kind", WITHOUT_MINIMA, ids=lambda kind: kind.name)
-def test_blocks_without_minima_are_exact(architecture: str, kind: Kind, case: Cases) -> None:
-    made = case(architecture, kind)
+def test_blocks_without_minima_are_exact(architecture: str, case: Cases) -> None:
+    made = case(architecture, WITHOUT_MINIMA)
     assert made.error("dense") < EXACT
-    assert {each.error for each in made.converted["dense"].matrices} == {0}
+    told = made.converted["dense"].matrices
+    assert {each.kind for each in told} == {kind.name for kind in WITHOUT_MINIMA}
+    assert {each.error for each in told} == {0}
 
 
 @pytest.mark.parametrize("architecture", MODULES)
-@pytest.mark.parametrize("kind", WITH_MINIMA, ids=lambda kind: kind.name)
-def test_blocks_with_minima_are_nearly_exact(architecture: str, kind: Kind, case: Cases) -> None:
-    made = case(architecture, kind)
+def test_blocks_with_minima_are_nearly_exact(architecture: str, case: Cases) -> None:
+    made = case(architecture, WITH_MINIMA)
     assert made.error("dense") < NEARLY
-    (told,) = made.converted["dense"].matrices
-    assert told.kind == kind.name and told.error is not None and 0 < told.error < 1 / 16
+    told = made.converted["dense"].matrices
+    assert {each.kind for each in told} == {kind.name for kind in WITH_MINIMA}
+    assert all(each.error is not None and 0 < each.error < 1 / 16 for each in told)
+
+
+@pytest.mark.parametrize("kind", [*WITHOUT_MINIMA, *WITH_MINIMA], ids=lambda kind: kind.name)
+def test_every_type_alone(kind: Kind, case: Cases) -> None:
+    assert case("llama", (kind,)).error("dense") < (EXACT if kind in WITHOUT_MINIMA else NEARLY)
 
 
 @pytest.mark.parametrize("architecture", MODULES)
@@ -108,7 +116,7 @@ def test_mixed_types(architecture: str, strategy: str, case: Cases) -> None:
 
 @pytest.mark.parametrize("kind", [Kind.Q4_0, Kind.Q6_K, Kind.Q8_0, *WITH_MINIMA], ids=lambda kind: kind.name)
 def test_a_tied_table_is_stored_once(kind: Kind, case: Cases) -> None:
-    made = case("llama", kind, tied=True)
+    made = case("llama", (kind,), tied=True)
     assert made.error("dense") < (EXACT if kind in WITHOUT_MINIMA else NEARLY)
     graph = onnx.load(made.directory / "dense" / "model.onnx", load_external_data=False).graph
     outer = [tensor.name for tensor in graph.initializer if "embed" in tensor.name or "head" in tensor.name]
@@ -119,8 +127,8 @@ def test_a_tied_table_is_stored_once(kind: Kind, case: Cases) -> None:
 
 
 def test_products_of_one_input_share_its_sums(case: Cases) -> None:
-    case("llama", Kind.Q4_1).error("dense")
-    graph = onnx.load(case("llama", Kind.Q4_1).directory / "dense" / "model.onnx", load_external_data=False).graph
+    case("llama", (Kind.Q4_1,)).error("dense")
+    graph = onnx.load(case("llama", (Kind.Q4_1,)).directory / "dense" / "model.onnx", load_external_data=False).graph
     sums = [node for node in graph.node if node.op_type == "ReduceSum" and "layers.0." in "".join(node.output)]
     products = [node for node in graph.node if node.op_type == "MatMulNBits" and "layers.0." in node.input[1]]
     # q, k and v are one product; gate and up are two with one input.
