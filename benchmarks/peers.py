@@ -53,36 +53,37 @@ def in_turn(commands: Mapping[str, Sequence[str]], rounds: Sequence[int], shape:
     rows = []
     for number in rounds:
         for label, command in commands.items():
-            print(f"{shape}, round {number + 1}: {label}", file=sys.stderr, flush=True)
+            say(f"{shape}, round {number + 1}: {label}")
             rows.append({"label": label, "round": number, "shape": shape, **measure(command, label)})
     return rows
 
 
 def qualities(peers: Sequence[Peer], options: argparse.Namespace) -> dict[str, Row]:
-    """Return KL and perplexity by label; {"error": ..} where one failed. Nothing without an fp32 bundle."""
-    ours = [peer for peer in peers if peer.engine == "dynexport"]
-    if not (true := [peer for peer in ours if peer.group == "fp32"]):
-        return {}
-    windows = text_windows(true[0].model, options.text, options.windows, options.window)
-    found: dict[str, Row] = {}
+    """Return KL and perplexity by label; {"error": ..} where one failed. Raises Failed without a reference."""
+    true = next((peer for peer in options.ours if peer.group == "fp32"), None)
+    if true is None:
+        raise Failed("--text: expected a bundle of the group fp32 in --ours, which quality is measured against")
+    windows = text_windows(true.model, options.text, options.windows, options.window)
     with tempfile.TemporaryDirectory() as directory:
         ids, into, reference = (Path(directory) / name for name in ("ids.npy", "logits.npy", "reference.npy"))
         np.save(ids, windows)
-        for peer in (true[0], *(peer for peer in peers if peer != true[0])):
-            print(f"quality: {peer.label}", file=sys.stderr, flush=True)
+        write_logits(true, options, ids, reference)
+        found: dict[str, Row] = {}
+        for peer in peers:
             try:
-                run([*peer.command(options.home), "--logits", str(ids), str(into)], peer.label)
+                if peer is not true:
+                    write_logits(peer, options, ids, into)
+                own, its = (np.load(at, mmap_mode="r") for at in (reference if peer is true else into, reference))
+                found[peer.label] = quality(own, its, windows)
             except Failed as error:
                 found[peer.label] = {"error": str(error)}
-                if not reference.exists():
-                    return found
-                continue
-            if not reference.exists():
-                into.rename(reference)
-            own = np.load(into if into.exists() else reference, mmap_mode="r")
-            found[peer.label] = quality(own, np.load(reference, mmap_mode="r"), windows)
-            into.unlink(missing_ok=True)
     return found
+
+
+def write_logits(peer: Peer, options: argparse.Namespace, ids: Path, into: Path) -> None:
+    """Let a peer write its logits of windows of ids. Raises Failed."""
+    say(f"quality: {peer.label}")
+    run([*peer.command(options.home), f"--threads={options.threads}", "--logits", str(ids), str(into)], peer.label)
 
 
 def text_windows(bundle: Path, text: Path, count: int, length: int) -> Array:

@@ -59,7 +59,8 @@ def quality(logits: Array, reference: Array, windows: Array) -> Row:
         q, p = log_softmax(own), log_softmax(true)
         divergences.append((np.exp(p) * (p - q)).sum(axis=-1))
         losses.append(-q[np.arange(len(ids) - 1), ids[1:]])
-    return {"kl": float(np.mean(divergences)), "perplexity": math.exp(np.mean(losses))}
+    # Of equal logits it is 0 up to rounding.
+    return {"kl": max(0.0, float(np.mean(divergences))), "perplexity": math.exp(np.mean(losses))}
 
 
 def log_softmax(logits: Array) -> Array:

@@ -98,6 +98,10 @@ const std::vector<Option>& options() {
       {"--backend", "KIND",
        "What runs the graphs: onnxruntime, onnxruntime-cuda, tensorrt or tensorrt-rtx.  [default: onnxruntime]",
        [](CommandLine& to, const std::string& text) { to.backend.kind = text; }},
+      {"--weights", "KIND",
+       "packed: rearranged at load for the fastest steps; mapped: used as they lie in the file, shared by processes, "
+       "fp32 on the CPU.  [default: packed]",
+       [](CommandLine& to, const std::string& text) { to.backend.weights = text; }},
       {"--onnxruntime", "PATH", "ONNX Runtime's library, or that of another backend.  [default: by its usual name]",
        [](CommandLine& to, const std::string& text) { to.backend.library = text; }},
       {"--plugins", "PATH", "Library of dynexport's TensorRT plugins, or of its CPU operators.",

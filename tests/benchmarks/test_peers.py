@@ -148,8 +148,12 @@ def test_without_a_reference_no_quality_is_made_up(home: Path, monkeypatch: pyte
     arguments = ["peers.py", "--home", home, "--ours", f"fp32={home}/bundle", "--rounds", 0, "--json", home / "r.json"]
     arguments += ["--text", home / "text.txt", "--window", 4, "--windows", 2]
     monkeypatch.setattr(sys, "argv", [str(each) for each in arguments])
-    assert peers.main() == 1
-    assert set(json.loads((home / "r.json").read_text())["quality"]) == {"dynexport bundle"}
+    with pytest.raises(SystemExit, match=r"^error: dynexport bundle: exit code 1"):
+        peers.main()
+    monkeypatch.setattr(sys, "argv", [each.replace("fp32=", "int8=") for each in sys.argv])
+    with pytest.raises(SystemExit, match=r"^error: --text: expected a bundle of the group fp32"):
+        peers.main()
+    assert not (home / "r.json").exists()
 
 
 @pytest.mark.parametrize(
