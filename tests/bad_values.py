@@ -75,7 +75,12 @@ VALUES: tuple[tuple[str, str, object, str], ...] = (
     ("a number beyond 64 bits", "cost.shared", 1 << 64, "Input should be less than 9223372036854775808"),
     ("a negative count", "cost.kv_per_token", -1, "Input should be greater than or equal to 0, found -1"),
     ("another target", "target", "x", "Input should be 'onnxruntime' or 'tensorrt', found 'x'"),
-    ("another precision", "precision", "fp8", "Input should be 'fp32', 'fp16', 'bf16', 'int8' or 'int4', found 'fp8'"),
+    (
+        "another precision",
+        "precision",
+        "fp8",
+        "Input should be 'fp32', 'fp16', 'bf16', 'int8', 'int4' or 'gguf', found 'fp8'",
+    ),
     (
         "another rule of limits",
         "limits.together",

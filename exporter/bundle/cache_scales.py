@@ -51,12 +51,13 @@ class ScaleText:
     source: Literal["built-in", "given"]
 
 
-def scale_text(text: str | Sequence[int] | None, files: Mapping[str, bytes]) -> ScaleText:
-    """Return the text to measure scales on, as token ids.
+def scale_text(text: str | Sequence[int] | None, files: Mapping[str, bytes], option: str) -> ScaleText:
+    """Return the text to measure on, as token ids.
 
     Args:
         text: a text, its token ids, or None for dynexport's own text.
         files: the checkpoint's tokenizer files.
+        option: the option that gives the text, for messages.
 
     Raises:
         DynexportError: for a text, but no tokenizer.
@@ -65,8 +66,8 @@ def scale_text(text: str | Sequence[int] | None, files: Mapping[str, bytes]) -> 
         return ScaleText(text, "given")
     if TOKENIZER_FILE not in files:
         raise DynexportError(
-            f"kv_cache_text: expected {TOKENIZER_FILE} to read the text for the scales of int8 caches, found none; "
-            "give --tokenizer, or token ids in Python"
+            f"{option}: expected {TOKENIZER_FILE} to read the text, found none; give --tokenizer, or token ids in "
+            "Python"
         )
     tokenizer = Text.from_files(files)
     if text is None:
@@ -90,7 +91,7 @@ def with_int8_caches(
         DynexportError: for a text that is shorter than a window of 256 tokens (or of the context), or has unknown
             tokens; else as for ``measure_scales``.
     """
-    windows = _windows(manifest, text.ids)
+    windows = text_of_windows(manifest, text.ids)
     scales = measure_scales(Bundle(part, manifest), windows, architecture)
     described = []
     for graph, model in zip(manifest.graphs, graphs, strict=True):
@@ -148,7 +149,7 @@ def measure_scales(bundle: Bundle, windows: Array, architecture: Architecture) -
     return {cache.place: _scales(cache.place, largest) for cache in manifest.caches}
 
 
-def _windows(manifest: Manifest, ids: Sequence[int]) -> Array:
+def text_of_windows(manifest: Manifest, ids: Sequence[int]) -> Array:
     """Cut a text into windows, int64 [windows, tokens], in which no cache gets full."""
     window = min([_WINDOW, manifest.model.max_length, *(cache.most for cache in manifest.caches if cache.most)])
     return text_windows(ids, window, CALIBRATION_TOKENS, manifest.model.vocab_size)
@@ -205,4 +206,4 @@ def _scales(place: int, largest: dict[str, Array]) -> CacheScales:
     return CacheScales(*(np.where(top > 0, top / LARGEST, 1).astype(np.float32) for top in (key, value)))
 
 
-__all__ = ["LARGEST", "ScaleText", "filled", "measure_scales", "scale_text", "with_int8_caches"]
+__all__ = ["LARGEST", "ScaleText", "filled", "measure_scales", "scale_text", "text_of_windows", "with_int8_caches"]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -12,9 +12,10 @@ import onnx_ir as ir
 
 from dynexport.exporter.bundle import describe
 from dynexport.exporter.bundle.cache_scales import ScaleText, scale_text, with_int8_caches
+from dynexport.exporter.bundle.calibrated import Calibrated
 from dynexport.exporter.bundle.contract import read_contract
 from dynexport.exporter.bundle.leftovers import check_leftovers
-from dynexport.exporter.bundle.options import ConvertOptions, Progress
+from dynexport.exporter.bundle.options import ConvertOptions
 from dynexport.exporter.bundle.precision import (
     StoredMatrices,
     choose_precision,
@@ -23,7 +24,7 @@ from dynexport.exporter.bundle.precision import (
 )
 from dynexport.exporter.bundle.text_checks import text_checks
 from dynexport.exporter.bundle.ties import tied_as_stored
-from dynexport.exporter.bundle.weights import WeightFile, WeightReader
+from dynexport.exporter.bundle.weights import Pack, WeightFile, WeightReader
 from dynexport.exporter.bundle.writer import replacing
 from dynexport.exporter.checkpoint import open_checkpoint
 from dynexport.exporter.checkpoint.sizes import check_sizes
@@ -94,9 +95,9 @@ def convert(model: str | Path, output: str | Path, options: ConvertOptions | Non
     precision, precision_notes = choose_precision(options, checkpoint)
     target = options.open_target(precision, reader.segments if precision == "gguf" else None)
     built = _build(reader, options, target)
-    text = None if options.kv_cache_dtype == "auto" else scale_text(options.kv_cache_text, checkpoint.files)
+    texts = _texts(options, checkpoint.files)
     with replacing(output) as part:
-        written = _write(part, built, options, text)
+        written = _write(part, built, options, texts)
     manifest = written.manifest
     matrices = stored_matrices(reader, [modules for _, modules in built.graphs], written.errors)
     notes = (
@@ -167,6 +168,22 @@ def _build(reader: WeightReader, options: ConvertOptions, target: Target) -> _Bu
 
 
 @dataclass(frozen=True)
+class _Texts:
+    """The texts to measure on: inputs of projections (gptq), and scales of int8 caches; None for what is not asked."""
+
+    inputs: ScaleText | None
+    scales: ScaleText | None
+
+
+def _texts(options: ConvertOptions, files: Mapping[str, bytes]) -> _Texts:
+    gptq, int8 = options.quantiser == "gptq", options.kv_cache_dtype == "int8"
+    return _Texts(
+        scale_text(options.quantiser_text, files, "quantiser_text") if gptq else None,
+        scale_text(options.kv_cache_text, files, "kv_cache_text") if int8 else None,
+    )
+
+
+@dataclass(frozen=True)
 class _Written:
     """A bundle's files: its manifest, its golden rows or the reason why there are none, and ``WeightFile.errors``."""
 
@@ -176,22 +193,17 @@ class _Written:
     errors: dict[str, float]
 
 
-def _write(part: Path, built: _Built, options: ConvertOptions, text: ScaleText | None) -> _Written:
+def _write(part: Path, built: _Built, options: ConvertOptions, texts: _Texts) -> _Written:
     """Write all files of a bundle."""
     checkpoint = built.reader.checkpoint
-    manifest, errors = _write_graphs(
-        part,
-        built.reader,
-        built.contract,
-        built.kept,
-        built.plans,
-        built.graphs,
-        built.target,
-        options.progress,
-    )
-    if text is not None:
+    manifest, errors = _write_graphs(part, built, options)
+    if texts.inputs is not None:
+        # The PyTorch reference is made for a bundle's manifest, so the bundle is written once before.
+        calibrated = Calibrated(built.reader, manifest, [modules for _, modules in built.graphs], texts.inputs)
+        manifest, errors = _write_graphs(part, built, options, calibrated.pack)
+    if texts.scales is not None:
         manifest = with_int8_caches(
-            part, manifest, [graph for graph, _ in built.graphs], text, built.reader.architecture
+            part, manifest, [graph for graph, _ in built.graphs], texts.scales, built.reader.architecture
         )
     for name, content in {**checkpoint.files, **text_checks(checkpoint.files)}.items():
         (part / name).write_bytes(content)
@@ -232,25 +244,19 @@ def _rope_notes(architecture: Architecture) -> tuple[str, ...]:
 
 
 def _write_graphs(
-    part: Path,
-    reader: WeightReader,
-    contract: AnyContract,
-    depths: tuple[m.Depth, ...],
-    plans: tuple[GraphPlan, ...],
-    built: Sequence[tuple[ir.Model, CausalLM]],
-    target: Target,
-    progress: Progress | None,
+    part: Path, built: _Built, options: ConvertOptions, pack: Pack | None = None
 ) -> tuple[m.Manifest, dict[str, float]]:
     """Write every graph and their shared weight file.
 
     Returns:
         The manifest, which does not list other files yet, and the errors of ``WeightFile``.
     """
+    reader, target, contract, plans, depths = built.reader, built.target, built.contract, built.plans, built.kept
     checkpoint, architecture = reader.checkpoint, reader.architecture
     strategy, context = strategies()[contract.strategy], architecture.max_length
     graphs: list[m.Graph] = []
-    with WeightFile(part / m.WEIGHTS, target, progress) as weights:
-        for plan, (graph, modules) in zip(plans, built, strict=True):
+    with WeightFile(part / m.WEIGHTS, target, options.progress, pack) as weights:
+        for plan, (graph, modules) in zip(plans, built.graphs, strict=True):
             weights.store(modules, reader)
             ir.save(graph, part / f"{plan.name}.onnx")
             profiles = target.profiles(plan, context)
@@ -276,6 +282,7 @@ def _write_graphs(
         cost=describe.describe_cost(
             architecture, weights.bytes_read, target, strategy.router_weights(contract, architecture)
         ),
+        operators=describe.our_operators([graph for graph, _ in built.graphs]),
         tokens=describe.describe_tokens(checkpoint, architecture.vocab_size),
         source=describe.describe_source(checkpoint),
         tools=describe.tool_versions(),

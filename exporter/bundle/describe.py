@@ -15,6 +15,7 @@ from dynexport.exporter.families.architecture import Architecture
 from dynexport.exporter.lowering.plan import GraphPlan, PartPlan, SlotRule
 from dynexport.exporter.lowering.target import Target
 from dynexport.exporter.strategies import Strategy
+from dynexport.plugins.schema import DOMAIN
 from dynexport.runtime.bundle import manifest as m
 from dynexport.runtime.bundle.contract import UNDECLARED, AnyContract, parse_contract
 from dynexport.runtime.bundle.errors import DynexportError, printable
@@ -191,6 +192,12 @@ def describe_cost(
         router=4 * router_weights,
         router_flops=2 * router_weights,
     )
+
+
+def our_operators(graphs: Sequence[ir.Model]) -> tuple[str, ...]:
+    """Return the names of dynexport's custom operators in graphs and their branches."""
+    nodes = (node for model in graphs for node in model.graph.all_nodes())
+    return tuple(sorted({node.op_type for node in nodes if node.domain == DOMAIN}))
 
 
 def describe_tokens(checkpoint: Checkpoint, vocab_size: int) -> m.Tokens:

@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from dynexport.exporter.lowering.onnxruntime import OnnxRuntime, Segments
+from dynexport.exporter.lowering.plugged_onnxruntime import PluggedOnnxRuntime
 from dynexport.exporter.lowering.target import Target
 from dynexport.exporter.lowering.tensorrt.target import MAX_BATCH, TensorRT
-from dynexport.runtime.bundle.checks import is_number, shown
+from dynexport.runtime.bundle.checks import is_integer, is_number, shown
 from dynexport.runtime.bundle.contract import SkipRule
 from dynexport.runtime.bundle.errors import DynexportError
 from dynexport.runtime.bundle.manifest import Precision, TargetName
@@ -22,6 +23,7 @@ CALIBRATION_TOKENS = 4096
 # What a user may ask for; "auto" keeps a GGUF's blocks (bundle/precision.py).
 PrecisionOption = Literal["auto", "fp32", "fp16", "bf16", "int8", "int4"]
 CacheType = Literal["auto", "int8"]
+Quantiser = Literal["auto", "nearest", "search", "gptq"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,8 +39,14 @@ class TargetOptions:
         max_prompt: the largest prefill chunk in tokens, for TensorRT only; None for the context, at most 1024.
         kv_cache_dtype: the stored type of keys and values: "auto" for the type of hidden_states, or "int8" with a scale
             for each channel, for ONNX Runtime only.
-        plugins: whether graphs use dynexport's custom operators, for TensorRT only; engines are then built and run with
-            the plugin library (docs/plugins.md). A Radial Network's bundle then also has a graph for decode steps.
+        quantiser: how int4 weights are rounded, for ONNX Runtime only: "nearest" to symmetric integers, "search" for
+            the scale and zero point of each block with the smallest error, or "gptq", which also makes up for errors
+            with inputs that it measures on a text (PyTorch runs it). "auto" takes search.
+        head_bits: for int4 and ONNX Runtime, the bits of the head and of embedding tables, 8 or 4; None for 8.
+        plugins: whether graphs use dynexport's custom operators (docs/plugins.md). For TensorRT, engines are then built
+            and run with the plugin library, and a Radial Network's bundle also has a graph for decode steps. For ONNX
+            Runtime on CPUs, the library has faster products, which also read bfloat16; without it, the graphs run the
+            operators' bodies.
     """
 
     target: TargetName = "onnxruntime"
@@ -47,6 +55,8 @@ class TargetOptions:
     max_prompt: int | None = None
     plugins: bool = False
     kv_cache_dtype: CacheType = "auto"
+    quantiser: Quantiser = "auto"
+    head_bits: int | None = None
 
     def open_target(self, precision: Precision = "fp32", segments: Segments | None = None) -> Target:
         """Return the lowering for the target.
@@ -62,23 +72,41 @@ class TargetOptions:
             ("precision", self.precision, PrecisionOption),
             ("target", self.target, TargetName),
             ("kv_cache_dtype", self.kv_cache_dtype, CacheType),
+            ("quantiser", self.quantiser, Quantiser),
         ):
             if value not in get_args(known):
                 raise DynexportError(f"{name}: expected one of {', '.join(get_args(known))}, found {shown(value)}")
         if self.precision != "auto":
             precision = self.precision
+        self._check_int4()
         if self.target == "tensorrt":
             if self.kv_cache_dtype != "auto":
                 raise DynexportError("kv_cache_dtype: expected int8 with the target onnxruntime only, found tensorrt")
             rows = MAX_BATCH if self.max_batch is None else self.max_batch
             return TensorRT(precision, rows, self.max_prompt, plugins=self.plugins)
-        only_tensorrt = {"max_batch": self.max_batch, "max_prompt": self.max_prompt, "plugins": self.plugins or None}
+        only_tensorrt = {"max_batch": self.max_batch, "max_prompt": self.max_prompt}
         for option, given in only_tensorrt.items():
             if given is not None:
                 raise DynexportError(
                     f"{option}: expected with the target tensorrt, found onnxruntime, which needs none"
                 )
-        return OnnxRuntime(precision, segments)
+        return (PluggedOnnxRuntime if self.plugins else OnnxRuntime)(
+            precision,
+            segments,
+            zero_points=self.quantiser != "nearest",
+            head_bits=8 if self.head_bits is None else self.head_bits,
+        )
+
+    def _check_int4(self) -> None:
+        """Raise DynexportError for options of int4 weights without those, or with TensorRT, whose int4 is symmetric."""
+        if self.head_bits is not None and (not is_integer(self.head_bits) or self.head_bits not in (8, 4)):
+            raise DynexportError(f"head_bits: expected 8 or 4, found {shown(self.head_bits)}")
+        for option, given in (("quantiser", self.quantiser != "auto"), ("head_bits", self.head_bits is not None)):
+            if given and (self.precision, self.target) != ("int4", "onnxruntime"):
+                raise DynexportError(
+                    f"{option}: expected with precision int4 and the target onnxruntime only, found {self.precision} "
+                    f"and {self.target}"
+                )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,6 +125,8 @@ class ConvertOptions(TargetOptions):
             of all hops; None for the usual graphs.
         kv_cache_text: for int8 caches, the text that their scales are measured on, or its token ids; the first 4096
             tokens are used. None takes dynexport's own text.
+        quantiser_text: for the quantiser gptq, the text that inputs are measured on, or its token ids; the first 4096
+            tokens are used. None takes dynexport's own text.
         golden: whether to write golden vectors; they need torch and transformers.
         tokenizer: a tokenizer.json, or a directory with one, that replaces the model's own.
         importer: the name of the importer for a model that other routing code has written (docs/importing.md).
@@ -113,6 +143,7 @@ class ConvertOptions(TargetOptions):
     static: bool = False
     layer_capacity: float | None = None
     kv_cache_text: str | Sequence[int] | None = None
+    quantiser_text: str | Sequence[int] | None = None
     golden: bool = True
     tokenizer: Path | None = None
     importer: str | None = None
@@ -122,6 +153,8 @@ class ConvertOptions(TargetOptions):
         """Raise DynexportError for graph options that contradict each other or are out of range."""
         if self.kv_cache_text is not None and self.kv_cache_dtype == "auto":
             raise DynexportError("kv_cache_text: expected with kv_cache_dtype int8, found auto, which has no scales")
+        if self.quantiser_text is not None and self.quantiser != "gptq":
+            raise DynexportError(f"quantiser_text: expected with the quantiser gptq, found {self.quantiser}")
         share = self.layer_capacity
         if share is None:
             return

@@ -12,6 +12,7 @@ from dynexport.exporter.checkpoint import Checkpoint
 from dynexport.exporter.graph.decoder import CausalLM
 from dynexport.exporter.graph.layers import stored_weights
 from dynexport.exporter.lowering.blocks import Blocked, OfPieces, Rows
+from dynexport.exporter.lowering.interleaved import InterleavedBlocks, InterleavedHalves
 from dynexport.exporter.lowering.storage import BlockQuantized, Storage
 from dynexport.runtime.bundle.manifest import Precision
 
@@ -113,6 +114,10 @@ def rounded_notes(matrices: Sequence[StoredMatrices]) -> tuple[str, ...]:
 def _told(storage: Storage) -> str:
     if isinstance(storage, Blocked):
         return f"{storage.bits} bits, blocks of {storage.block_size}"
+    if isinstance(storage, InterleavedBlocks):
+        return f"{storage.bits} bits, blocks of {storage.size}"
+    if isinstance(storage, InterleavedHalves):
+        return storage.dtype.name.lower()
     if isinstance(storage, BlockQuantized):
         return f"{storage.bits} bits, blocks of {storage.block_size}"
     (value,) = storage.parameters((1, 1)).values()

@@ -27,7 +27,9 @@ from dynexport.runtime.bundle.manifest import File
 
 # Page alignment lets ONNX Runtime map a tensor straight from the file.
 _ALIGNMENT = 4096
-EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
+EMBEDDING, HEAD, LAYERS = "model.embed_tokens.weight", "lm_head.weight", "model.layers."
+# Returns the values of a weight's parameters, by suffix, for the weight's name, storage and float32 values.
+Pack = Callable[[str, StoredWeight, np.ndarray], dict[str, np.ndarray]]
 
 
 @dataclass
@@ -152,6 +154,7 @@ class WeightFile:
         target: the engine that reads the weights; some widen float16 when they load it.
         progress: a function called with the name of the tensor just written, the number of weights done, and the
             number of weights in the graph.
+        pack: computes the values of a weight's parameters; by default its storage does.
 
     Attributes:
         written: parameter name -> external tensor, shared by all graphs of the bundle; a stack of layers and each layer
@@ -161,8 +164,9 @@ class WeightFile:
         errors: stored type of blocks -> largest difference from the checkpoint's values, in scales of a block.
     """
 
-    def __init__(self, path: Path, target: Target, progress: Progress | None = None) -> None:
+    def __init__(self, path: Path, target: Target, progress: Progress | None = None, pack: Pack | None = None) -> None:
         self._path, self._target, self._progress = path, target, progress
+        self._packed = _as_stored_by_itself if pack is None else pack
         self._hash = hashlib.sha256()
         self.written: dict[str, ir.ExternalTensor] = {}
         self.bytes_read: dict[str, int] = {}
@@ -209,7 +213,7 @@ class WeightFile:
 
     def _values(self, name: str, weight: StoredWeight, reader: WeightReader) -> dict[str, np.ndarray]:
         if not isinstance(weight.storage, OfPieces):
-            return weight.storage.pack(reader.read(name, weight.shape))
+            return self._packed(name, weight, reader.read(name, weight.shape))
         packed = weight.storage.pack_pieces(reader.pieces(name, weight.shape))
         for kind, error in packed.errors.items():
             self.errors[kind] = max(error, self.errors.get(kind, 0.0))
@@ -242,6 +246,10 @@ class WeightFile:
     def _write(self, data: bytes | memoryview) -> None:
         self._file.write(data)
         self._hash.update(data)
+
+
+def _as_stored_by_itself(_: str, weight: StoredWeight, values: np.ndarray) -> dict[str, np.ndarray]:
+    return weight.storage.pack(values)
 
 
 def _names(name: str, weight: StoredWeight) -> list[str]:

@@ -76,6 +76,27 @@ _target_options = options(
         help="UTF-8 text that the scales of int8 caches are measured on: a file, a pipe, or '-'.  [default: a text "
         "that comes with dynexport]",
     ),
+    click.option(
+        "--quantiser",
+        type=click.Choice(["auto", "nearest", "search", "gptq"]),
+        default="auto",
+        show_default=True,
+        help="How int4 weights are rounded, for ONNX Runtime: to the nearest symmetric integers; by search for each "
+        "block's scale and zero point (auto); or by gptq, which measures inputs on a text with PyTorch, takes minutes "
+        "for large models, and loses least.",
+    ),
+    click.option(
+        "--quantiser-text",
+        type=click.Path(path_type=Path),
+        metavar="FILE",
+        help="UTF-8 text that gptq measures inputs on: a file, a pipe, or '-'.  [default: a text that comes with "
+        "dynexport]",
+    ),
+    click.option(
+        "--head-bits",
+        type=click.Choice(["8", "4"]),
+        help="int4, ONNX Runtime: bits of the head and of embedding tables.  [default: 8]",
+    ),
     click.option("--max-batch", type=int, help="TensorRT: largest batch of the engines.  [default: 8]"),
     click.option(
         "--max-prompt",
@@ -85,7 +106,8 @@ _target_options = options(
     click.option(
         "--plugins",
         is_flag=True,
-        help="TensorRT: use dynexport's custom operators where they help; with radial also write a decode graph.",
+        help="Use dynexport's custom operators where they help: for ONNX Runtime, products over blocks and 16-bit "
+        "weights on CPUs; for TensorRT, its plugins, with radial also a decode graph.",
     ),
 )
 # Content and form of the bundle.
@@ -132,6 +154,7 @@ Examples:
   dynexport convert ./SmolLM2-135M-Instruct --strategy unified-skip --speedup 2 --speedup 3 -o smollm2
   dynexport convert model.gguf --strategy dense -o model
   dynexport convert ./model --strategy dense --precision int4 -o model-int4
+  dynexport convert ./model --precision int4 --quantiser gptq --quantiser-text book.txt -o model-int4
   dynexport convert ./model --strategy unified-skip --keep 0,2,4,7 -o model-skip
   dynexport convert ./mod-model --set decision.threshold=0.4 --set cache.capacity=0.25 -o mod
   dynexport convert ./mod-model --set 'thresholds={"1": 0.41, "3": 0.52}' -o mod
@@ -160,12 +183,14 @@ def convert(
     single_graph: bool,
     layer_capacity: float | None,
     kv_cache_text: Path | None,
+    quantiser_text: Path | None,
+    head_bits: str | None,
     json_path: str | None,
     **named: Any,
 ) -> None:
     """Convert MODEL: a Hugging Face directory, a hub id, or a .gguf file."""
     from dynexport.exporter.bundle.conversion import convert as convert_model
-    from dynexport.exporter.bundle.options import CALIBRATION_TOKENS, ConvertOptions
+    from dynexport.exporter.bundle.options import ConvertOptions
 
     out = Output(json_path)
     with out.progress("converting") as bar:
@@ -173,12 +198,20 @@ def convert(
             keep=None if keep is None else numbers(keep, "--keep"),
             fields=settings(set_fields, "--set"),
             layer_capacity=_layer_capacity(single_graph, layer_capacity),
-            kv_cache_text=None if kv_cache_text is None else read_text(kv_cache_text, CALIBRATION_TOKENS),
+            kv_cache_text=_text(kv_cache_text),
+            quantiser_text=_text(quantiser_text),
+            head_bits=None if head_bits is None else int(head_bits),
             progress=bar.working_on,
             **named,
         )
         done = convert_model(model, output, how)
     _show(out, done)
+
+
+def _text(path: Path | None) -> str | None:
+    from dynexport.exporter.bundle.options import CALIBRATION_TOKENS
+
+    return None if path is None else read_text(path, CALIBRATION_TOKENS)
 
 
 def _show(out: Output, done: Conversion) -> None:

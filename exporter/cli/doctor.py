@@ -7,6 +7,7 @@ from importlib import metadata
 import click
 
 from dynexport.exporter.cli.output import Output, bytes_text, json_option
+from dynexport.plugins.cpu_library import CpuLibrary, find_library
 from dynexport.runtime.bundle.machine import Machine
 from dynexport.runtime.engines.tensorrt.diagnosis import diagnose
 
@@ -68,6 +69,8 @@ def doctor(json_path: str | None) -> None:
             for name, there in kernels.items()
         ],
     )
+    operators = find_library()
+    out.facts("dynexport's CPU operators", [("library", _library_text(operators))])
     findings = diagnose()
     out.facts("TensorRT", [(finding.subject, ("" if finding.good else "! ") + finding.found) for finding in findings])
     out.report(
@@ -75,9 +78,22 @@ def doctor(json_path: str | None) -> None:
             "machine": machine.model_dump(),
             "packages": packages,
             "kernels": kernels,
+            "cpu_operators": _library_report(operators),
             "tensorrt": [finding.model_dump() for finding in findings],
         }
     )
+
+
+def _library_text(library: CpuLibrary | str) -> str:
+    if isinstance(library, CpuLibrary):
+        return f"{library.version}, kernels for {library.kernels}, {library.path}"
+    return f"{library}; graphs that convert --plugins makes run their bodies; fix: make operators (docs/plugins.md)"
+
+
+def _library_report(library: CpuLibrary | str) -> dict[str, str]:
+    if isinstance(library, CpuLibrary):
+        return {"path": str(library.path), "version": library.version, "kernels": library.kernels}
+    return {"missing": library}
 
 
 def _version(name: str) -> str | None:

@@ -124,7 +124,8 @@ class CausalLM(nn.Module):
         a = self.architecture = architecture
         self.model = Decoder(target, a, layers)
         if not a.tied_embeddings:
-            self.lm_head = Linear(target, a.hidden_size, a.vocab_size, bias=False)
+            storage = target.head_storage([a.vocab_size, a.hidden_size])
+            self.lm_head = Linear(target, a.hidden_size, a.vocab_size, bias=False, storage=storage)
 
     def forward(
         self,

@@ -188,7 +188,7 @@ class Blocked(OfPieces):
         left = np.where(constant, 0, offsets + zeros * steps)
         extra = [_stage(left, places, self.block_size, middle - 1) for places in sums.places]
         spare = sums.blocks - sum(part.shape[1] for _, part in extra)
-        extra.append((np.zeros((len(q), spare, self.block_size), np.int8), np.zeros((len(q), spare), np.float32)))
+        extra.append((np.zeros((len(q), spare, self.block_size), np.int16), np.zeros((len(q), spare), np.float32)))
         whole = np.concatenate([q, *((part + middle).astype(np.uint8) for part, _ in extra)], axis=1)
         scales = np.concatenate([scale, *(part for _, part in extra)], axis=1)
         zeros = np.concatenate([zeros, np.full((len(q), sums.blocks), middle)], axis=1).astype(np.uint8)

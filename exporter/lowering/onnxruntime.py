@@ -13,6 +13,7 @@ import onnx_ir as ir
 from dynexport.exporter.families.architecture import Activation, Architecture, Rotary
 from dynexport.exporter.lowering.block_products import ACCURACY_LEVEL, MICROSOFT, look_up, multiply
 from dynexport.exporter.lowering.blocks import Blocked, Rows, Segment, Unnamed
+from dynexport.exporter.lowering.searched import SearchedBlocks
 from dynexport.exporter.lowering.storage import BlockQuantized, Plain, Storage, StoredWeight
 from dynexport.exporter.lowering.target import AttentionInputs, Target
 from dynexport.runtime.bundle.errors import DynexportError
@@ -26,7 +27,7 @@ _STORAGES: dict[str, Storage] = {
     "fp32": Plain(),
     "fp16": Plain(ir.DataType.FLOAT16),
     "int8": BlockQuantized(8),
-    "int4": BlockQuantized(4),
+    "int4": SearchedBlocks(),
     "gguf": Unnamed(),
 }
 # Types without blocks whose values these storages keep; matrices of all other types are rounded to int8.
@@ -42,45 +43,79 @@ Segments = Callable[[str, tuple[int, ...]], Sequence[Segment]]
 class OnnxRuntime(Target):
     """The ONNX Runtime target: weights in ``precision``; norms, rotary, softmax and logits in float32.
 
+    Attributes:
+        storages: the storage of weights by precision.
+
     Args:
         precision: the stored type of projections and embeddings.
         segments: for precision gguf, how the checkpoint stores the rows of a matrix of the graph, by name and shape.
+        zero_points: for int4, whether blocks have zero points that are searched, or symmetric integers.
+        head_bits: for int4, the bits of the head and of embedding tables, 8 or 4.
     """
 
     name: TargetName = "onnxruntime"
     title = "ONNX Runtime"
     opset_imports: Mapping[str, int] = {"": OPSET, MICROSOFT: 1}
+    storages: Mapping[str, Storage] = _STORAGES
+    nearest: Storage = BlockQuantized(4)
 
-    def __init__(self, precision: Precision, segments: Segments | None = None) -> None:
-        if precision not in _STORAGES:
+    def __init__(
+        self,
+        precision: Precision,
+        segments: Segments | None = None,
+        *,
+        zero_points: bool = True,
+        head_bits: int = 8,
+    ) -> None:
+        if precision not in self.storages:
             raise DynexportError(
-                f"precision: expected auto, fp32, fp16, int8 or int4 for ONNX Runtime, found {precision}, which its CPU "
-                "provider has no kernels for; choose fp16, or --target tensorrt"
+                f"precision: expected auto, fp32, fp16, int8 or int4 for ONNX Runtime, found {precision}, which its "
+                "CPU provider has no kernels for; choose fp16, use dynexport's operators (--plugins), or --target "
+                "tensorrt"
             )
-        self.precision, self.storage, self._segments = precision, _STORAGES[precision], segments
+        self.precision, self.storage, self._segments = precision, self.storages[precision], segments
+        if precision == "int4" and not zero_points:
+            self.storage = self.nearest
+        self._table_storage = self.storages["int8"] if precision == "int4" and head_bits == 8 else self.storage
 
     def bits_read(self, dtype: ir.DataType) -> int:
         """Return the bits read per element; a session widens float16 weights to float32 when it loads."""
         return 32 if dtype == ir.DataType.FLOAT16 else dtype.bitwidth
 
     def weight_storage(self, shape: Sequence[int]) -> Storage:
-        return self.storage
+        return self.fitting(self.storage, shape)
 
     def embedding_storage(self, shape: Sequence[int], *, tied: bool) -> Storage:
         # GatherBlockQuantized accepts whole blocks only.
-        if isinstance(self.storage, BlockQuantized) and shape[1] % self.storage.block_size:
+        storage = self.fitting(self._table_storage, shape)
+        if isinstance(storage, BlockQuantized) and shape[1] % storage.block_size:
             return Plain()
-        return self.storage
+        return storage
+
+    def head_storage(self, shape: Sequence[int]) -> Storage:
+        return self.fitting(self._table_storage, shape)
+
+    def fitting(self, storage: Storage, shape: Sequence[int]) -> Storage:
+        """Return the storage, or what takes its place if it does not fit a shape."""
+        return storage
 
     def named_storage(self, name: str, weight: StoredWeight) -> Storage:
         if not isinstance(weight.storage, Unnamed):
             return weight.storage
         assert self._segments is not None
         segments = self._segments(name, weight.shape)
-        storages = [_storage_of(segment, weight.shape[1]) for segment in segments]
+        storages = [self.storage_of(segment, weight.shape[1]) for segment in segments]
         if len(storages) == 1:
             return storages[0]
         return Rows(tuple((segment.rows, storage) for segment, storage in zip(segments, storages, strict=True)))
+
+    def storage_of(self, segment: Segment, columns: int) -> Storage:
+        """Return the storage that keeps a checkpoint's rows as they are, or rounds rows of an unknown type."""
+        if segment.form is not None:
+            return Blocked(segment.form)
+        known = _OTHER_TYPES.get(segment.kind)
+        whole = columns % _ROUNDED.block_size == 0  # as GatherBlockQuantized requires
+        return known or (_ROUNDED if whole else Plain())
 
     def matmul(self, op: Any, x: ir.Value, weight: StoredWeight) -> ir.Value:
         rows, columns = weight.shape
@@ -94,6 +129,7 @@ class OnnxRuntime(Target):
                 x,
                 weight.parts["_quantized"],
                 weight.parts["_scales"],
+                *_zero_points(weight),
                 _domain=MICROSOFT,
                 N=rows,
                 K=columns,
@@ -116,6 +152,7 @@ class OnnxRuntime(Target):
                 table,
                 indices,
                 weight.parts["_scales"],
+                *_zero_points(weight),
                 _domain=MICROSOFT,
                 bits=weight.storage.bits,
                 block_size=weight.storage.block_size,
@@ -217,13 +254,8 @@ class OnnxRuntime(Target):
         return _float(op.Reshape(kept, [0, 0, heads * head_dim]))
 
 
-def _storage_of(segment: Segment, columns: int) -> Storage:
-    """Return the storage that keeps a checkpoint's rows as they are, or rounds rows of an unknown type."""
-    if segment.form is not None:
-        return Blocked(segment.form)
-    known = _OTHER_TYPES.get(segment.kind)
-    whole = columns % _ROUNDED.block_size == 0  # as GatherBlockQuantized requires
-    return known or (_ROUNDED if whole else Plain())
+def _zero_points(weight: StoredWeight) -> list[ir.Value]:
+    return [weight.parts["_zero_points"]] if "_zero_points" in weight.parts else []
 
 
 def _widened(op: Any, value: ir.Value) -> ir.Value:

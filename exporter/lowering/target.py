@@ -125,6 +125,10 @@ class Target(ABC):
     def weight_storage(self, shape: Sequence[int]) -> Storage:
         """Return the storage of a projection of this shape."""
 
+    def head_storage(self, shape: Sequence[int]) -> Storage:
+        """Return the storage of a head of its own of this shape; by default that of a projection."""
+        return self.weight_storage(shape)
+
     def named_storage(self, name: str, weight: StoredWeight) -> Storage:
         """Return the storage of a weight once its name is known; by default the one chosen by its shape."""
         return weight.storage

@@ -5,10 +5,11 @@ A value is (q - zero) * scale of its block, where q is an unsigned integer of 4 
 first, a block is ``block_size`` values along a row, and zero is 2^(bits - 1) or stored. Where sums of the input's
 blocks follow the input, copy after copy, the values of their columns belong to every value of the block.
 
-A matrix is matched to a parameter of the model by its values, not by its name in the graph: every value must be within
-one quantisation step of the checkpoint's. With precision gguf it must be the checkpoint's own, but for the rounding of
-minima. A parameter without a match keeps the checkpoint's values. If the bundle should have held it, the logits will
-differ.
+A matrix is matched to a parameter of the model by its values, not by its name in the graph: the root mean square of a
+row's differences from the checkpoint's must be at most one quantisation step. Single values may be further away: those
+at the ends of a block whose scale was fitted to all of it, and those that make up for the errors of others (GPTQ).
+With precision gguf the values must be the checkpoint's own, but for the rounding of minima. A parameter without a match
+keeps the checkpoint's values. If the bundle should have held it, the logits will differ.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 import onnx
 from numpy.typing import NDArray
@@ -145,18 +147,22 @@ class DequantisedWeights:
 
 
 class HalfWeights:
-    """The matrices of a bundle that stores them in float16."""
+    """The matrices of a bundle that stores them in a type of 16 bits."""
+
+    def __init__(self, dtype: Any) -> None:
+        self._dtype = dtype
 
     def stored(self, name: str, weight: FloatArray) -> FloatArray:
         """Return the bundle's values of one parameter, as ``DequantisedWeights.stored``; vectors stay float32."""
-        return weight.astype(np.float16).astype(np.float32) if weight.ndim == 2 else weight
+        return weight.astype(self._dtype).astype(np.float32) if weight.ndim == 2 else weight
 
 
 def stored_weights(folder: Path, manifest: Manifest) -> DequantisedWeights | HalfWeights | None:
     """Return the rounded matrices of a bundle for ONNX Runtime; None where it has those of the checkpoint."""
     if is_quantised(manifest):
         return DequantisedWeights(folder, manifest)
-    return HalfWeights() if manifest.precision == "fp16" else None
+    halves = {"fp16": np.float16, "bf16": ml_dtypes.bfloat16}
+    return HalfWeights(halves[manifest.precision]) if manifest.precision in halves else None
 
 
 def _find(weight: FloatArray, matrices: list[_Quantised]) -> FloatArray | None:
@@ -174,7 +180,7 @@ def _find(weight: FloatArray, matrices: list[_Quantised]) -> FloatArray | None:
     values, room = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
     distance = (values * values).sum(axis=1) - 2 * (weight @ values.T)
     nearest = distance.argmin(axis=1)
-    return values[nearest] if _near(weight, values[nearest], room[nearest]) else None
+    return values[nearest] if _near(weight, values[nearest], room[nearest]).all() else None
 
 
 def _same_columns(values: FloatArray, room: FloatArray, columns: int) -> tuple[FloatArray, FloatArray] | None:
@@ -188,15 +194,17 @@ def _same_columns(values: FloatArray, room: FloatArray, columns: int) -> tuple[F
 def _consecutive(weight: FloatArray, values: FloatArray, room: FloatArray) -> FloatArray | None:
     """Return consecutive rows of a matrix that match the weight's rows, or None."""
     rows = len(weight)
-    for start in np.flatnonzero((np.abs(values - weight[0]) <= room).all(axis=1)):
+    for start in np.flatnonzero(_near(weight[:1], values, room)):
         part = slice(start, start + rows)
-        if start + rows <= len(values) and _near(weight, values[part], room[part]):
+        if start + rows <= len(values) and _near(weight, values[part], room[part]).all():
             return values[part]
     return None
 
 
-def _near(weight: FloatArray, values: FloatArray, room: FloatArray) -> bool:
-    return bool((np.abs(values - weight) <= room).all())
+def _near(weight: FloatArray, values: FloatArray, room: FloatArray) -> NDArray[np.bool_]:
+    """Return bool [rows], whether the differences of a row are within the room, as root mean squares."""
+    near: NDArray[np.bool_] = np.square(values - weight).sum(axis=1) <= np.square(room).sum(axis=1)
+    return near
 
 
 def _quantised(path: Path, *, kept: bool) -> Iterator[_Quantised]:
@@ -212,16 +220,16 @@ def _quantised(path: Path, *, kept: bool) -> Iterator[_Quantised]:
         table, scales, zeros = node.input[1 if node.op_type == "MatMulNBits" else 0], node.input[2], node.input[3:]
         if table in producers and producers[table].op_type == "Reshape":
             table = producers[table].input[0]
-        if len(zeros) > kept or any(name not in tensors for name in (table, scales, *zeros)):
+        if len(zeros) > 1 or any(name not in tensors for name in (table, scales, *zeros)):
             raise DynexportError(
-                f"{path}: {node.name}: expected stored values and scales, and zero points with precision gguf only, "
-                "found something else; convert again"
+                f"{path}: {node.name}: expected stored values, scales and zero points, found something else; convert "
+                "again"
             )
         bits, block, columns, copies = int(attributes["bits"]), int(attributes["block_size"]), attributes.get("K"), 0
-        if zeros and columns is not None:
+        if kept and zeros and columns is not None:
             copies = len(producers[node.input[0]].input) - 1  # of a Concat
             columns = columns * block // (block + copies)
-        elif zeros:
+        elif kept and zeros:
             (split,) = (other for other in nodes if other.op_type == "Split" and other.input[0] == node.output[0])
             columns, width = tensor_values(path.parent, tensors[split.input[1]]).tolist()[:2]
             copies = width * block // columns

@@ -127,6 +127,8 @@ class Manifest(Part):
         routing: decisions that routers make for each token; None if there are no routers.
         limits: limits of one call.
         cost: bytes and FLOPs of a decode step.
+        operators: names of dynexport's custom operators in the graphs, ascending. Each has a body in standard
+            operators, so that a runtime without their library runs the graphs too.
         tokens: special tokens.
         source: the checkpoint that the bundle was made from.
         tools: versions of the packages that made the bundle.
@@ -147,6 +149,7 @@ class Manifest(Part):
     routing: Routing | None = None
     limits: Limits
     cost: Cost
+    operators: tuple[str, ...] = ()
     tokens: Tokens
     source: Source
     tools: dict[str, str]

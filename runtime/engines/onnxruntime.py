@@ -16,6 +16,7 @@ from dynexport.runtime.bundle.bundle import Bundle
 from dynexport.runtime.bundle.checks import checked_count
 from dynexport.runtime.bundle.errors import DynexportError
 from dynexport.runtime.bundle.manifest import ARRAY_TYPES, PART, PAST, PRESENT, Graph, Manifest
+from dynexport.runtime.engines.cpu_operators import library_for
 from dynexport.runtime.engines.engine import NO_CACHES, Caches, Engine, HostMemory, Prepared
 from dynexport.runtime.engines.inputs import sizes_of
 
@@ -62,6 +63,7 @@ class OnnxRuntimeEngine:
         model: ONNX bytes to load instead of the file; external data is still read from the file's directory.
         provider: execution provider; operators that it lacks run on the CPU, and caches stay in host memory.
         packed: whether weights are rearranged at load; false uses them from the mapped file.
+        operators: the library of dynexport's CPU operators; None to run their bodies.
 
     Raises:
         DynexportError: when the graph is invalid, or its inputs differ from the manifest.
@@ -78,9 +80,10 @@ class OnnxRuntimeEngine:
         model: bytes | None = None,
         provider: str = CPU,
         packed: bool = True,
+        operators: Path | None = None,
     ) -> None:
         options = _options(graph, threads, profile, alone=alone, packed=packed)
-        self._session = _open(path, graph, options, model=model, provider=provider)
+        self._session = _open(path, graph, options, model=model, provider=provider, operators=operators)
         self._take(graph)
 
     def of_part(self, graph: Graph) -> OnnxRuntimeEngine:
@@ -155,7 +158,7 @@ def _options(graph: Graph, threads: int | None, profile: Path | None, *, alone: 
     return options
 
 
-def _open(path: Path, graph: Graph, options: Any, *, model: bytes | None, provider: str) -> Any:
+def _open(path: Path, graph: Graph, options: Any, *, model: bytes | None, provider: str, operators: Path | None) -> Any:
     """Return a session; arguments and errors as for ``OnnxRuntimeEngine``."""
     if provider == CPU and any(spec.dtype == "bfloat16" for spec in graph.inputs):
         raise DynexportError(
@@ -165,6 +168,8 @@ def _open(path: Path, graph: Graph, options: Any, *, model: bytes | None, provid
     if model is not None:
         options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(path.parent))
     try:
+        if operators is not None:
+            options.register_custom_ops_library(str(operators))
         # Without TensorFloat-32, which keeps only 11 significant bits.
         providers = [CPU] if provider == CPU else [(provider, {"use_tf32": "0"}), CPU]
         session = onnxruntime.InferenceSession(model or str(path), options, providers=providers)
@@ -280,6 +285,8 @@ class OnnxRuntimeBackend(HostMemory):
         self._bundle, self._threads, self._profile, self._provider = bundle, threads, profile, provider
         self._packed, self._files = packed, OpenFiles()
         self._alone = len(bundle.manifest.graphs) == 1
+        # On a GPU, the bodies spare copies to the CPU and back.
+        self._operators = library_for(bundle.manifest.operators) if provider == CPU else None
 
     def open(self, graph: Graph) -> Engine:
         """Load a graph."""
@@ -291,7 +298,16 @@ class OnnxRuntimeBackend(HostMemory):
         # Beside a file of parts, which has the weights of all layers, no other session has much work.
         alone = self._alone or graph.part is not None
         threads = 1 if graph.takes("forced_choices") else self._threads  # a router is too small for two
-        return OnnxRuntimeEngine(path, graph, threads, own, alone=alone, provider=self._provider, packed=self._packed)
+        return OnnxRuntimeEngine(
+            path,
+            graph,
+            threads,
+            own,
+            alone=alone,
+            provider=self._provider,
+            packed=self._packed,
+            operators=self._operators,
+        )
 
 
 class OpenFiles:

@@ -304,15 +304,14 @@ class Executor:
 
     def end_profiling(self) -> list[Path]:
         """Write the profiler's file of every loaded graph and return the paths."""
-        first = {engine.graph.file: engine for engine in self._engines.values()}  # the parts of a file share a session
-        return [engine.end_profiling() for engine in first.values()]
+        files = {engine.graph.file: engine for engine in self._engines.values()}  # parts of a file share a session
+        return [engine.end_profiling() for engine in files.values()]
 
     def _opened(self, program: Program) -> Running:
         engines = {name: self._engine(self.manifest.graph(name)) for name in program.names}
         if program.set is not None:
             return RunningSet(self.manifest, program.set, engines, self._walking)
-        (engine,) = engines.values()
-        return WholeStep(self.manifest, engine)
+        return WholeStep(self.manifest, *engines.values())
 
     def _engine(self, graph: Graph) -> Engine:
         if graph.name not in self._engines:

@@ -19,6 +19,7 @@ class Backend(c.Structure):
         ("size", c.c_size_t),
         *((name, c.c_char_p) for name in ("kind", "library", "plugins")),
         *((name, c.c_int32) for name in ("threads", "trust_engines")),
+        ("weights", c.c_char_p),
     )
 
 

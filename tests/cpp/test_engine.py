@@ -74,6 +74,32 @@ def test_what_no_backend_is_opened_for(run: Run, backend: Any, threads: int) -> 
     assert (ran.returncode, ran.stderr.decode()) == (2, f"error: {told.value}\n")
 
 
+def test_weights_are_refused_as_in_python(run: Run, tmp_path: Path) -> None:
+    convert(CONFORMANCE / "dense", tmp_path / "b", precision="int8", golden=False)
+    cases: list[tuple[Path, dict[str, Any]]] = [
+        (tmp_path / "b", {"weights": "mapped"}),
+        (executor_of("dense").bundle.path, {"weights": "fast"}),
+        (executor_of("dense").bundle.path, {"weights": "mapped", "backend": "onnxruntime-cuda"}),
+    ]
+    for path, how in cases:
+        with pytest.raises(DynexportError) as told:
+            open_backend(Bundle.open(path), **how)
+        ran = run("probe_run", stdin=request(path, **how))
+        assert (ran.returncode, ran.stderr.decode()) == (2, f"error: {told.value}\n")
+
+
+def test_mapped_weights_compute_the_same(run: Run) -> None:
+    step = {"op": "run", "rows": [0], "tokens": [[1, 2, 3]], "phase": "prompt", "depths": ["full"]}
+    told = [{"rows": 1, "tokens": 8, "operations": [STEP, step]}]
+    packed, mapped = (
+        json.loads(
+            run("probe_run", stdin=request(executor_of("dense").bundle.path, schedules=told, weights=how)).stdout
+        )
+        for how in ("packed", "mapped")
+    )
+    assert "error" not in packed[0][1] and mapped == packed
+
+
 def test_bfloat16(run: Run, tmp_path: Path) -> None:
     convert(CONFORMANCE / "dense", tmp_path / "b", target="tensorrt", precision="bf16", golden=False)
     bundle = Bundle.open(tmp_path / "b")

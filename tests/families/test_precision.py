@@ -80,17 +80,21 @@ def stored_weights(bundle: Path) -> dict[str, np.ndarray]:
     for name, array in arrays.items():
         if array.dtype == np.float16:
             weights[name] = array.astype(np.float32)
-        elif array.dtype == np.uint8:
+        elif name.endswith("_quantized"):
             weight = name.removesuffix("_quantized")
-            weights[weight] = dequantised(array, arrays[weight + "_scales"])
+            weights[weight] = dequantised(array, arrays[weight + "_scales"], arrays.get(weight + "_zero_points"))
     return weights
 
 
-def dequantised(packed: np.ndarray, scales: np.ndarray) -> np.ndarray:
-    """uint8 [rows, blocks, bytes] and scales [rows, blocks] -> float32 [rows, blocks * 32]."""
+def dequantised(packed: np.ndarray, scales: np.ndarray, zeros: np.ndarray | None) -> np.ndarray:
+    """uint8 [rows, blocks, bytes], scales [rows, blocks] and zero points, packed too -> float32 [rows, blocks * 32]."""
     bits = 8 * packed.shape[2] // BLOCK
     integers = packed if bits == 8 else np.stack([packed & 15, packed >> 4], axis=-1)
-    centred = integers.reshape(*scales.shape, BLOCK).astype(np.float32) - (1 << (bits - 1))
+    centred = integers.reshape(*scales.shape, BLOCK).astype(np.float32)
+    if zeros is None:
+        centred -= 1 << (bits - 1)
+    else:
+        centred -= np.stack([zeros & 15, zeros >> 4], axis=-1).reshape(len(zeros), -1)[:, : scales.shape[1], None]
     return (centred * scales[..., None]).reshape(len(packed), -1)
 
 
@@ -125,7 +129,7 @@ def test_the_graph(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     float_activations = 1
-    monkeypatch.setattr(target, "_ACCURACY_LEVEL", float_activations)
+    monkeypatch.setattr(target, "ACCURACY_LEVEL", float_activations)
     assert errors(saved_model(name), tmp_path / "bundle", precision).max() < TOLERANCE
 
 
@@ -143,7 +147,7 @@ def test_a_tied_embedding_is_stored_once(precision: str, saved_model: Callable[[
         convert(saved_model(name), tmp_path / name, precision=precision, golden=False)
         sizes[name] = (tmp_path / name / "model.data").stat().st_size
     elements = FAMILIES["gpt2"]["vocab_size"] * FAMILIES["gpt2"]["n_embd"]
-    bytes_per_element = {"fp32": 4, "fp16": 2, "int8": 1 + 4 / BLOCK, "int4": 0.5 + 4 / BLOCK}[precision]
+    bytes_per_element = {"fp32": 4, "fp16": 2, "int8": 1 + 4 / BLOCK, "int4": 1 + 4 / BLOCK}[precision]
     # Tensors start at pages: a difference is known to a page for each of the two at most.
     page = 4096
     assert abs(sizes["gpt2-untied"] - sizes["gpt2"] - elements * bytes_per_element) <= 2 * page

@@ -217,6 +217,7 @@ dynexport_status dynexport_open(const char* bundle, const dynexport_backend* bac
     options.kind = text_or(given.kind, "onnxruntime");
     options.library = text_or(given.library);
     options.plugins = text_or(given.plugins);
+    options.weights = text_or(given.weights, "packed");
     options.threads = given.threads;
     options.trust_engines = given.trust_engines != 0;
     auto opened = std::make_unique<dynexport_model>();

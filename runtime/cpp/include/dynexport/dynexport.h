@@ -42,9 +42,10 @@ typedef struct dynexport_backend {
   size_t size;
   const char* kind;      /* "onnxruntime" (the default), "onnxruntime-cuda", "tensorrt", "tensorrt-rtx" */
   const char* library;   /* path of the engine's shared library; NULL: looked for by its usual name */
-  const char* plugins;   /* path of the library of dynexport's TensorRT plugins */
+  const char* plugins;   /* path of the library of dynexport's TensorRT plugins, or of its CPU operators */
   int32_t threads;       /* of one operator; 0 lets the engine choose */
   int32_t trust_engines; /* whether TensorRT may load engines that were not built on this machine */
+  const char* weights;   /* "packed" (the default), or "mapped": fp32 weights as they lie in the file, shared */
 } dynexport_backend;
 
 /* A generation. dynexport_options_init sets the defaults, which are greedy. */

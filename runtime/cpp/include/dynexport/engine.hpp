@@ -100,8 +100,11 @@ class Backend {
 struct BackendOptions {
   std::string kind = "onnxruntime";  // "onnxruntime", "onnxruntime-cuda", "tensorrt" or "tensorrt-rtx"
   int threads = 0;                   // intra-op threads; 0 lets the engine choose
+  std::string weights = "packed";    // or "mapped": fp32 weights as they lie in the file, shared by processes
   std::string library;               // path of the engine's shared library; empty: looked for by its usual name
-  std::string plugins;               // path of the library of dynexport's TensorRT plugins
+  // Path of the library of dynexport's operators: its TensorRT plugins, or for ONNX Runtime on the CPU its CPU operators.
+  // These are also looked for at DYNEXPORT_CPU_OPERATORS and beside this library; without them, their bodies run.
+  std::string plugins;
   bool trust_engines = false;        // whether TensorRT may load engines that were not built on this machine
 };
 

@@ -148,6 +148,7 @@ struct Manifest {
   std::vector<Cache> caches;  // in the order of places, from 0
   Routing routing;
   Limits limits;
+  std::vector<std::string> operators;  // names of dynexport's custom operators in the graphs; each has a body there, too
   Tokens tokens;
   std::map<std::string, File> files;
 

@@ -9,6 +9,7 @@
 #include <utility>
 
 #include "dynexport/error.hpp"
+#include "engines/cpu_operators.hpp"
 #include "engines/host_memory.hpp"
 #include "engines/onnxruntime_library.hpp"
 #include "engines/sizes.hpp"
@@ -158,22 +159,32 @@ void add_cuda(Ort::SessionOptions& options) {
   options.AppendExecutionProvider_CUDA_V2(*made);
 }
 
+struct SessionSettings {
+  int threads = 0;        // intra-op threads; 0 lets ONNX Runtime choose
+  bool cuda = false;      // whether the CUDA provider runs the graph
+  bool packed = true;     // whether weights are rearranged at load; false uses them from the mapped file
+  std::string operators;  // the library of CPU operators; empty: their bodies run
+  bool alone = true;      // whether workers may spin between steps: no other session has much work
+};
+
 // Python's runtime/engines/onnxruntime.py sets enable_mem_reuse too, by Graph::share_memory: it only shortens loading,
 // and the C interface has no such option.
-Ort::SessionOptions options_for(const Graph& graph, int threads, bool alone, bool cuda) {
+Ort::SessionOptions options_for(const Graph& graph, const SessionSettings& how) {
   Ort::SessionOptions options;
   options.SetLogSeverityLevel(ORT_LOGGING_LEVEL_FATAL);  // its exceptions carry the messages
-  if (threads > 0) options.SetIntraOpNumThreads(threads);
+  if (how.threads > 0) options.SetIntraOpNumThreads(how.threads);
   // Keep weights out of the arena, which would round their memory up.
   options.AddConfigEntry("session.use_device_allocator_for_initializers", "1");
   // Graphs for TensorRT dequantise weights explicitly. Fusing would also round activations, and inside an If the fused
   // product does not find its weights.
   if (!graph.profiles.empty()) options.AddConfigEntry("session.disable_quant_qdq", "1");
   // Spinning workers of one session would take the cores from the other.
-  if (!alone) options.AddConfigEntry("session.intra_op.allow_spinning", "0");
+  if (!how.alone) options.AddConfigEntry("session.intra_op.allow_spinning", "0");
   // A step is many calls of parts: workers must be awake in the next one too.
   if (graph.part) options.AddConfigEntry("session.intra_op.spin_duration_us", "1000");
-  if (cuda) add_cuda(options);
+  if (!how.packed) options.AddConfigEntry("session.disable_prepacking", "1");
+  if (how.cuda) add_cuda(options);
+  if (!how.operators.empty()) options.RegisterCustomOpsLibrary(how.operators.c_str());
   return options;
 }
 
@@ -185,16 +196,15 @@ class OrtEngine : public Engine {
     others_ = inputs_of_other_parts();
   }
 
-  OrtEngine(const std::filesystem::path& path, const Graph& graph, int threads, bool alone, bool cuda) : graph_(graph) {
+  OrtEngine(const std::filesystem::path& path, const Graph& graph, const SessionSettings& how) : graph_(graph) {
     const bool bfloat16 = std::any_of(graph.inputs.begin(), graph.inputs.end(),
                                       [](const TensorSpec& spec) { return spec.type == Type::kBfloat16; });
-    if (bfloat16 && !cuda)
+    if (bfloat16 && !how.cuda)
       throw Error(path.string() +
                   ": expected float32 or float16 caches, found bfloat16, which ONNX Runtime's CPU provider cannot "
                   "compute; convert with --precision fp16 or fp32, or build an engine with: dynexport build");
     try {
-      session_ = std::make_shared<Ort::Session>(onnxruntime_environment(), path.c_str(),
-                                                options_for(graph, threads, alone, cuda));
+      session_ = std::make_shared<Ort::Session>(onnxruntime_environment(), path.c_str(), options_for(graph, how));
     } catch (const Ort::Exception& error) {
       throw Error(path.string() + ": ONNX Runtime refuses the graph: " + reason_of(error));
     }
@@ -262,26 +272,26 @@ class OrtEngine : public Engine {
 
 class OrtBackend : public HostBackend {
  public:
-  OrtBackend(std::shared_ptr<const Bundle> bundle, int threads, bool cuda)
-      : bundle_(std::move(bundle)), threads_(threads), cuda_(cuda) {}
+  OrtBackend(std::shared_ptr<const Bundle> bundle, SessionSettings how)
+      : bundle_(std::move(bundle)), how_(std::move(how)) {}
 
-  bool grows() const override { return !cuda_; }
+  bool grows() const override { return !how_.cuda; }
 
   std::unique_ptr<Engine> open(const Graph& graph) override {
     const auto first = first_.find(graph.file);
     if (first != first_.end()) return std::make_unique<OrtEngine>(first->second, graph);
     // Beside a file of parts, which has the weights of all layers, no other session has much work.
-    const bool alone = bundle_->manifest().graphs.size() == 1 || graph.part;
-    const int threads = graph.takes("forced_choices") ? 1 : threads_;  // a router is too small for two
-    auto engine = std::make_unique<OrtEngine>(bundle_->path() / graph.file, graph, threads, alone, cuda_);
+    SessionSettings how = how_;
+    how.alone = bundle_->manifest().graphs.size() == 1 || graph.part;
+    if (graph.takes("forced_choices")) how.threads = 1;  // a router is too small for two
+    auto engine = std::make_unique<OrtEngine>(bundle_->path() / graph.file, graph, how);
     if (graph.part) first_.emplace(graph.file, OrtEngine(*engine, graph));
     return engine;
   }
 
  private:
   std::shared_ptr<const Bundle> bundle_;
-  int threads_;
-  bool cuda_;
+  SessionSettings how_;
   std::map<std::string, OrtEngine> first_;  // of each file with parts; the others share its session
 };
 
@@ -300,7 +310,13 @@ std::shared_ptr<Backend> open_onnxruntime_backend(std::shared_ptr<const Bundle> 
                                                   bool cuda) {
   open_onnxruntime(options.library);
   check_provider(cuda ? kCuda : kCpu);
-  return std::make_shared<OrtBackend>(std::move(bundle), options.threads, cuda);
+  // On a GPU, the bodies spare copies to the CPU and back.
+  SessionSettings how;
+  if (!cuda && !bundle->manifest().operators.empty()) how.operators = cpu_operators(options.plugins);
+  how.threads = options.threads;
+  how.cuda = cuda;
+  how.packed = options.weights == "packed";
+  return std::make_shared<OrtBackend>(std::move(bundle), how);
 }
 
 }  // namespace dynexport

@@ -185,6 +185,7 @@ int main() try {
   dynexport::BackendOptions options;
   options.threads = told.value("threads", 1);
   options.kind = told.value("backend", "onnxruntime");
+  options.weights = told.value("weights", "packed");
   dynexport::Executor executor(bundle, options);
   json results = json::array();
   for (const json& each : told["schedules"]) {

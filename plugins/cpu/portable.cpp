@@ -1,0 +1,129 @@
+// The kernels in plain C++, for processors without one of the other instruction sets.
+#include <cmath>
+
+#include "products.hpp"
+
+namespace dynexport::cpu {
+namespace {
+
+template <class T>
+struct Sixteen {
+  T lane[kLanes];
+};
+
+template <class T, class Function>
+Sixteen<T> each(Function&& of_lane) {
+  Sixteen<T> made;
+  for (int i = 0; i < kLanes; ++i) made.lane[i] = of_lane(i);
+  return made;
+}
+
+float from_bits(std::uint32_t bits) {
+  float value;
+  std::memcpy(&value, &bits, sizeof(value));
+  return value;
+}
+
+struct Portable {
+  using Floats = Sixteen<float>;
+  using Integers = Sixteen<std::int32_t>;
+  struct Bytes {
+    std::uint8_t byte[4 * kLanes];
+  };
+
+  static Floats same(float value) {
+    return each<float>([&](int) { return value; });
+  }
+  static Integers same(std::int32_t value) {
+    return each<std::int32_t>([&](int) { return value; });
+  }
+  static Floats zeros() { return same(0.0F); }
+  static Floats load(const float* values) {
+    return each<float>([&](int i) { return values[i]; });
+  }
+  static Floats load(const std::uint16_t* halves) {
+    return each<float>([&](int i) { return from_half(halves[i]); });
+  }
+  static Bytes load(const std::uint8_t* bytes) {
+    Bytes made;
+    std::memcpy(made.byte, bytes, sizeof(made.byte));
+    return made;
+  }
+  static void store(float* to, const Floats& values) { std::memcpy(to, values.lane, sizeof(values.lane)); }
+  static Bytes low(Bytes packed) {
+    for (std::uint8_t& byte : packed.byte) byte &= 15;
+    return packed;
+  }
+  static Bytes high(Bytes packed) {
+    for (std::uint8_t& byte : packed.byte) byte >>= 4;
+    return packed;
+  }
+  template <class T>
+  static Sixteen<T> add(const Sixteen<T>& a, const Sixteen<T>& b) {
+    return each<T>([&](int i) { return a.lane[i] + b.lane[i]; });
+  }
+  static Floats to_floats(const Integers& values) {
+    return each<float>([&](int i) { return static_cast<float>(values.lane[i]); });
+  }
+  static Floats multiply(const Floats& a, float b) {
+    return each<float>([&](int i) { return a.lane[i] * b; });
+  }
+  static Floats fma(const Floats& a, const Floats& b, const Floats& c) {
+    return each<float>([&](int i) { return a.lane[i] * b.lane[i] + c.lane[i]; });
+  }
+  static Floats absolute(const Floats& values) {
+    return each<float>([&](int i) { return std::fabs(values.lane[i]); });
+  }
+  static Floats max(const Floats& a, const Floats& b) {
+    return each<float>([&](int i) { return a.lane[i] > b.lane[i] ? a.lane[i] : b.lane[i]; });
+  }
+  static float largest(const Floats& values) {
+    float most = values.lane[0];
+    for (const float value : values.lane) most = value > most ? value : most;
+    return most;
+  }
+  static float total(const Floats& values) {
+    float sum = 0;
+    for (const float value : values.lane) sum += value;
+    return sum;
+  }
+
+  template <int kBits>
+  static Integers dot(Integers sum, const Bytes& weights, const std::int8_t* four) {
+    for (int i = 0; i < kLanes; ++i)
+      for (int j = 0; j < 4; ++j) sum.lane[i] += weights.byte[4 * i + j] * four[j];
+    return sum;
+  }
+
+  static std::int32_t round(const Floats& values, float factor, std::int8_t* to) {
+    std::int32_t sum = 0;
+    for (int i = 0; i < kLanes; ++i) {
+      to[i] = static_cast<std::int8_t>(std::lrintf(values.lane[i] * factor));
+      sum += to[i];
+    }
+    return sum;
+  }
+
+  template <bool kBfloat16>
+  static void load_pair(const std::uint16_t* values, Floats* first, Floats* second) {
+    for (int i = 0; i < kLanes; ++i) {
+      first->lane[i] = kBfloat16 ? from_bfloat16(values[2 * i]) : from_half(values[i]);
+      second->lane[i] = kBfloat16 ? from_bfloat16(values[2 * i + 1]) : from_half(values[kLanes + i]);
+    }
+  }
+
+  // The exponent is widened by a product that is exact, also for subnormal values.
+  static float from_half(std::uint16_t half) {
+    const std::uint32_t magnitude = half & 0x7FFFU, sign = static_cast<std::uint32_t>(half & 0x8000U) << 16;
+    const std::uint32_t wide = magnitude << 13;
+    const float value = magnitude >= 0x7C00U ? from_bits(wide | 0x7F800000U) : from_bits(wide) * 0x1p112F;
+    return sign != 0 ? -value : value;
+  }
+  static float from_bfloat16(std::uint16_t half) { return from_bits(static_cast<std::uint32_t>(half) << 16); }
+};
+
+}  // namespace
+
+extern const Kernels kPortable = kernels<Portable>("portable");
+
+}  // namespace dynexport::cpu
