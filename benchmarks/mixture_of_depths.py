@@ -28,6 +28,7 @@ from dynexport.runtime.measure.cost import prompt_flops
 LAYERS, HIDDEN, INTERMEDIATE, HEADS, KV_HEADS, VOCABULARY = 24, 1024, 2816, 16, 4, 8192
 RATES = (0.0, 0.25, 0.5, 0.75, 1.0)
 BATCHES = (1, 8, 32)
+CURVE, CURVE_RATES = (1, 2, 4, 8, 16, 32), (0.5, 0.75)
 PROMPTS = (512, 2048, 8192)
 CAPACITY = 0.125
 
@@ -75,6 +76,28 @@ def measure(directory: Path, threads: int, pairs: int) -> dict[str, Any]:
             f"{tokens} tokens: {_figures([found['prefill'][tokens]], 'prefill_speedup', 'prefill_ideal')}", flush=True
         )
     return found
+
+
+def curve(directory: Path, threads: int, pairs: int) -> list[dict[str, Any]]:
+    """Measure decoding at batches from 1 to 32 with half and three quarters of the routed layers skipped."""
+    rows = []
+    for batch in CURVE:
+        options = {"batch": batch, "prompt_tokens": 8, "new_tokens": 8, "threads": threads}
+        for row in _compare(directory, CURVE_RATES, pairs, options)[2:]:
+            rate = float(row["name"].removeprefix("skip ").removesuffix("%")) / 100
+            rows.append({"batch": batch, "by_flops": _step_ideal(directory / "mod", rate)} | row)
+            print(
+                f"batch {batch}, {row['name']}: {row['speedup']:.2f}, ideal by bytes {row['ideal']:.2f}, "
+                f"by FLOPs {rows[-1]['by_flops']:.2f}",
+                flush=True,
+            )
+    return rows
+
+
+def _step_ideal(bundle: Path, rate: float) -> float:
+    """Return FLOPs of the twin's decode step / FLOPs where every token skips a share of the routed layers."""
+    layer, head = Bundle.open(bundle).manifest.cost.layer_flops, 2 * HIDDEN * VOCABULARY
+    return (LAYERS * layer + head) / ((LAYERS - LAYERS // 2 * rate) * layer + head)
 
 
 def _compare(directory: Path, rates: Sequence[float], pairs: int, options: dict[str, int]) -> list[dict[str, Any]]:
@@ -150,13 +173,21 @@ def main() -> None:
     parser.add_argument("--picture", type=Path, default=Path("build/mod-speed/mod-speed.svg"))
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--pairs", type=int, default=7)
+    parser.add_argument("--curve", action="store_true", help="only decoding at batches from 1 to 32")
     parser.add_argument("--draw", action="store_true", help="draw again from figures that are there")
     arguments = parser.parse_args()
     figures = arguments.directory / "figures.json"
     if not arguments.draw:
         if not (arguments.directory / "model" / "config.json").exists():
             save_model(arguments.directory / "model")
-        convert_both(arguments.directory)
+        if not (arguments.directory / "dense").exists():
+            convert_both(arguments.directory)
+    if arguments.curve:
+        (arguments.directory / "curve.json").write_text(
+            json.dumps(curve(arguments.directory, arguments.threads, arguments.pairs), indent=1)
+        )
+        return
+    if not arguments.draw:
         figures.write_text(json.dumps(measure(arguments.directory, arguments.threads, arguments.pairs), indent=1))
     draw(json.loads(figures.read_text()), arguments.picture)
 
