@@ -12,8 +12,7 @@ import numpy as np
 import onnxruntime as ort
 
 Array, Json = np.ndarray, dict[str, Any]
-DTYPES = {"float": np.float32, "float16": np.float16, "int8": np.int8}
-DTYPES |= {"int32": np.int32, "int64": np.int64, "bool": np.bool_}
+DTYPES = {name: np.dtype(name) for name in ("float16", "int8", "int32", "int64", "bool")} | {"float": np.float32}
 PAST, PRESENT = "past_key_values.", "present."
 
 
@@ -32,9 +31,8 @@ class Bundle:
     def engine(self, name: str) -> Engine:
         if name not in self.engines:
             graph = next(graph for graph in self.manifest["graphs"] if graph["name"] == name)
-            if graph["file"] not in self.sessions:
-                self.sessions[graph["file"]] = session(self.directory / graph["file"], graph)
-            self.engines[name] = Engine(self.sessions[graph["file"]], graph)
+            found = self.sessions.get(graph["file"]) or session(self.directory / graph["file"], graph)
+            self.sessions[graph["file"]], self.engines[name] = found, Engine(found, graph)
         return self.engines[name]
 
     def program(self, phase: str, depth: str) -> WholeStep | GraphSet:
@@ -63,8 +61,7 @@ class Caches:
 def session(path: Path, graph: Json) -> Any:
     """A session of one file, which may be several graphs'."""
     options = ort.SessionOptions()
-    options.intra_op_num_threads, options.log_severity_level = 1, 4
-    options.enable_mem_reuse = graph["share_memory"]
+    options.intra_op_num_threads, options.log_severity_level, options.enable_mem_reuse = 1, 4, graph["share_memory"]
     return ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
 
 
@@ -75,8 +72,8 @@ class Engine:
         self.graph, self.session, self.others = graph, session, dict[str, Array]()
         own = {spec["name"] for spec in graph["inputs"]}
         for node in (node for node in session.get_inputs() if node.name not in own):
-            shape = [size if isinstance(size, int) else 0 for size in node.shape]
-            self.others[node.name] = np.zeros(shape, DTYPES[node.type[len("tensor(") : -1]])
+            shape, dtype = [size if isinstance(size, int) else 0 for size in node.shape], node.type[len("tensor(") : -1]
+            self.others[node.name] = np.zeros(shape, DTYPES[dtype])
         if graph["part"] is not None:
             self.others["part"][...] = graph["part"]
 
@@ -179,7 +176,7 @@ class GraphSet:
 
     def hop(self, caches: Caches, row: int, hop: int, line: Json, tokens: Array, choices: Array, gates: Array) -> None:
         """Run every token's layer; tokens of all layers meet in attention, unless a cache is a layer's own."""
-        of_layers = [(layer, choices == layer) for layer in np.unique(choices)]
+        of_layers, attend = [(each, choices == each) for each in np.unique(choices)], self.engines["attention"][0].run
         found: Json = {"position_ids": line["position_ids"][:, tokens]}
         for layer, group in of_layers:
             inputs = {name: line[name][:, tokens[group]] for name in ("hidden_states", "cos", "sin") if name in line}
@@ -192,8 +189,7 @@ class GraphSet:
             after = caches.lengths[place, row] = before + group.sum()
             inputs = {name: values[:, group] for name, values in found.items()}
             inputs |= {"cache_lengths": [before], "last_index": [after - 1], "total_length": after, "step": hop}
-            results = self.engines["attention"][0].run(inputs, caches, slice(row, row + 1), f"{place}.")
-            attended[:, group] = results["attention"]
+            attended[:, group] = attend(inputs, caches, slice(row, row + 1), f"{place}.")["attention"]
         for layer, group in of_layers:
             inputs = {"hidden_states": line["hidden_states"][:, tokens[group]], "attention": attended[:, group]}
             results = self.engines["after_attention"][layer].run(inputs | {"gates": gates[group]})
@@ -210,9 +206,8 @@ class Runner:
     def feed(self, phase: str, depth: str, tokens: list[list[int]]) -> Array:
         """Run each row's new tokens, none of some; float32 [rows, vocab], the logits of each one's last."""
         layers, vocabulary = (self.bundle.manifest["model"][size] for size in ("layers", "vocab_size"))
-        kept = {
-            found["name"]: found["prompt" if phase == "prompt" else "keep"] for found in self.bundle.manifest["depths"]
-        }
+        which = "prompt" if phase == "prompt" else "keep"
+        kept = {found["name"]: found[which] for found in self.bundle.manifest["depths"]}
         active, program = np.isin(range(layers), kept.get(depth, range(layers))), self.bundle.program(phase, depth)
         logits = np.zeros((len(tokens), vocabulary), np.float32)
         for pieces in self.calls({row: ids for row, ids in enumerate(tokens) if ids}):
