@@ -21,7 +21,7 @@ _ROUNDED = {"int8": RoundedBlocks(bits=8, zero=128), "int4": RoundedBlocks(bits=
 class PluggedOnnxRuntime(OnnxRuntime):
     """The ONNX Runtime target, with the CPU operators for all matrices that they can read."""
 
-    storages: Mapping[str, Storage] = OnnxRuntime.storages | _HALVES | _ROUNDED
+    storages: Mapping[str, Storage] = {**OnnxRuntime.storages, **_HALVES, **_ROUNDED}
 
     def finish(self, model: ir.Model) -> None:
         add_functions(model)

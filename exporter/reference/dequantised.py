@@ -219,9 +219,9 @@ class _Plugged:
 
     def read(self) -> tuple[FloatArray, FloatArray]:
         """Return the dequantised values and the tolerance of each, both float32 [rows, columns]."""
-        parts = (tensor_values(self.folder, part) for part in (self.data, self.scales, self.minima))
+        data, scales, minima = (tensor_values(self.folder, part) for part in (self.data, self.scales, self.minima))
         rows, bits, zero = (self.attributes[name] for name in ("N", "bits", "zero"))
-        values, steps = Interleaved(*parts, rows=rows, bits=bits, zero=zero).read()
+        values, steps = Interleaved(data, scales, minima, rows, bits, zero).read()
         return values, steps * np.float32(_ROUNDING if self.kept else 1 + _ROUNDING)
 
 

@@ -48,7 +48,7 @@ def test_without_the_library_one_warning_is_logged(
 
 def test_a_library_that_the_environment_names_must_be_there(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(VARIABLE, "/nowhere/library.so")
-    with pytest.raises(DynexportError, match="expected a file at /nowhere/library.so"):
+    with pytest.raises(DynexportError, match=r"expected a file at /nowhere/library\.so"):
         cpu_operators.library_for(BLOCKS)
 
 
