@@ -15,7 +15,7 @@ keeps the checkpoint's values. If the bundle should have held it, the logits wil
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,7 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
+from dynexport.exporter.reference.interleaved import OPERATORS, Interleaved
 from dynexport.runtime.bundle.errors import DynexportError
 from dynexport.runtime.bundle.manifest import Manifest
 
@@ -120,7 +121,7 @@ class DequantisedWeights:
             for graph in manifest.files_with_graphs
             for matrix in _quantised(folder / graph.file, kept=manifest.precision == "gguf")
         }
-        self._by_layer: dict[int | None, list[_Quantised]] = {}
+        self._by_layer: dict[int | None, list[_Quantised | _Plugged]] = {}
         for matrix in found.values():
             self._by_layer.setdefault(matrix.layer, []).append(matrix)
 
@@ -165,7 +166,7 @@ def stored_weights(folder: Path, manifest: Manifest) -> DequantisedWeights | Hal
     return HalfWeights(halves[manifest.precision]) if manifest.precision in halves else None
 
 
-def _find(weight: FloatArray, matrices: list[_Quantised]) -> FloatArray | None:
+def _find(weight: FloatArray, matrices: Sequence[_Quantised | _Plugged]) -> FloatArray | None:
     """Return the rows of these matrices that match the weight's rows, or None."""
     parts = [
         part for part in (_same_columns(*matrix.read(), weight.shape[1]) for matrix in matrices) if part is not None
@@ -207,13 +208,43 @@ def _near(weight: FloatArray, values: FloatArray, room: FloatArray) -> NDArray[n
     return near
 
 
-def _quantised(path: Path, *, kept: bool) -> Iterator[_Quantised]:
+@dataclass(frozen=True)
+class _Plugged:
+    """A matrix of our CPU operators; attributes as in ``_Quantised``."""
+
+    layer: int | None
+    folder: Path
+    data: onnx.TensorProto
+    scales: onnx.TensorProto
+    minima: onnx.TensorProto
+    attributes: Mapping[str, int]
+    kept: bool
+
+    def read(self) -> tuple[FloatArray, FloatArray]:
+        """Return the dequantised values and the tolerance of each, both float32 [rows, columns]."""
+        data, scales, minima = (tensor_values(self.folder, part) for part in (self.data, self.scales, self.minima))
+        rows, bits, zero = (self.attributes[name] for name in ("N", "bits", "zero"))
+        values, steps = Interleaved(data, scales, minima, rows, bits, zero).read()
+        return values, steps * np.float32(_ROUNDING if self.kept else 1 + _ROUNDING)
+
+
+def _plugged(path: Path, node: Any, tensors: Mapping[str, onnx.TensorProto], kept: bool) -> _Plugged:
+    if any(name not in tensors for name in node.input[1:]):
+        raise DynexportError(f"{path}: {node.name}: expected stored values, found something else; convert again")
+    attributes = {a.name: onnx.helper.get_attribute_value(a) for a in node.attribute}
+    data, scales, minima = (tensors[name] for name in node.input[1:])
+    return _Plugged(_layer_of(node.input[1]), path.parent, data, scales, minima, attributes, kept)
+
+
+def _quantised(path: Path, *, kept: bool) -> Iterator[_Quantised | _Plugged]:
     """Yield the quantised matrices of a graph and of its branches."""
     model = onnx.load(path, load_external_data=False)
     nodes = list(graph_nodes(model.graph))
     tensors = {tensor.name: tensor for graph in _graphs(model.graph) for tensor in graph.initializer}
     producers = {name: node for node in nodes for name in node.output}
     for node in nodes:
+        if node.op_type in OPERATORS:
+            yield _plugged(path, node, tensors, kept)
         if node.op_type not in _OPERATORS:
             continue
         attributes = {a.name: onnx.helper.get_attribute_value(a) for a in node.attribute}

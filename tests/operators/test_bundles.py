@@ -1,0 +1,56 @@
+"""Bundles that call the CPU operators, also in branches: with the library, and without it."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+import pytest
+from bundles import checkpoint, dynexport
+
+from dynexport.exporter.bundle.conversion import convert
+from dynexport.plugins.cpu_library import OPERATORS, VARIABLE
+from dynexport.plugins.products import PRODUCTS
+from dynexport.runtime.bundle.errors import DynexportError
+from dynexport.runtime.engines import cpu_operators
+
+HALVES, BLOCKS = ("HalfGather", "HalfMatMul"), ("BlockGather", "BlockMatMul")
+
+
+@pytest.mark.parametrize(
+    ("precision", "operators"), [("fp32", ()), ("fp16", HALVES), ("bf16", HALVES), ("int8", BLOCKS), ("int4", BLOCKS)]
+)
+@pytest.mark.parametrize("library", [True, False])
+def test_a_bundle_is_verified(
+    precision: str, operators: tuple[str, ...], library: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if not library:
+        monkeypatch.setenv(VARIABLE, "")
+    source, bundle = checkpoint(tmp_path / "checkpoint"), tmp_path / "bundle"
+    manifest = convert(source, bundle, precision=precision, plugins=True, golden=False).manifest
+    assert manifest.operators == operators
+    ran = dynexport("verify", bundle, "--against", source, "--new-tokens", "4")
+    assert ran.code == 0, ran.out + ran.err
+
+
+def test_without_the_library_one_warning_is_logged(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv(VARIABLE, "")
+    cpu_operators._say_once.cache_clear()
+    with caplog.at_level(logging.WARNING, "dynexport"):
+        assert [cpu_operators.library_for(names) for names in ((), ("SelectedMatMul",), BLOCKS, HALVES)] == [None] * 4
+    assert [record.getMessage() for record in caplog.records] == [
+        f"the library of CPU operators: turned off by {VARIABLE}; the graphs run without it, slower and with float32 "
+        "weights in memory (docs/plugins.md)"
+    ]
+
+
+def test_a_library_that_the_environment_names_must_be_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(VARIABLE, "/nowhere/library.so")
+    with pytest.raises(DynexportError, match=r"expected a file at /nowhere/library\.so"):
+        cpu_operators.library_for(BLOCKS)
+
+
+def test_the_runtime_knows_the_operators() -> None:
+    assert tuple(sorted(product.name for product in PRODUCTS)) == OPERATORS
