@@ -16,6 +16,9 @@ from dynexport.exporter.lowering.interleaved import InterleavedBlocks, Interleav
 from dynexport.exporter.lowering.storage import BlockQuantized, Storage
 from dynexport.runtime.bundle.manifest import Precision
 
+# Types of safetensors with 16 bits.
+_HALVES: dict[str, Precision] = {"BF16": "bf16", "F16": "fp16"}
+
 
 @dataclass(frozen=True)
 class StoredMatrices:
@@ -52,13 +55,27 @@ def choose_precision(options: TargetOptions, checkpoint: Checkpoint) -> tuple[Pr
     if options.precision != "auto":
         return options.precision, _named_notes(options, found) if kinds else ()
     if not kinds:
-        return "fp32", ()
+        return _of_floats(options, checkpoint)
     if options.target != "onnxruntime":
         return "fp32", (
             f"precision: fp32, as TensorRT has no products of a GGUF's blocks ({found}); --precision fp16, int8 or "
             "int4 makes a smaller bundle of other values",
         )
     return "gguf", ()
+
+
+def _of_floats(options: TargetOptions, checkpoint: Checkpoint) -> tuple[Precision, tuple[str, ...]]:
+    """Return as ``choose_precision``: 16 bits where all matrices have them and dynexport's operators read them."""
+    types = {checkpoint.stored_type(name) for name in checkpoint.names if len(checkpoint.shape(name)) == 2}
+    stored = _HALVES.get(next(iter(types))) if len(types) == 1 else None
+    if stored is None or options.target != "onnxruntime":
+        return "fp32", ()
+    if options.plugins:
+        return stored, ()
+    return "fp32", (
+        f"precision: fp32 holds the checkpoint's {stored} weights in twice their bytes, as ONNX Runtime has no "
+        "products of 16 bits on CPUs; --plugins, with dynexport's operators, keeps them as they are",
+    )
 
 
 def _named_notes(options: TargetOptions, found: str) -> tuple[str, ...]:

@@ -58,6 +58,10 @@ class SafetensorsDirectory(Checkpoint):
         """Shape of a tensor. Raises DynexportError when there is none of that name."""
         return self._home(name).shape(name)
 
+    def stored_type(self, name: str) -> str:
+        """Name of a tensor's dtype as its file has it, such as BF16. Raises DynexportError when there is none."""
+        return self._home(name).stored_type(name)
+
     def read(self, name: str) -> np.ndarray:
         """Return a tensor as float32. Raises DynexportError when it is absent, unreadable or of another dtype."""
         return self._home(name).read(name)

@@ -59,6 +59,10 @@ class SafetensorsFile:
         """Shape of a tensor of this file."""
         return self._entries[name].shape
 
+    def stored_type(self, name: str) -> str:
+        """Return the name of a tensor's dtype as the file has it, such as BF16."""
+        return self._entries[name].dtype
+
     def read(self, name: str) -> np.ndarray:
         """Return a tensor of this file as float32.
 

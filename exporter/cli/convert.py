@@ -52,7 +52,7 @@ _target_options = options(
         default="auto",
         show_default=True,
         help="Type of the stored weights: auto keeps the quantised blocks of a .gguf file as they are, with ONNX "
-        "Runtime, and is fp32 for all other weights; bf16 for TensorRT only.",
+        "Runtime, and with --plugins 16-bit weights too; else it is fp32. bf16 needs --plugins or TensorRT.",
     ),
     click.option(
         "--target",
