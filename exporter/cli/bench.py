@@ -181,7 +181,8 @@ def _warn(out: Output, measured: Benchmark) -> None:
 
 
 def _say_start(out: Output, measured: Benchmark) -> None:
-    out.say(f"a start in a process of its own, {measured.weights} weights: {start_text(measured.startup)}")
+    if measured.startup is not None:
+        out.say(f"a start in a process of its own, {measured.weights} weights: {start_text(measured.startup)}")
 
 
 def _say_other_work(out: Output, measured: Benchmark) -> None:

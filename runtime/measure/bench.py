@@ -22,6 +22,7 @@ from dynexport.runtime.measure.compared import compared_depths
 from dynexport.runtime.measure.mode import Mode, others_share, result_of
 from dynexport.runtime.measure.prescribed import Routes, every_layer, skipping, walking
 from dynexport.runtime.measure.results import Benchmark, Result
+from dynexport.runtime.measure.startup import Startup
 from dynexport.runtime.measure.timed_run import WARM_UP_STEPS, Runner, Sizes, Timed
 from dynexport.runtime.measure.twin import Twin, check_twin
 
@@ -91,11 +92,10 @@ def benchmark(
         check_twin(bundle, baseline, sizes)
     else:
         _check_room(bundle.manifest, sizes)
+    runner = Runner(bundle, sizes)
     prompts = _prompts(bundle.manifest.model.vocab_size, workload)
-    with Twin(bundle, sizes, prompts, name="start") as started:
-        startup = started.startup
+    startup = _startup(bundle, sizes, prompts)
     with ExitStack() as processes:
-        runner = Runner(bundle, sizes)
         runner.warm_up(prompts)
         twin = None if baseline is None else processes.enter_context(Twin(baseline, sizes, prompts))
         modes = _modes(bundle, runner, twin, workload, told)
@@ -139,6 +139,14 @@ def _take_turns(
                 mode.measure_bandwidth(memory)
         if progress is not None:
             progress(repeat + 1, repeats)
+
+
+def _startup(bundle: Bundle, sizes: Sizes, prompts: Array) -> Startup | None:
+    """Return the times of a start in a process of its own; None for TensorRT, which would fill the GPU twice."""
+    if sizes.backend != "onnxruntime":
+        return None
+    with Twin(bundle, sizes, prompts, name="start") as started:
+        return started.startup
 
 
 def _spinning(*bundles: Bundle) -> dict[str, bool]:

@@ -91,7 +91,8 @@ class Benchmark(BaseModel):
         new_tokens: number of timed decode steps.
         repeats: number of repetitions.
         weights: "packed" or "mapped"; see ``open_backend``.
-        startup: a cold start of the bundle in a process of its own, to the first token after the prompts.
+        startup: a cold start of the bundle in a process of its own, to the first token after the prompts; None for
+            TensorRT.
         last_level_cache: bytes of the processor's last-level cache; None where the system does not tell, and on a GPU.
         others_share: share of the machine that other processes took during all repetitions; None as for a result.
         spinning: for the bundle and its baseline, whether worker threads wait awake between the steps. They do in a
@@ -113,7 +114,7 @@ class Benchmark(BaseModel):
     new_tokens: int
     repeats: int
     weights: Weights
-    startup: Startup
+    startup: Startup | None
     last_level_cache: int | None
     others_share: float | None
     spinning: dict[str, bool]

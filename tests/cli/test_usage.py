@@ -78,7 +78,7 @@ def test_no_command_shows_the_help_and_is_an_error() -> None:
         (["convert", "m", "-o", "b", "--strategy", "guess"], "'guess' is not one of 'dense', 'unified-skip'"),
         (
             ["convert", "m", "-o", "b", "--precision", "fp8"],
-            "'fp8' is not one of 'fp32', 'fp16', 'bf16', 'int8', 'int4'",
+            "'fp8' is not one of 'auto', 'fp32', 'fp16', 'bf16', 'int8', 'int4'",
         ),
         (["convert", "m", "-o", "b", "--speedup", "abc"], "Invalid value for '--speedup': 'abc' is not a valid float"),
         (["eval", "b"], "Missing option '--text'"),

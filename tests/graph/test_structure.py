@@ -34,7 +34,7 @@ WEIGHT = re.compile(
     r"(lm_head|model\.(embed_tokens|embed_positions|embed_norm|norm)"
     r"|model\.layers\.\d+\.(self_attn\.(qkv_proj|o_proj|q_norm|k_norm)|mlp\.(gate|up|down)_proj"
     r"|(input|post_attention|pre_feedforward|post_feedforward)_layernorm))"
-    r"\.(weight|bias)(_quantized|_scales)?"
+    r"\.(weight|bias)(_quantized|_scales|_zero_points)?"
 )
 PAGE = 4096
 LARGEST_FILE = 5 << 20

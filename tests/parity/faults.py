@@ -504,13 +504,20 @@ def _(copy: Planted, patch: Patch) -> None:
 @fault("a layer of a pool has a wrong MLP", "radial", read=False, run="routes/golden/full/1")
 def _(copy: Planted, patch: Patch) -> None:
     name = "model.layers.2.mlp.up_proj.weight"
-    copy.weight(name, lambda values: np.multiply(values, 1.05, out=values), "layer-2-after")
+    copy.weight(name, lambda values: np.multiply(values, 1.05, out=values), "pool")
 
 
-@fault("the scale of a pool's attention is 1 % off", "radial", read=True, run="golden/full/1")
+@fault("the scale of a pool's attention is 1 % off", "radial", read=True, run="golden/full/7")
 def _(copy: Planted, patch: Patch) -> None:
     with copy.graph("attention") as graph:
         attribute(graph.node("GroupQueryAttention"), "scale").f *= 1.01
+
+
+@fault("the scale of attention within a pool's whole layers is 1 % off", "radial", read=True, run="golden/full/1")
+def _(copy: Planted, patch: Patch) -> None:
+    with copy.graph("pool") as graph:
+        for node in graph.nodes("GroupQueryAttention"):
+            attribute(node, "scale").f *= 1.01
 
 
 @fault("rope frequencies of a pool are halved", "radial", read=True, run="routes/golden/full/1")
@@ -518,7 +525,7 @@ def _(copy: Planted, patch: Patch) -> None:
     copy.weight("inverse_frequencies", lambda values: np.divide(values, 2, out=values), "embedding")
 
 
-@fault("an entry's hop is ignored", "radial-layer", read=False, run="routes/golden/full/1")
+@fault("an entry's hop is ignored", "radial-layer", read=False, run="routes/chunked_prefill/3")
 def _(copy: Planted, patch: Patch) -> None:
     with copy.graph("attention") as graph:
         node = next(node for node in graph.nodes("LessOrEqual") if "step" in node.input)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -27,8 +28,13 @@ class Planted:
 
     def __init__(self, bundle: Bundle, directory: Path) -> None:
         directory.mkdir()
+        # ONNX Runtime refuses weights of branches in a file with several hard links.
+        branches = (bundle.path / "pool.onnx").exists()
         for file in bundle.path.iterdir():
-            (directory / file.name).hardlink_to(file)
+            if branches and file.name == WEIGHTS:
+                shutil.copyfile(file, directory / file.name)
+            else:
+                (directory / file.name).hardlink_to(file)
         self.path, self._changed = directory, set[str]()
 
     def bundle(self) -> Bundle:
@@ -49,7 +55,7 @@ class Planted:
     def weight(self, name: str, change: Callable[[np.ndarray], Any], graph: str = "model") -> None:
         """Another value for a float32 weight: ``change`` gets it, to write in place."""
         model = onnx.load(self.path / f"{graph}.onnx", load_external_data=False)
-        stored = next(value for value in model.graph.initializer if value.name == name)
+        stored = next(value for part in _graphs(model.graph) for value in part.initializer if value.name == name)
         place = {entry.key: entry.value for entry in stored.external_data}
         if not place:
             value = onnx.numpy_helper.to_array(stored).copy()

@@ -184,10 +184,10 @@ def test_a_theta_that_was_read_wrong_is_told(convert_once: BundleOf, monkeypatch
 
 
 POOL = [
-    ("layer-2-after", "model.layers.2.mlp.up_proj.weight", 2),
-    ("layer-1-before", "model.layers.1.self_attn.qkv_proj.weight", 1),
+    ("pool", "model.layers.2.mlp.up_proj.weight", 2),
+    ("pool", "model.layers.1.self_attn.qkv_proj.weight", 1),
     ("embedding", "model.embed_tokens.weight", "embedding"),
-    ("head", "model.norm.weight", "head"),
+    ("pool", "model.norm.weight", "head"),
     ("router", "model.radial_router.fc1.weight", "router"),
 ]
 

@@ -319,7 +319,7 @@ WRONG: dict[str, tuple[Callable[[Any], Any], str]] = {
         lambda at: converted(at, max_length=64.0),
         "max_length: expected 1..256 tokens",
     ),
-    "convert-precision": (lambda at: converted(at, precision=["fp32"]), "precision: expected one of fp32"),
+    "convert-precision": (lambda at: converted(at, precision=["fp32"]), "precision: expected one of auto"),
     "convert-target": (lambda at: converted(at, target=None), "target: expected one of onnxruntime"),
     "convert-capacity": (lambda at: converted(at, layer_capacity="all"), "layer capacity: expected a share above 0"),
     "convert-batch": (lambda at: converted(at, target="tensorrt", max_batch="8"), "max_batch: expected"),

@@ -113,7 +113,7 @@ def test_spoiled_graphs_are_not(bundle: Path, name: str, spoil: Spoil, message: 
         ("dense", {"target": "tensorrt", "max_batch": 0}, "max_batch: expected at least 1 row, found 0"),
         ("dense", {"max_batch": 2}, "max_batch: expected with the target tensorrt"),
         ("dense", {"target": "cuda"}, "target: expected one of onnxruntime, tensorrt, found 'cuda'"),
-        ("dense", {"precision": "bf16"}, "precision: expected one of .* for ONNX Runtime, found bf16"),
+        ("dense", {"precision": "bf16"}, "precision: expected auto, .* for ONNX Runtime, found bf16"),
     ],
 )
 def test_what_cannot_be_served_is_refused(case: str, options: dict[str, Any], message: str, tmp_path: Path) -> None:
