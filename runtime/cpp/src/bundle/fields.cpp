@@ -61,6 +61,10 @@ void Value::refuse(const std::string& expected) const {
   refuse_as("Input should be " + expected + (json_.is_structured() ? "" : ", found " + found_text(json_)));
 }
 
+void Value::refuse_pattern(const std::string& pattern) const {
+  refuse_as("String should match pattern '" + pattern + "', found " + found_text(json_));
+}
+
 std::string text(const Value& value) {
   if (!value.json().is_string()) value.refuse("a valid string");
   return value.json().get<std::string>();
@@ -88,7 +92,7 @@ std::string sha256(const Value& value) {
   std::string found = text(value);
   const auto is_digit = [](char c) { return (c >= '0' && c <= '9') || (c >= 'a' && c <= 'f'); };
   if (found.size() != 64 || !std::all_of(found.begin(), found.end(), is_digit)) {
-    value.refuse_as("String should match pattern '^[0-9a-f]{64}$', found " + found_text(value.json()));
+    value.refuse_pattern("^[0-9a-f]{64}$");
   }
   return found;
 }

@@ -28,6 +28,8 @@ class Value {
 
   // Throws Error: the place, what was expected there, and what was found.
   [[noreturn]] void refuse(const std::string& expected) const;
+  // The same for a string that a regular expression does not match.
+  [[noreturn]] void refuse_pattern(const std::string& pattern) const;
   // The same for a message that is complete.
   [[noreturn]] void refuse_as(const std::string& message) const;
 

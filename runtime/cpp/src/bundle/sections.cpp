@@ -17,8 +17,7 @@ Type type(const Value& value) {
     if (found == name) return static_cast<Type>(index);
     ++index;
   }
-  value.refuse_as("String should match pattern '^(float|float16|bfloat16|int8|int32|int64|bool)$', found " +
-                  quoted_value(value.json()));
+  value.refuse_pattern("^(float|float16|bfloat16|int8|int32|int64|bool)$");
 }
 
 // A number, or one of the symbols that ``is_symbol`` accepts.

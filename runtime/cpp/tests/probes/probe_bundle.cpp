@@ -138,6 +138,7 @@ Json of(const dynexport::Manifest& manifest) {
   return {{"trained", manifest.trained},
           {"target", manifest.target},
           {"precision", manifest.precision},
+          {"operators", manifest.operators},
           {"model", of(manifest.model)},
           {"depths", list(manifest.depths, each)},
           {"programs", list(manifest.programs, each)},
