@@ -12,6 +12,8 @@ from typing import Any
 import onnxruntime
 import pytest
 
+from dynexport.plugins.cpu_library import VARIABLE, CpuLibrary, find_library
+
 # Where `make cpp` built, and ONNX Runtime's library, which the programs open at run time.
 BUILD = Path(os.environ.get("DYNEXPORT_CPP", "build/cpp")).resolve()
 LIBRARY = next(Path(onnxruntime.__file__).parent.glob("capi/libonnxruntime.so.*"))
@@ -29,6 +31,8 @@ def run() -> Run:
     def started(name: str, *arguments: object, stdin: bytes = b"", timeout: float = 300) -> Any:
         command: Sequence[str] = [str(BUILD / name), *map(str, arguments)]
         environment = os.environ | {"DYNEXPORT_ONNXRUNTIME": str(LIBRARY)}
+        if isinstance(operators := find_library(), CpuLibrary):
+            environment[VARIABLE] = str(operators.path)
         return subprocess.run(command, input=stdin, capture_output=True, timeout=timeout, env=environment)
 
     return started

@@ -13,6 +13,7 @@ from forms import CONTEXT, FORMS, HOPS, executor_of
 from mirrored import Mirrored, compare
 
 from dynexport.exporter.bundle.conversion import convert
+from dynexport.plugins.cpu_library import CpuLibrary, find_library
 from dynexport.runtime import Bundle
 from dynexport.runtime.bundle.manifest import PathRouting
 from dynexport.runtime.execution.executor import Executor
@@ -169,6 +170,10 @@ OTHERS: dict[str, tuple[str, dict[str, Any]]] = {
     "radial-gated-fp16": ("radial-gated-noexit", {"precision": "fp16"}),
     "radial-noreuse": ("radial-noreuse-min", {}),
     "radial-single-half": ("radial-step", {"fields": HOPS, "layer_capacity": 0.5}),
+    "dense-operators-int4": ("dense", {"precision": "int4", "plugins": True}),
+    "skip-operators-bf16": ("skip-keep", {"precision": "bf16", "plugins": True}),
+    "mod-operators-int8": ("mod-router", {"precision": "int8", "plugins": True}),
+    "radial-operators-fp16": ("radial-step", {"precision": "fp16", "plugins": True}),
 }
 
 
@@ -182,6 +187,8 @@ def opened(form: str, home: Path) -> Executor:
 
 @pytest.mark.parametrize("form", [*FORMS, *OTHERS])
 def test_random_schedules(form: str, run: Callable[..., Any], tmp_path: Path) -> None:
+    if "operators" in form:
+        assert isinstance(find_library(), CpuLibrary), "make cpp builds it, and C++ is told of it"
     executor = opened(form, tmp_path)
     schedules = [Drawn(executor, seed).draw(MOVES) for seed in range(SCHEDULES)]
     told = [told for schedule in schedules for told in schedule.told]
