@@ -90,12 +90,6 @@ struct Avx2 {
   }
 
   static float from_half(std::uint16_t half) { return _cvtsh_ss(half); }
-  static float from_bfloat16(std::uint16_t half) {
-    const std::uint32_t bits = static_cast<std::uint32_t>(half) << 16;
-    float value;
-    std::memcpy(&value, &bits, sizeof(value));
-    return value;
-  }
 
  private:
   static __m256 eight(const std::uint16_t* halves) {

@@ -99,8 +99,6 @@ ONNXTensorElementDataType BlockMatMul::input_type(std::size_t input) {
   return input == 0 ? ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT : type_of_matrix(input);
 }
 
-BlockMatMul::BlockMatMul(const Ort::ConstKernelInfo& info) : kernels_(needed_kernels()), weights_(info) {}
-
 void BlockMatMul::run(const Ort::KernelContext& context) const {
   const BlockMatrix matrix = weights_.matrix(context);
   const Product product(context, matrix.blocks * matrix.size, weights_.rows());
@@ -115,8 +113,6 @@ void BlockMatMul::run(const Ort::KernelContext& context) const {
 ONNXTensorElementDataType BlockGather::input_type(std::size_t input) {
   return input == 0 ? ONNX_TENSOR_ELEMENT_DATA_TYPE_INT64 : type_of_matrix(input);
 }
-
-BlockGather::BlockGather(const Ort::ConstKernelInfo& info) : kernels_(needed_kernels()), weights_(info) {}
 
 void BlockGather::run(const Ort::KernelContext& context) const {
   const BlockMatrix matrix = weights_.matrix(context);

@@ -4,8 +4,7 @@
 #include <memory>
 #include <optional>
 
-#include "context.hpp"
-#include "kernels.hpp"
+#include "on_matrix.hpp"
 
 namespace dynexport::cpu {
 
@@ -25,32 +24,24 @@ class BlockWeights {
   std::optional<BlockMatrix> constant_;
 };
 
-class BlockMatMul : public Computed<BlockMatMul> {
+class BlockMatMul : public OnMatrix<BlockMatMul, BlockWeights> {
  public:
+  using OnMatrix::OnMatrix;
+
   static constexpr const char* kName = "BlockMatMul";
   static constexpr std::size_t kInputs = 4;
   static ONNXTensorElementDataType input_type(std::size_t input);
-
-  explicit BlockMatMul(const Ort::ConstKernelInfo& info);
   void run(const Ort::KernelContext& context) const;
-
- private:
-  const Kernels& kernels_;
-  BlockWeights weights_;
 };
 
-class BlockGather : public Computed<BlockGather> {
+class BlockGather : public OnMatrix<BlockGather, BlockWeights> {
  public:
+  using OnMatrix::OnMatrix;
+
   static constexpr const char* kName = "BlockGather";
   static constexpr std::size_t kInputs = 4;
   static ONNXTensorElementDataType input_type(std::size_t input);
-
-  explicit BlockGather(const Ort::ConstKernelInfo& info);
   void run(const Ort::KernelContext& context) const;
-
- private:
-  const Kernels& kernels_;
-  BlockWeights weights_;
 };
 
 }  // namespace dynexport::cpu

@@ -32,8 +32,6 @@ ONNXTensorElementDataType HalfMatMul::input_type(std::size_t input) {
   return input == 0 ? ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT : ONNX_TENSOR_ELEMENT_DATA_TYPE_UNDEFINED;
 }
 
-HalfMatMul::HalfMatMul(const Ort::ConstKernelInfo& info) : kernels_(needed_kernels()), weights_(info) {}
-
 void HalfMatMul::run(const Ort::KernelContext& context) const {
   const HalfMatrix matrix = weights_.matrix(context);
   const Product product(context, matrix.columns, weights_.rows());
@@ -52,8 +50,6 @@ void HalfMatMul::run(const Ort::KernelContext& context) const {
 ONNXTensorElementDataType HalfGather::input_type(std::size_t input) {
   return input == 0 ? ONNX_TENSOR_ELEMENT_DATA_TYPE_INT64 : ONNX_TENSOR_ELEMENT_DATA_TYPE_UNDEFINED;
 }
-
-HalfGather::HalfGather(const Ort::ConstKernelInfo& info) : kernels_(needed_kernels()), weights_(info) {}
 
 void HalfGather::run(const Ort::KernelContext& context) const {
   const HalfMatrix matrix = weights_.matrix(context);

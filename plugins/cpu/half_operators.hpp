@@ -3,8 +3,7 @@
 
 #include <optional>
 
-#include "context.hpp"
-#include "kernels.hpp"
+#include "on_matrix.hpp"
 
 namespace dynexport::cpu {
 
@@ -23,32 +22,24 @@ class HalfWeights {
   std::optional<HalfMatrix> constant_;
 };
 
-class HalfMatMul : public Computed<HalfMatMul> {
+class HalfMatMul : public OnMatrix<HalfMatMul, HalfWeights> {
  public:
+  using OnMatrix::OnMatrix;
+
   static constexpr const char* kName = "HalfMatMul";
   static constexpr std::size_t kInputs = 2;
   static ONNXTensorElementDataType input_type(std::size_t input);
-
-  explicit HalfMatMul(const Ort::ConstKernelInfo& info);
   void run(const Ort::KernelContext& context) const;
-
- private:
-  const Kernels& kernels_;
-  HalfWeights weights_;
 };
 
-class HalfGather : public Computed<HalfGather> {
+class HalfGather : public OnMatrix<HalfGather, HalfWeights> {
  public:
+  using OnMatrix::OnMatrix;
+
   static constexpr const char* kName = "HalfGather";
   static constexpr std::size_t kInputs = 2;
   static ONNXTensorElementDataType input_type(std::size_t input);
-
-  explicit HalfGather(const Ort::ConstKernelInfo& info);
   void run(const Ort::KernelContext& context) const;
-
- private:
-  const Kernels& kernels_;
-  HalfWeights weights_;
 };
 
 }  // namespace dynexport::cpu

@@ -18,12 +18,6 @@ Sixteen<T> each(Function&& of_lane) {
   return made;
 }
 
-float from_bits(std::uint32_t bits) {
-  float value;
-  std::memcpy(&value, &bits, sizeof(value));
-  return value;
-}
-
 struct Portable {
   using Floats = Sixteen<float>;
   using Integers = Sixteen<std::int32_t>;
@@ -119,7 +113,6 @@ struct Portable {
     const float value = magnitude >= 0x7C00U ? from_bits(wide | 0x7F800000U) : from_bits(wide) * 0x1p112F;
     return sign != 0 ? -value : value;
   }
-  static float from_bfloat16(std::uint16_t half) { return from_bits(static_cast<std::uint32_t>(half) << 16); }
 };
 
 }  // namespace

@@ -11,6 +11,14 @@
 namespace dynexport::cpu {
 namespace {
 
+inline float from_bits(std::uint32_t bits) {
+  float value;
+  std::memcpy(&value, &bits, sizeof(value));
+  return value;
+}
+
+inline float from_bfloat16(std::uint16_t half) { return from_bits(static_cast<std::uint32_t>(half) << 16); }
+
 constexpr float kTiny = 1e-30F;  // below, 127 / x overflows
 
 template <class V>
@@ -229,7 +237,7 @@ void half_row(const HalfMatrix& m, std::int64_t row, float* y) {
   const std::uint16_t* values = m.values + row / kLanes * m.columns * kLanes;
   const std::int64_t lane = row % kLanes;
   for (std::int64_t k = 0; k < m.columns; ++k)
-    y[k] = m.bfloat16 ? V::from_bfloat16(values[k / 2 * 2 * kLanes + lane * 2 + k % 2])
+    y[k] = m.bfloat16 ? from_bfloat16(values[k / 2 * 2 * kLanes + lane * 2 + k % 2])
                       : V::from_half(values[k * kLanes + lane]);
 }
 
