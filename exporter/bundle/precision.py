@@ -22,7 +22,7 @@ _HALVES: dict[str, Precision] = {"BF16": "bf16", "F16": "fp16"}
 
 @dataclass(frozen=True)
 class StoredMatrices:
-    """What the matrices of one type of a GGUF file became.
+    """The form in which a bundle stores the matrices of one type of a GGUF file.
 
     Attributes:
         kind: the type in the file.
@@ -129,13 +129,9 @@ def rounded_notes(matrices: Sequence[StoredMatrices]) -> tuple[str, ...]:
 
 
 def _told(storage: Storage) -> str:
-    if isinstance(storage, Blocked):
-        return f"{storage.bits} bits, blocks of {storage.block_size}"
-    if isinstance(storage, InterleavedBlocks):
-        return f"{storage.bits} bits, blocks of {storage.size}"
     if isinstance(storage, InterleavedHalves):
         return storage.dtype.name.lower()
-    if isinstance(storage, BlockQuantized):
+    if isinstance(storage, Blocked | BlockQuantized | InterleavedBlocks):
         return f"{storage.bits} bits, blocks of {storage.block_size}"
     (value,) = storage.parameters((1, 1)).values()
     return "float16" if value.dtype is not None and value.dtype.bitwidth == 16 else "float32"

@@ -17,7 +17,7 @@ import numpy as np
 import onnx_ir as ir
 
 from dynexport.exporter.checkpoint.blocks import Array, Blocks, Form
-from dynexport.exporter.lowering.storage import Storage, StoredWeight, parameter
+from dynexport.exporter.lowering.storage import Storage, StoredWeight, joined_nibbles, parameter
 
 # Stages of the columns by stored bits: each divides what is left by 14 or 254.
 _STAGES = {4: 2, 8: 1}
@@ -112,7 +112,7 @@ class SumColumns:
 
     @property
     def copies(self) -> int:
-        """How often the sums are repeated."""
+        """Number of copies of the sums after the input."""
         return -(-sum(len(stage) for stage in self.places) // self.count)
 
     @property
@@ -198,13 +198,8 @@ class Blocked(OfPieces):
         return Packed(values, {blocks.kind: float(errors.max())})
 
     def _joined(self, integers: Array) -> Array:
-        """Return integers uint8 [.., n] as they are stored: two of 4 bits share a byte, the first in its lower half."""
-        if self.bits == 8:
-            return integers
-        if integers.shape[-1] % 2:
-            integers = np.concatenate([integers, np.zeros((*integers.shape[:-1], 1), np.uint8)], axis=-1)
-        joined: Array = integers[..., 0::2] | (integers[..., 1::2] << 4)
-        return joined
+        """Return integers uint8 [.., n] as they are stored."""
+        return integers if self.bits == 8 else joined_nibbles(integers)
 
 
 def _stage(left: Array, places: Array, size: int, largest: int) -> tuple[Array, Array]:

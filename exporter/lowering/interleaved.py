@@ -68,22 +68,22 @@ class InterleavedBlocks(Interleaved):
     Attributes:
         bits: bits of a stored integer, 4 or 8.
         zero: the integer that stands for 0.
-        size: values per block.
+        block_size: values per block.
         minima: whether blocks have a minimum.
         scales: type of scales and minima, float32 or float16.
     """
 
     bits: int
     zero: int
-    size: int = 32
+    block_size: int = 32
     minima: bool = False
     scales: ir.DataType = ir.DataType.FLOAT
 
     def parameters(self, shape: Sequence[int]) -> dict[str, ir.Value]:
-        groups, blocks = -(-shape[0] // LANES), shape[1] // self.size
+        groups, blocks = -(-shape[0] // LANES), shape[1] // self.block_size
         of_blocks = [groups, blocks, LANES]
         return {
-            "_quantized": parameter([groups, blocks, self.size * self.bits // 32, LANES, 4], ir.DataType.UINT8),
+            "_quantized": parameter([groups, blocks, self.block_size * self.bits // 32, LANES, 4], ir.DataType.UINT8),
             "_scales": parameter(of_blocks, self.scales),
             "_minima": parameter(of_blocks if self.minima else [1, 1, 1], self.scales),
         }
@@ -109,22 +109,19 @@ class RoundedBlocks(InterleavedBlocks):
     """The integers that MatMulNBits would get of a float32 weight."""
 
     def pack(self, weight: Array) -> dict[str, Array]:
-        packed = BlockQuantized(self.bits, self.size).pack(weight)
+        packed = BlockQuantized(self.bits, self.block_size).pack(weight)
         stored = packed["_quantized"]
         q = stored if self.bits == 8 else np.stack([stored & 15, stored >> 4], axis=-1).reshape(*stored.shape[:2], -1)
         return self.values(q, packed["_scales"], None)
 
 
+@dataclass(frozen=True)
 class SearchedInterleaved(InterleavedBlocks, OfIntegers):
     """4-bit integers with a scale and a minimum for each block, chosen for small errors."""
 
-    @classmethod
-    def of_size(cls, size: int) -> SearchedInterleaved:
-        return cls(bits=4, zero=0, size=size, minima=True)
-
-    @property
-    def block_size(self) -> int:  # type: ignore[override]
-        return self.size
+    bits: int = 4
+    zero: int = 0
+    minima: bool = True
 
     def packed(self, integers: Integers) -> dict[str, Array]:
         return self.values(integers.q, integers.scale, -integers.scale * integers.zero)
@@ -140,7 +137,7 @@ class KeptBlocks(InterleavedBlocks, OfPieces):
             return None
         scales = ir.DataType.FLOAT16 if form.kind in _FLOAT16_SCALES else ir.DataType.FLOAT
         bits = 4 if form.bits <= 4 else 8
-        return cls(bits=bits, zero=form.zero, size=form.size, minima=form.minima, scales=scales)
+        return cls(bits=bits, zero=form.zero, block_size=form.size, minima=form.minima, scales=scales)
 
     def pack_pieces(self, pieces: Sequence[Piece]) -> Packed:
         (blocks,) = pieces

@@ -10,6 +10,7 @@ import onnx_ir as ir
 from dynexport.exporter.lowering.blocks import Segment
 from dynexport.exporter.lowering.interleaved import (
     Interleaved,
+    InterleavedBlocks,
     InterleavedHalves,
     KeptBlocks,
     RoundedBlocks,
@@ -21,7 +22,7 @@ from dynexport.plugins.graph import add_functions
 
 _HALVES = {"fp16": InterleavedHalves(ir.DataType.FLOAT16), "bf16": InterleavedHalves(ir.DataType.BFLOAT16)}
 _BY_TYPE = {"F16": _HALVES["fp16"], "BF16": _HALVES["bf16"]}
-_ROUNDED = {"int8": RoundedBlocks(bits=8, zero=128), "int4": SearchedInterleaved.of_size(32)}
+_ROUNDED = {"int8": RoundedBlocks(bits=8, zero=128), "int4": SearchedInterleaved()}
 
 
 class PluggedOnnxRuntime(OnnxRuntime):
@@ -39,7 +40,7 @@ class PluggedOnnxRuntime(OnnxRuntime):
 
     def fitting(self, storage: Storage, shape: Sequence[int]) -> Storage:
         columns = shape[1]
-        if isinstance(storage, RoundedBlocks | SearchedInterleaved) and columns % storage.size:
+        if isinstance(storage, InterleavedBlocks) and columns % storage.block_size:
             return OnnxRuntime.storages[f"int{storage.bits}"]
         return Plain() if isinstance(storage, InterleavedHalves) and columns % 2 else storage
 

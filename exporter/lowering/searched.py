@@ -6,10 +6,9 @@ from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import numpy as np
 import onnx_ir as ir
 
-from dynexport.exporter.lowering.storage import Array, BlockQuantized, Storage, parameter
+from dynexport.exporter.lowering.storage import Array, BlockQuantized, Storage, joined_nibbles, parameter
 from dynexport.exporter.quantise.integers import Integers, search
 
 
@@ -47,18 +46,10 @@ class SearchedBlocks(OfIntegers, BlockQuantized):
 
     def packed(self, integers: Integers) -> dict[str, Array]:
         return {
-            "_quantized": _pairs(integers.q),
+            "_quantized": joined_nibbles(integers.q),
             "_scales": integers.scale,
-            "_zero_points": _pairs(integers.zero),
+            "_zero_points": joined_nibbles(integers.zero),
         }
-
-
-def _pairs(values: Array) -> Array:
-    """Join neighbours along the last axis into bytes, the first in the lower half; an odd one is joined with 0."""
-    if values.shape[-1] % 2:
-        values = np.pad(values, [(0, 0)] * (values.ndim - 1) + [(0, 1)])
-    pairs: Array = values[..., 0::2] | values[..., 1::2] << 4
-    return pairs
 
 
 __all__ = ["OfIntegers", "SearchedBlocks"]

@@ -18,6 +18,14 @@ def parameter(shape: Sequence[int], dtype: ir.DataType = ir.DataType.FLOAT) -> i
     return ir.Value(shape=ir.Shape(shape), type=ir.TensorType(dtype))
 
 
+def joined_nibbles(integers: Array) -> Array:
+    """Join neighbours of 4-bit integers uint8 [.., n] to bytes, the first in the lower half; an odd one with 0."""
+    if integers.shape[-1] % 2:
+        integers = np.pad(integers, [(0, 0)] * (integers.ndim - 1) + [(0, 1)])
+    joined: Array = integers[..., 0::2] | (integers[..., 1::2] << 4)
+    return joined
+
+
 class Storage(ABC):
     """A way to store a float32 weight as one or more parameters of the graph."""
 

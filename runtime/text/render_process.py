@@ -54,11 +54,12 @@ class RenderProcess:
             OSError: when the process cannot be started, or does not answer.
         """
         request = json.dumps({"template": template, "variables": variables}).encode()
+        longest = (template_process.WAIT + 1) * self._seconds
         with self._renders:
             process = self._started()
-            answer = process.ask(request, (template_process.WAIT + 1) * self._seconds)
+            answer = process.ask(request, longest)
             if not answer and not process.alive:  # it ended with the request in its queue
-                answer = self._started().ask(request, (template_process.WAIT + 1) * self._seconds)
+                answer = self._started().ask(request, longest)
         if "error" in answer:
             raise RenderError(str(answer["error"]))
         if "text" not in answer:
@@ -111,7 +112,7 @@ class _Process:
 
     @property
     def alive(self) -> bool:
-        """Whether it takes requests; not in a fork of the process that started it.
+        """Return whether the process takes requests; false in a fork of the process that started it.
 
         A killed process stops taking them before it can be waited for, so its end of ``control`` is asked.
         """

@@ -28,10 +28,9 @@ class Planted:
 
     def __init__(self, bundle: Bundle, directory: Path) -> None:
         directory.mkdir()
-        # ONNX Runtime refuses weights of branches in a file with several hard links.
-        branches = (bundle.path / "pool.onnx").exists()
         for file in bundle.path.iterdir():
-            if branches and file.name == WEIGHTS:
+            # ONNX Runtime refuses weights of branches in a file with several hard links.
+            if file.name == WEIGHTS:
                 shutil.copyfile(file, directory / file.name)
             else:
                 (directory / file.name).hardlink_to(file)
