@@ -109,6 +109,11 @@ class Request:
         self._decoder = StreamDecoder(text) if text.has_tokenizer else None
         self._stops = StopStrings(stop) if stop else None
 
+    @property
+    def left(self) -> int:
+        """Number of tokens that may still be generated; the end of the context may come first."""
+        return self._left
+
     def push(self, choice: Choice) -> Piece:
         """Add a token and return its piece: the text that is final now, and whether the request ends."""
         token = choice.token

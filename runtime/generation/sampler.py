@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import deque
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
@@ -68,6 +69,7 @@ class RowSampler:
         self.plain = self.greedy and self.history is None and sampling.logprobs is None and constraint is None
         self._seed_index = checked_count("seed_index", seed_index, 0)
         self._generator: np.random.Generator | None = None
+        self._drawn: deque[float] = deque()  # random numbers that were looked at and not used
 
     def check_ids(self, vocabulary: int) -> None:
         """Check the ids of the options against a vocabulary's size. Raises as ``Sampling.check_ids``."""
@@ -87,6 +89,15 @@ class RowSampler:
 
     def uniform(self) -> float:
         """Return the row's next random number, in [0, 1)."""
+        return self._drawn.popleft() if self._drawn else self._random()
+
+    def upcoming(self, index: int) -> float:
+        """Return the random number that ``uniform`` will return after ``index`` others."""
+        while len(self._drawn) <= index:
+            self._drawn.append(self._random())
+        return self._drawn[index]
+
+    def _random(self) -> float:
         if self._generator is None:
             seed = None if self.sampling.seed is None else int(self.sampling.seed)
             sequence = np.random.SeedSequence(seed, spawn_key=(self._seed_index,))
