@@ -57,11 +57,14 @@ class KnownTokens:
         tokens: the tokens so far.
     """
 
-    def __init__(self, tokens: Iterable[int]) -> None:
+    def __init__(self, tokens: Iterable[int] = ()) -> None:
         self._ids: list[int] = []
         self._after: dict[tuple[int, ...], int] = {}
         for token in tokens:
             self.push(int(token))
+
+    def __len__(self) -> int:
+        return len(self._ids)
 
     def push(self, token: int) -> None:
         """Append a token."""

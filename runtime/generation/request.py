@@ -38,6 +38,7 @@ class Piece:
             complete text of a schema, "length" for ``max_new_tokens`` or a full context.
         stop_reason: the token id or the stop string that ended the row; None for "length" and for a complete text.
         logprobs: set if ``Sampling.logprobs`` is.
+        draft: the id that was drafted in its place, which it equals if the draft was accepted; None without a draft.
     """
 
     row: int
@@ -46,6 +47,7 @@ class Piece:
     finish_reason: FinishReason | None
     stop_reason: int | str | None = None
     logprobs: TokenLogprobs | None = None
+    draft: int | None = None
 
 
 @dataclass

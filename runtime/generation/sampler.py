@@ -18,6 +18,10 @@ from dynexport.runtime.generation.history import History
 from dynexport.runtime.generation.sampling import Sampling
 
 
+class NoTokenLeft(DynexportError):
+    """A row's options and its schema forbid every token."""
+
+
 class Choice(NamedTuple):
     """A chosen token.
 
@@ -167,7 +171,7 @@ def _choose(index: int, logits: NDArray[np.float32], row: RowSampler, token: int
         token = int(adjusted.argmax())
         adjusted_largest = float(adjusted[token])
         if not np.isfinite(adjusted_largest):
-            raise DynexportError(
+            raise NoTokenLeft(
                 f"logits: row {index}: expected a token that may be generated, found all of them forbidden or out of "
                 "range after biases, penalties and the schema; forbid fewer"
             )
@@ -225,4 +229,4 @@ def _refuse(largest: Sequence[float]) -> None:
     )
 
 
-__all__ = ["Choice", "RowSampler", "Sampler", "choose", "scored"]
+__all__ = ["Choice", "NoTokenLeft", "RowSampler", "Sampler", "choose", "scored"]

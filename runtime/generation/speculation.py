@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import numpy as np
@@ -151,7 +151,7 @@ class Speculator:
             last = [row.token for row in rows]
             logits = list(self._executor.decode(cache, at, last, depths, lasting=False)[:, None])
         self._calls.add(sum(map(len, tokens)), time.perf_counter() - begun)
-        found = [_taken(*each) for each in zip(rows, logits, drafts, strict=True)]
+        found = [taken(*each) for each in zip(rows, logits, drafts, strict=True)]
         for place, mark in enumerate(marks):
             kept = found[place]
             if not isinstance(kept, DynexportError) and len(kept) < len(tokens[place]):
@@ -160,8 +160,14 @@ class Speculator:
         return found
 
 
-def _taken(row: SpeculatedRow, logits: Array, drafts: Sequence[int]) -> list[Piece] | DynexportError:
-    """Let a row take its next tokens, chosen from logits [1 + drafts, vocab]."""
+def taken(row: SpeculatedRow, logits: Array, drafts: Sequence[int] = ()) -> list[Piece] | DynexportError:
+    """Let a row take its next tokens; return them, or the error of ``choose``.
+
+    Args:
+        row: the row.
+        logits: float32 [1 + drafts, vocab], of its latest token and of its drafts.
+        drafts: the drafted token ids.
+    """
     try:
         pieces = accept(row.request, logits, drafts)
     except DynexportError as error:
@@ -185,11 +191,12 @@ def accept(request: Request, logits: Array, drafts: Sequence[int]) -> list[Piece
     pieces: list[Piece] = []
     for place in range(len(logits)):
         (choice,) = choose(logits[place : place + 1], [request.sampler])
-        pieces.append(request.push(choice))
-        differs = place == len(drafts) or choice.token != drafts[place]
+        draft = drafts[place] if place < len(drafts) else None
+        pieces.append(replace(request.push(choice), draft=draft))
+        differs = choice.token != draft
         if differs or pieces[-1].finish_reason is not None:
             break
     return pieces
 
 
-__all__ = ["MOST_DRAFTS", "SpeculatedRow", "Speculation", "Speculator", "accept"]
+__all__ = ["MOST_DRAFTS", "SpeculatedRow", "Speculation", "Speculator", "accept", "taken"]

@@ -74,7 +74,7 @@ class Planted:
     def drafts(self, cache: KvCache, rows: Sequence[DraftedRow], counts: Sequence[int]) -> list[list[int]]:
         found = []
         for row, count in zip(rows, counts, strict=True):
-            done = len(row.known._ids) - _PROMPTS[row.row][1]
+            done = len(row.known) - _PROMPTS[row.row][1]
             ids = self._coming[row.row][done : done + count]
             wrong = self._generator.random(len(ids)) < 0.3
             found.append([(token + 1) % 80 if other else token for token, other in zip(ids, wrong, strict=True)])
