@@ -5,13 +5,13 @@ from __future__ import annotations
 from bisect import bisect_left
 from collections.abc import Sequence
 
-# Weight of the latest time and the latest drafts in the averages.
-LATEST = 0.2
+# Weight of the latest time, and of the latest draft, in the averages.
+LATEST, _LATEST_DRAFT = 0.2, 0.3
 # Time of a further token of a call, as a share of a plain step's, before it is known.
 _FIRST_GUESS = 0.1
 # Acceptance before it is known, and the share by which it returns there in a step without drafts: drafts that did not
 # pay are tried again after some hundred tokens.
-_HOPED, _RETURN = 0.7, 0.005
+_HOPED, _RETURN = 0.5, 0.005
 
 
 class CallTimes:
@@ -63,7 +63,7 @@ class Acceptance:
         if not drafted:
             self.rate += _RETURN * (_HOPED - self.rate)
         for tried in range(min(drafted, accepted + 1)):
-            self.rate += LATEST * ((tried < accepted) - self.rate)
+            self.rate += _LATEST_DRAFT * ((tried < accepted) - self.rate)
 
 
 def best_count(rates: Sequence[float], available: Sequence[int], calls: CallTimes, draft_share: float) -> int:

@@ -120,11 +120,17 @@ class Speculator:
                 raise
         return self._verified(cache, rows, [[] for _ in rows])
 
+    def _pays(self, rows: int) -> bool:
+        """Return whether drafts can pay: a call of several tokens must not run the rows one by one."""
+        return rows == 1 or self._executor.limits.together == "always"
+
     def _drafts(self, cache: KvCache, rows: Sequence[SpeculatedRow]) -> list[list[int]]:
         limits = [
             max(0, min(self._most, row.most_drafts, row.request.left - 1, cache.tokens - cache.positions[row.row] - 1))
             for row in rows
         ]
+        if not self._pays(len(rows)):
+            return [[] for _ in rows]
         available = self._drafter.available(rows, limits)
         count = best_count([row.acceptance.rate for row in rows], available, self._calls, self._draft_share)
         if not count:

@@ -99,6 +99,7 @@ def test_tokens_do_not_depend_on_drafts(form: str, sampling: Sampling, monkeypat
     prompts = [prompt for prompt, _ in _PROMPTS]
     plain = model.generate(prompts, max_new_tokens=_NEW, sampling=sampling, depth="full")
     planted = Planted({row: each.ids for row, each in enumerate(plain)})
+    monkeypatch.setattr(Speculator, "_pays", lambda self, rows: True)
     monkeypatch.setattr(speculation, "best_count", _as_many_as_possible)
     monkeypatch.setattr(Speculator, "of", lambda executor, asked: Speculator(executor, planted, asked.most, 0.0))
     drafted = model.generate(prompts, max_new_tokens=_NEW, sampling=sampling, depth="full", speculation=Speculation(4))

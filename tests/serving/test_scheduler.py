@@ -23,6 +23,7 @@ ROWS = 3
 @pytest.fixture
 def always_drafts(monkeypatch: pytest.MonkeyPatch) -> None:
     """As many drafts as possible, whatever they cost."""
+    monkeypatch.setattr(speculation.Speculator, "_pays", lambda self, rows: True)
     monkeypatch.setattr(speculation, "best_count", lambda rates, most, calls, share: max(most) * bool(calls.of(1)))
 
 
