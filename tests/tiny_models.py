@@ -86,6 +86,21 @@ FAMILIES |= {
     "gptj": {**_GPTJ, "rotary_dim": 4},
     "codegen": {**_GPTJ, "rotary_dim": 4},
     "arcee": _LLAMA_LIKE,
+    "gemma3_text": {
+        **_LLAMA_LIKE,
+        "head_dim": 16,
+        "sliding_window": 5,
+        "layer_types": ["full_attention", "sliding_attention"] * 2,
+        "query_pre_attn_scalar": 8,
+    },
+    "olmo3": {
+        **_LLAMA_LIKE,
+        "sliding_window": 5,
+        "rope_parameters": {
+            "full_attention": _YARN,
+            "sliding_attention": {"rope_type": "default", "rope_theta": 300.0},
+        },
+    },
     "nemotron": _LLAMA_LIKE,
 }
 _LLAMA3_ROTARY = {
@@ -190,6 +205,20 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
         ("cohere-biases", "cohere", {"attention_bias": True, "tie_word_embeddings": False}),
         ("gpt_bigcode-many-keys", "gpt_bigcode", {"multi_query": False}),
         ("exaone4-full", "exaone4", {"sliding_window": None, "layer_types": ["full_attention"] * LAYERS}),
+        (
+            "gemma3_text-scaled-rotary",
+            "gemma3_text",
+            {
+                "attention_bias": True,
+                "layer_types": None,
+                "sliding_window_pattern": 2,
+                "rope_parameters": None,
+                "rope_scaling": {"rope_type": "linear", "factor": 4.0},
+                "rope_theta": 100.0,
+                "rope_local_base_freq": 10.0,
+                "final_logit_softcapping": 5.0,
+            },
+        ),
         ("nemotron-biases", "nemotron", {"attention_bias": True, "mlp_bias": True}),
         ("phi-groups", "phi", {"num_key_value_heads": 2, "rope_parameters": None}),
     )

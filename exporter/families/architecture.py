@@ -110,6 +110,7 @@ class Architecture:
     Attributes:
         attention_scale: multiplies q.k before softmax; None is head_dim ** -0.5.
         windows: the sliding window of each layer, in tokens, the token itself included; None: full attention.
+        sliding_positions: the rotary positions of layers with a window, where they have their own (gemma3, olmo3).
         rotary_layers: whether each layer applies rotary positions (some layers of smollm3 do not).
         logits_scale: multiplies the logits (granite, cohere).
         residual_scale: multiplies the outputs of attention and MLP before they are added to the residual (granite).
@@ -153,6 +154,7 @@ class Architecture:
     mlp_bias: bool = False
     head_bias: bool = False
     tied_embeddings: bool = False
+    sliding_positions: Rotary | None = None
     windows: tuple[int | None, ...] = ()
     rotary_layers: tuple[bool, ...] = ()
     sources: Mapping[str, Source] = field(default_factory=dict)
@@ -183,6 +185,12 @@ class Architecture:
         if isinstance(positions, Rotary) and positions.long is not None and max_length > positions.long.beyond:
             positions = replace(positions, inverse_frequencies=positions.long.inverse_frequencies)
         return replace(self, max_length=max_length, positions=positions)
+
+    def rotary_of(self, layer: int) -> Rotary | None:
+        """Return the rotary positions of a layer; None without any."""
+        if not isinstance(self.positions, Rotary) or not self.rotary_layers[layer]:
+            return None
+        return self.sliding_positions if self.sliding_positions and self.windows[layer] is not None else self.positions
 
     def needs_key_positions(self, layer: int) -> bool:
         """Return whether a layer's attention needs the original positions of cached keys (windows, ALiBi)."""

@@ -90,6 +90,7 @@ _OTHER_HEADS = (
 # gpt2, opt, bloom and gpt_neox have other names, or which do not apply to them (they have no grouped key heads); and
 # settings of windows of other families, which the config.json of SmolLM3 has.
 _UNREAD_BY_TRANSFORMERS = (
+    "_sliding_window_pattern",
     "intermediate_size",
     "max_sequence_length",
     "max_window_layers",

@@ -9,7 +9,7 @@ from typing import Any
 from dynexport.exporter.families.architecture import Architecture, Rotary
 from dynexport.exporter.families.class_defaults import CLASS_DEFAULTS
 from dynexport.exporter.families.fields import Fields
-from dynexport.exporter.families.rope import RopeDefaults, read_rotary
+from dynexport.exporter.families.rope import RopeDefaults, read_rotaries, read_rotary
 from dynexport.exporter.families.sources import stacked_qkv, turned_qkv
 from dynexport.runtime.bundle.errors import DynexportError
 
@@ -61,7 +61,12 @@ class Family:
 
 
 def llama_like(
-    fields: Fields, *, rope: RopeDefaults | None = None, stack_qkv: bool = True, **overrides: Any
+    fields: Fields,
+    *,
+    rope: RopeDefaults | None = None,
+    sliding_rope: RopeDefaults | None = None,
+    stack_qkv: bool = True,
+    **overrides: Any,
 ) -> Architecture:
     """Return the architecture that llama and the families with its field names share.
 
@@ -72,6 +77,7 @@ def llama_like(
     Args:
         fields: the fields of config.json.
         rope: the family's defaults of rotary positions; None for the usual ones.
+        sliding_rope: those of layers with a window, where they have their own.
         stack_qkv: whether the checkpoint has q, k and v apart.
         overrides: fields of the architecture that differ.
 
@@ -85,7 +91,11 @@ def llama_like(
         raise fields.error("hidden_size", hidden, f"a multiple of {heads} heads")
     head_dim = fields.integer("head_dim", default=hidden // heads)
     max_length = fields.integer("max_position_embeddings")
-    rotary = read_rotary(fields, head_dim, max_length, rope)
+    sliding = None
+    if rope is not None and sliding_rope is not None:
+        rotary, sliding = read_rotaries(fields, head_dim, max_length, rope, sliding_rope)
+    else:
+        rotary = read_rotary(fields, head_dim, max_length, rope)
     values: dict[str, Any] = {
         "family": fields.family,
         "hidden_size": hidden,
@@ -97,6 +107,7 @@ def llama_like(
         "vocab_size": fields.integer("vocab_size"),
         "max_length": rotary.context(max_length),
         "positions": rotary,
+        "sliding_positions": sliding,
     }
     if "norm_epsilon" not in overrides:
         values["norm_epsilon"] = fields.number("rms_norm_eps")

@@ -48,6 +48,8 @@ _BLOCKS = {
     "gemma2": Blocks("post_attention_layernorm", "post_feedforward_layernorm"),
     "exaone4": Blocks("post_attention_layernorm", "post_feedforward_layernorm"),
     "glm4": Blocks("post_self_attn_layernorm", "post_mlp_layernorm"),
+    "gemma3_text": Blocks("post_attention_layernorm", "post_feedforward_layernorm"),
+    "olmo3": Blocks("post_attention_layernorm", "post_feedforward_layernorm"),
     "olmo2": Blocks("post_attention_layernorm", "post_feedforward_layernorm"),
 }
 # Share of the largest hidden state. The order of float32 additions changes a sum by less, a wrong module by far more.

@@ -34,6 +34,7 @@ CHANGES: dict[str, Any] = {
 }
 # What has an effect only beside others.
 BESIDE: dict[tuple[str, str], dict[str, Any]] = {
+    ("gemma3_text", "num_hidden_layers"): {"layer_types": None},
     ("falcon", "num_kv_heads"): {"new_decoder_architecture": True},
     ("bloom", "pretraining_tp"): {"slow_but_exact": True},
     ("bloom", "slow_but_exact"): {"pretraining_tp": 2},

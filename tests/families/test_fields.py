@@ -87,6 +87,11 @@ UNSUPPORTED = [
     ("nemotron", "hidden_act", "xielu"),
     ("olmo", "clip_qkv", -1),
     ("ministral", "layer_types", ["chunked_attention"] * LAYERS),
+    ("gemma3_text", "attn_logit_softcapping", 50.0),
+    ("gemma3_text", "rope_parameters", {"rope_type": "default", "rope_theta": 1e4}),
+    ("gemma3_text", "rope_parameters", {"full_attention": [1]}),
+    ("olmo3", "rope_scaling", {"kind": 2}),
+    ("olmo3", "partial_rotary_factor", 0.5),
     ("ernie4_5", "partial_rotary_factor", 0.5),
 ]
 
