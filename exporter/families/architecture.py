@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
@@ -111,6 +111,9 @@ class Architecture:
         windows: the sliding window of each layer, in tokens, the token itself included; None: full attention.
         rotary_layers: whether each layer applies rotary positions (some layers of smollm3 do not).
         post_norms: whether there are norms after attention and after the MLP, before the residual add (gemma2).
+        loops: how often a token runs all layers, as the config of a looped family says.
+        exit_threshold: threshold of the family's rule for leaving before the last loop; None without one.
+        weights_of: for each layer that a token runs, the layer whose weights it has: itself, but in looped models.
         sources: tensor of the graph -> its checkpoint tensors, where the Hugging Face name or layout differs.
     """
 
@@ -142,6 +145,9 @@ class Architecture:
     tied_embeddings: bool = False
     windows: tuple[int | None, ...] = ()
     rotary_layers: tuple[bool, ...] = ()
+    loops: int = 1
+    exit_threshold: float | None = None
+    weights_of: tuple[int, ...] = ()
     sources: Mapping[str, Source] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -150,6 +156,8 @@ class Architecture:
             defaults["windows"] = (None,) * self.layers
         if not self.rotary_layers:
             defaults["rotary_layers"] = (isinstance(self.positions, Rotary),) * self.layers
+        if not self.weights_of:
+            defaults["weights_of"] = tuple(range(self.layers))
         for name, value in defaults.items():
             object.__setattr__(self, name, value)
 
@@ -170,6 +178,16 @@ class Architecture:
         if isinstance(positions, Rotary) and positions.long is not None and max_length > positions.long.beyond:
             positions = replace(positions, inverse_frequencies=positions.long.inverse_frequencies)
         return replace(self, max_length=max_length, positions=positions)
+
+    def repeated(self, layers: Sequence[int]) -> Architecture:
+        """Return the architecture whose tokens run these of its layers, one after the other, some several times."""
+        return replace(
+            self,
+            layers=len(layers),
+            windows=tuple(self.windows[layer] for layer in layers),
+            rotary_layers=tuple(self.rotary_layers[layer] for layer in layers),
+            weights_of=tuple(layers),
+        )
 
     def needs_key_positions(self, layer: int) -> bool:
         """Return whether a layer's attention needs the original positions of cached keys (windows, ALiBi)."""

@@ -158,13 +158,14 @@ class Reference:
         with self._decoder.replaced(forward):
             yield
 
-    def _run_layer(self, index: int, runs: BoolArray, call: Call) -> Any:
+    def _run_layer(self, index: int, runs: BoolArray, call: Call, place: int | None = None) -> Any:
         """Run the layer, row by row, over its tokens; all other tokens keep their hidden states.
 
         Args:
             index: layer number.
             runs: bool [rows, longest], the tokens that run.
             call: arguments that the model passes to the layer.
+            place: as for ``Weights.run``.
 
         Returns:
             Hidden states [rows, longest, hidden].
@@ -178,7 +179,8 @@ class Reference:
             for row, row_runs in enumerate(runs):
                 chosen = torch.from_numpy(np.flatnonzero(row_runs))
                 if len(chosen):
-                    after[row, chosen] = self._weights.run(layer, self._decoder.pick(call, row, len(runs), chosen))[0]
+                    picked = self._decoder.pick(call, row, len(runs), chosen)
+                    after[row, chosen] = self._weights.run(layer, picked, place)[0]
         return after
 
     def _check_tokens(self, tokens: Sequence[Sequence[int]]) -> None:

@@ -57,11 +57,23 @@ class Strategy(ABC, Generic[ContractT, PlanT]):
     plugin_fields: Mapping[str, Any] | None = None
     int8_caches: bool = True
 
+    def declares(self, architecture: Architecture) -> dict[str, Any] | None:
+        """Return the contract's fields of a config without ``dynexport``, for a family whose own fields say it."""
+        return None
+
     def check_fields(self, fields: Mapping[str, Any], checkpoint: Checkpoint) -> None:
         """Raise DynexportError, with a suggestion, for missing contract fields; the default accepts all."""
 
     def check(self, contract: ContractT, architecture: Architecture, target: Target) -> None:
         """Raise DynexportError for a contract that the target cannot run; the default accepts all."""
+
+    def architecture(self, contract: ContractT, architecture: Architecture) -> Architecture:
+        """Return the architecture with the layers that a token runs at full depth; by default each of them once.
+
+        Raises:
+            DynexportError: for layers that the model does not have.
+        """
+        return architecture
 
     @abstractmethod
     def depths(self, contract: ContractT, layers: int) -> tuple[Depth, ...]:
