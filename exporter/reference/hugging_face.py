@@ -158,14 +158,13 @@ class Reference:
         with self._decoder.replaced(forward):
             yield
 
-    def _run_layer(self, index: int, runs: BoolArray, call: Call, place: int | None = None) -> Any:
+    def _run_layer(self, index: int, runs: BoolArray, call: Call) -> Any:
         """Run the layer, row by row, over its tokens; all other tokens keep their hidden states.
 
         Args:
             index: layer number.
             runs: bool [rows, longest], the tokens that run.
             call: arguments that the model passes to the layer.
-            place: as for ``Weights.run``.
 
         Returns:
             Hidden states [rows, longest, hidden].
@@ -180,8 +179,12 @@ class Reference:
                 chosen = torch.from_numpy(np.flatnonzero(row_runs))
                 if len(chosen):
                     picked = self._decoder.pick(call, row, len(runs), chosen)
-                    after[row, chosen] = self._weights.run(layer, picked, place)[0]
+                    after[row, chosen] = self._weights.run(layer, picked, self._place(index))[0]
         return after
+
+    def _place(self, index: int) -> int:
+        """Return the place of the keys and values that a layer makes now; a layer runs once, so it is its number."""
+        return index
 
     def _check_tokens(self, tokens: Sequence[Sequence[int]]) -> None:
         """Raise DynexportError for a token id or a position that the model does not have."""

@@ -33,6 +33,7 @@ class LoopReference(Reference):
             self._order += stack[first : last + 1]
         del self._restarts[0]
         self._order += stack[last + 1 :]
+        self._run = 0
         self._stack, self.layers = len(stack), len(self._order)
         self._norm = _final_norm(self._model, weights.source) if contract.norm_between else None
 
@@ -50,16 +51,20 @@ class LoopReference(Reference):
         with self._decoder.replaced(forward):
             yield
 
+    def _place(self, index: int) -> int:
+        return self._run
+
     def _run_loops(self, calls: Sequence[Call], runs: BoolArray, outputs: list[Any] | None) -> Any:
         """Return the hidden states after the last run; ``calls`` has the arguments of every layer."""
         import torch
 
         hidden = self._decoder.hidden(calls[0])
         for number, layer in enumerate(self._order):
+            self._run = number
             there = runs[:, number]
             if self._norm is not None and number in self._restarts:
                 hidden = torch.where(torch.from_numpy(there)[..., None], self._norm(hidden), hidden)
-            hidden = self._run_layer(layer, there, self._decoder.with_hidden(calls[layer], hidden), number)
+            hidden = self._run_layer(layer, there, self._decoder.with_hidden(calls[layer], hidden))
             if outputs is not None:
                 outputs.append(hidden)
         return hidden
