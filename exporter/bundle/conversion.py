@@ -155,11 +155,8 @@ def _build(reader: WeightReader, options: ConvertOptions, target: Target) -> _Bu
     architecture = strategy.architecture(contract, architecture)
     layers = architecture.layers
     strategy.check(contract, architecture, target)
-    if options.kv_cache_dtype == "int8" and not strategy.int8_caches:
-        raise DynexportError(
-            f"kv_cache_dtype: expected auto with the strategy {contract.strategy}, whose graphs use one attention for "
-            "the caches of all hops, found int8"
-        )
+    if options.kv_cache_dtype == "int8" and (why := strategy.without_int8_caches(contract)):
+        raise DynexportError(f"kv_cache_dtype: expected auto with the strategy {contract.strategy}, {why}, found int8")
     kept = strategy.depths(contract, layers)
     if options.layer_capacity is None:
         plans = strategy.graphs(contract, kept, layers, target=target, static=options.static)

@@ -37,6 +37,7 @@ _BLOCKS = {
     # In bloom the enclosing modules add the residual.
     "bloom": Blocks("self_attention.dense", "mlp.dense_4h_to_h"),
     # Norms follow attention and MLP.
+    "ouro": Blocks("input_layernorm_2", "post_attention_layernorm_2"),
     "gemma2": Blocks("post_attention_layernorm", "post_feedforward_layernorm"),
 }
 # Share of the largest hidden state. The order of float32 additions changes a sum by less, a wrong module by far more.

@@ -43,10 +43,20 @@ class Kind:
 
 
 OURO: dict[str, Any] = {"model_type": "ouro", "architectures": ["OuroForCausalLM"]}
+HAZARD: dict[str, Any] = {"rule": "hazard", "threshold": 0.45}
 KINDS = {
     "loop-ouro": Kind({**OURO, "total_ut_steps": 2, "early_exit_threshold": 1.0}, 2),
     "loop-body": Kind(
         {"dynexport": {"strategy": "loop", "loops": 2, "body": [1, 1], "norm_between": False}}, 2, (1, 1), False
+    ),
+    "loop-exit-compute": Kind({**OURO, "total_ut_steps": 4, "early_exit_threshold": 0.6}, 4, threshold=0.6),
+    "loop-exit-last": Kind(
+        {**OURO, "dynexport": {"strategy": "loop", "loops": 3, "body": [0, 1], "exit": HAZARD, "exited_kv": "last"}},
+        3,
+        (0, 1),
+        threshold=HAZARD["threshold"],
+        exited_kv="last",
+        bias=-0.5,
     ),
 }
 
