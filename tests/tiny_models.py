@@ -12,6 +12,7 @@ import numpy as np
 from safetensors.numpy import load_file, save_file
 
 from dynexport.exporter.checkpoint import Checkpoint
+from dynexport.exporter.reference import own_models
 
 LAYERS = 4
 VOCABULARY = 97
@@ -37,6 +38,7 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "smollm3": {**_LLAMA_LIKE, "no_rope_layers": [1, 0, 1, 0], "rope_parameters": _YARN},
     "gemma2": {**_LLAMA_LIKE, "head_dim": 8, "sliding_window": 6, "query_pre_attn_scalar": 8},
     "phi3": {**_LLAMA_LIKE, "rope_parameters": _PARTIAL_ROTARY},
+    "ouro": {**_LLAMA_LIKE, "total_ut_steps": 1},
     "gpt2": {"n_embd": 32, "n_layer": LAYERS, "n_head": 4, "n_positions": 64, "vocab_size": VOCABULARY},
     "opt": {
         "hidden_size": 32,
@@ -230,6 +232,7 @@ def save_model(directory: Path, family: str, config: dict[str, Any]) -> None:
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 
+    own_models.register()
     torch.manual_seed(0)
     full = AutoConfig.for_model(family, **{"bos_token_id": 1, "eos_token_id": 2, **config})
     model = AutoModelForCausalLM.from_config(full, dtype=torch.float32)

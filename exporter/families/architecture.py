@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
@@ -119,6 +119,9 @@ class Architecture:
         post_norms: whether there are norms after attention and after the MLP, before the residual add (gemma2).
         qk_norm: what the norms of query and key take: each head by itself, or all heads together; None: no norms.
         qkv_clip: the bound that queries, keys and values are clipped to, or None.
+        loops: how often a token runs all layers, as the config of a looped family says.
+        exit_threshold: threshold of the family's rule for leaving before the last loop; None without one.
+        weights_of: for each layer that a token runs, the layer whose weights it has: itself, but in looped models.
         sources: tensor of the graph -> its checkpoint tensors, where the Hugging Face name or layout differs.
     """
 
@@ -157,6 +160,9 @@ class Architecture:
     sliding_positions: Rotary | None = None
     windows: tuple[int | None, ...] = ()
     rotary_layers: tuple[bool, ...] = ()
+    loops: int = 1
+    exit_threshold: float | None = None
+    weights_of: tuple[int, ...] = ()
     sources: Mapping[str, Source] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -165,6 +171,8 @@ class Architecture:
             defaults["windows"] = (None,) * self.layers
         if not self.rotary_layers:
             defaults["rotary_layers"] = (isinstance(self.positions, Rotary),) * self.layers
+        if not self.weights_of:
+            defaults["weights_of"] = tuple(range(self.layers))
         for name, value in defaults.items():
             object.__setattr__(self, name, value)
 
@@ -191,6 +199,16 @@ class Architecture:
         if not isinstance(self.positions, Rotary) or not self.rotary_layers[layer]:
             return None
         return self.sliding_positions if self.sliding_positions and self.windows[layer] is not None else self.positions
+
+    def repeated(self, layers: Sequence[int]) -> Architecture:
+        """Return the architecture whose tokens run these of its layers, one after the other, some several times."""
+        return replace(
+            self,
+            layers=len(layers),
+            windows=tuple(self.windows[layer] for layer in layers),
+            rotary_layers=tuple(self.rotary_layers[layer] for layer in layers),
+            weights_of=tuple(layers),
+        )
 
     def needs_key_positions(self, layer: int) -> bool:
         """Return whether a layer's attention needs the original positions of cached keys (windows, ALiBi)."""

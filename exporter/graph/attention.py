@@ -111,12 +111,20 @@ class Attention(nn.Module):
         split = op.Reshape(x, [0, 0, heads, self.architecture.head_dim])
         return op.Reshape(norm(op, split), [0, 0, heads * self.architecture.head_dim])
 
-    def _rotate(self, op: Any, x: ir.Value, heads: int, rotation: Rotation) -> ir.Value:
+    def _rotate(self, op: Any, x: ir.Value, heads: int, rotation: Rotation, rows: ir.Value | None = None) -> ir.Value:
+        """Rotate x by the angles of its tokens, or by those in the ``rows`` int64 [B, S] of a table of angles."""
         positions = self.architecture.positions
         assert isinstance(positions, Rotary)
         partial = {} if positions.dim == self.architecture.head_dim else {"rotary_embedding_dim": positions.dim}
         cos, sin = (cast(op, part, self.target.activations) for part in (rotation.cos, rotation.sin))
-        return op.RotaryEmbedding(x, cos, sin, num_heads=heads, **partial)
+        return op.RotaryEmbedding(x, cos, sin, *([] if rows is None else [rows]), num_heads=heads, **partial)
+
+    def rotated_key(self, op: Any, key: ir.Value, step: LayerStep) -> ir.Value:
+        """Return keys [B, S, kv_heads * head_dim] as the cache has them, if the attention kernel rotates them."""
+        rotation = step.rotation
+        if rotation is None or not rotation.of_every_position or not self.architecture.rotary_layers[self.index]:
+            return key
+        return self._rotate(op, key, self.architecture.kv_heads, rotation, step.position_ids)
 
     def _positions(self, op: Any, step: LayerStep, cache: LayerCache) -> tuple[ir.Value | None, ir.Value | None]:
         """Return the cache's positions with the new ones appended, and the attention bias computed from them."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -57,6 +58,15 @@ class DecoderLayer(nn.Module):
         normed: ir.Value = self.input_layernorm(op, hidden_states) if self.architecture.pre_norms else hidden_states
         return normed
 
+    def run_as(self, index: int) -> DecoderLayer:
+        """Return the layer with the same weights, at another place of those that a token runs."""
+        if index == self.index:
+            return self
+        other = copy.copy(self)
+        other.index = index
+        other._set_name(f"{LAYERS}.{index}")
+        return other
+
     def after_attention(self, op: Any, hidden_states: ir.Value, attention: ir.Value) -> ir.Value:
         """Return the layer's output from its input and its attention output, all [B, S, hidden]."""
         a = self.architecture
@@ -103,9 +113,10 @@ class Decoder(nn.Module):
         if a.embedding_norm:
             self.embed_norm = Norm(target, a.norm, a.hidden_size, a.norm_epsilon)
         self.layers = nn.ModuleList([])
-        for index in layers:
+        for index in dict.fromkeys(a.weights_of[index] for index in layers):
             # The attribute is the layer's number in the model, also if the graph leaves out other layers.
             setattr(self.layers, str(index), DecoderLayer(target, a, index))
+        self.runs = [getattr(self.layers, str(a.weights_of[index])).run_as(index) for index in layers]
         self.norm = Norm(target, a.norm, a.hidden_size, a.norm_epsilon)
 
     def embed(self, op: Any, input_ids: ir.Value, position_ids: ir.Value) -> ir.Value:
@@ -131,7 +142,7 @@ class Decoder(nn.Module):
         # `dynexport verify` reports the first layer that diverges under these names.
         hidden_states.name = "hidden_states.embedding"
         present = {}
-        for layer in self.layers:
+        for layer in self.runs:
             hidden_states, present[layer.index] = run_layer(op, layer, hidden_states, step, caches[layer.index])
             hidden_states.name = f"hidden_states.{layer.index}"
         wanted = op.GatherND(hidden_states, op.Unsqueeze(step.inputs.logits_indices, [-1]), batch_dims=1)

@@ -233,6 +233,12 @@ class OnnxRuntime(Target):
         )
         return self._unpadded(op, _float(output), inputs), _float(present_key), _float(present_value)
 
+    def append(self, op: Any, past: ir.Value, new: ir.Value, cache_length: ir.Value) -> ir.Value:
+        assert past.shape is not None
+        _, heads, _, channels = past.shape
+        by_head = op.Transpose(op.Reshape(new, [0, 0, heads, channels]), perm=[0, 2, 1, 3])
+        return _float(op.TensorScatter(past, by_head, cache_length, axis=2))
+
     def _like(self, value: ir.Value, x: ir.Value, features: int | None = None) -> ir.Value:
         """Declare the type of a result, and with blocks its shape, as sums of blocks depend on the number of axes."""
         if self._segments is not None and value.shape is None and x.shape is not None:

@@ -62,8 +62,9 @@ def differences(bundle: Bundle) -> list[Difference]:
 
 
 def architecture_of(manifest: Manifest) -> Architecture:
-    """Return the architecture that the config describes, for the bundle's context length."""
-    return read_architecture(manifest.source.config).with_context(manifest.model.max_length)
+    """Return the architecture that config and contract describe, for the bundle's context length."""
+    described = read_architecture(manifest.source.config).with_context(manifest.model.max_length)
+    return strategies()[manifest.contract.strategy].architecture(manifest.contract, described)
 
 
 def angle_differences(manifest: Manifest) -> list[Difference]:
@@ -309,13 +310,18 @@ def _conditions(graph: GraphFile, manifest: Manifest) -> Iterator[Difference]:
         if row is None or picked is None or picked.inputs[0] is None or picked.inputs[0].name != "layer_active":
             continue
         branch = node.attributes["then_branch"].as_graph()
-        names = {str(v.name) for inner in branch for v in inner.inputs if v is not None and v.is_initializer()}
-        layers = {int(name.split(".")[2]) for name in names if name.startswith("model.layers.")}
-        rows.update(dict.fromkeys(layers, int(row)))
+        named = {graph.layer_of(inner) for inner in branch if _reads_weights(inner)}
+        rows.update({layer: int(row) for layer in named if layer is not None})
     runs = [run for depth in manifest.depths for run in (depth.keep, depth.prompt)]
     skipped = {layer for layer in graph.entry.layers if any(layer not in run for run in runs)}
     expected = {layer: row for row, layer in enumerate(graph.entry.layers) if layer in skipped | rows.keys()}
     yield from unequal(f"{graph.entry.name}: rows of layer_active", expected, dict(sorted(rows.items())))
+
+
+def _reads_weights(node: ir.Node) -> bool:
+    """Return whether a node has a weight of a layer among its inputs."""
+    values = (value for value in node.inputs if value is not None and value.is_initializer())
+    return any(str(value.name).startswith("model.layers.") for value in values)
 
 
 def _same(expected: np.ndarray | None, found: np.ndarray | None) -> bool:

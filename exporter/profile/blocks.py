@@ -45,6 +45,7 @@ _BLOCKS = {
     "codegen": Blocks("attn"),
     "falcon": Blocks("self_attention"),
     # Norms follow attention and MLP.
+    "ouro": Blocks("input_layernorm_2", "post_attention_layernorm_2"),
     "gemma2": Blocks("post_attention_layernorm", "post_feedforward_layernorm"),
     "exaone4": Blocks("post_attention_layernorm", "post_feedforward_layernorm"),
     "glm4": Blocks("post_self_attn_layernorm", "post_mlp_layernorm"),

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from dynexport.exporter.reference import own_models
 from dynexport.exporter.reference.hugging_face import FloatArray
 from dynexport.exporter.reference.loading import FOREIGN_FIELDS
 from dynexport.runtime.bundle.errors import DynexportError, require_module
@@ -33,6 +34,7 @@ def rotary_angles(
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 
+    own_models.register()
     fields = {name: value for name, value in config.items() if name not in FOREIGN_FIELDS}
     try:
         known = AutoConfig.for_model(config.get("model_type"), **fields)

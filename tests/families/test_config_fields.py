@@ -13,10 +13,12 @@ from tiny_models import FAMILIES, LAYERS, VOCABULARY
 from dynexport.exporter.families import asked_fields, find_family, read_architecture
 from dynexport.exporter.families.class_defaults import CLASS_DEFAULTS
 from dynexport.exporter.families.class_fields import HARMLESS, NEUTRAL
+from dynexport.exporter.reference import own_models
 from dynexport.runtime.bundle.errors import DynexportError
 
 # A default that follows from other fields, and a value that is not it.
 CHANGES: dict[str, Any] = {
+    "early_exit_threshold": 0.5,
     "head_dim": 24,
     "is_causal": False,
     "layer_types": ["full_attention", "full_attention", "sliding_attention", "full_attention"],
@@ -40,10 +42,13 @@ BESIDE: dict[tuple[str, str], dict[str, Any]] = {
     ("bloom", "slow_but_exact"): {"pretraining_tp": 2},
     ("qwen2", "sliding_window"): {"use_sliding_window": True, "max_window_layers": 0},
     ("qwen3", "sliding_window"): {"use_sliding_window": True, "max_window_layers": 0},
+    ("ouro", "sliding_window"): {"use_sliding_window": True, "max_window_layers": 0},
     ("qwen2", "use_sliding_window"): {"max_window_layers": 0},
     ("qwen3", "use_sliding_window"): {"max_window_layers": 0},
+    ("ouro", "use_sliding_window"): {"max_window_layers": 0},
     ("qwen2", "max_window_layers"): {"use_sliding_window": True, "max_window_layers": 1},
     ("qwen3", "max_window_layers"): {"use_sliding_window": True, "max_window_layers": 1},
+    ("ouro", "max_window_layers"): {"use_sliding_window": True, "max_window_layers": 1},
     ("smollm3", "sliding_window"): {"use_sliding_window": True, "sliding_window": 5},
     ("smollm3", "use_sliding_window"): {"sliding_window": 5},
     ("smollm3", "num_hidden_layers"): {"no_rope_layers": None},
@@ -117,6 +122,7 @@ def test_an_unknown_field_is_refused_unless_it_is_off(family: str, name: str) ->
 def test_the_table_is_that_of_the_installed_transformers(family: str) -> None:
     """A field that a new version adds to a class fails here: it has to be honoured, refused or shown to be harmless."""
     transformers = pytest.importorskip("transformers")
+    own_models.register()
     found = inspect.signature(type(transformers.AutoConfig.for_model(family))).parameters
     fields = {name: item.default for name, item in found.items() if item.kind is not item.VAR_KEYWORD}
     known = CLASS_DEFAULTS[family]
@@ -160,6 +166,7 @@ def test_harmless_fields_change_nothing_in_pytorch(family: str) -> None:
     """All of them at once, each other than its default."""
     torch = pytest.importorskip("torch")
     transformers = pytest.importorskip("transformers")
+    own_models.register()
     used = asked_fields({"model_type": family, **FAMILIES[family]}).keys()
     others = {
         name: ODD.get(name, changed(CLASS_DEFAULTS[family].get(name, 0.25)))

@@ -54,7 +54,9 @@ class RadialStrategy(Strategy[Radial, PathPlan]):
     tensors = r"(model\.)?radial_router\..+"
     sample = "radial-distilled"
     plugin_fields = MappingProxyType({})  # a custom operator selects the weights of chosen layers in a decode step
-    int8_caches = False
+
+    def without_int8_caches(self, contract: Radial) -> str:
+        return "whose graphs use one attention for the caches of all hops"
 
     def depths(self, contract: Radial, layers: int) -> tuple[Depth, ...]:
         return ()
