@@ -178,7 +178,8 @@ class Reference:
             for row, row_runs in enumerate(runs):
                 chosen = torch.from_numpy(np.flatnonzero(row_runs))
                 if len(chosen):
-                    after[row, chosen] = self._weights.run(layer, self._decoder.pick(call, row, len(runs), chosen))[0]
+                    picked = self._decoder.pick(call, row, len(runs), chosen)
+                    after[row, chosen] = self._weights.run(layer, picked, row, chosen)[0]
         return after
 
     def _check_tokens(self, tokens: Sequence[Sequence[int]]) -> None:

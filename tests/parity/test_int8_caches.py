@@ -64,7 +64,8 @@ def failures(report: Report) -> dict[str, str]:
 def test_a_right_bundle_passes(form: str, bundle_of: Callable[[str], Bundle]) -> None:
     """Beside float32 arithmetic, an entry is half a step from PyTorch's: rounding moves it so far and no further."""
     bundle, (case, how) = bundle_of(form), FORMS[form]
-    assert failures(verified(bundle, None)) == {}
+    without = verified(bundle, None)
+    assert failures(without) == {}
     report = verified(bundle, CONFORMANCE / case)
     assert failures(report) == {}
     checks = {check.name: check.metrics for check in report.checks}
@@ -72,9 +73,15 @@ def test_a_right_bundle_passes(form: str, bundle_of: Callable[[str], Bundle]) ->
         for name in ("steps", "turns", "long"):
             assert 0 < number(checks[f"arithmetic/{name}/{depth}"], "max_abs") < 1e-4
             assert 0.48 < number(checks[f"entries/{name}/{depth}"], "furthest") < 0.501 < FURTHEST
-    # PyTorch's own rounding is nearer to the bundle than the checkpoint is.
-    ours, checkpoint_s = (number(checks[name], "mean_kl") for name in ("rounding/prompt", "prompt/batch"))
-    assert ours < checkpoint_s / 2 or how.get("precision") == "int8"
+    if how.get("precision") != "int8":
+        # Tokens of a prompt attend to each other before keys and values are rounded.
+        assert number(checks["rounding/prompt"], "max_abs") < 1e-4
+        # For tokens after it, PyTorch's own rounding is nearer to the bundle than the checkpoint is.
+        golden = {check.name: check.metrics for check in without.checks}
+        found = [name for name in golden if name.startswith("golden/full/") and not name.endswith("/1")]
+        assert len(found) > 1
+        for name in found:
+            assert number(golden[f"rounding/{name}"], "mean_kl") < number(golden[name], "mean_kl") / 2
 
 
 def number(metrics: Any, name: str) -> float:
