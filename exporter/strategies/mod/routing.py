@@ -19,7 +19,7 @@ from dynexport.exporter.graph.layers import PLAIN, Linear
 from dynexport.exporter.graph.selection import capacity
 from dynexport.exporter.graph.step import BOOL, INT32, INT64, StepInputs, rotation
 from dynexport.exporter.graph.values import add_input
-from dynexport.exporter.lowering.target import Target
+from dynexport.exporter.lowering.target import Target, cast
 from dynexport.exporter.strategies.mod.plan import RoutedPlan
 from dynexport.runtime.bundle.contract import Mod
 
@@ -32,7 +32,8 @@ class Route:
     """One layer's decisions in a call.
 
     Attributes:
-        score: float32 [1, B, S], the router's r.
+        token_score: float32 [B, S, 1], the router's r.
+        score: the same as float32 [1, B, S].
         logit: float32 [1, B, S], the input of the causal rule.
         wanted: bool [1, B, S], the decision without regard to the cache's capacity.
         chosen: bool [1, B, S], true for tokens that run.
@@ -41,6 +42,7 @@ class Route:
         rank_margin: float32 [1, B, S], a score's distance to the other side of top-k; None without top-k.
     """
 
+    token_score: ir.Value
     score: ir.Value
     logit: ir.Value
     wanted: ir.Value
@@ -68,7 +70,8 @@ class Routing:
         room: by layer int64 [1, B, 1], number of entries that still fit into its cache; None where all always do.
         most: int64 [1], the largest number of a row's tokens that a padded layer runs.
         one_row: bool scalar, true where B is 1.
-        shape: int64 [3], the shape of hidden states.
+        one_token: bool scalar, true where S is 1.
+        no_projection: zeros [B, 1, features] in place of a layer's packed query, key and value.
         before_last: int32 [L, B], cache_lengths - 1.
         angles: cos and sin of every token, float32 [B * S, rotary dim / 2]; None with compact positions.
         routes: the decisions so far, one per routed layer.
@@ -85,7 +88,8 @@ class Routing:
     room: dict[int, ir.Value] | None
     most: ir.Value
     one_row: ir.Value
-    shape: ir.Value
+    one_token: ir.Value
+    no_projection: ir.Value
     before_last: ir.Value
     angles: tuple[ir.Value, ir.Value] | None
     routes: list[Route] = field(default_factory=list)
@@ -103,7 +107,8 @@ class Routing:
     ) -> Routing:
         """Write the values that all layers share."""
         slots = contract.slots(architecture.max_length)
-        length = op.Shape(told.forced_routes, start=2, end=3)
+        rows, length = (op.Shape(told.forced_routes, start=axis, end=axis + 1) for axis in (1, 2))
+        projected = op.Concat(rows, [1, architecture.projected_size], axis=0)
         places = op.Range(0, op.Squeeze(length, [0]), 1)
         real = op.Less(op.Unsqueeze(places, [0, 1]), op.Unsqueeze(told.token_counts, [0, 2]))
         decided = op.Where(op.Less(told.forced_routes, 0), 0.0, _decided(op, op.Greater(told.forced_routes, 0)))
@@ -112,8 +117,9 @@ class Routing:
             most = op.Min(capacity(op, contract.capacity, contract.rounding, length), most)
         room = None
         if plan.padded or slots < architecture.max_length:
-            rows = [plan.layers.index(layer) for layer in contract.routed_layers]
-            room = _by_layer(op, contract, op.Sub(slots, op.Unsqueeze(op.Gather(step.cache_lengths, rows), [2])))
+            places_of_layers = [plan.layers.index(layer) for layer in contract.routed_layers]
+            lengths = op.Gather(step.cache_lengths, places_of_layers)
+            room = _by_layer(op, contract, op.Sub(slots, op.Unsqueeze(lengths, [2])))
         return cls(
             contract=contract,
             target=target,
@@ -125,8 +131,9 @@ class Routing:
             told=_by_layer(op, contract, op.Where(real, decided, -math.inf)),
             room=room,
             most=most,
-            one_row=op.Equal(op.Squeeze(op.Shape(told.forced_routes, start=1, end=2), [0]), 1),
-            shape=op.Concat(op.Shape(told.forced_routes, start=1, end=3), [architecture.hidden_size], axis=0),
+            one_row=op.Equal(op.Squeeze(rows, [0]), 1),
+            one_token=op.Equal(op.Squeeze(length, [0]), 1),
+            no_projection=cast(op, op.Expand(op.Constant(value_float=0.0), projected), target.activations),
             before_last=op.Cast(op.Sub(step.cache_lengths, 1), to=INT32),
             angles=None if contract.positions == "compact" else _angles(op, step),
         )
@@ -200,7 +207,8 @@ def decide(op: Any, layer: int, score: ir.Value, logit: ir.Value, routing: Routi
         routing: the shared values; the decisions are appended to its routes.
     """
     contract = routing.contract
-    score, same = op.Transpose(score, perm=[2, 0, 1]), score is logit
+    token_score, same = score, score is logit
+    score = op.Transpose(token_score, perm=[2, 0, 1])
     logit = score if same else op.Transpose(logit, perm=[2, 0, 1])
     told, margin = routing.told[layer], None
     wanted = _causal(op, contract, layer, logit, told)
@@ -215,7 +223,15 @@ def decide(op: Any, layer: int, score: ir.Value, logit: ir.Value, routing: Routi
         chosen = op.And(wanted, op.LessOrEqual(rank, routing.room[layer]))
     if routing.padded:
         chosen = op.And(chosen, op.LessOrEqual(rank, routing.most))
-    route = Route(score=score, logit=logit, wanted=wanted, chosen=chosen, rank=rank, rank_margin=margin)
+    route = Route(
+        token_score=token_score,
+        score=score,
+        logit=logit,
+        wanted=wanted,
+        chosen=chosen,
+        rank=rank,
+        rank_margin=margin,
+    )
     routing.routes.append(route)
     return route
 
