@@ -28,6 +28,8 @@ from dynexport.exporter.graph.step import (
 )
 from dynexport.exporter.lowering.target import cast
 from dynexport.exporter.strategies.mod.routing import Route, Routing
+from dynexport.plugins.route_bodies import add_gated
+from dynexport.plugins.routes import scatter_gated
 from dynexport.runtime.bundle.contract import Mod
 
 
@@ -41,13 +43,18 @@ class Compacted(ABC):
     def scores(self, op: Any) -> ir.Value:
         """Return their scores in a shape that broadcasts with their hidden states."""
 
+    def gate(self, op: Any, contract: Mod) -> ir.Value:
+        """Return the contract's gate g, a function of their scores."""
+        scores = self.scores(op)
+        return op.Sigmoid(scores) if contract.gate == "sigmoid" else scores
+
     @abstractmethod
     def put_back(self, op: Any, output: ir.Value) -> ir.Value:
         """Return hidden states [B, S, hidden] with those of the chosen tokens replaced."""
 
-    def add(self, op: Any, gate: ir.Value, output: ir.Value) -> ir.Value:
-        """Return hidden states [B, S, hidden] with h + g (y - h) for chosen tokens; g float32, y ``output``."""
-        return self.put_back(op, gated(op, self.hidden_states, output, gate))
+    def add(self, op: Any, contract: Mod, output: ir.Value) -> ir.Value:
+        """Return hidden states [B, S, hidden] with h + g (y - h) for chosen tokens, y ``output``."""
+        return self.put_back(op, gated(op, self.hidden_states, output, self.gate(op, contract)))
 
 
 class Ragged(Compacted):
@@ -61,9 +68,8 @@ class Ragged(Compacted):
         self, op: Any, layer: int, route: Route, hidden_states: ir.Value, step: Step, routing: Routing
     ) -> None:
         self._layer, self._route, self._step, self._routing = layer, route, step, routing
-        self._before = hidden_states
-        self._places = op.Transpose(op.NonZero(op.Squeeze(route.chosen, [0])), perm=[1, 0])  # [N, 2]: row, token
-        self.hidden_states = op.GatherND(hidden_states, self._places)
+        self._before, self._target = hidden_states, routing.target
+        self.hidden_states, self._places = self._target.gather_tokens(op, hidden_states, route.chosen)
         self.step = self
 
     def attend(
@@ -94,14 +100,16 @@ class Ragged(Compacted):
         return [op.Gather(line, rows.of_token), *present.values()]
 
     def scores(self, op: Any) -> ir.Value:
-        return op.GatherND(self._route.token_score, self._places)
+        return op.GatherND(self._route.score, self._places)
 
     def put_back(self, op: Any, output: ir.Value) -> ir.Value:
         return op.ScatterND(self._before, self._places, output)
 
-    def add(self, op: Any, gate: ir.Value, output: ir.Value) -> ir.Value:
-        change = op.Mul(gate, op.Sub(output, self.hidden_states))
-        return op.ScatterND(self._before, self._places, change, reduction="add")
+    def add(self, op: Any, contract: Mod, output: ir.Value) -> ir.Value:
+        if self._target.routes_at_once:
+            sigmoid = contract.gate == "sigmoid"
+            return scatter_gated(op, self._before, output, self._route.score, self._places, sigmoid=sigmoid)
+        return add_gated(op, self._before, self.hidden_states, output, self.gate(op, contract), self._places)
 
 
 def _one_token_step(op: Any, layer: int, step: Step, routing: Routing) -> LayerStep:
@@ -190,7 +198,7 @@ class Padded(Compacted):
         self.step = _padded_step(op, layer, step, routing, positions)
 
     def scores(self, op: Any) -> ir.Value:
-        return op.Unsqueeze(op.GatherElements(op.Squeeze(self._route.score, [0]), self._index, axis=1), [2])
+        return op.Unsqueeze(op.GatherElements(op.Squeeze(self._route.score, [2]), self._index, axis=1), [2])
 
     def put_back(self, op: Any, output: ir.Value) -> ir.Value:
         assert self._route.rank is not None
@@ -199,9 +207,10 @@ class Padded(Compacted):
         of_token = op.GatherND(output, op.Unsqueeze(rank, [2]), batch_dims=1)
         return op.Where(op.Unsqueeze(op.Squeeze(self._route.chosen, [0]), [2]), of_token, self._before)
 
-    def add(self, op: Any, gate: ir.Value, output: ir.Value) -> ir.Value:
+    def add(self, op: Any, contract: Mod, output: ir.Value) -> ir.Value:
         if not self._target.plugins:
-            return super().add(op, gate, output)
+            return super().add(op, contract, output)
+        gate = self.gate(op, contract)
         change = op.Sub(output, self.hidden_states)
         chosen = op.Cast(op.Squeeze(self._route.chosen, [0]), to=INT32)
         valid = op.GatherElements(chosen, self._index, axis=1)
@@ -271,7 +280,7 @@ class EveryRow(Compacted):
         return LayerCache(key, value, position)
 
     def scores(self, op: Any) -> ir.Value:
-        return op.Transpose(self._route.score, perm=[1, 2, 0])
+        return self._route.score
 
     def put_back(self, op: Any, output: ir.Value) -> ir.Value:
         return op.Where(op.Transpose(self._route.chosen, perm=[1, 2, 0]), output, self.hidden_states)
@@ -281,10 +290,9 @@ def combined(op: Any, contract: Mod, compacted: Compacted, output: ir.Value) -> 
     """Return hidden states [B, S, hidden]: for chosen tokens y, g y or h + g (y - h) with the layer's output y."""
     if contract.gate == "none":
         return compacted.put_back(op, output)
-    gate = compacted.scores(op)
-    gate = op.Sigmoid(gate) if contract.gate == "sigmoid" else gate
     if contract.combine == "delta":
-        return compacted.add(op, gate, output)
+        return compacted.add(op, contract, output)
+    gate = compacted.gate(op, contract)
     return compacted.put_back(op, cast(op, op.Mul(gate, cast(op, output, FLOAT)), output.dtype))
 
 

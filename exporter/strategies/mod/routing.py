@@ -21,6 +21,7 @@ from dynexport.exporter.graph.step import BOOL, INT32, INT64, StepInputs, rotati
 from dynexport.exporter.graph.values import add_input
 from dynexport.exporter.lowering.target import Target, cast
 from dynexport.exporter.strategies.mod.plan import RoutedPlan
+from dynexport.plugins.routes import route_tokens
 from dynexport.runtime.bundle.contract import Mod
 
 # The value of a top-k decision; it is added to a forced decision, which is infinity, minus infinity or 0 for none.
@@ -32,23 +33,23 @@ class Route:
     """One layer's decisions in a call.
 
     Attributes:
-        token_score: float32 [B, S, 1], the router's r.
-        score: the same as float32 [1, B, S].
-        logit: float32 [1, B, S], the input of the causal rule.
+        score: float32 [B, S, 1], the router's r.
+        logit: float32 [B, S, 1], the input of the causal rule.
         wanted: bool [1, B, S], the decision without regard to the cache's capacity.
         chosen: bool [1, B, S], true for tokens that run.
         rank: int64 [1, B, S], number of the row's wanted tokens up to and including this one; None where the cache
             always has room.
         rank_margin: float32 [1, B, S], a score's distance to the other side of top-k; None without top-k.
+        anybody: bool scalar, whether any token runs; None where it has not been computed.
     """
 
-    token_score: ir.Value
     score: ir.Value
     logit: ir.Value
     wanted: ir.Value
     chosen: ir.Value
     rank: ir.Value | None
     rank_margin: ir.Value | None
+    anybody: ir.Value | None = None
 
 
 @dataclass(frozen=True)
@@ -61,6 +62,7 @@ class Routing:
         contract: the bundle's contract.
         target: the engine that the graph is written for.
         padded: true if routed layers run ``most`` tokens of every row, so that no shape depends on a decision.
+        at_once: true if one operator computes a router's score and decisions.
         token_counts: int64 [B], number of real tokens among S; the others are padding and take no slot.
         is_prompt: bool scalar, true chooses by top-k; None in a graph that always decides causally.
         real: bool [1, B, S], false for padding.
@@ -80,6 +82,7 @@ class Routing:
     contract: Mod
     target: Target
     padded: bool
+    at_once: bool
     token_counts: ir.Value
     is_prompt: ir.Value | None
     real: ir.Value
@@ -116,7 +119,10 @@ class Routing:
         if contract.prefill == "topk":
             most = op.Min(capacity(op, contract.capacity, contract.rounding, length), most)
         room = None
-        if plan.padded or slots < architecture.max_length:
+        at_once = (
+            target.routes_at_once and contract.decision.rule == "router" and told.is_prompt is None and not plan.padded
+        )
+        if plan.padded or at_once or slots < architecture.max_length:
             places_of_layers = [plan.layers.index(layer) for layer in contract.routed_layers]
             lengths = op.Gather(step.cache_lengths, places_of_layers)
             room = _by_layer(op, contract, op.Sub(slots, op.Unsqueeze(lengths, [2])))
@@ -128,6 +134,7 @@ class Routing:
             is_prompt=told.is_prompt,
             real=real,
             places=places,
+            at_once=at_once,
             told=_by_layer(op, contract, op.Where(real, decided, -math.inf)),
             room=room,
             most=most,
@@ -207,13 +214,12 @@ def decide(op: Any, layer: int, score: ir.Value, logit: ir.Value, routing: Routi
         routing: the shared values; the decisions are appended to its routes.
     """
     contract = routing.contract
-    token_score, same = score, score is logit
-    score = op.Transpose(token_score, perm=[2, 0, 1])
-    logit = score if same else op.Transpose(logit, perm=[2, 0, 1])
+    line = op.Transpose(score, perm=[2, 0, 1])
+    line_of_logits = line if logit is score else op.Transpose(logit, perm=[2, 0, 1])
     told, margin = routing.told[layer], None
-    wanted = _causal(op, contract, layer, logit, told)
+    wanted = _causal(op, contract, layer, line_of_logits, told)
     if routing.is_prompt is not None:
-        ranked, margin = _top_k(op, contract, score, routing)
+        ranked, margin = _top_k(op, contract, line, routing)
         by_rank = op.Greater(op.Add(op.Where(ranked, _RANKED, -_RANKED), told), 0.0)
         # Where has no kernel for booleans in ONNX Runtime.
         wanted = op.Or(op.And(routing.is_prompt, by_rank), op.And(op.Not(routing.is_prompt), wanted))
@@ -223,15 +229,34 @@ def decide(op: Any, layer: int, score: ir.Value, logit: ir.Value, routing: Routi
         chosen = op.And(wanted, op.LessOrEqual(rank, routing.room[layer]))
     if routing.padded:
         chosen = op.And(chosen, op.LessOrEqual(rank, routing.most))
-    route = Route(
-        token_score=token_score,
-        score=score,
-        logit=logit,
-        wanted=wanted,
-        chosen=chosen,
-        rank=rank,
-        rank_margin=margin,
+    route = Route(score=score, logit=logit, wanted=wanted, chosen=chosen, rank=rank, rank_margin=margin)
+    routing.routes.append(route)
+    return route
+
+
+def decide_at_once(op: Any, layer: int, x: ir.Value, router: Linear, routing: Routing) -> Route:
+    """Return the decisions of a routed layer by one operator; see ``Routing.at_once``.
+
+    Args:
+        op: writes operators into the graph.
+        layer: the layer's number.
+        x: the router's input, float32 [B, S, hidden].
+        router: the layer's router.
+        routing: the shared values; the decisions are appended to its routes.
+    """
+    contract = routing.contract
+    assert routing.room is not None
+    score, wanted, chosen, anybody = route_tokens(
+        op,
+        x,
+        router.weight,
+        router.bias if router.has_bias else op.Constant(value_floats=[0.0]),
+        op.Constant(value_float=float(contract.threshold(layer))),
+        routing.told[layer],
+        routing.room[layer],
+        inclusive=contract.decision.comparison == ">=",
     )
+    route = Route(score=score, logit=score, wanted=wanted, chosen=chosen, rank=None, rank_margin=None, anybody=anybody)
     routing.routes.append(route)
     return route
 
@@ -267,19 +292,23 @@ def outputs(op: Any, routing: Routing) -> dict[str, ir.Value]:
     def stacked(part: str) -> ir.Value:
         return op.Concat(*(getattr(route, part) for route in routing.routes), axis=0)
 
+    def turned(part: str) -> ir.Value:
+        """Stack [B, S, 1] of every layer to [R, B, S]."""
+        return op.Transpose(op.Concat(*(getattr(route, part) for route in routing.routes), axis=2), perm=[2, 0, 1])
+
     contract, chosen = routing.contract, stacked("chosen")
     thresholds = np.array([contract.threshold(layer) for layer in contract.routed_layers], np.float32)
     constant = op.initializer(ir.tensor(thresholds[:, None, None]), "route_thresholds")
-    margins = op.Abs(op.Sub(op.Sigmoid(stacked("logit")), constant))
+    margins = op.Abs(op.Sub(op.Sigmoid(turned("logit")), constant))
     if routing.is_prompt is not None:
         margins = op.Where(routing.is_prompt, stacked("rank_margin"), margins)
     left_out = op.Cast(op.Xor(stacked("wanted"), chosen), to=INT64)
     return {
         "routes": chosen,
-        "route_scores": stacked("score"),
+        "route_scores": turned("score"),
         "route_margins": margins,
         "overflow": op.ReduceSum(left_out, [2], keepdims=0),
     }
 
 
-__all__ = ["Predictor", "Route", "RoutedInputs", "Routing", "decide", "outputs"]
+__all__ = ["Predictor", "Route", "RoutedInputs", "Routing", "decide", "decide_at_once", "outputs"]
