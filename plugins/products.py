@@ -29,7 +29,7 @@ class Product:
     name: str
     inputs: tuple[str, ...]
     attributes: tuple[str, ...]
-    body: Callable[..., ir.Value]
+    body: Callable[..., Any]
 
 
 _BLOCKS = ("quantized", "scales", "minima")

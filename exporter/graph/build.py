@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 import onnx_ir as ir
+from onnx_ir.passes.common import RemoveUnusedNodesPass
 from onnxscript import GraphBuilder
 
 from dynexport.exporter.families.architecture import Architecture
@@ -77,6 +78,7 @@ def _new_graph(name: str, target: Target) -> ir.Graph:
 
 def _finished(graph: ir.Graph, target: Target) -> ir.Model:
     model = ir.Model(graph, ir_version=IR_VERSION, producer_name="dynexport")
+    RemoveUnusedNodesPass()(model)  # values of all layers that this graph's layers do not use
     target.finish(model)
     return model
 

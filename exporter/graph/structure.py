@@ -94,7 +94,7 @@ class Sizes:
         self._features |= {(size,) for size in (self._slots | {a.head_dim} if self._slots else ())}
         padded = _cache_channels(graph) - {a.head_dim}
         for channels in (a.head_dim, *padded):
-            for heads in (a.heads, a.kv_heads, *([a.heads + 2 * a.kv_heads] if padded else [])):
+            for heads in (a.heads, a.kv_heads, a.heads + 2 * a.kv_heads):
                 self._features |= {(heads, channels), (heads * channels,)}
         self._declared = {0, 1} | declared
         self._of_the_run = _of_the_run(graph, self._slots)

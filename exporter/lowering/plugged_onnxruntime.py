@@ -19,6 +19,7 @@ from dynexport.exporter.lowering.interleaved import (
 from dynexport.exporter.lowering.onnxruntime import OnnxRuntime
 from dynexport.exporter.lowering.storage import Plain, Storage, StoredWeight
 from dynexport.plugins.graph import add_functions
+from dynexport.plugins.routes import gather_tokens
 
 _HALVES = {"fp16": InterleavedHalves(ir.DataType.FLOAT16), "bf16": InterleavedHalves(ir.DataType.BFLOAT16)}
 _BY_TYPE = {"F16": _HALVES["fp16"], "BF16": _HALVES["bf16"]}
@@ -30,6 +31,8 @@ class PluggedOnnxRuntime(OnnxRuntime):
 
     storages: Mapping[str, Storage] = {**OnnxRuntime.storages, **_HALVES, **_ROUNDED}
     nearest = RoundedBlocks(bits=4, zero=8)
+
+    routes_at_once = True
 
     def finish(self, model: ir.Model) -> None:
         add_functions(model)
@@ -60,6 +63,9 @@ class PluggedOnnxRuntime(OnnxRuntime):
         if isinstance(weight.storage, Interleaved):
             return weight.storage.look_up(op, indices, weight)
         return super().gather_rows(op, indices, weight)
+
+    def gather_tokens(self, op: Any, x: ir.Value, chosen: ir.Value) -> tuple[ir.Value, ir.Value]:
+        return gather_tokens(op, x, chosen)
 
 
 __all__ = ["PluggedOnnxRuntime"]
