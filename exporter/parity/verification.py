@@ -308,7 +308,9 @@ def _weights(bundle: Bundle, against: str | Path) -> list[Weights]:
     manifest = bundle.manifest
     checkpoint = open_checkpoint(against, importer=find_importer(manifest.source.importer))
     check_sizes(checkpoint)
-    architecture = read_architecture(checkpoint.config)
+    architecture = strategies()[manifest.contract.strategy].architecture(
+        manifest.contract, read_architecture(checkpoint.config)
+    )
     for name in ("layers", "hidden_size", "vocab_size"):
         expected, found = getattr(manifest.model, name), getattr(architecture, name)
         if expected != found:

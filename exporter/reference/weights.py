@@ -92,9 +92,14 @@ class Weights:
         other._entries = entries
         return other
 
-    def run(self, layer: Any, call: Call) -> Any:
-        """Run a layer with transformers' code and return the hidden states [rows, tokens, hidden] after it."""
-        return self.decoder.run(layer, call if self._entries is None else self.decoder.with_cache(call, self._entries))
+    def run(self, layer: Any, call: Call, place: int | None = None) -> Any:
+        """Run a layer with transformers' code and return the hidden states [rows, tokens, hidden] after it.
+
+        ``place`` is that of its keys and values in ``with_entries``, if it is not the layer's number.
+        """
+        if self._entries is not None:
+            call = self.decoder.with_cache(call, self._entries if place is None else _AtPlace(self._entries, place))
+        return self.decoder.run(layer, call)
 
     def _find_layers(self) -> None:
         name, self.layers = find_layers(self.model)
@@ -174,6 +179,16 @@ class Weights:
             f"{self.source}: tensor {name} is not in the checkpoint, and transformers' "
             f"{type(self.model).__name__} needs it: complete the checkpoint or correct its config.json"
         )
+
+
+class _AtPlace:
+    """A stand-in for transformers' cache that stores a layer's keys and values at another place than its number."""
+
+    def __init__(self, entries: Any, place: int) -> None:
+        self._entries, self._place = entries, place
+
+    def update(self, keys: Any, values: Any, _: int, *__: Any, **___: Any) -> Any:
+        return self._entries.update(keys, values, self._place)
 
 
 def _own_loading(directory: bool, streaming: bool, reason: str) -> str:
