@@ -15,6 +15,7 @@ NAME = "libdynexport_cpu.so"
 OPERATORS = (
     "BlockGather",
     "BlockMatMul",
+    "CachedAttention",
     "GatherTokens",
     "HalfGather",
     "HalfMatMul",

@@ -7,6 +7,7 @@ from typing import Any
 
 import onnx_ir as ir
 
+from dynexport.plugins import attention
 from dynexport.plugins.functions import function
 from dynexport.plugins.operators import (
     CAPACITY_TOP_K,
@@ -89,6 +90,7 @@ def add_functions(model: ir.Model) -> None:
     called = {node.op_type for graph in graphs for node in graph.all_nodes() if node.domain == DOMAIN}
     bodies = [function(operator) for operator in OPERATORS if operator.name in called]
     bodies += [product_function(product) for product in (*PRODUCTS, *ROUTES) if product.name in called]
+    bodies += [attention.function()] if attention.NAME in called else []
     for body in bodies:
         model.functions[body.identifier()] = body
         model.graph.opset_imports[DOMAIN] = VERSION

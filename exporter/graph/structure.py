@@ -19,6 +19,7 @@ from dynexport.exporter.lowering.target import BrokenGraph
 
 # Operator -> input index -> allowed constants. Reshape, Expand, Split and Gather have separate rules.
 _SIZES: dict[str, dict[int, frozenset[int]]] = {
+    "CachedAttention": {3: frozenset(), 4: frozenset()},
     "CapacityTopK": {1: frozenset()},
     "ConstantOfShape": {0: frozenset({1})},
     "GroupQueryAttention": {5: frozenset(), 6: frozenset()},

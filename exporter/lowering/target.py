@@ -101,6 +101,11 @@ class Target(ABC):
     appends_once: bool = False
     shares_of_batches: bool = True
 
+    @property
+    def cache_dtype(self) -> ir.DataType:
+        """The type of keys and values in caches; by default that of activations."""
+        return self.activations
+
     def longest_prompt(self, max_length: int) -> int:
         """Return the most prompt tokens per row in one call; by default the whole context of ``max_length``.
 

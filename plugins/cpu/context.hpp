@@ -73,6 +73,7 @@ class Scratch {
 // An operator whose kernel is ``Kernel``: its constructor takes the node's description, ``run`` a call.
 template <class Kernel>
 struct Operator : Ort::CustomOpBase<Operator<Kernel>, Kernel, true> {
+  Operator() { Kernel::describe(*this); }
   OrtStatusPtr CreateKernelV2(const OrtApi&, const OrtKernelInfo* info, void** made) const {
     try {
       *made = new Kernel(Ort::ConstKernelInfo(info));
@@ -96,6 +97,7 @@ template <class Kernel>
 struct Computed {
   static constexpr std::size_t kOutputs = 1;
   static ONNXTensorElementDataType output_type(std::size_t) { return ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT; }
+  static void describe(OrtCustomOp&) {}
 
   OrtStatusPtr ComputeV2(OrtKernelContext* context) {
     try {

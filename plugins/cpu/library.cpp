@@ -1,4 +1,5 @@
 // What the library offers: its operators, its version, and the kernels that run on this processor.
+#include "attention_operator.hpp"
 #include "block_operators.hpp"
 #include "half_operators.hpp"
 #include "route_operators.hpp"
@@ -30,8 +31,9 @@ DYNEXPORT_EXPORT OrtStatus* RegisterCustomOps(OrtSessionOptions* options, const 
   }
   Ort::InitApi(api);
   try {
-    return add_operators<BlockMatMul, BlockGather, HalfMatMul, HalfGather, RouteTokens, GatherTokens, ScatterGated>(
-        options, *api);
+    return add_operators<BlockMatMul, BlockGather, HalfMatMul, HalfGather, RouteTokens, GatherTokens, ScatterGated,
+                         CachedAttention<float>, CachedAttention<Ort::Float16_t>, CachedAttention<std::int8_t>>(options,
+                                                                                                               *api);
   } catch (const Ort::Exception& error) {
     return api->CreateStatus(error.GetOrtErrorCode(), error.what());
   }
