@@ -1,10 +1,15 @@
 // What the library offers: its operators, its version, and the kernels that run on this processor.
-#include "block_operators.hpp"
-#include "half_operators.hpp"
+#include "after_attention.hpp"
+#include "block_weights.hpp"
+#include "gather.hpp"
+#include "half_weights.hpp"
+#include "matmul.hpp"
 
 #define DYNEXPORT_EXPORT extern "C" __attribute__((visibility("default")))
 
 namespace {
+
+using dynexport::cpu::BlockWeights, dynexport::cpu::HalfWeights;
 
 template <class... Kernel>
 OrtStatus* add_operators(OrtSessionOptions* options, const OrtApi& api) {
@@ -29,7 +34,9 @@ DYNEXPORT_EXPORT OrtStatus* RegisterCustomOps(OrtSessionOptions* options, const 
   }
   Ort::InitApi(api);
   try {
-    return add_operators<BlockMatMul, BlockGather, HalfMatMul, HalfGather>(options, *api);
+    return add_operators<MatMul<BlockWeights, false>, MatMul<BlockWeights, true>, AfterAttention<BlockWeights>,
+                         Gather<BlockWeights>, MatMul<HalfWeights, false>, MatMul<HalfWeights, true>,
+                         AfterAttention<HalfWeights>, Gather<HalfWeights>>(options, *api);
   } catch (const Ort::Exception& error) {
     return api->CreateStatus(error.GetOrtErrorCode(), error.what());
   }
