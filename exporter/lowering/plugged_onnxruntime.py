@@ -8,6 +8,7 @@ from typing import Any
 import onnx_ir as ir
 
 from dynexport.exporter.lowering.blocks import Segment
+from dynexport.exporter.lowering.fusion import fuse
 from dynexport.exporter.lowering.interleaved import (
     Interleaved,
     InterleavedBlocks,
@@ -32,6 +33,7 @@ class PluggedOnnxRuntime(OnnxRuntime):
     nearest = RoundedBlocks(bits=4, zero=8)
 
     def finish(self, model: ir.Model) -> None:
+        fuse(model)
         add_functions(model)
 
     def bits_read(self, dtype: ir.DataType) -> int:

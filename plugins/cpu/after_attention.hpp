@@ -1,4 +1,4 @@
-// BlockAfterAttention, HalfAfterAttention: what follows attention in a layer, in one call.
+// BlockAfterAttention, HalfAfterAttention: what follows attention in a layer, in one part.
 #pragma once
 
 #include "rows.hpp"
@@ -40,55 +40,64 @@ class AfterAttention : public Computed<AfterAttention<Weights>> {
     if (attention.rows != residual.rows)
       refuse("attention", std::to_string(residual.rows) + " rows", std::to_string(attention.rows));
     float* const y = output_like(context, residual, hidden_);
-    const std::int64_t rows = residual.rows;
-    if (rows == 0) return;
 
     using Prepared = typename Weights::Prepared;
-    Scratch memory(static_cast<std::size_t>(rows * (hidden_ + inner_)) * sizeof(float) + Prepared::bytes(o, rows) +
-                   Prepared::bytes(gate, rows) + Prepared::bytes(down, rows));
-    const Call call{
-        attention.data, residual.data, norm, y, memory.take<float>(rows * hidden_), memory.take<float>(rows * inner_)};
-    const Prepared of_o(kernels_, o, memory, rows), of_gate(kernels_, gate, memory, rows);
-    const Prepared of_down(kernels_, down, memory, rows);
-    const std::int64_t operations = rows * hidden_ * (o.columns() + 3 * inner_);
-    by_rows(context, rows, operations, [&](Team& team, Rows part) {
-      project(team, part, call, o, of_o);
-      norm_and_gate(team, part, call, gate, up, of_gate);
-      add_down(team, part, call, down, of_down);
+    const std::int64_t together = std::min(residual.rows, kMostTogether);
+    Scratch memory(static_cast<std::size_t>(together * (hidden_ + inner_)) * sizeof(float) +
+                   Prepared::bytes(o, together) + Prepared::bytes(gate, together) + Prepared::bytes(down, together));
+    float* const normed = memory.take<float>(together * hidden_);
+    float* const inner = memory.take<float>(together * inner_);
+    const Prepared of_o(kernels_, o, memory, together), of_gate(kernels_, gate, memory, together);
+    const Prepared of_down(kernels_, down, memory, together);
+    const std::int64_t operations = hidden_ * (o.columns() + 3 * inner_);
+    by_parts(context, residual.rows, operations, [&](Team& team, std::int64_t first, std::int64_t rows) {
+      const Part part{rows,
+                      attention.data + first * o.columns(),
+                      residual.data + first * hidden_,
+                      norm,
+                      y + first * hidden_,
+                      normed,
+                      inner};
+      project(team, part, o, of_o);
+      norm_and_gate(team, part, gate, up, of_gate);
+      add_down(team, part, down, of_down);
     });
   }
 
  private:
   using Matrix = typename Weights::Matrix;
   using Prepared = typename Weights::Prepared;
-  struct Call {
+  // Some rows of a part.
+  struct Part {
+    std::int64_t rows;
     const float *attention, *residual, *norm;
     float *y, *normed, *inner;
   };
 
   // y = residual + attention O^T
-  void project(Team& team, Rows part, const Call& call, const Matrix& o, const Prepared& prepared) const {
+  void project(Team& team, const Part& part, const Matrix& o, const Prepared& prepared) const {
     const std::int64_t columns = o.columns();
-    team.share_tiles(
-        part, [&](std::int64_t first, int count) { prepared.prepare(call.attention + first * columns, first, count); });
-    add_product(team, part, call, call.residual, o, prepared);
+    team.share_tiles(part.rows, [&](std::int64_t first, int count) {
+      prepared.prepare(part.attention + first * columns, first, count);
+    });
+    add_product(team, part, part.residual, o, prepared);
   }
 
   // inner = silu(n G^T) * n U^T, for n = norm(y)
-  void norm_and_gate(Team& team, Rows part, const Call& call, const Matrix& gate, const Matrix& up,
+  void norm_and_gate(Team& team, const Part& part, const Matrix& gate, const Matrix& up,
                      const Prepared& prepared) const {
-    team.share_tiles(part, [&](std::int64_t first, int count) {
+    team.share_tiles(part.rows, [&](std::int64_t first, int count) {
       for (std::int64_t r = first; r < first + count; ++r)
-        kernels_.norm(call.y + r * hidden_, call.norm, epsilon_, hidden_, call.normed + r * hidden_);
-      prepared.prepare(call.normed + first * hidden_, first, count);
+        kernels_.norm(part.y + r * hidden_, part.norm, epsilon_, hidden_, part.normed + r * hidden_);
+      prepared.prepare(part.normed + first * hidden_, first, count);
     });
-    team.share_groups(part, 2 * hidden_, inner_, [&](std::int64_t group, std::int64_t first, int count) {
+    team.share_groups(part.rows, 2 * hidden_, inner_, [&](std::int64_t group, std::int64_t first, int count) {
       float of_up[kMostRows * kLanes];
       prepared.multiply(up, group, first, count, of_up, kLanes);
       const auto multiply = [&](float* to, std::int64_t stride) {
         prepared.multiply(gate, group, first, count, to, stride);
       };
-      for_group(call.inner + first * inner_, inner_, group, count, multiply,
+      for_group(part.inner + first * inner_, inner_, group, count, multiply,
                 [&](int r, const float* tile, float* to, int width) {
                   float gated[kLanes];
                   kernels_.gate(tile, of_up + r * kLanes, gated);
@@ -98,22 +107,22 @@ class AfterAttention : public Computed<AfterAttention<Weights>> {
   }
 
   // y += inner D^T
-  void add_down(Team& team, Rows part, const Call& call, const Matrix& down, const Prepared& prepared) const {
+  void add_down(Team& team, const Part& part, const Matrix& down, const Prepared& prepared) const {
     team.share_tiles(
-        part, [&](std::int64_t first, int count) { prepared.prepare(call.inner + first * inner_, first, count); });
-    add_product(team, part, call, call.y, down, prepared);
+        part.rows, [&](std::int64_t first, int count) { prepared.prepare(part.inner + first * inner_, first, count); });
+    add_product(team, part, part.y, down, prepared);
   }
 
   // y = base + x W^T
-  void add_product(Team& team, Rows part, const Call& call, const float* base, const Matrix& matrix,
+  void add_product(Team& team, const Part& part, const float* base, const Matrix& matrix,
                    const Prepared& prepared) const {
-    team.share_groups(part, matrix.columns(), hidden_, [&](std::int64_t group, std::int64_t first, int count) {
+    team.share_groups(part.rows, matrix.columns(), hidden_, [&](std::int64_t group, std::int64_t first, int count) {
       const auto multiply = [&](float* to, std::int64_t stride) {
         prepared.multiply(matrix, group, first, count, to, stride);
       };
-      for_group(call.y + first * hidden_, hidden_, group, count, multiply,
+      for_group(part.y + first * hidden_, hidden_, group, count, multiply,
                 [&](int, const float* tile, float* to, int width) {
-                  const float* const from = base + (to - call.y);
+                  const float* const from = base + (to - part.y);
                   for (int i = 0; i < width; ++i) to[i] = from[i] + tile[i];
                 });
     });

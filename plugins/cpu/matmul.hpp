@@ -29,13 +29,13 @@ class MatMul : public Computed<MatMul<Weights, kNormed>> {
     const Activated x = activated(context, 0, "x", columns);
     const float* const norm = kNormed ? norm_weights(context, 1, columns) : nullptr;
     float* const y = output_like(context, x, results);
-    if (x.rows == 0) return;
-    Scratch memory(Weights::Prepared::bytes(matrix, x.rows) + normed_bytes(x.rows * columns));
-    float* const normed = kNormed ? memory.take<float>(x.rows * columns) : nullptr;
-    const typename Weights::Prepared prepared(kernels_, matrix, memory, x.rows);
-    by_rows(context, x.rows, x.rows * columns * results, [&](Team& team, Rows rows) {
+    const std::int64_t together = std::min(x.rows, kMostTogether);
+    Scratch memory(Weights::Prepared::bytes(matrix, together) + normed_bytes(together * columns));
+    float* const normed = kNormed ? memory.take<float>(together * columns) : nullptr;
+    const typename Weights::Prepared prepared(kernels_, matrix, memory, together);
+    by_parts(context, x.rows, columns * results, [&](Team& team, std::int64_t begin, std::int64_t rows) {
       team.share_tiles(rows, [&](std::int64_t first, int count) {
-        const float* of_tile = x.data + first * columns;
+        const float* of_tile = x.data + (begin + first) * columns;
         if constexpr (kNormed) of_tile = normed_rows(of_tile, norm, columns, count, normed + first * columns);
         prepared.prepare(of_tile, first, count);
       });
@@ -43,7 +43,7 @@ class MatMul : public Computed<MatMul<Weights, kNormed>> {
         const auto multiply = [&](float* to, std::int64_t stride) {
           prepared.multiply(matrix, group, first, count, to, stride);
         };
-        float* const to = y + first * results;
+        float* const to = y + (begin + first) * results;
         if ((group + 1) * kLanes <= results) {
           multiply(to + group * kLanes, results);
           return;

@@ -10,79 +10,103 @@
 
 namespace dynexport::cpu {
 
-// A range of rows of activations, which begins with a tile.
-struct Rows {
-  std::int64_t begin, end;
+inline std::int64_t processors() {
+  static const std::int64_t found = std::max(1U, std::thread::hardware_concurrency());
+  return found;
+}
+
+// What the members of a team know of each other.
+class Phases {
+ public:
+  static constexpr int kMostPhases = 6, kMostShares = 16;
+
+  Phases() : shares_(static_cast<int>(std::min<std::int64_t>(processors(), kMostShares))) {}
+  int shares() const { return shares_; }
+  int next_share() { return arrived_.fetch_add(1, std::memory_order_relaxed) % shares_; }
+  // Counts the chunks that were begun of a share, and those that were done of all.
+  std::atomic<std::int64_t>& begun(int phase, int share) { return phases_[phase].shares[share].begun; }
+  std::atomic<std::int64_t>& done(int phase) { return phases_[phase].done; }
+
+ private:
+  struct alignas(64) Share {
+    std::atomic<std::int64_t> begun{0};
+  };
+  struct Phase {
+    Share shares[kMostShares];
+    alignas(64) std::atomic<std::int64_t> done{0};
+  };
+
+  int shares_;
+  std::atomic<int> arrived_{0};
+  Phase phases_[kMostPhases];
 };
 
-// A member of a team: what it shares is done by the members who are there, however many these are. A member waits only
-// for chunks that another one has begun, so a call never waits for a thread that did not come.
+// A member of a team: each begins with chunks of its own share, neighbours in memory, and then takes those that others
+// have left. A member waits only for chunks that another one has begun, never for a thread that has not come.
 class Team {
  public:
-  struct alignas(64) Phase {
-    std::atomic<std::int64_t> next{0}, done{0};
-  };
-  static constexpr int kMostPhases = 8;
-
   // A team of one.
   Team() = default;
-  explicit Team(Phase* phases) : phase_(phases) {}
+  explicit Team(Phases* phases) : phases_(phases), share_(phases->next_share()) {}
 
-  // Calls of_chunk(0) to of_chunk(chunks - 1), each by one member, and returns when all are done: the next phase.
+  // Calls of_chunk(0) to of_chunk(chunks - 1), each by one member, after all of the phase before.
   template <class Function>
   void share(std::int64_t chunks, const Function& of_chunk) {
-    if (phase_ == nullptr) {
+    if (phases_ == nullptr) {
       for (std::int64_t i = 0; i < chunks; ++i) of_chunk(i);
       return;
     }
+    wait();
+    const int shares = phases_->shares();
     std::int64_t own = 0;
-    for (std::int64_t i; (i = phase_->next.fetch_add(1, std::memory_order_relaxed)) < chunks; ++own) of_chunk(i);
-    phase_->done.fetch_add(own, std::memory_order_acq_rel);
-    wait(chunks);
+    for (int turn = 0; turn < shares; ++turn) {
+      const std::int64_t share = (share_ + turn) % shares;
+      const std::int64_t begin = share * chunks / shares, end = (share + 1) * chunks / shares;
+      auto& begun = phases_->begun(phase_, static_cast<int>(share));
+      for (std::int64_t i; (i = begin + begun.fetch_add(1, std::memory_order_relaxed)) < end; ++own) of_chunk(i);
+    }
+    phases_->done(phase_).fetch_add(own, std::memory_order_acq_rel);
     ++phase_;
+    chunks_before_ = chunks;
   }
 
   // For every tile of some rows, of_tile(first row, rows).
   template <class Function>
-  void share_tiles(Rows rows, const Function& of_tile) {
-    const std::int64_t tiles = (rows.end - rows.begin + kMostRows - 1) / kMostRows;
-    share(tiles, [&](std::int64_t i) {
-      const std::int64_t begin = rows.begin + i * kMostRows;
-      for_tiles({begin, std::min(rows.end, begin + kMostRows)}, of_tile);
-    });
+  void share_tiles(std::int64_t rows, const Function& of_tile) {
+    share((rows + kMostRows - 1) / kMostRows,
+          [&](std::int64_t i) { for_tiles(i * kMostRows, std::min(rows, (i + 1) * kMostRows), of_tile); });
   }
 
   // For all groups of 16 results of a product and every tile, of_tile(group, first row, rows).
   template <class Function>
-  void share_groups(Rows rows, std::int64_t columns, std::int64_t results, const Function& of_tile) {
-    constexpr std::int64_t kWorthClaiming = 1 << 16;  // products of numbers
-    const std::int64_t groups = (results + kLanes - 1) / kLanes;
-    const std::int64_t of_group = columns * kLanes * (rows.end - rows.begin);
-    const std::int64_t chunk = std::max({std::int64_t{1}, kWorthClaiming / of_group, groups / (32 * processors())});
-    share((groups + chunk - 1) / chunk, [&](std::int64_t i) {
-      for (std::int64_t group = i * chunk; group < std::min(groups, (i + 1) * chunk); ++group)
-        for_tiles(rows, [&](std::int64_t first, int count) { of_tile(group, first, count); });
+  void share_groups(std::int64_t rows, std::int64_t columns, std::int64_t results, const Function& of_tile) {
+    constexpr std::int64_t kWorthClaiming = 1 << 15;  // products of numbers
+    constexpr std::int64_t kMostTurns = 16;
+    const std::int64_t groups = (results + kLanes - 1) / kLanes, all = groups * columns * kLanes * rows;
+    const std::int64_t turns = std::clamp(all / (kWorthClaiming * processors()), std::int64_t{1}, kMostTurns);
+    const std::int64_t chunks = std::min(groups, turns * processors());
+    share(chunks, [&](std::int64_t i) {
+      for (std::int64_t group = i * groups / chunks; group < (i + 1) * groups / chunks; ++group)
+        for_tiles(0, rows, [&](std::int64_t first, int count) { of_tile(group, first, count); });
     });
-  }
-
-  static std::int64_t processors() {
-    static const std::int64_t found = std::max(1U, std::thread::hardware_concurrency());
-    return found;
   }
 
  private:
   template <class Function>
-  static void for_tiles(Rows rows, const Function& of_tile) {
-    for (std::int64_t first = rows.begin; first < rows.end;) {
-      const int count = next_tile(rows.end - first);
+  static void for_tiles(std::int64_t begin, std::int64_t end, const Function& of_tile) {
+    for (std::int64_t first = begin; first < end;) {
+      const int count = next_tile(end - first);
       of_tile(first, count);
       first += count;
     }
   }
 
-  void wait(std::int64_t chunks) const {
-    constexpr int kPatience = 4096;
-    for (int i = 0; phase_->done.load(std::memory_order_acquire) < chunks; ++i) {
+  // Until the phase before is done.
+  void wait() const {
+    constexpr int kPatience = 1000;
+    if (phase_ == 0) return;
+    const auto& done = phases_->done(phase_ - 1);
+    for (int i = 0; done.load(std::memory_order_acquire) < chunks_before_; ++i) {
       if (i < kPatience)
         relax();
       else
@@ -95,32 +119,31 @@ class Team {
 #endif
   }
 
-  Phase* phase_ = nullptr;
+  Phases* phases_ = nullptr;
+  int share_ = 0, phase_ = 0;
+  std::int64_t chunks_before_ = 0;
 };
 
-// Calls work(team, rows) until all rows are done. Threads share the phases of few rows; of many, each takes some rows
-// through all phases, so that these rows stay in its cache.
+// Rows that go through the phases of a call together: their activations stay in the cache of a core.
+constexpr std::int64_t kMostTogether = 256;
+
+// Calls work(team, first row, rows) in all threads, for one part of the rows after the other.
 template <class Function>
-void by_rows(const Ort::KernelContext& context, std::int64_t rows, std::int64_t operations, const Function& work) {
-  constexpr std::int64_t kRowsOfPart = 32, kPartsOfThread = 4;
-  if (operations < kWorthThreads) {
-    Team alone;
-    work(alone, Rows{0, rows});
-    return;
-  }
-  const std::int64_t parts = (rows + kRowsOfPart - 1) / kRowsOfPart;
-  Team::Phase phases[Team::kMostPhases];
-  for_each(context, Team::processors(), operations, [&](std::int64_t) {
-    Team team(phases);
-    if (parts < kPartsOfThread * Team::processors()) {
-      work(team, Rows{0, rows});
-      return;
-    }
-    team.share(parts, [&](std::int64_t part) {
+void by_parts(const Ort::KernelContext& context, std::int64_t rows, std::int64_t operations_of_row,
+              const Function& work) {
+  for (std::int64_t first = 0; first < rows; first += kMostTogether) {
+    const std::int64_t count = std::min(kMostTogether, rows - first);
+    if (count * operations_of_row < kWorthThreads) {
       Team alone;
-      work(alone, Rows{part * kRowsOfPart, std::min(rows, (part + 1) * kRowsOfPart)});
+      work(alone, first, count);
+      continue;
+    }
+    Phases phases;
+    for_each(context, processors(), count * operations_of_row, [&](std::int64_t) {
+      Team team(&phases);
+      work(team, first, count);
     });
-  });
+  }
 }
 
 }  // namespace dynexport::cpu
