@@ -56,13 +56,18 @@ class _Half:
 
     def _fits(self) -> bool:
         o, gate, up, down = self.products
-        silu = self.activation.op_type == "QuickGelu" and self.activation.attributes["alpha"].as_float() == 1
-        joined = self.gated.op_type == "Mul" and {*self.gated.inputs} == {self.activation.outputs[0], up.outputs[0]}
-        summed = {*self.added.inputs} == {self.norm.outputs[3], down.outputs[0]}
-        alone = all(_only_user(node.outputs[0]) is not None for node in (o, up, down))
         kinds = {_kind_of(node) for node in self.products}
-        one = self.norm.graph is not None and all(node.graph is self.norm.graph for node in (*self.products, self.added))
-        return silu and joined and summed and alone and one and len(kinds) == 1 and None not in kinds and _alike(gate, up)
+        return (
+            len(kinds) == 1
+            and None not in kinds
+            and _is_silu(self.activation)
+            and self.gated.op_type == "Mul"
+            and {*self.gated.inputs} == {self.activation.outputs[0], up.outputs[0]}
+            and {*self.added.inputs} == {self.norm.outputs[3], down.outputs[0]}
+            and all(_only_user(node.outputs[0]) is not None for node in (o, up, down))
+            and all(node.graph is self.norm.graph for node in (*self.products, self.added))
+            and _alike(gate, up)
+        )
 
 
 def _fuse_after_attention(graph: ir.Graph, norm: ir.Node) -> None:
@@ -76,7 +81,8 @@ def _fuse_after_attention(graph: ir.Graph, norm: ir.Node) -> None:
         attributes += [ir.AttrInt64(f"{name}_{attribute.name}", attribute.as_int()) for attribute in own]
     parts = [part for product in half.products for part in product.inputs[1:]]
     nodes = (norm, *half.products, half.activation, half.gated, half.added)
-    _replace(graph, nodes, f"{_kind_of(o)}AfterAttention", [o.inputs[0], norm.inputs[0], norm.inputs[2], *parts], attributes)
+    inputs = [o.inputs[0], norm.inputs[0], norm.inputs[2], *parts]
+    _replace(graph, nodes, f"{_kind_of(o)}AfterAttention", inputs, attributes)
 
 
 def _fuse_norm(graph: ir.Graph, norm: ir.Node) -> None:
@@ -111,14 +117,20 @@ def _kind_of(node: ir.Node) -> str | None:
     return next((kind for kind in _KINDS if node.op_type == kind + _PRODUCT), None)
 
 
+def _is_silu(node: ir.Node) -> bool:
+    return node.op_type == "QuickGelu" and node.attributes["alpha"].as_float() == 1
+
+
 def _alike(gate: ir.Node, up: ir.Node) -> bool:
     """Return whether rows that are rounded for one matrix serve the other."""
 
     def of(node: ir.Node) -> object:
         stored = node.inputs[1]
         assert stored is not None and stored.shape is not None
-        zero, bits = (node.attributes[name].as_int() if name in node.attributes else 0 for name in ("zero", "bits"))
-        return _rows(node), zero, stored.dtype, stored.shape[1], bits and int(stored.shape[2]) * 32 // bits
+        attributes = {name: attribute.as_int() for name, attribute in node.attributes.items()}
+        _, blocks, chunks, *_ = (int(str(size)) for size in stored.shape)
+        size = chunks * 32 // attributes["bits"] if "bits" in attributes else chunks
+        return stored.dtype, attributes["N"], attributes.get("zero"), blocks, size
 
     return of(gate) == of(up)
 

@@ -10,11 +10,14 @@ from bundles import checkpoint, dynexport
 
 from dynexport.exporter.bundle.conversion import convert
 from dynexport.plugins.cpu_library import OPERATORS, VARIABLE
+from dynexport.plugins.fused import FUSED
 from dynexport.plugins.products import PRODUCTS
 from dynexport.runtime.bundle.errors import DynexportError
 from dynexport.runtime.engines import cpu_operators
 
-HALVES, BLOCKS = ("HalfGather", "HalfMatMul"), ("BlockGather", "BlockMatMul")
+HALVES, BLOCKS = (
+    tuple(kind + name for name in ("AfterAttention", "Gather", "NormMatMul")) for kind in ("Half", "Block")
+)
 
 
 @pytest.mark.parametrize(
@@ -53,4 +56,4 @@ def test_a_library_that_the_environment_names_must_be_there(monkeypatch: pytest.
 
 
 def test_the_runtime_knows_the_operators() -> None:
-    assert tuple(sorted(product.name for product in PRODUCTS)) == OPERATORS
+    assert tuple(sorted(product.name for product in (*PRODUCTS, *FUSED))) == OPERATORS
