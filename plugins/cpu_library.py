@@ -13,12 +13,10 @@ from pathlib import Path
 VARIABLE = "DYNEXPORT_CPU_OPERATORS"
 NAME = "libdynexport_cpu.so"
 OPERATORS = (
-    "BlockGather",
-    "BlockMatMul",
+    *("BlockAfterAttention", "BlockGather", "BlockMatMul", "BlockNormMatMul"),
     "CachedAttention",
     "GatherTokens",
-    "HalfGather",
-    "HalfMatMul",
+    *("HalfAfterAttention", "HalfGather", "HalfMatMul", "HalfNormMatMul"),
     "RouteTokens",
     "ScatterGated",
 )

@@ -10,6 +10,7 @@ import onnx_ir as ir
 from dynexport.exporter.families.architecture import Architecture
 from dynexport.exporter.lowering.blocks import Segment
 from dynexport.exporter.lowering.cached_attention import attend, rotates
+from dynexport.exporter.lowering.fusion import fuse
 from dynexport.exporter.lowering.interleaved import (
     Interleaved,
     InterleavedBlocks,
@@ -64,6 +65,7 @@ class PluggedOnnxRuntime(OnnxRuntime):
         return self._cache_dtype
 
     def finish(self, model: ir.Model) -> None:
+        fuse(model)
         add_functions(model)
 
     def bits_read(self, dtype: ir.DataType) -> int:

@@ -35,11 +35,13 @@ std::int64_t attribute(const Ort::ConstKernelInfo& info, const char* name, std::
 // An input that is a constant of the graph, if it is one; constants of a graph around this one are not found.
 std::optional<Tensor> constant(const Ort::ConstKernelInfo& info, std::size_t input);
 
+// Below, threads cost more than they save.
+constexpr std::int64_t kWorthThreads = 1 << 17;
+
 // Calls of_index(0) to of_index(total - 1) on ONNX Runtime's threads, or on this one where there is little to do.
 template <class Function>
 void for_each(const Ort::KernelContext& context, std::int64_t total, std::int64_t operations,
               const Function& of_index) {
-  constexpr std::int64_t kWorthThreads = 1 << 17;
   if (operations < kWorthThreads) {
     for (std::int64_t i = 0; i < total; ++i) of_index(i);
     return;

@@ -11,13 +11,17 @@ from bundles import checkpoint, dynexport
 from dynexport.exporter.bundle.conversion import convert
 from dynexport.plugins.attention import NAME
 from dynexport.plugins.cpu_library import OPERATORS, VARIABLE
+from dynexport.plugins.fused import FUSED
 from dynexport.plugins.products import PRODUCTS
 from dynexport.plugins.routes import ROUTES
 from dynexport.runtime.bundle.errors import DynexportError
 from dynexport.runtime.engines import cpu_operators
 
 ATTENTION = ("CachedAttention",)
-HALVES, BLOCKS = (*ATTENTION, "HalfGather", "HalfMatMul"), ("BlockGather", "BlockMatMul", *ATTENTION)
+HALVES, BLOCKS = (
+    tuple(sorted([*ATTENTION, *(kind + name for name in ("AfterAttention", "Gather", "NormMatMul"))]))
+    for kind in ("Half", "Block")
+)
 
 
 @pytest.mark.parametrize(
@@ -57,4 +61,4 @@ def test_a_library_that_the_environment_names_must_be_there(monkeypatch: pytest.
 
 
 def test_the_runtime_knows_the_operators() -> None:
-    assert tuple(sorted([NAME, *(operator.name for operator in (*PRODUCTS, *ROUTES))])) == OPERATORS
+    assert tuple(sorted([NAME, *(operator.name for operator in (*PRODUCTS, *ROUTES, *FUSED))])) == OPERATORS
