@@ -55,10 +55,10 @@ def save_model(directory: Path) -> None:
     )
 
 
-def convert_both(directory: Path) -> None:
+def convert_both(model: Path, directory: Path, precision: str = "fp32", *, plugins: bool = False) -> None:
     """Convert the model with and without its routers."""
     for strategy in ("mod", "dense"):
-        convert(directory / "model", directory / strategy, strategy=strategy, golden=False)
+        convert(model, directory / strategy, strategy=strategy, precision=precision, plugins=plugins, golden=False)
 
 
 def measure(directory: Path, threads: int, pairs: int) -> dict[str, Any]:
@@ -78,10 +78,10 @@ def measure(directory: Path, threads: int, pairs: int) -> dict[str, Any]:
     return found
 
 
-def curve(directory: Path, threads: int, pairs: int) -> list[dict[str, Any]]:
-    """Measure decoding at batches from 1 to 32 with half and three quarters of the routed layers skipped."""
+def curve(directory: Path, batches: Sequence[int], threads: int, pairs: int) -> list[dict[str, Any]]:
+    """Measure decoding at several batches with half and three quarters of the routed layers skipped."""
     rows = []
-    for batch in CURVE:
+    for batch in batches:
         options = {"batch": batch, "prompt_tokens": 8, "new_tokens": 8, "threads": threads}
         for row in _compare(directory, CURVE_RATES, pairs, options)[2:]:
             rate = float(row["name"].removeprefix("skip ").removesuffix("%")) / 100
@@ -173,22 +173,27 @@ def main() -> None:
     parser.add_argument("--picture", type=Path, default=Path("build/mod-speed/mod-speed.svg"))
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--pairs", type=int, default=7)
+    parser.add_argument("--precision", default="fp32")
+    parser.add_argument("--plugins", action="store_true", help="with dynexport's operators")
     parser.add_argument("--curve", action="store_true", help="only decoding at batches from 1 to 32")
+    parser.add_argument("--rows", type=int, nargs="+", default=CURVE, help="the curve's batches")
     parser.add_argument("--draw", action="store_true", help="draw again from figures that are there")
     arguments = parser.parse_args()
-    figures = arguments.directory / "figures.json"
+    model = arguments.directory / "model"
+    directory = arguments.directory / f"{arguments.precision}{'-plugins' if arguments.plugins else ''}"
+    figures = directory / "figures.json"
     if not arguments.draw:
-        if not (arguments.directory / "model" / "config.json").exists():
-            save_model(arguments.directory / "model")
-        if not (arguments.directory / "dense").exists():
-            convert_both(arguments.directory)
+        if not (model / "config.json").exists():
+            save_model(model)
+        if not (directory / "dense").exists():
+            convert_both(model, directory, arguments.precision, plugins=arguments.plugins)
     if arguments.curve:
-        (arguments.directory / "curve.json").write_text(
-            json.dumps(curve(arguments.directory, arguments.threads, arguments.pairs), indent=1)
+        (directory / "curve.json").write_text(
+            json.dumps(curve(directory, arguments.rows, arguments.threads, arguments.pairs), indent=1)
         )
         return
     if not arguments.draw:
-        figures.write_text(json.dumps(measure(arguments.directory, arguments.threads, arguments.pairs), indent=1))
+        figures.write_text(json.dumps(measure(directory, arguments.threads, arguments.pairs), indent=1))
     draw(json.loads(figures.read_text()), arguments.picture)
 
 

@@ -203,7 +203,7 @@ def main() -> None:
         directory = options.routed
         if not (directory / "model" / "config.json").exists():
             save_model(directory / "model")
-            convert_both(directory)
+            convert_both(directory / "model", directory)
         options.routed, options.twin = directory / "mod", directory / "dense"
     if options.twin is None:
         parser.error("expected a dense bundle beside the routed one, or --make, found none")
