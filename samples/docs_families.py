@@ -11,7 +11,7 @@ DOCS = Path(__file__).resolve().parents[1] / "docs"
 PAGE = DOCS / "families.md"
 _BEGIN, _END = "<!-- begin: {} -->\n", "<!-- end -->\n"
 # llama.cpp stores these families under another architecture's name.
-_STORED_AS = {"mistral": "llama"}
+_STORED_AS = {"gemma3_text": "gemma3", "mistral": "llama"}
 
 
 def markdown(columns: list[str], rows: list[list[str]]) -> str:

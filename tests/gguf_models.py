@@ -58,7 +58,11 @@ MODULES: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "smollm3": (_PLAIN, _LLAMA_NORMS),
     "qwen2": (_PLAIN, _LLAMA_NORMS),
     "qwen3": (_PLAIN, (*_LLAMA_NORMS, "attn_q_norm", "attn_k_norm")),
+    "gemma": (_PLAIN, _LLAMA_NORMS),
     "gemma2": (_PLAIN, ("attn_norm", *_GEMMA2)),
+    "gemma3": (_PLAIN, ("attn_norm", *_GEMMA2, "attn_q_norm", "attn_k_norm")),
+    "granite": (_PLAIN, _LLAMA_NORMS),
+    "olmo2": (_PLAIN, ("post_attention_norm", "post_ffw_norm", "attn_q_norm", "attn_k_norm")),
     "phi3": (("attn_qkv", "attn_output", "ffn_up", "ffn_down"), _LLAMA_NORMS),
 }
 Choice = Callable[[str], Kind]
@@ -114,10 +118,10 @@ def random_blocks(kind: Kind, rows: int, columns: int, generator: np.random.Gene
 
 def _hugging_face(architecture: str, stored: str, values: np.ndarray) -> np.ndarray:
     """Undo what the conversion to GGUF does to a tensor."""
-    if architecture == "gemma2" and stored.endswith("norm"):
+    if architecture.startswith("gemma") and stored.endswith("norm"):
         return values - 1
     heads = {"attn_q": HEADS, "attn_k": KV_HEADS}.get(stored)
-    if architecture in ("llama", "smollm3") and heads:
+    if architecture in ("granite", "llama", "smollm3") and heads:
         shape = values.shape
         return values.reshape(heads, HEAD_DIM // 2, 2, *shape[1:]).swapaxes(1, 2).reshape(shape)
     return values
@@ -143,17 +147,29 @@ def write_gguf(path: Path, architecture: str, choose: Choice, *, tied: bool = Fa
     writer.add_key_length(HEAD_DIM)
     writer.add_value_length(HEAD_DIM)
     writer.add_layer_norm_rms_eps(1e-5)
-    names = {**_NAMES, **(_GEMMA2 if architecture == "gemma2" else {})}
+    names = {**_NAMES, **(_GEMMA2 if architecture in ("gemma2", "gemma3", "olmo2") else {})}
     if architecture == "phi3":
         writer.add_rope_dimension_count(HEAD_DIM)
         names["ffn_up"] = "mlp.gate_up_proj"
+    if architecture == "gemma3":
+        writer.add_sliding_window(5)
+        writer.add_rope_freq_base(1e6)
+        writer.add_rope_scaling_type(gguf.RopeScalingType.LINEAR)
+        writer.add_rope_scaling_factor(8.0)
+    if architecture == "granite":
+        writer.add_embedding_scale(12.0)
+        writer.add_residual_scale(0.22)
+        writer.add_logit_scale(8.0)
+        writer.add_attention_scale(0.015625)
     tensors: dict[str, np.ndarray] = {}
 
     def add(prefix: str, module: str, rows: int | None, suffix: str = "weight") -> None:
         name = f"{prefix}{module}.{suffix}"
         ours = f"{prefix.replace('blk.', 'model.layers.')}{names[module]}.{suffix}"
         if rows is None or suffix == "bias":
-            length = rows or (HEAD_DIM if module.endswith(("q_norm", "k_norm")) else HIDDEN)
+            length = rows or HIDDEN
+            if module.endswith(("q_norm", "k_norm")):
+                length = _ROWS[module.removesuffix("_norm")] if architecture == "olmo2" else HEAD_DIM
             values = generator.uniform(0.5, 1.5, length).astype(np.float32)
             writer.add_tensor(name, values)
         else:

@@ -13,9 +13,10 @@ from gguf.quants import dequantize, quant_shape_to_byte_shape
 from dynexport.exporter.checkpoint.base import Checkpoint
 from dynexport.exporter.checkpoint.blocks import Blocks, Form
 from dynexport.exporter.checkpoint.gguf_blocks import form_of, unpack
-from dynexport.exporter.checkpoint.gguf_config import Metadata, read_config
+from dynexport.exporter.checkpoint.gguf_config import read_config
 from dynexport.exporter.checkpoint.gguf_header import GgufTensor
 from dynexport.exporter.checkpoint.gguf_layout import FAMILIES, GgufFamily
+from dynexport.exporter.checkpoint.gguf_metadata import Metadata
 from dynexport.exporter.checkpoint.gguf_parts import read_parts
 from dynexport.exporter.checkpoint.gguf_tokenizer import tokenizer_files
 from dynexport.runtime.bundle.errors import DynexportError

@@ -25,6 +25,8 @@ _LLAMA = (
 )
 _QWEN3 = (*_LLAMA, "self_attn.q_norm", "self_attn.k_norm")
 _GEMMA2 = (*_LLAMA, "pre_feedforward_layernorm", "post_feedforward_layernorm")
+_GEMMA3 = (*_GEMMA2, "self_attn.q_norm", "self_attn.k_norm")
+_OLMO2 = tuple(module for module in _GEMMA3 if module not in ("input_layernorm", "pre_feedforward_layernorm"))
 _PHI3 = (
     "input_layernorm",
     "self_attn.qkv_proj",
@@ -47,6 +49,7 @@ class GgufFamily:
         modules: the Hugging Face names of a layer's modules.
         permuted: whether rows of q and k are reordered for ggml's interleaved rotary positions.
         shifted_norms: whether norm weights are stored with 1 added.
+        model_type: the family of the Hugging Face model; "" for the architecture's name.
     """
 
     architecture: str
@@ -54,6 +57,7 @@ class GgufFamily:
     modules: tuple[str, ...] = _LLAMA
     permuted: bool = False
     shifted_norms: bool = False
+    model_type: str = ""
 
     def hugging_face_names(self, stored: Collection[str], layers: int, path: Path) -> dict[str, str]:
         """Return the GGUF name of every stored tensor, by Hugging Face name, except rotary tables.
@@ -112,6 +116,10 @@ FAMILIES: Mapping[str, GgufFamily] = {
         GgufFamily("smollm3", "SmolLM3ForCausalLM", permuted=True),
         GgufFamily("qwen2", "Qwen2ForCausalLM"),
         GgufFamily("qwen3", "Qwen3ForCausalLM", _QWEN3),
+        GgufFamily("gemma", "GemmaForCausalLM", shifted_norms=True),
+        GgufFamily("gemma3", "Gemma3ForCausalLM", _GEMMA3, shifted_norms=True, model_type="gemma3_text"),
+        GgufFamily("granite", "GraniteForCausalLM", permuted=True),
+        GgufFamily("olmo2", "Olmo2ForCausalLM", _OLMO2),
         GgufFamily("gemma2", "Gemma2ForCausalLM", _GEMMA2, shifted_norms=True),
         GgufFamily("phi3", "Phi3ForCausalLM", _PHI3),
     )

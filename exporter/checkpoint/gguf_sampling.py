@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from dynexport.exporter.checkpoint.gguf_config import Metadata
+from dynexport.exporter.checkpoint.gguf_metadata import Metadata
 
 _PREFIX = "general.sampling."
 _FIELDS = {

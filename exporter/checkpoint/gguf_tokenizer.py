@@ -10,7 +10,7 @@ from tokenizers import AddedToken, Regex, Tokenizer, decoders, normalizers
 from tokenizers.models import BPE, Unigram
 from tokenizers.processors import TemplateProcessing
 
-from dynexport.exporter.checkpoint.gguf_config import Metadata
+from dynexport.exporter.checkpoint.gguf_metadata import Metadata
 from dynexport.exporter.checkpoint.gguf_pre_tokenizers import SPLITTINGS, Splitting
 from dynexport.exporter.checkpoint.gguf_sampling import read_sampling
 from dynexport.exporter.checkpoint.gguf_vocabulary import Kind, Vocabulary, read_vocabulary

@@ -9,7 +9,7 @@ from enum import IntEnum
 from typing import Any
 
 from dynexport.exporter.checkpoint.end_tokens import ends_by_text, parts_by_text
-from dynexport.exporter.checkpoint.gguf_config import Metadata
+from dynexport.exporter.checkpoint.gguf_metadata import Metadata
 
 
 class Kind(IntEnum):

@@ -14,8 +14,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers import Regex, Tokenizer, pre_tokenizers
 
-from dynexport.exporter.checkpoint.gguf_config import Metadata
 from dynexport.exporter.checkpoint.gguf_header import GgufHeader
+from dynexport.exporter.checkpoint.gguf_metadata import Metadata
 from dynexport.exporter.checkpoint.gguf_pre_tokenizers import SPLITTINGS
 from dynexport.exporter.checkpoint.gguf_sampling import read_sampling
 from dynexport.exporter.checkpoint.gguf_tokenizer import tokenizer_files

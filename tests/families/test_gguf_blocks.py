@@ -83,7 +83,9 @@ def case(tmp_path_factory: pytest.TempPathFactory) -> Cases:
     def make(architecture: str, kinds: tuple[Kind, ...] = (), tied: bool = False) -> Case:
         turns = cycle(kinds)
         choose = (lambda _: next(turns)) if kinds else mixed
-        return Case(tmp_path_factory.mktemp("gguf"), architecture, choose, tied=tied or architecture == "gemma2")
+        return Case(
+            tmp_path_factory.mktemp("gguf"), architecture, choose, tied=tied or architecture.startswith("gemma")
+        )
 
     return make
 
