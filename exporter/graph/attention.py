@@ -24,8 +24,9 @@ class Attention(nn.Module):
         self.qkv_proj = Linear(target, a.hidden_size, self.query_size + 2 * self.kv_size, bias=a.qkv_bias)
         self.o_proj = Linear(target, self.query_size, a.hidden_size, bias=a.attention_output_bias)
         if a.qk_norm:
-            self.q_norm = Norm(target, "rms", a.head_dim, a.norm_epsilon)
-            self.k_norm = Norm(target, "rms", a.head_dim, a.norm_epsilon)
+            apart = a.qk_norm == "head"
+            self.q_norm = Norm(target, "rms", a.head_dim if apart else self.query_size, a.norm_epsilon)
+            self.k_norm = Norm(target, "rms", a.head_dim if apart else self.kv_size, a.norm_epsilon)
 
     def forward(
         self, op: Any, hidden_states: ir.Value, step: LayerStep, cache: LayerCache
@@ -44,6 +45,8 @@ class Attention(nn.Module):
     ) -> tuple[ir.Value, ir.Value | None, ir.Value | None]:
         """Return query, key and value, normed and rotated; if neither applies, the packed projection, None, None."""
         a = self.architecture
+        if a.qkv_clip is not None:
+            projected = op.Clip(projected, -a.qkv_clip, a.qkv_clip)
         rotation = rotation if a.rotary_layers[self.index] else None
         rotate_here = rotation is not None and not rotation.of_every_position
         if not (a.qk_norm or rotate_here):
@@ -103,6 +106,8 @@ class Attention(nn.Module):
         return query, key, value
 
     def _norm_heads(self, op: Any, x: ir.Value, norm: Norm, heads: int) -> ir.Value:
+        if self.architecture.qk_norm == "all":
+            return norm(op, x)
         split = op.Reshape(x, [0, 0, heads, self.architecture.head_dim])
         return op.Reshape(norm(op, split), [0, 0, heads * self.architecture.head_dim])
 

@@ -188,6 +188,9 @@ class OnnxRuntime(Target):
             return self._like(op.QuickGelu(x, _domain=MICROSOFT, alpha=1.0), x)
         if activation == "relu":
             return _float(op.Relu(x))
+        if activation == "relu2":
+            positive = _float(op.Relu(x))
+            return op.Mul(positive, positive)
         return _float(op.Gelu(x, approximate="tanh" if activation == "gelu_tanh" else "none"))
 
     def rotates_in_attention(self, architecture: Architecture) -> bool:

@@ -146,7 +146,7 @@ class _Runner:
 
     def __init__(self, checkpoint: Checkpoint, architecture: Architecture) -> None:
         self._weights = Weights(checkpoint, streaming=True)
-        blocks = blocks_of(architecture.family)
+        blocks = blocks_of(architecture)
         self._reader = Reader(blocks, checkpoint.source)
         self._is_parallel = architecture.residual == "parallel"
 

@@ -179,7 +179,7 @@ class Reference:
                 chosen = torch.from_numpy(np.flatnonzero(row_runs))
                 if len(chosen):
                     picked = self._decoder.pick(call, row, len(runs), chosen)
-                    after[row, chosen] = self._weights.run(layer, picked, self._place(index))[0]
+                    after[row, chosen] = self._weights.run(layer, picked, row, chosen, self._place(index))[0]
         return after
 
     def _place(self, index: int) -> int:

@@ -161,6 +161,28 @@ class DecisionReader:
         ran = np.repeat(active[:, None], tokens, axis=1)
         return Decisions(ran, scores.astype(np.int64), scores, scores, np.zeros(0, np.int64))
 
+    def first(self, decisions: Decisions | None, tokens: int, active: Array) -> tuple[Array, Decisions] | None:
+        """Return the entries, int64 [places], and the decisions of the first tokens of a row's run.
+
+        Args:
+            decisions: of all its tokens; None without routers.
+            tokens: number of the first tokens.
+            active: bool [layers], true for layers that run.
+
+        Returns:
+            None if their entries do not come first in every cache, or their overflow is not known.
+        """
+        if decisions is None:
+            return active * np.int64(tokens), self.unrouted(active, tokens)
+        mixed = isinstance(self._routing, PathRouting) and self._routing.places == "layers"
+        if mixed or decisions.overflow.any():
+            return None
+        choices, scores, margins = (
+            each[:, :tokens] for each in (decisions.choices, decisions.scores, decisions.margins)
+        )
+        kept = self.of_row(choices, scores, margins, decisions.overflow, active)
+        return self._entries(kept.choices[:, None], np.array([tokens]), active)[:, 0], kept
+
     def _entries(self, choices: Array, counts: Array, active: Array) -> Array:
         if isinstance(self._routing, LayerRouting):
             entries: Array = active[:, None] * counts

@@ -256,7 +256,16 @@ def _check_selection(contract: Radial, target: Target) -> None:
 
 
 def _check_alike(architecture: Architecture) -> None:
-    """Raise DynexportError for layers with different windows, as a pool's layers share caches and attention."""
+    """Raise DynexportError for layers that make no pool: they share caches, attention and the router's norm."""
+    if architecture.sliding_positions is not None:
+        raise DynexportError(
+            f"radial: expected one set of rotary positions, found {architecture.family}, whose layers with a window "
+            "have a set of their own"
+        )
+    if not architecture.pre_norms:
+        raise DynexportError(
+            f"radial: expected layers with an input norm, as routers have its epsilon, found {architecture.family}"
+        )
     if len(set(architecture.windows)) > 1:
         raise DynexportError(
             f"radial: expected a pool of layers with one sliding window, found {architecture.family} with "
