@@ -13,6 +13,7 @@ import numpy as np
 import onnx
 import pytest
 from bundles import CONFORMANCE
+from safetensors.numpy import load_file, save_file
 
 from dynexport.exporter.bundle.conversion import convert
 from dynexport.exporter.checkpoint import open_checkpoint
@@ -202,6 +203,107 @@ def test_verify(how: dict[str, Any], saved_model: Callable[[str], Path], tmp_pat
         report = verify(bundle, against, threads=1, new_tokens=4)
         assert report.passed, [check for check in report.checks if not check.passed]
     assert any(check.name.startswith("ratio_change/loops-1") for check in report.checks)
+
+
+EXITS = {
+    "compute": {"exit": {"rule": "hazard", "threshold": 0.6}},
+    "last": {"exit": {"rule": "hazard", "threshold": 0.6}, "exited_kv": "last"},
+}
+
+
+@pytest.mark.parametrize("kept", EXITS)
+def test_exits_are_verified(kept: str, tmp_path: Path) -> None:
+    model = CONFORMANCE / f"loop-exit-{kept}"
+    convert(model, tmp_path / "b")
+    for against in (model, None):
+        report = verify(tmp_path / "b", against, threads=1, new_tokens=4)
+        assert report.passed, [check for check in report.checks if not check.passed]
+
+
+@pytest.mark.parametrize("kept", EXITS)
+def test_exits_do_not_depend_on_batch_or_pieces(kept: str, tmp_path: Path) -> None:
+    """Rows of a batch leave after different loops; single steps, pieces and rows of their own decide the same."""
+    convert(OURO, tmp_path / "b", fields={"loops": 4, **EXITS[kept]}, golden=False)
+    executor = Executor(Bundle.open(tmp_path / "b"), threads=1)
+    rows = [np.random.default_rng(9).integers(0, 60, length).tolist() for length in (17, 9, 12)]
+    together = executor.full_cache(3, 32, record=True)
+    logits = executor.prefill(together, rows)
+    steps = [executor.step(together, [5, 6, 7], executor.manifest.full) for _ in range(3)]
+    loops = [executor.reader.joined(together.logs[row]).choices.sum(axis=0) for row in range(3)]
+    assert len({*np.concatenate(loops).tolist()}) > 2, "tokens leave after different loops"
+    for row, ids in enumerate(rows):
+        alone = executor.full_cache(1, 32, record=True)
+        executor.prefill(alone, [ids[:4]])
+        found = [executor.step(alone, [token], executor.manifest.full) for token in ids[4:]][-1]
+        assert np.abs(found[0] - logits[row]).max() < TOLERANCE
+        for token, both in zip([5 + row] * 3, steps, strict=True):
+            assert np.abs(executor.step(alone, [token], executor.manifest.full)[0] - both[row]).max() < TOLERANCE
+        assert executor.reader.joined(alone.logs[0]).choices.sum(axis=0).tolist() == loops[row].tolist()
+        assert (alone.lengths == len(ids) + 3).all(), "every run has an entry of every token"
+
+
+@pytest.mark.parametrize("kept", EXITS)
+def test_forced_exits(kept: str, tmp_path: Path) -> None:
+    """Tokens that are told how many loops to run; all of them make the model of that many loops."""
+    convert(OURO, tmp_path / "b", fields={"loops": 3, **EXITS[kept]}, golden=False)
+    convert(OURO, tmp_path / "fixed", fields={"loops": 3}, golden=False)
+    exits, fixed = (Executor(Bundle.open(tmp_path / name), threads=1) for name in ("b", "fixed"))
+    ids = list(range(3, 15))
+    for loops, depth in ((1, "loops-1"), (2, "loops-2"), (3, "full")):
+        told = np.repeat((np.arange(1, 3) < loops).astype(np.int64)[:, None], len(ids), axis=1)
+        case = Case(tuple(ids), ((0, 8),), exits.manifest.full, told)
+        expected = replay(fixed, [Case(tuple(ids), ((0, 8),), fixed.bundle.depth(depth))])[0]
+        assert np.abs(replay(exits, [case])[0] - expected).max() < TOLERANCE
+
+
+def test_exited_tokens_have_copies_in_later_loops(tmp_path: Path) -> None:
+    convert(CONFORMANCE / "loop-exit-last", tmp_path / "b", golden=False)
+    executor = Executor(Bundle.open(tmp_path / "b"), threads=1)
+    cache = executor.full_cache(1, 32, record=True)
+    executor.prefill(cache, [[3, 1, 4, 1, 5]])
+    for token in (9, 2, 6):
+        executor.step(cache, [token], executor.manifest.full)
+    decisions = executor.reader.joined(cache.logs[0])
+    runs = decisions.ran.sum(axis=0)
+    assert {*runs.tolist()} <= {3, 5, 7} and runs.min() < 7
+    for token, loops in enumerate(decisions.choices.sum(axis=0)):
+        for place in range(2):  # of the body
+            later = [cache.buffers[f"{place + 2 * loop}.key"][0, :, token] for loop in range(loops, 3)]
+            assert all((entry == later[0]).all() for entry in later), "later loops have copies of the last"
+
+
+@pytest.mark.parametrize(
+    ("fields", "how", "message"),
+    [
+        ({"loops": 3, "exited_kv": "last"}, {}, "exited_kv: expected with an exit rule, found last without one"),
+        ({"loops": 1, "exit": EXITS["last"]["exit"]}, {}, "exit: expected at least 2 loops to exit from, found 1"),
+        ({**EXITS["last"], "exited_kv": "absent"}, {}, "exited_kv: expected compute or last, found absent"),
+        (EXITS["last"], {"target": "tensorrt"}, "exited_kv: expected compute for TensorRT"),
+        (EXITS["last"], {"static": True}, "--static: expected with exited_kv compute, found last"),
+        (
+            EXITS["last"],
+            {"kv_cache_dtype": "int8"},
+            "expected auto with the strategy loop, whose later",
+        ),
+    ],
+)
+def test_exits_that_no_graph_has_are_refused(
+    fields: dict[str, Any], how: dict[str, Any], message: str, tmp_path: Path
+) -> None:
+    with pytest.raises(DynexportError) as error:
+        convert(OURO, tmp_path / "b", fields=fields, golden=False, **how)
+    assert message in str(error.value) and "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("tensor", ["weight", "bias"])
+def test_a_gate_of_another_shape_is_refused(tensor: str, tmp_path: Path) -> None:
+    model = tmp_path / "model"
+    shutil.copytree(CONFORMANCE / "loop-exit-last", model)
+    tensors = load_file(model / "model.safetensors")
+    tensors[f"model.early_exit_gate.{tensor}"] = np.ones((2, 3), np.float32)
+    save_file(tensors, model / "model.safetensors")
+    with pytest.raises(DynexportError, match=rf"early_exit_gate.{tensor}: expected shape .* found \[2, 3\]"):
+        convert(model, tmp_path / "b", golden=False)
 
 
 @pytest.mark.parametrize("case", loop.KINDS)

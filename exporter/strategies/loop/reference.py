@@ -80,9 +80,9 @@ class LoopReference(Reference):
         assert exits is not None
         return [
             RowRoutes(
-                exits.chosen[:, row, : len(ids)],
-                exits.total[:, row, : len(ids)],
-                exits.margin[:, row, : len(ids)],
+                exits.chosen[:, row, : len(ids)].copy(),  # safetensors stores the memory of a view as it is
+                exits.total[:, row, : len(ids)].copy(),
+                exits.margin[:, row, : len(ids)].copy(),
                 np.zeros(len(exits.chosen), np.int64),
             )
             for row, ids in enumerate(tokens)
