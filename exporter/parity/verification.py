@@ -91,7 +91,8 @@ def verify(
         bundle, against, backend=backend, threads=threads, prompts=prompts, new_tokens=new_tokens, long=long
     )
     manifest = bundle.manifest
-    limits = limits_of(manifest.target, manifest.precision, int8_caches=has_int8_caches(manifest))
+    half = any(cache.parts["key"].dtype == "float16" for cache in manifest.caches)
+    limits = limits_of(manifest.target, manifest.precision, int8_caches=has_int8_caches(manifest), half_caches=half)
     measured = []
     for measurement in verification.checks():
         measured.append(measurement)
@@ -310,7 +311,9 @@ def _weights(bundle: Bundle, against: str | Path) -> Weights:
     manifest = bundle.manifest
     checkpoint = open_checkpoint(against, importer=find_importer(manifest.source.importer))
     check_sizes(checkpoint)
-    architecture = read_architecture(checkpoint.config)
+    architecture = strategies()[manifest.contract.strategy].architecture(
+        manifest.contract, read_architecture(checkpoint.config)
+    )
     for name in ("layers", "hidden_size", "vocab_size"):
         expected, found = getattr(manifest.model, name), getattr(architecture, name)
         if expected != found:

@@ -105,10 +105,11 @@ class SeenEntries(ABC):
     def __init__(self, scales: Scales, calls: Sequence[IntArray]) -> None:
         self._scales, self._calls = scales, calls
 
-    def shown(self, decoder: DecoderLayers, call: Call, row: int, tokens: Any) -> Call:
+    def shown(self, decoder: DecoderLayers, call: Call, row: int, tokens: Any, place: int | None) -> Call:
         """Return a layer's arguments for tokens of a row, int64 [n], in which it takes keys and values from here.
 
-        There are two of each: the token's own, for those that it ran together with, and the stored ones.
+        There are two of each: the token's own, for those that it ran together with, and the stored ones. ``place`` is
+        that of the cache, if it is not the layer's number.
         """
         import torch
 
@@ -118,7 +119,7 @@ class SeenEntries(ABC):
         mask = decoder.mask(twice)
         unseen = False if mask.dtype == torch.bool else torch.finfo(mask.dtype).min
         mask = mask.masked_fill(~torch.cat([together, ~together], dim=1), unseen)
-        return decoder.with_cache(decoder.with_mask(twice, mask), _Shown(self, row))
+        return decoder.with_cache(decoder.with_mask(twice, mask), _Shown(self, row, place))
 
     @abstractmethod
     def stored(self, layer: int, row: int, keys: Any, values: Any) -> tuple[Any, Any]:
@@ -131,12 +132,13 @@ class _Shown:
 
     entries: SeenEntries
     row: int
+    place: int | None
 
     def update(self, keys: Any, values: Any, layer: int, *_: Any, **__: Any) -> tuple[Any, Any]:
         """Take new keys and values [1, kv_heads, tokens, head_dim] and return those to attend to, twice as many."""
         import torch
 
-        stored = self.entries.stored(layer, self.row, keys, values)
+        stored = self.entries.stored(layer if self.place is None else self.place, self.row, keys, values)
         first, second = (torch.cat(pair, dim=2) for pair in zip((keys, values), stored, strict=True))
         return first, second
 

@@ -89,7 +89,7 @@ class Weights:
         other._entries = entries
         return other
 
-    def run(self, layer: Any, call: Call, row: int, tokens: Any) -> Any:
+    def run(self, layer: Any, call: Call, row: int, tokens: Any, place: int | None = None) -> Any:
         """Run a layer with transformers' code on tokens of a row.
 
         Args:
@@ -97,11 +97,12 @@ class Weights:
             call: its arguments for these tokens.
             row: number of the row.
             tokens: int64 [n], their positions in the row.
+            place: place of its keys and values in ``with_entries``; None if it is the layer's number.
 
         Returns:
             Hidden states [1, n, hidden].
         """
-        shown = call if self._entries is None else self._entries.shown(self.decoder, call, row, tokens)
+        shown = call if self._entries is None else self._entries.shown(self.decoder, call, row, tokens, place)
         return self.decoder.run(layer, shown)
 
     def _find_layers(self) -> None:
