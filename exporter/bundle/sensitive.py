@@ -98,8 +98,8 @@ def _note(parts: Sequence[_Part], chosen: set[str]) -> str:
     values = sum(part.values for part in parts if part.name in chosen)
     share = values / max(1, sum(part.values for part in parts))
     named = "; ".join(f"{matrix} of layers {_ranges(sorted(numbers))}" for matrix, numbers in layers.items())
-    found = f"{len(chosen)} of {len(parts)} matrices stay in 8 bits, {share:.1%} of the layers' weights"
-    return f"sensitive: {found}: {named or 'none, as each has more'}"
+    size = f"{len(chosen)} of {len(parts)} matrices stay in 8 bits, {share:.1%} of the layers' weights"
+    return f"sensitive: {size}: {named or 'none, as each has more'}"
 
 
 def _ranges(numbers: Sequence[int]) -> str:
