@@ -11,7 +11,7 @@ from dynexport.exporter.families.architecture import Source
 from dynexport.exporter.graph.decoder import CausalLM
 from dynexport.exporter.graph.layers import stored_weights
 from dynexport.exporter.lowering.searched import OfIntegers
-from dynexport.exporter.lowering.storage import Array, StoredWeight
+from dynexport.exporter.lowering.storage import Array, Split, Storage, StoredWeight
 from dynexport.exporter.quantise.feedback import with_feedback
 from dynexport.exporter.reference.loading import fits_in_memory
 from dynexport.exporter.reference.moments import InputMoments
@@ -32,6 +32,9 @@ class Calibrated:
 
     The inputs of a projection are those of the tokens that the strategy runs there at full depth.
 
+    Attributes:
+        projections: the 4-bit weights that PyTorch multiplies by -> their shape, and the values of a block.
+
     Args:
         reader: the weights of the bundle.
         manifest: the bundle's manifest.
@@ -49,29 +52,42 @@ class Calibrated:
         weights = Weights(reader.checkpoint, streaming=streaming, max_length=context)
         self._model, self._source = weights.model, reader.checkpoint.source
         self._oracle = strategies()[manifest.contract.strategy].oracle(weights, manifest)
-        self._columns = {
-            name: weight.shape[1]
+        found = {
+            name: ((weight.shape[0], weight.shape[1]), weight.storage.block_size)
             for model in graphs
             for name, weight in stored_weights(model)
             if isinstance(weight.storage, OfIntegers)
         }
-        self._modules = {name: module for name in self._columns if (module := self._module(reader, name)) is not None}
+        self._modules = {name: module for name in found if (module := self._module(reader, name)) is not None}
+        self.projections = {name: found[name] for name in self._modules}
         self._moments, self._measured = InputMoments(), frozenset[str]()
 
     def pack(self, name: str, weight: StoredWeight, matrix: Array) -> dict[str, Array]:
         """Return the values of a weight's parameters."""
-        storage = weight.storage
+        if isinstance(weight.storage, Split):
+            return weight.storage.pack_each(matrix, lambda storage, rows: self._packed(name, storage, rows))
+        return self._packed(name, weight.storage, matrix)
+
+    def _packed(self, name: str, storage: Storage, rows: Array) -> dict[str, Array]:
         if not isinstance(storage, OfIntegers) or name not in self._modules:
-            return storage.pack(matrix)
+            return storage.pack(rows)
+        return storage.packed(with_feedback(rows, self.moments(name, rows.shape[1]), storage.block_size))
+
+    def moments(self, name: str, columns: int) -> Array:
+        """Return the sum of x x^T over a projection's inputs x, float32 [columns, columns].
+
+        Raises:
+            DynexportError: when the inputs in PyTorch have another number of channels.
+        """
         if name not in self._measured:
             self._measure_from(name)
-        moments = self._moments.of(name, matrix.shape[1])
-        if len(moments) != matrix.shape[1]:
+        moments = self._moments.of(name, columns)
+        if len(moments) != columns:
             raise DynexportError(
-                f"{self._source}: {name}: expected inputs of {matrix.shape[1]} channels in the PyTorch reference, "
+                f"{self._source}: {name}: expected inputs of {columns} channels in the PyTorch reference, "
                 f"found {len(moments)}; choose --quantiser search"
             )
-        return storage.packed(with_feedback(matrix, moments, storage.block_size))
+        return moments
 
     def _module(self, reader: WeightReader, name: str) -> Any:
         """Return the PyTorch module that multiplies by a weight; None for a table that nothing multiplies by."""
@@ -85,9 +101,9 @@ class Calibrated:
     def _measure_from(self, name: str) -> None:
         """Measure the moments for a weight, and for those that follow as far as memory allows."""
         names = list(self._modules)
-        group, held = [name], self._columns[name] ** 2
+        group, held = [name], self.projections[name][0][1] ** 2
         for following in names[names.index(name) + 1 :]:
-            held += self._columns[following] ** 2
+            held += self.projections[following][0][1] ** 2
             if 4 * held > _HELD_BYTES:
                 break
             group.append(following)

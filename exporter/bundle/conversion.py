@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ from dynexport.exporter.bundle.precision import (
     rounded_notes,
     stored_matrices,
 )
+from dynexport.exporter.bundle.sensitive import choose_sensitive
 from dynexport.exporter.bundle.text_checks import text_checks
 from dynexport.exporter.bundle.ties import tied_as_stored
 from dynexport.exporter.bundle.weights import Pack, WeightFile, WeightReader
@@ -105,6 +106,7 @@ def convert(model: str | Path, output: str | Path, options: ConvertOptions | Non
         *_rope_notes(reader.architecture),
         *describe.notes_on_tokens(checkpoint, manifest.tokens),
         *precision_notes,
+        *written.notes,
         *rounded_notes(matrices),
     )
     return Conversion(
@@ -162,7 +164,7 @@ def _build(reader: WeightReader, options: ConvertOptions, target: Target) -> _Bu
         plans = strategy.graphs(contract, kept, layers, target=target, static=options.static)
     else:
         plans = (strategy.single_graph(contract, layers, options.layer_capacity, target=target),)
-    graphs = [strategy.build(plan, architecture, target, contract, checkpoint) for plan in plans]
+    graphs = _graphs(reader, target, contract, plans)
     needed = {name for _, modules in graphs for name in reader.needed(modules)}
     checkpoint.notes += check_leftovers(
         reader, needed, contract, chosen=options.strategy is not None, changed=bool(options.fields)
@@ -176,6 +178,13 @@ def _build(reader: WeightReader, options: ConvertOptions, target: Target) -> _Bu
         plans=plans,
         graphs=graphs,
     )
+
+
+def _graphs(
+    reader: WeightReader, target: Target, contract: AnyContract, plans: Sequence[GraphPlan]
+) -> list[tuple[ir.Model, CausalLM]]:
+    strategy, architecture = strategies()[contract.strategy], reader.architecture
+    return [strategy.build(plan, architecture, target, contract, reader.checkpoint) for plan in plans]
 
 
 @dataclass(frozen=True)
@@ -196,21 +205,27 @@ def _texts(options: ConvertOptions, files: Mapping[str, bytes]) -> _Texts:
 
 @dataclass(frozen=True)
 class _Written:
-    """A bundle's files: its manifest, its golden rows or the reason why there are none, and ``WeightFile.errors``."""
+    """A bundle's files: its manifest, its golden rows or why there are none, ``WeightFile.errors``, and notes."""
 
     manifest: m.Manifest
     rows: int
     note: str
     errors: dict[str, float]
+    notes: tuple[str, ...]
 
 
 def _write(part: Path, built: _Built, options: ConvertOptions, texts: _Texts) -> _Written:
     """Write all files of a bundle."""
-    checkpoint = built.reader.checkpoint
+    checkpoint, notes = built.reader.checkpoint, []
     manifest, errors = _write_graphs(part, built, options)
     if texts.inputs is not None:
         # The PyTorch reference is made for a bundle's manifest, so the bundle is written once before.
         calibrated = Calibrated(built.reader, manifest, [modules for _, modules in built.graphs], texts.inputs)
+        if options.sensitive is not None:
+            chosen = choose_sensitive(calibrated, built.reader, options.sensitive)
+            target = options.open_target(kept=chosen.kept)
+            graphs = _graphs(built.reader, target, built.contract, built.plans)
+            built, notes = replace(built, target=target, graphs=graphs), [chosen.note]
         manifest, errors = _write_graphs(part, built, options, calibrated.pack)
     if texts.scales is not None:
         manifest = with_int8_caches(
@@ -223,7 +238,7 @@ def _write(part: Path, built: _Built, options: ConvertOptions, texts: _Texts) ->
     source = manifest.source.model_copy(update={"importer": options.importer})
     manifest = manifest.model_copy(update={"files": {**manifest.files, **files}, "source": source})
     (part / m.MANIFEST).write_text(manifest.model_dump_json(indent=1) + "\n")
-    return _Written(manifest, rows, note, errors)
+    return _Written(manifest, rows, note, errors, tuple(notes))
 
 
 def _limited(architecture: Architecture, max_length: int | None) -> Architecture:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from dynexport.exporter.lowering.onnxruntime import OnnxRuntime, Segments
+from dynexport.exporter.lowering.onnxruntime import Kept, OnnxRuntime, Segments
 from dynexport.exporter.lowering.plugged_onnxruntime import PluggedOnnxRuntime
 from dynexport.exporter.lowering.target import Target
 from dynexport.exporter.lowering.tensorrt.target import MAX_BATCH, TensorRT
@@ -44,6 +44,8 @@ class TargetOptions:
             the scale and zero point of each block with the smallest error, or "gptq", which also makes up for errors
             with inputs that it measures on a text (PyTorch runs it). "auto" takes search.
         head_bits: for int4 and ONNX Runtime, the bits of the head and of embedding tables, 8 or 4; None for 8.
+        sensitive: for the quantiser gptq, the share of the layers' weights that stay in 8 bits: of the matrices whose
+            products on the text would lose most. None for 0.
         plugins: whether graphs use dynexport's custom operators (docs/plugins.md). For TensorRT, engines are then built
             and run with the plugin library, and a Radial Network's bundle also has a graph for decode steps. For ONNX
             Runtime on CPUs, the library has faster products, which also read bfloat16; without it, the graphs run the
@@ -58,13 +60,17 @@ class TargetOptions:
     kv_cache_dtype: CacheType = "auto"
     quantiser: Quantiser = "auto"
     head_bits: int | None = None
+    sensitive: float | None = None
 
-    def open_target(self, precision: Precision = "fp32", segments: Segments | None = None) -> Target:
+    def open_target(
+        self, precision: Precision = "fp32", segments: Segments | None = None, kept: Kept | None = None
+    ) -> Target:
         """Return the lowering for the target.
 
         Args:
             precision: what the checkpoint makes of ``precision`` "auto".
             segments: as for ``OnnxRuntime``.
+            kept: as for ``OnnxRuntime``.
 
         Raises:
             DynexportError: for an unknown name, or an option that the engine does not have.
@@ -93,7 +99,8 @@ class TargetOptions:
                 raise DynexportError(
                     f"{option}: expected with the target tensorrt, found onnxruntime, which needs none"
                 )
-        int4: dict[str, Any] = {"zero_points": self.quantiser != "nearest", "head_bits": self.head_bits or 8}
+        symmetric = self.quantiser == "nearest"
+        int4: dict[str, Any] = {"zero_points": not symmetric, "head_bits": self.head_bits or 8, "kept": kept}
         if self.plugins:
             return PluggedOnnxRuntime(precision, segments, caches=self.kv_cache_dtype, **int4)
         if self.kv_cache_dtype == "fp16":
@@ -113,6 +120,14 @@ class TargetOptions:
                     f"{option}: expected with precision int4 and the target onnxruntime only, found {self.precision} "
                     f"and {self.target}"
                 )
+        if self.sensitive is None:
+            return
+        if self.quantiser != "gptq":
+            raise DynexportError(f"sensitive: expected with the quantiser gptq, found {self.quantiser}")
+        if not is_number(self.sensitive) or not 0 < self.sensitive < 1:
+            raise DynexportError(
+                f"sensitive: expected a share of the weights above 0 and below 1, found {shown(self.sensitive)}"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)

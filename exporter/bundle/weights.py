@@ -80,6 +80,13 @@ class WeightReader:
             found.append(Segment(above.rows + rows, kind, self.checkpoint.form(part), (*above.names, part)))
         return found
 
+    def parts(self, name: str, shape: tuple[int, ...]) -> list[tuple[str, int]]:
+        """Return the checkpoint's matrices that a matrix of the graph consists of: names and numbers of rows."""
+        source = self.architecture.sources.get(name, Source((name,)))
+        if source.combine is not None:
+            return [(name, shape[0])]
+        return [(part, self.checkpoint.shape(self._stored_name(part))[0]) for part in source.names]
+
     def pieces(self, name: str, shape: tuple[int, ...]) -> list[Piece]:
         """Return the segments of a matrix: blocks where they have a form, else float32 rows; errors as for ``read``."""
         source = self.architecture.sources.get(name, Source((name,)))

@@ -98,6 +98,13 @@ _target_options = options(
         type=click.Choice(["8", "4"]),
         help="int4, ONNX Runtime: bits of the head and of embedding tables.  [default: 8]",
     ),
+    click.option(
+        "--sensitive",
+        type=float,
+        metavar="SHARE",
+        help="gptq: share of the layers' weights that stay in 8 bits: the matrices whose products on the text would "
+        "lose most.  [default: 0]",
+    ),
     click.option("--max-batch", type=int, help="TensorRT: largest batch of the engines.  [default: 8]"),
     click.option(
         "--max-prompt",

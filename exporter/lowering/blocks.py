@@ -17,7 +17,7 @@ import numpy as np
 import onnx_ir as ir
 
 from dynexport.exporter.checkpoint.blocks import Array, Blocks, Form
-from dynexport.exporter.lowering.storage import Storage, StoredWeight, joined_nibbles, parameter
+from dynexport.exporter.lowering.storage import Split, Storage, joined_nibbles, parameter
 
 # Stages of the columns by stored bits: each divides what is left by 14 or 254.
 _STAGES = {4: 2, 8: 1}
@@ -224,26 +224,8 @@ def _stage(left: Array, places: Array, size: int, largest: int) -> tuple[Array, 
 
 
 @dataclass(frozen=True)
-class Rows(OfPieces):
-    """Storage of a weight whose rows are stored in several ways, one part over the other."""
-
-    parts: tuple[tuple[int, Storage], ...]
-
-    def parameters(self, shape: Sequence[int]) -> dict[str, ir.Value]:
-        return {
-            f".{i}{suffix}": value
-            for i, (rows, storage) in enumerate(self.parts)
-            for suffix, value in storage.parameters([rows, *shape[1:]]).items()
-        }
-
-    def split(self, weight: StoredWeight) -> list[StoredWeight]:
-        """Return the parts of a weight as weights of their own."""
-        found = []
-        for i, (rows, storage) in enumerate(self.parts):
-            prefix = f".{i}"
-            parts = {k.removeprefix(prefix): v for k, v in weight.parts.items() if k.startswith(prefix)}
-            found.append(StoredWeight((rows, *weight.shape[1:]), storage, parts))
-        return found
+class Rows(OfPieces, Split):
+    """Storage of a weight whose rows the checkpoint stores in several types."""
 
     def pack_pieces(self, pieces: Sequence[Piece]) -> Packed:
         packed = Packed({}, {})

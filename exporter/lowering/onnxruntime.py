@@ -14,7 +14,7 @@ from dynexport.exporter.families.architecture import Activation, Architecture, R
 from dynexport.exporter.lowering.block_products import ACCURACY_LEVEL, MICROSOFT, look_up, multiply
 from dynexport.exporter.lowering.blocks import Blocked, Rows, Segment, Unnamed
 from dynexport.exporter.lowering.searched import SearchedBlocks
-from dynexport.exporter.lowering.storage import BlockQuantized, Plain, Storage, StoredWeight
+from dynexport.exporter.lowering.storage import BlockQuantized, Plain, Split, Storage, StoredWeight
 from dynexport.exporter.lowering.target import AttentionInputs, Target
 from dynexport.runtime.bundle.errors import DynexportError
 from dynexport.runtime.bundle.manifest import HEAD_DIM_MULTIPLE, Precision, TargetName
@@ -38,6 +38,8 @@ _OTHER_TYPES: dict[str, Storage] = {
 }
 _ROUNDED = BlockQuantized(8)
 Segments = Callable[[str, tuple[int, ...]], Sequence[Segment]]
+# Name of a weight -> its rows from the first on: how many, and whether they stay in 8 bits.
+Kept = Mapping[str, Sequence[tuple[int, bool]]]
 
 
 class OnnxRuntime(Target):
@@ -51,6 +53,7 @@ class OnnxRuntime(Target):
         segments: for precision gguf, how the checkpoint stores the rows of a matrix of the graph, by name and shape.
         zero_points: for int4, whether blocks have zero points that are searched, or symmetric integers.
         head_bits: for int4, the bits of the head and of embedding tables, 8 or 4.
+        kept: for int4, the weights with rows that stay in 8 bits.
     """
 
     name: TargetName = "onnxruntime"
@@ -66,6 +69,7 @@ class OnnxRuntime(Target):
         *,
         zero_points: bool = True,
         head_bits: int = 8,
+        kept: Kept | None = None,
     ) -> None:
         if precision not in self.storages:
             raise DynexportError(
@@ -74,6 +78,7 @@ class OnnxRuntime(Target):
                 "tensorrt"
             )
         self.precision, self.storage, self._segments = precision, self.storages[precision], segments
+        self._kept = {} if kept is None else kept
         if precision == "int4" and not zero_points:
             self.storage = self.nearest
         self._table_storage = self.storages["int8"] if precision == "int4" and head_bits == 8 else self.storage
@@ -100,6 +105,10 @@ class OnnxRuntime(Target):
         return storage
 
     def named_storage(self, name: str, weight: StoredWeight) -> Storage:
+        if name in self._kept:
+            found = [(rows, self.storages["int8"] if kept else self.storage) for rows, kept in self._kept[name]]
+            parts = tuple((rows, self.fitting(storage, (rows, weight.shape[1]))) for rows, storage in found)
+            return parts[0][1] if len(parts) == 1 else Split(parts)
         if not isinstance(weight.storage, Unnamed):
             return weight.storage
         assert self._segments is not None
@@ -119,7 +128,7 @@ class OnnxRuntime(Target):
 
     def matmul(self, op: Any, x: ir.Value, weight: StoredWeight) -> ir.Value:
         rows, columns = weight.shape
-        if isinstance(weight.storage, Rows):
+        if isinstance(weight.storage, Split):
             products = [self.matmul(op, x, part) for part in weight.storage.split(weight)]
             return self._like(op.Concat(*products, axis=-1), x, rows)
         if isinstance(weight.storage, Blocked):

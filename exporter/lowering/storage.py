@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -150,3 +150,42 @@ class Dequantized(Storage):
             "_quantized": quantized.astype(np.int8).astype(kind),
             "_scales": scales[0] if self.block_size is None else scales,
         }
+
+
+@dataclass(frozen=True)
+class Split(Storage):
+    """Storage of a weight whose rows are stored in several ways, one part over the other.
+
+    Attributes:
+        parts: the number of rows and the storage of each part.
+    """
+
+    parts: tuple[tuple[int, Storage], ...]
+
+    def parameters(self, shape: Sequence[int]) -> dict[str, ir.Value]:
+        return {
+            f".{i}{suffix}": value
+            for i, (rows, storage) in enumerate(self.parts)
+            for suffix, value in storage.parameters([rows, *shape[1:]]).items()
+        }
+
+    def split(self, weight: StoredWeight) -> list[StoredWeight]:
+        """Return the parts of a weight as weights of their own."""
+        found = []
+        for i, (rows, storage) in enumerate(self.parts):
+            prefix = f".{i}"
+            parts = {k.removeprefix(prefix): v for k, v in weight.parts.items() if k.startswith(prefix)}
+            found.append(StoredWeight((rows, *weight.shape[1:]), storage, parts))
+        return found
+
+    def pack(self, weight: Array) -> dict[str, Array]:
+        return self.pack_each(weight, lambda storage, rows: storage.pack(rows))
+
+    def pack_each(self, weight: Array, pack: Callable[[Storage, Array], dict[str, Array]]) -> dict[str, Array]:
+        """Return the values of the parameters, where ``pack`` returns those of one part for its rows."""
+        values, start = {}, 0
+        for i, (rows, storage) in enumerate(self.parts):
+            part = pack(storage, weight[start : start + rows])
+            values.update({f".{i}{suffix}": value for suffix, value in part.items()})
+            start += rows
+        return values
