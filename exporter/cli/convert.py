@@ -67,7 +67,7 @@ _target_options = options(
         default="auto",
         show_default=True,
         help="Type of the stored keys and values: auto is that of hidden_states, and with --plugins for ONNX Runtime "
-        "fp16 where weights are not fp32; for ONNX Runtime also fp32, fp16 (--plugins), or int8 in a quarter of the "
+        "fp16 where weights are not fp32 or fp16; for ONNX Runtime also fp32, fp16 (--plugins), or int8 in a quarter of the "
         "memory.",
     ),
     click.option(
