@@ -37,9 +37,8 @@ class TargetOptions:
             TensorRT hidden_states and caches have this type too, or float16 for int8 and int4.
         max_batch: the most batch rows of an engine, for TensorRT only; None for 8.
         max_prompt: the largest prefill chunk in tokens, for TensorRT only; None for the context, at most 1024.
-        kv_cache_dtype: the stored type of keys and values: "auto" for the type of hidden_states, and with plugins for
-            ONNX Runtime fp16 unless weights are fp32; or, for ONNX Runtime only, "fp32", "fp16" (with plugins), or
-            "int8" with a scale for each channel.
+        kv_cache_dtype: the stored type of keys and values: "auto" for the type of hidden_states; or, for ONNX Runtime
+            only, "fp32", "fp16" (with plugins), or "int8" with a scale for each channel.
         quantiser: how int4 weights are rounded, for ONNX Runtime only: "nearest" to symmetric integers, "search" for
             the scale and zero point of each block with the smallest error, or "gptq", which also makes up for errors
             with inputs that it measures on a text (PyTorch runs it). "auto" takes search.

@@ -66,9 +66,8 @@ _target_options = options(
         type=click.Choice(["auto", "fp32", "fp16", "int8"]),
         default="auto",
         show_default=True,
-        help="Type of the stored keys and values: auto is that of hidden_states, and with --plugins for ONNX Runtime "
-        "fp16 where weights are not fp32; for ONNX Runtime also fp32, fp16 (--plugins), or int8 in a quarter of the "
-        "memory.",
+        help="Type of the stored keys and values: auto is that of hidden_states; for ONNX Runtime also fp32, fp16 "
+        "(with --plugins, in half of the memory), or int8 in a quarter of it.",
     ),
     click.option(
         "--kv-cache-text",

@@ -38,7 +38,7 @@ class PluggedOnnxRuntime(OnnxRuntime):
         precision: as for ``OnnxRuntime``.
         segments: as for ``OnnxRuntime``.
         caches: the type of keys and values: "fp32" or "fp16"; "int8" for graphs whose attention is ONNX Runtime's own,
-            with float32 caches, which ``make_caches_int8`` changes; "auto" for fp16, or fp32 with weights in fp32.
+            with float32 caches, which ``make_caches_int8`` changes; "auto" for fp32.
         options: those of ``OnnxRuntime``.
     """
 
@@ -56,7 +56,7 @@ class PluggedOnnxRuntime(OnnxRuntime):
         **options: Any,
     ) -> None:
         super().__init__(precision, segments, **options)
-        half = caches == "fp16" or (caches == "auto" and precision != "fp32")
+        half = caches == "fp16"
         self._cache_dtype = ir.DataType.FLOAT16 if half else ir.DataType.FLOAT
         self._attends = caches != "int8"
 

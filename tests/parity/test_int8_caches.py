@@ -257,7 +257,11 @@ def test_graphs_that_scale_one_cache_differently_are_refused(
 
 REFUSED: dict[str, tuple[str, dict[str, Any], str]] = {
     "text alone": ("dense", {"kv_cache_dtype": "auto"}, "kv_cache_text: expected with kv_cache_dtype int8, found auto"),
-    "another type": ("dense", {"kv_cache_dtype": "int4"}, "kv_cache_dtype: expected one of auto, int8, found 'int4'"),
+    "another type": (
+        "dense",
+        {"kv_cache_dtype": "int4"},
+        "kv_cache_dtype: expected one of auto, fp32, fp16, int8, found 'int4'",
+    ),
     "TensorRT": (
         "dense",
         {"target": "tensorrt"},
