@@ -12,8 +12,19 @@ from pathlib import Path
 # The path of the library; empty: use none, and run the operators' bodies.
 VARIABLE = "DYNEXPORT_CPU_OPERATORS"
 NAME = "libdynexport_cpu.so"
-OPERATORS = tuple(
-    kind + name for kind in ("Block", "Half") for name in ("AfterAttention", "Gather", "MatMul", "NormMatMul")
+OPERATORS = (
+    "BlockAfterAttention",
+    "BlockGather",
+    "BlockMatMul",
+    "BlockNormMatMul",
+    "CachedAttention",
+    "GatherTokens",
+    "HalfAfterAttention",
+    "HalfGather",
+    "HalfMatMul",
+    "HalfNormMatMul",
+    "RouteTokens",
+    "ScatterGated",
 )
 # The package that ships the library, and where `make operators` puts it.
 _PACKAGE = "dynexport_cpu"

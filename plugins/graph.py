@@ -8,6 +8,7 @@ from typing import Any
 
 import onnx_ir as ir
 
+from dynexport.plugins import attention
 from dynexport.plugins.functions import function
 from dynexport.plugins.fused import FUSED
 from dynexport.plugins.operators import (
@@ -19,6 +20,7 @@ from dynexport.plugins.operators import (
 )
 from dynexport.plugins.products import PRODUCTS
 from dynexport.plugins.products import function as product_function
+from dynexport.plugins.routes import ROUTES
 from dynexport.plugins.schema import DOMAIN, PLUGIN_ATTRIBUTES, VERSION, Operator, T
 
 
@@ -88,7 +90,8 @@ def add_functions(model: ir.Model) -> None:
     """Add to a model the functions that its graph, subgraphs and functions call, and import the domain."""
     made: dict[str, Callable[[], ir.Function]] = {
         **{operator.name: partial(function, operator) for operator in OPERATORS},
-        **{product.name: partial(product_function, product) for product in (*PRODUCTS, *FUSED)},
+        **{product.name: partial(product_function, product) for product in (*PRODUCTS, *FUSED, *ROUTES)},
+        attention.NAME: attention.function,
     }
     left = [model.graph, *(body.graph for body in model.functions.values())]
     while left:

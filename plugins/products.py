@@ -30,7 +30,7 @@ class Product:
     name: str
     inputs: tuple[str, ...]
     attributes: tuple[str, ...]
-    body: Callable[..., ir.Value]
+    body: Callable[..., Any]
     floats: tuple[str, ...] = ()
 
 

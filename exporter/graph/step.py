@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import reduce
 from typing import Any, Protocol
@@ -75,6 +76,7 @@ class StepInputs:
         layer_active: bool [L], in a graph that can skip layers.
         logits_indices: int64 [B, K].
         frequencies: the constants of rotary angles; None without rotary positions.
+        sliding_frequencies: those of layers with a window, where they have their own.
     """
 
     input_ids: ir.Value
@@ -83,16 +85,23 @@ class StepInputs:
     layer_active: ir.Value | None
     logits_indices: ir.Value
     frequencies: Frequencies | None
+    sliding_frequencies: Frequencies | None = None
 
 
 class Line(Protocol):
-    """Converts between N packed tokens of all rows and the padded rows of C places that attention takes."""
+    """The N tokens of all rows that run in a layer, concatenated: only attention needs them by row."""
 
-    def to_rows(self, op: Any, x: ir.Value) -> ir.Value:
-        """Return packed tokens [N, features] as padded rows [B, C, features]."""
+    def attend(
+        self, op: Any, projected: ir.Value, attend: AttendRows, cache: LayerCache
+    ) -> tuple[ir.Value, LayerCache]:
+        """Return the attention of packed tokens [N, heads * head_dim], and the cache with the tokens appended.
 
-    def to_line(self, op: Any, x: ir.Value, features: int) -> ir.Value:
-        """Return padded rows [B, C, features] as packed tokens [N, features]."""
+        Args:
+            op: writes operators into the graph.
+            projected: their packed query, key and value, [N, features].
+            attend: writes the attention of tokens by row.
+            cache: the layer's cache.
+        """
 
 
 @dataclass(frozen=True)
@@ -108,7 +117,6 @@ class LayerStep:
             slots, where attention reads all slots.
         bias: float32 [B or 1, 1 or heads, S, total_length or M], added to the scores for windows and ALiBi; None if
             attention computes it from the positions in the cache, or if the layer has neither.
-        ragged: converts packed tokens to the rows that attention takes; None if the tokens are rows already.
         counts: int64 [B], number of the S tokens to append, for a call that appends to one cache several times; None
             for a call that appends once, where padding stands after all entries.
         append_later: whether attention returns the new entry instead of the cache, to be appended outside; every row
@@ -121,9 +129,12 @@ class LayerStep:
     last_index: ir.Value
     total_length: ir.Value | None
     bias: ir.Value | None = None
-    ragged: Line | None = None
     counts: ir.Value | None = None
     append_later: bool = False
+
+
+# Attends for packed query, key and value [B, C, features], C tokens per row: [B, C, heads * head_dim], and the cache.
+AttendRows = Callable[[Any, ir.Value, LayerStep], tuple[ir.Value, LayerCache]]
 
 
 @dataclass(frozen=True)
@@ -135,6 +146,7 @@ class Step:
         inputs: the graph's inputs.
         layers: the graph's layers, in row order of cache_lengths, layer_active, last_index and total_length.
         rotation: rotary angles, or None.
+        sliding_rotation: those of layers with a window, where they have their own.
         last_index: int32 [L, B], cache_lengths + S - 1.
         total_length: int32 [L], the longest row's entries after the step; None for caches with a fixed number of slots.
         contiguous: layers that run every token; their caches hold the positions 0, 1, 2, .. without gaps.
@@ -146,6 +158,7 @@ class Step:
     inputs: StepInputs
     layers: tuple[int, ...]
     rotation: Rotation | None
+    sliding_rotation: Rotation | None
     last_index: ir.Value
     total_length: ir.Value | None
     contiguous: tuple[int, ...]
@@ -166,6 +179,7 @@ class Step:
             inputs=inputs,
             layers=plan.layers,
             rotation=rotation(op, inputs.frequencies, rotated, of_every_position=kernel_rotates),
+            sliding_rotation=rotation(op, inputs.sliding_frequencies, rotated, of_every_position=kernel_rotates),
             last_index=op.Cast(op.Sub(op.Add(inputs.cache_lengths, length), 1), to=INT32),
             total_length=None if total is None else op.Cast(total, to=INT32),
             contiguous=plan.contiguous,
@@ -198,7 +212,12 @@ class Step:
         """Return the inputs of a layer that runs all tokens."""
         if layer in self.contiguous:
             return self.alike[self.architecture.windows[layer]]
-        return self.together.get(layer) or self._gathered(op, layer)
+        together = self.together.get(layer)
+        return replace(together, rotation=self._rotation_of(layer)) if together else self._gathered(op, layer)
+
+    def _rotation_of(self, layer: int) -> Rotation | None:
+        slides = self.sliding_rotation is not None and self.architecture.windows[layer] is not None
+        return self.sliding_rotation if slides else self.rotation
 
     def _gathered(self, op: Any, layer: int) -> LayerStep:
         row = self.row_of(layer)
@@ -206,7 +225,7 @@ class Step:
         total = None if self.total_length is None else op.Gather(self.total_length, row)
         return LayerStep(
             position_ids=self.inputs.position_ids,
-            rotation=self.rotation,
+            rotation=self._rotation_of(layer),
             cache_length=length,
             last_index=last,
             total_length=total,
@@ -239,13 +258,14 @@ def attention_bias(
     return bias
 
 
-def inverse_frequencies(op: Any, architecture: Architecture) -> Frequencies | None:
-    """Return the constants of rotary angles; None without rotary positions."""
-    positions = architecture.positions
+def inverse_frequencies(op: Any, architecture: Architecture, *, sliding: bool = False) -> Frequencies | None:
+    """Return the constants of rotary angles, or with ``sliding`` those of layers with a window; None without any."""
+    positions = architecture.sliding_positions if sliding else architecture.positions
     if not isinstance(positions, Rotary):
         return None
     values = np.asarray(positions.inverse_frequencies, dtype=np.float32)
-    return Frequencies(op.initializer(ir.tensor(values), "inverse_frequencies"), positions.attention_factor)
+    name = "sliding_inverse_frequencies" if sliding else "inverse_frequencies"
+    return Frequencies(op.initializer(ir.tensor(values), name), positions.attention_factor)
 
 
 def rotation(

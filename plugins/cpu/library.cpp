@@ -1,9 +1,11 @@
 // What the library offers: its operators, its version, and the kernels that run on this processor.
 #include "after_attention.hpp"
+#include "attention_operator.hpp"
 #include "block_weights.hpp"
 #include "gather.hpp"
 #include "half_weights.hpp"
 #include "matmul.hpp"
+#include "route_operators.hpp"
 
 #define DYNEXPORT_EXPORT extern "C" __attribute__((visibility("default")))
 
@@ -36,7 +38,9 @@ DYNEXPORT_EXPORT OrtStatus* RegisterCustomOps(OrtSessionOptions* options, const 
   try {
     return add_operators<MatMul<BlockWeights, false>, MatMul<BlockWeights, true>, AfterAttention<BlockWeights>,
                          Gather<BlockWeights>, MatMul<HalfWeights, false>, MatMul<HalfWeights, true>,
-                         AfterAttention<HalfWeights>, Gather<HalfWeights>>(options, *api);
+                         AfterAttention<HalfWeights>, Gather<HalfWeights>, RouteTokens, GatherTokens, ScatterGated,
+                         CachedAttention<float>, CachedAttention<Ort::Float16_t>, CachedAttention<std::int8_t>>(options,
+                                                                                                                *api);
   } catch (const Ort::Exception& error) {
     return api->CreateStatus(error.GetOrtErrorCode(), error.what());
   }

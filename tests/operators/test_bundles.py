@@ -9,19 +9,24 @@ import pytest
 from bundles import checkpoint, dynexport
 
 from dynexport.exporter.bundle.conversion import convert
+from dynexport.plugins.attention import NAME
 from dynexport.plugins.cpu_library import OPERATORS, VARIABLE
 from dynexport.plugins.fused import FUSED
 from dynexport.plugins.products import PRODUCTS
+from dynexport.plugins.routes import ROUTES
 from dynexport.runtime.bundle.errors import DynexportError
 from dynexport.runtime.engines import cpu_operators
 
-HALVES = ("HalfAfterAttention", "HalfGather", "HalfNormMatMul")
+# Ascending, as a manifest has them.
+ATTENTION = ("CachedAttention",)
+HALVES = ("CachedAttention", "HalfAfterAttention", "HalfGather", "HalfNormMatMul")
 # The down projection of this model has no whole blocks, so its layers are not joined.
-BLOCKS = ("BlockGather", "BlockMatMul", "BlockNormMatMul")
+BLOCKS = ("BlockGather", "BlockMatMul", "BlockNormMatMul", "CachedAttention")
 
 
 @pytest.mark.parametrize(
-    ("precision", "operators"), [("fp32", ()), ("fp16", HALVES), ("bf16", HALVES), ("int8", BLOCKS), ("int4", BLOCKS)]
+    ("precision", "operators"),
+    [("fp32", ATTENTION), ("fp16", HALVES), ("bf16", HALVES), ("int8", BLOCKS), ("int4", BLOCKS)],
 )
 @pytest.mark.parametrize("library", [True, False])
 def test_a_bundle_is_verified(
@@ -56,4 +61,4 @@ def test_a_library_that_the_environment_names_must_be_there(monkeypatch: pytest.
 
 
 def test_the_runtime_knows_the_operators() -> None:
-    assert tuple(sorted(product.name for product in (*PRODUCTS, *FUSED))) == OPERATORS
+    assert tuple(sorted([NAME, *(operator.name for operator in (*PRODUCTS, *FUSED, *ROUTES))])) == OPERATORS
