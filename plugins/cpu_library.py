@@ -13,10 +13,16 @@ from pathlib import Path
 VARIABLE = "DYNEXPORT_CPU_OPERATORS"
 NAME = "libdynexport_cpu.so"
 OPERATORS = (
-    *("BlockAfterAttention", "BlockGather", "BlockMatMul", "BlockNormMatMul"),
+    "BlockAfterAttention",
+    "BlockGather",
+    "BlockMatMul",
+    "BlockNormMatMul",
     "CachedAttention",
     "GatherTokens",
-    *("HalfAfterAttention", "HalfGather", "HalfMatMul", "HalfNormMatMul"),
+    "HalfAfterAttention",
+    "HalfGather",
+    "HalfMatMul",
+    "HalfNormMatMul",
     "RouteTokens",
     "ScatterGated",
 )

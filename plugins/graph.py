@@ -90,7 +90,7 @@ def add_functions(model: ir.Model) -> None:
     """Add to a model the functions that its graph, subgraphs and functions call, and import the domain."""
     made: dict[str, Callable[[], ir.Function]] = {
         **{operator.name: partial(function, operator) for operator in OPERATORS},
-        **{product.name: partial(product_function, product) for product in (*PRODUCTS, *ROUTES, *FUSED)},
+        **{product.name: partial(product_function, product) for product in (*PRODUCTS, *FUSED, *ROUTES)},
         attention.NAME: attention.function,
     }
     left = [model.graph, *(body.graph for body in model.functions.values())]

@@ -40,7 +40,7 @@ DYNEXPORT_EXPORT OrtStatus* RegisterCustomOps(OrtSessionOptions* options, const 
                          Gather<BlockWeights>, MatMul<HalfWeights, false>, MatMul<HalfWeights, true>,
                          AfterAttention<HalfWeights>, Gather<HalfWeights>, RouteTokens, GatherTokens, ScatterGated,
                          CachedAttention<float>, CachedAttention<Ort::Float16_t>, CachedAttention<std::int8_t>>(options,
-                                                                                                               *api);
+                                                                                                                *api);
   } catch (const Ort::Exception& error) {
     return api->CreateStatus(error.GetOrtErrorCode(), error.what());
   }
