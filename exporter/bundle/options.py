@@ -171,7 +171,7 @@ class ConvertOptions(TargetOptions):
 
     def check_form(self) -> None:
         """Raise DynexportError for graph options that contradict each other or are out of range."""
-        if self.kv_cache_text is not None and self.kv_cache_dtype != "int8":
+        if self.kv_cache_text is not None and self.kv_cache_dtype in ("auto", "fp32", "fp16"):
             raise DynexportError(
                 f"kv_cache_text: expected with kv_cache_dtype int8, found {self.kv_cache_dtype}, which has no scales"
             )
