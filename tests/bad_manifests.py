@@ -263,6 +263,11 @@ OTHERS: tuple[tuple[str, Change, str], ...] = (
         lambda f: f.update(contract={"strategy": "early-exit", "exits": [2, 1]}),
         "contract.early-exit.exits: expected ascending numbers of layers from 1",
     ),
+    (
+        "decisions about more layers than there are",
+        lambda f: f.update(routing={"kind": "layers", "layers": [0], "span": 99, "overflow": "residual"}),
+        "routing.span: expected 8 layers in all, found 1 times 99",
+    ),
     *(
         (
             f"a contract of {name}",
