@@ -64,8 +64,9 @@ class GraphFile:
         return None if value is None else constant(value)
 
     def layer_of(self, node: ir.Node) -> int | None:
-        """Return the layer of a node, from its name or its graph; None if layers share the node."""
-        found = _LAYER.search(node.name or "")
+        """Return the layer of a node, from its name, weights or graph; None if layers share the node."""
+        weights = (value.name for value in node.inputs if value is not None and value.is_initializer())
+        found = next(filter(None, (_LAYER.search(name or "") for name in (node.name, *weights))), None)
         if found:
             return int(found[1])
         return (
