@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -102,35 +103,50 @@ def drawn_bias(random: np.random.Generator, rows: int, heads: int, tokens: int, 
     return bias
 
 
-def expected(case: AttentionCase) -> tuple[Array, Array, Array]:
-    """Output, present_key and present_value, in float64 apart from the types of the caches."""
+def expected_caches(case: AttentionCase) -> tuple[Array, Array]:
+    """present_key and present_value, rounded from float64."""
     given = case.inputs
-    rows, kv_heads, _, channels = given["past_key"].shape
-    tokens, group = given["packed"].shape[1], case.heads // kv_heads
-    packed = given["packed"].astype(np.float64).reshape(rows, tokens, -1, channels)
-    query, key, value = np.split(packed, [case.heads, case.heads + kv_heads], axis=2)
-    query, key = turned(query, given), turned(key, given)
+    _, key, value = _parts(case)
     present = given["past_key"].copy(), given["past_value"].copy()
-    scales = given["key_scale"], given["value_scale"]
-    output = np.zeros((rows, tokens, case.heads, channels))
+    for kept, new, scale in zip(present, (turned(key, given), value), _scales(given), strict=True):
+        for b, last in enumerate(given["last_index"]):
+            kept[b, :, last + 1 - new.shape[1] : last + 1] = stored(new[b].swapaxes(0, 1), scale[0], kept.dtype)
+    return present
+
+
+def expected_output(case: AttentionCase, present: Sequence[Array]) -> Array:
+    """The output over given caches, in float64: a rounding of an entry that was a tie does not count here."""
+    given = case.inputs
+    query, _, value = _parts(case)
+    rows, tokens = value.shape[:2]
+    query, group = turned(query, given), case.heads // case.kv_heads
+    output = np.zeros(query.shape)
     for b in range(rows):
-        first = int(given["last_index"][b]) + 1 - tokens
-        seen = first + tokens
-        for kept, new, scale in zip(present, (key, value), scales, strict=True):
-            kept[b, :, first:seen] = stored(new[b].swapaxes(0, 1), scale[0], kept.dtype)
+        seen = int(given["last_index"][b]) + 1
         keys, values = (
             np.repeat(kept[b, :, :seen].astype(np.float64) * scale[0], group, axis=0)
-            for kept, scale in zip(present, scales, strict=True)
+            for kept, scale in zip(present, _scales(given), strict=True)
         )
         scores = query[b].swapaxes(0, 1) @ keys.swapaxes(1, 2) * case.scale
         if case.softcap:
             scores = case.softcap * np.tanh(scores / case.softcap)
         everywhere = (rows, case.heads, tokens, int(given["total_length"]))
         scores += np.broadcast_to(given["bias"], everywhere)[b, :, :, :seen]
-        scores[:, np.arange(seen) > first + np.arange(tokens)[:, None]] = -np.inf
+        scores[:, np.arange(seen) > seen - tokens + np.arange(tokens)[:, None]] = -np.inf
         weights = np.exp(scores - scores.max(axis=-1, keepdims=True))
         output[b] = (weights @ values / weights.sum(axis=-1, keepdims=True)).swapaxes(0, 1)
-    return output.reshape(rows, tokens, -1), *present
+    return output.reshape(rows, tokens, -1)
+
+
+def _parts(case: AttentionCase) -> list[Array]:
+    """Query, key and value, float64 [rows, tokens, heads, channels]."""
+    rows, tokens = case.inputs["packed"].shape[:2]
+    packed = case.inputs["packed"].astype(np.float64).reshape(rows, tokens, case.heads + 2 * case.kv_heads, -1)
+    return np.split(packed, [case.heads, case.heads + case.kv_heads], axis=2)
+
+
+def _scales(given: dict[str, Array]) -> tuple[Array, Array]:
+    return given["key_scale"], given["value_scale"]
 
 
 def turned(x: Array, given: dict[str, Array]) -> Array:
@@ -168,4 +184,4 @@ def _model(
     return ir.to_proto(whole).SerializeToString()
 
 
-__all__ = ["AttentionCase", "attention_model", "expected"]
+__all__ = ["AttentionCase", "attention_model", "expected_caches", "expected_output"]
