@@ -12,7 +12,18 @@ from pathlib import Path
 # The path of the library; empty: use none, and run the operators' bodies.
 VARIABLE = "DYNEXPORT_CPU_OPERATORS"
 NAME = "libdynexport_cpu.so"
-OPERATORS = ("BlockGather", "BlockMatMul", "HalfGather", "HalfMatMul")
+OPERATORS = (
+    "BlockGather",
+    "BlockMatMul",
+    "ChooseLayer",
+    "HalfGather",
+    "HalfMatMul",
+    "SelectedAddNorm",
+    "SelectedBlockMatMul",
+    "SelectedFloatMatMul",
+    "SelectedHalfMatMul",
+    "SelectedNorm",
+)
 # The package that ships the library, and where `make operators` puts it.
 _PACKAGE = "dynexport_cpu"
 _BUILT = Path(__file__).parent / "cpu" / "lib"

@@ -15,9 +15,9 @@ from dynexport.plugins.operators import (
     RAGGED_KV_APPEND,
     SELECTED_MATMUL,
 )
-from dynexport.plugins.products import PRODUCTS
 from dynexport.plugins.products import function as product_function
 from dynexport.plugins.schema import DOMAIN, PLUGIN_ATTRIBUTES, VERSION, Operator, T
+from dynexport.plugins.selections import CPU_OPERATORS
 
 
 def capacity_top_k(op: Any, scores: ir.Value, counts: ir.Value, slots: ir.Value) -> tuple[ir.Value, ir.Value]:
@@ -87,7 +87,7 @@ def add_functions(model: ir.Model) -> None:
     graphs = [model.graph, *(body.graph for body in model.functions.values())]
     called = {node.op_type for graph in graphs for node in graph.all_nodes() if node.domain == DOMAIN}
     bodies = [function(operator) for operator in OPERATORS if operator.name in called]
-    bodies += [product_function(product) for product in PRODUCTS if product.name in called]
+    bodies += [product_function(product) for product in CPU_OPERATORS if product.name in called]
     for body in bodies:
         model.functions[body.identifier()] = body
         model.graph.opset_imports[DOMAIN] = VERSION

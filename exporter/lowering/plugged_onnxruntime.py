@@ -31,6 +31,11 @@ class PluggedOnnxRuntime(OnnxRuntime):
     storages: Mapping[str, Storage] = {**OnnxRuntime.storages, **_HALVES, **_ROUNDED}
     nearest = RoundedBlocks(bits=4, zero=8)
 
+    @property
+    def selects_weights(self) -> bool:  # type: ignore[override]
+        """Whether the layers' weights are of one form: a GGUF's blocks may differ from layer to layer."""
+        return self.precision != "gguf"
+
     def finish(self, model: ir.Model) -> None:
         add_functions(model)
 

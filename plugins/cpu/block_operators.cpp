@@ -1,8 +1,6 @@
 // BlockMatMul and BlockGather.
 #include "block_operators.hpp"
 
-#include "rows.hpp"
-
 namespace dynexport::cpu {
 namespace {
 
@@ -11,11 +9,6 @@ constexpr std::int64_t kMostRowsOfMatrix = std::int64_t{1} << 40;
 bool holds_zero(const Tensor& one) {
   if (one.type == ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT) return *static_cast<const float*>(one.data) == 0;
   return (*static_cast<const std::uint16_t*>(one.data) & 0x7FFF) == 0;
-}
-
-ONNXTensorElementDataType type_of_matrix(std::size_t input) {
-  // UNDEFINED: float32 or float16, which are told apart by what is found.
-  return input == 1 ? ONNX_TENSOR_ELEMENT_DATA_TYPE_UINT8 : ONNX_TENSOR_ELEMENT_DATA_TYPE_UNDEFINED;
 }
 
 // Cuts the rows of x into tiles and rounds them.
@@ -55,21 +48,29 @@ class RoundedRows {
 
 }  // namespace
 
-BlockWeights::BlockWeights(const Ort::ConstKernelInfo& info)
+ONNXTensorElementDataType type_of_block_part(std::size_t part) {
+  // UNDEFINED: float32 or float16, which are told apart by what is found.
+  return part == 0 ? ONNX_TENSOR_ELEMENT_DATA_TYPE_UINT8 : ONNX_TENSOR_ELEMENT_DATA_TYPE_UNDEFINED;
+}
+
+BlockForm::BlockForm(const Ort::ConstKernelInfo& info)
     : rows_(attribute(info, "N", 1, kMostRowsOfMatrix)),
       bits_(static_cast<int>(attribute(info, "bits", 4, 8))),
       zero_(static_cast<int>(attribute(info, "zero", 0, 255))) {
   if (bits_ != 4 && bits_ != 8) refuse("bits", "4 or 8", std::to_string(bits_));
+}
+
+BlockWeights::BlockWeights(const Ort::ConstKernelInfo& info) : form_(info) {
   const auto quantized = constant(info, 1), scales = constant(info, 2), minima = constant(info, 3);
-  if (quantized && scales && minima) constant_ = checked(*quantized, *scales, *minima);
+  if (quantized && scales && minima) constant_ = form_.checked(*quantized, *scales, *minima);
 }
 
 BlockMatrix BlockWeights::matrix(const Ort::KernelContext& context) const {
   if (constant_) return *constant_;
-  return checked(tensor_of(context.GetInput(1)), tensor_of(context.GetInput(2)), tensor_of(context.GetInput(3)));
+  return form_.checked(tensor_of(context.GetInput(1)), tensor_of(context.GetInput(2)), tensor_of(context.GetInput(3)));
 }
 
-BlockMatrix BlockWeights::checked(const Tensor& quantized, const Tensor& scales, const Tensor& minima) const {
+BlockMatrix BlockForm::checked(const Tensor& quantized, const Tensor& scales, const Tensor& minima) const {
   const std::int64_t groups = (rows_ + kLanes - 1) / kLanes;
   const Shape& shape = quantized.shape;
   const bool whole = quantized.type == ONNX_TENSOR_ELEMENT_DATA_TYPE_UINT8 && shape.size() == 5 && shape[0] == groups &&
@@ -96,22 +97,25 @@ BlockMatrix BlockWeights::checked(const Tensor& quantized, const Tensor& scales,
 }
 
 ONNXTensorElementDataType BlockMatMul::input_type(std::size_t input) {
-  return input == 0 ? ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT : type_of_matrix(input);
+  return input == 0 ? ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT : type_of_block_part(input - 1);
+}
+
+void multiply(const Kernels& kernels, const BlockMatrix& matrix, const Product& product) {
+  if (product.rows() == 0) return;
+  const RoundedRows rows(kernels, matrix, product.x(), product.rows());
+  product.prepare([&](std::int64_t first, int count) { rows.round(first, count); });
+  product.multiply([&](std::int64_t group, std::int64_t first, int count, float* y, std::int64_t stride) {
+    kernels.block_tile(matrix, group, rows.tile(first), count, y, stride);
+  });
 }
 
 void BlockMatMul::run(const Ort::KernelContext& context) const {
   const BlockMatrix matrix = weights_.matrix(context);
-  const Product product(context, matrix.blocks * matrix.size, weights_.rows());
-  if (product.rows() == 0) return;
-  const RoundedRows rows(kernels_, matrix, product.x(), product.rows());
-  product.prepare([&](std::int64_t first, int count) { rows.round(first, count); });
-  product.multiply([&](std::int64_t group, std::int64_t first, int count, float* y, std::int64_t stride) {
-    kernels_.block_tile(matrix, group, rows.tile(first), count, y, stride);
-  });
+  multiply(kernels_, matrix, Product(context, matrix.blocks * matrix.size, weights_.rows()));
 }
 
 ONNXTensorElementDataType BlockGather::input_type(std::size_t input) {
-  return input == 0 ? ONNX_TENSOR_ELEMENT_DATA_TYPE_INT64 : type_of_matrix(input);
+  return input == 0 ? ONNX_TENSOR_ELEMENT_DATA_TYPE_INT64 : type_of_block_part(input - 1);
 }
 
 void BlockGather::run(const Ort::KernelContext& context) const {

@@ -5,24 +5,38 @@
 #include <optional>
 
 #include "on_matrix.hpp"
+#include "rows.hpp"
 
 namespace dynexport::cpu {
 
-// The matrix of a node: inputs 1 to 3, and the attributes N, bits and zero.
+// The form of a node's matrix: the attributes N, bits and zero.
+class BlockForm {
+ public:
+  explicit BlockForm(const Ort::ConstKernelInfo& info);
+
+  BlockMatrix checked(const Tensor& quantized, const Tensor& scales, const Tensor& minima) const;
+  std::int64_t rows() const { return rows_; }
+
+ private:
+  std::int64_t rows_;
+  int bits_, zero_;
+};
+
+// The matrix of a node: its form, and inputs 1 to 3.
 class BlockWeights {
  public:
   explicit BlockWeights(const Ort::ConstKernelInfo& info);
 
   BlockMatrix matrix(const Ort::KernelContext& context) const;
-  std::int64_t rows() const { return rows_; }
+  std::int64_t rows() const { return form_.rows(); }
 
  private:
-  BlockMatrix checked(const Tensor& quantized, const Tensor& scales, const Tensor& minima) const;
-
-  std::int64_t rows_;
-  int bits_, zero_;
+  BlockForm form_;
   std::optional<BlockMatrix> constant_;
 };
+
+void multiply(const Kernels& kernels, const BlockMatrix& matrix, const Product& product);
+ONNXTensorElementDataType type_of_block_part(std::size_t part);
 
 class BlockMatMul : public OnMatrix<BlockMatMul, BlockWeights> {
  public:

@@ -87,13 +87,16 @@ struct Operator : Ort::CustomOpBase<Operator<Kernel>, Kernel, true> {
   const char* GetExecutionProviderType() const { return "CPUExecutionProvider"; }
   std::size_t GetInputTypeCount() const { return Kernel::kInputs; }
   ONNXTensorElementDataType GetInputType(std::size_t i) const { return Kernel::input_type(i); }
-  std::size_t GetOutputTypeCount() const { return 1; }
-  ONNXTensorElementDataType GetOutputType(std::size_t) const { return ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT; }
+  std::size_t GetOutputTypeCount() const { return Kernel::kOutputs; }
+  ONNXTensorElementDataType GetOutputType(std::size_t i) const { return Kernel::output_type(i); }
 };
 
 // The part of a kernel that ONNX Runtime calls.
 template <class Kernel>
 struct Computed {
+  static constexpr std::size_t kOutputs = 1;
+  static ONNXTensorElementDataType output_type(std::size_t) { return ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT; }
+
   OrtStatusPtr ComputeV2(OrtKernelContext* context) {
     try {
       static_cast<const Kernel*>(this)->run(Ort::KernelContext(context));

@@ -4,6 +4,7 @@
 #include <optional>
 
 #include "on_matrix.hpp"
+#include "rows.hpp"
 
 namespace dynexport::cpu {
 
@@ -16,11 +17,13 @@ class HalfWeights {
   std::int64_t rows() const { return rows_; }
 
  private:
-  HalfMatrix checked(const Tensor& weights) const;
-
   std::int64_t rows_;
   std::optional<HalfMatrix> constant_;
 };
+
+// A matrix [rows, K] of that many rows.
+HalfMatrix half_matrix(const Tensor& weights, std::int64_t rows);
+void multiply(const Kernels& kernels, const HalfMatrix& matrix, const Product& product);
 
 class HalfMatMul : public OnMatrix<HalfMatMul, HalfWeights> {
  public:

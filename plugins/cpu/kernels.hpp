@@ -62,6 +62,8 @@ struct Kernels {
   // Dequantizes one row: y [K].
   void (*block_row)(const BlockMatrix& matrix, std::int64_t row, float* y);
   HalfKernels halves;
+  // y[i] = row i of w [count, columns] times x [columns], in float32.
+  void (*float_rows)(const float* w, std::int64_t columns, int count, const float* x, float* y);
 };
 
 // Rows of the next tile where ``left`` remain: 16, 8, 4, 2 or 1.

@@ -1,6 +1,8 @@
 // What the library offers: its operators, its version, and the kernels that run on this processor.
 #include "block_operators.hpp"
 #include "half_operators.hpp"
+#include "layer_choice.hpp"
+#include "selected_operators.hpp"
 
 #define DYNEXPORT_EXPORT extern "C" __attribute__((visibility("default")))
 
@@ -29,7 +31,8 @@ DYNEXPORT_EXPORT OrtStatus* RegisterCustomOps(OrtSessionOptions* options, const 
   }
   Ort::InitApi(api);
   try {
-    return add_operators<BlockMatMul, BlockGather, HalfMatMul, HalfGather>(options, *api);
+    return add_operators<BlockMatMul, BlockGather, HalfMatMul, HalfGather, SelectedBlockMatMul, SelectedHalfMatMul,
+                         SelectedFloatMatMul, SelectedNorm, SelectedAddNorm, ChooseLayer>(options, *api);
   } catch (const Ort::Exception& error) {
     return api->CreateStatus(error.GetOrtErrorCode(), error.what());
   }

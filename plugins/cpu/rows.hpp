@@ -19,7 +19,18 @@ class Product {
   Product(const Ort::KernelContext& context, std::int64_t columns, std::int64_t results);
 
   const float* x() const { return x_; }
+  float* y() const { return y_; }
   std::int64_t rows() const { return rows_; }
+  std::int64_t results() const { return results_; }
+
+  // The product of some of the rows.
+  Product of_rows(std::int64_t first, std::int64_t count) const {
+    Product part = *this;
+    part.x_ += first * columns_;
+    part.y_ += first * results_;
+    part.rows_ = count;
+    return part;
+  }
 
   // Calls of_tile(first row, rows) for every tile.
   template <class Function>

@@ -10,7 +10,7 @@ from bundles import checkpoint, dynexport
 
 from dynexport.exporter.bundle.conversion import convert
 from dynexport.plugins.cpu_library import OPERATORS, VARIABLE
-from dynexport.plugins.products import PRODUCTS
+from dynexport.plugins.selections import CPU_OPERATORS
 from dynexport.runtime.bundle.errors import DynexportError
 from dynexport.runtime.engines import cpu_operators
 
@@ -53,4 +53,4 @@ def test_a_library_that_the_environment_names_must_be_there(monkeypatch: pytest.
 
 
 def test_the_runtime_knows_the_operators() -> None:
-    assert tuple(sorted(product.name for product in PRODUCTS)) == OPERATORS
+    assert tuple(sorted(operator.name for operator in CPU_OPERATORS)) == OPERATORS
