@@ -137,9 +137,12 @@ class _Layer:
         self._op, self._selected, self._given = op, selected, given
         self._gated = contract.gate == "probability"
         (self._layer,) = model.model.layers
-        self._last = op.Cast(given.cache_lengths, to=INT32)
         total = op.Add(op.ReduceMax(given.cache_lengths, [1], keepdims=0), 1)
-        self._total = op.Cast(total, to=INT32)
+        # Two operators for all hops: a Gather in each hop costs 2 us, and a layer in 4 bits takes 270.
+        self._lasts, self._totals = (
+            _of_every_hop(op, op.Cast(part, to=INT32), contract.max_steps)
+            for part in (op.Reshape(given.cache_lengths, [-1]), total)
+        )
         self._rotation = _rotation(op, architecture, selected, given.position_ids)
         self._still = _still_layers(op, architecture)
 
@@ -147,15 +150,16 @@ class _Layer:
         """Return float [B, 1, hidden] after each row's chosen layer, and the hop's cache with the tokens appended."""
         given = self._given
         past = LayerCache(**given.past[hop])
+        appends_positions = past.position is not None
 
         def layer(op: Any) -> tuple[ir.Value, LayerCache]:
             self._selected.choose(op, choice.index)
             step = LayerStep(
                 position_ids=given.position_ids,
                 rotation=self._angles(op, choice.index),
-                cache_length=op.Gather(given.cache_lengths, hop),
-                last_index=op.Gather(self._last, hop),
-                total_length=op.Gather(self._total, hop),
+                cache_length=op.Gather(given.cache_lengths, hop) if appends_positions else given.cache_lengths,
+                last_index=self._lasts[hop],
+                total_length=op.Squeeze(self._totals[hop], [0]) if appends_positions else self._totals[hop],
             )
             output, present = self._layer(op, hidden_states, step, past)
             if self._gated:
@@ -171,6 +175,11 @@ class _Layer:
             return angles
         still = op.Unsqueeze(op.Gather(self._still, op.Max(index, 0)), [1, 2])
         return Rotation(op.Where(still, 1.0, angles.cos), op.Where(still, 0.0, angles.sin), of_every_position=False)
+
+
+def _of_every_hop(op: Any, line: ir.Value, hops: int) -> Sequence[ir.Value]:
+    """Return the parts of [hops * n], each [n]."""
+    return (line,) if hops == 1 else op.Split(line, axis=0, num_outputs=hops, _outputs=hops)
 
 
 def _rotation(
