@@ -11,6 +11,7 @@ __all__ = [
     "Model",
     "Piece",
     "Sampling",
+    "Speculation",
     "load",
 ]
 
@@ -27,5 +28,6 @@ __getattr__ = lazily(
         "Piece": "dynexport.runtime.generation.request",
         "load": "dynexport.runtime.generation.model",
         "Sampling": "dynexport.runtime.generation.sampling",
+        "Speculation": "dynexport.runtime.generation.speculation",
     },
 )

@@ -8,7 +8,8 @@ from pathlib import Path
 from docs_families import DOCS, markdown, with_table
 
 from dynexport.exporter.families import asked_fields, families
-from dynexport.exporter.families.class_fields import CLASS_DEFAULTS, HARMLESS
+from dynexport.exporter.families.class_defaults import CLASS_DEFAULTS
+from dynexport.exporter.families.class_fields import HARMLESS
 
 PAGE = DOCS / "config-fields.md"
 

@@ -263,6 +263,23 @@ OTHERS: tuple[tuple[str, Change, str], ...] = (
         lambda f: f.update(contract={"strategy": "early-exit", "exits": [2, 1]}),
         "contract.early-exit.exits: expected ascending numbers of layers from 1",
     ),
+    *(
+        (
+            f"a contract of {name}",
+            lambda f, fields=fields: f.update(contract={"strategy": "loop", "loops": 2, **fields}),
+            f"contract.loop{words}",
+        )
+        for name, fields, words in (
+            ("no loops", {"loops": 0}, ".loops: Input should be greater than or equal to 1, found 0"),
+            ("too many loops", {"loops": 65}, ".loops: Input should be less than or equal to 64, found 65"),
+            ("half a body", {"body": [1]}, ".body.1: Field required"),
+            ("a body of three ends", {"body": [1, 2, 3]}, ".body: Tuple should have at most 2 items"),
+            ("a body backwards", {"body": [2, 1]}, ": body: expected first and last layer, from 0, found [2, 1]"),
+            ("a sure exit", {"exit": {"threshold": 1}}, ".exit.threshold: Input should be less than 1, found 1"),
+            ("an unknown exit", {"exit": {"rule": "entropy"}}, ".exit.rule: Input should be 'none' or 'hazard'"),
+            ("unknown entries", {"exited_kv": "copy"}, ".exited_kv: Input should be 'compute', 'last' or 'absent'"),
+        )
+    ),
 )
 CHANGES: tuple[tuple[str, Change, str], ...] = (
     *(

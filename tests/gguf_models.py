@@ -93,8 +93,18 @@ def random_blocks(kind: Kind, rows: int, columns: int, generator: np.random.Gene
         raw[:, 4:8] = scales[:, :4] | (scales[:, 4:] >> 4 << 6)
         raw[:, 8:12] = minima[:, :4] | (minima[:, 4:] >> 4 << 6)
         raw[:, 12:16] = (scales[:, 4:] & 15) | (minima[:, 4:] << 4)
+    elif kind == Kind.Q2_K:
+        halves(80, 0.004)
+        halves(82, 0.006)  # 1.5 times the scale
+        # Scales and minima of 4 bits, near each other.
+        scales = generator.integers(4, 12, (count, 16))
+        raw[:, :16] = scales | (scales + generator.integers(-3, 4, (count, 16)) << 4)
+    elif kind == Kind.Q3_K:
+        halves(108, 0.0007)
     elif kind == Kind.Q6_K:
         halves(208, 0.00004)
+    elif kind == Kind.IQ4_XS:
+        halves(0, 0.00003)
     elif kind == Kind.MXFP4:
         raw[:, 0] = generator.integers(119, 122, count)
     else:

@@ -12,6 +12,7 @@ import numpy as np
 from safetensors.numpy import load_file, save_file
 
 from dynexport.exporter.checkpoint import Checkpoint
+from dynexport.exporter.reference import own_models
 
 LAYERS = 4
 VOCABULARY = 97
@@ -37,6 +38,7 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "smollm3": {**_LLAMA_LIKE, "no_rope_layers": [1, 0, 1, 0], "rope_parameters": _YARN},
     "gemma2": {**_LLAMA_LIKE, "head_dim": 8, "sliding_window": 6, "query_pre_attn_scalar": 8},
     "phi3": {**_LLAMA_LIKE, "rope_parameters": _PARTIAL_ROTARY},
+    "ouro": {**_LLAMA_LIKE, "total_ut_steps": 1},
     "gpt2": {"n_embd": 32, "n_layer": LAYERS, "n_head": 4, "n_positions": 64, "vocab_size": VOCABULARY},
     "opt": {
         "hidden_size": 32,
@@ -49,6 +51,59 @@ FAMILIES: dict[str, dict[str, Any]] = {
     },
     "gpt_neox": {**_SIZES, "rope_parameters": _PARTIAL_ROTARY},
     "bloom": {"hidden_size": 32, "n_layer": LAYERS, "n_head": 4, "vocab_size": VOCABULARY},
+}
+# Families that differ from one of those above in a few fields; all but the last two are tested in fewer ways.
+_GPTJ = {"n_embd": 32, "n_layer": LAYERS, "n_head": 4, "n_positions": 64, "vocab_size": VOCABULARY}
+EXEMPLARS = (*FAMILIES, "falcon", "granite")
+FAMILIES |= {
+    "gemma": {**_LLAMA_LIKE, "head_dim": 16},
+    "granite": {
+        **_LLAMA_LIKE,
+        "attention_multiplier": 0.2,
+        "embedding_multiplier": 3.0,
+        "residual_multiplier": 0.6,
+        "logits_scaling": 4.0,
+    },
+    "starcoder2": {**_LLAMA_LIKE, "sliding_window": 5},
+    "glm": {**_LLAMA_LIKE, "head_dim": 8},
+    "glm4": {**_LLAMA_LIKE, "head_dim": 12},
+    "ernie4_5": {**_LLAMA_LIKE, "head_dim": 8},
+    "olmo2": _LLAMA_LIKE,
+    "stablelm": {**_LLAMA_LIKE, "num_attention_heads": 2},
+    "falcon": {
+        "hidden_size": 32,
+        "num_hidden_layers": LAYERS,
+        "num_attention_heads": 4,
+        "vocab_size": VOCABULARY,
+        "max_position_embeddings": 64,
+    },
+    "phi": {**_SIZES, "rope_parameters": {**_PARTIAL_ROTARY}},
+    "seed_oss": {**_LLAMA_LIKE, "head_dim": 8},
+    "ministral": {**_LLAMA_LIKE, "head_dim": 8, "sliding_window": 5},
+    "olmo": _LLAMA_LIKE,
+    "cohere": {**_LLAMA_LIKE, "logit_scale": 0.3},
+    "helium": {**_LLAMA_LIKE, "head_dim": 8},
+    "gpt_bigcode": {"n_embd": 32, "n_layer": LAYERS, "n_head": 4, "n_positions": 64, "vocab_size": VOCABULARY},
+    "exaone4": {**_LLAMA_LIKE, "sliding_window": 5, "sliding_window_pattern": 2},
+    "gptj": {**_GPTJ, "rotary_dim": 4},
+    "codegen": {**_GPTJ, "rotary_dim": 4},
+    "arcee": _LLAMA_LIKE,
+    "gemma3_text": {
+        **_LLAMA_LIKE,
+        "head_dim": 16,
+        "sliding_window": 5,
+        "layer_types": ["full_attention", "sliding_attention"] * 2,
+        "query_pre_attn_scalar": 8,
+    },
+    "olmo3": {
+        **_LLAMA_LIKE,
+        "sliding_window": 5,
+        "rope_parameters": {
+            "full_attention": _YARN,
+            "sliding_attention": {"rope_type": "default", "rope_theta": 300.0},
+        },
+    },
+    "nemotron": _LLAMA_LIKE,
 }
 _LLAMA3_ROTARY = {
     "rope_type": "llama3",
@@ -133,6 +188,41 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
             },
         ),
         ("bloom-six-heads", "bloom", {"hidden_size": 42, "n_head": 6}),
+        ("gemma-biases", "gemma", {"attention_bias": True, "tie_word_embeddings": False}),
+        ("granite-biases", "granite", {"attention_bias": True, "mlp_bias": True, "residual_multiplier": 1.0}),
+        ("starcoder2-plain", "starcoder2", {"use_bias": False, "sliding_window": None}),
+        ("glm4-without-biases", "glm4", {"attention_bias": False, "tie_word_embeddings": True}),
+        ("ernie4_5-biases", "ernie4_5", {"use_bias": True, "tie_word_embeddings": False}),
+        ("olmo2-biases", "olmo2", {"attention_bias": True}),
+        ("stablelm-parallel", "stablelm", {"use_parallel_residual": True, "use_qkv_bias": True}),
+        (
+            "falcon-groups",
+            "falcon",
+            {"new_decoder_architecture": True, "num_kv_heads": 2, "bias": True, "tie_word_embeddings": False},
+        ),
+        ("falcon-groups-one-norm", "falcon", {"new_decoder_architecture": True, "num_ln_in_parallel_attn": 1}),
+        ("falcon-sequential", "falcon", {"multi_query": False, "parallel_attn": False, "ffn_hidden_size": 44}),
+        ("ministral-mixed", "ministral", {"layer_types": ["full_attention", "sliding_attention"] * 2}),
+        ("olmo-clipped", "olmo", {"clip_qkv": 0.5, "attention_bias": True}),
+        ("cohere-biases", "cohere", {"attention_bias": True, "tie_word_embeddings": False}),
+        ("gpt_bigcode-many-keys", "gpt_bigcode", {"multi_query": False}),
+        ("exaone4-full", "exaone4", {"sliding_window": None, "layer_types": ["full_attention"] * LAYERS}),
+        (
+            "gemma3_text-scaled-rotary",
+            "gemma3_text",
+            {
+                "attention_bias": True,
+                "layer_types": None,
+                "sliding_window_pattern": 2,
+                "rope_parameters": None,
+                "rope_scaling": {"rope_type": "linear", "factor": 4.0},
+                "rope_theta": 100.0,
+                "rope_local_base_freq": 10.0,
+                "final_logit_softcapping": 5.0,
+            },
+        ),
+        ("nemotron-biases", "nemotron", {"attention_bias": True, "mlp_bias": True}),
+        ("phi-groups", "phi", {"num_key_value_heads": 2, "rope_parameters": None}),
     )
 }
 
@@ -142,6 +232,7 @@ def save_model(directory: Path, family: str, config: dict[str, Any]) -> None:
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 
+    own_models.register()
     torch.manual_seed(0)
     full = AutoConfig.for_model(family, **{"bos_token_id": 1, "eos_token_id": 2, **config})
     model = AutoModelForCausalLM.from_config(full, dtype=torch.float32)

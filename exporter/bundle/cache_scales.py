@@ -93,9 +93,10 @@ def with_int8_caches(
     """
     windows = text_of_windows(manifest, text.ids)
     scales = measure_scales(Bundle(part, manifest), windows, architecture)
+    prompts = {name for program in manifest.programs if program.phase == "prompt" for name in program.names}
     described = []
     for graph, model in zip(manifest.graphs, graphs, strict=True):
-        make_caches_int8(model, scales)
+        make_caches_int8(model, scales, runs_prompts=graph.name in prompts)
         ir.save(model, part / graph.file)
         inputs, outputs = (
             tuple(spec.model_copy(update={"dtype": "int8"}) if is_entry(spec.name) else spec for spec in specs)

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from dynexport.exporter.checkpoint import Checkpoint
-from dynexport.exporter.strategies import strategies
+from dynexport.exporter.strategies import declared_contract, strategies
 from dynexport.runtime.bundle.checks import checked_kind, checked_list, is_integer
 from dynexport.runtime.bundle.contract import UNDECLARED, AnyContract, SkipRule, parse_contract
 from dynexport.runtime.bundle.errors import DynexportError
@@ -26,7 +26,7 @@ def read_contract(
         keep = [int(layer) if is_integer(layer) else layer for layer in checked_list("keep", keep, "layers")]
     changes = {} if changes is None else changes
     checked_kind("fields", changes, Mapping, "a mapping of the contract's fields")
-    declared = checkpoint.config.get("dynexport")
+    declared = declared_contract(checkpoint.config)
     if declared is not None and not isinstance(declared, dict):
         raise DynexportError(f"{checkpoint.source}: config.json: dynexport: expected an object, found {declared!r}")
     name = strategy or (declared or {"strategy": UNDECLARED}).get("strategy")

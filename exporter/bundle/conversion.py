@@ -132,9 +132,13 @@ def _open(model: str | Path, options: ConvertOptions) -> WeightReader:
 
 @dataclass(frozen=True)
 class _Built:
-    """The graphs to write: a plan for each, and its ONNX graph and modules, whose weights have no values yet."""
+    """The graphs to write: a plan for each, and its ONNX graph and modules, whose weights have no values yet.
+
+    ``architecture`` has the layers that a token runs, ``reader.architecture`` those of the checkpoint.
+    """
 
     reader: WeightReader
+    architecture: Architecture
     target: Target
     contract: AnyContract
     kept: tuple[m.Depth, ...]
@@ -147,13 +151,12 @@ def _build(reader: WeightReader, options: ConvertOptions, target: Target) -> _Bu
     checkpoint, architecture = reader.checkpoint, reader.architecture
     contract = read_contract(checkpoint, options.strategy, options.speedups, options.rule, options.keep, options.fields)
     target.longest_prompt(architecture.max_length)  # refused now rather than when weights are written
-    strategy, layers = strategies()[contract.strategy], architecture.layers
+    strategy = strategies()[contract.strategy]
+    architecture = strategy.architecture(contract, architecture)
+    layers = architecture.layers
     strategy.check(contract, architecture, target)
-    if options.kv_cache_dtype == "int8" and not strategy.int8_caches:
-        raise DynexportError(
-            f"kv_cache_dtype: expected auto with the strategy {contract.strategy}, whose graphs use one attention for "
-            "the caches of all hops, found int8"
-        )
+    if options.kv_cache_dtype == "int8" and (why := strategy.without_int8_caches(contract)):
+        raise DynexportError(f"kv_cache_dtype: expected auto with the strategy {contract.strategy}, {why}, found int8")
     kept = strategy.depths(contract, layers)
     if options.layer_capacity is None:
         plans = strategy.graphs(contract, kept, layers, target=target, static=options.static)
@@ -164,7 +167,15 @@ def _build(reader: WeightReader, options: ConvertOptions, target: Target) -> _Bu
     checkpoint.notes += check_leftovers(
         reader, needed, contract, chosen=options.strategy is not None, changed=bool(options.fields)
     )
-    return _Built(reader=reader, target=target, contract=contract, kept=kept, plans=plans, graphs=graphs)
+    return _Built(
+        reader=reader,
+        architecture=architecture,
+        target=target,
+        contract=contract,
+        kept=kept,
+        plans=plans,
+        graphs=graphs,
+    )
 
 
 @dataclass(frozen=True)
@@ -203,7 +214,7 @@ def _write(part: Path, built: _Built, options: ConvertOptions, texts: _Texts) ->
         manifest, errors = _write_graphs(part, built, options, calibrated.pack)
     if texts.scales is not None:
         manifest = with_int8_caches(
-            part, manifest, [graph for graph, _ in built.graphs], texts.scales, built.reader.architecture
+            part, manifest, [graph for graph, _ in built.graphs], texts.scales, built.architecture
         )
     for name, content in {**checkpoint.files, **text_checks(checkpoint.files)}.items():
         (part / name).write_bytes(content)
@@ -252,7 +263,7 @@ def _write_graphs(
         The manifest, which does not list other files yet, and the errors of ``WeightFile``.
     """
     reader, target, contract, plans, depths = built.reader, built.target, built.contract, built.plans, built.kept
-    checkpoint, architecture = reader.checkpoint, reader.architecture
+    checkpoint, architecture = reader.checkpoint, built.architecture
     strategy, context = strategies()[contract.strategy], architecture.max_length
     graphs: list[m.Graph] = []
     with WeightFile(part / m.WEIGHTS, target, options.progress, pack) as weights:

@@ -14,7 +14,7 @@ from dynexport.exporter.checkpoint import Checkpoint
 from dynexport.exporter.families.architecture import Architecture
 from dynexport.exporter.lowering.plan import GraphPlan, PartPlan, SlotRule
 from dynexport.exporter.lowering.target import Target
-from dynexport.exporter.strategies import Strategy
+from dynexport.exporter.strategies import Strategy, declared_contract
 from dynexport.plugins.schema import DOMAIN
 from dynexport.runtime.bundle import manifest as m
 from dynexport.runtime.bundle.contract import UNDECLARED, AnyContract, parse_contract
@@ -151,7 +151,7 @@ def _least(sizes: Iterable[int | None]) -> int | None:
 
 def is_trained(checkpoint: Checkpoint, contract: AnyContract) -> bool:
     """Return whether the checkpoint declares the contract's strategy: only then was it trained for it."""
-    declared = checkpoint.config.get("dynexport") or {}
+    declared = declared_contract(checkpoint.config) or {}
     return bool(declared.get("strategy", UNDECLARED) == contract.strategy)
 
 
@@ -159,7 +159,7 @@ def mark_trained(
     checkpoint: Checkpoint, strategy: Strategy[Any, Any], contract: AnyContract, depths: Sequence[m.Depth]
 ) -> list[m.Depth]:
     """Return the depths, marked as trained where the checkpoint declares their layers."""
-    fields = checkpoint.config.get("dynexport")
+    fields = declared_contract(checkpoint.config)
     try:
         declared = parse_contract(fields, "config.json: dynexport") if isinstance(fields, dict) else None
     except DynexportError:
@@ -174,7 +174,7 @@ def describe_cost(
     architecture: Architecture, bytes_read: dict[str, int], target: Target, router_weights: int
 ) -> m.Cost:
     """Return the cost of a decode step: bytes of weights and caches that it reads, and floating-point operations."""
-    layers = [0] * architecture.layers
+    layers = [0] * (1 + max(architecture.weights_of))
     shared = 0
     for name, size in bytes_read.items():
         if name.startswith(_LAYER_PREFIX):
@@ -186,7 +186,7 @@ def describe_cost(
     entry = 2 * architecture.kv_heads * target.cache_head_dim(architecture.head_dim)
     return m.Cost(
         shared=shared,
-        layers=tuple(layers),
+        layers=tuple(layers[layer] for layer in architecture.weights_of),
         kv_per_token=entry * target.activations.bitwidth // 8,
         layer_flops=architecture.layer_flops_per_token,
         router=4 * router_weights,

@@ -116,6 +116,21 @@ def _q5_k(raw: Array) -> Unpacked:
     return _nibbles(raw[:, 48:], 32) | (_planes(raw[:, 16:48], 1, 32) << 4), *_scales_and_minima(raw)
 
 
+def _q2_k(raw: Array) -> Unpacked:
+    of_scales, of_minima = (raw[:, :16] & 15).astype(np.float32), (raw[:, :16] >> 4).astype(np.float32)
+    return _planes(raw[:, 16:80], 2, 32), _halves(raw[:, 80:82]) * of_scales, -(_halves(raw[:, 82:]) * of_minima)
+
+
+def _signed_scales(d: Array, low: Array, high: Array) -> Array:
+    """Return scales: d times integers of 6 bits less 32, from their lower 4 bits and their upper 2."""
+    return _halves(d) * ((low | (high << 4)).astype(np.float32) - np.float32(32))
+
+
+def _q3_k(raw: Array) -> Unpacked:
+    scales = _signed_scales(raw[:, 108:], _nibbles(raw[:, 96:104], 8), _planes(raw[:, 104:108], 2, 4))
+    return _planes(raw[:, 32:96], 2, 32) | (_planes(raw[:, :32], 1, 32) << 2), scales, None
+
+
 def _q6_k(raw: Array) -> Unpacked:
     scales = np.ascontiguousarray(raw[:, 192:208]).view(np.int8).astype(np.float32)
     return _nibbles(raw[:, :128], 64) | (_planes(raw[:, 128:192], 2, 32) << 4), _halves(raw[:, 208:]) * scales, None
@@ -123,6 +138,11 @@ def _q6_k(raw: Array) -> Unpacked:
 
 def _iq4_nl(raw: Array) -> Unpacked:
     return _coded(_nibbles(raw[:, 2:], 16), _IQ4_NL, zero=128), _halves(raw[:, :2]), None
+
+
+def _iq4_xs(raw: Array) -> Unpacked:
+    scales = _signed_scales(raw[:, :2], _nibbles(raw[:, 4:8], 1), _planes(raw[:, 2:4], 2, 1))
+    return _coded(_nibbles(raw[:, 8:], 16), _IQ4_NL, zero=128), scales, None
 
 
 def _mxfp4(raw: Array) -> Unpacked:
@@ -143,10 +163,13 @@ _TYPES: Mapping[GGMLQuantizationType, tuple[Form, Callable[[Array], Unpacked]]] 
         (Form("Q5_0", bits=5, zero=16, size=32), _q5_0),
         (Form("Q5_1", bits=5, zero=0, size=32, minima=True), _q5_1),
         (Form("Q8_0", bits=8, zero=128, size=32), _q8_0),
+        (Form("Q2_K", bits=2, zero=0, size=16, minima=True), _q2_k),
+        (Form("Q3_K", bits=3, zero=4, size=16), _q3_k),
         (Form("Q4_K", bits=4, zero=0, size=32, minima=True), _q4_k),
         (Form("Q5_K", bits=5, zero=0, size=32, minima=True), _q5_k),
         (Form("Q6_K", bits=6, zero=32, size=16), _q6_k),
         (Form("IQ4_NL", bits=8, zero=128, size=32), _iq4_nl),
+        (Form("IQ4_XS", bits=8, zero=128, size=32), _iq4_xs),
         (Form("MXFP4", bits=5, zero=12, size=32), _mxfp4),
     )
 }

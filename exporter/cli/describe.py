@@ -78,6 +78,8 @@ def _describe_tokenizer(manifest: Manifest) -> str:
 def _describe_routing(manifest: Manifest) -> list[tuple[str, str]]:
     """Return the names and values that describe the routing."""
     routing, layers = manifest.routing, manifest.model.layers
+    if isinstance(routing, LayerRouting) and routing.span > 1:
+        return []  # the strategy tells what its decisions are about
     if isinstance(routing, LayerRouting):
         return [("routed layers", f"{layers_text(routing.layers)} ({len(routing.layers)} of {layers})")]
     if not isinstance(routing, PathRouting):

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import closing
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -26,6 +25,8 @@ from dynexport.exporter.cli.output import Output, json_option
 from dynexport.exporter.cli.prompts import given_prompt, utf8
 from dynexport.exporter.cli.run_batch import batch_options, run_batch, take_batch
 from dynexport.exporter.cli.sampling_options import chosen_sampling, given_fields, sampling_options
+from dynexport.exporter.cli.shown import Shown
+from dynexport.exporter.cli.speculation_options import asked_speculation, speculation_options
 from dynexport.exporter.cli.talk import talk
 from dynexport.exporter.cli.timings import Timings
 from dynexport.exporter.trace import RowDepth, Token, Trace, TraceFile, look
@@ -39,7 +40,6 @@ from dynexport.runtime.generation.conversation import Conversation
 from dynexport.runtime.generation.generation_config import recommended_by
 from dynexport.runtime.generation.model import Model
 from dynexport.runtime.generation.sampling import Sampling
-from dynexport.runtime.generation.stream import Stream
 
 
 @click.command(
@@ -52,6 +52,7 @@ Examples:
   dynexport run smollm2 --prompt-file story.txt --temperature 0.7 --top-p 0.9
   dynexport run smollm2 --ids 1,2,3 --max-new-tokens 16 --json -
   dynexport run smollm2 --prompt "Once upon a time" --stats --weights mapped
+  dynexport run smollm2 --chat --prompt-file quote.txt --speculate --stats
   dynexport run smollm2 --prompt "Once upon a time" --trace trace.png --trace trace.html
   dynexport run for-tensorrt --prompt "Once upon a time" --backend tensorrt-rtx
   dynexport run smollm2 --input requests.jsonl -o answers.jsonl"""
@@ -80,6 +81,7 @@ Examples:
     "--max-new-tokens", type=int, default=128, show_default=True, help="Maximum number of tokens to generate."
 )
 @sampling_options
+@speculation_options
 @click.option("--stop", callback=utf8, multiple=True, help="Stop at this text; may be given several times.")
 @click.option(
     "--trace",
@@ -124,6 +126,7 @@ def run(
     when the same command runs again.
     """
     timings = Timings(bundle)
+    speculate, draft = others.pop("speculate"), others.pop("draft")
     batch, sampling_fields = take_batch(others)
     if batch is not None:
         run_batch(bundle, batch, backend, threads, json_path, trust_engines=trust_engines, weights=weights)
@@ -154,6 +157,7 @@ def run(
         "depth": keep,
         "max_new_tokens": max_new_tokens,
         "sampling": sampling,
+        "speculation": asked_speculation(opened, speculate, draft),
         "stop": (*stop, *(recommended.stop if model.text.has_tokenizer else ())),
     }
     settled = _settled(out, keep, sampling)
@@ -163,9 +167,11 @@ def run(
     tokens = _tokens(model, text, ids, _messages(system, text) if chat else None, template_variables)
     _warn_of_two_beginnings(out, opened.manifest.tokens.bos if text is not None else None, tokens)
     as_ids = not model.text.has_tokenizer or ids is not None
-    _answer(out, model, tokens, {**how, "chat": chat}, settled, files, timings, as_ids=as_ids)
+    shown = _answer(out, model, tokens, {**how, "chat": chat}, settled, files, timings, as_ids=as_ids)
     if stats:
         out.note(timings.text())
+    if stats and how["speculation"] is not None:
+        out.note(shown.drafts_text())
 
 
 def _settled(out: Output, depth: Depth, sampling: Sampling) -> dict[str, Any]:
@@ -189,8 +195,8 @@ def _answer(
     timings: Timings,
     *,
     as_ids: bool,
-) -> None:
-    """Generate after one prompt, stream the output, and write the report.
+) -> Shown:
+    """Generate after one prompt, stream the output, and write the report; return what was shown.
 
     Args:
         out: output of the command.
@@ -207,16 +213,17 @@ def _answer(
     record = bool(files) or model.bundle.manifest.routing is not None
     cache = model.executor.full_cache(1, longest, record=record, room=len(tokens) + STEP)
     start = time.perf_counter()
-    shown = _nothing_shown()
+    shown = Shown()
     stream = model.stream([tokens], cache=cache, **how)
     model.executor.load(how["depth"])
     timings.loaded()
-    _show(out, stream, shown, as_ids=as_ids, on_token=timings.token)
+    shown.show(out, stream, as_ids=as_ids, on_token=timings.token)
     seconds = time.perf_counter() - start
-    report = {**shown, "prompt_ids": tokens, **settled, "seconds": seconds, "timings": timings.report()}
+    report = {**shown.report(), "prompt_ids": tokens, **settled, "seconds": seconds, "timings": timings.report()}
     if cache.logs is not None:
         report |= _decided(out, files, model, model.executor.reader.joined(cache.logs[0]), report)
     out.report(report)
+    return shown
 
 
 def _decided(
@@ -303,41 +310,18 @@ def _tokens(
     return model.text.encode(prompt)
 
 
-def _nothing_shown() -> dict[str, Any]:
-    return {"ids": [], "text": "", "finish_reason": None}
-
-
-def _show(
-    out: Output,
-    stream: Stream,
-    shown: dict[str, Any],
-    *,
-    as_ids: bool,
-    on_token: Callable[[], None] = lambda: None,
-) -> None:
-    """Print tokens as they are generated and add them to ``shown``; if interrupted, finish_reason stays None."""
-    with closing(stream) as pieces:
-        for piece in pieces:
-            out.stream(f"{',' if shown['ids'] else ''}{piece.token}" if as_ids else piece.text)
-            on_token()
-            shown["ids"].append(piece.token)
-            shown["text"] += piece.text
-            shown["finish_reason"] = piece.finish_reason
-    out.stream("\n")
-
-
 def _talk(out: Output, conversation: Conversation, how: dict[str, Any], settled: dict[str, Any]) -> None:
     """Run a conversation on standard input; the report is written even if it is interrupted."""
-    turns: list[dict[str, Any]] = []
+    turns: list[Shown] = []
 
     def answer(message: str) -> None:
-        turns.append(_nothing_shown())
-        _show(out, conversation.say(message, **how), turns[-1], as_ids=False)
-        if turns[-1]["finish_reason"] == "length" and conversation.is_full:
+        turns.append(Shown())
+        turns[-1].show(out, conversation.say(message, **how), as_ids=False)
+        if turns[-1].finish_reason == "length" and conversation.is_full:
             out.warn(f"the context of {conversation.context} tokens is full: the answer ends here")
 
     try:
         talk(out, answer)
     finally:
-        answered = [turn for turn in turns if turn["ids"]]
+        answered = [turn.report() for turn in turns if turn.ids]
         out.report({"messages": conversation.messages, "turns": answered, **settled})

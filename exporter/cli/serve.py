@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import click
 
 from dynexport.exporter.cli.arguments import backend_option, threads_option, trust_option, weights_option
 from dynexport.exporter.cli.output import Output
+from dynexport.exporter.cli.speculation_options import asked_speculation, speculation_options
 from dynexport.runtime.bundle.bundle import Bundle
 from dynexport.runtime.bundle.errors import DynexportError
 from dynexport.runtime.bundle.plain_files import read_plain
@@ -42,6 +44,7 @@ Examples:
   dynexport serve smollm2
   dynexport serve smollm2 mod --port 8080 --threads 4 --max-rows 16
   dynexport serve smollm2 --prefix-cache 512M --api-key-file keys.txt
+  dynexport serve smollm2 --speculate
   curl localhost:8000/v1/chat/completions -H 'Content-Type: application/json' \\
     -d '{"model": "smollm2@2", "messages": [{"role": "user", "content": "Hello"}]}'"""
 )
@@ -71,6 +74,7 @@ Examples:
     show_default=True,
     help="Memory for known prefixes; 0 for none.",
 )
+@speculation_options
 @click.option(
     "--timeout", type=float, default=_HTTP.request_seconds, show_default=True, help="Seconds that a request may take."
 )
@@ -101,6 +105,8 @@ def serve(
     queue: int,
     reserve: int | None,
     prefix_cache: int,
+    speculate: int | None,
+    draft: str | None,
     timeout: float,
     max_body: int,
     drain_seconds: float,
@@ -126,8 +132,14 @@ def serve(
     workers = {}
     for name, path in _named(bundles, names).items():
         model = Model(Bundle.open(path, trust_engines=trust_engines), threads, backend=backend, weights=weights)
+        speculation = asked_speculation(model.bundle, speculate, draft)
         watches = [Spans(name, model.bundle.manifest, provider)] if spans else []
-        workers[name] = Worker(model, settings, Watches(metrics.watch(name), *watches), on_failure=out.warn)
+        workers[name] = Worker(
+            model,
+            replace(settings, speculation=speculation),
+            Watches(metrics.watch(name), *watches),
+            on_failure=out.warn,
+        )
         metrics.attach(name, workers[name])
     http = HttpSettings(max_body, request_seconds=timeout, drain_seconds=drain_seconds, keys=keys)
     address = f"http://{f'[{host}]' if ':' in host else host}:{bound.getsockname()[1]}"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import statistics
 import time
 from pathlib import Path
 from typing import Any
@@ -33,21 +32,23 @@ class Timings:
         self._startup = self._startup or self._clock.first_token()
 
     def report(self) -> dict[str, Any]:
-        """Return the report's fields: those of ``Startup`` and the median milliseconds between tokens; or no field."""
+        """Return the report's fields: those of ``Startup`` and the mean milliseconds of a later token; or no field."""
         if self._startup is None:
             return {}
-        return {**self._startup.model_dump(), "token_milliseconds": self._between()}
+        return {**self._startup.model_dump(), "token_milliseconds": self._mean()}
 
     def text(self) -> str:
         """Return the times as one line."""
         if self._startup is None:
             return "no token"
-        between = self._between()
-        return start_text(self._startup) + ("" if between is None else f"; then {between:.2f} ms a token, the median")
+        told = start_text(self._startup)
+        mean = self._mean()
+        return told if mean is None else f"{told}; then {mean:.2f} ms a token"
 
-    def _between(self) -> float | None:
-        gaps = [after - before for before, after in zip(self._tokens, self._tokens[1:], strict=False)]
-        return 1e3 * statistics.median(gaps) if gaps else None
+    def _mean(self) -> float | None:
+        """Return the mean time of the tokens after the first; several of them can come at once."""
+        later = len(self._tokens) - 1
+        return 1e3 * (self._tokens[-1] - self._tokens[0]) / later if later > 0 else None
 
 
 __all__ = ["Timings"]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
@@ -11,8 +11,9 @@ import numpy as np
 
 Array = np.ndarray
 NormKind = Literal["rms", "layer"]
-Activation = Literal["silu", "gelu", "gelu_tanh", "relu"]
+Activation = Literal["silu", "gelu", "gelu_tanh", "relu", "relu2"]
 Residual = Literal["sequential", "parallel"]
+QueryKeyNorm = Literal["head", "all"]
 
 
 @dataclass(frozen=True)
@@ -109,8 +110,18 @@ class Architecture:
     Attributes:
         attention_scale: multiplies q.k before softmax; None is head_dim ** -0.5.
         windows: the sliding window of each layer, in tokens, the token itself included; None: full attention.
+        sliding_positions: the rotary positions of layers with a window, where they have their own (gemma3, olmo3).
         rotary_layers: whether each layer applies rotary positions (some layers of smollm3 do not).
+        logits_scale: multiplies the logits (granite, cohere).
+        residual_scale: multiplies the outputs of attention and MLP before they are added to the residual (granite).
+        shared_norm: whether attention and MLP of a parallel layer take the output of one norm.
+        pre_norms: whether there are norms before attention and before the MLP (olmo2 has none).
         post_norms: whether there are norms after attention and after the MLP, before the residual add (gemma2).
+        qk_norm: what the norms of query and key take: each head by itself, or all heads together; None: no norms.
+        qkv_clip: the bound that queries, keys and values are clipped to, or None.
+        loops: how often a token runs all layers, as the config of a looped family says.
+        exit_threshold: threshold of the family's rule for leaving before the last loop; None without one.
+        weights_of: for each layer that a token runs, the layer whose weights it has: itself, but in looped models.
         sources: tensor of the graph -> its checkpoint tensors, where the Hugging Face name or layout differs.
     """
 
@@ -129,19 +140,29 @@ class Architecture:
     activation: Activation = "silu"
     gated_mlp: bool = True
     residual: Residual = "sequential"
+    residual_scale: float | None = None
+    shared_norm: bool = False
     attention_scale: float | None = None
     attention_softcap: float | None = None
     logits_softcap: float | None = None
+    logits_scale: float | None = None
     embedding_scale: float | None = None
     embedding_norm: bool = False
-    qk_norm: bool = False
+    qk_norm: QueryKeyNorm | None = None
+    qkv_clip: float | None = None
+    pre_norms: bool = True
     post_norms: bool = False
     qkv_bias: bool = False
     attention_output_bias: bool = False
     mlp_bias: bool = False
+    head_bias: bool = False
     tied_embeddings: bool = False
+    sliding_positions: Rotary | None = None
     windows: tuple[int | None, ...] = ()
     rotary_layers: tuple[bool, ...] = ()
+    loops: int = 1
+    exit_threshold: float | None = None
+    weights_of: tuple[int, ...] = ()
     sources: Mapping[str, Source] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -150,6 +171,8 @@ class Architecture:
             defaults["windows"] = (None,) * self.layers
         if not self.rotary_layers:
             defaults["rotary_layers"] = (isinstance(self.positions, Rotary),) * self.layers
+        if not self.weights_of:
+            defaults["weights_of"] = tuple(range(self.layers))
         for name, value in defaults.items():
             object.__setattr__(self, name, value)
 
@@ -170,6 +193,22 @@ class Architecture:
         if isinstance(positions, Rotary) and positions.long is not None and max_length > positions.long.beyond:
             positions = replace(positions, inverse_frequencies=positions.long.inverse_frequencies)
         return replace(self, max_length=max_length, positions=positions)
+
+    def rotary_of(self, layer: int) -> Rotary | None:
+        """Return the rotary positions of a layer; None without any."""
+        if not isinstance(self.positions, Rotary) or not self.rotary_layers[layer]:
+            return None
+        return self.sliding_positions if self.sliding_positions and self.windows[layer] is not None else self.positions
+
+    def repeated(self, layers: Sequence[int]) -> Architecture:
+        """Return the architecture whose tokens run these of its layers, one after the other, some several times."""
+        return replace(
+            self,
+            layers=len(layers),
+            windows=tuple(self.windows[layer] for layer in layers),
+            rotary_layers=tuple(self.rotary_layers[layer] for layer in layers),
+            weights_of=tuple(layers),
+        )
 
     def needs_key_positions(self, layer: int) -> bool:
         """Return whether a layer's attention needs the original positions of cached keys (windows, ALiBi)."""

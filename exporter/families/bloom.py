@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 from dynexport.exporter.families.architecture import Alibi, Architecture
-from dynexport.exporter.families.family import Family, deinterleave_qkv, layer_norm_like, renamed
+from dynexport.exporter.families.family import Family, layer_norm_like
 from dynexport.exporter.families.fields import Fields
+from dynexport.exporter.families.sources import combined, grouped_qkv, renamed
 
 _OUTER = {
     "model.embed_tokens": "transformer.word_embeddings",
@@ -34,9 +33,6 @@ def _read(fields: Fields) -> Architecture:
         # transformers then omits the biases of the attention and MLP outputs
         raise fields.error("slow_but_exact", True, f"False with a pretraining_tp of {ranks}")
     sources = renamed(layers, _OUTER, _INNER, "transformer.h.{i}.")
-    for name in list(sources):
-        if "qkv_proj" in name:
-            sources[name] = replace(sources[name], combine=deinterleave_qkv(heads, hidden // heads))
     return layer_norm_like(
         fields,
         hidden_size=hidden,
@@ -51,7 +47,7 @@ def _read(fields: Fields) -> Architecture:
         qkv_bias=True,
         attention_output_bias=True,
         mlp_bias=True,
-        sources=sources,
+        sources=combined(sources, "qkv_proj", grouped_qkv(heads, 1, hidden // heads)),
     )
 
 

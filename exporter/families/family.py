@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
-from dynexport.exporter.families.architecture import Architecture, Array, Source
-from dynexport.exporter.families.class_fields import CLASS_DEFAULTS
+from dynexport.exporter.families.architecture import Architecture, Rotary
+from dynexport.exporter.families.class_defaults import CLASS_DEFAULTS
 from dynexport.exporter.families.fields import Fields
-from dynexport.exporter.families.rope import RopeDefaults, read_rotary
+from dynexport.exporter.families.rope import RopeDefaults, read_rotaries, read_rotary
+from dynexport.exporter.families.sources import stacked_qkv, turned_qkv
 from dynexport.runtime.bundle.errors import DynexportError
 
 
@@ -59,15 +60,25 @@ class Family:
         return {"is_causal": True, **CLASS_DEFAULTS[self.model_type], **named}
 
 
-def llama_like(fields: Fields, *, rope: RopeDefaults | None = None, **overrides: Any) -> Architecture:
-    """Return the architecture that llama, mistral, qwen, smollm3, gemma2 and phi3 share.
+def llama_like(
+    fields: Fields,
+    *,
+    rope: RopeDefaults | None = None,
+    sliding_rope: RopeDefaults | None = None,
+    stack_qkv: bool = True,
+    **overrides: Any,
+) -> Architecture:
+    """Return the architecture that llama and the families with its field names share.
 
     q, k and v are stacked into one ``qkv_proj``: fewer, larger matrix products at decode. The families that have
-    ``attention_bias`` and ``mlp_bias`` read them; in the others these must agree with what the family does.
+    ``attention_bias`` and ``mlp_bias`` read them; in the others these must agree with what the family does. Sources in
+    ``overrides`` are added to those of ``qkv_proj``.
 
     Args:
         fields: the fields of config.json.
         rope: the family's defaults of rotary positions; None for the usual ones.
+        sliding_rope: those of layers with a window, where they have their own.
+        stack_qkv: whether the checkpoint has q, k and v apart.
         overrides: fields of the architecture that differ.
 
     Raises:
@@ -80,7 +91,11 @@ def llama_like(fields: Fields, *, rope: RopeDefaults | None = None, **overrides:
         raise fields.error("hidden_size", hidden, f"a multiple of {heads} heads")
     head_dim = fields.integer("head_dim", default=hidden // heads)
     max_length = fields.integer("max_position_embeddings")
-    rotary = read_rotary(fields, head_dim, max_length, rope)
+    sliding = None
+    if rope is not None and sliding_rope is not None:
+        rotary, sliding = read_rotaries(fields, head_dim, max_length, rope, sliding_rope)
+    else:
+        rotary = read_rotary(fields, head_dim, max_length, rope)
     values: dict[str, Any] = {
         "family": fields.family,
         "hidden_size": hidden,
@@ -92,16 +107,28 @@ def llama_like(fields: Fields, *, rope: RopeDefaults | None = None, **overrides:
         "vocab_size": fields.integer("vocab_size"),
         "max_length": rotary.context(max_length),
         "positions": rotary,
-        "norm_epsilon": fields.number("rms_norm_eps"),
-        "tied_embeddings": fields.flag("tie_word_embeddings"),
+        "sliding_positions": sliding,
     }
+    if "norm_epsilon" not in overrides:
+        values["norm_epsilon"] = fields.number("rms_norm_eps")
+    if "tied_embeddings" not in overrides:
+        values["tied_embeddings"] = fields.flag("tie_word_embeddings")
     if "activation" not in overrides:
         values["activation"] = fields.activation("hidden_act")
     for name, bias in (("attention_bias", "qkv_bias"), ("mlp_bias", "mlp_bias")):
         if name not in fields.asked:
             fields.only(name, bool(overrides.get(bias)))
-    values["sources"] = stacked_qkv(layers, bias=bool(overrides.get("qkv_bias")))
-    return Architecture(**{**values, **overrides})
+    stacked = stacked_qkv(layers, bias=bool(overrides.get("qkv_bias"))) if stack_qkv else {}
+    return Architecture(**{**values, **overrides, "sources": {**stacked, **overrides.get("sources", {})}})
+
+
+def neighbours_rotated(architecture: Architecture) -> Architecture:
+    """Return the architecture of a model with q, k and v apart that rotates channels 2 i and 2 i + 1 together."""
+    a = architecture
+    assert isinstance(a.positions, Rotary)
+    turned = turned_qkv(a.heads, a.kv_heads, a.head_dim, a.positions.dim)
+    sources = {**a.sources, **stacked_qkv(a.layers, bias=a.qkv_bias, combine=turned)}
+    return replace(a, sources=sources)
 
 
 def layer_norm_like(fields: Fields, *, hidden_size: int, heads: int, layers: int, **values: Any) -> Architecture:
@@ -122,17 +149,6 @@ def layer_norm_like(fields: Fields, *, hidden_size: int, heads: int, layers: int
         tied_embeddings=fields.flag("tie_word_embeddings"),
         **values,
     )
-
-
-def stacked_qkv(layers: int, *, bias: bool) -> dict[str, Source]:
-    """Return the sources of ``qkv_proj`` in every layer: the separate q, k and v projections."""
-    return {
-        f"model.layers.{i}.self_attn.qkv_proj.{kind}": Source(
-            tuple(f"model.layers.{i}.self_attn.{part}_proj.{kind}" for part in "qkv")
-        )
-        for i in range(layers)
-        for kind in (("weight", "bias") if bias else ("weight",))
-    }
 
 
 def used_window(fields: Fields) -> int | None:
@@ -167,33 +183,3 @@ def layer_windows(fields: Fields, window: int | None, sliding: Sequence[bool]) -
 def same_window(fields: Fields) -> tuple[int | None, ...]:
     """Return ``sliding_window`` for every layer; in these families transformers ignores ``layer_types``."""
     return (fields.optional_integer("sliding_window"),) * fields.layers("num_hidden_layers")
-
-
-def renamed(layers: int, outer: dict[str, str], inner: dict[str, str], prefix: str) -> dict[str, Source]:
-    """Return the sources of weights and biases for a family with other module names.
-
-    Args:
-        layers: the number of layers.
-        outer: module of the graph -> module of the checkpoint, outside the layers.
-        inner: module of the graph -> module of the checkpoint, within a layer.
-        prefix: the checkpoint's name prefix of a layer, with ``{i}`` for its number.
-    """
-    modules = dict(outer)
-    for i in range(layers):
-        modules |= {f"model.layers.{i}.{ours}": prefix.format(i=i) + theirs for ours, theirs in inner.items()}
-    return {
-        f"{ours}.{kind}": Source((f"{theirs}.{kind}",))
-        for ours, theirs in modules.items()
-        for kind in ("weight", "bias")
-    }
-
-
-def deinterleave_qkv(heads: int, head_dim: int) -> Callable[[list[Array]], Array]:
-    """Return a ``combine`` that reorders fused qkv rows from [heads, 3, head_dim] to [3, heads, head_dim]."""
-
-    def combine(parts: list[Array]) -> Array:
-        (fused,) = parts
-        rest = fused.shape[1:]
-        return fused.reshape(heads, 3, head_dim, *rest).swapaxes(0, 1).reshape(3 * heads * head_dim, *rest)
-
-    return combine

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from typing import Any
 
-from dynexport.exporter.families.architecture import Architecture, Array, Source
+from dynexport.exporter.families.architecture import Architecture
 from dynexport.exporter.families.family import Family, layer_windows, llama_like
 from dynexport.exporter.families.fields import Fields
+from dynexport.exporter.families.sources import norms, one_plus
 
 _NORMS = (
     "input_layernorm",
@@ -16,30 +17,31 @@ _NORMS = (
 )
 
 
-def _one_plus(parts: list[Array]) -> Array:
-    """Return w + 1: Gemma stores w, and its norm multiplies by 1 + w."""
-    return parts[0] + 1
-
-
-def _read(fields: Fields) -> Architecture:
-    hidden, layers = fields.integer("hidden_size"), fields.layers("num_hidden_layers")
-    window = fields.integer("sliding_window")
+def gemma2_like(fields: Fields, *more_norms: str, **overrides: Any) -> Architecture:
+    """Return the architecture that gemma2 and gemma3 share; ``more_norms`` are further norms of a layer."""
+    layers = fields.layers("num_hidden_layers")
     fields.only("use_bidirectional_attention", False)
     activation = fields.activation("hidden_activation")
     fields.only("hidden_act", fields.get("hidden_activation"), "`hidden_activation`, which transformers reads")
-    architecture = llama_like(
+    return llama_like(
         fields,
         activation=activation,
         attention_scale=fields.number("query_pre_attn_scalar") ** -0.5,
-        attention_softcap=fields.optional_number("attn_logit_softcapping"),
         logits_softcap=fields.optional_number("final_logit_softcapping"),
-        embedding_scale=hidden**0.5,
+        embedding_scale=fields.integer("hidden_size") ** 0.5,
         post_norms=True,
+        sources=one_plus(norms(layers, *_NORMS, *more_norms)),
+        **overrides,
+    )
+
+
+def _read(fields: Fields) -> Architecture:
+    layers, window = fields.layers("num_hidden_layers"), fields.integer("sliding_window")
+    return gemma2_like(
+        fields,
+        attention_softcap=fields.optional_number("attn_logit_softcapping"),
         windows=layer_windows(fields, window, [i % 2 == 0 for i in range(layers)]),
     )
-    norms = ["model.norm.weight"] + [f"model.layers.{i}.{norm}.weight" for i in range(layers) for norm in _NORMS]
-    sources = {name: Source((name,), _one_plus) for name in norms}
-    return replace(architecture, sources={**architecture.sources, **sources})
 
 
 FAMILY = Family(

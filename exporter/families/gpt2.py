@@ -7,8 +7,9 @@ from dataclasses import replace
 import numpy as np
 
 from dynexport.exporter.families.architecture import Architecture, Array, LearnedPositions
-from dynexport.exporter.families.family import Family, layer_norm_like, renamed
+from dynexport.exporter.families.family import Family, layer_norm_like
 from dynexport.exporter.families.fields import Fields
+from dynexport.exporter.families.sources import Combine, renamed
 
 _OUTER = {
     "model.embed_tokens": "transformer.wte",
@@ -29,16 +30,16 @@ def _transposed(parts: list[Array]) -> Array:
     return np.ascontiguousarray(parts[0].T)
 
 
-def _read(fields: Fields) -> Architecture:
+def gpt2_like(fields: Fields, combine: Combine | None) -> Architecture:
+    """Return the architecture that gpt2 and gpt_bigcode share; ``combine`` is applied to matrices of layers."""
     hidden, heads = fields.integer("n_embd"), fields.integer("n_head")
     layers = fields.layers("n_layer")
     fields.only("scale_attn_weights", True)
-    fields.only("scale_attn_by_inverse_layer_idx", False)
     max_length = fields.integer("n_positions")
     sources = renamed(layers, _OUTER, _INNER, "transformer.h.{i}.")
     for name in list(sources):
         if name.endswith("_proj.weight"):
-            sources[name] = replace(sources[name], combine=_transposed)
+            sources[name] = replace(sources[name], combine=combine)
     return layer_norm_like(
         fields,
         hidden_size=hidden,
@@ -54,6 +55,11 @@ def _read(fields: Fields) -> Architecture:
         mlp_bias=True,
         sources=sources,
     )
+
+
+def _read(fields: Fields) -> Architecture:
+    fields.only("scale_attn_by_inverse_layer_idx", False)
+    return gpt2_like(fields, _transposed)
 
 
 FAMILY = Family(

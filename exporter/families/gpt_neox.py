@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 from dynexport.exporter.families.architecture import Architecture
-from dynexport.exporter.families.family import Family, deinterleave_qkv, layer_norm_like, renamed
+from dynexport.exporter.families.family import Family, layer_norm_like
 from dynexport.exporter.families.fields import Fields
 from dynexport.exporter.families.rope import RopeDefaults, read_rotary
+from dynexport.exporter.families.sources import combined, grouped_qkv, renamed
 
 _OUTER = {
     "model.embed_tokens": "gpt_neox.embed_in",
@@ -33,9 +32,6 @@ def _read(fields: Fields) -> Architecture:
     max_length = fields.integer("max_position_embeddings")
     rotary = read_rotary(fields, head_dim, max_length, _ROPE)
     sources = renamed(layers, _OUTER, _INNER, "gpt_neox.layers.{i}.")
-    for name in list(sources):
-        if "qkv_proj" in name:
-            sources[name] = replace(sources[name], combine=deinterleave_qkv(heads, head_dim))
     return layer_norm_like(
         fields,
         hidden_size=hidden,
@@ -50,7 +46,7 @@ def _read(fields: Fields) -> Architecture:
         qkv_bias=bias,
         attention_output_bias=bias,
         mlp_bias=True,
-        sources=sources,
+        sources=combined(sources, "qkv_proj", grouped_qkv(heads, 1, head_dim)),
     )
 
 

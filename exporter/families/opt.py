@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from dynexport.exporter.families.architecture import Architecture, LearnedPositions, Source
-from dynexport.exporter.families.family import Family, layer_norm_like, renamed
+from dynexport.exporter.families.architecture import Architecture, LearnedPositions
+from dynexport.exporter.families.family import Family, layer_norm_like
 from dynexport.exporter.families.fields import Fields
+from dynexport.exporter.families.sources import renamed, stacked_qkv
 
 _OUTER = {
     "model.embed_tokens": "model.decoder.embed_tokens",
@@ -31,10 +32,7 @@ def _read(fields: Fields) -> Architecture:
     max_length = fields.integer("max_position_embeddings")
     bias = fields.flag("enable_bias")
     sources = renamed(layers, _OUTER, _INNER, "model.decoder.layers.{i}.")
-    for i in range(layers):
-        for kind in ("weight", "bias"):
-            parts = tuple(f"model.decoder.layers.{i}.self_attn.{part}_proj.{kind}" for part in "qkv")
-            sources[f"model.layers.{i}.self_attn.qkv_proj.{kind}"] = Source(parts)
+    sources |= stacked_qkv(layers, bias=bias, prefix="model.decoder.layers.{i}.self_attn.")
     return layer_norm_like(
         fields,
         hidden_size=hidden,

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
-from dynexport.exporter.families.architecture import Architecture, Array, Source
+from dynexport.exporter.families.architecture import Architecture
 from dynexport.exporter.families.family import Family, llama_like, same_window
 from dynexport.exporter.families.fields import Fields
 from dynexport.exporter.families.rope import RopeDefaults
+from dynexport.exporter.families.sources import split_gate_up
 
 # Early checkpoints write "su" or "yarn" for longrope.
 _TYPES = {"default": "default", **dict.fromkeys(("longrope", "su", "yarn"), "longrope")}
@@ -16,30 +15,16 @@ _ROPE = RopeDefaults(share=1.0, types=_TYPES)
 _VARIANTS = {"lm_head_bias": False, "full_attn_mod": 1, "interpolate_factor": 1}
 
 
-def _half(which: int) -> Callable[[list[Array]], Array]:
-    def combine(parts: list[Array]) -> Array:
-        rows = parts[0].shape[0] // 2
-        return parts[0][which * rows : (which + 1) * rows]
-
-    return combine
-
-
 def _read(fields: Fields) -> Architecture:
     layers = fields.layers("num_hidden_layers")
     for name, value in _VARIANTS.items():
         fields.only(name, value)
-    gate_up = {
-        f"model.layers.{i}.mlp.{part}_proj.weight": Source(
-            (f"model.layers.{i}.mlp.gate_up_proj.weight",), _half(which), moves_rows=True
-        )
-        for i in range(layers)
-        for which, part in enumerate(("gate", "up"))
-    }
     return llama_like(
         fields,
+        stack_qkv=False,
         rope=_ROPE,
         windows=same_window(fields),
-        sources=gate_up,
+        sources=split_gate_up(layers),
     )
 
 

@@ -12,7 +12,7 @@ def _read(fields: Fields) -> Architecture:
     bias = fields.flag("attention_bias")
     return llama_like(
         fields,
-        qk_norm=True,
+        qk_norm="head",
         qkv_bias=bias,
         attention_output_bias=bias,
         windows=qwen_windows(fields),

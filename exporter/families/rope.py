@@ -39,6 +39,9 @@ _FIELDS = (
 )
 
 
+_LAYER_TYPES = ("full_attention", "sliding_attention")
+
+
 @dataclass(frozen=True)
 class RopeDefaults:
     """A family's defaults for rotary positions, and its names of the fields.
@@ -174,6 +177,34 @@ def read_rotary(fields: Fields, head_dim: int, max_length: int, defaults: RopeDe
         return _longrope(rope, sizes)
     frequencies, attention_factor = _FORMULAS[kind](rope, sizes)
     return Rotary(rotated, tuple(frequencies), attention_factor, rope_type=kind)
+
+
+def read_rotaries(
+    fields: Fields, head_dim: int, max_length: int, full: RopeDefaults, sliding: RopeDefaults
+) -> tuple[Rotary, Rotary]:
+    """Return the rotary positions of layers without and with a window; ``rope_parameters`` has an object for each.
+
+    As in transformers, ``rope_scaling`` and the base outside of the objects are those of layers without a window; the
+    base of layers with one is ``sliding.theta_name``.
+
+    Raises:
+        DynexportError: naming a field that is unknown or has an unsupported value.
+    """
+    given, scaling = fields.get("rope_parameters", {}), fields.get("rope_scaling", {})
+    for name, value, known in (("rope_parameters", given, set(_LAYER_TYPES)), ("rope_scaling", scaling, set(_FIELDS))):
+        if not isinstance(value, dict) or value.keys() - known:
+            raise fields.error(name, value, f"an object with {' and '.join(sorted(known))}")
+    fields.only("partial_rotary_factor", None)
+    fields.only("original_max_position_embeddings", None)
+    found = []
+    for layer_type, defaults, more in zip(_LAYER_TYPES, (full, sliding), (scaling, {}), strict=True):
+        values = given.get(layer_type) or {}
+        if not isinstance(values, dict):
+            raise fields.error("rope_parameters", given, f"an object for {layer_type}")
+        base = fields.number(defaults.theta_name, defaults.theta) if defaults.theta_name else defaults.theta
+        inner = Fields({"rope_parameters": {"rope_theta": base, **values, **more}}, f"{fields.family}: {layer_type}")
+        found.append(read_rotary(inner, head_dim, max_length, defaults))
+    return found[0], found[1]
 
 
 def _share(rope: _Rope, defaults: RopeDefaults) -> float:

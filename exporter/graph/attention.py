@@ -24,8 +24,9 @@ class Attention(nn.Module):
         self.qkv_proj = Linear(target, a.hidden_size, self.query_size + 2 * self.kv_size, bias=a.qkv_bias)
         self.o_proj = Linear(target, self.query_size, a.hidden_size, bias=a.attention_output_bias)
         if a.qk_norm:
-            self.q_norm = Norm(target, "rms", a.head_dim, a.norm_epsilon)
-            self.k_norm = Norm(target, "rms", a.head_dim, a.norm_epsilon)
+            apart = a.qk_norm == "head"
+            self.q_norm = Norm(target, "rms", a.head_dim if apart else self.query_size, a.norm_epsilon)
+            self.k_norm = Norm(target, "rms", a.head_dim if apart else self.kv_size, a.norm_epsilon)
 
     def forward(
         self, op: Any, hidden_states: ir.Value, step: LayerStep, cache: LayerCache
@@ -44,6 +45,8 @@ class Attention(nn.Module):
     ) -> tuple[ir.Value, ir.Value | None, ir.Value | None]:
         """Return query, key and value, normed and rotated; if neither applies, the packed projection, None, None."""
         a = self.architecture
+        if a.qkv_clip is not None:
+            projected = op.Clip(projected, -a.qkv_clip, a.qkv_clip)
         rotation = rotation if a.rotary_layers[self.index] else None
         rotate_here = rotation is not None and not rotation.of_every_position
         if not (a.qk_norm or rotate_here):
@@ -103,15 +106,25 @@ class Attention(nn.Module):
         return query, key, value
 
     def _norm_heads(self, op: Any, x: ir.Value, norm: Norm, heads: int) -> ir.Value:
+        if self.architecture.qk_norm == "all":
+            return norm(op, x)
         split = op.Reshape(x, [0, 0, heads, self.architecture.head_dim])
         return op.Reshape(norm(op, split), [0, 0, heads * self.architecture.head_dim])
 
-    def _rotate(self, op: Any, x: ir.Value, heads: int, rotation: Rotation) -> ir.Value:
+    def _rotate(self, op: Any, x: ir.Value, heads: int, rotation: Rotation, rows: ir.Value | None = None) -> ir.Value:
+        """Rotate x by the angles of its tokens, or by those in the ``rows`` int64 [B, S] of a table of angles."""
         positions = self.architecture.positions
         assert isinstance(positions, Rotary)
         partial = {} if positions.dim == self.architecture.head_dim else {"rotary_embedding_dim": positions.dim}
         cos, sin = (cast(op, part, self.target.activations) for part in (rotation.cos, rotation.sin))
-        return op.RotaryEmbedding(x, cos, sin, num_heads=heads, **partial)
+        return op.RotaryEmbedding(x, cos, sin, *([] if rows is None else [rows]), num_heads=heads, **partial)
+
+    def rotated_key(self, op: Any, key: ir.Value, step: LayerStep) -> ir.Value:
+        """Return keys [B, S, kv_heads * head_dim] as the cache has them, if the attention kernel rotates them."""
+        rotation = step.rotation
+        if rotation is None or not rotation.of_every_position or not self.architecture.rotary_layers[self.index]:
+            return key
+        return self._rotate(op, key, self.architecture.kv_heads, rotation, step.position_ids)
 
     def _positions(self, op: Any, step: LayerStep, cache: LayerCache) -> tuple[ir.Value | None, ir.Value | None]:
         """Return the cache's positions with the new ones appended, and the attention bias computed from them."""

@@ -90,6 +90,7 @@ def _step_inputs(graph: ir.Graph, op: Any, architecture: Architecture, plan: Gra
         layer_active=add_input(graph, "layer_active", BOOL, [count]) if plan.conditional else None,
         logits_indices=add_input(graph, "logits_indices", INT64, ["B", "K"]),
         frequencies=inverse_frequencies(op, architecture),
+        sliding_frequencies=inverse_frequencies(op, architecture, sliding=True),
     )
 
 

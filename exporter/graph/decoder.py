@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -34,36 +35,67 @@ class DecoderLayer(nn.Module):
         def norm() -> Norm:
             return Norm(target, a.norm, a.hidden_size, a.norm_epsilon)
 
-        self.input_layernorm = norm()
+        if a.pre_norms:
+            self.input_layernorm = norm()
         self.self_attn = Attention(target, a, index)
+        if not a.shared_norm:
+            self.post_attention_layernorm = norm()
         if a.post_norms:
-            self.post_attention_layernorm = norm()
-            self.pre_feedforward_layernorm = norm()
+            if a.pre_norms:
+                self.pre_feedforward_layernorm = norm()
             self.post_feedforward_layernorm = norm()
-        else:
-            self.post_attention_layernorm = norm()
         self.mlp = Mlp(target, a.hidden_size, a.intermediate_size, a.activation, gated=a.gated_mlp, bias=a.mlp_bias)
 
     def forward(
         self, op: Any, hidden_states: ir.Value, step: LayerStep, cache: LayerCache
     ) -> tuple[ir.Value, LayerCache]:
         """Return the hidden states [B, S, hidden] and the cache after the layer."""
-        attention, present = self.self_attn(op, self.input_layernorm(op, hidden_states), step, cache)
+        attention, present = self.self_attn(op, self.before_attention(op, hidden_states), step, cache)
         return self.after_attention(op, hidden_states, attention), present
+
+    def before_attention(self, op: Any, hidden_states: ir.Value) -> ir.Value:
+        """Return the input of attention from the layer's input, both [B, S, hidden]."""
+        normed: ir.Value = self.input_layernorm(op, hidden_states) if self.architecture.pre_norms else hidden_states
+        return normed
+
+    def run_as(self, index: int) -> DecoderLayer:
+        """Return the layer with the same weights, at another place of those that a token runs."""
+        if index == self.index:
+            return self
+        other = copy.copy(self)
+        other.index = index
+        other._set_name(f"{LAYERS}.{index}")
+        return other
 
     def after_attention(self, op: Any, hidden_states: ir.Value, attention: ir.Value) -> ir.Value:
         """Return the layer's output from its input and its attention output, all [B, S, hidden]."""
-        if self.architecture.residual == "parallel":
-            mlp = self.mlp(op, self.post_attention_layernorm(op, hidden_states))
-            return op.Add(op.Add(mlp, attention), hidden_states)
-        if self.architecture.post_norms:
-            attention = self.post_attention_layernorm(op, attention)
-            normed, residual = self.pre_feedforward_layernorm(op, attention, hidden_states)
-            mlp = self.post_feedforward_layernorm(op, self.mlp(op, normed))
-        else:
-            normed, residual = self.post_attention_layernorm(op, attention, hidden_states)
-            mlp = self.mlp(op, normed)
+        a = self.architecture
+        if a.residual == "parallel":
+            # The same norm of the same input a second time: engines compute it once.
+            norm = self.input_layernorm if a.shared_norm else self.post_attention_layernorm
+            return op.Add(op.Add(self.mlp(op, norm(op, hidden_states)), attention), hidden_states)
+        if a.residual_scale is not None:
+            attention = op.Mul(attention, a.residual_scale)
+        normed, residual = self._before_mlp(op, hidden_states, attention)
+        mlp = self.mlp(op, normed)
+        if a.post_norms:
+            mlp = self.post_feedforward_layernorm(op, mlp)
+        if a.residual_scale is not None:
+            mlp = op.Mul(mlp, a.residual_scale)
         return op.Add(residual, mlp)
+
+    def _before_mlp(self, op: Any, hidden_states: ir.Value, attention: ir.Value) -> tuple[ir.Value, ir.Value]:
+        """Return the MLP's input and the residual stream after attention."""
+        a = self.architecture
+        norm = self.post_attention_layernorm
+        if a.post_norms:
+            attention = norm(op, attention)
+            if not a.pre_norms:
+                residual = op.Add(hidden_states, attention)
+                return residual, residual
+            norm = self.pre_feedforward_layernorm
+        normed, residual = norm(op, attention, hidden_states)
+        return normed, residual
 
 
 RunLayer = Callable[[Any, DecoderLayer, ir.Value, Step, LayerCache], tuple[ir.Value, LayerCache]]
@@ -81,9 +113,10 @@ class Decoder(nn.Module):
         if a.embedding_norm:
             self.embed_norm = Norm(target, a.norm, a.hidden_size, a.norm_epsilon)
         self.layers = nn.ModuleList([])
-        for index in layers:
+        for index in dict.fromkeys(a.weights_of[index] for index in layers):
             # The attribute is the layer's number in the model, also if the graph leaves out other layers.
             setattr(self.layers, str(index), DecoderLayer(target, a, index))
+        self.runs = [getattr(self.layers, str(a.weights_of[index])).run_as(index) for index in layers]
         self.norm = Norm(target, a.norm, a.hidden_size, a.norm_epsilon)
 
     def embed(self, op: Any, input_ids: ir.Value, position_ids: ir.Value) -> ir.Value:
@@ -109,7 +142,7 @@ class Decoder(nn.Module):
         # `dynexport verify` reports the first layer that diverges under these names.
         hidden_states.name = "hidden_states.embedding"
         present = {}
-        for layer in self.layers:
+        for layer in self.runs:
             hidden_states, present[layer.index] = run_layer(op, layer, hidden_states, step, caches[layer.index])
             hidden_states.name = f"hidden_states.{layer.index}"
         wanted = op.GatherND(hidden_states, op.Unsqueeze(step.inputs.logits_indices, [-1]), batch_dims=1)
@@ -125,7 +158,7 @@ class CausalLM(nn.Module):
         self.model = Decoder(target, a, layers)
         if not a.tied_embeddings:
             storage = target.head_storage([a.vocab_size, a.hidden_size])
-            self.lm_head = Linear(target, a.hidden_size, a.vocab_size, bias=False, storage=storage)
+            self.lm_head = Linear(target, a.hidden_size, a.vocab_size, bias=a.head_bias, storage=storage)
 
     def forward(
         self,
@@ -142,6 +175,8 @@ class CausalLM(nn.Module):
         """Return logits float32 [B, K, vocab] of normed hidden states [B, K, hidden]."""
         a = self.architecture
         tied = a.tied_embeddings
+        if a.logits_scale is not None:  # before the product, which has many more columns
+            hidden_states = op.Mul(hidden_states, a.logits_scale)
         logits = self.model.embed_tokens.attend(op, hidden_states) if tied else self.lm_head(op, hidden_states)
         logits = cast(op, logits, FLOAT)
         if a.logits_softcap is not None:

@@ -75,6 +75,7 @@ class StepInputs:
         layer_active: bool [L], in a graph that can skip layers.
         logits_indices: int64 [B, K].
         frequencies: the constants of rotary angles; None without rotary positions.
+        sliding_frequencies: those of layers with a window, where they have their own.
     """
 
     input_ids: ir.Value
@@ -83,6 +84,7 @@ class StepInputs:
     layer_active: ir.Value | None
     logits_indices: ir.Value
     frequencies: Frequencies | None
+    sliding_frequencies: Frequencies | None = None
 
 
 class Line(Protocol):
@@ -135,6 +137,7 @@ class Step:
         inputs: the graph's inputs.
         layers: the graph's layers, in row order of cache_lengths, layer_active, last_index and total_length.
         rotation: rotary angles, or None.
+        sliding_rotation: those of layers with a window, where they have their own.
         last_index: int32 [L, B], cache_lengths + S - 1.
         total_length: int32 [L], the longest row's entries after the step; None for caches with a fixed number of slots.
         contiguous: layers that run every token; their caches hold the positions 0, 1, 2, .. without gaps.
@@ -146,6 +149,7 @@ class Step:
     inputs: StepInputs
     layers: tuple[int, ...]
     rotation: Rotation | None
+    sliding_rotation: Rotation | None
     last_index: ir.Value
     total_length: ir.Value | None
     contiguous: tuple[int, ...]
@@ -166,6 +170,7 @@ class Step:
             inputs=inputs,
             layers=plan.layers,
             rotation=rotation(op, inputs.frequencies, rotated, of_every_position=kernel_rotates),
+            sliding_rotation=rotation(op, inputs.sliding_frequencies, rotated, of_every_position=kernel_rotates),
             last_index=op.Cast(op.Sub(op.Add(inputs.cache_lengths, length), 1), to=INT32),
             total_length=None if total is None else op.Cast(total, to=INT32),
             contiguous=plan.contiguous,
@@ -198,7 +203,12 @@ class Step:
         """Return the inputs of a layer that runs all tokens."""
         if layer in self.contiguous:
             return self.alike[self.architecture.windows[layer]]
-        return self.together.get(layer) or self._gathered(op, layer)
+        together = self.together.get(layer)
+        return replace(together, rotation=self._rotation_of(layer)) if together else self._gathered(op, layer)
+
+    def _rotation_of(self, layer: int) -> Rotation | None:
+        slides = self.sliding_rotation is not None and self.architecture.windows[layer] is not None
+        return self.sliding_rotation if slides else self.rotation
 
     def _gathered(self, op: Any, layer: int) -> LayerStep:
         row = self.row_of(layer)
@@ -206,7 +216,7 @@ class Step:
         total = None if self.total_length is None else op.Gather(self.total_length, row)
         return LayerStep(
             position_ids=self.inputs.position_ids,
-            rotation=self.rotation,
+            rotation=self._rotation_of(layer),
             cache_length=length,
             last_index=last,
             total_length=total,
@@ -239,13 +249,14 @@ def attention_bias(
     return bias
 
 
-def inverse_frequencies(op: Any, architecture: Architecture) -> Frequencies | None:
-    """Return the constants of rotary angles; None without rotary positions."""
-    positions = architecture.positions
+def inverse_frequencies(op: Any, architecture: Architecture, *, sliding: bool = False) -> Frequencies | None:
+    """Return the constants of rotary angles, or with ``sliding`` those of layers with a window; None without any."""
+    positions = architecture.sliding_positions if sliding else architecture.positions
     if not isinstance(positions, Rotary):
         return None
     values = np.asarray(positions.inverse_frequencies, dtype=np.float32)
-    return Frequencies(op.initializer(ir.tensor(values), "inverse_frequencies"), positions.attention_factor)
+    name = "sliding_inverse_frequencies" if sliding else "inverse_frequencies"
+    return Frequencies(op.initializer(ir.tensor(values), name), positions.attention_factor)
 
 
 def rotation(

@@ -34,6 +34,12 @@ class LayerWriter:
         self, op: Any, layer: DecoderLayer, hidden_states: ir.Value, step: Step, cache: LayerCache
     ) -> tuple[ir.Value, LayerCache]:
         """Write one layer and return the hidden states [B, S, hidden] and the cache after it."""
+        return self.write(op, layer, hidden_states, step, cache)
+
+    def write(
+        self, op: Any, layer: DecoderLayer, hidden_states: ir.Value, step: Step, cache: LayerCache
+    ) -> tuple[ir.Value, LayerCache]:
+        """Write what a layer that runs all tokens consists of, in the graph or in a branch."""
         return layer(op, hidden_states, step.for_layer(op, layer.index), cache)
 
     def finish(self, op: Any, graph: ir.Graph) -> None:
@@ -47,17 +53,17 @@ class LayerWriter:
 class ConditionalWriter(LayerWriter):
     """Writes each layer, including its cache append, inside an ``If`` on its element of ``layer_active``.
 
-    Contiguous layers run at every depth and have no ``If``.
+    Contiguous layers run at every depth and have no ``If``; a graph without conditions runs all its layers.
     """
 
     def run_layer(
         self, op: Any, layer: DecoderLayer, hidden_states: ir.Value, step: Step, cache: LayerCache
     ) -> tuple[ir.Value, LayerCache]:
-        if layer.index in self.plan.contiguous:
+        if not self.plan.conditional or layer.index in self.plan.contiguous:
             return super().run_layer(op, layer, hidden_states, step, cache)
 
         def run(op: Any) -> tuple[ir.Value, LayerCache]:
-            return layer(op, hidden_states, step.for_layer(op, layer.index), cache)
+            return self.write(op, layer, hidden_states, step, cache)
 
         active = op.Gather(step.inputs.layer_active, step.row_of(layer.index))
         return run_if(op, active, run, hidden_states, cache, f"layer_{layer.index}")

@@ -139,8 +139,8 @@ class Blocked(OfPieces):
     @property
     def bits(self) -> int:
         """The bits of a stored integer: 4 where every value fits, else 8."""
-        signed = self.form.minima or self.form.zero == 8
-        return 4 if self.form.bits == 4 and signed else 8
+        fits = self.form.minima or self.form.zero == 2 ** (self.form.bits - 1)
+        return 4 if self.form.bits <= 4 and fits else 8
 
     @property
     def block_size(self) -> int:

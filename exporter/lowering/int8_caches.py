@@ -1,24 +1,26 @@
 """Make the KV caches of finished ONNX Runtime graphs int8, with a fixed scale for each channel of each head.
 
-GroupQueryAttention stores an entry x as clip(round_half_even(x / scale), -128, 127) and attends to the stored values,
-the new tokens' included. So nothing but the node's type, its scales and the caches' types change.
+An entry x is stored as clip(round_half_even(x / scale), -128, 127), and stands for its integer times the scale. In a
+call of one token per row GroupQueryAttention does all of it: it attends to the stored values, the new token's included.
+With more tokens that kernel takes 3 to 5 times as long as with float caches (docs/benchmarks.md, "int8 KV caches"), so
+these calls attend in float, and round their own keys and values after that.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
+from dynexport.exporter.lowering.float_prompts import FloatPrompts, constant
 from dynexport.exporter.lowering.target import BrokenGraph
 from dynexport.runtime.bundle.manifest import PAST, PRESENT
 
 # Positions of the node's inputs.
 _PAST_KEY, _KEY_SCALE, _VALUE_SCALE = 3, 12, 13
-_KINDS = {_KEY_SCALE: "key", _VALUE_SCALE: "value"}
 
 
 @dataclass(frozen=True)
@@ -34,34 +36,40 @@ class CacheScales:
     value: NDArray[np.float32]
 
 
-def make_caches_int8(model: ir.Model, scales: Mapping[int, CacheScales]) -> None:
+def make_caches_int8(model: ir.Model, scales: Mapping[int, CacheScales], *, runs_prompts: bool) -> None:
     """Change a graph with float32 caches, made for ONNX Runtime, into one with int8 caches.
 
     Args:
         model: the graph; it is changed in place.
         scales: the scales by place.
+        runs_prompts: whether calls may have more than one token per row.
 
     Raises:
         BrokenGraph: when a cache is used by another operator than GroupQueryAttention, or not at all.
     """
     graph = model.graph
+    nodes = [node for node in graph.all_nodes() if node.op_type == "GroupQueryAttention"]
+    caches = [value for value in graph.inputs if is_entry(str(value.name))]
+    for cache in caches:
+        _set_int8(cache)
+    prompts = FloatPrompts.of(graph) if runs_prompts else None
     found: dict[str, ir.Value] = {}
-    for node in [node for node in graph.all_nodes() if node.op_type == "GroupQueryAttention"]:
+    for node in nodes:
         place = _place(node)
-        node.resize_inputs(_VALUE_SCALE + 1)
-        for index, kind in _KINDS.items():
+        of_node = []
+        for kind in ("key", "value"):
             name = scale_name(f"{PAST}{place}.{kind}")
             if name not in found:
-                found[name] = _initializer(graph, name, getattr(scales[place], kind))
-            node.replace_input_with(index, found[name])
-        node.attributes.add(ir.AttrInt64("kv_cache_bit_width", 8))
-        node.attributes.add(ir.AttrString("k_quant_type", "PER_CHANNEL"))
-        node.attributes.add(ir.AttrString("v_quant_type", "PER_CHANNEL"))
-    for value in (*graph.inputs, *graph.outputs):
+                scale = getattr(scales[place], kind)[None, :, None, :]
+                found[name] = constant(graph, name, scale.astype(np.float32))
+            of_node.append(found[name])
+        if prompts is not None:
+            prompts.attend(node, of_node)
+        _attend_to_stored(node, of_node)
+    for value in graph.outputs:
         if is_entry(str(value.name)):
             _set_int8(value)
-    inputs = {str(value.name) for value in graph.inputs if is_entry(str(value.name))}
-    if inputs != {name.removesuffix("_scale") for name in found}:
+    if {str(value.name) for value in caches} != {name.removesuffix("_scale") for name in found}:
         raise BrokenGraph(f"{graph.name}: expected every cache to be one of GroupQueryAttention, found others")
 
 
@@ -85,14 +93,14 @@ def scale_name(entries: str) -> str:
     return f"{entries}_scale"
 
 
-def _initializer(graph: ir.Graph, name: str, scale: NDArray[np.float32]) -> ir.Value:
-    """Add a scale, float32 [1, kv_heads, 1, cache_head_dim], to the graph."""
-    tensor = ir.tensor(np.ascontiguousarray(scale[None, :, None, :], np.float32), name=name)
-    value = ir.Value(
-        name=name, type=ir.TensorType(tensor.dtype), shape=ir.Shape(tensor.shape.numpy()), const_value=tensor
-    )
-    graph.initializers[name] = value
-    return value
+def _attend_to_stored(node: ir.Node, scales: Sequence[ir.Value]) -> None:
+    """Make an attention node one with int8 caches."""
+    node.resize_inputs(_VALUE_SCALE + 1)
+    for index, scale in zip((_KEY_SCALE, _VALUE_SCALE), scales, strict=True):
+        node.replace_input_with(index, scale)
+    node.attributes.add(ir.AttrInt64("kv_cache_bit_width", 8))
+    node.attributes.add(ir.AttrString("k_quant_type", "PER_CHANNEL"))
+    node.attributes.add(ir.AttrString("v_quant_type", "PER_CHANNEL"))
 
 
 def _set_int8(value: ir.Value) -> None:

@@ -188,6 +188,9 @@ class OnnxRuntime(Target):
             return self._like(op.QuickGelu(x, _domain=MICROSOFT, alpha=1.0), x)
         if activation == "relu":
             return _float(op.Relu(x))
+        if activation == "relu2":
+            positive = _float(op.Relu(x))
+            return op.Mul(positive, positive)
         return _float(op.Gelu(x, approximate="tanh" if activation == "gelu_tanh" else "none"))
 
     def rotates_in_attention(self, architecture: Architecture) -> bool:
@@ -229,6 +232,12 @@ class OnnxRuntime(Target):
             softcap=inputs.softcap or 0.0,
         )
         return self._unpadded(op, _float(output), inputs), _float(present_key), _float(present_value)
+
+    def append(self, op: Any, past: ir.Value, new: ir.Value, cache_length: ir.Value) -> ir.Value:
+        assert past.shape is not None
+        _, heads, _, channels = past.shape
+        by_head = op.Transpose(op.Reshape(new, [0, 0, heads, channels]), perm=[0, 2, 1, 3])
+        return _float(op.TensorScatter(past, by_head, cache_length, axis=2))
 
     def _like(self, value: ir.Value, x: ir.Value, features: int | None = None) -> ir.Value:
         """Declare the type of a result, and with blocks its shape, as sums of blocks depend on the number of axes."""

@@ -62,17 +62,28 @@ def differences(bundle: Bundle) -> list[Difference]:
 
 
 def architecture_of(manifest: Manifest) -> Architecture:
-    """Return the architecture that the config describes, for the bundle's context length."""
-    return read_architecture(manifest.source.config).with_context(manifest.model.max_length)
+    """Return the architecture that config and contract describe, for the bundle's context length."""
+    described = read_architecture(manifest.source.config).with_context(manifest.model.max_length)
+    return strategies()[manifest.contract.strategy].architecture(manifest.contract, described)
 
 
 def angle_differences(manifest: Manifest) -> list[Difference]:
     """Return where the architecture's rotary angles differ from transformers' module, at selected positions."""
-    positions, last = architecture_of(manifest).positions, manifest.model.max_length - 1
-    if not isinstance(positions, Rotary):
-        return []
+    architecture, last = architecture_of(manifest), manifest.model.max_length - 1
     places = sorted({min(place, last) for place in (0, 1, 2, 89, 90, 1023, 1024, last // 2, last)})
-    known = rotary_angles(manifest.source.config, places)
+    kinds = {"": architecture.positions}
+    if architecture.sliding_positions is not None:
+        kinds = {"full_attention": architecture.positions, "sliding_attention": architecture.sliding_positions}
+    return [
+        difference
+        for kind, positions in kinds.items()
+        if isinstance(positions, Rotary)
+        for difference in _of_places(positions, places, rotary_angles(manifest.source.config, places, kind))
+    ]
+
+
+def _of_places(positions: Rotary, places: list[int], known: tuple[np.ndarray, np.ndarray] | None) -> list[Difference]:
+    """Return where rotary angles differ from transformers', the first place of cos and that of sin."""
     if known is None:
         return ["expected a module for rotary positions in transformers' model, found none"]
     angles = np.multiply.outer(np.array(places, np.float32), np.asarray(positions.inverse_frequencies, np.float32))
@@ -127,6 +138,8 @@ def _norms(graph: GraphFile, architecture: Architecture) -> Iterator[Difference]
 def _activations(graph: GraphFile, architecture: Architecture) -> Iterator[Difference]:
     for node in graph.of_type(*_ACTIVATIONS):
         found = {"Relu": "relu", "Swish": "silu", "QuickGelu": "silu"}.get(node.op_type, "gelu")
+        if node.op_type == "Relu" and any(set(use.node.inputs) == {node.outputs[0]} for use in node.outputs[0].uses()):
+            found = "relu2"
         if text(node, "approximate", "none") == "tanh":
             found = "gelu_tanh"
         factor = number(node, "alpha", 1.0)
@@ -203,18 +216,26 @@ def _rotary(graph: GraphFile, architecture: Architecture) -> Iterator[Difference
         rotated.add(graph.layer_of(node))
         places = (_COS, _SIN) if grouped else (1, 2)
         for kind, place in zip(("Cos", "Sin"), places, strict=True):
-            yield from _angles(graph.where(node), node.inputs[place], kind, architecture)
+            yield from _angles(
+                graph.where(node), node.inputs[place], kind, _rotary_of(architecture, graph.layer_of(node))
+            )
         yield from unequal(f"{graph.where(node)}: interleaved", 0.0, number(node, "interleaved"))
         yield from unequal(f"{graph.where(node)}: interleaved", 0.0, number(node, "rotary_interleaved"))
     if graph.only_embeds and isinstance(architecture.positions, Rotary):
         for kind in ("Cos", "Sin"):
-            yield from _angles(graph.entry.name, graph.value(kind.lower()), kind, architecture)
+            yield from _angles(graph.entry.name, graph.value(kind.lower()), kind, architecture.positions)
     if graph.is_step or graph.value("query") is not None:
         layers = {layer for layer in graph.entry.layers if architecture.rotary_layers[layer]}
         yield from unequal(f"{graph.entry.name}: layers with rotary positions", layers, rotated)
 
 
-def _angles(where: str, value: ir.Value | None, kind: str, architecture: Architecture) -> Iterator[Difference]:
+def _rotary_of(architecture: Architecture, layer: int | None) -> Rotary | None:
+    """Return the rotary positions of a layer, also of one that must not rotate; those of the model without a layer."""
+    positions = architecture.positions if layer is None else architecture.rotary_of(layer) or architecture.positions
+    return positions if isinstance(positions, Rotary) else None
+
+
+def _angles(where: str, value: ir.Value | None, kind: str, positions: Rotary | None) -> Iterator[Difference]:
     """Check cos or sin of positions times frequencies; an input from another graph is checked in that graph."""
     if value is not None and value.producer() is None and value.name == kind.lower():
         return
@@ -227,17 +248,17 @@ def _angles(where: str, value: ir.Value | None, kind: str, architecture: Archite
     yield from unequal(f"{where}: angles", kind, None if turn is None else turn.op_type)
     if turn is None:
         return
-    if isinstance(architecture.positions, Rotary):
-        factor = float(np.float32(_attention_factor(architecture.positions)))
+    if positions is not None:
+        factor = float(np.float32(_attention_factor(positions)))
         yield from unequal(f"{where}: factor of {kind}", [factor] if factor != 1 else [], factors)
     found = [v.reshape(-1) for node in behind(turn.inputs[0], ("Unsqueeze",)) for v in operands(node) if v.size > 1]
     expected = None
-    if isinstance(architecture.positions, Rotary):
-        expected = np.asarray(architecture.positions.inverse_frequencies, np.float32)
+    if positions is not None:
+        expected = np.asarray(positions.inverse_frequencies, np.float32)
     frequencies = found[0] if found else np.ones(1, np.float32)
     if not _same(expected, frequencies):
         yield f"{where}: rotary frequencies: expected {shown_values(expected)}, found {shown_values(frequencies)}"
-    factor = architecture.positions.attention_factor if isinstance(architecture.positions, Rotary) else 1.0
+    factor = 1.0 if positions is None else positions.attention_factor
     yield from unequal(f"{where}: factor of angles", {float(np.float32(factor))} - {1.0}, _factors(value))
 
 
@@ -289,13 +310,18 @@ def _conditions(graph: GraphFile, manifest: Manifest) -> Iterator[Difference]:
         if row is None or picked is None or picked.inputs[0] is None or picked.inputs[0].name != "layer_active":
             continue
         branch = node.attributes["then_branch"].as_graph()
-        names = {str(v.name) for inner in branch for v in inner.inputs if v is not None and v.is_initializer()}
-        layers = {int(name.split(".")[2]) for name in names if name.startswith("model.layers.")}
-        rows.update(dict.fromkeys(layers, int(row)))
+        named = {graph.layer_of(inner) for inner in branch if _reads_weights(inner)}
+        rows.update({layer: int(row) for layer in named if layer is not None})
     runs = [run for depth in manifest.depths for run in (depth.keep, depth.prompt)]
     skipped = {layer for layer in graph.entry.layers if any(layer not in run for run in runs)}
     expected = {layer: row for row, layer in enumerate(graph.entry.layers) if layer in skipped | rows.keys()}
     yield from unequal(f"{graph.entry.name}: rows of layer_active", expected, dict(sorted(rows.items())))
+
+
+def _reads_weights(node: ir.Node) -> bool:
+    """Return whether a node has a weight of a layer among its inputs."""
+    values = (value for value in node.inputs if value is not None and value.is_initializer())
+    return any(str(value.name).startswith("model.layers.") for value in values)
 
 
 def _same(expected: np.ndarray | None, found: np.ndarray | None) -> bool:

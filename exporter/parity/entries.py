@@ -2,7 +2,8 @@
 
 A key near the middle between two integers may be rounded to either, and later layers amplify the step. So PyTorch takes
 the stored integers. Then its logits must be those of the bundle within the limits of float32, and its own keys and
-values must be within half a step of the stored ones: only so far does rounding to the nearest move a number. Another
+values must be within half a step of the stored ones: only so far does rounding to the nearest move a number. The tokens
+of one call attend to each other's unrounded keys and values; so the calls of the run are given to PyTorch, too. Another
 pass without rounded keys and values measures what int8 caches cost.
 """
 
@@ -19,7 +20,7 @@ from dynexport.exporter.parity.expected import Scope
 from dynexport.exporter.parity.metrics import Metrics, compare_logits
 from dynexport.exporter.parity.reach import row_limit
 from dynexport.exporter.reference import Case, RowPaths, RowRoutes
-from dynexport.exporter.reference.int8_caches import GivenEntries, Int8Array, Scales
+from dynexport.exporter.reference.int8_caches import ALONE, GivenEntries, Int8Array, IntArray, Scales
 from dynexport.exporter.reference.weights import Weights
 from dynexport.exporter.strategies import strategies
 from dynexport.runtime.bundle.errors import DynexportError
@@ -90,10 +91,10 @@ class StoredEntries:
             cases = [
                 replace(case, forced=row.decisions.astype(np.int64)) for case, row in zip(cases, decided, strict=True)
             ]
-        given = GivenEntries(self.scales, [_row(cache, row) for row in range(len(cases))])
+        given = GivenEntries(self.scales, _calls(cache, cases), [_row(cache, row) for row in range(len(cases))])
         manifest = executor.manifest
         strategy, skipped = strategies()[manifest.contract.strategy], skips(executor, cases[0].depth)
-        unrounded = strategy.oracle(self.weights.with_entries(None), manifest).answers(cases, at=at)
+        unrounded = strategy.oracle(self.weights, manifest).answers(cases, at=at)
         quality = compare_logits([answer.logits for answer in unrounded], logits)
         measured = Measurement(f"kv_cache/{name}", "quality", quality, skipped)
         try:
@@ -124,6 +125,21 @@ def _two_turns(prompts: Sequence[Prompt], depth: Depth) -> list[Case]:
         prompted.append((len(tokens), len(tokens) + len(prompt)))
         tokens += [*prompt, *prompt[:_STEPS]]
     return [Case(tuple(tokens), tuple(prompted), depth)]
+
+
+def _calls(cache: KvCache, cases: Sequence[Case]) -> list[IntArray]:
+    """Return for every row the number of the call that each token ran in, int64 [tokens], from the cache's log.
+
+    Prompts of a batch that run whole run in one call, padded, so one of a single token does not run alone there.
+    """
+    assert cache.logs is not None
+    sizes = [[made.ran.shape[1] for made in log] for log in cache.logs]
+    whole = all(row[0] == case.prompted[0][1] for row, case in zip(sizes, cases, strict=True))
+    widest = max(row[0] for row in sizes) if whole else 1
+    return [
+        np.repeat([ALONE if max(size, 0 if at else widest) == 1 else at for at, size in enumerate(row)], row)
+        for row in sizes
+    ]
 
 
 def _row(cache: KvCache, row: int) -> dict[int, tuple[Int8Array, Int8Array]]:

@@ -13,9 +13,10 @@ from safetensors.numpy import load_file, save_file
 
 from dynexport.exporter.checkpoint import Checkpoint
 from dynexport.exporter.parity.reach import golden_long_row, row_limit
+from dynexport.exporter.parity.rounded import rounded_oracle, rounded_weights
 from dynexport.exporter.parity.thresholds import Kind
-from dynexport.exporter.reference import Answer, Case, RowPaths, RowRoutes
-from dynexport.exporter.reference.int8_caches import has_int8_caches, is_rounded, rounded_weights
+from dynexport.exporter.reference import Answer, Case, Oracle, RowPaths, RowRoutes
+from dynexport.exporter.reference.int8_caches import has_int8_caches, is_rounded
 from dynexport.exporter.reference.weights import Weights
 from dynexport.exporter.strategies import strategies
 from dynexport.runtime.bundle.errors import DynexportError
@@ -124,9 +125,10 @@ def write_golden(path: Path, checkpoint: Checkpoint, manifest: Manifest) -> tupl
     rows = golden_rows(manifest)
     if not rows:
         return 0, f"a row of {row_limit(manifest)} token leaves nothing to compare"
-    tensors = _answers(checkpoint, manifest, weights, [row for row in rows if not row.dequantised])
+    oracle = strategies()[manifest.contract.strategy].oracle(weights, manifest)
+    tensors = _answers(checkpoint, manifest, oracle, [row for row in rows if not row.dequantised])
     if is_rounded(manifest):
-        rounded = rounded_weights(weights, path.parent, manifest)
+        rounded = rounded_oracle(rounded_weights(weights, path.parent, manifest), path.parent, manifest)
         tensors |= _answers(checkpoint, manifest, rounded, [row for row in rows if row.dequantised])
     save_file(tensors, path, metadata={"reference": weights.loaded_by})
     path.chmod(0o644)  # safetensors creates it readable by the owner only
@@ -134,10 +136,9 @@ def write_golden(path: Path, checkpoint: Checkpoint, manifest: Manifest) -> tupl
 
 
 def _answers(
-    checkpoint: Checkpoint, manifest: Manifest, weights: Weights, rows: Sequence[GoldenRow]
+    checkpoint: Checkpoint, manifest: Manifest, oracle: Oracle, rows: Sequence[GoldenRow]
 ) -> dict[str, np.ndarray]:
     """Return the tensors of golden rows: tokens, logits and routing decisions."""
-    oracle = strategies()[manifest.contract.strategy].oracle(weights, manifest)
     tensors: dict[str, np.ndarray] = {}
     for name in dict.fromkeys(row.tokens for row in rows):
         together = [row for row in rows if row.tokens == name]

@@ -28,9 +28,10 @@ from dynexport.exporter.parity.reach import (
     row_limit,
 )
 from dynexport.exporter.parity.report import Check, Report
+from dynexport.exporter.parity.rounded import rounded_oracle, rounded_weights
 from dynexport.exporter.parity.thresholds import limits_of
 from dynexport.exporter.reference import Oracle
-from dynexport.exporter.reference.int8_caches import Scales, has_int8_caches, is_rounded, rounded_weights
+from dynexport.exporter.reference.int8_caches import Scales, has_int8_caches, is_rounded
 from dynexport.exporter.reference.loading import fits_in_memory
 from dynexport.exporter.reference.weights import Weights
 from dynexport.exporter.strategies import strategies
@@ -152,12 +153,14 @@ class Verification:
         executor = Executor(bundle, threads, backend=backend)
         if against is None:
             return cls(bundle, executor, [], scope)
-        weights = _weights(bundle, against)
-        strategy = strategies()[bundle.manifest.contract.strategy]
-        stored = None
-        if has_int8_caches(bundle.manifest):
-            stored = StoredEntries(weights[-1], Scales.read(bundle.path, bundle.manifest))
-        return cls(bundle, executor, [strategy.oracle(each, bundle.manifest) for each in weights], scope, stored)
+        manifest, weights = bundle.manifest, _weights(bundle, against)
+        oracles, stored = [strategies()[manifest.contract.strategy].oracle(weights, manifest)], None
+        if is_rounded(manifest):
+            rounded = rounded_weights(weights, bundle.path, manifest)
+            oracles.append(rounded_oracle(rounded, bundle.path, manifest))
+            if has_int8_caches(manifest):
+                stored = StoredEntries(rounded, Scales.read(bundle.path, manifest))
+        return cls(bundle, executor, oracles, scope, stored)
 
     def checks(self) -> Iterator[Measurement]:
         """Yield all checks, simple ones first; then a failed one for each expected check that is missing."""
@@ -302,12 +305,14 @@ def _golden(bundle: Bundle, executor: Executor) -> Iterator[Measurement]:
         yield from ladder.golden_row(exact if row.dequantised else executor, row, there.get(row.name))
 
 
-def _weights(bundle: Bundle, against: str | Path) -> list[Weights]:
-    """Return the model in PyTorch, and again as the bundle rounds it; raise DynexportError if it is another model."""
+def _weights(bundle: Bundle, against: str | Path) -> Weights:
+    """Return the model in PyTorch; raise DynexportError if it is not the bundle's."""
     manifest = bundle.manifest
     checkpoint = open_checkpoint(against, importer=find_importer(manifest.source.importer))
     check_sizes(checkpoint)
-    architecture = read_architecture(checkpoint.config)
+    architecture = strategies()[manifest.contract.strategy].architecture(
+        manifest.contract, read_architecture(checkpoint.config)
+    )
     for name in ("layers", "hidden_size", "vocab_size"):
         expected, found = getattr(manifest.model, name), getattr(architecture, name)
         if expected != found:
@@ -316,5 +321,4 @@ def _weights(bundle: Bundle, against: str | Path) -> list[Weights]:
                 "name the model that the bundle was made from"
             )
     streaming = not fits_in_memory(manifest.model.parameters)
-    weights = Weights(checkpoint, streaming=streaming, max_length=manifest.model.max_length)
-    return [weights, rounded_weights(weights, bundle.path, manifest)] if is_rounded(manifest) else [weights]
+    return Weights(checkpoint, streaming=streaming, max_length=manifest.model.max_length)

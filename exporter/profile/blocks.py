@@ -1,17 +1,19 @@
 """Read the contributions of attention and MLP to the residual stream from transformers' own modules.
 
 Let x be the hidden states before a layer. A sequential layer returns x + A(x) + M(x + A(x)), a parallel layer
-x + A(x) + M(x). A and M are outputs of two modules of the layer and include their norms, gates and biases. The names
-of these modules are the only fact needed about a family; the sum is checked in every layer.
+x + A(x) + M(x). A and M are outputs of two modules of the layer and include their norms, gates and biases; a family may
+multiply them first (granite). The names of these modules and the multiplier are all that is needed of a family; the sum
+is checked in every layer.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
+from dynexport.exporter.families.architecture import Architecture
 from dynexport.exporter.reference.transformers_layers import Call, DecoderLayers, tested_version
 from dynexport.runtime.bundle.errors import DynexportError
 
@@ -23,10 +25,12 @@ class Blocks:
     Attributes:
         attention: the attention module's name within the layer, as in tensor names of checkpoints.
         mlp: the MLP module's name, likewise.
+        scale: multiplies the outputs of both.
     """
 
     attention: str = "self_attn"
     mlp: str = "mlp"
+    scale: float = 1.0
 
 
 # Families that differ from llama.
@@ -36,16 +40,26 @@ _BLOCKS = {
     "opt": Blocks(mlp="fc2"),
     # In bloom the enclosing modules add the residual.
     "bloom": Blocks("self_attention.dense", "mlp.dense_4h_to_h"),
+    "gpt_bigcode": Blocks("attn"),
+    "gptj": Blocks("attn"),
+    "codegen": Blocks("attn"),
+    "falcon": Blocks("self_attention"),
     # Norms follow attention and MLP.
+    "ouro": Blocks("input_layernorm_2", "post_attention_layernorm_2"),
     "gemma2": Blocks("post_attention_layernorm", "post_feedforward_layernorm"),
+    "exaone4": Blocks("post_attention_layernorm", "post_feedforward_layernorm"),
+    "glm4": Blocks("post_self_attn_layernorm", "post_mlp_layernorm"),
+    "gemma3_text": Blocks("post_attention_layernorm", "post_feedforward_layernorm"),
+    "olmo3": Blocks("post_attention_layernorm", "post_feedforward_layernorm"),
+    "olmo2": Blocks("post_attention_layernorm", "post_feedforward_layernorm"),
 }
 # Share of the largest hidden state. The order of float32 additions changes a sum by less, a wrong module by far more.
 _TOLERANCE = 1e-3
 
 
-def blocks_of(family: str) -> Blocks:
-    """Return the blocks of a ``model_type``; the default is llama's, and ``Reader`` checks that it fits."""
-    return _BLOCKS.get(family, Blocks())
+def blocks_of(architecture: Architecture) -> Blocks:
+    """Return the blocks of a family; the default is llama's, and ``Reader`` checks that it fits."""
+    return replace(_BLOCKS.get(architecture.family, Blocks()), scale=architecture.residual_scale or 1.0)
 
 
 class Reader:
@@ -91,7 +105,8 @@ class Reader:
 
         def keep(name: str) -> Callable[[Any, Any, Any], None]:
             def hook(module: Any, inputs: Any, output: Any) -> None:
-                outputs[name] = output[0] if isinstance(output, tuple) else output
+                # A copy, as falcon adds to the MLP's output in place.
+                outputs[name] = (output[0] if isinstance(output, tuple) else output) * self._blocks.scale
 
             return hook
 

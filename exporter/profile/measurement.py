@@ -16,7 +16,7 @@ from dynexport.exporter.families.architecture import Architecture
 from dynexport.exporter.profile.blocks import Reader, blocks_of
 from dynexport.exporter.reference.transformers_layers import Call
 from dynexport.exporter.reference.weights import Weights
-from dynexport.exporter.strategies import strategies
+from dynexport.exporter.strategies import declared_contract, strategies
 from dynexport.runtime.bundle.checks import checked_count, checked_kind, is_integer, shown
 from dynexport.runtime.bundle.errors import DynexportError
 from dynexport.runtime.measure.compared import text_windows
@@ -111,7 +111,7 @@ def measure(
 
 def _check(checkpoint: Checkpoint) -> Architecture:
     """Return the architecture of a checkpoint that can be profiled; raise DynexportError for others."""
-    declared = checkpoint.config.get("dynexport")
+    declared = declared_contract(checkpoint.config)
     strategy = declared.get("strategy") if isinstance(declared, dict) else None
     found = strategies().get(strategy) if isinstance(strategy, str) else None
     if declared is not None and (found is None or found.tensors):
@@ -146,7 +146,7 @@ class _Runner:
 
     def __init__(self, checkpoint: Checkpoint, architecture: Architecture) -> None:
         self._weights = Weights(checkpoint, streaming=True)
-        blocks = blocks_of(architecture.family)
+        blocks = blocks_of(architecture)
         self._reader = Reader(blocks, checkpoint.source)
         self._is_parallel = architecture.residual == "parallel"
 

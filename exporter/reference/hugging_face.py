@@ -178,8 +178,13 @@ class Reference:
             for row, row_runs in enumerate(runs):
                 chosen = torch.from_numpy(np.flatnonzero(row_runs))
                 if len(chosen):
-                    after[row, chosen] = self._weights.run(layer, self._decoder.pick(call, row, len(runs), chosen))[0]
+                    picked = self._decoder.pick(call, row, len(runs), chosen)
+                    after[row, chosen] = self._weights.run(layer, picked, row, chosen, self._place(index))[0]
         return after
+
+    def _place(self, index: int) -> int:
+        """Return the place of the keys and values that a layer makes now; a layer runs once, so it is its number."""
+        return index
 
     def _check_tokens(self, tokens: Sequence[Sequence[int]]) -> None:
         """Raise DynexportError for a token id or a position that the model does not have."""

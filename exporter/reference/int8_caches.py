@@ -1,12 +1,14 @@
 """The int8 KV caches of a bundle, for the PyTorch reference.
 
 Written from ONNX Runtime's description of GroupQueryAttention; it shares no code with the exporter. An entry x is
-stored as q = clip(round(x / scale), -128, 127), halves to even, with a scale for each channel of each head. Attention
-uses q * scale in place of x, also for the new tokens.
+stored as q = clip(round(x / scale), -128, 127), halves to even, with a scale for each channel of each head. A token
+attends to q * scale in place of x, also to its own, when it runs alone. Tokens that run together in one call, such as
+a prompt's, attend to each other's x, and to q * scale of earlier ones.
 """
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,13 +18,16 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
-from dynexport.exporter.reference.dequantised import graph_nodes, is_quantised, stored_weights, tensor_values
-from dynexport.exporter.reference.weights import Weights
+from dynexport.exporter.reference.dequantised import graph_nodes, is_quantised, tensor_values
+from dynexport.exporter.reference.transformers_layers import Call, DecoderLayers
 from dynexport.runtime.bundle.errors import DynexportError
 from dynexport.runtime.bundle.manifest import PAST, Manifest
 
 FloatArray = NDArray[np.float32]
 Int8Array = NDArray[np.int8]
+IntArray = NDArray[np.int64]
+# The number of the call of a token that ran alone.
+ALONE = -1
 # Inputs of GroupQueryAttention: the caches, and their scales.
 _CACHES, _SCALES = (3, 4), (12, 13)
 _WANTED = {"kv_cache_bit_width": 8, "k_quant_type": b"PER_CHANNEL", "v_quant_type": b"PER_CHANNEL"}
@@ -37,17 +42,6 @@ def has_int8_caches(manifest: Manifest) -> bool:
 def is_rounded(manifest: Manifest) -> bool:
     """Return whether a bundle computes with other numbers than its checkpoint: rounded weights, keys or values."""
     return is_quantised(manifest) or has_int8_caches(manifest)
-
-
-def rounded_weights(weights: Weights, folder: Path, manifest: Manifest) -> Weights:
-    """Return a checkpoint's model with the weights, keys and values rounded as the bundle in ``folder`` does.
-
-    Raises:
-        DynexportError: as for ``DequantisedWeights`` and ``Scales.read``.
-    """
-    stored = stored_weights(folder, manifest)
-    found = weights if stored is None else weights.rounded(stored)
-    return found.with_entries(RoundedEntries(Scales.read(folder, manifest))) if has_int8_caches(manifest) else found
 
 
 @dataclass(frozen=True)
@@ -86,8 +80,8 @@ def _scales(path: Path) -> dict[str, FloatArray]:
     tensors = {tensor.name: tensor for tensor in model.graph.initializer}
     found = {}
     for node in graph_nodes(model.graph):
-        if node.op_type != "GroupQueryAttention":
-            continue
+        if node.op_type != "GroupQueryAttention" or not node.input[_CACHES[0]].startswith(PAST):
+            continue  # one that attends in float has widened entries in place of a cache
         attributes = {attribute.name: onnx.helper.get_attribute_value(attribute) for attribute in node.attribute}
         if any(attributes.get(name) != value for name, value in _WANTED.items()) or len(node.input) <= _SCALES[1]:
             raise DynexportError(f"{path}: {node.name}: expected int8 caches with a scale per channel, found others")
@@ -100,18 +94,59 @@ def _scales(path: Path) -> dict[str, FloatArray]:
     return found
 
 
-class RoundedEntries:
-    """A stand-in for transformers' cache: attention gets its keys and values as an int8 cache would hold them.
+class SeenEntries(ABC):
+    """Stands in for transformers' cache: it says which keys and values tokens attend to.
 
     Args:
         scales: the scales of the caches; the number of a layer is that of its cache.
+        calls: for every row int64 [tokens], the number of the call that each token ran in, or ``ALONE``.
     """
 
-    def __init__(self, scales: Scales) -> None:
-        self._scales = scales
+    def __init__(self, scales: Scales, calls: Sequence[IntArray]) -> None:
+        self._scales, self._calls = scales, calls
+
+    def shown(self, decoder: DecoderLayers, call: Call, row: int, tokens: Any, place: int | None) -> Call:
+        """Return a layer's arguments for tokens of a row, int64 [n], in which it takes keys and values from here.
+
+        There are two of each: the token's own, for those that it ran together with, and the stored ones. ``place`` is
+        that of the cache, if it is not the layer's number.
+        """
+        import torch
+
+        each, calls = torch.arange(len(tokens)), torch.from_numpy(self._calls[row])[tokens]
+        twice = decoder.pick(call, 0, 1, each, each.repeat(2))
+        together = (calls[:, None] == calls) & (calls != ALONE)
+        mask = decoder.mask(twice)
+        unseen = False if mask.dtype == torch.bool else torch.finfo(mask.dtype).min
+        mask = mask.masked_fill(~torch.cat([together, ~together], dim=1), unseen)
+        return decoder.with_cache(decoder.with_mask(twice, mask), _Shown(self, row, place))
+
+    @abstractmethod
+    def stored(self, layer: int, row: int, keys: Any, values: Any) -> tuple[Any, Any]:
+        """Return what the cache holds for keys and values [1, kv_heads, tokens, head_dim] of a row, in their shapes."""
+
+
+@dataclass(frozen=True)
+class _Shown:
+    """The cache that a layer gets for tokens of one row."""
+
+    entries: SeenEntries
+    row: int
+    place: int | None
 
     def update(self, keys: Any, values: Any, layer: int, *_: Any, **__: Any) -> tuple[Any, Any]:
-        """Take new keys and values [1, kv_heads, tokens, head_dim] and return those to attend to."""
+        """Take new keys and values [1, kv_heads, tokens, head_dim] and return those to attend to, twice as many."""
+        import torch
+
+        stored = self.entries.stored(layer if self.place is None else self.place, self.row, keys, values)
+        first, second = (torch.cat(pair, dim=2) for pair in zip((keys, values), stored, strict=True))
+        return first, second
+
+
+class RoundedEntries(SeenEntries):
+    """Entries that are rounded here as an int8 cache would round them."""
+
+    def stored(self, layer: int, row: int, keys: Any, values: Any) -> tuple[Any, Any]:
         rounded = [
             (part / scale).round().clamp(_LEAST, _MOST) * scale
             for part, scale in zip((keys, values), _broadcast(self._scales, layer, keys.shape[-1]), strict=True)
@@ -119,13 +154,14 @@ class RoundedEntries:
         return rounded[0], rounded[1]
 
 
-class GivenEntries:
-    """A stand-in for transformers' cache: attention gets the entries that an engine has stored.
+class GivenEntries(SeenEntries):
+    """Entries that an engine has stored.
 
-    The reference then has the engine's rounding, and no rounding can flip. Its own keys and values are only compared.
+    The reference then has the engine's rounding, and no rounding can flip. Its own keys and values are compared.
 
     Args:
-        scales: the scales of the caches; the number of a layer is that of its cache.
+        scales: as for ``SeenEntries``.
+        calls: as for ``SeenEntries``.
         rows: for every row of the coming pass, the entries of every place: int8 [kv_heads, entries, cache_head_dim].
 
     Attributes:
@@ -136,25 +172,33 @@ class GivenEntries:
         entries: per place, number of keys and values.
     """
 
-    def __init__(self, scales: Scales, rows: Sequence[Mapping[int, tuple[Int8Array, Int8Array]]]) -> None:
-        self._scales, self._rows, self._done = scales, rows, dict.fromkeys(scales.by_place, 0)
+    def __init__(
+        self,
+        scales: Scales,
+        calls: Sequence[IntArray],
+        rows: Sequence[Mapping[int, tuple[Int8Array, Int8Array]]],
+    ) -> None:
+        super().__init__(scales, calls)
+        self._rows = rows
         self.furthest = dict.fromkeys(scales.by_place, 0.0)
         self.largest = {f"{place}.{part}": 0 for place in scales.by_place for part in ("key", "value")}
         self.clipped, self.entries = dict.fromkeys(scales.by_place, 0), dict.fromkeys(scales.by_place, 0)
 
-    def update(self, keys: Any, values: Any, layer: int, *_: Any, **__: Any) -> tuple[Any, Any]:
-        """Take new keys and values [1, kv_heads, tokens, head_dim] of a layer's next row; return those to attend to.
+    def stored(self, layer: int, row: int, keys: Any, values: Any) -> tuple[Any, Any]:
+        """Return the entries of a row, and compare its keys and values with them.
 
         Raises:
             DynexportError: when the engine has stored another number of entries.
         """
         import torch
 
-        given = self._rows[self._done[layer]][layer]
-        self._done[layer] += 1
         shown = []
         for part, own, entries, scale in zip(
-            ("key", "value"), (keys, values), given, _broadcast(self._scales, layer, keys.shape[-1]), strict=True
+            ("key", "value"),
+            (keys, values),
+            self._rows[row][layer],
+            _broadcast(self._scales, layer, keys.shape[-1]),
+            strict=True,
         ):
             stored = torch.from_numpy(entries[None, :, :, : own.shape[-1]].astype(np.float32))
             if stored.shape != own.shape:
@@ -178,4 +222,4 @@ def _broadcast(scales: Scales, layer: int, head_dim: int) -> list[Any]:
     return [torch.tensor(scale[None, :, None, :head_dim]) for scale in scales.by_place[layer]]
 
 
-__all__ = ["GivenEntries", "RoundedEntries", "Scales", "has_int8_caches", "is_rounded", "rounded_weights"]
+__all__ = ["ALONE", "GivenEntries", "RoundedEntries", "Scales", "SeenEntries", "has_int8_caches", "is_rounded"]

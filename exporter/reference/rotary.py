@@ -7,17 +7,21 @@ from typing import Any
 
 import numpy as np
 
+from dynexport.exporter.reference import own_models
 from dynexport.exporter.reference.hugging_face import FloatArray
 from dynexport.exporter.reference.loading import FOREIGN_FIELDS
 from dynexport.runtime.bundle.errors import DynexportError, require_module
 
 
-def rotary_angles(config: Mapping[str, Any], positions: Sequence[int]) -> tuple[FloatArray, FloatArray] | None:
+def rotary_angles(
+    config: Mapping[str, Any], positions: Sequence[int], layer_type: str = ""
+) -> tuple[FloatArray, FloatArray] | None:
     """Return cos and sin of some positions, computed by the rotary module of transformers' model.
 
     Args:
         config: the fields of config.json.
         positions: ascending; the last one ends the text, where frequencies depend on the length.
+        layer_type: the layers in question, where layers of several types have angles of their own.
 
     Returns:
         float32 [positions, rotary dim / 2] each; None for a model without such a module.
@@ -30,6 +34,7 @@ def rotary_angles(config: Mapping[str, Any], positions: Sequence[int]) -> tuple[
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 
+    own_models.register()
     fields = {name: value for name, value in config.items() if name not in FOREIGN_FIELDS}
     try:
         known = AutoConfig.for_model(config.get("model_type"), **fields)
@@ -38,14 +43,23 @@ def rotary_angles(config: Mapping[str, Any], positions: Sequence[int]) -> tuple[
     except Exception as error:  # transformers raises anything here
         reason = " ".join(str(error).split())
         raise DynexportError(f"transformers cannot build {config.get('model_type')!r}: {reason:.300}") from error
-    kinds = {type(module) for module in model.modules() if hasattr(module, "inv_freq")}
-    if len(kinds) != 1:
-        return None
-    module = kinds.pop()(config=known)
-    with torch.no_grad():
-        cos, sin = module(torch.zeros(1, 1, 1), torch.tensor([list(positions)]))
-    half = cos.shape[-1] // 2  # both halves of a head's channels rotate by the same angles
-    return np.asarray(cos[0, :, :half], np.float32), np.asarray(sin[0, :, :half], np.float32)
+    of_type = {"layer_type": layer_type} if layer_type else {}
+    for name in (f"{layer_type}_inv_freq" if layer_type else "inv_freq", "embed_positions"):
+        kinds = {type(module) for module in model.modules() if hasattr(module, name)}
+        if len(kinds) == 1:
+            module = kinds.pop()(config=known)
+            with torch.no_grad():
+                found = module(torch.zeros(1, 1, 1), torch.tensor([list(positions)]), **of_type)
+            # gptj and codegen return sin and cos, of one channel of a pair
+            cos, sin = map(_of_pairs, found) if name.endswith("inv_freq") else reversed(found)
+            return np.asarray(cos[0], np.float32), np.asarray(sin[0], np.float32)
+    return None
+
+
+def _of_pairs(angles: Any) -> Any:
+    """Return one of the two channels that rotate together: halves of a head, or neighbours."""
+    first, second = angles[..., ::2], angles[..., 1::2]
+    return first if first.equal(second) else angles[..., : angles.shape[-1] // 2]
 
 
 __all__ = ["rotary_angles"]

@@ -11,6 +11,7 @@ import numpy as np
 
 from dynexport.exporter.checkpoint.base import Checkpoint
 from dynexport.exporter.reference.dequantised import DequantisedWeights, HalfWeights
+from dynexport.exporter.reference.int8_caches import SeenEntries
 from dynexport.exporter.reference.loading import build_config, load_pretrained, reader_reason, set_context
 from dynexport.exporter.reference.stored import StoredTensors, Tensors
 from dynexport.exporter.reference.transformers_layers import Call, DecoderLayers, find_layers
@@ -50,7 +51,7 @@ class Weights:
         self.source = checkpoint.source
         self._streaming = streaming
         self._stored: DequantisedWeights | HalfWeights | None = None
-        self._entries: Any = None
+        self._entries: SeenEntries | None = None
         reason = reader_reason(checkpoint)
         directory = checkpoint.origin if checkpoint.origin is not None and checkpoint.origin.is_dir() else None
         self.tensors: Tensors = checkpoint if directory is None else StoredTensors(directory, checkpoint.source)
@@ -82,19 +83,27 @@ class Weights:
         other._find_layers()
         return other
 
-    def with_entries(self, entries: Any) -> Weights:
-        """Return the same model, whose layers pass their keys and values to ``entries`` and attend to what it returns.
-
-        Args:
-            entries: has ``update(keys, values, layer, ..)``, as transformers' caches do.
-        """
+    def with_entries(self, entries: SeenEntries) -> Weights:
+        """Return the same model, whose tokens attend to the keys and values that ``entries`` shows them."""
         other = copy.copy(self)
         other._entries = entries
         return other
 
-    def run(self, layer: Any, call: Call) -> Any:
-        """Run a layer with transformers' code and return the hidden states [rows, tokens, hidden] after it."""
-        return self.decoder.run(layer, call if self._entries is None else self.decoder.with_cache(call, self._entries))
+    def run(self, layer: Any, call: Call, row: int, tokens: Any, place: int | None = None) -> Any:
+        """Run a layer with transformers' code on tokens of a row.
+
+        Args:
+            layer: the layer.
+            call: its arguments for these tokens.
+            row: number of the row.
+            tokens: int64 [n], their positions in the row.
+            place: place of its keys and values in ``with_entries``; None if it is the layer's number.
+
+        Returns:
+            Hidden states [1, n, hidden].
+        """
+        shown = call if self._entries is None else self._entries.shown(self.decoder, call, row, tokens, place)
+        return self.decoder.run(layer, shown)
 
     def _find_layers(self) -> None:
         name, self.layers = find_layers(self.model)

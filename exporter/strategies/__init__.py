@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
+from collections.abc import Mapping
 from functools import cache
 from typing import Any
 
+from dynexport.exporter.families import read_architecture
 from dynexport.exporter.strategies.strategy import Strategy
 
-__all__ = ["Strategy", "strategies"]
+__all__ = ["Strategy", "declared_contract", "strategies"]
 
 
 @cache
@@ -21,3 +23,19 @@ def strategies() -> dict[str, Strategy[Any, Any]]:
         if isinstance(strategy, Strategy):
             found[strategy.name] = strategy
     return dict(sorted(found.items()))
+
+
+def declared_contract(config: Mapping[str, Any]) -> Any:
+    """Return the unchecked fields of a config's routing contract: ``dynexport``, else what its family's fields say.
+
+    Returns:
+        None for a config that declares none.
+
+    Raises:
+        DynexportError: for fields of the family that are not supported.
+    """
+    if config.get("dynexport") is not None:
+        return config["dynexport"]
+    architecture = read_architecture(config)
+    found = (strategy.declares(architecture) for strategy in strategies().values())
+    return next((fields for fields in found if fields is not None), None)

@@ -45,7 +45,6 @@ class Strategy(ABC, Generic[ContractT, PlanT]):
         sample: the name of the repository's trained sample; "" without one.
         plugin_fields: the contract fields and values with which its graphs use dynexport's custom operators; None if
             they never do.
-        int8_caches: whether its graphs may have int8 KV caches: every attention node then works on one cache only.
     """
 
     name: str
@@ -55,13 +54,28 @@ class Strategy(ABC, Generic[ContractT, PlanT]):
     importers: tuple[Importer, ...] = ()
     sample: str = ""
     plugin_fields: Mapping[str, Any] | None = None
-    int8_caches: bool = True
+
+    def declares(self, architecture: Architecture) -> dict[str, Any] | None:
+        """Return the contract's fields of a config without ``dynexport``, for a family whose own fields say it."""
+        return None
 
     def check_fields(self, fields: Mapping[str, Any], checkpoint: Checkpoint) -> None:
         """Raise DynexportError, with a suggestion, for missing contract fields; the default accepts all."""
 
+    def without_int8_caches(self, contract: ContractT) -> str:
+        """Return why graphs may not have int8 KV caches, a clause about the strategy; by default "", they may."""
+        return ""
+
     def check(self, contract: ContractT, architecture: Architecture, target: Target) -> None:
         """Raise DynexportError for a contract that the target cannot run; the default accepts all."""
+
+    def architecture(self, contract: ContractT, architecture: Architecture) -> Architecture:
+        """Return the architecture with the layers that a token runs at full depth; by default each of them once.
+
+        Raises:
+            DynexportError: for layers that the model does not have.
+        """
+        return architecture
 
     @abstractmethod
     def depths(self, contract: ContractT, layers: int) -> tuple[Depth, ...]:

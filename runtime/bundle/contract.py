@@ -34,6 +34,7 @@ _Switch = Annotated[bool, Strict()]
 # Far beyond any model, yet small enough to loop over.
 _MOST_STEPS = 4096
 _MOST_RATIOS = 64
+_MOST_LOOPS = 64
 SkipRule = Literal["official", "balanced", "modulo"]
 
 
@@ -238,7 +239,45 @@ class EarlyExit(_Contract):
         return exits
 
 
-AnyContract = Dense | UnifiedSkip | Mod | Radial | EarlyExit
+class LoopExit(_Contract):
+    """How a token leaves a looped model before its last loop.
+
+    Attributes:
+        rule: "none", every token runs all loops; "hazard", a gate after every loop gives the probability to exit there.
+        threshold: a token exits after the first loop at which the sum of these probabilities reaches it.
+    """
+
+    rule: Literal["none", "hazard"] = "none"
+    threshold: _Number = Field(default=0.5, gt=0, lt=1)
+
+
+class Loop(_Contract):
+    """Looped models (Ouro, arXiv 2510.25741): a stack of layers runs several times with the same weights.
+
+    Attributes:
+        loops: most runs of the body.
+        body: first and last layer of those that are repeated; None: all layers.
+        norm_between: whether the final norm is applied to the hidden states between two runs of the body.
+        exit: when a token leaves before the last loop.
+        exited_kv: the K/V entries of an exited token in later loops: "compute", they are computed all the same; "last",
+            copies of those of its last loop; "absent", there are none.
+    """
+
+    strategy: Literal["loop"] = "loop"
+    loops: _Count = Field(ge=1, le=_MOST_LOOPS)
+    body: tuple[_Layer, _Layer] | None = None
+    norm_between: _Switch = True
+    exit: LoopExit = LoopExit()
+    exited_kv: Literal["compute", "last", "absent"] = "compute"
+
+    @model_validator(mode="after")
+    def _body_in_order(self) -> Loop:
+        if self.body is not None and not 0 <= self.body[0] <= self.body[1]:
+            raise ValueError(f"body: expected first and last layer, from 0, found {list(self.body)}")
+        return self
+
+
+AnyContract = Dense | UnifiedSkip | Mod | Radial | EarlyExit | Loop
 Contract = Annotated[AnyContract, Field(discriminator="strategy")]
 STRATEGY_NAMES = tuple(str(kind.model_fields["strategy"].default) for kind in get_args(AnyContract))
 # The strategy of a checkpoint that declares none.

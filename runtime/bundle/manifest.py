@@ -195,8 +195,14 @@ class Manifest(Part):
         layers = self.model.layers
         if len(self.cost.layers) != layers:
             raise ValueError(f"cost.layers: expected {layers} as in model.layers, found {len(self.cost.layers)}")
+        routed: Layers = ()
+        if isinstance(self.routing, LayerRouting):
+            decisions, span = len(self.routing.layers), self.routing.span
+            if decisions * span > layers:
+                raise ValueError(f"routing.span: expected {layers} layers in all, found {decisions} times {span}")
+            routed = self.routing.covered
         listed = {
-            "routing.layers": self.routing.layers if isinstance(self.routing, LayerRouting) else (),
+            "routing.layers": routed,
             **{f"layers of graph {graph.name:.80}": graph.layers for graph in self.graphs},
             **{f"keep of depth {depth.name:.80}": depth.keep for depth in self.depths},
             **{f"prompt of depth {depth.name:.80}": depth.prompt for depth in self.depths},

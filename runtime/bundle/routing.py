@@ -12,7 +12,7 @@ Layers = Annotated[tuple[Whole, ...], Field(min_length=1)]
 
 
 class LayerRouting(Part):
-    """Routing by layer: in some layers, a router decides which tokens run.
+    """Routing by layer: in some layers, or runs of consecutive layers, a router decides which tokens run.
 
     Graphs take ``token_counts`` int64 [B] and ``forced_routes`` int64 [R, B, S] (1 run, 0 skip, -1 the router decides).
     They return ``routes`` bool, ``route_scores`` and ``route_margins`` float32, all [R, B, S], and ``overflow`` int64
@@ -20,14 +20,25 @@ class LayerRouting(Part):
 
     Attributes:
         kind: always "layers".
-        layers: the R routed layers, ascending.
+        layers: the R routed layers, ascending; with a span, the first layer of each of R runs.
+        span: number of consecutive layers that each decision is about.
+        skipped_kv: what a token that skips a layer leaves in its cache: "none", no entry; "kept", an entry without
+            running it; "computed", an entry that is computed, so that the layer runs for all tokens and skipping saves
+            nothing.
         overflow: what a token does when the layer's cache is full: "residual", it skips the layer; "error", generation
             stops.
     """
 
     kind: Literal["layers"] = "layers"
     layers: Layers
+    span: Size = 1
+    skipped_kv: Literal["none", "kept", "computed"] = "none"
     overflow: Literal["residual", "error"]
+
+    @property
+    def covered(self) -> tuple[int, ...]:
+        """All layers that decisions are about, those of the first decision first."""
+        return tuple(layer + more for layer in self.layers for more in range(self.span))
 
 
 class PathRouting(Part):

@@ -53,9 +53,12 @@ class DecisionReader:
     def __init__(self, manifest: Manifest) -> None:
         self._routing, self._layers = manifest.routing, manifest.model.layers
         self._places = len(manifest.caches)
+        self._covered: tuple[int, ...] = ()
         self._most = {cache.place: cache.most for cache in manifest.caches}
         if isinstance(self._routing, LayerRouting):
             self.rows = self.overflows = len(self._routing.layers)
+            self._covered = self._routing.covered
+            self._decision_of = np.repeat(np.arange(self.rows), self._routing.span)
             self._names: Mapping[str, str] = _LAYER_OUTPUTS
         elif isinstance(self._routing, PathRouting):
             self.rows, self.overflows, self._names = self._routing.hops, 1, _PATH_OUTPUTS
@@ -146,7 +149,8 @@ class DecisionReader:
         """Return the decisions for one row's tokens from its choices, int64 [R, tokens]."""
         if isinstance(self._routing, LayerRouting):
             ran = np.repeat(active[:, None], choices.shape[1], axis=1)
-            ran[list(self._routing.layers)] = choices == 1
+            if self._routing.skipped_kv != "computed":
+                ran[list(self._covered)] = (choices == 1)[self._decision_of]
         else:
             ran = (choices[None] == np.arange(self._layers)[:, None, None]).any(axis=1)
         return Decisions(ran, choices, scores, margins, overflow)
@@ -157,10 +161,33 @@ class DecisionReader:
         ran = np.repeat(active[:, None], tokens, axis=1)
         return Decisions(ran, scores.astype(np.int64), scores, scores, np.zeros(0, np.int64))
 
+    def first(self, decisions: Decisions | None, tokens: int, active: Array) -> tuple[Array, Decisions] | None:
+        """Return the entries, int64 [places], and the decisions of the first tokens of a row's run.
+
+        Args:
+            decisions: of all its tokens; None without routers.
+            tokens: number of the first tokens.
+            active: bool [layers], true for layers that run.
+
+        Returns:
+            None if their entries do not come first in every cache, or their overflow is not known.
+        """
+        if decisions is None:
+            return active * np.int64(tokens), self.unrouted(active, tokens)
+        mixed = isinstance(self._routing, PathRouting) and self._routing.places == "layers"
+        if mixed or decisions.overflow.any():
+            return None
+        choices, scores, margins = (
+            each[:, :tokens] for each in (decisions.choices, decisions.scores, decisions.margins)
+        )
+        kept = self.of_row(choices, scores, margins, decisions.overflow, active)
+        return self._entries(kept.choices[:, None], np.array([tokens]), active)[:, 0], kept
+
     def _entries(self, choices: Array, counts: Array, active: Array) -> Array:
         if isinstance(self._routing, LayerRouting):
             entries: Array = active[:, None] * counts
-            entries[list(self._routing.layers)] = choices.sum(axis=2)
+            if self._routing.skipped_kv == "none":
+                entries[list(self._covered)] = choices.sum(axis=2)[self._decision_of]
             return entries
         assert isinstance(self._routing, PathRouting)
         if self._routing.places == "hops":

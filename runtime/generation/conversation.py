@@ -11,9 +11,10 @@ from dynexport.runtime.bundle.checks import checked_kind
 from dynexport.runtime.bundle.errors import DynexportError
 from dynexport.runtime.execution.claim import Claim
 from dynexport.runtime.execution.kv_cache import STEP
-from dynexport.runtime.generation.model import Model, WantedDepth
+from dynexport.runtime.generation.model import Model, Options, WantedDepth
 from dynexport.runtime.generation.request import Piece
 from dynexport.runtime.generation.sampling import Sampling
+from dynexport.runtime.generation.speculation import Speculation
 from dynexport.runtime.generation.stream import Stream
 from dynexport.runtime.text.text import NO_VARIABLES
 
@@ -64,6 +65,7 @@ class Conversation:
         max_new_tokens: int,
         sampling: Sampling,
         stop: Sequence[str] = (),
+        speculation: Speculation | None = None,
     ) -> Stream:
         """Stream the answer to a user's message.
 
@@ -75,21 +77,21 @@ class Conversation:
             max_new_tokens: the largest number of tokens in the answer.
             sampling: how tokens are chosen.
             stop: strings that end the answer.
+            speculation: how next tokens are drafted.
 
         Raises:
             DynexportError: as for ``Model.stream``, and while another turn's answer has not ended.
         """
-        return Stream(self._turn(content, depth, max_new_tokens, sampling, stop))
+        options = Options(
+            depth=depth, max_new_tokens=max_new_tokens, sampling=sampling, stop=stop, speculation=speculation, chat=True
+        )
+        return Stream(self._turn(content, options))
 
-    def _turn(
-        self, content: str, depth: WantedDepth, max_new_tokens: int, sampling: Sampling, stop: Sequence[str]
-    ) -> Steps[Piece, None, None]:
+    def _turn(self, content: str, options: Options) -> Steps[Piece, None, None]:
         with self._claim:
-            yield from self._answer(content, depth, max_new_tokens, sampling, stop)
+            yield from self._answer(content, options)
 
-    def _answer(
-        self, content: str, depth: WantedDepth, max_new_tokens: int, sampling: Sampling, stop: Sequence[str]
-    ) -> Steps[Piece, None, None]:
+    def _answer(self, content: str, options: Options) -> Steps[Piece, None, None]:
         asked = [*self.messages, {"role": "user", "content": content}]
         rendered = self._model.text.chat(asked, variables=self._variables)
         if rendered[: len(self._cached)] != self._cached or len(rendered) == len(self._cached):
@@ -105,23 +107,16 @@ class Conversation:
             )
         ids: list[int] = []
         answer = {"role": "assistant", "content": ""}
-        stream = self._model.stream(
-            [prompt],
-            depth=depth,
-            max_new_tokens=max_new_tokens,
-            sampling=sampling,
-            stop=stop,
-            cache=self._cache,
-            held=[self._cached],
-            chat=True,
-        )
+        stream = self._model.stream([prompt], cache=self._cache, held=[self._cached], **options)
         state = self._cache.mark(0), self._cached
         try:
             with closing(stream) as pieces:
                 for piece in pieces:
                     # Updated per token, as the caller may close the stream. The last token is not in the cache yet.
-                    state = self._cache.mark(0), rendered + ids
-                    self._cached = state[1]
+                    # A step with drafts has run all of its tokens before the first of them comes.
+                    if self._cache.positions[0] == len(rendered) + len(ids):
+                        state = self._cache.mark(0), rendered + ids
+                        self._cached = state[1]
                     self.messages = [*asked, answer]
                     answer["content"] += piece.text
                     ids.append(piece.token)

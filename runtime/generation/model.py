@@ -21,6 +21,7 @@ from dynexport.runtime.generation.constraint import Constraint
 from dynexport.runtime.generation.request import Generation, Request
 from dynexport.runtime.generation.sampler import RowSampler
 from dynexport.runtime.generation.sampling import Sampling
+from dynexport.runtime.generation.speculation import Speculation
 from dynexport.runtime.generation.stream import Stream, run_requests
 from dynexport.runtime.text.text import NO_VARIABLES, Text
 
@@ -46,6 +47,8 @@ class Options(TypedDict, total=False):
             ``EvenChunks``.
         schema: a JSON schema that every row's text fulfils, unless ``max_new_tokens`` or ``stop`` ends it earlier.
         stop_token_ids: ids that end a row, in addition to the model's; they are not part of its text.
+        speculation: how next tokens are drafted; None drafts none. The tokens are the same, but for rounding where two
+            are equally probable.
     """
 
     max_new_tokens: int
@@ -56,6 +59,7 @@ class Options(TypedDict, total=False):
     chunk: int | EvenChunks
     schema: Mapping[str, Any] | None
     stop_token_ids: Sequence[int]
+    speculation: Speculation | None
 
 
 def load(
@@ -227,6 +231,7 @@ class Model:
         chunk: int | EvenChunks = CHUNK,
         schema: Mapping[str, Any] | None = None,
         stop_token_ids: Sequence[int] = (),
+        speculation: Speculation | None = None,
     ) -> Stream:
         """Stream n answers to each of the checked prompts."""
         max_new_tokens = checked_count("max_new_tokens", max_new_tokens)
@@ -256,7 +261,9 @@ class Model:
             )
 
         requests = [[request(place, place * n + choice) for choice in range(n)] for place in range(len(rows))]
-        return Stream(run_requests(self.executor, cache, rows, requests, checked_chunk(chunk)))
+        checked_kind("speculation", speculation, Speculation | None, "a Speculation or None")
+        chunk = checked_chunk(chunk)
+        return Stream(run_requests(self.executor, cache, rows, requests, chunk, speculation=speculation, held=held))
 
     def request(
         self,

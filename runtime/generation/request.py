@@ -38,6 +38,7 @@ class Piece:
             complete text of a schema, "length" for ``max_new_tokens`` or a full context.
         stop_reason: the token id or the stop string that ended the row; None for "length" and for a complete text.
         logprobs: set if ``Sampling.logprobs`` is.
+        draft: the id that was drafted in its place, which it equals if the draft was accepted; None without a draft.
     """
 
     row: int
@@ -46,6 +47,7 @@ class Piece:
     finish_reason: FinishReason | None
     stop_reason: int | str | None = None
     logprobs: TokenLogprobs | None = None
+    draft: int | None = None
 
 
 @dataclass
@@ -108,6 +110,11 @@ class Request:
         self._eos, self._left, self._room = eos, max_new_tokens, room
         self._decoder = StreamDecoder(text) if text.has_tokenizer else None
         self._stops = StopStrings(stop) if stop else None
+
+    @property
+    def left(self) -> int:
+        """Number of tokens that may still be generated; the end of the context may come first."""
+        return self._left
 
     def push(self, choice: Choice) -> Piece:
         """Add a token and return its piece: the text that is final now, and whether the request ends."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import deque
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
@@ -15,6 +16,10 @@ from dynexport.runtime.generation.constraint import Constraint
 from dynexport.runtime.generation.filters import draw, largest_ids, log_of_sum
 from dynexport.runtime.generation.history import History
 from dynexport.runtime.generation.sampling import Sampling
+
+
+class NoTokenLeft(DynexportError):
+    """A row's options and its schema forbid every token."""
 
 
 class Choice(NamedTuple):
@@ -68,6 +73,7 @@ class RowSampler:
         self.plain = self.greedy and self.history is None and sampling.logprobs is None and constraint is None
         self._seed_index = checked_count("seed_index", seed_index, 0)
         self._generator: np.random.Generator | None = None
+        self._drawn: deque[float] = deque()  # random numbers that were looked at and not used
 
     def check_ids(self, vocabulary: int) -> None:
         """Check the ids of the options against a vocabulary's size. Raises as ``Sampling.check_ids``."""
@@ -87,6 +93,15 @@ class RowSampler:
 
     def uniform(self) -> float:
         """Return the row's next random number, in [0, 1)."""
+        return self._drawn.popleft() if self._drawn else self._random()
+
+    def upcoming(self, index: int) -> float:
+        """Return the random number that ``uniform`` will return after ``index`` others."""
+        while len(self._drawn) <= index:
+            self._drawn.append(self._random())
+        return self._drawn[index]
+
+    def _random(self) -> float:
         if self._generator is None:
             seed = None if self.sampling.seed is None else int(self.sampling.seed)
             sequence = np.random.SeedSequence(seed, spawn_key=(self._seed_index,))
@@ -156,7 +171,7 @@ def _choose(index: int, logits: NDArray[np.float32], row: RowSampler, token: int
         token = int(adjusted.argmax())
         adjusted_largest = float(adjusted[token])
         if not np.isfinite(adjusted_largest):
-            raise DynexportError(
+            raise NoTokenLeft(
                 f"logits: row {index}: expected a token that may be generated, found all of them forbidden or out of "
                 "range after biases, penalties and the schema; forbid fewer"
             )
@@ -214,4 +229,4 @@ def _refuse(largest: Sequence[float]) -> None:
     )
 
 
-__all__ = ["Choice", "RowSampler", "Sampler", "choose", "scored"]
+__all__ = ["Choice", "NoTokenLeft", "RowSampler", "Sampler", "choose", "scored"]

@@ -8,11 +8,15 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from dynexport.runtime.execution.batch import CHUNK, Batch, EvenChunks
+from dynexport.runtime.bundle.errors import DynexportError
+from dynexport.runtime.execution.batch import CHUNK, Batch, EvenChunks, Tokens
 from dynexport.runtime.execution.executor import Executor
 from dynexport.runtime.execution.kv_cache import KvCache
+from dynexport.runtime.generation.draft_length import Acceptance
+from dynexport.runtime.generation.drafts import KnownTokens
 from dynexport.runtime.generation.request import Piece, Request
 from dynexport.runtime.generation.sampler import choose
+from dynexport.runtime.generation.speculation import Speculation, Speculator, accept
 
 Array = np.ndarray
 
@@ -47,6 +51,9 @@ def run_requests(
     prompts: Sequence[Array],
     requests: Sequence[Sequence[Request]],
     chunk: int | EvenChunks = CHUNK,
+    *,
+    speculation: Speculation | None = None,
+    held: Sequence[Tokens] = (),
 ) -> Steps[Piece, None, None]:
     """Yield tokens as they are generated, row by row within a step.
 
@@ -56,10 +63,18 @@ def run_requests(
         prompts: token ids, int64 [n] each.
         requests: the requests of each prompt; they share one run of the prompt where the strategy allows it.
         chunk: the largest number of a prompt's tokens in one call.
+        speculation: how tokens are drafted; None for one token of a row in each step.
+        held: the token ids that ``cache`` holds, per row, for drafts.
     """
     with cache.streamed:
         live = [request for group in requests for request in group]
         logits = _run_prompts(executor, cache, prompts, requests, chunk)
+        if speculation is not None:
+            texts = [prompt for prompt, group in zip(prompts, requests, strict=True) for _ in group]
+            before = list(held) or [()] * len(texts)
+            seen = [[*first, *text] for first, text in zip(before, texts, strict=True)]
+            yield from _speculated(executor, speculation, cache, live, seen, logits)
+            return
         while True:
             going = []
             for request, choice in zip(live, choose(logits, [request.sampler for request in live]), strict=True):
@@ -72,6 +87,46 @@ def run_requests(
             live = [request for request, _ in going]
             rows, depths = [request.index for request in live], [request.depth for request in live]
             logits = executor.decode(cache, rows, [token for _, token in going], depths, lasting=False)
+
+
+class _Row:
+    """A request of this module that decodes with drafts; see ``SpeculatedRow``."""
+
+    def __init__(self, request: Request, seen: Sequence[int], token: int, most_drafts: int) -> None:
+        self.request, self.row, self.token, self.most_drafts = request, request.index, token, most_drafts
+        self.depth, self.sampler = request.depth, request.sampler
+        self.known, self.acceptance = KnownTokens([*seen, token]), Acceptance()
+
+    def take(self, pieces: Sequence[Piece]) -> None:
+        for piece in pieces:
+            self.known.push(piece.token)
+        self.token = pieces[-1].token
+
+
+def _speculated(
+    executor: Executor,
+    speculation: Speculation,
+    cache: KvCache,
+    requests: Sequence[Request],
+    seen: Sequence[Sequence[int]],
+    logits: Array,
+) -> Steps[Piece, None, None]:
+    """Yield tokens of decode steps with drafts, from the logits of the prompts, float32 [requests, vocab]."""
+    speculator, live = Speculator.of(executor, speculation), []
+    for request, known, values in zip(requests, seen, logits, strict=True):
+        (piece,) = accept(request, values[None], ())
+        if piece.finish_reason is None:
+            live.append(_Row(request, known, piece.token, speculation.most))
+        yield piece
+    while live:
+        going = []
+        for row, pieces in zip(live, speculator.step(cache, live), strict=True):
+            if isinstance(pieces, DynexportError):
+                raise pieces
+            if pieces[-1].finish_reason is None:
+                going.append(row)
+            yield from pieces
+        live = going
 
 
 def _run_prompts(

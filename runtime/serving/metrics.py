@@ -44,6 +44,8 @@ COUNTERS = {
     "vllm:generation_tokens": "Generated tokens.",
     "vllm:prefix_cache_queries": "Tokens of prompts that have started.",
     "vllm:prefix_cache_hits": "Tokens of prompts whose entries came from earlier requests.",
+    "vllm:spec_decode_num_draft_tokens": "Drafted tokens.",
+    "vllm:spec_decode_num_accepted_tokens": "Drafted tokens that the full model chose.",
     "dynexport_requests_refused": "Requests that found the queue full.",
     "dynexport_scheduler_seconds": "Time of the scheduler's steps, the engine's included.",
 }
@@ -144,6 +146,8 @@ class ModelWatch:
         counters = {name: metrics.counter(name, model_name) for name in COUNTERS}
         self._prompt_tokens, self._tokens = counters["vllm:prompt_tokens"], counters["vllm:generation_tokens"]
         self._queries, self._hits = counters["vllm:prefix_cache_queries"], counters["vllm:prefix_cache_hits"]
+        self._drafted = counters["vllm:spec_decode_num_draft_tokens"]
+        self._accepted = counters["vllm:spec_decode_num_accepted_tokens"]
         self._refused, self._steps = counters["dynexport_requests_refused"], counters["dynexport_scheduler_seconds"]
         self._engine = {
             phase: metrics.counter("dynexport_engine_seconds", model_name, phase) for phase in ("prompt", "decode")
@@ -189,6 +193,8 @@ class ModelWatch:
         self._ended[reason].inc()
         self._whole.observe(now - work.arrived)
         self._answer.observe(len(answer.tokens))
+        self._drafted.inc(answer.acceptance.drafted)
+        self._accepted.inc(answer.acceptance.accepted)
         running = self._running.setdefault(work, _Running.of(work))  # it may fail before it has started
         if answer.tokens:
             self._decode.observe(now - running.first)

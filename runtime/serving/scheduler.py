@@ -12,7 +12,10 @@ from dynexport.runtime.bundle.errors import DynexportError, RouteError
 from dynexport.runtime.bundle.manifest import Depth
 from dynexport.runtime.execution.batch import Batch, EvenChunks
 from dynexport.runtime.execution.executor import Executor
-from dynexport.runtime.generation.sampler import choose
+from dynexport.runtime.generation.drafts import KnownTokens
+from dynexport.runtime.generation.request import Piece
+from dynexport.runtime.generation.sampler import NoTokenLeft
+from dynexport.runtime.generation.speculation import MOST_DRAFTS, Speculator, taken
 from dynexport.runtime.serving.prefix_store import PrefixStore
 from dynexport.runtime.serving.rows import arrange
 from dynexport.runtime.serving.settings import Settings
@@ -58,6 +61,8 @@ class Scheduler:
         self._shared = not limits.whole_prompts and not limits.compete  # whether a prefix may be copied
         self.prefixes = PrefixStore(settings.prefix_bytes) if settings.prefix_bytes and self._shared else None
         self._alone = limits.compete  # a row's tokens must not depend on the others
+        drafts = settings.speculation
+        self._speculator = None if drafts is None else Speculator.of(executor, drafts)
         self._waiting: deque[Work] = deque()
         self._running: list[Answer] = []
         self._turn = self.failures = 0
@@ -206,7 +211,9 @@ class Scheduler:
             self._copy(answer, answers[1:])
         for other in answers:
             other.ready = True
-        self._push(answers, [logits] * len(answers))
+            if self._speculator is not None:
+                other.known = KnownTokens(prompt.tolist())
+        self._push(answers, [taken(other, logits[None]) for other in answers])
 
     def _next_prompt(self) -> Answer | None:
         """Return whose prompt goes on: in turn the one that came first, and the one with the fewest tokens left."""
@@ -261,11 +268,9 @@ class Scheduler:
 
     def _decode_rows(self, answers: Sequence[Answer]) -> None:
         """Run a decode step of some answers; if it fails, each alone, and end those that fail."""
-        rows, tokens = [answer.row for answer in answers], [answer.tokens[-1] for answer in answers]
-        depths: list[Depth] = [answer.depth for answer in answers]
         begun = time.perf_counter()
         try:
-            logits = self._executor.decode(self.cache, rows, tokens, depths, lasting=False)
+            found = self._stepped(answers)
         except DynexportError as error:
             if len(answers) == 1:
                 self._fail(answers[0], error)
@@ -274,31 +279,41 @@ class Scheduler:
                 if answer in self._running:
                     self._decode_rows([answer])
             return
-        self._watch.ran(0, len(rows), time.perf_counter() - begun)
-        self._push(answers, logits)
+        self._watch.ran(0, len(answers), time.perf_counter() - begun)
+        self._push(answers, found)
 
-    def _push(self, answers: Sequence[Answer], logits: Sequence[Array] | Array) -> None:
-        """Choose the next token of some answers and end those that are complete."""
+    def _stepped(self, answers: Sequence[Answer]) -> list[list[Piece] | DynexportError]:
+        """Run a decode step of some answers and let them take their tokens."""
+        if self._speculator is not None:
+            for answer in answers:
+                # The entries of a whole chunk are saved, so no step goes beyond its end.
+                room = answer.saved + self.chunks.size(answer.saved) - int(self.cache.positions[answer.row])
+                answer.most_drafts = MOST_DRAFTS if answer.chain is None else room - 1
+            return self._speculator.step(self.cache, answers)
+        rows, tokens = [answer.row for answer in answers], [answer.token for answer in answers]
+        depths: list[Depth] = [answer.depth for answer in answers]
+        logits = self._executor.decode(self.cache, rows, tokens, depths, lasting=False)
+        return [taken(answer, values[None]) for answer, values in zip(answers, logits, strict=True)]
+
+    def _push(self, answers: Sequence[Answer], found: Sequence[list[Piece] | DynexportError]) -> None:
+        """Deliver the tokens that some answers have taken and end those that are complete."""
         now = time.monotonic()
-        for answer, values in zip(answers, logits, strict=True):
+        for answer, pieces in zip(answers, found, strict=True):
             if answer not in self._running:  # another answer of its request has failed
                 continue
-            try:
-                (choice,) = choose(values[None], [answer.request.sampler])
-            except DynexportError as error:  # not the engine's failure: options that leave no token
-                self._fail(answer, error, by_engine=not np.isfinite(values.max()))
+            if isinstance(pieces, DynexportError):
+                self._fail(answer, pieces, by_engine=not isinstance(pieces, NoTokenLeft))
                 continue
-            piece = answer.request.push(choice)
-            first = not answer.tokens
             out = self._out.setdefault(answer.work, Delivery(answer.work))
-            out.answered.append(Answered(piece, answer.layers(self.cache)))
-            answer.tokens.append(choice.token)
-            self._watch.answered(answer, now - (answer.work.arrived if first else answer.latest), first=first)
-            answer.latest = now
+            first = len(answer.tokens) == len(pieces)
+            for place, piece in enumerate(pieces):
+                out.answered.append(Answered(piece, answer.layers(self.cache, len(pieces) - place)))
+                self._watch.answered(answer, now - (answer.work.arrived if first else answer.latest), first=first)
+                answer.latest, first = now, False
             self._save(answer)
-            if piece.finish_reason is not None:
+            if (reason := pieces[-1].finish_reason) is not None:
                 self.failures = 0
-                self._release(answer, piece.finish_reason)
+                self._release(answer, reason)
                 out.done = all(other.work is not answer.work for other in self._running)
 
     def _save(self, answer: Answer) -> None:

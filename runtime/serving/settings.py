@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from dynexport.runtime.bundle.checks import checked_count
+from dynexport.runtime.bundle.checks import checked_count, checked_kind
+from dynexport.runtime.generation.speculation import Speculation
 
 # Tokens of a prompt that run between two decode steps of the other rows (docs/benchmarks.md, "Serving").
 CHUNK = 48
@@ -25,6 +26,7 @@ class Settings:
         queue: most requests that wait.
         reserved: most tokens, prompts and answers, of all running requests together; None for rows * tokens.
         prefix_bytes: memory for the entries of earlier prompts, in bytes; 0 keeps none.
+        speculation: how next tokens are drafted; None drafts none.
 
     Raises:
         DynexportError: for a number of another type or out of its range.
@@ -36,6 +38,7 @@ class Settings:
     queue: int = 256
     reserved: int | None = None
     prefix_bytes: int = 0
+    speculation: Speculation | None = None
 
     def __post_init__(self) -> None:
         for name in ("rows", "chunk", "queue"):
@@ -44,6 +47,7 @@ class Settings:
             if getattr(self, name) is not None:
                 checked_count(name, getattr(self, name))
         checked_count("prefix_bytes", self.prefix_bytes, 0)
+        checked_kind("speculation", self.speculation, Speculation | None, "a Speculation or None")
 
 
 __all__ = ["CHUNK", "PREFIX_BYTES", "Settings"]

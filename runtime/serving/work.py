@@ -11,7 +11,10 @@ import numpy as np
 from dynexport.runtime.bundle.errors import DynexportError
 from dynexport.runtime.bundle.manifest import Depth
 from dynexport.runtime.execution.kv_cache import KvCache
+from dynexport.runtime.generation.draft_length import Acceptance
+from dynexport.runtime.generation.drafts import KnownTokens
 from dynexport.runtime.generation.request import Piece, Request
+from dynexport.runtime.generation.sampler import RowSampler
 
 Array = np.ndarray
 # Why a request ended without an answer.
@@ -119,6 +122,9 @@ class Answer:
         saved: number of tokens in the saved parts.
         entries: int64 [places], number of entries of these tokens.
         latest: time.monotonic() of the latest token.
+        known: its tokens, from which drafts are looked up; empty without speculation.
+        acceptance: how many of its drafts were accepted.
+        most_drafts: most drafts of its next step.
     """
 
     work: Work
@@ -131,11 +137,24 @@ class Answer:
     ready: bool = False
     saved: int = 0
     latest: float = 0.0
+    known: KnownTokens = field(default_factory=KnownTokens)
+    acceptance: Acceptance = field(default_factory=Acceptance)
+    most_drafts: int = 0
 
     @property
     def depth(self) -> Depth:
         """The depth that it runs at."""
         return self.request.depth
+
+    @property
+    def sampler(self) -> RowSampler:
+        """What chooses its tokens."""
+        return self.request.sampler
+
+    @property
+    def token(self) -> int:
+        """The id of its latest token, which has not run."""
+        return self.tokens[-1]
 
     @property
     def left(self) -> int:
@@ -148,11 +167,26 @@ class Answer:
         generated = self.tokens[max(0, start - len(prompt)) : max(0, stop - len(prompt))]
         return np.concatenate([prompt[start:stop], np.array(generated, np.int64)])
 
-    def layers(self, cache: KvCache) -> int:
-        """Return the number of layers that its last token ran in."""
-        if cache.logs is not None and (log := cache.logs[self.row]):
-            return int(log[-1].ran[:, -1].sum())
-        return len(self.depth.keep if self.tokens else self.depth.prompt)
+    def take(self, pieces: Sequence[Piece]) -> None:
+        """Take the tokens of a step."""
+        for piece in pieces:
+            self.tokens.append(piece.token)
+            if self.known:
+                self.known.push(piece.token)
+
+    def layers(self, cache: KvCache, back: int) -> int:
+        """Return the number of layers that a token ran in.
+
+        Args:
+            cache: the cache.
+            back: 1 for the row's last token that has run, 2 for the one before it, ..
+        """
+        if cache.logs is not None:
+            for decided in reversed(cache.logs[self.row]):
+                if back <= decided.ran.shape[1]:
+                    return int(decided.ran[:, -back].sum())
+                back -= decided.ran.shape[1]
+        return len(self.depth.keep if len(self.tokens) > 1 else self.depth.prompt)
 
 
 __all__ = ["Answer", "Answered", "Delivery", "Failure", "Reason", "Work"]

@@ -10,7 +10,7 @@ import numpy as np
 import onnx
 import pytest
 from bundles import CONFORMANCE, copied, replace_file
-from tiny_models import FAMILIES
+from tiny_models import EXEMPLARS
 
 pytest.importorskip("transformers")
 
@@ -37,7 +37,7 @@ def embedding_error(model: Path, bundle: Path) -> float:
     return float(np.abs(found - weight).max() / np.abs(weight).max())
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", EXEMPLARS)
 def test_every_family_by_gptq(family: str, saved_model: SavedModel, tmp_path: Path) -> None:
     model = saved_model(family)
     convert(model, tmp_path / "bundle", precision="int4", quantiser="gptq", quantiser_text=TEXT)

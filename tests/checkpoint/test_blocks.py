@@ -23,10 +23,13 @@ KINDS = {
     Kind.Q5_0: (5, 32, False),
     Kind.Q5_1: (5, 32, True),
     Kind.Q8_0: (8, 32, False),
+    Kind.Q2_K: (2, 16, True),
+    Kind.Q3_K: (3, 16, False),
     Kind.Q4_K: (4, 32, True),
     Kind.Q5_K: (5, 32, True),
     Kind.Q6_K: (6, 16, False),
     Kind.IQ4_NL: (8, 32, False),
+    Kind.IQ4_XS: (8, 32, False),
     Kind.MXFP4: (5, 32, False),
 }
 
@@ -53,7 +56,7 @@ def test_any_bytes_are_the_numbers_of_the_gguf_package(kind: Kind, seed: int, co
         assert found.values().dtype == np.float32
 
 
-@pytest.mark.parametrize("kind", [Kind.F16, Kind.BF16, Kind.F32, Kind.Q2_K, Kind.IQ4_XS])
+@pytest.mark.parametrize("kind", [Kind.F16, Kind.BF16, Kind.F32, Kind.IQ2_XXS, Kind.TQ2_0])
 def test_other_types_have_no_blocks(kind: Kind) -> None:
     _, size = gguf.GGML_QUANT_SIZES[kind]
     assert unpack(np.zeros((2, size), np.uint8), kind) is None

@@ -200,3 +200,25 @@ def test_two_begin_tokens_are_told(skip_bundle: Path, tmp_path: Path) -> None:
     change_manifest(bundle, lambda fields: fields["tokens"].update(bos=bos))
     assert f"warning: the prompt begins with token {bos} twice" in run(bundle, "--prompt", "AAB").err
     assert run(bundle, "--prompt", "ABA").err == ""
+
+
+def test_drafts_change_the_time_and_not_the_text(skip_bundle: Path) -> None:
+    """The drafts of the report are of the tokens of the report, and most of them were right on a text that repeats."""
+    asked = ["--ids", ",".join(["5,6,7,8"] * 6), "--max-new-tokens", 40, "--stats", "--json", "-", "--speedup", 1]
+    plain, drafted = (dynexport("run", skip_bundle, *asked, *more) for more in ([], ["--speculate"]))
+    assert plain.code == drafted.code == 0
+    told = drafted.report
+    assert told["ids"] == plain.report["ids"] and "drafts" not in plain.report and "drafts:" not in plain.err
+    if "drafts" in told:
+        assert len(told["drafts"]) == len(told["ids"])
+    assert "drafts: " in drafted.err and "tokens a step" in drafted.err
+    by_depth = dynexport("run", skip_bundle, *asked, "--speculate", 3, "--draft", "2")
+    assert by_depth.code == 0 and by_depth.report["ids"] == told["ids"]
+
+
+def test_drafts_that_cannot_be_made(skip_bundle: Path) -> None:
+    asked = ["run", skip_bundle, "--ids", "1,2"]
+    assert "--draft: expected with --speculate" in error_of(dynexport(*asked, "--draft", "2"))
+    assert "depth: expected 1, 2" in error_of(dynexport(*asked, "--speculate", "--draft", "9"))
+    assert "speculate: expected 1..64, found 65" in error_of(dynexport(*asked, "--speculate", 65))
+    assert "'many' is not a valid integer" in error_of(dynexport(*asked, "--speculate", "many"))

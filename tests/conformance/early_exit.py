@@ -8,6 +8,8 @@ The rule is docs/routing-contract.md's; the layers are Llama's. Running it again
 from __future__ import annotations
 
 import json
+from collections import defaultdict
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -70,34 +72,35 @@ class Model:
 
     def __init__(self, weights: Tensors) -> None:
         self._weights = {name: values.astype(np.float64) for name, values in weights.items()}
-        self._keys: list[list[Array]] = [[] for _ in range(LAYERS)]
-        self._values: list[list[Array]] = [[] for _ in range(LAYERS)]
+        self._keys: defaultdict[int, list[Array]] = defaultdict(list)
+        self._values: defaultdict[int, list[Array]] = defaultdict(list)
 
     def read(self, token: int, position: int, layers: int) -> Array:
         """Run the first layers for a token, then final norm and head: logits [vocabulary]."""
         hidden = self._weights["model.embed_tokens.weight"][token]
         for layer in range(layers):
             hidden = hidden + self._attention(layer, self._norm(f"layers.{layer}.input_layernorm", hidden), position)
-            inner = self._norm(f"layers.{layer}.post_attention_layernorm", hidden)
-            gate, up = (
-                self._times(f"layers.{layer}.mlp.gate_proj", inner),
-                self._times(f"layers.{layer}.mlp.up_proj", inner),
-            )
-            hidden = hidden + self._times(f"layers.{layer}.mlp.down_proj", gate / (1 + np.exp(-gate)) * up)
+            hidden = hidden + self._mlp(layer, self._norm(f"layers.{layer}.post_attention_layernorm", hidden))
         return self._weights["lm_head.weight"] @ self._norm("norm", hidden)
 
-    def _attention(self, layer: int, hidden: Array, position: int) -> Array:
+    def _attention(self, layer: int, hidden: Array, position: int, slot: int | None = None) -> Array:
+        """Attend by a layer's weights over the entries of a slot, which is the layer's own if none is given."""
+        slot = layer if slot is None else slot
         query, key, value = (
             self._times(f"layers.{layer}.self_attn.{part}_proj", hidden).reshape(-1, HEAD_DIM) for part in "qkv"
         )
-        self._keys[layer].append(rotated(key, position))
-        self._values[layer].append(value)
-        keys = np.repeat(np.stack(self._keys[layer], axis=1), HEADS // KV_HEADS, axis=0)
-        values = np.repeat(np.stack(self._values[layer], axis=1), HEADS // KV_HEADS, axis=0)
+        self._keys[slot].append(rotated(key, position))
+        self._values[slot].append(value)
+        keys = np.repeat(np.stack(self._keys[slot], axis=1), HEADS // KV_HEADS, axis=0)
+        values = np.repeat(np.stack(self._values[slot], axis=1), HEADS // KV_HEADS, axis=0)
         scores = np.einsum("hd,htd->ht", rotated(query, position), keys) / HEAD_DIM**0.5
         shares = np.exp(scores - scores.max(axis=1, keepdims=True))
         shares /= shares.sum(axis=1, keepdims=True)
         return self._times(f"layers.{layer}.self_attn.o_proj", np.einsum("ht,htd->hd", shares, values).reshape(-1))
+
+    def _mlp(self, layer: int, hidden: Array) -> Array:
+        gate, up = (self._times(f"layers.{layer}.mlp.{part}_proj", hidden) for part in ("gate", "up"))
+        return self._times(f"layers.{layer}.mlp.down_proj", gate / (1 + np.exp(-gate)) * up)
 
     def _times(self, name: str, hidden: Array) -> Array:
         return self._weights[f"model.{name}.weight"] @ hidden
@@ -117,14 +120,23 @@ def rotated(heads: Array, position: int) -> Array:
 def answer(weights: Tensors, prompt: list[int], layers_of_prompt: int) -> dict[str, Any]:
     """What the model generates, the margins that it does so by, and the logits after the prompt."""
     model = Model(weights)
+
+    def read(token: int, position: int) -> Array:
+        return model.read(token, position, layers_of_prompt if position < len(prompt) else EXIT)
+
+    return generated(prompt, read)
+
+
+def generated(prompt: list[int], read: Callable[[int, int], Array]) -> dict[str, Any]:
+    """The answer of a model that ``read`` gives a token and its position and returns logits of."""
     for position, token in enumerate(prompt):
-        logits = model.read(token, position, layers_of_prompt)
+        logits = read(token, position)
     first, greedy, margins = logits, [], []
     for step in range(NEW_TOKENS):
         second, best = np.partition(logits, -2)[-2:]
         greedy.append(int(logits.argmax()))
         margins.append(round(float(best - second), 6))
-        logits = model.read(greedy[-1], len(prompt) + step, EXIT)
+        logits = read(greedy[-1], len(prompt) + step)
     return {
         "prompt": prompt,
         "greedy": greedy,

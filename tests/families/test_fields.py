@@ -40,7 +40,7 @@ def refused(fields: dict[str, Any]) -> str:
 @pytest.mark.parametrize("model_type", ["mamba", "LLAMA", "", None, 3, ["llama"], {"llama": 1}, MISSING])
 def test_an_unknown_family_is_refused(model_type: Any) -> None:
     message = refused(config("llama", model_type=model_type))
-    assert "model_type" in message and "bloom, gemma2, gpt2" in message
+    assert "model_type" in message and ", ".join(sorted(FAMILIES)) in message
     assert repr(None if model_type is MISSING else model_type) in message
 
 
@@ -70,6 +70,29 @@ UNSUPPORTED = [
     ("opt", "layer_norm_elementwise_affine", False),
     ("gpt_neox", "hidden_act", "gelu_10"),
     ("bloom", "apply_residual_connection_post_layernorm", True),
+    ("gemma", "hidden_activation", "gelu"),
+    ("gemma", "use_bidirectional_attention", True),
+    ("falcon", "alibi", True),
+    ("falcon", "num_ln_in_parallel_attn", 2),
+    ("granite", "residual_multiplier", -1),
+    ("phi", "qk_layernorm", True),
+    ("phi", "tie_word_embeddings", True),
+    ("stablelm", "qk_layernorm", True),
+    ("cohere", "use_qk_norm", True),
+    ("codegen", "n_head", 2),
+    ("codegen", "rotary_dim", 3),
+    ("gptj", "rotary_dim", None),
+    ("gptj", "tie_word_embeddings", True),
+    ("gpt_bigcode", "scale_attn_weights", False),
+    ("nemotron", "hidden_act", "xielu"),
+    ("olmo", "clip_qkv", -1),
+    ("ministral", "layer_types", ["chunked_attention"] * LAYERS),
+    ("gemma3_text", "attn_logit_softcapping", 50.0),
+    ("gemma3_text", "rope_parameters", {"rope_type": "default", "rope_theta": 1e4}),
+    ("gemma3_text", "rope_parameters", {"full_attention": [1]}),
+    ("olmo3", "rope_scaling", {"kind": 2}),
+    ("olmo3", "partial_rotary_factor", 0.5),
+    ("ernie4_5", "partial_rotary_factor", 0.5),
 ]
 
 
@@ -82,6 +105,8 @@ def test_an_unsupported_value_is_refused_by_name(family: str, field: str, value:
 REQUIRED = {
     "gpt2": ("n_embd", "n_layer", "n_head", "vocab_size"),
     "bloom": ("hidden_size", "n_layer", "n_head", "vocab_size"),
+    "falcon": ("hidden_size", "num_hidden_layers", "num_attention_heads", "vocab_size"),
+    **dict.fromkeys(("gpt_bigcode", "gptj", "codegen"), ("n_embd", "n_layer", "n_head", "vocab_size")),
     "opt": ("hidden_size", "num_hidden_layers", "num_attention_heads", "ffn_dim", "vocab_size"),
 }
 USUAL = ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "vocab_size")
@@ -263,6 +288,7 @@ def test_activations_are_those_of_transformers() -> None:
     plain = {
         "silu": torch.nn.functional.silu,
         "relu": torch.relu,
+        "relu2": lambda x: torch.relu(x).square(),
         "gelu": torch.nn.functional.gelu,
         "gelu_tanh": lambda x: torch.nn.functional.gelu(x, approximate="tanh"),
     }

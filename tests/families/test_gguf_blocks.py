@@ -23,16 +23,19 @@ from dynexport.runtime.execution.executor import Executor
 
 pytest.importorskip("transformers")
 
-WITHOUT_MINIMA = (Kind.Q4_0, Kind.Q5_0, Kind.Q8_0, Kind.Q6_K, Kind.IQ4_NL, Kind.MXFP4)
-WITH_MINIMA = (Kind.Q4_1, Kind.Q5_1, Kind.Q4_K, Kind.Q5_K)
+WITHOUT_MINIMA = (Kind.Q4_0, Kind.Q5_0, Kind.Q8_0, Kind.Q3_K, Kind.Q6_K, Kind.IQ4_NL, Kind.IQ4_XS, Kind.MXFP4)
+WITH_MINIMA = (Kind.Q4_1, Kind.Q5_1, Kind.Q2_K, Kind.Q4_K, Kind.Q5_K)
 # In units of a row's spread. Float32 on both sides gives up to 1.5e-5; minima are kept to a few hundredths of a scale.
 EXACT, NEARLY = 1e-4, 2e-2
-KEPT = (0, 2)
+KEPT, BEFORE_EXIT = (0, 2), (0, 1, 2)
 STRATEGIES: dict[str, dict[str, Any]] = {
     "dense": {"strategy": "dense"},
     "unified-skip": {"strategy": "unified-skip", "keep": KEPT},
     "static": {"strategy": "unified-skip", "keep": KEPT, "static": True},
+    "early-exit": {"strategy": "early-exit", "fields": {"exits": [len(BEFORE_EXIT)]}},
 }
+# The layers that generated tokens run.
+RUN = {"dense": EVERYTHING, "early-exit": BEFORE_EXIT}
 # As llama.cpp's Q4_K_M: half of the values and down projections have more bits, and so has the embedding.
 MIXED = {
     "attn_v": Kind.Q6_K,
@@ -64,8 +67,8 @@ class Case:
         return exact_executor(Bundle.open(bundle), 1)
 
     def error(self, strategy: str) -> float:
-        kept = (EVERYTHING, EVERYTHING) if strategy == "dense" else (KEPT, KEPT)
-        talk, run = Conversation.forced(self.reference, *kept), self.executor(strategy)
+        kept = RUN.get(strategy, KEPT)
+        talk, run = Conversation.forced(self.reference, kept, kept), self.executor(strategy)
         return float(
             max(follow(run, talk, rows=rows, chunk=chunk).max() for rows, chunk in (([0, 1, 2, 3], 64), ([3], 4)))
         )

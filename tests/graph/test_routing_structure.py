@@ -13,7 +13,7 @@ import onnx_ir as ir
 import onnxruntime
 import pytest
 from test_structure import external, graphs, microsoft_schemas, names, subgraphs, used  # noqa: F401 - a fixture
-from tiny_models import FAMILIES, save_routed_model
+from tiny_models import EXEMPLARS, save_routed_model
 
 from dynexport.exporter.bundle.conversion import Conversion, convert
 from dynexport.exporter.lowering.target import BrokenGraph
@@ -25,7 +25,7 @@ pytest.importorskip("transformers")
 CAUSAL: dict[str, Any] = {"routed_layers": [0, 1, 3], "decision": {"rule": "predictor"}, "router_input": "normed"}
 TOPK: dict[str, Any] = {"prefill": "topk", "capacity": 0.4, "rounding": "ceil"}
 CONTRACTS = {"causal": CAUSAL, "topk": TOPK}
-CASES = [(family, "causal", static, "fp32") for family in FAMILIES for static in (False, True)]
+CASES = [(family, "causal", static, "fp32") for family in EXEMPLARS for static in (False, True)]
 CASES += [("mistral", "topk", static, precision) for static in (False, True) for precision in ("fp32", "fp16")]
 CASES += [("llama", "causal", static, precision) for static in (False, True) for precision in ("int8", "int4")]
 

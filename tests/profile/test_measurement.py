@@ -25,6 +25,7 @@ WINDOW = 24
 SavedModel = Callable[[str], Path]
 # One of each family, and a layer of gpt_neox that is not parallel.
 NAMES = [*FAMILIES, "gpt_neox-sequential"]
+PARALLEL = ("codegen", "cohere", "falcon", "gpt_neox", "gptj", "phi")
 
 
 def text(windows: int, seed: int = 3) -> list[int]:
@@ -73,7 +74,7 @@ def test_whole_layers_agree_with_hidden_states(saved_model: SavedModel, name: st
 @pytest.mark.parametrize("name", NAMES)
 def test_attention_is_what_is_left_when_the_mlp_adds_nothing(saved_model: SavedModel, name: str) -> None:
     measured = profiled(saved_model(name), text(1))
-    if name == "gpt_neox":
+    if name in PARALLEL:
         assert list(measured.blocks) == ["attention + mlp"]
         np.testing.assert_array_equal(measured.blocks["attention + mlp"].of_input, measured.layer.of_input)
         return
@@ -98,7 +99,8 @@ def silenced_mlp(directory: Path, rows: list[list[int]]) -> tuple[list[torch.Ten
     states = hidden_states(directory, rows)
     model: Any = reference._model
     layers = reference._weights.layers
-    ends = ("mlp.down_proj", "mlp.c_proj", "fc2", "mlp.dense_4h_to_h", "post_feedforward_layernorm")
+    ends = ("mlp.down_proj", "mlp.c_proj", "fc2", "mlp.dense_4h_to_h")
+    ends += ("post_feedforward_layernorm", "post_mlp_layernorm")
     for layer in layers:
         end = next(layer.get_submodule(e) for e in reversed(ends) if e in dict(layer.named_modules()))
         original = end.forward

@@ -12,21 +12,38 @@ from requests_of_tests import CHUNK, Inbox, alone, model_of, run, work
 from dynexport.runtime.bundle.errors import DynexportError, RouteError
 from dynexport.runtime.execution import batch
 from dynexport.runtime.execution.kv_cache import KvCache
+from dynexport.runtime.generation import speculation
+from dynexport.runtime.generation.speculation import Speculation
 from dynexport.runtime.serving.scheduler import Scheduler
 from dynexport.runtime.serving.settings import Settings
 
 ROWS = 3
 
 
-@pytest.mark.parametrize("prefix_bytes", [0, 1 << 20], ids=["no prefixes", "prefixes"])
+@pytest.fixture
+def always_drafts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As many drafts as possible, whatever they cost."""
+    monkeypatch.setattr(speculation.Speculator, "_pays", lambda self, rows: True)
+    monkeypatch.setattr(speculation, "best_count", lambda rates, most, calls, share: max(most) * bool(calls.of(1)))
+
+
+@pytest.mark.usefixtures("always_drafts")
+@pytest.mark.parametrize(
+    ("prefix_bytes", "drafts"),
+    [(0, None), (1 << 20, None), (1 << 20, "lookup"), (1 << 20, "full")],
+    ids=["no prefixes", "prefixes", "looked-up drafts", "right drafts"],
+)
 @pytest.mark.parametrize("form", FORMS)
-def test_every_request_gives_the_tokens_that_it_gives_alone(form: str, prefix_bytes: int) -> None:
+def test_every_request_gives_the_tokens_that_it_gives_alone(form: str, prefix_bytes: int, drafts: str | None) -> None:
     model = model_of(form)
+    full = model.bundle.manifest.full
+    drafting = None if drafts is None else Speculation(4, full if drafts == "full" else None)
     rng = np.random.default_rng(7)
     depths = [None, *(depth.name for depth in model.bundle.manifest.depths)]
     vocabulary = model.bundle.manifest.model.vocab_size
     begin = rng.integers(0, vocabulary, 9).tolist()  # some prompts begin alike
-    scheduler = Scheduler(model.executor, Settings(rows=ROWS, chunk=CHUNK, prefix_bytes=prefix_bytes))
+    settings = Settings(rows=ROWS, chunk=CHUNK, prefix_bytes=prefix_bytes, speculation=drafting)
+    scheduler = Scheduler(model.executor, settings)
     wanted, inboxes = [], []
     for index in range(9):
         prompt = [*begin[: 9 * (index % 2)], *rng.integers(0, vocabulary, rng.integers(1, 14)).tolist()]
@@ -67,9 +84,12 @@ def test_rows_of_a_depth_are_adjacent_from_the_first_row_on() -> None:
     assert seen == {1, 2}
 
 
-def test_a_known_prefix_is_copied_and_not_run_again() -> None:
+@pytest.mark.usefixtures("always_drafts")
+@pytest.mark.parametrize("drafts", [None, "full"])
+def test_a_known_prefix_is_copied_and_not_run_again(drafts: str | None) -> None:
     model = model_of("dense")
-    scheduler = Scheduler(model.executor, Settings(rows=2, chunk=CHUNK, prefix_bytes=1 << 20))
+    drafting = None if drafts is None else Speculation(5, model.bundle.manifest.full)
+    scheduler = Scheduler(model.executor, Settings(rows=2, chunk=CHUNK, prefix_bytes=1 << 20, speculation=drafting))
     assert scheduler.prefixes is not None
     first, again, longer = Inbox(), Inbox(), Inbox()
     prompt = [5, 6, 7, 8, 9, 10, 11, 12, 13]

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 from routed import CONTEXT, NEAR, Talk, error, finished, follow
-from tiny_models import FAMILIES, random_rows, save_routed_model
+from tiny_models import EXEMPLARS, random_rows, save_routed_model
 
 from dynexport.exporter.bundle.conversion import convert
 from dynexport.exporter.checkpoint import open_checkpoint
@@ -70,7 +70,7 @@ CONTRACTS: dict[str, dict[str, Any]] = {
 # llama has them all, every other family every second one.
 CASES = [
     (family, contract)
-    for place, family in enumerate(FAMILIES)
+    for place, family in enumerate(EXEMPLARS)
     for number, contract in enumerate(CONTRACTS)
     if family == "llama" or (place + number) % 2 == 0
 ]

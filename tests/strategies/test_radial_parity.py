@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 from bundles import CONFORMANCE, change_tensors, checkpoint, dynexport, error_of, talking_checkpoint
-from tiny_models import FAMILIES, LAYERS, random_rows, save_radial_model
+from tiny_models import EXEMPLARS, LAYERS, random_rows, save_radial_model
 
 from dynexport.exporter.bundle.conversion import convert
 from dynexport.exporter.checkpoint import open_checkpoint
@@ -26,7 +26,7 @@ REFUSED = ("gemma2",)
 
 
 @pytest.mark.parametrize("policy", ["step", "layer"])
-@pytest.mark.parametrize("family", [family for family in FAMILIES if family not in REFUSED])
+@pytest.mark.parametrize("family", [family for family in EXEMPLARS if family not in REFUSED])
 def test_paths_and_logits(family: str, policy: str, saved_model: ModelOf, tmp_path: Path) -> None:
     """Prompts of lengths never used to build, as a batch, then steps of the batch."""
     gate = "probability" if policy == "layer" else "none"

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
-from tiny_models import FAMILIES, LAYERS, VOCABULARY, InMemory, random_rows
+from tiny_models import EXEMPLARS, LAYERS, VOCABULARY, InMemory, random_rows
 
 from dynexport.exporter.checkpoint import open_checkpoint
 from dynexport.exporter.reference import Case, Reference, RowPaths
@@ -129,7 +129,7 @@ def test_answers_of_an_independent_implementation(directory: Path, streaming: bo
             assert row.depth[token] == sum(choice < 4 for choice in route)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", EXEMPLARS)
 @POLICIES
 def test_the_next_layer_at_every_step_is_the_sequential_model(
     saved_model: SavedModel, family: str, policy: str

@@ -13,7 +13,7 @@ import onnx
 import pytest
 from bundles import CONFORMANCE, change_manifest, copied, dynexport, error_of, talking_checkpoint
 from test_radial_parity import MARGIN, REFUSED
-from tiny_models import FAMILIES, LAYERS, random_rows, save_radial_model
+from tiny_models import EXEMPLARS, LAYERS, random_rows, save_radial_model
 
 from dynexport.exporter.bundle.conversion import convert
 from dynexport.exporter.checkpoint import open_checkpoint
@@ -48,7 +48,7 @@ def half(saved_model: ModelOf, tmp_path_factory: pytest.TempPathFactory) -> Open
 
 
 @pytest.mark.parametrize("policy", ["step", "layer"])
-@pytest.mark.parametrize("family", [family for family in FAMILIES if family not in REFUSED])
+@pytest.mark.parametrize("family", [family for family in EXEMPLARS if family not in REFUSED])
 def test_paths_and_logits(family: str, policy: str, saved_model: ModelOf, tmp_path: Path) -> None:
     """A batch of lengths never used to build, steps of it, and another prompt in pieces, up to the last slot."""
     gate = "probability" if policy == "layer" else "none"

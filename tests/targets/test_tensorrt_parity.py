@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 from bundles import dynexport
-from tiny_models import FAMILIES, LAYERS, random_rows, save_routed_model
+from tiny_models import EXEMPLARS, FAMILIES, LAYERS, random_rows, save_routed_model
 
 from dynexport.exporter.bundle.conversion import convert
 from dynexport.exporter.checkpoint import open_checkpoint
@@ -87,8 +87,10 @@ def talk(run: Executor, prompts: list[list[int]], generated: list[list[int]], se
     return np.concatenate([np.concatenate(row) for row in rows])
 
 
-@pytest.mark.parametrize("family", FAMILIES)
-@pytest.mark.parametrize("strategy", ["dense", "unified-skip"])
+@pytest.mark.parametrize(
+    ("family", "strategy"),
+    [(family, "unified-skip") for family in FAMILIES] + [(family, "dense") for family in EXEMPLARS],
+)
 def test_layers_run_or_are_skipped(
     family: str, strategy: str, executor: Convert, saved_model: Callable[[str], Path]
 ) -> None:
@@ -111,13 +113,13 @@ def test_layers_run_or_are_skipped(
     assert np.abs(talk(run, *parts) - expected).max() / expected.std() < TOLERANCE
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", EXEMPLARS)
 def test_routed_layers(
     family: str, routed_model: Callable[[str], Path], saved_model: Callable[[str], Path], tmp_path: Path
 ) -> None:
     """Padded prompts; decoding padded, and in a graph with conditions: each the same as PyTorch. Of every second family
     the static form calls our operators."""
-    number = list(FAMILIES).index(family)
+    number = EXEMPLARS.index(family)
     fields = list(ROUTED.values())[number % len(ROUTED)]
     checkpoint = open_checkpoint(routed_model(family))
     contract = parse_contract({**checkpoint.config["dynexport"], **fields}, "test")

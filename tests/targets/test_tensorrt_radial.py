@@ -13,7 +13,7 @@ import pytest
 from bundles import CONFORMANCE, dynexport, error_of
 from rtx_builds import built, report
 from test_tensorrt_structure import CAPABILITIES
-from tiny_models import FAMILIES, LAYERS, random_rows, save_radial_model
+from tiny_models import EXEMPLARS, LAYERS, random_rows, save_radial_model
 
 from dynexport.exporter.bundle.conversion import convert
 from dynexport.exporter.checkpoint import open_checkpoint
@@ -28,7 +28,7 @@ ModelOf = Callable[[str], Path]
 TOLERANCE, MARGIN = 1e-4, 1e-5
 CONTEXT, STEPS = 40, 5
 # Layers of one pool share a cache, so that one window has to serve all.
-POOLED = [family for family in FAMILIES if family != "gemma2"]
+POOLED = [family for family in EXEMPLARS if family != "gemma2"]
 # Largest error of logits in standard deviations, on forced paths; of random models 4 bits leave little.
 PRECISIONS = {"fp16": 0.05, "int8": 0.6, "int4": 8.0}
 

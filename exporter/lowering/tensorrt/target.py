@@ -166,6 +166,9 @@ class TensorRT(Target):
             return op.Swish(x)
         if activation == "relu":
             return op.Relu(x)
+        if activation == "relu2":
+            positive = op.Relu(x)
+            return op.Mul(positive, positive)
         return op.Gelu(x, approximate="tanh" if activation == "gelu_tanh" else "none")
 
     def rotates_in_attention(self, architecture: Architecture) -> bool:

@@ -6,7 +6,7 @@ On ONNX Runtime one graph has a condition for every layer after the first exit. 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
@@ -19,11 +19,11 @@ from dynexport.exporter.reference import Case, KeptOracle, Oracle
 from dynexport.exporter.reference.hugging_face import BoolArray
 from dynexport.exporter.reference.weights import Weights
 from dynexport.exporter.strategies.early_exit.reference import early_exit_runs
-from dynexport.exporter.strategies.fixed_depths import skipped_together
+from dynexport.exporter.strategies.fixed_depths import plans_of_depths, programs_of_depths
 from dynexport.exporter.strategies.strategy import Strategy
 from dynexport.runtime.bundle.contract import AnyContract, EarlyExit
 from dynexport.runtime.bundle.errors import DynexportError
-from dynexport.runtime.bundle.manifest import FULL, Depth, Manifest, ProfileName, Program
+from dynexport.runtime.bundle.manifest import Depth, Manifest, Program
 
 
 class EarlyExitStrategy(Strategy[EarlyExit, GraphPlan]):
@@ -56,23 +56,13 @@ class EarlyExitStrategy(Strategy[EarlyExit, GraphPlan]):
     def graphs(
         self, contract: EarlyExit, depths: tuple[Depth, ...], layers: int, *, target: Target, static: bool
     ) -> tuple[GraphPlan, ...]:
-        everything = tuple(range(layers))
-        always = everything[: contract.exits[0]]
-        if target.conditional_layers and not static:
-            return (GraphPlan("model", everything, conditional=True, contiguous=always),)
-        both: tuple[ProfileName, ...] = ("prefill", "decode")
-
-        def plan(name: str, held: tuple[int, ...], serves: tuple[ProfileName, ...]) -> GraphPlan:
-            together = skipped_together(held[len(always) :], depths)
-            return GraphPlan(name, held, contiguous=always, together=together, serves=serves)
-
-        at_exits = [plan(depth.name, depth.keep, both if depth.prompt == depth.keep else both[1:]) for depth in depths]
-        return (plan("model", everything, both), *at_exits)
+        always = tuple(range(contract.exits[0]))
+        return plans_of_depths(depths, layers, always, conditional=target.conditional_layers and not static)
 
     def programs(
         self, contract: EarlyExit, plans: tuple[GraphPlan, ...], depths: tuple[Depth, ...]
     ) -> tuple[Program, ...]:
-        return tuple(_programs(plans, depths))
+        return tuple(programs_of_depths(plans, depths))
 
     def is_trained(self, contract: EarlyExit, depth: Depth, declared: AnyContract) -> bool:
         return (
@@ -80,7 +70,7 @@ class EarlyExitStrategy(Strategy[EarlyExit, GraphPlan]):
         )
 
     def writer(self, plan: GraphPlan, architecture: Architecture, target: Target, contract: EarlyExit) -> LayerWriter:
-        return (ConditionalWriter if plan.conditional else LayerWriter)(plan, architecture, target)
+        return ConditionalWriter(plan, architecture, target)
 
     def oracle(self, weights: Weights, manifest: Manifest) -> Oracle:
         assert isinstance(manifest.contract, EarlyExit)
@@ -90,17 +80,6 @@ class EarlyExitStrategy(Strategy[EarlyExit, GraphPlan]):
         assert isinstance(manifest.contract, EarlyExit)
         where = "in every layer" if manifest.contract.prompt == "full" else "to the exit of their request"
         return [("prompts", where)]
-
-
-def _programs(plans: tuple[GraphPlan, ...], depths: tuple[Depth, ...]) -> Iterator[Program]:
-    """Yield the programs: a conditional graph runs all depths; else the first runs full depth, the others an exit."""
-    everything, *at_exits = plans
-    yield Program(phase="prompt", graph=everything.name)
-    yield Program(phase="decode", depth=None if everything.conditional else FULL, graph=everything.name)
-    for depth, plan in zip(depths, at_exits, strict=False):
-        if "prefill" in plan.serves:
-            yield Program(phase="prompt", depth=depth.name, graph=plan.name)
-        yield Program(phase="decode", depth=depth.name, graph=plan.name)
 
 
 def _runs(contract: EarlyExit, case: Case, layers: int) -> BoolArray:

@@ -176,7 +176,7 @@ class ModReference(Reference):
                 chosen = torch.from_numpy(np.flatnonzero(self._decide(index, row, score, logit)))
                 if len(chosen):
                     picked = pick_chosen(self._contract, self._decoder, call, row, len(runs), chosen)
-                    output = self._weights.run(layer, picked)[0]
+                    output = self._weights.run(layer, picked, row, chosen)[0]
                     after[row, chosen] = self._combine(torch.from_numpy(score)[chosen], hidden[chosen], output)
         return after
 

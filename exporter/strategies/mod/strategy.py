@@ -60,6 +60,16 @@ class ModStrategy(Strategy[Mod, RoutedPlan]):
             raise _no_routed_layers(checkpoint)
 
     def check(self, contract: Mod, architecture: Architecture, target: Target) -> None:
+        if architecture.sliding_positions is not None:
+            raise DynexportError(
+                f"mod: expected one set of rotary positions, found {architecture.family}, whose layers with a window "
+                "have a set of their own"
+            )
+        if contract.router_input == "normed" and not architecture.pre_norms:
+            raise DynexportError(
+                f"router_input: expected hidden, as layers of {architecture.family} have no norm at their input, found "
+                "normed"
+            )
         if contract.prefill != "topk" or target.top_k_limit is None:
             return
         longest = target.longest_prompt(architecture.max_length)

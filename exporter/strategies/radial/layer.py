@@ -23,10 +23,10 @@ Prepared: TypeAlias = tuple[ir.Value, ir.Value, ir.Value]
 
 def prepare(op: Any, layer: DecoderLayer, hidden_states: ir.Value, angles: Rotation | None) -> Prepared:
     """Return query, key, value float [1, N, ..] of hidden states [1, N, hidden], normed and rotated."""
-    projected = layer.self_attn.qkv_proj(op, layer.input_layernorm(op, hidden_states))
+    projected = layer.self_attn.qkv_proj(op, layer.before_attention(op, hidden_states))
     query, key, value = layer.self_attn.prepare(op, projected, angles)
     if key is None or value is None:
-        query, key, value = layer.self_attn.split(op, projected)
+        query, key, value = layer.self_attn.split(op, query)
     return query, key, value
 
 

@@ -57,7 +57,9 @@ class RadialStrategy(Strategy[Radial, PathPlan]):
     tensors = r"(model\.)?radial_router\..+"
     sample = "radial-distilled"
     plugin_fields = MappingProxyType({})  # a custom operator selects the weights of chosen layers in a decode step
-    int8_caches = False
+
+    def without_int8_caches(self, contract: Radial) -> str:
+        return "whose graphs use one attention for the caches of all hops"
 
     def depths(self, contract: Radial, layers: int) -> tuple[Depth, ...]:
         return ()
@@ -261,7 +263,16 @@ def _check_selection(contract: Radial, target: Target) -> None:
 
 
 def _check_alike(architecture: Architecture) -> None:
-    """Raise DynexportError for layers with different windows, as a pool's layers share caches and attention."""
+    """Raise DynexportError for layers that make no pool: they share caches, attention and the router's norm."""
+    if architecture.sliding_positions is not None:
+        raise DynexportError(
+            f"radial: expected one set of rotary positions, found {architecture.family}, whose layers with a window "
+            "have a set of their own"
+        )
+    if not architecture.pre_norms:
+        raise DynexportError(
+            f"radial: expected layers with an input norm, as routers have its epsilon, found {architecture.family}"
+        )
     if len(set(architecture.windows)) > 1:
         raise DynexportError(
             f"radial: expected a pool of layers with one sliding window, found {architecture.family} with "

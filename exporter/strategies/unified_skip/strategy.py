@@ -114,7 +114,7 @@ class UnifiedSkipStrategy(Strategy[UnifiedSkip, GraphPlan]):
         return declared.keep is not None or (declared.rule == contract.rule and depth.ratio in declared.speedups)
 
     def writer(self, plan: GraphPlan, architecture: Architecture, target: Target, contract: UnifiedSkip) -> LayerWriter:
-        return (ConditionalWriter if plan.conditional else LayerWriter)(plan, architecture, target)
+        return ConditionalWriter(plan, architecture, target)
 
     def oracle(self, weights: Weights, manifest: Manifest) -> Oracle:
         return KeptOracle(weights, _runs)

@@ -102,8 +102,13 @@ struct Limits {
   bool whole_prompts = false, compete = false;
 };
 
+// What a token that skips a layer leaves in its cache: no entry, one without running it, or one that is computed.
+enum class SkippedKv { kNone, kKept, kComputed };
+
 struct LayerRouting {
   std::vector<std::int64_t> layers;
+  std::int64_t span = 1;  // layers that each decision is about
+  SkippedKv skipped_kv = SkippedKv::kNone;
   bool overflow_is_error = false;
 };
 

@@ -55,7 +55,18 @@ class Agreement {
              std::to_string(cost_layers));
     }
     if (const auto* routing = std::get_if<LayerRouting>(&manifest_.routing)) {
-      check_ascending("routing.layers", routing->layers);
+      const auto decisions = static_cast<std::int64_t>(routing->layers.size());
+      if (decisions * routing->span > manifest_.model.layers) {
+        refuse("routing.span: expected " + std::to_string(manifest_.model.layers) + " layers in all, found " +
+               std::to_string(decisions) + " times " + std::to_string(routing->span));
+      }
+      std::vector<std::int64_t> covered;
+      for (const std::int64_t layer : routing->layers) {
+        for (std::int64_t more = 0; more < routing->span; ++more) {
+          covered.push_back(layer < 0 || layer >= manifest_.model.layers ? manifest_.model.layers : layer + more);
+        }
+      }
+      check_ascending("routing.layers", covered);
     }
     for (const Graph& graph : manifest_.graphs)
       check_ascending("layers of graph " + short_name(graph.name), graph.layers);

@@ -11,6 +11,7 @@ namespace dynexport {
 namespace {
 
 constexpr std::int64_t kMostSteps = 4096;
+constexpr std::int64_t kMostLoops = 64;
 constexpr std::size_t kMostItems = 64;
 
 using Layers = std::vector<std::int64_t>;
@@ -170,11 +171,14 @@ bool check_router(const Value& value) {
   return true;
 }
 
-std::int64_t steps(const Value& value) {
+std::int64_t counted(const Value& value, std::int64_t most) {
   const std::int64_t found = size(value);
-  if (found > kMostSteps) value.refuse("less than or equal to " + std::to_string(kMostSteps));
+  if (found > most) value.refuse("less than or equal to " + std::to_string(most));
   return found;
 }
+
+std::int64_t steps(const Value& value) { return counted(value, kMostSteps); }
+std::int64_t loops(const Value& value) { return counted(value, kMostLoops); }
 
 void check_radial(const Value& value) {
   Fields fields(value);
@@ -226,6 +230,55 @@ void check_early_exit(const Value& value) {
   fields.done();
 }
 
+Layers body(const Value& value) {
+  check_most(value, 2);
+  Layers found = layers(value);
+  if (found.size() < 2) {
+    Value(value.json(), value, found.size()).refuse_as("Field required");
+  }
+  return found;
+}
+
+double below_one(const Value& value) {
+  const double found = number(value);
+  if (!(found < 1)) value.refuse("less than 1");
+  if (!(found > 0)) value.refuse("greater than 0");
+  return found;
+}
+
+bool check_loop_exit(const Value& value) {
+  Fields fields(value);
+  fields.optional(
+      "rule",
+      [](const Value& rule) {
+        return choice(rule, {"none", "hazard"});
+      },
+      0);
+  fields.optional("threshold", below_one, 0.5);
+  fields.done();
+  return true;
+}
+
+void check_loop(const Value& value) {
+  Fields fields(value);
+  fields.required("strategy", text);
+  fields.required("loops", loops);
+  const auto repeated = fields.optional("body", nullable(body), std::nullopt);
+  fields.optional("norm_between", boolean, true);
+  fields.optional("exit", check_loop_exit, true);
+  fields.optional(
+      "exited_kv",
+      [](const Value& rule) {
+        return choice(rule, {"compute", "last", "absent"});
+      },
+      0);
+  fields.done();
+  if (repeated && !(0 <= repeated->front() && repeated->front() <= repeated->back())) {
+    value.refuse_as("body: expected first and last layer, from 0, found [" + std::to_string(repeated->front()) + ", " +
+                    std::to_string(repeated->back()) + "]");
+  }
+}
+
 void check_dense(const Value& value) {
   Fields fields(value);
   fields.required("strategy", text);
@@ -241,12 +294,13 @@ constexpr Strategy kStrategies[] = {{"dense", check_dense},
                                     {"unified-skip", check_unified_skip},
                                     {"mod", check_mod},
                                     {"radial", check_radial},
-                                    {"early-exit", check_early_exit}};
+                                    {"early-exit", check_early_exit},
+                                    {"loop", check_loop}};
 
 }  // namespace
 
 bool check_contract(const Value& value) {
-  const std::string name = tag(value, "strategy", {"dense", "unified-skip", "mod", "radial", "early-exit"});
+  const std::string name = tag(value, "strategy", {"dense", "unified-skip", "mod", "radial", "early-exit", "loop"});
   for (const Strategy& strategy : kStrategies) {
     if (strategy.name == name) strategy.check(Value(value.json(), value, strategy.name));
   }

@@ -105,6 +105,13 @@ LayerRouting layer_routing(const Value& value) {
   LayerRouting result;
   fields.required("kind", text);
   result.layers = fields.required("layers", layers);
+  result.span = fields.optional("span", size, 1);
+  result.skipped_kv = fields.optional(
+      "skipped_kv",
+      [](const Value& rule) {
+        return static_cast<SkippedKv>(choice(rule, {"none", "kept", "computed"}));
+      },
+      SkippedKv::kNone);
   result.overflow_is_error = fields.required("overflow", [](const Value& rule) {
     return choice(rule, {"residual", "error"}) == 1;
   });

@@ -132,9 +132,12 @@ Decisions DecisionReader::of_row(const std::int64_t* choices, const float* score
     made.margins.insert(made.margins.end(), margins + place * step, margins + place * step + tokens);
     for (std::int64_t token = 0; token < tokens; ++token) {
       const std::int64_t choice = choices[place * step + token];
-      if (layers_ != nullptr)
-        made.ran[at(layers_->layers[at(place)] * tokens + token)] = choice == 1 ? 1 : 0;
-      else if (choice >= 0 && choice < manifest_.model.layers)
+      for (std::int64_t more = 0; layers_ != nullptr && more < layers_->span; ++more) {
+        if (layers_->skipped_kv == SkippedKv::kComputed) break;
+        made.ran[at((layers_->layers[at(place)] + more) * tokens + token)] = choice == 1 ? 1 : 0;
+      }
+      if (layers_ != nullptr) continue;
+      if (choice >= 0 && choice < manifest_.model.layers)
         made.ran[at(choice * tokens + token)] = 1;
     }
   }
@@ -164,13 +167,15 @@ Longs DecisionReader::entries(const Longs& choices, const ReadFor& of) const {
     for (std::int64_t layer = 0; layer < manifest_.model.layers; ++layer)
       for (std::int64_t row = 0; row < rows; ++row)
         added[at(layer * rows + row)] = of.active[at(layer)] != 0 ? of.counts[at(row)] : 0;
+  if (layers_ != nullptr && layers_->skipped_kv != SkippedKv::kNone) return added;
   if (layers_ != nullptr)
-    for (const std::int64_t layer : layers_->layers) std::fill_n(added.begin() + layer * rows, rows, 0);
+    for (const std::int64_t layer : layers_->layers) std::fill_n(added.begin() + layer * rows, rows * layers_->span, 0);
   for (std::int64_t i = 0; i < static_cast<std::int64_t>(choices.size()); ++i) {
     const std::int64_t place = i / (rows * of.tokens), row = i / of.tokens % rows, choice = choices[at(i)];
-    if (layers_ != nullptr)
-      added[at(layers_->layers[at(place)] * rows + row)] += choice != 0 ? 1 : 0;
-    else if (choice >= 0 && choice < manifest_.model.layers)
+    for (std::int64_t more = 0; layers_ != nullptr && more < layers_->span; ++more)
+      added[at((layers_->layers[at(place)] + more) * rows + row)] += choice != 0 ? 1 : 0;
+    if (layers_ != nullptr) continue;
+    if (choice >= 0 && choice < manifest_.model.layers)
       added[at((paths_->places_are_layers ? choice : place) * rows + row)] += 1;
   }
   return added;

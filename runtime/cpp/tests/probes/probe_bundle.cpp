@@ -91,8 +91,12 @@ Json of(const dynexport::Cache& cache) {
 
 Json of(const dynexport::Routing& routing) {
   if (const auto* layers = std::get_if<dynexport::LayerRouting>(&routing)) {
-    return {
-        {"kind", "layers"}, {"layers", layers->layers}, {"overflow", layers->overflow_is_error ? "error" : "residual"}};
+    constexpr const char* kSkipped[] = {"none", "kept", "computed"};
+    return {{"kind", "layers"},
+            {"layers", layers->layers},
+            {"span", layers->span},
+            {"skipped_kv", kSkipped[static_cast<std::size_t>(layers->skipped_kv)]},
+            {"overflow", layers->overflow_is_error ? "error" : "residual"}};
   }
   const auto* paths = std::get_if<dynexport::PathRouting>(&routing);
   if (paths == nullptr) return nullptr;

@@ -1,0 +1,154 @@
+"""Write the runs of a looped model's layers: all, those of a depth, or those that tokens have not exited from."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import onnx_ir as ir
+
+from dynexport.exporter.families.architecture import Architecture
+from dynexport.exporter.graph.branch import either
+from dynexport.exporter.graph.decoder import DecoderLayer
+from dynexport.exporter.graph.layers import Norm
+from dynexport.exporter.graph.step import LayerCache, LayerStep, Step, StepInputs
+from dynexport.exporter.graph.writer import ConditionalWriter, LayerWriter
+from dynexport.exporter.lowering.plan import GraphPlan
+from dynexport.exporter.lowering.target import Target
+from dynexport.exporter.strategies.loop.exits import Exits
+from dynexport.exporter.strategies.loop.order import Order
+
+Entry = tuple[ir.Value, ir.Value]
+
+
+class LoopWriter(ConditionalWriter):
+    """Writes the runs of layers; ``norm`` is applied before every loop but the first, None for no norm there.
+
+    A loop's last hidden states stay as they are, so that a depth of fewer loops ends with the final norm alone.
+    """
+
+    def __init__(
+        self, plan: GraphPlan, architecture: Architecture, target: Target, order: Order, norm: Norm | None
+    ) -> None:
+        super().__init__(plan, architecture, target)
+        self._norm = norm
+        self._first_of_later_loops = {order.loop(number)[0] for number in range(1, order.loops)}
+
+    def write(
+        self, op: Any, layer: DecoderLayer, hidden_states: ir.Value, step: Step, cache: LayerCache
+    ) -> tuple[ir.Value, LayerCache]:
+        if self._norm is not None and layer.index in self._first_of_later_loops:
+            hidden_states = self._norm(op, hidden_states)
+        return super().write(op, layer, hidden_states, step, cache)
+
+
+class ExitWriter(LayerWriter):
+    """Writes all runs for all tokens, and takes each token's state after the loop that it exits at."""
+
+    def __init__(
+        self, plan: GraphPlan, architecture: Architecture, target: Target, order: Order, exits: Exits, *, normed: bool
+    ) -> None:
+        super().__init__(plan, architecture, target)
+        self.exits, self._normed = exits, normed
+        self._first = {order.loop(number)[0]: number for number in range(order.loops)}
+        self._last = {order.loop(number)[-1]: number for number in range(order.loops)}
+        self._body, self._loop = order.body, order.loop
+
+    def begin(self, op: Any, graph: ir.Graph, inputs: StepInputs) -> None:
+        self.exits.begin(op, graph)
+
+    def run_layer(
+        self, op: Any, layer: DecoderLayer, hidden_states: ir.Value, step: Step, cache: LayerCache
+    ) -> tuple[ir.Value, LayerCache]:
+        if self._first.get(layer.index):
+            hidden_states = self.entering(op, hidden_states)
+        output, present = self.run(op, layer, hidden_states, step, cache)
+        number = self._last.get(layer.index)
+        if number is None:
+            return output, present
+        self.exits.after_loop(op, number, output)
+        kept = self.exits.hidden_states
+        assert kept is not None
+        return (kept if number == self.exits.loops - 1 else output), present
+
+    def entering(self, op: Any, hidden_states: ir.Value) -> ir.Value:
+        """Return the hidden states that a later loop begins with; those of exited tokens do not matter."""
+        return self.exits.norm(op, hidden_states) if self._normed else hidden_states
+
+    def run(
+        self, op: Any, layer: DecoderLayer, hidden_states: ir.Value, step: Step, cache: LayerCache
+    ) -> tuple[ir.Value, LayerCache]:
+        """Write one run."""
+        return super().run_layer(op, layer, hidden_states, step, cache)
+
+    def finish(self, op: Any, graph: ir.Graph) -> None:
+        self.exits.finish(op, graph)
+
+
+class ReusingWriter(ExitWriter):
+    """Writes later loops under a condition; an exited token's entries there are copies of those of its last loop."""
+
+    def begin(self, op: Any, graph: ir.Graph, inputs: StepInputs) -> None:
+        super().begin(op, graph, inputs)
+        self._entries: dict[int, Entry] = {}
+
+    def entering(self, op: Any, hidden_states: ir.Value) -> ir.Value:
+        self._anybody = self.exits.anybody(op)
+        kept = self.exits.hidden_states
+        assert kept is not None
+        return self.exits.normed if self._normed else kept
+
+    def run(
+        self, op: Any, layer: DecoderLayer, hidden_states: ir.Value, step: Step, cache: LayerCache
+    ) -> tuple[ir.Value, LayerCache]:
+        weights, inputs = self.architecture.weights_of[layer.index], step.for_layer(op, layer.index)
+        in_body = any(layer.index in self._loop(number) for number in self._last.values())
+        if not in_body:
+            return super().run(op, layer, hidden_states, step, cache)
+        before = self._entries.get(weights)
+        if before is None:
+            op.builder.push_module(f"layers.{layer.index}")
+            output, present, entry = self._run(op, layer, hidden_states, inputs, cache, None)
+            op.builder.pop_module()
+            self._entries[weights] = entry
+            return output, present
+        earlier = before
+
+        def run(op: Any) -> list[ir.Value]:
+            output, present, entry = self._run(op, layer, hidden_states, inputs, cache, earlier)
+            return [output, *present.values(), *entry]
+
+        def reuse(op: Any) -> list[ir.Value]:
+            key, value = layer.self_attn.rotated_key(op, earlier[0], inputs), earlier[1]
+            present = [
+                self.target.append(op, past, new, inputs.cache_length)
+                for past, new in ((cache.key, key), (cache.value, value))
+            ]
+            return [op.Identity(hidden_states), *present, *map(op.Identity, earlier)]
+
+        output, past_key, past_value, *last = either(op, self._anybody, run, reuse, 5, f"layer_{layer.index}")
+        self._entries[weights] = (last[0], last[1])
+        return output, LayerCache(past_key, past_value)
+
+    def _run(
+        self,
+        op: Any,
+        layer: DecoderLayer,
+        hidden_states: ir.Value,
+        inputs: LayerStep,
+        cache: LayerCache,
+        before: Entry | None,
+    ) -> tuple[ir.Value, LayerCache, Entry]:
+        """Write a layer; exited tokens have the keys and values of ``before``. Return its keys and values too."""
+        attention = layer.self_attn
+        projected = attention.qkv_proj(op, layer.input_layernorm(op, hidden_states))
+        query, key, value = attention.prepare(op, projected, inputs.rotation)
+        if key is None or value is None:
+            query, key, value = attention.split(op, query)
+        if before is not None:
+            live, (old_key, old_value) = self.exits.live, before
+            key, value = op.Where(live, key, old_key), op.Where(live, value, old_value)
+        output, present = attention.attend(op, (query, key, value), inputs, cache)
+        return layer.after_attention(op, hidden_states, attention.o_proj(op, output)), present, (key, value)
+
+
+__all__ = ["ExitWriter", "LoopWriter", "ReusingWriter"]

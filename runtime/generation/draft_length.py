@@ -1,0 +1,100 @@
+"""Choose how many tokens to draft, from the acceptance of earlier drafts and the times of calls."""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections.abc import Sequence
+
+# Weight of the latest time, and of the latest draft, in the averages.
+LATEST, _LATEST_DRAFT = 0.2, 0.3
+# Time of a further token of a call, as a share of a plain step's, before it is known.
+_FIRST_GUESS = 0.1
+# Acceptance before it is known, and the share by which it returns there in a step without drafts: drafts that did not
+# pay are tried again after some hundred tokens.
+_HOPED, _RETURN = 0.5, 0.005
+
+
+class CallTimes:
+    """Average times of calls by their number of tokens."""
+
+    def __init__(self) -> None:
+        self._seconds: dict[int, float] = {}
+
+    def add(self, tokens: int, seconds: float) -> None:
+        """Add the time of a call. A time that is far from the average counts as twice or half of it."""
+        known = self._seconds.get(tokens)
+        if known is None:
+            self._seconds[tokens] = seconds
+        else:
+            self._seconds[tokens] += LATEST * (min(max(seconds, known / 2), known * 2) - known)
+
+    def of(self, tokens: int) -> float:
+        """Return the time of a call in seconds: known, between known ones, or a hopeful guess; 0 if none is known."""
+        if not self._seconds:
+            return 0.0
+        sizes = sorted(self._seconds)
+        place = bisect_left(sizes, tokens)
+        if place == len(sizes):
+            least, last = sizes[0], sizes[-1]
+            return self._seconds[last] + (tokens - last) * _FIRST_GUESS * self._seconds[least] / least
+        if sizes[place] == tokens or not place:
+            return self._seconds[sizes[place]]
+        before, after = sizes[place - 1], sizes[place]
+        share = (tokens - before) / (after - before)
+        return self._seconds[before] + share * (self._seconds[after] - self._seconds[before])
+
+
+class Acceptance:
+    """The probability that a row's next draft is accepted if all before it were.
+
+    Attributes:
+        rate: the estimate.
+        drafted: number of drafts that were verified.
+        accepted: number of drafts that were accepted.
+    """
+
+    def __init__(self) -> None:
+        self.rate, self.drafted, self.accepted = _HOPED, 0, 0
+
+    def add(self, drafted: int, accepted: int) -> None:
+        """Add the result of a step: the first ``accepted`` of ``drafted`` drafts were accepted."""
+        self.drafted += drafted
+        self.accepted += accepted
+        if not drafted:
+            self.rate += _RETURN * (_HOPED - self.rate)
+        for tried in range(min(drafted, accepted + 1)):
+            self.rate += _LATEST_DRAFT * ((tried < accepted) - self.rate)
+
+
+def best_count(rates: Sequence[float], available: Sequence[int], calls: CallTimes, draft_share: float) -> int:
+    """Return how many tokens to draft for every row, so that tokens per second are expected to be most.
+
+    A row of acceptance a yields 1 + a + .. + a^k tokens from k drafts (Leviathan et al. 2023, arXiv:2211.17192,
+    equation 1).
+
+    Args:
+        rates: the acceptance of each row.
+        available: the most drafts of each row.
+        calls: times of the full model's calls.
+        draft_share: time of one draft of all rows, as a share of a plain step's; 0 if drafts cost nothing.
+
+    Returns:
+        The largest number of drafts of a row; a row with fewer available has fewer. 0 before a step's time is known.
+    """
+    best, most = 0, 0.0
+    tokens, expected = len(rates), float(len(rates))
+    plain = calls.of(tokens)
+    if not plain:
+        return 0
+    for count in range(max(available, default=0) + 1):
+        if count:
+            drafted = [rate for rate, limit in zip(rates, available, strict=True) if limit >= count]
+            tokens += len(drafted)
+            expected += sum(rate**count for rate in drafted)
+        speed = expected / (calls.of(tokens) + count * draft_share * plain)
+        if speed > most:
+            best, most = count, speed
+    return best
+
+
+__all__ = ["LATEST", "Acceptance", "CallTimes", "best_count"]

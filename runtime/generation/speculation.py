@@ -1,0 +1,208 @@
+"""Speculative decoding: cheap drafts of the next tokens, verified by the full model in one call.
+
+Every token is chosen from the full model's logits with the row's own random numbers; drafts only decide how many
+tokens a call computes. So a row's tokens are those of decoding without drafts, greedily and with a seed, but for
+rounding where two tokens are equally probable.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Protocol
+
+import numpy as np
+
+from dynexport.runtime.bundle.checks import checked_count
+from dynexport.runtime.bundle.errors import DynexportError, RouteError
+from dynexport.runtime.bundle.manifest import Depth
+from dynexport.runtime.execution.batch import Batch
+from dynexport.runtime.execution.decisions import Decisions
+from dynexport.runtime.execution.executor import Executor
+from dynexport.runtime.execution.kept import keep_first
+from dynexport.runtime.execution.kv_cache import KvCache
+from dynexport.runtime.generation.draft_length import LATEST, Acceptance, CallTimes, best_count
+from dynexport.runtime.generation.drafts import DraftedRow, Drafter, PromptLookup, ShallowDepth
+from dynexport.runtime.generation.request import Piece, Request
+from dynexport.runtime.generation.sampler import choose
+
+Array = np.ndarray
+MOST_DRAFTS = 64
+
+
+@dataclass(frozen=True)
+class Speculation:
+    """How the next tokens are drafted.
+
+    Attributes:
+        most: most drafts of a row in a step, 1 to 64. Fewer are made where they are expected to take longer than they
+            save.
+        depth: the depth that drafts; None looks the row's last tokens up in its own text.
+
+    Raises:
+        DynexportError: for a number out of range.
+    """
+
+    most: int = 8
+    depth: Depth | None = None
+
+    def __post_init__(self) -> None:
+        checked_count("speculate", self.most, 1, MOST_DRAFTS)
+
+
+class SpeculatedRow(DraftedRow, Protocol):
+    """What a step with drafts needs of a row, beside what its drafter needs.
+
+    Attributes:
+        request: its request, which takes its tokens.
+        acceptance: how many of its drafts were accepted.
+        most_drafts: most drafts of its next step.
+    """
+
+    request: Request
+    acceptance: Acceptance
+    most_drafts: int
+
+    def take(self, pieces: Sequence[Piece]) -> None:
+        """Take the tokens of a step, which its request has taken."""
+
+
+class Speculator:
+    """Runs decode steps with drafts. For one thread at a time.
+
+    Args:
+        executor: runs the bundle's graphs.
+        drafter: drafts tokens.
+        most: most drafts of a row in a step.
+        draft_share: the time of a draft as a share of a plain step's, before it is known.
+
+    Raises:
+        DynexportError: for a bundle whose tokens depend on the others of a call.
+    """
+
+    def __init__(self, executor: Executor, drafter: Drafter, most: int, draft_share: float) -> None:
+        if executor.limits.compete:
+            raise DynexportError(
+                f"{executor.bundle.path}: speculate: expected a model whose tokens do not depend on the others of a "
+                "call, found one whose tokens compete for a layer's places"
+            )
+        self._executor, self._drafter, self._most, self._draft_share = executor, drafter, most, draft_share
+        self._calls = CallTimes()
+
+    @classmethod
+    def of(cls, executor: Executor, speculation: Speculation) -> Speculator:
+        """Return a speculator by its options. Raises DynexportError as the class does."""
+        depth = speculation.depth
+        if depth is None:
+            return cls(executor, PromptLookup(), speculation.most, 0.0)
+        share = len(depth.keep) / executor.manifest.model.layers
+        return cls(executor, ShallowDepth(executor, depth), speculation.most, share)
+
+    def step(self, cache: KvCache, rows: Sequence[SpeculatedRow]) -> list[list[Piece] | DynexportError]:
+        """Run a decode step.
+
+        Args:
+            cache: the rows' cache.
+            rows: rows that have not ended; they and their requests take the tokens.
+
+        Returns:
+            Per row its new tokens, at least one; or the error of ``choose``, after which the row cannot go on.
+
+        Raises:
+            DynexportError: as for ``Executor.run``.
+        """
+        drafts = self._drafts(cache, rows)
+        try:
+            return self._verified(cache, rows, drafts)
+        except RouteError:  # of a draft perhaps, which would never have run
+            if not any(drafts):
+                raise
+        return self._verified(cache, rows, [[] for _ in rows])
+
+    def _pays(self, rows: int) -> bool:
+        """Return whether drafts can pay: a call of several tokens must not run the rows one by one."""
+        return rows == 1 or self._executor.limits.together == "always"
+
+    def _drafts(self, cache: KvCache, rows: Sequence[SpeculatedRow]) -> list[list[int]]:
+        limits = [
+            max(0, min(self._most, row.most_drafts, row.request.left - 1, cache.tokens - cache.positions[row.row] - 1))
+            for row in rows
+        ]
+        if not self._pays(len(rows)):
+            return [[] for _ in rows]
+        available = self._drafter.available(rows, limits)
+        count = best_count([row.acceptance.rate for row in rows], available, self._calls, self._draft_share)
+        if not count:
+            return [[] for _ in rows]
+        begun = time.perf_counter()
+        found = self._drafter.drafts(cache, rows, [min(count, limit) for limit in available])
+        share = (time.perf_counter() - begun) / count / self._calls.of(len(rows))
+        self._draft_share += LATEST * (share - self._draft_share)
+        return found
+
+    def _verified(
+        self, cache: KvCache, rows: Sequence[SpeculatedRow], drafts: Sequence[Sequence[int]]
+    ) -> list[list[Piece] | DynexportError]:
+        """Run each row's latest token and its drafts, and keep the drafts that are chosen."""
+        at, depths = [row.row for row in rows], [row.depth for row in rows]
+        tokens = [[row.token, *drafted] for row, drafted in zip(rows, drafts, strict=True)]
+        marks = [cache.mark(row) for row in at] if any(drafts) else []
+        begun = time.perf_counter()
+        if marks:
+            result = self._executor.run(cache, Batch(at, tokens, "decode", depths, "all"))
+            logits = result.logits
+            decisions: Sequence[Decisions | None] = result.decisions or [None] * len(rows)
+        else:
+            last = [row.token for row in rows]
+            logits = list(self._executor.decode(cache, at, last, depths, lasting=False)[:, None])
+        self._calls.add(sum(map(len, tokens)), time.perf_counter() - begun)
+        found = [taken(*each) for each in zip(rows, logits, drafts, strict=True)]
+        for place, mark in enumerate(marks):
+            kept = found[place]
+            if not isinstance(kept, DynexportError) and len(kept) < len(tokens[place]):
+                ran = tokens[place][: len(kept)]
+                keep_first(self._executor, cache, mark, ran, depths[place], decisions[place])
+        return found
+
+
+def taken(row: SpeculatedRow, logits: Array, drafts: Sequence[int] = ()) -> list[Piece] | DynexportError:
+    """Let a row take its next tokens; return them, or the error of ``choose``.
+
+    Args:
+        row: the row.
+        logits: float32 [1 + drafts, vocab], of its latest token and of its drafts.
+        drafts: the drafted token ids.
+    """
+    try:
+        pieces = accept(row.request, logits, drafts)
+    except DynexportError as error:
+        return error
+    row.take(pieces)
+    row.acceptance.add(len(drafts), len(pieces) - 1)
+    return pieces
+
+
+def accept(request: Request, logits: Array, drafts: Sequence[int]) -> list[Piece]:
+    """Choose a request's next tokens, until one differs from its draft or ends the request.
+
+    Args:
+        request: the request, which takes the tokens.
+        logits: float32 [1 + drafts, vocab], of its latest token and of its drafts.
+        drafts: the drafted token ids.
+
+    Raises:
+        DynexportError: as for ``choose``.
+    """
+    pieces: list[Piece] = []
+    for place in range(len(logits)):
+        (choice,) = choose(logits[place : place + 1], [request.sampler])
+        draft = drafts[place] if place < len(drafts) else None
+        pieces.append(replace(request.push(choice), draft=draft))
+        differs = choice.token != draft
+        if differs or pieces[-1].finish_reason is not None:
+            break
+    return pieces
+
+
+__all__ = ["MOST_DRAFTS", "SpeculatedRow", "Speculation", "Speculator", "accept", "taken"]

@@ -1,0 +1,116 @@
+"""Steps with drafts: the tokens and the caches of decoding without them, whatever is drafted and accepted."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import pytest
+from forms import CONTEXT, FORMS, executor_of
+
+from dynexport.runtime import Bundle, DynexportError, Sampling
+from dynexport.runtime.execution.batch import Batch
+from dynexport.runtime.execution.executor import Executor
+from dynexport.runtime.execution.kept import keep_first
+from dynexport.runtime.execution.kv_cache import KvCache
+from dynexport.runtime.generation import speculation
+from dynexport.runtime.generation.draft_length import CallTimes
+from dynexport.runtime.generation.drafts import DraftedRow
+from dynexport.runtime.generation.model import Model
+from dynexport.runtime.generation.speculation import Speculation, Speculator
+
+Array = np.ndarray
+SAME = 5e-5  # float32 in another order of addition
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_the_first_tokens_of_a_run_are_kept_as_if_the_others_had_never_run(form: str) -> None:
+    executor = executor_of(form)
+    generator, full = np.random.default_rng(3), executor.manifest.full
+    for kept in (1, 2, 4):
+        prompts = [generator.integers(0, 80, size) for size in (3, 7)]
+        drafted = [generator.integers(0, 80, 5).tolist() for _ in prompts]
+        (given, logs), (cut, cut_logs) = (
+            _continued(executor, prompts, drafted, kept, at_once=at_once) for at_once in (False, True)
+        )
+        assert np.array_equal(given.lengths, cut.lengths) and np.array_equal(given.positions, cut.positions)
+        assert np.array_equal(given.overflow, cut.overflow)
+        for plain, one in zip(logs, cut_logs, strict=True):
+            assert np.array_equal(plain, one)
+        next_tokens = [[5], [6]]
+        plain, one = (executor.run(cache, Batch([0, 1], next_tokens, "decode", full)).logits for cache in (given, cut))
+        assert np.abs(np.concatenate(plain) - np.concatenate(one)).max() < SAME
+
+
+def _continued(
+    executor: Executor, prompts: Sequence[Array], drafted: Sequence[list[int]], kept: int, *, at_once: bool
+) -> tuple[KvCache, list[Array]]:
+    """Two rows after their prompts and ``kept`` tokens: one by one, or the first of five that ran at once."""
+    full, cache = executor.manifest.full, executor.full_cache(2, CONTEXT, record=True)
+    executor.prefill(cache, prompts)
+    if at_once:
+        marks = [cache.mark(0), cache.mark(1)]
+        result = executor.run(cache, Batch([0, 1], drafted, "decode", full, "all"))
+        for row, mark in enumerate(marks):
+            decisions = None if result.decisions is None else result.decisions[row]
+            keep_first(executor, cache, mark, drafted[row][:kept], full, decisions)
+    else:
+        for index in range(kept):
+            executor.run(cache, Batch([0, 1], [[ids[index]] for ids in drafted], "decode", full))
+    assert cache.logs is not None
+    return cache, [executor.reader.joined(log).choices for log in cache.logs]
+
+
+class Planted:
+    """Drafts the tokens that will come, some of them changed: every pattern of accepted and rejected ones."""
+
+    def __init__(self, coming: dict[int, list[int]]) -> None:
+        self._coming, self._generator = coming, np.random.default_rng(7)
+        self.drafted = 0
+
+    def available(self, rows: Sequence[DraftedRow], most: Sequence[int]) -> list[int]:
+        return [int(self._generator.integers(0, limit + 1)) for limit in most]
+
+    def drafts(self, cache: KvCache, rows: Sequence[DraftedRow], counts: Sequence[int]) -> list[list[int]]:
+        found = []
+        for row, count in zip(rows, counts, strict=True):
+            done = len(row.known) - _PROMPTS[row.row][1]
+            ids = self._coming[row.row][done : done + count]
+            wrong = self._generator.random(len(ids)) < 0.3
+            found.append([(token + 1) % 80 if other else token for token, other in zip(ids, wrong, strict=True)])
+            self.drafted += len(ids)
+        return found
+
+
+def _as_many_as_possible(rates: Sequence[float], available: Sequence[int], calls: CallTimes, share: float) -> int:
+    return max(available) if calls.of(len(rates)) else 0
+
+
+_PROMPTS = [([5, 6, 7], 3), ([9, 8, 7, 6, 5], 5), ([1], 1)]
+_NEW = 24
+
+
+@pytest.mark.parametrize("sampling", [Sampling(), Sampling(temperature=0.9, seed=4, repetition_penalty=1.2)])
+@pytest.mark.parametrize("form", FORMS)
+def test_tokens_do_not_depend_on_drafts(form: str, sampling: Sampling, monkeypatch: pytest.MonkeyPatch) -> None:
+    executor = executor_of(form)
+    model = Model(executor.bundle, threads=1)
+    model.executor = executor
+    prompts = [prompt for prompt, _ in _PROMPTS]
+    plain = model.generate(prompts, max_new_tokens=_NEW, sampling=sampling, depth="full")
+    planted = Planted({row: each.ids for row, each in enumerate(plain)})
+    monkeypatch.setattr(Speculator, "_pays", lambda self, rows: True)
+    monkeypatch.setattr(speculation, "best_count", _as_many_as_possible)
+    monkeypatch.setattr(Speculator, "of", lambda executor, asked: Speculator(executor, planted, asked.most, 0.0))
+    drafted = model.generate(prompts, max_new_tokens=_NEW, sampling=sampling, depth="full", speculation=Speculation(4))
+    assert planted.drafted > 40
+    assert [each.ids for each in drafted] == [each.ids for each in plain]
+
+
+def test_a_model_whose_tokens_compete_is_refused() -> None:
+    executor = executor_of("radial-single-step")
+    manifest = executor.manifest
+    competing = manifest.model_copy(update={"limits": manifest.limits.model_copy(update={"compete": True})})
+    model = Model(Bundle(executor.bundle.path, competing), threads=1)
+    with pytest.raises(DynexportError, match="speculate: expected a model whose tokens do not depend on the others"):
+        model.generate([1, 2, 3], speculation=Speculation(4))
