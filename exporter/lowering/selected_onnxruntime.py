@@ -64,8 +64,8 @@ class SelectedOnnxRuntime(PluggedOnnxRuntime):
         assert weight.shape is not None
         ones = op.Constant(value=ir.tensor(np.ones(weight.shape.numpy()[1:], np.float32)))
         normed = op.LayerNormalization(x, ones, axis=-1, epsilon=epsilon)
-        scale, shift = (op.Unsqueeze(op.Gather(part, op.Max(self._index, 0)), [1]) for part in (weight, bias))
-        y: ir.Value = op.Add(op.Mul(normed, scale), shift)
+        scale = op.Unsqueeze(op.Gather(weight, op.Max(self._index, 0)), [1])
+        y: ir.Value = op.Add(op.Mul(normed, scale), self.vector(op, bias))
         return y
 
     def add_norm(

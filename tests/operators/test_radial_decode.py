@@ -12,7 +12,7 @@ import onnx
 import onnx_ir as ir
 import pytest
 from bundles import CONFORMANCE, dynexport, error_of
-from tiny_models import FAMILIES, LAYERS, random_rows, save_radial_model
+from tiny_models import EXEMPLARS, LAYERS, random_rows, save_radial_model
 
 from dynexport.exporter.bundle.conversion import convert
 from dynexport.exporter.checkpoint import open_checkpoint
@@ -30,7 +30,7 @@ ModelOf = Callable[[str], Path]
 TOLERANCE, MARGIN = 1e-4, 1e-5
 CONTEXT, HOPS = 40, 5
 # Layers of one pool share a cache, so that one window has to serve all.
-POOLED = [family for family in FAMILIES if family != "gemma2"]
+POOLED = [family for family in EXEMPLARS if family != "gemma2"]
 
 
 @pytest.fixture(params=[True, False], ids=["library", "bodies"])
