@@ -128,7 +128,8 @@ void ChooseLayer::run(const Ort::KernelContext& context) const {
   if (choices != layers_ && choices != layers_ + 1)
     refuse("fc2", "scores of " + std::to_string(layers_) + " layers, and of an exit or not", std::to_string(choices));
   if (forced.shape.size() != 3 || forced.shape[0] <= hop_ || forced.shape[1] != rows || forced.shape[2] != 1)
-    refuse("forced", "[more than " + std::to_string(hop_) + ", " + std::to_string(rows) + ", 1]", text_of(forced.shape));
+    refuse("forced", "[more than " + std::to_string(hop_) + ", " + std::to_string(rows) + ", 1]",
+           text_of(forced.shape));
   if (before.shape != Shape{rows}) refuse("before", text_of({rows}), text_of(before.shape));
   if (seen.shape != Shape{rows, choices}) refuse("seen", text_of({rows, choices}), text_of(seen.shape));
 

@@ -280,8 +280,8 @@ class OrtBackend : public HostBackend {
   std::unique_ptr<Engine> open(const Graph& graph) override {
     const auto first = first_.find(graph.file);
     if (first != first_.end()) return std::make_unique<OrtEngine>(first->second, graph);
-    // Beside a file of parts, which has the weights of all layers, only a graph that decodes has much work, and never at
-    // the same time.
+    // Beside a file of parts, which has the weights of all layers, only a graph that decodes has much work, and never
+    // at the same time.
     SessionSettings how = how_;
     const std::vector<Graph>& graphs = bundle_->manifest().graphs;
     const bool parts = std::any_of(graphs.begin(), graphs.end(), [](const Graph& other) { return bool(other.part); });
