@@ -13,16 +13,13 @@ from pathlib import Path
 VARIABLE = "DYNEXPORT_CPU_OPERATORS"
 NAME = "libdynexport_cpu.so"
 OPERATORS = (
-    "BlockGather",
-    "BlockMatMul",
-    "ChooseLayer",
-    "HalfGather",
-    "HalfMatMul",
-    "SelectedAddNorm",
-    "SelectedBlockMatMul",
-    "SelectedFloatMatMul",
-    "SelectedHalfMatMul",
-    "SelectedNorm",
+    *("BlockAfterAttention", "BlockGather", "BlockMatMul", "BlockNormMatMul"),
+    *("CachedAttention", "ChooseLayer"),
+    "GatherTokens",
+    *("HalfAfterAttention", "HalfGather", "HalfMatMul", "HalfNormMatMul"),
+    "RouteTokens",
+    "ScatterGated",
+    *("SelectedAddNorm", "SelectedBlockMatMul", "SelectedFloatMatMul", "SelectedHalfMatMul", "SelectedNorm"),
 )
 # The package that ships the library, and where `make operators` puts it.
 _PACKAGE = "dynexport_cpu"

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import onnx_ir as ir
 
+from dynexport.plugins import attention
 from dynexport.plugins.functions import function
+from dynexport.plugins.fused import FUSED
 from dynexport.plugins.operators import (
     CAPACITY_TOP_K,
     GATED_SCATTER_ADD,
@@ -15,9 +18,11 @@ from dynexport.plugins.operators import (
     RAGGED_KV_APPEND,
     SELECTED_MATMUL,
 )
+from dynexport.plugins.products import PRODUCTS
 from dynexport.plugins.products import function as product_function
+from dynexport.plugins.routes import ROUTES
 from dynexport.plugins.schema import DOMAIN, PLUGIN_ATTRIBUTES, VERSION, Operator, T
-from dynexport.plugins.selections import CPU_OPERATORS
+from dynexport.plugins.selections import SELECTIONS
 
 
 def capacity_top_k(op: Any, scores: ir.Value, counts: ir.Value, slots: ir.Value) -> tuple[ir.Value, ir.Value]:
@@ -84,13 +89,19 @@ def selected_matmul(op: Any, x: ir.Value, weight: ir.Value, index: ir.Value) -> 
 
 def add_functions(model: ir.Model) -> None:
     """Add to a model the functions that its graph, subgraphs and functions call, and import the domain."""
-    graphs = [model.graph, *(body.graph for body in model.functions.values())]
-    called = {node.op_type for graph in graphs for node in graph.all_nodes() if node.domain == DOMAIN}
-    bodies = [function(operator) for operator in OPERATORS if operator.name in called]
-    bodies += [product_function(product) for product in CPU_OPERATORS if product.name in called]
-    for body in bodies:
-        model.functions[body.identifier()] = body
-        model.graph.opset_imports[DOMAIN] = VERSION
+    made: dict[str, Callable[[], ir.Function]] = {
+        **{operator.name: partial(function, operator) for operator in OPERATORS},
+        **{product.name: partial(product_function, product) for product in (*PRODUCTS, *ROUTES, *FUSED, *SELECTIONS)},
+        attention.NAME: attention.function,
+    }
+    left = [model.graph, *(body.graph for body in model.functions.values())]
+    while left:
+        called = {node.op_type for node in left.pop().all_nodes() if node.domain == DOMAIN}
+        for name in sorted(called & made.keys()):
+            body = made.pop(name)()
+            model.functions[body.identifier()] = body
+            model.graph.opset_imports[DOMAIN] = VERSION
+            left.append(body.graph)
 
 
 def _call(op: Any, operator: Operator, *inputs: ir.Value) -> Sequence[ir.Value]:

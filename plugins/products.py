@@ -10,7 +10,7 @@ import onnx_ir as ir
 from onnxscript import build_function
 
 from dynexport.plugins import product_bodies as bodies
-from dynexport.plugins.schema import DOMAIN
+from dynexport.plugins.schema import DOMAIN, VERSION
 
 OPSET = 24
 
@@ -22,14 +22,16 @@ class Product:
     Attributes:
         name: name of the operator.
         inputs: names of the inputs.
-        attributes: names of the attributes, all integers.
+        attributes: names of the attributes that are integers.
         body: function that builds the operator from standard operators: ``body(op, *inputs)``.
+        floats: names of further attributes, which are floats.
     """
 
     name: str
     inputs: tuple[str, ...]
     attributes: tuple[str, ...]
-    body: Callable[..., ir.Value]
+    body: Callable[..., Any]
+    floats: tuple[str, ...] = ()
 
 
 _BLOCKS = ("quantized", "scales", "minima")
@@ -107,8 +109,11 @@ def function(product: Product) -> ir.Function:
         [ir.Value(name=name) for name in product.inputs],
         domain=DOMAIN,
         name=product.name,
-        attributes=[ir.Attr(name, ir.AttributeType.INT, None) for name in product.attributes],
-        opset_imports={"": OPSET},
+        attributes=[
+            *(ir.Attr(name, ir.AttributeType.INT, None) for name in product.attributes),
+            *(ir.Attr(name, ir.AttributeType.FLOAT, None) for name in product.floats),
+        ],
+        opset_imports={"": OPSET, DOMAIN: VERSION},
     )
     return made
 

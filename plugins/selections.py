@@ -12,7 +12,7 @@ from typing import Any
 import onnx_ir as ir
 
 from dynexport.plugins import selection_bodies as bodies
-from dynexport.plugins.products import PRODUCTS, Product
+from dynexport.plugins.products import Product
 from dynexport.plugins.schema import DOMAIN
 
 _CHOSEN = ("x", "index")
@@ -31,7 +31,6 @@ SELECTIONS = (
     Product("SelectedAddNorm", (*_CHOSEN, "weights", "epsilon", "residual"), (), bodies.selected_add_norm),
     Product("ChooseLayer", ("x", *_ROUTER, "forced", "before", "seen"), _OF_HOP, bodies.choose_layer),
 )
-CPU_OPERATORS = (*PRODUCTS, *SELECTIONS)
 
 
 @dataclass(frozen=True)
@@ -170,7 +169,6 @@ def _float(made: ir.Value) -> ir.Value:
 
 
 __all__ = [
-    "CPU_OPERATORS",
     "SELECTIONS",
     "HopChoice",
     "RouterWeights",

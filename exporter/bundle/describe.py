@@ -187,7 +187,7 @@ def describe_cost(
     return m.Cost(
         shared=shared,
         layers=tuple(layers[layer] for layer in architecture.weights_of),
-        kv_per_token=entry * target.activations.bitwidth // 8,
+        kv_per_token=entry * target.cache_dtype.bitwidth // 8,
         layer_flops=architecture.layer_flops_per_token,
         router=4 * router_weights,
         router_flops=2 * router_weights,

@@ -22,7 +22,7 @@ Progress = Callable[[str, int, int], None]
 CALIBRATION_TOKENS = 4096
 # What a user may ask for; "auto" keeps a GGUF's blocks (bundle/precision.py).
 PrecisionOption = Literal["auto", "fp32", "fp16", "bf16", "int8", "int4"]
-CacheType = Literal["auto", "int8"]
+CacheType = Literal["auto", "fp32", "fp16", "int8"]
 Quantiser = Literal["auto", "nearest", "search", "gptq"]
 
 
@@ -37,8 +37,9 @@ class TargetOptions:
             TensorRT hidden_states and caches have this type too, or float16 for int8 and int4.
         max_batch: the most batch rows of an engine, for TensorRT only; None for 8.
         max_prompt: the largest prefill chunk in tokens, for TensorRT only; None for the context, at most 1024.
-        kv_cache_dtype: the stored type of keys and values: "auto" for the type of hidden_states, or "int8" with a scale
-            for each channel, for ONNX Runtime only.
+        kv_cache_dtype: the stored type of keys and values: "auto" for the type of hidden_states, and with plugins for
+            ONNX Runtime fp16 unless weights are fp32; or, for ONNX Runtime only, "fp32", "fp16" (with plugins), or
+            "int8" with a scale for each channel.
         quantiser: how int4 weights are rounded, for ONNX Runtime only: "nearest" to symmetric integers, "search" for
             the scale and zero point of each block with the smallest error, or "gptq", which also makes up for errors
             with inputs that it measures on a text (PyTorch runs it). "auto" takes search.
@@ -81,7 +82,9 @@ class TargetOptions:
         self._check_int4()
         if self.target == "tensorrt":
             if self.kv_cache_dtype != "auto":
-                raise DynexportError("kv_cache_dtype: expected int8 with the target onnxruntime only, found tensorrt")
+                raise DynexportError(
+                    f"kv_cache_dtype: expected {self.kv_cache_dtype} with the target onnxruntime only, found tensorrt"
+                )
             rows = MAX_BATCH if self.max_batch is None else self.max_batch
             return TensorRT(precision, rows, self.max_prompt, plugins=self.plugins)
         only_tensorrt = {"max_batch": self.max_batch, "max_prompt": self.max_prompt}
@@ -90,12 +93,15 @@ class TargetOptions:
                 raise DynexportError(
                     f"{option}: expected with the target tensorrt, found onnxruntime, which needs none"
                 )
-        return (PluggedOnnxRuntime if self.plugins else OnnxRuntime)(
-            precision,
-            segments,
-            zero_points=self.quantiser != "nearest",
-            head_bits=8 if self.head_bits is None else self.head_bits,
-        )
+        int4: dict[str, Any] = {"zero_points": self.quantiser != "nearest", "head_bits": self.head_bits or 8}
+        if self.plugins:
+            return PluggedOnnxRuntime(precision, segments, caches=self.kv_cache_dtype, **int4)
+        if self.kv_cache_dtype == "fp16":
+            raise DynexportError(
+                "kv_cache_dtype: expected fp16 with dynexport's operators (--plugins) only, as ONNX Runtime's own "
+                "attention would compute in fp16 too; choose int8"
+            )
+        return OnnxRuntime(precision, segments, **int4)
 
     def _check_int4(self) -> None:
         """Raise DynexportError for options of int4 weights without those, or with TensorRT, whose int4 is symmetric."""
@@ -151,8 +157,10 @@ class ConvertOptions(TargetOptions):
 
     def check_form(self) -> None:
         """Raise DynexportError for graph options that contradict each other or are out of range."""
-        if self.kv_cache_text is not None and self.kv_cache_dtype == "auto":
-            raise DynexportError("kv_cache_text: expected with kv_cache_dtype int8, found auto, which has no scales")
+        if self.kv_cache_text is not None and self.kv_cache_dtype != "int8":
+            raise DynexportError(
+                f"kv_cache_text: expected with kv_cache_dtype int8, found {self.kv_cache_dtype}, which has no scales"
+            )
         if self.quantiser_text is not None and self.quantiser != "gptq":
             raise DynexportError(f"quantiser_text: expected with the quantiser gptq, found {self.quantiser}")
         share = self.layer_capacity

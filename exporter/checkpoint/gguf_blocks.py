@@ -123,7 +123,8 @@ def _q2_k(raw: Array) -> Unpacked:
 
 def _signed_scales(d: Array, low: Array, high: Array) -> Array:
     """Return scales: d times integers of 6 bits less 32, from their lower 4 bits and their upper 2."""
-    return _halves(d) * ((low | (high << 4)).astype(np.float32) - np.float32(32))
+    scales: Array = _halves(d) * ((low | (high << 4)).astype(np.float32) - np.float32(32))
+    return scales
 
 
 def _q3_k(raw: Array) -> Unpacked:

@@ -63,11 +63,12 @@ _target_options = options(
     ),
     click.option(
         "--kv-cache-dtype",
-        type=click.Choice(["auto", "int8"]),
+        type=click.Choice(["auto", "fp32", "fp16", "int8"]),
         default="auto",
         show_default=True,
-        help="Type of the stored keys and values: that of hidden_states, or int8, for ONNX Runtime only, in a quarter "
-        "of the memory.",
+        help="Type of the stored keys and values: auto is that of hidden_states, and with --plugins for ONNX Runtime "
+        "fp16 where weights are not fp32; for ONNX Runtime also fp32, fp16 (--plugins), or int8 in a quarter of the "
+        "memory.",
     ),
     click.option(
         "--kv-cache-text",
@@ -107,7 +108,7 @@ _target_options = options(
         "--plugins",
         is_flag=True,
         help="Use dynexport's custom operators where they help: for ONNX Runtime, products over blocks and 16-bit "
-        "weights on CPUs; for TensorRT, its plugins; with radial also a graph that decodes in one call.",
+        "weights, and attention, on CPUs; for TensorRT, its plugins; with radial also a graph that decodes in one call.",
     ),
 )
 # Content and form of the bundle.

@@ -215,8 +215,12 @@ class Architecture:
         return isinstance(self.positions, Alibi) or self.windows[layer] is not None
 
     @property
+    def projected_size(self) -> int:
+        """Channels of a token's packed query, key and value."""
+        return (self.heads + 2 * self.kv_heads) * self.head_dim
+
+    @property
     def layer_flops_per_token(self) -> int:
         """Floating-point operations of one layer for one token: two for every weight of its matrices."""
-        query, both = self.heads * self.head_dim, 2 * self.kv_heads * self.head_dim
-        attention = self.hidden_size * (query + both) + query * self.hidden_size
+        attention = self.hidden_size * (self.projected_size + self.heads * self.head_dim)
         return 2 * (attention + (3 if self.gated_mlp else 2) * self.hidden_size * self.intermediate_size)

@@ -9,7 +9,7 @@ from onnxscript import nn
 
 from dynexport.exporter.families.architecture import Architecture, Rotary
 from dynexport.exporter.graph.layers import Linear, Norm
-from dynexport.exporter.graph.step import LayerCache, LayerStep, Rotation, attention_bias
+from dynexport.exporter.graph.step import LayerCache, LayerStep, Line, Rotation, attention_bias
 from dynexport.exporter.lowering.target import AttentionInputs, Target, cast
 
 
@@ -21,7 +21,7 @@ class Attention(nn.Module):
         self.target, self.architecture, self.index = target, architecture, index
         a = architecture
         self.query_size, self.kv_size = a.heads * a.head_dim, a.kv_heads * a.head_dim
-        self.qkv_proj = Linear(target, a.hidden_size, self.query_size + 2 * self.kv_size, bias=a.qkv_bias)
+        self.qkv_proj = Linear(target, a.hidden_size, a.projected_size, bias=a.qkv_bias)
         self.o_proj = Linear(target, self.query_size, a.hidden_size, bias=a.attention_output_bias)
         if a.qk_norm:
             apart = a.qk_norm == "head"
@@ -29,15 +29,18 @@ class Attention(nn.Module):
             self.k_norm = Norm(target, "rms", a.head_dim if apart else self.kv_size, a.norm_epsilon)
 
     def forward(
-        self, op: Any, hidden_states: ir.Value, step: LayerStep, cache: LayerCache
+        self, op: Any, hidden_states: ir.Value, step: LayerStep | Line, cache: LayerCache
     ) -> tuple[ir.Value, LayerCache]:
         """Return the output, shaped like hidden_states [B, S, hidden] or [N, hidden], and the cache with the tokens."""
         projected = self.qkv_proj(op, hidden_states)
-        if step.ragged is not None:
-            projected = step.ragged.to_rows(op, projected)
-        output, present = self.attend(op, self.prepare(op, projected, step.rotation), step, cache)
-        if step.ragged is not None:
-            output = step.ragged.to_line(op, output, self.query_size)
+
+        def attend(op: Any, projected: ir.Value, step: LayerStep) -> tuple[ir.Value, LayerCache]:
+            return self.attend(op, self.prepare(op, projected, step.rotation), step, cache)
+
+        if isinstance(step, LayerStep):
+            output, present = attend(op, projected, step)
+        else:
+            output, present = step.attend(op, projected, attend, cache)
         return self.o_proj(op, output), present
 
     def prepare(

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 import onnx_ir as ir
+from onnx_ir.passes.common import RemoveUnusedNodesPass
 from onnxscript import GraphBuilder
 
 from dynexport.exporter.families.architecture import Architecture
@@ -25,7 +26,7 @@ def build_graph(plan: GraphPlan, model: CausalLM, target: Target, writer: LayerW
 
     Inputs: ``input_ids`` and ``position_ids`` int64 [B, S]; ``cache_lengths`` int64 [L, B]; ``layer_active`` bool [L]
     in a conditional graph; ``logits_indices`` int64 [B, K]; the writer's own inputs; ``past_key_values.{i}.key`` and
-    ``.value`` [B, kv_heads, M, cache_head_dim], of the target's type of activations, and ``.position`` int64 [B, M]
+    ``.value`` [B, kv_heads, M, cache_head_dim], of the target's type of caches, and ``.position`` int64 [B, M]
     where a layer needs it. L is the number of layers in the plan. M is a constant for a target with fixed slots.
     cache_head_dim is head_dim, or larger if the target pads it.
     Outputs: ``logits`` float32 [B, K, vocab]; ``present.{i}.*`` like the inputs, to be bound to the same buffers; the
@@ -77,6 +78,7 @@ def _new_graph(name: str, target: Target) -> ir.Graph:
 
 def _finished(graph: ir.Graph, target: Target) -> ir.Model:
     model = ir.Model(graph, ir_version=IR_VERSION, producer_name="dynexport")
+    RemoveUnusedNodesPass()(model)  # values of all layers that this graph's layers do not use
     target.finish(model)
     return model
 
@@ -99,7 +101,7 @@ def _cache(
 ) -> LayerCache:
     shape: list[int | str] = ["B", architecture.kv_heads, slots, target.cache_head_dim(architecture.head_dim)]
     key, value = (
-        add_input(graph, f"past_key_values.{layer}.{part}", target.activations, shape) for part in ("key", "value")
+        add_input(graph, f"past_key_values.{layer}.{part}", target.cache_dtype, shape) for part in ("key", "value")
     )
     if layer in plan.contiguous or not architecture.needs_key_positions(layer):
         return LayerCache(key, value)

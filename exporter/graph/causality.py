@@ -87,6 +87,8 @@ def _one_by_one(node: ir.Node, layouts: list[_Layout]) -> _Layout | None:
     if layouts[0] == _Layout.TOKENS:
         forward = node.op_type == "CumSum" and not attribute(node, "reverse", 0)
         return _Layout.TOKENS if forward and integers(node.inputs[1]) in ([2], [-1]) else None
+    if node.op_type == "RouteTokens":
+        return _Layout.TOKENS if layouts[0] == _Layout.FEATURES and _is_weight(node.inputs[1]) else None
     if node.op_type == "Transpose":
         permutation = node.attributes.get("perm")
         return _Layout.TOKENS if permutation is not None and [*permutation.as_ints()] == [2, 0, 1] else None

@@ -12,7 +12,7 @@ from onnxscript import nn
 from dynexport.exporter.families.architecture import Architecture, LearnedPositions
 from dynexport.exporter.graph.attention import Attention
 from dynexport.exporter.graph.layers import Embedding, Linear, Mlp, Norm
-from dynexport.exporter.graph.step import FLOAT, LayerCache, LayerStep, Step
+from dynexport.exporter.graph.step import FLOAT, LayerCache, LayerStep, Line, Step
 from dynexport.exporter.lowering.target import Target, cast
 
 LAYERS = "layers"
@@ -47,9 +47,9 @@ class DecoderLayer(nn.Module):
         self.mlp = Mlp(target, a.hidden_size, a.intermediate_size, a.activation, gated=a.gated_mlp, bias=a.mlp_bias)
 
     def forward(
-        self, op: Any, hidden_states: ir.Value, step: LayerStep, cache: LayerCache
+        self, op: Any, hidden_states: ir.Value, step: LayerStep | Line, cache: LayerCache
     ) -> tuple[ir.Value, LayerCache]:
-        """Return the hidden states [B, S, hidden] and the cache after the layer."""
+        """Return the hidden states [B, S, hidden] or [N, hidden] and the cache after the layer."""
         attention, present = self.self_attn(op, self.before_attention(op, hidden_states), step, cache)
         return self.after_attention(op, hidden_states, attention), present
 

@@ -12,6 +12,7 @@ import onnx
 import onnx_ir as ir
 
 from dynexport.exporter.graph.structure import COMPARISONS
+from dynexport.plugins.fused import unfused
 from dynexport.runtime.bundle.bundle import Bundle
 from dynexport.runtime.bundle.manifest import Graph
 
@@ -30,7 +31,7 @@ class GraphFile:
 
     def __init__(self, bundle: Bundle, entry: Graph) -> None:
         self.entry = entry
-        self._graph = ir.from_proto(onnx.load_from_string(bundle.read(entry.file))).graph
+        self._graph = unfused(ir.from_proto(onnx.load_from_string(bundle.read(entry.file)))).graph
         self.nodes = list(self._graph.all_nodes())
 
     @property

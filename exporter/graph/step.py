@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import reduce
 from typing import Any, Protocol
@@ -88,13 +89,19 @@ class StepInputs:
 
 
 class Line(Protocol):
-    """Converts between N packed tokens of all rows and the padded rows of C places that attention takes."""
+    """The N tokens of all rows that run in a layer, concatenated: only attention needs them by row."""
 
-    def to_rows(self, op: Any, x: ir.Value) -> ir.Value:
-        """Return packed tokens [N, features] as padded rows [B, C, features]."""
+    def attend(
+        self, op: Any, projected: ir.Value, attend: AttendRows, cache: LayerCache
+    ) -> tuple[ir.Value, LayerCache]:
+        """Return the attention of packed tokens [N, heads * head_dim], and the cache with the tokens appended.
 
-    def to_line(self, op: Any, x: ir.Value, features: int) -> ir.Value:
-        """Return padded rows [B, C, features] as packed tokens [N, features]."""
+        Args:
+            op: writes operators into the graph.
+            projected: their packed query, key and value, [N, features].
+            attend: writes the attention of tokens by row.
+            cache: the layer's cache.
+        """
 
 
 @dataclass(frozen=True)
@@ -110,7 +117,6 @@ class LayerStep:
             slots, where attention reads all slots.
         bias: float32 [B or 1, 1 or heads, S, total_length or M], added to the scores for windows and ALiBi; None if
             attention computes it from the positions in the cache, or if the layer has neither.
-        ragged: converts packed tokens to the rows that attention takes; None if the tokens are rows already.
         counts: int64 [B], number of the S tokens to append, for a call that appends to one cache several times; None
             for a call that appends once, where padding stands after all entries.
         append_later: whether attention returns the new entry instead of the cache, to be appended outside; every row
@@ -123,9 +129,12 @@ class LayerStep:
     last_index: ir.Value
     total_length: ir.Value | None
     bias: ir.Value | None = None
-    ragged: Line | None = None
     counts: ir.Value | None = None
     append_later: bool = False
+
+
+# Attends for packed query, key and value [B, C, features], C tokens per row: [B, C, heads * head_dim], and the cache.
+AttendRows = Callable[[Any, ir.Value, LayerStep], tuple[ir.Value, LayerCache]]
 
 
 @dataclass(frozen=True)

@@ -19,6 +19,7 @@ from dynexport.exporter.lowering.target import BrokenGraph
 
 # Operator -> input index -> allowed constants. Reshape, Expand, Split and Gather have separate rules.
 _SIZES: dict[str, dict[int, frozenset[int]]] = {
+    "CachedAttention": {3: frozenset(), 4: frozenset()},
     "CapacityTopK": {1: frozenset()},
     "ConstantOfShape": {0: frozenset({1})},
     "GroupQueryAttention": {5: frozenset(), 6: frozenset()},
@@ -94,7 +95,7 @@ class Sizes:
         self._features |= {(size,) for size in (self._slots | {a.head_dim} if self._slots else ())}
         padded = _cache_channels(graph) - {a.head_dim}
         for channels in (a.head_dim, *padded):
-            for heads in (a.heads, a.kv_heads, *([a.heads + 2 * a.kv_heads] if padded else [])):
+            for heads in (a.heads, a.kv_heads, a.heads + 2 * a.kv_heads):
                 self._features |= {(heads, channels), (heads * channels,)}
         self._declared = {0, 1} | declared
         self._of_the_run = _of_the_run(graph, self._slots)

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import onnx_ir as ir
 
+from dynexport.exporter.families.architecture import Architecture
 from dynexport.exporter.lowering.blocks import Segment
+from dynexport.exporter.lowering.cached_attention import attend, rotates
+from dynexport.exporter.lowering.fusion import fuse
 from dynexport.exporter.lowering.interleaved import (
     Interleaved,
     InterleavedBlocks,
@@ -16,9 +19,12 @@ from dynexport.exporter.lowering.interleaved import (
     RoundedBlocks,
     SearchedInterleaved,
 )
-from dynexport.exporter.lowering.onnxruntime import OnnxRuntime
+from dynexport.exporter.lowering.onnxruntime import OnnxRuntime, Segments
 from dynexport.exporter.lowering.storage import Plain, Storage, StoredWeight
+from dynexport.exporter.lowering.target import AttentionInputs
 from dynexport.plugins.graph import add_functions
+from dynexport.plugins.routes import gather_tokens
+from dynexport.runtime.bundle.manifest import Precision
 
 _HALVES = {"fp16": InterleavedHalves(ir.DataType.FLOAT16), "bf16": InterleavedHalves(ir.DataType.BFLOAT16)}
 _BY_TYPE = {"F16": _HALVES["fp16"], "BF16": _HALVES["bf16"]}
@@ -26,10 +32,37 @@ _ROUNDED = {"int8": RoundedBlocks(bits=8, zero=128), "int4": SearchedInterleaved
 
 
 class PluggedOnnxRuntime(OnnxRuntime):
-    """The ONNX Runtime target, with the CPU operators for all matrices that they can read."""
+    """The ONNX Runtime target, with the CPU operators for all matrices that they can read, and for attention.
+
+    Args:
+        precision: as for ``OnnxRuntime``.
+        segments: as for ``OnnxRuntime``.
+        caches: the type of keys and values: "fp32" or "fp16"; "int8" for graphs whose attention is ONNX Runtime's own,
+            with float32 caches, which ``make_caches_int8`` changes; "auto" for fp16, or fp32 with weights in fp32.
+        options: those of ``OnnxRuntime``.
+    """
 
     storages: Mapping[str, Storage] = {**OnnxRuntime.storages, **_HALVES, **_ROUNDED}
     nearest = RoundedBlocks(bits=4, zero=8)
+
+    routes_at_once = True
+
+    def __init__(
+        self,
+        precision: Precision,
+        segments: Segments | None = None,
+        *,
+        caches: Literal["auto", "fp32", "fp16", "int8"] = "auto",
+        **options: Any,
+    ) -> None:
+        super().__init__(precision, segments, **options)
+        half = caches == "fp16" or (caches == "auto" and precision != "fp32")
+        self._cache_dtype = ir.DataType.FLOAT16 if half else ir.DataType.FLOAT
+        self._attends = caches != "int8"
+
+    @property
+    def cache_dtype(self) -> ir.DataType:
+        return self._cache_dtype
 
     @property
     def selects_weights(self) -> bool:  # type: ignore[override]
@@ -37,6 +70,7 @@ class PluggedOnnxRuntime(OnnxRuntime):
         return self.precision != "gguf"
 
     def finish(self, model: ir.Model) -> None:
+        fuse(model)
         add_functions(model)
 
     def bits_read(self, dtype: ir.DataType) -> int:
@@ -65,6 +99,23 @@ class PluggedOnnxRuntime(OnnxRuntime):
         if isinstance(weight.storage, Interleaved):
             return weight.storage.look_up(op, indices, weight)
         return super().gather_rows(op, indices, weight)
+
+    def gather_tokens(self, op: Any, x: ir.Value, chosen: ir.Value) -> tuple[ir.Value, ir.Value]:
+        return gather_tokens(op, x, chosen)
+
+    def rotates_in_attention(self, architecture: Architecture) -> bool:
+        return rotates(architecture) if self._attends else super().rotates_in_attention(architecture)
+
+    def attention(self, op: Any, inputs: AttentionInputs) -> tuple[ir.Value, ir.Value, ir.Value]:
+        if not self._attends:
+            return super().attention(op, inputs)
+        packed: ir.Value = inputs.query
+        if inputs.key is not None:
+            packed = op.Concat(inputs.query, inputs.key, inputs.value, axis=-1)
+        padded = self._padded(op, packed, inputs.heads + 2 * inputs.kv_heads, inputs.head_dim)
+        assert padded is not None
+        output, key, value = attend(op, padded, inputs)
+        return self._unpadded(op, output, inputs), key, value
 
 
 __all__ = ["PluggedOnnxRuntime"]

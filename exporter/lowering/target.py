@@ -12,6 +12,7 @@ import onnx_ir as ir
 from dynexport.exporter.families.architecture import Activation, Architecture
 from dynexport.exporter.lowering.plan import GraphPlan
 from dynexport.exporter.lowering.storage import Plain, Storage, StoredWeight
+from dynexport.plugins.route_bodies import gather_tokens
 from dynexport.runtime.bundle.manifest import Precision, Profile, TargetName
 
 
@@ -80,6 +81,7 @@ class Target(ABC):
         conditional_layers: whether a layer with its attention may be inside an ``If``.
         plugins: whether graphs may use dynexport's custom operators; ``add_rows`` requires them.
         selects_weights: whether a graph may take the weights of layers that are chosen in the run.
+        routes_at_once: whether graphs may use dynexport's CPU operators of routed layers.
         top_k_limit: largest k of ``top_k`` per row; None: no limit.
         appends_once: whether a call may append to a cache only once.
         shares_of_batches: whether a size can be a share of rows times tokens.
@@ -96,9 +98,15 @@ class Target(ABC):
     conditional_layers: bool = True
     plugins: bool = False
     selects_weights: bool = False
+    routes_at_once: bool = False
     top_k_limit: int | None = None
     appends_once: bool = False
     shares_of_batches: bool = True
+
+    @property
+    def cache_dtype(self) -> ir.DataType:
+        """The type of keys and values in caches; by default that of activations."""
+        return self.activations
 
     def longest_prompt(self, max_length: int) -> int:
         """Return the most prompt tokens per row in one call; by default the whole context of ``max_length``.
@@ -218,6 +226,10 @@ class Target(ABC):
         _, places = op.TopK(scores, most, axis=1, sorted=1, _outputs=2)
         ranks = op.Range(0, op.Squeeze(most, [0]), 1)
         return places, op.Cast(op.Less(ranks, op.Unsqueeze(counts, [1])), to=ir.DataType.INT64)
+
+    def gather_tokens(self, op: Any, x: ir.Value, chosen: ir.Value) -> tuple[ir.Value, ir.Value]:
+        """Return the tokens [N, hidden] of x [B, S, hidden] chosen by bool [1, B, S], and their places int64 [N, 2]."""
+        return gather_tokens(op, x, chosen)
 
     def add_rows(
         self, op: Any, x: ir.Value, rows: ir.Value, gate: ir.Value, places: ir.Value, valid: ir.Value

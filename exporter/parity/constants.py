@@ -39,8 +39,10 @@ _ACTIVATIONS = ("Gelu", "QuickGelu", "Relu", "Swish")
 _PRODUCTS = ("FusedMatMul", "MatMul", "MatMulNBits")
 # The search for the constants of an attention bias stops at these operators, which take positions.
 _DISTANCES = ("Sub", *COMPARISONS)
-# Input indices of ONNX Runtime's GroupQueryAttention and of ONNX Attention (mask).
-_COS, _SIN, _GROUPED_BIAS, _MASK = 7, 8, 10, 3
+# Input indices of attention operators: the bias or mask, and for those that rotate, cos and sin.
+_BIAS = {"Attention": 3, "CachedAttention": 8, "GroupQueryAttention": 10}
+_TABLES = {"CachedAttention": (5, 6), "GroupQueryAttention": (7, 8), "RotaryEmbedding": (1, 2)}
+_GROUPED = ("CachedAttention", "GroupQueryAttention")
 # Absolute limit of cos and sin, plus two units in the last place of the frequency per position.
 _ANGLE_LIMIT, _BIT = 1e-3, 2.0**-22
 Difference = str
@@ -151,7 +153,7 @@ def _attention(graph: GraphFile, architecture: Architecture) -> Iterator[Differe
     """Check scale, softcap, heads, window and ALiBi slopes of every attention, and that every layer has one."""
     scale, cap = float(np.float32(architecture.scale)), float(np.float32(architecture.attention_softcap or 0))
     seen: set[int | None] = set()
-    for node in graph.of_type("Attention", "GroupQueryAttention", "Softmax"):
+    for node in graph.of_type(*_BIAS, "Softmax"):
         if node.op_type == "Softmax" and "attn" not in (node.name or ""):
             continue  # a softmax of a router
         layer = graph.layer_of(node)
@@ -162,17 +164,25 @@ def _attention(graph: GraphFile, architecture: Architecture) -> Iterator[Differe
             bias: ir.Value | None = node.inputs[0]
         else:
             found_scale, found_cap = number(node, "scale"), number(node, "softcap")
-            place = _GROUPED_BIAS if node.op_type == "GroupQueryAttention" else _MASK
+            place = _BIAS[node.op_type]
             bias = node.inputs[place] if len(node.inputs) > place else None
         yield from unequal(f"{where}: scale", scale, found_scale)
         yield from unequal(f"{where}: softcap", cap, found_cap)
         yield from _bias(where, bias, architecture, layer or 0)
-        if node.op_type == "GroupQueryAttention":
+        if node.op_type in _GROUPED:
             heads = (int(number(node, "num_heads")), int(number(node, "kv_num_heads")))
             yield from unequal(f"{where}: heads", (architecture.heads, architecture.kv_heads), heads)
             yield from unequal(f"{where}: window", -1.0, number(node, "local_window_size", -1))
     if graph.is_step:
         yield from unequal(f"{graph.entry.name}: layers with attention", {*graph.entry.layers}, seen)
+
+
+def _rotates(node: ir.Node) -> bool:
+    """Return whether an operator that may rotate does."""
+    if node.op_type == "GroupQueryAttention":
+        return bool(number(node, "do_rotary"))
+    table = constant(node.inputs[_TABLES[node.op_type][0]])
+    return table is None or table.size > 0
 
 
 def _written_out(softmax: ir.Node) -> tuple[float, float]:
@@ -209,13 +219,11 @@ def _bias(where: str, bias: ir.Value | None, architecture: Architecture, layer: 
 def _rotary(graph: GraphFile, architecture: Architecture) -> Iterator[Difference]:
     """Check the rotary frequencies of every layer and the set of layers with rotary positions."""
     rotated: set[int | None] = set()
-    for node in graph.of_type("GroupQueryAttention", "RotaryEmbedding"):
-        grouped = node.op_type == "GroupQueryAttention"
-        if grouped and not number(node, "do_rotary"):
+    for node in graph.of_type(*_TABLES):
+        if not _rotates(node):
             continue
         rotated.add(graph.layer_of(node))
-        places = (_COS, _SIN) if grouped else (1, 2)
-        for kind, place in zip(("Cos", "Sin"), places, strict=True):
+        for kind, place in zip(("Cos", "Sin"), _TABLES[node.op_type], strict=True):
             yield from _angles(
                 graph.where(node), node.inputs[place], kind, _rotary_of(architecture, graph.layer_of(node))
             )

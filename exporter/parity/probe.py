@@ -111,7 +111,8 @@ class _ProbeEngine(OnnxRuntimeEngine):
         self._probe, path, model = probe, probe.bundle.path / graph.file, probe.bundle.manifest.model
         self._shown_names = [f"{_PREFIX}{part}" for part in (EMBEDDING, *graph.layers)]
         (cached,) = {spec.dtype for spec in graph.inputs if spec.name.endswith(".key")}
-        dtype = "float" if cached == "int8" else cached
+        # For TensorRT, caches have the type of hidden states; for ONNX Runtime these are float32.
+        dtype = "float" if probe.bundle.manifest.target == "onnxruntime" else cached
         shown = tuple(
             TensorSpec(name=name, dtype=dtype, shape=("B", "S", model.hidden_size)) for name in self._shown_names
         )

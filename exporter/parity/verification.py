@@ -91,7 +91,8 @@ def verify(
         bundle, against, backend=backend, threads=threads, prompts=prompts, new_tokens=new_tokens, long=long
     )
     manifest = bundle.manifest
-    limits = limits_of(manifest.target, manifest.precision, int8_caches=has_int8_caches(manifest))
+    half = any(cache.parts["key"].dtype == "float16" for cache in manifest.caches)
+    limits = limits_of(manifest.target, manifest.precision, int8_caches=has_int8_caches(manifest), half_caches=half)
     measured = []
     for measurement in verification.checks():
         measured.append(measurement)

@@ -23,9 +23,11 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 import onnx
+import onnx_ir as ir
 from numpy.typing import NDArray
 
 from dynexport.exporter.reference.interleaved import OPERATORS, Interleaved
+from dynexport.plugins.fused import unfused
 from dynexport.runtime.bundle.errors import DynexportError
 from dynexport.runtime.bundle.manifest import Manifest
 
@@ -238,7 +240,7 @@ def _plugged(path: Path, node: Any, tensors: Mapping[str, onnx.TensorProto], kep
 
 def _quantised(path: Path, *, kept: bool) -> Iterator[_Quantised | _Plugged]:
     """Yield the quantised matrices of a graph and of its branches."""
-    model = onnx.load(path, load_external_data=False)
+    model = ir.to_proto(unfused(ir.from_proto(onnx.load(path, load_external_data=False))))
     nodes = list(graph_nodes(model.graph))
     tensors = {tensor.name: tensor for graph in _graphs(model.graph) for tensor in graph.initializer}
     producers = {name: node for node in nodes for name in node.output}

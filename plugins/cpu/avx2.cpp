@@ -38,16 +38,34 @@ struct Avx2 {
   static Floats fma(Floats x, Floats y, Floats z) {
     return {_mm256_fmadd_ps(x.a, y.a, z.a), _mm256_fmadd_ps(x.b, y.b, z.b)};
   }
-  static Floats absolute(Floats values) {
-    const __m256 sign = _mm256_set1_ps(-0.0F);
-    return {_mm256_andnot_ps(sign, values.a), _mm256_andnot_ps(sign, values.b)};
-  }
+  static Floats multiply(Floats x, Floats y) { return {_mm256_mul_ps(x.a, y.a), _mm256_mul_ps(x.b, y.b)}; }
+  static Floats divide(Floats x, Floats y) { return {_mm256_div_ps(x.a, y.a), _mm256_div_ps(x.b, y.b)}; }
   static Floats max(Floats x, Floats y) { return {_mm256_max_ps(x.a, y.a), _mm256_max_ps(x.b, y.b)}; }
-  static float largest(Floats values) {
-    const __m256 eight = _mm256_max_ps(values.a, values.b);
-    __m128 four = _mm_max_ps(_mm256_castps256_ps128(eight), _mm256_extractf128_ps(eight, 1));
-    four = _mm_max_ps(four, _mm_movehl_ps(four, four));
-    return _mm_cvtss_f32(_mm_max_ss(four, _mm_movehdup_ps(four)));
+  static Floats min(Floats x, Floats y) { return {_mm256_min_ps(x.a, y.a), _mm256_min_ps(x.b, y.b)}; }
+  static Floats nearest(Floats values) {
+    constexpr int kNearest = _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC;
+    return {_mm256_round_ps(values.a, kNearest), _mm256_round_ps(values.b, kNearest)};
+  }
+  static Floats times_power(Floats values, Floats power) {
+    return {_mm256_mul_ps(values.a, power_of_two(power.a)), _mm256_mul_ps(values.b, power_of_two(power.b))};
+  }
+  static Integers magnitude_bits(Floats values) {
+    const __m256i mask = _mm256_set1_epi32(0x7FFFFFFF);
+    return {_mm256_and_si256(_mm256_castps_si256(values.a), mask),
+            _mm256_and_si256(_mm256_castps_si256(values.b), mask)};
+  }
+  static Integers max(Integers x, Integers y) { return {_mm256_max_epi32(x.a, y.a), _mm256_max_epi32(x.b, y.b)}; }
+  static std::int32_t largest(Integers values) {
+    const __m256i eight = _mm256_max_epi32(values.a, values.b);
+    __m128i four = _mm_max_epi32(_mm256_castsi256_si128(eight), _mm256_extracti128_si256(eight, 1));
+    four = _mm_max_epi32(four, _mm_unpackhi_epi64(four, four));
+    return _mm_cvtsi128_si32(_mm_max_epi32(four, _mm_shuffle_epi32(four, 1)));
+  }
+  static std::int32_t total(Integers values) {
+    const __m256i eight = _mm256_add_epi32(values.a, values.b);
+    __m128i four = _mm_add_epi32(_mm256_castsi256_si128(eight), _mm256_extracti128_si256(eight, 1));
+    four = _mm_add_epi32(four, _mm_unpackhi_epi64(four, four));
+    return _mm_cvtsi128_si32(_mm_add_epi32(four, _mm_shuffle_epi32(four, 1)));
   }
   static float total(Floats values) {
     const __m256 eight = _mm256_add_ps(values.a, values.b);
@@ -64,15 +82,13 @@ struct Avx2 {
     return {dot_of<kBits>(sum.a, weights.a, x), dot_of<kBits>(sum.b, weights.b, x)};
   }
 
-  static std::int32_t round(Floats values, float factor, std::int8_t* to) {
+  static Integers round(Floats values, float factor, std::int8_t* to) {
     const Floats scaled = multiply(values, factor);
     const __m256i a = _mm256_cvtps_epi32(scaled.a), b = _mm256_cvtps_epi32(scaled.b);
     const __m256i words = _mm256_permute4x64_epi64(_mm256_packs_epi32(a, b), 0xD8);
     const __m128i bytes = _mm_packs_epi16(_mm256_castsi256_si128(words), _mm256_extracti128_si256(words, 1));
     _mm_store_si128(reinterpret_cast<__m128i*>(to), bytes);
-    std::int32_t sum = 0;
-    for (int i = 0; i < kLanes; ++i) sum += to[i];
-    return sum;
+    return {a, b};
   }
 
   template <bool kBfloat16>
@@ -92,6 +108,10 @@ struct Avx2 {
   static float from_half(std::uint16_t half) { return _cvtsh_ss(half); }
 
  private:
+  static __m256 power_of_two(__m256 power) {
+    const __m256i exponent = _mm256_add_epi32(_mm256_cvtps_epi32(power), _mm256_set1_epi32(127));
+    return _mm256_castsi256_ps(_mm256_slli_epi32(exponent, 23));
+  }
   static __m256 eight(const std::uint16_t* halves) {
     return _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(halves)));
   }

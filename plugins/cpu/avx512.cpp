@@ -27,9 +27,18 @@ struct Avx512 {
   static Floats to_floats(Integers values) { return _mm512_cvtepi32_ps(values); }
   static Floats multiply(Floats a, float b) { return _mm512_mul_ps(a, _mm512_set1_ps(b)); }
   static Floats fma(Floats a, Floats b, Floats c) { return _mm512_fmadd_ps(a, b, c); }
-  static Floats absolute(Floats values) { return _mm512_abs_ps(values); }
+  static Floats multiply(Floats a, Floats b) { return _mm512_mul_ps(a, b); }
+  static Floats divide(Floats a, Floats b) { return _mm512_div_ps(a, b); }
   static Floats max(Floats a, Floats b) { return _mm512_max_ps(a, b); }
-  static float largest(Floats values) { return _mm512_reduce_max_ps(values); }
+  static Floats min(Floats a, Floats b) { return _mm512_min_ps(a, b); }
+  static Floats nearest(Floats values) { return _mm512_roundscale_ps(values, 0); }
+  static Floats times_power(Floats values, Floats power) { return _mm512_scalef_ps(values, power); }
+  static Integers magnitude_bits(Floats values) {
+    return _mm512_and_si512(_mm512_castps_si512(values), _mm512_set1_epi32(0x7FFFFFFF));
+  }
+  static Integers max(Integers a, Integers b) { return _mm512_max_epi32(a, b); }
+  static std::int32_t largest(Integers values) { return _mm512_reduce_max_epi32(values); }
+  static std::int32_t total(Integers values) { return _mm512_reduce_add_epi32(values); }
   static float total(Floats values) { return _mm512_reduce_add_ps(values); }
 
   template <int kBits>
@@ -39,11 +48,11 @@ struct Avx512 {
     return _mm512_dpbusd_epi32(sum, weights, _mm512_set1_epi32(values));
   }
 
-  // Writes the rounded values and returns their sum.
-  static std::int32_t round(Floats values, float factor, std::int8_t* to) {
+  // Writes the rounded values, and returns them.
+  static Integers round(Floats values, float factor, std::int8_t* to) {
     const __m512i rounded = _mm512_cvtps_epi32(multiply(values, factor));
     _mm_store_si128(reinterpret_cast<__m128i*>(to), _mm512_cvtepi32_epi8(rounded));
-    return _mm512_reduce_add_epi32(rounded);
+    return rounded;
   }
 
   template <bool kBfloat16>

@@ -16,11 +16,11 @@ void prepare(const HalfMatrix& m, const float* x, int rows, void* prepared) {
   // [columns / 2, rows, 2]
   auto* const pairs = static_cast<std::uint32_t*>(prepared);
   for (int r = 0; r < rows; ++r)
-    for (std::int64_t k = 0; k < m.columns; k += 16) {
-      const std::int64_t left = m.columns - k;
+    for (std::int64_t k = 0; k < m.columns(); k += 16) {
+      const std::int64_t left = m.columns() - k;
       const __mmask16 mask = left < 16 ? static_cast<__mmask16>((1U << left) - 1) : 0xFFFF;
       alignas(32) std::uint32_t rounded[8];
-      const __m256bh halves = _mm512_cvtneps_pbh(_mm512_maskz_loadu_ps(mask, x + r * m.columns + k));
+      const __m256bh halves = _mm512_cvtneps_pbh(_mm512_maskz_loadu_ps(mask, x + r * m.columns() + k));
       std::memcpy(rounded, &halves, sizeof(rounded));
       for (std::int64_t i = 0; i < (left < 16 ? left / 2 : 8); ++i) pairs[(k / 2 + i) * rows + r] = rounded[i];
     }
@@ -33,8 +33,8 @@ void tile_of(const HalfMatrix& m, std::int64_t group, const std::uint32_t* pairs
   __m512 sums[kChains][kRows];
   for (auto& chain : sums)
     for (__m512& sum : chain) sum = _mm512_setzero_ps();
-  const std::uint16_t* const values = m.values + group * m.columns * kLanes;
-  const std::int64_t count = m.columns / 2, whole = count - count % kChains;
+  const std::uint16_t* const values = m.values + group * m.columns() * kLanes;
+  const std::int64_t count = m.columns() / 2, whole = count - count % kChains;
   const auto add = [&](std::int64_t pair, __m512* chain) {
     const __m512i weights = _mm512_loadu_si512(values + pair * 2 * kLanes);
     for (int r = 0; r < kRows; ++r) {

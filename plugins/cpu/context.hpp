@@ -35,11 +35,13 @@ std::int64_t attribute(const Ort::ConstKernelInfo& info, const char* name, std::
 // An input that is a constant of the graph, if it is one; constants of a graph around this one are not found.
 std::optional<Tensor> constant(const Ort::ConstKernelInfo& info, std::size_t input);
 
+// Below, threads cost more than they save.
+constexpr std::int64_t kWorthThreads = 1 << 17;
+
 // Calls of_index(0) to of_index(total - 1) on ONNX Runtime's threads, or on this one where there is little to do.
 template <class Function>
 void for_each(const Ort::KernelContext& context, std::int64_t total, std::int64_t operations,
               const Function& of_index) {
-  constexpr std::int64_t kWorthThreads = 1 << 17;
   if (operations < kWorthThreads) {
     for (std::int64_t i = 0; i < total; ++i) of_index(i);
     return;
@@ -73,6 +75,7 @@ class Scratch {
 // An operator whose kernel is ``Kernel``: its constructor takes the node's description, ``run`` a call.
 template <class Kernel>
 struct Operator : Ort::CustomOpBase<Operator<Kernel>, Kernel, true> {
+  Operator() { Kernel::describe(*this); }
   OrtStatusPtr CreateKernelV2(const OrtApi&, const OrtKernelInfo* info, void** made) const {
     try {
       *made = new Kernel(Ort::ConstKernelInfo(info));
@@ -91,11 +94,12 @@ struct Operator : Ort::CustomOpBase<Operator<Kernel>, Kernel, true> {
   ONNXTensorElementDataType GetOutputType(std::size_t i) const { return Kernel::output_type(i); }
 };
 
-// The part of a kernel that ONNX Runtime calls.
+// The part of a kernel that ONNX Runtime calls, and what most kernels have in common.
 template <class Kernel>
 struct Computed {
   static constexpr std::size_t kOutputs = 1;
   static ONNXTensorElementDataType output_type(std::size_t) { return ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT; }
+  static void describe(OrtCustomOp&) {}
 
   OrtStatusPtr ComputeV2(OrtKernelContext* context) {
     try {

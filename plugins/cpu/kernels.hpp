@@ -24,6 +24,8 @@ struct BlockMatrix {
   int size;  // values per block, 16 or 32
   int zero;
   std::int64_t blocks;
+
+  std::int64_t columns() const { return blocks * size; }
 };
 
 // Rows of activations rounded to int8 per block, x = scale * value. Rows r0.. of a tile of R lie together:
@@ -39,7 +41,9 @@ struct Activations {
 struct HalfMatrix {
   const std::uint16_t* values;
   bool bfloat16;
-  std::int64_t columns;
+  std::int64_t width;
+
+  std::int64_t columns() const { return width; }
 };
 
 struct HalfKernels {
@@ -61,6 +65,10 @@ struct Kernels {
                      std::int64_t stride);
   // Dequantizes one row: y [K].
   void (*block_row)(const BlockMatrix& matrix, std::int64_t row, float* y);
+  // y = x * weight / the root of the mean of x^2 + epsilon, all of ``size`` values.
+  void (*norm)(const float* x, const float* weight, float epsilon, std::int64_t size, float* y);
+  // y = gate * sigmoid(gate) * up, all of kLanes values.
+  void (*gate)(const float* gate, const float* up, float* y);
   HalfKernels halves;
   // y[i] = row i of w [count, columns] times x [columns], in float32.
   void (*float_rows)(const float* w, std::int64_t columns, int count, const float* x, float* y);

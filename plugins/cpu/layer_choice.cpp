@@ -5,8 +5,6 @@
 #include <cmath>
 #include <limits>
 
-#include "norms.hpp"
-
 namespace dynexport::cpu {
 namespace {
 
@@ -49,7 +47,7 @@ struct ChooseLayer::Router {
   // fc2(silu(fc1(norm(x)))); ``memory`` holds hidden + units values.
   void score(const float* x, float* memory, float* scores) const {
     float *const normed = memory, *const inner = memory + hidden;
-    rms_norm(x, norm, epsilon, hidden, normed);
+    kernels.norm(x, norm, epsilon, hidden, normed);
     multiply(fc1, hidden, units, normed, inner);
     for (std::int64_t i = 0; i < units; ++i) {
       inner[i] += bias1[i];

@@ -1,12 +1,19 @@
 // What the library offers: its operators, its version, and the kernels that run on this processor.
-#include "block_operators.hpp"
-#include "half_operators.hpp"
+#include "after_attention.hpp"
+#include "attention_operator.hpp"
+#include "block_weights.hpp"
+#include "gather.hpp"
+#include "half_weights.hpp"
 #include "layer_choice.hpp"
+#include "matmul.hpp"
+#include "route_operators.hpp"
 #include "selected_operators.hpp"
 
 #define DYNEXPORT_EXPORT extern "C" __attribute__((visibility("default")))
 
 namespace {
+
+using dynexport::cpu::BlockWeights, dynexport::cpu::HalfWeights;
 
 template <class... Kernel>
 OrtStatus* add_operators(OrtSessionOptions* options, const OrtApi& api) {
@@ -31,8 +38,12 @@ DYNEXPORT_EXPORT OrtStatus* RegisterCustomOps(OrtSessionOptions* options, const 
   }
   Ort::InitApi(api);
   try {
-    return add_operators<BlockMatMul, BlockGather, HalfMatMul, HalfGather, SelectedBlockMatMul, SelectedHalfMatMul,
-                         SelectedFloatMatMul, SelectedNorm, SelectedAddNorm, ChooseLayer>(options, *api);
+    return add_operators<MatMul<BlockWeights, false>, MatMul<BlockWeights, true>, AfterAttention<BlockWeights>,
+                         Gather<BlockWeights>, MatMul<HalfWeights, false>, MatMul<HalfWeights, true>,
+                         AfterAttention<HalfWeights>, Gather<HalfWeights>, RouteTokens, GatherTokens, ScatterGated,
+                         SelectedMatMul<BlockWeights>, SelectedMatMul<HalfWeights>, SelectedFloatMatMul, SelectedNorm,
+                         SelectedAddNorm, ChooseLayer, CachedAttention<float>, CachedAttention<Ort::Float16_t>,
+                         CachedAttention<std::int8_t>>(options, *api);
   } catch (const Ort::Exception& error) {
     return api->CreateStatus(error.GetOrtErrorCode(), error.what());
   }

@@ -65,16 +65,39 @@ struct Portable {
   static Floats fma(const Floats& a, const Floats& b, const Floats& c) {
     return each<float>([&](int i) { return a.lane[i] * b.lane[i] + c.lane[i]; });
   }
-  static Floats absolute(const Floats& values) {
-    return each<float>([&](int i) { return std::fabs(values.lane[i]); });
+  static Floats multiply(const Floats& a, const Floats& b) {
+    return each<float>([&](int i) { return a.lane[i] * b.lane[i]; });
   }
-  static Floats max(const Floats& a, const Floats& b) {
-    return each<float>([&](int i) { return a.lane[i] > b.lane[i] ? a.lane[i] : b.lane[i]; });
+  static Floats divide(const Floats& a, const Floats& b) {
+    return each<float>([&](int i) { return a.lane[i] / b.lane[i]; });
   }
-  static float largest(const Floats& values) {
-    float most = values.lane[0];
-    for (const float value : values.lane) most = value > most ? value : most;
+  template <class T>
+  static Sixteen<T> max(const Sixteen<T>& a, const Sixteen<T>& b) {
+    return each<T>([&](int i) { return a.lane[i] > b.lane[i] ? a.lane[i] : b.lane[i]; });
+  }
+  static Floats min(const Floats& a, const Floats& b) {
+    return each<float>([&](int i) { return a.lane[i] < b.lane[i] ? a.lane[i] : b.lane[i]; });
+  }
+  static Floats nearest(const Floats& values) {
+    return each<float>([&](int i) { return std::nearbyintf(values.lane[i]); });
+  }
+  static Floats times_power(const Floats& values, const Floats& power) {
+    return each<float>([&](int i) { return std::ldexp(values.lane[i], static_cast<int>(power.lane[i])); });
+  }
+  static Integers magnitude_bits(const Floats& values) {
+    Integers bits;
+    std::memcpy(bits.lane, values.lane, sizeof(bits.lane));
+    return each<std::int32_t>([&](int i) { return bits.lane[i] & 0x7FFFFFFF; });
+  }
+  static std::int32_t largest(const Integers& values) {
+    std::int32_t most = values.lane[0];
+    for (const std::int32_t value : values.lane) most = value > most ? value : most;
     return most;
+  }
+  static std::int32_t total(const Integers& values) {
+    std::int32_t sum = 0;
+    for (const std::int32_t value : values.lane) sum += value;
+    return sum;
   }
   static float total(const Floats& values) {
     float sum = 0;
@@ -89,13 +112,11 @@ struct Portable {
     return sum;
   }
 
-  static std::int32_t round(const Floats& values, float factor, std::int8_t* to) {
-    std::int32_t sum = 0;
-    for (int i = 0; i < kLanes; ++i) {
+  static Integers round(const Floats& values, float factor, std::int8_t* to) {
+    return each<std::int32_t>([&](int i) {
       to[i] = static_cast<std::int8_t>(std::lrintf(values.lane[i] * factor));
-      sum += to[i];
-    }
-    return sum;
+      return to[i];
+    });
   }
 
   template <bool kBfloat16>

@@ -21,32 +21,34 @@ inline float from_bfloat16(std::uint16_t half) { return from_bits(static_cast<st
 
 constexpr float kTiny = 1e-30F;  // below, 127 / x overflows
 
+// The bits of a float's magnitude, as an integer: these have the order of the magnitudes, and infinity and NaN are
+// above.
+constexpr std::int32_t kInfinite = 0x7F800000;
+
 template <class V>
 void quantize_block(const float* x, int size, int zero, int rows, std::int8_t* values, float* scale, float* sum,
                     std::int32_t* offset) {
-  using F = typename V::Floats;
-  F largest = V::zeros(), poison = V::zeros();
-  for (int i = 0; i < size; i += kLanes) {
-    const F part = V::load(x + i);
-    largest = V::max(V::absolute(part), largest);
-    poison = V::fma(part, V::zeros(), poison);  // NaN where x is NaN or infinite
-  }
-  const float most = V::largest(largest), bad = V::total(poison);
-  const bool usable = bad == 0 && most >= kTiny;
+  using I = typename V::Integers;
+  I largest = V::same(0);
+  for (int i = 0; i < size; i += kLanes) largest = V::max(V::magnitude_bits(V::load(x + i)), largest);
+  const std::int32_t bits = V::largest(largest);
+  const float most = from_bits(static_cast<std::uint32_t>(bits));
+  const bool usable = bits < kInfinite && most >= kTiny;
   const float factor = usable ? 127 / most : 0;
-  std::int32_t total = 0;
+  I total = V::same(0);
   alignas(16) std::int8_t rounded[kLanes];
   for (int i = 0; i < size; i += kLanes) {
     if (usable)
-      total += V::round(V::load(x + i), factor, rounded);
+      total = V::add(total, V::round(V::load(x + i), factor, rounded));
     else
       std::memset(rounded, 0, sizeof(rounded));
     for (int j = 0; j < kLanes / 4; ++j)
       std::memcpy(values + static_cast<std::ptrdiff_t>(i / 4 + j) * rows * 4, rounded + j * 4, 4);
   }
-  *scale = usable ? most / 127 : bad;
-  *sum = *scale * static_cast<float>(total);
-  *offset = -zero * total;
+  const std::int32_t added = V::total(total);
+  *scale = usable ? most / 127 : bits < kInfinite ? 0 : from_bits(kInfinite | 1);
+  *sum = *scale * static_cast<float>(added);
+  *offset = -zero * added;
 }
 
 template <class V>
@@ -185,7 +187,7 @@ void block_row(const BlockMatrix& m, std::int64_t row, float* y) {
 inline void interleave(const HalfMatrix& m, const float* x, int rows, void* prepared) {
   float* const tile = static_cast<float*>(prepared);
   for (int r = 0; r < rows; ++r)
-    for (std::int64_t k = 0; k < m.columns; ++k) tile[k * rows + r] = x[r * m.columns + k];
+    for (std::int64_t k = 0; k < m.columns(); ++k) tile[k * rows + r] = x[r * m.columns() + k];
 }
 
 template <class V, bool kBfloat16, int kRows>
@@ -193,8 +195,8 @@ void half_tile_of(const HalfMatrix& m, std::int64_t group, const float* tile, fl
   // Two sums a row where there are few, as an instruction waits for the one before.
   typename V::Floats sums[kRows], more[kRows];
   for (int r = 0; r < kRows; ++r) sums[r] = more[r] = V::zeros();
-  const std::uint16_t* values = m.values + group * m.columns * kLanes;
-  for (std::int64_t k = 0; k + 1 < m.columns; k += 2) {
+  const std::uint16_t* values = m.values + group * m.columns() * kLanes;
+  for (std::int64_t k = 0; k + 1 < m.columns(); k += 2) {
     typename V::Floats first, second;
     V::template load_pair<kBfloat16>(values + k * kLanes, &first, &second);
     for (int r = 0; r < kRows; ++r) {
@@ -234,9 +236,9 @@ void half_tile(const HalfMatrix& m, std::int64_t group, const void* prepared, in
 
 template <class V>
 void half_row(const HalfMatrix& m, std::int64_t row, float* y) {
-  const std::uint16_t* values = m.values + row / kLanes * m.columns * kLanes;
+  const std::uint16_t* values = m.values + row / kLanes * m.columns() * kLanes;
   const std::int64_t lane = row % kLanes;
-  for (std::int64_t k = 0; k < m.columns; ++k)
+  for (std::int64_t k = 0; k < m.columns(); ++k)
     y[k] = m.bfloat16 ? from_bfloat16(values[k / 2 * 2 * kLanes + lane * 2 + k % 2])
                       : V::from_half(values[k * kLanes + lane]);
 }
@@ -265,9 +267,60 @@ void float_rows(const float* w, std::int64_t columns, int count, const float* x,
   for (; i < count; ++i) float_rows_of<V, 1>(w + i * columns, columns, x, y + i);
 }
 
+// The values of x from i on, as many as there are, and zeros.
+template <class V>
+typename V::Floats load_some(const float* x, std::int64_t i, std::int64_t size) {
+  if (i + kLanes <= size) return V::load(x + i);
+  float some[kLanes] = {};
+  std::memcpy(some, x + i, static_cast<std::size_t>(size - i) * sizeof(float));
+  return V::load(some);
+}
+
+template <class V>
+void norm(const float* x, const float* weight, float epsilon, std::int64_t size, float* y) {
+  typename V::Floats squares = V::zeros();
+  for (std::int64_t i = 0; i < size; i += kLanes) {
+    const typename V::Floats part = load_some<V>(x, i, size);
+    squares = V::fma(part, part, squares);
+  }
+  const float factor = 1 / __builtin_sqrtf(V::total(squares) / static_cast<float>(size) + epsilon);
+  for (std::int64_t i = 0; i < size; i += kLanes) {
+    const auto scaled = V::multiply(load_some<V>(x, i, size), factor);
+    const auto normed = V::multiply(scaled, load_some<V>(weight, i, size));
+    if (i + kLanes <= size) {
+      V::store(y + i, normed);
+    } else {
+      float some[kLanes];
+      V::store(some, normed);
+      std::memcpy(y + i, some, static_cast<std::size_t>(size - i) * sizeof(float));
+    }
+  }
+}
+
+// e^x for x up to 88; below -87, that of -87.
+template <class V>
+typename V::Floats exponential(typename V::Floats x) {
+  const auto of = [](float value) { return V::same(value); };
+  x = V::max(V::min(x, of(88)), of(-87));
+  const auto power = V::nearest(V::multiply(x, 1.44269504F));
+  auto rest = V::fma(power, of(-0.693359375F), x);
+  rest = V::fma(power, of(2.12194440e-4F), rest);
+  auto y = of(1.9875691500e-4F);
+  constexpr float kRest[] = {1.3981999507e-3F, 8.3334519073e-3F, 4.1665795894e-2F, 1.6666665459e-1F, 0.5F, 1, 1};
+  for (const float coefficient : kRest) y = V::fma(y, rest, of(coefficient));
+  return V::times_power(y, power);
+}
+
+template <class V>
+void gate(const float* gate, const float* up, float* y) {
+  const auto x = V::load(gate);
+  const auto below = V::add(V::same(1.0F), exponential<V>(V::multiply(x, -1.0F)));
+  V::store(y, V::multiply(V::divide(x, below), V::load(up)));
+}
+
 template <class V>
 constexpr Kernels kernels(const char* name) {
-  return {name, quantize<V>, block_tile<V>, block_row<V>, {interleave, half_tile<V>, half_row<V>}, float_rows<V>};
+  return {name, quantize<V>, block_tile<V>, block_row<V>, norm<V>, gate<V>, {interleave, half_tile<V>, half_row<V>}, float_rows<V>};
 }
 
 }  // namespace

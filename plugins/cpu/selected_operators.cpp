@@ -2,9 +2,9 @@
 #include "selected_operators.hpp"
 
 #include <algorithm>
-#include <cstring>
+#include <array>
 
-#include "norms.hpp"
+#include "matmul.hpp"
 
 namespace dynexport::cpu {
 namespace {
@@ -39,19 +39,18 @@ class Index {
   const std::int64_t* values_;
 };
 
-// Calls of_rows(layer, product of some rows) for neighbours that chose the same layer.
+// Calls of_rows(layer, first row, rows) for neighbours that chose the same layer.
 template <class Function>
-void for_layers(const Ort::KernelContext& context, const Product& product, std::int64_t layers,
-                const Function& of_rows) {
-  const Index index(context, 1, product.rows(), layers);
-  for (std::int64_t first = 0; first < product.rows();) {
+void for_layers(const Ort::KernelContext& context, const Activated& x, std::int64_t layers, std::int64_t results,
+                float* y, const Function& of_rows) {
+  const Index index(context, 1, x.rows, layers);
+  for (std::int64_t first = 0; first < x.rows;) {
     std::int64_t end = first + 1;
-    while (end < product.rows() && index[end] == index[first]) ++end;
-    const Product part = product.of_rows(first, end - first);
+    while (end < x.rows && index[end] == index[first]) ++end;
     if (index[first] < 0)
-      std::fill_n(part.y(), part.rows() * part.results(), 0.0F);
+      std::fill_n(y + first * results, (end - first) * results, 0.0F);
     else
-      of_rows(index[first], part);
+      of_rows(index[first], first, end - first);
     first = end;
   }
 }
@@ -70,43 +69,39 @@ std::int64_t layers_of(const Tensor& stack) { return stack.shape.empty() ? 0 : s
 
 }  // namespace
 
-ONNXTensorElementDataType SelectedBlockMatMul::input_type(std::size_t input) {
-  return input < 2 ? type_of_rows(input) : type_of_block_part(input - 2);
+template <class Weights>
+ONNXTensorElementDataType SelectedMatMul<Weights>::input_type(std::size_t input) {
+  return input < 2 ? type_of_rows(input) : Weights::part_type(input - 2);
 }
 
-void SelectedBlockMatMul::run(const Ort::KernelContext& context) const {
-  const Tensor quantized = tensor_of(context.GetInput(2)), scales = tensor_of(context.GetInput(3)),
-               minima = tensor_of(context.GetInput(4));
-  const std::int64_t layers = layers_of(quantized);
-  check_stack(quantized, "quantized", 6, layers);
-  check_stack(scales, "scales", 4, layers);
-  check_stack(minima, "minima", 4, layers);
+template <class Weights>
+void SelectedMatMul<Weights>::run(const Ort::KernelContext& context) const {
+  std::array<Tensor, Weights::kParts> stacks;
+  for (std::size_t part = 0; part < stacks.size(); ++part) stacks[part] = tensor_of(context.GetInput(2 + part));
+  const std::int64_t layers = layers_of(stacks[0]);
+  for (const Tensor& stack : stacks) check_stack(stack, "weights", stack.shape.size(), layers);
   const auto matrix = [&](std::int64_t layer) {
-    return form_.checked(of_layer(quantized, layer, 1), of_layer(scales, layer, size_of(scales.type)),
-                         of_layer(minima, layer, size_of(minima.type)));
+    const auto part = [&](std::size_t i) { return of_layer(stacks[i], layer, size_of(stacks[i].type)); };
+    if constexpr (Weights::kParts == 1)
+      return weights_.checked(part(0));
+    else
+      return weights_.checked(part(0), part(1), part(2));
   };
-  const BlockMatrix any = matrix(0);
-  const Product product(context, any.blocks * any.size, form_.rows());
-  for_layers(context, product, layers,
-             [&](std::int64_t layer, const Product& part) { multiply(kernels_, matrix(layer), part); });
+  const std::int64_t columns = matrix(0).columns(), results = weights_.rows();
+  const Activated x = activated(context, 0, "x", columns);
+  float* const y = output_like(context, x, results);
+  for_layers(context, x, layers, results, y, [&](std::int64_t layer, std::int64_t row, std::int64_t rows) {
+    const auto chosen = matrix(layer);
+    const std::int64_t together = std::min(rows, kMostTogether);
+    Scratch memory(Weights::Prepared::bytes(chosen, together));
+    const typename Weights::Prepared prepared(kernels_, chosen, memory, together);
+    multiply(context, chosen, prepared, rows, results, y + row * results,
+             [&](std::int64_t begin, std::int64_t first, int) { return x.data + (row + begin + first) * columns; });
+  });
 }
 
-SelectedHalfMatMul::SelectedHalfMatMul(const Ort::ConstKernelInfo& info)
-    : kernels_(needed_kernels()), rows_(attribute(info, "N", 1, std::int64_t{1} << 40)) {}
-
-ONNXTensorElementDataType SelectedHalfMatMul::input_type(std::size_t input) {
-  return input < 2 ? type_of_rows(input) : ONNX_TENSOR_ELEMENT_DATA_TYPE_UNDEFINED;
-}
-
-void SelectedHalfMatMul::run(const Ort::KernelContext& context) const {
-  const Tensor weights = tensor_of(context.GetInput(2));
-  const std::int64_t layers = layers_of(weights);
-  check_stack(weights, "weights", 5, layers);
-  const auto matrix = [&](std::int64_t layer) { return half_matrix(of_layer(weights, layer, 2), rows_); };
-  const Product product(context, matrix(0).columns, rows_);
-  for_layers(context, product, layers,
-             [&](std::int64_t layer, const Product& part) { multiply(kernels_, matrix(layer), part); });
-}
+template class SelectedMatMul<BlockWeights>;
+template class SelectedMatMul<HalfWeights>;
 
 ONNXTensorElementDataType SelectedFloatMatMul::input_type(std::size_t input) {
   return input == 2 ? ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT : type_of_rows(input);
@@ -117,14 +112,16 @@ void SelectedFloatMatMul::run(const Ort::KernelContext& context) const {
   const std::int64_t layers = layers_of(weights);
   check_stack(weights, "weights", 3, layers);
   const std::int64_t results = weights.shape[1], columns = weights.shape[2];
-  const Product product(context, columns, results);
-  for_layers(context, product, layers, [&](std::int64_t layer, const Product& part) {
+  const Activated x = activated(context, 0, "x", columns);
+  float* const y = output_like(context, x, results);
+  for_layers(context, x, layers, results, y, [&](std::int64_t layer, std::int64_t begin, std::int64_t rows) {
     const float* const matrix = static_cast<const float*>(weights.data) + layer * results * columns;
-    part.multiply([&](std::int64_t group, std::int64_t first, int count, float* y, std::int64_t stride) {
-      const std::int64_t row = group * kLanes;
-      const int width = static_cast<int>(std::min<std::int64_t>(kLanes, results - row));
-      for (int r = 0; r < count; ++r)
-        kernels_.float_rows(matrix + row * columns, columns, width, part.x() + (first + r) * columns, y + r * stride);
+    for_each(context, (results + kLanes - 1) / kLanes, rows * results * columns, [&](std::int64_t group) {
+      const std::int64_t first = group * kLanes;
+      const int width = static_cast<int>(std::min<std::int64_t>(kLanes, results - first));
+      for (std::int64_t row = begin; row < begin + rows; ++row)
+        kernels_.float_rows(matrix + first * columns, columns, width, x.data + row * columns,
+                            y + row * results + first);
     });
   });
 }
@@ -162,7 +159,7 @@ void SelectedRmsNorm<kAdds>::run(const Ort::KernelContext& context) const {
   for (std::int64_t row = 0; row < rows; ++row) {
     const std::int64_t layer = std::max<std::int64_t>(index[row], 0);
     const float* const weight = static_cast<const float*>(weights.data) + layer * size;
-    for (std::int64_t i = 0; i < together; ++i, from += size, y += size) rms_norm(from, weight, small, size, y);
+    for (std::int64_t i = 0; i < together; ++i, from += size, y += size) kernels_.norm(from, weight, small, size, y);
   }
 }
 

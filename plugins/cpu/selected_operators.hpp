@@ -4,37 +4,26 @@
 // products are zeros, and nothing is read for it.
 #pragma once
 
-#include "block_operators.hpp"
-#include "half_operators.hpp"
+#include "block_weights.hpp"
+#include "half_weights.hpp"
+#include "rows.hpp"
 
 namespace dynexport::cpu {
 
-class SelectedBlockMatMul : public Computed<SelectedBlockMatMul> {
+template <class Weights>
+class SelectedMatMul : public Computed<SelectedMatMul<Weights>> {
  public:
-  explicit SelectedBlockMatMul(const Ort::ConstKernelInfo& info) : kernels_(needed_kernels()), form_(info) {}
+  explicit SelectedMatMul(const Ort::ConstKernelInfo& info)
+      : kernels_(needed_kernels()), weights_(info, 2, rows_of_matrix(info), "", true) {}
 
-  static constexpr const char* kName = "SelectedBlockMatMul";
-  static constexpr std::size_t kInputs = 5;
+  static constexpr const char* kName = Weights::kSelected;
+  static constexpr std::size_t kInputs = 2 + Weights::kParts;
   static ONNXTensorElementDataType input_type(std::size_t input);
   void run(const Ort::KernelContext& context) const;
 
  private:
   const Kernels& kernels_;
-  BlockForm form_;
-};
-
-class SelectedHalfMatMul : public Computed<SelectedHalfMatMul> {
- public:
-  explicit SelectedHalfMatMul(const Ort::ConstKernelInfo& info);
-
-  static constexpr const char* kName = "SelectedHalfMatMul";
-  static constexpr std::size_t kInputs = 3;
-  static ONNXTensorElementDataType input_type(std::size_t input);
-  void run(const Ort::KernelContext& context) const;
-
- private:
-  const Kernels& kernels_;
-  std::int64_t rows_;
+  Weights weights_;
 };
 
 class SelectedFloatMatMul : public Computed<SelectedFloatMatMul> {
@@ -54,13 +43,16 @@ class SelectedFloatMatMul : public Computed<SelectedFloatMatMul> {
 template <bool kAdds>
 class SelectedRmsNorm : public Computed<SelectedRmsNorm<kAdds>> {
  public:
-  explicit SelectedRmsNorm(const Ort::ConstKernelInfo&) {}
+  explicit SelectedRmsNorm(const Ort::ConstKernelInfo&) : kernels_(needed_kernels()) {}
 
   static constexpr const char* kName = kAdds ? "SelectedAddNorm" : "SelectedNorm";
   static constexpr std::size_t kInputs = kAdds ? 5 : 4;
   static constexpr std::size_t kOutputs = kAdds ? 2 : 1;
   static ONNXTensorElementDataType input_type(std::size_t input);
   void run(const Ort::KernelContext& context) const;
+
+ private:
+  const Kernels& kernels_;
 };
 
 using SelectedNorm = SelectedRmsNorm<false>;

@@ -12,7 +12,7 @@ import onnx
 import onnx_ir as ir
 import onnxruntime
 import pytest
-from test_structure import external, graphs, microsoft_schemas, names, subgraphs, used  # noqa: F401 - a fixture
+from test_structure import external, graphs, microsoft_schemas, names, subgraphs, used_inside  # noqa: F401 - a fixture
 from tiny_models import EXEMPLARS, save_routed_model
 
 from dynexport.exporter.bundle.conversion import Conversion, convert
@@ -91,7 +91,7 @@ def test_a_routed_layer_s_weights_are_behind_a_condition_or_nothing_is(done: Con
     routed = done.manifest.contract.routed_layers
     assert set(branches) == (set() if static else {f"layer_{i}_{kind}" for i in routed for kind in ("run", "skip")})
     for layer in () if static else routed:
-        skipped, run = branches[f"layer_{layer}_skip"], used(branches[f"layer_{layer}_run"])
+        skipped, run = branches[f"layer_{layer}_skip"], used_inside(branches[f"layer_{layer}_run"])
         assert {node.op_type for node in skipped.node} == {"Identity"}
         weights = {name for name in external(graph) if name.startswith(f"model.layers.{layer}.")}
         assert {name for name in weights if ".mod_" not in name and "input_layernorm" not in name} <= run

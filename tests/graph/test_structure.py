@@ -123,6 +123,11 @@ def used(graph: Graph) -> set[str]:
     return {name for node in graph.node for name in node.input}
 
 
+def used_inside(graph: Graph) -> set[str]:
+    """Values that the nodes of a graph and of its subgraphs read."""
+    return used(graph).union(*map(used_inside, subgraphs(graph)))
+
+
 def test_onnx_checker(done: Conversion, microsoft_schemas: None) -> None:
     """Every node against its schema, contrib operators too, with full shape inference; and strictly, on top of it."""
     for graph in done.manifest.graphs:

@@ -9,16 +9,25 @@ import pytest
 from bundles import checkpoint, dynexport
 
 from dynexport.exporter.bundle.conversion import convert
+from dynexport.plugins.attention import NAME
 from dynexport.plugins.cpu_library import OPERATORS, VARIABLE
-from dynexport.plugins.selections import CPU_OPERATORS
+from dynexport.plugins.fused import FUSED
+from dynexport.plugins.products import PRODUCTS
+from dynexport.plugins.routes import ROUTES
+from dynexport.plugins.selections import SELECTIONS
 from dynexport.runtime.bundle.errors import DynexportError
 from dynexport.runtime.engines import cpu_operators
 
-HALVES, BLOCKS = ("HalfGather", "HalfMatMul"), ("BlockGather", "BlockMatMul")
+ATTENTION = ("CachedAttention",)
+HALVES, BLOCKS = (
+    tuple(sorted([*ATTENTION, *(kind + name for name in ("AfterAttention", "Gather", "NormMatMul"))]))
+    for kind in ("Half", "Block")
+)
 
 
 @pytest.mark.parametrize(
-    ("precision", "operators"), [("fp32", ()), ("fp16", HALVES), ("bf16", HALVES), ("int8", BLOCKS), ("int4", BLOCKS)]
+    ("precision", "operators"),
+    [("fp32", ATTENTION), ("fp16", HALVES), ("bf16", HALVES), ("int8", BLOCKS), ("int4", BLOCKS)],
 )
 @pytest.mark.parametrize("library", [True, False])
 def test_a_bundle_is_verified(
@@ -53,4 +62,5 @@ def test_a_library_that_the_environment_names_must_be_there(monkeypatch: pytest.
 
 
 def test_the_runtime_knows_the_operators() -> None:
-    assert tuple(sorted(operator.name for operator in CPU_OPERATORS)) == OPERATORS
+    made = (*PRODUCTS, *ROUTES, *FUSED, *SELECTIONS)
+    assert tuple(sorted([NAME, *(operator.name for operator in made)])) == OPERATORS

@@ -16,6 +16,7 @@ from dynexport.exporter.bundle.conversion import convert
 from dynexport.exporter.checkpoint import open_checkpoint
 from dynexport.exporter.reference import RowRoutes
 from dynexport.exporter.strategies.mod.reference import ModReference
+from dynexport.plugins.cpu_library import VARIABLE
 from dynexport.runtime.bundle.bundle import Bundle
 from dynexport.runtime.bundle.contract import parse_contract
 from dynexport.runtime.execution.executor import Executor
@@ -108,9 +109,15 @@ def reference(directory: Path, fields: dict[str, Any], max_length: int = CONTEXT
 
 
 def executor(
-    directory: Path, bundle: Path, fields: dict[str, Any], static: bool, max_length: int = CONTEXT
+    directory: Path,
+    bundle: Path,
+    fields: dict[str, Any],
+    static: bool,
+    max_length: int = CONTEXT,
+    *,
+    plugins: bool = False,
 ) -> Executor:
-    convert(directory, bundle, fields=fields, static=static, max_length=max_length, golden=False)
+    convert(directory, bundle, fields=fields, static=static, max_length=max_length, plugins=plugins, golden=False)
     return Executor(Bundle.open(bundle), threads=1)
 
 
@@ -124,8 +131,34 @@ def test_conversation(
     routed_model: Callable[[str], Path],
     tmp_path: Path,
 ) -> None:
-    model, expected = golden(family, contract)
-    run = executor(routed_model(family), tmp_path / "bundle", CONTRACTS[contract], static)
+    compare(golden(family, contract), executor(routed_model(family), tmp_path / "bundle", CONTRACTS[contract], static))
+
+
+@pytest.mark.parametrize("library", [True, False], ids=["library", "bodies"])
+@pytest.mark.parametrize("contract", CONTRACTS)
+def test_conversation_with_our_operators(
+    contract: str,
+    library: bool,
+    golden: Callable[[str, str], Golden],
+    routed_model: Callable[[str], Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Where there is no library, the operators' bodies run twice."""
+    if not library:
+        monkeypatch.setenv(VARIABLE, "")
+    fields = CONTRACTS[contract]
+    run = executor(routed_model("llama"), tmp_path / "bundle", fields, static=False, plugins=True)
+    decides = "prefill" not in fields and fields.get("decision", {}).get("rule", "router") == "router"
+    adds = fields.get("gate") != "none" and fields.get("combine") != "replace"
+    expected = {"GatherTokens"} | ({"RouteTokens"} if decides else set()) | ({"ScatterGated"} if adds else set())
+    assert set(run.manifest.operators) == expected
+    compare(golden("llama", contract), run)
+
+
+def compare(golden: Golden, run: Executor) -> None:
+    """The rows together, and two of them alone."""
+    model, expected = golden
     together = follow(run, TALK)
     for row in range(len(expected)):
         assert error(together[row], model, TALK, row, expected[row]) < TOLERANCE, f"row {row} of the batch"

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from dataclasses import replace
 from typing import Any
 
 import onnx_ir as ir
@@ -13,9 +14,22 @@ import onnx_ir as ir
 from dynexport.exporter.graph.branch import either
 from dynexport.exporter.graph.gate import gated
 from dynexport.exporter.graph.selection import chosen_first
-from dynexport.exporter.graph.step import FLOAT, INT32, INT64, LayerCache, LayerStep, Rotation, Step, rotation
+from dynexport.exporter.graph.step import (
+    FLOAT,
+    INT32,
+    INT64,
+    AttendRows,
+    LayerCache,
+    LayerStep,
+    Line,
+    Rotation,
+    Step,
+    rotation,
+)
 from dynexport.exporter.lowering.target import cast
 from dynexport.exporter.strategies.mod.routing import Route, Routing
+from dynexport.plugins.route_bodies import add_gated
+from dynexport.plugins.routes import scatter_gated
 from dynexport.runtime.bundle.contract import Mod
 
 
@@ -23,57 +37,122 @@ class Compacted(ABC):
     """The chosen tokens as a layer's input: ``hidden_states`` and the layer's ``step``."""
 
     hidden_states: ir.Value
-    step: LayerStep
+    step: LayerStep | Line
 
     @abstractmethod
     def scores(self, op: Any) -> ir.Value:
         """Return their scores in a shape that broadcasts with their hidden states."""
 
+    def gate(self, op: Any, contract: Mod) -> ir.Value:
+        """Return the contract's gate g, a function of their scores."""
+        scores = self.scores(op)
+        return op.Sigmoid(scores) if contract.gate == "sigmoid" else scores
+
     @abstractmethod
     def put_back(self, op: Any, output: ir.Value) -> ir.Value:
         """Return hidden states [B, S, hidden] with those of the chosen tokens replaced."""
 
-    def add(self, op: Any, gate: ir.Value, output: ir.Value) -> ir.Value:
-        """Return hidden states [B, S, hidden] with h + g (y - h) for chosen tokens; g float32, y ``output``."""
-        return self.put_back(op, gated(op, self.hidden_states, output, gate))
+    def add(self, op: Any, contract: Mod, output: ir.Value) -> ir.Value:
+        """Return hidden states [B, S, hidden] with h + g (y - h) for chosen tokens, y ``output``."""
+        return self.put_back(op, gated(op, self.hidden_states, output, self.gate(op, contract)))
 
 
 class Ragged(Compacted):
     """Exactly the chosen tokens, concatenated over all rows: [N, hidden], N >= 1.
 
-    Only attention needs them by row.
+    Only attention needs them by row. In a decode step every row has one token, so that its place is known; in a prompt
+    the rows are as long as the most that one of them chose.
     """
 
     def __init__(
         self, op: Any, layer: int, route: Route, hidden_states: ir.Value, step: Step, routing: Routing
     ) -> None:
-        self._routing, self._route = routing, route
-        hidden = step.architecture.hidden_size
-        self._before = op.Reshape(hidden_states, [-1, hidden])
+        self._layer, self._route, self._step, self._routing = layer, route, step, routing
+        self._before, self._target = hidden_states, routing.target
+        self.hidden_states, self._places = self._target.gather_tokens(op, hidden_states, route.chosen)
+        self.step = self
+
+    def attend(
+        self, op: Any, projected: ir.Value, attend: AttendRows, cache: LayerCache
+    ) -> tuple[ir.Value, LayerCache]:
+        """Return the attention of the packed tokens; see ``Line.attend``."""
+        output, *present = either(
+            op,
+            self._routing.one_token,
+            lambda op: self._attend_one(op, projected, attend),
+            lambda op: self._attend_many(op, projected, attend),
+            1 + len(cache.values()),
+            f"layer_{self._layer}_tokens",
+        )
+        return output, LayerCache(*present)
+
+    def _attend_one(self, op: Any, projected: ir.Value, attend: AttendRows) -> list[ir.Value]:
+        """Attend for one token of every row; those of other rows are zeros, whose entries do not count."""
+        rows = op.ScatterND(self._routing.no_projection, self._places, projected)
+        output, present = attend(op, rows, _one_token_step(op, self._layer, self._step, self._routing))
+        return [op.GatherND(output, self._places), *present.values()]
+
+    def _attend_many(self, op: Any, projected: ir.Value, attend: AttendRows) -> list[ir.Value]:
+        rows = _Rows(op, self._layer, self._route, self._routing)
+        output, present = attend(op, op.Gather(projected, rows.of_slot), rows.step(op, self._layer, self._step))
+        architecture = self._step.architecture
+        line = op.Reshape(output, [-1, architecture.heads * architecture.head_dim])
+        return [op.Gather(line, rows.of_token), *present.values()]
+
+    def scores(self, op: Any) -> ir.Value:
+        return op.GatherND(self._route.score, self._places)
+
+    def put_back(self, op: Any, output: ir.Value) -> ir.Value:
+        return op.ScatterND(self._before, self._places, output)
+
+    def add(self, op: Any, contract: Mod, output: ir.Value) -> ir.Value:
+        if self._target.routes_at_once:
+            sigmoid = contract.gate == "sigmoid"
+            return scatter_gated(op, self._before, output, self._route.score, self._places, sigmoid=sigmoid)
+        return add_gated(op, self._before, self.hidden_states, output, self.gate(op, contract), self._places)
+
+
+def _one_token_step(op: Any, layer: int, step: Step, routing: Routing) -> LayerStep:
+    """Return the layer's step for one token of every row, chosen or not."""
+    told = step.for_layer(op, layer)
+    if routing.contract.positions == "original":
+        return told
+    positions, angles = op.Unsqueeze(told.cache_length, [1]), told.rotation
+    if angles is None or not angles.of_every_position:
+        angles = rotation(op, step.inputs.frequencies, positions)
+    return replace(told, position_ids=positions, rotation=angles)
+
+
+class _Rows:
+    """The chosen tokens by row, C per row: the layout that attention takes.
+
+    Rows with fewer than C tokens repeat other tokens as padding, which adds no entry.
+
+    Attributes:
+        of_slot: int64 [B, C], the index in [N] of each row's c-th token.
+        of_token: int64 [N], the index of each token in [B * C].
+    """
+
+    def __init__(self, op: Any, layer: int, route: Route, routing: Routing) -> None:
+        self._routing = routing
         self._index = op.Squeeze(op.NonZero(op.Reshape(route.chosen, [-1])), [0])
-        self.hidden_states = op.Gather(self._before, self._index)
         counts = op.ReduceSum(op.Cast(route.chosen, to=INT32), [0, 2], keepdims=0)
-        most = op.ReduceMax(counts, keepdims=1)
-        self._of_slot, self._of_token = either(
+        self._most = op.ReduceMax(counts, keepdims=1)
+        self.of_slot, self.of_token = either(
             op,
             routing.one_row,
             lambda op: self._one_row(op),
-            lambda op: self._rows(op, counts, most),
+            lambda op: self._rows(op, counts),
             2,
             f"layer_{layer}_rows",
         )
-        self.step = self._layer_step(op, layer, step, most)
 
     def _one_row(self, op: Any) -> list[ir.Value]:
         line = op.Range(0, op.Squeeze(op.Shape(self._index), [0]), 1)
         return [op.Unsqueeze(line, [0]), op.Identity(line)]
 
-    def _rows(self, op: Any, counts: ir.Value, most: ir.Value) -> list[ir.Value]:
-        """Return the index in [N] of each row's c-th token, int64 [B, C]; and of each token in [B * C], int64 [N].
-
-        Rows with fewer than C tokens repeat other tokens as padding, which adds no entry.
-        """
-        counts, most = op.Cast(counts, to=INT64), op.Cast(most, to=INT64)
+    def _rows(self, op: Any, counts: ir.Value) -> list[ir.Value]:
+        counts, most = op.Cast(counts, to=INT64), op.Cast(self._most, to=INT64)
         first = op.CumSum(counts, 0, exclusive=1)
         count = op.Squeeze(op.Shape(self._index), [0])
         slots = op.Add(op.Unsqueeze(first, [1]), op.Range(0, op.Squeeze(most, [0]), 1))
@@ -81,13 +160,14 @@ class Ragged(Compacted):
         place = op.Sub(op.Range(0, count, 1), op.Gather(first, row))
         return [op.Min(slots, op.Sub(count, 1)), op.Add(op.Mul(row, most), place)]
 
-    def _layer_step(self, op: Any, layer: int, step: Step, most: ir.Value) -> LayerStep:
+    def step(self, op: Any, layer: int, step: Step) -> LayerStep:
+        """Return the layer's step for C tokens of every row."""
         architecture, routing = step.architecture, self._routing
-        token = op.Gather(self._index, self._of_slot)
+        token = op.Gather(self._index, self.of_slot)
         cache_length = op.Gather(step.inputs.cache_lengths, step.row_of(layer))
         positions = angles = None
         if routing.contract.positions == "compact":
-            slots = op.Range(0, op.Cast(op.Squeeze(most, [0]), to=INT64), 1)
+            slots = op.Range(0, op.Cast(op.Squeeze(self._most, [0]), to=INT64), 1)
             positions = op.Add(op.Unsqueeze(cache_length, [1]), slots)
             angles = rotation(op, step.inputs.frequencies, positions)
         elif routing.angles is not None:
@@ -95,31 +175,14 @@ class Ragged(Compacted):
             angles = Rotation(op.Gather(cos, token), op.Gather(sin, token), of_every_position=False)
         if positions is None and architecture.needs_key_positions(layer):
             positions = op.Gather(op.Reshape(step.inputs.position_ids, [-1]), token)
-        last = op.Add(op.Gather(routing.before_last, step.row_of(layer)), most)
-        total = op.Add(op.ReduceMax(last, keepdims=0), 1)
+        last = op.Add(op.Gather(routing.before_last, step.row_of(layer)), self._most)
         return LayerStep(
             position_ids=positions,
             rotation=angles,
             cache_length=cache_length,
             last_index=last,
-            total_length=total,
-            ragged=self,
+            total_length=op.Add(op.ReduceMax(last, keepdims=0), 1),
         )
-
-    def to_rows(self, op: Any, x: ir.Value) -> ir.Value:
-        """Return [N, features] as [B, C, features], C tokens per row, the layout that attention takes."""
-        return op.Gather(x, self._of_slot)
-
-    def to_line(self, op: Any, x: ir.Value, features: int) -> ir.Value:
-        """Return [B, C, features] as [N, features], without padding."""
-        return op.Gather(op.Reshape(x, [-1, features]), self._of_token)
-
-    def scores(self, op: Any) -> ir.Value:
-        return op.Gather(op.Reshape(self._route.score, [-1, 1]), self._index)
-
-    def put_back(self, op: Any, output: ir.Value) -> ir.Value:
-        after = op.ScatterND(self._before, op.Unsqueeze(self._index, [1]), output)
-        return op.Reshape(after, self._routing.shape)
 
 
 class Padded(Compacted):
@@ -135,7 +198,7 @@ class Padded(Compacted):
         self.step = _padded_step(op, layer, step, routing, positions)
 
     def scores(self, op: Any) -> ir.Value:
-        return op.Unsqueeze(op.GatherElements(op.Squeeze(self._route.score, [0]), self._index, axis=1), [2])
+        return op.Unsqueeze(op.GatherElements(op.Squeeze(self._route.score, [2]), self._index, axis=1), [2])
 
     def put_back(self, op: Any, output: ir.Value) -> ir.Value:
         assert self._route.rank is not None
@@ -144,9 +207,10 @@ class Padded(Compacted):
         of_token = op.GatherND(output, op.Unsqueeze(rank, [2]), batch_dims=1)
         return op.Where(op.Unsqueeze(op.Squeeze(self._route.chosen, [0]), [2]), of_token, self._before)
 
-    def add(self, op: Any, gate: ir.Value, output: ir.Value) -> ir.Value:
+    def add(self, op: Any, contract: Mod, output: ir.Value) -> ir.Value:
         if not self._target.plugins:
-            return super().add(op, gate, output)
+            return super().add(op, contract, output)
+        gate = self.gate(op, contract)
         change = op.Sub(output, self.hidden_states)
         chosen = op.Cast(op.Squeeze(self._route.chosen, [0]), to=INT32)
         valid = op.GatherElements(chosen, self._index, axis=1)
@@ -190,7 +254,7 @@ class EveryRow(Compacted):
             total_length=None,
             append_later=True,
         )
-        self._cache_length, self._target = cache_length, routing.target
+        self._positions, self._cache_length, self._target = positions, cache_length, routing.target
 
     def any(self, op: Any) -> ir.Value:
         """Return whether any row runs, a bool scalar; as a number, because TensorRT's ReduceMax takes no booleans."""
@@ -212,12 +276,11 @@ class EveryRow(Compacted):
         )
         if cache.position is None:
             return LayerCache(key, value)
-        assert self.step.position_ids is not None
-        position = self._target.append_positions(op, cache.position, self.step.position_ids, self._cache_length)
+        position = self._target.append_positions(op, cache.position, self._positions, self._cache_length)
         return LayerCache(key, value, position)
 
     def scores(self, op: Any) -> ir.Value:
-        return op.Transpose(self._route.score, perm=[1, 2, 0])
+        return self._route.score
 
     def put_back(self, op: Any, output: ir.Value) -> ir.Value:
         return op.Where(op.Transpose(self._route.chosen, perm=[1, 2, 0]), output, self.hidden_states)
@@ -227,10 +290,9 @@ def combined(op: Any, contract: Mod, compacted: Compacted, output: ir.Value) -> 
     """Return hidden states [B, S, hidden]: for chosen tokens y, g y or h + g (y - h) with the layer's output y."""
     if contract.gate == "none":
         return compacted.put_back(op, output)
-    gate = compacted.scores(op)
-    gate = op.Sigmoid(gate) if contract.gate == "sigmoid" else gate
     if contract.combine == "delta":
-        return compacted.add(op, gate, output)
+        return compacted.add(op, contract, output)
+    gate = compacted.gate(op, contract)
     return compacted.put_back(op, cast(op, op.Mul(gate, cast(op, output, FLOAT)), output.dtype))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 
 import numpy as np
@@ -12,6 +13,7 @@ from dynexport.exporter.graph.reading import (
     GraphFile,
     behind,
     constant,
+    number,
     share,
     shares,
     shown_values,
@@ -26,15 +28,7 @@ def route_differences(graph: GraphFile, manifest: Manifest, contract: Mod) -> It
     name, slots = graph.entry.name, contract.slots(manifest.model.max_length)
     routes = _by_layer(graph.value("routes"), contract)
     for layer, chosen in zip(contract.routed_layers, routes, strict=True):
-        decisions, rooms = [], set()
-        for node in behind(chosen, COMPARISONS):
-            if node.op_type not in COMPARISONS:
-                continue
-            limit = constant(node.inputs[1])
-            if limit is not None and _is_probability(node.inputs[0]):
-                decisions.append((node.op_type, float(limit)))
-            if limit is None:
-                rooms |= {(node.op_type, size) for size in _rooms(node.inputs[1])}
+        decisions, rooms = _found(chosen)
         compared = {">": "Greater", ">=": "GreaterOrEqual"}[contract.decision.comparison]
         expected = [(compared, float(np.float32(contract.threshold(layer))))]
         if contract.decision.rule == "always":
@@ -49,6 +43,25 @@ def route_differences(graph: GraphFile, manifest: Manifest, contract: Mod) -> It
     if contract.prefill == "topk" and any(spec.name == "is_prompt" for spec in graph.entry.inputs):
         expected_shares = {share(contract.capacity, contract.rounding)}
         yield from unequal(f"{name}: share that top-k chooses", expected_shares, {*shares(graph)})
+
+
+def _found(chosen: ir.Value | None) -> tuple[list[tuple[str, float]], set[tuple[str, int]]]:
+    """Return the comparisons with a probability, and with the room in a cache, that a layer's decisions depend on."""
+    decisions, rooms = [], set()
+    for node in behind(chosen, (*COMPARISONS, "RouteTokens")):
+        if node.op_type == "RouteTokens":
+            limit = constant(node.inputs[3])
+            compared = "GreaterOrEqual" if number(node, "inclusive") else "Greater"
+            decisions.append((compared, math.nan if limit is None else float(limit)))
+            rooms |= {("LessOrEqual", size) for size in _rooms(node.inputs[5])}
+        if node.op_type not in COMPARISONS:
+            continue
+        limit = constant(node.inputs[1])
+        if limit is not None and _is_probability(node.inputs[0]):
+            decisions.append((node.op_type, float(limit)))
+        if limit is None:
+            rooms |= {(node.op_type, size) for size in _rooms(node.inputs[1])}
+    return decisions, rooms
 
 
 def _is_probability(value: ir.Value | None) -> bool:

@@ -19,8 +19,9 @@ from dynexport.exporter.graph.layers import PLAIN, Linear
 from dynexport.exporter.graph.selection import capacity
 from dynexport.exporter.graph.step import BOOL, INT32, INT64, StepInputs, rotation
 from dynexport.exporter.graph.values import add_input
-from dynexport.exporter.lowering.target import Target
+from dynexport.exporter.lowering.target import Target, cast
 from dynexport.exporter.strategies.mod.plan import RoutedPlan
+from dynexport.plugins.routes import route_tokens
 from dynexport.runtime.bundle.contract import Mod
 
 # The value of a top-k decision; it is added to a forced decision, which is infinity, minus infinity or 0 for none.
@@ -32,13 +33,14 @@ class Route:
     """One layer's decisions in a call.
 
     Attributes:
-        score: float32 [1, B, S], the router's r.
-        logit: float32 [1, B, S], the input of the causal rule.
+        score: float32 [B, S, 1], the router's r.
+        logit: float32 [B, S, 1], the input of the causal rule.
         wanted: bool [1, B, S], the decision without regard to the cache's capacity.
         chosen: bool [1, B, S], true for tokens that run.
         rank: int64 [1, B, S], number of the row's wanted tokens up to and including this one; None where the cache
             always has room.
         rank_margin: float32 [1, B, S], a score's distance to the other side of top-k; None without top-k.
+        anybody: bool scalar, whether any token runs; None where it has not been computed.
     """
 
     score: ir.Value
@@ -47,6 +49,7 @@ class Route:
     chosen: ir.Value
     rank: ir.Value | None
     rank_margin: ir.Value | None
+    anybody: ir.Value | None = None
 
 
 @dataclass(frozen=True)
@@ -59,6 +62,7 @@ class Routing:
         contract: the bundle's contract.
         target: the engine that the graph is written for.
         padded: true if routed layers run ``most`` tokens of every row, so that no shape depends on a decision.
+        at_once: true if one operator computes a router's score and decisions.
         token_counts: int64 [B], number of real tokens among S; the others are padding and take no slot.
         is_prompt: bool scalar, true chooses by top-k; None in a graph that always decides causally.
         real: bool [1, B, S], false for padding.
@@ -68,7 +72,8 @@ class Routing:
         room: by layer int64 [1, B, 1], number of entries that still fit into its cache; None where all always do.
         most: int64 [1], the largest number of a row's tokens that a padded layer runs.
         one_row: bool scalar, true where B is 1.
-        shape: int64 [3], the shape of hidden states.
+        one_token: bool scalar, true where S is 1.
+        no_projection: zeros [B, 1, features] in place of a layer's packed query, key and value.
         before_last: int32 [L, B], cache_lengths - 1.
         angles: cos and sin of every token, float32 [B * S, rotary dim / 2]; None with compact positions.
         routes: the decisions so far, one per routed layer.
@@ -77,6 +82,7 @@ class Routing:
     contract: Mod
     target: Target
     padded: bool
+    at_once: bool
     token_counts: ir.Value
     is_prompt: ir.Value | None
     real: ir.Value
@@ -85,7 +91,8 @@ class Routing:
     room: dict[int, ir.Value] | None
     most: ir.Value
     one_row: ir.Value
-    shape: ir.Value
+    one_token: ir.Value
+    no_projection: ir.Value
     before_last: ir.Value
     angles: tuple[ir.Value, ir.Value] | None
     routes: list[Route] = field(default_factory=list)
@@ -103,7 +110,8 @@ class Routing:
     ) -> Routing:
         """Write the values that all layers share."""
         slots = contract.slots(architecture.max_length)
-        length = op.Shape(told.forced_routes, start=2, end=3)
+        rows, length = (op.Shape(told.forced_routes, start=axis, end=axis + 1) for axis in (1, 2))
+        projected = op.Concat(rows, [1, architecture.projected_size], axis=0)
         places = op.Range(0, op.Squeeze(length, [0]), 1)
         real = op.Less(op.Unsqueeze(places, [0, 1]), op.Unsqueeze(told.token_counts, [0, 2]))
         decided = op.Where(op.Less(told.forced_routes, 0), 0.0, _decided(op, op.Greater(told.forced_routes, 0)))
@@ -111,9 +119,13 @@ class Routing:
         if contract.prefill == "topk":
             most = op.Min(capacity(op, contract.capacity, contract.rounding, length), most)
         room = None
-        if plan.padded or slots < architecture.max_length:
-            rows = [plan.layers.index(layer) for layer in contract.routed_layers]
-            room = _by_layer(op, contract, op.Sub(slots, op.Unsqueeze(op.Gather(step.cache_lengths, rows), [2])))
+        at_once = (
+            target.routes_at_once and contract.decision.rule == "router" and told.is_prompt is None and not plan.padded
+        )
+        if plan.padded or at_once or slots < architecture.max_length:
+            places_of_layers = [plan.layers.index(layer) for layer in contract.routed_layers]
+            lengths = op.Gather(step.cache_lengths, places_of_layers)
+            room = _by_layer(op, contract, op.Sub(slots, op.Unsqueeze(lengths, [2])))
         return cls(
             contract=contract,
             target=target,
@@ -122,11 +134,13 @@ class Routing:
             is_prompt=told.is_prompt,
             real=real,
             places=places,
+            at_once=at_once,
             told=_by_layer(op, contract, op.Where(real, decided, -math.inf)),
             room=room,
             most=most,
-            one_row=op.Equal(op.Squeeze(op.Shape(told.forced_routes, start=1, end=2), [0]), 1),
-            shape=op.Concat(op.Shape(told.forced_routes, start=1, end=3), [architecture.hidden_size], axis=0),
+            one_row=op.Equal(op.Squeeze(rows, [0]), 1),
+            one_token=op.Equal(op.Squeeze(length, [0]), 1),
+            no_projection=cast(op, op.Expand(op.Constant(value_float=0.0), projected), target.activations),
             before_last=op.Cast(op.Sub(step.cache_lengths, 1), to=INT32),
             angles=None if contract.positions == "compact" else _angles(op, step),
         )
@@ -200,12 +214,12 @@ def decide(op: Any, layer: int, score: ir.Value, logit: ir.Value, routing: Routi
         routing: the shared values; the decisions are appended to its routes.
     """
     contract = routing.contract
-    score, same = op.Transpose(score, perm=[2, 0, 1]), score is logit
-    logit = score if same else op.Transpose(logit, perm=[2, 0, 1])
+    line = op.Transpose(score, perm=[2, 0, 1])
+    line_of_logits = line if logit is score else op.Transpose(logit, perm=[2, 0, 1])
     told, margin = routing.told[layer], None
-    wanted = _causal(op, contract, layer, logit, told)
+    wanted = _causal(op, contract, layer, line_of_logits, told)
     if routing.is_prompt is not None:
-        ranked, margin = _top_k(op, contract, score, routing)
+        ranked, margin = _top_k(op, contract, line, routing)
         by_rank = op.Greater(op.Add(op.Where(ranked, _RANKED, -_RANKED), told), 0.0)
         # Where has no kernel for booleans in ONNX Runtime.
         wanted = op.Or(op.And(routing.is_prompt, by_rank), op.And(op.Not(routing.is_prompt), wanted))
@@ -216,6 +230,33 @@ def decide(op: Any, layer: int, score: ir.Value, logit: ir.Value, routing: Routi
     if routing.padded:
         chosen = op.And(chosen, op.LessOrEqual(rank, routing.most))
     route = Route(score=score, logit=logit, wanted=wanted, chosen=chosen, rank=rank, rank_margin=margin)
+    routing.routes.append(route)
+    return route
+
+
+def decide_at_once(op: Any, layer: int, x: ir.Value, router: Linear, routing: Routing) -> Route:
+    """Return the decisions of a routed layer by one operator; see ``Routing.at_once``.
+
+    Args:
+        op: writes operators into the graph.
+        layer: the layer's number.
+        x: the router's input, float32 [B, S, hidden].
+        router: the layer's router.
+        routing: the shared values; the decisions are appended to its routes.
+    """
+    contract = routing.contract
+    assert routing.room is not None
+    score, wanted, chosen, anybody = route_tokens(
+        op,
+        x,
+        router.weight,
+        router.bias if router.has_bias else op.Constant(value_floats=[0.0]),
+        op.Constant(value_float=float(contract.threshold(layer))),
+        routing.told[layer],
+        routing.room[layer],
+        inclusive=contract.decision.comparison == ">=",
+    )
+    route = Route(score=score, logit=score, wanted=wanted, chosen=chosen, rank=None, rank_margin=None, anybody=anybody)
     routing.routes.append(route)
     return route
 
@@ -251,19 +292,23 @@ def outputs(op: Any, routing: Routing) -> dict[str, ir.Value]:
     def stacked(part: str) -> ir.Value:
         return op.Concat(*(getattr(route, part) for route in routing.routes), axis=0)
 
+    def turned(part: str) -> ir.Value:
+        """Stack [B, S, 1] of every layer to [R, B, S]."""
+        return op.Transpose(op.Concat(*(getattr(route, part) for route in routing.routes), axis=2), perm=[2, 0, 1])
+
     contract, chosen = routing.contract, stacked("chosen")
     thresholds = np.array([contract.threshold(layer) for layer in contract.routed_layers], np.float32)
     constant = op.initializer(ir.tensor(thresholds[:, None, None]), "route_thresholds")
-    margins = op.Abs(op.Sub(op.Sigmoid(stacked("logit")), constant))
+    margins = op.Abs(op.Sub(op.Sigmoid(turned("logit")), constant))
     if routing.is_prompt is not None:
         margins = op.Where(routing.is_prompt, stacked("rank_margin"), margins)
     left_out = op.Cast(op.Xor(stacked("wanted"), chosen), to=INT64)
     return {
         "routes": chosen,
-        "route_scores": stacked("score"),
+        "route_scores": turned("score"),
         "route_margins": margins,
         "overflow": op.ReduceSum(left_out, [2], keepdims=0),
     }
 
 
-__all__ = ["Predictor", "Route", "RoutedInputs", "Routing", "decide", "outputs"]
+__all__ = ["Predictor", "Route", "RoutedInputs", "Routing", "decide", "decide_at_once", "outputs"]

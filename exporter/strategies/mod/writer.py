@@ -17,7 +17,7 @@ from dynexport.exporter.strategies.mod.caches import routed_slots
 from dynexport.exporter.strategies.mod.checks import check_routed_graph
 from dynexport.exporter.strategies.mod.compaction import Compacted, EveryRow, Padded, Ragged, combined
 from dynexport.exporter.strategies.mod.plan import RoutedPlan
-from dynexport.exporter.strategies.mod.routing import Route, RoutedInputs, Routing, decide, outputs
+from dynexport.exporter.strategies.mod.routing import Route, RoutedInputs, Routing, decide, decide_at_once, outputs
 from dynexport.runtime.bundle.contract import Mod
 
 
@@ -69,7 +69,7 @@ class RoutedWriter(LayerWriter):
             nothing = rows.no_entries(op, cache)
             output, entries = run_if(op, rows.any(op), lambda op: run(op, rows), hidden_states, nothing, name)
             return output, rows.append(op, cache, entries)
-        anybody = op.ReduceMax(route.chosen, keepdims=0)
+        anybody = op.ReduceMax(route.chosen, keepdims=0) if route.anybody is None else route.anybody
         return run_if(
             op,
             anybody,
@@ -82,6 +82,8 @@ class RoutedWriter(LayerWriter):
     def _decide(self, op: Any, layer: DecoderLayer, hidden_states: ir.Value) -> Route:
         contract = self._contract
         x = layer.input_layernorm(op, hidden_states) if contract.router_input == "normed" else hidden_states
+        if self._routing.at_once:
+            return decide_at_once(op, layer.index, x, layer.mod_router, self._routing)
         score = layer.mod_router(op, x)
         logit = layer.mod_predictor(op, x) if contract.decision.rule == "predictor" else score
         return decide(op, layer.index, score, logit, self._routing)

@@ -47,7 +47,7 @@ def add_cache(
     if target.fixed_slots:
         slots = architecture.max_length * contract.entries_per_token + spare
     shape: list[int | str] = ["B", architecture.kv_heads, slots, target.cache_head_dim(architecture.head_dim)]
-    found = {part: add_input(graph, f"{prefix}.{part}", target.activations, shape) for part in ("key", "value")}
+    found = {part: add_input(graph, f"{prefix}.{part}", target.cache_dtype, shape) for part in ("key", "value")}
     counted: tuple[str, ...] = ("position",) if architecture.needs_key_positions(0) else ()
     if contract.cache_policy == "layer":
         counted = ("position", "step")
