@@ -1,8 +1,8 @@
 """Measure Radial Networks on a memory-bound model: random weights, about 280 M parameters, a pool of 32 layers.
 
-- decoding against the number of hops that every token is forced to take, and against the dense twin;
-- the same path in pools of different sizes;
-- memory, loading time and size on disk beside the dense twin.
+- decoding against the number of hops that every token is forced to take, and against the dense twin, in several forms:
+  fp32 and int4, hop by hop, and with dynexport's operators, by which a step is one call;
+- with --all, the same path in pools of different sizes, and memory, loading time and size on disk beside the twin.
 
 Every measurement runs in a process of its own; compared ones run in turn, and medians are reported. Writes the figures
 as JSON; docs/benchmarks.md quotes them.
@@ -17,6 +17,7 @@ import statistics
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,12 @@ LAYERS, HIDDEN, INTERMEDIATE, HEADS, KV_HEADS, VOCABULARY = 32, 896, 2432, 14, 2
 POOLS = (8, 16, 32)
 HOPS = (8, 16, 24)
 ROUTER = 64
+FORMS: dict[str, dict[str, Any]] = {
+    "fp32": {"precision": "fp32"},
+    "fp32-plugins": {"precision": "fp32", "plugins": True},
+    "int4": {"precision": "int4"},
+    "int4-plugins": {"precision": "int4", "plugins": True},
+}
 _STEPS_IN_TURN = 63
 
 
@@ -50,29 +57,42 @@ def save_model(directory: Path, layers: int) -> None:
     )
 
 
-def prepare(directory: Path) -> None:
-    """Make a checkpoint and its bundle for every pool, and the dense twin of the largest."""
-    for layers in POOLS:
+def prepare(directory: Path, forms: Sequence[str], *, pools: bool) -> None:
+    """Make checkpoints, a bundle and its dense twin in every form, and a bundle of every pool, unless they exist."""
+    for layers in POOLS if pools else (LAYERS,):
         model = directory / f"model-{layers}"
         if not (model / "config.json").exists():
             save_model(model, layers)
-        convert(model, directory / f"radial-{layers}", golden=False)
-    convert(directory / f"model-{LAYERS}", directory / "dense", strategy="dense", golden=False)
+        if pools:
+            _convert(model, directory / f"pool-{layers}")
+    for form in forms:
+        _convert(directory / f"model-{LAYERS}", directory / f"radial-{form}", **FORMS[form])
+        _convert(directory / f"model-{LAYERS}", directory / f"dense-{form}", strategy="dense", **FORMS[form])
 
 
-def measure(directory: Path, threads: int, pairs: int) -> dict[str, Any]:
-    """Return all figures."""
-    largest = directory / f"radial-{LAYERS}"
-    rounds = []
+def _convert(model: Path, bundle: Path, **options: Any) -> None:
+    if not bundle.exists():
+        convert(model, bundle, golden=False, **options)
+
+
+def measure(directory: Path, forms: Sequence[str], threads: int, pairs: int) -> dict[str, Any]:
+    """Return the speed of every form at every depth."""
+    rounds: dict[str, list[dict[str, Any]]] = {form: [] for form in forms}
     for _ in range(pairs):
-        job = {"hops": HOPS, "threads": threads}
-        rounds.append({"dense": _run(directory / "dense", {"threads": threads}), "radial": _run(largest, job)})
-        print(json.dumps(_depths(rounds[-1:])), flush=True)
+        for form, found in rounds.items():
+            job = {"hops": HOPS, "threads": threads}
+            twin = _run(directory / f"dense-{form}", {"threads": threads})
+            found.append({"dense": twin, "radial": _run(directory / f"radial-{form}", job)})
+    return {form: _depths(found) for form, found in rounds.items()}
+
+
+def measure_rest(directory: Path, forms: Sequence[str], threads: int, pairs: int) -> dict[str, Any]:
+    """Return the time in pools of different sizes, and memory and loading of every form."""
     pools = [_work_in_process(directory, {"pools": True, "threads": threads}) for _ in range(pairs)]
+    names = [f"{kind}-{form}" for form in forms for kind in ("dense", "radial")]
     return {
-        "depths": _depths(rounds),
         "pools": {str(layers): statistics.median(row[str(layers)] for row in pools) for layers in POOLS},
-        "memory": {name: _memory(directory / name, threads, pairs) for name in ("dense", largest.name)},
+        "memory": {name: _memory(directory / name, threads, pairs) for name in names},
     }
 
 
@@ -147,7 +167,7 @@ def _in_pools(directory: Path, threads: int) -> dict[int, float]:
     path[:depth] = np.arange(depth)[:, None]
     ways = []
     for layers in POOLS:
-        bundle = Bundle.open(directory / f"radial-{layers}")
+        bundle = Bundle.open(directory / f"pool-{layers}")
         executor, routes = Executor(bundle, threads), np.where(path < 0, layers, path)
         cache = executor.full_cache(1, 256)
         executor.prefill(cache, [list(range(8))], forced=[routes])
@@ -192,13 +212,18 @@ def main() -> None:
     )
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--pairs", type=int, default=7)
+    parser.add_argument("--forms", nargs="+", choices=FORMS, default=list(FORMS))
+    parser.add_argument("--all", action="store_true", help="measure pools, memory and loading too")
     parser.add_argument("--worker", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.worker:
         print(json.dumps(_work(arguments.worker)))
         return
-    prepare(arguments.directory)
-    found = measure(arguments.directory, arguments.threads, arguments.pairs)
+    told = arguments.directory, arguments.forms
+    prepare(*told, pools=arguments.all)
+    found = measure(*told, arguments.threads, arguments.pairs)
+    if arguments.all:
+        found |= measure_rest(*told, arguments.threads, arguments.pairs)
     (arguments.directory / "figures.json").write_text(json.dumps(found, indent=1))
     print(json.dumps(found, indent=1))
 

@@ -18,6 +18,7 @@ OPERATORS = (
     "BlockMatMul",
     "BlockNormMatMul",
     "CachedAttention",
+    "ChooseLayer",
     "GatherTokens",
     "HalfAfterAttention",
     "HalfGather",
@@ -25,6 +26,11 @@ OPERATORS = (
     "HalfNormMatMul",
     "RouteTokens",
     "ScatterGated",
+    "SelectedAddNorm",
+    "SelectedBlockMatMul",
+    "SelectedFloatMatMul",
+    "SelectedHalfMatMul",
+    "SelectedNorm",
 )
 # The package that ships the library, and where `make operators` puts it.
 _PACKAGE = "dynexport_cpu"

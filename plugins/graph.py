@@ -22,6 +22,7 @@ from dynexport.plugins.products import PRODUCTS
 from dynexport.plugins.products import function as product_function
 from dynexport.plugins.routes import ROUTES
 from dynexport.plugins.schema import DOMAIN, PLUGIN_ATTRIBUTES, VERSION, Operator, T
+from dynexport.plugins.selections import SELECTIONS
 
 
 def capacity_top_k(op: Any, scores: ir.Value, counts: ir.Value, slots: ir.Value) -> tuple[ir.Value, ir.Value]:
@@ -90,7 +91,7 @@ def add_functions(model: ir.Model) -> None:
     """Add to a model the functions that its graph, subgraphs and functions call, and import the domain."""
     made: dict[str, Callable[[], ir.Function]] = {
         **{operator.name: partial(function, operator) for operator in OPERATORS},
-        **{product.name: partial(product_function, product) for product in (*PRODUCTS, *FUSED, *ROUTES)},
+        **{product.name: partial(product_function, product) for product in (*PRODUCTS, *ROUTES, *FUSED, *SELECTIONS)},
         attention.NAME: attention.function,
     }
     left = [model.graph, *(body.graph for body in model.functions.values())]

@@ -14,10 +14,14 @@ _FLOAT, _UINT8 = int(ir.DataType.FLOAT), int(ir.DataType.UINT8)
 
 def block_matmul(op: Any, x: ir.Value, quantized: ir.Value, scales: ir.Value, minima: ir.Value) -> Any:
     """Return the product with the dequantised matrix."""
+    return _product(op, x, block_weight(op, quantized, scales, minima))
+
+
+def block_weight(op: Any, quantized: ir.Value, scales: ir.Value, minima: ir.Value) -> Any:
+    """Return the dequantised groups of a matrix, float32 [N / 16, 16, K]."""
     integers = op.Reshape(op.Transpose(_unpacked(op, quantized), perm=[0, 4, 1, 2, 3, 5]), [0, 0, 0, -1])
     scale, minimum = (op.Transpose(op.Cast(part, to=_FLOAT), perm=[0, 2, 1]) for part in (scales, minima))
-    weight = op.Reshape(_dequantised(op, integers, scale, minimum), [0, 0, -1])
-    return _product(op, x, weight)
+    return op.Reshape(_dequantised(op, integers, scale, minimum), [0, 0, -1])
 
 
 def block_gather(op: Any, indices: ir.Value, quantized: ir.Value, scales: ir.Value, minima: ir.Value) -> Any:
@@ -35,18 +39,22 @@ def block_gather(op: Any, indices: ir.Value, quantized: ir.Value, scales: ir.Val
 
 def half_matmul(op: Any, x: ir.Value, weights: ir.Value) -> Any:
     """Return the product with the matrix in float32."""
-    wide = op.Transpose(op.Cast(weights, to=_FLOAT), perm=[0, 2, 1, 3])
-    return _product(op, x, op.Reshape(wide, [0, 0, -1]))
+    return _product(op, x, half_weight(op, weights))
+
+
+def half_weight(op: Any, weights: ir.Value) -> Any:
+    """Return the groups of a matrix in float32, [N / 16, 16, K]."""
+    return op.Reshape(op.Transpose(op.Cast(weights, to=_FLOAT), perm=[0, 2, 1, 3]), [0, 0, -1])
 
 
 def half_gather(op: Any, indices: ir.Value, weights: ir.Value) -> Any:
     """Return rows in float32."""
     columns = op.Mul(op.Shape(weights, start=1, end=2), op.Shape(weights, start=3, end=4))
     rows = op.Reshape(op.Transpose(weights, perm=[0, 2, 1, 3]), op.Concat([-1], columns, axis=0))
-    return op.Cast(op.Gather(_first(op, rows), indices, axis=0), to=_FLOAT)
+    return op.Cast(op.Gather(first_rows(op, rows), indices, axis=0), to=_FLOAT)
 
 
-def _attribute(op: Any, name: str) -> Any:
+def attribute(op: Any, name: str) -> Any:
     """Return an integer attribute of the call as int64 [1]."""
     value = op.Constant(value_int=ir.RefAttr("value_int", name, ir.AttributeType.INT))
     return op.Unsqueeze(value, [0])
@@ -68,29 +76,30 @@ def _unpacked_rows(op: Any, chosen: ir.Value, indices: ir.Value) -> Any:
 def _shifts(op: Any) -> Any:
     """Return 0, or for 4 bits 0 and 4, as uint8 [8 / bits]."""
     both = op.Cast(op.Constant(value_ints=[0, 4]), to=_UINT8)
-    return op.Slice(both, [0], op.Div([8], _attribute(op, "bits")), [0])
+    return op.Slice(both, [0], op.Div([8], attribute(op, "bits")), [0])
 
 
 def _shifted(op: Any, packed: ir.Value, shifts: ir.Value) -> Any:
-    unused = op.Cast(op.Sub([8], _attribute(op, "bits")), to=_UINT8)
+    unused = op.Cast(op.Sub([8], attribute(op, "bits")), to=_UINT8)
     mask = op.BitShift(op.Cast(op.Constant(value_ints=[255]), to=_UINT8), unused, direction="RIGHT")
     return op.BitwiseAnd(op.BitShift(packed, shifts, direction="RIGHT"), mask)
 
 
 def _dequantised(op: Any, integers: ir.Value, scale: ir.Value, minimum: ir.Value) -> Any:
     """Return scale * (q - zero) + minimum, for q [.., size] and one scale and minimum per block [..]."""
-    zero = op.Cast(_attribute(op, "zero"), to=_FLOAT)
+    zero = op.Cast(attribute(op, "zero"), to=_FLOAT)
     centred = op.Sub(op.Cast(integers, to=_FLOAT), zero)
     return op.Add(op.Mul(centred, op.Unsqueeze(scale, [-1])), op.Unsqueeze(minimum, [-1]))
 
 
 def _rows(op: Any, groups: ir.Value) -> Any:
     """Return [groups, 16, ..] as [N, ..], without the rows that fill the last group."""
-    return _first(op, op.Reshape(groups, op.Concat([-1], op.Shape(groups, start=2), axis=0)))
+    return first_rows(op, op.Reshape(groups, op.Concat([-1], op.Shape(groups, start=2), axis=0)))
 
 
-def _first(op: Any, rows: ir.Value) -> Any:
-    return op.Slice(rows, [0], _attribute(op, "N"), [0])
+def first_rows(op: Any, rows: ir.Value) -> Any:
+    """Return the first N rows."""
+    return op.Slice(rows, [0], attribute(op, "N"), [0])
 
 
 def _product(op: Any, x: ir.Value, groups: ir.Value) -> Any:
@@ -98,4 +107,13 @@ def _product(op: Any, x: ir.Value, groups: ir.Value) -> Any:
     return op.MatMul(x, op.Transpose(_rows(op, groups), perm=[1, 0]))
 
 
-__all__ = ["block_gather", "block_matmul", "half_gather", "half_matmul"]
+__all__ = [
+    "attribute",
+    "block_gather",
+    "block_matmul",
+    "block_weight",
+    "first_rows",
+    "half_gather",
+    "half_matmul",
+    "half_weight",
+]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import BinaryIO
 
@@ -205,8 +205,13 @@ class WeightFile:
             for suffix, parameter in weight.parts.items():
                 parameter.const_value = self.written[name + suffix]
 
-    def _pack(self, name: str, weight: StoredWeight, reader: WeightReader, *, aligned: bool = True) -> None:
-        """Write a weight; ``name`` is that of the graph's weight, or of one layer in a stack."""
+    def _pack(self, name: str, weight: StoredWeight, reader: WeightReader) -> None:
+        values = self._checked_values(name, weight, reader)
+        for suffix in weight.parts:
+            self._append(name + suffix, values[suffix])
+
+    def _checked_values(self, name: str, weight: StoredWeight, reader: WeightReader) -> dict[str, np.ndarray]:
+        """Return the values of a weight's parameters; ``name`` is that of the graph's weight, or of one in a stack."""
         with np.errstate(over="ignore"):  # reported below
             values = self._values(name, weight, reader)
         if not all(np.isfinite(part).all() for part in values.values() if part.dtype == np.float16):
@@ -214,9 +219,8 @@ class WeightFile:
                 f"{reader.checkpoint.source}: tensor {name}: expected weights up to 65504 for float16, found "
                 "larger ones; choose another precision"
             )
-        for suffix in weight.parts:
-            self._append(name + suffix, values[suffix], aligned=aligned)
         self.elements += math.prod(weight.shape)
+        return values
 
     def _values(self, name: str, weight: StoredWeight, reader: WeightReader) -> dict[str, np.ndarray]:
         if not isinstance(weight.storage, OfPieces):
@@ -228,14 +232,24 @@ class WeightFile:
 
     def _pack_stack(self, name: str, weight: StoredWeight, storage: Stacked, reader: WeightReader) -> None:
         """Write every layer's weight under its own name, without gaps, so that together they are the stack."""
-        names = _names(name, weight)
-        for single in names:
-            self._pack(single, weight, reader, aligned=single == names[0])
-        first = self.written[names[0]]
-        assert first.offset is not None and first.length is not None
-        self._place(name, first.offset, storage.layers * first.length, first.dtype, (storage.layers, *weight.shape))
+        names, single, (first, *others) = _names(name, weight), replace(weight, storage=storage.single), weight.parts
+        # The first part is the largest; the others wait until it has been written for all layers.
+        waiting: dict[str, list[np.ndarray]] = {suffix: [] for suffix in others}
+        for layer in names:
+            values = self._checked_values(layer, single, reader)
+            self._append(layer + first, values[first], aligned=layer == names[0])
+            for suffix in others:
+                waiting[suffix].append(values[suffix])
+        for suffix, stack_of_part in waiting.items():
+            for layer, value in zip(names, stack_of_part, strict=True):
+                self._append(layer + suffix, value, aligned=layer == names[0])
+        for suffix in weight.parts:
+            part = self.written[names[0] + suffix]
+            assert part.offset is not None and part.length is not None
+            shape = (storage.layers, *part.shape.numpy())
+            self._place(name + suffix, part.offset, storage.layers * part.length, part.dtype, shape)
 
-    def _append(self, name: str, value: np.ndarray, *, aligned: bool) -> None:
+    def _append(self, name: str, value: np.ndarray, *, aligned: bool = True) -> None:
         if aligned:
             self._write(bytes(-self._file.tell() % _ALIGNMENT))
         offset = self._file.tell()

@@ -114,7 +114,8 @@ _target_options = options(
         "--plugins",
         is_flag=True,
         help="Use dynexport's custom operators where they help: for ONNX Runtime, products over blocks and 16-bit "
-        "weights, and attention, on CPUs; for TensorRT, its plugins, with radial also a decode graph.",
+        "weights, and attention, on CPUs; for TensorRT, its plugins; with radial also a graph that decodes in one "
+        "call.",
     ),
 )
 # Content and form of the bundle.

@@ -23,6 +23,7 @@ from dynexport.plugins.layouts import (
     interleaved_scales,
 )
 from dynexport.plugins.products import block_gather, block_matmul, half_gather, half_matmul
+from dynexport.plugins.selections import selected_block_matmul, selected_half_matmul
 
 # Stored types whose scales and minima are float16; the products of scales in the others need float32.
 _FLOAT16_SCALES = frozenset({"Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "IQ4_NL"})
@@ -34,6 +35,10 @@ class Interleaved(Storage):
     @abstractmethod
     def multiply(self, op: Any, x: ir.Value, weight: StoredWeight) -> ir.Value:
         """Multiply x [.., K] by W^T."""
+
+    @abstractmethod
+    def multiply_chosen(self, op: Any, x: ir.Value, index: ir.Value, weight: StoredWeight) -> ir.Value:
+        """Multiply x [B, 1, K] by each row's W^T, for stacked matrices and layers int64 [B]."""
 
     @abstractmethod
     def look_up(self, op: Any, indices: ir.Value, weight: StoredWeight) -> ir.Value:
@@ -56,6 +61,9 @@ class InterleavedHalves(Interleaved):
 
     def multiply(self, op: Any, x: ir.Value, weight: StoredWeight) -> ir.Value:
         return half_matmul(op, x, weight.parts["_halves"], rows=weight.shape[0])
+
+    def multiply_chosen(self, op: Any, x: ir.Value, index: ir.Value, weight: StoredWeight) -> ir.Value:
+        return selected_half_matmul(op, x, index, weight.parts["_halves"], rows=weight.shape[0])
 
     def look_up(self, op: Any, indices: ir.Value, weight: StoredWeight) -> ir.Value:
         return half_gather(op, indices, weight.parts["_halves"], rows=weight.shape[0])
@@ -100,6 +108,10 @@ class InterleavedBlocks(Interleaved):
 
     def multiply(self, op: Any, x: ir.Value, weight: StoredWeight) -> ir.Value:
         return block_matmul(op, x, *_blocks(weight), rows=weight.shape[0], bits=self.bits, zero=self.zero)
+
+    def multiply_chosen(self, op: Any, x: ir.Value, index: ir.Value, weight: StoredWeight) -> ir.Value:
+        parts, rows = _blocks(weight), weight.shape[0]
+        return selected_block_matmul(op, x, index, *parts, rows=rows, bits=self.bits, zero=self.zero)
 
     def look_up(self, op: Any, indices: ir.Value, weight: StoredWeight) -> ir.Value:
         return block_gather(op, indices, *_blocks(weight), rows=weight.shape[0], bits=self.bits, zero=self.zero)

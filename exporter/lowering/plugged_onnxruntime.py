@@ -64,6 +64,11 @@ class PluggedOnnxRuntime(OnnxRuntime):
     def cache_dtype(self) -> ir.DataType:
         return self._cache_dtype
 
+    @property
+    def selects_weights(self) -> bool:  # type: ignore[override]
+        """Whether the layers' weights are of one form: a GGUF's blocks may differ from layer to layer."""
+        return self.precision != "gguf"
+
     def finish(self, model: ir.Model) -> None:
         fuse(model)
         add_functions(model)

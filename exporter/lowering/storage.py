@@ -67,13 +67,27 @@ class Plain(Storage):
 
 
 @dataclass(frozen=True)
-class Stacked(Plain):
-    """Storage of one weight of all layers of a pool, stacked as [layers, ..]; ``pack`` takes one layer at a time."""
+class Stacked(Storage):
+    """Storage of one weight of all layers of a pool; every parameter is stacked as [layers, ..].
 
-    layers: int = field(kw_only=True)
+    Attributes:
+        single: the storage of one layer's weight.
+        layers: number of layers.
+    """
+
+    single: Storage
+    layers: int
 
     def parameters(self, shape: Sequence[int]) -> dict[str, ir.Value]:
-        return {"": parameter([self.layers, *shape], self.dtype)}
+        return {suffix: self._stack_of(part) for suffix, part in self.single.parameters(shape).items()}
+
+    def pack(self, weight: Array) -> dict[str, Array]:
+        """Return the values for one layer."""
+        return self.single.pack(weight)
+
+    def _stack_of(self, part: ir.Value) -> ir.Value:
+        assert part.shape is not None and part.dtype is not None
+        return parameter([self.layers, *part.shape.numpy()], part.dtype)
 
 
 @dataclass(frozen=True)

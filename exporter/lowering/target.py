@@ -80,6 +80,7 @@ class Target(ABC):
         fixed_slots: whether a cache's number of slots is a constant of the graph.
         conditional_layers: whether a layer with its attention may be inside an ``If``.
         plugins: whether graphs may use dynexport's custom operators; ``add_rows`` requires them.
+        selects_weights: whether a graph may take the weights of layers that are chosen in the run.
         routes_at_once: whether graphs may use dynexport's CPU operators of routed layers.
         top_k_limit: largest k of ``top_k`` per row; None: no limit.
         appends_once: whether a call may append to a cache only once.
@@ -96,6 +97,7 @@ class Target(ABC):
     fixed_slots: bool = False
     conditional_layers: bool = True
     plugins: bool = False
+    selects_weights: bool = False
     routes_at_once: bool = False
     top_k_limit: int | None = None
     appends_once: bool = False

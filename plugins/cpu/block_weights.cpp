@@ -44,12 +44,13 @@ Activations BlockRows::tile(std::int64_t first) const {
 }
 
 BlockWeights::BlockWeights(const Ort::ConstKernelInfo& info, std::size_t first, std::int64_t rows,
-                           const std::string& prefix)
+                           const std::string& prefix, bool stacked)
     : first_(first),
       rows_(rows),
       bits_(static_cast<int>(attribute(info, (prefix + "bits").c_str(), 4, 8))),
       zero_(static_cast<int>(attribute(info, (prefix + "zero").c_str(), 0, 255))) {
   if (bits_ != 4 && bits_ != 8) refuse(prefix + "bits", "4 or 8", std::to_string(bits_));
+  if (stacked) return;
   const auto quantized = constant(info, first), scales = constant(info, first + 1), minima = constant(info, first + 2);
   if (quantized && scales && minima) constant_ = checked(*quantized, *scales, *minima);
 }

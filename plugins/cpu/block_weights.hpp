@@ -34,14 +34,17 @@ class BlockWeights {
  public:
   using Matrix = BlockMatrix;
   using Prepared = BlockRows;
-  static constexpr const char *kMatMul = "BlockMatMul", *kGather = "BlockGather", *kNormMatMul = "BlockNormMatMul",
-                              *kAfterAttention = "BlockAfterAttention";
+  static constexpr const char *kMatMul = "BlockMatMul", *kSelected = "SelectedBlockMatMul", *kGather = "BlockGather",
+                              *kNormMatMul = "BlockNormMatMul", *kAfterAttention = "BlockAfterAttention";
   static constexpr std::size_t kParts = 3;
 
   // The matrix of N = ``rows`` in the inputs from ``first`` on, with the attributes ``prefix``bits and ``prefix``zero.
-  BlockWeights(const Ort::ConstKernelInfo& info, std::size_t first, std::int64_t rows, const std::string& prefix = "");
+  BlockWeights(const Ort::ConstKernelInfo& info, std::size_t first, std::int64_t rows, const std::string& prefix = "",
+               bool stacked = false);
 
   BlockMatrix matrix(const Ort::KernelContext& context) const;
+  // That of one layer, from its parts of the inputs.
+  BlockMatrix checked(const Tensor& quantized, const Tensor& scales, const Tensor& minima) const;
   std::int64_t rows() const { return rows_; }
   static ONNXTensorElementDataType part_type(std::size_t part);
   // Whether rows that are prepared for one matrix serve the other one.
@@ -50,8 +53,6 @@ class BlockWeights {
   }
 
  private:
-  BlockMatrix checked(const Tensor& quantized, const Tensor& scales, const Tensor& minima) const;
-
   std::size_t first_;
   std::int64_t rows_;
   int bits_, zero_;

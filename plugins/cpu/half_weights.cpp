@@ -19,8 +19,10 @@ void HalfRows::multiply(const HalfMatrix& matrix, std::int64_t group, std::int64
   kernels_.tile(matrix, group, all_ + first * matrix.columns(), rows, y, stride);
 }
 
-HalfWeights::HalfWeights(const Ort::ConstKernelInfo& info, std::size_t first, std::int64_t rows, const std::string&)
+HalfWeights::HalfWeights(const Ort::ConstKernelInfo& info, std::size_t first, std::int64_t rows, const std::string&,
+                         bool stacked)
     : first_(first), rows_(rows) {
+  if (stacked) return;
   if (const auto weights = constant(info, first)) constant_ = checked(*weights);
 }
 

@@ -29,14 +29,17 @@ class HalfWeights {
  public:
   using Matrix = HalfMatrix;
   using Prepared = HalfRows;
-  static constexpr const char *kMatMul = "HalfMatMul", *kGather = "HalfGather", *kNormMatMul = "HalfNormMatMul",
-                              *kAfterAttention = "HalfAfterAttention";
+  static constexpr const char *kMatMul = "HalfMatMul", *kSelected = "SelectedHalfMatMul", *kGather = "HalfGather",
+                              *kNormMatMul = "HalfNormMatMul", *kAfterAttention = "HalfAfterAttention";
   static constexpr std::size_t kParts = 1;
 
   // The matrix of N = ``rows`` in the input ``first``.
-  HalfWeights(const Ort::ConstKernelInfo& info, std::size_t first, std::int64_t rows, const std::string& prefix = "");
+  HalfWeights(const Ort::ConstKernelInfo& info, std::size_t first, std::int64_t rows, const std::string& prefix = "",
+              bool stacked = false);
 
   HalfMatrix matrix(const Ort::KernelContext& context) const;
+  // That of one layer, from its parts of the inputs.
+  HalfMatrix checked(const Tensor& weights) const;
   std::int64_t rows() const { return rows_; }
   static ONNXTensorElementDataType part_type(std::size_t part);
   static bool alike(const HalfMatrix& a, const HalfMatrix& b) {
@@ -44,8 +47,6 @@ class HalfWeights {
   }
 
  private:
-  HalfMatrix checked(const Tensor& weights) const;
-
   std::size_t first_;
   std::int64_t rows_;
   std::optional<HalfMatrix> constant_;

@@ -70,6 +70,8 @@ struct Kernels {
   // y = gate * sigmoid(gate) * up, all of kLanes values.
   void (*gate)(const float* gate, const float* up, float* y);
   HalfKernels halves;
+  // y[i] = row i of w [count, columns] times x [columns], in float32.
+  void (*float_rows)(const float* w, std::int64_t columns, int count, const float* x, float* y);
 };
 
 // Rows of the next tile where ``left`` remain: 16, 8, 4, 2 or 1.

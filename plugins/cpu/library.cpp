@@ -4,8 +4,10 @@
 #include "block_weights.hpp"
 #include "gather.hpp"
 #include "half_weights.hpp"
+#include "layer_choice.hpp"
 #include "matmul.hpp"
 #include "route_operators.hpp"
+#include "selected_operators.hpp"
 
 #define DYNEXPORT_EXPORT extern "C" __attribute__((visibility("default")))
 
@@ -39,8 +41,9 @@ DYNEXPORT_EXPORT OrtStatus* RegisterCustomOps(OrtSessionOptions* options, const 
     return add_operators<MatMul<BlockWeights, false>, MatMul<BlockWeights, true>, AfterAttention<BlockWeights>,
                          Gather<BlockWeights>, MatMul<HalfWeights, false>, MatMul<HalfWeights, true>,
                          AfterAttention<HalfWeights>, Gather<HalfWeights>, RouteTokens, GatherTokens, ScatterGated,
-                         CachedAttention<float>, CachedAttention<Ort::Float16_t>, CachedAttention<std::int8_t>>(options,
-                                                                                                                *api);
+                         SelectedMatMul<BlockWeights>, SelectedMatMul<HalfWeights>, SelectedFloatMatMul, SelectedNorm,
+                         SelectedAddNorm, ChooseLayer, CachedAttention<float>, CachedAttention<Ort::Float16_t>,
+                         CachedAttention<std::int8_t>>(options, *api);
   } catch (const Ort::Exception& error) {
     return api->CreateStatus(error.GetOrtErrorCode(), error.what());
   }

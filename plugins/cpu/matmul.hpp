@@ -6,6 +6,30 @@
 
 namespace dynexport::cpu {
 
+// y = x W^T for rows of x that rows_of(first row of a part, row in the part, rows) gives for each tile.
+template <class Matrix, class Prepared, class RowsOf>
+void multiply(const Ort::KernelContext& context, const Matrix& matrix, const Prepared& prepared, std::int64_t rows_of_x,
+              std::int64_t results, float* y, const RowsOf& rows_of) {
+  const std::int64_t columns = matrix.columns();
+  by_parts(context, rows_of_x, columns * results, [&](Team& team, std::int64_t begin, std::int64_t rows) {
+    team.share_tiles(
+        rows, [&](std::int64_t first, int count) { prepared.prepare(rows_of(begin, first, count), first, count); });
+    team.share_groups(rows, columns, results, [&](std::int64_t group, std::int64_t first, int count) {
+      const auto of_group = [&](float* to, std::int64_t stride) {
+        prepared.multiply(matrix, group, first, count, to, stride);
+      };
+      float* const to = y + (begin + first) * results;
+      if ((group + 1) * kLanes <= results) {
+        of_group(to + group * kLanes, results);
+        return;
+      }
+      for_group(to, results, group, count, of_group, [](int, const float* tile, float* row, int width) {
+        std::memcpy(row, tile, static_cast<std::size_t>(width) * sizeof(float));
+      });
+    });
+  });
+}
+
 // y = x W^T; where ``kNormed``, of x that RMSNormalization has normed. ``Weights`` reads W from the node.
 template <class Weights, bool kNormed>
 class MatMul : public Computed<MatMul<Weights, kNormed>> {
@@ -33,26 +57,12 @@ class MatMul : public Computed<MatMul<Weights, kNormed>> {
     Scratch memory(Weights::Prepared::bytes(matrix, together) + normed_bytes(together * columns));
     float* const normed = kNormed ? memory.take<float>(together * columns) : nullptr;
     const typename Weights::Prepared prepared(kernels_, matrix, memory, together);
-    by_parts(context, x.rows, columns * results, [&](Team& team, std::int64_t begin, std::int64_t rows) {
-      team.share_tiles(rows, [&](std::int64_t first, int count) {
-        const float* of_tile = x.data + (begin + first) * columns;
-        if constexpr (kNormed) of_tile = normed_rows(of_tile, norm, columns, count, normed + first * columns);
-        prepared.prepare(of_tile, first, count);
-      });
-      team.share_groups(rows, columns, results, [&](std::int64_t group, std::int64_t first, int count) {
-        const auto multiply = [&](float* to, std::int64_t stride) {
-          prepared.multiply(matrix, group, first, count, to, stride);
-        };
-        float* const to = y + (begin + first) * results;
-        if ((group + 1) * kLanes <= results) {
-          multiply(to + group * kLanes, results);
-          return;
-        }
-        for_group(to, results, group, count, multiply, [](int, const float* tile, float* row, int width) {
-          std::memcpy(row, tile, static_cast<std::size_t>(width) * sizeof(float));
-        });
-      });
-    });
+    const auto rows_of = [&](std::int64_t begin, std::int64_t first, int count) {
+      const float* const of_tile = x.data + (begin + first) * columns;
+      if constexpr (kNormed) return normed_rows(of_tile, norm, columns, count, normed + first * columns);
+      return of_tile;
+    };
+    multiply(context, matrix, prepared, x.rows, results, y, rows_of);
   }
 
  private:

@@ -243,6 +243,30 @@ void half_row(const HalfMatrix& m, std::int64_t row, float* y) {
                       : V::from_half(values[k * kLanes + lane]);
 }
 
+template <class V, int kCount>
+void float_rows_of(const float* w, std::int64_t columns, const float* x, float* y) {
+  typename V::Floats sums[kCount];
+  for (int i = 0; i < kCount; ++i) sums[i] = V::zeros();
+  std::int64_t k = 0;
+  for (; k + kLanes <= columns; k += kLanes) {
+    const typename V::Floats part = V::load(x + k);
+    for (int i = 0; i < kCount; ++i) sums[i] = V::fma(V::load(w + i * columns + k), part, sums[i]);
+  }
+  for (int i = 0; i < kCount; ++i) {
+    float sum = V::total(sums[i]);
+    for (std::int64_t rest = k; rest < columns; ++rest) sum += w[i * columns + rest] * x[rest];
+    y[i] = sum;
+  }
+}
+
+template <class V>
+void float_rows(const float* w, std::int64_t columns, int count, const float* x, float* y) {
+  constexpr int kAtOnce = 8;  // chains of sums, as an instruction waits for the one before
+  int i = 0;
+  for (; i + kAtOnce <= count; i += kAtOnce) float_rows_of<V, kAtOnce>(w + i * columns, columns, x, y + i);
+  for (; i < count; ++i) float_rows_of<V, 1>(w + i * columns, columns, x, y + i);
+}
+
 // The values of x from i on, as many as there are, and zeros.
 template <class V>
 typename V::Floats load_some(const float* x, std::int64_t i, std::int64_t size) {
@@ -296,7 +320,7 @@ void gate(const float* gate, const float* up, float* y) {
 
 template <class V>
 constexpr Kernels kernels(const char* name) {
-  return {name, quantize<V>, block_tile<V>, block_row<V>, norm<V>, gate<V>, {interleave, half_tile<V>, half_row<V>}};
+  return {name, quantize<V>, block_tile<V>, block_row<V>, norm<V>, gate<V>, {interleave, half_tile<V>, half_row<V>}, float_rows<V>};
 }
 
 }  // namespace

@@ -285,6 +285,7 @@ class OnnxRuntimeBackend(HostMemory):
         self._bundle, self._threads, self._profile, self._provider = bundle, threads, profile, provider
         self._packed, self._files = packed, OpenFiles()
         self._alone = len(bundle.manifest.graphs) == 1
+        self._in_parts = any(graph.part is not None for graph in bundle.manifest.graphs)
         # On a GPU, the bodies spare copies to the CPU and back.
         self._operators = library_for(bundle.manifest.operators) if provider == CPU else None
 
@@ -295,8 +296,9 @@ class OnnxRuntimeBackend(HostMemory):
     def _open_file(self, graph: Graph) -> OnnxRuntimeEngine:
         path, profile = self._bundle.path / graph.file, self._profile
         own = None if profile is None else profile.with_name(f"{profile.name}-{graph.name}")
-        # Beside a file of parts, which has the weights of all layers, no other session has much work.
-        alone = self._alone or graph.part is not None
+        # Beside a file of parts, which has the weights of all layers, only a graph that decodes has much work, and not
+        # at the same time.
+        alone = self._alone or graph.part is not None or bool(graph.layers and self._in_parts)
         threads = 1 if graph.takes("forced_choices") else self._threads  # a router is too small for two
         return OnnxRuntimeEngine(
             path,

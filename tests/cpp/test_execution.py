@@ -174,6 +174,7 @@ OTHERS: dict[str, tuple[str, dict[str, Any]]] = {
     "skip-operators-bf16": ("skip-keep", {"precision": "bf16", "plugins": True}),
     "mod-operators-int8": ("mod-router", {"precision": "int8", "plugins": True}),
     "radial-operators-fp16": ("radial-step", {"precision": "fp16", "plugins": True}),
+    "radial-operators-fp32": ("radial-own-routers", {"precision": "fp32", "plugins": True}),
 }
 
 

@@ -14,6 +14,7 @@ from dynexport.plugins.cpu_library import OPERATORS, VARIABLE
 from dynexport.plugins.fused import FUSED
 from dynexport.plugins.products import PRODUCTS
 from dynexport.plugins.routes import ROUTES
+from dynexport.plugins.selections import SELECTIONS
 from dynexport.runtime.bundle.errors import DynexportError
 from dynexport.runtime.engines import cpu_operators
 
@@ -61,4 +62,5 @@ def test_a_library_that_the_environment_names_must_be_there(monkeypatch: pytest.
 
 
 def test_the_runtime_knows_the_operators() -> None:
-    assert tuple(sorted([NAME, *(operator.name for operator in (*PRODUCTS, *FUSED, *ROUTES))])) == OPERATORS
+    made = (*PRODUCTS, *ROUTES, *FUSED, *SELECTIONS)
+    assert tuple(sorted([NAME, *(operator.name for operator in made)])) == OPERATORS

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from dynexport.exporter.lowering.storage import Stacked, Storage, StoredWeight
+from dynexport.exporter.lowering.storage import Plain, Stacked, Storage, StoredWeight
 from dynexport.exporter.lowering.target import Target, cast
 from dynexport.exporter.lowering.tensorrt.target import TensorRT
 from dynexport.plugins.graph import selected_matmul
@@ -34,8 +34,8 @@ class SelectedLayer(TensorRT):
         assert isinstance(target, TensorRT)
         super().__init__(target.precision, target.max_batch, target.max_prompt, plugins=True)
         self._layers = layers
-        self.vector_storage = Stacked(self.activations, layers=layers)
-        self.norm_storage = Stacked(layers=layers)
+        self.vector_storage = Stacked(Plain(self.activations), layers)
+        self.norm_storage = Stacked(Plain(), layers)
         self._ones: dict[int, ir.Value] = {}
 
     def choose(self, op: Any, index: ir.Value) -> None:
@@ -49,7 +49,7 @@ class SelectedLayer(TensorRT):
         self._index, self.layer = index, op.Max(index, 0)
 
     def weight_storage(self, shape: Sequence[int]) -> Storage:
-        return Stacked(self.activations, layers=self._layers)
+        return Stacked(Plain(self.activations), self._layers)
 
     def matmul(self, op: Any, x: ir.Value, weight: StoredWeight) -> ir.Value:
         tokens = op.Squeeze(cast(op, x, self.activations), [1])

@@ -69,6 +69,7 @@ class TensorRT(Target):
         self.activations = _ACTIVATIONS[precision]
         self.vector_storage: Storage = Plain(self.activations)
         self.top_k_limit = None if plugins else TOP_K_LIMIT
+        self.selects_weights = plugins
         self.appends_once, self.shares_of_batches = not plugins, max_batch == 1
 
     # Optimization profiles

@@ -21,6 +21,8 @@ from dynexport.exporter.graph.build import WriteGraph, build_part
 from dynexport.exporter.graph.decoder import CausalLM
 from dynexport.exporter.graph.reading import GraphFile, unequal
 from dynexport.exporter.lowering.plan import PADDED_CHUNK, Dimension, SlotRule
+from dynexport.exporter.lowering.plugged_onnxruntime import PluggedOnnxRuntime
+from dynexport.exporter.lowering.selected_onnxruntime import SelectedOnnxRuntime
 from dynexport.exporter.lowering.target import Target
 from dynexport.exporter.lowering.tensorrt.selected import SelectedLayer
 from dynexport.exporter.reference import Oracle
@@ -32,6 +34,7 @@ from dynexport.exporter.strategies.radial.oracle import RadialOracle
 from dynexport.exporter.strategies.radial.plan import PathPlan, Role
 from dynexport.exporter.strategies.radial.pool import pool_graph, pool_parts
 from dynexport.exporter.strategies.radial.router import Router
+from dynexport.exporter.strategies.radial.selected_decode import selected_decode_graph
 from dynexport.exporter.strategies.radial.single import single_graph
 from dynexport.exporter.strategies.strategy import Strategy
 from dynexport.runtime.bundle.contract import Radial
@@ -71,12 +74,13 @@ class RadialStrategy(Strategy[Radial, PathPlan]):
             )
         if target.plugins:
             _check_selection(contract, target)
+        selects = target.selects_weights and contract.cache_policy == "step"
         pool = range(layers)
         steps = [None] if contract.router.shared else range(contract.max_steps)
         decode = PathPlan("decode", tuple(pool), role="decode", serves=("decode",), dimensions={"B": "rows"})
         return (
             # The decode graph comes first: it stacks the weights, and the set's weights are parts of its tensors.
-            *([decode] if target.plugins else []),
+            *([decode] if selects else []),
             PathPlan("embedding", (), role="embedding", dimensions=_LINE),
             *(
                 PathPlan("router" if s is None else f"router-{s}", (), role="router", step=s, dimensions=_LINE)
@@ -207,6 +211,9 @@ def _content(plan: PathPlan, model: CausalLM, target: Target, contract: Radial) 
     every_step, gated = range(contract.max_steps), contract.gate == "probability"
     if plan.role == "decode":
         routers = _routers(model, target, contract, every_step)
+        if isinstance(target, PluggedOnnxRuntime):
+            layer = SelectedOnnxRuntime(target, architecture.layers)
+            return selected_decode_graph(model, architecture, layer, contract, routers)
         return decode_graph(model, architecture, SelectedLayer(target, architecture.layers), contract, routers)
     if plan.layer_capacity is not None:
         routers = _routers(model, target, contract, every_step)

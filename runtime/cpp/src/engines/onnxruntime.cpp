@@ -280,9 +280,12 @@ class OrtBackend : public HostBackend {
   std::unique_ptr<Engine> open(const Graph& graph) override {
     const auto first = first_.find(graph.file);
     if (first != first_.end()) return std::make_unique<OrtEngine>(first->second, graph);
-    // Beside a file of parts, which has the weights of all layers, no other session has much work.
+    // Beside a file of parts, which has the weights of all layers, only a graph that decodes has much work, and never
+    // at the same time.
     SessionSettings how = how_;
-    how.alone = bundle_->manifest().graphs.size() == 1 || graph.part;
+    const std::vector<Graph>& graphs = bundle_->manifest().graphs;
+    const bool parts = std::any_of(graphs.begin(), graphs.end(), [](const Graph& other) { return bool(other.part); });
+    how.alone = graphs.size() == 1 || graph.part || (parts && !graph.layers.empty());
     if (graph.takes("forced_choices")) how.threads = 1;  // a router is too small for two
     auto engine = std::make_unique<OrtEngine>(bundle_->path() / graph.file, graph, how);
     if (graph.part) first_.emplace(graph.file, OrtEngine(*engine, graph));
