@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 
@@ -20,7 +21,8 @@ from dynexport.exporter.parity.expected import Scope
 from dynexport.exporter.parity.metrics import Metrics, compare_logits
 from dynexport.exporter.parity.reach import row_limit
 from dynexport.exporter.reference import Case, RowPaths, RowRoutes
-from dynexport.exporter.reference.int8_caches import ALONE, GivenEntries, Int8Array, IntArray, Scales
+from dynexport.exporter.reference.half_caches import GivenHalves
+from dynexport.exporter.reference.int8_caches import ALONE, GivenEntries, IntArray, Scales
 from dynexport.exporter.reference.weights import Weights
 from dynexport.exporter.strategies import strategies
 from dynexport.runtime.bundle.errors import DynexportError
@@ -30,6 +32,8 @@ from dynexport.runtime.execution.kv_cache import KvCache
 
 # In steps of the scale: half a step, and the limit of float32 for hidden states, 2e-4, of the 127 steps of the largest.
 FURTHEST = 0.5 + 127 * 2e-4
+# The limit of float32 for hidden states.
+HALF_BEYOND = 2e-4
 # Largest share of a layer's keys and values that may be beyond the range; SmolLM2 on another text: 0.3 %.
 CLIPPED = 0.05
 # Least integer, of 127, that the largest key and value of a layer must have: larger scales waste the range of int8.
@@ -43,11 +47,11 @@ class StoredEntries:
 
     Attributes:
         weights: the model, with weights as the bundle rounds them.
-        scales: the scales of the bundle's caches.
+        scales: the scales of the bundle's caches; None for float16.
     """
 
     weights: Weights
-    scales: Scales
+    scales: Scales | None
 
     def checks(self, executor: Executor, scope: Scope, ratios: Sequence[Depth], long: Prompt) -> Iterator[Measurement]:
         """Compare at every depth: prompts with decode steps in a batch, a conversation of two turns, and a long row.
@@ -91,7 +95,12 @@ class StoredEntries:
             cases = [
                 replace(case, forced=row.decisions.astype(np.int64)) for case, row in zip(cases, decided, strict=True)
             ]
-        given = GivenEntries(self.scales, _calls(cache, cases), [_row(cache, row) for row in range(len(cases))])
+        rows = [_row(cache, row) for row in range(len(cases))]
+        given: GivenEntries | GivenHalves
+        if self.scales is None:
+            given = GivenHalves([len(case.tokens) for case in cases], rows)
+        else:
+            given = GivenEntries(self.scales, _calls(cache, cases), rows)
         manifest = executor.manifest
         strategy, skipped = strategies()[manifest.contract.strategy], skips(executor, cases[0].depth)
         unrounded = strategy.oracle(self.weights, manifest).answers(cases, at=at)
@@ -104,7 +113,9 @@ class StoredEntries:
         metrics = compare_logits([answer.logits for answer in answers], logits)
         return [
             Measurement(f"arithmetic/{name}", "arithmetic", metrics, skipped),
-            _distances(f"entries/{name}", given),
+            _of_halves(f"entries/{name}", given)
+            if isinstance(given, GivenHalves)
+            else _distances(f"entries/{name}", given),
             measured,
         ]
 
@@ -142,8 +153,8 @@ def _calls(cache: KvCache, cases: Sequence[Case]) -> list[IntArray]:
     ]
 
 
-def _row(cache: KvCache, row: int) -> dict[int, tuple[Int8Array, Int8Array]]:
-    """Return the entries of a row by place: keys and values, int8 [kv_heads, entries, cache_head_dim]."""
+def _row(cache: KvCache, row: int) -> dict[int, tuple[Any, Any]]:
+    """Return the entries of a row by place: keys and values, int8 or float16 [kv_heads, entries, cache_head_dim]."""
     found = {}
     for place, count in enumerate(cache.lengths[:, row].tolist()):
         key, value = (cache.buffers[f"{place}.{part}"][row, :, :count].copy() for part in ("key", "value"))
@@ -161,6 +172,17 @@ def _distances(name: str, given: GivenEntries) -> Measurement:
         "clipped": max(shares.values()),
         "largest": list(given.largest.values()),
     }
+    return Measurement(name, "exact", metrics)
+
+
+def _of_halves(name: str, given: GivenHalves) -> Measurement:
+    wrong = [
+        f"layer {layer}: expected entries within half a float16 step, and {HALF_BEYOND:.0e} of the largest, of "
+        f"PyTorch's keys and values, found one {beyond:.1e} beyond"
+        for layer, beyond in sorted(given.furthest.items())
+        if not beyond <= HALF_BEYOND
+    ]
+    metrics: Metrics = {"identical": not wrong, "differences": wrong, "furthest": max(given.furthest.values())}
     return Measurement(name, "exact", metrics)
 
 

@@ -11,7 +11,7 @@ from dynexport.exporter.parity.golden import golden_rows
 from dynexport.exporter.parity.ladder import CHUNKS
 from dynexport.exporter.parity.reach import LongRow, full_is_refused, row_limit
 from dynexport.exporter.parity.thresholds import ROUTES
-from dynexport.exporter.reference.int8_caches import has_int8_caches, is_rounded
+from dynexport.exporter.reference.int8_caches import has_rounded_caches, is_rounded
 from dynexport.runtime.bundle.manifest import FULL, Manifest
 
 
@@ -58,10 +58,10 @@ def expected_checks(manifest: Manifest, scope: Scope) -> dict[str, int]:
         exact.append("rotary_angles")
     if scope.full is not None and full_is_refused(manifest, scope.full):
         exact.append("full_caches/refused")
-        if is_rounded(manifest) and not has_int8_caches(manifest):
+        if is_rounded(manifest) and not has_rounded_caches(manifest):
             exact.append("arithmetic/full_caches/refused")
     found = compared | dict.fromkeys(exact, 0) | ({f"routes/{name}": 0 for name in compared} if decisions else {})
-    return found | (_of_entries(scope, ratios) if scope.against and has_int8_caches(manifest) else {})
+    return found | (_of_entries(scope, ratios) if scope.against and has_rounded_caches(manifest) else {})
 
 
 def _of_entries(scope: Scope, ratios: Sequence[str]) -> dict[str, int]:
@@ -90,7 +90,7 @@ def _against(manifest: Manifest, scope: Scope, ratios: Sequence[str]) -> dict[st
         ways = ("steps",) if manifest.limits.whole_prompts else ("prompt", "steps")
         found |= {f"full_caches/{way}": len(scope.full.positions) for way in ways}
     if is_rounded(manifest):
-        if not has_int8_caches(manifest):
+        if not has_rounded_caches(manifest):
             found |= {f"arithmetic/{name}": positions for name, positions in found.items()}
         found["rounding/prompt"] = sum(lengths[: scope.rows])
     return found

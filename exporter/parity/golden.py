@@ -16,7 +16,7 @@ from dynexport.exporter.parity.reach import golden_long_row, row_limit
 from dynexport.exporter.parity.rounded import rounded_oracle, rounded_weights
 from dynexport.exporter.parity.thresholds import Kind
 from dynexport.exporter.reference import Answer, Case, Oracle, RowPaths, RowRoutes
-from dynexport.exporter.reference.int8_caches import has_int8_caches, is_rounded
+from dynexport.exporter.reference.int8_caches import has_rounded_caches, is_rounded
 from dynexport.exporter.reference.weights import Weights
 from dynexport.exporter.strategies import strategies
 from dynexport.runtime.bundle.errors import DynexportError
@@ -100,7 +100,7 @@ def golden_rows(manifest: Manifest) -> tuple[GoldenRow, ...]:
         name = f"{depth.name}.long"
         rows.append(GoldenRow(name, "long_tokens", depth, row.prompt, row.length, row.positions))
     if is_rounded(manifest):
-        kind: Kind = "consistency" if has_int8_caches(manifest) else "arithmetic"
+        kind: Kind = "consistency" if has_rounded_caches(manifest) else "arithmetic"
         rows += [dataclasses.replace(row, name=DEQUANTISED + row.name, kind=kind) for row in rows]
     return tuple(rows)
 

@@ -10,8 +10,17 @@ import numpy as np
 
 from dynexport.exporter.reference import Answer, Case, Oracle
 from dynexport.exporter.reference.dequantised import stored_weights
+from dynexport.exporter.reference.half_caches import HalfEntries
 from dynexport.exporter.reference.hugging_face import FloatArray
-from dynexport.exporter.reference.int8_caches import ALONE, IntArray, RoundedEntries, Scales, has_int8_caches
+from dynexport.exporter.reference.int8_caches import (
+    ALONE,
+    IntArray,
+    RoundedEntries,
+    Scales,
+    SeenEntries,
+    has_rounded_caches,
+    read_scales,
+)
 from dynexport.exporter.reference.weights import Weights
 from dynexport.exporter.strategies import strategies
 from dynexport.runtime.bundle.manifest import Manifest
@@ -39,17 +48,17 @@ def rounded_oracle(weights: Weights, folder: Path, manifest: Manifest) -> Oracle
     Raises:
         DynexportError: as for ``Scales.read``.
     """
-    if has_int8_caches(manifest):
-        return _RoundingOracle(weights, Scales.read(folder, manifest), manifest)
+    if has_rounded_caches(manifest):
+        return _RoundingOracle(weights, read_scales(folder, manifest), manifest)
     return strategies()[manifest.contract.strategy].oracle(weights, manifest)
 
 
 @dataclass(frozen=True)
 class _RoundingOracle(Oracle):
-    """A model that rounds its own keys and values."""
+    """A model that rounds its own keys and values: to int8 with scales, to float16 without."""
 
     weights: Weights
-    scales: Scales
+    scales: Scales | None
     manifest: Manifest
 
     @property
@@ -63,8 +72,12 @@ class _RoundingOracle(Oracle):
         return self._of(cases).hidden_states(cases)
 
     def _of(self, cases: Sequence[Case]) -> Oracle:
-        chunk = None if self.manifest.limits.whole_prompts else CHUNK
-        entries = RoundedEntries(self.scales, [_calls(case, chunk) for case in cases])
+        entries: SeenEntries
+        if self.scales is None:
+            entries = HalfEntries([len(case.tokens) for case in cases])
+        else:
+            chunk = None if self.manifest.limits.whole_prompts else CHUNK
+            entries = RoundedEntries(self.scales, [_calls(case, chunk) for case in cases])
         return strategies()[self.manifest.contract.strategy].oracle(self.weights.with_entries(entries), self.manifest)
 
 

@@ -83,14 +83,12 @@ class PrecisionLimits:
         skipped: against PyTorch with skipped layers.
         consistency: the bundle against itself.
         routes: routing decisions.
-        arithmetic: the precision whose limits hold against PyTorch with the same rounded weights.
     """
 
     full: Limits
     skipped: Limits
     consistency: Limits
     routes: RouteLimits
-    arithmetic: Precision = "fp32"
 
     def of(self, kind: Kind, *, skipped: bool) -> Limits:
         """Return the limits of a kind of check."""
@@ -98,15 +96,14 @@ class PrecisionLimits:
             return self.skipped if skipped else self.full
         if kind == "quality":
             return _REPORTED
-        if kind == "arithmetic":
-            return LIMITS[self.arithmetic].of("reference", skipped=skipped)
-        return self.consistency
+        # Arithmetic checks have float32 rounding errors only.
+        return _FLOAT32 if kind == "arithmetic" else self.consistency
 
     def of_routes(self, kind: Kind) -> RouteLimits:
         """Return the limits of routing decisions of a kind of check."""
         if kind == "routes" and self.full == _REPORTED:
             return RouteLimits(margin=None, agreement=0.0)
-        return LIMITS[self.arithmetic].routes if kind == "arithmetic_routes" else self.routes
+        return LIMITS["fp32"].routes if kind == "arithmetic_routes" else self.routes
 
 
 @dataclass(frozen=True)
@@ -205,29 +202,19 @@ TENSORRT_LIMITS: dict[Precision, PrecisionLimits] = {
 # either, and later layers amplify the step. PyTorch, which rounds its own keys and values, differs from the engine by
 # 0.37, KL 1.8e-4, agreement 0.99; with skipped layers by 3.1, 2.2e-3 and 0.987. The engine, with other chunks or
 # batches, differed from itself by nothing.
-_INT8_CACHES = replace(_ROUNDED, consistency=Limits(error=None, mean_kl=0.02, agreement=0.9, layer=0.1))
+_ROUNDED_CACHES = replace(_ROUNDED, consistency=Limits(error=None, mean_kl=0.02, agreement=0.9, layer=0.1))
 
 
-def limits_of(
-    target: TargetName, precision: Precision, *, int8_caches: bool = False, half_caches: bool = False
-) -> PrecisionLimits:
+def limits_of(target: TargetName, precision: Precision, *, rounded_caches: bool = False) -> PrecisionLimits:
     """Return the limits of a bundle; its target determines the type that it computes in.
 
     Args:
         target: the bundle's target.
         precision: the stored type of its weights.
-        int8_caches: whether keys and values are int8.
-        half_caches: whether they are float16 between layers that compute in float32.
+        rounded_caches: whether keys and values are stored in fewer bits than they are computed in.
     """
-    if half_caches and target == "onnxruntime":
-        found = LIMITS["fp16" if precision == "fp32" else precision]
-        consistency = LIMITS["fp16"].full if found.consistency == _FLOAT32 else found.consistency
-        full = found.full
-        if found is LIMITS["fp16"]:  # rounded weights and rounded entries: 0.089 with an allowance of 0.08
-            full = replace(full, error=(2e-3, 0.06))
-        return replace(found, full=full, consistency=consistency, arithmetic="fp16")
     found = (TENSORRT_LIMITS if target == "tensorrt" else LIMITS)[precision]
-    return _INT8_CACHES if int8_caches and found != _ROUNDED else found
+    return _ROUNDED_CACHES if rounded_caches and found != _ROUNDED else found
 
 
 def judge(kind: Kind, metrics: Mapping[str, Metric], limits: Limits) -> Verdict:

@@ -31,7 +31,7 @@ from dynexport.exporter.parity.report import Check, Report
 from dynexport.exporter.parity.rounded import rounded_oracle, rounded_weights
 from dynexport.exporter.parity.thresholds import limits_of
 from dynexport.exporter.reference import Oracle
-from dynexport.exporter.reference.int8_caches import Scales, has_int8_caches, is_rounded
+from dynexport.exporter.reference.int8_caches import has_rounded_caches, is_rounded, read_scales
 from dynexport.exporter.reference.loading import fits_in_memory
 from dynexport.exporter.reference.weights import Weights
 from dynexport.exporter.strategies import strategies
@@ -91,8 +91,7 @@ def verify(
         bundle, against, backend=backend, threads=threads, prompts=prompts, new_tokens=new_tokens, long=long
     )
     manifest = bundle.manifest
-    half = any(cache.parts["key"].dtype == "float16" for cache in manifest.caches)
-    limits = limits_of(manifest.target, manifest.precision, int8_caches=has_int8_caches(manifest), half_caches=half)
+    limits = limits_of(manifest.target, manifest.precision, rounded_caches=has_rounded_caches(manifest))
     measured = []
     for measurement in verification.checks():
         measured.append(measurement)
@@ -123,7 +122,7 @@ class Verification:
         executor: runs the bundle.
         oracles: the model in PyTorch, and again as the bundle rounds weights, keys or values; empty for golden vectors.
         scope: inputs of the checks.
-        stored: the model that attends to the bundle's own entries; None without int8 caches or for golden vectors.
+        stored: the model that attends to the bundle's own entries; None without rounded caches or for golden vectors.
     """
 
     bundle: Bundle
@@ -159,8 +158,8 @@ class Verification:
         if is_rounded(manifest):
             rounded = rounded_weights(weights, bundle.path, manifest)
             oracles.append(rounded_oracle(rounded, bundle.path, manifest))
-            if has_int8_caches(manifest):
-                stored = StoredEntries(rounded, Scales.read(bundle.path, manifest))
+            if has_rounded_caches(manifest):
+                stored = StoredEntries(rounded, read_scales(bundle.path, manifest))
         return cls(bundle, executor, oracles, scope, stored)
 
     def checks(self) -> Iterator[Measurement]:

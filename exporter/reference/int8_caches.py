@@ -39,9 +39,20 @@ def has_int8_caches(manifest: Manifest) -> bool:
     return any(cache.parts["key"].dtype == "int8" for cache in manifest.caches)
 
 
+def has_half_caches(manifest: Manifest) -> bool:
+    """Return whether keys and values are stored as float16 between layers that compute in float32."""
+    half = any(cache.parts["key"].dtype == "float16" for cache in manifest.caches)
+    return half and manifest.target == "onnxruntime"
+
+
+def has_rounded_caches(manifest: Manifest) -> bool:
+    """Return whether keys and values are stored in fewer bits than they are computed in."""
+    return has_int8_caches(manifest) or has_half_caches(manifest)
+
+
 def is_rounded(manifest: Manifest) -> bool:
     """Return whether a bundle computes with other numbers than its checkpoint: rounded weights, keys or values."""
-    return is_quantised(manifest) or has_int8_caches(manifest)
+    return is_quantised(manifest) or has_rounded_caches(manifest)
 
 
 @dataclass(frozen=True)
@@ -74,6 +85,11 @@ class Scales:
         return cls({place: (found[f"{place}.key"], found[f"{place}.value"]) for place in places})
 
 
+def read_scales(folder: Path, manifest: Manifest) -> Scales | None:
+    """Return the scales of a bundle with rounded caches, as ``Scales.read``; None for float16."""
+    return Scales.read(folder, manifest) if has_int8_caches(manifest) else None
+
+
 def _scales(path: Path) -> dict[str, FloatArray]:
     """Return the scales in a graph: "{place}.key" -> float32 [kv_heads, cache_head_dim]."""
     model = onnx.load(path, load_external_data=False)
@@ -98,12 +114,12 @@ class SeenEntries(ABC):
     """Stands in for transformers' cache: it says which keys and values tokens attend to.
 
     Args:
-        scales: the scales of the caches; the number of a layer is that of its cache.
-        calls: for every row int64 [tokens], the number of the call that each token ran in, or ``ALONE``.
+        calls: for every row int64 [tokens], the number of the call that each token ran in, or ``ALONE`` for one that
+            attends to stored entries only.
     """
 
-    def __init__(self, scales: Scales, calls: Sequence[IntArray]) -> None:
-        self._scales, self._calls = scales, calls
+    def __init__(self, calls: Sequence[IntArray]) -> None:
+        self._calls = calls
 
     def shown(self, decoder: DecoderLayers, call: Call, row: int, tokens: Any, place: int | None) -> Call:
         """Return a layer's arguments for tokens of a row, int64 [n], in which it takes keys and values from here.
@@ -144,7 +160,16 @@ class _Shown:
 
 
 class RoundedEntries(SeenEntries):
-    """Entries that are rounded here as an int8 cache would round them."""
+    """Entries that are rounded here as an int8 cache would round them.
+
+    Args:
+        scales: the scales of the caches; the number of a layer is that of its cache.
+        calls: as for ``SeenEntries``.
+    """
+
+    def __init__(self, scales: Scales, calls: Sequence[IntArray]) -> None:
+        super().__init__(calls)
+        self._scales = scales
 
     def stored(self, layer: int, row: int, keys: Any, values: Any) -> tuple[Any, Any]:
         rounded = [
@@ -160,7 +185,7 @@ class GivenEntries(SeenEntries):
     The reference then has the engine's rounding, and no rounding can flip. Its own keys and values are compared.
 
     Args:
-        scales: as for ``SeenEntries``.
+        scales: as for ``RoundedEntries``.
         calls: as for ``SeenEntries``.
         rows: for every row of the coming pass, the entries of every place: int8 [kv_heads, entries, cache_head_dim].
 
@@ -178,8 +203,8 @@ class GivenEntries(SeenEntries):
         calls: Sequence[IntArray],
         rows: Sequence[Mapping[int, tuple[Int8Array, Int8Array]]],
     ) -> None:
-        super().__init__(scales, calls)
-        self._rows = rows
+        super().__init__(calls)
+        self._scales, self._rows = scales, rows
         self.furthest = dict.fromkeys(scales.by_place, 0.0)
         self.largest = {f"{place}.{part}": 0 for place in scales.by_place for part in ("key", "value")}
         self.clipped, self.entries = dict.fromkeys(scales.by_place, 0), dict.fromkeys(scales.by_place, 0)
@@ -222,4 +247,15 @@ def _broadcast(scales: Scales, layer: int, head_dim: int) -> list[Any]:
     return [torch.tensor(scale[None, :, None, :head_dim]) for scale in scales.by_place[layer]]
 
 
-__all__ = ["ALONE", "GivenEntries", "RoundedEntries", "Scales", "SeenEntries", "has_int8_caches", "is_rounded"]
+__all__ = [
+    "ALONE",
+    "GivenEntries",
+    "RoundedEntries",
+    "Scales",
+    "SeenEntries",
+    "has_half_caches",
+    "has_int8_caches",
+    "has_rounded_caches",
+    "is_rounded",
+    "read_scales",
+]

@@ -5,10 +5,12 @@ from __future__ import annotations
 import logging
 from pathlib import Path
 
+import numpy as np
 import pytest
 from bundles import checkpoint, dynexport
 
 from dynexport.exporter.bundle.conversion import convert
+from dynexport.exporter.parity import entries
 from dynexport.plugins.attention import NAME
 from dynexport.plugins.cpu_library import OPERATORS, VARIABLE
 from dynexport.plugins.fused import FUSED
@@ -40,6 +42,26 @@ def test_a_bundle_is_verified(
     assert manifest.operators == operators
     ran = dynexport("verify", bundle, "--against", source, "--new-tokens", "4")
     assert ran.code == 0, ran.out + ran.err
+
+
+@pytest.mark.parametrize("precision", ["fp32", "int4"])
+def test_float16_caches_are_verified_on_their_own_entries(
+    precision: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source, bundle = checkpoint(tmp_path / "checkpoint"), tmp_path / "bundle"
+    manifest = convert(source, bundle, precision=precision, plugins=True, kv_cache_dtype="fp16").manifest
+    assert {cache.parts["key"].dtype for cache in manifest.caches} == {"float16"}
+    assert dynexport("verify", bundle, "--new-tokens", "4").code == 0
+    ran = dynexport("verify", bundle, "--against", source, "--new-tokens", "4", "--json", "-")
+    assert ran.code == 0, ran.out + ran.err
+    assert {"arithmetic/steps/full", "entries/steps/full"} <= {check["name"] for check in ran.report["checks"]}
+    # Entries that are a step off are no rounding.
+    row = entries._row
+    monkeypatch.setattr(
+        entries, "_row", lambda *at: {k: (np.nextafter(a, np.float16(9)), b) for k, (a, b) in row(*at).items()}
+    )
+    ran = dynexport("verify", bundle, "--against", source, "--new-tokens", "4")
+    assert ran.code == 1 and "expected entries within half a float16 step" in ran.out + ran.err
 
 
 def test_without_the_library_one_warning_is_logged(
