@@ -112,6 +112,9 @@ def with_int8_caches(
         update={
             "graphs": tuple(described),
             "caches": tuple(caches),
+            # A token that shares a call with others attends to their keys and values unrounded, also to its own: which
+            # tokens those are must not depend on other rows.
+            "limits": manifest.limits.model_copy(update={"together": "never"}),
             "cost": cost,
             "cache_text": CacheText(
                 source=text.source,

@@ -164,7 +164,7 @@ def _build(reader: WeightReader, options: ConvertOptions, target: Target) -> _Bu
         plans = strategy.graphs(contract, kept, layers, target=target, static=options.static)
     else:
         plans = (strategy.single_graph(contract, layers, options.layer_capacity, target=target),)
-    graphs = _graphs(reader, target, contract, plans)
+    graphs = _graphs(reader, architecture, target, contract, plans)
     needed = {name for _, modules in graphs for name in reader.needed(modules)}
     checkpoint.notes += check_leftovers(
         reader, needed, contract, chosen=options.strategy is not None, changed=bool(options.fields)
@@ -181,9 +181,9 @@ def _build(reader: WeightReader, options: ConvertOptions, target: Target) -> _Bu
 
 
 def _graphs(
-    reader: WeightReader, target: Target, contract: AnyContract, plans: Sequence[GraphPlan]
+    reader: WeightReader, architecture: Architecture, target: Target, contract: AnyContract, plans: Sequence[GraphPlan]
 ) -> list[tuple[ir.Model, CausalLM]]:
-    strategy, architecture = strategies()[contract.strategy], reader.architecture
+    strategy = strategies()[contract.strategy]
     return [strategy.build(plan, architecture, target, contract, reader.checkpoint) for plan in plans]
 
 
@@ -224,7 +224,7 @@ def _write(part: Path, built: _Built, options: ConvertOptions, texts: _Texts) ->
         if options.sensitive is not None:
             chosen = choose_sensitive(calibrated, built.reader, options.sensitive)
             target = options.open_target(kept=chosen.kept)
-            graphs = _graphs(built.reader, target, built.contract, built.plans)
+            graphs = _graphs(built.reader, built.architecture, target, built.contract, built.plans)
             built, notes = replace(built, target=target, graphs=graphs), [chosen.note]
         manifest, errors = _write_graphs(part, built, options, calibrated.pack)
     if texts.scales is not None:

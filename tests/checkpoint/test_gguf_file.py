@@ -523,7 +523,7 @@ def test_unknown_architecture(tmp_path: Path) -> None:
     path = tmp_path / "model.gguf"
     finish(make_writer(path, "mamba"))
     message = error_of(lambda: open_checkpoint(path))
-    assert "'mamba'" in message and "gemma2, llama, phi3, qwen2, qwen3, smollm3" in message
+    assert "'mamba'" in message and "gemma3, granite, llama, olmo2, phi3, qwen2, qwen3, smollm3" in message
     assert "convert the Hugging Face directory" in message
 
 

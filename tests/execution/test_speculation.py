@@ -23,7 +23,11 @@ Array = np.ndarray
 SAME = 5e-5  # float32 in another order of addition
 
 
-@pytest.mark.parametrize("form", FORMS)
+# In int8 caches, tokens of a call attend to each other before they are rounded, which single ones cannot.
+EXACT = [form for form in FORMS if "int8-caches" not in form]
+
+
+@pytest.mark.parametrize("form", EXACT)
 def test_the_first_tokens_of_a_run_are_kept_as_if_the_others_had_never_run(form: str) -> None:
     executor = executor_of(form)
     generator, full = np.random.default_rng(3), executor.manifest.full
@@ -91,7 +95,7 @@ _NEW = 24
 
 
 @pytest.mark.parametrize("sampling", [Sampling(), Sampling(temperature=0.9, seed=4, repetition_penalty=1.2)])
-@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("form", EXACT)
 def test_tokens_do_not_depend_on_drafts(form: str, sampling: Sampling, monkeypatch: pytest.MonkeyPatch) -> None:
     executor = executor_of(form)
     model = Model(executor.bundle, threads=1)

@@ -115,6 +115,11 @@ class Ragged(Compacted):
 def _one_token_step(op: Any, layer: int, step: Step, routing: Routing) -> LayerStep:
     """Return the layer's step for one token of every row, chosen or not."""
     told = step.for_layer(op, layer)
+    if told.total_length is not None:
+        # ONNX Runtime's GroupQueryAttention takes one token over caches that are all empty for the beginning of a
+        # prompt, and rotates the keys of all rows by the first row's position.
+        tokens = op.Squeeze(op.Shape(step.inputs.input_ids, start=1, end=2), [0])
+        told = replace(told, total_length=op.Max(told.total_length, op.Cast(op.Add(tokens, 1), to=INT32)))
     if routing.contract.positions == "original":
         return told
     positions, angles = op.Unsqueeze(told.cache_length, [1]), told.rotation
