@@ -100,7 +100,7 @@ class StoredEntries:
         if self.scales is None:
             given = GivenHalves([len(case.tokens) for case in cases], rows)
         else:
-            given = GivenEntries(self.scales, _calls(cache, cases), rows)
+            given = GivenEntries(self.scales, _calls(cache), rows)
         manifest = executor.manifest
         strategy, skipped = strategies()[manifest.contract.strategy], skips(executor, cases[0].depth)
         unrounded = strategy.oracle(self.weights, manifest).answers(cases, at=at)
@@ -138,19 +138,14 @@ def _two_turns(prompts: Sequence[Prompt], depth: Depth) -> list[Case]:
     return [Case(tuple(tokens), tuple(prompted), depth)]
 
 
-def _calls(cache: KvCache, cases: Sequence[Case]) -> list[IntArray]:
+def _calls(cache: KvCache) -> list[IntArray]:
     """Return for every row the number of the call that each token ran in, int64 [tokens], from the cache's log.
 
-    Prompts of a batch that run whole run in one call, padded, so one of a single token does not run alone there.
+    Rows with several tokens run alone.
     """
     assert cache.logs is not None
     sizes = [[made.ran.shape[1] for made in log] for log in cache.logs]
-    whole = all(row[0] == case.prompted[0][1] for row, case in zip(sizes, cases, strict=True))
-    widest = max(row[0] for row in sizes) if whole else 1
-    return [
-        np.repeat([ALONE if max(size, 0 if at else widest) == 1 else at for at, size in enumerate(row)], row)
-        for row in sizes
-    ]
+    return [np.repeat([ALONE if size == 1 else at for at, size in enumerate(row)], row) for row in sizes]
 
 
 def _row(cache: KvCache, row: int) -> dict[int, tuple[Any, Any]]:

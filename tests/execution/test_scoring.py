@@ -32,7 +32,8 @@ def log_softmax(logits: np.ndarray) -> np.ndarray:
     return np.asarray(values - np.log(np.exp(values).sum(axis=-1, keepdims=True)))
 
 
-@pytest.mark.parametrize("form", FORMS)
+# Tokens of a call attend to each other's keys and values before they are rounded to int8, single ones to rounded ones.
+@pytest.mark.parametrize("form", [form for form in FORMS if "int8-caches" not in form])
 def test_scores_are_those_of_decode_steps(form: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(scoring, "_CHUNK", 5)
     model = model_of(form)

@@ -217,7 +217,7 @@ def test_a_first_prompt_is_that_of_float_caches(form: str, bundle_of: Callable[[
     for bundle in (bundle_of(form), Bundle.open(tmp_path / "float")):
         executor = Executor(bundle, threads=1)
         cache = executor.full_cache(2, 40)
-        first = executor.prefill(cache, [TEXT[:17], TEXT[17:18]], all_logits=True)
+        first = executor.prefill(cache, [TEXT[:17], TEXT[8:17]], all_logits=True)
         second = executor.prefill(cache, [TEXT[20:25], TEXT[25:28]], all_logits=True)
         runs.append((*first, *second, executor.step(cache, TEXT[30:32], bundle.manifest.full)))
     *prompts, third, fourth, step = (float(np.abs(ours - theirs).max()) for ours, theirs in zip(*runs, strict=True))
@@ -225,8 +225,8 @@ def test_a_first_prompt_is_that_of_float_caches(form: str, bundle_of: Callable[[
     assert min(third, fourth, step) > 1e-4 and max(third, fourth, step) < 0.5
 
 
-def test_prompts_of_one_token_run_alone_or_beside_others(bundle_of: Callable[[str], Bundle]) -> None:
-    """Alone, such a token attends to its stored value, and padded to a longer prompt to its own."""
+def test_prompts_of_one_token_are_the_same_beside_others(bundle_of: Callable[[str], Bundle]) -> None:
+    """Such a token attends to its stored value, and is not padded to a longer prompt, where it would to its own."""
     prompts = [TEXT[:1], TEXT[1:8], TEXT[10:11]]
     for given in (prompts, prompts[:1], prompts[::2]):
         report = verify(bundle_of("mod"), CONFORMANCE / "mod-router", threads=1, new_tokens=2, prompts=given)

@@ -151,7 +151,11 @@ def test_conversation_with_our_operators(
     run = executor(routed_model("llama"), tmp_path / "bundle", fields, static=False, plugins=True)
     decides = "prefill" not in fields and fields.get("decision", {}).get("rule", "router") == "router"
     adds = fields.get("gate") != "none" and fields.get("combine") != "replace"
-    expected = {"GatherTokens"} | ({"RouteTokens"} if decides else set()) | ({"ScatterGated"} if adds else set())
+    expected = (
+        {"CachedAttention", "GatherTokens"}
+        | ({"RouteTokens"} if decides else set())
+        | ({"ScatterGated"} if adds else set())
+    )
     assert set(run.manifest.operators) == expected
     compare(golden("llama", contract), run)
 
