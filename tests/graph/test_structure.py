@@ -14,7 +14,7 @@ import onnxruntime
 import pytest
 from onnx.defs import OpSchema
 from onnxruntime.capi import onnxruntime_pybind11_state
-from tiny_models import FAMILIES, LAYERS, VARIANTS, save_model
+from tiny_models import EXEMPLARS, FAMILIES, LAYERS, VARIANTS, save_model
 
 from dynexport.exporter.bundle.conversion import Conversion, convert
 from dynexport.exporter.bundle.operators import count_operators
@@ -25,9 +25,11 @@ pytest.importorskip("transformers")
 
 SKIP = {"strategy": "unified-skip", "speedups": (2.0,)}
 STRATEGIES = {"dense": {"strategy": "dense"}, "conditional": SKIP, "static": {**SKIP, "static": True}}
-# Every family and variant in float32 with conditions, and a few in all the other ways.
+# Exemplars and their variants in float32 with conditions, and a few in all the other ways.
 OTHERS = itertools.product(("llama", "gemma2", "bloom"), STRATEGIES, ("fp32", "fp16", "int8", "int4"))
-CASES = [(name, "conditional", "fp32") for name in (*FAMILIES, *VARIANTS)]
+# Other families have the same modules in other forms; tests/families/test_parity.py runs all of them.
+_NAMES = (*EXEMPLARS, *(name for name, (family, *_) in VARIANTS.items() if family in EXEMPLARS))
+CASES = [(name, "conditional", "fp32") for name in _NAMES]
 CASES += [case for case in OTHERS if case not in CASES]
 SYMBOLS = {"B", "S", "M", "K"}
 WEIGHT = re.compile(
