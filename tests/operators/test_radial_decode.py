@@ -188,7 +188,7 @@ def test_the_graph(both: tuple[Executor, Executor]) -> None:
     """A condition and a decision for every hop; the matrices of layers are read by our operators alone."""
     graph = ir.load(both[1].bundle.path / "decode.onnx").graph
     kinds = [node.op_type for node in graph.all_nodes()]
-    assert [kinds.count(kind) for kind in ("If", "ChooseLayer", "GroupQueryAttention")] == [HOPS] * 3
+    assert [kinds.count(kind) for kind in ("If", "ChooseLayer", "CachedAttention")] == [HOPS] * 3
     for name, value in graph.initializers.items():
         if name.startswith("model.layers.pool.") and value.shape is not None:
             readers = {node.op_type for node, _ in value.uses()}
