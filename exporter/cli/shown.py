@@ -12,7 +12,7 @@ from dynexport.runtime.generation.stream import Stream
 
 
 class Shown:
-    """What was printed of an answer so far.
+    """Prints an answer while it is generated, and keeps what was printed.
 
     Attributes:
         ids: the tokens' ids.

@@ -240,7 +240,7 @@ class EarlyExit(_Contract):
 
 
 class LoopExit(_Contract):
-    """How a token leaves a looped model before its last loop.
+    """The rule by which tokens exit a looped model before the last loop.
 
     Attributes:
         rule: "none", every token runs all loops; "hazard", a gate after every loop gives the probability to exit there.

@@ -19,7 +19,7 @@ _LOOKED_UP = (4, 3, 2)
 
 
 class DraftedRow(Protocol):
-    """What a drafter needs of a row.
+    """A row of a batch, as a drafter reads it.
 
     Attributes:
         row: its row in the cache.

@@ -33,7 +33,7 @@ MOST_DRAFTS = 64
 
 @dataclass(frozen=True)
 class Speculation:
-    """How the next tokens are drafted.
+    """Options of speculative decoding: who drafts, and how much.
 
     Attributes:
         most: most drafts of a row in a step, 1 to 64. Fewer are made where they are expected to take longer than they
@@ -71,6 +71,9 @@ class SpeculatedRow(DraftedRow, Protocol):
 class Speculator:
     """Runs decode steps with drafts. For one thread at a time.
 
+    Attributes:
+        engine_seconds: time of the engine's calls in the latest step.
+
     Args:
         executor: runs the bundle's graphs.
         drafter: drafts tokens.
@@ -89,6 +92,7 @@ class Speculator:
             )
         self._executor, self._drafter, self._most, self._draft_share = executor, drafter, most, draft_share
         self._calls = CallTimes()
+        self.engine_seconds = 0.0
 
     @classmethod
     def of(cls, executor: Executor, speculation: Speculation) -> Speculator:
@@ -112,6 +116,7 @@ class Speculator:
         Raises:
             DynexportError: as for ``Executor.run``.
         """
+        self.engine_seconds = 0.0
         drafts = self._drafts(cache, rows)
         try:
             return self._verified(cache, rows, drafts)
@@ -137,7 +142,9 @@ class Speculator:
             return [[] for _ in rows]
         begun = time.perf_counter()
         found = self._drafter.drafts(cache, rows, [min(count, limit) for limit in available])
-        share = (time.perf_counter() - begun) / count / self._calls.of(len(rows))
+        seconds = time.perf_counter() - begun
+        self.engine_seconds += seconds
+        share = seconds / count / self._calls.of(len(rows))
         self._draft_share += LATEST * (share - self._draft_share)
         return found
 
@@ -156,7 +163,9 @@ class Speculator:
         else:
             last = [row.token for row in rows]
             logits = list(self._executor.decode(cache, at, last, depths, lasting=False)[:, None])
-        self._calls.add(sum(map(len, tokens)), time.perf_counter() - begun)
+        seconds = time.perf_counter() - begun
+        self.engine_seconds += seconds
+        self._calls.add(sum(map(len, tokens)), seconds)
         found = [taken(*each) for each in zip(rows, logits, drafts, strict=True)]
         for place, mark in enumerate(marks):
             kept = found[place]
@@ -197,8 +206,8 @@ def accept(request: Request, logits: Array, drafts: Sequence[int]) -> list[Piece
     pieces: list[Piece] = []
     for place in range(len(logits)):
         (choice,) = choose(logits[place : place + 1], [request.sampler])
-        draft = drafts[place] if place < len(drafts) else None
-        pieces.append(replace(request.push(choice), draft=draft))
+        piece, draft = request.push(choice), drafts[place] if place < len(drafts) else None
+        pieces.append(piece if draft is None else replace(piece, draft=draft))
         differs = choice.token != draft
         if differs or pieces[-1].finish_reason is not None:
             break

@@ -268,9 +268,8 @@ class Scheduler:
 
     def _decode_rows(self, answers: Sequence[Answer]) -> None:
         """Run a decode step of some answers; if it fails, each alone, and end those that fail."""
-        begun = time.perf_counter()
         try:
-            found = self._stepped(answers)
+            found, seconds = self._stepped(answers)
         except DynexportError as error:
             if len(answers) == 1:
                 self._fail(answers[0], error)
@@ -279,21 +278,23 @@ class Scheduler:
                 if answer in self._running:
                     self._decode_rows([answer])
             return
-        self._watch.ran(0, len(answers), time.perf_counter() - begun)
+        self._watch.ran(0, len(answers), seconds)
         self._push(answers, found)
 
-    def _stepped(self, answers: Sequence[Answer]) -> list[list[Piece] | DynexportError]:
-        """Run a decode step of some answers and let them take their tokens."""
+    def _stepped(self, answers: Sequence[Answer]) -> tuple[list[list[Piece] | DynexportError], float]:
+        """Run a decode step of some answers and let them take their tokens; also return the executor's seconds."""
         if self._speculator is not None:
             for answer in answers:
                 # The entries of a whole chunk are saved, so no step goes beyond its end.
                 room = answer.saved + self.chunks.size(answer.saved) - int(self.cache.positions[answer.row])
                 answer.most_drafts = MOST_DRAFTS if answer.chain is None else room - 1
-            return self._speculator.step(self.cache, answers)
+            return self._speculator.step(self.cache, answers), self._speculator.engine_seconds
         rows, tokens = [answer.row for answer in answers], [answer.token for answer in answers]
         depths: list[Depth] = [answer.depth for answer in answers]
+        begun = time.perf_counter()
         logits = self._executor.decode(self.cache, rows, tokens, depths, lasting=False)
-        return [taken(answer, values[None]) for answer, values in zip(answers, logits, strict=True)]
+        seconds = time.perf_counter() - begun
+        return [taken(answer, values[None]) for answer, values in zip(answers, logits, strict=True)], seconds
 
     def _push(self, answers: Sequence[Answer], found: Sequence[list[Piece] | DynexportError]) -> None:
         """Deliver the tokens that some answers have taken and end those that are complete."""
