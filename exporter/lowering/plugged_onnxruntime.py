@@ -37,8 +37,8 @@ class PluggedOnnxRuntime(OnnxRuntime):
     Args:
         precision: as for ``OnnxRuntime``.
         segments: as for ``OnnxRuntime``.
-        caches: the type of keys and values: "fp32" or "fp16"; "int8" for graphs whose attention is ONNX Runtime's own,
-            with float32 caches, which ``make_caches_int8`` changes; "auto" for fp32.
+        caches: the type of keys and values: "fp32" or "fp16"; "int8" for graphs with float32 caches, which
+            ``make_caches_int8`` changes; "auto" for fp32.
         options: those of ``OnnxRuntime``.
     """
 
@@ -56,9 +56,7 @@ class PluggedOnnxRuntime(OnnxRuntime):
         **options: Any,
     ) -> None:
         super().__init__(precision, segments, **options)
-        half = caches == "fp16"
-        self._cache_dtype = ir.DataType.FLOAT16 if half else ir.DataType.FLOAT
-        self._attends = caches != "int8"
+        self._cache_dtype = ir.DataType.FLOAT16 if caches == "fp16" else ir.DataType.FLOAT
 
     @property
     def cache_dtype(self) -> ir.DataType:
@@ -104,11 +102,9 @@ class PluggedOnnxRuntime(OnnxRuntime):
         return gather_tokens(op, x, chosen)
 
     def rotates_in_attention(self, architecture: Architecture) -> bool:
-        return rotates(architecture) if self._attends else super().rotates_in_attention(architecture)
+        return rotates(architecture)
 
     def attention(self, op: Any, inputs: AttentionInputs) -> tuple[ir.Value, ir.Value, ir.Value]:
-        if not self._attends:
-            return super().attention(op, inputs)
         packed: ir.Value = inputs.query
         if inputs.key is not None:
             packed = op.Concat(inputs.query, inputs.key, inputs.value, axis=-1)
