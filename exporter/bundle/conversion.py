@@ -287,7 +287,8 @@ def _write_graphs(
             ir.save(graph, part / f"{plan.name}.onnx")
             profiles = target.profiles(plan, context)
             graphs += describe.describe_graphs(graph, plan, profiles)
-    programs = strategy.programs(contract, plans, depths)
+    programs, routing = strategy.programs(contract, plans, depths), strategy.routing(contract, plans)
+    limits, ragged = strategy.limits(contract, context, plans), routing is None and target.attends_ragged
     manifest = m.Manifest(
         schema_version=m.SCHEMA_VERSION,
         contract=contract,
@@ -303,8 +304,8 @@ def _write_graphs(
             strategy.places(contract, architecture.layers),
             lambda place: strategy.slots(contract, place, context, plans),
         ),
-        routing=strategy.routing(contract, plans),
-        limits=describe.describe_limits(graphs, programs, strategy.limits(contract, context, plans)),
+        routing=routing,
+        limits=describe.describe_limits(graphs, programs, limits, ragged=ragged),
         cost=describe.describe_cost(
             architecture, weights.bytes_read, target, strategy.router_weights(contract, architecture)
         ),

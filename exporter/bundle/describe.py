@@ -120,8 +120,13 @@ def _cache(graphs: Sequence[m.Graph], place: int, rule: SlotRule) -> m.Cache:
     return m.Cache(place=place, parts=parts, most=rule.most, per_token=rule.per_token, slack=rule.slack)
 
 
-def describe_limits(graphs: Sequence[m.Graph], programs: Sequence[m.Program], limits: m.Limits) -> m.Limits:
-    """Return a strategy's limits, reduced to the sizes that engines are built for."""
+def describe_limits(
+    graphs: Sequence[m.Graph], programs: Sequence[m.Program], limits: m.Limits, *, ragged: bool
+) -> m.Limits:
+    """Return a strategy's limits, reduced to the sizes that engines are built for.
+
+    ``ragged``: whether every layer takes several tokens of several rows over caches that hold entries.
+    """
     named = {graph.name: graph for graph in graphs}
     prompts = [program for program in programs if program.phase == "prompt"]
     whole = [named[program.graph] for program in prompts if program.graph is not None]
@@ -129,6 +134,7 @@ def describe_limits(graphs: Sequence[m.Graph], programs: Sequence[m.Program], li
     lines = [named[name] for found in sets for name in found.names if name not in (found.head, found.attention)]
     return limits.model_copy(
         update={
+            "together": "always" if ragged else limits.together,
             "rows": _most(graphs, "B"),
             "prompt": _least(
                 [limits.prompt, *(graph.limit(dim) for graph in whole for dim in "S")]

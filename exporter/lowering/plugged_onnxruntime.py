@@ -65,6 +65,10 @@ class PluggedOnnxRuntime(OnnxRuntime):
         return self._cache_dtype
 
     @property
+    def attends_ragged(self) -> bool:  # type: ignore[override]
+        return self._attends
+
+    @property
     def selects_weights(self) -> bool:  # type: ignore[override]
         """Whether the layers' weights are of one form: a GGUF's blocks may differ from layer to layer."""
         return self.precision != "gguf"

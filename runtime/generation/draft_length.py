@@ -15,7 +15,7 @@ _HOPED, _RETURN = 0.5, 0.005
 
 
 class CallTimes:
-    """Average times of calls by their number of tokens."""
+    """Average times of calls by their number of tokens, padding included."""
 
     def __init__(self) -> None:
         self._seconds: dict[int, float] = {}
@@ -89,7 +89,7 @@ def best_count(rates: Sequence[float], available: Sequence[int], calls: CallTime
     for count in range(max(available, default=0) + 1):
         if count:
             drafted = [rate for rate, limit in zip(rates, available, strict=True) if limit >= count]
-            tokens += len(drafted)
+            tokens += len(rates)  # rows with fewer drafts are padded
             expected += sum(rate**count for rate in drafted)
         speed = expected / (calls.of(tokens) + count * draft_share * plain)
         if speed > most:

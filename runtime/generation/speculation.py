@@ -165,7 +165,7 @@ class Speculator:
             logits = list(self._executor.decode(cache, at, last, depths, lasting=False)[:, None])
         seconds = time.perf_counter() - begun
         self.engine_seconds += seconds
-        self._calls.add(sum(map(len, tokens)), seconds)
+        self._calls.add(len(rows) * max(map(len, tokens)), seconds)
         found = [taken(*each) for each in zip(rows, logits, drafts, strict=True)]
         for place, mark in enumerate(marks):
             kept = found[place]
