@@ -36,6 +36,8 @@ _TOOLS = (
 # The dimension of a cache in graphs -> its name in the manifest.
 _SLOTS = {"M": "M", "M_routed": "M", "B": "B"}
 _LAYER_PREFIX = "model.layers."
+# Within the name of an expert's weight.
+_EXPERT = ".mlp.experts."
 _ROUTER_PREFIX = "model.radial_router."
 # A decode step reads single rows of these, unless a tied head multiplies by the whole table.
 _TABLES = ("model.embed_tokens.", "model.embed_positions.")
@@ -181,22 +183,30 @@ def describe_cost(
 ) -> m.Cost:
     """Return the cost of a decode step: bytes of weights and caches that it reads, and floating-point operations."""
     layers = [0] * (1 + max(architecture.weights_of))
+    experts = list(layers)
     shared = 0
     for name, size in bytes_read.items():
-        if name.startswith(_LAYER_PREFIX):
+        if name.startswith(_LAYER_PREFIX) and _EXPERT in name:
+            experts[int(name.removeprefix(_LAYER_PREFIX).split(".")[0])] += size
+        elif name.startswith(_LAYER_PREFIX):
             layers[int(name.removeprefix(_LAYER_PREFIX).split(".")[0])] += size
         elif name.startswith(_ROUTER_PREFIX):
             continue  # read once per hop: counted by the code that knows the paths
         elif not name.startswith(_TABLES) or (architecture.tied_embeddings and name.startswith(_TABLES[0])):
             shared += size
+    mixture = architecture.experts
+    count, chosen = (1, 0) if mixture is None else (mixture.count, mixture.chosen)
     entry = 2 * architecture.kv_heads * target.cache_head_dim(architecture.head_dim)
     return m.Cost(
         shared=shared,
-        layers=tuple(layers[layer] for layer in architecture.weights_of),
+        layers=tuple(layers[layer] + chosen * (experts[layer] // count) for layer in architecture.weights_of),
         kv_per_token=entry * target.cache_dtype.bitwidth // 8,
         layer_flops=architecture.layer_flops_per_token,
         router=4 * router_weights,
         router_flops=2 * router_weights,
+        experts=0 if mixture is None else count,
+        experts_per_token=chosen,
+        expert=() if mixture is None else tuple(experts[layer] // count for layer in architecture.weights_of),
     )
 
 

@@ -57,6 +57,7 @@ _TRAINING = (
     "attention_probs_dropout_prob",
     "attn_pdrop",
     "dropout",
+    "emb_pdrop",
     "embd_pdrop",
     "embedding_dropout",
     "hidden_dropout",
@@ -67,8 +68,11 @@ _TRAINING = (
     "layerdrop",
     "loss_type",
     "neftune_noise_alpha",
+    "output_router_logits",
     "resid_pdrop",
     "residual_dropout",
+    "router_aux_loss_coef",
+    "router_jitter_noise",
     "weight_decay",
 )
 # Fields of heads for other tasks; a causal language model does not have their weights.

@@ -11,6 +11,7 @@ from onnxscript import nn
 
 from dynexport.exporter.families.architecture import Architecture, LearnedPositions
 from dynexport.exporter.graph.attention import Attention
+from dynexport.exporter.graph.experts import MixtureOfExperts
 from dynexport.exporter.graph.layers import Embedding, Linear, Mlp, Norm
 from dynexport.exporter.graph.step import FLOAT, LayerCache, LayerStep, Line, Step
 from dynexport.exporter.lowering.target import Target, cast
@@ -44,7 +45,12 @@ class DecoderLayer(nn.Module):
             if a.pre_norms:
                 self.pre_feedforward_layernorm = norm()
             self.post_feedforward_layernorm = norm()
-        self.mlp = Mlp(target, a.hidden_size, a.intermediate_size, a.activation, gated=a.gated_mlp, bias=a.mlp_bias)
+        experts = a.experts_of(index)
+        self.mlp: MixtureOfExperts | Mlp
+        if experts is not None:
+            self.mlp = MixtureOfExperts(target, a, experts)
+        else:
+            self.mlp = Mlp(target, a.hidden_size, a.intermediate_size, a.activation, gated=a.gated_mlp, bias=a.mlp_bias)
 
     def forward(
         self, op: Any, hidden_states: ir.Value, step: LayerStep | Line, cache: LayerCache

@@ -24,6 +24,7 @@ from dynexport.exporter.lowering.storage import Plain, Storage, StoredWeight
 from dynexport.exporter.lowering.target import AttentionInputs
 from dynexport.plugins.graph import add_functions
 from dynexport.plugins.routes import gather_tokens
+from dynexport.runtime.bundle.errors import DynexportError
 from dynexport.runtime.bundle.manifest import Precision
 
 _HALVES = {"fp16": InterleavedHalves(ir.DataType.FLOAT16), "bf16": InterleavedHalves(ir.DataType.BFLOAT16)}
@@ -108,10 +109,15 @@ class PluggedOnnxRuntime(OnnxRuntime):
         return gather_tokens(op, x, chosen)
 
     def rotates_in_attention(self, architecture: Architecture) -> bool:
-        return rotates(architecture) if self._attends else super().rotates_in_attention(architecture)
+        ours = self._attends and not architecture.sinks
+        return rotates(architecture) if ours else super().rotates_in_attention(architecture)
 
     def attention(self, op: Any, inputs: AttentionInputs) -> tuple[ir.Value, ir.Value, ir.Value]:
-        if not self._attends:
+        if inputs.sinks is not None and self._cache_dtype != ir.DataType.FLOAT:
+            raise DynexportError(
+                "kv_cache_dtype: expected auto or fp32, found fp16, which no attention with sinks takes"
+            )
+        if not self._attends or inputs.sinks is not None:
             return super().attention(op, inputs)
         packed: ir.Value = inputs.query
         if inputs.key is not None:

@@ -196,6 +196,10 @@ class Manifest(Part):
 
     def _check_layers(self) -> None:
         layers = self.model.layers
+        if self.cost.expert and not (
+            len(self.cost.expert) == layers and 0 < self.cost.experts_per_token <= self.cost.experts
+        ):
+            raise ValueError(f"cost.expert: expected {layers} layers, and experts_per_token in 1..experts")
         if len(self.cost.layers) != layers:
             raise ValueError(f"cost.layers: expected {layers} as in model.layers, found {len(self.cost.layers)}")
         routed: Layers = ()

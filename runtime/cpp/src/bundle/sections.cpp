@@ -275,6 +275,9 @@ std::size_t read_cost_layers(const Value& value) {
   fields.required("layer_flops", at_least_1);
   fields.optional("router", at_least_0, 0);
   fields.optional("router_flops", at_least_0, 0);
+  fields.optional("experts", at_least_0, 0);
+  fields.optional("experts_per_token", at_least_0, 0);
+  fields.optional("expert", [](const Value& costs) { return list(costs, at_least_0); }, {});
   fields.done();
   return layers;
 }
