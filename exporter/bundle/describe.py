@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from importlib import metadata
 from typing import Any
 
@@ -179,17 +179,28 @@ def mark_trained(
 
 
 def describe_cost(
-    architecture: Architecture, bytes_read: dict[str, int], target: Target, router_weights: int
+    architecture: Architecture,
+    bytes_read: dict[str, int],
+    target: Target,
+    router_weights: int,
+    read_by: Mapping[str, Sequence[int]],
 ) -> m.Cost:
-    """Return the cost of a decode step: bytes of weights and caches that it reads, and floating-point operations."""
+    """Return the cost of a decode step: bytes of weights and caches that it reads, and floating-point operations.
+
+    The bytes of a weight of ``read_by`` count for the layers there, in place of once for the step.
+    """
     layers = [0] * (1 + max(architecture.weights_of))
     experts = list(layers)
+    beside = [0] * architecture.layers
     shared = 0
     for name, size in bytes_read.items():
         if name.startswith(_LAYER_PREFIX) and _EXPERT in name:
             experts[int(name.removeprefix(_LAYER_PREFIX).split(".")[0])] += size
         elif name.startswith(_LAYER_PREFIX):
             layers[int(name.removeprefix(_LAYER_PREFIX).split(".")[0])] += size
+        elif name in read_by:
+            for layer in read_by[name]:
+                beside[layer] += size
         elif name.startswith(_ROUTER_PREFIX):
             continue  # read once per hop: counted by the code that knows the paths
         elif not name.startswith(_TABLES) or (architecture.tied_embeddings and name.startswith(_TABLES[0])):
@@ -199,7 +210,10 @@ def describe_cost(
     entry = 2 * architecture.kv_heads * target.cache_head_dim(architecture.head_dim)
     return m.Cost(
         shared=shared,
-        layers=tuple(layers[layer] + chosen * (experts[layer] // count) for layer in architecture.weights_of),
+        layers=tuple(
+            layers[layer] + chosen * (experts[layer] // count) + more
+            for layer, more in zip(architecture.weights_of, beside, strict=True)
+        ),
         kv_per_token=entry * target.cache_dtype.bitwidth // 8,
         layer_flops=architecture.layer_flops_per_token,
         router=4 * router_weights,

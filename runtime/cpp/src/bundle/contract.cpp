@@ -243,7 +243,7 @@ bool check_loop_exit(const Value& value) {
   fields.optional(
       "rule",
       [](const Value& rule) {
-        return choice(rule, {"none", "hazard"});
+        return choice(rule, {"none", "hazard", "change"});
       },
       0);
   fields.optional("threshold", below_one, 0.5);
