@@ -293,7 +293,8 @@ def _write_graphs(
             profiles = target.profiles(plan, context)
             graphs += describe.describe_graphs(graph, plan, profiles)
     programs, routing = strategy.programs(contract, plans, depths), strategy.routing(contract, plans)
-    limits, ragged = strategy.limits(contract, context, plans), routing is None and target.attends_ragged
+    limits = strategy.limits(contract, context, plans)
+    ragged = routing is None and target.attends_ragged and not architecture.sinks
     manifest = m.Manifest(
         schema_version=m.SCHEMA_VERSION,
         contract=contract,
