@@ -137,8 +137,7 @@ Decisions DecisionReader::of_row(const std::int64_t* choices, const float* score
         made.ran[at((layers_->layers[at(place)] + more) * tokens + token)] = choice == 1 ? 1 : 0;
       }
       if (layers_ != nullptr) continue;
-      if (choice >= 0 && choice < manifest_.model.layers)
-        made.ran[at(choice * tokens + token)] = 1;
+      if (choice >= 0 && choice < manifest_.model.layers) made.ran[at(choice * tokens + token)] = 1;
     }
   }
   return made;
@@ -149,6 +148,23 @@ Decisions DecisionReader::unrouted(const std::vector<std::uint8_t>& active, std:
   made.tokens = tokens;
   for (const std::uint8_t runs : active) made.ran.insert(made.ran.end(), at(tokens), runs);
   return made;
+}
+
+std::optional<Read> DecisionReader::first(const Decisions* decisions, std::int64_t tokens,
+                                          const std::vector<std::uint8_t>& active) const {
+  if (decisions == nullptr) {
+    Read found;
+    for (const std::uint8_t runs : active) found.entries.push_back(runs != 0 ? tokens : 0);
+    found.decisions.push_back(unrouted(active, tokens));
+    return found;
+  }
+  const auto counts = [](std::int64_t count) { return count != 0; };
+  const bool mixed = paths_ != nullptr && paths_->places_are_layers;
+  if (mixed || std::any_of(decisions->overflow.begin(), decisions->overflow.end(), counts)) return std::nullopt;
+  Decisions kept = of_row(decisions->choices.data(), decisions->scores.data(), decisions->margins.data(),
+                          decisions->tokens, tokens, active);
+  const Longs one{tokens}, position{0};
+  return Read{entries(kept.choices, {one, position, active, 0, tokens}), {std::move(kept)}};
 }
 
 Longs DecisionReader::layers_run(const Decisions& decisions) const {
