@@ -82,12 +82,14 @@ class Source(Part):
         config_sha256: sha256 of ``config`` as JSON with sorted keys.
         config: content of its config.json, as rewritten by the importer if there was one.
         importer: name of the importer for checkpoints of other routing code; None for a checkpoint that needs none.
+        adapter: path of the LoRA adapter that is merged into the weights, as the user gave it; None without one.
     """
 
     model: str
     config_sha256: str
     config: dict[str, Any]
     importer: str | None = None
+    adapter: str | None = None
 
 
 class File(Part):

@@ -298,6 +298,7 @@ bool check_source(const Value& value) {
   fields.required("config_sha256", text);
   fields.required("config", any_object);
   fields.optional("importer", nullable(text), std::nullopt);
+  fields.optional("adapter", nullable(text), std::nullopt);
   fields.done();
   return true;
 }
