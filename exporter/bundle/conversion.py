@@ -162,6 +162,7 @@ def _build(reader: WeightReader, options: ConvertOptions, target: Target) -> _Bu
             f"out a part of the model, found {contract.strategy}"
         )
     architecture = strategy.architecture(contract, architecture)
+    reader.architecture = replace(reader.architecture, sources=architecture.sources)
     layers = architecture.layers
     strategy.check(contract, architecture, target)
     if options.kv_cache_dtype == "int8" and (why := strategy.without_int8_caches(contract)):
