@@ -134,6 +134,21 @@ FAMILIES |= {
         "swiglu_limit": 1.0,
     },
 }
+# Families that run with the strategy alone that they declare.
+LOOPED: dict[str, dict[str, Any]] = {
+    "huginn_raven": {
+        "n_embd": 32,
+        "n_heads": 4,
+        "n_layers": LAYERS,
+        "n_layers_in_prelude": 1,
+        "n_layers_in_recurrent_block": 2,
+        "n_layers_in_coda": 1,
+        "mean_recurrence": 2,
+        "intermediate_size": 44,
+        "vocab_size": VOCABULARY,
+        "block_size": 64,
+    },
+}
 _LLAMA3_ROTARY = {
     "rope_type": "llama3",
     "rope_theta": 100.0,

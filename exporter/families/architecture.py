@@ -164,12 +164,15 @@ class Architecture:
         shared_norm: whether attention and MLP of a parallel layer take the output of one norm.
         pre_norms: whether there are norms before attention and before the MLP (olmo2 has none).
         post_norms: whether there are norms after attention and after the MLP, before the residual add (gemma2).
+        norms_of_sums: whether those norms are applied after the residual add instead, to its sum (huginn_raven).
         qk_norm: what the norms of query and key take: each head by itself, or all heads together; None: no norms.
         qkv_clip: the bound that queries, keys and values are clipped to, after their norms; None without one.
         sinks: whether every query head has a score of its own beside those of the keys, which takes part of the
             probability and has no value (gpt_oss).
         experts: the mixture of experts in place of the MLP of some layers; None without one.
-        loops: how often a token runs all layers, as the config of a looped family says.
+        as_declared: whether only graphs of the strategy that the family's own fields declare compute all of a model.
+        loops: how often a token runs the layers that a looped family repeats, as its config says.
+        loop_body: first and last of those layers; None: all of them.
         exit_threshold: threshold of the family's rule for leaving before the last loop; None without one.
         weights_of: for each layer that a token runs, the layer whose weights it has: itself, but in looped models.
         sources: tensor of the graph -> its checkpoint tensors, where the Hugging Face name or layout differs.
@@ -204,6 +207,7 @@ class Architecture:
     experts: Experts | None = None
     pre_norms: bool = True
     post_norms: bool = False
+    norms_of_sums: bool = False
     qkv_bias: bool = False
     attention_output_bias: bool = False
     mlp_bias: bool = False
@@ -212,7 +216,9 @@ class Architecture:
     sliding_positions: Rotary | None = None
     windows: tuple[int | None, ...] = ()
     rotary_layers: tuple[bool, ...] = ()
+    as_declared: bool = False
     loops: int = 1
+    loop_body: tuple[int, int] | None = None
     exit_threshold: float | None = None
     weights_of: tuple[int, ...] = ()
     sources: Mapping[str, Source] = field(default_factory=dict)

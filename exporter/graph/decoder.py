@@ -84,6 +84,8 @@ class DecoderLayer(nn.Module):
             attention = op.Mul(attention, a.residual_scale)
         normed, residual = self._before_mlp(op, hidden_states, attention)
         mlp = self.mlp(op, normed)
+        if a.norms_of_sums:
+            return self.post_feedforward_layernorm(op, mlp, residual)[0]
         if a.post_norms:
             mlp = self.post_feedforward_layernorm(op, mlp)
         if a.residual_scale is not None:
@@ -94,6 +96,9 @@ class DecoderLayer(nn.Module):
         """Return the MLP's input and the residual stream after attention."""
         a = self.architecture
         norm = self.post_attention_layernorm
+        if a.norms_of_sums:
+            residual = norm(op, attention, hidden_states)[0]
+            return self.pre_feedforward_layernorm(op, residual), residual
         if a.post_norms:
             attention = norm(op, attention)
             if not a.pre_norms:

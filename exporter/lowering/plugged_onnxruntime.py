@@ -38,8 +38,8 @@ class PluggedOnnxRuntime(OnnxRuntime):
     Args:
         precision: as for ``OnnxRuntime``.
         segments: as for ``OnnxRuntime``.
-        caches: the type of keys and values: "fp32" or "fp16"; "int8" for graphs whose attention is ONNX Runtime's own,
-            with float32 caches, which ``make_caches_int8`` changes; "auto" for fp32.
+        caches: the type of keys and values: "fp32" or "fp16"; "int8" for graphs with float32 caches, which
+            ``make_caches_int8`` changes; "auto" for fp32.
         options: those of ``OnnxRuntime``.
     """
 
@@ -47,6 +47,7 @@ class PluggedOnnxRuntime(OnnxRuntime):
     nearest = RoundedBlocks(bits=4, zero=8)
 
     routes_at_once = True
+    attends_ragged = True
 
     def __init__(
         self,
@@ -57,9 +58,7 @@ class PluggedOnnxRuntime(OnnxRuntime):
         **options: Any,
     ) -> None:
         super().__init__(precision, segments, **options)
-        half = caches == "fp16"
-        self._cache_dtype = ir.DataType.FLOAT16 if half else ir.DataType.FLOAT
-        self._attends = caches != "int8"
+        self._cache_dtype = ir.DataType.FLOAT16 if caches == "fp16" else ir.DataType.FLOAT
 
     @property
     def cache_dtype(self) -> ir.DataType:
@@ -105,15 +104,15 @@ class PluggedOnnxRuntime(OnnxRuntime):
         return gather_tokens(op, x, chosen)
 
     def rotates_in_attention(self, architecture: Architecture) -> bool:
-        ours = self._attends and not architecture.sinks
-        return rotates(architecture) if ours else super().rotates_in_attention(architecture)
+        return super().rotates_in_attention(architecture) if architecture.sinks else rotates(architecture)
 
     def attention(self, op: Any, inputs: AttentionInputs) -> tuple[ir.Value, ir.Value, ir.Value]:
         if inputs.sinks is not None and self._cache_dtype != ir.DataType.FLOAT:
             raise DynexportError(
-                "kv_cache_dtype: expected auto or fp32, found fp16, which no attention with sinks takes"
+                f"kv_cache_dtype: expected auto or fp32, found {self._cache_dtype.name.lower()}, which no attention "
+                "with sinks takes"
             )
-        if not self._attends or inputs.sinks is not None:
+        if inputs.sinks is not None:
             return super().attention(op, inputs)
         packed: ir.Value = inputs.query
         if inputs.key is not None:

@@ -85,6 +85,7 @@ class Target(ABC):
         plugins: whether graphs may use dynexport's custom operators; ``add_rows`` requires them.
         selects_weights: whether a graph may take the weights of layers that are chosen in the run.
         routes_at_once: whether graphs may use dynexport's CPU operators of routed layers.
+        attends_ragged: whether ``attention`` takes several tokens of several rows over caches that hold entries.
         top_k_limit: largest k of ``top_k`` per row; None: no limit.
         appends_once: whether a call may append to a cache only once.
         shares_of_batches: whether a size can be a share of rows times tokens.
@@ -102,6 +103,7 @@ class Target(ABC):
     plugins: bool = False
     selects_weights: bool = False
     routes_at_once: bool = False
+    attends_ragged: bool = False
     top_k_limit: int | None = None
     appends_once: bool = False
     shares_of_batches: bool = True

@@ -75,7 +75,6 @@ class DecoderLayers:
 
     Attributes:
         modules: transformers' modules, in order.
-        name: name of the module list that holds them.
         input_norm: name, within a layer, of the norm that it begins with; None if it begins with another module.
     """
 
@@ -89,7 +88,7 @@ class DecoderLayers:
             DynexportError: when this version of transformers calls layers in an unknown way.
         """
         self._model = model
-        self.name, self.modules = find_layers(model)
+        self.modules = find_layers(model)[1]
         longest = min(3, getattr(model.config, "max_position_embeddings", None) or 3)
         sizes = ((3, max(1, longest - 1)), (4, longest))
         first, second = (self._probe(rows, tokens) for rows, tokens in sizes)
@@ -299,17 +298,20 @@ def tested_version() -> str:
     )
 
 
-def find_layers(model: Any) -> tuple[str, list[Any]]:
-    """Return the name and the modules of the list of decoder layers, found by its length.
+def find_layers(model: Any) -> tuple[list[str], list[Any]]:
+    """Return names and modules of the decoder layers: the module list of their number, or a model's ``layer_names``.
 
     Raises:
         DynexportError: when no module list has ``num_hidden_layers`` entries.
     """
     from torch import nn
 
+    named = getattr(model, "layer_names", None)  # our own models with several lists
+    if named is not None:
+        return named, [model.get_submodule(name) for name in named]
     for name, module in model.named_modules():
         if isinstance(module, nn.ModuleList) and len(module) == model.config.num_hidden_layers:
-            return name, list(module)
+            return [f"{name}.{index}" for index in range(len(module))], list(module)
     raise DynexportError(
         f"{type(model).__name__}: expected a list of {model.config.num_hidden_layers} layers, found none"
     )

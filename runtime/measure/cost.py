@@ -46,7 +46,7 @@ def layer_bytes(manifest: Manifest, ran: Array, entries: Array) -> int:
     cost = manifest.cost
     weights = cost.shared + sum(
         cost.layers[layer] + more_experts(cost, layer, int(ran[layer].sum()))
-        for layer in np.flatnonzero(ran.any(axis=1))
+        for layer in np.flatnonzero(ran.any(axis=1)).tolist()
     )
     return weights + int(entries[ran].sum()) * cost.kv_per_token
 

@@ -9,7 +9,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from tiny_models import FAMILIES, LAYERS, VOCABULARY
+from tiny_models import FAMILIES as CONVERTED
+from tiny_models import LAYERS, LOOPED, VOCABULARY
 
 from dynexport.exporter.families import asked_fields, find_family, read_architecture
 from dynexport.exporter.families.class_defaults import CLASS_DEFAULTS
@@ -17,6 +18,7 @@ from dynexport.exporter.families.class_fields import HARMLESS, NEUTRAL
 from dynexport.exporter.reference import own_models
 from dynexport.runtime.bundle.errors import DynexportError
 
+FAMILIES = CONVERTED | LOOPED
 # A default that follows from other fields, and a value that is not it.
 CHANGES: dict[str, Any] = {
     "early_exit_threshold": 0.5,
@@ -31,6 +33,7 @@ CHANGES: dict[str, Any] = {
     "quantization_config": {"quant_method": "gptq", "bits": 4},
     "rope_parameters": {"rope_type": "linear", "factor": 2.0, "rope_theta": 1e4},
     "sliding_window": 3,
+    "test_time_noise": 0.5,
     "transformers_weights": "other.safetensors",
     "use_bidirectional_attention": True,
     "word_embed_proj_dim": 16,

@@ -215,6 +215,17 @@ Routing read_routing(const Value& value) {
   return path_routing(Value(value.json(), value, "paths"));
 }
 
+std::optional<Drafting> read_drafting(const Value& value) {
+  if (value.json().is_null()) return std::nullopt;
+  Fields fields(value);
+  Drafting result;
+  result.most = fields.required("most", [](const Value& most) { return at_most(most, kMostDrafts); });
+  result.keep = fields.optional("keep", nullable(layers), std::nullopt);
+  result.gain = fields.required("gain", above_0);
+  fields.done();
+  return result;
+}
+
 Limits read_limits(const Value& value) {
   Fields fields(value);
   Limits result;
