@@ -287,7 +287,8 @@ std::size_t read_cost_layers(const Value& value) {
   fields.optional("router_flops", at_least_0, 0);
   fields.optional("experts", at_least_0, 0);
   fields.optional("experts_per_token", at_least_0, 0);
-  fields.optional("expert", [](const Value& costs) { return list(costs, at_least_0); }, {});
+  fields.optional(
+      "expert", [](const Value& costs) { return list(costs, at_least_0); }, std::vector<std::int64_t>{});
   fields.done();
   return layers;
 }
