@@ -9,7 +9,6 @@ from pathlib import Path
 
 import numpy as np
 
-from dynexport.exporter.checkpoint import open_checkpoint
 from dynexport.exporter.checkpoint.sizes import check_sizes
 from dynexport.exporter.families import read_architecture
 from dynexport.exporter.parity import ladder
@@ -35,7 +34,7 @@ from dynexport.exporter.reference.int8_caches import has_rounded_caches, is_roun
 from dynexport.exporter.reference.loading import fits_in_memory
 from dynexport.exporter.reference.weights import Weights
 from dynexport.exporter.strategies import strategies
-from dynexport.exporter.strategies.importing import find_importer
+from dynexport.exporter.strategies.importing import open_imported
 from dynexport.runtime.bundle.bundle import Bundle
 from dynexport.runtime.bundle.checks import checked_count, checked_ids, checked_kind, checked_list
 from dynexport.runtime.bundle.errors import DynexportError
@@ -308,7 +307,7 @@ def _golden(bundle: Bundle, executor: Executor) -> Iterator[Measurement]:
 def _weights(bundle: Bundle, against: str | Path) -> Weights:
     """Return the model in PyTorch; raise DynexportError if it is not the bundle's."""
     manifest = bundle.manifest
-    checkpoint = open_checkpoint(against, importer=find_importer(manifest.source.importer))
+    checkpoint = open_imported(against, manifest.source.importer)
     check_sizes(checkpoint)
     architecture = strategies()[manifest.contract.strategy].architecture(
         manifest.contract, read_architecture(checkpoint.config)
