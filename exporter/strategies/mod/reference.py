@@ -295,7 +295,7 @@ def top_k_count(contract: Mod, tokens: int) -> int:
 
 
 def top_k(contract: Mod, score: FloatArray) -> tuple[BoolArray, FloatArray]:
-    """Choose the tokens with the k largest r; the lower position wins ties.
+    """Choose the tokens with the k largest r, the lower position on ties; with ``boundary`` k-1, those above the k-th.
 
     Args:
         contract: the contract, for its capacity.
@@ -310,6 +310,9 @@ def top_k(contract: Mod, score: FloatArray) -> tuple[BoolArray, FloatArray]:
     k = top_k_count(contract, len(score))
     order = sorted(range(len(score)), key=lambda position: (-score[position], position))
     chosen[order[:k]] = True
-    worst_in = score[order[k - 1]]
-    best_out = score[order[k]] if k < len(order) else np.float32(-np.inf)
+    if contract.boundary == "k-1":
+        kth = score[order[k - 1]]
+        chosen = score > kth if k > 1 else score == kth
+    worst_in = score[chosen].min(initial=np.inf)
+    best_out = score[~chosen].max(initial=-np.inf)
     return chosen, np.where(chosen, score - best_out, worst_in - score).astype(np.float32)

@@ -278,6 +278,11 @@ def _top_k(op: Any, contract: Mod, score: ir.Value, routing: Routing) -> tuple[i
     places, runs = routing.target.top_k(op, op.Squeeze(masked, [0]), counts, most)
     nobody = op.Mul(op.Cast(op.Squeeze(routing.real, [0]), to=INT64), 0)
     chosen = op.Unsqueeze(op.Greater(op.ScatterElements(nobody, places, runs, axis=1), 0), [0])
+    if contract.boundary == "k-1":
+        kth = op.ReduceMin(op.Where(chosen, score, float("inf")), [2])
+        several = op.Unsqueeze(op.Greater(counts, 1), [0, 2])
+        chosen = op.Or(op.Greater(score, kth), op.And(op.Not(several), op.Equal(score, kth)))
+        chosen = op.And(chosen, routing.real)
     worst_in = op.ReduceMin(op.Where(chosen, score, float("inf")), [2])
     best_out = op.ReduceMax(op.Where(chosen, float("-inf"), masked), [2])  # minus infinity where all are chosen
     return chosen, op.Where(chosen, op.Sub(score, best_out), op.Sub(worst_in, score))

@@ -35,6 +35,7 @@ from dynexport.exporter.strategies.mod.importers import IMPORTERS
 from dynexport.exporter.strategies.mod.oracle import RoutedOracle
 from dynexport.exporter.strategies.mod.plan import RoutedPlan
 from dynexport.exporter.strategies.mod.routing import Predictor
+from dynexport.exporter.strategies.mod.supported import check_supported
 from dynexport.exporter.strategies.mod.writer import RoutedWriter
 from dynexport.exporter.strategies.strategy import Strategy
 from dynexport.runtime.bundle.bundle import Bundle
@@ -50,7 +51,7 @@ class ModStrategy(Strategy[Mod, RoutedPlan]):
 
     name = "mod"
     summary = "a router per layer chooses the tokens that run in it"
-    tensors = r"(model\.)?layers\.\d+\.mod_(router|predictor)\..+"
+    tensors = r"(model\.)?layers\.\d+\.mod_(router|mlp_router|predictor|adapter)\..+"
     importers = IMPORTERS
     sample = "mod"
     plugin_fields = MappingProxyType({"prefill": "topk"})  # a custom operator computes top-k
@@ -60,6 +61,7 @@ class ModStrategy(Strategy[Mod, RoutedPlan]):
             raise _no_routed_layers(checkpoint)
 
     def check(self, contract: Mod, architecture: Architecture, target: Target) -> None:
+        check_supported(contract)
         if architecture.sliding_positions is not None:
             raise DynexportError(
                 f"mod: expected one set of rotary positions, found {architecture.family}, whose layers with a window "

@@ -76,7 +76,7 @@ def _config(stored: Checkpoint, fields: OwnFields) -> dict[str, Any]:
     heads = fields.integer("n_heads")
     fields.drop("multiple_of", "ffn_dim_multiplier", "vocab_size")  # the tensors tell what follows from these
     sizes = [_rows(stored, name) for name in ("tok_embeddings.weight", "layers.0.feed_forward.w1.weight")]
-    config = {
+    config: dict[str, Any] = {
         "model_type": "llama",
         "hidden_size": fields.integer("dim"),
         "num_hidden_layers": fields.integer("n_layers"),
