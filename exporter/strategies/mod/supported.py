@@ -11,9 +11,7 @@ def check_supported(contract: Mod) -> None:
     for name in ("target", "skipped_kv", "router", "skip_branch", "affine", "keep_first", "level"):
         found = getattr(contract, name)
         if found != Mod.model_fields[name].default:
-            raise DynexportError(
-                f"mod: {name}: expected the field's default, as no graph has others yet, found {found}"
-            )
+            raise DynexportError(f"mod: {name}: expected the field's default, as graphs have no others, found {found}")
 
 
 __all__ = ["check_supported"]
