@@ -154,6 +154,7 @@ def _build(reader: WeightReader, options: ConvertOptions, target: Target) -> _Bu
     target.longest_prompt(architecture.max_length)  # refused now rather than when weights are written
     strategy = strategies()[contract.strategy]
     architecture = strategy.architecture(contract, architecture)
+    reader.architecture = replace(reader.architecture, sources=architecture.sources)
     layers = architecture.layers
     strategy.check(contract, architecture, target)
     if options.kv_cache_dtype == "int8" and (why := strategy.without_int8_caches(contract)):

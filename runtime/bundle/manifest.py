@@ -29,7 +29,7 @@ from dynexport.runtime.bundle.graphs import (
 )
 from dynexport.runtime.bundle.model import Bytes, Cost, Model, Tokens
 from dynexport.runtime.bundle.plain_files import hash_plain
-from dynexport.runtime.bundle.routing import LayerRouting, Layers, PathRouting, Routing
+from dynexport.runtime.bundle.routing import LayerPart, LayerRouting, Layers, PathRouting, Routing
 
 SCHEMA_VERSION = 2
 MANIFEST = "manifest.json"
@@ -326,6 +326,7 @@ __all__ = [
     "File",
     "Graph",
     "GraphSet",
+    "LayerPart",
     "LayerRouting",
     "Limits",
     "Manifest",

@@ -181,6 +181,8 @@ class ModFields(Part):
                     "level: expected token with target mlp or attention+mlp, skipped_kv own or keep_first, as the "
                     "decision about a sequence is whether its tokens have entries, found sequence"
                 )
+            if self.gate != "none":
+                yield f"gate: expected none with level sequence, found {self.gate}"
             if self.cache.capacity != 1:
                 yield f"cache.capacity: expected 1 with level sequence, found {self.cache.capacity:g}"
 
@@ -203,19 +205,14 @@ class ModFields(Part):
         return 2 if self.target == _BOTH else 1
 
     @property
-    def attention_skips(self) -> bool:
-        """Whether tokens may skip attention."""
-        return self.target != _MLP
-
-    @property
-    def mlp_skips(self) -> bool:
-        """Whether tokens may skip the MLP."""
-        return self.target != _ATTENTION
-
-    @property
     def all_have_entries(self) -> bool:
         """Whether every token has an entry in a routed layer's cache."""
         return self.target == _MLP or self.skipped_kv == "own"
+
+    @property
+    def whole_prompts(self) -> bool:
+        """Whether a decision depends on a whole prompt, which can then not be cut."""
+        return self.prefill == "topk" or self.level == "sequence"
 
     def threshold(self, layer: int) -> float:
         """Return the threshold of a routed layer."""

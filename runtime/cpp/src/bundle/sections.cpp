@@ -100,11 +100,21 @@ CachePart cache_part(const Value& value) {
   return result;
 }
 
+std::vector<std::string> parts_of_layers(const Value& value) {
+  static const std::vector<std::string> known{"layer", "attention", "mlp"};
+  const std::vector<std::string> found = list(value, [](const Value& part) {
+    return known[static_cast<std::size_t>(choice(part, {"layer", "attention", "mlp"}))];
+  });
+  if (found.empty() || found.size() > 2) value.refuse("expected one or two parts, found " + std::to_string(found.size()));
+  return found;
+}
+
 LayerRouting layer_routing(const Value& value) {
   Fields fields(value);
   LayerRouting result;
   fields.required("kind", text);
   result.layers = fields.required("layers", layers);
+  result.parts = fields.optional("parts", parts_of_layers, std::vector<std::string>{"layer"});
   result.span = fields.optional("span", size, 1);
   result.skipped_kv = fields.optional(
       "skipped_kv",
