@@ -225,6 +225,17 @@ Routing read_routing(const Value& value) {
   return path_routing(Value(value.json(), value, "paths"));
 }
 
+std::optional<Drafting> read_drafting(const Value& value) {
+  if (value.json().is_null()) return std::nullopt;
+  Fields fields(value);
+  Drafting result;
+  result.most = fields.required("most", [](const Value& most) { return at_most(most, kMostDrafts); });
+  result.keep = fields.optional("keep", nullable(layers), std::nullopt);
+  result.gain = fields.required("gain", above_0);
+  fields.done();
+  return result;
+}
+
 Limits read_limits(const Value& value) {
   Fields fields(value);
   Limits result;
@@ -274,6 +285,9 @@ std::size_t read_cost_layers(const Value& value) {
   fields.required("layer_flops", at_least_1);
   fields.optional("router", at_least_0, 0);
   fields.optional("router_flops", at_least_0, 0);
+  fields.optional("experts", at_least_0, 0);
+  fields.optional("experts_per_token", at_least_0, 0);
+  fields.optional("expert", [](const Value& costs) { return list(costs, at_least_0); }, {});
   fields.done();
   return layers;
 }
