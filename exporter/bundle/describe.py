@@ -279,10 +279,15 @@ def _named_ids(checkpoint: Checkpoint, name: str) -> tuple[int, ...]:
 
 
 def describe_source(checkpoint: Checkpoint) -> m.Source:
-    """Return the checkpoint's name, its config and the config's hash."""
+    """Return the checkpoint's name, its config and the config's hash, and its importer."""
     config = json.dumps(checkpoint.config, sort_keys=True)
     digest = hashlib.sha256(config.encode()).hexdigest()
-    return m.Source(model=printable(checkpoint.source), config_sha256=digest, config=checkpoint.config)
+    return m.Source(
+        model=printable(checkpoint.source),
+        config_sha256=digest,
+        config=checkpoint.config,
+        importer=checkpoint.importer,
+    )
 
 
 def tool_versions() -> dict[str, str]:

@@ -39,7 +39,11 @@ _routing_options = options(
         help="A field of the routing contract, as JSON or text; a.b sets field b of a. May be given several times.",
     ),
     click.option(
-        "--import", "importer", metavar="NAME", help="Read a checkpoint of another routing library; NAME is astramind."
+        "--import",
+        "importer",
+        metavar="NAME",
+        help="Read a checkpoint that other routing code has written; NAME is astramind, flexidepth, skipgpt, d-llm, "
+        "mindskip or dlo.  [default: the one that knows its config and tensors]",
     ),
     click.option(
         "--adapter",
