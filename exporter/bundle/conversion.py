@@ -307,7 +307,11 @@ def _write_graphs(
         routing=strategy.routing(contract, plans),
         limits=describe.describe_limits(graphs, programs, strategy.limits(contract, context, plans)),
         cost=describe.describe_cost(
-            architecture, weights.bytes_read, target, strategy.router_weights(contract, architecture)
+            architecture,
+            weights.bytes_read,
+            target,
+            strategy.router_weights(contract, architecture),
+            strategy.cost_parts(contract),
         ),
         operators=describe.our_operators([graph for graph, _ in built.graphs]),
         tokens=describe.describe_tokens(checkpoint, architecture.vocab_size),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Callable, Iterable, Sequence
 from importlib import metadata
 from typing import Any
@@ -15,6 +16,7 @@ from dynexport.exporter.families.architecture import Architecture
 from dynexport.exporter.lowering.plan import GraphPlan, PartPlan, SlotRule
 from dynexport.exporter.lowering.target import Target
 from dynexport.exporter.strategies import Strategy, declared_contract
+from dynexport.exporter.strategies.strategy import CostPart
 from dynexport.plugins.schema import DOMAIN
 from dynexport.runtime.bundle import manifest as m
 from dynexport.runtime.bundle.contract import UNDECLARED, AnyContract, parse_contract
@@ -171,7 +173,11 @@ def mark_trained(
 
 
 def describe_cost(
-    architecture: Architecture, bytes_read: dict[str, int], target: Target, router_weights: int
+    architecture: Architecture,
+    bytes_read: dict[str, int],
+    target: Target,
+    router_weights: int,
+    parts: Sequence[CostPart] = (),
 ) -> m.Cost:
     """Return the cost of a decode step: bytes of weights and caches that it reads, and floating-point operations."""
     layers = [0] * (1 + max(architecture.weights_of))
@@ -183,6 +189,9 @@ def describe_cost(
             continue  # read once per hop: counted by the code that knows the paths
         elif not name.startswith(_TABLES) or (architecture.tied_embeddings and name.startswith(_TABLES[0])):
             shared += size
+    found = [_part_cost(part, bytes_read) for part in parts]
+    for part, cost in zip(parts, found, strict=True):
+        layers[part.layer] -= cost.skip
     entry = 2 * architecture.kv_heads * target.cache_head_dim(architecture.head_dim)
     return m.Cost(
         shared=shared,
@@ -191,7 +200,17 @@ def describe_cost(
         layer_flops=architecture.layer_flops_per_token,
         router=4 * router_weights,
         router_flops=2 * router_weights,
+        parts=tuple(found),
     )
+
+
+def _part_cost(part: CostPart, bytes_read: dict[str, int]) -> m.PartCost:
+    prefix = f"{_LAYER_PREFIX}{part.layer}."
+    of_layer = {name.removeprefix(prefix): size for name, size in bytes_read.items() if name.startswith(prefix)}
+    run, skip = (
+        sum(size for name, size in of_layer.items() if re.fullmatch(names, name)) for names in (part.run, part.skip)
+    )
+    return m.PartCost(run=run, skip=skip)
 
 
 def our_operators(graphs: Sequence[ir.Model]) -> tuple[str, ...]:

@@ -139,8 +139,7 @@ Decisions DecisionReader::of_row(const std::int64_t* choices, const float* score
         ran = choice == 1 || (!first && ran != 0) ? 1 : 0;
       }
       if (layers_ != nullptr) continue;
-      if (choice >= 0 && choice < manifest_.model.layers)
-        made.ran[at(choice * tokens + token)] = 1;
+      if (choice >= 0 && choice < manifest_.model.layers) made.ran[at(choice * tokens + token)] = 1;
     }
   }
   return made;
