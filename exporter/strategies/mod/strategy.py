@@ -27,12 +27,12 @@ from dynexport.exporter.lowering.target import Target
 from dynexport.exporter.reference import Oracle
 from dynexport.exporter.reference.weights import Weights
 from dynexport.exporter.strategies.calibration import Calibration, CalibrationOptions
-from dynexport.exporter.strategies.mod.astramind import ASTRAMIND
 from dynexport.exporter.strategies.mod.caches import filled_chunk, routed_slots
 from dynexport.exporter.strategies.mod.calibrate import calibrate
 from dynexport.exporter.strategies.mod.constants import route_differences
 from dynexport.exporter.strategies.mod.costs import cost_parts
 from dynexport.exporter.strategies.mod.describe import describe
+from dynexport.exporter.strategies.mod.importers import IMPORTERS
 from dynexport.exporter.strategies.mod.oracle import RoutedOracle
 from dynexport.exporter.strategies.mod.plan import RoutedPlan
 from dynexport.exporter.strategies.mod.routers import attach_routers
@@ -62,7 +62,7 @@ class ModStrategy(Strategy[Mod, RoutedPlan]):
     name = "mod"
     summary = "a router per layer chooses the tokens that run in it"
     tensors = r"(model\.)?layers\.\d+\.mod_(router|mlp_router|predictor|adapter)\..+"
-    importers = (ASTRAMIND,)
+    importers = IMPORTERS
     sample = "mod"
     plugin_fields = MappingProxyType({"prefill": "topk"})  # a custom operator computes top-k
 

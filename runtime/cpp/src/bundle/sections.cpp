@@ -230,6 +230,17 @@ Routing read_routing(const Value& value) {
   return path_routing(Value(value.json(), value, "paths"));
 }
 
+std::optional<Drafting> read_drafting(const Value& value) {
+  if (value.json().is_null()) return std::nullopt;
+  Fields fields(value);
+  Drafting result;
+  result.most = fields.required("most", [](const Value& most) { return at_most(most, kMostDrafts); });
+  result.keep = fields.optional("keep", nullable(layers), std::nullopt);
+  result.gain = fields.required("gain", above_0);
+  fields.done();
+  return result;
+}
+
 Limits read_limits(const Value& value) {
   Fields fields(value);
   Limits result;
@@ -290,6 +301,10 @@ CostSizes read_cost_sizes(const Value& value) {
   fields.optional("router", at_least_0, 0);
   fields.optional("router_flops", at_least_0, 0);
   found.parts = fields.optional("parts", check_part_costs, 0);
+  fields.optional("experts", at_least_0, 0);
+  fields.optional("experts_per_token", at_least_0, 0);
+  fields.optional(
+      "expert", [](const Value& costs) { return list(costs, at_least_0); }, std::vector<std::int64_t>{});
   fields.done();
   return found;
 }
@@ -310,6 +325,7 @@ bool check_source(const Value& value) {
   fields.required("config_sha256", text);
   fields.required("config", any_object);
   fields.optional("importer", nullable(text), std::nullopt);
+  fields.optional("adapter", nullable(text), std::nullopt);
   fields.done();
   return true;
 }

@@ -152,6 +152,23 @@ Decisions DecisionReader::unrouted(const std::vector<std::uint8_t>& active, std:
   return made;
 }
 
+std::optional<Read> DecisionReader::first(const Decisions* decisions, std::int64_t tokens,
+                                          const std::vector<std::uint8_t>& active) const {
+  if (decisions == nullptr) {
+    Read found;
+    for (const std::uint8_t runs : active) found.entries.push_back(runs != 0 ? tokens : 0);
+    found.decisions.push_back(unrouted(active, tokens));
+    return found;
+  }
+  const auto counts = [](std::int64_t count) { return count != 0; };
+  const bool mixed = paths_ != nullptr && paths_->places_are_layers;
+  if (mixed || std::any_of(decisions->overflow.begin(), decisions->overflow.end(), counts)) return std::nullopt;
+  Decisions kept = of_row(decisions->choices.data(), decisions->scores.data(), decisions->margins.data(),
+                          decisions->tokens, tokens, active);
+  const Longs one{tokens}, position{0};
+  return Read{entries(kept.choices, {one, position, active, 0, tokens}), {std::move(kept)}};
+}
+
 Longs DecisionReader::layers_run(const Decisions& decisions) const {
   Longs found(at(decisions.tokens));
   for (std::size_t i = 0; paths_ != nullptr && i < decisions.choices.size(); ++i)
