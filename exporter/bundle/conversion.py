@@ -318,6 +318,7 @@ def _write_graphs(
             weights.bytes_read,
             target,
             strategy.router_weights(contract, architecture),
+            strategy.cost_parts(contract),
             strategy.read_by(contract, architecture.layers),
         ),
         operators=describe.our_operators([graph for graph, _ in built.graphs]),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
 import onnx_ir as ir
@@ -29,6 +30,21 @@ from dynexport.runtime.bundle.manifest import Depth, Manifest
 PHASES: dict[m.ProfileName, m.Phase] = {"prefill": "prompt", "decode": "decode"}
 ContractT = TypeVar("ContractT", bound=AnyContract)
 PlanT = TypeVar("PlanT", bound=GraphPlan)
+
+
+@dataclass(frozen=True)
+class CostPart:
+    """The weights of a layer that depend on one decision: regular expressions of their names within the layer.
+
+    Attributes:
+        layer: the layer's number.
+        run: the weights that only running tokens need.
+        skip: the weights that only skipping tokens need.
+    """
+
+    layer: int
+    run: str
+    skip: str
 
 
 class Strategy(ABC, Generic[ContractT, PlanT]):
@@ -146,6 +162,10 @@ class Strategy(ABC, Generic[ContractT, PlanT]):
         """Return whether a checkpoint with the contract ``declared`` was trained to run at a depth."""
         return False
 
+    def cost_parts(self, contract: ContractT) -> tuple[CostPart, ...]:
+        """Return the weights that depend on each decision about a token; by default the decision is about a layer."""
+        return ()
+
     def router_weights(self, contract: ContractT, architecture: Architecture) -> int:
         """Return the number of float32 weights that one choice of the next layer reads; by default 0."""
         return 0
@@ -206,4 +226,4 @@ class Strategy(ABC, Generic[ContractT, PlanT]):
         )
 
 
-__all__ = ["ContractT", "PlanT", "Strategy"]
+__all__ = ["ContractT", "CostPart", "PlanT", "Strategy"]

@@ -28,7 +28,7 @@ from dynexport.runtime.bundle.graphs import (
     by_file,
     check_parts,
 )
-from dynexport.runtime.bundle.model import Bytes, Cost, Model, Tokens
+from dynexport.runtime.bundle.model import Bytes, Cost, Model, PartCost, Tokens
 from dynexport.runtime.bundle.plain_files import hash_plain
 from dynexport.runtime.bundle.routing import LayerPart, LayerRouting, Layers, PathRouting, Routing
 
@@ -204,6 +204,9 @@ class Manifest(Part):
             raise ValueError(f"cost.expert: expected {layers} layers, and experts_per_token in 1..experts")
         if len(self.cost.layers) != layers:
             raise ValueError(f"cost.layers: expected {layers} as in model.layers, found {len(self.cost.layers)}")
+        decided = self.routing.decisions if isinstance(self.routing, LayerRouting) else 0
+        if len(self.cost.parts) not in (0, decided):
+            raise ValueError(f"cost.parts: expected one for each of {decided} decisions, found {len(self.cost.parts)}")
         routed: Layers = ()
         if isinstance(self.routing, LayerRouting):
             decisions, span = len(self.routing.layers), self.routing.span
@@ -341,6 +344,7 @@ __all__ = [
     "Limits",
     "Manifest",
     "Model",
+    "PartCost",
     "PathRouting",
     "Phase",
     "Precision",

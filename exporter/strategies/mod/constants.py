@@ -39,7 +39,7 @@ def route_differences(graph: GraphFile, manifest: Manifest, contract: Mod) -> It
         has_room = place % parts == 0 and not contract.all_have_entries
         if rooms or (slots < manifest.model.max_length and has_room):
             yield from unequal(f"{name}: layer {layer}: room", {("LessOrEqual", slots)}, rooms)
-    layers = np.repeat(contract.routed_layers, parts).tolist()
+    layers: list[int] = np.repeat(contract.routed_layers, parts).tolist()
     thresholds = np.array([contract.threshold(layer) for layer in layers], np.float32)
     found = graph.constant("route_thresholds")
     if found is None or not np.array_equal(found.reshape(-1), thresholds):

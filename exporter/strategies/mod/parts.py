@@ -55,10 +55,10 @@ class Parts:
             output = layer.after_attention(
                 op, before, layer.self_attn.o_proj(op, attended), gate=mlp_gate(op, self.contract, score)
             )
-            output = whole(op, self.contract, before, output, score)
-            return [op.ScatterND(hidden_states, places, output), *present.values()]
+            output = op.ScatterND(hidden_states, places, whole(op, self.contract, before, output, score))
+            return [self._others_adapted(op, output, route), *present.values()]
 
-        return self._if_attended(op, route, run, hidden_states, entries, step, cache)
+        return self._if_attended(op, route, run, hidden_states, entries, step, cache, adapts=True)
 
     def attention(
         self, op: Any, hidden_states: ir.Value, step: LayerStep, cache: LayerCache, route: Route
@@ -83,19 +83,44 @@ class Parts:
             gate = mlp_gate(op, self.contract, score)
             return _times(op, self.layer.mlp_of(op, tokens), self._gate(op, score) if gate is None else gate)
 
-        return self._some(op, residual, route.chosen, route, run, "mlp")
+        def some(op: Any) -> list[ir.Value]:
+            return [self._others_adapted(op, self._of_tokens(op, residual, route.chosen, route, run), route)]
+
+        def nobody(op: Any) -> list[ir.Value]:
+            return [self._all_adapted(op, residual, route)]
+
+        (output,) = either(op, anybody(op, route.chosen), some, nobody, 1, f"{self.name}_mlp")
+        return output
 
     def adapter(self, op: Any, residual: ir.Value, route: Route) -> ir.Value:
         """Write the skip branch under a condition, for the tokens that skip the MLP."""
         skips = op.And(self.routing.real, op.Not(route.chosen))
 
-        def run(op: Any, tokens: ir.Value, score: ir.Value) -> ir.Value:
-            layer = self.layer
-            output = layer.mod_adapter(op, layer.post_attention_layernorm(op, tokens))
-            split = self.contract.gate == "split"
-            return _times(op, output, op.Sub(1.0, op.Sigmoid(score)) if split else None)
+        def some(op: Any) -> list[ir.Value]:
+            return [self._of_tokens(op, residual, skips, route, self._adapted)]
 
-        return self._some(op, residual, skips, route, run, "adapter")
+        def nobody(op: Any) -> list[ir.Value]:
+            return [op.Identity(residual)]
+
+        (output,) = either(op, anybody(op, skips), some, nobody, 1, f"{self.name}_adapter")
+        return output
+
+    def _others_adapted(self, op: Any, residual: ir.Value, route: Route) -> ir.Value:
+        return self.adapter(op, residual, route) if self.contract.skip_branch == "adapter" else residual
+
+    def _all_adapted(self, op: Any, residual: ir.Value, route: Route) -> ir.Value:
+        """Write the skip branch for all tokens, where none runs: without a second condition, gathering nothing."""
+        if self.contract.skip_branch == "none":
+            same: ir.Value = op.Identity(residual)
+            return same
+        changed: ir.Value = op.Add(residual, self._adapted(op, residual, route.score))
+        return changed
+
+    def _adapted(self, op: Any, tokens: ir.Value, score: ir.Value) -> ir.Value:
+        """Return the skip branch's change of tokens [.., hidden] with scores [.., 1]."""
+        layer = self.layer
+        output = layer.mod_adapter(op, layer.post_attention_layernorm(op, tokens))
+        return _times(op, output, op.Sigmoid(op.Neg(score)) if self.contract.gate == "split" else None)
 
     def _gate(self, op: Any, score: ir.Value) -> ir.Value | None:
         if self.contract.gate == "sigmoid":
@@ -119,28 +144,29 @@ class Parts:
         entries: ir.Value,
         step: LayerStep,
         cache: LayerCache,
+        *,
+        adapts: bool = False,
     ) -> tuple[ir.Value, LayerCache]:
+        """Write ``run`` under a condition; without it entries are appended, and ``adapts`` runs the skip branch."""
+
         def skip(op: Any) -> list[ir.Value]:
             added = self.layer.self_attn.entries(op, entries, step)
             present = [
                 self.routing.target.append(op, past, cast(op, new, past.dtype), step.cache_length)
                 for past, new in zip((cache.key, cache.value), added, strict=True)
             ]
-            return [op.Identity(hidden_states), *present]
+            same = self._all_adapted(op, hidden_states, route) if adapts else op.Identity(hidden_states)
+            return [same, *present]
 
         output, key, value = either(op, anybody(op, route.chosen), run, skip, 3, self.name)
         return output, LayerCache(key, value)
 
-    def _some(self, op: Any, residual: ir.Value, chosen: ir.Value, route: Route, run: Any, name: str) -> ir.Value:
-        """Add ``run`` of some tokens [N, hidden] and their scores [N, 1] to the residual stream, if there are any."""
-
-        def write(op: Any) -> list[ir.Value]:
-            tokens, places = self.routing.target.gather_tokens(op, residual, chosen)
-            change = run(op, tokens, op.GatherND(route.score, places))
-            return [op.ScatterND(residual, places, op.Add(tokens, change))]
-
-        (output,) = either(op, anybody(op, chosen), write, lambda op: [op.Identity(residual)], 1, f"{self.name}_{name}")
-        return output
+    def _of_tokens(self, op: Any, residual: ir.Value, chosen: ir.Value, route: Route, run: Any) -> ir.Value:
+        """Add ``run`` of the chosen tokens [N, hidden], N >= 1, and their scores [N, 1] to the residual stream."""
+        tokens, places = self.routing.target.gather_tokens(op, residual, chosen)
+        change = run(op, tokens, op.GatherND(route.score, places))
+        added: ir.Value = op.ScatterND(residual, places, op.Add(tokens, change))
+        return added
 
 
 def anybody(op: Any, chosen: ir.Value) -> ir.Value:

@@ -30,6 +30,7 @@ from dynexport.exporter.strategies.calibration import Calibration, CalibrationOp
 from dynexport.exporter.strategies.mod.caches import filled_chunk, routed_slots
 from dynexport.exporter.strategies.mod.calibrate import calibrate
 from dynexport.exporter.strategies.mod.constants import route_differences
+from dynexport.exporter.strategies.mod.costs import cost_parts
 from dynexport.exporter.strategies.mod.describe import describe
 from dynexport.exporter.strategies.mod.importers import IMPORTERS
 from dynexport.exporter.strategies.mod.oracle import RoutedOracle
@@ -38,7 +39,7 @@ from dynexport.exporter.strategies.mod.routers import attach_routers
 from dynexport.exporter.strategies.mod.sources import with_queries_apart
 from dynexport.exporter.strategies.mod.supported import check_supported, check_without_conditions
 from dynexport.exporter.strategies.mod.writer import RoutedWriter
-from dynexport.exporter.strategies.strategy import Strategy
+from dynexport.exporter.strategies.strategy import CostPart, Strategy
 from dynexport.runtime.bundle.bundle import Bundle
 from dynexport.runtime.bundle.contract import Mod
 from dynexport.runtime.bundle.errors import DynexportError
@@ -97,6 +98,9 @@ class ModStrategy(Strategy[Mod, RoutedPlan]):
 
     def without_int8_caches(self, contract: Mod) -> str:
         return "" if contract.skipped_kv == "none" else "tokens that skip attention append their entries without it"
+
+    def cost_parts(self, contract: Mod) -> tuple[CostPart, ...]:
+        return cost_parts(contract)
 
     def depths(self, contract: Mod, layers: int) -> tuple[Depth, ...]:
         if contract.routed_layers[-1] >= layers:

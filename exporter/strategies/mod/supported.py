@@ -13,11 +13,11 @@ def check_supported(contract: Mod, architecture: Architecture, target: Target) -
     in_parts = contract.target != "block" or contract.skipped_kv == "own" or contract.skip_branch == "adapter"
     in_parts = in_parts or contract.gate in ("split", "affine")
     a = architecture
-    plain = a.residual == "sequential" and a.norm == "rms" and a.pre_norms and not a.post_norms
+    plain = a.experts is None and a.residual == "sequential" and a.norm == "rms" and a.pre_norms and not a.post_norms
     if in_parts and not (plain and a.residual_scale is None):
         raise DynexportError(
-            "mod: expected a family with attention and MLP in sequence, an RMSNorm before each, to skip parts of its "
-            f"layers, found {a.family}"
+            "mod: expected a family with attention and one MLP in sequence, an RMSNorm before each, to skip parts of "
+            f"its layers, found {a.family}"
         )
     if contract.skipped_kv == "own" and target.cache_head_dim(a.head_dim) != a.head_dim:
         raise DynexportError(

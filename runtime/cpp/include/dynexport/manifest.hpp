@@ -116,7 +116,7 @@ enum class SkippedKv { kNone, kKept, kComputed };
 struct LayerRouting {
   std::vector<std::int64_t> layers;
   std::vector<std::string> parts{"layer"};  // what the decisions about each layer are about
-  std::int64_t span = 1;  // layers that each decision is about
+  std::int64_t span = 1;                    // layers that each decision is about
   SkippedKv skipped_kv = SkippedKv::kNone;
   bool overflow_is_error = false;
 
@@ -178,7 +178,8 @@ struct Manifest {
   Routing routing;
   std::optional<Drafting> drafting;
   Limits limits;
-  std::vector<std::string> operators;  // names of dynexport's custom operators in the graphs; each has a body there, too
+  std::vector<std::string>
+      operators;  // names of dynexport's custom operators in the graphs; each has a body there, too
   Tokens tokens;
   std::map<std::string, File> files;
 

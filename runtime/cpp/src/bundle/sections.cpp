@@ -102,10 +102,15 @@ CachePart cache_part(const Value& value) {
 
 std::vector<std::string> parts_of_layers(const Value& value) {
   static const std::vector<std::string> known{"layer", "attention", "mlp"};
-  const std::vector<std::string> found = list(value, [](const Value& part) {
-    return known[static_cast<std::size_t>(choice(part, {"layer", "attention", "mlp"}))];
-  });
-  if (found.empty() || found.size() > 2) value.refuse("expected one or two parts, found " + std::to_string(found.size()));
+  const std::vector<std::string> found = list(
+      value,
+      [](const Value& part) {
+        return known[static_cast<std::size_t>(choice(part, {"layer", "attention", "mlp"}))];
+      },
+      1);
+  if (found.size() > 2) {
+    value.refuse_as("Tuple should have at most 2 items after validation, not " + std::to_string(found.size()));
+  }
   return found;
 }
 
@@ -276,21 +281,32 @@ File read_file(const Value& value) {
   return result;
 }
 
-std::size_t read_cost_layers(const Value& value) {
+std::size_t check_part_costs(const Value& value) {
+  return list(value,
+              [](const Value& part) {
+                Fields fields(part);
+                fields.required("run", at_least_0);
+                return fields.optional("skip", at_least_0, 0);
+              })
+      .size();
+}
+
+CostSizes read_cost_sizes(const Value& value) {
   Fields fields(value);
+  CostSizes found;
   fields.required("shared", at_least_1);
-  const std::size_t layers =
-      fields.required("layers", [](const Value& costs) { return list(costs, at_least_0); }).size();
+  found.layers = fields.required("layers", [](const Value& costs) { return list(costs, at_least_0); }).size();
   fields.required("kv_per_token", at_least_0);
   fields.required("layer_flops", at_least_1);
   fields.optional("router", at_least_0, 0);
   fields.optional("router_flops", at_least_0, 0);
+  found.parts = fields.optional("parts", check_part_costs, 0);
   fields.optional("experts", at_least_0, 0);
   fields.optional("experts_per_token", at_least_0, 0);
   fields.optional(
       "expert", [](const Value& costs) { return list(costs, at_least_0); }, std::vector<std::int64_t>{});
   fields.done();
-  return layers;
+  return found;
 }
 
 bool check_cache_text(const Value& value) {
