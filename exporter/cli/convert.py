@@ -38,6 +38,7 @@ _routing_options = options(
         multiple=True,
         help="A field of the routing contract, as JSON or text; a.b sets field b of a. May be given several times.",
     ),
+    click.option("--loops", type=int, help="Of a looped model, the most loops of a token: --set loops=LOOPS."),
     click.option(
         "--import", "importer", metavar="NAME", help="Read a checkpoint of another routing library; NAME is astramind."
     ),
@@ -188,6 +189,7 @@ def convert(
     output: Path,
     keep: str | None,
     set_fields: tuple[str, ...],
+    loops: int | None,
     single_graph: bool,
     layer_capacity: float | None,
     kv_cache_text: Path | None,
@@ -204,7 +206,7 @@ def convert(
     with out.progress("converting") as bar:
         how = ConvertOptions(
             keep=None if keep is None else numbers(keep, "--keep"),
-            fields=settings(set_fields, "--set"),
+            fields=settings((*set_fields, *([] if loops is None else [f"loops={loops}"])), "--set"),
             layer_capacity=_layer_capacity(single_graph, layer_capacity),
             kv_cache_text=_text(kv_cache_text),
             quantiser_text=_text(quantiser_text),
