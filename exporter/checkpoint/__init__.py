@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from dynexport.exporter.checkpoint.adapted import AdaptedCheckpoint
 from dynexport.exporter.checkpoint.base import Checkpoint, Importer
 from dynexport.exporter.checkpoint.gguf_file import GgufFile
 from dynexport.exporter.checkpoint.gguf_header import is_gguf
@@ -19,7 +20,11 @@ __all__ = ["Checkpoint", "Importer", "open_checkpoint"]
 
 
 def open_checkpoint(
-    model: str | Path, *, tokenizer: Path | None = None, importer: Importer | None = None
+    model: str | Path,
+    *,
+    tokenizer: Path | None = None,
+    importer: Importer | None = None,
+    adapter: str | Path | None = None,
 ) -> Checkpoint:
     """Open a model; tensors are read later, one at a time.
 
@@ -27,6 +32,7 @@ def open_checkpoint(
         model: a Hugging Face directory, a GGUF file, or a hub id ``owner/name``, which is downloaded.
         tokenizer: a ``tokenizer.json``, or a directory with a tokenizer, to take instead of the model's own.
         importer: the importer of a directory that other routing code has written; None for all other models.
+        adapter: a directory of the peft library with a LoRA adapter to merge into the weights; None for none.
 
     Raises:
         DynexportError: when there is no such model, or the model is damaged or of an unsupported kind.
@@ -36,6 +42,8 @@ def open_checkpoint(
     checkpoint = _open(model, needs_tokenizer=override is None)
     if importer is not None:
         checkpoint = _import(checkpoint, importer)
+    if adapter is not None:
+        checkpoint = AdaptedCheckpoint(checkpoint, checked_path("adapter", adapter))
     if override is not None:
         checkpoint.files |= override.files
         checkpoint.turn_ends = turn_ends(checkpoint.files)

@@ -42,6 +42,12 @@ _routing_options = options(
     click.option(
         "--import", "importer", metavar="NAME", help="Read a checkpoint of another routing library; NAME is astramind."
     ),
+    click.option(
+        "--adapter",
+        type=click.Path(path_type=Path),
+        metavar="DIR",
+        help="Merge a LoRA adapter of the peft library into the weights; a routing contract in its config.json counts.",
+    ),
 )
 # The engine that graphs are written for.
 _target_options = options(
@@ -168,6 +174,7 @@ Examples:
   dynexport convert ./mod-model --set decision.threshold=0.4 --set cache.capacity=0.25 -o mod
   dynexport convert ./mod-model --set 'thresholds={"1": 0.41, "3": 0.52}' -o mod
   dynexport convert ./trained --import astramind -o mod
+  dynexport convert ./model --adapter ./lora -o adapted
   dynexport convert ./model --target tensorrt --precision fp16 --max-length 4096 --max-batch 4 -o engine-ready
   dynexport convert model.gguf --kv-cache-dtype int8 --kv-cache-text book.txt -o model-kv8
   dynexport convert ./radial-model --single-graph --layer-capacity 0.5 -o radial"""

@@ -151,4 +151,5 @@ def bundle_report(manifest: Manifest) -> dict[str, Any]:
         ],
         "source": manifest.source.model,
         "importer": manifest.source.importer,
+        "adapter": manifest.source.adapter,
     }

@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+from dynexport.exporter.reference.experts import fixed_shapes
 from dynexport.exporter.reference.norms import is_norm, noted_calls
 from dynexport.runtime.bundle.errors import DynexportError
 
@@ -273,7 +274,7 @@ class DecoderLayers:
         if self._cache is not None:
             call = self.with_cache(call, None)
         tensors = {name: value.to("meta") for name, value in (*layer.named_parameters(), *layer.named_buffers())}
-        with torch.no_grad(), noted_calls(layer) as calls:
+        with torch.no_grad(), noted_calls(layer) as calls, fixed_shapes(self._model.config):
             result = functional_call(layer, tensors, call.args, call.kwargs)
         hidden, first = self.hidden(call), calls[0] if calls else None
         if first is None or not any(value is hidden for value in first[1]) or not is_norm(layer, first[0], hidden):

@@ -10,9 +10,11 @@ from typing import Any
 import numpy as np
 
 from dynexport.exporter.checkpoint.base import Checkpoint
-from dynexport.exporter.reference.dequantised import DequantisedWeights, HalfWeights
-from dynexport.exporter.reference.int8_caches import SeenEntries
+from dynexport.exporter.reference.dequantised import DequantisedWeights
+from dynexport.exporter.reference.experts import read_of_experts
+from dynexport.exporter.reference.half_weights import HalfWeights
 from dynexport.exporter.reference.loading import build_config, load_pretrained, reader_reason, set_context
+from dynexport.exporter.reference.seen_entries import SeenEntries
 from dynexport.exporter.reference.stored import StoredTensors, Tensors
 from dynexport.exporter.reference.transformers_layers import Call, DecoderLayers, find_layers
 from dynexport.runtime.bundle.errors import DynexportError, require_module
@@ -168,8 +170,11 @@ class Weights:
         return [name for name, _ in self.model.named_parameters()]
 
     def _load(self, names: list[str]) -> None:
+        config = self.model.config
+        experts = int(getattr(config, "num_local_experts", None) or getattr(config, "num_experts", None) or 0)
         for name in names:
-            array = self.tensors.read(self._stored_name(name))
+            array = None if name in self.tensors.names else read_of_experts(self.tensors, name, experts)
+            array = self.tensors.read(self._stored_name(name)) if array is None else array
             expected = tuple(self.model.get_parameter(name).shape)
             if array.shape != expected:
                 raise DynexportError(

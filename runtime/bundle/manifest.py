@@ -10,6 +10,7 @@ from pydantic import Field, model_validator
 
 from dynexport.runtime.bundle.caches import Cache, CachePart, CacheText, Limits
 from dynexport.runtime.bundle.contract import Contract
+from dynexport.runtime.bundle.drafting import Drafting
 from dynexport.runtime.bundle.errors import DynexportError
 from dynexport.runtime.bundle.graphs import (
     ARRAY_TYPES,
@@ -29,7 +30,7 @@ from dynexport.runtime.bundle.graphs import (
 )
 from dynexport.runtime.bundle.model import Bytes, Cost, Model, Tokens
 from dynexport.runtime.bundle.plain_files import hash_plain
-from dynexport.runtime.bundle.routing import LayerRouting, Layers, PathRouting, Routing
+from dynexport.runtime.bundle.routing import LayerPart, LayerRouting, Layers, PathRouting, Routing
 
 SCHEMA_VERSION = 2
 MANIFEST = "manifest.json"
@@ -81,12 +82,14 @@ class Source(Part):
         config_sha256: sha256 of ``config`` as JSON with sorted keys.
         config: content of its config.json, as rewritten by the importer if there was one.
         importer: name of the importer for checkpoints of other routing code; None for a checkpoint that needs none.
+        adapter: path of the LoRA adapter that is merged into the weights, as the user gave it; None without one.
     """
 
     model: str
     config_sha256: str
     config: dict[str, Any]
     importer: str | None = None
+    adapter: str | None = None
 
 
 class File(Part):
@@ -125,6 +128,7 @@ class Manifest(Part):
         caches: one KV cache for every place.
         cache_text: for int8 caches, the text that their scales were measured on; else None.
         routing: decisions that routers make for each token; None if there are no routers.
+        drafting: how tokens are drafted where a user does not say; None before it was measured.
         limits: limits of one call.
         cost: bytes and FLOPs of a decode step.
         operators: names of dynexport's custom operators in the graphs, ascending. Each has a body in standard
@@ -147,6 +151,7 @@ class Manifest(Part):
     caches: Annotated[tuple[Cache, ...], Field(min_length=1)]
     cache_text: CacheText | None = None
     routing: Routing | None = None
+    drafting: Drafting | None = None
     limits: Limits
     cost: Cost
     operators: tuple[str, ...] = ()
@@ -193,6 +198,10 @@ class Manifest(Part):
 
     def _check_layers(self) -> None:
         layers = self.model.layers
+        if self.cost.expert and not (
+            len(self.cost.expert) == layers and 0 < self.cost.experts_per_token <= self.cost.experts
+        ):
+            raise ValueError(f"cost.expert: expected {layers} layers, and experts_per_token in 1..experts")
         if len(self.cost.layers) != layers:
             raise ValueError(f"cost.layers: expected {layers} as in model.layers, found {len(self.cost.layers)}")
         routed: Layers = ()
@@ -203,6 +212,7 @@ class Manifest(Part):
             routed = self.routing.covered
         listed = {
             "routing.layers": routed,
+            "keep of drafting": (self.drafting and self.drafting.keep) or (),
             **{f"layers of graph {graph.name:.80}": graph.layers for graph in self.graphs},
             **{f"keep of depth {depth.name:.80}": depth.keep for depth in self.depths},
             **{f"prompt of depth {depth.name:.80}": depth.prompt for depth in self.depths},
@@ -326,6 +336,7 @@ __all__ = [
     "File",
     "Graph",
     "GraphSet",
+    "LayerPart",
     "LayerRouting",
     "Limits",
     "Manifest",

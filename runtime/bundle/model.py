@@ -47,6 +47,9 @@ class Cost(Part):
         layer_flops: FLOPs of one layer's matrix products for one token, two per weight.
         router: bytes of weights that a router reads to choose the next layer of a path; 0 if tokens take no paths.
         router_flops: FLOPs of one such choice.
+        experts: the experts of a layer; 0 in a model without any.
+        experts_per_token: how many of them run for a token; ``layers`` counts the bytes of so many.
+        expert: bytes of one expert, by layer index; empty in a model without experts.
     """
 
     shared: Annotated[int, Field(ge=1, lt=1 << 63)]
@@ -55,6 +58,9 @@ class Cost(Part):
     layer_flops: Annotated[int, Field(ge=1, lt=1 << 63)]
     router: Bytes = 0
     router_flops: Bytes = 0
+    experts: Whole = 0
+    experts_per_token: Whole = 0
+    expert: tuple[Bytes, ...] = ()
 
 
 class Tokens(Part):

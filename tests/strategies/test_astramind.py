@@ -24,8 +24,9 @@ from dynexport.exporter.checkpoint import Checkpoint, open_checkpoint
 from dynexport.exporter.families import read_architecture
 from dynexport.exporter.strategies.importing import find_importer, importers
 from dynexport.exporter.strategies.mod.reference import ModReference
-from dynexport.runtime.bundle.contract import Decision, Mod, parse_contract
+from dynexport.runtime.bundle.contract import Mod, parse_contract
 from dynexport.runtime.bundle.errors import DynexportError
+from dynexport.runtime.bundle.mod_fields import Decision
 
 Tensors = dict[str, np.ndarray]
 Chosen = NDArray[np.bool_]

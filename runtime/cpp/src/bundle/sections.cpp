@@ -100,11 +100,21 @@ CachePart cache_part(const Value& value) {
   return result;
 }
 
+std::vector<std::string> parts_of_layers(const Value& value) {
+  static const std::vector<std::string> known{"layer", "attention", "mlp"};
+  const std::vector<std::string> found = list(value, [](const Value& part) {
+    return known[static_cast<std::size_t>(choice(part, {"layer", "attention", "mlp"}))];
+  });
+  if (found.empty() || found.size() > 2) value.refuse("expected one or two parts, found " + std::to_string(found.size()));
+  return found;
+}
+
 LayerRouting layer_routing(const Value& value) {
   Fields fields(value);
   LayerRouting result;
   fields.required("kind", text);
   result.layers = fields.required("layers", layers);
+  result.parts = fields.optional("parts", parts_of_layers, std::vector<std::string>{"layer"});
   result.span = fields.optional("span", size, 1);
   result.skipped_kv = fields.optional(
       "skipped_kv",
@@ -215,6 +225,17 @@ Routing read_routing(const Value& value) {
   return path_routing(Value(value.json(), value, "paths"));
 }
 
+std::optional<Drafting> read_drafting(const Value& value) {
+  if (value.json().is_null()) return std::nullopt;
+  Fields fields(value);
+  Drafting result;
+  result.most = fields.required("most", [](const Value& most) { return at_most(most, kMostDrafts); });
+  result.keep = fields.optional("keep", nullable(layers), std::nullopt);
+  result.gain = fields.required("gain", above_0);
+  fields.done();
+  return result;
+}
+
 Limits read_limits(const Value& value) {
   Fields fields(value);
   Limits result;
@@ -264,6 +285,10 @@ std::size_t read_cost_layers(const Value& value) {
   fields.required("layer_flops", at_least_1);
   fields.optional("router", at_least_0, 0);
   fields.optional("router_flops", at_least_0, 0);
+  fields.optional("experts", at_least_0, 0);
+  fields.optional("experts_per_token", at_least_0, 0);
+  fields.optional(
+      "expert", [](const Value& costs) { return list(costs, at_least_0); }, std::vector<std::int64_t>{});
   fields.done();
   return layers;
 }
@@ -284,6 +309,7 @@ bool check_source(const Value& value) {
   fields.required("config_sha256", text);
   fields.required("config", any_object);
   fields.optional("importer", nullable(text), std::nullopt);
+  fields.optional("adapter", nullable(text), std::nullopt);
   fields.done();
   return true;
 }
