@@ -46,6 +46,7 @@ _routing_options = options(
         multiple=True,
         help="A field of the routing contract, as JSON or text; a.b sets field b of a. May be given several times.",
     ),
+    click.option("--loops", type=int, help="Of a looped model, the most loops of a token: --set loops=LOOPS."),
     click.option(
         "--import",
         "importer",
@@ -209,6 +210,7 @@ def convert(
     keep: str | None,
     exits: tuple[int, ...],
     set_fields: tuple[str, ...],
+    loops: int | None,
     single_graph: bool,
     layer_capacity: float | None,
     kv_cache_text: Path | None,
@@ -225,7 +227,8 @@ def convert(
     with out.progress("converting") as bar:
         how = ConvertOptions(
             keep=None if keep is None else numbers(keep, "--keep"),
-            fields=({"prompt": "exit", "exits": sorted(exits)} if exits else {}) | settings(set_fields, "--set"),
+            fields=({"prompt": "exit", "exits": sorted(exits)} if exits else {})
+            | settings((*set_fields, *([] if loops is None else [f"loops={loops}"])), "--set"),
             layer_capacity=_layer_capacity(single_graph, layer_capacity),
             kv_cache_text=_text(kv_cache_text),
             quantiser_text=_text(quantiser_text),
