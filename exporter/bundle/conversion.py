@@ -286,7 +286,7 @@ def _write_graphs(
             weights.store(modules, reader)
             ir.save(graph, part / f"{plan.name}.onnx")
             profiles = target.profiles(plan, context)
-            graphs += describe.describe_graphs(graph, plan, profiles)
+            graphs += describe.describe_graphs(graph, plan, architecture, profiles)
     programs = strategy.programs(contract, plans, depths)
     manifest = m.Manifest(
         schema_version=m.SCHEMA_VERSION,

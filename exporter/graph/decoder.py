@@ -21,7 +21,7 @@ POOL = "pool"
 
 
 class DecoderLayer(nn.Module):
-    """One decoder layer, pre-norm, with attention and MLP in sequence or in parallel.
+    """One decoder layer: attention and MLP, each with its norms, in sequence or in parallel; either may be absent.
 
     Args:
         key: replaces the layer number in the names of the weights.
@@ -31,25 +31,37 @@ class DecoderLayer(nn.Module):
         super().__init__(f"{LAYERS}.{index if key is None else key}")
         a = self.architecture = architecture
         self.index = index
+        own = a.sizes_of(index)
+        self.has_attention, self.has_mlp = own.heads > 0, own.intermediate_size > 0
 
         def norm() -> Norm:
             return Norm(target, a.norm, a.hidden_size, a.norm_epsilon)
 
-        if a.pre_norms:
-            self.input_layernorm = norm()
-        self.self_attn = Attention(target, a, index)
-        if not a.shared_norm:
-            self.post_attention_layernorm = norm()
-        if a.post_norms:
+        if self.has_attention:
             if a.pre_norms:
-                self.pre_feedforward_layernorm = norm()
-            self.post_feedforward_layernorm = norm()
-        self.mlp = Mlp(target, a.hidden_size, a.intermediate_size, a.activation, gated=a.gated_mlp, bias=a.mlp_bias)
+                self.input_layernorm = norm()
+            self.self_attn = Attention(target, a, index)
+        if not a.shared_norm and (self.has_attention if a.post_norms else self.has_mlp):
+            self.post_attention_layernorm = norm()
+        if self.has_mlp:
+            if a.post_norms:
+                if a.pre_norms:
+                    self.pre_feedforward_layernorm = norm()
+                self.post_feedforward_layernorm = norm()
+            width = own.intermediate_size
+            self.mlp = Mlp(target, a.hidden_size, width, a.activation, gated=a.gated_mlp, bias=a.mlp_bias)
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether the layer has neither attention nor MLP."""
+        return not (self.has_attention or self.has_mlp)
 
     def forward(
         self, op: Any, hidden_states: ir.Value, step: LayerStep | Line, cache: LayerCache
     ) -> tuple[ir.Value, LayerCache]:
         """Return the hidden states [B, S, hidden] or [N, hidden] and the cache after the layer."""
+        if not self.has_attention:
+            return self.after_attention(op, hidden_states, None), cache
         attention, present = self.self_attn(op, self.before_attention(op, hidden_states), step, cache)
         return self.after_attention(op, hidden_states, attention), present
 
@@ -67,15 +79,19 @@ class DecoderLayer(nn.Module):
         other._set_name(f"{LAYERS}.{index}")
         return other
 
-    def after_attention(self, op: Any, hidden_states: ir.Value, attention: ir.Value) -> ir.Value:
+    def after_attention(self, op: Any, hidden_states: ir.Value, attention: ir.Value | None) -> ir.Value:
         """Return the layer's output from its input and its attention output, all [B, S, hidden]."""
         a = self.architecture
+        if attention is None and not self.has_mlp:
+            return op.Identity(hidden_states)
         if a.residual == "parallel":
             # The same norm of the same input a second time: engines compute it once.
             norm = self.input_layernorm if a.shared_norm else self.post_attention_layernorm
             return op.Add(op.Add(self.mlp(op, norm(op, hidden_states)), attention), hidden_states)
-        if a.residual_scale is not None:
+        if attention is not None and a.residual_scale is not None:
             attention = op.Mul(attention, a.residual_scale)
+        if not self.has_mlp:
+            return op.Add(hidden_states, self.post_attention_layernorm(op, attention) if a.post_norms else attention)
         normed, residual = self._before_mlp(op, hidden_states, attention)
         mlp = self.mlp(op, normed)
         if a.post_norms:
@@ -84,16 +100,17 @@ class DecoderLayer(nn.Module):
             mlp = op.Mul(mlp, a.residual_scale)
         return op.Add(residual, mlp)
 
-    def _before_mlp(self, op: Any, hidden_states: ir.Value, attention: ir.Value) -> tuple[ir.Value, ir.Value]:
+    def _before_mlp(self, op: Any, hidden_states: ir.Value, attention: ir.Value | None) -> tuple[ir.Value, ir.Value]:
         """Return the MLP's input and the residual stream after attention."""
         a = self.architecture
-        norm = self.post_attention_layernorm
-        if a.post_norms:
-            attention = norm(op, attention)
-            if not a.pre_norms:
-                residual = op.Add(hidden_states, attention)
-                return residual, residual
-            norm = self.pre_feedforward_layernorm
+        if attention is not None and a.post_norms:
+            attention = self.post_attention_layernorm(op, attention)
+        if not a.pre_norms:
+            residual = hidden_states if attention is None else op.Add(hidden_states, attention)
+            return residual, residual
+        norm = self.pre_feedforward_layernorm if a.post_norms else self.post_attention_layernorm
+        if attention is None:
+            return norm(op, hidden_states), hidden_states
         normed, residual = norm(op, attention, hidden_states)
         return normed, residual
 

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from dynexport.exporter.reference.dequantised import graph_nodes, is_quantised, tensor_values
 from dynexport.exporter.reference.transformers_layers import Call, DecoderLayers
 from dynexport.runtime.bundle.errors import DynexportError
-from dynexport.runtime.bundle.manifest import PAST, Manifest
+from dynexport.runtime.bundle.manifest import PAST, CachePart, Manifest
 
 FloatArray = NDArray[np.float32]
 Int8Array = NDArray[np.int8]
@@ -36,13 +36,17 @@ _LEAST, _MOST = -128, 127
 
 def has_int8_caches(manifest: Manifest) -> bool:
     """Return whether keys and values are stored as int8."""
-    return any(cache.parts["key"].dtype == "int8" for cache in manifest.caches)
+    return any(part.dtype == "int8" for part in _stored(manifest))
 
 
 def has_half_caches(manifest: Manifest) -> bool:
     """Return whether keys and values are stored as float16 between layers that compute in float32."""
-    half = any(cache.parts["key"].dtype == "float16" for cache in manifest.caches)
+    half = any(part.dtype == "float16" for part in _stored(manifest))
     return half and manifest.target == "onnxruntime"
+
+
+def _stored(manifest: Manifest) -> list[CachePart]:
+    return [cache.parts["key"] for cache in manifest.caches if cache.parts]
 
 
 def has_rounded_caches(manifest: Manifest) -> bool:
@@ -78,7 +82,7 @@ class Scales:
             for name, scale in _scales(folder / graph.file).items():
                 if not np.array_equal(found.setdefault(name, scale), scale):
                     raise DynexportError(f"{folder}: {name}: expected the same scales in every graph, found others")
-        places = sorted(cache.place for cache in manifest.caches)
+        places = sorted(cache.place for cache in manifest.caches if cache.parts)
         missing = [f"{p}.{part}" for p in places for part in ("key", "value") if f"{p}.{part}" not in found]
         if missing:
             raise DynexportError(f"{folder}: {PAST}{missing[0]}: expected scales of int8, found none; convert again")

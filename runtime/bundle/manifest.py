@@ -27,7 +27,7 @@ from dynexport.runtime.bundle.graphs import (
     by_file,
     check_parts,
 )
-from dynexport.runtime.bundle.model import Bytes, Cost, Model, Tokens
+from dynexport.runtime.bundle.model import Bytes, Cost, Model, Tokens, check_layers
 from dynexport.runtime.bundle.plain_files import hash_plain
 from dynexport.runtime.bundle.routing import LayerRouting, Layers, PathRouting, Routing
 
@@ -193,8 +193,7 @@ class Manifest(Part):
 
     def _check_layers(self) -> None:
         layers = self.model.layers
-        if len(self.cost.layers) != layers:
-            raise ValueError(f"cost.layers: expected {layers} as in model.layers, found {len(self.cost.layers)}")
+        check_layers(self.model, self.cost, paths=isinstance(self.routing, PathRouting))
         routed: Layers = ()
         if isinstance(self.routing, LayerRouting):
             decisions, span = len(self.routing.layers), self.routing.span
@@ -247,7 +246,7 @@ class Manifest(Part):
                 raise ValueError(f"programs: set: {name}: expected {count} names, found {len(getattr(found, name))}")
 
     def _check_caches(self) -> None:
-        heads, size = self.model.kv_heads, self.model.head_dim
+        size = self.model.head_dim
         padded = -(-size // HEAD_DIM_MULTIPLE) * HEAD_DIM_MULTIPLE
         places = [cache.place for cache in self.caches]
         if sorted(places) != list(range(len(places))):
@@ -258,7 +257,10 @@ class Manifest(Part):
         if len(places) != count:
             raise ValueError(f"caches: expected one for each of {count} {of_what}, found {len(places)}")
         for cache in self.caches:
-            for name in ("key", "value"):
+            heads = self.model.kv_heads_in(cache.place)
+            if not heads and cache.parts:
+                raise ValueError(f"cache {cache.place}: expected no parts in a layer without attention, found some")
+            for name in ("key", "value") if heads else ():
                 shape = cache.parts[name].shape if name in cache.parts else ()
                 if not (len(shape) == 4 and shape[1] == heads and shape[3] in (size, padded)):
                     found = f"{list(shape)!s:.80}"
@@ -275,7 +277,7 @@ class Manifest(Part):
 
     def _check_slots(self, cache: Cache) -> None:
         """Raise ValueError when the parts of a cache have not the same rows and slots."""
-        slots = cache.parts["key"].shape[2]
+        slots = cache.parts["key"].shape[2] if cache.parts else 0
         for name, part in cache.parts.items():
             found = part.shape[::2] if len(part.shape) == 4 else part.shape
             if slots == "B" or found != ("B", slots):

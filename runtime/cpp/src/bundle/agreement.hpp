@@ -3,11 +3,11 @@
 
 #include <string>
 
-#include "dynexport/manifest.hpp"
+#include "bundle/sections.hpp"
 
 namespace dynexport {
 
-// Throws Error, which names ``where``, when they do not. ``cost_layers`` is the number of layers that the cost has.
-void check_agreement(const Manifest& manifest, std::size_t cost_layers, const std::string& where);
+// Throws Error, which names ``where``, when they do not.
+void check_agreement(const Manifest& manifest, const CostLayers& cost_layers, const std::string& where);
 
 }  // namespace dynexport

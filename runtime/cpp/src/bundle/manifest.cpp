@@ -151,7 +151,7 @@ Manifest parse_manifest(std::string_view json, const std::string& where) {
   fields.optional("cache_text", check_cache_text, false);
   result.routing = fields.optional("routing", read_routing, std::monostate());
   result.limits = fields.required("limits", read_limits);
-  const std::size_t cost_layers = fields.required("cost", read_cost_layers);
+  const CostLayers cost_layers = fields.required("cost", read_cost_layers);
   result.operators = fields.optional(
       "operators", [](const Value& operators) { return list(operators, text); }, std::vector<std::string>());
   result.tokens = fields.required("tokens", read_tokens);

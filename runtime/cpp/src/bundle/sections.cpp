@@ -151,6 +151,9 @@ Model read_model(const Value& value) {
   result.vocab_size = fields.required("vocab_size", size);
   result.max_length = fields.required("max_length", size);
   result.parameters = fields.required("parameters", at_least_1);
+  const auto heads = [](const Value& counts) { return list(counts, from_0); };
+  result.heads_of_layers = fields.optional("heads_of_layers", heads, std::vector<std::int64_t>());
+  result.kv_heads_of_layers = fields.optional("kv_heads_of_layers", heads, std::vector<std::int64_t>());
   fields.done();
   return result;
 }
@@ -255,17 +258,20 @@ File read_file(const Value& value) {
   return result;
 }
 
-std::size_t read_cost_layers(const Value& value) {
+CostLayers read_cost_layers(const Value& value) {
   Fields fields(value);
+  CostLayers result;
+  const auto count = [](const Value& costs) { return list(costs, at_least_0).size(); };
   fields.required("shared", at_least_1);
-  const std::size_t layers =
-      fields.required("layers", [](const Value& costs) { return list(costs, at_least_0); }).size();
+  result.layers = fields.required("layers", count);
   fields.required("kv_per_token", at_least_0);
   fields.required("layer_flops", at_least_1);
   fields.optional("router", at_least_0, 0);
   fields.optional("router_flops", at_least_0, 0);
+  result.kv_of_layers = fields.optional("kv_of_layers", count, std::size_t{0});
+  result.flops_of_layers = fields.optional("flops_of_layers", count, std::size_t{0});
   fields.done();
-  return layers;
+  return result;
 }
 
 bool check_cache_text(const Value& value) {

@@ -6,6 +6,11 @@
 
 namespace dynexport {
 
+// The lengths of a cost's lists of layers; 0 for one that is absent.
+struct CostLayers {
+  std::size_t layers = 0, kv_of_layers = 0, flops_of_layers = 0;
+};
+
 Model read_model(const Value& value);
 Depth read_depth(const Value& value);
 Program read_program(const Value& value);
@@ -17,7 +22,7 @@ Tokens read_tokens(const Value& value);
 File read_file(const Value& value);
 
 // Sections that no runtime needs: they are checked, and what other sections must agree with is returned.
-std::size_t read_cost_layers(const Value& value);
+CostLayers read_cost_layers(const Value& value);
 bool check_cache_text(const Value& value);
 bool check_source(const Value& value);
 
