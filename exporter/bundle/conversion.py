@@ -154,6 +154,11 @@ def _build(reader: WeightReader, options: ConvertOptions, target: Target) -> _Bu
     contract = read_contract(checkpoint, options.strategy, options.speedups, options.rule, options.keep, options.fields)
     target.longest_prompt(architecture.max_length)  # refused now rather than when weights are written
     strategy = strategies()[contract.strategy]
+    if architecture.as_declared and strategy.declares(architecture) is None:
+        raise DynexportError(
+            f"{checkpoint.source}: strategy: expected the one that a {architecture.family} declares, as others leave "
+            f"out a part of the model, found {contract.strategy}"
+        )
     architecture = strategy.architecture(contract, architecture)
     layers = architecture.layers
     strategy.check(contract, architecture, target)
@@ -287,7 +292,9 @@ def _write_graphs(
             ir.save(graph, part / f"{plan.name}.onnx")
             profiles = target.profiles(plan, context)
             graphs += describe.describe_graphs(graph, plan, architecture, profiles)
-    programs = strategy.programs(contract, plans, depths)
+    programs, routing = strategy.programs(contract, plans, depths), strategy.routing(contract, plans)
+    limits = strategy.limits(contract, context, plans)
+    ragged = routing is None and target.attends_ragged and not architecture.sinks
     manifest = m.Manifest(
         schema_version=m.SCHEMA_VERSION,
         contract=contract,
@@ -303,10 +310,14 @@ def _write_graphs(
             strategy.places(contract, architecture.layers),
             lambda place: strategy.slots(contract, place, context, plans),
         ),
-        routing=strategy.routing(contract, plans),
-        limits=describe.describe_limits(graphs, programs, strategy.limits(contract, context, plans)),
+        routing=routing,
+        limits=describe.describe_limits(graphs, programs, limits, ragged=ragged),
         cost=describe.describe_cost(
-            architecture, weights.bytes_read, target, strategy.router_weights(contract, architecture)
+            architecture,
+            weights.bytes_read,
+            target,
+            strategy.router_weights(contract, architecture),
+            strategy.read_by(contract, architecture.layers),
         ),
         operators=describe.our_operators([graph for graph, _ in built.graphs]),
         tokens=describe.describe_tokens(checkpoint, architecture.vocab_size),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from importlib import metadata
 from typing import Any
 
@@ -36,6 +36,8 @@ _TOOLS = (
 # The dimension of a cache in graphs -> its name in the manifest.
 _SLOTS = {"M": "M", "M_routed": "M", "B": "B"}
 _LAYER_PREFIX = "model.layers."
+# Within the name of an expert's weight.
+_EXPERT = ".mlp.experts."
 _ROUTER_PREFIX = "model.radial_router."
 # A decode step reads single rows of these, unless a tied head multiplies by the whole table.
 _TABLES = ("model.embed_tokens.", "model.embed_positions.")
@@ -124,8 +126,13 @@ def _cache(graphs: Sequence[m.Graph], place: int, rule: SlotRule) -> m.Cache:
     return m.Cache(place=place, parts=parts, most=rule.most, per_token=rule.per_token, slack=rule.slack)
 
 
-def describe_limits(graphs: Sequence[m.Graph], programs: Sequence[m.Program], limits: m.Limits) -> m.Limits:
-    """Return a strategy's limits, reduced to the sizes that engines are built for."""
+def describe_limits(
+    graphs: Sequence[m.Graph], programs: Sequence[m.Program], limits: m.Limits, *, ragged: bool
+) -> m.Limits:
+    """Return a strategy's limits, reduced to the sizes that engines are built for.
+
+    ``ragged``: whether every layer takes several tokens of several rows over caches that hold entries.
+    """
     named = {graph.name: graph for graph in graphs}
     prompts = [program for program in programs if program.phase == "prompt"]
     whole = [named[program.graph] for program in prompts if program.graph is not None]
@@ -133,6 +140,7 @@ def describe_limits(graphs: Sequence[m.Graph], programs: Sequence[m.Program], li
     lines = [named[name] for found in sets for name in found.names if name not in (found.head, found.attention)]
     return limits.model_copy(
         update={
+            "together": "always" if ragged else limits.together,
             "rows": _most(graphs, "B"),
             "prompt": _least(
                 [limits.prompt, *(graph.limit(dim) for graph in whole for dim in "S")]
@@ -175,30 +183,52 @@ def mark_trained(
 
 
 def describe_cost(
-    architecture: Architecture, bytes_read: dict[str, int], target: Target, router_weights: int
+    architecture: Architecture,
+    bytes_read: dict[str, int],
+    target: Target,
+    router_weights: int,
+    read_by: Mapping[str, Sequence[int]],
 ) -> m.Cost:
-    """Return the cost of a decode step: bytes of weights and caches that it reads, and floating-point operations."""
+    """Return the cost of a decode step: bytes of weights and caches that it reads, and floating-point operations.
+
+    The bytes of a weight of ``read_by`` count for the layers there, in place of once for the step.
+    """
     layers = [0] * (1 + max(architecture.weights_of))
+    experts = list(layers)
+    beside = [0] * architecture.layers
     shared = 0
     for name, size in bytes_read.items():
-        if name.startswith(_LAYER_PREFIX):
+        if name.startswith(_LAYER_PREFIX) and _EXPERT in name:
+            experts[int(name.removeprefix(_LAYER_PREFIX).split(".")[0])] += size
+        elif name.startswith(_LAYER_PREFIX):
             layers[int(name.removeprefix(_LAYER_PREFIX).split(".")[0])] += size
+        elif name in read_by:
+            for layer in read_by[name]:
+                beside[layer] += size
         elif name.startswith(_ROUTER_PREFIX):
             continue  # read once per hop: counted by the code that knows the paths
         elif not name.startswith(_TABLES) or (architecture.tied_embeddings and name.startswith(_TABLES[0])):
             shared += size
     runs = [architecture.of(layer) for layer in range(architecture.layers)] if architecture.sizes else []
+    mixture = architecture.experts
+    count, chosen = (1, 0) if mixture is None else (mixture.count, mixture.chosen)
 
     def entry(heads: int) -> int:
         return 2 * heads * target.cache_head_dim(architecture.head_dim) * target.cache_dtype.bitwidth // 8
 
     return m.Cost(
         shared=shared,
-        layers=tuple(layers[layer] for layer in architecture.weights_of),
+        layers=tuple(
+            layers[layer] + chosen * (experts[layer] // count) + more
+            for layer, more in zip(architecture.weights_of, beside, strict=True)
+        ),
         kv_per_token=entry(architecture.kv_heads),
         layer_flops=max([own.layer_flops_per_token for own in runs], default=architecture.layer_flops_per_token),
         router=4 * router_weights,
         router_flops=2 * router_weights,
+        experts=0 if mixture is None else count,
+        experts_per_token=chosen,
+        expert=() if mixture is None else tuple(experts[layer] // count for layer in architecture.weights_of),
         kv_of_layers=tuple(entry(own.kv_heads) for own in runs),
         flops_of_layers=tuple(own.layer_flops_per_token for own in runs),
     )

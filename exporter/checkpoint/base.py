@@ -52,6 +52,11 @@ class Checkpoint(ABC):
             DynexportError: when it is absent, truncated or of an unsupported dtype.
         """
 
+    def read_item(self, name: str, item: int) -> np.ndarray:
+        """Return one entry along the first axis of a tensor, as ``read``; an IndexError where there is none."""
+        found: np.ndarray = self.read(name)[item]
+        return found
+
     def form(self, name: str) -> Form | None:
         """Return the form of ``blocks``, without reading the tensor; None for a tensor that is stored otherwise."""
         self.shape(name)

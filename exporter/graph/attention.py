@@ -8,7 +8,7 @@ import onnx_ir as ir
 from onnxscript import nn
 
 from dynexport.exporter.families.architecture import Architecture, Rotary
-from dynexport.exporter.graph.layers import Linear, Norm
+from dynexport.exporter.graph.layers import Linear, Norm, Vector
 from dynexport.exporter.graph.step import LayerCache, LayerStep, Line, Rotation, attention_bias
 from dynexport.exporter.lowering.target import AttentionInputs, Target, cast
 
@@ -27,6 +27,8 @@ class Attention(nn.Module):
             apart = a.qk_norm == "head"
             self.q_norm = Norm(target, "rms", a.head_dim if apart else self.query_size, a.norm_epsilon)
             self.k_norm = Norm(target, "rms", a.head_dim if apart else self.kv_size, a.norm_epsilon)
+        if a.sinks:
+            self.sinks = Vector(a.heads)
 
     def forward(
         self, op: Any, hidden_states: ir.Value, step: LayerStep | Line, cache: LayerCache
@@ -48,8 +50,8 @@ class Attention(nn.Module):
     ) -> tuple[ir.Value, ir.Value | None, ir.Value | None]:
         """Return query, key and value, normed and rotated; if neither applies, the packed projection, None, None."""
         a = self.architecture
-        if a.qkv_clip is not None:
-            projected = op.Clip(projected, -a.qkv_clip, a.qkv_clip)
+        if not a.qk_norm:
+            projected = self._clipped(op, projected)
         rotation = rotation if a.rotary_layers[self.index] else None
         rotate_here = rotation is not None and not rotation.of_every_position
         if not (a.qk_norm or rotate_here):
@@ -58,6 +60,7 @@ class Attention(nn.Module):
         if a.qk_norm:
             query = self._norm_heads(op, query, self.q_norm, a.heads)
             key = self._norm_heads(op, key, self.k_norm, a.kv_heads)
+            query, key, value = (self._clipped(op, part) for part in (query, key, value))
         if rotation is not None and rotate_here:
             query, key = self._rotate(op, query, a.heads, rotation), self._rotate(op, key, a.kv_heads, rotation)
         return query, key, value
@@ -99,6 +102,7 @@ class Attention(nn.Module):
             head_dim=a.head_dim,
             scale=a.scale,
             softcap=a.attention_softcap,
+            sinks=self.sinks.values if a.sinks else None,
         )
         attention = self.target.attention_of_one if step.append_later else self.target.attention
         output, present_key, present_value = attention(op, inputs)
@@ -108,6 +112,10 @@ class Attention(nn.Module):
         """Split the packed projection into query, key and value."""
         query, key, value = op.Split(projected, [self.query_size, self.kv_size, self.kv_size], axis=-1, _outputs=3)
         return query, key, value
+
+    def _clipped(self, op: Any, x: ir.Value) -> ir.Value:
+        bound = self.architecture.qkv_clip
+        return x if bound is None else op.Clip(x, -bound, bound)
 
     def _norm_heads(self, op: Any, x: ir.Value, norm: Norm, heads: int) -> ir.Value:
         if self.architecture.qk_norm == "all":

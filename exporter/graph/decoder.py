@@ -11,6 +11,7 @@ from onnxscript import nn
 
 from dynexport.exporter.families.architecture import Architecture, LearnedPositions
 from dynexport.exporter.graph.attention import Attention
+from dynexport.exporter.graph.experts import MixtureOfExperts
 from dynexport.exporter.graph.layers import Embedding, Linear, Mlp, Norm
 from dynexport.exporter.graph.step import FLOAT, LayerCache, LayerStep, Line, Step
 from dynexport.exporter.lowering.target import Target, cast
@@ -32,7 +33,8 @@ class DecoderLayer(nn.Module):
         a = self.architecture = architecture
         self.index = index
         own = a.sizes_of(index)
-        self.has_attention, self.has_mlp = own.heads > 0, own.intermediate_size > 0
+        experts = a.experts_of(index)
+        self.has_attention, self.has_mlp = own.heads > 0, own.intermediate_size > 0 or experts is not None
 
         def norm() -> Norm:
             return Norm(target, a.norm, a.hidden_size, a.norm_epsilon)
@@ -48,8 +50,12 @@ class DecoderLayer(nn.Module):
                 if a.pre_norms:
                     self.pre_feedforward_layernorm = norm()
                 self.post_feedforward_layernorm = norm()
-            width = own.intermediate_size
-            self.mlp = Mlp(target, a.hidden_size, width, a.activation, gated=a.gated_mlp, bias=a.mlp_bias)
+            self.mlp: MixtureOfExperts | Mlp
+            if experts is not None:
+                self.mlp = MixtureOfExperts(target, a, experts)
+            else:
+                width = own.intermediate_size
+                self.mlp = Mlp(target, a.hidden_size, width, a.activation, gated=a.gated_mlp, bias=a.mlp_bias)
 
     @property
     def is_empty(self) -> bool:
@@ -94,6 +100,8 @@ class DecoderLayer(nn.Module):
             return op.Add(hidden_states, self.post_attention_layernorm(op, attention) if a.post_norms else attention)
         normed, residual = self._before_mlp(op, hidden_states, attention)
         mlp = self.mlp(op, normed)
+        if a.norms_of_sums:
+            return self.post_feedforward_layernorm(op, mlp, residual)[0]
         if a.post_norms:
             mlp = self.post_feedforward_layernorm(op, mlp)
         if a.residual_scale is not None:
@@ -103,6 +111,9 @@ class DecoderLayer(nn.Module):
     def _before_mlp(self, op: Any, hidden_states: ir.Value, attention: ir.Value | None) -> tuple[ir.Value, ir.Value]:
         """Return the MLP's input and the residual stream after attention."""
         a = self.architecture
+        if attention is not None and a.norms_of_sums:
+            residual = self.post_attention_layernorm(op, attention, hidden_states)[0]
+            return self.pre_feedforward_layernorm(op, residual), residual
         if attention is not None and a.post_norms:
             attention = self.post_attention_layernorm(op, attention)
         if not a.pre_norms:

@@ -24,6 +24,7 @@ from dynexport.exporter.graph.reading import (
     text,
     unequal,
 )
+from dynexport.exporter.parity.expert_constants import expert_differences
 from dynexport.exporter.reference.rotary import rotary_angles
 from dynexport.exporter.strategies import strategies
 from dynexport.runtime.bundle.bundle import Bundle
@@ -56,7 +57,7 @@ def differences(bundle: Bundle) -> list[Difference]:
     found = [*_manifest(manifest, architecture), *strategy.manifest_differences(manifest)]
     for entry in manifest.files_with_graphs:
         graph = GraphFile(bundle, entry)
-        for check in (_norms, _activations, _attention, _rotary, _ends):
+        for check in (_norms, _activations, expert_differences, _attention, _rotary, _ends):
             found += check(graph, architecture)
         found += _conditions(graph, manifest, architecture)
         found += strategy.graph_differences(graph, manifest)

@@ -31,8 +31,9 @@ from dynexport.exporter.parity.report import Check, Report
 from dynexport.exporter.parity.rounded import rounded_oracle, rounded_weights
 from dynexport.exporter.parity.thresholds import limits_of
 from dynexport.exporter.reference import Oracle
-from dynexport.exporter.reference.int8_caches import has_rounded_caches, is_rounded, read_scales
+from dynexport.exporter.reference.int8_caches import read_scales
 from dynexport.exporter.reference.loading import fits_in_memory
+from dynexport.exporter.reference.rounding import has_rounded_caches, is_rounded
 from dynexport.exporter.reference.weights import Weights
 from dynexport.exporter.strategies import strategies
 from dynexport.exporter.strategies.importing import find_importer

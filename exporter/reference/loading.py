@@ -84,15 +84,21 @@ def load_pretrained(checkpoint: Checkpoint, max_length: int | None = None) -> An
 
 
 def build_config(checkpoint: Checkpoint) -> Any:
-    """Return transformers' config object, read by transformers from a directory, else built from our fields."""
+    """Return transformers' config object, read by transformers from a directory, else built from our fields.
+
+    Experts run one after the other, in transformers' plain code.
+    """
     from transformers import AutoConfig
 
     own_models.register()
     own = own_layers.own_fields(checkpoint.config)
     if checkpoint.origin is not None and checkpoint.origin.is_dir() and not own:
-        return AutoConfig.from_pretrained(checkpoint.origin, trust_remote_code=False, local_files_only=True)
-    fields = {name: value for name, value in checkpoint.config.items() if name not in FOREIGN_FIELDS}
-    return AutoConfig.for_model(checkpoint.config.get("model_type"), **fields)
+        config = AutoConfig.from_pretrained(checkpoint.origin, trust_remote_code=False, local_files_only=True)
+    else:
+        fields = {name: value for name, value in checkpoint.config.items() if name not in FOREIGN_FIELDS}
+        config = AutoConfig.for_model(checkpoint.config.get("model_type"), **fields)
+    config._experts_implementation = "eager"
+    return config
 
 
 def set_context(config: Any, max_length: int | None) -> None:

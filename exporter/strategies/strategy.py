@@ -150,6 +150,10 @@ class Strategy(ABC, Generic[ContractT, PlanT]):
         """Return the number of float32 weights that one choice of the next layer reads; by default 0."""
         return 0
 
+    def read_by(self, contract: ContractT, layers: int) -> Mapping[str, Sequence[int]]:
+        """Return the weights outside of layers that steps do not read once, and the layers that each is read with."""
+        return {}
+
     def build(
         self,
         plan: PlanT,

@@ -11,6 +11,7 @@ import math
 from fractions import Fraction
 from typing import Annotated, Any, Literal, get_args
 
+import numpy as np
 from pydantic import (
     BaseModel,
     ConfigDict,
@@ -243,21 +244,27 @@ class LoopExit(_Contract):
     """The rule by which tokens exit a looped model before the last loop.
 
     Attributes:
-        rule: "none", every token runs all loops; "hazard", a gate after every loop gives the probability to exit there.
-        threshold: a token exits after the first loop at which the sum of these probabilities reaches it.
+        rule: "none", every token runs all loops; "hazard", a gate after every loop gives the probability to exit there;
+            "change", a token exits once a loop changes its state little.
+        threshold: a token exits after the first loop at which the sum of these probabilities reaches it, or whose
+            change, relative to the state, is below it.
     """
 
-    rule: Literal["none", "hazard"] = "none"
+    rule: Literal["none", "hazard", "change"] = "none"
     threshold: _Number = Field(default=0.5, gt=0, lt=1)
 
 
 class Loop(_Contract):
-    """Looped models (Ouro, arXiv 2510.25741): a stack of layers runs several times with the same weights.
+    """Looped models (Ouro, arXiv 2510.25741; Huginn, 2502.05171): layers run several times with the same weights.
 
     Attributes:
         loops: most runs of the body.
         body: first and last layer of those that are repeated; None: all layers.
         norm_between: whether the final norm is applied to the hidden states between two runs of the body.
+        norm_after: whether it is applied to them before the layers after the body.
+        inject: "adapter", every run of the body begins with a projection of the last one's state and of the body's
+            input together.
+        state_seed: seed of the random state of all tokens before the first run, with an adapter; None: zeros.
         exit: when a token leaves before the last loop.
         exited_kv: the K/V entries of an exited token in later loops: "compute", they are computed all the same; "last",
             copies of those of its last loop; "absent", there are none.
@@ -267,6 +274,9 @@ class Loop(_Contract):
     loops: _Count = Field(ge=1, le=_MOST_LOOPS)
     body: tuple[_Layer, _Layer] | None = None
     norm_between: _Switch = True
+    norm_after: _Switch = False
+    inject: Literal["none", "adapter"] = "none"
+    state_seed: _Count | None = Field(default=None, ge=0, lt=1 << 31)
     exit: LoopExit = LoopExit()
     exited_kv: Literal["compute", "last", "absent"] = "compute"
 
@@ -275,6 +285,19 @@ class Loop(_Contract):
         if self.body is not None and not 0 <= self.body[0] <= self.body[1]:
             raise ValueError(f"body: expected first and last layer, from 0, found {list(self.body)}")
         return self
+
+    def start_state(self, hidden: int) -> np.ndarray:
+        """Return the state of every token before the first run of a body with an adapter, float32 [hidden].
+
+        A random one is distributed as in Huginn's code: normal, cut at three standard deviations of sqrt(2 / 5).
+        """
+        if self.state_seed is None:
+            return np.zeros(hidden, np.float32)
+        random = np.random.default_rng(self.state_seed)
+        values = random.standard_normal(hidden)
+        while (outside := np.abs(values) > 3).any():
+            values[outside] = random.standard_normal(int(outside.sum()))
+        return (values * math.sqrt(2 / 5)).astype(np.float32)
 
 
 AnyContract = Dense | UnifiedSkip | Mod | Radial | EarlyExit | Loop

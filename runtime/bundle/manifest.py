@@ -10,6 +10,7 @@ from pydantic import Field, model_validator
 
 from dynexport.runtime.bundle.caches import Cache, CachePart, CacheText, Limits
 from dynexport.runtime.bundle.contract import Contract
+from dynexport.runtime.bundle.drafting import Drafting
 from dynexport.runtime.bundle.errors import DynexportError
 from dynexport.runtime.bundle.graphs import (
     ARRAY_TYPES,
@@ -125,6 +126,7 @@ class Manifest(Part):
         caches: one KV cache for every place.
         cache_text: for int8 caches, the text that their scales were measured on; else None.
         routing: decisions that routers make for each token; None if there are no routers.
+        drafting: how tokens are drafted where a user does not say; None before it was measured.
         limits: limits of one call.
         cost: bytes and FLOPs of a decode step.
         operators: names of dynexport's custom operators in the graphs, ascending. Each has a body in standard
@@ -147,6 +149,7 @@ class Manifest(Part):
     caches: Annotated[tuple[Cache, ...], Field(min_length=1)]
     cache_text: CacheText | None = None
     routing: Routing | None = None
+    drafting: Drafting | None = None
     limits: Limits
     cost: Cost
     operators: tuple[str, ...] = ()
@@ -202,6 +205,7 @@ class Manifest(Part):
             routed = self.routing.covered
         listed = {
             "routing.layers": routed,
+            "keep of drafting": (self.drafting and self.drafting.keep) or (),
             **{f"layers of graph {graph.name:.80}": graph.layers for graph in self.graphs},
             **{f"keep of depth {depth.name:.80}": depth.keep for depth in self.depths},
             **{f"prompt of depth {depth.name:.80}": depth.prompt for depth in self.depths},

@@ -64,6 +64,9 @@ class Cost(Part):
         flops_of_layers: the same of ``layer_flops``.
         router: bytes of weights that a router reads to choose the next layer of a path; 0 if tokens take no paths.
         router_flops: FLOPs of one such choice.
+        experts: the experts of a layer; 0 in a model without any.
+        experts_per_token: how many of them run for a token; ``layers`` counts the bytes of so many.
+        expert: bytes of one expert, by layer index; empty in a model without experts.
     """
 
     shared: Annotated[int, Field(ge=1, lt=1 << 63)]
@@ -72,6 +75,9 @@ class Cost(Part):
     layer_flops: Annotated[int, Field(ge=1, lt=1 << 63)]
     router: Bytes = 0
     router_flops: Bytes = 0
+    experts: Whole = 0
+    experts_per_token: Whole = 0
+    expert: tuple[Bytes, ...] = ()
     kv_of_layers: tuple[Bytes, ...] = ()
     flops_of_layers: tuple[Bytes, ...] = ()
 
@@ -86,6 +92,9 @@ class Cost(Part):
 
 def check_layers(model: Model, cost: Cost, *, paths: bool) -> None:
     """Raise ValueError for a list without one entry per layer, or layers that differ where tokens take ``paths``."""
+    layers = model.layers
+    if cost.expert and not (len(cost.expert) == layers and 0 < cost.experts_per_token <= cost.experts):
+        raise ValueError(f"cost.expert: expected {layers} layers, and experts_per_token in 1..experts")
     lists: dict[str, tuple[int, ...]] = {
         "model.heads_of_layers": model.heads_of_layers,
         "model.kv_heads_of_layers": model.kv_heads_of_layers,
@@ -93,8 +102,8 @@ def check_layers(model: Model, cost: Cost, *, paths: bool) -> None:
         "cost.flops_of_layers": cost.flops_of_layers,
     }
     for name, values in {"cost.layers": cost.layers, **{name: found for name, found in lists.items() if found}}.items():
-        if len(values) != model.layers:
-            raise ValueError(f"{name}: expected {model.layers} as in model.layers, found {len(values)}")
+        if len(values) != layers:
+            raise ValueError(f"{name}: expected {layers} as in model.layers, found {len(values)}")
         if paths and name in lists:
             raise ValueError(f"{name}: expected layers of one size where routing has paths, found others")
 

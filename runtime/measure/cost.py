@@ -7,7 +7,7 @@ from collections.abc import Collection, Sequence
 import numpy as np
 
 from dynexport.runtime.bundle.checks import checked_count, checked_list
-from dynexport.runtime.bundle.manifest import Manifest, PathRouting
+from dynexport.runtime.bundle.manifest import Cost, Manifest, PathRouting
 from dynexport.runtime.execution.decisions import Decisions
 
 Array = np.ndarray
@@ -35,15 +35,29 @@ def read_bytes(manifest: Manifest, rows: Sequence[Decisions], entries: Array) ->
 def layer_bytes(manifest: Manifest, ran: Array, entries: Array) -> int:
     """Return the bytes that one decode step reads: the head, each layer that any row ran, and those rows' caches.
 
+    Of a mixture of experts, several rows read the experts that they choose on average if each choice is as likely as
+    any other; graphs do not tell which experts ran.
+
     Args:
         manifest: the bundle's manifest.
         ran: bool [layers, rows], whether the row ran the layer.
         entries: int64 [layers, rows], cache entries that the row attends to in the layer.
     """
     cost = manifest.cost
-    weights = cost.shared + sum(cost.layers[layer] for layer in np.flatnonzero(ran.any(axis=1)))
+    weights = cost.shared + sum(
+        cost.layers[layer] + more_experts(cost, layer, int(ran[layer].sum()))
+        for layer in np.flatnonzero(ran.any(axis=1)).tolist()
+    )
     stored = np.array([cost.kv_in(layer) for layer in range(len(ran))])
     return weights + int((entries * ran).sum(axis=1) @ stored)
+
+
+def more_experts(cost: Cost, layer: int, rows: int) -> int:
+    """Return the bytes of a layer's experts that ``rows`` tokens read beyond those of one token."""
+    if not cost.expert:
+        return 0
+    missed = (1 - cost.experts_per_token / cost.experts) ** rows
+    return round(cost.expert[layer] * (cost.experts * (1 - missed) - cost.experts_per_token))
 
 
 def step_bytes(manifest: Manifest, keep: Collection[int], context: int, rows: int = 1) -> int:

@@ -102,6 +102,14 @@ struct Limits {
   bool whole_prompts = false, compete = false;
 };
 
+// How tokens are drafted where a user does not say.
+struct Drafting {
+  std::int64_t most = 0;
+  std::optional<std::vector<std::int64_t>> keep;  // layers that draft; none: what followed before is looked up
+  double gain = 0;
+};
+constexpr std::int64_t kMostDrafts = 64;
+
 // What a token that skips a layer leaves in its cache: no entry, one without running it, or one that is computed.
 enum class SkippedKv { kNone, kKept, kComputed };
 
@@ -158,6 +166,7 @@ struct Manifest {
   std::vector<Graph> graphs;
   std::vector<Cache> caches;  // in the order of places, from 0
   Routing routing;
+  std::optional<Drafting> drafting;
   Limits limits;
   std::vector<std::string>
       operators;  // names of dynexport's custom operators in the graphs; each has a body there, too

@@ -80,6 +80,7 @@ class Agreement {
       }
       check_ascending("routing.layers", covered);
     }
+    if (manifest_.drafting && manifest_.drafting->keep) check_ascending("keep of drafting", *manifest_.drafting->keep);
     for (const Graph& graph : manifest_.graphs)
       check_ascending("layers of graph " + short_name(graph.name), graph.layers);
     for (const Depth& depth : manifest_.depths) check_ascending("keep of depth " + short_name(depth.name), depth.keep);

@@ -171,14 +171,8 @@ bool check_router(const Value& value) {
   return true;
 }
 
-std::int64_t counted(const Value& value, std::int64_t most) {
-  const std::int64_t found = size(value);
-  if (found > most) value.refuse("less than or equal to " + std::to_string(most));
-  return found;
-}
-
-std::int64_t steps(const Value& value) { return counted(value, kMostSteps); }
-std::int64_t loops(const Value& value) { return counted(value, kMostLoops); }
+std::int64_t steps(const Value& value) { return at_most(value, kMostSteps); }
+std::int64_t loops(const Value& value) { return at_most(value, kMostLoops); }
 
 void check_radial(const Value& value) {
   Fields fields(value);
@@ -240,10 +234,8 @@ Layers body(const Value& value) {
 }
 
 double below_one(const Value& value) {
-  const double found = number(value);
-  if (!(found < 1)) value.refuse("less than 1");
-  if (!(found > 0)) value.refuse("greater than 0");
-  return found;
+  if (!(number(value) < 1)) value.refuse("less than 1");
+  return above_0(value);
 }
 
 bool check_loop_exit(const Value& value) {
@@ -251,7 +243,7 @@ bool check_loop_exit(const Value& value) {
   fields.optional(
       "rule",
       [](const Value& rule) {
-        return choice(rule, {"none", "hazard"});
+        return choice(rule, {"none", "hazard", "change"});
       },
       0);
   fields.optional("threshold", below_one, 0.5);

@@ -150,6 +150,7 @@ Manifest parse_manifest(std::string_view json, const std::string& where) {
   result.caches = fields.required("caches", [](const Value& caches) { return list(caches, read_cache, 1); });
   fields.optional("cache_text", check_cache_text, false);
   result.routing = fields.optional("routing", read_routing, std::monostate());
+  result.drafting = fields.optional("drafting", read_drafting, std::nullopt);
   result.limits = fields.required("limits", read_limits);
   const CostLayers cost_layers = fields.required("cost", read_cost_layers);
   result.operators = fields.optional(

@@ -218,6 +218,17 @@ Routing read_routing(const Value& value) {
   return path_routing(Value(value.json(), value, "paths"));
 }
 
+std::optional<Drafting> read_drafting(const Value& value) {
+  if (value.json().is_null()) return std::nullopt;
+  Fields fields(value);
+  Drafting result;
+  result.most = fields.required("most", [](const Value& most) { return at_most(most, kMostDrafts); });
+  result.keep = fields.optional("keep", nullable(layers), std::nullopt);
+  result.gain = fields.required("gain", above_0);
+  fields.done();
+  return result;
+}
+
 Limits read_limits(const Value& value) {
   Fields fields(value);
   Limits result;
@@ -268,6 +279,9 @@ CostLayers read_cost_layers(const Value& value) {
   fields.required("layer_flops", at_least_1);
   fields.optional("router", at_least_0, 0);
   fields.optional("router_flops", at_least_0, 0);
+  fields.optional("experts", at_least_0, 0);
+  fields.optional("experts_per_token", at_least_0, 0);
+  fields.optional("expert", [](const Value& costs) { return list(costs, at_least_0); }, {});
   result.kv_of_layers = fields.optional("kv_of_layers", count, std::size_t{0});
   result.flops_of_layers = fields.optional("flops_of_layers", count, std::size_t{0});
   fields.done();

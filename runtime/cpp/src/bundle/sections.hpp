@@ -17,6 +17,7 @@ Program read_program(const Value& value);
 Graph read_graph(const Value& value);
 Cache read_cache(const Value& value);
 Routing read_routing(const Value& value);
+std::optional<Drafting> read_drafting(const Value& value);
 Limits read_limits(const Value& value);
 Tokens read_tokens(const Value& value);
 File read_file(const Value& value);
