@@ -22,6 +22,7 @@ from dynexport.exporter.lowering.plan import GraphPlan
 from dynexport.exporter.lowering.target import Target
 from dynexport.exporter.reference import Oracle
 from dynexport.exporter.reference.weights import Weights
+from dynexport.exporter.strategies.alike import check_alike
 from dynexport.exporter.strategies.fixed_depths import plans_of_depths, programs_of_depths
 from dynexport.exporter.strategies.loop.between import Adapter, Between
 from dynexport.exporter.strategies.loop.exits import Exits
@@ -81,6 +82,7 @@ class LoopStrategy(Strategy[Loop, GraphPlan]):
             )
 
     def check(self, contract: Loop, architecture: Architecture, target: Target) -> None:
+        check_alike(self.name, architecture, range(architecture.layers))
         _check_ends(contract, architecture)
         if contract.exit.rule == "none":
             if contract.exited_kv != "compute":

@@ -153,7 +153,7 @@ class Parts:
             added = self.layer.self_attn.entries(op, entries, step)
             present = [
                 self.routing.target.append(op, past, cast(op, new, past.dtype), step.cache_length)
-                for past, new in zip((cache.key, cache.value), added, strict=True)
+                for past, new in zip(cache.entries, added, strict=True)
             ]
             same = self._all_adapted(op, hidden_states, route) if adapts else op.Identity(hidden_states)
             return [same, *present]
