@@ -53,6 +53,8 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "bloom": {"hidden_size": 32, "n_layer": LAYERS, "n_head": 4, "vocab_size": VOCABULARY},
 }
 # Families that differ from one of those above in a few fields; all but the last two are tested in fewer ways.
+_EXPERTS = {"num_experts": 6, "num_experts_per_tok": 2}
+_LOCAL_EXPERTS = {"num_local_experts": 6, "num_experts_per_tok": 2}
 _GPTJ = {"n_embd": 32, "n_layer": LAYERS, "n_head": 4, "n_positions": 64, "vocab_size": VOCABULARY}
 EXEMPLARS = (*FAMILIES, "falcon", "granite")
 FAMILIES |= {
@@ -104,6 +106,48 @@ FAMILIES |= {
         },
     },
     "nemotron": _LLAMA_LIKE,
+    "qwen3_moe": {**_LLAMA_LIKE, **_EXPERTS, "head_dim": 16, "moe_intermediate_size": 24, "norm_topk_prob": True},
+    "qwen2_moe": {
+        **_LLAMA_LIKE,
+        **_EXPERTS,
+        "moe_intermediate_size": 24,
+        "shared_expert_intermediate_size": 40,
+        "mlp_only_layers": [1],
+    },
+    "mixtral": {**_LLAMA_LIKE, **_LOCAL_EXPERTS, "sliding_window": 5},
+    "granitemoe": {
+        **_LLAMA_LIKE,
+        **_LOCAL_EXPERTS,
+        "attention_multiplier": 0.2,
+        "embedding_multiplier": 3.0,
+        "residual_multiplier": 0.6,
+        "logits_scaling": 4.0,
+    },
+    "olmoe": {**_LLAMA_LIKE, **_EXPERTS},
+    "gpt_oss": {
+        **_LLAMA_LIKE,
+        **_LOCAL_EXPERTS,
+        "head_dim": 16,
+        "sliding_window": 5,
+        "rope_parameters": {**_YARN, "truncate": False},
+        # Reached by single outputs of the tiny experts.
+        "swiglu_limit": 1.0,
+    },
+}
+# Families that run with the strategy alone that they declare.
+LOOPED: dict[str, dict[str, Any]] = {
+    "huginn_raven": {
+        "n_embd": 32,
+        "n_heads": 4,
+        "n_layers": LAYERS,
+        "n_layers_in_prelude": 1,
+        "n_layers_in_recurrent_block": 2,
+        "n_layers_in_coda": 1,
+        "mean_recurrence": 2,
+        "intermediate_size": 44,
+        "vocab_size": VOCABULARY,
+        "block_size": 64,
+    },
 }
 _LLAMA3_ROTARY = {
     "rope_type": "llama3",
@@ -222,6 +266,12 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
             },
         ),
         ("nemotron-biases", "nemotron", {"attention_bias": True, "mlp_bias": True}),
+        (
+            "qwen2_moe-windows",
+            "qwen2_moe",
+            {"use_sliding_window": True, "sliding_window": 5, "norm_topk_prob": True, "decoder_sparse_step": 2},
+        ),
+        ("olmoe-clipped", "olmoe", {"clip_qkv": 0.5, "norm_topk_prob": True}),
         ("phi-groups", "phi", {"num_key_value_heads": 2, "rope_parameters": None}),
     )
 }

@@ -19,9 +19,10 @@ import onnx_ir as ir
 from dynexport.exporter.bundle.options import CALIBRATION_TOKENS
 from dynexport.exporter.families.architecture import Architecture, Rotary
 from dynexport.exporter.lowering.int8_caches import CacheScales, is_entry, make_caches_int8, scale_name
+from dynexport.plugins.attention import NAME as ATTENTION
 from dynexport.runtime.bundle.bundle import Bundle
 from dynexport.runtime.bundle.errors import DynexportError
-from dynexport.runtime.bundle.manifest import CachePart, CacheText, Depth, Manifest
+from dynexport.runtime.bundle.manifest import CachePart, CacheText, Depth, Limits, Manifest
 from dynexport.runtime.bundle.text_files import TOKENIZER_FILE
 from dynexport.runtime.execution.executor import Executor
 from dynexport.runtime.execution.kv_cache import KvCache
@@ -112,9 +113,7 @@ def with_int8_caches(
         update={
             "graphs": tuple(described),
             "caches": tuple(caches),
-            # A token that shares a call with others attends to their keys and values unrounded, also to its own: which
-            # tokens those are must not depend on other rows.
-            "limits": manifest.limits.model_copy(update={"together": "never"}),
+            "limits": _limits(manifest),
             "cost": cost,
             "cache_text": CacheText(
                 source=text.source,
@@ -123,6 +122,17 @@ def with_int8_caches(
             ),
         }
     )
+
+
+def _limits(manifest: Manifest) -> Limits:
+    """Return the limits of a bundle with int8 caches.
+
+    Around ONNX Runtime's attention a token that shares a call with others attends to their keys and values unrounded,
+    also to its own: which tokens those are must not depend on other rows.
+    """
+    if ATTENTION in manifest.operators:
+        return manifest.limits
+    return manifest.limits.model_copy(update={"together": "never"})
 
 
 def _int8(part: CachePart) -> CachePart:

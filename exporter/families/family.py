@@ -57,7 +57,8 @@ class Family:
         kinds = named.get("layer_types")
         if isinstance(kinds, list):
             named["layer_types"] = ["full_attention" if kind == "attention" else kind for kind in kinds]  # its old name
-        return {"is_causal": True, **CLASS_DEFAULTS[self.model_type], **named}
+        defaults = {self.twins.get(name, name): value for name, value in CLASS_DEFAULTS[self.model_type].items()}
+        return {"is_causal": True, **defaults, **named}
 
 
 def llama_like(

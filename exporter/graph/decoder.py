@@ -11,6 +11,7 @@ from onnxscript import nn
 
 from dynexport.exporter.families.architecture import Architecture, LearnedPositions
 from dynexport.exporter.graph.attention import Attention
+from dynexport.exporter.graph.experts import MixtureOfExperts
 from dynexport.exporter.graph.layers import Embedding, Linear, Mlp, Norm
 from dynexport.exporter.graph.step import FLOAT, LayerCache, LayerStep, Line, Step
 from dynexport.exporter.lowering.target import Target, cast
@@ -44,7 +45,12 @@ class DecoderLayer(nn.Module):
             if a.pre_norms:
                 self.pre_feedforward_layernorm = norm()
             self.post_feedforward_layernorm = norm()
-        self.mlp = Mlp(target, a.hidden_size, a.intermediate_size, a.activation, gated=a.gated_mlp, bias=a.mlp_bias)
+        experts = a.experts_of(index)
+        self.mlp: MixtureOfExperts | Mlp
+        if experts is not None:
+            self.mlp = MixtureOfExperts(target, a, experts)
+        else:
+            self.mlp = Mlp(target, a.hidden_size, a.intermediate_size, a.activation, gated=a.gated_mlp, bias=a.mlp_bias)
 
     def forward(
         self, op: Any, hidden_states: ir.Value, step: LayerStep | Line, cache: LayerCache
@@ -67,8 +73,13 @@ class DecoderLayer(nn.Module):
         other._set_name(f"{LAYERS}.{index}")
         return other
 
-    def after_attention(self, op: Any, hidden_states: ir.Value, attention: ir.Value) -> ir.Value:
-        """Return the layer's output from its input and its attention output, all [B, S, hidden]."""
+    def after_attention(
+        self, op: Any, hidden_states: ir.Value, attention: ir.Value, *, gate: ir.Value | None = None
+    ) -> ir.Value:
+        """Return the layer's output from its input and its attention output, all [B, S, hidden].
+
+        ``gate`` float32 [B, S, 1] multiplies the output of the MLP of a layer in sequence; None: 1.
+        """
         a = self.architecture
         if a.residual == "parallel":
             # The same norm of the same input a second time: engines compute it once.
@@ -78,16 +89,28 @@ class DecoderLayer(nn.Module):
             attention = op.Mul(attention, a.residual_scale)
         normed, residual = self._before_mlp(op, hidden_states, attention)
         mlp = self.mlp(op, normed)
+        if a.norms_of_sums:
+            return self.post_feedforward_layernorm(op, mlp, residual)[0]
         if a.post_norms:
             mlp = self.post_feedforward_layernorm(op, mlp)
         if a.residual_scale is not None:
             mlp = op.Mul(mlp, a.residual_scale)
+        if gate is not None:
+            mlp = cast(op, op.Mul(gate, cast(op, mlp, FLOAT)), mlp.dtype)
         return op.Add(residual, mlp)
+
+    def mlp_of(self, op: Any, residual: ir.Value) -> ir.Value:
+        """Return the MLP's output for the residual stream after attention, where one norm stands between them."""
+        output: ir.Value = self.mlp(op, self.post_attention_layernorm(op, residual))
+        return output
 
     def _before_mlp(self, op: Any, hidden_states: ir.Value, attention: ir.Value) -> tuple[ir.Value, ir.Value]:
         """Return the MLP's input and the residual stream after attention."""
         a = self.architecture
         norm = self.post_attention_layernorm
+        if a.norms_of_sums:
+            residual = norm(op, attention, hidden_states)[0]
+            return self.pre_feedforward_layernorm(op, residual), residual
         if a.post_norms:
             attention = norm(op, attention)
             if not a.pre_norms:

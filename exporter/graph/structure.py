@@ -97,6 +97,8 @@ class Sizes:
         for channels in (a.head_dim, *padded):
             for heads in (a.heads, a.kv_heads, a.heads + 2 * a.kv_heads):
                 self._features |= {(heads, channels), (heads * channels,)}
+        if a.experts is not None:
+            self._features |= {(a.experts.count,), (a.experts.intermediate_size, 2)}
         self._declared = {0, 1} | declared
         self._of_the_run = _of_the_run(graph, self._slots)
 

@@ -24,6 +24,7 @@ from dynexport.exporter.graph.reading import (
     text,
     unequal,
 )
+from dynexport.exporter.parity.expert_constants import expert_differences
 from dynexport.exporter.reference.rotary import rotary_angles
 from dynexport.exporter.strategies import strategies
 from dynexport.runtime.bundle.bundle import Bundle
@@ -56,7 +57,7 @@ def differences(bundle: Bundle) -> list[Difference]:
     found = [*_manifest(manifest, architecture), *strategy.manifest_differences(manifest)]
     for entry in manifest.files_with_graphs:
         graph = GraphFile(bundle, entry)
-        for check in (_norms, _activations, _attention, _rotary, _ends):
+        for check in (_norms, _activations, expert_differences, _attention, _rotary, _ends):
             found += check(graph, architecture)
         found += _conditions(graph, manifest)
         found += strategy.graph_differences(graph, manifest)
@@ -139,6 +140,8 @@ def _norms(graph: GraphFile, architecture: Architecture) -> Iterator[Difference]
 
 def _activations(graph: GraphFile, architecture: Architecture) -> Iterator[Difference]:
     for node in graph.of_type(*_ACTIVATIONS):
+        if "router" in (node.name or ""):
+            continue
         found = {"Relu": "relu", "Swish": "silu", "QuickGelu": "silu"}.get(node.op_type, "gelu")
         if node.op_type == "Relu" and any(set(use.node.inputs) == {node.outputs[0]} for use in node.outputs[0].uses()):
             found = "relu2"

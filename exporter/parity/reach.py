@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from dynexport.exporter.families import read_architecture
-from dynexport.exporter.reference.int8_caches import is_rounded
+from dynexport.exporter.reference.rounding import is_rounded
 from dynexport.runtime.bundle.manifest import LayerRouting, Manifest, PathRouting
 from dynexport.runtime.execution.batch import CHUNK
 

@@ -9,6 +9,8 @@ from __future__ import annotations
 from functools import cache
 from typing import Any
 
+from dynexport.exporter.reference.huginn import HUGINN, config_and_model
+
 OURO = "ouro"
 
 
@@ -17,7 +19,7 @@ def register() -> None:
     """Make ``AutoConfig`` and ``AutoModelForCausalLM`` know the models of this module."""
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    for kind, (config, model) in {OURO: _ouro()}.items():
+    for kind, (config, model) in {OURO: _ouro(), HUGINN: config_and_model()}.items():
         AutoConfig.register(kind, config, exist_ok=True)
         AutoModelForCausalLM.register(config, model, exist_ok=True)
 

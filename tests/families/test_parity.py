@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from conversation import EVERYTHING, Conversation, follow, generate
-from tiny_models import EXEMPLARS, FAMILIES, LAYERS, VARIANTS, random_rows
+from tiny_models import EXEMPLARS, FAMILIES, LAYERS, LOOPED, VARIANTS, random_rows
 
 from dynexport.exporter.bundle.conversion import convert
 from dynexport.exporter.checkpoint import open_checkpoint
@@ -69,7 +69,7 @@ def executor(saved_model: Callable[[str], Path], tmp_path_factory: pytest.TempPa
 
 
 def test_every_family_has_a_model() -> None:
-    assert set(FAMILIES) == set(families())
+    assert {*FAMILIES, *LOOPED} == set(families())
 
 
 @pytest.mark.parametrize(("name", "strategy"), CASES)

@@ -39,8 +39,8 @@ class Agreement {
  public:
   Agreement(const Manifest& manifest, const std::string& where) : manifest_(manifest), where_(where) {}
 
-  void check(std::size_t cost_layers) const {
-    check_layers(cost_layers);
+  void check(const CostSizes& cost) const {
+    check_layers(cost);
     check_names();
     check_programs();
     check_caches();
@@ -49,10 +49,16 @@ class Agreement {
  private:
   [[noreturn]] void refuse(const std::string& message) const { throw Error(where_ + ": " + without_breaks(message)); }
 
-  void check_layers(std::size_t cost_layers) const {
-    if (cost_layers != static_cast<std::size_t>(manifest_.model.layers)) {
+  void check_layers(const CostSizes& cost) const {
+    if (cost.layers != static_cast<std::size_t>(manifest_.model.layers)) {
       refuse("cost.layers: expected " + std::to_string(manifest_.model.layers) + " as in model.layers, found " +
-             std::to_string(cost_layers));
+             std::to_string(cost.layers));
+    }
+    const auto* layers = std::get_if<LayerRouting>(&manifest_.routing);
+    const std::size_t decided = layers == nullptr ? 0 : static_cast<std::size_t>(layers->decisions());
+    if (cost.parts != 0 && cost.parts != decided) {
+      refuse("cost.parts: expected one for each of " + std::to_string(decided) + " decisions, found " +
+             std::to_string(cost.parts));
     }
     if (const auto* routing = std::get_if<LayerRouting>(&manifest_.routing)) {
       const auto decisions = static_cast<std::int64_t>(routing->layers.size());
@@ -277,8 +283,8 @@ class Agreement {
 
 }  // namespace
 
-void check_agreement(const Manifest& manifest, std::size_t cost_layers, const std::string& where) {
-  Agreement(manifest, where).check(cost_layers);
+void check_agreement(const Manifest& manifest, const CostSizes& cost, const std::string& where) {
+  Agreement(manifest, where).check(cost);
 }
 
 }  // namespace dynexport

@@ -184,7 +184,8 @@ class Schedule {
 
   std::size_t counters_of() const {
     const auto& routing = executor_.manifest().routing;
-    if (const auto* layers = std::get_if<dynexport::LayerRouting>(&routing)) return layers->layers.size();
+    if (const auto* layers = std::get_if<dynexport::LayerRouting>(&routing))
+      return static_cast<std::size_t>(layers->decisions());
     return std::holds_alternative<dynexport::PathRouting>(routing) ? 1 : 0;
   }
 
