@@ -19,9 +19,10 @@ import onnx_ir as ir
 from dynexport.exporter.bundle.options import CALIBRATION_TOKENS
 from dynexport.exporter.families.architecture import Architecture, Rotary
 from dynexport.exporter.lowering.int8_caches import CacheScales, is_entry, make_caches_int8, scale_name
+from dynexport.plugins.attention import NAME as ATTENTION
 from dynexport.runtime.bundle.bundle import Bundle
 from dynexport.runtime.bundle.errors import DynexportError
-from dynexport.runtime.bundle.manifest import CachePart, CacheText, Depth, Manifest
+from dynexport.runtime.bundle.manifest import CachePart, CacheText, Depth, Limits, Manifest
 from dynexport.runtime.bundle.text_files import TOKENIZER_FILE
 from dynexport.runtime.execution.executor import Executor
 from dynexport.runtime.execution.kv_cache import KvCache
@@ -107,14 +108,18 @@ def with_int8_caches(
         cache.model_copy(update={"parts": {name: _int8(part) for name, part in cache.parts.items()}})
         for cache in manifest.caches
     ]
-    cost = manifest.cost.model_copy(update={"kv_per_token": manifest.cost.kv_per_token // 4})
+    stored = manifest.cost
+    cost = stored.model_copy(
+        update={
+            "kv_per_token": stored.kv_per_token // 4,
+            "kv_of_layers": tuple(size // 4 for size in stored.kv_of_layers),
+        }
+    )
     return manifest.model_copy(
         update={
             "graphs": tuple(described),
             "caches": tuple(caches),
-            # A token that shares a call with others attends to their keys and values unrounded, also to its own: which
-            # tokens those are must not depend on other rows.
-            "limits": manifest.limits.model_copy(update={"together": "never"}),
+            "limits": _limits(manifest),
             "cost": cost,
             "cache_text": CacheText(
                 source=text.source,
@@ -123,6 +128,17 @@ def with_int8_caches(
             ),
         }
     )
+
+
+def _limits(manifest: Manifest) -> Limits:
+    """Return the limits of a bundle with int8 caches.
+
+    Around ONNX Runtime's attention a token that shares a call with others attends to their keys and values unrounded,
+    also to its own: which tokens those are must not depend on other rows.
+    """
+    if ATTENTION in manifest.operators:
+        return manifest.limits
+    return manifest.limits.model_copy(update={"together": "never"})
 
 
 def _int8(part: CachePart) -> CachePart:
@@ -150,7 +166,7 @@ def measure_scales(bundle: Bundle, windows: Array, architecture: Architecture) -
         for start in range(0, len(windows), rows):
             for name, found in _largest(filled(executor, windows[start : start + rows], depth), architecture).items():
                 largest[name] = np.maximum(largest.get(name, found), found)
-    return {cache.place: _scales(cache.place, largest) for cache in manifest.caches}
+    return {cache.place: _scales(cache.place, largest) for cache in manifest.caches if cache.parts}
 
 
 def text_of_windows(manifest: Manifest, ids: Sequence[int]) -> Array:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 
 from dynexport.exporter.checkpoint.adapted import AdaptedCheckpoint
@@ -25,13 +26,15 @@ def open_checkpoint(
     tokenizer: Path | None = None,
     importer: Importer | None = None,
     adapter: str | Path | None = None,
+    importers: Iterable[Importer] = (),
 ) -> Checkpoint:
     """Open a model; tensors are read later, one at a time.
 
     Args:
         model: a Hugging Face directory, a GGUF file, or a hub id ``owner/name``, which is downloaded.
         tokenizer: a ``tokenizer.json``, or a directory with a tokenizer, to take instead of the model's own.
-        importer: the importer of a directory that other routing code has written; None for all other models.
+        importer: the importer of a directory that other routing code has written; None to look among ``importers``.
+        importers: importers of which the first that recognises a directory reads it.
         adapter: a directory of the peft library with a LoRA adapter to merge into the weights; None for none.
 
     Raises:
@@ -40,6 +43,8 @@ def open_checkpoint(
     checked_kind("model", model, str | Path, "a path or a hub id")
     override = None if tokenizer is None else _read_override(checked_path("tokenizer", tokenizer))
     checkpoint = _open(model, needs_tokenizer=override is None)
+    if importer is None and isinstance(checkpoint, SafetensorsDirectory):
+        importer = next((known for known in importers if known.recognises(checkpoint)), None)
     if importer is not None:
         checkpoint = _import(checkpoint, importer)
     if adapter is not None:
@@ -84,7 +89,9 @@ def _import(checkpoint: Checkpoint, importer: Importer) -> Checkpoint:
             f"{checkpoint.source}: import {importer.name}: expected a Hugging Face directory, found a .gguf file; "
             "name the directory that the training has written"
         )
-    return importer.read(checkpoint)
+    read = importer.read(checkpoint)
+    read.importer = importer.name
+    return read
 
 
 def _read_override(path: Path) -> TokenizerFiles:

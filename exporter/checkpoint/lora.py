@@ -94,7 +94,7 @@ class LoraConfig:
     def scale(self, module: str) -> float:
         """Return the factor of a module's product."""
         rank = self.rank_of(module)
-        return _matched(self.alphas, module, self.alpha) / (math.sqrt(rank) if self.root else rank)
+        return float(_matched(self.alphas, module, self.alpha)) / (math.sqrt(rank) if self.root else rank)
 
 
 def read_lora_config(directory: Path) -> LoraConfig:
@@ -146,10 +146,10 @@ def merged(
     Returns:
         float32 [N, K].
     """
-    total = weight + np.float32(scale) * (up @ down)
+    total: np.ndarray = weight + (up @ down) * np.float32(scale)
     if lengths is not None:
         total *= (lengths / np.linalg.norm(total, axis=1))[:, None]
-    return total.astype(np.float32, copy=False)
+    return np.asarray(total, np.float32)
 
 
 def _matched(patterns: Mapping[str, Any], module: str, default: Any) -> Any:

@@ -17,9 +17,10 @@ _WIDTHS = (
     "head_dim",
     "num_attention_heads",
     "n_head",
+    "n_heads",
     "num_key_value_heads",
 )
-_DEPTHS = ("num_hidden_layers", "n_layer")
+_DEPTHS = ("num_hidden_layers", "n_layer", "n_layers")
 
 
 def check_sizes(checkpoint: Checkpoint) -> None:

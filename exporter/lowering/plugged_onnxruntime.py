@@ -24,6 +24,7 @@ from dynexport.exporter.lowering.storage import Plain, Storage, StoredWeight
 from dynexport.exporter.lowering.target import AttentionInputs
 from dynexport.plugins.graph import add_functions
 from dynexport.plugins.routes import gather_tokens
+from dynexport.runtime.bundle.errors import DynexportError
 from dynexport.runtime.bundle.manifest import Precision
 
 _HALVES = {"fp16": InterleavedHalves(ir.DataType.FLOAT16), "bf16": InterleavedHalves(ir.DataType.BFLOAT16)}
@@ -37,8 +38,8 @@ class PluggedOnnxRuntime(OnnxRuntime):
     Args:
         precision: as for ``OnnxRuntime``.
         segments: as for ``OnnxRuntime``.
-        caches: the type of keys and values: "fp32" or "fp16"; "int8" for graphs whose attention is ONNX Runtime's own,
-            with float32 caches, which ``make_caches_int8`` changes; "auto" for fp32.
+        caches: the type of keys and values: "fp32" or "fp16"; "int8" for graphs with float32 caches, which
+            ``make_caches_int8`` changes; "auto" for fp32.
         options: those of ``OnnxRuntime``.
     """
 
@@ -46,6 +47,7 @@ class PluggedOnnxRuntime(OnnxRuntime):
     nearest = RoundedBlocks(bits=4, zero=8)
 
     routes_at_once = True
+    attends_ragged = True
 
     def __init__(
         self,
@@ -56,9 +58,7 @@ class PluggedOnnxRuntime(OnnxRuntime):
         **options: Any,
     ) -> None:
         super().__init__(precision, segments, **options)
-        half = caches == "fp16"
-        self._cache_dtype = ir.DataType.FLOAT16 if half else ir.DataType.FLOAT
-        self._attends = caches != "int8"
+        self._cache_dtype = ir.DataType.FLOAT16 if caches == "fp16" else ir.DataType.FLOAT
 
     @property
     def cache_dtype(self) -> ir.DataType:
@@ -104,10 +104,15 @@ class PluggedOnnxRuntime(OnnxRuntime):
         return gather_tokens(op, x, chosen)
 
     def rotates_in_attention(self, architecture: Architecture) -> bool:
-        return rotates(architecture) if self._attends else super().rotates_in_attention(architecture)
+        return super().rotates_in_attention(architecture) if architecture.sinks else rotates(architecture)
 
     def attention(self, op: Any, inputs: AttentionInputs) -> tuple[ir.Value, ir.Value, ir.Value]:
-        if not self._attends:
+        if inputs.sinks is not None and self._cache_dtype != ir.DataType.FLOAT:
+            raise DynexportError(
+                f"kv_cache_dtype: expected auto or fp32, found {self._cache_dtype.name.lower()}, which no attention "
+                "with sinks takes"
+            )
+        if inputs.sinks is not None:
             return super().attention(op, inputs)
         packed: ir.Value = inputs.query
         if inputs.key is not None:

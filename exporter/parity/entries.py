@@ -2,9 +2,9 @@
 
 A key near the middle between two integers may be rounded to either, and later layers amplify the step. So PyTorch takes
 the stored integers. Then its logits must be those of the bundle within the limits of float32, and its own keys and
-values must be within half a step of the stored ones: only so far does rounding to the nearest move a number. The tokens
-of one call attend to each other's unrounded keys and values; so the calls of the run are given to PyTorch, too. Another
-pass without rounded keys and values measures what int8 caches cost.
+values must be within half a step of the stored ones: only so far does rounding to the nearest move a number. Around
+ONNX Runtime's attention the tokens of one call attend to each other's unrounded keys and values; so the calls of the
+run are given to PyTorch, too. Another pass without rounded keys and values measures what int8 caches cost.
 """
 
 from __future__ import annotations
@@ -22,11 +22,13 @@ from dynexport.exporter.parity.metrics import Metrics, compare_logits
 from dynexport.exporter.parity.reach import row_limit
 from dynexport.exporter.reference import Case, RowPaths, RowRoutes
 from dynexport.exporter.reference.half_caches import GivenHalves
-from dynexport.exporter.reference.int8_caches import ALONE, GivenEntries, IntArray, Scales
+from dynexport.exporter.reference.int8_caches import GivenEntries, Scales
+from dynexport.exporter.reference.rounding import attends_to_stored
+from dynexport.exporter.reference.seen_entries import ALONE, IntArray
 from dynexport.exporter.reference.weights import Weights
 from dynexport.exporter.strategies import strategies
 from dynexport.runtime.bundle.errors import DynexportError
-from dynexport.runtime.bundle.manifest import Depth
+from dynexport.runtime.bundle.manifest import Depth, Manifest
 from dynexport.runtime.execution.executor import Executor
 from dynexport.runtime.execution.kv_cache import KvCache
 
@@ -95,13 +97,12 @@ class StoredEntries:
             cases = [
                 replace(case, forced=row.decisions.astype(np.int64)) for case, row in zip(cases, decided, strict=True)
             ]
-        rows = [_row(cache, row) for row in range(len(cases))]
+        rows, manifest = [_row(cache, row) for row in range(len(cases))], executor.manifest
         given: GivenEntries | GivenHalves
         if self.scales is None:
             given = GivenHalves([len(case.tokens) for case in cases], rows)
         else:
-            given = GivenEntries(self.scales, _calls(cache), rows)
-        manifest = executor.manifest
+            given = GivenEntries(self.scales, _calls(cache, manifest), rows)
         strategy, skipped = strategies()[manifest.contract.strategy], skips(executor, cases[0].depth)
         unrounded = strategy.oracle(self.weights, manifest).answers(cases, at=at)
         quality = compare_logits([answer.logits for answer in unrounded], logits)
@@ -138,12 +139,14 @@ def _two_turns(prompts: Sequence[Prompt], depth: Depth) -> list[Case]:
     return [Case(tuple(tokens), tuple(prompted), depth)]
 
 
-def _calls(cache: KvCache) -> list[IntArray]:
+def _calls(cache: KvCache, manifest: Manifest) -> list[IntArray]:
     """Return for every row the number of the call that each token ran in, int64 [tokens], from the cache's log.
 
-    Rows with several tokens run alone.
+    Rows with several tokens run alone. Tokens that attend to stored entries only have ``ALONE``.
     """
     assert cache.logs is not None
+    if attends_to_stored(manifest):
+        return [np.full(sum(made.ran.shape[1] for made in log), ALONE) for log in cache.logs]
     sizes = [[made.ran.shape[1] for made in log] for log in cache.logs]
     return [np.repeat([ALONE if size == 1 else at for at, size in enumerate(row)], row) for row in sizes]
 
@@ -152,6 +155,8 @@ def _row(cache: KvCache, row: int) -> dict[int, tuple[Any, Any]]:
     """Return the entries of a row by place: keys and values, int8 or float16 [kv_heads, entries, cache_head_dim]."""
     found = {}
     for place, count in enumerate(cache.lengths[:, row].tolist()):
+        if f"{place}.key" not in cache.buffers:
+            continue  # a layer without attention
         key, value = (cache.buffers[f"{place}.{part}"][row, :, :count].copy() for part in ("key", "value"))
         found[place] = key, value
     return found

@@ -11,7 +11,7 @@ from dynexport.exporter.parity.golden import golden_rows
 from dynexport.exporter.parity.ladder import CHUNKS
 from dynexport.exporter.parity.reach import LongRow, full_is_refused, row_limit
 from dynexport.exporter.parity.thresholds import ROUTES
-from dynexport.exporter.reference.int8_caches import has_rounded_caches, is_rounded
+from dynexport.exporter.reference.rounding import has_rounded_caches, is_rounded
 from dynexport.runtime.bundle.manifest import FULL, Manifest
 
 

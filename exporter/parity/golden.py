@@ -16,7 +16,7 @@ from dynexport.exporter.parity.reach import golden_long_row, row_limit
 from dynexport.exporter.parity.rounded import rounded_oracle, rounded_weights
 from dynexport.exporter.parity.thresholds import Kind
 from dynexport.exporter.reference import Answer, Case, Oracle, RowPaths, RowRoutes
-from dynexport.exporter.reference.int8_caches import has_rounded_caches, is_rounded
+from dynexport.exporter.reference.rounding import has_rounded_caches, is_rounded
 from dynexport.exporter.reference.weights import Weights
 from dynexport.exporter.strategies import strategies
 from dynexport.runtime.bundle.errors import DynexportError

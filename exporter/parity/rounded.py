@@ -12,15 +12,9 @@ from dynexport.exporter.reference import Answer, Case, Oracle
 from dynexport.exporter.reference.dequantised import stored_weights
 from dynexport.exporter.reference.half_caches import HalfEntries
 from dynexport.exporter.reference.hugging_face import FloatArray
-from dynexport.exporter.reference.int8_caches import (
-    ALONE,
-    IntArray,
-    RoundedEntries,
-    Scales,
-    SeenEntries,
-    has_rounded_caches,
-    read_scales,
-)
+from dynexport.exporter.reference.int8_caches import RoundedEntries, Scales, read_scales
+from dynexport.exporter.reference.rounding import attends_to_stored, has_rounded_caches
+from dynexport.exporter.reference.seen_entries import ALONE, IntArray, SeenEntries
 from dynexport.exporter.reference.weights import Weights
 from dynexport.exporter.strategies import strategies
 from dynexport.runtime.bundle.manifest import Manifest
@@ -76,14 +70,19 @@ class _RoundingOracle(Oracle):
         if self.scales is None:
             entries = HalfEntries([len(case.tokens) for case in cases])
         else:
-            chunk = None if self.manifest.limits.whole_prompts else CHUNK
-            entries = RoundedEntries(self.scales, [_calls(case, chunk) for case in cases])
+            entries = RoundedEntries(self.scales, [_calls(case, self.manifest) for case in cases])
         return strategies()[self.manifest.contract.strategy].oracle(self.weights.with_entries(entries), self.manifest)
 
 
-def _calls(case: Case, chunk: int | None) -> IntArray:
-    """Return the number of the call that each token of a case runs in, int64 [tokens], for cases that run alone."""
+def _calls(case: Case, manifest: Manifest) -> IntArray:
+    """Return the number of the call that each token of a case runs in, int64 [tokens], for cases that run alone.
+
+    Of one whose tokens attend to stored entries only, it is ``ALONE``.
+    """
     found = np.full(len(case.tokens), ALONE)
+    if attends_to_stored(manifest):
+        return found
+    chunk = None if manifest.limits.whole_prompts else CHUNK
     for start, stop in case.prompted:
         size = chunk or max(1, stop - start)
         for first in range(start, stop, size):

@@ -9,7 +9,6 @@ from pathlib import Path
 
 import numpy as np
 
-from dynexport.exporter.checkpoint import open_checkpoint
 from dynexport.exporter.checkpoint.sizes import check_sizes
 from dynexport.exporter.families import read_architecture
 from dynexport.exporter.parity import ladder
@@ -31,11 +30,12 @@ from dynexport.exporter.parity.report import Check, Report
 from dynexport.exporter.parity.rounded import rounded_oracle, rounded_weights
 from dynexport.exporter.parity.thresholds import limits_of
 from dynexport.exporter.reference import Oracle
-from dynexport.exporter.reference.int8_caches import has_rounded_caches, is_rounded, read_scales
+from dynexport.exporter.reference.int8_caches import read_scales
 from dynexport.exporter.reference.loading import fits_in_memory
+from dynexport.exporter.reference.rounding import has_rounded_caches, is_rounded
 from dynexport.exporter.reference.weights import Weights
 from dynexport.exporter.strategies import strategies
-from dynexport.exporter.strategies.importing import find_importer
+from dynexport.exporter.strategies.importing import open_imported
 from dynexport.runtime.bundle.bundle import Bundle
 from dynexport.runtime.bundle.checks import checked_count, checked_ids, checked_kind, checked_list
 from dynexport.runtime.bundle.errors import DynexportError
@@ -323,7 +323,7 @@ def _weights(bundle: Bundle, against: str | Path, adapter: str | Path | None) ->
         raise DynexportError(
             f"{bundle.path}: --adapter: expected that of the bundle ({told}), found {adapter or 'none'}; name the same"
         )
-    checkpoint = open_checkpoint(against, importer=find_importer(manifest.source.importer), adapter=adapter)
+    checkpoint = open_imported(against, manifest.source.importer, adapter=adapter)
     check_sizes(checkpoint)
     architecture = strategies()[manifest.contract.strategy].architecture(
         manifest.contract, read_architecture(checkpoint.config)

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from dynexport.exporter.reference.int8_caches import ALONE, SeenEntries
+from dynexport.exporter.reference.seen_entries import ALONE, SeenEntries
 from dynexport.runtime.bundle.errors import DynexportError
 
 HalfArray = NDArray[np.float16]

@@ -1,14 +1,13 @@
 """The int8 KV caches of a bundle, for the PyTorch reference.
 
-Written from ONNX Runtime's description of GroupQueryAttention; it shares no code with the exporter. An entry x is
-stored as q = clip(round(x / scale), -128, 127), halves to even, with a scale for each channel of each head. A token
-attends to q * scale in place of x, also to its own, when it runs alone. Tokens that run together in one call, such as
-a prompt's, attend to each other's x, and to q * scale of earlier ones.
+Written from the operators' descriptions; it shares no code with the exporter. An entry x is stored as
+q = clip(round(x / scale), -128, 127), halves to even, with a scale for each channel of each head. A token attends to
+q * scale in place of x, also to its own, when it runs alone or by dynexport's operator. Around ONNX Runtime's, tokens
+that run together in one call, such as a prompt's, attend to each other's x, and to q * scale of earlier ones.
 """
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,41 +17,24 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
-from dynexport.exporter.reference.dequantised import graph_nodes, is_quantised, tensor_values
-from dynexport.exporter.reference.transformers_layers import Call, DecoderLayers
+from dynexport.exporter.reference.dequantised import graph_nodes, tensor_values
+from dynexport.exporter.reference.rounding import has_int8_caches
+from dynexport.exporter.reference.seen_entries import IntArray, SeenEntries
 from dynexport.runtime.bundle.errors import DynexportError
 from dynexport.runtime.bundle.manifest import PAST, Manifest
 
 FloatArray = NDArray[np.float32]
 Int8Array = NDArray[np.int8]
-IntArray = NDArray[np.int64]
-# The number of the call of a token that ran alone.
-ALONE = -1
-# Inputs of GroupQueryAttention: the caches, and their scales.
-_CACHES, _SCALES = (3, 4), (12, 13)
-_WANTED = {"kv_cache_bit_width": 8, "k_quant_type": b"PER_CHANNEL", "v_quant_type": b"PER_CHANNEL"}
+# By attention operator: its inputs that are caches, those that are their scales, and what its attributes must say.
+_OPERATORS: dict[str, tuple[tuple[int, int], tuple[int, int], dict[str, Any]]] = {
+    "CachedAttention": ((1, 2), (9, 10), {}),
+    "GroupQueryAttention": (
+        (3, 4),
+        (12, 13),
+        {"kv_cache_bit_width": 8, "k_quant_type": b"PER_CHANNEL", "v_quant_type": b"PER_CHANNEL"},
+    ),
+}
 _LEAST, _MOST = -128, 127
-
-
-def has_int8_caches(manifest: Manifest) -> bool:
-    """Return whether keys and values are stored as int8."""
-    return any(cache.parts["key"].dtype == "int8" for cache in manifest.caches)
-
-
-def has_half_caches(manifest: Manifest) -> bool:
-    """Return whether keys and values are stored as float16 between layers that compute in float32."""
-    half = any(cache.parts["key"].dtype == "float16" for cache in manifest.caches)
-    return half and manifest.target == "onnxruntime"
-
-
-def has_rounded_caches(manifest: Manifest) -> bool:
-    """Return whether keys and values are stored in fewer bits than they are computed in."""
-    return has_int8_caches(manifest) or has_half_caches(manifest)
-
-
-def is_rounded(manifest: Manifest) -> bool:
-    """Return whether a bundle computes with other numbers than its checkpoint: rounded weights, keys or values."""
-    return is_quantised(manifest) or has_rounded_caches(manifest)
 
 
 @dataclass(frozen=True)
@@ -78,7 +60,7 @@ class Scales:
             for name, scale in _scales(folder / graph.file).items():
                 if not np.array_equal(found.setdefault(name, scale), scale):
                     raise DynexportError(f"{folder}: {name}: expected the same scales in every graph, found others")
-        places = sorted(cache.place for cache in manifest.caches)
+        places = sorted(cache.place for cache in manifest.caches if cache.parts)
         missing = [f"{p}.{part}" for p in places for part in ("key", "value") if f"{p}.{part}" not in found]
         if missing:
             raise DynexportError(f"{folder}: {PAST}{missing[0]}: expected scales of int8, found none; convert again")
@@ -96,67 +78,21 @@ def _scales(path: Path) -> dict[str, FloatArray]:
     tensors = {tensor.name: tensor for tensor in model.graph.initializer}
     found = {}
     for node in graph_nodes(model.graph):
-        if node.op_type != "GroupQueryAttention" or not node.input[_CACHES[0]].startswith(PAST):
+        if node.op_type not in _OPERATORS:
+            continue
+        caches, scales, wanted = _OPERATORS[node.op_type]
+        if not node.input[caches[0]].startswith(PAST):
             continue  # one that attends in float has widened entries in place of a cache
         attributes = {attribute.name: onnx.helper.get_attribute_value(attribute) for attribute in node.attribute}
-        if any(attributes.get(name) != value for name, value in _WANTED.items()) or len(node.input) <= _SCALES[1]:
+        if any(attributes.get(name) != value for name, value in wanted.items()) or len(node.input) <= scales[1]:
             raise DynexportError(f"{path}: {node.name}: expected int8 caches with a scale per channel, found others")
-        for cache, scale in zip(_CACHES, _SCALES, strict=True):
+        for cache, scale in zip(caches, scales, strict=True):
             tensor = tensors.get(node.input[scale])
             values = np.zeros(0) if tensor is None else tensor_values(path.parent, tensor)
             if values.ndim != 4 or not (np.isfinite(values).all() and (values > 0).all()):
                 raise DynexportError(f"{path}: {node.name}: expected positive scales of its cache, found others")
             found[node.input[cache].removeprefix(PAST)] = np.asarray(values[0, :, 0], np.float32)
     return found
-
-
-class SeenEntries(ABC):
-    """Stands in for transformers' cache: it says which keys and values tokens attend to.
-
-    Args:
-        calls: for every row int64 [tokens], the number of the call that each token ran in, or ``ALONE`` for one that
-            attends to stored entries only.
-    """
-
-    def __init__(self, calls: Sequence[IntArray]) -> None:
-        self._calls = calls
-
-    def shown(self, decoder: DecoderLayers, call: Call, row: int, tokens: Any, place: int | None) -> Call:
-        """Return a layer's arguments for tokens of a row, int64 [n], in which it takes keys and values from here.
-
-        There are two of each: the token's own, for those that it ran together with, and the stored ones. ``place`` is
-        that of the cache, if it is not the layer's number.
-        """
-        import torch
-
-        each, calls = torch.arange(len(tokens)), torch.from_numpy(self._calls[row])[tokens]
-        twice = decoder.pick(call, 0, 1, each, each.repeat(2))
-        together = (calls[:, None] == calls) & (calls != ALONE)
-        mask = decoder.mask(twice)
-        unseen = False if mask.dtype == torch.bool else torch.finfo(mask.dtype).min
-        mask = mask.masked_fill(~torch.cat([together, ~together], dim=1), unseen)
-        return decoder.with_cache(decoder.with_mask(twice, mask), _Shown(self, row, place))
-
-    @abstractmethod
-    def stored(self, layer: int, row: int, keys: Any, values: Any) -> tuple[Any, Any]:
-        """Return what the cache holds for keys and values [1, kv_heads, tokens, head_dim] of a row, in their shapes."""
-
-
-@dataclass(frozen=True)
-class _Shown:
-    """The cache that a layer gets for tokens of one row."""
-
-    entries: SeenEntries
-    row: int
-    place: int | None
-
-    def update(self, keys: Any, values: Any, layer: int, *_: Any, **__: Any) -> tuple[Any, Any]:
-        """Take new keys and values [1, kv_heads, tokens, head_dim] and return those to attend to, twice as many."""
-        import torch
-
-        stored = self.entries.stored(layer if self.place is None else self.place, self.row, keys, values)
-        first, second = (torch.cat(pair, dim=2) for pair in zip((keys, values), stored, strict=True))
-        return first, second
 
 
 class RoundedEntries(SeenEntries):
@@ -247,15 +183,4 @@ def _broadcast(scales: Scales, layer: int, head_dim: int) -> list[Any]:
     return [torch.tensor(scale[None, :, None, :head_dim]) for scale in scales.by_place[layer]]
 
 
-__all__ = [
-    "ALONE",
-    "GivenEntries",
-    "RoundedEntries",
-    "Scales",
-    "SeenEntries",
-    "has_half_caches",
-    "has_int8_caches",
-    "has_rounded_caches",
-    "is_rounded",
-    "read_scales",
-]
+__all__ = ["GivenEntries", "RoundedEntries", "Scales", "read_scales"]

@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+from dynexport.exporter.reference.experts import fixed_shapes
 from dynexport.exporter.reference.norms import is_norm, noted_calls
 from dynexport.runtime.bundle.errors import DynexportError
 
@@ -74,7 +75,6 @@ class DecoderLayers:
 
     Attributes:
         modules: transformers' modules, in order.
-        name: name of the module list that holds them.
         input_norm: name, within a layer, of the norm that it begins with; None if it begins with another module.
     """
 
@@ -88,7 +88,7 @@ class DecoderLayers:
             DynexportError: when this version of transformers calls layers in an unknown way.
         """
         self._model = model
-        self.name, self.modules = find_layers(model)
+        self.modules = find_layers(model)[1]
         longest = min(3, getattr(model.config, "max_position_embeddings", None) or 3)
         sizes = ((3, max(1, longest - 1)), (4, longest))
         first, second = (self._probe(rows, tokens) for rows, tokens in sizes)
@@ -274,7 +274,7 @@ class DecoderLayers:
         if self._cache is not None:
             call = self.with_cache(call, None)
         tensors = {name: value.to("meta") for name, value in (*layer.named_parameters(), *layer.named_buffers())}
-        with torch.no_grad(), noted_calls(layer) as calls:
+        with torch.no_grad(), noted_calls(layer) as calls, fixed_shapes(self._model.config):
             result = functional_call(layer, tensors, call.args, call.kwargs)
         hidden, first = self.hidden(call), calls[0] if calls else None
         if first is None or not any(value is hidden for value in first[1]) or not is_norm(layer, first[0], hidden):
@@ -298,17 +298,20 @@ def tested_version() -> str:
     )
 
 
-def find_layers(model: Any) -> tuple[str, list[Any]]:
-    """Return the name and the modules of the list of decoder layers, found by its length.
+def find_layers(model: Any) -> tuple[list[str], list[Any]]:
+    """Return names and modules of the decoder layers: the module list of their number, or a model's ``layer_names``.
 
     Raises:
         DynexportError: when no module list has ``num_hidden_layers`` entries.
     """
     from torch import nn
 
+    named = getattr(model, "layer_names", None)  # our own models with several lists
+    if named is not None:
+        return named, [model.get_submodule(name) for name in named]
     for name, module in model.named_modules():
         if isinstance(module, nn.ModuleList) and len(module) == model.config.num_hidden_layers:
-            return name, list(module)
+            return [f"{name}.{index}" for index in range(len(module))], list(module)
     raise DynexportError(
         f"{type(model).__name__}: expected a list of {model.config.num_hidden_layers} layers, found none"
     )

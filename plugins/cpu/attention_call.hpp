@@ -13,7 +13,7 @@ namespace dynexport::cpu {
 constexpr std::size_t kPacked = 0, kPastKey = 1, kPastValue = 2, kLastIndex = 3, kCos = 5, kSin = 6, kPositions = 7,
                       kBias = 8, kKeyScale = 9, kValueScale = 10;
 // Up to so many tokens of a row the entries are shared out, as there are few queries.
-constexpr std::int64_t kFewTokens = 8;
+constexpr std::int64_t kFewTokens = 3;
 constexpr std::int64_t bytes_of(CacheType type) {
   return type == CacheType::kFloat ? 4 : type == CacheType::kHalf ? 2 : 1;
 }

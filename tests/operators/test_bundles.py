@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from bundles import checkpoint, dynexport
+from bundles import CONFORMANCE, checkpoint, dynexport
 
 from dynexport.exporter.bundle.conversion import convert
 from dynexport.exporter.parity import entries
@@ -17,8 +17,10 @@ from dynexport.plugins.fused import FUSED
 from dynexport.plugins.products import PRODUCTS
 from dynexport.plugins.routes import ROUTES
 from dynexport.plugins.selections import SELECTIONS
+from dynexport.runtime import Bundle
 from dynexport.runtime.bundle.errors import DynexportError
 from dynexport.runtime.engines import cpu_operators
+from dynexport.runtime.execution.executor import Executor
 
 # Ascending, as a manifest has them.
 ATTENTION = ("CachedAttention",)
@@ -62,6 +64,38 @@ def test_float16_caches_are_verified_on_their_own_entries(
     )
     ran = dynexport("verify", bundle, "--against", source, "--new-tokens", "4")
     assert ran.code == 1 and "expected entries within half a float16 step" in ran.out + ran.err
+
+
+@pytest.mark.parametrize("library", [True, False])
+def test_int8_caches_are_verified_on_their_own_entries(
+    library: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every token attends to stored entries, so a prompt's logits are the same in one call and in three."""
+    if not library:
+        monkeypatch.setenv(VARIABLE, "")
+    source, text = checkpoint(tmp_path / "checkpoint"), np.random.default_rng(3).integers(0, 60, 300).tolist()
+    how = {"plugins": True, "kv_cache_dtype": "int8", "kv_cache_text": text}
+    made = convert(source, tmp_path / "bundle", **how).manifest
+    assert {part.dtype for cache in made.caches for part in cache.parts.values()} == {"int8"}
+    assert made.operators == ATTENTION and made.limits.together == "empty"
+    assert dynexport("verify", tmp_path / "bundle", "--new-tokens", "4").code == 0
+    ran = dynexport("verify", tmp_path / "bundle", "--against", source, "--new-tokens", "4", "--json", "-")
+    assert ran.code == 0, ran.out + ran.err
+    assert {"arithmetic/steps/full", "entries/turns/full"} <= {check["name"] for check in ran.report["checks"]}
+    executor = Executor(Bundle.open(tmp_path / "bundle"), threads=1)
+    whole, parts = executor.full_cache(1, 32), executor.full_cache(1, 32)
+    expected = executor.prefill(whole, [text[:24]], all_logits=True)[0]
+    found = [executor.prefill(parts, [text[at : at + 8]], all_logits=True)[0] for at in (0, 8, 16)]
+    np.testing.assert_allclose(np.concatenate(found), expected, atol=1e-4)
+
+
+def test_int8_caches_of_layers_that_are_left_out(tmp_path: Path) -> None:
+    text = np.random.default_rng(3).integers(0, 60, 300).tolist()
+    how = {"plugins": True, "kv_cache_dtype": "int8", "kv_cache_text": text, "max_length": 64}
+    for case in ("mod-router", "skip-2x"):
+        convert(CONFORMANCE / case, tmp_path / case, golden=False, **how)
+        ran = dynexport("verify", tmp_path / case, "--against", CONFORMANCE / case, "--new-tokens", "4")
+        assert ran.code == 0, ran.out + ran.err
 
 
 def test_without_the_library_one_warning_is_logged(

@@ -98,7 +98,7 @@ def contract_tensors(model: Any) -> dict[str, Any]:
 
     Tied tensors appear once, as safetensors requires.
     """
-    prefix = find_layers(model)[0] + "."
+    prefix = find_layers(model)[0][0].removesuffix("0")
     tensors: dict[str, Any] = {}
     stored: set[int] = set()
     for name, tensor in model.state_dict().items():
