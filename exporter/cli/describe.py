@@ -32,10 +32,10 @@ def not_trained(manifest: Manifest, depths: Iterable[Depth]) -> str | None:
     named = [f"{depth.name} ({kept_text(manifest, depth)})" for depth in depths if not depth.trained]
     if not named:
         return None
-    return (
-        f"this checkpoint does not declare that it was trained to skip layers as the ratio {' or '.join(named)} does; "
-        "expect worse text the more layers are skipped (measure it with dynexport eval BUNDLE --text FILE)"
-    )
+    from dynexport.exporter.strategies import strategies
+
+    sentence = strategies()[manifest.contract.strategy].untrained.format(" or ".join(named))
+    return f"{sentence} (measure it with dynexport eval BUNDLE --text FILE)"
 
 
 def kept_text(manifest: Manifest, depth: Depth) -> str:
@@ -151,4 +151,5 @@ def bundle_report(manifest: Manifest) -> dict[str, Any]:
         ],
         "source": manifest.source.model,
         "importer": manifest.source.importer,
+        "adapter": manifest.source.adapter,
     }

@@ -14,14 +14,23 @@ from dynexport.exporter.lowering.target import AttentionInputs, Target, cast
 
 
 class Attention(nn.Module):
-    """The attention of layer ``index``."""
+    """The attention of layer ``index``.
 
-    def __init__(self, target: Target, architecture: Architecture, index: int) -> None:
+    Args:
+        apart: whether queries have a projection of their own, and keys and values another, ``q_proj`` and ``kv_proj``;
+            ``forward`` is for attention with one projection.
+    """
+
+    def __init__(self, target: Target, architecture: Architecture, index: int, *, apart: bool = False) -> None:
         super().__init__()
         a = self.architecture = architecture.of(index)
         self.target, self.index = target, index
         self.query_size, self.kv_size = a.heads * a.head_dim, a.kv_heads * a.head_dim
-        self.qkv_proj = Linear(target, a.hidden_size, a.projected_size, bias=a.qkv_bias)
+        projections = {"qkv_proj": a.projected_size}
+        if apart:
+            projections = {"q_proj": self.query_size, "kv_proj": 2 * self.kv_size}
+        for name, size in projections.items():
+            setattr(self, name, Linear(target, a.hidden_size, size, bias=a.qkv_bias))
         self.o_proj = Linear(target, self.query_size, a.hidden_size, bias=a.attention_output_bias)
         if a.qk_norm:
             apart = a.qk_norm == "head"
@@ -107,6 +116,18 @@ class Attention(nn.Module):
         attention = self.target.attention_of_one if step.append_later else self.target.attention
         output, present_key, present_value = attention(op, inputs)
         return output, LayerCache(present_key, present_value, position)
+
+    def entries(self, op: Any, projected: ir.Value, step: LayerStep) -> tuple[ir.Value, ir.Value]:
+        """Return key and value, each [B, S, kv_heads * head_dim] as the cache has them, of ``kv_proj``'s result."""
+        a, rotation = self.architecture, step.rotation
+        if a.qkv_clip is not None:
+            projected = op.Clip(projected, -a.qkv_clip, a.qkv_clip)
+        key, value = op.Split(projected, [self.kv_size, self.kv_size], axis=-1, _outputs=2)
+        if a.qk_norm:
+            key = self._norm_heads(op, key, self.k_norm, a.kv_heads)
+        if rotation is not None and a.rotary_layers[self.index] and not rotation.of_every_position:
+            key = self._rotate(op, key, a.kv_heads, rotation)
+        return self.rotated_key(op, key, step), value
 
     def split(self, op: Any, projected: ir.Value) -> tuple[ir.Value, ir.Value, ir.Value]:
         """Split the packed projection into query, key and value."""

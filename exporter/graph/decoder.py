@@ -85,8 +85,13 @@ class DecoderLayer(nn.Module):
         other._set_name(f"{LAYERS}.{index}")
         return other
 
-    def after_attention(self, op: Any, hidden_states: ir.Value, attention: ir.Value | None) -> ir.Value:
-        """Return the layer's output from its input and its attention output, all [B, S, hidden]."""
+    def after_attention(
+        self, op: Any, hidden_states: ir.Value, attention: ir.Value | None, *, gate: ir.Value | None = None
+    ) -> ir.Value:
+        """Return the layer's output from its input and its attention output, all [B, S, hidden].
+
+        ``gate`` float32 [B, S, 1] multiplies the output of the MLP of a layer in sequence; None: 1.
+        """
         a = self.architecture
         if attention is None and not self.has_mlp:
             return op.Identity(hidden_states)
@@ -106,7 +111,14 @@ class DecoderLayer(nn.Module):
             mlp = self.post_feedforward_layernorm(op, mlp)
         if a.residual_scale is not None:
             mlp = op.Mul(mlp, a.residual_scale)
+        if gate is not None:
+            mlp = cast(op, op.Mul(gate, cast(op, mlp, FLOAT)), mlp.dtype)
         return op.Add(residual, mlp)
+
+    def mlp_of(self, op: Any, residual: ir.Value) -> ir.Value:
+        """Return the MLP's output for the residual stream after attention, where one norm stands between them."""
+        output: ir.Value = self.mlp(op, self.post_attention_layernorm(op, residual))
+        return output
 
     def _before_mlp(self, op: Any, hidden_states: ir.Value, attention: ir.Value | None) -> tuple[ir.Value, ir.Value]:
         """Return the MLP's input and the residual stream after attention."""

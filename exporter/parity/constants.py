@@ -142,6 +142,8 @@ def _norms(graph: GraphFile, architecture: Architecture) -> Iterator[Difference]
 
 def _activations(graph: GraphFile, architecture: Architecture) -> Iterator[Difference]:
     for node in graph.of_type(*_ACTIVATIONS):
+        if "router" in (node.name or ""):
+            continue
         found = {"Relu": "relu", "Swish": "silu", "QuickGelu": "silu"}.get(node.op_type, "gelu")
         if node.op_type == "Relu" and any(set(use.node.inputs) == {node.outputs[0]} for use in node.outputs[0].uses()):
             found = "relu2"

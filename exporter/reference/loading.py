@@ -17,7 +17,9 @@ from dynexport.runtime.bundle.errors import DynexportError
 # Fields about the bytes on disk or the routing, not about the float32 model that is built here.
 FOREIGN_FIELDS = ("model_type", "dynexport", "dtype", "torch_dtype", "quantization_config", own_layers.FIELD)
 # Tensors of the routing contract, in any family; transformers does not know them.
-_ROUTING = re.compile(r"model\.(layers\.[0-9]+\.mod_(router|predictor)|radial_router|early_exit_gate)\..+")
+_ROUTING = re.compile(
+    r"model\.(layers\.[0-9]+\.mod_(router|mlp_router|predictor|adapter)|radial_router|early_exit_gate)\..+"
+)
 # Float32 weights up to this size are loaded whole; larger models are loaded one layer at a time.
 _RESIDENT_BYTES = 8 << 30
 

@@ -28,9 +28,9 @@ from dynexport.runtime.bundle.graphs import (
     by_file,
     check_parts,
 )
-from dynexport.runtime.bundle.model import Bytes, Cost, Model, Tokens, check_layers
+from dynexport.runtime.bundle.model import Bytes, Cost, Model, PartCost, Tokens, check_layers
 from dynexport.runtime.bundle.plain_files import hash_plain
-from dynexport.runtime.bundle.routing import LayerRouting, Layers, PathRouting, Routing
+from dynexport.runtime.bundle.routing import LayerPart, LayerRouting, Layers, PathRouting, Routing
 
 SCHEMA_VERSION = 2
 MANIFEST = "manifest.json"
@@ -82,12 +82,14 @@ class Source(Part):
         config_sha256: sha256 of ``config`` as JSON with sorted keys.
         config: content of its config.json, as rewritten by the importer if there was one.
         importer: name of the importer for checkpoints of other routing code; None for a checkpoint that needs none.
+        adapter: path of the LoRA adapter that is merged into the weights, as the user gave it; None without one.
     """
 
     model: str
     config_sha256: str
     config: dict[str, Any]
     importer: str | None = None
+    adapter: str | None = None
 
 
 class File(Part):
@@ -197,6 +199,9 @@ class Manifest(Part):
     def _check_layers(self) -> None:
         layers = self.model.layers
         check_layers(self.model, self.cost, paths=isinstance(self.routing, PathRouting))
+        decided = self.routing.decisions if isinstance(self.routing, LayerRouting) else 0
+        if len(self.cost.parts) not in (0, decided):
+            raise ValueError(f"cost.parts: expected one for each of {decided} decisions, found {len(self.cost.parts)}")
         routed: Layers = ()
         if isinstance(self.routing, LayerRouting):
             decisions, span = len(self.routing.layers), self.routing.span
@@ -332,10 +337,12 @@ __all__ = [
     "File",
     "Graph",
     "GraphSet",
+    "LayerPart",
     "LayerRouting",
     "Limits",
     "Manifest",
     "Model",
+    "PartCost",
     "PathRouting",
     "Phase",
     "Precision",

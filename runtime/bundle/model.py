@@ -51,6 +51,18 @@ class Model(Part):
         return self.kv_heads_of_layers[place] if self.kv_heads_of_layers else self.kv_heads
 
 
+class PartCost(Part):
+    """Bytes of weights of a layer that depend on one decision.
+
+    Attributes:
+        run: bytes that are read only if a token decides to run, a part of the layer's in ``layers``.
+        skip: bytes that are read besides if a token decides to skip.
+    """
+
+    run: Bytes
+    skip: Bytes = 0
+
+
 class Cost(Part):
     """Bytes that a decode step reads (weights as stored, and caches), and its FLOPs; for reports, not for a runtime.
 
@@ -64,6 +76,7 @@ class Cost(Part):
         flops_of_layers: the same of ``layer_flops``.
         router: bytes of weights that a router reads to choose the next layer of a path; 0 if tokens take no paths.
         router_flops: FLOPs of one such choice.
+        parts: for each decision about a token what depends on it, where it is not the whole layer; else empty.
         experts: the experts of a layer; 0 in a model without any.
         experts_per_token: how many of them run for a token; ``layers`` counts the bytes of so many.
         expert: bytes of one expert, by layer index; empty in a model without experts.
@@ -75,6 +88,7 @@ class Cost(Part):
     layer_flops: Annotated[int, Field(ge=1, lt=1 << 63)]
     router: Bytes = 0
     router_flops: Bytes = 0
+    parts: tuple[PartCost, ...] = ()
     experts: Whole = 0
     experts_per_token: Whole = 0
     expert: tuple[Bytes, ...] = ()

@@ -52,6 +52,10 @@ class LoopStrategy(Strategy[Loop, GraphPlan]):
 
     name = "loop"
     summary = "a stack of layers several times, with the same weights"
+    untrained = (
+        "fewer loops than the checkpoint was trained for may give worse text, the fewer the worse; beside full depth, "
+        "this runs {}"
+    )
     tensors = re.escape(GATE) + r"\.(weight|bias)"
 
     def declares(self, architecture: Architecture) -> dict[str, Any] | None:
@@ -167,11 +171,13 @@ class LoopStrategy(Strategy[Loop, GraphPlan]):
             seed = manifest.contract.state_seed
             between = f"each with its input injected, from {'zeros' if seed is None else f'a random state ({seed})'}"
         leave, kept = manifest.contract.exit, manifest.contract.exited_kv
-        exits = [("exit", f"{_EXITS[leave.rule]} {leave.threshold:.4g}; {_EXITED[kept]}")]
+        exits = (
+            [] if leave.rule == "none" else [("exit", f"{_EXITS[leave.rule]} {leave.threshold:.4g}; {_EXITED[kept]}")]
+        )
         return [
             ("loops", f"{order.loops} of {body}, {between}"),
             ("caches", f"one per loop and layer: {order.runs}, of {order.before + order.body + order.after} layers"),
-            *(exits if leave.rule != "none" else []),
+            *exits,
         ]
 
 

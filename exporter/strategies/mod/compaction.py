@@ -294,7 +294,7 @@ class EveryRow(Compacted):
 
 def combined(op: Any, contract: Mod, compacted: Compacted, output: ir.Value) -> ir.Value:
     """Return hidden states [B, S, hidden]: for chosen tokens y, g y or h + g (y - h) with the layer's output y."""
-    if contract.gate == "none":
+    if contract.gate not in ("raw", "sigmoid"):
         return compacted.put_back(op, output)
     if contract.combine == "delta":
         return compacted.add(op, contract, output)

@@ -275,6 +275,8 @@ def _check_alike(architecture: Architecture) -> None:
         raise DynexportError(
             f"radial: expected layers with an input norm, as routers have its epsilon, found {architecture.family}"
         )
+    if architecture.experts is not None:
+        raise DynexportError(f"radial: expected a pool of layers without experts, found {architecture.family}")
     if len(set(architecture.windows)) > 1:
         raise DynexportError(
             f"radial: expected a pool of layers with one sliding window, found {architecture.family} with "

@@ -115,9 +115,25 @@ enum class SkippedKv { kNone, kKept, kComputed };
 
 struct LayerRouting {
   std::vector<std::int64_t> layers;
-  std::int64_t span = 1;  // layers that each decision is about
+  std::vector<std::string> parts{"layer"};  // what the decisions about each layer are about
+  std::int64_t span = 1;                    // layers that each decision is about
   SkippedKv skipped_kv = SkippedKv::kNone;
   bool overflow_is_error = false;
+
+  // The number of decisions about a token.
+  std::int64_t decisions() const { return static_cast<std::int64_t>(layers.size() * parts.size()); }
+  // The layer, or the first layer of the run, that a decision is about.
+  std::int64_t layer_of(std::int64_t decision) const {
+    return layers.at(static_cast<std::size_t>(decision) / parts.size());
+  }
+  // A name for each decision: its layer, and its part where a layer has two.
+  std::vector<std::string> names() const {
+    std::vector<std::string> found;
+    for (const std::int64_t layer : layers)
+      for (const std::string& part : parts)
+        found.push_back(std::to_string(layer) + (parts.size() == 1 ? "" : "." + part));
+    return found;
+  }
 };
 
 struct PathRouting {

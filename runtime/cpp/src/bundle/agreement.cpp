@@ -39,8 +39,8 @@ class Agreement {
  public:
   Agreement(const Manifest& manifest, const std::string& where) : manifest_(manifest), where_(where) {}
 
-  void check(const CostLayers& cost_layers) const {
-    check_layers(cost_layers);
+  void check(const CostSizes& cost) const {
+    check_layers(cost);
     check_names();
     check_programs();
     check_caches();
@@ -60,12 +60,22 @@ class Agreement {
       refuse(std::string(name) + ": expected layers of one size where routing has paths, found others");
   }
 
-  void check_layers(const CostLayers& cost_layers) const {
-    check_list("cost.layers", cost_layers.layers, false);
+  void check_parts(std::size_t found) const {
+    const auto* layers = std::get_if<LayerRouting>(&manifest_.routing);
+    const std::size_t decided = layers == nullptr ? 0 : static_cast<std::size_t>(layers->decisions());
+    if (found != 0 && found != decided) {
+      refuse("cost.parts: expected one for each of " + std::to_string(decided) + " decisions, found " +
+             std::to_string(found));
+    }
+  }
+
+  void check_layers(const CostSizes& cost) const {
+    check_list("cost.layers", cost.layers, false);
     check_list("model.heads_of_layers", manifest_.model.heads_of_layers.size(), true);
     check_list("model.kv_heads_of_layers", manifest_.model.kv_heads_of_layers.size(), true);
-    check_list("cost.kv_of_layers", cost_layers.kv_of_layers, true);
-    check_list("cost.flops_of_layers", cost_layers.flops_of_layers, true);
+    check_list("cost.kv_of_layers", cost.kv_of_layers, true);
+    check_list("cost.flops_of_layers", cost.flops_of_layers, true);
+    check_parts(cost.parts);
     if (const auto* routing = std::get_if<LayerRouting>(&manifest_.routing)) {
       const auto decisions = static_cast<std::int64_t>(routing->layers.size());
       if (decisions * routing->span > manifest_.model.layers) {
@@ -293,8 +303,8 @@ class Agreement {
 
 }  // namespace
 
-void check_agreement(const Manifest& manifest, const CostLayers& cost_layers, const std::string& where) {
-  Agreement(manifest, where).check(cost_layers);
+void check_agreement(const Manifest& manifest, const CostSizes& cost, const std::string& where) {
+  Agreement(manifest, where).check(cost);
 }
 
 }  // namespace dynexport

@@ -4,10 +4,11 @@
 #include <string>
 
 #include "bundle/sections.hpp"
+#include "dynexport/manifest.hpp"
 
 namespace dynexport {
 
-// Throws Error, which names ``where``, when they do not.
-void check_agreement(const Manifest& manifest, const CostLayers& cost_layers, const std::string& where);
+// Throws Error, which names ``where``, when they do not. ``cost`` has the numbers of items in the section on costs.
+void check_agreement(const Manifest& manifest, const CostSizes& cost, const std::string& where);
 
 }  // namespace dynexport

@@ -100,11 +100,26 @@ CachePart cache_part(const Value& value) {
   return result;
 }
 
+std::vector<std::string> parts_of_layers(const Value& value) {
+  static const std::vector<std::string> known{"layer", "attention", "mlp"};
+  const std::vector<std::string> found = list(
+      value,
+      [](const Value& part) {
+        return known[static_cast<std::size_t>(choice(part, {"layer", "attention", "mlp"}))];
+      },
+      1);
+  if (found.size() > 2) {
+    value.refuse_as("Tuple should have at most 2 items after validation, not " + std::to_string(found.size()));
+  }
+  return found;
+}
+
 LayerRouting layer_routing(const Value& value) {
   Fields fields(value);
   LayerRouting result;
   fields.required("kind", text);
   result.layers = fields.required("layers", layers);
+  result.parts = fields.optional("parts", parts_of_layers, std::vector<std::string>{"layer"});
   result.span = fields.optional("span", size, 1);
   result.skipped_kv = fields.optional(
       "skipped_kv",
@@ -269,9 +284,19 @@ File read_file(const Value& value) {
   return result;
 }
 
-CostLayers read_cost_layers(const Value& value) {
+std::size_t check_part_costs(const Value& value) {
+  return list(value,
+              [](const Value& part) {
+                Fields fields(part);
+                fields.required("run", at_least_0);
+                return fields.optional("skip", at_least_0, 0);
+              })
+      .size();
+}
+
+CostSizes read_cost_sizes(const Value& value) {
   Fields fields(value);
-  CostLayers result;
+  CostSizes result;
   const auto count = [](const Value& costs) { return list(costs, at_least_0).size(); };
   fields.required("shared", at_least_1);
   result.layers = fields.required("layers", count);
@@ -279,9 +304,10 @@ CostLayers read_cost_layers(const Value& value) {
   fields.required("layer_flops", at_least_1);
   fields.optional("router", at_least_0, 0);
   fields.optional("router_flops", at_least_0, 0);
+  result.parts = fields.optional("parts", check_part_costs, 0);
   fields.optional("experts", at_least_0, 0);
   fields.optional("experts_per_token", at_least_0, 0);
-  fields.optional("expert", [](const Value& costs) { return list(costs, at_least_0); }, {});
+  fields.optional("expert", [](const Value& costs) { return list(costs, at_least_0); }, std::vector<std::int64_t>{});
   result.kv_of_layers = fields.optional("kv_of_layers", count, std::size_t{0});
   result.flops_of_layers = fields.optional("flops_of_layers", count, std::size_t{0});
   fields.done();
@@ -304,6 +330,7 @@ bool check_source(const Value& value) {
   fields.required("config_sha256", text);
   fields.required("config", any_object);
   fields.optional("importer", nullable(text), std::nullopt);
+  fields.optional("adapter", nullable(text), std::nullopt);
   fields.done();
   return true;
 }
