@@ -8,6 +8,7 @@ from typing import Any
 from bad_values import NO_VERSION, PATHS, VALUES, VERSIONS
 
 Change = Callable[[dict[str, Any]], object]
+DRAFTING = {"most": 4, "keep": [0, 7], "gain": 1.2}
 SET = {
     "embedding": "model",
     "routers": ["model"],
@@ -227,6 +228,22 @@ OTHERS: tuple[tuple[str, Change, str], ...] = (
         "text of caches from elsewhere",
         lambda f: f.update(cache_text={"source": "x", "tokens": 1, "sha256": "0" * 64}),
         "cache_text.source: Input should be 'built-in' or 'given', found 'x'",
+    ),
+    (
+        "no drafts",
+        lambda f: f.update(drafting=DRAFTING | {"most": 0}),
+        "drafting.most: Input should be greater than or",
+    ),
+    ("too many drafts", lambda f: f.update(drafting=DRAFTING | {"most": 65}), "less than or equal to 64, found 65"),
+    (
+        "a gain that is none",
+        lambda f: f.update(drafting=DRAFTING | {"gain": 0}),
+        "drafting.gain: Input should be greater",
+    ),
+    (
+        "layers that draft and are not there",
+        lambda f: f.update(drafting=DRAFTING | {"keep": [0, 8]}),
+        "keep of drafting: expected ascending layers 0..7, found others",
     ),
     (
         "a contract of another field",

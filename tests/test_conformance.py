@@ -38,6 +38,7 @@ FIXED = ["", "static", "tensorrt"]
 FORMS_OF = {
     "dense": ["", "tensorrt"],
     "loop-exit-last": [""],
+    "loop-huginn-change": [""],
     "mod": ["", "static", "tensorrt", "tensorrt-static"],
     "radial": ["", "single", "tensorrt", "tensorrt-plugins"],
 }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import shutil
 from collections.abc import Collection, Iterable
@@ -12,7 +13,7 @@ import numpy as np
 from safetensors.numpy import load_file, save_file
 
 from dynexport.exporter.checkpoint import Checkpoint
-from dynexport.exporter.reference import own_models
+from dynexport.exporter.reference import own_layers, own_models
 
 LAYERS = 4
 VOCABULARY = 97
@@ -53,6 +54,8 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "bloom": {"hidden_size": 32, "n_layer": LAYERS, "n_head": 4, "vocab_size": VOCABULARY},
 }
 # Families that differ from one of those above in a few fields; all but the last two are tested in fewer ways.
+_EXPERTS = {"num_experts": 6, "num_experts_per_tok": 2}
+_LOCAL_EXPERTS = {"num_local_experts": 6, "num_experts_per_tok": 2}
 _GPTJ = {"n_embd": 32, "n_layer": LAYERS, "n_head": 4, "n_positions": 64, "vocab_size": VOCABULARY}
 EXEMPLARS = (*FAMILIES, "falcon", "granite")
 FAMILIES |= {
@@ -104,6 +107,80 @@ FAMILIES |= {
         },
     },
     "nemotron": _LLAMA_LIKE,
+    "openelm": {
+        "model_dim": 32,
+        "head_dim": 8,
+        "num_transformer_layers": LAYERS,
+        "num_gqa_groups": 2,
+        "qkv_multipliers": [0.5, 1.5],
+        "ffn_multipliers": [0.5, 1.0, 1.6, 2.3],
+        "ffn_dim_divisor": 20,
+        "normalize_qk_projections": True,
+        "share_input_output_layers": True,
+        "vocab_size": VOCABULARY,
+        "max_context_length": 64,
+        "rope_max_length": 128,
+    },
+    "nemotron-nas": {
+        **_SIZES,
+        "intermediate_size": None,
+        "rope_parameters": {
+            "rope_type": "llama3",
+            "rope_theta": 100.0,
+            "factor": 4.0,
+            "low_freq_factor": 1.0,
+            "high_freq_factor": 4.0,
+            "original_max_position_embeddings": 32,
+        },
+        "block_configs": [
+            {"attention": {"no_op": True, "n_heads_in_group": None}, "ffn": {"ffn_mult": 1.5, "sparsify": None}},
+            {"attention": {"n_heads_in_group": 2}, "ffn": {"no_op": True}},
+            {"attention": {"n_heads_in_group": 4, "replace_with_linear": False}, "ffn": {"intermediate_size": 20}},
+            {"attention": {"n_heads_in_group": 1}, "ffn": {"no_op": False, "ffn_mult": 13.0}},
+        ],
+    },
+    "qwen3_moe": {**_LLAMA_LIKE, **_EXPERTS, "head_dim": 16, "moe_intermediate_size": 24, "norm_topk_prob": True},
+    "qwen2_moe": {
+        **_LLAMA_LIKE,
+        **_EXPERTS,
+        "moe_intermediate_size": 24,
+        "shared_expert_intermediate_size": 40,
+        "mlp_only_layers": [1],
+    },
+    "mixtral": {**_LLAMA_LIKE, **_LOCAL_EXPERTS, "sliding_window": 5},
+    "granitemoe": {
+        **_LLAMA_LIKE,
+        **_LOCAL_EXPERTS,
+        "attention_multiplier": 0.2,
+        "embedding_multiplier": 3.0,
+        "residual_multiplier": 0.6,
+        "logits_scaling": 4.0,
+    },
+    "olmoe": {**_LLAMA_LIKE, **_EXPERTS},
+    "gpt_oss": {
+        **_LLAMA_LIKE,
+        **_LOCAL_EXPERTS,
+        "head_dim": 16,
+        "sliding_window": 5,
+        "rope_parameters": {**_YARN, "truncate": False},
+        # Reached by single outputs of the tiny experts.
+        "swiglu_limit": 1.0,
+    },
+}
+# Families that run with the strategy alone that they declare.
+LOOPED: dict[str, dict[str, Any]] = {
+    "huginn_raven": {
+        "n_embd": 32,
+        "n_heads": 4,
+        "n_layers": LAYERS,
+        "n_layers_in_prelude": 1,
+        "n_layers_in_recurrent_block": 2,
+        "n_layers_in_coda": 1,
+        "mean_recurrence": 2,
+        "intermediate_size": 44,
+        "vocab_size": VOCABULARY,
+        "block_size": 64,
+    },
 }
 _LLAMA3_ROTARY = {
     "rope_type": "llama3",
@@ -222,7 +299,45 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
             },
         ),
         ("nemotron-biases", "nemotron", {"attention_bias": True, "mlp_bias": True}),
+        (
+            "qwen2_moe-windows",
+            "qwen2_moe",
+            {"use_sliding_window": True, "sliding_window": 5, "norm_topk_prob": True, "decoder_sparse_step": 2},
+        ),
+        ("olmoe-clipped", "olmoe", {"clip_qkv": 0.5, "norm_topk_prob": True}),
         ("phi-groups", "phi", {"num_key_value_heads": 2, "rope_parameters": None}),
+        (
+            "llama-own-layers",
+            "llama",
+            {
+                "head_dim": 8,
+                "per_layer_config": {
+                    "0": {"skip": ["attention"], "intermediate_size": 20},
+                    "01": {"num_key_value_heads": 4, "skip": ["mlp"]},
+                    "2": {"num_attention_heads": 2, "num_key_value_heads": 1, "intermediate_size": 60},
+                },
+            },
+        ),
+        (
+            "mistral-own-layers",
+            "mistral",
+            {"per_layer_config": {"1": {"sliding_window": 3}, "2": {"sliding_window": None, "skip": ["mlp"]}}},
+        ),
+        (
+            "qwen2-own-layers",
+            "qwen2",
+            {"per_layer_config": {"1": {"skip": ["mlp", "attention"]}, "3": {"num_key_value_heads": 1}}},
+        ),
+        (
+            "qwen3-own-layers",
+            "qwen3",
+            {
+                "use_sliding_window": True,
+                "sliding_window": 5,
+                "max_window_layers": 2,
+                "per_layer_config": {"0": {"num_key_value_heads": 4}, "3": {"sliding_window": 2, "skip": ["mlp"]}},
+            },
+        ),
     )
 }
 
@@ -234,11 +349,17 @@ def save_model(directory: Path, family: str, config: dict[str, Any]) -> None:
 
     own_models.register()
     torch.manual_seed(0)
+    given, config = config, dict(config)
+    own = config.pop(own_layers.FIELD, {})
     full = AutoConfig.for_model(family, **{"bos_token_id": 1, "eos_token_id": 2, **config})
     model = AutoModelForCausalLM.from_config(full, dtype=torch.float32)
+    as_saved = copy.deepcopy(full)
+    own_layers.replace_layers(model, own_layers.own_fields({own_layers.FIELD: own}))
     for parameter in model.parameters():
         parameter.data += 0.2 * torch.randn_like(parameter)
     model.save_pretrained(directory)
+    if own or family == "nemotron-nas":  # transformers writes other sizes than those it was given
+        (directory / "config.json").write_text(json.dumps({**as_saved.to_dict(), **given}))
 
 
 def save_routed_model(directory: Path, model: Path, *, seed: int = 7) -> None:

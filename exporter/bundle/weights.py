@@ -102,7 +102,7 @@ class WeightReader:
 
     def _piece(self, segment: Segment, source: Source) -> Piece:
         if segment.form is None:
-            return Source(segment.names, source.combine).build(self._read_part)
+            return Source(segment.names, source.combine, item=source.item).build(self._read_part, self._read_item)
         (blocks,) = stack([self._read_blocks(part) for part in segment.names])
         return blocks if source.combine is None else blocks.move_rows(_of_one(source.combine))
 
@@ -121,7 +121,7 @@ class WeightReader:
         """
         source = self.architecture.sources.get(name, Source((name,)))
         try:
-            value = source.build(self._read_part)
+            value = source.build(self._read_part, self._read_item)
         except (ValueError, IndexError) as error:
             parts = (self.checkpoint.shape(self._stored_name(part)) for part in source.names)
             raise self._wrong_shape(source, shape, *parts) from error
@@ -136,7 +136,12 @@ class WeightReader:
         )
 
     def _read_part(self, name: str) -> np.ndarray:
-        value = self.checkpoint.read(self._stored_name(name))
+        return self._finite(name, self.checkpoint.read(self._stored_name(name)))
+
+    def _read_item(self, name: str, item: int) -> np.ndarray:
+        return self._finite(name, self.checkpoint.read_item(self._stored_name(name), item))
+
+    def _finite(self, name: str, value: np.ndarray) -> np.ndarray:
         if not np.isfinite(value).all():
             raise self._not_finite(name)
         return value

@@ -7,18 +7,19 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
+from dynexport.exporter.checkpoint.lora import ADAPTER_FILE
 from dynexport.exporter.checkpoint.small_files import find_file, parse_object, read_file
 from dynexport.runtime.bundle.errors import DynexportError
 
-_ADAPTER_FILE = "adapter_config.json"
 # Tensor names of the peft library: low-rank and other adapters, and its wrappers of the layers with adapters.
 _ADAPTER_TENSOR = re.compile(
     r"(^|.*\.)(lora_(A|B|embedding_A|embedding_B|magnitude_vector)|ia3_[lbg]+|hada_w[12]_[ab]|base_layer|"
     r"modules_to_save|prompt_embeddings|original_module)(\.|$).*"
 )
 # Fields of config.json -> the method to name in the message if the field names none.
+MXFP4_FIELD = "quantization_config"
 _QUANTISED_FIELDS = {
-    "quantization_config": "a method without a name",
+    MXFP4_FIELD: "a method without a name",
     "compression_config": "compressed-tensors",
     "quantization": "mlx",
 }
@@ -35,21 +36,21 @@ _QUANTISED_TENSORS = {
 
 def refuse_adapter(directory: Path) -> None:
     """Raise DynexportError for a directory of the peft library, which holds an adapter and no whole model."""
-    path = find_file(directory, _ADAPTER_FILE)
+    path = find_file(directory, ADAPTER_FILE)
     if path is None:
         return
     fields = parse_object(read_file(path), path)
     kind, base = fields.get("peft_type", "adapter"), fields.get("base_model_name_or_path")
     raise DynexportError(
-        f"{directory}: expected a whole model, found an adapter ({kind!r:.40}, {_ADAPTER_FILE}) of {base!r:.120}; "
-        "merge it with peft (merge_and_unload), save the result with save_pretrained, and convert that"
+        f"{directory}: expected a whole model, found an adapter ({kind!r:.40}, {ADAPTER_FILE}) of {base!r:.120}; "
+        f"convert that model with --adapter {directory}"
     )
 
 
 def refuse_quantised(config: Mapping[str, Any], source: str) -> None:
-    """Raise DynexportError when config.json says that the weights are quantised."""
+    """Raise DynexportError when config.json says that the weights are quantised, but for gpt-oss's MXFP4."""
     for field, unnamed in _QUANTISED_FIELDS.items():
-        if (value := config.get(field)) is not None:
+        if (value := config.get(field)) is not None and not (field == MXFP4_FIELD and is_mxfp4(config)):
             raise _quantised(source, _method(value) or unnamed, f"{field} of config.json")
 
 
@@ -64,6 +65,11 @@ def refuse_foreign_tensors(names: Collection[str], source: str) -> None:
         for pattern, method in _QUANTISED_TENSORS.items():
             if re.fullmatch(rf".+\.({pattern})", name):
                 raise _quantised(source, method, f"tensor {name:.120}")
+
+
+def is_mxfp4(config: Mapping[str, Any]) -> bool:
+    """Return whether a config.json says that experts are stored in MXFP4, as gpt-oss's are."""
+    return config.get("model_type") == "gpt_oss" and _method(config.get(MXFP4_FIELD)) == "mxfp4"
 
 
 def _method(value: Any) -> str | None:

@@ -66,6 +66,14 @@ class SafetensorsDirectory(Checkpoint):
         """Return a tensor as float32. Raises DynexportError when it is absent, unreadable or of another dtype."""
         return self._home(name).read(name)
 
+    def read_item(self, name: str, item: int) -> np.ndarray:
+        """Return one entry along the first axis of a tensor, as ``read``; an IndexError where there is none."""
+        return self._home(name).read_item(name, item)
+
+    def read_bytes(self, name: str, item: int) -> np.ndarray:
+        """Return one entry along the first axis of a tensor of bytes, uint8; errors as for ``read_item``."""
+        return self._home(name).read_bytes(name, item)
+
     def _check_other_files(self, directory: Path) -> None:
         """Refuse other files with tensors that the model's own files lack: they may be routers or adapters."""
         own = {home.path.name for home in self._homes.values()}

@@ -71,14 +71,38 @@ class SafetensorsFile:
                 was opened.
         """
         entry = self._entries[name]
-        if entry.dtype not in _DTYPES:
+        return self._values(name, self._dtype(name), entry.offset, entry.shape).astype(np.float32, copy=False)
+
+    def read_item(self, name: str, item: int) -> np.ndarray:
+        """Return one entry along a tensor's first axis, as ``read``; an IndexError where there is none."""
+        return self._item(name, item, self._dtype(name)).astype(np.float32, copy=False)
+
+    def read_bytes(self, name: str, item: int) -> np.ndarray:
+        """Return one entry along the first axis of a tensor of bytes, uint8; errors as for ``read_item``."""
+        if (found := self._entries[name].dtype) != "U8":
+            raise DynexportError(f"{self.path}: tensor {name}: expected dtype U8, found {found}")
+        return self._item(name, item, np.dtype(np.uint8))
+
+    def _dtype(self, name: str) -> Any:
+        found = self._entries[name].dtype
+        if found not in _DTYPES:
             raise DynexportError(
-                f"{self.path}: tensor {name}: expected dtype {', '.join(_DTYPES)}, found {entry.dtype}; "
+                f"{self.path}: tensor {name}: expected dtype {', '.join(_DTYPES)}, found {found}; "
                 "it is quantised or damaged, use the model in one of these"
             )
-        count = math.prod(entry.shape)
+        return _DTYPES[found]
+
+    def _item(self, name: str, item: int, dtype: Any) -> np.ndarray:
+        entry = self._entries[name]
+        if not entry.shape or not 0 <= item < entry.shape[0]:
+            raise IndexError(item)
+        size = math.prod(entry.shape[1:]) * dtype.itemsize
+        return self._values(name, dtype, entry.offset + item * size, entry.shape[1:])
+
+    def _values(self, name: str, dtype: Any, offset: int, shape: tuple[int, ...]) -> np.ndarray:
+        count = math.prod(shape)
         try:
-            values = np.fromfile(self.path, _DTYPES[entry.dtype], count, offset=entry.offset)
+            values = np.fromfile(self.path, dtype, count, offset=offset)
         except OSError as error:
             raise DynexportError(f"{self.path}: tensor {name}: cannot be read ({error.strerror})") from error
         if values.size != count:
@@ -86,7 +110,7 @@ class SafetensorsFile:
                 f"{self.path}: tensor {name}: expected {count} values, found {values.size}; "
                 "the file has changed since it was opened"
             )
-        return values.astype(np.float32, copy=False).reshape(entry.shape)
+        return values.reshape(shape)
 
 
 def _read_header(path: Path) -> dict[str, _Entry]:

@@ -17,8 +17,10 @@ from dynexport.exporter.cli.arguments import (
     trust_option,
     weights_option,
 )
+from dynexport.exporter.cli.bench_drafts import GROUPS, bench_drafts
 from dynexport.exporter.cli.describe import start_text
 from dynexport.exporter.cli.output import Output, bytes_text, json_option
+from dynexport.exporter.cli.speculation_options import asked_speculation, speculation_options
 from dynexport.runtime.bundle.bundle import Bundle
 from dynexport.runtime.bundle.manifest import FULL, PathRouting
 from dynexport.runtime.text.text import Text
@@ -74,10 +76,13 @@ Examples:
   dynexport bench smollm2 --prompt-tokens 512 --new-tokens 64 --repeats 15 --json bench.json
   dynexport bench mod-model --skip-rate 0.5 --skip-rate 1
   dynexport bench mod-model --baseline dense-model --text book.txt
-  dynexport bench radial-model --baseline dense-model --hops 4 --hops 8"""
+  dynexport bench radial-model --baseline dense-model --hops 4 --hops 8
+  dynexport bench smollm2 --speculate --text report.txt
+  dynexport bench smollm2 --speculate 4 --draft 2 --batch 8 --text report.txt"""
 )
 @bundle_argument
 @_workload_options
+@speculation_options
 @click.option(
     "--baseline",
     type=click.Path(path_type=Path),
@@ -95,9 +100,13 @@ def bench(
     text_path: Path | None,
     trust_engines: bool,
     json_path: str | None,
+    speculate: str | None,
+    draft: str | None,
     **workload: Any,
 ) -> None:
     """Measure BUNDLE at full depth and with skipped layers, in turn, and compare with the ideal.
+
+    With --speculate, measure decoding with drafts beside decoding without, at one depth.
 
     \b
     ms          median, ± half of the interquartile range; least: the shortest
@@ -108,6 +117,7 @@ def bench(
     GB/s        bytes that a step reads / its time; memory GB/s: read bandwidth measured at that size
     ideal ms    bytes that a step reads / read bandwidth
     others      share of the machine that other processes took
+    gain        with drafts: time of the tokens without them / with them; its ideal: steps without / with them
     """
     from dynexport.runtime.measure.bench import Workload, benchmark
 
@@ -120,7 +130,14 @@ def bench(
         )
     text = None
     if text_path is not None:
-        text = Text.of_bundle(opened).encode(read_text(text_path, workload["batch"] * workload["prompt_tokens"]))
+        most = workload["batch"] * workload["prompt_tokens"] * (1 if speculate is None else GROUPS)
+        text = Text.of_bundle(opened).encode(read_text(text_path, most))
+    depth = opened.manifest.full if workload["depth"] is None else opened.depth(workload["depth"])
+    if (speculation := asked_speculation(opened, speculate, draft, depth)) is not None:
+        if baseline is not None or workload["skip_rates"] or workload["hops"]:
+            raise click.UsageError("--speculate: expected without --baseline, --skip-rate and --hops, found with one")
+        bench_drafts(out, opened, text, speculation, {**workload, "depth": depth})
+        return
     with out.progress("measuring") as bar:
         measured = benchmark(
             opened,

@@ -1,4 +1,4 @@
-"""``dynexport calibrate``: find router thresholds by which a given share of tokens runs."""
+"""``dynexport calibrate``: find router thresholds by which a given share of tokens runs, or the fastest drafts."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from dynexport.exporter.cli.arguments import bundle_argument, read_text, text_option, threads_option
+from dynexport.exporter.cli.arguments import bundle_argument, read_text, threads_option
+from dynexport.exporter.cli.calibrate_drafts import calibrate_drafts
 from dynexport.exporter.cli.output import Output, json_option
 from dynexport.runtime.bundle.bundle import Bundle
 from dynexport.runtime.text.text import Text
@@ -25,10 +26,23 @@ if TYPE_CHECKING:
     epilog="""\b
 Examples:
   dynexport calibrate mod --text book.txt
-  dynexport calibrate mod --text book.txt --target-rate 0.25 --window 512 --max-tokens 16384 --json calibration.json"""
+  dynexport calibrate mod --text book.txt --target-rate 0.25 --window 512 --max-tokens 16384 --json calibration.json
+  dynexport calibrate smollm2 --speculate report.txt"""
 )
 @bundle_argument
-@text_option
+@click.option(
+    "--text",
+    "text_path",
+    type=click.Path(path_type=Path),
+    help="UTF-8 text: a file, a pipe, or '-' for standard input.",
+)
+@click.option(
+    "--speculate",
+    metavar="TEXT",
+    type=click.Path(path_type=Path),
+    help="Find the depth or layers and the number of drafts that decode a text like this one fastest, and store them "
+    "in BUNDLE, where --speculate of the other commands finds them.",
+)
 @click.option(
     "--target-rate", type=float, help="Share of the tokens that each routed layer runs.  [default: the capacity]"
 )
@@ -41,7 +55,8 @@ Examples:
 @json_option
 def calibrate(
     bundle: Path,
-    text_path: Path,
+    text_path: Path | None,
+    speculate: Path | None,
     target_rate: float | None,
     window: int,
     max_tokens: int,
@@ -50,7 +65,7 @@ def calibrate(
     json_path: str | None,
 ) -> None:
     """Find thresholds for the routed layers of BUNDLE on a text, and show how to apply them. With int8 KV caches, also
-    show how well their scales suit the text.
+    show how well their scales suit the text. With --speculate, find the fastest drafts for a text, and store them.
 
     \b
     rate   share of the tokens that a layer runs by its causal threshold
@@ -62,7 +77,13 @@ def calibrate(
     from dynexport.exporter.strategies.calibration import CalibrationOptions
 
     out = Output(json_path)
+    if (text_path is None) == (speculate is None) or (speculate is not None and target_rate is not None):
+        raise click.UsageError("expected --text TEXT, or --speculate TEXT without --target-rate")
     opened = Bundle.open(bundle)
+    if text_path is None:
+        assert speculate is not None
+        calibrate_drafts(out, opened, speculate, window=window, max_tokens=max_tokens, threads=threads)
+        return
     ids = Text.of_bundle(opened).encode(read_text(text_path, max_tokens))
     strategy = strategies()[opened.manifest.contract.strategy]
     options = CalibrationOptions(target_rate, window, max_tokens, batch, threads)
@@ -113,5 +134,6 @@ def _table(done: Calibration) -> tuple[list[str], list[list[str]]]:
 
 def _command(source: Source, done: Calibration) -> str:
     how = ["--import", source.importer] if source.importer else []
+    how += ["--adapter", source.adapter] if source.adapter else []
     thresholds = f"thresholds={json.dumps(done.thresholds)}"
     return shlex.join(["dynexport", "convert", source.model, *how, "--set", thresholds, "-o", "BUNDLE"])

@@ -157,7 +157,7 @@ def run(
         "depth": keep,
         "max_new_tokens": max_new_tokens,
         "sampling": sampling,
-        "speculation": asked_speculation(opened, speculate, draft),
+        "speculation": asked_speculation(opened, speculate, draft, keep),
         "stop": (*stop, *(recommended.stop if model.text.has_tokenizer else ())),
     }
     settled = _settled(out, keep, sampling)

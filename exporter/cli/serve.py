@@ -105,7 +105,7 @@ def serve(
     queue: int,
     reserve: int | None,
     prefix_cache: int,
-    speculate: int | None,
+    speculate: str | None,
     draft: str | None,
     timeout: float,
     max_body: int,
@@ -132,7 +132,7 @@ def serve(
     workers = {}
     for name, path in _named(bundles, names).items():
         model = Model(Bundle.open(path, trust_engines=trust_engines), threads, backend=backend, weights=weights)
-        speculation = asked_speculation(model.bundle, speculate, draft)
+        speculation = asked_speculation(model.bundle, speculate, draft, model.bundle.manifest.full)
         watches = [Spans(name, model.bundle.manifest, provider)] if spans else []
         workers[name] = Worker(
             model,

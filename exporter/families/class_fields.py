@@ -52,23 +52,37 @@ _EXECUTION = (
     "use_flash_attn",
 )
 _TRAINING = (
+    "activation_checkpoint_impl",
     "activation_dropout",
     "attention_dropout",
     "attention_probs_dropout_prob",
     "attn_pdrop",
     "dropout",
+    "effective_expected_depth",
+    "emb_pdrop",
     "embd_pdrop",
     "embedding_dropout",
     "hidden_dropout",
     "hidden_dropout_prob",
+    "init_orthogonal",
     "init_std",
+    "init_strategy",
+    "init_values",
     "initializer_factor",
     "initializer_range",
     "layerdrop",
     "loss_type",
+    "mean_backprop_depth",
     "neftune_noise_alpha",
+    "output_router_logits",
+    "padding_multiple",
     "resid_pdrop",
     "residual_dropout",
+    "router_aux_loss_coef",
+    "router_jitter_noise",
+    "sampling_scheme",
+    "state_init",
+    "test_time_noise_type",
     "weight_decay",
 )
 # Fields of heads for other tasks; a causal language model does not have their weights.
@@ -87,8 +101,9 @@ _OTHER_HEADS = (
     "summary_use_proj",
 )
 # Fields that transformers does not read: old names of lengths; Megatron's training settings in bloom; sizes for which
-# gpt2, opt, bloom and gpt_neox have other names, or which do not apply to them (they have no grouped key heads); and
-# settings of windows of other families, which the config.json of SmolLM3 has.
+# gpt2, opt, bloom and gpt_neox have other names, or which do not apply to them (they have no grouped key heads);
+# settings of windows of other families, which the config.json of SmolLM3 has; and, in openelm, the length of a table of
+# rotary angles that grows as needed.
 _UNREAD_BY_TRANSFORMERS = (
     "_sliding_window_pattern",
     "intermediate_size",
@@ -98,6 +113,7 @@ _UNREAD_BY_TRANSFORMERS = (
     "n_ctx",
     "num_key_value_heads",
     "offset_alibi",
+    "rope_max_length",
     "seq_length",
     "sliding_window_size",
     "skip_bias_add",

@@ -52,6 +52,7 @@ class RopeDefaults:
         share: the default share of a head's channels that is rotated; None: the family always rotates all channels.
         share_name: the field of the share outside ``rope_parameters``.
         types: name in the config -> rope type, for the types that the family supports.
+        values: the object of a config without one.
     """
 
     theta: float = 10000.0
@@ -59,15 +60,16 @@ class RopeDefaults:
     share: float | None = None
     share_name: str = "partial_rotary_factor"
     types: Mapping[str, str] = field(default_factory=lambda: {name: name for name in _TYPES})
+    values: Mapping[str, Any] = field(default_factory=dict)
 
 
 class _Rope:
     """The fields of ``rope_scaling`` where it is given, else of ``rope_parameters``, as in transformers."""
 
-    def __init__(self, config: Fields) -> None:
+    def __init__(self, config: Fields, absent: Mapping[str, Any]) -> None:
         self.config = config
         self.name = "rope_scaling" if config.get("rope_scaling", {}) != {} else "rope_parameters"
-        values = config.get(self.name, {})
+        values = config.get(self.name, dict(absent))
         if not isinstance(values, dict):
             raise config.error(self.name, values, "an object")
         for key, value in values.items():
@@ -160,7 +162,7 @@ def read_rotary(fields: Fields, head_dim: int, max_length: int, defaults: RopeDe
         DynexportError: naming a field that is unknown or has an unsupported value.
     """
     defaults = defaults or RopeDefaults()
-    rope = _Rope(fields)
+    rope = _Rope(fields, defaults.values)
     kind = rope.kind(defaults.types)
     share = _share(rope, defaults)
     dim = int(head_dim * share)

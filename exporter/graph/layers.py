@@ -35,7 +35,7 @@ def stored_weights(module: nn.Module) -> Iterator[tuple[str, StoredWeight]]:
     for name, child in module.named_modules():
         if isinstance(child, Weighted):
             for tensor, weight in child.stored.items():
-                yield f"{name}.{tensor}", weight
+                yield f"{name}.{tensor}".removesuffix("."), weight
 
 
 def settle_storages(module: nn.Module, target: Target) -> None:
@@ -66,6 +66,19 @@ class Linear(Weighted):
         """Return y [..., out_features] of x [..., in_features]."""
         y = self.target.matmul(op, x, self.stored["weight"])
         return op.Add(y, self.target.vector(op, self.bias)) if self.has_bias else y
+
+
+class Vector(Weighted):
+    """Numbers of a layer that are stored in float32 under the module's own name."""
+
+    def __init__(self, count: int) -> None:
+        super().__init__()
+        self.store("", [count])
+
+    @property
+    def values(self) -> ir.Value:
+        """The numbers, float32 [count]."""
+        return self.stored[""].parts[""]
 
 
 class Embedding(Weighted):

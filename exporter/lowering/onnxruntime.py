@@ -10,9 +10,10 @@ from typing import Any
 
 import onnx_ir as ir
 
-from dynexport.exporter.families.architecture import Activation, Architecture, Rotary
+from dynexport.exporter.families.architecture import Activation, Architecture, Experts, Rotary
 from dynexport.exporter.lowering.block_products import ACCURACY_LEVEL, MICROSOFT, look_up, multiply
 from dynexport.exporter.lowering.blocks import Blocked, Rows, Segment, Unnamed
+from dynexport.exporter.lowering.experts import ExpertBlocks, ExpertWeights, by_kernel
 from dynexport.exporter.lowering.searched import SearchedBlocks
 from dynexport.exporter.lowering.storage import BlockQuantized, Plain, Split, Storage, StoredWeight
 from dynexport.exporter.lowering.target import AttentionInputs, Target
@@ -99,6 +100,16 @@ class OnnxRuntime(Target):
 
     def head_storage(self, shape: Sequence[int]) -> Storage:
         return self.fitting(self._table_storage, shape)
+
+    def expert_storage(self, shape: Sequence[int]) -> Storage:
+        """Return blocks of rows in int8 and int4; else float32, as there is no product of experts in 16 bits."""
+        bits = {"int8": OnnxRuntime.storages["int8"], "int4": OnnxRuntime.storages["int4"]}
+        single = bits.get(self.precision, Plain())
+        if self.precision == "gguf":
+            raise DynexportError("precision: expected a model without experts with auto, found a GGUF's with experts")
+        if not isinstance(single, BlockQuantized) or shape[1] % single.block_size:
+            return Plain()
+        return ExpertBlocks(single)
 
     def fitting(self, storage: Storage, shape: Sequence[int]) -> Storage:
         """Return the storage, or what takes its place if it does not fit a shape."""
@@ -202,6 +213,9 @@ class OnnxRuntime(Target):
             return op.Mul(positive, positive)
         return _float(op.Gelu(x, approximate="tanh" if activation == "gelu_tanh" else "none"))
 
+    def experts(self, op: Any, x: ir.Value, scores: ir.Value, weights: ExpertWeights, experts: Experts) -> ir.Value:
+        return self._like(by_kernel(op, x, scores, weights, experts), x)
+
     def rotates_in_attention(self, architecture: Architecture) -> bool:
         positions = architecture.positions
         if not isinstance(positions, Rotary):
@@ -217,7 +231,7 @@ class OnnxRuntime(Target):
 
     def attention(self, op: Any, inputs: AttentionInputs) -> tuple[ir.Value, ir.Value, ir.Value]:
         """Append and attend; zero padding does not change the scores, and the output's padding is removed."""
-        extra = [*(inputs.rotary or (None, None, None)), inputs.bias]
+        extra = [*(inputs.rotary or (None, None, None)), inputs.bias, inputs.sinks]
         while extra and extra[-1] is None:
             extra.pop()
         apart = inputs.key is not None

@@ -24,6 +24,7 @@ from dynexport.exporter.lowering.storage import Plain, Storage, StoredWeight
 from dynexport.exporter.lowering.target import AttentionInputs
 from dynexport.plugins.graph import add_functions
 from dynexport.plugins.routes import gather_tokens
+from dynexport.runtime.bundle.errors import DynexportError
 from dynexport.runtime.bundle.manifest import Precision
 
 _HALVES = {"fp16": InterleavedHalves(ir.DataType.FLOAT16), "bf16": InterleavedHalves(ir.DataType.BFLOAT16)}
@@ -46,6 +47,7 @@ class PluggedOnnxRuntime(OnnxRuntime):
     nearest = RoundedBlocks(bits=4, zero=8)
 
     routes_at_once = True
+    attends_ragged = True
 
     def __init__(
         self,
@@ -102,9 +104,16 @@ class PluggedOnnxRuntime(OnnxRuntime):
         return gather_tokens(op, x, chosen)
 
     def rotates_in_attention(self, architecture: Architecture) -> bool:
-        return rotates(architecture)
+        return super().rotates_in_attention(architecture) if architecture.sinks else rotates(architecture)
 
     def attention(self, op: Any, inputs: AttentionInputs) -> tuple[ir.Value, ir.Value, ir.Value]:
+        if inputs.sinks is not None and self._cache_dtype != ir.DataType.FLOAT:
+            raise DynexportError(
+                f"kv_cache_dtype: expected auto or fp32, found {self._cache_dtype.name.lower()}, which no attention "
+                "with sinks takes"
+            )
+        if inputs.sinks is not None:
+            return super().attention(op, inputs)
         packed: ir.Value = inputs.query
         if inputs.key is not None:
             packed = op.Concat(inputs.query, inputs.key, inputs.value, axis=-1)

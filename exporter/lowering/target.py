@@ -9,7 +9,8 @@ from typing import Any
 
 import onnx_ir as ir
 
-from dynexport.exporter.families.architecture import Activation, Architecture
+from dynexport.exporter.families.architecture import Activation, Architecture, Experts
+from dynexport.exporter.lowering.experts import ExpertWeights, all_experts
 from dynexport.exporter.lowering.plan import GraphPlan
 from dynexport.exporter.lowering.storage import Plain, Storage, StoredWeight
 from dynexport.plugins.route_bodies import gather_tokens
@@ -46,6 +47,7 @@ class AttentionInputs:
         head_dim: channels per head of queries, keys and values; caches may have more.
         scale: factor of the scores.
         softcap: bound c of the scores, c * tanh(score / c); None without one.
+        sinks: float32 [heads], a score of each head beside those of the keys, without a value; None without one.
     """
 
     query: ir.Value
@@ -64,6 +66,7 @@ class AttentionInputs:
     head_dim: int
     scale: float
     softcap: float | None
+    sinks: ir.Value | None = None
 
 
 class Target(ABC):
@@ -82,6 +85,7 @@ class Target(ABC):
         plugins: whether graphs may use dynexport's custom operators; ``add_rows`` requires them.
         selects_weights: whether a graph may take the weights of layers that are chosen in the run.
         routes_at_once: whether graphs may use dynexport's CPU operators of routed layers.
+        attends_ragged: whether ``attention`` takes several tokens of several rows over caches that hold entries.
         top_k_limit: largest k of ``top_k`` per row; None: no limit.
         appends_once: whether a call may append to a cache only once.
         shares_of_batches: whether a size can be a share of rows times tokens.
@@ -99,6 +103,7 @@ class Target(ABC):
     plugins: bool = False
     selects_weights: bool = False
     routes_at_once: bool = False
+    attends_ragged: bool = False
     top_k_limit: int | None = None
     appends_once: bool = False
     shares_of_batches: bool = True
@@ -139,6 +144,14 @@ class Target(ABC):
         """Return the storage of a head of its own of this shape; by default that of a projection."""
         return self.weight_storage(shape)
 
+    @abstractmethod
+    def expert_storage(self, shape: Sequence[int]) -> Storage:
+        """Return the storage of one expert's matrix of this shape; all experts of a layer are stacked.
+
+        Raises:
+            DynexportError: when the target has no product of experts in its precision.
+        """
+
     def named_storage(self, name: str, weight: StoredWeight) -> Storage:
         """Return the storage of a weight once its name is known; by default the one chosen by its shape."""
         return weight.storage
@@ -178,6 +191,18 @@ class Target(ABC):
     @abstractmethod
     def activate(self, op: Any, x: ir.Value, activation: Activation) -> ir.Value:
         """Apply the activation function to every element."""
+
+    def experts(self, op: Any, x: ir.Value, scores: ir.Value, weights: ExpertWeights, experts: Experts) -> ir.Value:
+        """Return the sum of the outputs of each token's experts, shaped like x.
+
+        Args:
+            op: builder of the graph.
+            x: float [.., hidden].
+            scores: float32 [.., experts], the router's.
+            weights: the weights of all experts of the layer.
+            experts: how many are chosen, and what an expert computes.
+        """
+        return all_experts(op, x, scores, weights, experts)
 
     def cache_head_dim(self, head_dim: int) -> int:
         """Return the channels per head in a cache; by default the model's ``head_dim``."""

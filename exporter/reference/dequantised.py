@@ -26,6 +26,7 @@ import onnx
 import onnx_ir as ir
 from numpy.typing import NDArray
 
+from dynexport.exporter.reference.half_weights import HalfWeights
 from dynexport.exporter.reference.interleaved import OPERATORS, Interleaved
 from dynexport.plugins.fused import unfused
 from dynexport.runtime.bundle.errors import DynexportError
@@ -62,6 +63,7 @@ class _Quantised:
         columns: number of columns; None where the rows consist of whole blocks.
         copies: how many copies of the sums of the input's blocks follow the columns.
         kept: whether the values are the checkpoint's own, and not rounded by up to one step.
+        expert: the entry of the tensors, where they hold the matrices of several experts; else None.
     """
 
     layer: int | None
@@ -74,11 +76,12 @@ class _Quantised:
     columns: int | None
     copies: int
     kept: bool
+    expert: int | None = None
 
     def read(self) -> tuple[FloatArray, FloatArray]:
         """Return the dequantised values and the tolerance of each, both float32 [rows, columns]."""
-        scales = tensor_values(self.folder, self.scales).astype(np.float32)
-        packed = self._integers(tensor_values(self.folder, self.data).reshape(*scales.shape, -1))
+        scales = tensor_values(self.folder, self.scales, self.expert).astype(np.float32)
+        packed = self._integers(tensor_values(self.folder, self.data, self.expert).reshape(*scales.shape, -1))
         if packed.shape[-1] != self.block_size:
             raise DynexportError(
                 f"{self.folder}: {self.data.name}: expected blocks of {self.block_size} values, found "
@@ -86,7 +89,7 @@ class _Quantised:
             )
         zeros = np.full(scales.shape, 2 ** (self.bits - 1), np.float32)
         if self.zeros is not None:
-            stored = tensor_values(self.folder, self.zeros).reshape(len(scales), -1)
+            stored = tensor_values(self.folder, self.zeros, self.expert).reshape(len(scales), -1)
             zeros = self._integers(stored)[:, : scales.shape[1]].astype(np.float32)
         values = (packed.astype(np.float32) - zeros[..., None]) * scales[..., None]
         rows, columns = len(scales), self.columns or scales.shape[1] * self.block_size
@@ -119,7 +122,7 @@ class DequantisedWeights:
 
     def __init__(self, folder: Path, manifest: Manifest) -> None:
         found = {
-            (matrix.layer, matrix.data.name): matrix
+            (matrix.layer, matrix.data.name, matrix.expert): matrix
             for graph in manifest.files_with_graphs
             for matrix in _quantised(folder / graph.file, kept=manifest.precision == "gguf")
         }
@@ -138,26 +141,17 @@ class DequantisedWeights:
             float32 of the same shape: the dequantised values, or ``weight`` itself where the bundle does not
             quantise this parameter.
         """
-        if weight.ndim != 2:
+        if weight.ndim not in (2, 3):
             return weight
         matrices = self._by_layer.get(_layer_of(name), [])
-        for transposed in (False, True):  # gpt2 stores its projections transposed
-            wanted = weight.T if transposed else weight
-            found = _find(wanted, matrices)
-            if found is not None:
-                return np.ascontiguousarray(found.T if transposed else found)
-        return weight
-
-
-class HalfWeights:
-    """The matrices of a bundle that stores them in a type of 16 bits."""
-
-    def __init__(self, dtype: Any) -> None:
-        self._dtype = dtype
-
-    def stored(self, name: str, weight: FloatArray) -> FloatArray:
-        """Return the bundle's values of one parameter, as ``DequantisedWeights.stored``; vectors stay float32."""
-        return weight.astype(self._dtype).astype(np.float32) if weight.ndim == 2 else weight
+        if weight.ndim == 2:
+            found = _as_stored(weight, [matrix for matrix in matrices if matrix.expert is None])
+            return weight if found is None else found
+        experts = [
+            _as_stored(one, [matrix for matrix in matrices if matrix.expert == expert])
+            for expert, one in enumerate(weight)
+        ]
+        return weight if any(one is None for one in experts) else np.stack(experts)  # type: ignore[arg-type]
 
 
 def stored_weights(folder: Path, manifest: Manifest) -> DequantisedWeights | HalfWeights | None:
@@ -166,6 +160,15 @@ def stored_weights(folder: Path, manifest: Manifest) -> DequantisedWeights | Hal
         return DequantisedWeights(folder, manifest)
     halves = {"fp16": np.float16, "bf16": ml_dtypes.bfloat16}
     return HalfWeights(halves[manifest.precision]) if manifest.precision in halves else None
+
+
+def _as_stored(weight: FloatArray, matrices: Sequence[_Quantised | _Plugged]) -> FloatArray | None:
+    """Return a matrix of the model as one of these holds it, or None."""
+    for transposed in (False, True):  # gpt2 and gpt_oss store matrices transposed
+        found = _find(weight.T if transposed else weight, matrices)
+        if found is not None:
+            return np.ascontiguousarray(found.T if transposed else found)
+    return None
 
 
 def _find(weight: FloatArray, matrices: Sequence[_Quantised | _Plugged]) -> FloatArray | None:
@@ -221,6 +224,7 @@ class _Plugged:
     minima: onnx.TensorProto
     attributes: Mapping[str, int]
     kept: bool
+    expert: None = None
 
     def read(self) -> tuple[FloatArray, FloatArray]:
         """Return the dequantised values and the tolerance of each, both float32 [rows, columns]."""
@@ -247,6 +251,8 @@ def _quantised(path: Path, *, kept: bool) -> Iterator[_Quantised | _Plugged]:
     for node in nodes:
         if node.op_type in OPERATORS:
             yield _plugged(path, node, tensors, kept)
+        if node.op_type == "QMoE":
+            yield from _experts(path, node, tensors)
         if node.op_type not in _OPERATORS:
             continue
         attributes = {a.name: onnx.helper.get_attribute_value(a) for a in node.attribute}
@@ -280,6 +286,27 @@ def _quantised(path: Path, *, kept: bool) -> Iterator[_Quantised | _Plugged]:
         )
 
 
+def _experts(path: Path, node: Any, tensors: Mapping[str, onnx.TensorProto]) -> Iterator[_Quantised]:
+    """Yield the matrices of all experts of a QMoE: input, scores, then data, scales and bias of its two products."""
+    attributes = {a.name: onnx.helper.get_attribute_value(a) for a in node.attribute}
+    for data, scales, zeros in ((2, 3, 11), (5, 6, 12)):
+        stored = tensors[node.input[data]]
+        for expert in range(stored.dims[0]):
+            yield _Quantised(
+                layer=_layer_of(stored.name),
+                folder=path.parent,
+                data=stored,
+                scales=tensors[node.input[scales]],
+                zeros=tensors[node.input[zeros]] if len(node.input) > zeros else None,
+                bits=attributes["expert_weight_bits"],
+                block_size=attributes["block_size"],
+                columns=None,
+                copies=0,
+                kept=False,
+                expert=expert,
+            )
+
+
 def _graphs(graph: Any) -> Iterator[Any]:
     """Yield a graph and its branches."""
     yield graph
@@ -298,18 +325,21 @@ def graph_nodes(graph: Any) -> Iterator[Any]:
                 yield from graph_nodes(attribute.g)
 
 
-def tensor_values(folder: Path, tensor: onnx.TensorProto) -> NDArray[Any]:
-    """Return a tensor's values, from the graph or from its external weights file."""
+def tensor_values(folder: Path, tensor: onnx.TensorProto, item: int | None = None) -> NDArray[Any]:
+    """Return a tensor's values, or an entry along its first axis, from the graph or from its external weights file."""
     if tensor.data_location != onnx.TensorProto.EXTERNAL:
-        return np.asarray(onnx.numpy_helper.to_array(tensor))
+        whole = np.asarray(onnx.numpy_helper.to_array(tensor))
+        return whole if item is None else np.asarray(whole[item])
     where: Mapping[str, str] = {entry.key: entry.value for entry in tensor.external_data}
     file = folder / Path(where["location"]).name
     dtype = onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type)
-    count = int(np.prod(tensor.dims))
-    values = np.fromfile(file, dtype, count, offset=int(where.get("offset", 0)))
+    dims = tuple(tensor.dims) if item is None else tuple(tensor.dims)[1:]
+    count = int(np.prod(dims))
+    start = int(where.get("offset", 0)) + (item or 0) * count * dtype.itemsize
+    values = np.fromfile(file, dtype, count, offset=start)
     if values.size != count:
         raise DynexportError(f"{file}: {tensor.name}: expected {count} values, found {values.size}; convert again")
-    return values.reshape(tuple(tensor.dims))
+    return values.reshape(dims)
 
 
 def _layer_of(name: str) -> int | None:

@@ -47,17 +47,21 @@ def rotary_angles(
     for name in (f"{layer_type}_inv_freq" if layer_type else "inv_freq", "embed_positions"):
         kinds = {type(module) for module in model.modules() if hasattr(module, name)}
         if len(kinds) == 1:
-            module = kinds.pop()(config=known)
+            known_module = kinds.pop()(config=known)
             with torch.no_grad():
-                found = module(torch.zeros(1, 1, 1), torch.tensor([list(positions)]), **of_type)
-            # gptj and codegen return sin and cos, of one channel of a pair
-            cos, sin = map(_of_pairs, found) if name.endswith("inv_freq") else reversed(found)
+                found = known_module(torch.zeros(1, 1, 1), torch.tensor([list(positions)]), **of_type)
+            if not name.endswith("inv_freq"):  # gptj and codegen return sin and cos, of one channel of a pair
+                cos, sin = reversed(found)
+            else:
+                cos, sin = (_of_pairs(part, getattr(known_module, name).shape[-1]) for part in found)
             return np.asarray(cos[0], np.float32), np.asarray(sin[0], np.float32)
     return None
 
 
-def _of_pairs(angles: Any) -> Any:
-    """Return one of the two channels that rotate together: halves of a head, or neighbours."""
+def _of_pairs(angles: Any, pairs: int) -> Any:
+    """Return one of the two channels that rotate together: halves of a head, or neighbours; some have just one."""
+    if angles.shape[-1] == pairs:
+        return angles
     first, second = angles[..., ::2], angles[..., 1::2]
     return first if first.equal(second) else angles[..., : angles.shape[-1] // 2]
 

@@ -15,43 +15,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+from dynexport.exporter.reference.experts import fixed_shapes
+from dynexport.exporter.reference.layer_calls import Call, Place
 from dynexport.exporter.reference.norms import is_norm, noted_calls
 from dynexport.runtime.bundle.errors import DynexportError
 
-# Position of a value in a call: number or name of the argument, then indices into nested tuples.
-Place = tuple[int | str, ...]
 _TESTED = ">=5.7,<=5.24"
-
-
-@dataclass(frozen=True)
-class Call:
-    """The arguments that a model passes to a decoder layer, by position and by name."""
-
-    args: tuple[Any, ...]
-    kwargs: dict[str, Any]
-
-    def leaves(self) -> dict[Place, Any]:
-        """Return all values that are not tuples, by place."""
-        found: dict[Place, Any] = {}
-        self.changed(lambda place, value: found.setdefault(place, value))
-        return found
-
-    def changed(self, change: Callable[[Place, Any], Any]) -> Call:
-        """Return the call with every value replaced by ``change(place, value)``."""
-        return Call(
-            tuple(_changed((number,), value, change) for number, value in enumerate(self.args)),
-            {name: _changed((name,), value, change) for name, value in self.kwargs.items()},
-        )
-
-    def with_values(self, values: dict[Place, Any]) -> Call:
-        """Return the call with other values in some places."""
-        return self.changed(lambda place, value: values.get(place, value))
-
-
-def _changed(place: Place, value: Any, change: Callable[[Place, Any], Any]) -> Any:
-    if isinstance(value, tuple):
-        return tuple(_changed((*place, number), part, change) for number, part in enumerate(value))
-    return change(place, value)
 
 
 @dataclass(frozen=True)
@@ -74,7 +43,6 @@ class DecoderLayers:
 
     Attributes:
         modules: transformers' modules, in order.
-        name: name of the module list that holds them.
         input_norm: name, within a layer, of the norm that it begins with; None if it begins with another module.
     """
 
@@ -88,7 +56,7 @@ class DecoderLayers:
             DynexportError: when this version of transformers calls layers in an unknown way.
         """
         self._model = model
-        self.name, self.modules = find_layers(model)
+        self.modules = find_layers(model)[1]
         longest = min(3, getattr(model.config, "max_position_embeddings", None) or 3)
         sizes = ((3, max(1, longest - 1)), (4, longest))
         first, second = (self._probe(rows, tokens) for rows, tokens in sizes)
@@ -274,7 +242,7 @@ class DecoderLayers:
         if self._cache is not None:
             call = self.with_cache(call, None)
         tensors = {name: value.to("meta") for name, value in (*layer.named_parameters(), *layer.named_buffers())}
-        with torch.no_grad(), noted_calls(layer) as calls:
+        with torch.no_grad(), noted_calls(layer) as calls, fixed_shapes(self._model.config):
             result = functional_call(layer, tensors, call.args, call.kwargs)
         hidden, first = self.hidden(call), calls[0] if calls else None
         if first is None or not any(value is hidden for value in first[1]) or not is_norm(layer, first[0], hidden):
@@ -298,17 +266,20 @@ def tested_version() -> str:
     )
 
 
-def find_layers(model: Any) -> tuple[str, list[Any]]:
-    """Return the name and the modules of the list of decoder layers, found by its length.
+def find_layers(model: Any) -> tuple[list[str], list[Any]]:
+    """Return names and modules of the decoder layers: the module list of their number, or a model's ``layer_names``.
 
     Raises:
         DynexportError: when no module list has ``num_hidden_layers`` entries.
     """
     from torch import nn
 
+    named = getattr(model, "layer_names", None)  # our own models with several lists
+    if named is not None:
+        return named, [model.get_submodule(name) for name in named]
     for name, module in model.named_modules():
         if isinstance(module, nn.ModuleList) and len(module) == model.config.num_hidden_layers:
-            return name, list(module)
+            return [f"{name}.{index}" for index in range(len(module))], list(module)
     raise DynexportError(
         f"{type(model).__name__}: expected a list of {model.config.num_hidden_layers} layers, found none"
     )

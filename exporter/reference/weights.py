@@ -10,11 +10,15 @@ from typing import Any
 import numpy as np
 
 from dynexport.exporter.checkpoint.base import Checkpoint
-from dynexport.exporter.reference.dequantised import DequantisedWeights, HalfWeights
+from dynexport.exporter.reference import own_layers
+from dynexport.exporter.reference.dequantised import DequantisedWeights
+from dynexport.exporter.reference.experts import read_of_experts
+from dynexport.exporter.reference.half_weights import HalfWeights
+from dynexport.exporter.reference.layer_calls import Call
 from dynexport.exporter.reference.loading import build_config, load_pretrained, reader_reason, set_context
 from dynexport.exporter.reference.seen_entries import SeenEntries
 from dynexport.exporter.reference.stored import StoredTensors, Tensors
-from dynexport.exporter.reference.transformers_layers import Call, DecoderLayers, find_layers
+from dynexport.exporter.reference.transformers_layers import DecoderLayers, find_layers
 from dynexport.runtime.bundle.errors import DynexportError, require_module
 
 # Heads that checkpoints store under another name than transformers' module has (gpt_neox).
@@ -79,7 +83,7 @@ class Weights:
         other.model = copy.deepcopy(self.model)
         for name, parameter in other.model.named_parameters():
             if not parameter.is_meta:  # streamed layers are replaced when they are loaded
-                parameter.data.copy_(other._as_stored(name, parameter.numpy()))
+                parameter.data.copy_(other.as_stored(name, parameter.numpy()))
         other._find_layers()
         return other
 
@@ -106,8 +110,8 @@ class Weights:
         return self.decoder.run(layer, shown)
 
     def _find_layers(self) -> None:
-        name, self.layers = find_layers(self.model)
-        self._layer_names = [f"{name}.{index}." for index in range(len(self.layers))]
+        names, self.layers = find_layers(self.model)
+        self._layer_names = [f"{name}." for name in names]
         self.decoder = DecoderLayers(self.model)
 
     @contextmanager
@@ -126,16 +130,23 @@ class Weights:
 
     def _load_parameters(self) -> None:
         """Load all parameters; with ``streaming``, those of decoder layers are left out."""
-        in_layers = find_layers(self.model)[0] + "."
+        in_layers = tuple(f"{name}." for name in find_layers(self.model)[0])
         self._load([name for name in self._parameter_names() if not (self._streaming and name.startswith(in_layers))])
         self.model.tie_weights()
         self._untie()
 
-    def _as_stored(self, name: str, array: np.ndarray) -> Any:
+    def as_stored(self, name: str, array: np.ndarray) -> Any:
         """Return a parameter as a tensor: the checkpoint's values, or a bundle's quantised ones."""
         import torch
 
-        return torch.from_numpy(array if self._stored is None else self._stored.stored(name, array))
+        return torch.from_numpy(array if self._stored is None else self._stored.stored(self._numbered(name), array))
+
+    def _numbered(self, name: str) -> str:
+        """Return a parameter's name with its layer's number in the model, where layers stand in several lists."""
+        for index, layer in enumerate(find_layers(self.model)[0]):
+            if name.startswith(f"{layer}."):
+                return f"layers.{index}.{name.removeprefix(f'{layer}.')}"
+        return name
 
     def _untie(self) -> None:
         """Untie the head if the checkpoint stores another matrix for it than the embedding's, like transformers."""
@@ -161,14 +172,17 @@ class Weights:
         return [name for name, _ in self.model.named_parameters()]
 
     def _load(self, names: list[str]) -> None:
+        config = self.model.config
+        experts = int(getattr(config, "num_local_experts", None) or getattr(config, "num_experts", None) or 0)
         for name in names:
-            array = self.tensors.read(self._stored_name(name))
+            array = None if name in self.tensors.names else read_of_experts(self.tensors, name, experts)
+            array = self.tensors.read(self._stored_name(name)) if array is None else array
             expected = tuple(self.model.get_parameter(name).shape)
             if array.shape != expected:
                 raise DynexportError(
                     f"{self.source}: tensor {name}: expected shape {expected} from the config, found {array.shape}"
                 )
-            _set_parameter(self.model, name, self._as_stored(name, array))
+            _set_parameter(self.model, name, self.as_stored(name, array))
 
     def _stored_name(self, name: str) -> str:
         """Return the checkpoint's name of a parameter; saved base models, such as gpt2's, omit the prefix."""
@@ -205,6 +219,7 @@ def _build_model(checkpoint: Checkpoint, max_length: int | None) -> Any:
         set_context(config, max_length)
         with _parameters_on_meta():
             model = AutoModelForCausalLM.from_config(config, dtype=torch.float32, attn_implementation="eager")
+            own_layers.replace_layers(model, own_layers.own_fields(checkpoint.config))
     # transformers raises anything here, from KeyError to the errors of its config validators.
     except Exception as error:
         reason = " ".join(str(error).split())

@@ -1,4 +1,4 @@
-"""The routing contract, version 1: what a checkpoint says about its routing (docs/routing-contract.md).
+"""The routing contract, version 2: what a checkpoint says about its routing (docs/routing-contract.md).
 
 It is in a checkpoint's ``config.json`` under ``"dynexport"`` and in every bundle's manifest. A field that is left out
 takes the default given here; an unknown field is an error. ``parse_contract`` reports errors in one line; the classes
@@ -8,9 +8,9 @@ are pydantic models and raise ``ValidationError``.
 from __future__ import annotations
 
 import math
-from fractions import Fraction
 from typing import Annotated, Any, Literal, get_args
 
+import numpy as np
 from pydantic import (
     BaseModel,
     ConfigDict,
@@ -23,8 +23,7 @@ from pydantic import (
 )
 
 from dynexport.runtime.bundle.errors import DynexportError
-
-CONTRACT_VERSION = 1
+from dynexport.runtime.bundle.mod_fields import ModFields
 
 # Strict JSON numbers: true and "2" are refused.
 _Number = Annotated[float, Strict()]
@@ -79,88 +78,10 @@ class UnifiedSkip(_Contract):
         return self
 
 
-class Decision(_Contract):
-    """The causal decision of a routed layer: a token runs if ``sigmoid(logit) comparison threshold``.
-
-    Attributes:
-        rule: "router", the logit is the router's score; "predictor", it is the output of a small MLP; "always", every
-            token runs.
-        threshold: the threshold that the probability is compared with.
-        comparison: whether a probability equal to the threshold runs (">=") or skips (">").
-    """
-
-    rule: Literal["router", "predictor", "always"] = "router"
-    threshold: _Number = Field(default=0.5, allow_inf_nan=False)
-    comparison: Literal[">", ">="] = ">"
-
-
-class RoutedCache(_Contract):
-    """The KV cache of a routed layer: its size, and what happens when it is full.
-
-    Attributes:
-        capacity: share of ``max_length``; a row has ``ceil(capacity * max_length)`` entries.
-        overflow: what a token does when the cache is full: "residual", it skips the layer and is counted; "error",
-            generation stops.
-    """
-
-    capacity: _Number = Field(default=1.0, gt=0, le=1)
-    overflow: Literal["residual", "error"] = "residual"
-
-
-class Mod(_Contract):
-    """Mixture-of-Depths (arXiv 2404.02258): a routed layer runs only the tokens that its router chooses.
-
-    Attributes:
-        routed_layers: layers with a router, ascending.
-        capacity: share of a sequence's tokens that top-k chooses.
-        rounding: rounding of capacity * tokens.
-        router_input: "hidden", the layer's input; "normed", the output of the layer's input norm.
-        gate: the factor g: "raw", the score; "sigmoid", its sigmoid; "none", 1.
-        combine: the layer's result for input h and layer output y: "delta", h + g (y - h); "replace", g y.
-        decision: the causal rule for a single token.
-        prefill: the rule for prompts: "causal", or "topk" as in training, which is not causal.
-        positions: position ids in a routed layer: "original", or "compact", the token's index in the layer's cache.
-        thresholds: a threshold for single layers, by layer index, instead of ``decision.threshold``; written by
-            calibration.
-        cache: size and overflow rule of a routed layer's KV cache.
-    """
+class Mod(ModFields):
+    """Mixture-of-Depths (arXiv 2404.02258): a routed layer runs only the tokens that its router chooses."""
 
     strategy: Literal["mod"] = "mod"
-    routed_layers: tuple[_Layer, ...] = Field(min_length=1)
-    capacity: _Number = Field(default=0.125, gt=0, le=1)
-    rounding: Literal["floor", "ceil"] = "floor"
-    router_input: Literal["hidden", "normed"] = "hidden"
-    gate: Literal["raw", "sigmoid", "none"] = "raw"
-    combine: Literal["delta", "replace"] = "delta"
-    decision: Decision = Decision()
-    prefill: Literal["causal", "topk"] = "causal"
-    positions: Literal["original", "compact"] = "original"
-    cache: RoutedCache = RoutedCache()
-    thresholds: dict[int, _Number] = Field(default_factory=dict)
-
-    @field_validator("routed_layers")
-    @classmethod
-    def _ascending(cls, layers: tuple[int, ...]) -> tuple[int, ...]:
-        if len(set(layers)) < len(layers) or min(layers, default=0) < 0:
-            raise ValueError(f"expected different layers from 0, found {list(layers)}")
-        return tuple(sorted(layers))
-
-    @model_validator(mode="after")
-    def _thresholds_of_routed_layers(self) -> Mod:
-        unrouted = sorted(set(self.thresholds) - set(self.routed_layers))
-        if unrouted:
-            raise ValueError(f"thresholds: expected routed layers, found {unrouted[0]}")
-        if not all(math.isfinite(value) for value in self.thresholds.values()):
-            raise ValueError("thresholds: expected finite numbers, found NaN or infinity")
-        return self
-
-    def threshold(self, layer: int) -> float:
-        """Return the threshold of a routed layer."""
-        return self.thresholds.get(layer, self.decision.threshold)
-
-    def slots(self, max_length: int) -> int:
-        """Return the most entries of a row in a routed layer's cache; the capacity is taken as an exact decimal."""
-        return min(max_length, math.ceil(Fraction(str(self.cache.capacity)) * max_length))
 
 
 class RadialRouter(_Contract):
@@ -243,21 +164,27 @@ class LoopExit(_Contract):
     """The rule by which tokens exit a looped model before the last loop.
 
     Attributes:
-        rule: "none", every token runs all loops; "hazard", a gate after every loop gives the probability to exit there.
-        threshold: a token exits after the first loop at which the sum of these probabilities reaches it.
+        rule: "none", every token runs all loops; "hazard", a gate after every loop gives the probability to exit there;
+            "change", a token exits once a loop changes its state little.
+        threshold: a token exits after the first loop at which the sum of these probabilities reaches it, or whose
+            change, relative to the state, is below it.
     """
 
-    rule: Literal["none", "hazard"] = "none"
+    rule: Literal["none", "hazard", "change"] = "none"
     threshold: _Number = Field(default=0.5, gt=0, lt=1)
 
 
 class Loop(_Contract):
-    """Looped models (Ouro, arXiv 2510.25741): a stack of layers runs several times with the same weights.
+    """Looped models (Ouro, arXiv 2510.25741; Huginn, 2502.05171): layers run several times with the same weights.
 
     Attributes:
         loops: most runs of the body.
         body: first and last layer of those that are repeated; None: all layers.
         norm_between: whether the final norm is applied to the hidden states between two runs of the body.
+        norm_after: whether it is applied to them before the layers after the body.
+        inject: "adapter", every run of the body begins with a projection of the last one's state and of the body's
+            input together.
+        state_seed: seed of the random state of all tokens before the first run, with an adapter; None: zeros.
         exit: when a token leaves before the last loop.
         exited_kv: the K/V entries of an exited token in later loops: "compute", they are computed all the same; "last",
             copies of those of its last loop; "absent", there are none.
@@ -267,6 +194,9 @@ class Loop(_Contract):
     loops: _Count = Field(ge=1, le=_MOST_LOOPS)
     body: tuple[_Layer, _Layer] | None = None
     norm_between: _Switch = True
+    norm_after: _Switch = False
+    inject: Literal["none", "adapter"] = "none"
+    state_seed: _Count | None = Field(default=None, ge=0, lt=1 << 31)
     exit: LoopExit = LoopExit()
     exited_kv: Literal["compute", "last", "absent"] = "compute"
 
@@ -275,6 +205,19 @@ class Loop(_Contract):
         if self.body is not None and not 0 <= self.body[0] <= self.body[1]:
             raise ValueError(f"body: expected first and last layer, from 0, found {list(self.body)}")
         return self
+
+    def start_state(self, hidden: int) -> np.ndarray:
+        """Return the state of every token before the first run of a body with an adapter, float32 [hidden].
+
+        A random one is distributed as in Huginn's code: normal, cut at three standard deviations of sqrt(2 / 5).
+        """
+        if self.state_seed is None:
+            return np.zeros(hidden, np.float32)
+        random = np.random.default_rng(self.state_seed)
+        values = random.standard_normal(hidden)
+        while (outside := np.abs(values) > 3).any():
+            values[outside] = random.standard_normal(int(outside.sum()))
+        return (values * math.sqrt(2 / 5)).astype(np.float32)
 
 
 AnyContract = Dense | UnifiedSkip | Mod | Radial | EarlyExit | Loop

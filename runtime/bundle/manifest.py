@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from functools import cached_property
-from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
 from dynexport.runtime.bundle.caches import Cache, CachePart, CacheText, Limits
 from dynexport.runtime.bundle.contract import Contract
+from dynexport.runtime.bundle.drafting import Drafting
 from dynexport.runtime.bundle.errors import DynexportError
 from dynexport.runtime.bundle.graphs import (
     ARRAY_TYPES,
@@ -27,9 +27,9 @@ from dynexport.runtime.bundle.graphs import (
     by_file,
     check_parts,
 )
-from dynexport.runtime.bundle.model import Bytes, Cost, Model, Tokens
-from dynexport.runtime.bundle.plain_files import hash_plain
-from dynexport.runtime.bundle.routing import LayerRouting, Layers, PathRouting, Routing
+from dynexport.runtime.bundle.model import Bytes, Cost, Model, PartCost, Tokens, check_layers
+from dynexport.runtime.bundle.routing import LayerPart, LayerRouting, Layers, PathRouting, Routing
+from dynexport.runtime.bundle.sources import File, Source
 
 SCHEMA_VERSION = 2
 MANIFEST = "manifest.json"
@@ -73,40 +73,6 @@ class Depth(Part):
     trained: bool = False
 
 
-class Source(Part):
-    """The checkpoint that the bundle was made from.
-
-    Attributes:
-        model: path or name that the user gave.
-        config_sha256: sha256 of ``config`` as JSON with sorted keys.
-        config: content of its config.json, as rewritten by the importer if there was one.
-        importer: name of the importer for checkpoints of other routing code; None for a checkpoint that needs none.
-    """
-
-    model: str
-    config_sha256: str
-    config: dict[str, Any]
-    importer: str | None = None
-
-
-class File(Part):
-    """Size and hash of a file of the bundle.
-
-    Attributes:
-        sha256: hash of its content, in hexadecimal.
-        bytes: size in bytes.
-    """
-
-    sha256: Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
-    bytes: Bytes
-
-    @classmethod
-    def of(cls, path: Path, expected: str = "a file", *, advice: str = "") -> File:
-        """Return size and hash of a regular file, not a link; errors as for ``open_plain``."""
-        sha256, size = hash_plain(path, expected, follow=False, advice=advice)
-        return cls(sha256=sha256, bytes=size)
-
-
 class Manifest(Part):
     """The content of ``manifest.json``. The order of a list has no meaning unless its field says so.
 
@@ -125,6 +91,7 @@ class Manifest(Part):
         caches: one KV cache for every place.
         cache_text: for int8 caches, the text that their scales were measured on; else None.
         routing: decisions that routers make for each token; None if there are no routers.
+        drafting: how tokens are drafted where a user does not say; None before it was measured.
         limits: limits of one call.
         cost: bytes and FLOPs of a decode step.
         operators: names of dynexport's custom operators in the graphs, ascending. Each has a body in standard
@@ -147,6 +114,7 @@ class Manifest(Part):
     caches: Annotated[tuple[Cache, ...], Field(min_length=1)]
     cache_text: CacheText | None = None
     routing: Routing | None = None
+    drafting: Drafting | None = None
     limits: Limits
     cost: Cost
     operators: tuple[str, ...] = ()
@@ -193,8 +161,10 @@ class Manifest(Part):
 
     def _check_layers(self) -> None:
         layers = self.model.layers
-        if len(self.cost.layers) != layers:
-            raise ValueError(f"cost.layers: expected {layers} as in model.layers, found {len(self.cost.layers)}")
+        check_layers(self.model, self.cost, paths=isinstance(self.routing, PathRouting))
+        decided = self.routing.decisions if isinstance(self.routing, LayerRouting) else 0
+        if len(self.cost.parts) not in (0, decided):
+            raise ValueError(f"cost.parts: expected one for each of {decided} decisions, found {len(self.cost.parts)}")
         routed: Layers = ()
         if isinstance(self.routing, LayerRouting):
             decisions, span = len(self.routing.layers), self.routing.span
@@ -203,6 +173,7 @@ class Manifest(Part):
             routed = self.routing.covered
         listed = {
             "routing.layers": routed,
+            "keep of drafting": (self.drafting and self.drafting.keep) or (),
             **{f"layers of graph {graph.name:.80}": graph.layers for graph in self.graphs},
             **{f"keep of depth {depth.name:.80}": depth.keep for depth in self.depths},
             **{f"prompt of depth {depth.name:.80}": depth.prompt for depth in self.depths},
@@ -247,7 +218,7 @@ class Manifest(Part):
                 raise ValueError(f"programs: set: {name}: expected {count} names, found {len(getattr(found, name))}")
 
     def _check_caches(self) -> None:
-        heads, size = self.model.kv_heads, self.model.head_dim
+        size = self.model.head_dim
         padded = -(-size // HEAD_DIM_MULTIPLE) * HEAD_DIM_MULTIPLE
         places = [cache.place for cache in self.caches]
         if sorted(places) != list(range(len(places))):
@@ -258,7 +229,10 @@ class Manifest(Part):
         if len(places) != count:
             raise ValueError(f"caches: expected one for each of {count} {of_what}, found {len(places)}")
         for cache in self.caches:
-            for name in ("key", "value"):
+            heads = self.model.kv_heads_in(cache.place)
+            if not heads and cache.parts:
+                raise ValueError(f"cache {cache.place}: expected no parts in a layer without attention, found some")
+            for name in ("key", "value") if heads else ():
                 shape = cache.parts[name].shape if name in cache.parts else ()
                 if not (len(shape) == 4 and shape[1] == heads and shape[3] in (size, padded)):
                     found = f"{list(shape)!s:.80}"
@@ -275,7 +249,7 @@ class Manifest(Part):
 
     def _check_slots(self, cache: Cache) -> None:
         """Raise ValueError when the parts of a cache have not the same rows and slots."""
-        slots = cache.parts["key"].shape[2]
+        slots = cache.parts["key"].shape[2] if cache.parts else 0
         for name, part in cache.parts.items():
             found = part.shape[::2] if len(part.shape) == 4 else part.shape
             if slots == "B" or found != ("B", slots):
@@ -326,10 +300,12 @@ __all__ = [
     "File",
     "Graph",
     "GraphSet",
+    "LayerPart",
     "LayerRouting",
     "Limits",
     "Manifest",
     "Model",
+    "PartCost",
     "PathRouting",
     "Phase",
     "Precision",

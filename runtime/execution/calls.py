@@ -17,6 +17,8 @@ Array = np.ndarray
 # Computing up to this many idle rows between two active ones costs less than a second call, which reads the weights
 # once more (docs/benchmarks.md, "Rows of a batch").
 _MOST_IDLE = 2
+# Up to this many tokens a row, padding costs less than reading the weights once more for every row.
+_SHORT = 65
 
 
 @dataclass
@@ -79,6 +81,7 @@ class Cutter:
     def __init__(self, cache: KvCache, limits: Limits, graph: Graph, chunk: int | EvenChunks) -> None:
         self._cache, self._limits, self._chunk = cache, limits, chunk
         in_graph = [spec.shape[1] for spec in graph.inputs if spec.name == "input_ids"]
+        self._pads = bool(in_graph)  # a set of graphs takes the tokens of all rows in one line
         fixed = [size for size in in_graph if isinstance(size, int)]  # a decode graph has a fixed size
         first = chunk.first if isinstance(chunk, EvenChunks) else chunk
         self._most = min(filter(None, (first, limits.prompt, graph.limit("S"), graph.limit("C"), *fixed)))
@@ -91,11 +94,10 @@ class Cutter:
                 yield [Piece(part, 1) for part in parts_side_by_side]
             return
         most = self._tokens_of_a_row(parts, longest)
-        if self._limits.together == "always":
-            while rest := [part for part in parts if part.left]:
-                yield [Piece(part, self._size(part, most)) for part in rest]
+        if self._limits.together == "always" and (not self._pads or longest <= _SHORT):
+            yield from self._side_by_side(parts, most)
             return
-        if self._limits.together == "empty" and all(self._size(part, most) == part.left for part in parts):
+        if self._limits.together != "never" and all(self._size(part, most) == part.left for part in parts):
             for side_by_side in self._ranges([part for part in parts if self._is_empty(part.row)], None):
                 if len(side_by_side) > 1:
                     yield [Piece(part, part.left) for part in side_by_side]
@@ -103,6 +105,13 @@ class Cutter:
             while part.left:
                 filled = None if self._is_empty(part.row) else self._limits.filled
                 yield [Piece(part, min(self._size(part, most), filled or most))]
+
+    def _side_by_side(self, parts: Sequence[Part], most: int) -> Iterator[list[Piece]]:
+        """Yield the chunks of rows that share a call whatever their caches hold."""
+        while rest := [part for part in parts if part.left]:
+            longest = max(self._size(part, most) for part in rest)
+            for group in self._ranges(rest, _MOST_IDLE, longest) if self._pads else [rest]:
+                yield [Piece(part, self._size(part, most)) for part in group]
 
     def _size(self, part: Part, most: int) -> int:
         """Return the number of tokens of a row's next chunk."""
@@ -126,20 +135,23 @@ class Cutter:
             )
         return longest
 
-    def _ranges(self, parts: Sequence[Part], most_idle: int | None) -> Iterator[list[Part]]:
+    def _ranges(self, parts: Sequence[Part], most_idle: int | None, tokens: int = 1) -> Iterator[list[Part]]:
         """Split rows where too many idle rows lie between, or one whose entries the call would overwrite.
 
         Args:
             parts: of rows in ascending order.
             most_idle: the largest number of idle rows between two; None accepts any number of empty rows.
+            tokens: number of tokens that the call writes for every row, padding included.
         """
         found: list[Part] = []
         for part in parts:
             between = range(found[-1].row + 1, part.row) if found else range(0)
-            apart = any(
-                self._cache.is_full(row) if most_idle is not None else not self._is_empty(row) for row in between
-            )
-            if found and (apart or (most_idle is not None and len(between) > most_idle)):
+            if most_idle is None:
+                apart = not all(map(self._is_empty, between))
+            else:
+                ends = [*(each.row for each in found[-1:]), part.row] if tokens > 1 else []
+                apart = len(between) > most_idle or any(self._cache.room(row) < tokens for row in (*between, *ends))
+            if found and apart:
                 yield found
                 found = []
             found.append(part)

@@ -297,9 +297,9 @@ class KvCache:
                 f"cache: expected at most {slots} entries of a row, found {entries}; the context is exhausted"
             )
 
-    def is_full(self, row: int) -> bool:
-        """Return whether a call that computes a row without tokens would overwrite one of its entries."""
-        return bool((self.lengths[:, row] >= np.array(self._memory.slots)).any())
+    def room(self, row: int) -> int:
+        """Return the number of slots behind a row's entries that a call may write without growing the buffers."""
+        return int((np.array(self._memory.slots) - self.lengths[:, row]).min())
 
     def _check_causal(self) -> None:
         """Raise DynexportError if a prefix's entries depend on the tokens after it."""

@@ -9,13 +9,15 @@ from collections.abc import Sequence
 LATEST, _LATEST_DRAFT = 0.2, 0.3
 # Time of a further token of a call, as a share of a plain step's, before it is known.
 _FIRST_GUESS = 0.1
-# Acceptance before it is known, and the share by which it returns there in a step without drafts: drafts that did not
-# pay are tried again after some hundred tokens.
-_HOPED, _RETURN = 0.5, 0.005
+# Acceptance before it is known, of drafts that cost nothing and of those of a depth, which would else never be tried.
+HOPED_OF_LOOKUP, HOPED_OF_DEPTH = 0.5, 0.8
+# The share by which it returns there in a step without drafts: drafts that did not pay are tried again after some
+# hundred tokens.
+_RETURN = 0.005
 
 
 class CallTimes:
-    """Average times of calls by their number of tokens."""
+    """Average times of calls by their number of tokens, padding included."""
 
     def __init__(self) -> None:
         self._seconds: dict[int, float] = {}
@@ -51,17 +53,21 @@ class Acceptance:
         rate: the estimate.
         drafted: number of drafts that were verified.
         accepted: number of drafts that were accepted.
+
+    Args:
+        hoped: the estimate before any draft.
     """
 
-    def __init__(self) -> None:
-        self.rate, self.drafted, self.accepted = _HOPED, 0, 0
+    def __init__(self, hoped: float = HOPED_OF_LOOKUP) -> None:
+        self._hoped = hoped
+        self.rate, self.drafted, self.accepted = hoped, 0, 0
 
     def add(self, drafted: int, accepted: int) -> None:
         """Add the result of a step: the first ``accepted`` of ``drafted`` drafts were accepted."""
         self.drafted += drafted
         self.accepted += accepted
         if not drafted:
-            self.rate += _RETURN * (_HOPED - self.rate)
+            self.rate += _RETURN * (self._hoped - self.rate)
         for tried in range(min(drafted, accepted + 1)):
             self.rate += _LATEST_DRAFT * ((tried < accepted) - self.rate)
 
@@ -89,7 +95,7 @@ def best_count(rates: Sequence[float], available: Sequence[int], calls: CallTime
     for count in range(max(available, default=0) + 1):
         if count:
             drafted = [rate for rate, limit in zip(rates, available, strict=True) if limit >= count]
-            tokens += len(drafted)
+            tokens += len(rates)  # rows with fewer drafts are padded
             expected += sum(rate**count for rate in drafted)
         speed = expected / (calls.of(tokens) + count * draft_share * plain)
         if speed > most:
@@ -97,4 +103,4 @@ def best_count(rates: Sequence[float], available: Sequence[int], calls: CallTime
     return best
 
 
-__all__ = ["LATEST", "Acceptance", "CallTimes", "best_count"]
+__all__ = ["HOPED_OF_DEPTH", "HOPED_OF_LOOKUP", "LATEST", "Acceptance", "CallTimes", "best_count"]

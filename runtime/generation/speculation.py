@@ -15,20 +15,29 @@ from typing import Protocol
 import numpy as np
 
 from dynexport.runtime.bundle.checks import checked_count
+from dynexport.runtime.bundle.drafting import MOST_DRAFTS
 from dynexport.runtime.bundle.errors import DynexportError, RouteError
-from dynexport.runtime.bundle.manifest import Depth
+from dynexport.runtime.bundle.manifest import Depth, Manifest
 from dynexport.runtime.execution.batch import Batch
 from dynexport.runtime.execution.decisions import Decisions
 from dynexport.runtime.execution.executor import Executor
 from dynexport.runtime.execution.kept import keep_first
 from dynexport.runtime.execution.kv_cache import KvCache
-from dynexport.runtime.generation.draft_length import LATEST, Acceptance, CallTimes, best_count
+from dynexport.runtime.generation.draft_length import (
+    HOPED_OF_DEPTH,
+    HOPED_OF_LOOKUP,
+    LATEST,
+    Acceptance,
+    CallTimes,
+    best_count,
+)
 from dynexport.runtime.generation.drafts import DraftedRow, Drafter, PromptLookup, ShallowDepth
 from dynexport.runtime.generation.request import Piece, Request
 from dynexport.runtime.generation.sampler import choose
 
 Array = np.ndarray
-MOST_DRAFTS = 64
+# The name of a depth that drafts and that the bundle does not declare.
+DRAFT = "draft"
 
 
 @dataclass(frozen=True)
@@ -49,6 +58,40 @@ class Speculation:
 
     def __post_init__(self) -> None:
         checked_count("speculate", self.most, 1, MOST_DRAFTS)
+
+    @classmethod
+    def of(cls, manifest: Manifest) -> Speculation:
+        """Return what a bundle's manifest says, as calibration measured it; the defaults where it says nothing."""
+        found = manifest.drafting
+        if found is None:
+            return cls()
+        return cls(found.most, None if found.keep is None else depth_of_layers(manifest, found.keep))
+
+
+def depth_of_layers(manifest: Manifest, layers: Sequence[int]) -> Depth:
+    """Return the depth of some layers, for drafts.
+
+    Raises:
+        DynexportError: for layers that no depth of the bundle has and no graph of it can choose.
+    """
+    keep = tuple(sorted(layers))
+    for depth in manifest.depths:
+        if depth.keep == keep:
+            return depth
+    if not runs_any_layers(manifest):
+        raise DynexportError(
+            "drafting: expected the layers of a depth, as no graph of the bundle chooses layers, found "
+            f"{list(keep)!s:.80}"
+        )
+    return Depth(name=DRAFT, ratio=None, keep=keep, prompt=manifest.full.prompt)
+
+
+def runs_any_layers(manifest: Manifest) -> bool:
+    """Return whether one graph decodes in any layers, and no router decides on them."""
+    program = next((p for p in manifest.programs if p.phase == "decode" and p.depth is None), None)
+    if manifest.routing is not None or program is None or program.graph is None:
+        return False
+    return any(spec.name == "layer_active" for spec in manifest.graph(program.graph).inputs)
 
 
 class SpeculatedRow(DraftedRow, Protocol):
@@ -79,18 +122,27 @@ class Speculator:
         drafter: drafts tokens.
         most: most drafts of a row in a step.
         draft_share: the time of a draft as a share of a plain step's, before it is known.
+        hoped: the acceptance of a row's drafts, before it is known.
 
     Raises:
         DynexportError: for a bundle whose tokens depend on the others of a call.
     """
 
-    def __init__(self, executor: Executor, drafter: Drafter, most: int, draft_share: float) -> None:
+    def __init__(
+        self,
+        executor: Executor,
+        drafter: Drafter,
+        most: int,
+        draft_share: float,
+        hoped: float = HOPED_OF_LOOKUP,
+    ) -> None:
         if executor.limits.compete:
             raise DynexportError(
                 f"{executor.bundle.path}: speculate: expected a model whose tokens do not depend on the others of a "
                 "call, found one whose tokens compete for a layer's places"
             )
         self._executor, self._drafter, self._most, self._draft_share = executor, drafter, most, draft_share
+        self._hoped = hoped
         self._calls = CallTimes()
         self.engine_seconds = 0.0
 
@@ -101,7 +153,11 @@ class Speculator:
         if depth is None:
             return cls(executor, PromptLookup(), speculation.most, 0.0)
         share = len(depth.keep) / executor.manifest.model.layers
-        return cls(executor, ShallowDepth(executor, depth), speculation.most, share)
+        return cls(executor, ShallowDepth(executor, depth), speculation.most, share, HOPED_OF_DEPTH)
+
+    def acceptance(self) -> Acceptance:
+        """Return the acceptance of a new row's drafts."""
+        return Acceptance(self._hoped)
 
     def step(self, cache: KvCache, rows: Sequence[SpeculatedRow]) -> list[list[Piece] | DynexportError]:
         """Run a decode step.
@@ -165,7 +221,7 @@ class Speculator:
             logits = list(self._executor.decode(cache, at, last, depths, lasting=False)[:, None])
         seconds = time.perf_counter() - begun
         self.engine_seconds += seconds
-        self._calls.add(sum(map(len, tokens)), seconds)
+        self._calls.add(len(rows) * max(map(len, tokens)), seconds)
         found = [taken(*each) for each in zip(rows, logits, drafts, strict=True)]
         for place, mark in enumerate(marks):
             kept = found[place]
@@ -214,4 +270,14 @@ def accept(request: Request, logits: Array, drafts: Sequence[int]) -> list[Piece
     return pieces
 
 
-__all__ = ["MOST_DRAFTS", "SpeculatedRow", "Speculation", "Speculator", "accept", "taken"]
+__all__ = [
+    "DRAFT",
+    "MOST_DRAFTS",
+    "SpeculatedRow",
+    "Speculation",
+    "Speculator",
+    "accept",
+    "depth_of_layers",
+    "runs_any_layers",
+    "taken",
+]

@@ -92,10 +92,12 @@ def run_requests(
 class _Row:
     """A request of this module that decodes with drafts; see ``SpeculatedRow``."""
 
-    def __init__(self, request: Request, seen: Sequence[int], token: int, most_drafts: int) -> None:
+    def __init__(
+        self, request: Request, seen: Sequence[int], token: int, most_drafts: int, acceptance: Acceptance
+    ) -> None:
         self.request, self.row, self.token, self.most_drafts = request, request.index, token, most_drafts
         self.depth, self.sampler = request.depth, request.sampler
-        self.known, self.acceptance = KnownTokens([*seen, token]), Acceptance()
+        self.known, self.acceptance = KnownTokens([*seen, token]), acceptance
 
     def take(self, pieces: Sequence[Piece]) -> None:
         for piece in pieces:
@@ -116,7 +118,7 @@ def _speculated(
     for request, known, values in zip(requests, seen, logits, strict=True):
         (piece,) = accept(request, values[None], ())
         if piece.finish_reason is None:
-            live.append(_Row(request, known, piece.token, speculation.most))
+            live.append(_Row(request, known, piece.token, speculation.most, speculator.acceptance()))
         yield piece
     while live:
         going = []

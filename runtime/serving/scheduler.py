@@ -212,7 +212,7 @@ class Scheduler:
         for other in answers:
             other.ready = True
             if self._speculator is not None:
-                other.known = KnownTokens(prompt.tolist())
+                other.known, other.acceptance = KnownTokens(prompt.tolist()), self._speculator.acceptance()
         self._push(answers, [taken(other, logits[None]) for other in answers])
 
     def _next_prompt(self) -> Answer | None:

@@ -22,6 +22,7 @@ FORMS: dict[str, tuple[str, dict[str, Any]]] = {
     "skip": ("skip-2x", {"speedups": [2, 1.5]}),
     "skip-static": ("skip-2x", {"speedups": [2, 1.5], "static": True}),
     "skip-tensorrt": ("skip-2x", {"speedups": [2, 1.5], "target": "tensorrt", "max_batch": 8}),
+    "skip-plugins": ("skip-2x", {"speedups": [2, 1.5], "plugins": True}),
     "skip-int8-caches": ("skip-2x", {"speedups": [2, 1.5], **INT8_CACHES}),
     "mod-int8-caches": ("mod-router", {"fields": {"cache": {"capacity": 0.5}}, **INT8_CACHES}),
     "mod": ("mod-router", {"fields": {"cache": {"capacity": 0.5}}}),

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from bundles import CONFORMANCE
 from forms import CONTEXT, executor_of
 
+from dynexport.exporter.bundle.conversion import convert
 from dynexport.runtime.execution import calls
 from dynexport.runtime.execution.batch import Batch, Call, CallResult
 from dynexport.runtime.execution.executor import Executor
@@ -82,6 +85,44 @@ def test_prompts_go_together_on_empty_rows_alone(monkeypatch: pytest.MonkeyPatch
     assert ranges(executor, cache, batch, monkeypatch) == [(0, 11), (11, 12)]
     batch = Batch([9], [[1, 2, 3, 4, 5]], "prompt", full, chunk=2)
     assert ranges(executor, cache, batch, monkeypatch) == [(9, 10)] * 3
+
+
+def test_short_texts_share_a_call_where_attention_takes_ragged_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever their caches hold; a row whose padding would not fit its slots runs alone, and its entries stay."""
+    executor = executor_of("skip-plugins")
+    assert executor.limits.together == "always" and executor_of("skip").limits.together == "empty"
+    full, tokens = executor.manifest.full, [[9, 8, 7], [6], [5, 4, 3, 2]]
+    cache, alone = (executor.full_cache(5, 12) for _ in range(2))
+    for each in (cache, alone):
+        executor.prefill(each, [[1, 2], [3] * 5, [4] * 9, [5] * 10, [6]])
+    batch = Batch([0, 1, 4], tokens, "decode", full, "all")
+    assert ranges(executor, cache, batch, monkeypatch) == [(0, 2), (4, 5)]  # four tokens do not fit rows 2 and 3
+    assert ranges(executor, cache, Batch([0, 2], [[1, 2], [3, 4]], "decode", full), monkeypatch) == [(0, 3)]
+    assert ranges(executor, cache, Batch([0, 3], [[1, 2, 3], [4, 5]], "decode", full), monkeypatch) == [(0, 1), (3, 4)]
+    for row, ids in zip((0, 1, 4), tokens, strict=True):
+        executor.run(alone, Batch([row], [ids], "decode", full))
+    for row, ids in ((0, [1, 2]), (2, [3, 4]), (0, [1, 2, 3]), (3, [4, 5])):
+        executor.run(alone, Batch([row], [ids], "decode", full))
+    assert np.array_equal(cache.lengths, alone.lengths)
+    for name, part in cache.buffers.items():
+        for row, length in enumerate(cache.lengths[int(name.partition(".")[0])]):
+            np.testing.assert_allclose(part[row, :, :length], alone.buffers[name][row, :, :length], atol=1e-5)
+
+
+@pytest.mark.parametrize("case", ["early-exit-prompt-exit", "loop-body", "mod-router", "loop-exit-compute"])
+def test_rows_may_share_a_call_where_attention_takes_ragged_rows_and_nothing_routes(case: str, tmp_path: Path) -> None:
+    manifest = convert(CONFORMANCE / case, tmp_path / "bundle", plugins=True, golden=False).manifest
+    assert manifest.limits.together == ("always" if manifest.routing is None else "empty")
+
+
+def test_long_texts_of_ragged_rows_run_one_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Padding them would compute more than it saves to read."""
+    monkeypatch.setattr(calls, "_SHORT", 3)
+    executor = executor_of("skip-plugins")
+    cache = executor.full_cache(2, CONTEXT)
+    executor.prefill(cache, [[1], [2]])
+    batch = Batch([0, 1], [[1, 2, 3, 4], [5]], "prompt", executor.manifest.full)
+    assert ranges(executor, cache, batch, monkeypatch) == [(0, 1), (1, 2)]
 
 
 def test_ragged_rows_of_a_set_of_graphs_are_one_call_a_piece(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from conversation import EVERYTHING, Conversation, follow, generate
-from tiny_models import EXEMPLARS, FAMILIES, LAYERS, VARIANTS, random_rows
+from tiny_models import EXEMPLARS, FAMILIES, LAYERS, LOOPED, VARIANTS, random_rows
 
 from dynexport.exporter.bundle.conversion import convert
 from dynexport.exporter.checkpoint import open_checkpoint
@@ -31,18 +31,21 @@ CONTEXT = 48
 SKIP = {"strategy": "unified-skip", "speedups": (2.0, 1.25)}
 STRATEGIES = {"dense": {"strategy": "dense"}, "conditional": SKIP, "static": {**SKIP, "static": True}}
 DECLARED = ((0, 3), (0, 2, 3))
-KEPT_SETS = {
-    "dense": [(EVERYTHING, EVERYTHING)],
-    # One graph serves any kept set, also without the first and the last layer.
-    "conditional": [DECLARED, ((1, 2), (1,)), (EVERYTHING, (3,))],
-    "static": [DECLARED],
-}
-# All ways for exemplars and variants; the graph with conditions, which is a dense one too, for the others.
+KEPT_SETS = {"dense": [(EVERYTHING, EVERYTHING)], "conditional": [DECLARED], "static": [DECLARED]}
+# One graph serves any kept set, also without the first and the last layer.
+OTHER_KEPT_SETS = [((1, 2), (1,)), (EVERYTHING, (3,))]
+
+
+def is_exemplar(name: str) -> bool:
+    return name in EXEMPLARS or VARIANTS.get(name, ("",))[0] in EXEMPLARS
+
+
+# All ways for exemplars and their variants; the graph with conditions, which is a dense one too, for the others.
 CASES = [
     (name, strategy)
     for name in (*FAMILIES, *VARIANTS)
     for strategy in STRATEGIES
-    if strategy == "conditional" or name in EXEMPLARS or VARIANTS.get(name, ("",))[0] in EXEMPLARS
+    if strategy == "conditional" or is_exemplar(name)
 ]
 
 Models = Callable[[str], Reference]
@@ -66,13 +69,14 @@ def executor(saved_model: Callable[[str], Path], tmp_path_factory: pytest.TempPa
 
 
 def test_every_family_has_a_model() -> None:
-    assert set(FAMILIES) == set(families())
+    assert {*FAMILIES, *LOOPED} == set(families())
 
 
 @pytest.mark.parametrize(("name", "strategy"), CASES)
 def test_conversation(name: str, strategy: str, reference: Models, executor: Executors) -> None:
     run = executor(name, strategy)
-    for kept in KEPT_SETS[strategy]:
+    others = OTHER_KEPT_SETS if strategy == "conditional" and name in EXEMPLARS else []
+    for kept in KEPT_SETS[strategy] + others:
         talk = Conversation.forced(reference(name), *kept)
         assert follow(run, talk, rows=[0, 1, 2, 3]).max() < TOLERANCE, "right-padded batch"
         assert follow(run, talk, rows=[3]).max() < TOLERANCE, "one row"

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from tiny_models import FAMILIES, LAYERS, random_rows, save_model
+from tiny_models import FAMILIES, LAYERS, LOOPED, random_rows, save_model
 from transformers import AutoModelForCausalLM
 
 from dynexport.exporter.checkpoint import open_checkpoint
@@ -18,7 +18,7 @@ from dynexport.exporter.families import families
 from dynexport.exporter.profile import Measured, measure, measurement
 from dynexport.exporter.profile.blocks import Blocks, Reader
 from dynexport.exporter.reference import Reference
-from dynexport.exporter.reference.transformers_layers import Call
+from dynexport.exporter.reference.layer_calls import Call
 from dynexport.runtime.bundle.errors import DynexportError
 
 WINDOW = 24
@@ -184,7 +184,7 @@ def test_the_text_is_cut_to_whole_windows(saved_model: SavedModel) -> None:
 
 
 def test_every_family_is_covered() -> None:
-    assert set(FAMILIES) == set(families())
+    assert {*FAMILIES, *LOOPED} == set(families())
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -91,7 +91,7 @@ def test_the_contract_that_ouros_fields_say(fields: dict[str, Any], contract: di
         ({"loops": 0}, "contract: loop.loops: Input should be greater than or equal to 1, found 0"),
         ({"loops": 10**9}, "contract: loop.loops: Input should be less than or equal to 64, found 1000000000"),
         ({"body": [1, 3]}, "body: expected layers 0..2, found 3"),
-        ({"exit": {"rule": "entropy"}}, "contract: loop.exit.rule: Input should be 'none' or 'hazard'"),
+        ({"exit": {"rule": "entropy"}}, "contract: loop.exit.rule: Input should be 'none', 'hazard' or 'change'"),
         ({"speedups": [2]}, "contract: loop.speedups: "),
     ],
 )

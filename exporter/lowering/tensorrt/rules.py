@@ -13,7 +13,19 @@ from dynexport.plugins.schema import DOMAIN
 # ONNX operators that these graphs use; none has a result whose shape depends on values.
 _ACCEPTED = frozenset(
     {"Abs", "Add", "And", "Attention", "Cast", "Concat", "Constant", "Cos", "CumSum", "DequantizeLinear", "Div"}
-    | {"Equal", "Expand", "Gather", "GatherElements", "GatherND", "Gelu", "Greater", "GreaterOrEqual", "Identity", "If"}
+    | {
+        "Equal",
+        "Exp",
+        "Expand",
+        "Gather",
+        "GatherElements",
+        "GatherND",
+        "Gelu",
+        "Greater",
+        "GreaterOrEqual",
+        "Identity",
+        "If",
+    }
     | {"LayerNormalization", "Less", "LessOrEqual", "MatMul", "Max", "Min", "Mul", "Not", "Or", "RMSNormalization"}
     | {"Range", "ReduceMax", "ReduceMin", "ReduceSum", "Relu", "Reshape", "RotaryEmbedding", "ScatterElements", "Shape"}
     | {"Sigmoid", "Sin", "Slice", "Softmax", "Split", "Squeeze", "Sub", "Swish", "Tanh", "TensorScatter", "TopK"}

@@ -119,6 +119,13 @@ class TensorRT(Target):
             return Dequantized(4, self.activations, block)
         return Plain(self.activations)
 
+    def expert_storage(self, shape: Sequence[int]) -> Storage:
+        if self.precision in ("int8", "int4"):
+            raise DynexportError(
+                f"precision: expected fp32, fp16 or bf16 for a mixture of experts on TensorRT, found {self.precision}"
+            )
+        return Plain(self.activations)
+
     def embedding_storage(self, shape: Sequence[int], *, tied: bool) -> Storage:
         return Plain(self.activations)
 
@@ -194,13 +201,13 @@ class TensorRT(Target):
             self._appended(op, past, new, inputs) for past, new in ((inputs.past_key, key), (inputs.past_value, value))
         )
         seen = _seen(op, query, inputs)
-        if inputs.softcap is None:
+        if inputs.softcap is None and inputs.sinks is None:
             mask = seen if inputs.bias is None else cast(op, _added(op, seen, inputs.bias), self.activations)
             found = op.Attention(query, present_key, present_value, mask, scale=inputs.scale)
         else:
             scores = _scores(op, query, present_key, inputs)
             hidden = _added(op, seen, inputs.bias)
-            found = _weighted(op, op.Softmax(op.Add(scores, hidden), axis=-1), present_value)
+            found = _weighted(op, _chances(op, op.Add(scores, hidden), inputs.sinks), present_value)
         return _side_by_side(op, found, inputs.heads), present_key, present_value
 
     def attention_of_one(self, op: Any, inputs: AttentionInputs) -> tuple[ir.Value, ir.Value, ir.Value]:
@@ -216,7 +223,7 @@ class TensorRT(Target):
         seen = op.Less(_slots(op, inputs.past_key), op.Unsqueeze(inputs.cache_length, [1, 2, 3]))
         past = op.Add(_scores(op, query, inputs.past_key, inputs), _added(op, seen, inputs.bias))
         own = _scores(op, query, own_key, inputs)
-        chances = op.Softmax(op.Concat(past, own, axis=-1), axis=-1)
+        chances = _chances(op, op.Concat(past, own, axis=-1), inputs.sinks)
         past, own = op.Split(chances, [slots, 1], axis=-1, _outputs=2)
         found = op.Add(_weighted(op, past, inputs.past_value), _weighted(op, own, own_value))
         return _side_by_side(op, found, inputs.heads), key, value
@@ -281,6 +288,16 @@ def _added(op: Any, seen: ir.Value, bias: ir.Value | None) -> ir.Value:
     """Return the mask and the bias as one float32 term to add to the scores."""
     shown = 0.0 if bias is None else op.Max(bias, _HIDDEN)
     return op.Where(seen, shown, _HIDDEN)
+
+
+def _chances(op: Any, scores: ir.Value, sinks: ir.Value | None) -> ir.Value:
+    """Return the softmax of scores float32 [B, heads, S, M], of which a head's sink takes its part."""
+    if sinks is None:
+        return op.Softmax(scores, axis=-1)
+    most = op.Max(op.ReduceMax(scores, [-1]), op.Unsqueeze(sinks, [1, 2]))
+    powers = op.Exp(op.Sub(scores, most))
+    own = op.Exp(op.Sub(op.Unsqueeze(sinks, [1, 2]), most))
+    return op.Div(powers, op.Add(op.ReduceSum(powers, [-1]), own))
 
 
 def _scores(op: Any, query: ir.Value, key: ir.Value, inputs: AttentionInputs) -> ir.Value:

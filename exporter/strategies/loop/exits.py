@@ -1,4 +1,4 @@
-"""The exit rule of looped models: after every loop a gate's probability, and which tokens go on to the next loop."""
+"""Exits of looped models in a graph: which tokens go on to the next loop, and the state that each leaves with."""
 
 from __future__ import annotations
 
@@ -7,42 +7,33 @@ from typing import Any
 
 import onnx_ir as ir
 
-from dynexport.exporter.graph.layers import Linear, Norm
 from dynexport.exporter.graph.step import BOOL, FLOAT, INT64
 from dynexport.exporter.graph.values import add_input, add_output, typed_value
-from dynexport.exporter.lowering.target import cast
+from dynexport.exporter.strategies.loop.rules import Rule
 
 
 @dataclass
 class Exits:
-    """The exit rule ``hazard`` in a graph, from loop to loop.
+    """An exit rule in a graph, from loop to loop.
 
     Additional inputs: ``token_counts`` int64 [B], and ``forced_routes`` int64 [T - 1, B, S]: whether a token goes on to
-    loop 1, 2, ..; 1 go on, 0 exit, -1 the gate decides. Additional outputs: ``routes`` bool, ``route_scores`` and
+    loop 1, 2, ..; 1 go on, 0 exit, -1 the rule decides. Additional outputs: ``routes`` bool, ``route_scores`` and
     ``route_margins`` float32 [T - 1, B, S], ``overflow`` int64 [T - 1, B], which is 0.
 
     Attributes:
-        gate: the gate, hidden -> 1.
-        norm: the final norm, whose output the gate reads.
-        threshold: the threshold of the sum of probabilities.
+        rule: the rule.
         loops: T, most loops.
         live: bool [B, S, 1], the tokens that have not exited.
         hidden_states: [B, S, hidden], the state of every token after its last loop.
-        normed: the same after the final norm.
     """
 
-    gate: Linear
-    norm: Norm
-    threshold: float
+    rule: Rule
     loops: int
     live: ir.Value = field(init=False)
     hidden_states: ir.Value | None = field(default=None, init=False)
-    normed: ir.Value = field(init=False)
     _forced: list[ir.Value] = field(init=False)
     _counts: ir.Value = field(init=False)
-    _total: ir.Value = field(init=False)
-    _passed: ir.Value = field(init=False)
-    _totals: list[ir.Value] = field(default_factory=list, init=False)
+    _scores: list[ir.Value] = field(default_factory=list, init=False)
     _lives: list[ir.Value] = field(default_factory=list, init=False)
 
     def begin(self, op: Any, graph: ir.Graph) -> None:
@@ -61,18 +52,11 @@ class Exits:
         self.hidden_states = kept
         if number == self.loops - 1:
             return
-        self.normed = self.norm(op, kept)
-        share = op.Sigmoid(cast(op, self.gate(op, self.normed), FLOAT))
-        if number == 0:
-            total, passed = share, op.Sub(1.0, share)
-        else:
-            total = op.Where(self.live, op.Add(self._total, op.Mul(share, self._passed)), self._total)
-            passed = op.Mul(self._passed, op.Sub(1.0, share))
-        self._total, self._passed = total, passed
+        score = self.rule.score(op, kept, self.live)
         forced = self._forced[number]
-        goes_on = op.And(op.Less(total, self.threshold), op.Not(op.Equal(forced, 0)))
+        goes_on = op.And(self.rule.goes_on(op, score), op.Not(op.Equal(forced, 0)))
         self.live = op.And(self.live, op.Or(goes_on, op.Greater(forced, 0)))
-        self._totals.append(total)
+        self._scores.append(score)
         self._lives.append(self.live)
 
     def anybody(self, op: Any) -> ir.Value:
@@ -81,14 +65,14 @@ class Exits:
 
     def finish(self, op: Any, graph: ir.Graph) -> None:
         """Add the outputs."""
-        totals, lives = (
-            op.Transpose(op.Concat(*parts, axis=2), perm=[2, 0, 1]) for parts in (self._totals, self._lives)
+        scores, lives = (
+            op.Transpose(op.Concat(*parts, axis=2), perm=[2, 0, 1]) for parts in (self._scores, self._lives)
         )
         nothing = op.Expand(op.Mul(self._counts, 0), op.Concat([self.loops - 1], op.Shape(self._counts), axis=0))
         for name, value, dtype in (
             ("routes", lives, BOOL),
-            ("route_scores", totals, FLOAT),
-            ("route_margins", op.Abs(op.Sub(totals, self.threshold)), FLOAT),
+            ("route_scores", scores, FLOAT),
+            ("route_margins", op.Abs(op.Sub(scores, self.rule.threshold)), FLOAT),
         ):
             add_output(graph, value, name, typed_value(name, dtype, [self.loops - 1, "B", "S"]))
         add_output(graph, nothing, "overflow", typed_value("overflow", INT64, [self.loops - 1, "B"]))

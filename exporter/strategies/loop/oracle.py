@@ -14,11 +14,11 @@ from dynexport.runtime.bundle.contract import Loop
 
 
 class LoopOracle(Oracle):
-    """The PyTorch reference of a looped model: all tokens of a case run the loops of its depth, or the gate decides."""
+    """The PyTorch reference of a looped model: tokens run the loops of the case, or the exit rule decides."""
 
     def __init__(self, weights: Weights, contract: Loop) -> None:
         self.loaded_by = weights.loaded_by
-        self._reference, self._leaves = LoopReference(weights, contract), contract.exit.rule == "hazard"
+        self._reference, self._leaves = LoopReference(weights, contract), contract.exit.rule != "none"
 
     def answers(self, cases: Sequence[Case], *, at: Sequence[int] = ()) -> list[Answer]:
         tokens = [case.tokens for case in cases]

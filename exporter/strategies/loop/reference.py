@@ -13,10 +13,11 @@ from typing import Any
 
 import numpy as np
 
+from dynexport.exporter.families.huginn_raven import ADAPTER
 from dynexport.exporter.reference.hugging_face import BoolArray, FloatArray, Reference
+from dynexport.exporter.reference.layer_calls import Call
 from dynexport.exporter.reference.rows import RowRoutes
 from dynexport.exporter.reference.stored import Tensors, read_router_tensor
-from dynexport.exporter.reference.transformers_layers import Call
 from dynexport.exporter.reference.weights import Weights
 from dynexport.runtime.bundle.contract import Loop
 from dynexport.runtime.bundle.errors import DynexportError
@@ -47,9 +48,10 @@ class LoopReference(Reference):
         self._first, self._last = contract.body or (0, self._stack - 1)
         self.layers += (contract.loops - 1) * (self._last + 1 - self._first)
         self._run = 0
-        self._leaves = contract.exit.rule == "hazard"
-        self._norm = _final_norm(self._model, weights.source) if contract.norm_between or self._leaves else None
-        if self._leaves:
+        self._leaves = contract.exit.rule != "none"
+        self._norm = _final_norm(self._model, weights.source)
+        self._adapter = _read_adapter(weights) if contract.inject == "adapter" else None
+        if contract.exit.rule == "hazard":
             self._gate = _read_gate(weights.tensors, self._model.config.hidden_size)
         self._forced: Sequence[np.ndarray] | None = None
         self._exits: _Exits | None = None
@@ -119,22 +121,21 @@ class LoopReference(Reference):
         for layer in range(self._first):
             hidden = run(layer, hidden)
         inputs: dict[int, Any] = {}
+        injected, hidden = hidden, hidden if self._adapter is None else self._start(hidden)
         live, kept = torch.from_numpy(runs[:, 0]), hidden
         exits = self._no_exits(runs)
         for loop in range(self._contract.loops):
             there = torch.from_numpy(runs[:, len(outputs)])[..., None]
-            if loop and self._contract.norm_between:
-                assert self._norm is not None
-                hidden = torch.where(there, self._norm(hidden), hidden)
+            hidden = torch.where(there, self._entering(loop, hidden, injected), hidden)
             for layer in range(self._first, self._last + 1):
                 if loop and self._contract.exited_kv == "last":
                     hidden = torch.where(live[..., None], hidden, inputs[layer])
                 inputs[layer] = hidden
                 hidden = run(layer, hidden)
-            kept = torch.where(live[..., None], hidden, kept) if self._leaves else hidden
+            before, kept = kept, torch.where(live[..., None], hidden, kept) if self._leaves else hidden
             if self._leaves and loop < self._contract.loops - 1:
-                live = self._decide(loop, kept, live, exits)
-        hidden = kept
+                live = self._decide(loop, before, kept, live, exits)
+        hidden = self._norm(kept) if self._contract.norm_after else kept
         for layer in range(self._last + 1, self._stack):
             hidden = run(layer, hidden)
         self._exits = exits
@@ -145,26 +146,61 @@ class LoopReference(Reference):
         zeros = np.zeros(shape, np.float32)
         return _Exits(np.zeros(shape, bool), zeros, zeros.copy())
 
-    def _decide(self, loop: int, hidden: Any, live: Any, exits: _Exits) -> Any:
-        """Return which of the tokens that ran a loop go on to the next one, bool [rows, longest]."""
+    def _start(self, hidden: Any) -> Any:
+        """Return the state of every token before the first loop, shaped as ``hidden``."""
         import torch
 
-        assert self._norm is not None
-        weight, bias = self._gate
-        share = torch.sigmoid(self._norm(hidden) @ torch.from_numpy(weight[0]) + float(bias[0])).numpy()
-        if loop == 0:
-            exits.total[0], self._passed = share, 1 - share
+        return torch.from_numpy(self._contract.start_state(hidden.shape[-1])).expand_as(hidden)
+
+    def _entering(self, loop: int, hidden: Any, injected: Any) -> Any:
+        """Return what a loop begins with, from the state and the body's input."""
+        import torch
+
+        if loop and self._contract.norm_between:
+            hidden = self._norm(hidden)
+        return hidden if self._adapter is None else torch.cat([hidden, injected], dim=-1) @ self._adapter.T
+
+    def _decide(self, loop: int, before: Any, hidden: Any, live: Any, exits: _Exits) -> Any:
+        """Return which of the tokens that ran a loop go on to the next one, bool [rows, longest].
+
+        ``before`` and ``hidden`` are the tokens' states before and after the loop.
+        """
+        import torch
+
+        threshold, there = np.float32(self._contract.exit.threshold), live.numpy()
+        if self._contract.exit.rule == "change":
+            change = ((hidden - before).norm(dim=-1) / hidden.norm(dim=-1)).numpy()
+            exits.total[loop] = np.where(there, change, exits.total[loop - 1])
+            goes_on = exits.total[loop] >= threshold
         else:
-            before = exits.total[loop - 1]
-            exits.total[loop] = np.where(live.numpy(), before + share * self._passed, before)
-            self._passed = self._passed * (1 - share)
-        threshold = np.float32(self._contract.exit.threshold)
-        goes_on = exits.total[loop] < threshold
+            exits.total[loop] = self._hazard(loop, hidden, there, exits)
+            goes_on = exits.total[loop] < threshold
         for row, told in enumerate(self._forced or ()):
             goes_on[row, : told.shape[1]] = told[loop]
-        exits.chosen[loop] = goes_on & live.numpy()
+        exits.chosen[loop] = goes_on & there
         exits.margin[loop] = np.abs(exits.total[loop] - threshold)
         return torch.from_numpy(exits.chosen[loop].copy())
+
+    def _hazard(self, loop: int, hidden: Any, there: BoolArray, exits: _Exits) -> FloatArray:
+        """Return the sum of the gate's probabilities, [rows, longest]; that of tokens that are not there stays."""
+        import torch
+
+        weight, bias = self._gate
+        share: FloatArray = torch.sigmoid(self._norm(hidden) @ torch.from_numpy(weight[0]) + float(bias[0])).numpy()
+        if loop == 0:
+            self._passed = 1 - share
+            return share
+        before, passed = exits.total[loop - 1], self._passed
+        self._passed = passed * (1 - share)
+        return np.where(there, before + share * passed, before)
+
+
+def _read_adapter(weights: Weights) -> Any:
+    """Return the adapter's matrix [hidden, 2 hidden] with the values of the bundle, which has its halves apart."""
+    import torch
+
+    halves = np.split(weights.tensors.read(ADAPTER), 2, axis=1)
+    return torch.cat([weights.as_stored(ADAPTER, np.ascontiguousarray(half)) for half in halves], dim=1)
 
 
 def _read_gate(tensors: Tensors, hidden: int) -> tuple[FloatArray, FloatArray]:

@@ -1,4 +1,4 @@
-"""Looped models (Ouro, arXiv 2510.25741): the runs of all loops in one graph, which has every weight once.
+"""Looped models (Ouro, arXiv 2510.25741; Huginn, 2502.05171): all loops in one graph, which has every weight once.
 
 A run of a layer is what a layer is elsewhere: it has a KV cache, a condition and a cost of its own. On ONNX Runtime the
 runs of later loops are conditional; where attention cannot be, and with ``--static``, each number of loops has a graph.
@@ -7,7 +7,7 @@ runs of later loops are conditional; where attention cannot be, and with ``--sta
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import onnx_ir as ir
@@ -22,10 +22,13 @@ from dynexport.exporter.lowering.plan import GraphPlan
 from dynexport.exporter.lowering.target import Target
 from dynexport.exporter.reference import Oracle
 from dynexport.exporter.reference.weights import Weights
+from dynexport.exporter.strategies.alike import check_alike
 from dynexport.exporter.strategies.fixed_depths import plans_of_depths, programs_of_depths
+from dynexport.exporter.strategies.loop.between import Adapter, Between
 from dynexport.exporter.strategies.loop.exits import Exits
 from dynexport.exporter.strategies.loop.oracle import LoopOracle
 from dynexport.exporter.strategies.loop.order import Order
+from dynexport.exporter.strategies.loop.rules import Change, Hazard, Rule
 from dynexport.exporter.strategies.loop.writer import ExitWriter, LoopWriter, ReusingWriter
 from dynexport.exporter.strategies.strategy import Strategy
 from dynexport.runtime.bundle.contract import Loop
@@ -33,6 +36,10 @@ from dynexport.runtime.bundle.errors import DynexportError
 from dynexport.runtime.bundle.manifest import Depth, LayerRouting, Manifest, Program
 
 GATE = "model.early_exit_gate"
+ADAPTER_STATE = "model.adapter_state"
+# The contract of a family with an adapter, beside its loops and body.
+_INJECTED = {"norm_between": False, "norm_after": True, "inject": "adapter"}
+_EXITS = {"hazard": "when the gate's probabilities reach", "change": "when a loop changes a state by less than"}
 # What becomes of an exited token in later loops.
 _EXITED = {
     "compute": "all loops are computed, so that exiting saves nothing",
@@ -45,14 +52,21 @@ class LoopStrategy(Strategy[Loop, GraphPlan]):
 
     name = "loop"
     summary = "a stack of layers several times, with the same weights"
+    untrained = (
+        "fewer loops than the checkpoint was trained for may give worse text, the fewer the worse; beside full depth, "
+        "this runs {}"
+    )
     tensors = re.escape(GATE) + r"\.(weight|bias)"
 
     def declares(self, architecture: Architecture) -> dict[str, Any] | None:
+        found: dict[str, Any] = {"strategy": self.name, "loops": architecture.loops}
+        if _has_adapter(architecture):
+            return {**found, "body": architecture.loop_body, **_INJECTED}
         if architecture.loops == 1:
             return None
         threshold = architecture.exit_threshold
         leave = {} if threshold is None else {"exit": {"rule": "hazard", "threshold": threshold}}
-        return {"strategy": self.name, "loops": architecture.loops, **leave}
+        return {**found, **leave}
 
     def check_fields(self, fields: Mapping[str, Any], checkpoint: Checkpoint) -> None:
         if "loops" not in fields:
@@ -68,6 +82,8 @@ class LoopStrategy(Strategy[Loop, GraphPlan]):
             )
 
     def check(self, contract: Loop, architecture: Architecture, target: Target) -> None:
+        check_alike(self.name, architecture, range(architecture.layers))
+        _check_ends(contract, architecture)
         if contract.exit.rule == "none":
             if contract.exited_kv != "compute":
                 raise DynexportError(f"exited_kv: expected with an exit rule, found {contract.exited_kv} without one")
@@ -76,6 +92,8 @@ class LoopStrategy(Strategy[Loop, GraphPlan]):
             raise DynexportError("exit: expected at least 2 loops to exit from, found 1")
         if contract.exited_kv == "absent":
             raise DynexportError("exited_kv: expected compute or last, found absent, which is not supported")
+        if contract.exit.rule == "change" and "threshold" not in contract.exit.model_fields_set:
+            raise DynexportError("exit.threshold: expected a number with the rule change, such as 0.03, found none")
         if contract.exited_kv == "last":
             _check_reuse(architecture, target)
 
@@ -83,7 +101,8 @@ class LoopStrategy(Strategy[Loop, GraphPlan]):
         return "whose later loops reuse keys and values with exited_kv last" if contract.exited_kv == "last" else ""
 
     def unused(self, contract: Loop) -> dict[str, str]:
-        return {self.tensors: "the contract's exit rule is none"} if contract.exit.rule == "none" else {}
+        rule = contract.exit.rule
+        return {} if rule == "hazard" else {self.tensors: f"the contract's exit rule is {rule}"}
 
     def architecture(self, contract: Loop, architecture: Architecture) -> Architecture:
         return architecture.repeated(Order.of(contract, architecture.layers).layers)
@@ -116,16 +135,17 @@ class LoopStrategy(Strategy[Loop, GraphPlan]):
         self, plan: GraphPlan, architecture: Architecture, target: Target, contract: Loop, checkpoint: Checkpoint
     ) -> tuple[ir.Model, CausalLM]:
         model, order = CausalLM(target, architecture, plan.layers), _order(contract, architecture.layers)
-        norm = model.model.norm
+        between = Between(contract, order, model.model.norm, _adapter(contract, model, target))
         if contract.exit.rule == "none":
-            plain = LoopWriter(plan, architecture, target, order, norm if contract.norm_between else None)
-            return build_graph(plan, model, target, plain), model
-        bias = GATE + ".bias" in checkpoint.names
-        gate = model.model.early_exit_gate = Linear(target, architecture.hidden_size, 1, bias=bias, storage=PLAIN)
-        exits = Exits(gate, norm, contract.exit.threshold, contract.loops)
+            return build_graph(plan, model, target, LoopWriter(plan, architecture, target, between)), model
+        exits = Exits(_rule(contract, model, target, checkpoint), contract.loops)
         kind = ReusingWriter if contract.exited_kv == "last" else ExitWriter
-        writer = kind(plan, architecture, target, order, exits, normed=contract.norm_between)
-        return build_graph(plan, model, target, writer), model
+        return build_graph(plan, model, target, kind(plan, architecture, target, between, exits)), model
+
+    def read_by(self, contract: Loop, layers: int) -> Mapping[str, Sequence[int]]:
+        order = _order(contract, layers)
+        first = 0 if contract.state_seed is not None else 1
+        return {f"{ADAPTER_STATE}.weight": [order.loop(number)[0] for number in range(first, order.loops)]}
 
     def routing(self, contract: Loop, plans: tuple[GraphPlan, ...]) -> LayerRouting | None:
         if contract.exit.rule == "none":
@@ -147,13 +167,57 @@ class LoopStrategy(Strategy[Loop, GraphPlan]):
         order = _order(manifest.contract, manifest.model.layers)
         body = f"layers {order.before} to {order.before + order.body - 1}"
         between = "with the final norm between" if manifest.contract.norm_between else "without a norm between"
+        if manifest.contract.inject == "adapter":
+            seed = manifest.contract.state_seed
+            between = f"each with its input injected, from {'zeros' if seed is None else f'a random state ({seed})'}"
         leave, kept = manifest.contract.exit, manifest.contract.exited_kv
-        exits = [("exit", f"when the gate's probabilities reach {leave.threshold:.4g}; {_EXITED[kept]}")]
+        exits = (
+            [] if leave.rule == "none" else [("exit", f"{_EXITS[leave.rule]} {leave.threshold:.4g}; {_EXITED[kept]}")]
+        )
         return [
             ("loops", f"{order.loops} of {body}, {between}"),
-            ("caches", f"one per loop and layer: {order.runs}, of {order.before + order.body + order.after} layers"),
-            *(exits if leave.rule != "none" else []),
+            (
+                "caches",
+                f"one per loop and layer: {order.runs}, of {order.before + order.body + order.after} layers; "
+                f"{manifest.cost.kv_per_token} bytes a token each",
+            ),
+            *exits,
         ]
+
+
+def _has_adapter(architecture: Architecture) -> bool:
+    return f"{ADAPTER_STATE}.weight" in architecture.sources
+
+
+def _check_ends(contract: Loop, architecture: Architecture) -> None:
+    """Raise DynexportError for ends of the body that the model does not have."""
+    wanted = "adapter" if _has_adapter(architecture) else "none"
+    if contract.inject != wanted:
+        raise DynexportError(f"inject: expected {wanted} for {architecture.family}, found {contract.inject}")
+    if contract.state_seed is not None and contract.inject == "none":
+        raise DynexportError(f"state_seed: expected with an adapter, found {contract.state_seed} without one")
+    if contract.norm_after and not _order(contract, architecture.layers).after:
+        raise DynexportError("norm_after: expected layers after the body, found none")
+
+
+def _adapter(contract: Loop, model: CausalLM, target: Target) -> Adapter | None:
+    """Return the adapter of the contract, whose modules become the model's; None without one."""
+    if contract.inject == "none":
+        return None
+    decoder, hidden = model.model, model.model.architecture.hidden_size
+    state = decoder.adapter_state = Linear(target, hidden, hidden, bias=False)
+    injected = decoder.adapter_input = Linear(target, hidden, hidden, bias=False)
+    start = None if contract.state_seed is None else contract.start_state(hidden)
+    return Adapter(state, injected, start)
+
+
+def _rule(contract: Loop, model: CausalLM, target: Target, checkpoint: Checkpoint) -> Rule:
+    """Return the exit rule; a gate becomes a module of the model."""
+    if contract.exit.rule == "change":
+        return Change(contract.exit.threshold)
+    bias, hidden = GATE + ".bias" in checkpoint.names, model.model.architecture.hidden_size
+    gate = model.model.early_exit_gate = Linear(target, hidden, 1, bias=bias, storage=PLAIN)
+    return Hazard(gate, model.model.norm, contract.exit.threshold)
 
 
 def _check_reuse(architecture: Architecture, target: Target) -> None:

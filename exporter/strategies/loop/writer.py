@@ -9,49 +9,43 @@ import onnx_ir as ir
 from dynexport.exporter.families.architecture import Architecture
 from dynexport.exporter.graph.branch import either
 from dynexport.exporter.graph.decoder import DecoderLayer
-from dynexport.exporter.graph.layers import Norm
 from dynexport.exporter.graph.step import LayerCache, LayerStep, Step, StepInputs
 from dynexport.exporter.graph.writer import ConditionalWriter, LayerWriter
 from dynexport.exporter.lowering.plan import GraphPlan
 from dynexport.exporter.lowering.target import Target
+from dynexport.exporter.strategies.loop.between import Between
 from dynexport.exporter.strategies.loop.exits import Exits
-from dynexport.exporter.strategies.loop.order import Order
 
 Entry = tuple[ir.Value, ir.Value]
 
 
 class LoopWriter(ConditionalWriter):
-    """Writes the runs of layers; ``norm`` is applied before every loop but the first, None for no norm there.
+    """Writes the runs of layers.
 
     A loop's last hidden states stay as they are, so that a depth of fewer loops ends with the final norm alone.
     """
 
-    def __init__(
-        self, plan: GraphPlan, architecture: Architecture, target: Target, order: Order, norm: Norm | None
-    ) -> None:
+    def __init__(self, plan: GraphPlan, architecture: Architecture, target: Target, between: Between) -> None:
         super().__init__(plan, architecture, target)
-        self._norm = norm
-        self._first_of_later_loops = {order.loop(number)[0] for number in range(1, order.loops)}
+        self._between = between
 
     def write(
         self, op: Any, layer: DecoderLayer, hidden_states: ir.Value, step: Step, cache: LayerCache
     ) -> tuple[ir.Value, LayerCache]:
-        if self._norm is not None and layer.index in self._first_of_later_loops:
-            hidden_states = self._norm(op, hidden_states)
-        return super().write(op, layer, hidden_states, step, cache)
+        entered = self._between.enter(op, layer.index, hidden_states)
+        return super().write(op, layer, entered, step, cache)
 
 
 class ExitWriter(LayerWriter):
     """Writes all runs for all tokens, and takes each token's state after the loop that it exits at."""
 
     def __init__(
-        self, plan: GraphPlan, architecture: Architecture, target: Target, order: Order, exits: Exits, *, normed: bool
+        self, plan: GraphPlan, architecture: Architecture, target: Target, between: Between, exits: Exits
     ) -> None:
         super().__init__(plan, architecture, target)
-        self.exits, self._normed = exits, normed
-        self._first = {order.loop(number)[0]: number for number in range(order.loops)}
+        self.exits, self.between = exits, between
+        order = between.order
         self._last = {order.loop(number)[-1]: number for number in range(order.loops)}
-        self._body, self._loop = order.body, order.loop
 
     def begin(self, op: Any, graph: ir.Graph, inputs: StepInputs) -> None:
         self.exits.begin(op, graph)
@@ -59,26 +53,28 @@ class ExitWriter(LayerWriter):
     def run_layer(
         self, op: Any, layer: DecoderLayer, hidden_states: ir.Value, step: Step, cache: LayerCache
     ) -> tuple[ir.Value, LayerCache]:
-        if self._first.get(layer.index):
-            hidden_states = self.entering(op, hidden_states)
+        if self.between.loop_from(layer.index) == 0:
+            adapter = self.between.adapter
+            self.exits.rule.begin(op, hidden_states if adapter is None else adapter.start_value(op))
         output, present = self.run(op, layer, hidden_states, step, cache)
         number = self._last.get(layer.index)
         if number is None:
             return output, present
         self.exits.after_loop(op, number, output)
-        kept = self.exits.hidden_states
-        assert kept is not None
-        return (kept if number == self.exits.loops - 1 else output), present
+        return (self.kept if number == self.exits.loops - 1 else output), present
 
-    def entering(self, op: Any, hidden_states: ir.Value) -> ir.Value:
-        """Return the hidden states that a later loop begins with; those of exited tokens do not matter."""
-        return self.exits.norm(op, hidden_states) if self._normed else hidden_states
+    @property
+    def kept(self) -> ir.Value:
+        """The state of every token after its last loop, [B, S, hidden]."""
+        assert self.exits.hidden_states is not None
+        return self.exits.hidden_states
 
     def run(
         self, op: Any, layer: DecoderLayer, hidden_states: ir.Value, step: Step, cache: LayerCache
     ) -> tuple[ir.Value, LayerCache]:
-        """Write one run."""
-        return super().run_layer(op, layer, hidden_states, step, cache)
+        """Write one run; what it makes of tokens that have exited does not matter."""
+        entered = self.between.enter(op, layer.index, hidden_states)
+        return super().run_layer(op, layer, entered, step, cache)
 
     def finish(self, op: Any, graph: ir.Graph) -> None:
         self.exits.finish(op, graph)
@@ -91,39 +87,38 @@ class ReusingWriter(ExitWriter):
         super().begin(op, graph, inputs)
         self._entries: dict[int, Entry] = {}
 
-    def entering(self, op: Any, hidden_states: ir.Value) -> ir.Value:
-        self._anybody = self.exits.anybody(op)
-        kept = self.exits.hidden_states
-        assert kept is not None
-        return self.exits.normed if self._normed else kept
-
     def run(
         self, op: Any, layer: DecoderLayer, hidden_states: ir.Value, step: Step, cache: LayerCache
     ) -> tuple[ir.Value, LayerCache]:
-        weights, inputs = self.architecture.weights_of[layer.index], step.for_layer(op, layer.index)
-        in_body = any(layer.index in self._loop(number) for number in self._last.values())
-        if not in_body:
+        number, order = layer.index, self.between.order
+        if not order.before <= number < order.before + order.loops * order.body:
             return super().run(op, layer, hidden_states, step, cache)
+        weights, inputs = self.architecture.weights_of[number], step.for_layer(op, number)
         before = self._entries.get(weights)
         if before is None:
-            op.builder.push_module(f"layers.{layer.index}")
-            output, present, entry = self._run(op, layer, hidden_states, inputs, cache, None)
+            op.builder.push_module(f"layers.{number}")
+            entered = self.between.enter(op, number, hidden_states)
+            output, present, entry = self._run(op, layer, entered, inputs, cache, None)
             op.builder.pop_module()
             self._entries[weights] = entry
             return output, present
-        earlier = before
+        earlier, state = before, hidden_states
+        if self.between.loop_from(number):
+            self._anybody, state = self.exits.anybody(op), self.kept
+        normed = self.exits.rule.normed
 
         def run(op: Any) -> list[ir.Value]:
-            output, present, entry = self._run(op, layer, hidden_states, inputs, cache, earlier)
+            entered = self.between.enter(op, number, state, normed)
+            output, present, entry = self._run(op, layer, entered, inputs, cache, earlier)
             return [output, *present.values(), *entry]
 
         def reuse(op: Any) -> list[ir.Value]:
             key, value = layer.self_attn.rotated_key(op, earlier[0], inputs), earlier[1]
             present = [
                 self.target.append(op, past, new, inputs.cache_length)
-                for past, new in ((cache.key, key), (cache.value, value))
+                for past, new in zip(cache.entries, (key, value), strict=True)
             ]
-            return [op.Identity(hidden_states), *present, *map(op.Identity, earlier)]
+            return [op.Identity(state), *present, *map(op.Identity, earlier)]
 
         output, past_key, past_value, *last = either(op, self._anybody, run, reuse, 5, f"layer_{layer.index}")
         self._entries[weights] = (last[0], last[1])

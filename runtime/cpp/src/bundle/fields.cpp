@@ -112,10 +112,20 @@ std::size_t choice(const Value& value, std::initializer_list<std::string_view> c
   value.refuse(expected);
 }
 
-double share(const Value& value) {
+double above_0(const Value& value) {
   const double found = number(value);
-  if (!(found <= 1)) value.refuse("less than or equal to 1");
   if (!(found > 0)) value.refuse("greater than 0");
+  return found;
+}
+
+double share(const Value& value) {
+  if (!(number(value) <= 1)) value.refuse("less than or equal to 1");
+  return above_0(value);
+}
+
+std::int64_t at_most(const Value& value, std::int64_t most) {
+  const std::int64_t found = size(value);
+  if (found > most) value.refuse("less than or equal to " + std::to_string(most));
   return found;
 }
 

@@ -61,11 +61,14 @@ inline std::int64_t at_least_1(const Value& value) { return whole(value, 1); }
 std::int64_t below_end(const Value& value, std::int64_t least);
 inline std::int64_t from_0(const Value& value) { return below_end(value, 0); }
 inline std::int64_t size(const Value& value) { return below_end(value, 1); }
+// A whole number 1..most.
+std::int64_t at_most(const Value& value, std::int64_t most);
 // 64 hexadecimal digits.
 std::string sha256(const Value& value);
 // The index of a text in a list of choices.
 std::size_t choice(const Value& value, std::initializer_list<std::string_view> choices);
 
+double above_0(const Value& value);
 // A number above 0, at most 1.
 double share(const Value& value);
 // The text in the field ``name`` of an object, one of the choices, which decides how the object is read.

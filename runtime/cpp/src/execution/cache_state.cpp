@@ -2,6 +2,7 @@
 #include "execution/cache_state.hpp"
 
 #include <algorithm>
+#include <limits>
 #include <string>
 #include <utility>
 
@@ -57,10 +58,11 @@ void KvCache::State::check_entries(std::int64_t place, std::int64_t entries) con
                 std::to_string(entries) + "; the context is exhausted");
 }
 
-bool KvCache::State::is_full(std::int64_t row) const {
+std::int64_t KvCache::State::room(std::int64_t row) const {
+  std::int64_t least = std::numeric_limits<std::int64_t>::max();
   for (std::int64_t place = 0; place < counts.places(); ++place)
-    if (counts.length(place, row) >= memory.slots(place)) return true;
-  return false;
+    least = std::min(least, memory.slots(place) - counts.length(place, row));
+  return least;
 }
 
 void KvCache::State::reserve(std::int64_t count) {

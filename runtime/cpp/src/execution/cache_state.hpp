@@ -28,8 +28,8 @@ struct KvCache::State {
   void check_room(std::int64_t row, std::int64_t count, bool is_prompt) const;
   // Throws Error when there are more entries than slots of a row of a place.
   void check_entries(std::int64_t place, std::int64_t entries) const;
-  // Whether a call that computes a row without tokens would overwrite one of its entries.
-  bool is_full(std::int64_t row) const;
+  // The slots behind a row's entries that a call may write without growing the buffers.
+  std::int64_t room(std::int64_t row) const;
   // Grows the buffers to hold some tokens per row, or the capacity if that is less.
   void reserve(std::int64_t count);
   // The caches of some rows, for a call.

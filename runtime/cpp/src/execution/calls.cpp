@@ -14,6 +14,8 @@ namespace {
 // Computing up to this many idle rows between two active ones costs less than a second call, which reads the weights
 // once more.
 constexpr std::int64_t kMostIdle = 2;
+// Up to this many tokens a row, padding costs less than reading the weights once more for every row.
+constexpr std::int64_t kShort = 65;
 // Position at which a chunk of the same time has half as many tokens as at 0.
 constexpr double kHalf = 1500;
 // Kernels work on blocks of this many tokens.
@@ -41,9 +43,12 @@ Cutter::Cutter(const KvCache::State& cache, const Limits& limits, const Graph& g
     : cache_(cache), limits_(limits), chunk_(chunk), most_(chunk.first) {
   for (const auto& limit : {limits.prompt, graph.limit("S"), graph.limit("C")})
     if (limit && *limit > 0) most_ = std::min(most_, *limit);
-  for (const TensorSpec& spec : graph.inputs)
-    if (spec.name == "input_ids" && spec.shape.size() > 1 && spec.shape[1].symbol.empty() && spec.shape[1].size > 0)
+  for (const TensorSpec& spec : graph.inputs) {
+    if (spec.name != "input_ids") continue;
+    pads_ = true;
+    if (spec.shape.size() > 1 && spec.shape[1].symbol.empty() && spec.shape[1].size > 0)
       most_ = std::min(most_, spec.shape[1].size);  // a decode graph has a fixed size
+  }
 }
 
 void Cutter::each(const Parts& parts, const Run& run) const {
@@ -58,7 +63,7 @@ void Cutter::each(const Parts& parts, const Run& run) const {
     return;
   }
   const std::int64_t most = tokens_of_a_row(parts, longest);
-  each_together(parts, most, run);
+  each_together(parts, longest, most, run);
   for (Part* part : parts)
     while (part->left() > 0) {
       const std::int64_t filled = is_empty(part->row) ? most : limits_.filled.value_or(most);
@@ -66,20 +71,34 @@ void Cutter::each(const Parts& parts, const Run& run) const {
     }
 }
 
-// Runs the parts whose rows may share a call of several tokens.
-void Cutter::each_together(const Parts& parts, std::int64_t most, const Run& run) const {
-  if (limits_.together == Together::kAlways) {
-    for (;;) {
+// Runs the parts of rows that share a call whatever their caches hold, chunk by chunk.
+void Cutter::side_by_side(const Parts& parts, std::int64_t most, const Run& run) const {
+  for (;;) {
+    Parts rest;
+    std::int64_t longest = 0;
+    for (Part* part : parts) {
+      if (part->left() == 0) continue;
+      rest.push_back(part);
+      longest = std::max(longest, size(*part, most));
+    }
+    if (rest.empty()) return;
+    for (const Parts& group : pads_ ? ranges(rest, false, longest) : std::vector<Parts>{rest}) {
       std::vector<Slice> pieces;
-      for (Part* part : parts)
-        if (part->left() > 0) pieces.push_back({part, size(*part, most)});
-      if (pieces.empty()) return;
+      for (Part* part : group) pieces.push_back({part, size(*part, most)});
       run(pieces);
     }
   }
+}
+
+// Runs the parts whose rows may share a call of several tokens.
+void Cutter::each_together(const Parts& parts, std::int64_t longest, std::int64_t most, const Run& run) const {
+  if (limits_.together == Together::kAlways && (!pads_ || longest <= kShort)) {
+    side_by_side(parts, most, run);
+    return;
+  }
   const bool whole =
       std::all_of(parts.begin(), parts.end(), [&](const Part* part) { return size(*part, most) == part->left(); });
-  if (limits_.together != Together::kEmpty || !whole) return;
+  if (limits_.together == Together::kNever || !whole) return;
   Parts empty;
   std::copy_if(parts.begin(), parts.end(), std::back_inserter(empty),
                [&](const Part* part) { return is_empty(part->row); });
@@ -112,17 +131,24 @@ std::int64_t Cutter::tokens_of_a_row(const Parts& parts, std::int64_t longest) c
   return longest;
 }
 
-// Splits rows, ascending, where too many idle rows lie between, or one whose entries the call would overwrite;
-// ``all_idle`` accepts any number of empty rows.
-std::vector<Cutter::Parts> Cutter::ranges(const Parts& parts, bool all_idle) const {
+// Whether the rows first .. last - 1, which take no part, may be computed along.
+bool Cutter::fits_between(std::int64_t first, std::int64_t last, bool all_idle, std::int64_t tokens) const {
+  if (!all_idle && last - first > kMostIdle) return false;
+  for (std::int64_t row = first; row < last; ++row)
+    if (all_idle ? !is_empty(row) : cache_.room(row) < tokens) return false;
+  return true;
+}
+
+// Splits rows, ascending, where too many idle rows lie between, or one whose entries the call would overwrite, which
+// writes ``tokens`` for every row; ``all_idle`` accepts any number of empty rows.
+std::vector<Cutter::Parts> Cutter::ranges(const Parts& parts, bool all_idle, std::int64_t tokens) const {
+  const auto has_room = [&](const Part* part) { return tokens == 1 || cache_.room(part->row) >= tokens; };
   std::vector<Parts> found;
   for (Part* part : parts) {
-    bool apart = found.empty();
-    const std::int64_t next = apart ? part->row : found.back().back()->row + 1;
-    apart = apart || (!all_idle && part->row - next > kMostIdle);
-    for (std::int64_t row = next; row < part->row && !apart; ++row)
-      apart = all_idle ? !is_empty(row) : cache_.is_full(row);
-    if (apart) found.emplace_back();
+    const Part* before = found.empty() ? nullptr : found.back().back();
+    if (before == nullptr || !has_room(before) || !has_room(part) ||
+        !fits_between(before->row + 1, part->row, all_idle, tokens))
+      found.emplace_back();
     found.back().push_back(part);
   }
   return found;

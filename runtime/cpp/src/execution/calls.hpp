@@ -67,14 +67,17 @@ class Cutter {
  private:
   std::int64_t size(const Part& part, std::int64_t most) const;
   std::int64_t tokens_of_a_row(const Parts& parts, std::int64_t longest) const;
-  std::vector<Parts> ranges(const Parts& parts, bool all_idle) const;
-  void each_together(const Parts& parts, std::int64_t most, const Run& run) const;
+  std::vector<Parts> ranges(const Parts& parts, bool all_idle, std::int64_t tokens = 1) const;
+  bool fits_between(std::int64_t first, std::int64_t last, bool all_idle, std::int64_t tokens) const;
+  void side_by_side(const Parts& parts, std::int64_t most, const Run& run) const;
+  void each_together(const Parts& parts, std::int64_t longest, std::int64_t most, const Run& run) const;
   bool is_empty(std::int64_t row) const;
 
   const KvCache::State& cache_;
   const Limits& limits_;
   const Chunks& chunk_;
   std::int64_t most_;
+  bool pads_ = false;  // a set of graphs takes the tokens of all rows in one line
 };
 
 // The call that runs some chunks, at most one per row, rows ascending. ``decisions``: R.

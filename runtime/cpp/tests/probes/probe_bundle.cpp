@@ -94,6 +94,7 @@ Json of(const dynexport::Routing& routing) {
     constexpr const char* kSkipped[] = {"none", "kept", "computed"};
     return {{"kind", "layers"},
             {"layers", layers->layers},
+            {"parts", layers->parts},
             {"span", layers->span},
             {"skipped_kv", kSkipped[static_cast<std::size_t>(layers->skipped_kv)]},
             {"overflow", layers->overflow_is_error ? "error" : "residual"}};
@@ -135,6 +136,11 @@ Json of(const dynexport::Limits& limits) {
           {"compete", limits.compete}};
 }
 
+Json of(const std::optional<dynexport::Drafting>& drafting) {
+  if (!drafting) return nullptr;
+  return {{"most", drafting->most}, {"keep", maybe(drafting->keep)}, {"gain", drafting->gain}};
+}
+
 Json of(const dynexport::Manifest& manifest) {
   const auto each = [](const auto& item) { return of(item); };
   Json files = Json::object();
@@ -149,6 +155,7 @@ Json of(const dynexport::Manifest& manifest) {
           {"graphs", list(manifest.graphs, each)},
           {"caches", list(manifest.caches, each)},
           {"routing", of(manifest.routing)},
+          {"drafting", of(manifest.drafting)},
           {"limits", of(manifest.limits)},
           {"tokens",
            {{"bos", maybe(manifest.tokens.bos)},
