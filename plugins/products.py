@@ -119,8 +119,11 @@ def function(product: Product) -> ir.Function:
 
 
 def _call(op: Any, name: str, *inputs: ir.Value, **attributes: int) -> ir.Value:
-    made: ir.Value = getattr(op, name)(*inputs, _domain=DOMAIN, **attributes)
-    # The builder does not infer types for an unknown domain.
+    return as_float(getattr(op, name)(*inputs, _domain=DOMAIN, **attributes))
+
+
+def as_float(made: ir.Value) -> ir.Value:
+    """Declare a value float32, as the builder does not infer types for an unknown domain."""
     made.type = ir.TensorType(ir.DataType.FLOAT)
     return made
 
@@ -128,6 +131,7 @@ def _call(op: Any, name: str, *inputs: ir.Value, **attributes: int) -> ir.Value:
 __all__ = [
     "PRODUCTS",
     "Product",
+    "as_float",
     "block_gather",
     "block_matmul",
     "function",

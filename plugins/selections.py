@@ -12,7 +12,7 @@ from typing import Any
 import onnx_ir as ir
 
 from dynexport.plugins import selection_bodies as bodies
-from dynexport.plugins.products import Product
+from dynexport.plugins.products import Product, as_float
 from dynexport.plugins.schema import DOMAIN
 
 _CHOSEN = ("x", "index")
@@ -135,22 +135,22 @@ def selected_block_matmul(
     The parts of W are those of ``products.block_matmul``, with an axis of layers before.
     """
     made = op.SelectedBlockMatMul(x, index, quantized, scales, minima, _domain=DOMAIN, N=rows, bits=bits, zero=zero)
-    return _float(made)
+    return as_float(made)
 
 
 def selected_half_matmul(op: Any, x: ir.Value, index: ir.Value, weights: ir.Value, *, rows: int) -> ir.Value:
     """Return x W^T for each row's W, with ``weights`` as in ``products.half_matmul`` and an axis of layers before."""
-    return _float(op.SelectedHalfMatMul(x, index, weights, _domain=DOMAIN, N=rows))
+    return as_float(op.SelectedHalfMatMul(x, index, weights, _domain=DOMAIN, N=rows))
 
 
 def selected_float_matmul(op: Any, x: ir.Value, index: ir.Value, weights: ir.Value) -> ir.Value:
     """Return x W^T for each row's W, of float32 [layers, N, K]."""
-    return _float(op.SelectedFloatMatMul(x, index, weights, _domain=DOMAIN))
+    return as_float(op.SelectedFloatMatMul(x, index, weights, _domain=DOMAIN))
 
 
 def selected_norm(op: Any, x: ir.Value, index: ir.Value, weights: ir.Value, epsilon: float) -> ir.Value:
     """Return RMSNorm of x [B, .., size] over its last axis, with weights of float32 [layers, size]."""
-    return _float(op.SelectedNorm(x, index, weights, op.Constant(value_float=epsilon), _domain=DOMAIN))
+    return as_float(op.SelectedNorm(x, index, weights, op.Constant(value_float=epsilon), _domain=DOMAIN))
 
 
 def selected_add_norm(
@@ -159,13 +159,7 @@ def selected_add_norm(
     """Return (norm(x + residual), x + residual); otherwise as ``selected_norm``."""
     small = op.Constant(value_float=epsilon)
     normed, total = op.SelectedAddNorm(x, index, weights, small, residual, _domain=DOMAIN, _outputs=2)
-    return _float(normed), _float(total)
-
-
-def _float(made: ir.Value) -> ir.Value:
-    # The builder does not infer types for an unknown domain.
-    made.type = ir.TensorType(ir.DataType.FLOAT)
-    return made
+    return as_float(normed), as_float(total)
 
 
 __all__ = [
