@@ -119,15 +119,22 @@ class Attention(nn.Module):
 
     def entries(self, op: Any, projected: ir.Value, step: LayerStep) -> tuple[ir.Value, ir.Value]:
         """Return key and value, each [B, S, kv_heads * head_dim] as the cache has them, of ``kv_proj``'s result."""
-        a, rotation = self.architecture, step.rotation
+        a = self.architecture
         if a.qkv_clip is not None:
             projected = op.Clip(projected, -a.qkv_clip, a.qkv_clip)
         key, value = op.Split(projected, [self.kv_size, self.kv_size], axis=-1, _outputs=2)
         if a.qk_norm:
             key = self._norm_heads(op, key, self.k_norm, a.kv_heads)
-        if rotation is not None and a.rotary_layers[self.index] and not rotation.of_every_position:
-            key = self._rotate(op, key, a.kv_heads, rotation)
-        return self.rotated_key(op, key, step), value
+        return self._rotated(op, key, a.kv_heads, step), value
+
+    def query(self, op: Any, projected: ir.Value, step: LayerStep) -> ir.Value:
+        """Return queries [B, S, heads * head_dim], normed and rotated, of ``q_proj``'s result."""
+        a = self.architecture
+        if a.qkv_clip is not None:
+            projected = op.Clip(projected, -a.qkv_clip, a.qkv_clip)
+        if a.qk_norm:
+            projected = self._norm_heads(op, projected, self.q_norm, a.heads)
+        return self._rotated(op, projected, a.heads, step)
 
     def split(self, op: Any, projected: ir.Value) -> tuple[ir.Value, ir.Value, ir.Value]:
         """Split the packed projection into query, key and value."""
@@ -154,10 +161,16 @@ class Attention(nn.Module):
 
     def rotated_key(self, op: Any, key: ir.Value, step: LayerStep) -> ir.Value:
         """Return keys [B, S, kv_heads * head_dim] as the cache has them, if the attention kernel rotates them."""
-        rotation = step.rotation
-        if rotation is None or not rotation.of_every_position or not self.architecture.rotary_layers[self.index]:
+        if step.rotation is None or not step.rotation.of_every_position:
             return key
-        return self._rotate(op, key, self.architecture.kv_heads, rotation, step.position_ids)
+        return self._rotated(op, key, self.architecture.kv_heads, step)
+
+    def _rotated(self, op: Any, x: ir.Value, heads: int, step: LayerStep) -> ir.Value:
+        """Rotate x by an operator, whether or not the attention kernel could."""
+        rotation = step.rotation if self.architecture.rotary_layers[self.index] else None
+        if rotation is None:
+            return x
+        return self._rotate(op, x, heads, rotation, step.position_ids if rotation.of_every_position else None)
 
     def _positions(self, op: Any, step: LayerStep, cache: LayerCache) -> tuple[ir.Value | None, ir.Value | None]:
         """Return the cache's positions with the new ones appended, and the attention bias computed from them."""

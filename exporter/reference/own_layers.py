@@ -31,7 +31,7 @@ def replace_layers(model: Any, own: Mapping[int, Mapping[str, Any]]) -> None:
         model: transformers' model, built without these fields; its weights are not loaded yet.
         own: the result of ``own_fields``.
     """
-    layers = model.model.layers
+    layers = model.model.layers if own else []
     for index, fields in own.items():
         config = copy.copy(model.config)
         for name, value in fields.items():

@@ -10,7 +10,7 @@ import math
 from functools import cache
 from typing import Any
 
-from dynexport.exporter.reference.huginn import HUGINN, config_and_model
+from dynexport.exporter.reference import huginn, openelm
 from dynexport.exporter.reference.own_layers import replace_layers
 
 OURO, NEMOTRON_NAS = "ouro", "nemotron-nas"
@@ -21,7 +21,12 @@ def register() -> None:
     """Make ``AutoConfig`` and ``AutoModelForCausalLM`` know the models of this module."""
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    models = {OURO: _ouro(), NEMOTRON_NAS: _nemotron_nas(), HUGINN: config_and_model()}
+    models = {
+        OURO: _ouro(),
+        NEMOTRON_NAS: _nemotron_nas(),
+        huginn.HUGINN: huginn.config_and_model(),
+        openelm.OPENELM: openelm.config_and_model(),
+    }
     for kind, (config, model) in models.items():
         AutoConfig.register(kind, config, exist_ok=True)
         AutoModelForCausalLM.register(config, model, exist_ok=True)

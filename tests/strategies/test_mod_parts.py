@@ -17,11 +17,15 @@ from tiny_models import LAYERS
 
 from dynexport.exporter.bundle.conversion import convert
 from dynexport.exporter.checkpoint import open_checkpoint
+from dynexport.exporter.parity import verify
 from dynexport.exporter.reference import RowRoutes
 from dynexport.exporter.strategies.mod.reference import ModReference
 from dynexport.runtime.bundle.bundle import Bundle
 from dynexport.runtime.bundle.contract import parse_contract
+from dynexport.runtime.bundle.errors import DynexportError
+from dynexport.runtime.execution.decisions import DecisionReader
 from dynexport.runtime.execution.executor import Executor
+from dynexport.runtime.measure.cost import read_bytes
 
 pytest.importorskip("transformers")
 
@@ -162,3 +166,57 @@ def test_decisions_vary(golden: Callable[..., Golden]) -> None:
         share = np.concatenate([routes.chosen for _, routes in expected], axis=1).mean(axis=1)
         assert (share > 0.02).all() and (share < 0.98).any(), contract
     assert LAYERS == 4
+
+
+@pytest.mark.parametrize("contract", ["flexidepth", "both-gated-without-entries", "mindskip"])
+def test_verify_passes_and_finds_a_fault(contract: str, model_of: Callable[..., Path], tmp_path: Path) -> None:
+    """The fault: a tensor of the skip branch or of the second router, or else the router, is another one."""
+    convert(model_of(contract), tmp_path / "bundle", max_length=CONTEXT)
+    report = verify(tmp_path / "bundle", model_of(contract), new_tokens=6, threads=1)
+    assert report.passed, report
+    shutil.copytree(model_of(contract), tmp_path / "other")
+    tensors = load_file(tmp_path / "other" / "model.safetensors")
+    name = next(
+        f"model.layers.3.{name}.weight"
+        for name in ("mod_adapter.down_proj", "mod_mlp_router", "mod_router")
+        if f"model.layers.3.{name}.weight" in tensors
+    )
+    tensors[name] = -tensors[name]
+    save_file(tensors, tmp_path / "other" / "model.safetensors", metadata={"format": "pt"})
+    assert not verify(tmp_path / "bundle", tmp_path / "other", new_tokens=6, threads=1).passed
+
+
+@pytest.mark.parametrize(
+    ("fields", "options", "message"),
+    [
+        ({}, {"static": True}, "skipped_kv: expected none for --static"),
+        ({"target": "mlp", "skipped_kv": "none"}, {"target": "tensorrt"}, "target: expected block for TensorRT"),
+        ({}, {"kv_cache_dtype": "int8"}, "tokens that skip attention append their entries without it"),
+    ],
+)
+def test_what_no_graph_does_is_refused_by_name(
+    fields: dict[str, Any], options: dict[str, Any], message: str, model_of: Callable[..., Path], tmp_path: Path
+) -> None:
+    with pytest.raises(DynexportError) as caught:
+        convert(model_of("flexidepth"), tmp_path / "bundle", fields=fields, golden=False, **options)
+    assert message in str(caught.value)
+
+
+def test_a_step_reads_the_bytes_of_what_runs(model_of: Callable[..., Path], tmp_path: Path) -> None:
+    """Skipping everything leaves keys, values, routers and adapters, and the caches of the other layers."""
+    convert(model_of("flexidepth"), tmp_path / "bundle", max_length=CONTEXT, golden=False)
+    manifest = Bundle.open(tmp_path / "bundle").manifest
+    reader, entries = DecisionReader(manifest), np.full((LAYERS, 1), 5)
+    active, nothing = np.ones(LAYERS, bool), np.zeros((2, 1), np.float32)
+
+    def read(*runs: int) -> int:
+        row = reader.of_row(np.array(runs)[:, None], nothing, nothing, np.zeros(2, np.int64), active)
+        return read_bytes(manifest, [row], entries)[0]
+
+    hidden, inner, heads, kv, cost = 32, 44, 4 * 8, 2 * 2 * 8, manifest.cost
+    layer = 4 * (hidden * (2 * heads + kv + 3 * inner + WIDTH) + 2 * hidden + 2 * WIDTH)
+    caches = LAYERS * 6 * cost.kv_per_token
+    assert cost.layers[1] == layer and cost.kv_per_token == 4 * kv
+    assert read(1, 1) == cost.shared + sum(cost.layers) + caches
+    saved = 4 * (hidden * (2 * heads + 3 * inner) + hidden) + 6 * cost.kv_per_token
+    assert read(1, 0) == read(0, 1) == read(1, 1) - saved + 4 * 3 * hidden * WIDTH

@@ -176,7 +176,11 @@ class LoopStrategy(Strategy[Loop, GraphPlan]):
         )
         return [
             ("loops", f"{order.loops} of {body}, {between}"),
-            ("caches", f"one per loop and layer: {order.runs}, of {order.before + order.body + order.after} layers"),
+            (
+                "caches",
+                f"one per loop and layer: {order.runs}, of {order.before + order.body + order.after} layers; "
+                f"{manifest.cost.kv_per_token} bytes a token each",
+            ),
             *exits,
         ]
 

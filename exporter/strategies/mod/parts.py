@@ -7,7 +7,7 @@ adapter take exactly the tokens that run them.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import onnx_ir as ir
@@ -19,6 +19,9 @@ from dynexport.exporter.graph.step import FLOAT, LayerCache, LayerStep
 from dynexport.exporter.lowering.target import cast
 from dynexport.exporter.strategies.mod.routing import Route, Routing
 from dynexport.runtime.bundle.contract import Mod
+
+# Key and value of all tokens, each [B, S, kv_heads * head_dim], as the cache has them.
+Entries = tuple[ir.Value, ir.Value]
 
 
 @dataclass(frozen=True)
@@ -45,7 +48,7 @@ class Parts:
         """Write attention and MLP under one condition, and keys and values of all tokens outside of it."""
         layer = self.layer
         normed = layer.before_attention(op, hidden_states)
-        entries = layer.self_attn.kv_proj(op, normed)
+        entries = layer.self_attn.entries(op, layer.self_attn.kv_proj(op, normed), step)
 
         def run(op: Any) -> list[ir.Value]:
             attention, present = self._attend(op, normed, entries, step, cache)
@@ -66,7 +69,7 @@ class Parts:
         """Write attention under a condition, and keys and values of all tokens outside of it."""
         layer = self.layer
         normed = layer.before_attention(op, hidden_states)
-        entries = layer.self_attn.kv_proj(op, normed)
+        entries = layer.self_attn.entries(op, layer.self_attn.kv_proj(op, normed), step)
 
         def run(op: Any) -> list[ir.Value]:
             attention, present = self._attend(op, normed, entries, step, cache)
@@ -129,11 +132,12 @@ class Parts:
         return score if self.contract.gate == "raw" else None
 
     def _attend(
-        self, op: Any, normed: ir.Value, entries: ir.Value, step: LayerStep, cache: LayerCache
+        self, op: Any, normed: ir.Value, entries: Entries, step: LayerStep, cache: LayerCache
     ) -> tuple[ir.Value, LayerCache]:
+        """Rotate queries as keys are rotated: by an operator, so that an entry does not depend on who attends."""
         attention = self.layer.self_attn
-        packed = op.Concat(attention.q_proj(op, normed), entries, axis=-1)
-        return attention.attend(op, attention.prepare(op, packed, step.rotation), step, cache)
+        query = attention.query(op, attention.q_proj(op, normed), step)
+        return attention.attend(op, (query, *entries), replace(step, rotation=None), cache)
 
     def _if_attended(
         self,
@@ -141,7 +145,7 @@ class Parts:
         route: Route,
         run: Any,
         hidden_states: ir.Value,
-        entries: ir.Value,
+        entries: Entries,
         step: LayerStep,
         cache: LayerCache,
         *,
@@ -150,10 +154,9 @@ class Parts:
         """Write ``run`` under a condition; without it entries are appended, and ``adapts`` runs the skip branch."""
 
         def skip(op: Any) -> list[ir.Value]:
-            added = self.layer.self_attn.entries(op, entries, step)
             present = [
                 self.routing.target.append(op, past, cast(op, new, past.dtype), step.cache_length)
-                for past, new in zip(cache.entries, added, strict=True)
+                for past, new in zip(cache.entries, entries, strict=True)
             ]
             same = self._all_adapted(op, hidden_states, route) if adapts else op.Identity(hidden_states)
             return [same, *present]
