@@ -103,7 +103,8 @@ def _of_layer(config: Any, name: str, index: int) -> float:
     if isinstance(values, int | float):
         return float(values)
     if len(values) == 2:
-        return float(np.round(np.linspace(*values, config.num_transformer_layers), 2)[index])
+        first, last = values
+        return float(np.round(np.linspace(first, last, config.num_transformer_layers), 2)[index])
     return float(values[index])
 
 
@@ -131,7 +132,7 @@ def _attention(config: Any, index: int) -> Any:
             rows, length, _ = hidden_states.shape
             projected = self.qkv_proj(hidden_states).view(rows, length, -1, self.head_dim).transpose(1, 2)
             query, key, value = projected.split([self.heads, self.kv_heads, self.kv_heads], dim=1)
-            if self.q_norm is not None:
+            if self.q_norm is not None and self.k_norm is not None:
                 query, key = self.q_norm(query), self.k_norm(key)
             query, key = _turned(query, *rotation), _turned(key, *rotation)
             if cache is not None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from functools import cached_property
-from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
@@ -28,9 +27,9 @@ from dynexport.runtime.bundle.graphs import (
     by_file,
     check_parts,
 )
-from dynexport.runtime.bundle.model import Bytes, Cost, Model, PartCost, Source, Tokens, check_layers
-from dynexport.runtime.bundle.plain_files import hash_plain
+from dynexport.runtime.bundle.model import Bytes, Cost, Model, PartCost, Tokens, check_layers
 from dynexport.runtime.bundle.routing import LayerPart, LayerRouting, Layers, PathRouting, Routing
+from dynexport.runtime.bundle.sources import File, Source
 
 SCHEMA_VERSION = 2
 MANIFEST = "manifest.json"
@@ -72,24 +71,6 @@ class Depth(Part):
     keep: Layers
     prompt: Layers
     trained: bool = False
-
-
-class File(Part):
-    """Size and hash of a file of the bundle.
-
-    Attributes:
-        sha256: hash of its content, in hexadecimal.
-        bytes: size in bytes.
-    """
-
-    sha256: Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
-    bytes: Bytes
-
-    @classmethod
-    def of(cls, path: Path, expected: str = "a file", *, advice: str = "") -> File:
-        """Return size and hash of a regular file, not a link; errors as for ``open_plain``."""
-        sha256, size = hash_plain(path, expected, follow=False, advice=advice)
-        return cls(sha256=sha256, bytes=size)
 
 
 class Manifest(Part):
