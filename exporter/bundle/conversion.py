@@ -292,7 +292,7 @@ def _write_graphs(
             weights.store(modules, reader)
             ir.save(graph, part / f"{plan.name}.onnx")
             profiles = target.profiles(plan, context)
-            graphs += describe.describe_graphs(graph, plan, profiles)
+            graphs += describe.describe_graphs(graph, plan, architecture, profiles)
     programs, routing = strategy.programs(contract, plans, depths), strategy.routing(contract, plans)
     limits = strategy.limits(contract, context, plans)
     ragged = routing is None and target.attends_ragged and not architecture.sinks

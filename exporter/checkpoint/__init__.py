@@ -12,6 +12,7 @@ from dynexport.exporter.checkpoint.gguf_header import is_gguf
 from dynexport.exporter.checkpoint.hub import download, is_hub_id
 from dynexport.exporter.checkpoint.safetensors_directory import SafetensorsDirectory
 from dynexport.exporter.checkpoint.tokenizer_files import TokenizerFiles, load_tokenizer, read_tokenizer, turn_ends
+from dynexport.exporter.checkpoint.views import text_model
 from dynexport.runtime.bundle.checks import checked_kind, checked_path
 from dynexport.runtime.bundle.errors import DynexportError
 from dynexport.runtime.bundle.plain_files import open_plain, read_plain
@@ -65,7 +66,7 @@ def _open(model: str | Path, *, needs_tokenizer: bool) -> Checkpoint:
         reason = error.strerror if isinstance(error, OSError) else error
         raise DynexportError(f"{source:.200}: cannot be looked up ({reason}); name a path or a hub id") from error
     if is_directory:
-        return SafetensorsDirectory(path, source, build_tokenizer=needs_tokenizer)
+        return text_model(SafetensorsDirectory(path, source, build_tokenizer=needs_tokenizer))
     if is_file and (path.suffix == ".gguf" or is_gguf(path)):
         return GgufFile(path, source, build_tokenizer=needs_tokenizer)
     if path.exists() and not is_file:
@@ -76,7 +77,7 @@ def _open(model: str | Path, *, needs_tokenizer: bool) -> Checkpoint:
             "name the directory that holds config.json"
         )
     if isinstance(model, str) and is_hub_id(model):
-        return SafetensorsDirectory(download(model), source, build_tokenizer=needs_tokenizer)
+        return text_model(SafetensorsDirectory(download(model), source, build_tokenizer=needs_tokenizer))
     raise DynexportError(
         f"{source:.200}: no such file or directory; expected a Hugging Face directory, a .gguf file "
         "or a hub id such as owner/name"

@@ -12,6 +12,7 @@ from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
 
 from dynexport.exporter.checkpoint.kinds import refuse_quantised
 from dynexport.exporter.checkpoint.small_files import parse_object, read_file
+from dynexport.exporter.checkpoint.views import plain_config
 from dynexport.exporter.families import read_architecture
 from dynexport.runtime.bundle.errors import DynexportError
 
@@ -48,7 +49,7 @@ def download(model: str) -> Path:
         path = Path(huggingface_hub.hf_hub_download(model, "config.json"))
     config = parse_object(read_file(path), path)
     refuse_quantised(config, model)
-    read_architecture(config)
+    read_architecture(plain_config(config, model))
     with _told(model):
         return Path(huggingface_hub.snapshot_download(model, allow_patterns=_PATTERNS, ignore_patterns=_IGNORED))
 

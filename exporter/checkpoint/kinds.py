@@ -17,8 +17,9 @@ _ADAPTER_TENSOR = re.compile(
     r"modules_to_save|prompt_embeddings|original_module)(\.|$).*"
 )
 # Fields of config.json -> the method to name in the message if the field names none.
+MXFP4_FIELD = "quantization_config"
 _QUANTISED_FIELDS = {
-    "quantization_config": "a method without a name",
+    MXFP4_FIELD: "a method without a name",
     "compression_config": "compressed-tensors",
     "quantization": "mlx",
 }
@@ -47,9 +48,9 @@ def refuse_adapter(directory: Path) -> None:
 
 
 def refuse_quantised(config: Mapping[str, Any], source: str) -> None:
-    """Raise DynexportError when config.json says that the weights are quantised."""
+    """Raise DynexportError when config.json says that the weights are quantised, but for gpt-oss's MXFP4."""
     for field, unnamed in _QUANTISED_FIELDS.items():
-        if (value := config.get(field)) is not None:
+        if (value := config.get(field)) is not None and not (field == MXFP4_FIELD and is_mxfp4(config)):
             raise _quantised(source, _method(value) or unnamed, f"{field} of config.json")
 
 
@@ -64,6 +65,11 @@ def refuse_foreign_tensors(names: Collection[str], source: str) -> None:
         for pattern, method in _QUANTISED_TENSORS.items():
             if re.fullmatch(rf".+\.({pattern})", name):
                 raise _quantised(source, method, f"tensor {name:.120}")
+
+
+def is_mxfp4(config: Mapping[str, Any]) -> bool:
+    """Return whether a config.json says that experts are stored in MXFP4, as gpt-oss's are."""
+    return config.get("model_type") == "gpt_oss" and _method(config.get(MXFP4_FIELD)) == "mxfp4"
 
 
 def _method(value: Any) -> str | None:

@@ -23,8 +23,8 @@ class Attention(nn.Module):
 
     def __init__(self, target: Target, architecture: Architecture, index: int, *, apart: bool = False) -> None:
         super().__init__()
-        self.target, self.architecture, self.index = target, architecture, index
-        a = architecture
+        a = self.architecture = architecture.of(index)
+        self.target, self.index = target, index
         self.query_size, self.kv_size = a.heads * a.head_dim, a.kv_heads * a.head_dim
         projections = {"qkv_proj": a.projected_size}
         if apart:
@@ -93,12 +93,13 @@ class Attention(nn.Module):
         if rotation is not None and rotation.of_every_position and step.position_ids is not None:
             rotary = (rotation.cos, rotation.sin, step.position_ids)
         query, key, value = prepared
+        past_key, past_value = cache.entries
         inputs = AttentionInputs(
             query=query,
             key=key,
             value=value,
-            past_key=cache.key,
-            past_value=cache.value,
+            past_key=past_key,
+            past_value=past_value,
             cache_length=step.cache_length,
             last_index=step.last_index,
             total_length=step.total_length,

@@ -92,10 +92,12 @@ def by_kernel(op: Any, x: ir.Value, scores: ir.Value, weights: ExpertWeights, ex
     for weight, bias in ((weights.gate_up, weights.gate_up_bias), (weights.down, weights.down_bias)):
         inputs += [weight.parts["_quantized"], weight.parts["_scales"], bias]
     zeros = [weight.parts.get("_zero_points") for weight in (weights.gate_up, weights.down)]
+    # Without shares of its own QMoE divides by their sum, whatever it is told.
+    shares = None if experts.normalised else op.Softmax(by_token, axis=-1)
     return op.QMoE(
         x,
         by_token,
-        *_without_end([*inputs, None, None, None, *zeros]),
+        *_without_end([*inputs, None, None, None, *zeros, None, shares]),
         _domain=MICROSOFT,
         expert_weight_bits=storage.single.single.bits,
         block_size=storage.single.single.block_size,

@@ -58,6 +58,7 @@ class Strategy(ABC, Generic[ContractT, PlanT]):
         tensors: a regular expression for the names of the router tensors; "" without routers.
         has_ratios: true if its contract has the fields speedups, rule and keep.
         importers: importers of checkpoints that other routing code wrote.
+        untrained: what a checkpoint that does not declare a depth means for it, a sentence with the depth's name.
         sample: the name of the repository's trained sample; "" without one.
         plugin_fields: the contract fields and values with which its graphs use dynexport's custom operators; None if
             they never do.
@@ -68,6 +69,10 @@ class Strategy(ABC, Generic[ContractT, PlanT]):
     tensors: str = ""
     has_ratios: bool = False
     importers: tuple[Importer, ...] = ()
+    untrained: str = (
+        "this checkpoint does not declare that it was trained to skip layers as the ratio {} does; expect worse text "
+        "the more layers are skipped"
+    )
     sample: str = ""
     plugin_fields: Mapping[str, Any] | None = None
 

@@ -72,7 +72,8 @@ def layer_bytes(manifest: Manifest, ran: Array, entries: Array) -> int:
         cost.layers[layer] + more_experts(cost, layer, int(ran[layer].sum()))
         for layer in np.flatnonzero(ran.any(axis=1)).tolist()
     )
-    return weights + int(entries[ran].sum()) * cost.kv_per_token
+    stored = np.array([cost.kv_in(layer) for layer in range(len(ran))])
+    return weights + int((entries * ran).sum(axis=1) @ stored)
 
 
 def more_experts(cost: Cost, layer: int, rows: int) -> int:
@@ -178,11 +179,12 @@ def prompt_flops(manifest: Manifest, tokens: Array) -> int:
         manifest: the bundle's manifest.
         tokens: int64 [places, rows], number of tokens that ran in the place.
     """
-    model = manifest.model
-    pairs = int((tokens * (tokens + 1) // 2).sum())
-    attention = 4 * model.heads * model.head_dim * pairs
+    model, places = manifest.model, range(len(tokens))
+    heads = np.array([model.heads_in(place) for place in places])
+    products = np.array([manifest.cost.flops_in(place) for place in places])
+    attention = 4 * model.head_dim * int((tokens * (tokens + 1) // 2).sum(axis=1) @ heads)
     head: int = 2 * model.hidden_size * model.vocab_size * tokens.shape[1]
-    return int(tokens.sum()) * manifest.cost.layer_flops + attention + head
+    return int(tokens.sum(axis=1) @ products) + attention + head
 
 
 __all__ = [

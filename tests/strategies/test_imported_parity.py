@@ -16,6 +16,8 @@ import pytest
 from imported_bundle import ImportedBundle
 from methods import DLLM, DLO, DLOExAttn, FlexiDepth, FlexiDepthQwen3, Llama, MindSkip, SkipGPT, Stored, write
 
+from dynexport.exporter.parity.constants import differences
+
 PROMPT, TOKENS = 9, 16
 ROWS = [[(31 * i + i * i) % 97 for i in range(TOKENS)], [(17 * i + 5) % 97 for i in range(TOKENS)]]
 # Nearer to a threshold, rounding may decide.
@@ -82,3 +84,8 @@ def test_a_prompt_of_one_token(bundle: Callable[[str], ImportedBundle]) -> None:
     for row, (logits, chosen) in zip(ROWS, bundle("mindskip").answer(ROWS, 1), strict=True):
         np.testing.assert_allclose(logits, model.logits(row, 1), atol=2e-4)
         np.testing.assert_array_equal(chosen, decisions(model))
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_constants_are_those_of_the_contract(method: str, bundle: Callable[[str], ImportedBundle]) -> None:
+    assert not differences(bundle(method).executor.bundle)

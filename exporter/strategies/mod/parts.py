@@ -164,7 +164,7 @@ class Parts:
         def skip(op: Any) -> list[ir.Value]:
             present = [
                 self.routing.target.append(op, past, cast(op, new, past.dtype), step.cache_length)
-                for past, new in zip((cache.key, cache.value), entries, strict=True)
+                for past, new in zip(cache.entries, entries, strict=True)
             ]
             same = self._all_adapted(op, hidden_states, route) if adapts else op.Identity(hidden_states)
             return [same, *present]

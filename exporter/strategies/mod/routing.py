@@ -112,7 +112,7 @@ class Routing:
         """Write the values that all layers share."""
         slots = contract.slots(architecture.max_length)
         rows, length = (op.Shape(told.forced_routes, start=axis, end=axis + 1) for axis in (1, 2))
-        projected = op.Concat(rows, [1, architecture.projected_size], axis=0)
+        projected = op.Concat(rows, [1, architecture.of(contract.routed_layers[0]).projected_size], axis=0)
         places = op.Range(0, op.Squeeze(length, [0]), 1)
         real = op.Less(op.Unsqueeze(places, [0, 1]), op.Unsqueeze(told.token_counts, [0, 2]))
         undecided = 0.0

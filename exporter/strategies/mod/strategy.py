@@ -26,6 +26,7 @@ from dynexport.exporter.lowering.plan import SlotRule
 from dynexport.exporter.lowering.target import Target
 from dynexport.exporter.reference import Oracle
 from dynexport.exporter.reference.weights import Weights
+from dynexport.exporter.strategies.alike import check_alike
 from dynexport.exporter.strategies.calibration import Calibration, CalibrationOptions
 from dynexport.exporter.strategies.mod.caches import filled_chunk, routed_slots
 from dynexport.exporter.strategies.mod.calibrate import calibrate
@@ -72,6 +73,7 @@ class ModStrategy(Strategy[Mod, RoutedPlan]):
 
     def check(self, contract: Mod, architecture: Architecture, target: Target) -> None:
         check_supported(contract, architecture, target)
+        check_alike(self.name, architecture, contract.routed_layers)
         if architecture.sliding_positions is not None:
             raise DynexportError(
                 f"mod: expected one set of rotary positions, found {architecture.family}, whose layers with a window "

@@ -62,9 +62,7 @@ class RoutedWriter(LayerWriter):
         routes = [self._decide(op, layer, name, hidden_states, step) for name in names]
         parts = Parts(layer, self._routing, f"layer_{layer.index}")
         if contract.target == "mlp":
-            told = step.for_layer(op, layer.index)
-            attention, present = layer.self_attn(op, layer.before_attention(op, hidden_states), told, cache)
-            output = op.Add(hidden_states, attention)
+            output, present = self._attended(op, layer, hidden_states, step, cache)
         elif contract.skipped_kv == "own":
             write = parts.block if contract.target == "block" else parts.attention
             output, present = write(op, hidden_states, step.for_layer(op, layer.index), cache, routes[0])
@@ -76,6 +74,17 @@ class RoutedWriter(LayerWriter):
             output = parts.mlp(op, output, routes[-1])
         if contract.skip_branch == "adapter" and contract.target == "block" and contract.skipped_kv == "none":
             output = parts.adapter(op, output, routes[-1])
+        return output, present
+
+    def _attended(
+        self, op: Any, layer: DecoderLayer, hidden_states: ir.Value, step: Step, cache: LayerCache
+    ) -> tuple[ir.Value, LayerCache]:
+        """Write attention and its residual for every token, under names that tell the layer."""
+        op.builder.push_module(f"layer_{layer.index}")
+        told = step.for_layer(op, layer.index)
+        attention, present = layer.self_attn(op, layer.before_attention(op, hidden_states), told, cache)
+        output = op.Add(hidden_states, attention)
+        op.builder.pop_module()
         return output, present
 
     def _without_entries(

@@ -148,6 +148,12 @@ struct Model {
   std::string family;
   std::int64_t layers = 0, hidden_size = 0, heads = 0, kv_heads = 0, head_dim = 0, vocab_size = 0, max_length = 0,
                parameters = 0;
+  // Of each layer, 0 without attention, where layers differ; empty if all have ``heads`` and ``kv_heads``.
+  std::vector<std::int64_t> heads_of_layers, kv_heads_of_layers;
+  // The number of key and value heads in a place, 0 where there is no attention.
+  std::int64_t kv_heads_in(std::int64_t place) const {
+    return kv_heads_of_layers.empty() ? kv_heads : kv_heads_of_layers.at(static_cast<std::size_t>(place));
+  }
 };
 
 struct Depth {

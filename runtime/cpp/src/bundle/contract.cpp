@@ -143,6 +143,14 @@ void check_loop(const Value& value) {
   fields.required("loops", loops);
   const auto repeated = fields.optional("body", nullable(body), std::nullopt);
   fields.optional("norm_between", boolean, true);
+  fields.optional("norm_after", boolean, false);
+  fields.optional(
+      "inject",
+      [](const Value& rule) {
+        return choice(rule, {"none", "adapter"});
+      },
+      0);
+  fields.optional("state_seed", nullable(from_0), std::nullopt);
   fields.optional("exit", check_loop_exit, true);
   fields.optional(
       "exited_kv",

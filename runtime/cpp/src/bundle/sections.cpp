@@ -166,6 +166,9 @@ Model read_model(const Value& value) {
   result.vocab_size = fields.required("vocab_size", size);
   result.max_length = fields.required("max_length", size);
   result.parameters = fields.required("parameters", at_least_1);
+  const auto heads = [](const Value& counts) { return list(counts, from_0); };
+  result.heads_of_layers = fields.optional("heads_of_layers", heads, std::vector<std::int64_t>());
+  result.kv_heads_of_layers = fields.optional("kv_heads_of_layers", heads, std::vector<std::int64_t>());
   fields.done();
   return result;
 }
@@ -293,20 +296,22 @@ std::size_t check_part_costs(const Value& value) {
 
 CostSizes read_cost_sizes(const Value& value) {
   Fields fields(value);
-  CostSizes found;
+  CostSizes result;
+  const auto count = [](const Value& costs) { return list(costs, at_least_0).size(); };
   fields.required("shared", at_least_1);
-  found.layers = fields.required("layers", [](const Value& costs) { return list(costs, at_least_0); }).size();
+  result.layers = fields.required("layers", count);
   fields.required("kv_per_token", at_least_0);
   fields.required("layer_flops", at_least_1);
   fields.optional("router", at_least_0, 0);
   fields.optional("router_flops", at_least_0, 0);
-  found.parts = fields.optional("parts", check_part_costs, 0);
+  result.parts = fields.optional("parts", check_part_costs, 0);
   fields.optional("experts", at_least_0, 0);
   fields.optional("experts_per_token", at_least_0, 0);
-  fields.optional(
-      "expert", [](const Value& costs) { return list(costs, at_least_0); }, std::vector<std::int64_t>{});
+  fields.optional("expert", [](const Value& costs) { return list(costs, at_least_0); }, std::vector<std::int64_t>{});
+  result.kv_of_layers = fields.optional("kv_of_layers", count, std::size_t{0});
+  result.flops_of_layers = fields.optional("flops_of_layers", count, std::size_t{0});
   fields.done();
-  return found;
+  return result;
 }
 
 bool check_cache_text(const Value& value) {

@@ -17,9 +17,9 @@ Limits read_limits(const Value& value);
 Tokens read_tokens(const Value& value);
 File read_file(const Value& value);
 
-// The numbers of layers, and of decisions about parts of layers, that the section on costs has.
+// The lengths of the lists of the section on costs: of layers, and of decisions about parts of layers; 0 where absent.
 struct CostSizes {
-  std::size_t layers = 0, parts = 0;
+  std::size_t layers = 0, kv_of_layers = 0, flops_of_layers = 0, parts = 0;
 };
 
 // Sections that no runtime needs: they are checked, and what other sections must agree with is returned.
