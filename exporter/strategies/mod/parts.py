@@ -48,7 +48,7 @@ class Parts:
         """Write attention and MLP under one condition, and keys and values of all tokens outside of it."""
         layer = self.layer
         normed = layer.before_attention(op, hidden_states)
-        entries = layer.self_attn.entries(op, layer.self_attn.kv_proj(op, normed), step)
+        entries = self._entries(op, normed, step)
 
         def run(op: Any) -> list[ir.Value]:
             attention, present = self._attend(op, normed, entries, step, cache)
@@ -69,7 +69,7 @@ class Parts:
         """Write attention under a condition, and keys and values of all tokens outside of it."""
         layer = self.layer
         normed = layer.before_attention(op, hidden_states)
-        entries = layer.self_attn.entries(op, layer.self_attn.kv_proj(op, normed), step)
+        entries = self._entries(op, normed, step)
 
         def run(op: Any) -> list[ir.Value]:
             attention, present = self._attend(op, normed, entries, step, cache)
@@ -138,6 +138,14 @@ class Parts:
         attention = self.layer.self_attn
         query = attention.query(op, attention.q_proj(op, normed), step)
         return attention.attend(op, (query, *entries), replace(step, rotation=None), cache)
+
+    def _entries(self, op: Any, normed: ir.Value, step: LayerStep) -> Entries:
+        """Write keys and values of all tokens, under the layer's name."""
+        attention = self.layer.self_attn
+        op.builder.push_module(f"layers.{self.layer.index}")
+        found: Entries = attention.entries(op, attention.kv_proj(op, normed), step)
+        op.builder.pop_module()
+        return found
 
     def _if_attended(
         self,

@@ -283,7 +283,7 @@ class ModReference(Reference):
             for part, name in enumerate(("mod_router", "mod_mlp_router")[: self._parts]):
                 self._routers[layer, part] = read_router(tensors, contract, layer, hidden, name)
             if contract.skip_branch == "adapter":
-                self._adapters[layer] = read_adapter(tensors, layer, hidden)
+                self._adapters[layer] = read_adapter(self._weights, layer, hidden)
 
 
 def pick_chosen(contract: Mod, decoder: DecoderLayers, call: Call, row: int, rows: int, chosen: Any) -> Call:

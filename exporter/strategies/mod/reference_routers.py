@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from dynexport.exporter.reference.stored import Tensors, read_router_tensor
+from dynexport.exporter.reference.weights import Weights
 from dynexport.runtime.bundle.contract import Mod
 
 Parts = dict[str, Any]
@@ -40,12 +41,17 @@ def read_router(tensors: Tensors, contract: Mod, layer: int, hidden: int, name: 
     return _read(tensors, prefix, needed, optional)
 
 
-def read_adapter(tensors: Tensors, layer: int, hidden: int) -> Parts:
-    """Return the float32 tensors of a layer's adapter: gate, up and down; errors as for ``read_router``."""
-    prefix = f"model.layers.{layer}.mod_adapter."
+def read_adapter(weights: Weights, layer: int, hidden: int) -> Parts:
+    """Return a layer's adapter, gate, up and down, rounded as the bundle's are; errors as for ``read_router``."""
+    prefix, tensors = f"model.layers.{layer}.mod_adapter.", weights.tensors
     width = _width(tensors, prefix + "gate_proj.weight")
     shapes = {"gate": (width, hidden), "up": (width, hidden), "down": (hidden, width)}
-    return {part: _tensor(tensors, f"{prefix}{part}_proj.weight", expected) for part, expected in shapes.items()}
+    return {
+        part: weights.as_stored(
+            f"{prefix}{part}_proj.weight", read_router_tensor(tensors, f"{prefix}{part}_proj.weight", expected)
+        )
+        for part, expected in shapes.items()
+    }
 
 
 def score_of(contract: Mod, parts: Parts, x: Any, epsilon: float) -> tuple[Any, Any]:

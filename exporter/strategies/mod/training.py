@@ -23,7 +23,9 @@ from torch import nn
 from dynexport.exporter.reference.layer_calls import Call
 from dynexport.exporter.reference.transformers_layers import DecoderLayers, find_layers
 from dynexport.exporter.strategies.mod.reference import pick_chosen, router_input, top_k_count
+from dynexport.exporter.strategies.mod.reference_parts import needs_parts
 from dynexport.runtime.bundle.contract import Mod
+from dynexport.runtime.bundle.errors import DynexportError
 
 
 @dataclass(frozen=True)
@@ -50,6 +52,10 @@ def add_routers(model: Any, contract: Mod, *, bias: bool = False, predictor_widt
         bias: true adds a bias to routers.
         predictor_width: number of hidden units P of a predictor.
     """
+    if needs_parts(contract) or contract.router.kind != "linear" or contract.level != "token" or contract.keep_first:
+        raise DynexportError(
+            "training: expected a contract whose tokens run whole layers by linear routers, found fields of version 2"
+        )
     hidden = model.config.hidden_size
     layers = find_layers(model)[1]
     for index in contract.routed_layers:
