@@ -10,7 +10,6 @@ from numpy.typing import NDArray
 
 from dynexport.exporter.parity.cases import Prompt, generate, replay, routes
 from dynexport.exporter.parity.comparison import (
-    Kind,
     Measurement,
     Run,
     absent,
@@ -25,6 +24,7 @@ from dynexport.exporter.parity.constants import angle_differences, differences
 from dynexport.exporter.parity.golden import GoldenRow
 from dynexport.exporter.parity.metrics import FloatArray, Metrics, compare_bits, compare_logits
 from dynexport.exporter.parity.reach import STEPS, LongRow, full_is_refused, row_limit
+from dynexport.exporter.parity.thresholds import Kind
 from dynexport.exporter.reference import Answer, Case, Oracle
 from dynexport.exporter.strategies import strategies
 from dynexport.runtime.bundle.bundle import Bundle
