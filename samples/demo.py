@@ -1,4 +1,4 @@
-"""Demonstrate dynexport on real models: convert, verify against PyTorch, chat, measure speed and perplexity.
+"""Demonstrate dynexport on real models: convert, verify, chat, the same text sooner, speed and perplexity.
 
 Every command is printed before it runs. `make demo` installs what is needed and runs this file.
 """
@@ -13,8 +13,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+import drafts
 from rich.console import Console
 from rich.table import Table
+
+from dynexport.runtime import Speculation
 
 ROUTED = Path(__file__).resolve().parent / "training" / "checkpoints" / "mod"
 PROMPT = "Is this a dagger which I see before me, the handle toward my hand?"
@@ -78,10 +81,18 @@ def main() -> None:
     dynexport("convert", model, "--strategy", "unified-skip", "--rule", "balanced", *ratios, "-o", bundle)
     dynexport("verify", bundle, "--against", model)
     dynexport("run", bundle, "--chat", "--prompt", "What is the capital of France?", "--speedup", "1")
+    show_drafts(Path(bundle), output / "drafts.svg")
     dynexport("bench", bundle, "--json", str(bench))
     dynexport("eval", bundle, "--text", text, "--max-tokens", "1024", "--json", str(evaluation))
     show_table(bench, evaluation)
     show_routing(output)
+
+
+def show_drafts(bundle: Path, picture: Path) -> None:
+    """Time an answer that quotes its prompt with drafts and without, and draw which drafts were accepted."""
+    command = f"\n$ python samples/drafts.py {shlex.quote(str(bundle))} --picture {shlex.quote(str(picture))}"
+    Console().print(command, style="bold cyan", markup=False, soft_wrap=True)
+    print(drafts.show(bundle, picture, Speculation()))
 
 
 def show_routing(output: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import shutil
 from collections.abc import Collection, Iterable
@@ -12,7 +13,7 @@ import numpy as np
 from safetensors.numpy import load_file, save_file
 
 from dynexport.exporter.checkpoint import Checkpoint
-from dynexport.exporter.reference import own_models
+from dynexport.exporter.reference import own_layers, own_models
 
 LAYERS = 4
 VOCABULARY = 97
@@ -106,6 +107,38 @@ FAMILIES |= {
         },
     },
     "nemotron": _LLAMA_LIKE,
+    "openelm": {
+        "model_dim": 32,
+        "head_dim": 8,
+        "num_transformer_layers": LAYERS,
+        "num_gqa_groups": 2,
+        "qkv_multipliers": [0.5, 1.5],
+        "ffn_multipliers": [0.5, 1.0, 1.6, 2.3],
+        "ffn_dim_divisor": 20,
+        "normalize_qk_projections": True,
+        "share_input_output_layers": True,
+        "vocab_size": VOCABULARY,
+        "max_context_length": 64,
+        "rope_max_length": 128,
+    },
+    "nemotron-nas": {
+        **_SIZES,
+        "intermediate_size": None,
+        "rope_parameters": {
+            "rope_type": "llama3",
+            "rope_theta": 100.0,
+            "factor": 4.0,
+            "low_freq_factor": 1.0,
+            "high_freq_factor": 4.0,
+            "original_max_position_embeddings": 32,
+        },
+        "block_configs": [
+            {"attention": {"no_op": True, "n_heads_in_group": None}, "ffn": {"ffn_mult": 1.5, "sparsify": None}},
+            {"attention": {"n_heads_in_group": 2}, "ffn": {"no_op": True}},
+            {"attention": {"n_heads_in_group": 4, "replace_with_linear": False}, "ffn": {"intermediate_size": 20}},
+            {"attention": {"n_heads_in_group": 1}, "ffn": {"no_op": False, "ffn_mult": 13.0}},
+        ],
+    },
     "qwen3_moe": {**_LLAMA_LIKE, **_EXPERTS, "head_dim": 16, "moe_intermediate_size": 24, "norm_topk_prob": True},
     "qwen2_moe": {
         **_LLAMA_LIKE,
@@ -273,6 +306,38 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
         ),
         ("olmoe-clipped", "olmoe", {"clip_qkv": 0.5, "norm_topk_prob": True}),
         ("phi-groups", "phi", {"num_key_value_heads": 2, "rope_parameters": None}),
+        (
+            "llama-own-layers",
+            "llama",
+            {
+                "head_dim": 8,
+                "per_layer_config": {
+                    "0": {"skip": ["attention"], "intermediate_size": 20},
+                    "01": {"num_key_value_heads": 4, "skip": ["mlp"]},
+                    "2": {"num_attention_heads": 2, "num_key_value_heads": 1, "intermediate_size": 60},
+                },
+            },
+        ),
+        (
+            "mistral-own-layers",
+            "mistral",
+            {"per_layer_config": {"1": {"sliding_window": 3}, "2": {"sliding_window": None, "skip": ["mlp"]}}},
+        ),
+        (
+            "qwen2-own-layers",
+            "qwen2",
+            {"per_layer_config": {"1": {"skip": ["mlp", "attention"]}, "3": {"num_key_value_heads": 1}}},
+        ),
+        (
+            "qwen3-own-layers",
+            "qwen3",
+            {
+                "use_sliding_window": True,
+                "sliding_window": 5,
+                "max_window_layers": 2,
+                "per_layer_config": {"0": {"num_key_value_heads": 4}, "3": {"sliding_window": 2, "skip": ["mlp"]}},
+            },
+        ),
     )
 }
 
@@ -284,11 +349,17 @@ def save_model(directory: Path, family: str, config: dict[str, Any]) -> None:
 
     own_models.register()
     torch.manual_seed(0)
+    given, config = config, dict(config)
+    own = config.pop(own_layers.FIELD, {})
     full = AutoConfig.for_model(family, **{"bos_token_id": 1, "eos_token_id": 2, **config})
     model = AutoModelForCausalLM.from_config(full, dtype=torch.float32)
+    as_saved = copy.deepcopy(full)
+    own_layers.replace_layers(model, own_layers.own_fields({own_layers.FIELD: own}))
     for parameter in model.parameters():
         parameter.data += 0.2 * torch.randn_like(parameter)
     model.save_pretrained(directory)
+    if own or family == "nemotron-nas":  # transformers writes other sizes than those it was given
+        (directory / "config.json").write_text(json.dumps({**as_saved.to_dict(), **given}))
 
 
 def save_routed_model(directory: Path, model: Path, *, seed: int = 7) -> None:

@@ -108,7 +108,13 @@ def with_int8_caches(
         cache.model_copy(update={"parts": {name: _int8(part) for name, part in cache.parts.items()}})
         for cache in manifest.caches
     ]
-    cost = manifest.cost.model_copy(update={"kv_per_token": manifest.cost.kv_per_token // 4})
+    stored = manifest.cost
+    cost = stored.model_copy(
+        update={
+            "kv_per_token": stored.kv_per_token // 4,
+            "kv_of_layers": tuple(size // 4 for size in stored.kv_of_layers),
+        }
+    )
     return manifest.model_copy(
         update={
             "graphs": tuple(described),
@@ -160,7 +166,7 @@ def measure_scales(bundle: Bundle, windows: Array, architecture: Architecture) -
         for start in range(0, len(windows), rows):
             for name, found in _largest(filled(executor, windows[start : start + rows], depth), architecture).items():
                 largest[name] = np.maximum(largest.get(name, found), found)
-    return {cache.place: _scales(cache.place, largest) for cache in manifest.caches}
+    return {cache.place: _scales(cache.place, largest) for cache in manifest.caches if cache.parts}
 
 
 def text_of_windows(manifest: Manifest, ids: Sequence[int]) -> Array:

@@ -51,9 +51,10 @@ def measure_cache_use(bundle: Bundle, ids: Sequence[int], options: CalibrationOp
     windows = text_windows(ids, options.window, options.max_tokens, manifest.model.vocab_size)
     executor, rows = Executor(bundle, options.threads), rows_together(bundle, options.batch)
     counts = np.zeros((len(manifest.caches), 5), np.int64)  # as the attributes: entries, two at the end, two largest
+    stored = [cache.place for cache in sorted(manifest.caches, key=lambda cache: cache.place) if cache.parts]
     for start in range(0, len(windows), rows):
         cache = filled(executor, windows[start : start + rows], manifest.full)
-        for place in range(len(counts)):
+        for place in stored:
             for row, count in enumerate(cache.lengths[place].tolist()):
                 key, value = (
                     np.abs(cache.buffers[f"{place}.{part}"][row, :, :count].astype(np.int16))
@@ -61,17 +62,18 @@ def measure_cache_use(bundle: Bundle, ids: Sequence[int], options: CalibrationOp
                 )
                 counts[place, :3] += (count, (key >= LARGEST).sum(), (value >= LARGEST).sum())
                 counts[place, 3:] = np.maximum(counts[place, 3:], [part.max(initial=0) for part in (key, value)])
-    size = manifest.model.kv_heads * manifest.model.head_dim
+    sizes = [manifest.model.kv_heads_in(place) * manifest.model.head_dim for place in range(len(counts))]
     return [
         CacheUse(
             place=place,
             entries=entries,
-            keys_at_end=keys / max(1, entries * size),
-            values_at_end=values / max(1, entries * size),
+            keys_at_end=keys / max(1, entries * sizes[place]),
+            values_at_end=values / max(1, entries * sizes[place]),
             largest_key=key,
             largest_value=value,
         )
         for place, (entries, keys, values, key, value) in enumerate(counts.tolist())
+        if place in stored
     ]
 
 

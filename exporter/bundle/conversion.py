@@ -27,7 +27,6 @@ from dynexport.exporter.bundle.text_checks import text_checks
 from dynexport.exporter.bundle.ties import tied_as_stored
 from dynexport.exporter.bundle.weights import Pack, WeightFile, WeightReader
 from dynexport.exporter.bundle.writer import replacing
-from dynexport.exporter.checkpoint import open_checkpoint
 from dynexport.exporter.checkpoint.sizes import check_sizes
 from dynexport.exporter.families import find_family, read_architecture
 from dynexport.exporter.families.architecture import Architecture, Rotary
@@ -36,11 +35,11 @@ from dynexport.exporter.lowering.plan import GraphPlan
 from dynexport.exporter.lowering.target import Target
 from dynexport.exporter.parity.golden import write_golden
 from dynexport.exporter.strategies import strategies
-from dynexport.exporter.strategies.importing import find_importer
+from dynexport.exporter.strategies.importing import open_imported
 from dynexport.runtime.bundle import manifest as m
 from dynexport.runtime.bundle.checks import checked_kind, checked_path, is_integer, shown
 from dynexport.runtime.bundle.contract import AnyContract
-from dynexport.runtime.bundle.errors import DynexportError
+from dynexport.runtime.bundle.errors import DynexportError, printable
 from dynexport.runtime.bundle.machine import peak_memory
 from dynexport.runtime.generation.generation_config import GENERATION_CONFIG, read_generation_config
 
@@ -123,7 +122,7 @@ def convert(model: str | Path, output: str | Path, options: ConvertOptions | Non
 
 def _open(model: str | Path, options: ConvertOptions) -> WeightReader:
     """Open and check the checkpoint; return a reader of it with its architecture."""
-    checkpoint = open_checkpoint(model, tokenizer=options.tokenizer, importer=find_importer(options.importer))
+    checkpoint = open_imported(model, options.importer, tokenizer=options.tokenizer, adapter=options.adapter)
     check_sizes(checkpoint)
     read_generation_config(checkpoint.files.get(GENERATION_CONFIG, b"{}"))  # refused now rather than by each run
     architecture = _limited(read_architecture(checkpoint.config), options.max_length)
@@ -160,6 +159,7 @@ def _build(reader: WeightReader, options: ConvertOptions, target: Target) -> _Bu
             f"out a part of the model, found {contract.strategy}"
         )
     architecture = strategy.architecture(contract, architecture)
+    reader.architecture = replace(reader.architecture, sources=architecture.sources)
     layers = architecture.layers
     strategy.check(contract, architecture, target)
     if options.kv_cache_dtype == "int8" and architecture.sinks:
@@ -244,7 +244,8 @@ def _write(part: Path, built: _Built, options: ConvertOptions, texts: _Texts) ->
         (part / name).write_bytes(content)
     rows, note = write_golden(part / m.GOLDEN, checkpoint, manifest) if options.golden else (0, "left out as asked")
     files = {path.name: m.File.of(path) for path in sorted(part.iterdir()) if path.name not in manifest.files}
-    source = manifest.source.model_copy(update={"importer": options.importer})
+    adapter = None if options.adapter is None else printable(str(options.adapter))
+    source = manifest.source.model_copy(update={"adapter": adapter})
     manifest = manifest.model_copy(update={"files": {**manifest.files, **files}, "source": source})
     (part / m.MANIFEST).write_text(manifest.model_dump_json(indent=1) + "\n")
     return _Written(manifest, rows, note, errors, tuple(notes))
@@ -295,7 +296,7 @@ def _write_graphs(
             weights.store(modules, reader)
             ir.save(graph, part / f"{plan.name}.onnx")
             profiles = target.profiles(plan, context)
-            graphs += describe.describe_graphs(graph, plan, profiles)
+            graphs += describe.describe_graphs(graph, plan, architecture, profiles)
     programs, routing = strategy.programs(contract, plans, depths), strategy.routing(contract, plans)
     limits = strategy.limits(contract, context, plans)
     ragged = routing is None and target.attends_ragged and not architecture.sinks
@@ -321,6 +322,7 @@ def _write_graphs(
             weights.bytes_read,
             target,
             strategy.router_weights(contract, architecture),
+            strategy.cost_parts(contract),
             strategy.read_by(contract, architecture.layers),
         ),
         operators=describe.our_operators([graph for graph, _ in built.graphs]),

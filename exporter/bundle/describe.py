@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from importlib import metadata
 from typing import Any
@@ -15,6 +16,7 @@ from dynexport.exporter.families.architecture import Architecture
 from dynexport.exporter.lowering.plan import GraphPlan, PartPlan, SlotRule
 from dynexport.exporter.lowering.target import Target
 from dynexport.exporter.strategies import Strategy, declared_contract
+from dynexport.exporter.strategies.strategy import CostPart
 from dynexport.plugins.schema import DOMAIN
 from dynexport.runtime.bundle import manifest as m
 from dynexport.runtime.bundle.contract import UNDECLARED, AnyContract, parse_contract
@@ -55,16 +57,20 @@ def describe_model(architecture: Architecture, parameters: int) -> m.Model:
         vocab_size=architecture.vocab_size,
         max_length=architecture.max_length,
         parameters=parameters,
+        heads_of_layers=tuple(own.heads for own in architecture.sizes),
+        kv_heads_of_layers=tuple(own.kv_heads for own in architecture.sizes),
     )
 
 
-def describe_graphs(model: ir.Model, plan: GraphPlan, profiles: tuple[m.Profile, ...]) -> list[m.Graph]:
+def describe_graphs(
+    model: ir.Model, plan: GraphPlan, architecture: Architecture, profiles: tuple[m.Profile, ...]
+) -> list[m.Graph]:
     """Return the description of a file's graph, or of its parts, with their inputs and outputs."""
     file = m.Graph(
         name=plan.name,
         file=f"{plan.name}.onnx",
         layers=plan.layers,
-        places=_places(model),
+        places=_places(model, [layer for layer in plan.layers if not architecture.sizes_of(layer).heads]),
         share_memory=plan.share_memory,
         profiles=profiles,
         inputs=tuple(_tensor(value) for value in model.graph.inputs),
@@ -183,6 +189,7 @@ def describe_cost(
     bytes_read: dict[str, int],
     target: Target,
     router_weights: int,
+    parts: Sequence[CostPart],
     read_by: Mapping[str, Sequence[int]],
 ) -> m.Cost:
     """Return the cost of a decode step: bytes of weights and caches that it reads, and floating-point operations.
@@ -205,23 +212,42 @@ def describe_cost(
             continue  # read once per hop: counted by the code that knows the paths
         elif not name.startswith(_TABLES) or (architecture.tied_embeddings and name.startswith(_TABLES[0])):
             shared += size
+    found = [_part_cost(part, bytes_read) for part in parts]
+    for part, cost in zip(parts, found, strict=True):
+        layers[part.layer] -= cost.skip
+    runs = [architecture.of(layer) for layer in range(architecture.layers)] if architecture.sizes else []
     mixture = architecture.experts
     count, chosen = (1, 0) if mixture is None else (mixture.count, mixture.chosen)
-    entry = 2 * architecture.kv_heads * target.cache_head_dim(architecture.head_dim)
+
+    def entry(heads: int) -> int:
+        return 2 * heads * target.cache_head_dim(architecture.head_dim) * target.cache_dtype.bitwidth // 8
+
     return m.Cost(
         shared=shared,
         layers=tuple(
             layers[layer] + chosen * (experts[layer] // count) + more
             for layer, more in zip(architecture.weights_of, beside, strict=True)
         ),
-        kv_per_token=entry * target.cache_dtype.bitwidth // 8,
-        layer_flops=architecture.layer_flops_per_token,
+        kv_per_token=entry(architecture.kv_heads),
+        layer_flops=max([own.layer_flops_per_token for own in runs], default=architecture.layer_flops_per_token),
         router=4 * router_weights,
         router_flops=2 * router_weights,
+        parts=tuple(found),
         experts=0 if mixture is None else count,
         experts_per_token=chosen,
         expert=() if mixture is None else tuple(experts[layer] // count for layer in architecture.weights_of),
+        kv_of_layers=tuple(entry(own.kv_heads) for own in runs),
+        flops_of_layers=tuple(own.layer_flops_per_token for own in runs),
     )
+
+
+def _part_cost(part: CostPart, bytes_read: dict[str, int]) -> m.PartCost:
+    prefix = f"{_LAYER_PREFIX}{part.layer}."
+    of_layer = {name.removeprefix(prefix): size for name, size in bytes_read.items() if name.startswith(prefix)}
+    run, skip = (
+        sum(size for name, size in of_layer.items() if re.fullmatch(names, name)) for names in (part.run, part.skip)
+    )
+    return m.PartCost(run=run, skip=skip)
 
 
 def our_operators(graphs: Sequence[ir.Model]) -> tuple[str, ...]:
@@ -279,10 +305,15 @@ def _named_ids(checkpoint: Checkpoint, name: str) -> tuple[int, ...]:
 
 
 def describe_source(checkpoint: Checkpoint) -> m.Source:
-    """Return the checkpoint's name, its config and the config's hash."""
+    """Return the checkpoint's name, its config and the config's hash, and its importer."""
     config = json.dumps(checkpoint.config, sort_keys=True)
     digest = hashlib.sha256(config.encode()).hexdigest()
-    return m.Source(model=printable(checkpoint.source), config_sha256=digest, config=checkpoint.config)
+    return m.Source(
+        model=printable(checkpoint.source),
+        config_sha256=digest,
+        config=checkpoint.config,
+        importer=checkpoint.importer,
+    )
 
 
 def tool_versions() -> dict[str, str]:
@@ -296,12 +327,12 @@ def tool_versions() -> dict[str, str]:
     return versions
 
 
-def _places(model: ir.Model) -> tuple[int, ...] | None:
-    """Return the places of a graph's caches; None for a graph whose one cache takes any place."""
+def _places(model: ir.Model, without: Sequence[int]) -> tuple[int, ...] | None:
+    """Return the places of a graph's caches and of layers without any; None for a graph whose one fits any place."""
     names = [str(value.name).removeprefix(m.PAST) for value in model.graph.inputs if str(value.name).startswith(m.PAST)]
     if any("." not in name for name in names):
         return None
-    return tuple(sorted({int(name.partition(".")[0]) for name in names}))
+    return tuple(sorted({*without, *(int(name.partition(".")[0]) for name in names)}))
 
 
 def _tensor(value: ir.Value) -> m.TensorSpec:

@@ -150,6 +150,8 @@ class ConvertOptions(TargetOptions):
         golden: whether to write golden vectors; they need torch and transformers.
         tokenizer: a tokenizer.json, or a directory with one, that replaces the model's own.
         importer: the name of the importer for a model that other routing code has written (docs/importing.md).
+        adapter: a directory of the peft library with a LoRA adapter, which is merged into the weights
+            (docs/adapters.md).
         progress: a function called with the name of the current work, the number of weights done, and their total
             number.
     """
@@ -167,6 +169,7 @@ class ConvertOptions(TargetOptions):
     golden: bool = True
     tokenizer: Path | None = None
     importer: str | None = None
+    adapter: str | Path | None = None
     progress: Progress | None = None
 
     def check_form(self) -> None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 
+from dynexport.exporter.checkpoint.adapted import AdaptedCheckpoint
 from dynexport.exporter.checkpoint.base import Checkpoint, Importer
 from dynexport.exporter.checkpoint.gguf_file import GgufFile
 from dynexport.exporter.checkpoint.gguf_header import is_gguf
@@ -20,14 +22,21 @@ __all__ = ["Checkpoint", "Importer", "open_checkpoint"]
 
 
 def open_checkpoint(
-    model: str | Path, *, tokenizer: Path | None = None, importer: Importer | None = None
+    model: str | Path,
+    *,
+    tokenizer: Path | None = None,
+    importer: Importer | None = None,
+    adapter: str | Path | None = None,
+    importers: Iterable[Importer] = (),
 ) -> Checkpoint:
     """Open a model; tensors are read later, one at a time.
 
     Args:
         model: a Hugging Face directory, a GGUF file, or a hub id ``owner/name``, which is downloaded.
         tokenizer: a ``tokenizer.json``, or a directory with a tokenizer, to take instead of the model's own.
-        importer: the importer of a directory that other routing code has written; None for all other models.
+        importer: the importer of a directory that other routing code has written; None to look among ``importers``.
+        importers: importers of which the first that recognises a directory reads it.
+        adapter: a directory of the peft library with a LoRA adapter to merge into the weights; None for none.
 
     Raises:
         DynexportError: when there is no such model, or the model is damaged or of an unsupported kind.
@@ -35,8 +44,12 @@ def open_checkpoint(
     checked_kind("model", model, str | Path, "a path or a hub id")
     override = None if tokenizer is None else _read_override(checked_path("tokenizer", tokenizer))
     checkpoint = _open(model, needs_tokenizer=override is None)
+    if importer is None and isinstance(checkpoint, SafetensorsDirectory):
+        importer = next((known for known in importers if known.recognises(checkpoint)), None)
     if importer is not None:
         checkpoint = _import(checkpoint, importer)
+    if adapter is not None:
+        checkpoint = AdaptedCheckpoint(checkpoint, checked_path("adapter", adapter))
     if override is not None:
         checkpoint.files |= override.files
         checkpoint.turn_ends = turn_ends(checkpoint.files)
@@ -77,7 +90,9 @@ def _import(checkpoint: Checkpoint, importer: Importer) -> Checkpoint:
             f"{checkpoint.source}: import {importer.name}: expected a Hugging Face directory, found a .gguf file; "
             "name the directory that the training has written"
         )
-    return importer.read(checkpoint)
+    read = importer.read(checkpoint)
+    read.importer = importer.name
+    return read
 
 
 def _read_override(path: Path) -> TokenizerFiles:

@@ -26,6 +26,7 @@ class Checkpoint(ABC):
             ``generation_config.json`` names them.
         notes: assumptions and changes made when the checkpoint was read, one line each.
         origin: the directory or .gguf file if transformers can load it directly; else None.
+        importer: the name of the importer that has read it; None for a checkpoint that needs none.
     """
 
     source: str
@@ -34,6 +35,7 @@ class Checkpoint(ABC):
     turn_ends: Mapping[int, str] = MappingProxyType({})
     notes: tuple[str, ...] = ()
     origin: Path | None = None
+    importer: str | None = None
 
     @property
     @abstractmethod
@@ -88,7 +90,9 @@ class Importer:
         name: the importer's name on the command line and in manifests.
         read: converts the directory's checkpoint to dynexport's names and contract; its ``notes`` list the changes.
             It raises DynexportError for a directory that it cannot read.
+        recognises: returns whether a checkpoint was written by that code, from its config and the names of its tensors.
     """
 
     name: str
     read: Callable[[Checkpoint], Checkpoint]
+    recognises: Callable[[Checkpoint], bool]

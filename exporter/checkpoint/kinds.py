@@ -7,10 +7,10 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
+from dynexport.exporter.checkpoint.lora import ADAPTER_FILE
 from dynexport.exporter.checkpoint.small_files import find_file, parse_object, read_file
 from dynexport.runtime.bundle.errors import DynexportError
 
-_ADAPTER_FILE = "adapter_config.json"
 # Tensor names of the peft library: low-rank and other adapters, and its wrappers of the layers with adapters.
 _ADAPTER_TENSOR = re.compile(
     r"(^|.*\.)(lora_(A|B|embedding_A|embedding_B|magnitude_vector)|ia3_[lbg]+|hada_w[12]_[ab]|base_layer|"
@@ -36,14 +36,14 @@ _QUANTISED_TENSORS = {
 
 def refuse_adapter(directory: Path) -> None:
     """Raise DynexportError for a directory of the peft library, which holds an adapter and no whole model."""
-    path = find_file(directory, _ADAPTER_FILE)
+    path = find_file(directory, ADAPTER_FILE)
     if path is None:
         return
     fields = parse_object(read_file(path), path)
     kind, base = fields.get("peft_type", "adapter"), fields.get("base_model_name_or_path")
     raise DynexportError(
-        f"{directory}: expected a whole model, found an adapter ({kind!r:.40}, {_ADAPTER_FILE}) of {base!r:.120}; "
-        "merge it with peft (merge_and_unload), save the result with save_pretrained, and convert that"
+        f"{directory}: expected a whole model, found an adapter ({kind!r:.40}, {ADAPTER_FILE}) of {base!r:.120}; "
+        f"convert that model with --adapter {directory}"
     )
 
 

@@ -9,6 +9,7 @@ from dynexport.runtime.bundle.errors import DynexportError
 _WIDTHS = (
     "hidden_size",
     "n_embd",
+    "model_dim",
     "word_embed_proj_dim",
     "intermediate_size",
     "ffn_dim",
@@ -20,7 +21,7 @@ _WIDTHS = (
     "n_heads",
     "num_key_value_heads",
 )
-_DEPTHS = ("num_hidden_layers", "n_layer", "n_layers")
+_DEPTHS = ("num_hidden_layers", "num_transformer_layers", "n_layer", "n_layers")
 
 
 def check_sizes(checkpoint: Checkpoint) -> None:

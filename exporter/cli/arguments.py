@@ -51,6 +51,8 @@ text_option = click.option(
     type=click.Path(path_type=Path),
     help="UTF-8 text: a file, a pipe, or '-' for standard input.",
 )
+# Where the value of --loops waits for --depth.
+_LOOPS = "dynexport.loops"
 
 
 def options(*decorators: Callable[[_Command], _Command]) -> Callable[[_Command], _Command]:
@@ -70,7 +72,25 @@ def depth_option(text: str) -> Callable[[_Command], _Command]:
     Args:
         text: help text of the option.
     """
-    return click.option("--speedup", "--depth", "depth", help=text)
+    return options(
+        click.option("--speedup", "--depth", "depth", callback=_or_loops, help=text),
+        click.option(
+            "--loops",
+            type=click.IntRange(min=1),
+            is_eager=True,
+            expose_value=False,
+            callback=lambda context, _, value: context.meta.update({_LOOPS: value}),
+            help="Of a looped model, run the first LOOPS loops only: --depth loops-LOOPS.",
+        ),
+    )
+
+
+def _or_loops(context: click.Context, _: click.Parameter, depth: str | None) -> str | None:
+    """Return the depth that --depth or --loops asks for."""
+    loops = context.meta[_LOOPS]
+    if loops is not None and depth is not None:
+        raise click.UsageError(f"--loops: expected without --depth, found {loops} beside {depth:.40}")
+    return depth if loops is None else f"loops-{loops}"
 
 
 def numbers(text: str, option: str) -> list[int]:

@@ -134,5 +134,6 @@ def _table(done: Calibration) -> tuple[list[str], list[list[str]]]:
 
 def _command(source: Source, done: Calibration) -> str:
     how = ["--import", source.importer] if source.importer else []
+    how += ["--adapter", source.adapter] if source.adapter else []
     thresholds = f"thresholds={json.dumps(done.thresholds)}"
     return shlex.join(["dynexport", "convert", source.model, *how, "--set", thresholds, "-o", "BUNDLE"])

@@ -32,14 +32,33 @@ _routing_options = options(
     ),
     click.option("--keep", metavar="0,2,..", help="Kept layers, instead of a ratio."),
     click.option(
+        "--exit",
+        "exits",
+        type=int,
+        multiple=True,
+        help="early-exit: after how many layers tokens may leave, as LayerSkip's exit_layer; prompts leave there too, "
+        "unless --set prompt=full. May be given several times.",
+    ),
+    click.option(
         "--set",
         "set_fields",
         metavar="FIELD=VALUE",
         multiple=True,
         help="A field of the routing contract, as JSON or text; a.b sets field b of a. May be given several times.",
     ),
+    click.option("--loops", type=int, help="Of a looped model, the most loops of a token: --set loops=LOOPS."),
     click.option(
-        "--import", "importer", metavar="NAME", help="Read a checkpoint of another routing library; NAME is astramind."
+        "--import",
+        "importer",
+        metavar="NAME",
+        help="Read a checkpoint that other routing code has written; NAME is astramind, flexidepth, skipgpt, d-llm, "
+        "mindskip or dlo.  [default: the one that knows its config and tensors]",
+    ),
+    click.option(
+        "--adapter",
+        type=click.Path(path_type=Path),
+        metavar="DIR",
+        help="Merge a LoRA adapter of the peft library into the weights; a routing contract in its config.json counts.",
     ),
 )
 # The engine that graphs are written for.
@@ -164,9 +183,11 @@ Examples:
   dynexport convert ./model --strategy dense --precision int4 -o model-int4
   dynexport convert ./model --precision int4 --quantiser gptq --quantiser-text book.txt -o model-int4
   dynexport convert ./model --strategy unified-skip --keep 0,2,4,7 -o model-skip
+  dynexport convert ./layerskip-llama2-7B --strategy early-exit --exit 8 -o layerskip
   dynexport convert ./mod-model --set decision.threshold=0.4 --set cache.capacity=0.25 -o mod
   dynexport convert ./mod-model --set 'thresholds={"1": 0.41, "3": 0.52}' -o mod
   dynexport convert ./trained --import astramind -o mod
+  dynexport convert ./model --adapter ./lora -o adapted
   dynexport convert ./model --target tensorrt --precision fp16 --max-length 4096 --max-batch 4 -o engine-ready
   dynexport convert model.gguf --kv-cache-dtype int8 --kv-cache-text book.txt -o model-kv8
   dynexport convert ./radial-model --single-graph --layer-capacity 0.5 -o radial"""
@@ -187,7 +208,9 @@ def convert(
     model: str,
     output: Path,
     keep: str | None,
+    exits: tuple[int, ...],
     set_fields: tuple[str, ...],
+    loops: int | None,
     single_graph: bool,
     layer_capacity: float | None,
     kv_cache_text: Path | None,
@@ -204,7 +227,8 @@ def convert(
     with out.progress("converting") as bar:
         how = ConvertOptions(
             keep=None if keep is None else numbers(keep, "--keep"),
-            fields=settings(set_fields, "--set"),
+            fields=({"prompt": "exit", "exits": sorted(exits)} if exits else {})
+            | settings((*set_fields, *([] if loops is None else [f"loops={loops}"])), "--set"),
             layer_capacity=_layer_capacity(single_graph, layer_capacity),
             kv_cache_text=_text(kv_cache_text),
             quantiser_text=_text(quantiser_text),

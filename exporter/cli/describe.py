@@ -32,10 +32,10 @@ def not_trained(manifest: Manifest, depths: Iterable[Depth]) -> str | None:
     named = [f"{depth.name} ({kept_text(manifest, depth)})" for depth in depths if not depth.trained]
     if not named:
         return None
-    return (
-        f"this checkpoint does not declare that it was trained to skip layers as the ratio {' or '.join(named)} does; "
-        "expect worse text the more layers are skipped (measure it with dynexport eval BUNDLE --text FILE)"
-    )
+    from dynexport.exporter.strategies import strategies
+
+    sentence = strategies()[manifest.contract.strategy].untrained.format(" or ".join(named))
+    return f"{sentence} (measure it with dynexport eval BUNDLE --text FILE)"
 
 
 def kept_text(manifest: Manifest, depth: Depth) -> str:
@@ -110,14 +110,14 @@ def _describe_cache(manifest: Manifest) -> str:
 
 def _cache_per_token(manifest: Manifest) -> int:
     """Return the most bytes of keys and values that one token stores."""
-    return sum(cache.per_token for cache in manifest.caches) * manifest.cost.kv_per_token
+    return sum(cache.per_token * manifest.cost.kv_in(cache.place) for cache in manifest.caches)
 
 
 def _full_cache(manifest: Manifest) -> tuple[int, float]:
     """Return the bytes of a row's caches for a full context, and their ratio to one slot per token and layer."""
-    model, layout = manifest.model, CacheLayout(manifest)
-    slots = sum(layout.slots(place, model.max_length) for place in range(layout.places))
-    return slots * manifest.cost.kv_per_token, slots / (model.layers * model.max_length)
+    model, cost, layout = manifest.model, manifest.cost, CacheLayout(manifest)
+    found = sum(layout.slots(place, model.max_length) * cost.kv_in(place) for place in range(layout.places))
+    return found, found / (model.max_length * sum(cost.kv_in(layer) for layer in range(model.layers)))
 
 
 def depth_table(manifest: Manifest) -> tuple[list[str], list[list[str]]]:
@@ -151,4 +151,5 @@ def bundle_report(manifest: Manifest) -> dict[str, Any]:
         ],
         "source": manifest.source.model,
         "importer": manifest.source.importer,
+        "adapter": manifest.source.adapter,
     }

@@ -111,7 +111,7 @@ def _place(manifest: Manifest) -> str:
 def _shown_places(manifest: Manifest) -> list[str]:
     """Return the first place that is not a routed layer, and the first that is."""
     routed = manifest.routing.layers if isinstance(manifest.routing, LayerRouting) else ()
-    plain = [cache.place for cache in manifest.caches if cache.place not in routed]
+    plain = [cache.place for cache in manifest.caches if cache.place not in routed and cache.parts]
     return [str(place) for place in (*plain[:1], *routed[:1])]
 
 

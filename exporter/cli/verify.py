@@ -31,6 +31,12 @@ Examples:
     help="The checkpoint, run by PyTorch.  [default: the bundle's golden vectors]",
 )
 @click.option(
+    "--adapter",
+    type=click.Path(path_type=Path),
+    metavar="DIR",
+    help="With --against: the adapter that convert merged into the checkpoint.",
+)
+@click.option(
     "--new-tokens",
     type=int,
     default=32,
@@ -45,6 +51,7 @@ Examples:
 def verify(
     bundle: Path,
     against: str | None,
+    adapter: Path | None,
     new_tokens: int,
     long: bool,
     backend: RunBackend,
@@ -66,7 +73,14 @@ def verify(
     check_text(opened)
     with opened.unchanged(), out.progress("verifying") as bar:
         report = run_ladder(
-            opened, against, backend=backend, threads=threads, new_tokens=new_tokens, long=long, progress=bar.stage
+            opened,
+            against,
+            adapter=adapter,
+            backend=backend,
+            threads=threads,
+            new_tokens=new_tokens,
+            long=long,
+            progress=bar.stage,
         )
     title = f"{bundle} against {against or 'its golden vectors'}"
     compared = [check for check in report.checks if not check.of_routes]

@@ -12,6 +12,7 @@ from dynexport.exporter.families.architecture import Architecture, Rotary
 from dynexport.exporter.families.class_fields import NEUTRAL, ROTARY
 from dynexport.exporter.families.family import Family
 from dynexport.exporter.families.fields import Fields
+from dynexport.exporter.families.per_layer import FIELD, with_own_layers
 from dynexport.runtime.bundle.checks import checked_kind
 from dynexport.runtime.bundle.errors import DynexportError
 
@@ -65,7 +66,8 @@ def _read(config: Mapping[str, Any]) -> tuple[Architecture, Fields]:
     fields.asked |= {twin: f"another name of `{name}`" for twin, name in family.twins.items()}
     fields.flag("is_causal")  # refuses null, which transformers takes as false
     for name, value in NEUTRAL.items():
-        fields.only(name, value)
+        if name != FIELD or not family.own_layers:
+            fields.only(name, value)
     architecture = family.read(fields)
     if architecture.heads % architecture.kv_heads:
         expected = f"a divisor of {architecture.heads} heads"
@@ -73,6 +75,8 @@ def _read(config: Mapping[str, Any]) -> tuple[Architecture, Fields]:
     if "layer_types" not in fields.asked:
         kinds = ["sliding_attention" if window else "full_attention" for window in architecture.windows]
         fields.only("layer_types", kinds, "the family's windows are")
+    if family.own_layers:
+        architecture = with_own_layers(architecture, fields)
     if isinstance(architecture.positions, Rotary):
         fields.asked = dict.fromkeys(ROTARY, "read") | fields.asked
     fields.check_known()

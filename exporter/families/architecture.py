@@ -79,6 +79,7 @@ class Alibi:
 
 
 Positions = Rotary | LearnedPositions | Alibi
+_SIZES = ("heads", "kv_heads", "intermediate_size")
 
 
 @dataclass(frozen=True)
@@ -111,6 +112,26 @@ class Source:
         if self.combine is not None:
             return self.combine(parts)
         return parts[0] if len(parts) == 1 else np.concatenate(parts)
+
+
+@dataclass(frozen=True)
+class LayerSizes:
+    """The sizes of one layer.
+
+    Attributes:
+        heads: query heads; 0: the layer has no attention.
+        kv_heads: key and value heads.
+        intermediate_size: channels between the matrices of the MLP; 0: the layer has no MLP.
+    """
+
+    heads: int
+    kv_heads: int
+    intermediate_size: int
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether the layer has neither attention nor MLP."""
+        return not (self.heads or self.intermediate_size)
 
 
 @dataclass(frozen=True)
@@ -175,6 +196,8 @@ class Architecture:
         loop_body: first and last of those layers; None: all of them.
         exit_threshold: threshold of the family's rule for leaving before the last loop; None without one.
         weights_of: for each layer that a token runs, the layer whose weights it has: itself, but in looped models.
+        sizes: each layer's own sizes, where they differ or a layer lacks attention or MLP; ``heads``, ``kv_heads`` and
+            ``intermediate_size`` are then the largest of any layer. Empty: these are the sizes of every layer.
         sources: tensor of the graph -> its checkpoint tensors, where the Hugging Face name or layout differs.
     """
 
@@ -221,6 +244,7 @@ class Architecture:
     loop_body: tuple[int, int] | None = None
     exit_threshold: float | None = None
     weights_of: tuple[int, ...] = ()
+    sizes: tuple[LayerSizes, ...] = ()
     sources: Mapping[str, Source] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -270,7 +294,25 @@ class Architecture:
             windows=tuple(self.windows[layer] for layer in layers),
             rotary_layers=tuple(self.rotary_layers[layer] for layer in layers),
             weights_of=tuple(layers),
+            sizes=tuple(self.sizes[layer] for layer in layers) if self.sizes else (),
         )
+
+    def sizes_of(self, layer: int) -> LayerSizes:
+        """Return the sizes of a layer."""
+        return self.sizes[layer] if self.sizes else LayerSizes(self.heads, self.kv_heads, self.intermediate_size)
+
+    def with_sizes(self, sizes: Sequence[LayerSizes]) -> Architecture:
+        """Return the architecture whose layers have these sizes; at least one has attention and one an MLP."""
+        largest = {name: max(getattr(own, name) for own in sizes) for name in _SIZES}
+        alike = all(own == LayerSizes(**largest) for own in sizes)
+        return replace(self, **largest, sizes=() if alike else tuple(sizes))
+
+    def of(self, layer: int) -> Architecture:
+        """Return the architecture with the sizes of a layer as those of the model."""
+        if not self.sizes:
+            return self
+        own = self.sizes[layer]
+        return replace(self, **{name: getattr(own, name) for name in _SIZES})
 
     def needs_key_positions(self, layer: int) -> bool:
         """Return whether a layer's attention needs the original positions of cached keys (windows, ALiBi)."""

@@ -101,8 +101,9 @@ _OTHER_HEADS = (
     "summary_use_proj",
 )
 # Fields that transformers does not read: old names of lengths; Megatron's training settings in bloom; sizes for which
-# gpt2, opt, bloom and gpt_neox have other names, or which do not apply to them (they have no grouped key heads); and
-# settings of windows of other families, which the config.json of SmolLM3 has.
+# gpt2, opt, bloom and gpt_neox have other names, or which do not apply to them (they have no grouped key heads);
+# settings of windows of other families, which the config.json of SmolLM3 has; and, in openelm, the length of a table of
+# rotary angles that grows as needed.
 _UNREAD_BY_TRANSFORMERS = (
     "_sliding_window_pattern",
     "intermediate_size",
@@ -112,6 +113,7 @@ _UNREAD_BY_TRANSFORMERS = (
     "n_ctx",
     "num_key_value_heads",
     "offset_alibi",
+    "rope_max_length",
     "seq_length",
     "sliding_window_size",
     "skip_bias_add",

@@ -27,6 +27,7 @@ class Family:
         twins: a second name of a field -> its name in transformers' class (the inverse of ``attribute_map``).
         renamed: a tensor -> its other name, which some checkpoints of transformers 5 have.
         masks: a regular expression of the causal masks and constants that old versions stored as tensors.
+        own_layers: whether single layers may have sizes and windows of their own (``per_layer_config``).
     """
 
     model_type: str
@@ -37,6 +38,7 @@ class Family:
     twins: Mapping[str, str] = field(default_factory=dict)
     renamed: Mapping[str, str] = field(default_factory=dict)
     masks: str = ""
+    own_layers: bool = False
 
     def completed(self, config: Mapping[str, Any]) -> dict[str, Any]:
         """Return the fields of a config.json under the names of transformers' class, with its defaults added.
@@ -104,12 +106,13 @@ def llama_like(
         "heads": heads,
         "kv_heads": fields.integer("num_key_value_heads", default=heads),
         "head_dim": head_dim,
-        "intermediate_size": fields.integer("intermediate_size"),
         "vocab_size": fields.integer("vocab_size"),
         "max_length": rotary.context(max_length),
         "positions": rotary,
         "sliding_positions": sliding,
     }
+    if "intermediate_size" not in overrides:
+        values["intermediate_size"] = fields.integer("intermediate_size")
     if "norm_epsilon" not in overrides:
         values["norm_epsilon"] = fields.number("rms_norm_eps")
     if "tied_embeddings" not in overrides:

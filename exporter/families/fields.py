@@ -41,8 +41,15 @@ class Fields:
 
     def __init__(self, config: Mapping[str, Any], family: str) -> None:
         self._config = config
+        self._prefix = ""
         self.family = family
         self.asked: dict[str, str] = {}
+
+    def within(self, where: str, values: Mapping[str, Any]) -> Fields:
+        """Return the fields of an object inside the config; errors name ``where`` before the field."""
+        found = Fields(values, self.family)
+        found._prefix = self._prefix + where
+        return found
 
     def get(self, name: str, default: Any = None) -> Any:
         """Return the unchecked value, or ``default`` if it is absent or null."""
@@ -52,7 +59,9 @@ class Fields:
 
     def error(self, name: str, value: Any, expected: str) -> DynexportError:
         """Return an error that names the field, the expected and the found value."""
-        return DynexportError(f"config.json ({self.family}): {name}: expected {expected}, found {value!r:.200}")
+        return DynexportError(
+            f"config.json ({self.family}): {self._prefix}{name:.80}: expected {expected}, found {value!r:.200}"
+        )
 
     def integer(self, name: str, default: int | None = None, at_least: int = 1, at_most: int = _LARGEST_SIZE) -> int:
         """Return an integer in a range, or ``default`` if it is absent or null."""

@@ -12,4 +12,10 @@ def _read(fields: Fields) -> Architecture:
     return llama_like(fields, qkv_bias=bias, attention_output_bias=bias, mlp_bias=fields.flag("mlp_bias"))
 
 
-FAMILY = Family("llama", "Llama, SmolLM2", "RMSNorm, rotary (llama3 scaling), grouped-query attention, SwiGLU", _read)
+FAMILY = Family(
+    "llama",
+    "Llama, SmolLM2",
+    "RMSNorm, rotary (llama3 scaling), grouped-query attention, SwiGLU",
+    _read,
+    own_layers=True,
+)

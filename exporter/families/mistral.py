@@ -11,4 +11,4 @@ def _read(fields: Fields) -> Architecture:
     return llama_like(fields, windows=same_window(fields))
 
 
-FAMILY = Family("mistral", "Mistral", "sliding-window attention", _read)
+FAMILY = Family("mistral", "Mistral", "sliding-window attention", _read, own_layers=True)

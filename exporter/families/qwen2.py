@@ -18,4 +18,4 @@ def _read(fields: Fields) -> Architecture:
     return llama_like(fields, qkv_bias=True, windows=qwen_windows(fields))
 
 
-FAMILY = Family("qwen2", "Qwen2, Qwen2.5", "biases on q, k and v", _read)
+FAMILY = Family("qwen2", "Qwen2, Qwen2.5", "biases on q, k and v", _read, own_layers=True)

@@ -19,4 +19,4 @@ def _read(fields: Fields) -> Architecture:
     )
 
 
-FAMILY = Family("qwen3", "Qwen3", "norms on q and k", _read)
+FAMILY = Family("qwen3", "Qwen3", "norms on q and k", _read, own_layers=True)

@@ -98,8 +98,8 @@ def plain_norms(names: Iterable[str], features: int) -> Sources:
     return {f"{name}.{kind}": source for name in names for kind, source in (("weight", ones), ("bias", zeros))}
 
 
-def split_gate_up(layers: int) -> Sources:
-    """Return the sources of ``gate_proj`` and ``up_proj``: the halves of the fused ``gate_up_proj``."""
+def split_gate_up(layers: int, fused: str = "model.layers.{i}.mlp.gate_up_proj.weight") -> Sources:
+    """Return the sources of ``gate_proj`` and ``up_proj``: the halves of the tensor ``fused`` of a layer ``{i}``."""
 
     def half(which: int) -> Combine:
         def combine(parts: list[Array]) -> Array:
@@ -109,9 +109,7 @@ def split_gate_up(layers: int) -> Sources:
         return combine
 
     return {
-        f"model.layers.{i}.mlp.{part}_proj.weight": Source(
-            (f"model.layers.{i}.mlp.gate_up_proj.weight",), half(which), moves_rows=True
-        )
+        f"model.layers.{i}.mlp.{part}_proj.weight": Source((fused.format(i=i),), half(which), moves_rows=True)
         for i in range(layers)
         for which, part in enumerate(("gate", "up"))
     }

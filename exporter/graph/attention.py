@@ -14,14 +14,23 @@ from dynexport.exporter.lowering.target import AttentionInputs, Target, cast
 
 
 class Attention(nn.Module):
-    """The attention of layer ``index``."""
+    """The attention of layer ``index``.
 
-    def __init__(self, target: Target, architecture: Architecture, index: int) -> None:
+    Args:
+        apart: whether queries have a projection of their own, and keys and values another, ``q_proj`` and ``kv_proj``;
+            ``forward`` is for attention with one projection.
+    """
+
+    def __init__(self, target: Target, architecture: Architecture, index: int, *, apart: bool = False) -> None:
         super().__init__()
-        self.target, self.architecture, self.index = target, architecture, index
-        a = architecture
+        a = self.architecture = architecture.of(index)
+        self.target, self.index = target, index
         self.query_size, self.kv_size = a.heads * a.head_dim, a.kv_heads * a.head_dim
-        self.qkv_proj = Linear(target, a.hidden_size, a.projected_size, bias=a.qkv_bias)
+        projections = {"qkv_proj": a.projected_size}
+        if apart:
+            projections = {"q_proj": self.query_size, "kv_proj": 2 * self.kv_size}
+        for name, size in projections.items():
+            setattr(self, name, Linear(target, a.hidden_size, size, bias=a.qkv_bias))
         self.o_proj = Linear(target, self.query_size, a.hidden_size, bias=a.attention_output_bias)
         if a.qk_norm:
             apart = a.qk_norm == "head"
@@ -84,12 +93,13 @@ class Attention(nn.Module):
         if rotation is not None and rotation.of_every_position and step.position_ids is not None:
             rotary = (rotation.cos, rotation.sin, step.position_ids)
         query, key, value = prepared
+        past_key, past_value = cache.entries
         inputs = AttentionInputs(
             query=query,
             key=key,
             value=value,
-            past_key=cache.key,
-            past_value=cache.value,
+            past_key=past_key,
+            past_value=past_value,
             cache_length=step.cache_length,
             last_index=step.last_index,
             total_length=step.total_length,
@@ -106,6 +116,25 @@ class Attention(nn.Module):
         attention = self.target.attention_of_one if step.append_later else self.target.attention
         output, present_key, present_value = attention(op, inputs)
         return output, LayerCache(present_key, present_value, position)
+
+    def entries(self, op: Any, projected: ir.Value, step: LayerStep) -> tuple[ir.Value, ir.Value]:
+        """Return key and value, each [B, S, kv_heads * head_dim] as the cache has them, of ``kv_proj``'s result."""
+        a = self.architecture
+        if a.qkv_clip is not None:
+            projected = op.Clip(projected, -a.qkv_clip, a.qkv_clip)
+        key, value = op.Split(projected, [self.kv_size, self.kv_size], axis=-1, _outputs=2)
+        if a.qk_norm:
+            key = self._norm_heads(op, key, self.k_norm, a.kv_heads)
+        return self._rotated(op, key, a.kv_heads, step), value
+
+    def query(self, op: Any, projected: ir.Value, step: LayerStep) -> ir.Value:
+        """Return queries [B, S, heads * head_dim], normed and rotated, of ``q_proj``'s result."""
+        a = self.architecture
+        if a.qkv_clip is not None:
+            projected = op.Clip(projected, -a.qkv_clip, a.qkv_clip)
+        if a.qk_norm:
+            projected = self._norm_heads(op, projected, self.q_norm, a.heads)
+        return self._rotated(op, projected, a.heads, step)
 
     def split(self, op: Any, projected: ir.Value) -> tuple[ir.Value, ir.Value, ir.Value]:
         """Split the packed projection into query, key and value."""
@@ -132,10 +161,16 @@ class Attention(nn.Module):
 
     def rotated_key(self, op: Any, key: ir.Value, step: LayerStep) -> ir.Value:
         """Return keys [B, S, kv_heads * head_dim] as the cache has them, if the attention kernel rotates them."""
-        rotation = step.rotation
-        if rotation is None or not rotation.of_every_position or not self.architecture.rotary_layers[self.index]:
+        if step.rotation is None or not step.rotation.of_every_position:
             return key
-        return self._rotate(op, key, self.architecture.kv_heads, rotation, step.position_ids)
+        return self._rotated(op, key, self.architecture.kv_heads, step)
+
+    def _rotated(self, op: Any, x: ir.Value, heads: int, step: LayerStep) -> ir.Value:
+        """Rotate x by an operator, whether or not the attention kernel could."""
+        rotation = step.rotation if self.architecture.rotary_layers[self.index] else None
+        if rotation is None:
+            return x
+        return self._rotate(op, x, heads, rotation, step.position_ids if rotation.of_every_position else None)
 
     def _positions(self, op: Any, step: LayerStep, cache: LayerCache) -> tuple[ir.Value | None, ir.Value | None]:
         """Return the cache's positions with the new ones appended, and the attention bias computed from them."""

@@ -27,7 +27,8 @@ def build_graph(plan: GraphPlan, model: CausalLM, target: Target, writer: LayerW
     Inputs: ``input_ids`` and ``position_ids`` int64 [B, S]; ``cache_lengths`` int64 [L, B]; ``layer_active`` bool [L]
     in a conditional graph; ``logits_indices`` int64 [B, K]; the writer's own inputs; ``past_key_values.{i}.key`` and
     ``.value`` [B, kv_heads, M, cache_head_dim], of the target's type of caches, and ``.position`` int64 [B, M]
-    where a layer needs it. L is the number of layers in the plan. M is a constant for a target with fixed slots.
+    where a layer needs it; a layer without attention has none. L is the number of layers in the plan. M is a constant
+    for a target with fixed slots.
     cache_head_dim is head_dim, or larger if the target pads it.
     Outputs: ``logits`` float32 [B, K, vocab]; ``present.{i}.*`` like the inputs, to be bound to the same buffers; the
     writer's own outputs.
@@ -99,7 +100,10 @@ def _step_inputs(graph: ir.Graph, op: Any, architecture: Architecture, plan: Gra
 def _cache(
     graph: ir.Graph, architecture: Architecture, plan: GraphPlan, target: Target, layer: int, slots: int | str
 ) -> LayerCache:
-    shape: list[int | str] = ["B", architecture.kv_heads, slots, target.cache_head_dim(architecture.head_dim)]
+    heads = architecture.sizes_of(layer).kv_heads
+    if not heads:
+        return LayerCache()
+    shape: list[int | str] = ["B", heads, slots, target.cache_head_dim(architecture.head_dim)]
     key, value = (
         add_input(graph, f"past_key_values.{layer}.{part}", target.cache_dtype, shape) for part in ("key", "value")
     )

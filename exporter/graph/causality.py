@@ -16,7 +16,7 @@ from dynexport.exporter.graph.structure import ARITHMETIC, COMPARISONS, attribut
 from dynexport.exporter.lowering.target import BrokenGraph
 
 _LOGIC = ("And", "Not", "Or", "Where", "Xor")
-_ELEMENT_BY_ELEMENT = {*ARITHMETIC, *COMPARISONS, *_LOGIC, "Abs", "Cast", "Identity", "Neg", "Sigmoid"}
+_ELEMENT_BY_ELEMENT = {*ARITHMETIC, *COMPARISONS, *_LOGIC, "Abs", "Cast", "Identity", "Neg", "Relu", "Sigmoid", "Tanh"}
 
 
 class _Layout(Enum):
@@ -93,6 +93,8 @@ def _one_by_one(node: ir.Node, layouts: list[_Layout]) -> _Layout | None:
         permutation = node.attributes.get("perm")
         return _Layout.TOKENS if permutation is not None and [*permutation.as_ints()] == [2, 0, 1] else None
     turned = any(attribute(node, name, 0) for name in ("transA", "transBatchA", "transBatchB"))
+    if node.op_type == "Split":
+        return _Layout.FEATURES if attribute(node, "axis", 0) == -1 else None
     over_features = (node.op_type in ("MatMul", "FusedMatMul") and not turned) or (
         node.op_type in ("RMSNormalization", "LayerNormalization") and attribute(node, "axis", -1) == -1
     )

@@ -22,7 +22,7 @@ POOL = "pool"
 
 
 class DecoderLayer(nn.Module):
-    """One decoder layer, pre-norm, with attention and MLP in sequence or in parallel.
+    """One decoder layer: attention and MLP, each with its norms, in sequence or in parallel; either may be absent.
 
     Args:
         key: replaces the layer number in the names of the weights.
@@ -32,30 +32,42 @@ class DecoderLayer(nn.Module):
         super().__init__(f"{LAYERS}.{index if key is None else key}")
         a = self.architecture = architecture
         self.index = index
+        own = a.sizes_of(index)
+        experts = a.experts_of(index)
+        self.has_attention, self.has_mlp = own.heads > 0, own.intermediate_size > 0 or experts is not None
 
         def norm() -> Norm:
             return Norm(target, a.norm, a.hidden_size, a.norm_epsilon)
 
-        if a.pre_norms:
-            self.input_layernorm = norm()
-        self.self_attn = Attention(target, a, index)
-        if not a.shared_norm:
-            self.post_attention_layernorm = norm()
-        if a.post_norms:
+        if self.has_attention:
             if a.pre_norms:
-                self.pre_feedforward_layernorm = norm()
-            self.post_feedforward_layernorm = norm()
-        experts = a.experts_of(index)
-        self.mlp: MixtureOfExperts | Mlp
-        if experts is not None:
-            self.mlp = MixtureOfExperts(target, a, experts)
-        else:
-            self.mlp = Mlp(target, a.hidden_size, a.intermediate_size, a.activation, gated=a.gated_mlp, bias=a.mlp_bias)
+                self.input_layernorm = norm()
+            self.self_attn = Attention(target, a, index)
+        if not a.shared_norm and (self.has_attention if a.post_norms else self.has_mlp):
+            self.post_attention_layernorm = norm()
+        if self.has_mlp:
+            if a.post_norms:
+                if a.pre_norms:
+                    self.pre_feedforward_layernorm = norm()
+                self.post_feedforward_layernorm = norm()
+            self.mlp: MixtureOfExperts | Mlp
+            if experts is not None:
+                self.mlp = MixtureOfExperts(target, a, experts)
+            else:
+                width = own.intermediate_size
+                self.mlp = Mlp(target, a.hidden_size, width, a.activation, gated=a.gated_mlp, bias=a.mlp_bias)
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether the layer has neither attention nor MLP."""
+        return not (self.has_attention or self.has_mlp)
 
     def forward(
         self, op: Any, hidden_states: ir.Value, step: LayerStep | Line, cache: LayerCache
     ) -> tuple[ir.Value, LayerCache]:
         """Return the hidden states [B, S, hidden] or [N, hidden] and the cache after the layer."""
+        if not self.has_attention:
+            return self.after_attention(op, hidden_states, None), cache
         attention, present = self.self_attn(op, self.before_attention(op, hidden_states), step, cache)
         return self.after_attention(op, hidden_states, attention), present
 
@@ -73,15 +85,24 @@ class DecoderLayer(nn.Module):
         other._set_name(f"{LAYERS}.{index}")
         return other
 
-    def after_attention(self, op: Any, hidden_states: ir.Value, attention: ir.Value) -> ir.Value:
-        """Return the layer's output from its input and its attention output, all [B, S, hidden]."""
+    def after_attention(
+        self, op: Any, hidden_states: ir.Value, attention: ir.Value | None, *, gate: ir.Value | None = None
+    ) -> ir.Value:
+        """Return the layer's output from its input and its attention output, all [B, S, hidden].
+
+        ``gate`` float32 [B, S, 1] multiplies the output of the MLP of a layer in sequence; None: 1.
+        """
         a = self.architecture
+        if attention is None and not self.has_mlp:
+            return op.Identity(hidden_states)
         if a.residual == "parallel":
             # The same norm of the same input a second time: engines compute it once.
             norm = self.input_layernorm if a.shared_norm else self.post_attention_layernorm
             return op.Add(op.Add(self.mlp(op, norm(op, hidden_states)), attention), hidden_states)
-        if a.residual_scale is not None:
+        if attention is not None and a.residual_scale is not None:
             attention = op.Mul(attention, a.residual_scale)
+        if not self.has_mlp:
+            return op.Add(hidden_states, self.post_attention_layernorm(op, attention) if a.post_norms else attention)
         normed, residual = self._before_mlp(op, hidden_states, attention)
         mlp = self.mlp(op, normed)
         if a.norms_of_sums:
@@ -90,21 +111,29 @@ class DecoderLayer(nn.Module):
             mlp = self.post_feedforward_layernorm(op, mlp)
         if a.residual_scale is not None:
             mlp = op.Mul(mlp, a.residual_scale)
+        if gate is not None:
+            mlp = cast(op, op.Mul(gate, cast(op, mlp, FLOAT)), mlp.dtype)
         return op.Add(residual, mlp)
 
-    def _before_mlp(self, op: Any, hidden_states: ir.Value, attention: ir.Value) -> tuple[ir.Value, ir.Value]:
+    def mlp_of(self, op: Any, residual: ir.Value) -> ir.Value:
+        """Return the MLP's output for the residual stream after attention, where one norm stands between them."""
+        output: ir.Value = self.mlp(op, self.post_attention_layernorm(op, residual))
+        return output
+
+    def _before_mlp(self, op: Any, hidden_states: ir.Value, attention: ir.Value | None) -> tuple[ir.Value, ir.Value]:
         """Return the MLP's input and the residual stream after attention."""
         a = self.architecture
-        norm = self.post_attention_layernorm
-        if a.norms_of_sums:
-            residual = norm(op, attention, hidden_states)[0]
+        if attention is not None and a.norms_of_sums:
+            residual = self.post_attention_layernorm(op, attention, hidden_states)[0]
             return self.pre_feedforward_layernorm(op, residual), residual
-        if a.post_norms:
-            attention = norm(op, attention)
-            if not a.pre_norms:
-                residual = op.Add(hidden_states, attention)
-                return residual, residual
-            norm = self.pre_feedforward_layernorm
+        if attention is not None and a.post_norms:
+            attention = self.post_attention_layernorm(op, attention)
+        if not a.pre_norms:
+            residual = hidden_states if attention is None else op.Add(hidden_states, attention)
+            return residual, residual
+        norm = self.pre_feedforward_layernorm if a.post_norms else self.post_attention_layernorm
+        if attention is None:
+            return norm(op, hidden_states), hidden_states
         normed, residual = norm(op, attention, hidden_states)
         return normed, residual
 

@@ -21,19 +21,27 @@ _MASKED = -1e30
 
 @dataclass(frozen=True)
 class LayerCache:
-    """One layer's cache, as input or output: key and value [B, kv_heads, M, cache_head_dim].
+    """One layer's cache, as input or output.
 
     Attributes:
+        key: [B, kv_heads, M, cache_head_dim]; None for a layer without attention, which has no cache.
+        value: like ``key``.
         position: int64 [B, M], the original position of every entry, for layers that need it.
     """
 
-    key: ir.Value
-    value: ir.Value
+    key: ir.Value | None = None
+    value: ir.Value | None = None
     position: ir.Value | None = None
 
+    @property
+    def entries(self) -> tuple[ir.Value, ir.Value]:
+        """Key and value of a layer with attention."""
+        assert self.key is not None and self.value is not None
+        return self.key, self.value
+
     def values(self) -> list[ir.Value]:
-        """Return the cache's tensors in the order of the graph's inputs, without an absent ``position``."""
-        return [self.key, self.value] + ([] if self.position is None else [self.position])
+        """Return the cache's tensors in the order of the graph's inputs, without absent ones."""
+        return [value for value in (self.key, self.value, self.position) if value is not None]
 
 
 @dataclass(frozen=True)

@@ -90,12 +90,13 @@ class Sizes:
         )
         self._windows = {-window for window in a.windows if window is not None}
         # Attention composed of primitive operators has the axes heads, tokens, cache slots, in this order.
-        self._heads = {a.heads, a.kv_heads} if self._slots else set()
+        shapes = {(own.heads, own.kv_heads) for own in map(a.sizes_of, range(a.layers)) if own.heads}
+        self._heads = {heads for shape in shapes for heads in shape} if self._slots else set()
         self._features: set[tuple[int | None, ...]] = {(), (a.hidden_size,)}
         self._features |= {(size,) for size in (self._slots | {a.head_dim} if self._slots else ())}
         padded = _cache_channels(graph) - {a.head_dim}
         for channels in (a.head_dim, *padded):
-            for heads in (a.heads, a.kv_heads, a.heads + 2 * a.kv_heads):
+            for heads in {count for own, kv in shapes for count in (own, kv, own + 2 * kv)}:
                 self._features |= {(heads, channels), (heads * channels,)}
         if a.experts is not None:
             self._features |= {(a.experts.count,), (a.experts.intermediate_size, 2)}

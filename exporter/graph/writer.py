@@ -59,7 +59,7 @@ class ConditionalWriter(LayerWriter):
     def run_layer(
         self, op: Any, layer: DecoderLayer, hidden_states: ir.Value, step: Step, cache: LayerCache
     ) -> tuple[ir.Value, LayerCache]:
-        if not self.plan.conditional or layer.index in self.plan.contiguous:
+        if not self.plan.conditional or layer.index in self.plan.contiguous or layer.is_empty:
             return super().run_layer(op, layer, hidden_states, step, cache)
 
         def run(op: Any) -> tuple[ir.Value, LayerCache]:

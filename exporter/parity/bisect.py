@@ -138,7 +138,7 @@ def _decision_departure(manifest: Manifest, failed: Measurement, limits: RouteLi
     """Return the first routed layer with a wrong decision, or the router of paths."""
     routing, places = manifest.routing, _places(failed.metrics, limits)
     by_layer = isinstance(routing, LayerRouting)
-    names = {place: str(routing.layers[place] if isinstance(routing, LayerRouting) else place) for place in places}
+    names = {place: str(routing.layer_of(place) if isinstance(routing, LayerRouting) else place) for place in places}
     first: Place = int(names[min(places)]) if by_layer else "router"
     return Departure(
         check=failed.name,

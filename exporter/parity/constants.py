@@ -59,7 +59,7 @@ def differences(bundle: Bundle) -> list[Difference]:
         graph = GraphFile(bundle, entry)
         for check in (_norms, _activations, expert_differences, _attention, _rotary, _ends):
             found += check(graph, architecture)
-        found += _conditions(graph, manifest)
+        found += _conditions(graph, manifest, architecture)
         found += strategy.graph_differences(graph, manifest)
     return found
 
@@ -115,6 +115,8 @@ def _manifest(manifest: Manifest, architecture: Architecture) -> Iterator[Differ
         ("heads", architecture.heads),
         ("kv_heads", architecture.kv_heads),
         ("vocab_size", architecture.vocab_size),
+        ("heads_of_layers", tuple(own.heads for own in architecture.sizes)),
+        ("kv_heads_of_layers", tuple(own.kv_heads for own in architecture.sizes)),
     ):
         yield from unequal(f"manifest: {name}", expected, getattr(manifest.model, name))
     for name, layers in dict.fromkeys(_without_conditions(manifest)):
@@ -140,6 +142,8 @@ def _norms(graph: GraphFile, architecture: Architecture) -> Iterator[Difference]
 
 def _activations(graph: GraphFile, architecture: Architecture) -> Iterator[Difference]:
     for node in graph.of_type(*_ACTIVATIONS):
+        if "router" in (node.name or ""):
+            continue
         found = {"Relu": "relu", "Swish": "silu", "QuickGelu": "silu"}.get(node.op_type, "gelu")
         if node.op_type == "Relu" and any(set(use.node.inputs) == {node.outputs[0]} for use in node.outputs[0].uses()):
             found = "relu2"
@@ -172,10 +176,12 @@ def _attention(graph: GraphFile, architecture: Architecture) -> Iterator[Differe
         yield from _bias(where, bias, architecture, layer or 0)
         if node.op_type in _GROUPED:
             heads = (int(number(node, "num_heads")), int(number(node, "kv_num_heads")))
-            yield from unequal(f"{where}: heads", (architecture.heads, architecture.kv_heads), heads)
+            own = architecture.sizes_of(layer or 0)
+            yield from unequal(f"{where}: heads", (own.heads, own.kv_heads), heads)
             yield from unequal(f"{where}: window", -1.0, number(node, "local_window_size", -1))
     if graph.is_step:
-        yield from unequal(f"{graph.entry.name}: layers with attention", {*graph.entry.layers}, seen)
+        attending = {layer for layer in graph.entry.layers if architecture.sizes_of(layer).heads}
+        yield from unequal(f"{graph.entry.name}: layers with attention", attending, seen)
 
 
 def _rotates(node: ir.Node) -> bool:
@@ -234,7 +240,8 @@ def _rotary(graph: GraphFile, architecture: Architecture) -> Iterator[Difference
         for kind in ("Cos", "Sin"):
             yield from _angles(graph.entry.name, graph.value(kind.lower()), kind, architecture.positions)
     if graph.is_step or graph.value("query") is not None:
-        layers = {layer for layer in graph.entry.layers if architecture.rotary_layers[layer]}
+        turning = (layer for layer in graph.entry.layers if architecture.rotary_layers[layer])
+        layers = {layer for layer in turning if architecture.sizes_of(layer).heads}
         yield from unequal(f"{graph.entry.name}: layers with rotary positions", layers, rotated)
 
 
@@ -308,7 +315,7 @@ def _ends(graph: GraphFile, architecture: Architecture) -> Iterator[Difference]:
         yield from unequal(f"{name}: offset of positions", {a.positions.offset} - {0}, offsets - {0})
 
 
-def _conditions(graph: GraphFile, manifest: Manifest) -> Iterator[Difference]:
+def _conditions(graph: GraphFile, manifest: Manifest, architecture: Architecture) -> Iterator[Difference]:
     """Check that every layer that some depth skips has an If, with its own row of ``layer_active``."""
     if not graph.entry.takes("layer_active"):
         return
@@ -322,7 +329,8 @@ def _conditions(graph: GraphFile, manifest: Manifest) -> Iterator[Difference]:
         named = {graph.layer_of(inner) for inner in branch if _reads_weights(inner)}
         rows.update({layer: int(row) for layer in named if layer is not None})
     runs = [run for depth in manifest.depths for run in (depth.keep, depth.prompt)]
-    skipped = {layer for layer in graph.entry.layers if any(layer not in run for run in runs)}
+    full = {layer for layer in graph.entry.layers if not architecture.sizes_of(layer).is_empty}
+    skipped = {layer for layer in full if any(layer not in run for run in runs)}
     expected = {layer: row for row, layer in enumerate(graph.entry.layers) if layer in skipped | rows.keys()}
     yield from unequal(f"{graph.entry.name}: rows of layer_active", expected, dict(sorted(rows.items())))
 

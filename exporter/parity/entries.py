@@ -155,6 +155,8 @@ def _row(cache: KvCache, row: int) -> dict[int, tuple[Any, Any]]:
     """Return the entries of a row by place: keys and values, int8 or float16 [kv_heads, entries, cache_head_dim]."""
     found = {}
     for place, count in enumerate(cache.lengths[:, row].tolist()):
+        if f"{place}.key" not in cache.buffers:
+            continue  # a layer without attention
         key, value = (cache.buffers[f"{place}.{part}"][row, :, :count].copy() for part in ("key", "value"))
         found[place] = key, value
     return found

@@ -137,7 +137,7 @@ def _refused_when_full(executor: Executor, case: Case, token: int) -> Measuremen
 def everywhere(manifest: Manifest, length: int) -> NDArray[np.int64]:
     """Return decisions int64 [R, length] by which tokens run every routed layer, or ``path_through`` layer 0."""
     if isinstance(manifest.routing, LayerRouting):
-        return np.ones((len(manifest.routing.layers), length), np.int64)
+        return np.ones((manifest.routing.decisions, length), np.int64)
     assert isinstance(manifest.routing, PathRouting)
     return np.repeat(path_through(manifest.routing, manifest.model.layers, 0)[:, None], length, axis=1)
 

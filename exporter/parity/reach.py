@@ -152,7 +152,10 @@ def affordable(manifest: Manifest, rows: int, budget: float) -> int:
     if isinstance(manifest.routing, PathRouting):
         in_one_graph = manifest.program("prompt", manifest.full).set is None
         runs = manifest.routing.hops * (model.layers if in_one_graph else 1)
-    squared, linear = 4 * model.heads * model.head_dim * runs, manifest.cost.layer_flops * runs
+    heads, products = model.heads * runs, manifest.cost.layer_flops * runs
+    if model.heads_of_layers:
+        heads, products = sum(model.heads_of_layers), sum(manifest.cost.flops_of_layers)
+    squared, linear = 4 * model.head_dim * heads, products
     within = (math.sqrt(linear**2 + 4 * squared * budget / rows) - linear) / (2 * squared)
     return max(1, int(min(within, math.sqrt(_MEMORY / (_BYTES_PER_SCORE * model.heads)))))
 

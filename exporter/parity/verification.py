@@ -9,7 +9,6 @@ from pathlib import Path
 
 import numpy as np
 
-from dynexport.exporter.checkpoint import open_checkpoint
 from dynexport.exporter.checkpoint.sizes import check_sizes
 from dynexport.exporter.families import read_architecture
 from dynexport.exporter.parity import ladder
@@ -36,7 +35,7 @@ from dynexport.exporter.reference.loading import fits_in_memory
 from dynexport.exporter.reference.rounding import has_rounded_caches, is_rounded
 from dynexport.exporter.reference.weights import Weights
 from dynexport.exporter.strategies import strategies
-from dynexport.exporter.strategies.importing import find_importer
+from dynexport.exporter.strategies.importing import open_imported
 from dynexport.runtime.bundle.bundle import Bundle
 from dynexport.runtime.bundle.checks import checked_count, checked_ids, checked_kind, checked_list
 from dynexport.runtime.bundle.errors import DynexportError
@@ -62,6 +61,7 @@ def verify(
     bundle: Bundle | str | Path,
     against: str | Path | None = None,
     *,
+    adapter: str | Path | None = None,
     backend: RunBackend = "onnxruntime",
     threads: int | None = None,
     prompts: Sequence[Sequence[int]] | None = None,
@@ -74,6 +74,7 @@ def verify(
     Args:
         bundle: an opened bundle, or its directory.
         against: the model for PyTorch, as for ``convert``; None uses the bundle's golden vectors as the reference.
+        adapter: the adapter that ``convert`` merged into it; None without one.
         backend: what runs the graphs.
         threads: intra-op threads of the engine; None means one per core.
         prompts: rows of token ids; None uses a text, or random token ids for a bundle without tokenizer.
@@ -89,7 +90,14 @@ def verify(
     """
     bundle = bundle if isinstance(bundle, Bundle) else Bundle.open(bundle)
     verification = Verification.prepare(
-        bundle, against, backend=backend, threads=threads, prompts=prompts, new_tokens=new_tokens, long=long
+        bundle,
+        against,
+        adapter=adapter,
+        backend=backend,
+        threads=threads,
+        prompts=prompts,
+        new_tokens=new_tokens,
+        long=long,
     )
     manifest = bundle.manifest
     limits = limits_of(manifest.target, manifest.precision, rounded_caches=has_rounded_caches(manifest))
@@ -138,6 +146,7 @@ class Verification:
         bundle: Bundle,
         against: str | Path | None = None,
         *,
+        adapter: str | Path | None = None,
         backend: RunBackend = "onnxruntime",
         threads: int | None = None,
         prompts: Sequence[Sequence[int]] | None = None,
@@ -154,7 +163,7 @@ class Verification:
         executor = Executor(bundle, threads, backend=backend)
         if against is None:
             return cls(bundle, executor, [], scope)
-        manifest, weights = bundle.manifest, _weights(bundle, against)
+        manifest, weights = bundle.manifest, _weights(bundle, against, adapter)
         oracles, stored = [strategies()[manifest.contract.strategy].oracle(weights, manifest)], None
         if is_rounded(manifest):
             rounded = rounded_weights(weights, bundle.path, manifest)
@@ -306,10 +315,15 @@ def _golden(bundle: Bundle, executor: Executor) -> Iterator[Measurement]:
         yield from ladder.golden_row(exact if row.dequantised else executor, row, there.get(row.name))
 
 
-def _weights(bundle: Bundle, against: str | Path) -> Weights:
+def _weights(bundle: Bundle, against: str | Path, adapter: str | Path | None) -> Weights:
     """Return the model in PyTorch; raise DynexportError if it is not the bundle's."""
     manifest = bundle.manifest
-    checkpoint = open_checkpoint(against, importer=find_importer(manifest.source.importer))
+    if (adapter is None) != (manifest.source.adapter is None):
+        told = "none" if manifest.source.adapter is None else f"{manifest.source.adapter:.120}, merged by convert"
+        raise DynexportError(
+            f"{bundle.path}: --adapter: expected that of the bundle ({told}), found {adapter or 'none'}; name the same"
+        )
+    checkpoint = open_imported(against, manifest.source.importer, adapter=adapter)
     check_sizes(checkpoint)
     architecture = strategies()[manifest.contract.strategy].architecture(
         manifest.contract, read_architecture(checkpoint.config)

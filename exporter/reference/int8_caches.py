@@ -60,7 +60,7 @@ class Scales:
             for name, scale in _scales(folder / graph.file).items():
                 if not np.array_equal(found.setdefault(name, scale), scale):
                     raise DynexportError(f"{folder}: {name}: expected the same scales in every graph, found others")
-        places = sorted(cache.place for cache in manifest.caches)
+        places = sorted(cache.place for cache in manifest.caches if cache.parts)
         missing = [f"{p}.{part}" for p in places for part in ("key", "value") if f"{p}.{part}" not in found]
         if missing:
             raise DynexportError(f"{folder}: {PAST}{missing[0]}: expected scales of int8, found none; convert again")

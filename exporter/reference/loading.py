@@ -11,13 +11,15 @@ from pathlib import Path
 from typing import Any
 
 from dynexport.exporter.checkpoint.base import Checkpoint
-from dynexport.exporter.reference import own_models
+from dynexport.exporter.reference import own_layers, own_models
 from dynexport.runtime.bundle.errors import DynexportError
 
 # Fields about the bytes on disk or the routing, not about the float32 model that is built here.
-FOREIGN_FIELDS = ("model_type", "dynexport", "dtype", "torch_dtype", "quantization_config")
+FOREIGN_FIELDS = ("model_type", "dynexport", "dtype", "torch_dtype", "quantization_config", own_layers.FIELD)
 # Tensors of the routing contract, in any family; transformers does not know them.
-_ROUTING = re.compile(r"model\.(layers\.[0-9]+\.mod_(router|predictor)|radial_router|early_exit_gate)\..+")
+_ROUTING = re.compile(
+    r"model\.(layers\.[0-9]+\.mod_(router|mlp_router|predictor|adapter)|radial_router|early_exit_gate)\..+"
+)
 # Float32 weights up to this size are loaded whole; larger models are loaded one layer at a time.
 _RESIDENT_BYTES = 8 << 30
 
@@ -31,6 +33,8 @@ def reader_reason(checkpoint: Checkpoint) -> str:
     """Return why transformers cannot load a checkpoint by itself; "" if it can."""
     if checkpoint.origin is None:
         return "transformers has no loader for its format"
+    if own_layers.own_fields(checkpoint.config):
+        return "transformers builds all layers alike"
     if checkpoint.origin.is_dir():
         return ""
     if importlib.util.find_spec("accelerate") is None:
@@ -89,7 +93,8 @@ def build_config(checkpoint: Checkpoint) -> Any:
     from transformers import AutoConfig
 
     own_models.register()
-    if checkpoint.origin is not None and checkpoint.origin.is_dir():
+    own = own_layers.own_fields(checkpoint.config)
+    if checkpoint.origin is not None and checkpoint.origin.is_dir() and not own:
         config = AutoConfig.from_pretrained(checkpoint.origin, trust_remote_code=False, local_files_only=True)
     else:
         fields = {name: value for name, value in checkpoint.config.items() if name not in FOREIGN_FIELDS}

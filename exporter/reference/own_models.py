@@ -6,12 +6,14 @@ routing strategy adds, such as further loops, is not here: a model runs each of 
 
 from __future__ import annotations
 
+import math
 from functools import cache
 from typing import Any
 
-from dynexport.exporter.reference.huginn import HUGINN, config_and_model
+from dynexport.exporter.reference import huginn, openelm
+from dynexport.exporter.reference.own_layers import replace_layers
 
-OURO = "ouro"
+OURO, NEMOTRON_NAS = "ouro", "nemotron-nas"
 
 
 @cache
@@ -19,7 +21,13 @@ def register() -> None:
     """Make ``AutoConfig`` and ``AutoModelForCausalLM`` know the models of this module."""
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    for kind, (config, model) in {OURO: _ouro(), HUGINN: config_and_model()}.items():
+    models = {
+        OURO: _ouro(),
+        NEMOTRON_NAS: _nemotron_nas(),
+        huginn.HUGINN: huginn.config_and_model(),
+        openelm.OPENELM: openelm.config_and_model(),
+    }
+    for kind, (config, model) in models.items():
         AutoConfig.register(kind, config, exist_ok=True)
         AutoModelForCausalLM.register(config, model, exist_ok=True)
 
@@ -60,6 +68,45 @@ def _ouro() -> tuple[Any, Any]:
             self.post_init()
 
     return OuroConfig, OuroForCausalLM
+
+
+def _nemotron_nas() -> tuple[Any, Any]:
+    """Return config and model of Nemotron-NAS: llama with other sizes in every layer, as ``block_configs`` says."""
+    from transformers.models.llama import configuration_llama, modeling_llama
+
+    class NemotronNasConfig(configuration_llama.LlamaConfig):  # type: ignore[misc]
+        model_type = NEMOTRON_NAS
+        intermediate_size: int | None = None
+        num_hidden_layers: int = 1
+        block_configs: Any = ({"attention": {"n_heads_in_group": 1}, "ffn": {"ffn_mult": 4.0}},)
+
+        def __setattr__(self, name: str, value: Any) -> None:
+            # llama's class takes no null; every layer is built again with a width of its own.
+            super().__setattr__(name, 1 if name == "intermediate_size" and value is None else value)
+
+    class NemotronNasForCausalLM(modeling_llama.LlamaForCausalLM):  # type: ignore[misc]
+        config_class = NemotronNasConfig
+
+        def __init__(self, config: Any) -> None:
+            super().__init__(config)
+            replace_layers(self, {i: _own_sizes(config, block) for i, block in enumerate(config.block_configs)})
+            self.post_init()
+
+    return NemotronNasConfig, NemotronNasForCausalLM
+
+
+def _own_sizes(config: Any, block: Any) -> dict[str, Any]:
+    """Return a block of Nemotron-NAS as the fields of a llama's layer, and what it skips."""
+    attention, mlp = block["attention"], block["ffn"]
+    own: dict[str, Any] = {"skip": []}
+    if attention.get("no_op"):
+        own["skip"].append("attention")
+    else:
+        own["num_key_value_heads"] = config.num_attention_heads // attention["n_heads_in_group"]
+    if mlp.get("no_op"):
+        return {**own, "intermediate_size": 1, "skip": [*own["skip"], "mlp"]}
+    width = mlp.get("intermediate_size") or math.ceil(int(2 * mlp["ffn_mult"] * config.hidden_size / 3) / 256) * 256
+    return {**own, "intermediate_size": width}
 
 
 __all__ = ["register"]

@@ -4,18 +4,23 @@ from __future__ import annotations
 
 from dynexport.exporter.reference.dequantised import is_quantised
 from dynexport.plugins.attention import NAME
-from dynexport.runtime.bundle.manifest import Manifest
+from dynexport.runtime.bundle.manifest import CachePart, Manifest
 
 
 def has_int8_caches(manifest: Manifest) -> bool:
     """Return whether keys and values are stored as int8."""
-    return any(cache.parts["key"].dtype == "int8" for cache in manifest.caches)
+    return any(part.dtype == "int8" for part in _stored(manifest))
 
 
 def has_half_caches(manifest: Manifest) -> bool:
     """Return whether keys and values are stored as float16 between layers that compute in float32."""
-    half = any(cache.parts["key"].dtype == "float16" for cache in manifest.caches)
+    half = any(part.dtype == "float16" for part in _stored(manifest))
     return half and manifest.target == "onnxruntime"
+
+
+def _stored(manifest: Manifest) -> list[CachePart]:
+    """Return the keys of every cache that is stored: layers without attention have none."""
+    return [cache.parts["key"] for cache in manifest.caches if cache.parts]
 
 
 def has_rounded_caches(manifest: Manifest) -> bool:

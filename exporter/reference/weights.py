@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from dynexport.exporter.checkpoint.base import Checkpoint
+from dynexport.exporter.reference import own_layers
 from dynexport.exporter.reference.dequantised import DequantisedWeights
 from dynexport.exporter.reference.experts import read_of_experts
 from dynexport.exporter.reference.half_weights import HalfWeights
@@ -217,6 +218,7 @@ def _build_model(checkpoint: Checkpoint, max_length: int | None) -> Any:
         set_context(config, max_length)
         with _parameters_on_meta():
             model = AutoModelForCausalLM.from_config(config, dtype=torch.float32, attn_implementation="eager")
+            own_layers.replace_layers(model, own_layers.own_fields(checkpoint.config))
     # transformers raises anything here, from KeyError to the errors of its config validators.
     except Exception as error:
         reason = " ".join(str(error).split())

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dynexport.exporter.checkpoint import Importer
+from pathlib import Path
+
+from dynexport.exporter.checkpoint import Checkpoint, Importer, open_checkpoint
 from dynexport.exporter.strategies import strategies
 from dynexport.runtime.bundle.errors import DynexportError
 
@@ -20,4 +22,31 @@ def find_importer(name: str | None) -> Importer | None:
     return None if name is None else known[name]
 
 
-__all__ = ["find_importer", "importers"]
+def open_imported(
+    model: str | Path,
+    importer: str | None = None,
+    *,
+    tokenizer: Path | None = None,
+    adapter: str | Path | None = None,
+) -> Checkpoint:
+    """Open a model by the importer of a name, else by the one that recognises it, else as it is.
+
+    Args:
+        model: as for ``open_checkpoint``.
+        importer: an importer's name; None to recognise the model by its config and tensors.
+        tokenizer: as for ``open_checkpoint``.
+        adapter: as for ``open_checkpoint``.
+
+    Raises:
+        DynexportError: as ``open_checkpoint`` and ``find_importer``.
+    """
+    return open_checkpoint(
+        model,
+        tokenizer=tokenizer,
+        importer=find_importer(importer),
+        importers=tuple(importers().values()),
+        adapter=adapter,
+    )
+
+
+__all__ = ["find_importer", "importers", "open_imported"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
 import onnx_ir as ir
@@ -31,6 +32,21 @@ ContractT = TypeVar("ContractT", bound=AnyContract)
 PlanT = TypeVar("PlanT", bound=GraphPlan)
 
 
+@dataclass(frozen=True)
+class CostPart:
+    """The weights of a layer that depend on one decision: regular expressions of their names within the layer.
+
+    Attributes:
+        layer: the layer's number.
+        run: the weights that only running tokens need.
+        skip: the weights that only skipping tokens need.
+    """
+
+    layer: int
+    run: str
+    skip: str
+
+
 class Strategy(ABC, Generic[ContractT, PlanT]):
     """A routing strategy; docs/routing-contract.md defines each one.
 
@@ -42,6 +58,7 @@ class Strategy(ABC, Generic[ContractT, PlanT]):
         tensors: a regular expression for the names of the router tensors; "" without routers.
         has_ratios: true if its contract has the fields speedups, rule and keep.
         importers: importers of checkpoints that other routing code wrote.
+        untrained: what a checkpoint that does not declare a depth means for it, a sentence with the depth's name.
         sample: the name of the repository's trained sample; "" without one.
         plugin_fields: the contract fields and values with which its graphs use dynexport's custom operators; None if
             they never do.
@@ -52,6 +69,10 @@ class Strategy(ABC, Generic[ContractT, PlanT]):
     tensors: str = ""
     has_ratios: bool = False
     importers: tuple[Importer, ...] = ()
+    untrained: str = (
+        "this checkpoint does not declare that it was trained to skip layers as the ratio {} does; expect worse text "
+        "the more layers are skipped"
+    )
     sample: str = ""
     plugin_fields: Mapping[str, Any] | None = None
 
@@ -146,6 +167,10 @@ class Strategy(ABC, Generic[ContractT, PlanT]):
         """Return whether a checkpoint with the contract ``declared`` was trained to run at a depth."""
         return False
 
+    def cost_parts(self, contract: ContractT) -> tuple[CostPart, ...]:
+        """Return the weights that depend on each decision about a token; by default the decision is about a layer."""
+        return ()
+
     def router_weights(self, contract: ContractT, architecture: Architecture) -> int:
         """Return the number of float32 weights that one choice of the next layer reads; by default 0."""
         return 0
@@ -206,4 +231,4 @@ class Strategy(ABC, Generic[ContractT, PlanT]):
         )
 
 
-__all__ = ["ContractT", "PlanT", "Strategy"]
+__all__ = ["ContractT", "CostPart", "PlanT", "Strategy"]

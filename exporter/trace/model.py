@@ -85,7 +85,8 @@ class RowDepth(_Part):
         taken = [len(path) for path in _paths(decisions, routing)] or decisions.ran.sum(axis=0)
         routed: tuple[RoutedLayer, ...] = ()
         if isinstance(routing, LayerRouting):
-            told = zip(routing.layers, decisions.choices == 1, decisions.overflow, strict=True)
+            about = map(routing.layer_of, range(routing.decisions))
+            told = zip(about, decisions.choices == 1, decisions.overflow, strict=True)
             routed = tuple(
                 RoutedLayer(layer=layer, rate=float(ran.mean()), overflow=int(overflow))
                 for layer, ran, overflow in told
@@ -110,7 +111,7 @@ class Trace(_Part):
         ran: [layers][tokens], whether the token ran in the layer.
         depth: [tokens], number of layers run; a layer counts each time that a token takes it.
         paths: [tokens], the layers of each token in order; empty if all tokens take the layers in the model's order.
-        routed: R routed layers, ascending; empty without routed layers.
+        routed: the R decisions about a token by their layers, ascending; empty without routed layers.
         scores: [R][tokens], the routers' scores.
         margins: [R][tokens], distance of each score from the opposite decision.
     """

@@ -39,11 +39,26 @@ inline Floats<L> load(const float* values) {
   return loaded;
 }
 
+// Compilers widen bytes in several steps on their own.
 template <int L>
 inline Floats<L> load(const std::int8_t* values) {
-  typename Vector<L>::Bytes bytes;
-  std::memcpy(&bytes, values, sizeof(bytes));
-  return __builtin_convertvector(__builtin_convertvector(bytes, Integers<L>), Floats<L>);
+#if defined(__AVX512F__)
+  if constexpr (L == 16)
+    return (Floats<L>)_mm512_cvtepi32_ps(
+        _mm512_cvtepi8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(values))));
+  else
+#endif
+#if defined(__AVX2__)
+      if constexpr (L == 8)
+    return (Floats<L>)_mm256_cvtepi32_ps(
+        _mm256_cvtepi8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(values))));
+  else
+#endif
+  {
+    typename Vector<L>::Bytes bytes;
+    std::memcpy(&bytes, values, sizeof(bytes));
+    return __builtin_convertvector(__builtin_convertvector(bytes, Integers<L>), Floats<L>);
+  }
 }
 
 template <int L>

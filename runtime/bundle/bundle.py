@@ -118,8 +118,8 @@ class Bundle:
         """Return a declared depth.
 
         Args:
-            wanted: a ratio or name; 1 and "full" are full depth. None is the first depth that the checkpoint was
-                trained for, or full depth if there is none.
+            wanted: a ratio or name; 1 and "full" are full depth; "exit" is exit-8 if no other begins so. None is the
+                first depth that the checkpoint was trained for, or full depth if there is none.
 
         Raises:
             DynexportError: when the bundle does not declare it.
@@ -131,6 +131,9 @@ class Bundle:
         for depth in (full, *declared):
             if text == depth.name or _number(wanted) == depth.ratio is not None:
                 return depth
+        begin = [depth for depth in declared if depth.name.startswith(f"{text}-")]
+        if len(begin) == 1:
+            return begin[0]
         names = ", ".join(depth.name for depth in declared)
         raise DynexportError(f"{self.path}: depth: expected 1{', ' if names else ''}{names}; found {text}")
 

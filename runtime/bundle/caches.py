@@ -43,7 +43,8 @@ class Cache(Part):
 
     Attributes:
         place: the index of the layer or hop; every place from 0 up has exactly one cache.
-        parts: "key" and "value" [B, kv_heads, M, head_dim]. Some caches also have "position" int64 [B, M], the
+        parts: "key" and "value" [B, kv_heads, M, head_dim]; empty for a layer without attention, whose entries are
+            counted, but not stored. Some caches also have "position" int64 [B, M], the
             original position of every entry, and "step" int64 [B, M], the hop that wrote it.
         most: most entries of a row, if that can be fewer than its tokens; beyond it the cache is full.
         per_token: most entries that one token may write.

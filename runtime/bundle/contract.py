@@ -1,4 +1,4 @@
-"""The routing contract, version 1: what a checkpoint says about its routing (docs/routing-contract.md).
+"""The routing contract, version 2: what a checkpoint says about its routing (docs/routing-contract.md).
 
 It is in a checkpoint's ``config.json`` under ``"dynexport"`` and in every bundle's manifest. A field that is left out
 takes the default given here; an unknown field is an error. ``parse_contract`` reports errors in one line; the classes
@@ -8,7 +8,6 @@ are pydantic models and raise ``ValidationError``.
 from __future__ import annotations
 
 import math
-from fractions import Fraction
 from typing import Annotated, Any, Literal, get_args
 
 import numpy as np
@@ -24,8 +23,7 @@ from pydantic import (
 )
 
 from dynexport.runtime.bundle.errors import DynexportError
-
-CONTRACT_VERSION = 1
+from dynexport.runtime.bundle.mod_fields import ModFields
 
 # Strict JSON numbers: true and "2" are refused.
 _Number = Annotated[float, Strict()]
@@ -80,88 +78,10 @@ class UnifiedSkip(_Contract):
         return self
 
 
-class Decision(_Contract):
-    """The causal decision of a routed layer: a token runs if ``sigmoid(logit) comparison threshold``.
-
-    Attributes:
-        rule: "router", the logit is the router's score; "predictor", it is the output of a small MLP; "always", every
-            token runs.
-        threshold: the threshold that the probability is compared with.
-        comparison: whether a probability equal to the threshold runs (">=") or skips (">").
-    """
-
-    rule: Literal["router", "predictor", "always"] = "router"
-    threshold: _Number = Field(default=0.5, allow_inf_nan=False)
-    comparison: Literal[">", ">="] = ">"
-
-
-class RoutedCache(_Contract):
-    """The KV cache of a routed layer: its size, and what happens when it is full.
-
-    Attributes:
-        capacity: share of ``max_length``; a row has ``ceil(capacity * max_length)`` entries.
-        overflow: what a token does when the cache is full: "residual", it skips the layer and is counted; "error",
-            generation stops.
-    """
-
-    capacity: _Number = Field(default=1.0, gt=0, le=1)
-    overflow: Literal["residual", "error"] = "residual"
-
-
-class Mod(_Contract):
-    """Mixture-of-Depths (arXiv 2404.02258): a routed layer runs only the tokens that its router chooses.
-
-    Attributes:
-        routed_layers: layers with a router, ascending.
-        capacity: share of a sequence's tokens that top-k chooses.
-        rounding: rounding of capacity * tokens.
-        router_input: "hidden", the layer's input; "normed", the output of the layer's input norm.
-        gate: the factor g: "raw", the score; "sigmoid", its sigmoid; "none", 1.
-        combine: the layer's result for input h and layer output y: "delta", h + g (y - h); "replace", g y.
-        decision: the causal rule for a single token.
-        prefill: the rule for prompts: "causal", or "topk" as in training, which is not causal.
-        positions: position ids in a routed layer: "original", or "compact", the token's index in the layer's cache.
-        thresholds: a threshold for single layers, by layer index, instead of ``decision.threshold``; written by
-            calibration.
-        cache: size and overflow rule of a routed layer's KV cache.
-    """
+class Mod(ModFields):
+    """Mixture-of-Depths (arXiv 2404.02258): a routed layer runs only the tokens that its router chooses."""
 
     strategy: Literal["mod"] = "mod"
-    routed_layers: tuple[_Layer, ...] = Field(min_length=1)
-    capacity: _Number = Field(default=0.125, gt=0, le=1)
-    rounding: Literal["floor", "ceil"] = "floor"
-    router_input: Literal["hidden", "normed"] = "hidden"
-    gate: Literal["raw", "sigmoid", "none"] = "raw"
-    combine: Literal["delta", "replace"] = "delta"
-    decision: Decision = Decision()
-    prefill: Literal["causal", "topk"] = "causal"
-    positions: Literal["original", "compact"] = "original"
-    cache: RoutedCache = RoutedCache()
-    thresholds: dict[int, _Number] = Field(default_factory=dict)
-
-    @field_validator("routed_layers")
-    @classmethod
-    def _ascending(cls, layers: tuple[int, ...]) -> tuple[int, ...]:
-        if len(set(layers)) < len(layers) or min(layers, default=0) < 0:
-            raise ValueError(f"expected different layers from 0, found {list(layers)}")
-        return tuple(sorted(layers))
-
-    @model_validator(mode="after")
-    def _thresholds_of_routed_layers(self) -> Mod:
-        unrouted = sorted(set(self.thresholds) - set(self.routed_layers))
-        if unrouted:
-            raise ValueError(f"thresholds: expected routed layers, found {unrouted[0]}")
-        if not all(math.isfinite(value) for value in self.thresholds.values()):
-            raise ValueError("thresholds: expected finite numbers, found NaN or infinity")
-        return self
-
-    def threshold(self, layer: int) -> float:
-        """Return the threshold of a routed layer."""
-        return self.thresholds.get(layer, self.decision.threshold)
-
-    def slots(self, max_length: int) -> int:
-        """Return the most entries of a row in a routed layer's cache; the capacity is taken as an exact decimal."""
-        return min(max_length, math.ceil(Fraction(str(self.cache.capacity)) * max_length))
 
 
 class RadialRouter(_Contract):

@@ -15,7 +15,7 @@ class CacheLayout:
 
     def __init__(self, manifest: Manifest) -> None:
         self.caches: list[Cache] = sorted(manifest.caches, key=lambda cache: cache.place)
-        self.fixed = all(part.shape[2] != "M" for cache in self.caches for part in _with_heads(cache))
+        self.fixed = all(part.shape[2] != "M" for cache in self.caches for part in with_heads(cache))
 
     @property
     def places(self) -> int:
@@ -25,9 +25,9 @@ class CacheLayout:
     def slots(self, place: int, tokens: int) -> int:
         """Return the number of slots that a row of ``tokens`` tokens has in one place, slack included."""
         cache = self.caches[place]
-        (fixed,) = {part.shape[2] for part in _with_heads(cache)}
-        if isinstance(fixed, int):
-            return fixed
+        for fixed in {part.shape[2] for part in with_heads(cache)}:
+            if isinstance(fixed, int):
+                return fixed
         return min(tokens, cache.most or tokens) * cache.per_token + cache.slack
 
     def shapes(self, place: int, rows: int, slots: int) -> dict[str, tuple[int, ...]]:
@@ -39,8 +39,9 @@ class CacheLayout:
         }
 
 
-def _with_heads(cache: Cache) -> tuple[CachePart, CachePart]:
-    return cache.parts["key"], cache.parts["value"]
+def with_heads(cache: Cache) -> tuple[CachePart, ...]:
+    """Return the keys and the values of a cache; nothing for a layer without attention."""
+    return tuple(cache.parts[name] for name in ("key", "value") if name in cache.parts)
 
 
-__all__ = ["CacheLayout"]
+__all__ = ["CacheLayout", "with_heads"]

@@ -28,9 +28,9 @@ from dynexport.runtime.bundle.graphs import (
     by_file,
     check_parts,
 )
-from dynexport.runtime.bundle.model import Bytes, Cost, Model, Tokens
+from dynexport.runtime.bundle.model import Bytes, Cost, Model, PartCost, Tokens, check_layers
 from dynexport.runtime.bundle.plain_files import hash_plain
-from dynexport.runtime.bundle.routing import LayerRouting, Layers, PathRouting, Routing
+from dynexport.runtime.bundle.routing import LayerPart, LayerRouting, Layers, PathRouting, Routing
 
 SCHEMA_VERSION = 2
 MANIFEST = "manifest.json"
@@ -82,12 +82,14 @@ class Source(Part):
         config_sha256: sha256 of ``config`` as JSON with sorted keys.
         config: content of its config.json, as rewritten by the importer if there was one.
         importer: name of the importer for checkpoints of other routing code; None for a checkpoint that needs none.
+        adapter: path of the LoRA adapter that is merged into the weights, as the user gave it; None without one.
     """
 
     model: str
     config_sha256: str
     config: dict[str, Any]
     importer: str | None = None
+    adapter: str | None = None
 
 
 class File(Part):
@@ -196,12 +198,10 @@ class Manifest(Part):
 
     def _check_layers(self) -> None:
         layers = self.model.layers
-        if self.cost.expert and not (
-            len(self.cost.expert) == layers and 0 < self.cost.experts_per_token <= self.cost.experts
-        ):
-            raise ValueError(f"cost.expert: expected {layers} layers, and experts_per_token in 1..experts")
-        if len(self.cost.layers) != layers:
-            raise ValueError(f"cost.layers: expected {layers} as in model.layers, found {len(self.cost.layers)}")
+        check_layers(self.model, self.cost, paths=isinstance(self.routing, PathRouting))
+        decided = self.routing.decisions if isinstance(self.routing, LayerRouting) else 0
+        if len(self.cost.parts) not in (0, decided):
+            raise ValueError(f"cost.parts: expected one for each of {decided} decisions, found {len(self.cost.parts)}")
         routed: Layers = ()
         if isinstance(self.routing, LayerRouting):
             decisions, span = len(self.routing.layers), self.routing.span
@@ -255,7 +255,7 @@ class Manifest(Part):
                 raise ValueError(f"programs: set: {name}: expected {count} names, found {len(getattr(found, name))}")
 
     def _check_caches(self) -> None:
-        heads, size = self.model.kv_heads, self.model.head_dim
+        size = self.model.head_dim
         padded = -(-size // HEAD_DIM_MULTIPLE) * HEAD_DIM_MULTIPLE
         places = [cache.place for cache in self.caches]
         if sorted(places) != list(range(len(places))):
@@ -266,7 +266,10 @@ class Manifest(Part):
         if len(places) != count:
             raise ValueError(f"caches: expected one for each of {count} {of_what}, found {len(places)}")
         for cache in self.caches:
-            for name in ("key", "value"):
+            heads = self.model.kv_heads_in(cache.place)
+            if not heads and cache.parts:
+                raise ValueError(f"cache {cache.place}: expected no parts in a layer without attention, found some")
+            for name in ("key", "value") if heads else ():
                 shape = cache.parts[name].shape if name in cache.parts else ()
                 if not (len(shape) == 4 and shape[1] == heads and shape[3] in (size, padded)):
                     found = f"{list(shape)!s:.80}"
@@ -283,7 +286,7 @@ class Manifest(Part):
 
     def _check_slots(self, cache: Cache) -> None:
         """Raise ValueError when the parts of a cache have not the same rows and slots."""
-        slots = cache.parts["key"].shape[2]
+        slots = cache.parts["key"].shape[2] if cache.parts else 0
         for name, part in cache.parts.items():
             found = part.shape[::2] if len(part.shape) == 4 else part.shape
             if slots == "B" or found != ("B", slots):
@@ -334,10 +337,12 @@ __all__ = [
     "File",
     "Graph",
     "GraphSet",
+    "LayerPart",
     "LayerRouting",
     "Limits",
     "Manifest",
     "Model",
+    "PartCost",
     "PathRouting",
     "Phase",
     "Precision",

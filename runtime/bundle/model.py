@@ -8,6 +8,7 @@ from pydantic import Field
 
 from dynexport.runtime.bundle.graphs import Part, Size, Whole
 
+Heads = Annotated[int, Field(ge=0, lt=1 << 31)]
 Bytes = Annotated[int, Field(ge=0, lt=1 << 63)]
 
 
@@ -24,6 +25,9 @@ class Model(Part):
         vocab_size: size of the vocabulary; token ids are 0..vocab_size-1.
         max_length: most tokens of a row, prompt and generated tokens together.
         parameters: number of elements of all weights.
+        heads_of_layers: query heads of each layer, 0 without attention, where layers differ; ``heads`` is then the
+            largest. Empty: every layer has ``heads``.
+        kv_heads_of_layers: the same of ``kv_heads``.
     """
 
     family: str
@@ -35,6 +39,28 @@ class Model(Part):
     vocab_size: Size
     max_length: Size
     parameters: Annotated[int, Field(ge=1, lt=1 << 63)]
+    heads_of_layers: tuple[Heads, ...] = ()
+    kv_heads_of_layers: tuple[Heads, ...] = ()
+
+    def heads_in(self, place: int) -> int:
+        """Return the number of query heads in a place, 0 where there is no attention."""
+        return self.heads_of_layers[place] if self.heads_of_layers else self.heads
+
+    def kv_heads_in(self, place: int) -> int:
+        """Return the number of key and value heads in a place, 0 where there is no attention."""
+        return self.kv_heads_of_layers[place] if self.kv_heads_of_layers else self.kv_heads
+
+
+class PartCost(Part):
+    """Bytes of weights of a layer that depend on one decision.
+
+    Attributes:
+        run: bytes that are read only if a token decides to run, a part of the layer's in ``layers``.
+        skip: bytes that are read besides if a token decides to skip.
+    """
+
+    run: Bytes
+    skip: Bytes = 0
 
 
 class Cost(Part):
@@ -45,8 +71,12 @@ class Cost(Part):
         layers: bytes of each layer's weights, its router included, by layer index.
         kv_per_token: bytes of key and value of one cached token in one layer.
         layer_flops: FLOPs of one layer's matrix products for one token, two per weight.
+        kv_of_layers: ``kv_per_token`` of each layer, where layers differ; ``kv_per_token`` is then the largest. Empty:
+            it is the same in every layer.
+        flops_of_layers: the same of ``layer_flops``.
         router: bytes of weights that a router reads to choose the next layer of a path; 0 if tokens take no paths.
         router_flops: FLOPs of one such choice.
+        parts: for each decision about a token what depends on it, where it is not the whole layer; else empty.
         experts: the experts of a layer; 0 in a model without any.
         experts_per_token: how many of them run for a token; ``layers`` counts the bytes of so many.
         expert: bytes of one expert, by layer index; empty in a model without experts.
@@ -58,9 +88,38 @@ class Cost(Part):
     layer_flops: Annotated[int, Field(ge=1, lt=1 << 63)]
     router: Bytes = 0
     router_flops: Bytes = 0
+    parts: tuple[PartCost, ...] = ()
     experts: Whole = 0
     experts_per_token: Whole = 0
     expert: tuple[Bytes, ...] = ()
+    kv_of_layers: tuple[Bytes, ...] = ()
+    flops_of_layers: tuple[Bytes, ...] = ()
+
+    def kv_in(self, place: int) -> int:
+        """Return the bytes of key and value of one cached token in a place."""
+        return self.kv_of_layers[place] if self.kv_of_layers else self.kv_per_token
+
+    def flops_in(self, place: int) -> int:
+        """Return the FLOPs of a place's matrix products for one token."""
+        return self.flops_of_layers[place] if self.flops_of_layers else self.layer_flops
+
+
+def check_layers(model: Model, cost: Cost, *, paths: bool) -> None:
+    """Raise ValueError for a list without one entry per layer, or layers that differ where tokens take ``paths``."""
+    layers = model.layers
+    if cost.expert and not (len(cost.expert) == layers and 0 < cost.experts_per_token <= cost.experts):
+        raise ValueError(f"cost.expert: expected {layers} layers, and experts_per_token in 1..experts")
+    lists: dict[str, tuple[int, ...]] = {
+        "model.heads_of_layers": model.heads_of_layers,
+        "model.kv_heads_of_layers": model.kv_heads_of_layers,
+        "cost.kv_of_layers": cost.kv_of_layers,
+        "cost.flops_of_layers": cost.flops_of_layers,
+    }
+    for name, values in {"cost.layers": cost.layers, **{name: found for name, found in lists.items() if found}}.items():
+        if len(values) != layers:
+            raise ValueError(f"{name}: expected {layers} as in model.layers, found {len(values)}")
+        if paths and name in lists:
+            raise ValueError(f"{name}: expected layers of one size where routing has paths, found others")
 
 
 class Tokens(Part):

@@ -8,6 +8,7 @@ from pydantic import Field
 
 from dynexport.runtime.bundle.graphs import Part, Size, Whole
 
+LayerPart = Literal["layer", "attention", "mlp"]
 Layers = Annotated[tuple[Whole, ...], Field(min_length=1)]
 
 
@@ -20,7 +21,9 @@ class LayerRouting(Part):
 
     Attributes:
         kind: always "layers".
-        layers: the R routed layers, ascending; with a span, the first layer of each of R runs.
+        layers: the routed layers, ascending; with a span, the first layer of each run.
+        parts: what the decisions about each layer are about: "layer", all of it; "attention"; "mlp". With two parts a
+            layer has two of the R decisions, one after the other.
         span: number of consecutive layers that each decision is about.
         skipped_kv: what a token that skips a layer leaves in its cache: "none", no entry; "kept", an entry without
             running it; "computed", an entry that is computed, so that the layer runs for all tokens and skipping saves
@@ -31,9 +34,26 @@ class LayerRouting(Part):
 
     kind: Literal["layers"] = "layers"
     layers: Layers
+    parts: Annotated[tuple[LayerPart, ...], Field(min_length=1, max_length=2)] = ("layer",)
     span: Size = 1
     skipped_kv: Literal["none", "kept", "computed"] = "none"
     overflow: Literal["residual", "error"]
+
+    @property
+    def decisions(self) -> int:
+        """R, the number of decisions about a token."""
+        return len(self.layers) * len(self.parts)
+
+    def layer_of(self, decision: int) -> int:
+        """Return the layer, or the first layer of the run, that a decision is about."""
+        return self.layers[decision // len(self.parts)]
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """A name for each decision: its layer, and its part where a layer has two."""
+        if len(self.parts) == 1:
+            return tuple(map(str, self.layers))
+        return tuple(f"{layer}.{part}" for layer in self.layers for part in self.parts)
 
     @property
     def covered(self) -> tuple[int, ...]:

@@ -23,7 +23,7 @@ class Decisions:
     """The decisions for one row's tokens.
 
     Attributes:
-        ran: bool [layers, tokens], true where the token ran in the layer.
+        ran: bool [layers, tokens], true where the token ran in the layer, or in any part of it that it could skip.
         choices: int64 [R, tokens]; R is 0 without routers. Routed layers: 1 for run, 0 for skip. Paths, one row per
             hop: the layer's number; the number of layers for an exit; -1 after the exit; ``TURNED_AWAY`` where the
             layer had no room.
@@ -56,9 +56,9 @@ class DecisionReader:
         self._covered: tuple[int, ...] = ()
         self._most = {cache.place: cache.most for cache in manifest.caches}
         if isinstance(self._routing, LayerRouting):
-            self.rows = self.overflows = len(self._routing.layers)
+            self.rows = self.overflows = self._routing.decisions
             self._covered = self._routing.covered
-            self._decision_of = np.repeat(np.arange(self.rows), self._routing.span)
+            self._decision_of = np.repeat(np.arange(len(self._routing.layers)), self._routing.span)
             self._names: Mapping[str, str] = _LAYER_OUTPUTS
         elif isinstance(self._routing, PathRouting):
             self.rows, self.overflows, self._names = self._routing.hops, 1, _PATH_OUTPUTS
@@ -150,7 +150,8 @@ class DecisionReader:
         if isinstance(self._routing, LayerRouting):
             ran = np.repeat(active[:, None], choices.shape[1], axis=1)
             if self._routing.skipped_kv != "computed":
-                ran[list(self._covered)] = (choices == 1)[self._decision_of]
+                parts = (choices == 1).reshape(len(self._routing.layers), len(self._routing.parts), -1)
+                ran[list(self._covered)] = parts.any(axis=1)[self._decision_of]
         else:
             ran = (choices[None] == np.arange(self._layers)[:, None, None]).any(axis=1)
         return Decisions(ran, choices, scores, margins, overflow)
@@ -187,7 +188,8 @@ class DecisionReader:
         if isinstance(self._routing, LayerRouting):
             entries: Array = active[:, None] * counts
             if self._routing.skipped_kv == "none":
-                entries[list(self._covered)] = choices.sum(axis=2)[self._decision_of]
+                of_attention = choices[:: len(self._routing.parts)]
+                entries[list(self._covered)] = of_attention.sum(axis=2)[self._decision_of]
             return entries
         assert isinstance(self._routing, PathRouting)
         if self._routing.places == "hops":
@@ -206,15 +208,16 @@ class DecisionReader:
         if paths:
             raise nan_in_hop(int(place), first_row + int(row), int(positions[row] + token))
         assert isinstance(self._routing, LayerRouting)
+        layer = self._routing.layer_of(int(place))
         raise DynexportError(
-            f"layer {self._routing.layers[place]}: row {first_row + row}, token {token}: expected a router score, "
+            f"layer {layer}: row {first_row + row}, token {token}: expected a router score, "
             "found NaN; the hidden states before it overflow, look for the layer with: dynexport verify"
         )
 
     def _check_overflow(self, overflow: Array, first_row: int) -> None:
         if isinstance(self._routing, LayerRouting) and self._routing.overflow == "error" and overflow.any():
             place, row = np.argwhere(overflow)[0]
-            layer = self._routing.layers[place]
+            layer = self._routing.layer_of(int(place))
             raise RouteError(
                 f"layer {layer}: row {first_row + row}: all {self._most[layer]} entries of its cache are used, and "
                 "the contract's cache.overflow is error; convert with a larger cache.capacity, or with residual"

@@ -7,7 +7,7 @@ from collections.abc import Collection, Sequence
 import numpy as np
 
 from dynexport.runtime.bundle.checks import checked_count, checked_list
-from dynexport.runtime.bundle.manifest import Cost, Manifest, PathRouting
+from dynexport.runtime.bundle.manifest import Cost, LayerRouting, Manifest, PathRouting
 from dynexport.runtime.execution.decisions import Decisions
 
 Array = np.ndarray
@@ -27,9 +27,33 @@ def read_bytes(manifest: Manifest, rows: Sequence[Decisions], entries: Array) ->
         paths = np.stack([row.choices for row in rows], axis=2)
         seen = [attended(manifest, manifest.routing, paths[:, :t], entries) for t in range(1, 1 + paths.shape[1])]
         return [path_bytes(manifest, paths[:, t], seen[t]) for t in range(paths.shape[1])]
+    if isinstance(manifest.routing, LayerRouting) and manifest.cost.parts:
+        return _bytes_of_parts(manifest, manifest.routing, np.stack([row.choices for row in rows], axis=2), entries)
     ran = np.stack([row.ran for row in rows], axis=2)
     after = entries[:, None] + ran.cumsum(axis=1)
     return [layer_bytes(manifest, ran[:, t], after[:, t]) for t in range(ran.shape[1])]
+
+
+def _bytes_of_parts(manifest: Manifest, routing: LayerRouting, choices: Array, entries: Array) -> list[int]:
+    """Return the bytes of T decode steps in which tokens skip parts of layers.
+
+    Args:
+        manifest: the bundle's manifest.
+        routing: the manifest's routing.
+        choices: int64 [R, T, rows], the decisions.
+        entries: int64 [layers, rows], entries before the first step.
+    """
+    cost, runs = manifest.cost, choices == 1
+    attends = np.ones((manifest.model.layers, *runs.shape[1:]), bool)
+    if routing.parts[0] != "mlp":
+        attends[list(routing.layers)] = runs[:: len(routing.parts)]
+    appends = attends if routing.skipped_kv == "none" else np.ones_like(attends)
+    seen = np.where(attends, entries[:, None] + appends.cumsum(axis=1), 0).sum(axis=(0, 2)) * cost.kv_per_token
+    spared, instead = (
+        np.array([getattr(part, name) for part in cost.parts], np.int64)[:, None] for name in ("run", "skip")
+    )
+    weights = np.where(runs.any(axis=2), 0, -spared) + np.where(runs.all(axis=2), 0, instead)
+    return [int(total) for total in cost.shared + sum(cost.layers) + weights.sum(axis=0) + seen]
 
 
 def layer_bytes(manifest: Manifest, ran: Array, entries: Array) -> int:
@@ -48,7 +72,8 @@ def layer_bytes(manifest: Manifest, ran: Array, entries: Array) -> int:
         cost.layers[layer] + more_experts(cost, layer, int(ran[layer].sum()))
         for layer in np.flatnonzero(ran.any(axis=1)).tolist()
     )
-    return weights + int(entries[ran].sum()) * cost.kv_per_token
+    stored = np.array([cost.kv_in(layer) for layer in range(len(ran))])
+    return weights + int((entries * ran).sum(axis=1) @ stored)
 
 
 def more_experts(cost: Cost, layer: int, rows: int) -> int:
@@ -154,11 +179,12 @@ def prompt_flops(manifest: Manifest, tokens: Array) -> int:
         manifest: the bundle's manifest.
         tokens: int64 [places, rows], number of tokens that ran in the place.
     """
-    model = manifest.model
-    pairs = int((tokens * (tokens + 1) // 2).sum())
-    attention = 4 * model.heads * model.head_dim * pairs
+    model, places = manifest.model, range(len(tokens))
+    heads = np.array([model.heads_in(place) for place in places])
+    products = np.array([manifest.cost.flops_in(place) for place in places])
+    attention = 4 * model.head_dim * int((tokens * (tokens + 1) // 2).sum(axis=1) @ heads)
     head: int = 2 * model.hidden_size * model.vocab_size * tokens.shape[1]
-    return int(tokens.sum()) * manifest.cost.layer_flops + attention + head
+    return int(tokens.sum(axis=1) @ products) + attention + head
 
 
 __all__ = [

@@ -31,7 +31,7 @@ def every_layer(manifest: Manifest) -> Routes:
 
 
 def skipping(manifest: Manifest, rate: float) -> Routes:
-    """Return decisions by which every token skips a share of the R routed layers.
+    """Return decisions by which every token skips a share of the R routed layers, or of their parts.
 
     The number of skipped layers is rate * R; where that is no whole number, it is rounded at random up or down, so that
     the mean is right. The skipped layers differ from token to token and from row to row.
@@ -48,7 +48,7 @@ def skipping(manifest: Manifest, rate: float) -> Routes:
         )
     if not is_number(rate) or not 0 <= rate <= 1:
         raise DynexportError(f"skip rates: expected shares from 0 to 1, found {shown(rate)}")
-    layers = len(manifest.routing.layers)
+    layers = manifest.routing.decisions
 
     def routes(rows: int, tokens: int) -> list[Array]:
         generator = np.random.default_rng(1)

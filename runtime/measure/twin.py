@@ -161,6 +161,7 @@ def _compared(ours: Manifest, other: Manifest) -> list[tuple[str, Any, Any]]:
     pairs = [(name, getattr(ours, name), getattr(other, name)) for name in ("target", "precision")]
     pairs += [(name, getattr(ours.model, name), getattr(other.model, name)) for name in _SIZES]
     pairs += [("FLOPs of a layer", ours.cost.layer_flops, other.cost.layer_flops)]
+    pairs += [("FLOPs of layers", ours.cost.flops_of_layers, other.cost.flops_of_layers)]
     pairs += [("bytes of the head", ours.cost.shared, other.cost.shared)]
     if ours.source.importer == other.source.importer:  # every importer writes its own fields
         mine, its = ours.source.config, other.source.config

@@ -53,16 +53,16 @@ class DepthCounts:
 
     manifest: Manifest
     layers: tuple[int, ...] = ()
-    routers: tuple[int, ...] = ()
+    routers: tuple[str, ...] = ()
     depth_bounds: Array = field(init=False)
     margin_bounds: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:
         routing, most = self.manifest.routing, self.manifest.model.layers
         if isinstance(routing, LayerRouting):
-            self.layers, self.routers, self.margin_bounds = routing.layers, routing.layers, _LAYER_MARGINS
+            self.layers, self.routers, self.margin_bounds = routing.layers, routing.names, _LAYER_MARGINS
         elif isinstance(routing, PathRouting):
-            self.layers, self.routers = tuple(range(most)), tuple(range(routing.hops))
+            self.layers, self.routers = tuple(range(most)), tuple(map(str, range(routing.hops)))
             self.margin_bounds, most = _PATH_MARGINS, routing.hops
         self.depth_bounds = np.unique(np.linspace(0, most, min(most, _MOST_DEPTHS) + 1).astype(np.int64))
         self._reader, self._lock = DecisionReader(self.manifest), threading.Lock()

@@ -113,7 +113,7 @@ def _of_golden(core: Any, served: Mapping[str, DepthCounts], golden: Mapping[str
         counts = served[model]
         for router, distance in zip(counts.routers, counts.drift(found), strict=True):
             if not np.isnan(distance):  # there are margins
-                drift.add_metric([model, str(router)], float(distance))
+                drift.add_metric([model, router], float(distance))
         for layer, count in zip(counts.layers, found.runs, strict=True):
             shares.add_metric([model, str(layer)], float(count) / float(found.depths.sum()))
         _add_margins(margins, model, counts, found.margins)
@@ -127,7 +127,7 @@ def _margins(core: Any, name: str, text: str) -> HistogramMetricFamily:
 
 def _add_margins(family: HistogramMetricFamily, model: str, counts: DepthCounts, margins: Array) -> None:
     for router, found in zip(counts.routers, margins, strict=True):
-        family.add_metric([model, str(router)], _buckets(counts.margin_bounds, found), None)
+        family.add_metric([model, router], _buckets(counts.margin_bounds, found), None)
 
 
 def _buckets(bounds: Sequence[float], counts: Array) -> list[tuple[str, float]]:

@@ -33,16 +33,16 @@ Bounds depth_bounds(std::int64_t most) {
 DepthCounts::DepthCounts(prometheus::Registry& registry, const std::string& model_name,
                          const dynexport::Manifest& manifest) {
   std::int64_t most = manifest.model.layers;
-  std::vector<std::int64_t> routers;
+  std::vector<std::string> routers;
   if (const auto* layers = std::get_if<dynexport::LayerRouting>(&manifest.routing)) {
-    layers_ = routers = layers->layers;
+    layers_ = layers->layers;
+    routers = layers->names();
   } else if (const auto* path = std::get_if<dynexport::PathRouting>(&manifest.routing)) {
     paths_ = true;
     layers_.resize(static_cast<std::size_t>(most));
     std::iota(layers_.begin(), layers_.end(), 0);
     most = path->hops;
-    routers.resize(static_cast<std::size_t>(most));
-    std::iota(routers.begin(), routers.end(), 0);
+    for (std::int64_t router = 0; router < most; ++router) routers.push_back(std::to_string(router));
   }
   auto& depths = prometheus::BuildHistogram()
                      .Name("dynexport_token_layers")
@@ -67,9 +67,9 @@ DepthCounts::DepthCounts(prometheus::Registry& registry, const std::string& mode
                       .Name("dynexport_router_margin")
                       .Help("Margins of routers' decisions.")
                       .Register(registry);
-  for (const std::int64_t router : routers) {
-    routers_.push_back(&margins.Add({{"model_name", model_name}, {"router", std::to_string(router)}},
-                                    paths_ ? kPathMargins : kLayerMargins));
+  for (const std::string& router : routers) {
+    routers_.push_back(
+        &margins.Add({{"model_name", model_name}, {"router", router}}, paths_ ? kPathMargins : kLayerMargins));
   }
 }
 

@@ -56,11 +56,32 @@ std::string address_of(const CommandLine& line, int port) {
   return "http://" + (is_ipv6 ? "[" + line.host + "]" : line.host) + ":" + std::to_string(port);
 }
 
+// How tokens of a bundle are drafted; none without --speculate.
+std::optional<dynexport::Speculation> asked_speculation(const CommandLine& line, const dynexport::Bundle& bundle) {
+  if (!line.speculate) return std::nullopt;
+  if (!line.most_drafts && !line.draft) return dynexport::Speculation::of(bundle.manifest());
+  dynexport::Speculation asked;
+  if (line.most_drafts) asked.most = *line.most_drafts;
+  const std::int64_t layers = bundle.manifest().model.layers, context = bundle.manifest().model.max_length;
+  if (asked.most >= context) {
+    throw dynexport::Error("--speculate: expected a number of drafts, 1.." + std::to_string(context - 1) + ", found " +
+                           std::to_string(asked.most));
+  }
+  if (!line.draft) return asked;
+  asked.depth = bundle.depth(*line.draft);
+  if (static_cast<std::int64_t>(asked.depth->keep.size()) < layers) return asked;
+  throw dynexport::Error("--draft: expected a depth of fewer layers than full (" + std::to_string(layers) +
+                         "), which verifies, found " + asked.depth->name + " (" +
+                         std::to_string(asked.depth->keep.size()) + ")");
+}
+
 void load(const CommandLine& line, Metrics& metrics, Directory& directory) {
   for (std::size_t at = 0; at < line.bundles.size(); ++at) {
     auto model = dynexport::Generator::load(line.bundles[at], line.backend);
     ModelWatch* watch = metrics.watch(line.names[at], model->manifest());
-    auto worker = std::make_unique<dynexport::Worker>(std::move(model), line.scheduler, watch, warn);
+    dynexport::Settings settings = line.scheduler;
+    settings.speculation = asked_speculation(line, model->bundle());
+    auto worker = std::make_unique<dynexport::Worker>(std::move(model), settings, watch, warn);
     metrics.attach(watch, worker.get());
     directory.add(std::make_unique<Served>(line.names[at], std::move(worker)));
   }

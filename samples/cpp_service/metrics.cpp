@@ -41,6 +41,8 @@ const std::vector<std::pair<const char*, const char*>> kCounters = {
     {"vllm:generation_tokens_total", "Generated tokens."},
     {"vllm:prefix_cache_queries_total", "Tokens of prompts that have started."},
     {"vllm:prefix_cache_hits_total", "Tokens of prompts whose entries came from earlier requests."},
+    {"vllm:spec_decode_num_draft_tokens_total", "Drafted tokens."},
+    {"vllm:spec_decode_num_accepted_tokens_total", "Drafted tokens that the full model chose."},
     {"dynexport_requests_refused_total", "Requests that found the queue full."},
     {"dynexport_scheduler_seconds_total", "Time of the scheduler's steps, the engine's included."},
 };
@@ -153,6 +155,8 @@ void ModelWatch::ended(const dynexport::Answer& answer, std::string_view reason,
   ended_.at(why)->Increment();
   histograms_.at("vllm:e2e_request_latency_seconds")->Observe(seconds_between(work.arrived, now));
   histograms_.at("vllm:request_generation_tokens")->Observe(static_cast<double>(generated));
+  counters_.at("vllm:spec_decode_num_draft_tokens_total")->Increment(static_cast<double>(answer.drafted));
+  counters_.at("vllm:spec_decode_num_accepted_tokens_total")->Increment(static_cast<double>(answer.accepted));
   Running& running = running_of(work);
   if (generated != 0) {
     histograms_.at("vllm:request_decode_time_seconds")->Observe(seconds_between(running.first, now));

@@ -75,6 +75,15 @@ const std::vector<Option>& options() {
        [](CommandLine& to, const std::string& text) { to.scheduler.reserved = whole("--reserve", text, 0, kMost); }},
       {"--prefix-cache", "BYTES", "Memory for known prefixes; 0 for none.  [default: 256M]",
        [](CommandLine& to, const std::string& text) { to.scheduler.prefix_bytes = size("--prefix-cache", text); }},
+      {"--speculate", "[NUMBER]",
+       "Draft up to as many tokens a step and verify them in one call; the text stays the same.  [without a number: "
+       "what calibrate --speculate found, else 8]",
+       [](CommandLine& to, const std::string& text) {
+         to.speculate = true;
+         if (!text.empty()) to.most_drafts = whole("--speculate", text, 1, dynexport::kMostDrafts);
+       }},
+      {"--draft", "DEPTH", "With --speculate: the depth that drafts.  [default: what followed the last tokens before]",
+       [](CommandLine& to, const std::string& text) { to.draft = text; }},
       {"--timeout", "SECONDS", "What a request may take.  [default: 600]",
        [](CommandLine& to, const std::string& text) { to.http.request_seconds = seconds("--timeout", text); }},
       {"--max-body", "BYTES", "Largest body of a request.  [default: 4M]",
@@ -124,6 +133,19 @@ const Option& option_named(const std::string& name) {
   throw dynexport::Error(dynexport::shown(name) + ": expected an option of --help");
 }
 
+// The value of an option, which is the next argument; one in brackets may be left out.
+std::string value_of(const Option& option, const std::vector<std::string>& arguments, std::size_t& at) {
+  if (*option.value == '\0') return "";
+  const bool last = at + 1 == arguments.size();
+  if (*option.value == '[') {
+    const auto digit = [](unsigned char one) { return std::isdigit(one) != 0; };
+    const bool given = !last && std::all_of(arguments[at + 1].begin(), arguments[at + 1].end(), digit);
+    return given ? arguments[++at] : "";
+  }
+  if (last) throw dynexport::Error(std::string(option.name) + ": expected a value, found none");
+  return arguments[++at];
+}
+
 // Gives every bundle a name: one of --name, else its directory's.
 void name_bundles(CommandLine& line) {
   const std::size_t bundles = line.bundles.size();
@@ -162,13 +184,10 @@ CommandLine read_options(const std::vector<std::string>& arguments) {
     }
     const std::size_t equals = argument.find('=');
     const Option& option = option_named(argument == "-h" ? "--help" : argument.substr(0, equals));
-    const bool takes_value = *option.value != '\0';
-    if (takes_value && equals == std::string::npos && at + 1 == arguments.size()) {
-      throw dynexport::Error(std::string(option.name) + ": expected a value, found none");
-    }
-    option.set(line, !takes_value ? "" : equals != std::string::npos ? argument.substr(equals + 1) : arguments[++at]);
+    option.set(line, equals != std::string::npos ? argument.substr(equals + 1) : value_of(option, arguments, at));
   }
   if (line.help) return line;
+  if (line.draft && !line.speculate) throw dynexport::Error("--draft: expected with --speculate, found without");
   if (line.bundles.empty()) throw dynexport::Error("BUNDLES: expected at least one, found none; see --help");
   name_bundles(line);
   line.scheduler.check();

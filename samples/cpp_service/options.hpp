@@ -2,6 +2,7 @@
 #pragma once
 
 #include <filesystem>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -17,6 +18,9 @@ struct CommandLine {
   std::string host = "127.0.0.1";
   int port = 8000;  // 0 takes a free one
   dynexport::Settings scheduler;
+  bool speculate = false;
+  std::optional<std::int64_t> most_drafts;  // none: what the bundle says
+  std::optional<std::string> draft;         // the depth that drafts
   dynexport::BackendOptions backend;
   HttpSettings http;
   bool help = false;

@@ -217,7 +217,7 @@ class UnifiedSkip(Dense):
     def loss(self, model: Any, ids: torch.Tensor, draw: torch.Generator) -> Loss:
         prompt, tokens = int(torch.randint(1, LONGEST_PROMPT + 1, (), generator=draw)), ids.shape[1]
         skipped = [index for index in range(model.config.num_hidden_layers) if index not in self._keep]
-        with _prompt_only(model, skipped, prompt):
+        with prompt_only(model.model.layers, skipped, prompt):
             logits = model(ids, use_cache=False).logits
         ran = [tokens if index in self._keep else prompt for index in range(model.config.num_hidden_layers)]
         flops = forward_flops(model.config, tokens, ran)
@@ -225,8 +225,8 @@ class UnifiedSkip(Dense):
 
 
 @contextmanager
-def _prompt_only(model: Any, layers: list[int], prompt: int) -> Iterator[None]:
-    """Make ``layers`` run only the first ``prompt`` tokens of every row; the other hidden states pass unchanged."""
+def prompt_only(decoder_layers: Any, skipped: list[int], prompt: int) -> Iterator[None]:
+    """Make skipped layers run only the first ``prompt`` tokens of every row; the other hidden states pass unchanged."""
 
     def of_prompt(forward: Callable[..., Any]) -> Callable[..., Any]:
         def run(hidden: Any, *, position_embeddings: Any, **others: Any) -> Any:
@@ -236,14 +236,14 @@ def _prompt_only(model: Any, layers: list[int], prompt: int) -> Iterator[None]:
 
         return run
 
-    for index in layers:
-        layer = model.model.layers[index]
+    for index in skipped:
+        layer = decoder_layers[index]
         layer.forward = of_prompt(layer.forward)
     try:
         yield
     finally:
-        for index in layers:
-            del model.model.layers[index].forward
+        for index in skipped:
+            del decoder_layers[index].forward
 
 
 def _next_token_loss(logits: torch.Tensor, ids: torch.Tensor, start: int = 0) -> torch.Tensor:

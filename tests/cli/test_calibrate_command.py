@@ -146,7 +146,14 @@ def test_inspect_shows_the_routing_and_a_routed_cache(routed: Path) -> None:
 def test_the_report_of_inspect(routed: Path, dense_bundle: Path) -> None:
     report = dynexport("inspect", routed, "--json", "-").report
     assert (report["cache_bytes"], report["cache_share"]) == (2 * (256 + 65) * 128, (256 + 65) / 512)
-    found = {"kind": "layers", "layers": [1, 3], "overflow": "residual", "span": 1, "skipped_kv": "none"}
+    found = {
+        "kind": "layers",
+        "layers": [1, 3],
+        "overflow": "residual",
+        "parts": ["layer"],
+        "span": 1,
+        "skipped_kv": "none",
+    }
     assert report["routing"] == found
     assert [(cache["most"], cache["slack"]) for cache in report["caches"]] == [(None, 0), (64, 1)] * 2
     assert report["importer"] is None

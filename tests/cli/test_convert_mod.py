@@ -96,9 +96,9 @@ def test_an_import_says_what_it_assumes_and_is_remembered(tmp_path: Path) -> Non
     arguments = ["convert", model, "--import", "astramind", "--no-golden", "-o", tmp_path / "bundle"]
     ran = dynexport(*arguments)
     assert ran.code == 0
-    assert [line.partition(":")[0] for line in ran.err.splitlines()] == ["warning"] * 3
+    assert [line.partition(":")[0] for line in ran.err.splitlines()] == ["warning"] * 2
     report = dynexport(*arguments, "--set", "decision.rule=router", "--json", "-").report
-    assert [note.partition(":")[0] for note in report["notes"]] == ["capacity", "prompts", "generated tokens"]
+    assert [note.partition(":")[0] for note in report["notes"]] == ["capacity", "generated tokens"]
     assert ran.err.splitlines()[0] == f"warning: {report['notes'][0]}"
     assert (report["importer"], report["contract"]["combine"]) == ("astramind", "replace")
     assert report["contract"]["decision"]["rule"] == "router", "on top of what the import declares"
@@ -237,7 +237,7 @@ ARGUMENTS: dict[str, tuple[list[str], str]] = {
         ["--import", "astramind"],
         "import astramind: expected routers as mixture-of-depth saves them",
     ),
-    "an unknown import": (["--import", "guess"], "import: expected astramind, found 'guess'"),
+    "an unknown import": (["--import", "guess"], "dlo, found 'guess'"),
 }
 
 

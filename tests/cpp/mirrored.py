@@ -15,6 +15,7 @@ from dynexport.runtime.bundle.manifest import Depth
 from dynexport.runtime.execution.batch import CHUNK, Batch, EvenChunks
 from dynexport.runtime.execution.decisions import Decisions
 from dynexport.runtime.execution.executor import Executor
+from dynexport.runtime.execution.kept import keep_first
 from dynexport.runtime.execution.kv_cache import Mark
 from dynexport.runtime.execution.mark import Saved
 
@@ -110,6 +111,13 @@ class Mirrored:
     def _decode(self, rows: list[int], tokens: list[int], depths: list[str]) -> Json:
         logits = self.executor.decode(self.cache, rows, tokens, self._depths(depths), lasting=False)
         return {"best": self._best(logits)}
+
+    def _drafted(self, row: int, tokens: list[int], kept: int, depths: list[str]) -> Json:
+        (depth,), mark = self._depths(depths), self.cache.mark(row)
+        result = self.executor.run(self.cache, Batch([row], [tokens], "decode", depth, "all"))
+        decisions = None if result.decisions is None else result.decisions[0]
+        keep_first(self.executor, self.cache, mark, tokens[:kept], depth, decisions)
+        return {"best": self._best(result.logits[0])}
 
     def _run(
         self,

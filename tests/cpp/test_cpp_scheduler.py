@@ -72,7 +72,7 @@ class Counts(Unwatched):
 
 
 def _told(piece: Piece, layers: int) -> list[Any]:
-    return [piece.row, piece.token, piece.text, piece.finish_reason, piece.stop_reason, layers]
+    return [piece.row, piece.token, piece.text, piece.finish_reason, piece.stop_reason, layers, piece.draft]
 
 
 def _options(given: Json) -> Json:
@@ -351,3 +351,48 @@ def test_a_callback_cancels_a_generation_and_errors_are_those_of_python(run: Run
         with pytest.raises(DynexportError) as refused:
             model.choices(fields["prompt"], 1, **_options(fields))
         assert found["error"] == str(refused.value)
+
+
+@pytest.mark.parametrize("draft", [None, "2", "full"])
+@pytest.mark.parametrize("form", ["skip", "skip-plugins", "skip-tensorrt"])
+def test_drafts_change_no_token_and_no_text(run: Run, form: str, draft: str | None) -> None:
+    """Alone, in one batch, and as they come to a scheduler; greedily, and with random numbers of their own."""
+    model = model_of(form)
+    requests: list[Json] = [
+        {
+            "prompt": [5, 6, 7] * (index + 1),
+            "max_new_tokens": 20,
+            "depth": "full",
+            "arrive": index,
+            "sampling": {"temperature": 0.8, "seed": index, "repetition_penalty": 1.1} if index % 2 else {},
+        }
+        for index in range(4)
+    ]
+    how: Json = {"speculation": {"most": 4, **({"draft": draft} if draft else {})}}
+    settings = {"rows": 4, "chunk": CHUNK, "prefix_bytes": 1 << 20}
+    for way in ({"alone": True}, {"together": True}, {"settings": settings}):
+        plain, drafted = (pieces_of(cpp(run, model, requests=requests, **way, **more)) for more in ({}, how))
+        assert [piece[:6] for piece in drafted] == [piece[:6] for piece in plain]
+        # The first draft is always tried where a row is alone; later ones by the times of calls.
+        assert "alone" not in way or any(piece[6] is not None for piece in drafted)
+        assert all(piece[6] is None for piece in plain)
+        if draft == "full" and "alone" in way:  # what the full model drafts is what it chooses
+            assert all(piece[6] in (None, piece[1]) for piece in drafted if piece[7] % 2 == 0)
+
+
+def pieces_of(made: Any) -> list[list[Any]]:
+    """Return all pieces of a script or of generations, request by request, with the number of their request."""
+    if isinstance(made, list):
+        return [[*piece, index] for index, each in enumerate(made) for piece in each["pieces"]]
+    if "pieces" in made:
+        return sorted(([*piece, piece[0]] for piece in made["pieces"]), key=lambda piece: int(piece[0]))
+    each = [[*piece, which] for step in made["steps"] for which, pieces, _, _ in step for piece in pieces]
+    return sorted(each, key=lambda piece: int(piece[-1]))
+
+
+def test_a_number_of_drafts_that_cannot_be(run: Run) -> None:
+    model = model_of("skip")
+    request = {"prompt": [1, 2], "max_new_tokens": 4}
+    for most in (0, 65):
+        (found,) = cpp(run, model, alone=True, requests=[request], speculation={"most": most})
+        assert found["error"] == f"speculate: expected 1..64, found {most}"

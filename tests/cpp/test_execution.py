@@ -200,6 +200,22 @@ def test_random_schedules(form: str, run: Callable[..., Any], tmp_path: Path) ->
     compare(run, schedules, tmp_path)
 
 
+@pytest.mark.parametrize(
+    "form", ["skip", "skip-plugins", "mod", "mod-full-is-an-error", "radial-step", "radial-layer", "radial-single-step"]
+)
+def test_the_first_tokens_of_a_run_are_kept(form: str, run: Callable[..., Any], tmp_path: Path) -> None:
+    on, random = Mirrored(opened(form, tmp_path), 3, CONTEXT, record=form == "mod"), np.random.default_rng(5)
+    on.run("acquire", count=3)
+    on.run("run", rows=[0, 1, 2], tokens=[[1, 2], [3, 4, 5], [6]], phase="prompt", depths=["full"])
+    for _ in range(12):
+        row, size = int(random.integers(3)), int(random.integers(1, 6))
+        tokens, kept = random.integers(0, 80, size).tolist(), int(random.integers(1, size + 1))
+        on.run("drafted", row=row, tokens=tokens, kept=kept, depths=["full"])
+        on.run("decode", rows=[0, 1, 2], tokens=[7, 8, 9], depths=["full"] * 3)
+    assert sum("found" in told for told in on.told) > 14
+    compare(run, [on], tmp_path)
+
+
 # Wrong calls: after three rows were acquired, of which two hold tokens, and marks were made.
 WRONG: dict[str, tuple[str, dict[str, Any], str]] = {
     "acquire beyond": ("acquire", {"count": 2}, "cache: expected 2 free of 4 rows, found 1; release one"),

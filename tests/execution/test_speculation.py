@@ -17,7 +17,7 @@ from dynexport.runtime.generation import speculation
 from dynexport.runtime.generation.draft_length import CallTimes
 from dynexport.runtime.generation.drafts import DraftedRow
 from dynexport.runtime.generation.model import Model
-from dynexport.runtime.generation.speculation import Speculation, Speculator
+from dynexport.runtime.generation.speculation import Speculation, Speculator, depth_of_layers
 
 Array = np.ndarray
 SAME = 5e-5  # float32 in another order of addition
@@ -118,3 +118,46 @@ def test_a_model_whose_tokens_compete_is_refused() -> None:
     model = Model(Bundle(executor.bundle.path, competing), threads=1)
     with pytest.raises(DynexportError, match="speculate: expected a model whose tokens do not depend on the others"):
         model.generate([1, 2, 3], speculation=Speculation(4))
+
+
+def test_sampled_tokens_have_the_distribution_of_the_full_model(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The second token of 1,024 texts beside its exact distribution; drafts without one layer differ from it."""
+    executor = executor_of("skip-plugins")
+    model, full, size = Model(executor.bundle, threads=1), executor.manifest.full, executor.manifest.model.vocab_size
+    model.executor = executor
+    monkeypatch.setattr(speculation, "best_count", lambda rates, available, *_: min(2, max(available)))
+    monkeypatch.setattr(CallTimes, "of", lambda self, tokens: 1.0)
+    prompt, drafts = [5, 6, 7], Speculation(2, depth_of_layers(executor.manifest, [0, 1, 2, 3, 4, 5, 7]))
+    found, accepted, rejected = np.zeros(size), 0, 0
+    for seed in range(8):
+        stream = model.stream(
+            [prompt] * 128,
+            max_new_tokens=4,
+            sampling=Sampling(temperature=0.4, seed=seed),
+            depth="full",
+            speculation=drafts,
+        )
+        seen: set[int] = set()
+        for number, piece in enumerate(stream):
+            if number >= 128 and piece.row not in seen:
+                seen.add(piece.row)
+                found[piece.token] += 1
+                accepted += piece.draft == piece.token
+                rejected += piece.draft not in (None, piece.token)
+    assert accepted > 50 and rejected > 50, (accepted, rejected)
+    cache = executor.full_cache(size, 8)
+    first = _softmax(executor.prefill(cache, [prompt] * size)[0] / 0.4)[0]
+    second = executor.run(cache, Batch(range(size), [[token] for token in range(size)], "decode", full)).logits
+    ends = executor.manifest.tokens.eos  # a text that ends has no second token
+    first[list(ends)] = 0
+    expected = first @ _softmax(np.concatenate(second) / 0.4) * (8 * 128)
+    often = expected >= 5
+    pairs = np.array([*zip(found[often], expected[often], strict=True), (found[~often].sum(), expected[~often].sum())])
+    distance = float(((pairs[:, 0] - pairs[:, 1]) ** 2 / np.maximum(pairs[:, 1], 1)).sum())
+    freedom = len(pairs) - 1
+    assert distance < freedom + 5 * np.sqrt(2 * freedom), (distance, freedom)
+
+
+def _softmax(logits: Array) -> Array:
+    weights = np.exp(logits.astype(np.float64) - logits.max(axis=-1, keepdims=True))
+    return np.asarray(weights / weights.sum(axis=-1, keepdims=True))

@@ -21,6 +21,7 @@ from dynexport.runtime.bundle.errors import DynexportError
 FAMILIES = CONVERTED | LOOPED
 # A default that follows from other fields, and a value that is not it.
 CHANGES: dict[str, Any] = {
+    "block_configs": [{"attention": {"n_heads_in_group": 1}, "ffn": {"ffn_mult": 2.0}}] * LAYERS,
     "early_exit_threshold": 0.5,
     "head_dim": 24,
     "is_causal": False,

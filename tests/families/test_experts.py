@@ -190,11 +190,13 @@ def test_radial_refuses_experts(saved_model: Callable[[str], Path], tmp_path: Pa
         convert(model, tmp_path / "bundle", max_length=48)
 
 
-@pytest.mark.parametrize(("dtype", "more"), [("int8", {"kv_cache_text": [7] * 240}), ("fp16", {"plugins": True})])
+@pytest.mark.parametrize(
+    ("dtype", "told", "more"), [("int8", "int8", {"kv_cache_text": [7] * 240}), ("fp16", "float16", {"plugins": True})]
+)
 def test_sinks_refuse_rounded_caches(
-    dtype: str, more: dict[str, Any], saved_model: Callable[[str], Path], tmp_path: Path
+    dtype: str, told: str, more: dict[str, Any], saved_model: Callable[[str], Path], tmp_path: Path
 ) -> None:
-    with pytest.raises(DynexportError, match=f"kv_cache_dtype: expected auto .*, found {dtype}"):
+    with pytest.raises(DynexportError, match=f"kv_cache_dtype: expected auto .*, found {told}"):
         convert(saved_model("gpt_oss"), tmp_path / "bundle", strategy="dense", kv_cache_dtype=dtype, **more)
 
 

@@ -17,7 +17,7 @@ from tiny_models import EXEMPLARS, save_routed_model
 
 from dynexport.exporter.bundle.conversion import Conversion, convert
 from dynexport.exporter.lowering.target import BrokenGraph
-from dynexport.exporter.strategies.mod import routing, writer
+from dynexport.exporter.strategies.mod import routers, routing, writer
 from dynexport.exporter.strategies.mod.checks import check_routed_graph
 
 pytest.importorskip("transformers")
@@ -350,12 +350,12 @@ def test_a_decision_by_earlier_tokens_may_be(
 
 def test_a_router_over_tokens_is_refused(routed_model: Models, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Before the decision too: its input mixed with its row's."""
-    predictor = routing.Predictor.forward
+    predictor = routers.Predictor.forward
 
-    def forward(self: routing.Predictor, op: Any, x: ir.Value) -> ir.Value:
+    def forward(self: routers.Predictor, op: Any, x: ir.Value) -> ir.Value:
         return predictor(self, op, op.Sub(x, op.ReduceMean(x, [1], keepdims=1)))
 
-    monkeypatch.setattr(routing.Predictor, "forward", forward)
+    monkeypatch.setattr(routers.Predictor, "forward", forward)
     told = refusal(lambda graph: None, routed_model("llama"), tmp_path, monkeypatch, fields=CAUSAL)
     assert "(ReduceMean): expected causal routes" in told
 

@@ -16,7 +16,7 @@ from dynexport.plugins.graph import add_functions
 from dynexport.plugins.routes import gather_tokens, route_tokens, scatter_gated
 
 FLOAT, INT64, BOOL = ir.DataType.FLOAT, ir.DataType.INT64, ir.DataType.BOOL
-CASES = 300
+CASES = 2000
 Inputs = dict[str, np.ndarray]
 
 

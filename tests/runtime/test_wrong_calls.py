@@ -325,7 +325,7 @@ WRONG: dict[str, tuple[Callable[[Any], Any], str]] = {
     "convert-batch": (lambda at: converted(at, target="tensorrt", max_batch="8"), "max_batch: expected"),
     "convert-prompt": (lambda at: converted(at, target="tensorrt", max_prompt=8.5), "max_prompt: expected"),
     "convert-tokenizer": (lambda at: converted(at, tokenizer=5), "tokenizer: expected a path, found 5"),
-    "convert-importer": (lambda at: converted(at, importer=["astramind"]), "import: expected astramind"),
+    "convert-importer": (lambda at: converted(at, importer=["astramind"]), "import: expected astramind or"),
     "convert-keep-layer": (lambda at: converted(at, keep=["0"]), "{model}: contract: unified-skip.keep.0"),
     "family-list": (lambda at: read_architecture([]), "config: expected a mapping of config.json's fields"),
     "contract-field": (lambda at: parse_contract({"strategy": "radial", "steps": 3}, "here"), "here: radial.steps: "),

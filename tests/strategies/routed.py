@@ -13,6 +13,7 @@ from tiny_models import random_rows
 
 from dynexport.exporter.reference import RowRoutes
 from dynexport.exporter.strategies.mod.reference import ModReference
+from dynexport.runtime.bundle.manifest import LayerRouting
 from dynexport.runtime.execution.batch import CHUNK
 from dynexport.runtime.execution.executor import Executor
 from dynexport.runtime.execution.kv_cache import KvCache
@@ -102,12 +103,17 @@ def follow(
 
 def finished(executor: Executor, cache: KvCache, row: int, logits: list[np.ndarray]) -> Row:
     """A row of a recorded cache."""
-    log, routed = executor.reader.joined(cache.logs[row]), list(executor.manifest.routing.layers)
-    ran = log.ran
-    assert (ran[routed] == log.choices).all() and (log.overflow == cache.overflow[:, row]).all()
+    log, routing = executor.reader.joined(cache.logs[row]), executor.manifest.routing
+    assert isinstance(routing, LayerRouting)
+    routed, ran = list(routing.layers), log.ran
+    by_layer = log.choices.reshape(len(routed), len(routing.parts), -1)
+    assert (ran[routed] == by_layer.max(axis=1)).all() and (log.overflow == cache.overflow[:, row]).all()
     assert np.delete(ran, routed, axis=0).all(), "a layer without a router left tokens out"
-    assert (cache.lengths[:, row] == ran.sum(1)).all(), "entries"
-    return Row(np.concatenate(logits), ran[routed], log.scores, log.margins, cache.overflow[:, row].copy())
+    entries = np.ones_like(ran)
+    if routing.skipped_kv == "none":
+        entries[routed] = by_layer[:, 0]
+    assert (cache.lengths[:, row] == entries.sum(1)).all(), "entries"
+    return Row(np.concatenate(logits), log.choices == 1, log.scores, log.margins, cache.overflow[:, row].copy())
 
 
 def _next(forced: Sequence[np.ndarray] | None, cache: KvCache, part: Part) -> list[np.ndarray] | None:

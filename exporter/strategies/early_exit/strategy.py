@@ -36,7 +36,7 @@ class EarlyExitStrategy(Strategy[EarlyExit, GraphPlan]):
         if "exits" not in fields:
             raise DynexportError(
                 f"{checkpoint.source}: contract: exits: expected after how many layers tokens may leave, in "
-                "config.json or with --set 'exits=[4]', found none"
+                "config.json or with --exit 4 (--set 'exits=[4]'), found none"
             )
 
     def depths(self, contract: EarlyExit, layers: int) -> tuple[Depth, ...]:

@@ -22,6 +22,7 @@ from dynexport.exporter.lowering.plan import GraphPlan
 from dynexport.exporter.lowering.target import Target
 from dynexport.exporter.reference import Oracle
 from dynexport.exporter.reference.weights import Weights
+from dynexport.exporter.strategies.alike import check_alike
 from dynexport.exporter.strategies.fixed_depths import plans_of_depths, programs_of_depths
 from dynexport.exporter.strategies.loop.between import Adapter, Between
 from dynexport.exporter.strategies.loop.exits import Exits
@@ -51,6 +52,10 @@ class LoopStrategy(Strategy[Loop, GraphPlan]):
 
     name = "loop"
     summary = "a stack of layers several times, with the same weights"
+    untrained = (
+        "fewer loops than the checkpoint was trained for may give worse text, the fewer the worse; beside full depth, "
+        "this runs {}"
+    )
     tensors = re.escape(GATE) + r"\.(weight|bias)"
 
     def declares(self, architecture: Architecture) -> dict[str, Any] | None:
@@ -77,6 +82,7 @@ class LoopStrategy(Strategy[Loop, GraphPlan]):
             )
 
     def check(self, contract: Loop, architecture: Architecture, target: Target) -> None:
+        check_alike(self.name, architecture, range(architecture.layers))
         _check_ends(contract, architecture)
         if contract.exit.rule == "none":
             if contract.exited_kv != "compute":
@@ -165,11 +171,17 @@ class LoopStrategy(Strategy[Loop, GraphPlan]):
             seed = manifest.contract.state_seed
             between = f"each with its input injected, from {'zeros' if seed is None else f'a random state ({seed})'}"
         leave, kept = manifest.contract.exit, manifest.contract.exited_kv
-        exits = [("exit", f"{_EXITS[leave.rule]} {leave.threshold:.4g}; {_EXITED[kept]}")]
+        exits = (
+            [] if leave.rule == "none" else [("exit", f"{_EXITS[leave.rule]} {leave.threshold:.4g}; {_EXITED[kept]}")]
+        )
         return [
             ("loops", f"{order.loops} of {body}, {between}"),
-            ("caches", f"one per loop and layer: {order.runs}, of {order.before + order.body + order.after} layers"),
-            *(exits if leave.rule != "none" else []),
+            (
+                "caches",
+                f"one per loop and layer: {order.runs}, of {order.before + order.body + order.after} layers; "
+                f"{manifest.cost.kv_per_token} bytes a token each",
+            ),
+            *exits,
         ]
 
 

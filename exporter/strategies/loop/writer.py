@@ -116,7 +116,7 @@ class ReusingWriter(ExitWriter):
             key, value = layer.self_attn.rotated_key(op, earlier[0], inputs), earlier[1]
             present = [
                 self.target.append(op, past, new, inputs.cache_length)
-                for past, new in ((cache.key, key), (cache.value, value))
+                for past, new in zip(cache.entries, (key, value), strict=True)
             ]
             return [op.Identity(state), *present, *map(op.Identity, earlier)]
 

@@ -13,7 +13,7 @@ from dynexport.exporter.strategies.mod.routing import Routing
 from dynexport.runtime.bundle.contract import Mod
 from dynexport.runtime.bundle.manifest import PAST, PRESENT
 
-_DECIDED_WITH = ("cache_lengths", "token_counts", "forced_routes", "is_prompt")
+_DECIDED_WITH = ("cache_lengths", "token_counts", "forced_routes", "is_prompt", "position_ids")
 _SHAPES: Mapping[str, list[str | None]] = {**STEP_SHAPES, "is_prompt": [], "overflow": [None, "B"]}
 
 
@@ -31,9 +31,16 @@ def check_routed_graph(graph: ir.Graph, architecture: Architecture, routing: Rou
     contract = routing.contract
     fixed_slots = routing.target.fixed_slots
     check_dimensions(graph, lambda name: _dimensions(name, contract, fixed_slots))
-    declared = {contract.slots(architecture.max_length), *share_numbers(contract.capacity, contract.rounding)}
+    declared = {
+        contract.slots(architecture.max_length),
+        contract.keep_first,
+        *share_numbers(contract.capacity, contract.rounding),
+    }
     Sizes(graph, architecture, declared).check_all()
-    for layer, route in zip(contract.routed_layers, routing.routes, strict=True):
+    for number, route in enumerate(routing.routes):
+        if contract.level == "sequence":
+            break
+        layer = routing.layer_of(number)
         entrance = f"hidden_states.{layer - 1 if layer else 'embedding'}"
         Decisions(entrance, _DECIDED_WITH, routing.is_prompt).check(route.chosen)
 
@@ -42,7 +49,8 @@ def _dimensions(name: str, contract: Mod, fixed_slots: bool) -> list[str | None]
     """Return the dimension symbols of an input or output, None for a fixed size."""
     if name.startswith((PAST, PRESENT)):
         _, layer, part = name.split(".")
-        symbol = "M_routed" if int(layer) in contract.routed_layers else "M"
+        gaps = int(layer) in contract.routed_layers and not contract.all_have_entries
+        symbol = "M_routed" if gaps else "M"
         slots = None if fixed_slots else symbol
         return ["B", slots] if part == "position" else ["B", None, slots, None]
     return _SHAPES.get(name, [None, "B", "S"])

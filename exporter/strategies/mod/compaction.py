@@ -95,7 +95,7 @@ class Ragged(Compacted):
     def _attend_many(self, op: Any, projected: ir.Value, attend: AttendRows) -> list[ir.Value]:
         rows = _Rows(op, self._layer, self._route, self._routing)
         output, present = attend(op, op.Gather(projected, rows.of_slot), rows.step(op, self._layer, self._step))
-        architecture = self._step.architecture
+        architecture = self._step.architecture.of(self._layer)
         line = op.Reshape(output, [-1, architecture.heads * architecture.head_dim])
         return [op.Gather(line, rows.of_token), *present.values()]
 
@@ -267,17 +267,18 @@ class EveryRow(Compacted):
 
     def no_entries(self, op: Any, cache: LayerCache) -> LayerCache:
         """Return zeros as the entries of a layer that does not run; the cache's length does not count them."""
-        assert cache.key.shape is not None
-        features = cache.key.shape[1] * cache.key.shape[3]
-        shape = op.Concat(op.Shape(self.hidden_states, start=0, end=2), [features], axis=0)
-        zeros = cast(op, op.Expand(op.Constant(value_float=0.0), shape), self._target.activations)
+        shape = cache.entries[0].shape
+        assert shape is not None
+        features = shape[1] * shape[3]
+        sizes = op.Concat(op.Shape(self.hidden_states, start=0, end=2), [features], axis=0)
+        zeros = cast(op, op.Expand(op.Constant(value_float=0.0), sizes), self._target.activations)
         return LayerCache(zeros, zeros)
 
     def append(self, op: Any, cache: LayerCache, entries: LayerCache) -> LayerCache:
         """Return the cache with every row's entry appended; only chosen rows' entries count."""
         key, value = (
             self._target.append(op, past, new, self._cache_length)
-            for past, new in ((cache.key, entries.key), (cache.value, entries.value))
+            for past, new in zip(cache.entries, entries.entries, strict=True)
         )
         if cache.position is None:
             return LayerCache(key, value)
@@ -293,7 +294,7 @@ class EveryRow(Compacted):
 
 def combined(op: Any, contract: Mod, compacted: Compacted, output: ir.Value) -> ir.Value:
     """Return hidden states [B, S, hidden]: for chosen tokens y, g y or h + g (y - h) with the layer's output y."""
-    if contract.gate == "none":
+    if contract.gate not in ("raw", "sigmoid"):
         return compacted.put_back(op, output)
     if contract.combine == "delta":
         return compacted.add(op, contract, output)

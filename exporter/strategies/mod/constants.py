@@ -27,16 +27,20 @@ def route_differences(graph: GraphFile, manifest: Manifest, contract: Mod) -> It
     """Yield differences in a routed layer's comparison, threshold and cache capacity, and in top-k's share."""
     name, slots = graph.entry.name, contract.slots(manifest.model.max_length)
     routes = _by_layer(graph.value("routes"), contract)
-    for layer, chosen in zip(contract.routed_layers, routes, strict=True):
+    parts = contract.decisions_per_layer
+    for place, chosen in enumerate(routes):
+        layer = contract.routed_layers[place // parts]
         decisions, rooms = _found(chosen)
         compared = {">": "Greater", ">=": "GreaterOrEqual"}[contract.decision.comparison]
         expected = [(compared, float(np.float32(contract.threshold(layer))))]
         if contract.decision.rule == "always":
             expected = []
         yield from unequal(f"{name}: layer {layer}: decision", expected, decisions)
-        if rooms or slots < manifest.model.max_length:
+        has_room = place % parts == 0 and not contract.all_have_entries
+        if rooms or (slots < manifest.model.max_length and has_room):
             yield from unequal(f"{name}: layer {layer}: room", {("LessOrEqual", slots)}, rooms)
-    thresholds = np.array([contract.threshold(layer) for layer in contract.routed_layers], np.float32)
+    layers: list[int] = np.repeat(contract.routed_layers, parts).tolist()
+    thresholds = np.array([contract.threshold(layer) for layer in layers], np.float32)
     found = graph.constant("route_thresholds")
     if found is None or not np.array_equal(found.reshape(-1), thresholds):
         yield f"{name}: thresholds of margins: expected {shown_values(thresholds)}, found {shown_values(found)}"
@@ -74,7 +78,7 @@ def _by_layer(routes: ir.Value | None, contract: Mod) -> Sequence[ir.Value | Non
     node = None if routes is None else routes.producer()
     if node is not None and node.op_type == "Concat":
         return list(node.inputs)
-    return [routes] * len(contract.routed_layers)
+    return [routes] * (len(contract.routed_layers) * contract.decisions_per_layer)
 
 
 def _rooms(limit: ir.Value | None) -> set[int]:

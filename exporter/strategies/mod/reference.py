@@ -14,9 +14,10 @@ import numpy as np
 from dynexport.exporter.checkpoint.base import Checkpoint
 from dynexport.exporter.reference.hugging_face import BoolArray, FloatArray, Reference, Runs
 from dynexport.exporter.reference.rows import RowRoutes
-from dynexport.exporter.reference.stored import Tensors, read_router_tensor
 from dynexport.exporter.reference.transformers_layers import Call, DecoderLayers
 from dynexport.exporter.reference.weights import Weights
+from dynexport.exporter.strategies.mod.reference_parts import Verdict, needs_parts, run_parts
+from dynexport.exporter.strategies.mod.reference_routers import Parts, read_adapter, read_router, score_of
 from dynexport.runtime.bundle.contract import Mod
 from dynexport.runtime.bundle.errors import DynexportError
 
@@ -43,7 +44,7 @@ class ModReference(Reference):
         super().__init__(weights, weights.source)
         self._contract = contract
         self._slots = contract.slots(max_length)
-        self._routers = {layer: self._read_router(weights.tensors, layer) for layer in contract.routed_layers}
+        self._read_routers()
         self._pass: _Pass | None = None
 
     @classmethod
@@ -78,7 +79,7 @@ class ModReference(Reference):
             tokens: rows of token ids; lengths may differ, unless ``at`` is given.
             prompted: the prompts' spans of each row. With ``prefill: topk`` top-k runs within each span; all other
                 tokens are decided causally.
-            forced: bool [routed layers, tokens] per row, decisions that replace the routers'. Tokens that find a cache
+            forced: bool [decisions, tokens] per row, decisions that replace the routers'. Tokens that find a cache
                 full are skipped all the same.
             at: positions to compute logits for; empty computes all.
 
@@ -109,7 +110,7 @@ class ModReference(Reference):
         """Make forward passes over ``tokens`` use these spans and decisions, and record their routes."""
         self._check_tokens(tokens)
         self._check_rows(tokens, prompted, forced)
-        layers = len(self._contract.routed_layers)
+        layers = len(self._contract.routed_layers) * self._parts
         routes = [
             RowRoutes(
                 np.zeros((layers, len(ids)), bool),
@@ -140,7 +141,7 @@ class ModReference(Reference):
                 )
             if forced is None:
                 continue
-            expected = (len(self._contract.routed_layers), len(ids))
+            expected = (len(self._contract.routed_layers) * self._parts, len(ids))
             if forced[row].shape != expected or forced[row].dtype != np.bool_:
                 raise DynexportError(
                     f"forced routes of row {row}: expected bool {list(expected)}, "
@@ -165,20 +166,38 @@ class ModReference(Reference):
     def _run_layer(self, index: int, runs: BoolArray, call: Call) -> Any:
         if index not in self._contract.routed_layers:
             return super()._run_layer(index, runs, call)
-        import torch
-
         before = self._decoder.hidden(call)
         after = before.clone()
         with self._weights.layer(index) as layer:
             for row, real in enumerate(runs):
                 hidden = before[row, : int(real.sum())]
-                score, logit = self._score(index, layer, hidden)
-                chosen = torch.from_numpy(np.flatnonzero(self._decide(index, row, score, logit)))
-                if len(chosen):
-                    picked = pick_chosen(self._contract, self._decoder, call, row, len(runs), chosen)
-                    output = self._weights.run(layer, picked, row, chosen)[0]
-                    after[row, chosen] = self._combine(torch.from_numpy(score)[chosen], hidden[chosen], output)
+                verdicts = [self._verdict(index, part, row, layer, hidden) for part in range(self._parts)]
+                after[row, : len(hidden)] = self._run_row(index, layer, call, row, len(runs), hidden, verdicts)
         return after
+
+    def _run_row(
+        self, index: int, layer: Any, call: Call, row: int, rows: int, hidden: Any, verdicts: list[Verdict]
+    ) -> Any:
+        """Return the hidden states of a row after a routed layer, [tokens, hidden]."""
+        import torch
+
+        def run(tokens: Any) -> Any:
+            picked = pick_chosen(self._contract, self._decoder, call, row, rows, tokens)
+            return self._weights.run(layer, picked, row, tokens)[0]
+
+        if needs_parts(self._contract):
+            return run_parts(self._contract, layer, run, hidden, verdicts, self._adapters.get(index))
+        after = hidden.clone()
+        chosen = torch.from_numpy(np.flatnonzero(verdicts[0].runs))
+        if len(chosen):
+            after[chosen] = self._combine(verdicts[0].score[chosen], hidden[chosen], run(chosen))
+        return after
+
+    def _verdict(self, index: int, part: int, row: int, layer: Any, hidden: Any) -> Verdict:
+        import torch
+
+        score, logit = self._score(index, part, row, layer, hidden)
+        return Verdict(self._decide(index, part, row, score, logit), torch.from_numpy(score))
 
     def _combine(self, score: Any, before: Any, output: Any) -> Any:
         """Return hidden states after the layer from those before it and the layer's output: [chosen, hidden]."""
@@ -188,36 +207,48 @@ class ModReference(Reference):
         gate = {"raw": r, "sigmoid": torch.sigmoid(r), "none": torch.ones_like(r)}[self._contract.gate]
         return before + gate * (output - before) if self._contract.combine == "delta" else gate * output
 
-    def _score(self, index: int, layer: Any, hidden: Any) -> tuple[FloatArray, FloatArray]:
-        """Return the router's r and the logit of the causal rule, float32 [tokens]."""
-        import torch
-
-        tensors = self._routers[index]
+    def _score(self, index: int, part: int, row: int, layer: Any, hidden: Any) -> tuple[FloatArray, FloatArray]:
+        """Return a router's r and the logit of the causal rule, float32 [tokens]."""
         x = router_input(self._contract, self._decoder, layer, hidden)
-        score = logit = (x @ tensors["mod_router.weight"].T + tensors.get("mod_router.bias", 0.0))[:, 0]
-        if self._contract.decision.rule == "predictor":
-            inner = x @ tensors["mod_predictor.fc1.weight"].T + tensors["mod_predictor.fc1.bias"]
-            inner = torch.nn.functional.silu(inner)
-            logit = (inner @ tensors["mod_predictor.fc2.weight"].T + tensors["mod_predictor.fc2.bias"])[:, 0]
+        first = self._first_prompt(row, len(hidden)) if self._contract.level == "sequence" else 0
+        if first:
+            x = x[:first].mean(dim=0, keepdim=True)
+        score, logit = score_of(self._contract, self._routers[index, part], x, self._epsilon)
         if score.isnan().any() or logit.isnan().any():
             raise DynexportError(
                 f"{self._source}: layer {index}: expected router scores that are numbers, found NaN: the hidden "
                 "states before this layer are not finite, see the layers before it"
             )
+        if first:
+            return self._of_sequence(index, float(score[0]), first, len(hidden))
         return score.numpy(), logit.numpy()
 
-    def _decide(self, index: int, row: int, score: FloatArray, logit: FloatArray) -> BoolArray:
-        """Return which tokens of a row run in a layer, bool [tokens], and record the routes."""
+    def _first_prompt(self, row: int, tokens: int) -> int:
+        """Return the number of a row's tokens that decide about it: its first prompt, else one token."""
         assert self._pass is not None
-        place = self._contract.routed_layers.index(index)
+        return next((stop for start, stop in self._pass.prompted[row] if stop > start), min(1, tokens))
+
+    def _of_sequence(self, index: int, score: float, first: int, tokens: int) -> tuple[FloatArray, FloatArray]:
+        """Return the score and the logit of all tokens of a sequence, which its first ones decide about."""
+        (runs,), _ = self._causal(index, np.full(1, score, np.float32))
+        scores = np.full(tokens, score, np.float32)
+        logits = scores.copy()
+        scores[first:], logits[first:] = 0, np.inf if runs else -np.inf
+        return scores, logits
+
+    def _decide(self, index: int, part: int, row: int, score: FloatArray, logit: FloatArray) -> BoolArray:
+        """Return which tokens of a row run in a layer or its part, bool [tokens], and record the routes."""
+        assert self._pass is not None
+        place = self._contract.routed_layers.index(index) * self._parts + part
         chosen, margin = self._causal(index, logit)
+        chosen[: self._contract.keep_first] = True
         if self._contract.prefill == "topk":
             for start, stop in self._pass.prompted[row]:
                 chosen[start:stop], margin[start:stop] = top_k(self._contract, score[start:stop])
         if self._pass.forced is not None:
             chosen = self._pass.forced[row][place].copy()
         # Cache slots are filled in the order of positions.
-        turned_away = np.flatnonzero(chosen)[self._slots :]
+        turned_away = np.flatnonzero(chosen)[self._slots if part == 0 else len(chosen) :]
         chosen[turned_away] = False
         routes = self._pass.routes[row]
         routes.chosen[place], routes.score[place], routes.margin[place] = chosen, score, margin
@@ -236,31 +267,22 @@ class ModReference(Reference):
             chosen = np.ones(len(logit), bool)
         return chosen, np.abs(probability - threshold)
 
-    def _read_router(self, tensors: Tensors, layer: int) -> dict[str, Any]:
-        """Return the float32 tensors of a layer's router and predictor by name without ``model.layers.{layer}.``."""
-        import torch
-
-        if layer >= self.layers:
-            raise DynexportError(
-                f"{self._source}: routed_layers: expected layers in 0..{self.layers - 1}, found {layer}"
-            )
-        prefix, hidden = f"model.layers.{layer}.", self._model.config.hidden_size
-        shapes: dict[str, tuple[int, ...]] = {"mod_router.weight": (1, hidden)}
-        if prefix + "mod_router.bias" in tensors.names:
-            shapes["mod_router.bias"] = (1,)
-        if self._contract.decision.rule == "predictor":
-            first = prefix + "mod_predictor.fc1.bias"
-            width = tensors.shape(first)[0] if first in tensors.names else 0
-            shapes |= {
-                "mod_predictor.fc1.bias": (width,),
-                "mod_predictor.fc1.weight": (width, hidden),
-                "mod_predictor.fc2.weight": (1, width),
-                "mod_predictor.fc2.bias": (1,),
-            }
-        return {
-            name: torch.from_numpy(read_router_tensor(tensors, prefix + name, expected))
-            for name, expected in shapes.items()
-        }
+    def _read_routers(self) -> None:
+        """Read the routers and adapters of all routed layers."""
+        contract, tensors, hidden = self._contract, self._weights.tensors, self._model.config.hidden_size
+        self._parts = contract.decisions_per_layer
+        self._epsilon = float(getattr(self._model.config, "rms_norm_eps", 1e-6))
+        self._routers: dict[tuple[int, int], Parts] = {}
+        self._adapters: dict[int, Parts] = {}
+        for layer in contract.routed_layers:
+            if layer >= self.layers:
+                raise DynexportError(
+                    f"{self._source}: routed_layers: expected layers in 0..{self.layers - 1}, found {layer}"
+                )
+            for part, name in enumerate(("mod_router", "mod_mlp_router")[: self._parts]):
+                self._routers[layer, part] = read_router(tensors, contract, layer, hidden, name)
+            if contract.skip_branch == "adapter":
+                self._adapters[layer] = read_adapter(tensors, layer, hidden)
 
 
 def pick_chosen(contract: Mod, decoder: DecoderLayers, call: Call, row: int, rows: int, chosen: Any) -> Call:
@@ -309,7 +331,17 @@ def top_k(contract: Mod, score: FloatArray) -> tuple[BoolArray, FloatArray]:
         return chosen, np.zeros(0, np.float32)
     k = top_k_count(contract, len(score))
     order = sorted(range(len(score)), key=lambda position: (-score[position], position))
+    if contract.boundary == "k-1":
+        return _above(score, score[order[k - 1]], inclusive=k == 1)
     chosen[order[:k]] = True
     worst_in = score[order[k - 1]]
     best_out = score[order[k]] if k < len(order) else np.float32(-np.inf)
+    return chosen, np.where(chosen, score - best_out, worst_in - score).astype(np.float32)
+
+
+def _above(score: FloatArray, limit: np.float32, *, inclusive: bool) -> tuple[BoolArray, FloatArray]:
+    """Choose the tokens with a score above a limit; also return each score's distance to the other side."""
+    chosen = score >= limit if inclusive else score > limit
+    worst_in = score[chosen].min(initial=np.inf)
+    best_out = score[~chosen].max(initial=-np.inf)
     return chosen, np.where(chosen, score - best_out, worst_in - score).astype(np.float32)

@@ -7,15 +7,15 @@ depend on a layer's scores are computed once for all layers.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import onnx_ir as ir
-from onnxscript import nn
 
 from dynexport.exporter.families.architecture import Architecture
-from dynexport.exporter.graph.layers import PLAIN, Linear
+from dynexport.exporter.graph.layers import Linear
 from dynexport.exporter.graph.selection import capacity
 from dynexport.exporter.graph.step import BOOL, INT32, INT64, StepInputs, rotation
 from dynexport.exporter.graph.values import add_input
@@ -67,16 +67,17 @@ class Routing:
         is_prompt: bool scalar, true chooses by top-k; None in a graph that always decides causally.
         real: bool [1, B, S], false for padding.
         places: int64 [S], 0, 1, 2, ..
-        told: the forced decisions by layer, float32 [1, B, S], added to the compared value: infinity to run, minus
+        told: the forced decisions by number, float32 [1, B, S], added to the compared value: infinity to run, minus
             infinity to skip, 0 to leave it to the router.
-        room: by layer int64 [1, B, 1], number of entries that still fit into its cache; None where all always do.
+        room: by number of the routed layer int64 [1, B, 1], number of entries that still fit into its cache; None
+            where all always do.
         most: int64 [1], the largest number of a row's tokens that a padded layer runs.
         one_row: bool scalar, true where B is 1.
         one_token: bool scalar, true where S is 1.
         no_projection: zeros [B, 1, features] in place of a layer's packed query, key and value.
         before_last: int32 [L, B], cache_lengths - 1.
         angles: cos and sin of every token, float32 [B * S, rotary dim / 2]; None with compact positions.
-        routes: the decisions so far, one per routed layer.
+        routes: the decisions so far, in the order of the routed layers.
     """
 
     contract: Mod
@@ -87,8 +88,8 @@ class Routing:
     is_prompt: ir.Value | None
     real: ir.Value
     places: ir.Value
-    told: dict[int, ir.Value]
-    room: dict[int, ir.Value] | None
+    told: Sequence[ir.Value]
+    room: Sequence[ir.Value] | None
     most: ir.Value
     one_row: ir.Value
     one_token: ir.Value
@@ -111,21 +112,31 @@ class Routing:
         """Write the values that all layers share."""
         slots = contract.slots(architecture.max_length)
         rows, length = (op.Shape(told.forced_routes, start=axis, end=axis + 1) for axis in (1, 2))
-        projected = op.Concat(rows, [1, architecture.projected_size], axis=0)
+        projected = op.Concat(rows, [1, architecture.of(contract.routed_layers[0]).projected_size], axis=0)
         places = op.Range(0, op.Squeeze(length, [0]), 1)
         real = op.Less(op.Unsqueeze(places, [0, 1]), op.Unsqueeze(told.token_counts, [0, 2]))
-        decided = op.Where(op.Less(told.forced_routes, 0), 0.0, _decided(op, op.Greater(told.forced_routes, 0)))
+        undecided = 0.0
+        if contract.keep_first:
+            kept = op.Less(op.Unsqueeze(step.position_ids, [0]), contract.keep_first)
+            undecided = op.Where(kept, math.inf, 0.0)
+        decided = op.Where(op.Less(told.forced_routes, 0), undecided, _decided(op, op.Greater(told.forced_routes, 0)))
         most = op.Min(length, slots)
         if contract.prefill == "topk":
             most = op.Min(capacity(op, contract.capacity, contract.rounding, length), most)
         room = None
         at_once = (
-            target.routes_at_once and contract.decision.rule == "router" and told.is_prompt is None and not plan.padded
+            target.routes_at_once
+            and contract.decision.rule == "router"
+            and told.is_prompt is None
+            and not plan.padded
+            and contract.router.kind == "linear"
+            and contract.level == "token"
+            and contract.decisions_per_layer == 1
         )
         if plan.padded or at_once or slots < architecture.max_length:
             places_of_layers = [plan.layers.index(layer) for layer in contract.routed_layers]
             lengths = op.Gather(step.cache_lengths, places_of_layers)
-            room = _by_layer(op, contract, op.Sub(slots, op.Unsqueeze(lengths, [2])))
+            room = _apart(op, len(contract.routed_layers), op.Sub(slots, op.Unsqueeze(lengths, [2])))
         return cls(
             contract=contract,
             target=target,
@@ -135,7 +146,7 @@ class Routing:
             real=real,
             places=places,
             at_once=at_once,
-            told=_by_layer(op, contract, op.Where(real, decided, -math.inf)),
+            told=_apart(op, decisions(contract), op.Where(real, decided, -math.inf)),
             room=room,
             most=most,
             one_row=op.Equal(op.Squeeze(rows, [0]), 1),
@@ -144,6 +155,10 @@ class Routing:
             before_last=op.Cast(op.Sub(step.cache_lengths, 1), to=INT32),
             angles=None if contract.positions == "compact" else _angles(op, step),
         )
+
+    def layer_of(self, number: int) -> int:
+        """Return the layer that a decision is about."""
+        return self.contract.routed_layers[number // self.contract.decisions_per_layer]
 
 
 @dataclass(frozen=True)
@@ -166,7 +181,7 @@ class RoutedInputs:
         ranks_prompts = contract.prefill == "topk" and not plan.only_decodes
         return cls(
             token_counts=add_input(graph, "token_counts", INT64, ["B"]),
-            forced_routes=add_input(graph, "forced_routes", INT64, [len(contract.routed_layers), "B", "S"]),
+            forced_routes=add_input(graph, "forced_routes", INT64, [decisions(contract), "B", "S"]),
             is_prompt=add_input(graph, "is_prompt", BOOL, []) if ranks_prompts else None,
         )
 
@@ -175,13 +190,17 @@ def _decided(op: Any, runs: ir.Value) -> ir.Value:
     return op.Where(runs, math.inf, -math.inf)
 
 
-def _by_layer(op: Any, contract: Mod, stacked: ir.Value) -> dict[int, ir.Value]:
-    """Split [R, ..] into [1, ..] per routed layer."""
-    layers = contract.routed_layers
-    if len(layers) == 1:
-        return {layers[0]: stacked}
-    parts = op.Split(stacked, axis=0, num_outputs=len(layers), _outputs=len(layers))
-    return dict(zip(layers, parts, strict=True))
+def decisions(contract: Mod) -> int:
+    """Return R, the number of decisions about a token."""
+    return len(contract.routed_layers) * contract.decisions_per_layer
+
+
+def _apart(op: Any, count: int, stacked: ir.Value) -> Sequence[ir.Value]:
+    """Split [count, ..] into [1, ..]."""
+    if count == 1:
+        return [stacked]
+    parts: Sequence[ir.Value] = op.Split(stacked, axis=0, num_outputs=count, _outputs=count)
+    return parts
 
 
 def _angles(op: Any, step: StepInputs) -> tuple[ir.Value, ir.Value] | None:
@@ -189,26 +208,11 @@ def _angles(op: Any, step: StepInputs) -> tuple[ir.Value, ir.Value] | None:
     return None if found is None else (found.cos, found.sin)
 
 
-class Predictor(nn.Module):
-    """fc2(silu(fc1(x))), the causal replacement of top-k (arXiv 2404.02258, section 3.5)."""
-
-    def __init__(self, target: Target, hidden: int, width: int) -> None:
-        super().__init__()
-        self.fc1 = Linear(target, hidden, width, bias=True, storage=PLAIN)
-        self.fc2 = Linear(target, width, 1, bias=True, storage=PLAIN)
-
-    def forward(self, op: Any, x: ir.Value) -> ir.Value:
-        """Return logits [B, S, 1] of x [B, S, hidden]."""
-        inner = self.fc1(op, x)
-        return self.fc2(op, op.Mul(inner, op.Sigmoid(inner)))
-
-
-def decide(op: Any, layer: int, score: ir.Value, logit: ir.Value, routing: Routing) -> Route:
-    """Return the decisions of a routed layer; padding never runs, nor do tokens that the cache has no room for.
+def decide(op: Any, score: ir.Value, logit: ir.Value, routing: Routing) -> Route:
+    """Return a routed layer's next decisions; padding never runs, nor do tokens that the cache has no room for.
 
     Args:
         op: writes operators into the graph.
-        layer: the layer's number.
         score: the router's r, float32 [B, S, 1].
         logit: the input of the causal rule, float32 [B, S, 1].
         routing: the shared values; the decisions are appended to its routes.
@@ -216,17 +220,18 @@ def decide(op: Any, layer: int, score: ir.Value, logit: ir.Value, routing: Routi
     contract = routing.contract
     line = op.Transpose(score, perm=[2, 0, 1])
     line_of_logits = line if logit is score else op.Transpose(logit, perm=[2, 0, 1])
-    told, margin = routing.told[layer], None
-    wanted = _causal(op, contract, layer, line_of_logits, told)
+    number, margin = len(routing.routes), None
+    told, about_entries = routing.told[number], number % contract.decisions_per_layer == 0
+    wanted = _causal(op, contract, routing.layer_of(number), line_of_logits, told)
     if routing.is_prompt is not None:
         ranked, margin = _top_k(op, contract, line, routing)
         by_rank = op.Greater(op.Add(op.Where(ranked, _RANKED, -_RANKED), told), 0.0)
         # Where has no kernel for booleans in ONNX Runtime.
         wanted = op.Or(op.And(routing.is_prompt, by_rank), op.And(op.Not(routing.is_prompt), wanted))
     chosen, rank = wanted, None
-    if routing.room is not None:
+    if routing.room is not None and about_entries:
         rank = op.CumSum(op.Cast(wanted, to=INT64), 2)
-        chosen = op.And(wanted, op.LessOrEqual(rank, routing.room[layer]))
+        chosen = op.And(wanted, op.LessOrEqual(rank, routing.room[number // contract.decisions_per_layer]))
     if routing.padded:
         chosen = op.And(chosen, op.LessOrEqual(rank, routing.most))
     route = Route(score=score, logit=logit, wanted=wanted, chosen=chosen, rank=rank, rank_margin=margin)
@@ -234,26 +239,25 @@ def decide(op: Any, layer: int, score: ir.Value, logit: ir.Value, routing: Routi
     return route
 
 
-def decide_at_once(op: Any, layer: int, x: ir.Value, router: Linear, routing: Routing) -> Route:
-    """Return the decisions of a routed layer by one operator; see ``Routing.at_once``.
+def decide_at_once(op: Any, x: ir.Value, router: Linear, routing: Routing) -> Route:
+    """Return a routed layer's next decisions by one operator; see ``Routing.at_once``.
 
     Args:
         op: writes operators into the graph.
-        layer: the layer's number.
         x: the router's input, float32 [B, S, hidden].
         router: the layer's router.
         routing: the shared values; the decisions are appended to its routes.
     """
-    contract = routing.contract
+    contract, number = routing.contract, len(routing.routes)
     assert routing.room is not None
     score, wanted, chosen, anybody = route_tokens(
         op,
         x,
         router.weight,
         router.bias if router.has_bias else op.Constant(value_floats=[0.0]),
-        op.Constant(value_float=float(contract.threshold(layer))),
-        routing.told[layer],
-        routing.room[layer],
+        op.Constant(value_float=float(contract.threshold(routing.layer_of(number)))),
+        routing.told[number],
+        routing.room[number],
         inclusive=contract.decision.comparison == ">=",
     )
     route = Route(score=score, logit=score, wanted=wanted, chosen=chosen, rank=None, rank_margin=None, anybody=anybody)
@@ -278,6 +282,11 @@ def _top_k(op: Any, contract: Mod, score: ir.Value, routing: Routing) -> tuple[i
     places, runs = routing.target.top_k(op, op.Squeeze(masked, [0]), counts, most)
     nobody = op.Mul(op.Cast(op.Squeeze(routing.real, [0]), to=INT64), 0)
     chosen = op.Unsqueeze(op.Greater(op.ScatterElements(nobody, places, runs, axis=1), 0), [0])
+    if contract.boundary == "k-1":
+        last = op.ReduceMin(op.Where(chosen, score, float("inf")), [2])
+        alone = op.Unsqueeze(op.Equal(counts, 1), [0, 2])
+        equal = op.And(alone, op.Equal(masked, last))
+        chosen = op.And(op.Or(op.Greater(masked, last), equal), routing.real)
     worst_in = op.ReduceMin(op.Where(chosen, score, float("inf")), [2])
     best_out = op.ReduceMax(op.Where(chosen, float("-inf"), masked), [2])  # minus infinity where all are chosen
     return chosen, op.Where(chosen, op.Sub(score, best_out), op.Sub(worst_in, score))
@@ -297,7 +306,8 @@ def outputs(op: Any, routing: Routing) -> dict[str, ir.Value]:
         return op.Transpose(op.Concat(*(getattr(route, part) for route in routing.routes), axis=2), perm=[2, 0, 1])
 
     contract, chosen = routing.contract, stacked("chosen")
-    thresholds = np.array([contract.threshold(layer) for layer in contract.routed_layers], np.float32)
+    numbers = range(len(routing.routes))
+    thresholds = np.array([contract.threshold(routing.layer_of(number)) for number in numbers], np.float32)
     constant = op.initializer(ir.tensor(thresholds[:, None, None]), "route_thresholds")
     margins = op.Abs(op.Sub(op.Sigmoid(turned("logit")), constant))
     if routing.is_prompt is not None:
@@ -311,4 +321,4 @@ def outputs(op: Any, routing: Routing) -> dict[str, ir.Value]:
     }
 
 
-__all__ = ["Predictor", "Route", "RoutedInputs", "Routing", "decide", "decide_at_once", "outputs"]
+__all__ = ["Route", "RoutedInputs", "Routing", "decide", "decide_at_once", "decisions", "outputs"]

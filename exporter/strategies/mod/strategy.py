@@ -18,31 +18,43 @@ from typing import Any
 
 from dynexport.exporter.checkpoint import Checkpoint
 from dynexport.exporter.families.architecture import Architecture
+from dynexport.exporter.graph.attention import Attention
 from dynexport.exporter.graph.decoder import CausalLM
-from dynexport.exporter.graph.layers import PLAIN, Linear
 from dynexport.exporter.graph.reading import GraphFile, unequal
 from dynexport.exporter.graph.writer import LayerWriter
 from dynexport.exporter.lowering.plan import SlotRule
 from dynexport.exporter.lowering.target import Target
 from dynexport.exporter.reference import Oracle
 from dynexport.exporter.reference.weights import Weights
+from dynexport.exporter.strategies.alike import check_alike
 from dynexport.exporter.strategies.calibration import Calibration, CalibrationOptions
-from dynexport.exporter.strategies.mod.astramind import ASTRAMIND
 from dynexport.exporter.strategies.mod.caches import filled_chunk, routed_slots
 from dynexport.exporter.strategies.mod.calibrate import calibrate
 from dynexport.exporter.strategies.mod.constants import route_differences
+from dynexport.exporter.strategies.mod.costs import cost_parts
 from dynexport.exporter.strategies.mod.describe import describe
+from dynexport.exporter.strategies.mod.importers import IMPORTERS
 from dynexport.exporter.strategies.mod.oracle import RoutedOracle
 from dynexport.exporter.strategies.mod.plan import RoutedPlan
-from dynexport.exporter.strategies.mod.routing import Predictor
+from dynexport.exporter.strategies.mod.routers import attach_routers
+from dynexport.exporter.strategies.mod.sources import with_queries_apart
+from dynexport.exporter.strategies.mod.supported import check_supported, check_without_conditions
 from dynexport.exporter.strategies.mod.writer import RoutedWriter
-from dynexport.exporter.strategies.strategy import Strategy
+from dynexport.exporter.strategies.strategy import CostPart, Strategy
 from dynexport.runtime.bundle.bundle import Bundle
 from dynexport.runtime.bundle.contract import Mod
 from dynexport.runtime.bundle.errors import DynexportError
-from dynexport.runtime.bundle.manifest import Depth, LayerRouting, Limits, Manifest
+from dynexport.runtime.bundle.manifest import Depth, LayerPart, LayerRouting, Limits, Manifest
 
 _ROUTER = re.compile(r"model\.layers\.([0-9]{1,4})\.mod_router\.weight")
+
+
+_PARTS: dict[str, tuple[LayerPart, ...]] = {
+    "block": ("layer",),
+    "attention": ("attention",),
+    "mlp": ("mlp",),
+    "attention+mlp": ("attention", "mlp"),
+}
 
 
 class ModStrategy(Strategy[Mod, RoutedPlan]):
@@ -50,8 +62,8 @@ class ModStrategy(Strategy[Mod, RoutedPlan]):
 
     name = "mod"
     summary = "a router per layer chooses the tokens that run in it"
-    tensors = r"(model\.)?layers\.\d+\.mod_(router|predictor)\..+"
-    importers = (ASTRAMIND,)
+    tensors = r"(model\.)?layers\.\d+\.mod_(router|mlp_router|predictor|adapter)\..+"
+    importers = IMPORTERS
     sample = "mod"
     plugin_fields = MappingProxyType({"prefill": "topk"})  # a custom operator computes top-k
 
@@ -60,6 +72,8 @@ class ModStrategy(Strategy[Mod, RoutedPlan]):
             raise _no_routed_layers(checkpoint)
 
     def check(self, contract: Mod, architecture: Architecture, target: Target) -> None:
+        check_supported(contract, architecture, target)
+        check_alike(self.name, architecture, contract.routed_layers)
         if architecture.sliding_positions is not None:
             raise DynexportError(
                 f"mod: expected one set of rotary positions, found {architecture.family}, whose layers with a window "
@@ -81,6 +95,15 @@ class ModStrategy(Strategy[Mod, RoutedPlan]):
                 "our plugins (--plugins), lower --max-prompt, or decide causally (--set prefill=causal)"
             )
 
+    def architecture(self, contract: Mod, architecture: Architecture) -> Architecture:
+        return architecture if contract.skipped_kv == "none" else with_queries_apart(architecture, contract)
+
+    def without_int8_caches(self, contract: Mod) -> str:
+        return "" if contract.skipped_kv == "none" else "tokens that skip attention append their entries without it"
+
+    def cost_parts(self, contract: Mod) -> tuple[CostPart, ...]:
+        return cost_parts(contract)
+
     def depths(self, contract: Mod, layers: int) -> tuple[Depth, ...]:
         if contract.routed_layers[-1] >= layers:
             raise DynexportError(f"routed_layers: expected layers 0..{layers - 1}, found {contract.routed_layers[-1]}")
@@ -96,13 +119,17 @@ class ModStrategy(Strategy[Mod, RoutedPlan]):
         self, contract: Mod, depths: tuple[Depth, ...], layers: int, *, target: Target, static: bool
     ) -> tuple[RoutedPlan, ...]:
         everything = tuple(range(layers))
-        unrouted = tuple(layer for layer in everything if layer not in contract.routed_layers)
+        if static:
+            check_without_conditions(contract, "--static")
+        unrouted = tuple(
+            layer for layer in everything if contract.all_have_entries or layer not in contract.routed_layers
+        )
         model = RoutedPlan(
             "model",
             everything,
             contiguous=unrouted,
             padded=static or not target.conditional_layers,
-            whole_prompts=contract.prefill == "topk",
+            whole_prompts=contract.whole_prompts,
         )
         if target.conditional_layers or static:
             return (model,)
@@ -111,34 +138,39 @@ class ModStrategy(Strategy[Mod, RoutedPlan]):
         return (prompts, RoutedPlan("decode", everything, contiguous=unrouted, serves=("decode",)))
 
     def slots(self, contract: Mod, place: int, max_length: int, plans: tuple[RoutedPlan, ...]) -> SlotRule:
-        if place not in contract.routed_layers:
+        if place not in contract.routed_layers or contract.all_have_entries:
             return SlotRule()
         return routed_slots(contract, max_length, padded=plans[0].padded)
 
     def routing(self, contract: Mod, plans: tuple[RoutedPlan, ...]) -> LayerRouting:
-        return LayerRouting(layers=contract.routed_layers, overflow=contract.cache.overflow)
+        return LayerRouting(
+            layers=contract.routed_layers,
+            parts=_PARTS[contract.target],
+            skipped_kv="kept" if contract.all_have_entries else "none",
+            overflow=contract.cache.overflow,
+        )
 
     def limits(self, contract: Mod, max_length: int, plans: tuple[RoutedPlan, ...]) -> Limits:
         chunk = filled_chunk(contract, max_length, padded=plans[0].padded)
-        return Limits(filled=chunk, whole_prompts=contract.prefill == "topk")
+        return Limits(filled=chunk, whole_prompts=contract.whole_prompts)
 
     def attach(self, model: CausalLM, contract: Mod, checkpoint: Checkpoint, target: Target) -> None:
-        hidden = model.architecture.hidden_size
         for layer in model.model.layers:
             if layer.index not in contract.routed_layers:
                 continue
-            name = f"model.layers.{layer.index}.mod_"
-            bias = f"{name}router.bias" in checkpoint.names
-            layer.mod_router = Linear(target, hidden, 1, bias=bias, storage=PLAIN)
-            if contract.decision.rule == "predictor":
-                layer.mod_predictor = Predictor(target, hidden, _width(checkpoint, f"{name}predictor.fc1.weight"))
+            if contract.skipped_kv == "own":
+                layer.self_attn = Attention(target, model.architecture, layer.index, apart=True)
+            attach_routers(layer, contract, checkpoint, target)
 
     def writer(self, plan: RoutedPlan, architecture: Architecture, target: Target, contract: Mod) -> LayerWriter:
         return RoutedWriter(plan, architecture, target, contract)
 
     def manifest_differences(self, manifest: Manifest) -> Iterator[str]:
         assert isinstance(manifest.contract, Mod)
-        slots, routed = manifest.contract.slots(manifest.model.max_length), manifest.contract.routed_layers
+        slots: int | None = manifest.contract.slots(manifest.model.max_length)
+        routed = manifest.contract.routed_layers
+        if manifest.contract.all_have_entries:
+            slots = None
         found = {cache.most for cache in manifest.caches if cache.place in routed}
         yield from unequal("manifest: entries of routed caches", {slots}, found)
         layers = manifest.routing.layers if isinstance(manifest.routing, LayerRouting) else ()
@@ -158,11 +190,6 @@ class ModStrategy(Strategy[Mod, RoutedPlan]):
 
     def calibrate(self, bundle: Bundle, ids: Sequence[int], options: CalibrationOptions) -> Calibration:
         return calibrate(bundle, ids, options)
-
-
-def _width(checkpoint: Checkpoint, name: str) -> int:
-    """Return P of a predictor's first weight [P, hidden]; a wrong shape raises later, when the tensor is read."""
-    return (*checkpoint.shape(name), 1)[0]
 
 
 def _no_routed_layers(checkpoint: Checkpoint) -> DynexportError:

@@ -16,8 +16,11 @@ from dynexport.exporter.lowering.target import Target
 from dynexport.exporter.strategies.mod.caches import routed_slots
 from dynexport.exporter.strategies.mod.checks import check_routed_graph
 from dynexport.exporter.strategies.mod.compaction import Compacted, EveryRow, Padded, Ragged, combined
+from dynexport.exporter.strategies.mod.parts import Parts, anybody, mlp_gate
 from dynexport.exporter.strategies.mod.plan import RoutedPlan
+from dynexport.exporter.strategies.mod.routers import ROUTERS
 from dynexport.exporter.strategies.mod.routing import Route, RoutedInputs, Routing, decide, decide_at_once, outputs
+from dynexport.exporter.strategies.mod.sequences import mean_of_prompt, of_every_token
 from dynexport.runtime.bundle.contract import Mod
 
 
@@ -42,7 +45,7 @@ class RoutedWriter(LayerWriter):
         )
 
     def slots(self, layer: int) -> int | str:
-        if layer not in self._contract.routed_layers:
+        if layer not in self._contract.routed_layers or self._contract.all_have_entries:
             return super().slots(layer)
         if not self.target.fixed_slots:
             return "M_routed"
@@ -52,14 +55,53 @@ class RoutedWriter(LayerWriter):
     def run_layer(
         self, op: Any, layer: DecoderLayer, hidden_states: ir.Value, step: Step, cache: LayerCache
     ) -> tuple[ir.Value, LayerCache]:
-        if layer.index not in self._contract.routed_layers:
+        contract = self._contract
+        if layer.index not in contract.routed_layers:
             return super().run_layer(op, layer, hidden_states, step, cache)
-        routing = self._routing
-        route = self._decide(op, layer, hidden_states)
-        name = f"layer_{layer.index}"
+        names = ROUTERS[: contract.decisions_per_layer]
+        routes = [self._decide(op, layer, name, hidden_states, step) for name in names]
+        parts = Parts(layer, self._routing, f"layer_{layer.index}")
+        if contract.target == "mlp":
+            output, present = self._attended(op, layer, hidden_states, step, cache)
+        elif contract.skipped_kv == "own":
+            write = parts.block if contract.target == "block" else parts.attention
+            output, present = write(op, hidden_states, step.for_layer(op, layer.index), cache, routes[0])
+        else:
+            output, present = self._without_entries(op, layer, hidden_states, step, cache, routes[0])
+        if contract.target == "attention":
+            output = op.Add(output, layer.mlp_of(op, output))
+        elif contract.target != "block":
+            output = parts.mlp(op, output, routes[-1])
+        if contract.skip_branch == "adapter" and contract.target == "block" and contract.skipped_kv == "none":
+            output = parts.adapter(op, output, routes[-1])
+        return output, present
+
+    def _attended(
+        self, op: Any, layer: DecoderLayer, hidden_states: ir.Value, step: Step, cache: LayerCache
+    ) -> tuple[ir.Value, LayerCache]:
+        """Write attention and its residual for every token, under names that tell the layer."""
+        op.builder.push_module(f"layer_{layer.index}")
+        told = step.for_layer(op, layer.index)
+        attention, present = layer.self_attn(op, layer.before_attention(op, hidden_states), told, cache)
+        output = op.Add(hidden_states, attention)
+        op.builder.pop_module()
+        return output, present
+
+    def _without_entries(
+        self, op: Any, layer: DecoderLayer, hidden_states: ir.Value, step: Step, cache: LayerCache, route: Route
+    ) -> tuple[ir.Value, LayerCache]:
+        """Write a block, or its attention, for the tokens that run in it; the others leave no entry."""
+        routing, name = self._routing, f"layer_{layer.index}"
 
         def run(op: Any, compacted: Compacted) -> tuple[ir.Value, LayerCache]:
-            output, present = layer(op, compacted.hidden_states, compacted.step, cache)
+            hidden = compacted.hidden_states
+            normed = layer.before_attention(op, hidden)
+            attention, present = layer.self_attn(op, normed, compacted.step, cache)
+            if self._contract.target == "block":
+                gate = mlp_gate(op, self._contract, compacted.scores(op))
+                output = layer.after_attention(op, hidden, attention, gate=gate)
+            else:
+                output = op.Add(hidden, attention)
             return combined(op, self._contract, compacted, output), present
 
         if self.plan.padded:
@@ -69,24 +111,27 @@ class RoutedWriter(LayerWriter):
             nothing = rows.no_entries(op, cache)
             output, entries = run_if(op, rows.any(op), lambda op: run(op, rows), hidden_states, nothing, name)
             return output, rows.append(op, cache, entries)
-        anybody = op.ReduceMax(route.chosen, keepdims=0) if route.anybody is None else route.anybody
         return run_if(
             op,
-            anybody,
+            anybody(op, route.chosen) if route.anybody is None else route.anybody,
             lambda op: run(op, Ragged(op, layer.index, route, hidden_states, step, routing)),
             hidden_states,
             cache,
             name,
         )
 
-    def _decide(self, op: Any, layer: DecoderLayer, hidden_states: ir.Value) -> Route:
-        contract = self._contract
+    def _decide(self, op: Any, layer: DecoderLayer, name: str, hidden_states: ir.Value, step: Step) -> Route:
+        contract, routing, router = self._contract, self._routing, getattr(layer, name)
         x = layer.input_layernorm(op, hidden_states) if contract.router_input == "normed" else hidden_states
-        if self._routing.at_once:
-            return decide_at_once(op, layer.index, x, layer.mod_router, self._routing)
-        score = layer.mod_router(op, x)
+        if routing.at_once:
+            return decide_at_once(op, x, router, routing)
+        if contract.level == "sequence":
+            score = router(op, mean_of_prompt(op, x, routing))
+            length = op.Gather(step.inputs.cache_lengths, step.row_of(layer.index))
+            return decide(op, *of_every_token(op, score, step.inputs.position_ids, length, routing), routing)
+        score = router(op, x)
         logit = layer.mod_predictor(op, x) if contract.decision.rule == "predictor" else score
-        return decide(op, layer.index, score, logit, self._routing)
+        return decide(op, score, logit, routing)
 
     def finish(self, op: Any, graph: ir.Graph) -> None:
         routing = self._routing

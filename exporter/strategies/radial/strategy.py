@@ -27,6 +27,7 @@ from dynexport.exporter.lowering.target import Target
 from dynexport.exporter.lowering.tensorrt.selected import SelectedLayer
 from dynexport.exporter.reference import Oracle
 from dynexport.exporter.reference.weights import Weights
+from dynexport.exporter.strategies.alike import check_alike
 from dynexport.exporter.strategies.radial import parts
 from dynexport.exporter.strategies.radial.constants import path_differences
 from dynexport.exporter.strategies.radial.decode import decode_graph
@@ -264,6 +265,7 @@ def _check_selection(contract: Radial, target: Target) -> None:
 
 def _check_alike(architecture: Architecture) -> None:
     """Raise DynexportError for layers that make no pool: they share caches, attention and the router's norm."""
+    check_alike("radial", architecture, range(architecture.layers))
     if architecture.sliding_positions is not None:
         raise DynexportError(
             f"radial: expected one set of rotary positions, found {architecture.family}, whose layers with a window "

@@ -64,6 +64,12 @@ class Executor {
   const float* decode(KvCache& cache, const std::vector<std::int64_t>& rows, const std::vector<std::int64_t>& tokens,
                       const std::vector<Depth>& depths);
 
+  // Keeps the first generated tokens, at least one, that ran since a mark, as if those after them had never run; where
+  // their entries do not come first in their caches, they run again. ``decisions``: of all tokens that ran; null
+  // without routers.
+  void keep_first(KvCache& cache, const Mark& mark, const std::vector<std::int64_t>& tokens, const Depth& depth,
+                  const Decisions* decisions);
+
   // Loads the program of a phase and depth now, not at its first use.
   void load(Phase phase, const Depth& depth);
 

@@ -15,6 +15,7 @@
 #include "dynexport/executor.hpp"
 #include "dynexport/request.hpp"
 #include "dynexport/sampler.hpp"
+#include "dynexport/speculation.hpp"
 #include "dynexport/tokenizer.hpp"
 
 namespace dynexport {
@@ -28,6 +29,7 @@ struct Options {
   bool chat = false;                         // an answer in a chat also ends at the manifest's turn_end tokens
   std::vector<std::int64_t> stop_token_ids;  // ids that end an answer, in addition to the model's
   Chunks chunk;                              // how prompts are cut; a server has even ones
+  std::optional<Speculation> speculation;    // how tokens are drafted; none for one token of a row in each step
 };
 
 // The author's sampling options in generation_config.json.
@@ -74,7 +76,8 @@ class Generator {
 
   // Generates from one prompt.
   Generation generate(const Prompt& prompt, const Options& options = {});
-  // Generates from several prompts in one batch. ``options``: one for all, or one per prompt (with the same chunk).
+  // Generates from several prompts in one batch. ``options``: one for all, or one per prompt (with the same chunk and
+  // speculation).
   std::vector<Generation> generate(const std::vector<Prompt>& prompts, const std::vector<Options>& options);
   // Generates n answers to one prompt, 1 to 128, each with its own random draws.
   std::vector<Generation> choices(const Prompt& prompt, std::int64_t n, const Options& options = {});

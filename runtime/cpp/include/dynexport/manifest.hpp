@@ -115,9 +115,25 @@ enum class SkippedKv { kNone, kKept, kComputed };
 
 struct LayerRouting {
   std::vector<std::int64_t> layers;
-  std::int64_t span = 1;  // layers that each decision is about
+  std::vector<std::string> parts{"layer"};  // what the decisions about each layer are about
+  std::int64_t span = 1;                    // layers that each decision is about
   SkippedKv skipped_kv = SkippedKv::kNone;
   bool overflow_is_error = false;
+
+  // The number of decisions about a token.
+  std::int64_t decisions() const { return static_cast<std::int64_t>(layers.size() * parts.size()); }
+  // The layer, or the first layer of the run, that a decision is about.
+  std::int64_t layer_of(std::int64_t decision) const {
+    return layers.at(static_cast<std::size_t>(decision) / parts.size());
+  }
+  // A name for each decision: its layer, and its part where a layer has two.
+  std::vector<std::string> names() const {
+    std::vector<std::string> found;
+    for (const std::int64_t layer : layers)
+      for (const std::string& part : parts)
+        found.push_back(std::to_string(layer) + (parts.size() == 1 ? "" : "." + part));
+    return found;
+  }
 };
 
 struct PathRouting {
@@ -132,6 +148,12 @@ struct Model {
   std::string family;
   std::int64_t layers = 0, hidden_size = 0, heads = 0, kv_heads = 0, head_dim = 0, vocab_size = 0, max_length = 0,
                parameters = 0;
+  // Of each layer, 0 without attention, where layers differ; empty if all have ``heads`` and ``kv_heads``.
+  std::vector<std::int64_t> heads_of_layers, kv_heads_of_layers;
+  // The number of key and value heads in a place, 0 where there is no attention.
+  std::int64_t kv_heads_in(std::int64_t place) const {
+    return kv_heads_of_layers.empty() ? kv_heads : kv_heads_of_layers.at(static_cast<std::size_t>(place));
+  }
 };
 
 struct Depth {
@@ -162,7 +184,8 @@ struct Manifest {
   Routing routing;
   std::optional<Drafting> drafting;
   Limits limits;
-  std::vector<std::string> operators;  // names of dynexport's custom operators in the graphs; each has a body there, too
+  std::vector<std::string>
+      operators;  // names of dynexport's custom operators in the graphs; each has a body there, too
   Tokens tokens;
   std::map<std::string, File> files;
 

@@ -40,6 +40,7 @@ struct Piece {
   StopReason stop_reason;
   std::optional<TokenLogprobs> logprobs;  // set if Sampling::logprobs is
   std::int64_t layers = 0;  // layers that the last token before it ran in, whose hidden state it was chosen from
+  std::optional<std::int64_t> draft;  // the id that was drafted in its place
 };
 
 // A finished answer.
@@ -73,6 +74,10 @@ class Request {
   const Depth& depth() const { return depth_; }
   // Chooses the next token from logits float32 [vocab], as Sampler::choose.
   Choice choose(const float* logits, std::int64_t row = 0) { return sampler_.choose(logits, row); }
+  // The token to draft ``index`` tokens after the next one, as Sampler::draft.
+  std::int64_t draft(const float* logits, std::int64_t index) { return sampler_.draft(logits, index); }
+  // Tokens that may still be generated; the end of the context may come first.
+  std::int64_t left() const { return limits_.new_tokens; }
   // Adds a token. Returns its piece: the text that is final now, and whether the request ends.
   Piece push(const Choice& choice);
 

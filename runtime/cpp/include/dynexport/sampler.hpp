@@ -57,6 +57,9 @@ class Sampler {
   // greedy choice takes the lowest id. Throws NotFinite for a NaN or a largest logit that is infinite, and Error for
   // options that leave no token; ``row`` is named there.
   Choice choose(const float* logits, std::int64_t row = 0);
+  // A guess of the token that it will choose after ``index`` others, from logits of another depth: greedily, or with
+  // the random number that the choice will use.
+  std::int64_t draft(const float* logits, std::int64_t index);
 
  private:
   struct State;

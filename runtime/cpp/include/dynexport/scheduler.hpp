@@ -12,12 +12,13 @@ namespace dynexport {
 
 // The sizes and bounds of a scheduler.
 struct Settings {
-  std::int64_t rows = 8;                 // most answers that run at a time
-  std::optional<std::int64_t> tokens;    // most tokens of a request, prompt and answer; none for the model's context
-  std::int64_t chunk = 48;               // a prompt's first tokens that run between two decode steps of the others
-  std::int64_t queue = 256;              // most requests that wait
-  std::optional<std::int64_t> reserved;  // most tokens of all running requests together; none for rows * tokens
-  std::int64_t prefix_bytes = 0;         // memory for the entries of earlier prompts; 0 keeps none
+  std::int64_t rows = 8;                   // most answers that run at a time
+  std::optional<std::int64_t> tokens;      // most tokens of a request, prompt and answer; none for the model's context
+  std::int64_t chunk = 48;                 // a prompt's first tokens that run between two decode steps of the others
+  std::int64_t queue = 256;                // most requests that wait
+  std::optional<std::int64_t> reserved;    // most tokens of all running requests together; none for rows * tokens
+  std::int64_t prefix_bytes = 0;           // memory for the entries of earlier prompts; 0 keeps none
+  std::optional<Speculation> speculation;  // how tokens are drafted; none drafts none
 
   // Throws Error for a number out of its range.
   void check() const;

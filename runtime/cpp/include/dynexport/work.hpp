@@ -36,6 +36,7 @@ struct Failure {
 };
 
 struct Work;
+struct Drafts;  // what is known of an answer for drafts
 
 // What one step of the scheduler made for a request.
 struct Delivery {
@@ -74,13 +75,15 @@ struct Answer {
   std::shared_ptr<Work> work;
   Request* request = nullptr;  // of ``work``
   std::int64_t row = 0;
-  std::int64_t done = 0;              // number of the prompt's tokens that have run
-  std::vector<std::int64_t> tokens;   // ids of the generated tokens; the last one has not run yet
-  bool ready = false;                 // the prompt has run: decode steps may include it
-  std::optional<std::string> chain;   // key of the last saved part of the row; none if the chain has ended
-  std::int64_t saved = 0;             // number of tokens in the saved parts
-  std::vector<std::int64_t> entries;  // [places], number of entries of these tokens
-  Clock::time_point latest;           // of the latest token
+  std::int64_t done = 0;                   // number of the prompt's tokens that have run
+  std::vector<std::int64_t> tokens;        // ids of the generated tokens; the last one has not run yet
+  bool ready = false;                      // the prompt has run: decode steps may include it
+  std::optional<std::string> chain;        // key of the last saved part of the row; none if the chain has ended
+  std::int64_t saved = 0;                  // number of tokens in the saved parts
+  std::vector<std::int64_t> entries;       // [places], number of entries of these tokens
+  Clock::time_point latest;                // of the latest token
+  std::shared_ptr<Drafts> drafts;          // null without speculation
+  std::int64_t drafted = 0, accepted = 0;  // tokens that were drafted, and those of them that the model chose
 
   const Depth& depth() const { return request->depth(); }
   std::int64_t left() const { return static_cast<std::int64_t>(work->prompt.size()) - done; }

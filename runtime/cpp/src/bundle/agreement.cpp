@@ -39,8 +39,8 @@ class Agreement {
  public:
   Agreement(const Manifest& manifest, const std::string& where) : manifest_(manifest), where_(where) {}
 
-  void check(std::size_t cost_layers) const {
-    check_layers(cost_layers);
+  void check(const CostSizes& cost) const {
+    check_layers(cost);
     check_names();
     check_programs();
     check_caches();
@@ -49,11 +49,33 @@ class Agreement {
  private:
   [[noreturn]] void refuse(const std::string& message) const { throw Error(where_ + ": " + without_breaks(message)); }
 
-  void check_layers(std::size_t cost_layers) const {
-    if (cost_layers != static_cast<std::size_t>(manifest_.model.layers)) {
-      refuse("cost.layers: expected " + std::to_string(manifest_.model.layers) + " as in model.layers, found " +
-             std::to_string(cost_layers));
+  // Checks a list that has an entry for each layer; one that may be absent says that layers differ.
+  void check_list(const char* name, std::size_t found, bool may_be_absent) const {
+    if (found == 0 && may_be_absent) return;
+    if (found != static_cast<std::size_t>(manifest_.model.layers)) {
+      refuse(std::string(name) + ": expected " + std::to_string(manifest_.model.layers) +
+             " as in model.layers, found " + std::to_string(found));
     }
+    if (may_be_absent && std::holds_alternative<PathRouting>(manifest_.routing))
+      refuse(std::string(name) + ": expected layers of one size where routing has paths, found others");
+  }
+
+  void check_parts(std::size_t found) const {
+    const auto* layers = std::get_if<LayerRouting>(&manifest_.routing);
+    const std::size_t decided = layers == nullptr ? 0 : static_cast<std::size_t>(layers->decisions());
+    if (found != 0 && found != decided) {
+      refuse("cost.parts: expected one for each of " + std::to_string(decided) + " decisions, found " +
+             std::to_string(found));
+    }
+  }
+
+  void check_layers(const CostSizes& cost) const {
+    check_list("cost.layers", cost.layers, false);
+    check_list("model.heads_of_layers", manifest_.model.heads_of_layers.size(), true);
+    check_list("model.kv_heads_of_layers", manifest_.model.kv_heads_of_layers.size(), true);
+    check_list("cost.kv_of_layers", cost.kv_of_layers, true);
+    check_list("cost.flops_of_layers", cost.flops_of_layers, true);
+    check_parts(cost.parts);
     if (const auto* routing = std::get_if<LayerRouting>(&manifest_.routing)) {
       const auto decisions = static_cast<std::int64_t>(routing->layers.size());
       if (decisions * routing->span > manifest_.model.layers) {
@@ -208,7 +230,11 @@ class Agreement {
   }
 
   void check_cache(const Cache& cache) const {
-    const std::int64_t heads = manifest_.model.kv_heads, size = manifest_.model.head_dim;
+    const std::int64_t heads = manifest_.model.kv_heads_in(cache.place), size = manifest_.model.head_dim;
+    if (heads == 0) {
+      if (cache.parts.empty()) return;
+      refuse("cache " + std::to_string(cache.place) + ": expected no parts in a layer without attention, found some");
+    }
     const std::int64_t padded = (size + kHeadDimMultiple - 1) / kHeadDimMultiple * kHeadDimMultiple;
     for (const char* name : {"key", "value"}) {
       const std::string place = "cache " + std::to_string(cache.place) + ": " + name + ": ";
@@ -277,8 +303,8 @@ class Agreement {
 
 }  // namespace
 
-void check_agreement(const Manifest& manifest, std::size_t cost_layers, const std::string& where) {
-  Agreement(manifest, where).check(cost_layers);
+void check_agreement(const Manifest& manifest, const CostSizes& cost, const std::string& where) {
+  Agreement(manifest, where).check(cost);
 }
 
 }  // namespace dynexport

@@ -3,11 +3,12 @@
 
 #include <string>
 
+#include "bundle/sections.hpp"
 #include "dynexport/manifest.hpp"
 
 namespace dynexport {
 
-// Throws Error, which names ``where``, when they do not. ``cost_layers`` is the number of layers that the cost has.
-void check_agreement(const Manifest& manifest, std::size_t cost_layers, const std::string& where);
+// Throws Error, which names ``where``, when they do not. ``cost`` has the numbers of items in the section on costs.
+void check_agreement(const Manifest& manifest, const CostSizes& cost, const std::string& where);
 
 }  // namespace dynexport

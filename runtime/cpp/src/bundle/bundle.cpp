@@ -160,10 +160,13 @@ Depth Bundle::depth(const std::optional<std::string>& wanted) const {
   const auto matches = [&](const Depth& depth) { return *wanted == depth.name || (ratio && depth.ratio == ratio); };
   if (matches(full)) return full;
   std::string names;
+  std::vector<Depth> begin;  // "exit" is exit-8 if no other begins so
   for (const Depth& depth : declared) {
     if (matches(depth)) return depth;
+    if (depth.name.rfind(*wanted + "-", 0) == 0) begin.push_back(depth);
     names += ", " + depth.name;
   }
+  if (begin.size() == 1) return begin.front();
   throw Error(state_->path.native() + ": depth: expected 1" + names + "; found " + *wanted);
 }
 

@@ -1,10 +1,7 @@
 // Checks the routing contract in a manifest, in the order and words of Python's.
 #include "bundle/contract.hpp"
 
-#include <algorithm>
-#include <charconv>
-#include <set>
-
+#include "bundle/mod_contract.hpp"
 #include "bundle/text.hpp"
 
 namespace dynexport {
@@ -50,117 +47,6 @@ void check_unified_skip(const Value& value) {
   fields.done();
   if (!keep && !some) value.refuse_as("speedups: expected at least one ratio, or keep, found neither");
   if (keep && keep->empty()) value.refuse_as("keep: expected at least one layer, found none");
-}
-
-bool check_decision(const Value& value) {
-  Fields fields(value);
-  fields.optional(
-      "rule",
-      [](const Value& rule) {
-        return choice(rule, {"router", "predictor", "always"});
-      },
-      0);
-  fields.optional("threshold", number, 0.5);
-  fields.optional(
-      "comparison",
-      [](const Value& sign) {
-        return choice(sign, {">", ">="});
-      },
-      0);
-  fields.done();
-  return true;
-}
-
-bool check_cache(const Value& value) {
-  Fields fields(value);
-  fields.optional("capacity", share, 1.0);
-  fields.optional(
-      "overflow",
-      [](const Value& rule) {
-        return choice(rule, {"residual", "error"});
-      },
-      0);
-  fields.done();
-  return true;
-}
-
-Layers routed_layers(const Value& value) {
-  Layers found = some_layers(value);
-  const std::set<std::int64_t> different(found.begin(), found.end());
-  if (different.size() < found.size() || *different.begin() < 0) {
-    value.refuse_as("expected different layers from 0, found " + listed(value));
-  }
-  return found;
-}
-
-// The layers that have a threshold of their own.
-std::set<std::int64_t> thresholds(const Value& value) {
-  std::set<std::int64_t> result;
-  for (const auto& [name, item] : object(value).items()) {
-    const Value threshold(item, value, name);
-    std::int64_t layer = 0;
-    const char* end = name.data() + name.size();
-    const auto read = std::from_chars(name.data(), end, layer);
-    if (read.ec != std::errc() || read.ptr != end) {
-      Value(item, threshold, "[key]")
-          .refuse_as("Input should be a valid integer, unable to parse string as an integer, found " +
-                     std::string(cut(in_quotes(name), 80)));
-    }
-    number(threshold);
-    result.insert(layer);
-  }
-  return result;
-}
-
-void check_mod(const Value& value) {
-  Fields fields(value);
-  fields.required("strategy", text);
-  const Layers routed = fields.required("routed_layers", routed_layers);
-  fields.optional("capacity", share, 0.125);
-  fields.optional(
-      "rounding",
-      [](const Value& rule) {
-        return choice(rule, {"floor", "ceil"});
-      },
-      0);
-  fields.optional(
-      "router_input",
-      [](const Value& input) {
-        return choice(input, {"hidden", "normed"});
-      },
-      0);
-  fields.optional(
-      "gate",
-      [](const Value& gate) {
-        return choice(gate, {"raw", "sigmoid", "none"});
-      },
-      0);
-  fields.optional(
-      "combine",
-      [](const Value& rule) {
-        return choice(rule, {"delta", "replace"});
-      },
-      0);
-  fields.optional("decision", check_decision, true);
-  fields.optional(
-      "prefill",
-      [](const Value& rule) {
-        return choice(rule, {"causal", "topk"});
-      },
-      0);
-  fields.optional(
-      "positions",
-      [](const Value& rule) {
-        return choice(rule, {"original", "compact"});
-      },
-      0);
-  fields.optional("cache", check_cache, true);
-  for (const std::int64_t layer : fields.optional("thresholds", thresholds, std::set<std::int64_t>())) {
-    if (std::find(routed.begin(), routed.end(), layer) == routed.end()) {
-      value.refuse_as("thresholds: expected routed layers, found " + std::to_string(layer));
-    }
-  }
-  fields.done();
 }
 
 bool check_router(const Value& value) {
@@ -257,6 +143,14 @@ void check_loop(const Value& value) {
   fields.required("loops", loops);
   const auto repeated = fields.optional("body", nullable(body), std::nullopt);
   fields.optional("norm_between", boolean, true);
+  fields.optional("norm_after", boolean, false);
+  fields.optional(
+      "inject",
+      [](const Value& rule) {
+        return choice(rule, {"none", "adapter"});
+      },
+      0);
+  fields.optional("state_seed", nullable(from_0), std::nullopt);
   fields.optional("exit", check_loop_exit, true);
   fields.optional(
       "exited_kv",
@@ -282,12 +176,9 @@ struct Strategy {
   void (*check)(const Value& value);
 };
 
-constexpr Strategy kStrategies[] = {{"dense", check_dense},
-                                    {"unified-skip", check_unified_skip},
-                                    {"mod", check_mod},
-                                    {"radial", check_radial},
-                                    {"early-exit", check_early_exit},
-                                    {"loop", check_loop}};
+constexpr Strategy kStrategies[] = {
+    {"dense", check_dense},   {"unified-skip", check_unified_skip}, {"mod", check_mod},
+    {"radial", check_radial}, {"early-exit", check_early_exit},     {"loop", check_loop}};
 
 }  // namespace
 

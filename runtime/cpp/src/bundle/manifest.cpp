@@ -152,7 +152,7 @@ Manifest parse_manifest(std::string_view json, const std::string& where) {
   result.routing = fields.optional("routing", read_routing, std::monostate());
   result.drafting = fields.optional("drafting", read_drafting, std::nullopt);
   result.limits = fields.required("limits", read_limits);
-  const std::size_t cost_layers = fields.required("cost", read_cost_layers);
+  const CostSizes cost = fields.required("cost", read_cost_sizes);
   result.operators = fields.optional(
       "operators", [](const Value& operators) { return list(operators, text); }, std::vector<std::string>());
   result.tokens = fields.required("tokens", read_tokens);
@@ -160,7 +160,7 @@ Manifest parse_manifest(std::string_view json, const std::string& where) {
   fields.required("tools", [](const Value& tools) { return by_name(tools, text).size(); });
   result.files = fields.required("files", [](const Value& files) { return by_name(files, read_file); });
   fields.done();
-  check_agreement(result, cost_layers, where);
+  check_agreement(result, cost, where);
   std::sort(result.caches.begin(), result.caches.end(),
             [](const Cache& one, const Cache& other) { return one.place < other.place; });
   return result;

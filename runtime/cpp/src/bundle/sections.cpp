@@ -100,11 +100,26 @@ CachePart cache_part(const Value& value) {
   return result;
 }
 
+std::vector<std::string> parts_of_layers(const Value& value) {
+  static const std::vector<std::string> known{"layer", "attention", "mlp"};
+  const std::vector<std::string> found = list(
+      value,
+      [](const Value& part) {
+        return known[static_cast<std::size_t>(choice(part, {"layer", "attention", "mlp"}))];
+      },
+      1);
+  if (found.size() > 2) {
+    value.refuse_as("Tuple should have at most 2 items after validation, not " + std::to_string(found.size()));
+  }
+  return found;
+}
+
 LayerRouting layer_routing(const Value& value) {
   Fields fields(value);
   LayerRouting result;
   fields.required("kind", text);
   result.layers = fields.required("layers", layers);
+  result.parts = fields.optional("parts", parts_of_layers, std::vector<std::string>{"layer"});
   result.span = fields.optional("span", size, 1);
   result.skipped_kv = fields.optional(
       "skipped_kv",
@@ -151,6 +166,9 @@ Model read_model(const Value& value) {
   result.vocab_size = fields.required("vocab_size", size);
   result.max_length = fields.required("max_length", size);
   result.parameters = fields.required("parameters", at_least_1);
+  const auto heads = [](const Value& counts) { return list(counts, from_0); };
+  result.heads_of_layers = fields.optional("heads_of_layers", heads, std::vector<std::int64_t>());
+  result.kv_heads_of_layers = fields.optional("kv_heads_of_layers", heads, std::vector<std::int64_t>());
   fields.done();
   return result;
 }
@@ -266,21 +284,34 @@ File read_file(const Value& value) {
   return result;
 }
 
-std::size_t read_cost_layers(const Value& value) {
+std::size_t check_part_costs(const Value& value) {
+  return list(value,
+              [](const Value& part) {
+                Fields fields(part);
+                fields.required("run", at_least_0);
+                return fields.optional("skip", at_least_0, 0);
+              })
+      .size();
+}
+
+CostSizes read_cost_sizes(const Value& value) {
   Fields fields(value);
+  CostSizes result;
+  const auto count = [](const Value& costs) { return list(costs, at_least_0).size(); };
   fields.required("shared", at_least_1);
-  const std::size_t layers =
-      fields.required("layers", [](const Value& costs) { return list(costs, at_least_0); }).size();
+  result.layers = fields.required("layers", count);
   fields.required("kv_per_token", at_least_0);
   fields.required("layer_flops", at_least_1);
   fields.optional("router", at_least_0, 0);
   fields.optional("router_flops", at_least_0, 0);
+  result.parts = fields.optional("parts", check_part_costs, 0);
   fields.optional("experts", at_least_0, 0);
   fields.optional("experts_per_token", at_least_0, 0);
-  fields.optional(
-      "expert", [](const Value& costs) { return list(costs, at_least_0); }, std::vector<std::int64_t>{});
+  fields.optional("expert", [](const Value& costs) { return list(costs, at_least_0); }, std::vector<std::int64_t>{});
+  result.kv_of_layers = fields.optional("kv_of_layers", count, std::size_t{0});
+  result.flops_of_layers = fields.optional("flops_of_layers", count, std::size_t{0});
   fields.done();
-  return layers;
+  return result;
 }
 
 bool check_cache_text(const Value& value) {
@@ -299,6 +330,7 @@ bool check_source(const Value& value) {
   fields.required("config_sha256", text);
   fields.required("config", any_object);
   fields.optional("importer", nullable(text), std::nullopt);
+  fields.optional("adapter", nullable(text), std::nullopt);
   fields.done();
   return true;
 }

@@ -17,8 +17,13 @@ Limits read_limits(const Value& value);
 Tokens read_tokens(const Value& value);
 File read_file(const Value& value);
 
+// The lengths of the lists of the section on costs: of layers, and of decisions about parts of layers; 0 where absent.
+struct CostSizes {
+  std::size_t layers = 0, kv_of_layers = 0, flops_of_layers = 0, parts = 0;
+};
+
 // Sections that no runtime needs: they are checked, and what other sections must agree with is returned.
-std::size_t read_cost_layers(const Value& value);
+CostSizes read_cost_sizes(const Value& value);
 bool check_cache_text(const Value& value);
 bool check_source(const Value& value);
 

@@ -27,6 +27,7 @@ std::size_t bytes_of_entries(const Buffer& buffer, std::int64_t count) {
 
 // The slots of a row of ``tokens`` tokens in one place, slack included.
 std::int64_t slots_of(const Cache& cache, std::int64_t tokens) {
+  if (cache.parts.empty()) return tokens;  // a layer without attention: its entries are counted, but not stored
   const auto key = cache.parts.find("key"), value = cache.parts.find("value");
   if (key == cache.parts.end() || value == cache.parts.end() || key->second.shape.size() != 4 ||
       value->second.shape.size() != 4 || key->second.shape[2].size != value->second.shape[2].size)

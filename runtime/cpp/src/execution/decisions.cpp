@@ -45,7 +45,7 @@ DecisionReader::DecisionReader(const Manifest& manifest)
     : manifest_(manifest),
       layers_(std::get_if<LayerRouting>(&manifest.routing)),
       paths_(std::get_if<PathRouting>(&manifest.routing)) {
-  if (layers_ != nullptr) rows_ = overflows_ = static_cast<std::int64_t>(layers_->layers.size());
+  if (layers_ != nullptr) rows_ = overflows_ = layers_->decisions();
   if (paths_ != nullptr) {
     rows_ = paths_->hops;
     overflows_ = 1;
@@ -134,11 +134,12 @@ Decisions DecisionReader::of_row(const std::int64_t* choices, const float* score
       const std::int64_t choice = choices[place * step + token];
       for (std::int64_t more = 0; layers_ != nullptr && more < layers_->span; ++more) {
         if (layers_->skipped_kv == SkippedKv::kComputed) break;
-        made.ran[at((layers_->layers[at(place)] + more) * tokens + token)] = choice == 1 ? 1 : 0;
+        std::uint8_t& ran = made.ran[at((layers_->layer_of(place) + more) * tokens + token)];
+        const bool first = place % static_cast<std::int64_t>(layers_->parts.size()) == 0;
+        ran = choice == 1 || (!first && ran != 0) ? 1 : 0;
       }
       if (layers_ != nullptr) continue;
-      if (choice >= 0 && choice < manifest_.model.layers)
-        made.ran[at(choice * tokens + token)] = 1;
+      if (choice >= 0 && choice < manifest_.model.layers) made.ran[at(choice * tokens + token)] = 1;
     }
   }
   return made;
@@ -149,6 +150,23 @@ Decisions DecisionReader::unrouted(const std::vector<std::uint8_t>& active, std:
   made.tokens = tokens;
   for (const std::uint8_t runs : active) made.ran.insert(made.ran.end(), at(tokens), runs);
   return made;
+}
+
+std::optional<Read> DecisionReader::first(const Decisions* decisions, std::int64_t tokens,
+                                          const std::vector<std::uint8_t>& active) const {
+  if (decisions == nullptr) {
+    Read found;
+    for (const std::uint8_t runs : active) found.entries.push_back(runs != 0 ? tokens : 0);
+    found.decisions.push_back(unrouted(active, tokens));
+    return found;
+  }
+  const auto counts = [](std::int64_t count) { return count != 0; };
+  const bool mixed = paths_ != nullptr && paths_->places_are_layers;
+  if (mixed || std::any_of(decisions->overflow.begin(), decisions->overflow.end(), counts)) return std::nullopt;
+  Decisions kept = of_row(decisions->choices.data(), decisions->scores.data(), decisions->margins.data(),
+                          decisions->tokens, tokens, active);
+  const Longs one{tokens}, position{0};
+  return Read{entries(kept.choices, {one, position, active, 0, tokens}), {std::move(kept)}};
 }
 
 Longs DecisionReader::layers_run(const Decisions& decisions) const {
@@ -172,8 +190,9 @@ Longs DecisionReader::entries(const Longs& choices, const ReadFor& of) const {
     for (const std::int64_t layer : layers_->layers) std::fill_n(added.begin() + layer * rows, rows * layers_->span, 0);
   for (std::int64_t i = 0; i < static_cast<std::int64_t>(choices.size()); ++i) {
     const std::int64_t place = i / (rows * of.tokens), row = i / of.tokens % rows, choice = choices[at(i)];
-    for (std::int64_t more = 0; layers_ != nullptr && more < layers_->span; ++more)
-      added[at((layers_->layers[at(place)] + more) * rows + row)] += choice != 0 ? 1 : 0;
+    const bool first = layers_ != nullptr && place % static_cast<std::int64_t>(layers_->parts.size()) == 0;
+    for (std::int64_t more = 0; first && more < layers_->span; ++more)
+      added[at((layers_->layer_of(place) + more) * rows + row)] += choice != 0 ? 1 : 0;
     if (layers_ != nullptr) continue;
     if (choice >= 0 && choice < manifest_.model.layers)
       added[at((paths_->places_are_layers ? choice : place) * rows + row)] += 1;
@@ -189,7 +208,7 @@ void DecisionReader::check_scores(const Values& values, const ReadFor& of) const
     const std::int64_t place = i / (rows * of.tokens), row = i / of.tokens % rows, token = i % of.tokens;
     if (!bad || token >= of.counts[at(row)]) continue;
     if (paths_ != nullptr) refuse_nan_in_hop(place, of.first + row, of.positions[at(row)] + token);
-    throw Error("layer " + std::to_string(layers_->layers[at(place)]) + ": row " + std::to_string(of.first + row) +
+    throw Error("layer " + std::to_string(layers_->layer_of(place)) + ": row " + std::to_string(of.first + row) +
                 ", token " + std::to_string(token) +
                 ": expected a router score, found NaN; the hidden states before it overflow, look for the layer with: "
                 "dynexport verify");
@@ -201,7 +220,7 @@ void DecisionReader::check_overflow(const Longs& overflow, const ReadFor& of) co
   const auto found = std::find_if(overflow.begin(), overflow.end(), [](std::int64_t count) { return count != 0; });
   if (found == overflow.end()) return;
   const std::int64_t i = found - overflow.begin(), rows = static_cast<std::int64_t>(of.counts.size());
-  const std::int64_t layer = layers_->layers[at(i / rows)];
+  const std::int64_t layer = layers_->layer_of(i / rows);
   const auto most = manifest_.caches.at(at(layer)).most;
   throw RouteError("layer " + std::to_string(layer) + ": row " + std::to_string(of.first + i % rows) + ": all " +
                    (most ? std::to_string(*most) : "None") +

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -51,6 +52,11 @@ class DecisionReader {
                    std::int64_t tokens, const std::vector<std::uint8_t>& active) const;
   // Decisions without routers: all tokens of a row run in the active layers.
   Decisions unrouted(const std::vector<std::uint8_t>& active, std::int64_t tokens) const;
+  // The entries [places] and the decisions of the first tokens of a row's run; ``decisions`` are those of all its
+  // tokens, null without routers. None if their entries do not come first in every cache, or their overflow is not
+  // known.
+  std::optional<Read> first(const Decisions* decisions, std::int64_t tokens,
+                            const std::vector<std::uint8_t>& active) const;
   // How many layers each token ran; a layer counts once per visit.
   std::vector<std::int64_t> layers_run(const Decisions& decisions) const;
 

@@ -223,6 +223,28 @@ const float* Executor::decode(KvCache& of, const Longs& rows, const Longs& token
   return cache.logits.data();
 }
 
+void Executor::keep_first(KvCache& of, const Mark& mark, const Longs& tokens, const Depth& depth,
+                          const Decisions* decisions) {
+  of.truncate(mark.row, mark);
+  const auto active = mask_of(manifest(), Phase::kDecode, depth);
+  const auto count = static_cast<std::int64_t>(tokens.size());
+  const std::optional<Read> found = state_->reader.first(decisions, count, active);
+  if (!found) {
+    Batch batch;
+    batch.rows = {mark.row};
+    batch.tokens = {tokens};
+    batch.phase = Phase::kDecode;
+    batch.depths = {depth};
+    batch.wanted = Wanted::kGiven;
+    batch.places = {{}};
+    run(of, batch);
+    return;
+  }
+  KvCache::State& cache = of.state();
+  const bool recorded = state_->reader.rows() > 0 || cache.logs;
+  cache.commit(mark.row, {count}, found->entries, recorded ? found->decisions : std::vector<Decisions>());
+}
+
 void Executor::load(Phase phase, const Depth& depth) { state_->program(phase, depth); }
 
 }  // namespace dynexport

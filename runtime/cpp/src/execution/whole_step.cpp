@@ -55,9 +55,13 @@ WholeStep::WholeStep(const Manifest& manifest, std::shared_ptr<Engine> engine)
       const std::string name = spec.name.substr(kPast.size());
       found.insert(name.substr(0, name.find('.')));
     }
-  if (found.size() != places_.size())
-    throw Error(graph.file + ": expected " + std::to_string(places_.size()) + " caches, found " +
-                std::to_string(found.size()) + "; convert again");
+  const auto stored =
+      static_cast<std::size_t>(std::count_if(places_.begin(), places_.end(), [&manifest](std::int64_t place) {
+        return !manifest.caches.at(static_cast<std::size_t>(place)).parts.empty();
+      }));
+  if (found.size() != stored)
+    throw Error(graph.file + ": expected " + std::to_string(stored) + " caches, found " + std::to_string(found.size()) +
+                "; convert again");
 }
 
 CallResult WholeStep::run(KvCache::State& cache, const Call& call) {

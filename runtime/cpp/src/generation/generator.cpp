@@ -125,7 +125,7 @@ bool Generator::stream(const std::vector<Prompt>& prompts, const std::vector<Opt
   const std::unique_ptr<KvCache> cache =
       state_->executor.cache(index, longest + most, state_->executor.decision_rows() > 0, longest + kRoom);
   cache->acquire(index);
-  return run_requests(state_->executor, *cache, groups, options.front().chunk, on_piece);
+  return run_requests(state_->executor, *cache, groups, options.front().chunk, options.front().speculation, on_piece);
 }
 
 Request Generator::request(const Prompt& prompt, const Options& options, const Depth& depth, std::int64_t index) const {

@@ -49,7 +49,7 @@ Piece Request::end(const Choice& choice, const std::string& text, Finish finish,
 }
 
 Piece Request::piece(const Choice& choice, std::string text, std::optional<Finish> finish, StopReason reason) const {
-  Piece made{index_, choice.token, std::move(text), finish, std::move(reason), std::nullopt, 0};
+  Piece made{index_, choice.token, std::move(text), finish, std::move(reason), std::nullopt, 0, std::nullopt};
   if (choice.logprob) made.logprobs = TokenLogprobs{*choice.logprob, choice.top};
   return made;
 }

@@ -2,11 +2,12 @@
 #include "dynexport/sampler.hpp"
 
 #include <cmath>
+#include <deque>
 #include <string>
 
+#include "bundle/number_text.hpp"
 #include "generation/filters.hpp"
 #include "generation/history.hpp"
-#include "bundle/number_text.hpp"
 #include "generation/random.hpp"
 #include "generation/row_math.hpp"
 
@@ -49,6 +50,19 @@ struct Sampler::State {
   }
 
   double uniform() {
+    if (drawn.empty()) return next();
+    const double first = drawn.front();
+    drawn.pop_front();
+    return first;
+  }
+
+  // The number that ``uniform`` will return after ``index`` others.
+  double upcoming(std::int64_t index) {
+    while (static_cast<std::int64_t>(drawn.size()) <= index) drawn.push_back(next());
+    return drawn[static_cast<std::size_t>(index)];
+  }
+
+  double next() {
     if (!random) random.emplace(sampling.seed, seed_index);
     return random->next();
   }
@@ -58,6 +72,7 @@ struct Sampler::State {
   std::uint32_t seed_index;
   std::optional<History> history;
   std::optional<RandomSequence> random;
+  std::deque<double> drawn;  // random numbers that were looked at and not used
 };
 
 Sampler::Sampler(const Sampling& sampling, const std::vector<std::int64_t>& prompt,
@@ -94,6 +109,15 @@ Choice Sampler::choose(const float* logits, std::int64_t row) {
   }
   if (state_->history) state_->history->push(chosen);
   return with_logprobs(given, largest, chosen, state_->sampling.logprobs);
+}
+
+std::int64_t Sampler::draft(const float* logits, std::int64_t index) {
+  const Row given{logits, state_->vocabulary};
+  const std::size_t token = first_largest(given);
+  const float largest = given[token];
+  if (state_->sampling.temperature > 0 && std::isfinite(largest))
+    return draw(given, largest, state_->sampling, state_->upcoming(index));
+  return static_cast<std::int64_t>(token);  // the full model reports logits that are not numbers
 }
 
 }  // namespace dynexport

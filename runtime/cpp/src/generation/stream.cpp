@@ -4,6 +4,7 @@
 #include <utility>
 
 #include "generation/layers.hpp"
+#include "generation/speculation.hpp"
 
 namespace dynexport {
 namespace {
@@ -38,15 +39,70 @@ StepResult run_prompts(Executor& executor, KvCache& cache, std::vector<Group>& g
   return result;
 }
 
+// A request that decodes with drafts.
+struct Drafted {
+  KnownTokens known;
+  Acceptance acceptance;
+};
+
+// Gives the pieces of a row's step away, with the layers that the token before each ran in. Returns false if
+// ``on_piece`` did.
+bool deliver(const KvCache& cache, SpeculatedRow& row, bool generated, const OnPiece& on_piece) {
+  auto from_end = static_cast<std::int64_t>(row.pieces.size());
+  for (Piece& piece : row.pieces) {
+    piece.layers = last_layers(cache, row.row, row.request->depth(), generated, from_end--);
+    if (!on_piece(piece)) return false;
+  }
+  return true;
+}
+
+// Decode steps with drafts, from the logits of the prompts' last tokens.
+bool run_drafted(Executor& executor, KvCache& cache, const std::vector<Live>& first,
+                 const std::vector<const Group*>& groups, const Speculation& speculation, const OnPiece& on_piece) {
+  Speculator speculator(executor, speculation);
+  std::vector<Drafted> states(first.size());
+  Rows live;
+  for (std::size_t place = 0; place < first.size(); ++place) {
+    Drafted& state = states[place];
+    state.acceptance = speculator.acceptance();
+    state.known.push(groups[place]->prompt);
+    SpeculatedRow row;
+    row.request = first[place].request;
+    row.row = row.request->index();
+    row.known = &state.known;
+    row.acceptance = &state.acceptance;
+    row.most_drafts = speculation.most;
+    take(row, first[place].logits, executor.manifest().model.vocab_size, {});
+    live.push_back(std::move(row));
+  }
+  for (bool generated = false; !live.empty(); generated = true) {
+    if (generated) speculator.step(cache, live);
+    Rows going;
+    for (SpeculatedRow& row : live) {
+      if (row.error) std::rethrow_exception(row.error);
+      if (!deliver(cache, row, generated, on_piece)) return false;
+      if (!row.pieces.back().finish) going.push_back(std::move(row));
+    }
+    live = std::move(going);
+  }
+  return true;
+}
+
 }  // namespace
 
 bool run_requests(Executor& executor, KvCache& cache, std::vector<Group>& groups, const Chunks& chunk,
-                  const OnPiece& on_piece) {
+                  const std::optional<Speculation>& speculation, const OnPiece& on_piece) {
+  if (speculation) speculation->check();
   std::vector<std::pair<Request*, std::size_t>> runs;
   const StepResult prompts = run_prompts(executor, cache, groups, chunk, runs);
   std::vector<Live> live;
   live.reserve(runs.size());
   for (const auto& [request, run] : runs) live.push_back({request, prompts.logits[run].data()});
+  if (speculation) {
+    std::vector<const Group*> of;
+    for (const Group& group : groups) of.insert(of.end(), group.requests.size(), &group);
+    return run_drafted(executor, cache, live, of, *speculation, on_piece);
+  }
   const auto vocabulary = static_cast<std::size_t>(executor.manifest().model.vocab_size);
   for (bool generated = false; !live.empty(); generated = true) {
     std::vector<Live> going;

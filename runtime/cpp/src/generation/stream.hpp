@@ -1,6 +1,7 @@
 // Runs requests to their end: their prompts, then decode steps of the rows that have not ended.
 #pragma once
 
+#include <optional>
 #include <vector>
 
 #include "dynexport/executor.hpp"
@@ -19,6 +20,6 @@ struct Group {
 // Generates until all requests have ended; row by row within a step. ``cache`` has an acquired row per request, by its
 // index. Returns false if ``on_piece`` did.
 bool run_requests(Executor& executor, KvCache& cache, std::vector<Group>& groups, const Chunks& chunk,
-                  const OnPiece& on_piece);
+                  const std::optional<Speculation>& speculation, const OnPiece& on_piece);
 
 }  // namespace dynexport

@@ -34,6 +34,7 @@ void Settings::check() const {
   if (tokens) checked_count("tokens", *tokens);
   if (reserved) checked_count("reserved", *reserved);
   checked_count("prefix_bytes", prefix_bytes, 0);
+  if (speculation) speculation->check();
 }
 
 Scheduler::State::State(Executor& its, const Settings& sizes, Watch* its_watch)
@@ -53,6 +54,7 @@ Scheduler::State::State(Executor& its, const Settings& sizes, Watch* its_watch, 
   const bool spare = !limit || rows < *limit;  // one more row to exchange two others
   cache = its.cache(rows + (spare ? 1 : 0), tokens, its.decision_rows() > 0);
   if (sizes.prefix_bytes > 0 && shared) prefixes.emplace(static_cast<std::size_t>(sizes.prefix_bytes));
+  if (sizes.speculation) speculator.emplace(its, *sizes.speculation);
 }
 
 void Scheduler::State::check(const Work& work) const {

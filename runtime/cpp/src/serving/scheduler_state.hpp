@@ -11,6 +11,7 @@
 #include <vector>
 
 #include "dynexport/scheduler.hpp"
+#include "generation/speculation.hpp"
 #include "serving/prefix_store.hpp"
 #include "serving/rows.hpp"
 
@@ -20,6 +21,11 @@ namespace dynexport {
 struct Gauges {
   std::atomic<std::int64_t> waiting{0}, running{0}, prefix_bytes{0}, failures{0};
   std::atomic<double> used{0.0};
+};
+
+struct Drafts {
+  KnownTokens known;
+  Acceptance acceptance;
 };
 
 struct Scheduler::State {
@@ -61,8 +67,13 @@ struct Scheduler::State {
   // The answers that get a token, by depth.
   std::vector<AnswerGroup> groups() const;
   void decode_rows(const AnswerGroup& answers);
-  // Chooses the next token of an answer, and ends it if it is complete.
-  void push(const AnswerPtr& answer, const float* logits, Clock::time_point now);
+  // A decode step with drafts, and one without. Return the executor's seconds; throw as Executor::run.
+  double step_with_drafts(const AnswerGroup& answers, Rows& stepped);
+  double step_without(const AnswerGroup& answers, Rows& stepped);
+  // Lets an answer take the next token, from logits float32 [vocab].
+  SpeculatedRow taken(const AnswerPtr& answer, const float* logits);
+  // Delivers the tokens that an answer has taken, and ends it if it is complete.
+  void push(const AnswerPtr& answer, SpeculatedRow& row, Clock::time_point now);
   void save(Answer& answer);
 
  public:
@@ -79,6 +90,7 @@ struct Scheduler::State {
   const bool shared, alone;  // whether a prefix may be copied; whether a row's tokens must not depend on the others
   std::unique_ptr<KvCache> cache;
   std::optional<PrefixStore> prefixes;
+  std::optional<Speculator> speculator;
   std::deque<WorkPtr> waiting;
   AnswerGroup running;
   std::int64_t turn = 0;

@@ -40,9 +40,17 @@ void Scheduler::State::run_prompt() {
   save(*answer);
   if (stop < end) return;
   const AnswerGroup answers = shared ? with_copies(answer) : AnswerGroup{answer};
-  for (const AnswerPtr& other : answers) other->ready = true;
+  for (const AnswerPtr& other : answers) {
+    other->ready = true;
+    if (!speculator) continue;
+    other->drafts = std::make_shared<Drafts>(Drafts{{}, speculator->acceptance()});
+    other->drafts->known.push(other->work->prompt);
+  }
   const Clock::time_point now = Clock::now();
-  for (const AnswerPtr& other : answers) push(other, logits.data(), now);
+  for (const AnswerPtr& other : answers) {
+    SpeculatedRow row = taken(other, logits.data());
+    push(other, row, now);
+  }
 }
 
 // Returns whose prompt goes on: in turn the one that came first, and the one with the fewest tokens left.
@@ -134,6 +142,45 @@ std::vector<AnswerGroup> Scheduler::State::groups() const {
 
 // Runs a decode step of some answers; if it fails, each alone, and ends those that fail.
 void Scheduler::State::decode_rows(const AnswerGroup& answers) {
+  Rows stepped;
+  double seconds = 0;
+  try {
+    seconds = speculator ? step_with_drafts(answers, stepped) : step_without(answers, stepped);
+  } catch (const Error& error) {
+    if (answers.size() == 1) {
+      fail(*answers.front(), error);
+      return;
+    }
+    stepped.clear();
+  }
+  if (stepped.empty()) {
+    for (const AnswerPtr& answer : answers) {
+      if (runs(answer)) decode_rows({answer});
+    }
+    return;
+  }
+  const Clock::time_point now = Clock::now();
+  watch.ran(0, static_cast<std::int64_t>(answers.size()), seconds);
+  for (std::size_t place = 0; place < answers.size(); ++place) push(answers[place], stepped[place], now);
+}
+
+double Scheduler::State::step_with_drafts(const AnswerGroup& answers, Rows& stepped) {
+  for (const AnswerPtr& answer : answers) {
+    SpeculatedRow& row = stepped.emplace_back();
+    row.request = answer->request;
+    row.row = answer->row;
+    row.token = answer->tokens.back();
+    row.known = &answer->drafts->known;
+    row.acceptance = &answer->drafts->acceptance;
+    // The entries of a whole chunk are saved, so no step goes beyond its end.
+    const std::int64_t room = answer->saved + chunks.size(answer->saved) - cache->position(answer->row);
+    row.most_drafts = answer->chain ? room - 1 : kMostDrafts;
+  }
+  speculator->step(*cache, stepped);
+  return speculator->engine_seconds();
+}
+
+double Scheduler::State::step_without(const AnswerGroup& answers, Rows& stepped) {
   std::vector<std::int64_t> its_rows, latest;
   std::vector<Depth> depths;
   for (const AnswerPtr& answer : answers) {
@@ -142,45 +189,55 @@ void Scheduler::State::decode_rows(const AnswerGroup& answers) {
     depths.push_back(answer->depth());
   }
   const Clock::time_point begun = Clock::now();
-  const float* logits = nullptr;
-  try {
-    logits = executor.decode(*cache, its_rows, latest, depths);
-  } catch (const Error& error) {
-    if (answers.size() == 1) {
-      fail(*answers.front(), error);
-      return;
-    }
+  const float* logits = executor.decode(*cache, its_rows, latest, depths);
+  const double seconds = seconds_between(begun, Clock::now());
+  for (const AnswerPtr& answer : answers) {
+    stepped.push_back(taken(answer, logits));
+    logits += executor.manifest().model.vocab_size;
   }
-  if (logits == nullptr) {
-    for (const AnswerPtr& answer : answers) {
-      if (runs(answer)) decode_rows({answer});
-    }
-    return;
-  }
-  const Clock::time_point now = Clock::now();
-  watch.ran(0, static_cast<std::int64_t>(answers.size()), seconds_between(begun, now));
-  for (std::size_t place = 0; place < answers.size(); ++place) {
-    push(answers[place], logits + place * static_cast<std::size_t>(executor.manifest().model.vocab_size), now);
-  }
+  return seconds;
 }
 
-void Scheduler::State::push(const AnswerPtr& answer, const float* logits, Clock::time_point now) {
+SpeculatedRow Scheduler::State::taken(const AnswerPtr& answer, const float* logits) {
+  Drafts none;
+  Drafts& drafts = answer->drafts ? *answer->drafts : none;
+  SpeculatedRow row;
+  row.request = answer->request;
+  row.row = answer->row;
+  row.known = &drafts.known;
+  row.acceptance = &drafts.acceptance;
+  take(row, logits, executor.manifest().model.vocab_size, {});
+  row.known = nullptr;
+  row.acceptance = nullptr;
+  return row;
+}
+
+void Scheduler::State::push(const AnswerPtr& answer, SpeculatedRow& row, Clock::time_point now) {
   if (!runs(answer)) return;  // another answer of its request has failed
-  Choice choice;
-  try {
-    choice = answer->request->choose(logits);
-  } catch (const Error& error) {  // options that leave no token are not the engine's failure
-    fail(*answer, error, dynamic_cast<const NotFinite*>(&error) != nullptr);
+  if (row.error) {
+    try {
+      std::rethrow_exception(row.error);
+    } catch (const Error& error) {  // options that leave no token are not the engine's failure
+      fail(*answer, error, dynamic_cast<const NotFinite*>(&error) != nullptr);
+    }
     return;
   }
-  Piece piece = answer->request->push(choice);
-  const bool first = answer->tokens.empty();
-  piece.layers = last_layers(*cache, answer->row, answer->depth(), !first);
-  const std::optional<Finish> finish = piece.finish;
-  delivery_of(answer->work).pieces.push_back(std::move(piece));
-  answer->tokens.push_back(choice.token);
-  watch.answered(*answer, seconds_between(first ? answer->work->arrived : answer->latest, now), first);
-  answer->latest = now;
+  bool first = answer->tokens.empty();
+  auto from_end = static_cast<std::int64_t>(row.pieces.size());
+  std::optional<Finish> finish;
+  for (Piece& piece : row.pieces) {
+    piece.layers = last_layers(*cache, answer->row, answer->depth(), !first, from_end--);
+    finish = piece.finish;
+    answer->tokens.push_back(piece.token);
+    delivery_of(answer->work).pieces.push_back(std::move(piece));
+    watch.answered(*answer, seconds_between(first ? answer->work->arrived : answer->latest, now), first);
+    answer->latest = now;
+    first = false;
+  }
+  if (answer->drafts) {
+    answer->drafted = answer->drafts->acceptance.drafted();
+    answer->accepted = answer->drafts->acceptance.accepted();
+  }
   save(*answer);
   if (!finish) return;
   gauges.failures = 0;

@@ -94,6 +94,7 @@ Json of(const dynexport::Routing& routing) {
     constexpr const char* kSkipped[] = {"none", "kept", "computed"};
     return {{"kind", "layers"},
             {"layers", layers->layers},
+            {"parts", layers->parts},
             {"span", layers->span},
             {"skipped_kv", kSkipped[static_cast<std::size_t>(layers->skipped_kv)]},
             {"overflow", layers->overflow_is_error ? "error" : "residual"}};

@@ -63,6 +63,7 @@ class Schedule {
     if (kind == "restore") return cache_->restore(told["row"], saved_.at(told["name"])), json();
     if (kind == "forge") return forge(told), json();
     if (kind == "decode") return decode(told);
+    if (kind == "drafted") return drafted(told);
     return batch(told);
   }
 
@@ -89,6 +90,23 @@ class Schedule {
     const Longs rows = told["rows"];
     const float* logits = executor_.decode(*cache_, rows, told["tokens"], depths_of(told));
     return {{"best", write(logits, rows.size())}};
+  }
+
+  // Runs some generated tokens of a row at once, and keeps the first of them.
+  json drafted(const json& told) {
+    Batch batch;
+    batch.rows = {told["row"].get<std::int64_t>()};
+    batch.tokens = {told["tokens"].get<Longs>()};
+    batch.phase = dynexport::Phase::kDecode;
+    batch.depths = depths_of(told);
+    batch.wanted = dynexport::Wanted::kAll;
+    const dynexport::Mark mark = cache_->mark(batch.rows[0]);
+    const dynexport::StepResult result = executor_.run(*cache_, batch);
+    batch.tokens[0].resize(told["kept"]);
+    executor_.keep_first(*cache_, mark, batch.tokens[0], batch.depths[0],
+                         result.decisions.empty() ? nullptr : result.decisions.data());
+    const auto vocabulary = static_cast<std::size_t>(executor_.manifest().model.vocab_size);
+    return {{"best", write(result.logits[0].data(), result.logits[0].size() / vocabulary)}};
   }
 
   json batch(const json& told) {
@@ -166,7 +184,8 @@ class Schedule {
 
   std::size_t counters_of() const {
     const auto& routing = executor_.manifest().routing;
-    if (const auto* layers = std::get_if<dynexport::LayerRouting>(&routing)) return layers->layers.size();
+    if (const auto* layers = std::get_if<dynexport::LayerRouting>(&routing))
+      return static_cast<std::size_t>(layers->decisions());
     return std::holds_alternative<dynexport::PathRouting>(routing) ? 1 : 0;
   }
 

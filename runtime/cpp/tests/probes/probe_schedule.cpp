@@ -35,6 +35,16 @@ dynexport::Options options_of(const json& given) {
   return options;
 }
 
+// How tokens are drafted: {"most", "draft"}, or none.
+std::optional<dynexport::Speculation> speculation_of(const Generator& model, const json& given) {
+  if (!given.contains("speculation")) return std::nullopt;
+  dynexport::Speculation made;
+  made.most = given["speculation"]["most"];
+  if (given["speculation"].contains("draft"))
+    made.depth = model.bundle().depth(given["speculation"]["draft"].get<std::string>());
+  return made;
+}
+
 json reason_of(const dynexport::StopReason& reason) {
   if (const auto* token = std::get_if<std::int64_t>(&reason)) return *token;
   if (const auto* text = std::get_if<std::string>(&reason)) return *text;
@@ -44,7 +54,9 @@ json reason_of(const dynexport::StopReason& reason) {
 json told(const dynexport::Piece& piece) {
   json finish;
   if (piece.finish) finish = name_of(*piece.finish);
-  return {piece.row, piece.token, piece.text, finish, reason_of(piece.stop_reason), piece.layers};
+  json draft;
+  if (piece.draft) draft = *piece.draft;
+  return {piece.row, piece.token, piece.text, finish, reason_of(piece.stop_reason), piece.layers, draft};
 }
 
 // Counts what a scheduler reports.
@@ -85,6 +97,7 @@ class Script {
     settings.prefix_bytes = sizes.value("prefix_bytes", settings.prefix_bytes);
     if (sizes.contains("tokens")) settings.tokens = sizes["tokens"].get<std::int64_t>();
     if (sizes.contains("reserved")) settings.reserved = sizes["reserved"].get<std::int64_t>();
+    settings.speculation = speculation_of(model, given);
     scheduler_.emplace(model.executor(), settings, &counts_);
     works_.resize(requests_.size());
   }
@@ -150,7 +163,8 @@ class Script {
 };
 
 // Generates from the prompts of some requests in one batch; after so many pieces as "take" says it is cancelled.
-json generated(Generator& model, const std::vector<json>& requests, std::int64_t n) {
+json generated(Generator& model, const std::vector<json>& requests, std::int64_t n,
+               const std::optional<dynexport::Speculation>& speculation) {
   json pieces = json::array();
   const std::size_t most = requests.front().value("take", std::size_t{0});
   std::vector<Generator::Prompt> prompts;
@@ -159,6 +173,7 @@ json generated(Generator& model, const std::vector<json>& requests, std::int64_t
     for (const json& given : requests) {
       prompts.push_back(given["prompt"]);
       options.push_back(options_of(given));
+      options.back().speculation = speculation;
     }
     const auto push = [&pieces, most](const dynexport::Piece& piece) {
       pieces.push_back(told(piece));
@@ -178,11 +193,13 @@ int main() try {
   dynexport::BackendOptions options;
   options.threads = given.value("threads", 1);
   const auto model = Generator::load(given["bundle"].get<std::string>(), options);
+  const auto speculation = speculation_of(*model, given);
   json made;
   if (given.value("alone", false)) {
-    for (const json& request : given["requests"]) made.push_back(generated(*model, {request}, request.value("n", 1)));
+    for (const json& request : given["requests"])
+      made.push_back(generated(*model, {request}, request.value("n", 1), speculation));
   } else if (given.value("together", false)) {
-    made = generated(*model, given["requests"], 1);
+    made = generated(*model, given["requests"], 1, speculation);
   } else {
     made = Script(*model, given).run();
   }

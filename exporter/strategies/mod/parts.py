@@ -1,0 +1,205 @@
+"""Write a layer of which tokens skip attention, the MLP or both, each under a condition.
+
+Where every token has an entry in the layer's cache, keys and values are projected outside the condition, and a layer
+that no token attends in appends them alone. Attention takes all tokens of a call in which one attends; the MLP and the
+adapter take exactly the tokens that run them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import onnx_ir as ir
+
+from dynexport.exporter.graph.branch import either
+from dynexport.exporter.graph.decoder import DecoderLayer
+from dynexport.exporter.graph.gate import gated
+from dynexport.exporter.graph.step import FLOAT, LayerCache, LayerStep
+from dynexport.exporter.lowering.target import cast
+from dynexport.exporter.strategies.mod.routing import Route, Routing
+from dynexport.runtime.bundle.contract import Mod
+
+# Key and value of all tokens, each [B, S, kv_heads * head_dim], as the cache has them.
+Entries = tuple[ir.Value, ir.Value]
+
+
+@dataclass(frozen=True)
+class Parts:
+    """A layer of which tokens skip parts.
+
+    Attributes:
+        layer: the layer.
+        routing: the routing of the graph.
+        name: prefix of the branches' names.
+    """
+
+    layer: DecoderLayer
+    routing: Routing
+    name: str
+
+    @property
+    def contract(self) -> Mod:
+        return self.routing.contract
+
+    def block(
+        self, op: Any, hidden_states: ir.Value, step: LayerStep, cache: LayerCache, route: Route
+    ) -> tuple[ir.Value, LayerCache]:
+        """Write attention and MLP under one condition, and keys and values of all tokens outside of it."""
+        layer = self.layer
+        normed = layer.before_attention(op, hidden_states)
+        entries = layer.self_attn.entries(op, layer.self_attn.kv_proj(op, normed), step)
+
+        def run(op: Any) -> list[ir.Value]:
+            attention, present = self._attend(op, normed, entries, step, cache)
+            attended, places = self.routing.target.gather_tokens(op, attention, route.chosen)
+            before = op.GatherND(hidden_states, places)
+            score = op.GatherND(route.score, places)
+            output = layer.after_attention(
+                op, before, layer.self_attn.o_proj(op, attended), gate=mlp_gate(op, self.contract, score)
+            )
+            output = op.ScatterND(hidden_states, places, whole(op, self.contract, before, output, score))
+            return [self._others_adapted(op, output, route), *present.values()]
+
+        return self._if_attended(op, route, run, hidden_states, entries, step, cache, adapts=True)
+
+    def attention(
+        self, op: Any, hidden_states: ir.Value, step: LayerStep, cache: LayerCache, route: Route
+    ) -> tuple[ir.Value, LayerCache]:
+        """Write attention under a condition, and keys and values of all tokens outside of it."""
+        layer = self.layer
+        normed = layer.before_attention(op, hidden_states)
+        entries = layer.self_attn.entries(op, layer.self_attn.kv_proj(op, normed), step)
+
+        def run(op: Any) -> list[ir.Value]:
+            attention, present = self._attend(op, normed, entries, step, cache)
+            change = _times(op, layer.self_attn.o_proj(op, attention), self._gate(op, route.score))
+            chosen = op.Transpose(route.chosen, perm=[1, 2, 0])
+            return [op.Where(chosen, op.Add(hidden_states, change), hidden_states), *present.values()]
+
+        return self._if_attended(op, route, run, hidden_states, entries, step, cache)
+
+    def mlp(self, op: Any, residual: ir.Value, route: Route) -> ir.Value:
+        """Write the MLP under a condition, for the residual stream after attention, [B, S, hidden]."""
+
+        def run(op: Any, tokens: ir.Value, score: ir.Value) -> ir.Value:
+            gate = mlp_gate(op, self.contract, score)
+            return _times(op, self.layer.mlp_of(op, tokens), self._gate(op, score) if gate is None else gate)
+
+        def some(op: Any) -> list[ir.Value]:
+            return [self._others_adapted(op, self._of_tokens(op, residual, route.chosen, route, run), route)]
+
+        def nobody(op: Any) -> list[ir.Value]:
+            return [self._all_adapted(op, residual, route)]
+
+        (output,) = either(op, anybody(op, route.chosen), some, nobody, 1, f"{self.name}_mlp")
+        return output
+
+    def adapter(self, op: Any, residual: ir.Value, route: Route) -> ir.Value:
+        """Write the skip branch under a condition, for the tokens that skip the MLP."""
+        skips = op.And(self.routing.real, op.Not(route.chosen))
+
+        def some(op: Any) -> list[ir.Value]:
+            return [self._of_tokens(op, residual, skips, route, self._adapted)]
+
+        def nobody(op: Any) -> list[ir.Value]:
+            return [op.Identity(residual)]
+
+        (output,) = either(op, anybody(op, skips), some, nobody, 1, f"{self.name}_adapter")
+        return output
+
+    def _others_adapted(self, op: Any, residual: ir.Value, route: Route) -> ir.Value:
+        return self.adapter(op, residual, route) if self.contract.skip_branch == "adapter" else residual
+
+    def _all_adapted(self, op: Any, residual: ir.Value, route: Route) -> ir.Value:
+        """Write the skip branch for all tokens, where none runs: without a second condition, gathering nothing."""
+        if self.contract.skip_branch == "none":
+            same: ir.Value = op.Identity(residual)
+            return same
+        changed: ir.Value = op.Add(residual, self._adapted(op, residual, route.score))
+        return changed
+
+    def _adapted(self, op: Any, tokens: ir.Value, score: ir.Value) -> ir.Value:
+        """Return the skip branch's change of tokens [.., hidden] with scores [.., 1]."""
+        layer = self.layer
+        output = layer.mod_adapter(op, layer.post_attention_layernorm(op, tokens))
+        return _times(op, output, op.Sigmoid(op.Neg(score)) if self.contract.gate == "split" else None)
+
+    def _gate(self, op: Any, score: ir.Value) -> ir.Value | None:
+        if self.contract.gate == "sigmoid":
+            found: ir.Value = op.Sigmoid(score)
+            return found
+        return score if self.contract.gate == "raw" else None
+
+    def _attend(
+        self, op: Any, normed: ir.Value, entries: Entries, step: LayerStep, cache: LayerCache
+    ) -> tuple[ir.Value, LayerCache]:
+        """Rotate queries as keys are rotated: by an operator, so that an entry does not depend on who attends."""
+        attention = self.layer.self_attn
+        query = attention.query(op, attention.q_proj(op, normed), step)
+        return attention.attend(op, (query, *entries), replace(step, rotation=None), cache)
+
+    def _if_attended(
+        self,
+        op: Any,
+        route: Route,
+        run: Any,
+        hidden_states: ir.Value,
+        entries: Entries,
+        step: LayerStep,
+        cache: LayerCache,
+        *,
+        adapts: bool = False,
+    ) -> tuple[ir.Value, LayerCache]:
+        """Write ``run`` under a condition; without it entries are appended, and ``adapts`` runs the skip branch."""
+
+        def skip(op: Any) -> list[ir.Value]:
+            present = [
+                self.routing.target.append(op, past, cast(op, new, past.dtype), step.cache_length)
+                for past, new in zip(cache.entries, entries, strict=True)
+            ]
+            same = self._all_adapted(op, hidden_states, route) if adapts else op.Identity(hidden_states)
+            return [same, *present]
+
+        output, key, value = either(op, anybody(op, route.chosen), run, skip, 3, self.name)
+        return output, LayerCache(key, value)
+
+    def _of_tokens(self, op: Any, residual: ir.Value, chosen: ir.Value, route: Route, run: Any) -> ir.Value:
+        """Add ``run`` of the chosen tokens [N, hidden], N >= 1, and their scores [N, 1] to the residual stream."""
+        tokens, places = self.routing.target.gather_tokens(op, residual, chosen)
+        change = run(op, tokens, op.GatherND(route.score, places))
+        added: ir.Value = op.ScatterND(residual, places, op.Add(tokens, change))
+        return added
+
+
+def anybody(op: Any, chosen: ir.Value) -> ir.Value:
+    """Return whether any token is chosen, a bool scalar."""
+    found: ir.Value = op.ReduceMax(chosen, keepdims=0)
+    return found
+
+
+def mlp_gate(op: Any, contract: Mod, score: ir.Value) -> ir.Value | None:
+    """Return the factor of the MLP's branch for scores [.., 1], where it has one of its own; else None."""
+    if contract.gate == "affine":
+        assert contract.affine is not None
+        offset, slope = contract.affine
+        factor: ir.Value = op.Add(op.Mul(op.Sigmoid(score), slope), offset)
+        return factor
+    return op.Sigmoid(score) if contract.gate == "split" else None
+
+
+def whole(op: Any, contract: Mod, before: ir.Value, output: ir.Value, score: ir.Value) -> ir.Value:
+    """Return a block's result [N, hidden] for its input, its output and scores [N, 1]."""
+    if contract.gate not in ("raw", "sigmoid"):
+        return output
+    gate = op.Sigmoid(score) if contract.gate == "sigmoid" else score
+    if contract.combine == "delta":
+        return gated(op, before, output, gate)
+    return cast(op, op.Mul(gate, cast(op, output, FLOAT)), output.dtype)
+
+
+def _times(op: Any, change: ir.Value, gate: ir.Value | None) -> ir.Value:
+    return change if gate is None else cast(op, op.Mul(gate, cast(op, change, FLOAT)), change.dtype)
+
+
+__all__ = ["Parts", "anybody", "mlp_gate"]

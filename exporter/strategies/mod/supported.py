@@ -1,0 +1,48 @@
+"""Refuse, by name, the contracts that no graph can be written for."""
+
+from __future__ import annotations
+
+from dynexport.exporter.families.architecture import Architecture
+from dynexport.exporter.lowering.target import Target
+from dynexport.runtime.bundle.contract import Mod
+from dynexport.runtime.bundle.errors import DynexportError
+
+
+def check_supported(contract: Mod, architecture: Architecture, target: Target) -> None:
+    """Raise DynexportError for a contract whose layers the family or the target has no form for."""
+    in_parts = contract.target != "block" or contract.skipped_kv == "own" or contract.skip_branch == "adapter"
+    in_parts = in_parts or contract.gate in ("split", "affine")
+    a = architecture
+    plain = a.experts is None and a.residual == "sequential" and a.norm == "rms" and a.pre_norms and not a.post_norms
+    if in_parts and not (plain and a.residual_scale is None):
+        raise DynexportError(
+            "mod: expected a family with attention and one MLP in sequence, an RMSNorm before each, to skip parts of "
+            f"its layers, found {a.family}"
+        )
+    if contract.skipped_kv == "own" and target.cache_head_dim(a.head_dim) != a.head_dim:
+        raise DynexportError(
+            f"skipped_kv: expected none for heads of {a.head_dim} channels, which caches pad, found own"
+        )
+    if not target.conditional_layers:
+        check_without_conditions(contract, target.title)
+
+
+def check_without_conditions(contract: Mod, what: str) -> None:
+    """Raise DynexportError for a contract that only graphs with attention under conditions have."""
+    wrong = {
+        "target": contract.target in ("mlp", "attention+mlp"),
+        "skipped_kv": contract.skipped_kv == "own",
+        "skip_branch": contract.skip_branch == "adapter",
+        "level": contract.level == "sequence",
+    }
+    for name, found in wrong.items():
+        if found:
+            raise DynexportError(
+                f"{name}: expected {Mod.model_fields[name].default} for {what}, whose graphs have no condition around "
+                f"parts of a layer, found {getattr(contract, name)}; convert for ONNX Runtime without --static"
+            )
+    if contract.router.kind != "linear" and what != "--static":
+        raise DynexportError(f"router.kind: expected linear for {what}, found {contract.router.kind}")
+
+
+__all__ = ["check_supported", "check_without_conditions"]

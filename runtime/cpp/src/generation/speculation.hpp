@@ -1,0 +1,45 @@
+// Decode steps with drafts, as Python's runtime/generation/speculation.py.
+//
+// Every token is chosen from the full model's logits with the row's own random numbers; drafts only decide how many
+// tokens a call computes. So a row's tokens are those of decoding without drafts, but for rounding.
+#pragma once
+
+#include <memory>
+
+#include "dynexport/speculation.hpp"
+#include "generation/drafts.hpp"
+
+namespace dynexport {
+
+// For one thread at a time.
+class Speculator {
+ public:
+  // Throws Error for options out of their range, and for a bundle whose tokens depend on the others of a call.
+  Speculator(Executor& executor, const Speculation& speculation);
+
+  std::int64_t most() const { return most_; }
+  // The acceptance of a new row's drafts.
+  Acceptance acceptance() const { return Acceptance(hoped_); }
+  // Runs a decode step. Every row takes its new tokens, at least one, or has an error. Throws as Executor::run.
+  void step(KvCache& cache, Rows& rows);
+  // Time of the engine's calls in the latest step.
+  double engine_seconds() const { return engine_seconds_; }
+
+ private:
+  bool pays(std::size_t rows) const;
+  std::vector<Counts> drafts(KvCache& cache, const Rows& rows);
+  void verify(KvCache& cache, Rows& rows, const std::vector<Counts>& drafts);
+  void verify_one_each(KvCache& cache, Rows& rows);
+
+  Executor& executor_;
+  std::int64_t most_;
+  double draft_share_ = 0, hoped_ = kHopedOfLookup, engine_seconds_ = 0;
+  std::unique_ptr<Drafter> drafter_;
+  CallTimes calls_;
+};
+
+// Lets a row take its next tokens, until one differs from its draft or ends the request; an error of Request::choose
+// is kept in the row. ``logits``: [1 + drafts, vocab], of its latest token and of its drafts.
+void take(SpeculatedRow& row, const float* logits, std::int64_t vocabulary, const Counts& drafts);
+
+}  // namespace dynexport

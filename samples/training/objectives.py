@@ -1,0 +1,149 @@
+"""What an adapter is trained for: Unified Skip at several ratios, early exits that draft, or Mixture-of-Depths.
+
+Every objective lowers the divergence KL(full || shallower) of the next token, averaged over the tokens of answers: the
+full model's choices are those that it made without the adapter.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+import torch
+from recipes import prompt_only
+from selftext import Answer
+from torch.nn.functional import kl_div, log_softmax
+
+from dynexport.exporter.strategies.mod.training import add_routers, auxiliary_loss, top_k_routing
+from dynexport.exporter.strategies.unified_skip import kept_layers
+from dynexport.runtime.bundle.contract import Mod
+
+ROUTER_WEIGHT = 0.1
+
+
+class Objective(Protocol):
+    """An adapter's aim.
+
+    Attributes:
+        contract: the field "dynexport" of its config.json.
+        saved: names of modules that are trained and saved whole, beside the low-rank factors.
+    """
+
+    contract: dict[str, Any]
+    saved: list[str]
+
+    def prepare(self, model: Any) -> None:
+        """Add modules that the model lacks, before the adapter is made."""
+
+    def loss(self, model: Any, batch: Batch, draw: random.Random) -> tuple[torch.Tensor, str]:
+        """Return a batch's loss with its gradient, and the name of the depth that was drawn."""
+
+
+class Batch:
+    """Answers to prompts of one length, padded at their ends.
+
+    Args:
+        answers: the answers.
+        head: the head's weights, [vocab, hidden].
+    """
+
+    def __init__(self, answers: Sequence[Answer], head: torch.Tensor) -> None:
+        self.prompt = len(answers[0].prompt)
+        self._lengths = [len(answer.tokens) for answer in answers]
+        self.tokens = sum(self._lengths)
+        self.ids = torch.zeros((len(answers), self.prompt + max(self._lengths) - 1), dtype=torch.int64)
+        for row, answer in enumerate(answers):
+            given = torch.cat([answer.prompt, answer.tokens[:-1]])
+            self.ids[row, : len(given)] = given
+        self.ids = self.ids.to(head.device)
+        self._head = head
+        with torch.no_grad():
+            wanted = torch.cat([answer.hidden for answer in answers]).to(head)
+            self._wanted = log_softmax(wanted @ head.T, -1)
+
+    def divergence(self, states: torch.Tensor) -> torch.Tensor:
+        """Return the mean divergence of normed hidden states [rows, tokens, hidden], nats."""
+        answers = states[:, self.prompt - 1 :]
+        found = torch.cat([answers[row, :length] for row, length in enumerate(self._lengths)])
+        return kl_div(log_softmax(found @ self._head.T, -1), self._wanted, reduction="batchmean", log_target=True)
+
+
+class Skip:
+    """Prompts run in all layers, answers in the kept ones, whose number is drawn for every batch.
+
+    Args:
+        layers: the model's number of layers.
+        rule: the rule of the kept layers.
+        kept: numbers of kept layers; one that stands here twice is drawn twice as often.
+    """
+
+    def __init__(self, layers: int, rule: str, kept: Sequence[int]) -> None:
+        self._kept = [
+            kept_layers(rule, layers / count, layers) if count < layers else tuple(range(layers)) for count in kept
+        ]
+        ratios = [layers / count for count in sorted(set(kept), reverse=True) if count < layers]
+        self.contract, self.saved = {"strategy": "unified-skip", "speedups": ratios, "rule": rule}, list[str]()
+
+    def prepare(self, model: Any) -> None:
+        """Add nothing."""
+
+    def loss(self, model: Any, batch: Batch, draw: random.Random) -> tuple[torch.Tensor, str]:
+        """Return the divergence at a number of kept layers."""
+        keep, decoder = draw.choice(self._kept), model.model
+        skipped = [index for index in range(len(decoder.layers)) if index not in keep]
+        with prompt_only(decoder.layers, skipped, batch.prompt - 1):
+            states = decoder(batch.ids, use_cache=False).last_hidden_state
+        return batch.divergence(states), str(len(keep))
+
+
+class Exit:
+    """Answers leave after the first layers; full depth stays as it was, as it verifies what an exit drafts.
+
+    Args:
+        exits: numbers of layers after which tokens may leave.
+    """
+
+    def __init__(self, exits: Sequence[int]) -> None:
+        self._exits = sorted(set(exits))
+        self.contract, self.saved = {"strategy": "early-exit", "exits": self._exits}, list[str]()
+
+    def prepare(self, model: Any) -> None:
+        """Add nothing."""
+
+    def loss(self, model: Any, batch: Batch, draw: random.Random) -> tuple[torch.Tensor, str]:
+        """Return the divergence at an exit and at full depth, from one forward pass."""
+        after = draw.choice(self._exits)
+        found = model.model(batch.ids, use_cache=False, output_hidden_states=True)
+        early = model.model.norm(found.hidden_states[after])
+        return batch.divergence(early) + batch.divergence(found.last_hidden_state), str(after)
+
+
+class Depths:
+    """Routers of a Mixture-of-Depths choose the tokens of every other layer.
+
+    Args:
+        layers: the model's number of layers.
+        capacity: share of a row's tokens that a routed layer runs.
+    """
+
+    def __init__(self, layers: int, capacity: float) -> None:
+        self.contract = {
+            "strategy": "mod",
+            "routed_layers": list(range(1, layers - 1, 2)),
+            "capacity": capacity,
+            "router_input": "normed",
+            "gate": "sigmoid",
+            "cache": {"capacity": min(1.0, 2 * capacity), "overflow": "residual"},
+        }
+        self._mod, self.saved = Mod.model_validate(self.contract), ["mod_router"]
+
+    def prepare(self, model: Any) -> None:
+        """Add the routers."""
+        add_routers(model, self._mod)
+
+    def loss(self, model: Any, batch: Batch, draw: random.Random) -> tuple[torch.Tensor, str]:
+        """Return the divergence with top-k routing, and the weighted loss of the causal rule."""
+        with top_k_routing(model, self._mod) as routes:
+            states = model.model(batch.ids, use_cache=False).last_hidden_state
+        return batch.divergence(states) + ROUTER_WEIGHT * auxiliary_loss(routes), f"{self._mod.capacity:g}"
