@@ -14,7 +14,8 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from dynexport.exporter.families.architecture import Architecture
-from dynexport.exporter.reference.transformers_layers import Call, DecoderLayers, tested_version
+from dynexport.exporter.reference.layer_calls import Call
+from dynexport.exporter.reference.transformers_layers import DecoderLayers, tested_version
 from dynexport.runtime.bundle.errors import DynexportError
 
 

@@ -14,7 +14,7 @@ from dynexport.exporter.checkpoint.sizes import check_sizes
 from dynexport.exporter.families import read_architecture
 from dynexport.exporter.families.architecture import Architecture
 from dynexport.exporter.profile.blocks import Reader, blocks_of
-from dynexport.exporter.reference.transformers_layers import Call
+from dynexport.exporter.reference.layer_calls import Call
 from dynexport.exporter.reference.weights import Weights
 from dynexport.exporter.strategies import declared_contract, strategies
 from dynexport.runtime.bundle.checks import checked_count, checked_kind, is_integer, shown

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dynexport.exporter.checkpoint.base import Checkpoint
-from dynexport.exporter.reference.transformers_layers import Call
+from dynexport.exporter.reference.layer_calls import Call
 from dynexport.exporter.reference.weights import Weights
 from dynexport.runtime.bundle.errors import DynexportError
 

@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from dynexport.exporter.reference.transformers_layers import Call, DecoderLayers
+from dynexport.exporter.reference.layer_calls import Call
+from dynexport.exporter.reference.transformers_layers import DecoderLayers
 
 IntArray = NDArray[np.int64]
 # The number of the call of a token that ran alone.

@@ -14,10 +14,11 @@ from dynexport.exporter.reference import own_layers
 from dynexport.exporter.reference.dequantised import DequantisedWeights
 from dynexport.exporter.reference.experts import read_of_experts
 from dynexport.exporter.reference.half_weights import HalfWeights
+from dynexport.exporter.reference.layer_calls import Call
 from dynexport.exporter.reference.loading import build_config, load_pretrained, reader_reason, set_context
 from dynexport.exporter.reference.seen_entries import SeenEntries
 from dynexport.exporter.reference.stored import StoredTensors, Tensors
-from dynexport.exporter.reference.transformers_layers import Call, DecoderLayers, find_layers
+from dynexport.exporter.reference.transformers_layers import DecoderLayers, find_layers
 from dynexport.runtime.bundle.errors import DynexportError, require_module
 
 # Heads that checkpoints store under another name than transformers' module has (gpt_neox).

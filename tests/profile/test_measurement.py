@@ -18,7 +18,7 @@ from dynexport.exporter.families import families
 from dynexport.exporter.profile import Measured, measure, measurement
 from dynexport.exporter.profile.blocks import Blocks, Reader
 from dynexport.exporter.reference import Reference
-from dynexport.exporter.reference.transformers_layers import Call
+from dynexport.exporter.reference.layer_calls import Call
 from dynexport.runtime.bundle.errors import DynexportError
 
 WINDOW = 24

@@ -15,9 +15,9 @@ import numpy as np
 
 from dynexport.exporter.families.huginn_raven import ADAPTER
 from dynexport.exporter.reference.hugging_face import BoolArray, FloatArray, Reference
+from dynexport.exporter.reference.layer_calls import Call
 from dynexport.exporter.reference.rows import RowRoutes
 from dynexport.exporter.reference.stored import Tensors, read_router_tensor
-from dynexport.exporter.reference.transformers_layers import Call
 from dynexport.exporter.reference.weights import Weights
 from dynexport.runtime.bundle.contract import Loop
 from dynexport.runtime.bundle.errors import DynexportError

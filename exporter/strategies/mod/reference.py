@@ -13,8 +13,9 @@ import numpy as np
 
 from dynexport.exporter.checkpoint.base import Checkpoint
 from dynexport.exporter.reference.hugging_face import BoolArray, FloatArray, Reference, Runs
+from dynexport.exporter.reference.layer_calls import Call
 from dynexport.exporter.reference.rows import RowRoutes
-from dynexport.exporter.reference.transformers_layers import Call, DecoderLayers
+from dynexport.exporter.reference.transformers_layers import DecoderLayers
 from dynexport.exporter.reference.weights import Weights
 from dynexport.exporter.strategies.mod.reference_parts import Verdict, needs_parts, run_parts
 from dynexport.exporter.strategies.mod.reference_routers import Parts, read_adapter, read_router, score_of

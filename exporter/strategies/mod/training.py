@@ -20,7 +20,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from dynexport.exporter.reference.transformers_layers import Call, DecoderLayers, find_layers
+from dynexport.exporter.reference.layer_calls import Call
+from dynexport.exporter.reference.transformers_layers import DecoderLayers, find_layers
 from dynexport.exporter.strategies.mod.reference import pick_chosen, router_input, top_k_count
 from dynexport.runtime.bundle.contract import Mod
 

@@ -23,8 +23,8 @@ import numpy as np
 
 from dynexport.exporter.checkpoint.base import Checkpoint
 from dynexport.exporter.reference.hugging_face import BoolArray, FloatArray, Reference, Runs, as_numpy
+from dynexport.exporter.reference.layer_calls import Call
 from dynexport.exporter.reference.rows import IntArray, RowPaths
-from dynexport.exporter.reference.transformers_layers import Call
 from dynexport.exporter.reference.weights import Weights
 from dynexport.exporter.strategies.radial.reference_choices import Room, Routers, Row
 from dynexport.exporter.strategies.radial.reference_entries import Entries, ShownEntries

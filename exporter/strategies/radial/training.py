@@ -33,8 +33,9 @@ from typing import Any
 import torch
 from torch import nn
 
+from dynexport.exporter.reference.layer_calls import Call
 from dynexport.exporter.reference.rows import GONE
-from dynexport.exporter.reference.transformers_layers import Call, DecoderLayers, find_layers
+from dynexport.exporter.reference.transformers_layers import DecoderLayers, find_layers
 from dynexport.exporter.strategies.radial.reference_choices import router_epsilon
 from dynexport.exporter.strategies.radial.reference_entries import ShownEntries
 from dynexport.runtime.bundle.contract import Radial
