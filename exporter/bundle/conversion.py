@@ -162,6 +162,10 @@ def _build(reader: WeightReader, options: ConvertOptions, target: Target) -> _Bu
     reader.architecture = replace(reader.architecture, sources=architecture.sources)
     layers = architecture.layers
     strategy.check(contract, architecture, target)
+    if options.kv_cache_dtype == "int8" and architecture.sinks:
+        raise DynexportError(
+            f"kv_cache_dtype: expected auto for the attention sinks of {architecture.family}, found int8"
+        )
     if options.kv_cache_dtype == "int8" and (why := strategy.without_int8_caches(contract)):
         raise DynexportError(f"kv_cache_dtype: expected auto with the strategy {contract.strategy}, {why}, found int8")
     kept = strategy.depths(contract, layers)

@@ -190,6 +190,16 @@ def test_radial_refuses_experts(saved_model: Callable[[str], Path], tmp_path: Pa
         convert(model, tmp_path / "bundle", max_length=48)
 
 
+@pytest.mark.parametrize(
+    ("dtype", "told", "more"), [("int8", "int8", {"kv_cache_text": [7] * 240}), ("fp16", "float16", {"plugins": True})]
+)
+def test_sinks_refuse_rounded_caches(
+    dtype: str, told: str, more: dict[str, Any], saved_model: Callable[[str], Path], tmp_path: Path
+) -> None:
+    with pytest.raises(DynexportError, match=f"kv_cache_dtype: expected auto .*, found {told}"):
+        convert(saved_model("gpt_oss"), tmp_path / "bundle", strategy="dense", kv_cache_dtype=dtype, **more)
+
+
 def test_a_step_costs_the_experts_that_run(saved_model: Callable[[str], Path], tmp_path: Path) -> None:
     """6 experts of 3 * 32 * 44 float32: one row reads 2 of them, many rows all."""
     manifest = convert(saved_model("mixtral"), tmp_path / "bundle", strategy="dense", golden=False).manifest
