@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from functools import cached_property
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
@@ -28,7 +28,7 @@ from dynexport.runtime.bundle.graphs import (
     by_file,
     check_parts,
 )
-from dynexport.runtime.bundle.model import Bytes, Cost, Model, PartCost, Tokens
+from dynexport.runtime.bundle.model import Bytes, Cost, Model, PartCost, Source, Tokens
 from dynexport.runtime.bundle.plain_files import hash_plain
 from dynexport.runtime.bundle.routing import LayerPart, LayerRouting, Layers, PathRouting, Routing
 
@@ -72,24 +72,6 @@ class Depth(Part):
     keep: Layers
     prompt: Layers
     trained: bool = False
-
-
-class Source(Part):
-    """The checkpoint that the bundle was made from.
-
-    Attributes:
-        model: path or name that the user gave.
-        config_sha256: sha256 of ``config`` as JSON with sorted keys.
-        config: content of its config.json, as rewritten by the importer if there was one.
-        importer: name of the importer for checkpoints of other routing code; None for a checkpoint that needs none.
-        adapter: path of the LoRA adapter that is merged into the weights, as the user gave it; None without one.
-    """
-
-    model: str
-    config_sha256: str
-    config: dict[str, Any]
-    importer: str | None = None
-    adapter: str | None = None
 
 
 class File(Part):

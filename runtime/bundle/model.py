@@ -1,8 +1,8 @@
-"""The manifest's sections on the model: its sizes, its cost, its special tokens."""
+"""The manifest's sections on the model: its sizes, its cost, its special tokens, its source."""
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any
 
 from pydantic import Field
 
@@ -91,3 +91,21 @@ class Tokens(Part):
     eos: tuple[Whole, ...] = ()
     turn_end: tuple[Whole, ...] = ()
     pad: Whole | None = None
+
+
+class Source(Part):
+    """The checkpoint that the bundle was made from.
+
+    Attributes:
+        model: path or name that the user gave.
+        config_sha256: sha256 of ``config`` as JSON with sorted keys.
+        config: content of its config.json, as rewritten by the importer if there was one.
+        importer: name of the importer for checkpoints of other routing code; None for a checkpoint that needs none.
+        adapter: path of the LoRA adapter that is merged into the weights, as the user gave it; None without one.
+    """
+
+    model: str
+    config_sha256: str
+    config: dict[str, Any]
+    importer: str | None = None
+    adapter: str | None = None
