@@ -125,14 +125,15 @@ def _attention(config: Any, index: int) -> Any:
             rows = (self.heads + 2 * self.kv_heads) * self.head_dim
             self.qkv_proj = torch.nn.Linear(config.model_dim, rows, bias=False)
             self.out_proj = torch.nn.Linear(self.heads * self.head_dim, config.model_dim, bias=False)
-            normed = config.normalize_qk_projections
-            self.q_norm, self.k_norm = (torch.nn.RMSNorm(self.head_dim, 1e-6) if normed else None for _ in range(2))
+            self.normed = config.normalize_qk_projections
+            if self.normed:
+                self.q_norm, self.k_norm = (torch.nn.RMSNorm(self.head_dim, 1e-6) for _ in range(2))
 
         def forward(self, hidden_states: Any, mask: Any, rotation: tuple[Any, Any], cache: Any) -> Any:
             rows, length, _ = hidden_states.shape
             projected = self.qkv_proj(hidden_states).view(rows, length, -1, self.head_dim).transpose(1, 2)
             query, key, value = projected.split([self.heads, self.kv_heads, self.kv_heads], dim=1)
-            if self.q_norm is not None and self.k_norm is not None:
+            if self.normed:
                 query, key = self.q_norm(query), self.k_norm(key)
             query, key = _turned(query, *rotation), _turned(key, *rotation)
             if cache is not None:

@@ -62,6 +62,12 @@ def padded(model: Path) -> Any:
     return found
 
 
+def save(checkpoint: InMemory, directory: Path) -> None:
+    tensors = {name: np.ascontiguousarray(value) for name, value in checkpoint.tensors.items()}
+    save_file(tensors, directory / "model.safetensors", metadata={"format": "pt"})
+    (directory / "config.json").write_text(json.dumps(checkpoint.config))
+
+
 def logits_of(padded: Any, tokens: list[int]) -> np.ndarray:
     import torch
 
@@ -248,25 +254,21 @@ def test_a_strategy_that_needs_layers_alike_says_so(
         ),
     ],
 )
-def test_a_size_that_is_not_its_tensors_is_named(
-    tensor: str, message: str, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_size_that_is_not_its_tensors_is_named(tensor: str, message: str, model: Path, tmp_path: Path) -> None:
     checkpoint = InMemory(model)
     checkpoint.tensors[tensor] = checkpoint.tensors[tensor][:-4]
-    monkeypatch.setattr("dynexport.exporter.bundle.conversion.open_checkpoint", lambda *_, **__: checkpoint)
+    save(checkpoint, tmp_path)
     with pytest.raises(DynexportError, match=message):
-        convert(model, tmp_path / "bundle", golden=False)
+        convert(tmp_path, tmp_path / "bundle", golden=False)
 
 
-def test_tensors_of_a_layer_that_is_left_out_are_named(
-    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_tensors_of_a_layer_that_is_left_out_are_named(model: Path, tmp_path: Path) -> None:
     checkpoint = InMemory(model)
     name = "model.layers.0.input_layernorm.weight"
     checkpoint.tensors[name] = np.ones(HIDDEN, np.float32)
-    monkeypatch.setattr("dynexport.exporter.bundle.conversion.open_checkpoint", lambda *_, **__: checkpoint)
+    save(checkpoint, tmp_path)
     with pytest.raises(DynexportError, match=name):
-        convert(model, tmp_path / "bundle", golden=False)
+        convert(tmp_path, tmp_path / "bundle", golden=False)
 
 
 def test_a_model_with_fewer_layers_is_a_plain_one(saved_model: Callable[[str], Path], tmp_path: Path) -> None:
@@ -280,8 +282,8 @@ def test_a_model_with_fewer_layers_is_a_plain_one(saved_model: Callable[[str], P
         prefix = ".".join(name.split(".")[:3]) + "." if name.startswith("model.layers.") else ""
         if not prefix or prefix in layers:
             tensors[layers.get(prefix, "") + name.removeprefix(prefix)] = value
-    save_file(tensors, tmp_path / "model.safetensors", metadata={"format": "pt"})
-    (tmp_path / "config.json").write_text(json.dumps(checkpoint.config))
+    checkpoint.tensors = tensors
+    save(checkpoint, tmp_path)
     (row,), logits = random_rows(6), []
     for model, name, fields in (
         (tmp_path, "pruned", {"strategy": "dense"}),
