@@ -114,7 +114,9 @@ def test_an_adapter_is_told_by_name(directory: Path, whole: bool) -> None:
         (directory / "config.json").unlink()
         (directory / "model.safetensors").rename(directory / "adapter_model.safetensors")
     message = error_of(lambda: open_checkpoint(directory))
-    assert "found an adapter ('LORA', adapter_config.json) of 'owner/base'; convert that model with --adapter" in message
+    assert (
+        "found an adapter ('LORA', adapter_config.json) of 'owner/base'; convert that model with --adapter" in message
+    )
 
 
 @pytest.mark.parametrize(
