@@ -22,10 +22,12 @@ from dynexport.exporter.reference import Case
 from dynexport.exporter.reference.weights import Weights
 from dynexport.exporter.strategies import declared_contract
 from dynexport.exporter.strategies.loop.reference import LoopReference
+from dynexport.runtime import Model
 from dynexport.runtime.bundle.bundle import Bundle
 from dynexport.runtime.bundle.contract import Loop
 from dynexport.runtime.bundle.errors import DynexportError
 from dynexport.runtime.execution.executor import Executor
+from dynexport.runtime.generation.speculation import Speculation
 
 HUGINN = CONFORMANCE / "loop-huginn"
 CONFIG = json.loads((HUGINN / "config.json").read_text())
@@ -186,6 +188,29 @@ def test_verify_with_int4_weights_and_plugins(tmp_path: Path) -> None:
     convert(HUGINN, tmp_path / "b", precision="int4", plugins=True)
     report = verify(tmp_path / "b", HUGINN, threads=1, new_tokens=2)
     assert report.passed, [check for check in report.checks if not check.passed]
+
+
+def test_exits_with_float16_caches_copy_entries(tmp_path: Path) -> None:
+    convert(CONFORMANCE / "loop-huginn-change", tmp_path / "b", plugins=True, kv_cache_dtype="fp16", golden=False)
+    executor = Executor(Bundle.open(tmp_path / "b"), threads=1)
+    cache, expected = executor.full_cache(1, 32, record=True), reference(executor)
+    logits, ids = executor.prefill(cache, [[60, 7, 7, 0, 33]]), [60, 7, 7, 0, 33]
+    for token in (12, 50, 21, 8, 44):
+        logits, ids = executor.step(cache, [token], executor.manifest.full), [*ids, token]
+    assert np.abs(expected.logits([ids])[0][-1] - logits[0]).max() < 0.02, "entries are rounded"
+    left = executor.reader.joined(cache.logs[0]).choices.sum(axis=0)
+    assert left.min() < 3
+    for token, loops in enumerate(left):
+        later = [cache.buffers[f"{PRELUDE + CORE * loop}.key"][0, :, token] for loop in range(loops, 4)]
+        assert all((entry == later[0]).all() for entry in later)
+
+
+def test_speculation_drafts_with_fewer_loops(three: Executor) -> None:
+    """Their keys and values are a prefix of the full model's, and the tokens are the same."""
+    model, how = Model(three.bundle, threads=1), {"max_new_tokens": 12, "depth": "full"}
+    drafts = Speculation(3, three.bundle.depth("loops-2"))
+    prompts = [[3, 1, 4, 1, 5], [7, 8]]
+    assert model.generate(prompts, **how) == model.generate(prompts, **how, speculation=drafts)
 
 
 def test_loops_on_the_command_line(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from dynexport.exporter.graph.decoder import DecoderLayer
 from dynexport.exporter.graph.step import LayerCache, LayerStep, Step, StepInputs
 from dynexport.exporter.graph.writer import ConditionalWriter, LayerWriter
 from dynexport.exporter.lowering.plan import GraphPlan
-from dynexport.exporter.lowering.target import Target
+from dynexport.exporter.lowering.target import Target, cast
 from dynexport.exporter.strategies.loop.between import Between
 from dynexport.exporter.strategies.loop.exits import Exits
 
@@ -115,7 +115,7 @@ class ReusingWriter(ExitWriter):
         def reuse(op: Any) -> list[ir.Value]:
             key, value = layer.self_attn.rotated_key(op, earlier[0], inputs), earlier[1]
             present = [
-                self.target.append(op, past, new, inputs.cache_length)
+                self.target.append(op, past, cast(op, new, self.target.cache_dtype), inputs.cache_length)
                 for past, new in zip(cache.entries, (key, value), strict=True)
             ]
             return [op.Identity(state), *present, *map(op.Identity, earlier)]
