@@ -64,7 +64,10 @@ def test_the_models_that_exist_can_be_said(fields: dict[str, Any]) -> None:
         ({"prefill": "topk", "keep_first": 1}, "prefill: expected causal with keep_first 1, found topk"),
         ({"boundary": "k-1"}, "boundary: expected k where prompts are routed causally"),
         ({"level": "sequence", "target": "mlp"}, "level: expected token with target mlp"),
-        ({"level": "sequence", "gate": "none", "cache": {"capacity": 0.5}}, "cache.capacity: expected 1 with level sequence"),
+        (
+            {"level": "sequence", "gate": "none", "cache": {"capacity": 0.5}},
+            "cache.capacity: expected 1 with level sequence",
+        ),
         ({"decision": {"rule": "predictor"}, "router": {"kind": "pair"}}, "decision.rule: expected router or always"),
         ({"keep_first": -1}, "keep_first: "),
         ({"keep_first": True}, "keep_first: "),
