@@ -168,7 +168,7 @@ def test_decisions_vary(golden: Callable[..., Golden]) -> None:
     assert LAYERS == 4
 
 
-@pytest.mark.parametrize("contract", ["both-gated-without-entries", "mindskip"])
+@pytest.mark.parametrize("contract", ["flexidepth", "mlp-adapter", "both-gated-without-entries", "mindskip"])
 def test_verify_passes_and_finds_a_fault(contract: str, model_of: Callable[..., Path], tmp_path: Path) -> None:
     """The fault: a tensor of the skip branch or of the second router, or else the router, is another one."""
     convert(model_of(contract), tmp_path / "bundle", max_length=CONTEXT)

@@ -59,9 +59,9 @@ class Parts:
                 op, before, layer.self_attn.o_proj(op, attended), gate=mlp_gate(op, self.contract, score)
             )
             output = op.ScatterND(hidden_states, places, whole(op, self.contract, before, output, score))
-            return [self._others_adapted(op, output, route), *present.values()]
+            return [output, *present.values()]
 
-        return self._if_attended(op, route, run, hidden_states, entries, step, cache, adapts=True)
+        return self._if_attended(op, route, run, hidden_states, entries, step, cache)
 
     def attention(
         self, op: Any, hidden_states: ir.Value, step: LayerStep, cache: LayerCache, route: Route
@@ -87,16 +87,20 @@ class Parts:
             return _times(op, self.layer.mlp_of(op, tokens), self._gate(op, score) if gate is None else gate)
 
         def some(op: Any) -> list[ir.Value]:
-            return [self._others_adapted(op, self._of_tokens(op, residual, route.chosen, route, run), route)]
+            return [self._of_tokens(op, residual, route.chosen, route, run)]
 
         def nobody(op: Any) -> list[ir.Value]:
-            return [self._all_adapted(op, residual, route)]
+            return [op.Identity(residual)]
 
         (output,) = either(op, anybody(op, route.chosen), some, nobody, 1, f"{self.name}_mlp")
         return output
 
     def adapter(self, op: Any, residual: ir.Value, route: Route) -> ir.Value:
-        """Write the skip branch under a condition, for the tokens that skip the MLP."""
+        """Write the skip branch for the tokens that skip the MLP, under a condition of its own.
+
+        In a branch of another condition its weights would be two scopes further out, where ONNX Runtime does not
+        pack them: a row's result would then depend on its neighbours, by rounding.
+        """
         skips = op.And(self.routing.real, op.Not(route.chosen))
 
         def some(op: Any) -> list[ir.Value]:
@@ -107,17 +111,6 @@ class Parts:
 
         (output,) = either(op, anybody(op, skips), some, nobody, 1, f"{self.name}_adapter")
         return output
-
-    def _others_adapted(self, op: Any, residual: ir.Value, route: Route) -> ir.Value:
-        return self.adapter(op, residual, route) if self.contract.skip_branch == "adapter" else residual
-
-    def _all_adapted(self, op: Any, residual: ir.Value, route: Route) -> ir.Value:
-        """Write the skip branch for all tokens, where none runs: without a second condition, gathering nothing."""
-        if self.contract.skip_branch == "none":
-            same: ir.Value = op.Identity(residual)
-            return same
-        changed: ir.Value = op.Add(residual, self._adapted(op, residual, route.score))
-        return changed
 
     def _adapted(self, op: Any, tokens: ir.Value, score: ir.Value) -> ir.Value:
         """Return the skip branch's change of tokens [.., hidden] with scores [.., 1]."""
@@ -156,18 +149,15 @@ class Parts:
         entries: Entries,
         step: LayerStep,
         cache: LayerCache,
-        *,
-        adapts: bool = False,
     ) -> tuple[ir.Value, LayerCache]:
-        """Write ``run`` under a condition; without it entries are appended, and ``adapts`` runs the skip branch."""
+        """Write ``run`` under a condition; otherwise entries alone are appended."""
 
         def skip(op: Any) -> list[ir.Value]:
             present = [
                 self.routing.target.append(op, past, cast(op, new, past.dtype), step.cache_length)
                 for past, new in zip(cache.entries, entries, strict=True)
             ]
-            same = self._all_adapted(op, hidden_states, route) if adapts else op.Identity(hidden_states)
-            return [same, *present]
+            return [op.Identity(hidden_states), *present]
 
         output, key, value = either(op, anybody(op, route.chosen), run, skip, 3, self.name)
         return output, LayerCache(key, value)

@@ -72,7 +72,7 @@ class RoutedWriter(LayerWriter):
             output = op.Add(output, layer.mlp_of(op, output))
         elif contract.target != "block":
             output = parts.mlp(op, output, routes[-1])
-        if contract.skip_branch == "adapter" and contract.target == "block" and contract.skipped_kv == "none":
+        if contract.skip_branch == "adapter":
             output = parts.adapter(op, output, routes[-1])
         return output, present
 
