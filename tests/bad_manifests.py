@@ -298,7 +298,11 @@ OTHERS: tuple[tuple[str, Change, str], ...] = (
             ("a body of three ends", {"body": [1, 2, 3]}, ".body: Tuple should have at most 2 items"),
             ("a body backwards", {"body": [2, 1]}, ": body: expected first and last layer, from 0, found [2, 1]"),
             ("a sure exit", {"exit": {"threshold": 1}}, ".exit.threshold: Input should be less than 1, found 1"),
-            ("an unknown exit", {"exit": {"rule": "entropy"}}, ".exit.rule: Input should be 'none' or 'hazard'"),
+            (
+                "an unknown exit",
+                {"exit": {"rule": "entropy"}},
+                ".exit.rule: Input should be 'none', 'hazard' or 'change'",
+            ),
             ("unknown entries", {"exited_kv": "copy"}, ".exited_kv: Input should be 'compute', 'last' or 'absent'"),
         )
     ),

@@ -175,7 +175,7 @@ class Weights:
         config = self.model.config
         experts = int(getattr(config, "num_local_experts", None) or getattr(config, "num_experts", None) or 0)
         for name in names:
-            array = None if name in self.tensors.names else read_of_experts(self.tensors, name, experts)
+            array = None if name in self.tensors.names else self._of_experts(name, experts)
             array = self.tensors.read(self._stored_name(name)) if array is None else array
             expected = tuple(self.model.get_parameter(name).shape)
             if array.shape != expected:
@@ -183,6 +183,11 @@ class Weights:
                     f"{self.source}: tensor {name}: expected shape {expected} from the config, found {array.shape}"
                 )
             _set_parameter(self.model, name, self.as_stored(name, array))
+
+    def _of_experts(self, name: str, experts: int) -> np.ndarray | None:
+        bare = name.removeprefix(self.model.base_model_prefix + ".")
+        found = (read_of_experts(self.tensors, each, experts) for each in dict.fromkeys((name, bare)))
+        return next((array for array in found if array is not None), None)
 
     def _stored_name(self, name: str) -> str:
         """Return the checkpoint's name of a parameter; saved base models, such as gpt2's, omit the prefix."""

@@ -40,7 +40,7 @@ def refused(fields: dict[str, Any]) -> str:
 @pytest.mark.parametrize("model_type", ["mamba", "LLAMA", "", None, 3, ["llama"], {"llama": 1}, MISSING])
 def test_an_unknown_family_is_refused(model_type: Any) -> None:
     message = refused(config("llama", model_type=model_type))
-    assert "model_type" in message and ", ".join(sorted(FAMILIES)) in message
+    assert "model_type" in message and ", ".join(sorted(families())) in message
     assert repr(None if model_type is MISSING else model_type) in message
 
 
@@ -108,6 +108,8 @@ REQUIRED = {
     "falcon": ("hidden_size", "num_hidden_layers", "num_attention_heads", "vocab_size"),
     **dict.fromkeys(("gpt_bigcode", "gptj", "codegen"), ("n_embd", "n_layer", "n_head", "vocab_size")),
     "opt": ("hidden_size", "num_hidden_layers", "num_attention_heads", "ffn_dim", "vocab_size"),
+    "openelm": ("model_dim", "num_transformer_layers", "head_dim", "vocab_size"),
+    "nemotron-nas": ("hidden_size", "num_hidden_layers", "num_attention_heads", "vocab_size"),
 }
 USUAL = ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "vocab_size")
 SIZE_FIELDS = [(family, field) for family in FAMILIES for field in REQUIRED.get(family, USUAL)]
@@ -200,7 +202,8 @@ def same(a: Architecture, b: Architecture) -> None:
             assert left == right, field.name
 
 
-@pytest.mark.parametrize("name", [*FAMILIES, *VARIANTS])
+# transformers has no class for nemotron-nas, and writes no config of all fields where the number of heads differs.
+@pytest.mark.parametrize("name", sorted({*FAMILIES, *VARIANTS} - {"nemotron-nas", "llama-own-layers"}))
 def test_a_short_config_means_what_transformers_makes_of_it(name: str, saved_model: Callable[[str], Path]) -> None:
     """The few fields that a test or an old checkpoint has, against all those that save_pretrained writes."""
     transformers = pytest.importorskip("transformers")
@@ -209,7 +212,7 @@ def test_a_short_config_means_what_transformers_makes_of_it(name: str, saved_mod
     same(read_architecture({"model_type": family, **fields}), read_architecture(saved))
 
 
-@pytest.mark.parametrize("family", families())
+@pytest.mark.parametrize("family", sorted({*families()} - {"nemotron-nas"}))  # without its blocks it is no model
 def test_an_empty_config_means_what_transformers_makes_of_it(family: str) -> None:
     transformers = pytest.importorskip("transformers")
     default = transformers.AutoConfig.for_model(family).to_dict()

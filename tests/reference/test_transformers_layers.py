@@ -11,7 +11,7 @@ torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 
 from dynexport.exporter.reference.norms import norm_epsilon  # noqa: E402
-from dynexport.exporter.reference.transformers_layers import DecoderLayers  # noqa: E402
+from dynexport.exporter.reference.transformers_layers import DecoderLayers, find_layers  # noqa: E402
 from dynexport.runtime.bundle.errors import DynexportError  # noqa: E402
 
 
@@ -98,9 +98,8 @@ def test_other_names_of_arguments_change_nothing(llama: Any) -> None:
 
 
 def test_what_a_model_is_learnt_from_is_its_own_call(llama: Any) -> None:
-    decoder = DecoderLayers(llama)
-    assert decoder.name == "model.layers"
-    assert decoder.input_norm == "input_layernorm"
+    assert find_layers(llama)[0][0] == "model.layers.0"
+    assert DecoderLayers(llama).input_norm == "input_layernorm"
 
 
 def test_a_layer_that_is_not_understood_names_the_version(llama: Any, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import onnx_ir as ir
@@ -79,13 +81,11 @@ class RoutedWriter(LayerWriter):
     def _attended(
         self, op: Any, layer: DecoderLayer, hidden_states: ir.Value, step: Step, cache: LayerCache
     ) -> tuple[ir.Value, LayerCache]:
-        """Write attention and its residual for every token, under names that tell the layer."""
-        op.builder.push_module(f"layer_{layer.index}")
-        told = step.for_layer(op, layer.index)
-        attention, present = layer.self_attn(op, layer.before_attention(op, hidden_states), told, cache)
-        output = op.Add(hidden_states, attention)
-        op.builder.pop_module()
-        return output, present
+        """Write attention and its residual for every token."""
+        with _named(op, layer):
+            told = step.for_layer(op, layer.index)
+            attention, present = layer.self_attn(op, layer.before_attention(op, hidden_states), told, cache)
+            return op.Add(hidden_states, attention), present
 
     def _without_entries(
         self, op: Any, layer: DecoderLayer, hidden_states: ir.Value, step: Step, cache: LayerCache, route: Route
@@ -105,7 +105,8 @@ class RoutedWriter(LayerWriter):
             return combined(op, self._contract, compacted, output), present
 
         if self.plan.padded:
-            return run(op, Padded(op, layer.index, route, hidden_states, step, routing))
+            with _named(op, layer):
+                return run(op, Padded(op, layer.index, route, hidden_states, step, routing))
         if not self.target.conditional_layers:
             rows = EveryRow(op, layer.index, route, hidden_states, step, routing)
             nothing = rows.no_entries(op, cache)
@@ -140,6 +141,16 @@ class RoutedWriter(LayerWriter):
             dtype = {"routes": BOOL, "overflow": INT64}.get(name, FLOAT)
             add_output(graph, value, name, typed_value(name, dtype, shape[:2] if name == "overflow" else shape))
         check_routed_graph(graph, self.architecture, routing)
+
+
+@contextmanager
+def _named(op: Any, layer: DecoderLayer) -> Iterator[None]:
+    """Begin the names of nodes with the layer's; those inside a condition begin with the condition's."""
+    op.builder.push_module(f"layer_{layer.index}")
+    try:
+        yield
+    finally:
+        op.builder.pop_module()
 
 
 __all__ = ["RoutedWriter"]

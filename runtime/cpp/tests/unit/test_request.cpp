@@ -57,8 +57,8 @@ TEST_CASE("log probabilities are those of the raw logits") {
 
 TEST_CASE("a generation collects its pieces") {
   dynexport::Generation done;
-  done.push({0, 5, "a", {}, {}, dynexport::TokenLogprobs{-1, {}}, 2});
-  done.push({0, 6, "b", Finish::kStop, std::string("b"), {}, 2});
+  done.push({0, 5, "a", {}, {}, dynexport::TokenLogprobs{-1, {}}, 2, {}});
+  done.push({0, 6, "b", Finish::kStop, std::string("b"), {}, 2, {}});
   CHECK(done.ids == std::vector<std::int64_t>{5, 6});
   CHECK(done.text == "ab");
   CHECK(done.finish == Finish::kStop);
