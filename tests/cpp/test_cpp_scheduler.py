@@ -373,11 +373,11 @@ def test_drafts_change_no_token_and_no_text(run: Run, form: str, draft: str | No
     for way in ({"alone": True}, {"together": True}, {"settings": settings}):
         plain, drafted = (pieces_of(cpp(run, model, requests=requests, **way, **more)) for more in ({}, how))
         assert [piece[:6] for piece in drafted] == [piece[:6] for piece in plain]
-        # The first draft is always tried where a row is alone; later ones by the times of calls.
-        assert "alone" not in way or any(piece[6] is not None for piece in drafted)
+        # The first draft is always tried where a row is alone, but never one that costs as much as a step; later ones
+        # by the times of calls.
+        if "alone" in way:
+            assert any(piece[6] is not None for piece in drafted) == (draft != "full")
         assert all(piece[6] is None for piece in plain)
-        if draft == "full" and "alone" in way:  # what the full model drafts is what it chooses
-            assert all(piece[6] in (None, piece[1]) for piece in drafted if piece[7] % 2 == 0)
 
 
 def pieces_of(made: Any) -> list[list[Any]]:

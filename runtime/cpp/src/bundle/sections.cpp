@@ -307,7 +307,8 @@ CostSizes read_cost_sizes(const Value& value) {
   result.parts = fields.optional("parts", check_part_costs, 0);
   fields.optional("experts", at_least_0, 0);
   fields.optional("experts_per_token", at_least_0, 0);
-  fields.optional("expert", [](const Value& costs) { return list(costs, at_least_0); }, std::vector<std::int64_t>{});
+  fields.optional(
+      "expert", [](const Value& costs) { return list(costs, at_least_0); }, std::vector<std::int64_t>{});
   result.kv_of_layers = fields.optional("kv_of_layers", count, std::size_t{0});
   result.flops_of_layers = fields.optional("flops_of_layers", count, std::size_t{0});
   fields.done();

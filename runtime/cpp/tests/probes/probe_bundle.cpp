@@ -119,9 +119,17 @@ Json of(const dynexport::Depth& depth) {
 }
 
 Json of(const dynexport::Model& model) {
-  return {{"family", model.family},         {"layers", model.layers},         {"hidden_size", model.hidden_size},
-          {"heads", model.heads},           {"kv_heads", model.kv_heads},     {"head_dim", model.head_dim},
-          {"vocab_size", model.vocab_size}, {"max_length", model.max_length}, {"parameters", model.parameters}};
+  return {{"family", model.family},
+          {"layers", model.layers},
+          {"hidden_size", model.hidden_size},
+          {"heads", model.heads},
+          {"kv_heads", model.kv_heads},
+          {"head_dim", model.head_dim},
+          {"vocab_size", model.vocab_size},
+          {"max_length", model.max_length},
+          {"parameters", model.parameters},
+          {"heads_of_layers", model.heads_of_layers},
+          {"kv_heads_of_layers", model.kv_heads_of_layers}};
 }
 
 Json of(const dynexport::Limits& limits) {
