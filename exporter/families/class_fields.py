@@ -81,7 +81,6 @@ _TRAINING = (
     "router_aux_loss_coef",
     "router_jitter_noise",
     "sampling_scheme",
-    "state_init",
     "test_time_noise_type",
     "weight_decay",
 )

@@ -31,6 +31,7 @@ _ONLY = {
     "mlp_class_name": "GatedMLP",
     "nonlin_name": "SiLU",
     "norm_class_name": "RMSNorm_llama",
+    "state_init": "like-init",
     "test_time_noise": 0,
 }
 
