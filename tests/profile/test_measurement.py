@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from tiny_models import FAMILIES, LAYERS, LOOPED, random_rows, save_model
+from tiny_models import EXEMPLARS, FAMILIES, LAYERS, LOOPED, random_rows, save_model
 from transformers import AutoModelForCausalLM
 
 from dynexport.exporter.checkpoint import open_checkpoint
@@ -26,7 +26,7 @@ SavedModel = Callable[[str], Path]
 # One of each family, and a layer of gpt_neox that is not parallel.
 # Their layers name attention or MLP as no other's, and are refused in one line.
 REFUSED = ("openelm", "granitemoe")
-NAMES = [*(family for family in FAMILIES if family not in REFUSED), "gpt_neox-sequential"]
+NAMES = [*EXEMPLARS, "codegen", "phi", "gpt_oss", "mixtral", "nemotron-nas", "gpt_neox-sequential"]
 # Without one matrix at the end of every MLP, or without an MLP in every layer.
 NO_END = ("nemotron-nas", "qwen3_moe", "qwen2_moe", "mixtral", "olmoe", "gpt_oss")
 PARALLEL = ("codegen", "cohere", "falcon", "gpt_neox", "gptj", "phi")
