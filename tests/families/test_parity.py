@@ -36,16 +36,12 @@ KEPT_SETS = {"dense": [(EVERYTHING, EVERYTHING)], "conditional": [DECLARED], "st
 OTHER_KEPT_SETS = [((1, 2), (1,)), (EVERYTHING, (3,))]
 
 
-def is_exemplar(name: str) -> bool:
-    return name in EXEMPLARS or VARIANTS.get(name, ("",))[0] in EXEMPLARS
-
-
-# All ways for exemplars and their variants; the graph with conditions, which is a dense one too, for the others.
+# All ways for exemplars; the graph with conditions, which is a dense one too, for the others and for variants.
 CASES = [
     (name, strategy)
     for name in (*FAMILIES, *VARIANTS)
     for strategy in STRATEGIES
-    if strategy == "conditional" or is_exemplar(name)
+    if strategy == "conditional" or name in EXEMPLARS
 ]
 
 Models = Callable[[str], Reference]
