@@ -347,7 +347,7 @@ def save_model(directory: Path, family: str, config: dict[str, Any]) -> None:
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    own_models.register()
+    own_models.register(family)
     torch.manual_seed(0)
     given, config = config, dict(config)
     own = config.pop(own_layers.FIELD, {})

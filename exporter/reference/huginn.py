@@ -5,13 +5,15 @@ from __future__ import annotations
 import math
 from typing import Any
 
+from dynexport.exporter.reference.plain_modules import rotary, run_layers
+
 HUGINN = "huginn_raven"
 
 
 def config_and_model() -> tuple[Any, Any]:
     """Return the classes of config and model for registration with transformers."""
     import torch
-    from transformers import DynamicCache, PretrainedConfig, PreTrainedModel
+    from transformers import PretrainedConfig, PreTrainedModel
     from transformers.modeling_outputs import CausalLMOutputWithPast
 
     class HuginnConfig(PretrainedConfig):  # type: ignore[misc]
@@ -89,7 +91,8 @@ def config_and_model() -> tuple[Any, Any]:
                 "wte": torch.nn.Embedding(config.vocab_size, config.n_embd),
                 "ln_f": torch.nn.RMSNorm(config.n_embd, config.norm_eps),
             }
-            self.transformer, self.rotary = torch.nn.ModuleDict(modules), _rotary(config)
+            self.transformer = torch.nn.ModuleDict(modules)
+            self.rotary = rotary(config.rope_base, config.n_embd // config.n_heads)
             self.lm_head = torch.nn.Linear(config.n_embd, config.vocab_size, bias=False)
             self.post_init()
 
@@ -103,39 +106,12 @@ def config_and_model() -> tuple[Any, Any]:
             self, input_ids: Any, attention_mask: Any = None, use_cache: bool = False, logits_to_keep: Any = 0, **_: Any
         ) -> Any:
             hidden_states = self.transformer.wte(input_ids) * math.sqrt(self.config.n_embd)
-            length = input_ids.shape[1]
-            attention_mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
-            seen = torch.ones(length, length, dtype=torch.bool).tril() & attention_mask[:, None, None, :].bool()
-            mask = torch.zeros(seen.shape).masked_fill(~seen, torch.finfo(torch.float32).min)
-            rotation = self.rotary(hidden_states, torch.arange(length)[None])
-            cache = DynamicCache() if use_cache else None
-            for name in self.layer_names:
-                hidden_states = self.get_submodule(name)(hidden_states, mask, rotation, cache)
+            layers = map(self.get_submodule, self.layer_names)
+            hidden_states = run_layers(layers, hidden_states, self.rotary, attention_mask, use_cache=use_cache)
             kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
             return CausalLMOutputWithPast(logits=self.lm_head(self.transformer.ln_f(hidden_states)[:, kept]))
 
     return HuginnConfig, HuginnForCausalLM
-
-
-def _rotary(config: Any) -> Any:
-    import torch
-
-    class Rotary(torch.nn.Module):  # type: ignore[misc]
-        """Cos and sin of positions int64 [rows, tokens], [rows, tokens, head_dim], the angles twice."""
-
-        def __init__(self, config: Any) -> None:
-            super().__init__()
-            self.base, self.head_dim = config.rope_base, config.n_embd // config.n_heads
-
-        @property
-        def inv_freq(self) -> Any:
-            return self.base ** (-torch.arange(0, self.head_dim, 2, device="cpu").float() / self.head_dim)
-
-        def forward(self, _: Any, positions: Any) -> tuple[Any, Any]:
-            angles = positions[..., None].float() * self.inv_freq.repeat(2)
-            return angles.cos(), angles.sin()
-
-    return Rotary(config)
 
 
 def _attention(config: Any, index: int) -> Any:

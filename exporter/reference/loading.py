@@ -92,7 +92,7 @@ def build_config(checkpoint: Checkpoint) -> Any:
     """
     from transformers import AutoConfig
 
-    own_models.register()
+    own_models.register(str(checkpoint.config.get("model_type")))
     own = own_layers.own_fields(checkpoint.config)
     if checkpoint.origin is not None and checkpoint.origin.is_dir() and not own:
         config = AutoConfig.from_pretrained(checkpoint.origin, trust_remote_code=False, local_files_only=True)

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from typing import Any
 
+from dynexport.exporter.reference.plain_modules import rotary, run_layers
+
 OPENELM = "openelm"
 
 
 def config_and_model() -> tuple[Any, Any]:
     """Return the classes of config and model for registration with transformers."""
     import torch
-    from transformers import DynamicCache, PretrainedConfig, PreTrainedModel
+    from transformers import PretrainedConfig, PreTrainedModel
     from transformers.modeling_outputs import CausalLMOutputWithPast
 
     class OpenElmConfig(PretrainedConfig):  # type: ignore[misc]
@@ -68,7 +70,7 @@ def config_and_model() -> tuple[Any, Any]:
                     "norm": torch.nn.RMSNorm(config.model_dim, 1e-6),
                 }
             )
-            self.rotary = _rotary(config)
+            self.rotary = rotary(config.rope_freq_constant, config.head_dim)
             self.lm_head = torch.nn.Linear(config.model_dim, config.vocab_size, bias=False)
             self.post_init()
 
@@ -81,14 +83,8 @@ def config_and_model() -> tuple[Any, Any]:
         def forward(
             self, input_ids: Any, attention_mask: Any = None, use_cache: bool = False, logits_to_keep: Any = 0, **_: Any
         ) -> Any:
-            hidden_states, length = self.transformer.token_embeddings(input_ids), input_ids.shape[1]
-            attention_mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
-            seen = torch.ones(length, length, dtype=torch.bool).tril() & attention_mask[:, None, None, :].bool()
-            mask = torch.zeros(seen.shape).masked_fill(~seen, torch.finfo(torch.float32).min)
-            rotation = self.rotary(hidden_states, torch.arange(length)[None])
-            cache = DynamicCache() if use_cache else None
-            for layer in self.transformer.layers:
-                hidden_states = layer(hidden_states, mask, rotation, cache)
+            embedded, layers = self.transformer.token_embeddings(input_ids), self.transformer.layers
+            hidden_states = run_layers(layers, embedded, self.rotary, attention_mask, use_cache=use_cache)
             kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
             return CausalLMOutputWithPast(logits=self.lm_head(self.transformer.norm(hidden_states)[:, kept]))
 
@@ -165,27 +161,6 @@ def _mlp(config: Any, index: int) -> Any:
             return self.proj_2(self.activation(gate) * up)
 
     return Mlp()
-
-
-def _rotary(config: Any) -> Any:
-    import torch
-
-    class Rotary(torch.nn.Module):  # type: ignore[misc]
-        """Cos and sin of positions int64 [rows, tokens], [rows, tokens, head_dim], the angles twice."""
-
-        def __init__(self, config: Any) -> None:
-            super().__init__()
-            self.base, self.head_dim = config.rope_freq_constant, config.head_dim
-
-        @property
-        def inv_freq(self) -> Any:
-            return self.base ** (-torch.arange(0, self.head_dim, 2, device="cpu").float() / self.head_dim)
-
-        def forward(self, _: Any, positions: Any) -> tuple[Any, Any]:
-            angles = positions[..., None].float() * self.inv_freq.repeat(2)
-            return angles.cos(), angles.sin()
-
-    return Rotary(config)
 
 
 def _turned(heads: Any, cos: Any, sin: Any) -> Any:

@@ -17,17 +17,18 @@ OURO, NEMOTRON_NAS = "ouro", "nemotron-nas"
 
 
 @cache
-def register() -> None:
-    """Make ``AutoConfig`` and ``AutoModelForCausalLM`` know the models of this module."""
+def register(kind: str) -> None:
+    """Make ``AutoConfig`` and ``AutoModelForCausalLM`` know a model type, if it is one of this module's."""
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    models = {
-        OURO: _ouro(),
-        NEMOTRON_NAS: _nemotron_nas(),
-        huginn.HUGINN: huginn.config_and_model(),
-        openelm.OPENELM: openelm.config_and_model(),
+    makers = {
+        OURO: _ouro,
+        NEMOTRON_NAS: _nemotron_nas,
+        huginn.HUGINN: huginn.config_and_model,
+        openelm.OPENELM: openelm.config_and_model,
     }
-    for kind, (config, model) in models.items():
+    if kind in makers:
+        config, model = makers[kind]()
         AutoConfig.register(kind, config, exist_ok=True)
         AutoModelForCausalLM.register(config, model, exist_ok=True)
 

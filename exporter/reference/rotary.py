@@ -34,7 +34,7 @@ def rotary_angles(
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    own_models.register()
+    own_models.register(str(config.get("model_type")))
     fields = {name: value for name, value in config.items() if name not in FOREIGN_FIELDS}
     try:
         known = AutoConfig.for_model(config.get("model_type"), **fields)

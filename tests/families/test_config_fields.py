@@ -135,7 +135,7 @@ def test_an_unknown_field_is_refused_unless_it_is_off(family: str, name: str) ->
 def test_the_table_is_that_of_the_installed_transformers(family: str) -> None:
     """A field that a new version adds to a class fails here: it has to be honoured, refused or shown to be harmless."""
     transformers = pytest.importorskip("transformers")
-    own_models.register()
+    own_models.register(family)
     found = inspect.signature(type(transformers.AutoConfig.for_model(family))).parameters
     fields = {name: item.default for name, item in found.items() if item.kind is not item.VAR_KEYWORD}
     known = CLASS_DEFAULTS[family]
@@ -179,7 +179,7 @@ def test_harmless_fields_change_nothing_in_pytorch(family: str) -> None:
     """All of them at once, each other than its default."""
     torch = pytest.importorskip("torch")
     transformers = pytest.importorskip("transformers")
-    own_models.register()
+    own_models.register(family)
     used = asked_fields({"model_type": family, **FAMILIES[family]}).keys()
     others = {
         name: ODD.get(name, changed(CLASS_DEFAULTS[family].get(name, 0.25)))
