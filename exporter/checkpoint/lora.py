@@ -65,7 +65,7 @@ _PLAIN = re.compile(r"[\w.]+")
 
 @dataclass(frozen=True)
 class LoraConfig:
-    """How an adapter's tensors change the weights of its base.
+    """The settings of an adapter, which say how its tensors change the weights of its base.
 
     Attributes:
         base: the name of the base that it was trained for; "" if it names none.

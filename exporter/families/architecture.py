@@ -130,7 +130,7 @@ class LayerSizes:
 
     @property
     def is_empty(self) -> bool:
-        """Whether the layer has neither attention nor MLP."""
+        """Return whether the layer has neither attention nor MLP."""
         return not (self.heads or self.intermediate_size)
 
 

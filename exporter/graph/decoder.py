@@ -59,7 +59,7 @@ class DecoderLayer(nn.Module):
 
     @property
     def is_empty(self) -> bool:
-        """Whether the layer has neither attention nor MLP."""
+        """Return whether the layer has neither attention nor MLP."""
         return not (self.has_attention or self.has_mlp)
 
     def forward(

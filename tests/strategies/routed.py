@@ -123,6 +123,19 @@ def _next(forced: Sequence[np.ndarray] | None, cache: KvCache, part: Part) -> li
     return [wish[:, seen : seen + len(tokens)] for wish, seen, tokens in starts]
 
 
+def compare(
+    golden: tuple[ModReference, list[tuple[np.ndarray, RowRoutes]]], run: Executor, talk: Talk, tolerance: float = 1e-4
+) -> None:
+    """The rows together, and two of them alone."""
+    model, expected = golden
+    together = follow(run, talk)
+    for row in range(len(expected)):
+        assert error(together[row], model, talk, row, expected[row]) < tolerance, f"row {row} of the batch"
+    for row in (0, 4):
+        [alone] = follow(run, talk.of_rows([row]))
+        assert error(alone, model, talk, row, expected[row]) < tolerance, f"row {row} alone"
+
+
 def error(found: Row, golden: ModReference, talk: Talk, row: int, expected: tuple[np.ndarray, RowRoutes]) -> float:
     """Largest error of a row's logits in units of their standard deviation; its decisions are asserted.
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from routed import CONTEXT, Talk, error, follow
+from routed import CONTEXT, Talk, compare
 from safetensors.numpy import load_file, save_file
 from tiny_models import LAYERS
 
@@ -29,7 +29,6 @@ from dynexport.runtime.measure.cost import read_bytes
 
 pytest.importorskip("transformers")
 
-TOLERANCE = 1e-4
 WIDTH = 12
 CONTRACTS: dict[str, dict[str, Any]] = {
     "flexidepth": {
@@ -133,23 +132,12 @@ def golden(model_of: Callable[..., Path]) -> Callable[..., Golden]:
     return answer
 
 
-def compare(golden: Golden, run: Executor) -> None:
-    """The rows together, and two of them alone."""
-    model, expected = golden
-    together = follow(run, TALK)
-    for row in range(len(expected)):
-        assert error(together[row], model, TALK, row, expected[row]) < TOLERANCE, f"row {row} of the batch"
-    for row in (0, 4):
-        [alone] = follow(run, TALK.of_rows([row]))
-        assert error(alone, model, TALK, row, expected[row]) < TOLERANCE, f"row {row} alone"
-
-
 @pytest.mark.parametrize("contract", CONTRACTS)
 def test_a_conversation_is_pytorchs(
     contract: str, golden: Callable[..., Golden], model_of: Callable[..., Path], tmp_path: Path
 ) -> None:
     convert(model_of(contract), tmp_path / "bundle", max_length=CONTEXT, golden=False)
-    compare(golden(contract), Executor(Bundle.open(tmp_path / "bundle"), threads=1))
+    compare(golden(contract), Executor(Bundle.open(tmp_path / "bundle"), threads=1), TALK)
 
 
 @pytest.mark.parametrize("contract", STATIC)
@@ -157,7 +145,7 @@ def test_without_conditions(
     contract: str, golden: Callable[..., Golden], model_of: Callable[..., Path], tmp_path: Path
 ) -> None:
     convert(model_of(contract), tmp_path / "bundle", max_length=CONTEXT, golden=False, static=True)
-    compare(golden(contract), Executor(Bundle.open(tmp_path / "bundle"), threads=1))
+    compare(golden(contract), Executor(Bundle.open(tmp_path / "bundle"), threads=1), TALK)
 
 
 def test_decisions_vary(golden: Callable[..., Golden]) -> None:

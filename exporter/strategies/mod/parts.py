@@ -47,37 +47,31 @@ class Parts:
     ) -> tuple[ir.Value, LayerCache]:
         """Write attention and MLP under one condition, and keys and values of all tokens outside of it."""
         layer = self.layer
-        normed = layer.before_attention(op, hidden_states)
-        entries = self._entries(op, normed, step)
 
-        def run(op: Any) -> list[ir.Value]:
-            attention, present = self._attend(op, normed, entries, step, cache)
+        def run(op: Any, attention: ir.Value) -> ir.Value:
             attended, places = self.routing.target.gather_tokens(op, attention, route.chosen)
             before = op.GatherND(hidden_states, places)
             score = op.GatherND(route.score, places)
             output = layer.after_attention(
                 op, before, layer.self_attn.o_proj(op, attended), gate=mlp_gate(op, self.contract, score)
             )
-            output = op.ScatterND(hidden_states, places, whole(op, self.contract, before, output, score))
-            return [output, *present.values()]
+            changed: ir.Value = op.ScatterND(hidden_states, places, whole(op, self.contract, before, output, score))
+            return changed
 
-        return self._if_attended(op, route, run, hidden_states, entries, step, cache)
+        return self._if_attended(op, route, run, hidden_states, step, cache)
 
     def attention(
         self, op: Any, hidden_states: ir.Value, step: LayerStep, cache: LayerCache, route: Route
     ) -> tuple[ir.Value, LayerCache]:
         """Write attention under a condition, and keys and values of all tokens outside of it."""
-        layer = self.layer
-        normed = layer.before_attention(op, hidden_states)
-        entries = self._entries(op, normed, step)
 
-        def run(op: Any) -> list[ir.Value]:
-            attention, present = self._attend(op, normed, entries, step, cache)
-            change = _times(op, layer.self_attn.o_proj(op, attention), self._gate(op, route.score))
+        def run(op: Any, attention: ir.Value) -> ir.Value:
+            change = _times(op, self.layer.self_attn.o_proj(op, attention), self._gate(op, route.score))
             chosen = op.Transpose(route.chosen, perm=[1, 2, 0])
-            return [op.Where(chosen, op.Add(hidden_states, change), hidden_states), *present.values()]
+            changed: ir.Value = op.Where(chosen, op.Add(hidden_states, change), hidden_states)
+            return changed
 
-        return self._if_attended(op, route, run, hidden_states, entries, step, cache)
+        return self._if_attended(op, route, run, hidden_states, step, cache)
 
     def mlp(self, op: Any, residual: ir.Value, route: Route) -> ir.Value:
         """Write the MLP under a condition, for the residual stream after attention, [B, S, hidden]."""
@@ -141,16 +135,15 @@ class Parts:
         return found
 
     def _if_attended(
-        self,
-        op: Any,
-        route: Route,
-        run: Any,
-        hidden_states: ir.Value,
-        entries: Entries,
-        step: LayerStep,
-        cache: LayerCache,
+        self, op: Any, route: Route, run: Any, hidden_states: ir.Value, step: LayerStep, cache: LayerCache
     ) -> tuple[ir.Value, LayerCache]:
-        """Write ``run`` under a condition; otherwise entries alone are appended."""
+        """Write ``run`` of attention before its last product under a condition; else entries alone are appended."""
+        normed = self.layer.before_attention(op, hidden_states)
+        entries = self._entries(op, normed, step)
+
+        def attend(op: Any) -> list[ir.Value]:
+            attention, present = self._attend(op, normed, entries, step, cache)
+            return [run(op, attention), *present.values()]
 
         def skip(op: Any) -> list[ir.Value]:
             present = [
@@ -159,7 +152,7 @@ class Parts:
             ]
             return [op.Identity(hidden_states), *present]
 
-        output, key, value = either(op, anybody(op, route.chosen), run, skip, 3, self.name)
+        output, key, value = either(op, anybody(op, route.chosen), attend, skip, 3, self.name)
         return output, LayerCache(key, value)
 
     def _of_tokens(self, op: Any, residual: ir.Value, chosen: ir.Value, route: Route, run: Any) -> ir.Value:
