@@ -197,6 +197,9 @@ def _ernie(metadata: Metadata, config: dict[str, Any], window: int | None) -> di
 def _falcon(metadata: Metadata, config: dict[str, Any], window: int | None) -> dict[str, Any]:
     """Return the layout of a layer: attention and MLP in parallel, which is all that llama.cpp has."""
     two, kv_heads = _has(metadata, "attn_norm_2.weight"), config["num_key_value_heads"]
+    head_dim = config["hidden_size"] // config["num_attention_heads"]
+    if config.pop("head_dim") != head_dim:  # a field that the class computes
+        raise metadata.error(metadata.key("attention.key_length"), f"{head_dim}, the channels over heads")
     return {
         "new_decoder_architecture": two or kv_heads != 1,
         "num_ln_in_parallel_attn": 2 if two else 1,

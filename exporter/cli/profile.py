@@ -73,15 +73,15 @@ def profile(
     1-cos       block influence: 1 - cos(x, x + R(x)) of the whole layer, mean over tokens
     skip order  1 for the layer with the least block influence
     """
-    from dynexport.exporter.checkpoint import open_checkpoint
     from dynexport.exporter.profile import ProfileDirectory, measure, summarise
+    from dynexport.exporter.strategies.importing import open_imported
 
     if skip is not None and budget is not None:
         raise click.UsageError("expected --skip or --budget, found both")
     out = Output(json_path)
     directory = None if output is None else ProfileDirectory(output)
     _use_threads(threads)
-    checkpoint = open_checkpoint(model, tokenizer=tokenizer)
+    checkpoint = open_imported(model, tokenizer=tokenizer)
     count = _layers_to_skip(checkpoint, skip, budget)
     text = _text_of(checkpoint)
     ids = text.encode(read_text(text_path, max_tokens))

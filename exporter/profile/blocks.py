@@ -45,6 +45,8 @@ _BLOCKS = {
     "gptj": Blocks("attn"),
     "codegen": Blocks("attn"),
     "falcon": Blocks("self_attention"),
+    "openelm": Blocks("attn", "ffn"),
+    "granitemoe": Blocks(mlp="block_sparse_moe"),
     # Norms follow attention and MLP.
     "ouro": Blocks("input_layernorm_2", "post_attention_layernorm_2"),
     "gemma2": Blocks("post_attention_layernorm", "post_feedforward_layernorm"),
