@@ -176,6 +176,16 @@ OTHERS: dict[str, tuple[str, dict[str, Any]]] = {
     "radial-operators-fp16": ("radial-step", {"precision": "fp16", "plugins": True}),
     "radial-operators-fp32": ("radial-own-routers", {"precision": "fp32", "plugins": True}),
 }
+# Models whose layers have sizes of their own or lack a part, and mixtures of experts.
+MODELS: dict[str, tuple[str, dict[str, Any]]] = {
+    "own-layers": ("llama-own-layers", {"strategy": "early-exit", "fields": {"exits": [2]}}),
+    "own-layers-int8-caches": (
+        "qwen2-own-layers",
+        {"strategy": "unified-skip", "keep": (0, 3), "kv_cache_dtype": "int8", "kv_cache_text": [*range(90)] * 4},
+    ),
+    "experts-with-sinks": ("gpt_oss", {"strategy": "unified-skip", "keep": (0, 2)}),
+    "experts-and-a-shared-one": ("qwen2_moe", {"strategy": "dense"}),
+}
 
 
 def opened(form: str, home: Path) -> Executor:
@@ -190,14 +200,29 @@ def opened(form: str, home: Path) -> Executor:
 def test_random_schedules(form: str, run: Callable[..., Any], tmp_path: Path) -> None:
     if "operators" in form:
         assert isinstance(find_library(), CpuLibrary), "make cpp builds it, and C++ is told of it"
-    executor = opened(form, tmp_path)
-    schedules = [Drawn(executor, seed).draw(MOVES) for seed in range(SCHEDULES)]
+    schedules = drawn(opened(form, tmp_path), SCHEDULES)
     told = [told for schedule in schedules for told in schedule.told]
-    assert sum("found" in each for each in told) > len(told) / 3, "most are refused"
-    assert sum(len(schedule.logits) for schedule in schedules) > 8 * SCHEDULES
     routed = [told["error"] for told in told if "route" in told]
     assert bool(routed) == (form == "mod-full-is-an-error")
     compare(run, schedules, tmp_path)
+
+
+@pytest.mark.parametrize("form", MODELS)
+def test_random_schedules_of_families(
+    form: str, run: Callable[..., Any], saved_model: Callable[[str], Path], tmp_path: Path
+) -> None:
+    pytest.importorskip("transformers")
+    name, how = MODELS[form]
+    convert(saved_model(name), tmp_path / "bundle", max_length=CONTEXT, golden=False, **how)
+    compare(run, drawn(Executor(Bundle.open(tmp_path / "bundle"), threads=1), 2), tmp_path)
+
+
+def drawn(executor: Executor, schedules: int) -> list[Mirrored]:
+    made = [Drawn(executor, seed).draw(MOVES) for seed in range(schedules)]
+    told = [told for schedule in made for told in schedule.told]
+    assert sum("found" in each for each in told) > len(told) / 3, "most are refused"
+    assert sum(len(schedule.logits) for schedule in made) > 8 * schedules
+    return made
 
 
 @pytest.mark.parametrize(
