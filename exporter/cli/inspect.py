@@ -88,7 +88,10 @@ def _show_interface(out: Output, manifest: Manifest) -> None:
     else:
         graph, shown = manifest.graph(program.names[0]), _shown_places(manifest)
         which = " and of routed layer ".join(shown)
-        out.table(f"{graph.file} (caches of {_place(manifest)} {which}; the others alike)", *_tensors(graph, shown))
+        heads = {part.shape[1] for cache in manifest.caches for name, part in cache.parts.items() if name == "key"}
+        others = "alike" if len(heads) < 2 else "with their own heads"
+        title = f"{graph.file} (caches of {_place(manifest)} {which}; the others {others})"
+        out.table(title, *_tensors(graph, shown))
 
 
 def _tensors(graph: Graph, places: Sequence[str]) -> tuple[list[str], list[list[str]]]:

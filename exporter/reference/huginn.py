@@ -12,9 +12,12 @@ HUGINN = "huginn_raven"
 
 def config_and_model() -> tuple[Any, Any]:
     """Return the classes of config and model for registration with transformers."""
-    import torch
-    from transformers import PretrainedConfig, PreTrainedModel
-    from transformers.modeling_outputs import CausalLMOutputWithPast
+    config = _config()
+    return config, _model(config)
+
+
+def _config() -> Any:
+    from transformers import PretrainedConfig
 
     class HuginnConfig(PretrainedConfig):  # type: ignore[misc]
         model_type = HUGINN
@@ -55,22 +58,16 @@ def config_and_model() -> tuple[Any, Any]:
         def max_position_embeddings(self) -> int:
             return self.block_size
 
-    class Layer(torch.nn.Module):  # type: ignore[misc]
-        """x + attention, normed; that + MLP, normed."""
+    return HuginnConfig
 
-        def __init__(self, config: Any, index: int) -> None:
-            super().__init__()
-            self.attn, self.mlp = _attention(config, index), _mlp(config)
-            for number in range(1, 5):
-                setattr(self, f"norm_{number}", torch.nn.RMSNorm(config.n_embd, config.norm_eps))
 
-        def forward(self, hidden_states: Any, mask: Any, rotation: tuple[Any, Any], cache: Any = None) -> Any:
-            attended = self.attn(self.norm_1(hidden_states), mask, rotation, cache)
-            hidden_states = self.norm_2(hidden_states + attended)
-            return self.norm_4(hidden_states + self.mlp(self.norm_3(hidden_states)))
+def _model(config_of_model: Any) -> Any:
+    import torch
+    from transformers import PreTrainedModel
+    from transformers.modeling_outputs import CausalLMOutputWithPast
 
     class HuginnForCausalLM(PreTrainedModel):  # type: ignore[misc]
-        config_class = HuginnConfig
+        config_class = config_of_model
         base_model_prefix = "model"
         _tied_weights_keys = {"lm_head.weight": "transformer.wte.weight"}  # noqa: RUF012
         # The strategy reads the adapter itself; the table of rotary angles is computed anew.
@@ -86,7 +83,7 @@ def config_and_model() -> tuple[Any, Any]:
             self.layer_names = [f"transformer.{part}.{i}" for part, count in parts.items() for i in range(count)]
             modules: dict[str, Any] = {part: torch.nn.ModuleList() for part in parts}
             for index, name in enumerate(self.layer_names):
-                modules[name.split(".")[1]].append(Layer(config, index))
+                modules[name.split(".")[1]].append(_layer(config, index))
             modules |= {
                 "wte": torch.nn.Embedding(config.vocab_size, config.n_embd),
                 "ln_f": torch.nn.RMSNorm(config.n_embd, config.norm_eps),
@@ -111,7 +108,27 @@ def config_and_model() -> tuple[Any, Any]:
             kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
             return CausalLMOutputWithPast(logits=self.lm_head(self.transformer.ln_f(hidden_states)[:, kept]))
 
-    return HuginnConfig, HuginnForCausalLM
+    return HuginnForCausalLM
+
+
+def _layer(config: Any, index: int) -> Any:
+    import torch
+
+    class Layer(torch.nn.Module):  # type: ignore[misc]
+        """x + attention, normed; that + MLP, normed."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.attn, self.mlp = _attention(config, index), _mlp(config)
+            for number in range(1, 5):
+                setattr(self, f"norm_{number}", torch.nn.RMSNorm(config.n_embd, config.norm_eps))
+
+        def forward(self, hidden_states: Any, mask: Any, rotation: tuple[Any, Any], cache: Any = None) -> Any:
+            attended = self.attn(self.norm_1(hidden_states), mask, rotation, cache)
+            hidden_states = self.norm_2(hidden_states + attended)
+            return self.norm_4(hidden_states + self.mlp(self.norm_3(hidden_states)))
+
+    return Layer()
 
 
 def _attention(config: Any, index: int) -> Any:

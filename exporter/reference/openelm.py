@@ -11,9 +11,12 @@ OPENELM = "openelm"
 
 def config_and_model() -> tuple[Any, Any]:
     """Return the classes of config and model for registration with transformers."""
-    import torch
-    from transformers import PretrainedConfig, PreTrainedModel
-    from transformers.modeling_outputs import CausalLMOutputWithPast
+    config = _config()
+    return config, _model(config)
+
+
+def _config() -> Any:
+    from transformers import PretrainedConfig
 
     class OpenElmConfig(PretrainedConfig):  # type: ignore[misc]
         model_type = OPENELM
@@ -45,18 +48,16 @@ def config_and_model() -> tuple[Any, Any]:
         def max_position_embeddings(self) -> int:
             return self.max_context_length
 
-    class Layer(torch.nn.Module):  # type: ignore[misc]
-        def __init__(self, config: Any, index: int) -> None:
-            super().__init__()
-            self.attn, self.ffn = _attention(config, index), _mlp(config, index)
-            self.attn_norm, self.ffn_norm = (torch.nn.RMSNorm(config.model_dim, 1e-6) for _ in range(2))
+    return OpenElmConfig
 
-        def forward(self, hidden_states: Any, mask: Any, rotation: tuple[Any, Any], cache: Any = None) -> Any:
-            hidden_states = hidden_states + self.attn(self.attn_norm(hidden_states), mask, rotation, cache)
-            return hidden_states + self.ffn(self.ffn_norm(hidden_states))
+
+def _model(config_of_model: Any) -> Any:
+    import torch
+    from transformers import PreTrainedModel
+    from transformers.modeling_outputs import CausalLMOutputWithPast
 
     class OpenElmForCausalLM(PreTrainedModel):  # type: ignore[misc]
-        config_class = OpenElmConfig
+        config_class = config_of_model
         base_model_prefix = "model"
         _tied_weights_keys = {"lm_head.weight": "transformer.token_embeddings.weight"}  # noqa: RUF012
 
@@ -66,7 +67,7 @@ def config_and_model() -> tuple[Any, Any]:
             self.transformer = torch.nn.ModuleDict(
                 {
                     "token_embeddings": torch.nn.Embedding(config.vocab_size, config.model_dim),
-                    "layers": torch.nn.ModuleList(Layer(config, i) for i in range(config.num_transformer_layers)),
+                    "layers": torch.nn.ModuleList(_layer(config, i) for i in range(config.num_transformer_layers)),
                     "norm": torch.nn.RMSNorm(config.model_dim, 1e-6),
                 }
             )
@@ -88,7 +89,23 @@ def config_and_model() -> tuple[Any, Any]:
             kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
             return CausalLMOutputWithPast(logits=self.lm_head(self.transformer.norm(hidden_states)[:, kept]))
 
-    return OpenElmConfig, OpenElmForCausalLM
+    return OpenElmForCausalLM
+
+
+def _layer(config: Any, index: int) -> Any:
+    import torch
+
+    class Layer(torch.nn.Module):  # type: ignore[misc]
+        def __init__(self) -> None:
+            super().__init__()
+            self.attn, self.ffn = _attention(config, index), _mlp(config, index)
+            self.attn_norm, self.ffn_norm = (torch.nn.RMSNorm(config.model_dim, 1e-6) for _ in range(2))
+
+        def forward(self, hidden_states: Any, mask: Any, rotation: tuple[Any, Any], cache: Any = None) -> Any:
+            hidden_states = hidden_states + self.attn(self.attn_norm(hidden_states), mask, rotation, cache)
+            return hidden_states + self.ffn(self.ffn_norm(hidden_states))
+
+    return Layer()
 
 
 def _of_layer(config: Any, name: str, index: int) -> float:

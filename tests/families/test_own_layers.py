@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,8 @@ from tiny_models import FAMILIES, LAYERS, VARIANTS, InMemory, random_rows
 from dynexport.exporter.bundle.conversion import convert
 from dynexport.exporter.families import read_architecture
 from dynexport.exporter.families.architecture import LayerSizes
+from dynexport.exporter.parity.verification import verify
+from dynexport.plugins.cpu_library import CpuLibrary, find_library
 from dynexport.runtime.bundle.bundle import Bundle
 from dynexport.runtime.bundle.errors import DynexportError
 from dynexport.runtime.bundle.manifest import Depth, Phase
@@ -242,6 +245,57 @@ def test_a_strategy_that_needs_layers_alike_says_so(
     message = f"{strategy}: expected layers of one size with attention and MLP, found {found}"
     with pytest.raises(DynexportError, match=message):
         convert(model, tmp_path / "bundle", strategy=strategy, fields=fields)
+
+
+@pytest.mark.parametrize(
+    ("name", "how"),
+    [
+        ("qwen2-own-layers", {"plugins": True, "precision": "int8"}),
+        (
+            "nemotron-nas",
+            {
+                "strategy": "unified-skip",
+                "keep": (0, 3),
+                "precision": "int4",
+                "kv_cache_dtype": "int8",
+                "kv_cache_text": random_rows(400)[0],
+            },
+        ),
+    ],
+    ids=["operators, a layer without parts, yarn", "int4, int8 caches, skipping"],
+)
+def test_rounded_bundles_are_verified(
+    name: str, how: dict[str, Any], saved_model: Callable[[str], Path], tmp_path: Path
+) -> None:
+    if how.get("plugins") and not isinstance(find_library(), CpuLibrary):
+        pytest.skip("waits for the library of operators, which make operators builds")
+    convert(saved_model(name), tmp_path / "bundle", max_length=48, **{"strategy": "dense", **how})
+    report = verify(tmp_path / "bundle", saved_model(name), threads=1, new_tokens=4)
+    assert report.passed, [check for check in report.checks if not check.passed]
+
+
+@pytest.mark.parametrize("name", ["llama-own-layers", "nemotron-nas", "openelm"])
+def test_any_size_that_is_not_its_tensors_is_told(
+    name: str, saved_model: Callable[[str], Path], tmp_path: Path
+) -> None:
+    """One line that names a tensor of the layer, or the field that no model could have."""
+    shutil.copytree(saved_model(name), tmp_path / "model")
+    file, random = tmp_path / "model" / "config.json", np.random.default_rng(2)
+    kept = json.loads(file.read_text())
+    for _ in range(5):
+        layer = int(random.integers(LAYERS))
+        config, size = copy.deepcopy(kept), int(random.integers(1, 70)) * 4 + 1
+        if name == "openelm":
+            field = ["qkv_multipliers", "ffn_multipliers"][size % 8 // 4]
+            config[field][size % 2] = config[field][size % 2] + 1 + size / 8
+        elif name == "nemotron-nas":
+            config["block_configs"][layer]["ffn"] = {"intermediate_size": size}
+        else:
+            config["per_layer_config"][str(layer)] = {"intermediate_size": size}
+        file.write_text(json.dumps(config))
+        with pytest.raises(DynexportError, match=r"layers\.\d|layer \d|multipliers|num_\w+_heads|per_layer") as error:
+            convert(tmp_path / "model", tmp_path / "bundle", strategy="dense", golden=False)
+        assert "\n" not in str(error.value)
 
 
 @pytest.mark.parametrize(
