@@ -6,7 +6,8 @@ that builds graphs is not used here: constants are found by following the edges 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import re
+from collections.abc import Iterator, Mapping
 
 import numpy as np
 import onnx_ir as ir
@@ -57,7 +58,8 @@ def differences(bundle: Bundle) -> list[Difference]:
     found = [*_manifest(manifest, architecture), *strategy.manifest_differences(manifest)]
     for entry in manifest.files_with_graphs:
         graph = GraphFile(bundle, entry)
-        for check in (_norms, _activations, expert_differences, _attention, _rotary, _ends):
+        found += _norms(graph, architecture, strategy.norm_epsilons(manifest.contract))
+        for check in (_activations, expert_differences, _attention, _rotary, _ends):
             found += check(graph, architecture)
         found += _conditions(graph, manifest, architecture)
         found += strategy.graph_differences(graph, manifest)
@@ -134,9 +136,12 @@ def _without_conditions(manifest: Manifest) -> Iterator[tuple[str, tuple[int, ..
                 yield program.graph, layers
 
 
-def _norms(graph: GraphFile, architecture: Architecture) -> Iterator[Difference]:
+def _norms(graph: GraphFile, architecture: Architecture, others: Mapping[str, float]) -> Iterator[Difference]:
     for node in graph.of_type(*_NORMS):
-        expected, found = float(np.float32(architecture.norm_epsilon)), number(node, "epsilon", 1e-5)
+        weights = {value.name for value in node.inputs if value is not None and value.name}
+        own = [value for pattern, value in others.items() if any(re.fullmatch(pattern, name) for name in weights)]
+        expected = float(np.float32(own[0] if own else architecture.norm_epsilon))
+        found = number(node, "epsilon", 1e-5)
         yield from unequal(f"{graph.where(node)}: epsilon", expected, found)
 
 
