@@ -38,7 +38,8 @@ _NORMS = (
     "SkipSimplifiedLayerNormalization",
 )
 _ACTIVATIONS = ("Gelu", "QuickGelu", "Relu", "Swish")
-_PRODUCTS = ("FusedMatMul", "MatMul", "MatMulNBits")
+_PRODUCTS = ("BlockMatMul", "FusedMatMul", "HalfMatMul", "MatMul", "MatMulNBits")
+_TABLE_ROWS = ("BlockGather", "Gather", "GatherBlockQuantized", "HalfGather")
 # The search for the constants of an attention bias stops at these operators, which take positions.
 _DISTANCES = ("Sub", *COMPARISONS)
 # Input indices of attention operators: the bias or mask, and for those that rotate, cos and sin.
@@ -310,7 +311,7 @@ def _ends(graph: GraphFile, architecture: Architecture) -> Iterator[Difference]:
         embedded = graph.value("hidden_states_out")
     if embedded is None:
         return
-    nodes = list(behind(embedded, ("Gather", "GatherBlockQuantized")))
+    nodes = list(behind(embedded, _TABLE_ROWS))
     scales = {float(v) for node in nodes if node.op_type == "Mul" for v in operands(node) if v.size == 1}
     wanted = set() if a.embedding_scale is None else {float(np.float32(a.embedding_scale))}
     yield from unequal(f"{name}: scale of embeddings", wanted, scales)
