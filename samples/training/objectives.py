@@ -80,7 +80,8 @@ class Skip:
 
     def __init__(self, layers: int, order: Sequence[int], kept: Sequence[int]) -> None:
         self._kept = [kept_by_order(order, layers / count, layers) for count in kept]
-        ratios = [layers / count for count in sorted(set(kept), reverse=True) if count < layers]
+        # Rounded down to three digits, so that they are short names of depths and still keep as many layers.
+        ratios = [layers * 1000 // count / 1000 for count in sorted(set(kept), reverse=True) if count < layers]
         self.contract = {"strategy": "unified-skip", "speedups": ratios, "order": list(order)}
         self.saved = list[str]()
 
