@@ -19,15 +19,8 @@ import numpy as np
 
 from dynexport.runtime import Model, Piece, Sampling, Speculation, load
 from dynexport.runtime.execution.batch import Batch
-from dynexport.runtime.generation import speculation
-from dynexport.runtime.generation.draft_length import CallTimes
 
 _WITH_MARGINS = Sampling(logprobs=2)
-
-
-def always(rates: Sequence[float], available: Sequence[int], calls: CallTimes, share: float) -> int:
-    """Take the place of ``best_count``: as many drafts as there are."""
-    return max(available, default=0) if calls.of(len(rates)) else 0
 
 
 def rounding(model: Model, ids: Sequence[int], size: int) -> float:
@@ -79,9 +72,8 @@ def main() -> None:
     parser.add_argument("--draft", help="the depth that drafts; prompt lookup without it")
     parser.add_argument("--threads", type=int, default=2)
     how = parser.parse_args()
-    speculation.best_count = always  # type: ignore[assignment]
     model = load(how.bundle, threads=how.threads)
-    drafts = Speculation(how.most, None if how.draft is None else model.bundle.depth(how.draft))
+    drafts = Speculation(how.most, None if how.draft is None else model.bundle.depth(how.draft), always=True)
     ids = [token for text in how.texts for token in model.text.encode(text.read_text())]
     largest = max(rounding(model, ids[at : at + 2 * how.window], how.most + 1) for at in range(0, 2048, 512))
     count = 0

@@ -261,6 +261,11 @@ OTHERS: tuple[tuple[str, Change, str], ...] = (
         "contract.unified-skip: keep: expected at least one layer, found none",
     ),
     (
+        "a contract that leaves a layer out twice",
+        lambda f: f["contract"].update(order=[4, 1, 4]),
+        "contract.unified-skip.order: expected every layer once, found [4, 1, 4]",
+    ),
+    (
         "a contract of layers twice",
         lambda f: f.update(contract={"strategy": "mod", "routed_layers": [1, 1]}),
         "contract.mod.routed_layers: expected different layers from 0, found [1, 1]",

@@ -42,6 +42,7 @@ def read_contract(
         fields.pop("keep", None)
     if rule is not None:
         fields["rule"] = rule
+        fields.pop("order", None)
     if keep is not None:
         fields["keep"] = tuple(keep)
     fields = merged(fields, changes)

@@ -4,6 +4,7 @@
 #include <cstring>
 
 #include "kernels.hpp"
+#include "tile_rows.hpp"
 
 namespace dynexport::cpu {
 namespace {
@@ -57,18 +58,7 @@ void tile(const HalfMatrix& m, std::int64_t group, const void* prepared, int row
     return;
   }
   const auto* const pairs = static_cast<const std::uint32_t*>(prepared);
-  switch (rows) {
-    case 16:
-      return tile_of<16>(m, group, pairs, y, stride);
-    case 8:
-      return tile_of<8>(m, group, pairs, y, stride);
-    case 4:
-      return tile_of<4>(m, group, pairs, y, stride);
-    case 2:
-      return tile_of<2>(m, group, pairs, y, stride);
-    default:
-      return tile_of<1>(m, group, pairs, y, stride);
-  }
+  with_rows(rows, [&](auto count) { tile_of<decltype(count)::value>(m, group, pairs, y, stride); });
 }
 
 void row(const HalfMatrix& m, std::int64_t index, float* y) { kAvx512.halves.row(m, index, y); }

@@ -74,11 +74,11 @@ struct Kernels {
   void (*float_rows)(const float* w, std::int64_t columns, int count, const float* x, float* y);
 };
 
-// Rows of the next tile where ``left`` remain: 16, 8, 4, 2 or 1.
+// Rows of the next tile where ``left`` remain: 16, 12, 8 or fewer.
 constexpr int next_tile(std::int64_t left) {
-  int rows = kMostRows;
-  while (rows > left) rows /= 2;
-  return rows;
+  if (left >= 16) return 16;
+  if (left >= 12) return 12;
+  return left >= 8 ? 8 : static_cast<int>(left);
 }
 
 extern const Kernels kPortable;

@@ -7,6 +7,7 @@
 #include <cstring>
 
 #include "kernels.hpp"
+#include "tile_rows.hpp"
 
 namespace dynexport::cpu {
 namespace {
@@ -120,18 +121,9 @@ void block_tile_of(const BlockMatrix& matrix, std::int64_t group, const Activati
 template <class V, int kBits, int kSize, class Scale, bool kMinima>
 void block_tile_by_rows(const BlockMatrix& m, std::int64_t group, const Activations& tile, int rows, float* y,
                         std::int64_t stride) {
-  switch (rows) {
-    case 16:
-      return block_tile_of<V, kBits, kSize, Scale, kMinima, 16>(m, group, tile, y, stride);
-    case 8:
-      return block_tile_of<V, kBits, kSize, Scale, kMinima, 8>(m, group, tile, y, stride);
-    case 4:
-      return block_tile_of<V, kBits, kSize, Scale, kMinima, 4>(m, group, tile, y, stride);
-    case 2:
-      return block_tile_of<V, kBits, kSize, Scale, kMinima, 2>(m, group, tile, y, stride);
-    default:
-      return block_tile_of<V, kBits, kSize, Scale, kMinima, 1>(m, group, tile, y, stride);
-  }
+  with_rows(rows, [&](auto count) {
+    block_tile_of<V, kBits, kSize, Scale, kMinima, decltype(count)::value>(m, group, tile, y, stride);
+  });
 }
 
 template <class V, int kBits, int kSize>
@@ -211,18 +203,7 @@ void half_tile_of(const HalfMatrix& m, std::int64_t group, const float* tile, fl
 template <class V, bool kBfloat16>
 void half_tile_by_rows(const HalfMatrix& m, std::int64_t group, const float* tile, int rows, float* y,
                        std::int64_t stride) {
-  switch (rows) {
-    case 16:
-      return half_tile_of<V, kBfloat16, 16>(m, group, tile, y, stride);
-    case 8:
-      return half_tile_of<V, kBfloat16, 8>(m, group, tile, y, stride);
-    case 4:
-      return half_tile_of<V, kBfloat16, 4>(m, group, tile, y, stride);
-    case 2:
-      return half_tile_of<V, kBfloat16, 2>(m, group, tile, y, stride);
-    default:
-      return half_tile_of<V, kBfloat16, 1>(m, group, tile, y, stride);
-  }
+  with_rows(rows, [&](auto count) { half_tile_of<V, kBfloat16, decltype(count)::value>(m, group, tile, y, stride); });
 }
 
 template <class V>

@@ -53,12 +53,15 @@ class UnifiedSkip(_Contract):
     Attributes:
         speedups: target ratios r >= 1; each gives one set of kept layers.
         rule: the rule that chooses the kept layers for a ratio.
-        keep: indices of the kept layers; overrides the rule.
+        order: layers in the order in which they are left out; overrides the rule. A ratio r leaves out the first of
+            them, as many as leave int(layers / r).
+        keep: indices of the kept layers; overrides the rule and the order.
     """
 
     strategy: Literal["unified-skip"] = "unified-skip"
     speedups: tuple[_Number, ...] = Field(default=(2.0, 3.0), max_length=_MOST_RATIOS)
     rule: SkipRule = "official"
+    order: tuple[_Layer, ...] | None = None
     keep: tuple[_Layer, ...] | None = None
 
     @field_validator("speedups")
@@ -68,6 +71,13 @@ class UnifiedSkip(_Contract):
             if not math.isfinite(ratio) or ratio < 1:
                 raise ValueError(f"expected finite ratios >= 1, found {ratio}")
         return tuple(dict.fromkeys(speedups))
+
+    @field_validator("order")
+    @classmethod
+    def _layers_once(cls, order: tuple[int, ...] | None) -> tuple[int, ...] | None:
+        if order is not None and len(set(order)) < len(order):
+            raise ValueError(f"expected every layer once, found {list(order)}")
+        return order
 
     @model_validator(mode="after")
     def _something_kept(self) -> UnifiedSkip:

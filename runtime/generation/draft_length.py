@@ -12,8 +12,8 @@ _FIRST_GUESS = 0.1
 # Acceptance before it is known, of drafts that cost nothing and of those of a depth, which would else never be tried.
 HOPED_OF_LOOKUP, HOPED_OF_DEPTH = 0.5, 0.8
 # The share by which it returns there in a step without drafts: drafts that did not pay are tried again after some
-# hundred tokens.
-_RETURN = 0.005
+# hundred tokens. It is halved whenever that was in vain, down to an eighth.
+_RETURN, _LEAST_RETURN = 0.005, 0.005 / 8
 
 
 class CallTimes:
@@ -59,15 +59,25 @@ class Acceptance:
     """
 
     def __init__(self, hoped: float = HOPED_OF_LOOKUP) -> None:
-        self._hoped = hoped
+        self._hoped, self._return = hoped, _RETURN
         self.rate, self.drafted, self.accepted = hoped, 0, 0
+
+    def of_next_row(self) -> Acceptance:
+        """Return the acceptance of another row, whose drafts are expected to be accepted as these are."""
+        following = Acceptance(self._hoped)
+        following.rate, following._return = self.rate, self._return
+        return following
 
     def add(self, drafted: int, accepted: int) -> None:
         """Add the result of a step: the first ``accepted`` of ``drafted`` drafts were accepted."""
         self.drafted += drafted
         self.accepted += accepted
         if not drafted:
-            self.rate += _RETURN * (self._hoped - self.rate)
+            self.rate += self._return * (self._hoped - self.rate)
+        elif not accepted:
+            self._return = max(self._return / 2, _LEAST_RETURN)
+        elif accepted == drafted:
+            self._return = _RETURN
         for tried in range(min(drafted, accepted + 1)):
             self.rate += _LATEST_DRAFT * ((tried < accepted) - self.rate)
 

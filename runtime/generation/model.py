@@ -21,7 +21,7 @@ from dynexport.runtime.generation.constraint import Constraint
 from dynexport.runtime.generation.request import Generation, Request
 from dynexport.runtime.generation.sampler import RowSampler
 from dynexport.runtime.generation.sampling import Sampling
-from dynexport.runtime.generation.speculation import Speculation
+from dynexport.runtime.generation.speculation import Speculation, Speculators
 from dynexport.runtime.generation.stream import Stream, run_requests
 from dynexport.runtime.text.text import NO_VARIABLES, Text
 
@@ -113,7 +113,7 @@ class Model:
         weights: Weights = "packed",
     ) -> None:
         self.executor = Executor(bundle, threads, backend=backend, weights=weights)
-        self.bundle, self.text = bundle, Text.of_bundle(bundle)
+        self.bundle, self.text, self._speculators = bundle, Text.of_bundle(bundle), Speculators()
 
     @overload
     def generate(self, prompts: str, **options: Unpack[Options]) -> Generation: ...  # type: ignore[overload-overlap]
@@ -263,7 +263,8 @@ class Model:
         requests = [[request(place, place * n + choice) for choice in range(n)] for place in range(len(rows))]
         checked_kind("speculation", speculation, Speculation | None, "a Speculation or None")
         chunk = checked_chunk(chunk)
-        return Stream(run_requests(self.executor, cache, rows, requests, chunk, speculation=speculation, held=held))
+        speculator = None if speculation is None else self._speculators.lent(self.executor, speculation)
+        return Stream(run_requests(self.executor, cache, rows, requests, chunk, speculator=speculator, held=held))
 
     def request(
         self,

@@ -8,13 +8,14 @@ rounding where two tokens are equally probable.
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Protocol
 
 import numpy as np
 
-from dynexport.runtime.bundle.checks import checked_count
+from dynexport.runtime.bundle.checks import checked_count, checked_kind
 from dynexport.runtime.bundle.drafting import MOST_DRAFTS
 from dynexport.runtime.bundle.errors import DynexportError, RouteError
 from dynexport.runtime.bundle.manifest import Depth, Manifest
@@ -48,16 +49,19 @@ class Speculation:
         most: most drafts of a row in a step, 1 to 64. Fewer are made where they are expected to take longer than they
             save.
         depth: the depth that drafts; None looks the row's last tokens up in its own text.
+        always: every step drafts as many tokens as it can, whether that pays or not.
 
     Raises:
-        DynexportError: for a number out of range.
+        DynexportError: for an argument of another type, or a number out of range.
     """
 
     most: int = 8
     depth: Depth | None = None
+    always: bool = False
 
     def __post_init__(self) -> None:
         checked_count("speculate", self.most, 1, MOST_DRAFTS)
+        checked_kind("always", self.always, bool, "true or false")
 
     @classmethod
     def of(cls, manifest: Manifest) -> Speculation:
@@ -112,15 +116,16 @@ class SpeculatedRow(DraftedRow, Protocol):
 
 
 class Speculator:
-    """Runs decode steps with drafts. For one thread at a time.
+    """Runs decode steps with drafts, and learns how many pay. For one thread at a time.
 
     Attributes:
+        most: most drafts of a row in a step.
         engine_seconds: time of the engine's calls in the latest step.
 
     Args:
         executor: runs the bundle's graphs.
         drafter: drafts tokens.
-        most: most drafts of a row in a step.
+        speculation: its options.
         draft_share: the time of a draft as a share of a plain step's, before it is known.
         hoped: the acceptance of a row's drafts, before it is known.
 
@@ -132,8 +137,8 @@ class Speculator:
         self,
         executor: Executor,
         drafter: Drafter,
-        most: int,
-        draft_share: float,
+        speculation: Speculation,
+        draft_share: float = 0.0,
         hoped: float = HOPED_OF_LOOKUP,
     ) -> None:
         if executor.limits.compete:
@@ -141,9 +146,9 @@ class Speculator:
                 f"{executor.bundle.path}: speculate: expected a model whose tokens do not depend on the others of a "
                 "call, found one whose tokens compete for a layer's places"
             )
-        self._executor, self._drafter, self._most, self._draft_share = executor, drafter, most, draft_share
-        self._hoped = hoped
-        self._calls = CallTimes()
+        self.most, self._always, self._by_depth = speculation.most, speculation.always, speculation.depth is not None
+        self._executor, self._drafter, self._draft_share = executor, drafter, draft_share
+        self._usual, self._hoped, self._calls = Acceptance(hoped), hoped, CallTimes()
         self.engine_seconds = 0.0
 
     @classmethod
@@ -151,13 +156,17 @@ class Speculator:
         """Return a speculator by its options. Raises DynexportError as the class does."""
         depth = speculation.depth
         if depth is None:
-            return cls(executor, PromptLookup(), speculation.most, 0.0)
+            return cls(executor, PromptLookup(), speculation)
         share = len(depth.keep) / executor.manifest.model.layers
-        return cls(executor, ShallowDepth(executor, depth), speculation.most, share, HOPED_OF_DEPTH)
+        return cls(executor, ShallowDepth(executor, depth), speculation, share, HOPED_OF_DEPTH)
 
     def acceptance(self) -> Acceptance:
-        """Return the acceptance of a new row's drafts."""
-        return Acceptance(self._hoped)
+        """Return the acceptance of a new row's drafts: a depth is as good as for the rows before, a text is new."""
+        return self._usual.of_next_row() if self._by_depth else Acceptance(self._hoped)
+
+    def accepted(self, drafted: int, count: int) -> None:
+        """Learn that the first ``count`` of ``drafted`` drafts of a row were accepted."""
+        self._usual.add(drafted, count)
 
     def step(self, cache: KvCache, rows: Sequence[SpeculatedRow]) -> list[list[Piece] | DynexportError]:
         """Run a decode step.
@@ -181,27 +190,30 @@ class Speculator:
                 raise
         return self._verified(cache, rows, [[] for _ in rows])
 
-    def _pays(self, rows: int) -> bool:
-        """Return whether drafts can pay: a call of several tokens must not run the rows one by one."""
-        return rows == 1 or self._executor.limits.together == "always"
+    def _count(self, rows: Sequence[SpeculatedRow], available: Sequence[int]) -> int:
+        """Return how many tokens to draft for each row, which has ``available`` of them at most."""
+        if self._always:
+            return max(available, default=0)
+        return best_count([row.acceptance.rate for row in rows], available, self._calls, self._draft_share)
 
     def _drafts(self, cache: KvCache, rows: Sequence[SpeculatedRow]) -> list[list[int]]:
         limits = [
-            max(0, min(self._most, row.most_drafts, row.request.left - 1, cache.tokens - cache.positions[row.row] - 1))
+            max(0, min(self.most, row.most_drafts, row.request.left - 1, cache.tokens - cache.positions[row.row] - 1))
             for row in rows
         ]
-        if not self._pays(len(rows)):
-            return [[] for _ in rows]
+        none: list[list[int]] = [[] for _ in rows]
+        if len(rows) > 1 and self._executor.limits.together != "always" and not self._always:
+            return none  # a call of several tokens would run the rows one by one
         available = self._drafter.available(rows, limits)
-        count = best_count([row.acceptance.rate for row in rows], available, self._calls, self._draft_share)
+        count = self._count(rows, available)
         if not count:
-            return [[] for _ in rows]
+            return none
         begun = time.perf_counter()
         found = self._drafter.drafts(cache, rows, [min(count, limit) for limit in available])
         seconds = time.perf_counter() - begun
         self.engine_seconds += seconds
-        share = seconds / count / self._calls.of(len(rows))
-        self._draft_share += LATEST * (share - self._draft_share)
+        if plain := self._calls.of(len(rows)):
+            self._draft_share += LATEST * (seconds / count / plain - self._draft_share)
         return found
 
     def _verified(
@@ -223,12 +235,31 @@ class Speculator:
         self.engine_seconds += seconds
         self._calls.add(len(rows) * max(map(len, tokens)), seconds)
         found = [taken(*each) for each in zip(rows, logits, drafts, strict=True)]
+        for kept, drafted in zip(found, drafts, strict=True):
+            if not isinstance(kept, DynexportError):
+                self.accepted(len(drafted), len(kept) - 1)
         for place, mark in enumerate(marks):
             kept = found[place]
             if not isinstance(kept, DynexportError) and len(kept) < len(tokens[place]):
                 ran = tokens[place][: len(kept)]
                 keep_first(self._executor, cache, mark, ran, depths[place], decisions[place])
         return found
+
+
+class Speculators:
+    """A model's speculators, which keep what they have learned from one stream to the next."""
+
+    def __init__(self) -> None:
+        self._idle: dict[Speculation, Speculator] = {}
+
+    @contextmanager
+    def lent(self, executor: Executor, speculation: Speculation) -> Iterator[Speculator]:
+        """Yield a speculator that no other stream uses meanwhile. Raises DynexportError as ``Speculator`` does."""
+        found = self._idle.pop(speculation, None) or Speculator.of(executor, speculation)
+        try:
+            yield found
+        finally:
+            self._idle[speculation] = found
 
 
 def taken(row: SpeculatedRow, logits: Array, drafts: Sequence[int] = ()) -> list[Piece] | DynexportError:
@@ -276,6 +307,7 @@ __all__ = [
     "SpeculatedRow",
     "Speculation",
     "Speculator",
+    "Speculators",
     "accept",
     "depth_of_layers",
     "runs_any_layers",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Generator as Steps
 from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager
 
 import numpy as np
 
@@ -16,7 +17,7 @@ from dynexport.runtime.generation.draft_length import Acceptance
 from dynexport.runtime.generation.drafts import KnownTokens
 from dynexport.runtime.generation.request import Piece, Request
 from dynexport.runtime.generation.sampler import choose
-from dynexport.runtime.generation.speculation import Speculation, Speculator, accept
+from dynexport.runtime.generation.speculation import Speculator, accept
 
 Array = np.ndarray
 
@@ -52,7 +53,7 @@ def run_requests(
     requests: Sequence[Sequence[Request]],
     chunk: int | EvenChunks = CHUNK,
     *,
-    speculation: Speculation | None = None,
+    speculator: AbstractContextManager[Speculator] | None = None,
     held: Sequence[Tokens] = (),
 ) -> Steps[Piece, None, None]:
     """Yield tokens as they are generated, row by row within a step.
@@ -63,17 +64,18 @@ def run_requests(
         prompts: token ids, int64 [n] each.
         requests: the requests of each prompt; they share one run of the prompt where the strategy allows it.
         chunk: the largest number of a prompt's tokens in one call.
-        speculation: how tokens are drafted; None for one token of a row in each step.
+        speculator: drafts tokens; None for one token of a row in each step.
         held: the token ids that ``cache`` holds, per row, for drafts.
     """
     with cache.streamed:
         live = [request for group in requests for request in group]
         logits = _run_prompts(executor, cache, prompts, requests, chunk)
-        if speculation is not None:
+        if speculator is not None:
             texts = [prompt for prompt, group in zip(prompts, requests, strict=True) for _ in group]
             before = list(held) or [()] * len(texts)
             seen = [[*first, *text] for first, text in zip(before, texts, strict=True)]
-            yield from _speculated(executor, speculation, cache, live, seen, logits)
+            with speculator as lent:
+                yield from _speculated(lent, cache, live, seen, logits)
             return
         while True:
             going = []
@@ -106,19 +108,18 @@ class _Row:
 
 
 def _speculated(
-    executor: Executor,
-    speculation: Speculation,
+    speculator: Speculator,
     cache: KvCache,
     requests: Sequence[Request],
     seen: Sequence[Sequence[int]],
     logits: Array,
 ) -> Steps[Piece, None, None]:
     """Yield tokens of decode steps with drafts, from the logits of the prompts, float32 [requests, vocab]."""
-    speculator, live = Speculator.of(executor, speculation), []
+    live: list[_Row] = []
     for request, known, values in zip(requests, seen, logits, strict=True):
         (piece,) = accept(request, values[None], ())
         if piece.finish_reason is None:
-            live.append(_Row(request, known, piece.token, speculation.most, speculator.acceptance()))
+            live.append(_Row(request, known, piece.token, speculator.most, speculator.acceptance()))
         yield piece
     while live:
         going = []

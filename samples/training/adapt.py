@@ -46,6 +46,7 @@ class Plan:
         rows: answers a step, fewer where fewer have prompts of one length.
         steps: steps of the whole training.
         seed: seed of all choices.
+        bf16: whether products are in bfloat16; weights and their updates are float32.
     """
 
     base: str
@@ -54,6 +55,7 @@ class Plan:
     rows: int
     steps: int
     seed: int
+    bf16: bool = False
 
 
 def adapted(model: Any, plan: Plan, objective: Objective) -> Any:
@@ -128,7 +130,8 @@ class Training:
         while self.state["step"] < self._plan.steps and time.monotonic() - begun < seconds:
             chosen, choices = draw.batch(self.state["step"])
             batch = Batch(chosen, head)
-            loss, depth = self._objective.loss(base, batch, choices)
+            with torch.autocast(head.device.type, torch.bfloat16, enabled=self._plan.bf16):
+                loss, depth = self._objective.loss(base, batch, choices)
             self._update(loss)
             self.state["tokens"] += batch.tokens
             self.state["curve"].append([self.state["step"], self.state["tokens"], depth, round(loss.item(), 4)])
@@ -178,7 +181,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("model", help="a directory or a .gguf file")
     parser.add_argument("text", type=Path, help="directory with the text that the model wrote itself (selftext.py)")
     parser.add_argument("-o", "--output", type=Path, required=True)
-    parser.add_argument("--rule", default="balanced", help="skip: rule of the kept layers")
+    parser.add_argument("--order", type=int, nargs="+", help="skip: layers in the order in which they are left out")
     parser.add_argument("--kept", type=int, nargs="+", default=[27, 27, 24, 24, 20, 30], help="skip: kept layers")
     parser.add_argument("--exits", type=int, nargs="+", default=[6], help="exit: layers before an exit")
     parser.add_argument("--capacity", type=float, default=0.5, help="mod: share of tokens that a routed layer runs")
@@ -189,7 +192,11 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--seconds", type=float, default=float("inf"), help="stop after this time")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=2)
-    return parser.parse_args()
+    parser.add_argument("--bf16", action="store_true", help="multiply in bfloat16 where PyTorch does so by itself")
+    how = parser.parse_args()
+    if how.objective == "skip" and how.order is None:
+        parser.error("skip: expected --order, the layers to leave out (dynexport profile finds them), found none")
+    return how
 
 
 def main() -> None:
@@ -203,10 +210,10 @@ def main() -> None:
     layers = model.config.num_hidden_layers
     objective: Objective
     if how.objective == "skip":
-        objective = Skip(layers, how.rule, how.kept)
+        objective = Skip(layers, how.order, how.kept)
     else:
         objective = Exit(how.exits) if how.objective == "exit" else Depths(layers, how.capacity)
-    plan = Plan(Path(how.model).stem, how.rank, how.first, how.rows, how.steps, how.seed)
+    plan = Plan(Path(how.model).stem, how.rank, how.first, how.rows, how.steps, how.seed, how.bf16)
     training = Training(adapted(model, plan, objective), objective, plan, how.output)
     training.run(Draw(list(answers(how.text, held_out=False)), plan), how.seconds)
 

@@ -16,7 +16,7 @@ from selftext import Answer
 from torch.nn.functional import kl_div, log_softmax
 
 from dynexport.exporter.strategies.mod.training import add_routers, auxiliary_loss, top_k_routing
-from dynexport.exporter.strategies.unified_skip import kept_layers
+from dynexport.exporter.strategies.unified_skip import kept_by_order
 from dynexport.runtime.bundle.contract import Mod
 
 ROUTER_WEIGHT = 0.1
@@ -74,16 +74,16 @@ class Skip:
 
     Args:
         layers: the model's number of layers.
-        rule: the rule of the kept layers.
+        order: layers in the order in which they are left out.
         kept: numbers of kept layers; one that stands here twice is drawn twice as often.
     """
 
-    def __init__(self, layers: int, rule: str, kept: Sequence[int]) -> None:
-        self._kept = [
-            kept_layers(rule, layers / count, layers) if count < layers else tuple(range(layers)) for count in kept
-        ]
-        ratios = [layers / count for count in sorted(set(kept), reverse=True) if count < layers]
-        self.contract, self.saved = {"strategy": "unified-skip", "speedups": ratios, "rule": rule}, list[str]()
+    def __init__(self, layers: int, order: Sequence[int], kept: Sequence[int]) -> None:
+        self._kept = [kept_by_order(order, layers / count, layers) for count in kept]
+        # Rounded down to three digits, so that they are short names of depths and still keep as many layers.
+        ratios = [layers * 1000 // count / 1000 for count in sorted(set(kept), reverse=True) if count < layers]
+        self.contract = {"strategy": "unified-skip", "speedups": ratios, "order": list(order)}
+        self.saved = list[str]()
 
     def prepare(self, model: Any) -> None:
         """Add nothing."""

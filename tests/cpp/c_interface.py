@@ -39,6 +39,7 @@ class Options(c.Structure):
         *(("stop_ids", Ids), ("stop_ids_count", c.c_size_t)),
         *(("bias_ids", Ids), ("biases", c.POINTER(c.c_double)), ("bias_count", c.c_size_t)),
         ("logprobs", c.c_int32),
+        *(("speculate", c.c_int64), ("draft", c.c_char_p)),
     )
 
 

@@ -77,6 +77,21 @@ def test_greedy(opened: Opened, model: Model, depth: str | None) -> None:
     assert answer.finish == (1 if expected.finish_reason == "stop" else 2)
 
 
+def test_drafts(opened: Opened, model: Model) -> None:
+    ids = opened.encode(PROMPT)
+    plain = opened.generate(ids, max_new_tokens=24, depth=b"full")
+    for fields in ({"speculate": 4}, {"speculate": 4, "draft": b"2"}):
+        assert opened.generate(ids, max_new_tokens=24, depth=b"full", **fields).ids == plain.ids
+    for fields, message in (
+        ({"speculate": 65}, "speculate: expected 1..64, found 65"),
+        ({"speculate": -1}, "speculate: expected 1..64, found -1"),
+        ({"speculate": 4, "draft": b"7"}, "7"),
+        ({"draft": b"2"}, "draft: expected with speculate"),
+    ):
+        with pytest.raises(Refused, match=message):
+            opened.generate(ids, **fields)
+
+
 def test_sampled(opened: Opened, model: Model) -> None:
     ids = opened.encode(PROMPT)
     how = {"temperature": 1.5, "top_k": 20, "top_p": 0.9, "repetition_penalty": 1.1, "min_new_tokens": 4, "seed": 7}

@@ -368,14 +368,15 @@ def test_drafts_change_no_token_and_no_text(run: Run, form: str, draft: str | No
         }
         for index in range(4)
     ]
-    how: Json = {"speculation": {"most": 4, **({"draft": draft} if draft else {})}}
+    always = draft == "2"
+    how: Json = {"speculation": {"most": 4, "always": always, **({"draft": draft} if draft else {})}}
     settings = {"rows": 4, "chunk": CHUNK, "prefix_bytes": 1 << 20}
     for way in ({"alone": True}, {"together": True}, {"settings": settings}):
         plain, drafted = (pieces_of(cpp(run, model, requests=requests, **way, **more)) for more in ({}, how))
         assert [piece[:6] for piece in drafted] == [piece[:6] for piece in plain]
-        # The first draft is always tried where a row is alone, but never one that costs as much as a step; later ones
-        # by the times of calls.
-        if "alone" in way:
+        # Without "always", the first draft is tried where a row is alone, but never one that costs as much as a step;
+        # later ones by the times of calls.
+        if "alone" in way or always:
             assert any(piece[6] is not None for piece in drafted) == (draft != "full")
         assert all(piece[6] is None for piece in plain)
 

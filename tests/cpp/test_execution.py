@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from bundles import CONFORMANCE
 from forms import CONTEXT, FORMS, HOPS, executor_of
+from methods import FlexiDepth, MindSkip, SkipGPT, Stored, write
 from mirrored import Mirrored, compare
 
 from dynexport.exporter.bundle.conversion import convert
@@ -186,14 +187,31 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
     "experts-with-sinks": ("gpt_oss", {"strategy": "unified-skip", "keep": (0, 2)}),
     "experts-and-a-shared-one": ("qwen2_moe", {"strategy": "dense"}),
 }
+# Checkpoints of other code, of which tokens skip parts of layers.
+IMPORTED: dict[str, tuple[Callable[[], Stored], dict[str, Any]]] = {
+    "flexidepth": (FlexiDepth.stored, {}),
+    "flexidepth-operators-int4": (FlexiDepth.stored, {"precision": "int4", "plugins": True}),
+    "skipgpt-int8": (SkipGPT.stored, {"precision": "int8"}),
+    "mindskip": (MindSkip.stored, {}),
+}
 
 
 def opened(form: str, home: Path) -> Executor:
     if form in FORMS:
         return executor_of(form)
-    case, how = OTHERS[form]
-    convert(CONFORMANCE / case, home / "bundle", max_length=CONTEXT, golden=False, **how)
+    if form in IMPORTED:
+        stored, how = IMPORTED[form]
+        source = write(home / "model", stored())
+    else:
+        case, how = OTHERS[form]
+        source = CONFORMANCE / case
+    convert(source, home / "bundle", max_length=CONTEXT, golden=False, **how)
     return Executor(Bundle.open(home / "bundle"), threads=1)
+
+
+@pytest.mark.parametrize("form", IMPORTED)
+def test_tokens_that_skip_parts_of_layers(form: str, run: Callable[..., Any], tmp_path: Path) -> None:
+    compare(run, drawn(opened(form, tmp_path), SCHEDULES // 2, MOVES // 2), tmp_path)
 
 
 @pytest.mark.parametrize("form", [*FORMS, *OTHERS])
@@ -217,8 +235,8 @@ def test_random_schedules_of_families(
     compare(run, drawn(Executor(Bundle.open(tmp_path / "bundle"), threads=1), 2), tmp_path)
 
 
-def drawn(executor: Executor, schedules: int) -> list[Mirrored]:
-    made = [Drawn(executor, seed).draw(MOVES) for seed in range(schedules)]
+def drawn(executor: Executor, schedules: int, moves: int = MOVES) -> list[Mirrored]:
+    made = [Drawn(executor, seed).draw(moves) for seed in range(schedules)]
     told = [told for schedule in made for told in schedule.told]
     assert sum("found" in each for each in told) > len(told) / 3, "most are refused"
     assert sum(len(schedule.logits) for schedule in made) > 8 * schedules

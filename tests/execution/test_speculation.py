@@ -13,8 +13,6 @@ from dynexport.runtime.execution.batch import Batch
 from dynexport.runtime.execution.executor import Executor
 from dynexport.runtime.execution.kept import keep_first
 from dynexport.runtime.execution.kv_cache import KvCache
-from dynexport.runtime.generation import speculation
-from dynexport.runtime.generation.draft_length import CallTimes
 from dynexport.runtime.generation.drafts import DraftedRow
 from dynexport.runtime.generation.model import Model
 from dynexport.runtime.generation.speculation import Speculation, Speculator, depth_of_layers
@@ -86,10 +84,6 @@ class Planted:
         return found
 
 
-def _as_many_as_possible(rates: Sequence[float], available: Sequence[int], calls: CallTimes, share: float) -> int:
-    return max(available) if calls.of(len(rates)) else 0
-
-
 _PROMPTS = [([5, 6, 7], 3), ([9, 8, 7, 6, 5], 5), ([1], 1)]
 _NEW = 24
 
@@ -103,10 +97,9 @@ def test_tokens_do_not_depend_on_drafts(form: str, sampling: Sampling, monkeypat
     prompts = [prompt for prompt, _ in _PROMPTS]
     plain = model.generate(prompts, max_new_tokens=_NEW, sampling=sampling, depth="full")
     planted = Planted({row: each.ids for row, each in enumerate(plain)})
-    monkeypatch.setattr(Speculator, "_pays", lambda self, rows: True)
-    monkeypatch.setattr(speculation, "best_count", _as_many_as_possible)
-    monkeypatch.setattr(Speculator, "of", lambda executor, asked: Speculator(executor, planted, asked.most, 0.0))
-    drafted = model.generate(prompts, max_new_tokens=_NEW, sampling=sampling, depth="full", speculation=Speculation(4))
+    monkeypatch.setattr(Speculator, "of", lambda executor, asked: Speculator(executor, planted, asked))
+    how = Speculation(4, always=True)
+    drafted = model.generate(prompts, max_new_tokens=_NEW, sampling=sampling, depth="full", speculation=how)
     assert planted.drafted > 40
     assert [each.ids for each in drafted] == [each.ids for each in plain]
 
@@ -120,14 +113,12 @@ def test_a_model_whose_tokens_compete_is_refused() -> None:
         model.generate([1, 2, 3], speculation=Speculation(4))
 
 
-def test_sampled_tokens_have_the_distribution_of_the_full_model(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_sampled_tokens_have_the_distribution_of_the_full_model() -> None:
     """The second token of 1,024 texts beside its exact distribution; drafts without one layer differ from it."""
     executor = executor_of("skip-plugins")
     model, full, size = Model(executor.bundle, threads=1), executor.manifest.full, executor.manifest.model.vocab_size
     model.executor = executor
-    monkeypatch.setattr(speculation, "best_count", lambda rates, available, *_: min(2, max(available)))
-    monkeypatch.setattr(CallTimes, "of", lambda self, tokens: 1.0)
-    prompt, drafts = [5, 6, 7], Speculation(2, depth_of_layers(executor.manifest, [0, 1, 2, 3, 4, 5, 7]))
+    prompt, drafts = [5, 6, 7], Speculation(2, depth_of_layers(executor.manifest, [0, 1, 2, 3, 4, 5, 7]), always=True)
     found, accepted, rejected = np.zeros(size), 0, 0
     for seed in range(8):
         stream = model.stream(

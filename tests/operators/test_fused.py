@@ -22,7 +22,7 @@ from dynexport.plugins.graph import add_functions
 Array = np.ndarray
 Case = BlockCase | HalfCase
 SEEDS, EACH = range(6), 20
-LEADS = [(), (1,), (2,), (3,), (2, 5), (16,), (1, 31), (0, 4), (300,), (40,)]
+LEADS = [(), (1,), (2,), (3,), (2, 5), (6,), (1, 31), (0, 4), (300,), (7,), (21,), (4,)]
 EPSILON = 1e-3
 
 

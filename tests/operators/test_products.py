@@ -13,7 +13,8 @@ from conftest import session_options
 from product_models import BlockCase, HalfCase, model, rounded
 
 Run = Callable[..., np.ndarray]
-LEADS = [(), (1,), (2,), (3,), (2, 5), (16,), (31,), (0, 4), (1, 1), (40,)]
+# Tiles have 16, 12, 8, or 1 to 7 rows.
+LEADS = [(), (1,), (2,), (3,), (2, 5), (6,), (31,), (0, 4), (1, 4), (7,), (21,), (40,)]
 SEEDS = range(12)
 EACH = 30  # cases for each seed: a thousand in all for every operator
 

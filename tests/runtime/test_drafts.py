@@ -8,7 +8,7 @@ import pytest
 from dynexport.runtime import Conversation, DynexportError, Model, Sampling
 from dynexport.runtime.generation.draft_length import Acceptance, CallTimes, best_count
 from dynexport.runtime.generation.drafts import KnownTokens
-from dynexport.runtime.generation.speculation import Speculation
+from dynexport.runtime.generation.speculation import Speculation, Speculators
 
 
 @pytest.mark.parametrize(
@@ -72,6 +72,37 @@ def test_acceptance_follows_the_drafts_and_forgets_without_them() -> None:
     assert seen.rate > 0.99
 
 
+def test_drafts_that_fail_again_and_again_are_tried_less_often() -> None:
+    seen = Acceptance()
+
+    def steps_until_tried() -> int:
+        seen.add(2, 0)
+        steps = 0
+        while seen.rate < 0.4:
+            seen.add(0, 0)
+            steps += 1
+        return steps
+
+    waits = [steps_until_tried() for _ in range(8)]
+    assert waits[2] > 2 * waits[0] and waits[-1] == pytest.approx(waits[-2], rel=0.1)
+    seen.add(2, 2)
+    assert steps_until_tried() < waits[2]
+
+
+def test_a_depth_that_did_not_pay_is_not_tried_anew_for_every_text(generator: Model) -> None:
+    """A text tells of the next one's drafts where a depth made them, not where they were looked up."""
+    executor, shallow = generator.executor, generator.bundle.manifest.depths[0]
+    for how, same in ((Speculation(4, shallow), True), (Speculation(4), False)):
+        speculators, rates = Speculators(), []
+        for _ in range(2):
+            with speculators.lent(executor, how) as lent, speculators.lent(executor, how) as other:
+                assert lent is not other
+                rates.append(lent.acceptance().rate)
+                for speculator in (lent, other):
+                    speculator.accepted(3, 0)
+        assert (rates[1] < rates[0]) == same
+
+
 def test_a_shallow_depth_drafts_and_the_full_one_decides(generator: Model) -> None:
     prompts = [[5], [7, 8, 9, 10, 11], [60, 61, 62]]
     shallow = generator.bundle.manifest.depths[0]
@@ -103,5 +134,7 @@ def test_a_number_of_drafts_that_cannot_be(most: object) -> None:
 
 
 def test_other_types_are_refused(generator: Model) -> None:
+    with pytest.raises(DynexportError, match="always: expected true or false, found 1"):
+        Speculation(8, always=1)  # type: ignore[arg-type]
     with pytest.raises(DynexportError, match="speculation: expected a Speculation or None, found 8"):
         generator.generate([1, 2], speculation=8)  # type: ignore[call-overload]

@@ -21,20 +21,15 @@ PROMPTS = [[[5, 6, 7, 8], [9, 8, 7, 6]], [[1, 2, 3, 4], [60, 61, 62, 63]]]
 NEW = 12
 
 
-def test_what_is_counted_is_what_the_steps_were(generator: Model, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Three drafts a step that the full model makes itself: a first step without, whose time is needed, then 3 of 4."""
+def test_what_is_counted_is_what_the_steps_were(generator: Model) -> None:
+    """Three drafts a step that the full model makes itself: three steps of four tokens."""
     manifest = generator.bundle.manifest
-    monkeypatch.setattr(
-        "dynexport.runtime.generation.speculation.best_count",
-        lambda rates, most, calls, share: max(most) if calls.of(len(rates)) else 0,
-    )
-    monkeypatch.setattr("dynexport.runtime.generation.speculation.Speculator._pays", lambda self, rows: True)
-    work = DraftedWork(PROMPTS, 1 + 1 + 3 * 4, manifest.full, repeats=2)
-    (found,) = measure_drafts(generator, work, [Speculation(3, manifest.full)])
+    work = DraftedWork(PROMPTS, 1 + 3 * 4, manifest.full, repeats=2)
+    (found,) = measure_drafts(generator, work, [Speculation(3, manifest.full, always=True)])
     assert (found.drafter, found.most, found.texts, found.same_texts) == ("full", 3, 8, 8)
     assert (found.accepted, found.rejected, found.acceptance) == (2 * 4 * 9, 0, 1.0)
-    assert found.tokens_per_step == found.ideal_gain == 13 / 4
-    assert found.gain > 0 and found.efficiency == pytest.approx(found.gain / 3.25)
+    assert found.tokens_per_step == found.ideal_gain == 4
+    assert found.gain > 0 and found.efficiency == pytest.approx(found.gain / 4)
     assert found.gain_quartiles[0] <= found.gain <= found.gain_quartiles[1]
 
 

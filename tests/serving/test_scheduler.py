@@ -12,7 +12,6 @@ from requests_of_tests import CHUNK, Inbox, alone, model_of, run, work
 from dynexport.runtime.bundle.errors import DynexportError, RouteError
 from dynexport.runtime.execution import batch
 from dynexport.runtime.execution.kv_cache import KvCache
-from dynexport.runtime.generation import speculation
 from dynexport.runtime.generation.speculation import Speculation
 from dynexport.runtime.serving.scheduler import Scheduler
 from dynexport.runtime.serving.settings import Settings
@@ -20,14 +19,6 @@ from dynexport.runtime.serving.settings import Settings
 ROWS = 3
 
 
-@pytest.fixture
-def always_drafts(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As many drafts as possible, whatever they cost."""
-    monkeypatch.setattr(speculation.Speculator, "_pays", lambda self, rows: True)
-    monkeypatch.setattr(speculation, "best_count", lambda rates, most, calls, share: max(most) * bool(calls.of(1)))
-
-
-@pytest.mark.usefixtures("always_drafts")
 @pytest.mark.parametrize(
     ("prefix_bytes", "drafts"),
     [(0, None), (1 << 20, None), (1 << 20, "lookup"), (1 << 20, "full")],
@@ -39,7 +30,7 @@ def test_every_request_gives_the_tokens_that_it_gives_alone(form: str, prefix_by
         drafts = "lookup"  # a draft attends to keys and values before they are rounded: another rounding (docs)
     model = model_of(form)
     full = model.bundle.manifest.full
-    drafting = None if drafts is None else Speculation(4, full if drafts == "full" else None)
+    drafting = None if drafts is None else Speculation(4, full if drafts == "full" else None, always=True)
     rng = np.random.default_rng(7)
     depths = [None, *(depth.name for depth in model.bundle.manifest.depths)]
     vocabulary = model.bundle.manifest.model.vocab_size
@@ -86,11 +77,10 @@ def test_rows_of_a_depth_are_adjacent_from_the_first_row_on() -> None:
     assert seen == {1, 2}
 
 
-@pytest.mark.usefixtures("always_drafts")
 @pytest.mark.parametrize("drafts", [None, "full"])
 def test_a_known_prefix_is_copied_and_not_run_again(drafts: str | None) -> None:
     model = model_of("dense")
-    drafting = None if drafts is None else Speculation(5, model.bundle.manifest.full)
+    drafting = None if drafts is None else Speculation(5, model.bundle.manifest.full, always=True)
     scheduler = Scheduler(model.executor, Settings(rows=2, chunk=CHUNK, prefix_bytes=1 << 20, speculation=drafting))
     assert scheduler.prefixes is not None
     first, again, longer = Inbox(), Inbox(), Inbox()

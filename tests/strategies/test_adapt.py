@@ -80,7 +80,7 @@ def trained(training: Any, base: Path, output: Path, objective: Any, until: int 
 
 
 OBJECTIVES = {
-    "skip": lambda objectives: objectives.Skip(LAYERS, "balanced", [3]),
+    "skip": lambda objectives: objectives.Skip(LAYERS, [1, 2], [3, 2]),
     "exit": lambda objectives: objectives.Exit([2]),
     "mod": lambda objectives: objectives.Depths(LAYERS, 0.5),
 }

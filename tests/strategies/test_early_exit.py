@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 from bundles import CONFORMANCE
+from rows_together import assert_as_alone
 
 from dynexport.exporter.bundle.conversion import convert
 from dynexport.exporter.checkpoint import open_checkpoint
@@ -22,7 +23,6 @@ from dynexport.runtime.bundle.bundle import Bundle
 from dynexport.runtime.bundle.contract import EarlyExit, parse_contract
 from dynexport.runtime.bundle.errors import DynexportError
 from dynexport.runtime.bundle.manifest import Depth
-from dynexport.runtime.execution.batch import Batch
 from dynexport.runtime.execution.executor import Executor
 
 sys.path.insert(0, str(CONFORMANCE))
@@ -147,18 +147,7 @@ def test_rows_of_one_batch_at_depths_of_their_own(
     form: dict[str, Any], saved_model: Callable[[str], Path], tmp_path: Path
 ) -> None:
     bundle = bundle_of(saved_model("mistral"), tmp_path / "b", "exit", **form)
-    executor, random = Executor(bundle, threads=1), np.random.default_rng(6)
-    rows, wanted = [random.integers(0, 90, length) for length in (7, 3, 5)], ["exit-3", "full", "exit-1"]
-    at = [bundle.depth(name) for name in wanted]
-    together, alone = executor.full_cache(3, 16), []
-    found = [executor.run(together, Batch(range(3), rows, "prompt", at)).logits]
-    found += [executor.run(together, Batch(range(3), [[7]] * 3, "decode", at)).logits for _ in range(2)]
-    for row, depth in zip(rows, at, strict=True):
-        cache = executor.full_cache(1, 16)
-        logits = executor.prefill(cache, [row], depth=depth)
-        alone.append(np.concatenate([*logits, *(executor.step(cache, [7], depth) for _ in range(2))]))
-    for parts, own in zip(zip(*found, strict=True), alone, strict=True):
-        assert np.abs(np.concatenate(parts) - own).max() < 1e-4
+    assert_as_alone(bundle, ["exit-3", "full", "exit-1"], 90)
 
 
 @pytest.mark.parametrize("form", [{}, {"target": "tensorrt"}], ids=str)

@@ -13,6 +13,7 @@ import numpy as np
 import onnx
 import pytest
 from bundles import CONFORMANCE
+from rows_together import assert_as_alone
 from safetensors.numpy import load_file, save_file
 
 from dynexport.exporter.bundle.conversion import convert
@@ -28,7 +29,6 @@ from dynexport.runtime.bundle.bundle import Bundle
 from dynexport.runtime.bundle.contract import Loop, parse_contract
 from dynexport.runtime.bundle.errors import DynexportError
 from dynexport.runtime.bundle.manifest import WEIGHTS
-from dynexport.runtime.execution.batch import Batch
 from dynexport.runtime.execution.executor import Executor
 
 sys.path.insert(0, str(CONFORMANCE))
@@ -161,19 +161,7 @@ def test_every_number_of_loops_agrees_with_pytorch(case: str, form: dict[str, An
 @pytest.mark.parametrize("form", FORMS, ids=str)
 def test_rows_of_one_batch_at_depths_of_their_own(form: dict[str, Any], tmp_path: Path) -> None:
     convert(OURO, tmp_path / "b", fields={"loops": 3}, golden=False, **form)
-    bundle = Bundle.open(tmp_path / "b")
-    executor, random = Executor(bundle, threads=1), np.random.default_rng(6)
-    rows, wanted = [random.integers(0, 60, length) for length in (7, 3, 5)], ["loops-2", "full", "loops-1"]
-    at = [bundle.depth(name) for name in wanted]
-    together, alone = executor.full_cache(3, 16), []
-    found = [executor.run(together, Batch(range(3), rows, "prompt", at)).logits]
-    found += [executor.run(together, Batch(range(3), [[7]] * 3, "decode", at)).logits for _ in range(2)]
-    for row, depth in zip(rows, at, strict=True):
-        cache = executor.full_cache(1, 16)
-        logits = executor.prefill(cache, [row], depth=depth)
-        alone.append(np.concatenate([*logits, *(executor.step(cache, [7], depth) for _ in range(2))]))
-    for parts, own in zip(zip(*found, strict=True), alone, strict=True):
-        assert np.abs(np.concatenate(parts) - own).max() < 1e-4
+    assert_as_alone(Bundle.open(tmp_path / "b"), ["loops-2", "full", "loops-1"], 60)
 
 
 def test_fewer_loops_are_the_model_converted_with_fewer(tmp_path: Path) -> None:

@@ -13,9 +13,11 @@ from bundles import CONFORMANCE
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from dynexport.exporter.bundle.contract import read_contract
 from dynexport.exporter.bundle.conversion import convert
+from dynexport.exporter.checkpoint import open_checkpoint
 from dynexport.exporter.strategies import strategies
-from dynexport.exporter.strategies.unified_skip import kept_layers
+from dynexport.exporter.strategies.unified_skip import kept_by_order, kept_layers
 from dynexport.runtime.bundle.bundle import Bundle
 from dynexport.runtime.bundle.contract import parse_contract
 from dynexport.runtime.bundle.errors import DynexportError
@@ -129,6 +131,27 @@ def test_keep_overrides_the_rule() -> None:
     assert (speedup.name, speedup.ratio, speedup.keep) == ("keep", None, (1, 4))
 
 
+@settings(deadline=None)
+@given(st.integers(2, 64).flatmap(lambda n: st.tuples(st.permutations(range(n)), st.integers(1, n))))
+def test_an_order_leaves_its_first_layers_out(drawn: tuple[list[int], int]) -> None:
+    """The ratio N / n keeps n layers for every N and n, those that the order has last."""
+    order, count = drawn
+    keep = kept_by_order(order, len(order) / count, len(order))
+    assert list(keep) == sorted(order[len(order) - count :])
+
+
+def test_an_order_overrides_the_rule() -> None:
+    found = [depth.keep for depth in speedups(6, order=[4, 1], speedups=[6 / 5, 1.5, 1], rule="modulo")]
+    assert found == [(0, 1, 2, 3, 5), (0, 2, 3, 5), (0, 1, 2, 3, 4, 5)]
+
+
+def test_a_rule_of_the_user_replaces_a_checkpoint_s_order(saved_model: Callable[[str], Path]) -> None:
+    checkpoint = open_checkpoint(saved_model("mistral"))
+    checkpoint.config["dynexport"] = {"strategy": "unified-skip", "order": [1]}
+    assert read_contract(checkpoint).order == (1,)
+    assert read_contract(checkpoint, rule="balanced").order is None
+
+
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
@@ -151,6 +174,10 @@ def test_keep_overrides_the_rule() -> None:
         ({"keep": [-1]}, r"keep: expected layers 0\.\.5, found -1"),
         ({"keep": [1.5]}, "keep"),
         ({"kept": [1]}, "kept"),
+        ({"order": [0, 6]}, r"order: expected layers 0\.\.5, found 6"),
+        ({"order": [1, 2, 1]}, "order: expected every layer once, found"),
+        ({"order": [1, 2]}, "speedup 2: expected an order of at least 3 layers, all but one at most, found 2"),
+        ({"order": list(range(6)), "speedups": [1e9]}, "expected an order of at least 6 layers, all but one at most"),
     ],
 )
 def test_what_cannot_be_met_is_refused_in_one_line(fields: dict[str, Any], message: str) -> None:
@@ -162,7 +189,7 @@ def test_what_cannot_be_met_is_refused_in_one_line(fields: dict[str, Any], messa
 @settings(deadline=None)
 @given(
     st.dictionaries(
-        st.sampled_from(["speedups", "rule", "keep", "other"]),
+        st.sampled_from(["speedups", "rule", "order", "keep", "other"]),
         st.recursive(
             st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5) | st.sampled_from(RULES),
             lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=3), inner, max_size=2),

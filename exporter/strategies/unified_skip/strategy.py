@@ -6,6 +6,8 @@ entry. Where attention cannot be inside an ``If``, and with ``--static``, every 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from dynexport.exporter.families.architecture import Architecture
 from dynexport.exporter.graph.writer import ConditionalWriter, LayerWriter
 from dynexport.exporter.lowering.plan import GraphPlan
@@ -19,6 +21,9 @@ from dynexport.exporter.strategies.unified_skip.reference import unified_skip_ru
 from dynexport.runtime.bundle.contract import AnyContract, SkipRule, UnifiedSkip
 from dynexport.runtime.bundle.errors import DynexportError
 from dynexport.runtime.bundle.manifest import FULL, Depth, Manifest, ProfileName, Program
+
+# So that the ratio layers / count keeps count layers, whichever way the division was rounded.
+_ROUNDING = 1e-9
 
 
 def kept_layers(rule: SkipRule, ratio: float, layers: int) -> tuple[int, ...]:
@@ -52,6 +57,29 @@ def kept_layers(rule: SkipRule, ratio: float, layers: int) -> tuple[int, ...]:
     return (0, *inner[: count - 2], layers - 1)
 
 
+def kept_by_order(order: Sequence[int], ratio: float, layers: int) -> tuple[int, ...]:
+    """Return the layers that a generated token runs at a target ratio, ascending, where ``order`` says which go first.
+
+    Raises:
+        DynexportError: when the order names a layer that the model lacks, or fewer layers than the ratio leaves out.
+    """
+    wrong = [layer for layer in order if not 0 <= layer < layers]
+    if wrong:
+        raise DynexportError(f"order: expected layers 0..{layers - 1}, found {wrong[0]}")
+    gone = layers - int(layers / ratio + _ROUNDING)
+    if gone > min(len(order), layers - 1):
+        raise DynexportError(
+            f"speedup {ratio:g}: expected an order of at least {gone} layers, all but one at most, found {len(order)}"
+        )
+    return tuple(sorted(set(range(layers)) - set(order[:gone])))
+
+
+def _kept(contract: UnifiedSkip, ratio: float, layers: int) -> tuple[int, ...]:
+    if contract.order is not None:
+        return kept_by_order(contract.order, ratio, layers)
+    return kept_layers(contract.rule, ratio, layers)
+
+
 def _declared(keep: tuple[int, ...], layers: int) -> Depth:
     """Return the depth of a set of kept layers that the user gave."""
     wrong = [i for i in keep if not 0 <= i < layers]
@@ -76,7 +104,7 @@ class UnifiedSkipStrategy(Strategy[UnifiedSkip, GraphPlan]):
             Depth(
                 name=str(ratio).removesuffix(".0"),
                 ratio=ratio,
-                keep=kept_layers(contract.rule, ratio, layers),
+                keep=_kept(contract, ratio, layers),
                 prompt=tuple(range(layers)),
             )
             for ratio in contract.speedups
@@ -111,7 +139,8 @@ class UnifiedSkipStrategy(Strategy[UnifiedSkip, GraphPlan]):
     def is_trained(self, contract: UnifiedSkip, depth: Depth, declared: AnyContract) -> bool:
         if not isinstance(declared, UnifiedSkip) or declared.keep != contract.keep:
             return False
-        return declared.keep is not None or (declared.rule == contract.rule and depth.ratio in declared.speedups)
+        same = (declared.rule, declared.order) == (contract.rule, contract.order)
+        return declared.keep is not None or (same and depth.ratio in declared.speedups)
 
     def writer(self, plan: GraphPlan, architecture: Architecture, target: Target, contract: UnifiedSkip) -> LayerWriter:
         return ConditionalWriter(plan, architecture, target)

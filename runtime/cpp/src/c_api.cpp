@@ -132,7 +132,7 @@ dynexport::Sampling sampling_of(const dynexport_options& options) {
   return sampling;
 }
 
-dynexport::Options options_of(const dynexport_options* given) {
+dynexport::Options options_of(const dynexport_options* given, const dynexport::Bundle& bundle) {
   const dynexport_options options = completed("options", given, default_options());
   dynexport::Options result;
   result.max_new_tokens = options.max_new_tokens;
@@ -143,6 +143,13 @@ dynexport::Options options_of(const dynexport_options* given) {
     result.stop.emplace_back(checked("stop", stop));
   }
   result.stop_token_ids = items("stop_ids", options.stop_ids, options.stop_ids_count);
+  if (options.speculate != 0) {
+    dynexport::Speculation& speculation = result.speculation.emplace();
+    speculation.most = options.speculate;
+    if (options.draft != nullptr) speculation.depth = bundle.depth(options.draft);
+  } else if (options.draft != nullptr) {
+    throw Error("draft: expected with speculate, the most drafts of a step, found without");
+  }
   return result;
 }
 
@@ -305,7 +312,8 @@ dynexport_status dynexport_generate(dynexport_model* model, const int64_t* promp
       const dynexport_token token = token_of(piece);
       return on_token(user, &token) == 0;
     };
-    const bool finished = generator.stream({items("prompt", prompt, count)}, {options_of(options)}, on_piece);
+    const dynexport::Options wanted = options_of(options, generator.bundle());
+    const bool finished = generator.stream({items("prompt", prompt, count)}, {wanted}, on_piece);
     if (!finished) last_error = "the callback cancelled the generation";
     return finished ? DYNEXPORT_OK : DYNEXPORT_CANCELLED;
   });

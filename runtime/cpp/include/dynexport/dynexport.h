@@ -67,7 +67,9 @@ typedef struct dynexport_options {
   const int64_t* bias_ids; /* ids whose logits are changed by biases */
   const double* biases;
   size_t bias_count;
-  int32_t logprobs; /* whether tokens come with their log probability */
+  int32_t logprobs;  /* whether tokens come with their log probability */
+  int64_t speculate; /* most drafts of a step, which the full model verifies in one call; 0: none */
+  const char* draft; /* the depth that drafts; NULL: the last tokens are looked up in prompt and answer */
 } dynexport_options;
 
 enum { DYNEXPORT_GOES_ON = 0, DYNEXPORT_STOP = 1, DYNEXPORT_LENGTH = 2 };

@@ -1,6 +1,8 @@
 // Checks the routing contract in a manifest, in the order and words of Python's.
 #include "bundle/contract.hpp"
 
+#include <set>
+
 #include "bundle/mod_contract.hpp"
 #include "bundle/text.hpp"
 
@@ -25,6 +27,14 @@ void check_most(const Value& value, std::size_t most) {
 
 std::string listed(const Value& value) { return std::string(cut(quoted_value(value.json()), 80)); }
 
+Layers layers_once(const Value& value) {
+  Layers found = layers(value);
+  if (std::set<std::int64_t>(found.begin(), found.end()).size() < found.size()) {
+    value.refuse_as("expected every layer once, found " + listed(value));
+  }
+  return found;
+}
+
 bool check_speedups(const Value& value) {
   check_most(value, kMostItems);
   for (const double ratio : list(value, number)) {
@@ -43,6 +53,7 @@ void check_unified_skip(const Value& value) {
         return choice(rule, {"official", "balanced", "modulo"});
       },
       0);
+  fields.optional("order", nullable(layers_once), std::nullopt);
   const auto keep = fields.optional("keep", nullable(layers), std::nullopt);
   fields.done();
   if (!keep && !some) value.refuse_as("speedups: expected at least one ratio, or keep, found neither");

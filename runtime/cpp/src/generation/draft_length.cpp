@@ -8,8 +8,8 @@
 namespace dynexport {
 namespace {
 
-// Weight of the latest draft in the average; the share by which an acceptance returns in a step without drafts.
-constexpr double kLatestDraft = 0.3, kReturn = 0.005;
+// Weight of the latest draft in the average.
+constexpr double kLatestDraft = 0.3;
 // Time of a further token of a call, as a share of a plain step's, before it is known.
 constexpr double kFirstGuess = 0.1;
 
@@ -36,10 +36,23 @@ double CallTimes::of(std::int64_t tokens) const {
   return before->second + share * (after->second - before->second);
 }
 
+Acceptance Acceptance::of_next_row() const {
+  Acceptance following(hoped_);
+  following.rate_ = rate_;
+  following.return_ = return_;
+  return following;
+}
+
 void Acceptance::add(std::int64_t drafted, std::int64_t accepted) {
   drafted_ += drafted;
   accepted_ += accepted;
-  if (drafted == 0) rate_ += kReturn * (hoped_ - rate_);
+  if (drafted == 0) {
+    rate_ += return_ * (hoped_ - rate_);
+  } else if (accepted == 0) {
+    return_ = std::max(return_ / 2, kReturn / 8);
+  } else if (accepted == drafted) {
+    return_ = kReturn;
+  }
   for (std::int64_t tried = 0; tried < std::min(drafted, accepted + 1); ++tried)
     rate_ += kLatestDraft * ((tried < accepted ? 1.0 : 0.0) - rate_);
 }

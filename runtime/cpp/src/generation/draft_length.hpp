@@ -12,6 +12,10 @@ constexpr double kLatest = 0.2;
 // Acceptance before it is known, of drafts that cost nothing and of those of a depth.
 constexpr double kHopedOfLookup = 0.5, kHopedOfDepth = 0.8;
 
+// The share by which an acceptance returns there in a step without drafts; halved, down to an eighth, whenever drafts
+// were tried in vain.
+constexpr double kReturn = 0.005;
+
 // Average times of calls by their number of tokens, padding included.
 class CallTimes {
  public:
@@ -28,13 +32,15 @@ class Acceptance {
  public:
   explicit Acceptance(double hoped = kHopedOfLookup) : hoped_(hoped), rate_(hoped) {}
 
+  // The acceptance of another row, whose drafts are expected to be accepted as these are.
+  Acceptance of_next_row() const;
   void add(std::int64_t drafted, std::int64_t accepted);
   double rate() const { return rate_; }
   std::int64_t drafted() const { return drafted_; }
   std::int64_t accepted() const { return accepted_; }
 
  private:
-  double hoped_, rate_;
+  double hoped_, rate_, return_ = kReturn;
   std::int64_t drafted_ = 0, accepted_ = 0;
 };
 

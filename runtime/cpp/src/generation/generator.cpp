@@ -44,6 +44,7 @@ struct Generator::State {
   std::shared_ptr<const ChatTemplate> chat_template;
   std::string no_template;  // why there is none
   Executor executor;
+  Speculators speculators;
 };
 
 std::shared_ptr<Generator> Generator::load(const std::filesystem::path& bundle, const BackendOptions& options) {
@@ -125,7 +126,10 @@ bool Generator::stream(const std::vector<Prompt>& prompts, const std::vector<Opt
   const std::unique_ptr<KvCache> cache =
       state_->executor.cache(index, longest + most, state_->executor.decision_rows() > 0, longest + kRoom);
   cache->acquire(index);
-  return run_requests(state_->executor, *cache, groups, options.front().chunk, options.front().speculation, on_piece);
+  Speculators::Lent speculator;
+  if (const auto& wanted = options.front().speculation)
+    speculator = state_->speculators.lend(state_->executor, *wanted);
+  return run_requests(state_->executor, *cache, groups, options.front().chunk, speculator.get(), on_piece);
 }
 
 Request Generator::request(const Prompt& prompt, const Options& options, const Depth& depth, std::int64_t index) const {

@@ -54,7 +54,11 @@ Speculation Speculation::of(const Manifest& manifest) {
 }
 
 Speculator::Speculator(Executor& executor, const Speculation& speculation)
-    : executor_(executor), most_(speculation.most) {
+    : executor_(executor),
+      most_(speculation.most),
+      always_(speculation.always),
+      by_depth_(speculation.depth.has_value()),
+      usual_(by_depth_ ? kHopedOfDepth : kHopedOfLookup) {
   speculation.check();
   if (executor.limits().compete)
     throw Error(executor.bundle().path().string() +
@@ -66,7 +70,6 @@ Speculator::Speculator(Executor& executor, const Speculation& speculation)
   }
   draft_share_ =
       static_cast<double>(speculation.depth->keep.size()) / static_cast<double>(executor.manifest().model.layers);
-  hoped_ = kHopedOfDepth;
   drafter_ = std::make_unique<ShallowDepth>(executor, *speculation.depth);
 }
 
@@ -77,36 +80,50 @@ void Speculator::step(KvCache& cache, Rows& rows) {
   if (!std::all_of(found.begin(), found.end(), none)) {
     try {
       verify(cache, rows, found);
+      learn(rows, found);
       return;
     } catch (const RouteError&) {  // of a draft perhaps, which would never have run
     }
   }
   verify_one_each(cache, rows);
+  learn(rows, std::vector<Counts>(rows.size()));
 }
 
-// Whether drafts can pay: a call of several tokens must not run the rows one by one.
-bool Speculator::pays(std::size_t rows) const { return rows == 1 || executor_.limits().together == Together::kAlways; }
+// Learns how many drafts of each row were accepted.
+void Speculator::learn(const Rows& rows, const std::vector<Counts>& drafts) {
+  for (std::size_t place = 0; place < rows.size(); ++place)
+    if (!rows[place].error)
+      usual_.add(static_cast<std::int64_t>(drafts[place].size()),
+                 static_cast<std::int64_t>(rows[place].pieces.size()) - 1);
+}
+
+// How many tokens to draft for each row, which has ``available`` of them at most.
+std::int64_t Speculator::count(const Rows& rows, const Counts& available) const {
+  if (always_) return *std::max_element(available.begin(), available.end());
+  std::vector<double> rates;
+  for (const SpeculatedRow& row : rows) rates.push_back(row.acceptance->rate());
+  return best_count(rates, available, calls_, draft_share_);
+}
 
 std::vector<Counts> Speculator::drafts(KvCache& cache, const Rows& rows) {
   Counts limits;
-  std::vector<double> rates;
   for (const SpeculatedRow& row : rows) {
     const std::int64_t room = std::min(row.request->left() - 1, cache.tokens() - cache.position(row.row) - 1);
     limits.push_back(std::max<std::int64_t>(0, std::min({most_, row.most_drafts, room})));
-    rates.push_back(row.acceptance->rate());
   }
   std::vector<Counts> none(rows.size());
-  if (!pays(rows.size())) return none;
+  // A call of several tokens would run the rows one by one.
+  if (rows.size() > 1 && executor_.limits().together != Together::kAlways && !always_) return none;
   Counts counts = drafter_->available(rows, limits);
-  const std::int64_t count = best_count(rates, counts, calls_, draft_share_);
-  if (count == 0) return none;
-  for (std::int64_t& limit : counts) limit = std::min(limit, count);
+  const std::int64_t most = count(rows, counts);
+  if (most == 0) return none;
+  for (std::int64_t& limit : counts) limit = std::min(limit, most);
   const auto begun = std::chrono::steady_clock::now();
   std::vector<Counts> found = drafter_->drafts(cache, rows, counts);
   const double seconds = since(begun);
   engine_seconds_ += seconds;
-  const double share = seconds / static_cast<double>(count) / calls_.of(static_cast<std::int64_t>(rows.size()));
-  draft_share_ += kLatest * (share - draft_share_);
+  const double plain = calls_.of(static_cast<std::int64_t>(rows.size()));
+  if (plain > 0) draft_share_ += kLatest * (seconds / static_cast<double>(most) / plain - draft_share_);
   return found;
 }
 
@@ -159,6 +176,29 @@ void Speculator::verify_one_each(KvCache& cache, Rows& rows) {
     take(row, logits, executor_.manifest().model.vocab_size, {});
     logits += executor_.manifest().model.vocab_size;
   }
+}
+
+Speculators::Lent Speculators::lend(Executor& executor, const Speculation& speculation) {
+  const std::lock_guard<std::mutex> lock(mutex_);
+  const auto same = [&speculation](const auto& idle) {
+    const Speculation& its = idle.first;
+    const bool by_same =
+        its.depth ? speculation.depth && its.depth->keep == speculation.depth->keep : !speculation.depth;
+    return its.most == speculation.most && its.always == speculation.always && by_same;
+  };
+  const auto found = std::find_if(idle_.begin(), idle_.end(), same);
+  std::unique_ptr<Speculator> speculator;
+  if (found == idle_.end()) {
+    speculator = std::make_unique<Speculator>(executor, speculation);
+  } else {
+    speculator = std::move(found->second);
+    idle_.erase(found);
+  }
+  return {speculator.release(), [this, speculation](Speculator* used) {
+            std::unique_ptr<Speculator> idle(used);
+            const std::lock_guard<std::mutex> locked(mutex_);
+            idle_.emplace_back(speculation, std::move(idle));
+          }};
 }
 
 void take(SpeculatedRow& row, const float* logits, std::int64_t vocabulary, const Counts& drafts) {

@@ -58,8 +58,7 @@ bool deliver(const KvCache& cache, SpeculatedRow& row, bool generated, const OnP
 
 // Decode steps with drafts, from the logits of the prompts' last tokens.
 bool run_drafted(Executor& executor, KvCache& cache, const std::vector<Live>& first,
-                 const std::vector<const Group*>& groups, const Speculation& speculation, const OnPiece& on_piece) {
-  Speculator speculator(executor, speculation);
+                 const std::vector<const Group*>& groups, Speculator& speculator, const OnPiece& on_piece) {
   std::vector<Drafted> states(first.size());
   Rows live;
   for (std::size_t place = 0; place < first.size(); ++place) {
@@ -71,7 +70,7 @@ bool run_drafted(Executor& executor, KvCache& cache, const std::vector<Live>& fi
     row.row = row.request->index();
     row.known = &state.known;
     row.acceptance = &state.acceptance;
-    row.most_drafts = speculation.most;
+    row.most_drafts = speculator.most();
     take(row, first[place].logits, executor.manifest().model.vocab_size, {});
     live.push_back(std::move(row));
   }
@@ -91,17 +90,16 @@ bool run_drafted(Executor& executor, KvCache& cache, const std::vector<Live>& fi
 }  // namespace
 
 bool run_requests(Executor& executor, KvCache& cache, std::vector<Group>& groups, const Chunks& chunk,
-                  const std::optional<Speculation>& speculation, const OnPiece& on_piece) {
-  if (speculation) speculation->check();
+                  Speculator* speculator, const OnPiece& on_piece) {
   std::vector<std::pair<Request*, std::size_t>> runs;
   const StepResult prompts = run_prompts(executor, cache, groups, chunk, runs);
   std::vector<Live> live;
   live.reserve(runs.size());
   for (const auto& [request, run] : runs) live.push_back({request, prompts.logits[run].data()});
-  if (speculation) {
+  if (speculator != nullptr) {
     std::vector<const Group*> of;
     for (const Group& group : groups) of.insert(of.end(), group.requests.size(), &group);
-    return run_drafted(executor, cache, live, of, *speculation, on_piece);
+    return run_drafted(executor, cache, live, of, *speculator, on_piece);
   }
   const auto vocabulary = static_cast<std::size_t>(executor.manifest().model.vocab_size);
   for (bool generated = false; !live.empty(); generated = true) {

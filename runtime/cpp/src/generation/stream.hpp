@@ -1,13 +1,13 @@
 // Runs requests to their end: their prompts, then decode steps of the rows that have not ended.
 #pragma once
 
-#include <optional>
 #include <vector>
 
 #include "dynexport/executor.hpp"
 #include "dynexport/generator.hpp"
 #include "dynexport/kv_cache.hpp"
 #include "dynexport/request.hpp"
+#include "generation/speculation.hpp"
 
 namespace dynexport {
 
@@ -18,8 +18,8 @@ struct Group {
 };
 
 // Generates until all requests have ended; row by row within a step. ``cache`` has an acquired row per request, by its
-// index. Returns false if ``on_piece`` did.
+// index; ``speculator`` is null for one token of a row in each step. Returns false if ``on_piece`` did.
 bool run_requests(Executor& executor, KvCache& cache, std::vector<Group>& groups, const Chunks& chunk,
-                  const std::optional<Speculation>& speculation, const OnPiece& on_piece);
+                  Speculator* speculator, const OnPiece& on_piece);
 
 }  // namespace dynexport

@@ -40,6 +40,7 @@ std::optional<dynexport::Speculation> speculation_of(const Generator& model, con
   if (!given.contains("speculation")) return std::nullopt;
   dynexport::Speculation made;
   made.most = given["speculation"]["most"];
+  made.always = given["speculation"].value("always", false);
   if (given["speculation"].contains("draft"))
     made.depth = model.bundle().depth(given["speculation"]["draft"].get<std::string>());
   return made;
