@@ -158,8 +158,12 @@ class GgufFamily:
                 f"{f'shape {list(stored[name])}' if name in stored else 'none'}"
             )
         for name, shape in stored.items():
-            if "_exps." in name and shape[:1] != (count,):
-                raise DynexportError(f"{path}: tensor {name}: expected {count} experts, found shape {list(shape)}")
+            axes = 3 if name.endswith(".weight") else 2
+            if "_exps." in name and (len(shape) != axes or shape[0] != count):
+                raise DynexportError(
+                    f"{path}: tensor {name}: expected {count} experts along the first of {axes} axes, found shape "
+                    f"{list(shape)}; the file is damaged, download it again"
+                )
         return count
 
     def to_hugging_face(self, name: str, values: np.ndarray, heads: int, kv_heads: int) -> np.ndarray:
