@@ -20,6 +20,7 @@ from dynexport.exporter.bundle.precision import (
     StoredMatrices,
     choose_precision,
     expert_notes,
+    is_small,
     rounded_notes,
     stored_matrices,
 )
@@ -94,7 +95,11 @@ def convert(model: str | Path, output: str | Path, options: ConvertOptions | Non
     reader = _open(model, options)
     checkpoint = reader.checkpoint
     precision, precision_notes = choose_precision(options, checkpoint)
-    target = options.open_target(precision, reader.segments if precision == "gguf" else None)
+    target = (
+        options.open_target(precision, reader.segments, float_activations=is_small(checkpoint))
+        if precision == "gguf"
+        else options.open_target(precision)
+    )
     built = _build(reader, options, target)
     texts = _texts(options, checkpoint.files)
     with replacing(output) as part:

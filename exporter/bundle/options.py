@@ -62,7 +62,12 @@ class TargetOptions:
     sensitive: float | None = None
 
     def open_target(
-        self, precision: Precision = "fp32", segments: Segments | None = None, kept: Kept | None = None
+        self,
+        precision: Precision = "fp32",
+        segments: Segments | None = None,
+        kept: Kept | None = None,
+        *,
+        float_activations: bool = False,
     ) -> Target:
         """Return the lowering for the target.
 
@@ -70,6 +75,7 @@ class TargetOptions:
             precision: what the checkpoint makes of ``precision`` "auto".
             segments: as for ``OnnxRuntime``.
             kept: as for ``OnnxRuntime``.
+            float_activations: as for ``OnnxRuntime``.
 
         Raises:
             DynexportError: for an unknown name, or an option that the engine does not have.
@@ -99,15 +105,20 @@ class TargetOptions:
                     f"{option}: expected with the target tensorrt, found onnxruntime, which needs none"
                 )
         symmetric = self.quantiser == "nearest"
-        int4: dict[str, Any] = {"zero_points": not symmetric, "head_bits": self.head_bits or 8, "kept": kept}
+        how: dict[str, Any] = {
+            "zero_points": not symmetric,
+            "head_bits": self.head_bits or 8,
+            "kept": kept,
+            "float_activations": float_activations,
+        }
         if self.plugins:
-            return PluggedOnnxRuntime(precision, segments, caches=self.kv_cache_dtype, **int4)
+            return PluggedOnnxRuntime(precision, segments, caches=self.kv_cache_dtype, **how)
         if self.kv_cache_dtype == "fp16":
             raise DynexportError(
                 "kv_cache_dtype: expected fp16 with dynexport's operators (--plugins) only, as ONNX Runtime's own "
                 "attention would compute in fp16 too; choose int8"
             )
-        return OnnxRuntime(precision, segments, **int4)
+        return OnnxRuntime(precision, segments, **how)
 
     def _check_int4(self) -> None:
         """Raise DynexportError for options of int4 weights without those, or with TensorRT, whose int4 is symmetric."""

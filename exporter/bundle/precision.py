@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,6 +18,8 @@ from dynexport.exporter.lowering.interleaved import InterleavedBlocks, Interleav
 from dynexport.exporter.lowering.storage import BlockQuantized, Stacked, Storage
 from dynexport.runtime.bundle.manifest import Precision
 
+# Weights of a small model, of which a decode step takes less than a millisecond (docs/architecture.md, GGUF blocks).
+_SMALL = 1 << 22
 # Types of safetensors with 16 bits.
 _HALVES: dict[str, Precision] = {"BF16": "bf16", "F16": "fp16"}
 
@@ -63,6 +66,14 @@ def choose_precision(options: TargetOptions, checkpoint: Checkpoint) -> tuple[Pr
             "int4 makes a smaller bundle of other values",
         )
     return "gguf", ()
+
+
+def is_small(checkpoint: Checkpoint) -> bool:
+    """Return whether rounding activations to int8 would save less than a millisecond of a decode step.
+
+    So ``auto`` leaves them in float32, and the bundle computes what the file's own values give.
+    """
+    return sum(math.prod(checkpoint.shape(name)) for name in checkpoint.names) <= _SMALL
 
 
 def _of_floats(options: TargetOptions, checkpoint: Checkpoint) -> tuple[Precision, tuple[str, ...]]:
@@ -155,4 +166,4 @@ def _told(storage: Storage) -> str:
     return "float16" if value.dtype is not None and value.dtype.bitwidth == 16 else "float32"
 
 
-__all__ = ["StoredMatrices", "choose_precision", "expert_notes", "rounded_notes", "stored_matrices"]
+__all__ = ["StoredMatrices", "choose_precision", "expert_notes", "is_small", "rounded_notes", "stored_matrices"]

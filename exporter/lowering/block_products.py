@@ -16,7 +16,14 @@ _SUFFIXES = ("_quantized", "_scales", "_zero_points")
 
 
 def multiply(
-    op: Any, x: ir.Value, parts: Mapping[str, ir.Value], rows: int, columns: int, storage: Blocked
+    op: Any,
+    x: ir.Value,
+    parts: Mapping[str, ir.Value],
+    rows: int,
+    columns: int,
+    storage: Blocked,
+    *,
+    accuracy_level: int,
 ) -> ir.Value:
     """Return x W^T of x [.., columns]: [.., rows]."""
     sums = storage.sums(columns)
@@ -30,7 +37,7 @@ def multiply(
         K=columns + (0 if sums is None else sums.width),
         bits=storage.bits,
         block_size=storage.block_size,
-        accuracy_level=ACCURACY_LEVEL,
+        accuracy_level=accuracy_level,
     )
 
 

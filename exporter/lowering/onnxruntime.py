@@ -55,6 +55,7 @@ class OnnxRuntime(Target):
         zero_points: for int4, whether blocks have zero points that are searched, or symmetric integers.
         head_bits: for int4, the bits of the head and of embedding tables, 8 or 4.
         kept: for int4, the weights with rows that stay in 8 bits.
+        float_activations: for precision gguf, whether products take activations in float32, not rounded to int8.
     """
 
     name: TargetName = "onnxruntime"
@@ -71,6 +72,7 @@ class OnnxRuntime(Target):
         zero_points: bool = True,
         head_bits: int = 8,
         kept: Kept | None = None,
+        float_activations: bool = False,
     ) -> None:
         if precision not in self.storages:
             raise DynexportError(
@@ -80,6 +82,7 @@ class OnnxRuntime(Target):
             )
         self.precision, self.storage, self._segments = precision, self.storages[precision], segments
         self._kept = {} if kept is None else kept
+        self._accuracy_level = 0 if float_activations else ACCURACY_LEVEL
         if precision == "int4" and not zero_points:
             self.storage = self.nearest
         self._table_storage = self.storages["int8"] if precision == "int4" and head_bits == 8 else self.storage
@@ -144,7 +147,7 @@ class OnnxRuntime(Target):
             products = [self.matmul(op, x, part) for part in weight.storage.split(weight)]
             return self._like(op.Concat(*products, axis=-1), x, rows)
         if isinstance(weight.storage, Blocked):
-            return self._like(multiply(op, x, weight.parts, rows, columns, weight.storage), x, rows)
+            return self._like(self._of_blocks(op, x, weight), x, rows)
         if isinstance(weight.storage, BlockQuantized):
             y = op.MatMulNBits(
                 x,
@@ -161,6 +164,11 @@ class OnnxRuntime(Target):
         else:
             y = op.FusedMatMul(x, _widened(op, weight.parts[""]), _domain=MICROSOFT, transB=1)
         return self._like(y, x, rows)
+
+    def _of_blocks(self, op: Any, x: ir.Value, weight: StoredWeight) -> ir.Value:
+        assert isinstance(weight.storage, Blocked)
+        rows, columns = weight.shape
+        return multiply(op, x, weight.parts, rows, columns, weight.storage, accuracy_level=self._accuracy_level)
 
     def gather_rows(self, op: Any, indices: ir.Value, weight: StoredWeight) -> ir.Value:
         if isinstance(weight.storage, Blocked):
