@@ -4,14 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from dynexport.exporter.checkpoint import gguf_layout
+from dynexport.exporter.checkpoint.gguf_families import STORED_AS
 from dynexport.exporter.families import families
 
 DOCS = Path(__file__).resolve().parents[1] / "docs"
 PAGE = DOCS / "families.md"
 _BEGIN, _END = "<!-- begin: {} -->\n", "<!-- end -->\n"
-# llama.cpp stores these families under another architecture's name.
-_STORED_AS = {"gemma3_text": "gemma3", "mistral": "llama"}
 
 
 def markdown(columns: list[str], rows: list[list[str]]) -> str:
@@ -34,9 +32,10 @@ def table() -> str:
 
 
 def _gguf(model_type: str) -> str:
-    if model_type in _STORED_AS:
-        return f"yes, as `{_STORED_AS[model_type]}`"
-    return "yes" if model_type in gguf_layout.FAMILIES else "no"
+    stored = STORED_AS.get(model_type)
+    if stored is None:
+        return "no"
+    return "yes" if stored == model_type else f"yes, as `{stored}`"
 
 
 def with_table(page: str, script: str, content: str) -> str:

@@ -19,6 +19,7 @@ from dynexport.exporter.bundle.options import ConvertOptions
 from dynexport.exporter.bundle.precision import (
     StoredMatrices,
     choose_precision,
+    expert_notes,
     rounded_notes,
     stored_matrices,
 )
@@ -105,6 +106,7 @@ def convert(model: str | Path, output: str | Path, options: ConvertOptions | Non
         *_rope_notes(reader.architecture),
         *describe.notes_on_tokens(checkpoint, manifest.tokens),
         *precision_notes,
+        *expert_notes(options, precision, reader.architecture),
         *written.notes,
         *rounded_notes(matrices),
     )

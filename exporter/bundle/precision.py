@@ -9,11 +9,12 @@ from dataclasses import dataclass
 from dynexport.exporter.bundle.options import TargetOptions
 from dynexport.exporter.bundle.weights import WeightReader
 from dynexport.exporter.checkpoint import Checkpoint
+from dynexport.exporter.families.architecture import Architecture
 from dynexport.exporter.graph.decoder import CausalLM
 from dynexport.exporter.graph.layers import stored_weights
 from dynexport.exporter.lowering.blocks import Blocked, OfPieces, Rows
 from dynexport.exporter.lowering.interleaved import InterleavedBlocks, InterleavedHalves
-from dynexport.exporter.lowering.storage import BlockQuantized, Storage
+from dynexport.exporter.lowering.storage import BlockQuantized, Stacked, Storage
 from dynexport.runtime.bundle.manifest import Precision
 
 # Types of safetensors with 16 bits.
@@ -90,6 +91,23 @@ def _named_notes(options: TargetOptions, found: str) -> tuple[str, ...]:
     return (f"precision: {options.precision} {what} ({found}){advice}",)
 
 
+def expert_notes(options: TargetOptions, precision: Precision, architecture: Architecture) -> tuple[str, ...]:
+    """Return a note on a mixture of experts whose experts are not stored in the bundle's precision."""
+    if architecture.experts is None or options.target != "onnxruntime":
+        return ()
+    if precision == "gguf":
+        return (
+            "precision: experts are stored in 8 bits, as ONNX Runtime has no products of experts in a GGUF's types: "
+            "those of Q4_0, Q5_0, Q8_0, IQ4_NL and MXFP4 keep their values, others are quantised again",
+        )
+    if precision in ("fp16", "bf16"):
+        return (
+            f"precision: experts are stored in float32, in twice the bytes of {precision}, as ONNX Runtime's products "
+            "of experts round their inputs and outputs to 16 bits too, and have no bf16; int8 makes them smaller",
+        )
+    return ()
+
+
 def stored_matrices(
     reader: WeightReader, models: Sequence[CausalLM], errors: dict[str, float]
 ) -> tuple[StoredMatrices, ...]:
@@ -106,7 +124,7 @@ def stored_matrices(
     if not any(isinstance(weight.storage, OfPieces) for weight in weights.values()):
         return ()
     for name, weight in weights.items():
-        if len(weight.shape) != 2:
+        if len(weight.shape) != 2 or isinstance(weight.storage, Stacked):
             continue
         storages = weight.storage.parts if isinstance(weight.storage, Rows) else ((weight.shape[0], weight.storage),)
         for segment, (_, storage) in zip(reader.segments(name, weight.shape), storages, strict=True):
@@ -137,4 +155,4 @@ def _told(storage: Storage) -> str:
     return "float16" if value.dtype is not None and value.dtype.bitwidth == 16 else "float32"
 
 
-__all__ = ["StoredMatrices", "choose_precision", "rounded_notes", "stored_matrices"]
+__all__ = ["StoredMatrices", "choose_precision", "expert_notes", "rounded_notes", "stored_matrices"]

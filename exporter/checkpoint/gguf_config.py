@@ -15,6 +15,8 @@ from dynexport.runtime.bundle.errors import DynexportError
 
 # Constants of llama.cpp that files do not hold (src/llama-model.cpp, src/models/smollm3.cpp).
 _DEFAULT_ROPE_BASE = 10000.0
+# A constant of transformers' OLMo.
+_OLMO_EPSILON = 1e-5
 # convert_hf_to_gguf.py computes rope_freqs with these; it ignores the last one of the model's config.
 _LLAMA3_ROPE = {"low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 8192}
 # Values that transformers has no counterpart of -> the value that has no effect.
@@ -32,9 +34,9 @@ def read_config(metadata: Metadata, family: GgufFamily, read: Callable[[str], np
     Raises:
         DynexportError: when a value is missing or of the wrong type, or the model is an unsupported variant.
     """
-    if metadata.optional(metadata.key("expert_count"), int, "an integer"):
-        raise metadata.error(metadata.key("expert_count"), "none: mixtures of experts are not supported")
-    config = _sizes(metadata)
+    if family.experts is None and metadata.optional(metadata.key("expert_count"), int, "an integer"):
+        raise metadata.error(metadata.key("expert_count"), f"none in a {family.architecture} without experts")
+    config = _sizes(metadata) | _epsilon(metadata, family.epsilon)
     config["architectures"] = [family.class_name]
     config["model_type"] = family.model_type or family.architecture
     config["tie_word_embeddings"] = "output.weight" not in metadata.header.tensors
@@ -49,15 +51,12 @@ def read_config(metadata: Metadata, family: GgufFamily, read: Callable[[str], np
 
 def _sizes(metadata: Metadata) -> dict[str, Any]:
     heads, hidden = metadata.integer("attention.head_count"), metadata.integer("embedding_length")
-    epsilon = metadata.number("attention.layer_norm_rms_epsilon")
     embedding = metadata.header.tensors.get("token_embd.weight")
     if embedding is None or len(embedding.shape) != 2:
         raise DynexportError(
             f"{metadata.header.path}: tensor token_embd.weight: expected a matrix, found none; "
             "name the file of a whole model"
         )
-    if epsilon is None:
-        raise metadata.error(metadata.key("attention.layer_norm_rms_epsilon"), "a number")
     head_dim = metadata.integer("attention.key_length", max(1, hidden // heads))
     if metadata.integer("attention.value_length", head_dim) != head_dim:
         raise metadata.error(metadata.key("attention.value_length"), f"{head_dim}, the length of keys")
@@ -72,9 +71,17 @@ def _sizes(metadata: Metadata) -> dict[str, Any]:
         "intermediate_size": metadata.integer("feed_forward_length"),
         "vocab_size": embedding.shape[0],
         "max_position_embeddings": metadata.integer("context_length"),
-        "rms_norm_eps": epsilon,
         "hidden_act": "silu",
     }
+
+
+def _epsilon(metadata: Metadata, field: str | None) -> dict[str, float]:
+    """Return the epsilon of norms under its name in config.json; OLMo's is a constant of its code."""
+    name = "attention.layer_norm_rms_epsilon" if field == "rms_norm_eps" else "attention.layer_norm_epsilon"
+    value = metadata.number(name)
+    if value is None or (field is None and not math.isclose(value, _OLMO_EPSILON, rel_tol=1e-5)):
+        raise metadata.error(metadata.key(name), "a number" if field else f"{_OLMO_EPSILON:g}")
+    return {} if field is None else {field: value}
 
 
 def _rope(metadata: Metadata, head_dim: int, read: Callable[[str], np.ndarray]) -> dict[str, Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -14,8 +15,9 @@ from dynexport.exporter.checkpoint.base import Checkpoint
 from dynexport.exporter.checkpoint.blocks import Blocks, Form
 from dynexport.exporter.checkpoint.gguf_blocks import form_of, unpack
 from dynexport.exporter.checkpoint.gguf_config import read_config
+from dynexport.exporter.checkpoint.gguf_families import ARCHITECTURES, family_of
 from dynexport.exporter.checkpoint.gguf_header import GgufTensor
-from dynexport.exporter.checkpoint.gguf_layout import FAMILIES, GgufFamily
+from dynexport.exporter.checkpoint.gguf_layout import GgufFamily, Place
 from dynexport.exporter.checkpoint.gguf_metadata import Metadata
 from dynexport.exporter.checkpoint.gguf_parts import read_parts
 from dynexport.exporter.checkpoint.gguf_tokenizer import tokenizer_files
@@ -48,7 +50,8 @@ class GgufFile(Checkpoint):
             raise metadata.error(
                 metadata.key("block_count"), f"at most {len(self._header.tensors)}, the number of tensors"
             )
-        self._stored = self._family.hugging_face_names(self._header.tensors, layers, path)
+        shapes = {name: tensor.shape for name, tensor in self._header.tensors.items()}
+        self._places = self._family.hugging_face_names(shapes, layers, path)
         self.config = read_config(metadata, self._family, self._read_stored)
         tokenizer = tokenizer_files(metadata, build=build_tokenizer)
         self.files, self.notes = tokenizer.files, (*metadata.notes, *tokenizer.notes)
@@ -56,11 +59,12 @@ class GgufFile(Checkpoint):
     @property
     def names(self) -> Collection[str]:
         """Hugging Face names of all tensors."""
-        return self._stored.keys()
+        return self._places.keys()
 
     def shape(self, name: str) -> tuple[int, ...]:
         """Shape of a tensor. Raises DynexportError when there is none of that name."""
-        return self._header.tensors[self._stored_name(name)].shape
+        place = self._place(name)
+        return place.shape([self._header.tensors[stored].shape for stored in place.stored])
 
     def read(self, name: str) -> np.ndarray:
         """Return a tensor as float32 in Hugging Face's layout.
@@ -69,17 +73,35 @@ class GgufFile(Checkpoint):
             DynexportError: when it is absent or unreadable, its type cannot be dequantised, or its shape contradicts
                 the metadata.
         """
-        stored = self._stored_name(name)
-        return self._hugging_face_rows(name, stored, self._read_stored(stored))
+        return self._built(name, self._place(name))
+
+    def read_item(self, name: str, item: int) -> np.ndarray:
+        """Return one entry along the first axis of a tensor, as ``read``, without reading the others of experts."""
+        place = self._place(name)
+        if place.item is not None or any(len(self._header.tensors[stored].shape) != 3 for stored in place.stored):
+            return super().read_item(name, item)
+        return self._built(name, replace(place, item=item))
+
+    def _built(self, name: str, place: Place) -> np.ndarray:
+        try:
+            values = place.build([self._read_stored(stored, place.item) for stored in place.stored])
+        except ValueError as error:
+            shapes = ", ".join(str(list(self._header.tensors[stored].shape)) for stored in place.stored)
+            raise DynexportError(
+                f"{self._header.path}: tensors {', '.join(place.stored)}: expected shapes that go together, found "
+                f"{shapes}; the file is damaged, download it again"
+            ) from error
+        return self._hugging_face_rows(name, place.stored[0], values)
 
     def form(self, name: str) -> Form | None:
         """Return the form of ``blocks``; None for a tensor of another number of dimensions, or without such blocks."""
-        tensor = self._header.tensors[self._stored_name(name)]
-        return form_of(tensor.kind) if len(tensor.shape) == 2 else None
+        place = self._place(name)
+        tensor = self._header.tensors[place.stored[0]]
+        return form_of(tensor.kind) if len(tensor.shape) == 2 and place.is_plain else None
 
     def stored_type(self, name: str) -> str:
         """Return the ggml type of a tensor."""
-        return str(self._header.tensors[self._stored_name(name)].kind.name)
+        return str(self._header.tensors[self._place(name).stored[0]].kind.name)
 
     def blocks(self, name: str) -> Blocks | None:
         """Return a matrix as the file's blocks of integers, in Hugging Face's order of rows.
@@ -92,7 +114,7 @@ class GgufFile(Checkpoint):
         """
         if self.form(name) is None:
             return None
-        stored = self._stored_name(name)
+        (stored,) = self._place(name).stored
         tensor = self._header.tensors[stored]
         found = unpack(self._read_bytes(stored).reshape(tensor.shape[0], -1), tensor.kind)
         return None if found is None else found.move_rows(partial(self._hugging_face_rows, name, stored))
@@ -107,51 +129,58 @@ class GgufFile(Checkpoint):
                 f"of even size, found {values.shape[0]} rows; the file is damaged, download it again"
             ) from error
 
-    def _stored_name(self, name: str) -> str:
-        stored: str | None = self._stored.get(name)
-        if stored is None:
+    def _place(self, name: str) -> Place:
+        place: Place | None = self._places.get(name)
+        if place is None:
             raise DynexportError(
-                f"{self.source}: no tensor {name} among its {len(self._stored)}; the file is not a complete "
+                f"{self.source}: no tensor {name} among its {len(self._places)}; the file is not a complete "
                 f"{self._family.architecture}"
             )
-        return stored
+        return place
 
-    def _read_stored(self, stored: str) -> np.ndarray:
-        """Return a tensor by its GGUF name, float32, in GGUF's layout."""
+    def _read_stored(self, stored: str, item: int | None = None) -> np.ndarray:
+        """Return a tensor by its GGUF name, or an entry along its first axis, float32, in GGUF's layout."""
         tensor = self._header.tensors[stored]
         try:
-            return _dequantise(self._read_bytes(stored), tensor)
+            return _dequantise(
+                self._read_bytes(stored, item), tensor, tensor.shape if item is None else tensor.shape[1:]
+            )
         except NotImplementedError as error:
             raise DynexportError(
                 f"{tensor.path}: tensor {stored}: {tensor.kind.name} cannot be dequantised; use a file of another "
                 "quantisation or the Hugging Face directory"
             ) from error
 
-    def _read_bytes(self, stored: str) -> np.ndarray:
-        """Return the stored bytes of a tensor, uint8."""
+    def _read_bytes(self, stored: str, item: int | None = None) -> np.ndarray:
+        """Return the stored bytes of a tensor, or of an entry along its first axis, uint8."""
         tensor = self._header.tensors[stored]
-        path = tensor.path
+        path, size, offset = tensor.path, tensor.size, tensor.offset
+        if item is not None:
+            if not 0 <= item < tensor.shape[0]:
+                raise IndexError(item)
+            size //= tensor.shape[0]
+            offset += item * size
         try:
-            content = np.fromfile(path, np.uint8, tensor.size, offset=tensor.offset)
+            content = np.fromfile(path, np.uint8, size, offset=offset)
         except OSError as error:
             raise DynexportError(f"{path}: tensor {stored}: cannot be read ({error.strerror})") from error
-        if content.size != tensor.size:
+        if content.size != size:
             raise DynexportError(
-                f"{path}: tensor {stored}: expected {tensor.size} bytes, found {content.size}; "
+                f"{path}: tensor {stored}: expected {size} bytes, found {content.size}; "
                 "the file has changed since it was opened"
             )
         return content
 
 
-def _dequantise(content: np.ndarray, tensor: GgufTensor) -> np.ndarray:
-    """Return the values of a tensor, float32; in groups of rows, because the gguf package makes two copies."""
-    width = tensor.shape[-1] if tensor.shape else 1
-    values = np.empty((math.prod(tensor.shape) // max(width, 1), width), np.float32)
+def _dequantise(content: np.ndarray, tensor: GgufTensor, shape: tuple[int, ...]) -> np.ndarray:
+    """Return the values of a tensor, or of an entry of it, float32; in groups of rows: the package makes two copies."""
+    width = shape[-1] if shape else 1
+    values = np.empty((math.prod(shape) // max(width, 1), width), np.float32)
     rows = content.reshape(len(values), *quant_shape_to_byte_shape((width,), tensor.kind))
     step = max(1, _VALUES_AT_A_TIME // max(width, 1))
     for start in range(0, len(rows), step):
         values[start : start + step] = dequantize(rows[start : start + step], tensor.kind)
-    return values.reshape(tensor.shape)
+    return values.reshape(shape)
 
 
 def _find_family(metadata: Metadata) -> GgufFamily:
@@ -163,10 +192,10 @@ def _find_family(metadata: Metadata) -> GgufFamily:
             f"{path}: general.type: expected model, found {kind!r:.40}; name the .gguf file of a whole model, with "
             "any adapter merged into it"
         )
-    family = FAMILIES.get(metadata.architecture)
+    family = family_of(metadata.architecture, metadata.header.tensors)
     if family is None:
         raise DynexportError(
-            f"{path}: general.architecture: expected one of {', '.join(sorted(FAMILIES))}, found "
+            f"{path}: general.architecture: expected one of {', '.join(ARCHITECTURES)}, found "
             f"{metadata.architecture!r}; convert the Hugging Face directory instead"
         )
     return family

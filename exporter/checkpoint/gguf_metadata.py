@@ -13,6 +13,7 @@ _NO_TOKEN = 2**32 - 1
 # have no experts or no scaling; in others they are read.
 _WITHOUT_EFFECT = {
     "attention.layer_norm_epsilon",
+    "attention.layer_norm_rms_epsilon",
     "expert_used_count",
     "pooling_type",
     "rope.scaling.finetuned",

@@ -53,9 +53,10 @@ def renamed(layers: int, outer: dict[str, str], inner: dict[str, str], prefix: s
 
 
 def combined(sources: Sources, module: str, combine: Combine) -> Sources:
-    """Return the sources with ``combine`` applied to the tensors of one module of every layer, such as qkv_proj."""
+    """Return the sources with ``combine``, which orders rows, applied to a module of every layer, such as qkv_proj."""
     return {
-        name: replace(source, combine=combine) if f".{module}." in name else source for name, source in sources.items()
+        name: replace(source, combine=combine, moves_rows=True) if f".{module}." in name else source
+        for name, source in sources.items()
     }
 
 

@@ -19,6 +19,8 @@ def run_if(
     hidden_states: ir.Value,
     cache: LayerCache,
     name: str,
+    *,
+    skip: Callable[[Any], ir.Value] | None = None,
 ) -> tuple[ir.Value, LayerCache]:
     """Run a layer if the condition is true; otherwise return hidden_states and cache unchanged.
 
@@ -31,6 +33,7 @@ def run_if(
         hidden_states: [B, S, hidden], the layer's input.
         cache: the layer's cache.
         name: the layer's name, a prefix of the branch names.
+        skip: writes what a skipped layer returns instead of hidden_states.
 
     Returns:
         The hidden states and the cache after the layer.
@@ -41,7 +44,8 @@ def run_if(
         return [output, *present.values()]
 
     def skip_layer(op: Any) -> list[ir.Value]:
-        return [op.Identity(value) for value in (hidden_states, *cache.values())]
+        output = op.Identity(hidden_states) if skip is None else skip(op)
+        return [output, *(op.Identity(value) for value in cache.values())]
 
     output, *present = either(op, condition, run_layer, skip_layer, 1 + len(cache.values()), name)
     return output, LayerCache(*present)

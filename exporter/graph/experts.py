@@ -10,7 +10,7 @@ from onnxscript import nn
 from dynexport.exporter.families.architecture import Architecture, Experts
 from dynexport.exporter.graph.layers import PLAIN, Linear, Mlp, Weighted
 from dynexport.exporter.lowering.experts import ExpertWeights
-from dynexport.exporter.lowering.storage import Stacked
+from dynexport.exporter.lowering.storage import Stacked, Storage
 from dynexport.exporter.lowering.target import Target, cast
 
 # Replaces an expert's number in the names of weights that are stacked over all experts.
@@ -20,10 +20,9 @@ _ALL = "pool"
 class ExpertLinear(Weighted):
     """The same product of all experts: weights [experts, out_features, in_features], and biases."""
 
-    def __init__(self, target: Target, experts: Experts, in_features: int, out_features: int) -> None:
+    def __init__(self, target: Target, experts: Experts, storage: Storage, in_features: int, out_features: int) -> None:
         super().__init__()
-        shape = (out_features, in_features)
-        self.store("weight", shape, Stacked(target.expert_storage(shape), experts.count))
+        self.store("weight", (out_features, in_features), Stacked(storage, experts.count))
         if experts.bias:
             self.store("bias", [out_features], Stacked(target.vector_storage, experts.count))
 
@@ -37,8 +36,9 @@ class MixtureOfExperts(nn.Module):
         hidden, channels = architecture.hidden_size, experts.intermediate_size
         self.router = Linear(target, hidden, experts.count, bias=experts.bias, storage=PLAIN)
         self.experts, pool = nn.Module(), nn.Module()
-        pool.gate_up_proj = ExpertLinear(target, experts, hidden, 2 * channels)
-        pool.down_proj = ExpertLinear(target, experts, channels, hidden)
+        storage = target.expert_storage((hidden, channels))
+        pool.gate_up_proj = ExpertLinear(target, experts, storage, hidden, 2 * channels)
+        pool.down_proj = ExpertLinear(target, experts, storage, channels, hidden)
         setattr(self.experts, _ALL, pool)
         if experts.shared_size is not None:
             self.shared_expert = Mlp(target, hidden, experts.shared_size, "silu", gated=True, bias=False)

@@ -5,7 +5,7 @@ Why these operators: docs/architecture.md, "Mixtures of experts".
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +15,10 @@ import onnx_ir as ir
 from dynexport.exporter.families.architecture import Experts
 from dynexport.exporter.lowering.block_products import ACCURACY_LEVEL, MICROSOFT
 from dynexport.exporter.lowering.storage import Array, BlockQuantized, Stacked, Storage, StoredWeight
+
+# The largest integer of 8 bits, and how many blocks of a matrix show whether all of them are integers times a scale.
+_LARGEST = 127
+_SAMPLE = 256
 
 
 @dataclass(frozen=True)
@@ -38,7 +42,7 @@ class ExpertWeights:
 class ExpertBlocks(Storage):
     """Storage of an expert's matrix as ``BlockQuantized``, with the bytes of a row side by side (layout of QMoE).
 
-    In 8 bits, a matrix whose blocks are whole multiples of powers of two (MXFP4) keeps its values.
+    In 8 bits, a matrix whose blocks are integers times a scale (MXFP4, Q8_0, Q4_0, ..) keeps its values.
     """
 
     single: BlockQuantized
@@ -58,15 +62,43 @@ class ExpertBlocks(Storage):
 
 
 def _kept(weight: Array, block_size: int) -> dict[str, Array] | None:
-    """Return 8-bit integers with scales that are powers of two if they have the weight's values, else None."""
-    blocks = weight.reshape(len(weight), -1, block_size)
-    _, exponents = np.frexp(np.abs(blocks).max(axis=2))
-    # The largest of a block is below 2 ** exponent, so its integer is below 64.
-    scales = np.ldexp(np.float32(1), exponents - 6)
-    integers = blocks / scales[..., None]
-    if not np.array_equal(integers, np.rint(integers)):
+    """Return 8-bit integers with scales that have the weight's values, else None.
+
+    Values that a GGUF or MXFP4 stored in blocks without minima are such: integers times the scale of their block.
+    """
+    blocks = np.ascontiguousarray(weight, dtype=np.float32).reshape(-1, block_size)
+    some = blocks[:: max(1, len(blocks) // _SAMPLE)]
+    seen = _scales(some, range(1, _LARGEST + 1))
+    if not seen.all():
         return None
-    return {"_quantized": (integers + 128).astype(np.uint8), "_scales": scales.astype(np.float32)}
+    largest, often = np.unique(np.rint(np.abs(some).max(axis=1) / seen).astype(int), return_counts=True)
+    likely = largest[np.argsort(-often)].tolist()
+    scales = _scales(
+        blocks, [*filter(None, likely), *(count for count in range(1, _LARGEST + 1) if count not in likely)]
+    )
+    if not scales.all():
+        return None
+    integers = np.rint(blocks / scales[:, None])
+    return {
+        "_quantized": (integers + 128).astype(np.uint8).reshape(weight.shape),
+        "_scales": scales.reshape(len(weight), -1),
+    }
+
+
+def _scales(blocks: Array, counts: Iterable[int]) -> Array:
+    """Return a scale for each block that its values are integers of, the largest being one of ``counts``; else 0."""
+    largest = np.abs(blocks).max(axis=1)
+    scales = (largest == 0).astype(np.float32)
+    for count in counts:
+        left = np.flatnonzero(scales == 0)
+        if not left.size:
+            break
+        tried = largest[left] / np.float32(count)
+        with np.errstate(divide="ignore", invalid="ignore"):  # a scale below the smallest number
+            same = np.rint(blocks[left] / tried[:, None]) * tried[:, None] == blocks[left]
+        fits = same.all(axis=1)
+        scales[left[fits]] = tried[fits]
+    return scales
 
 
 def by_kernel(op: Any, x: ir.Value, scores: ir.Value, weights: ExpertWeights, experts: Experts) -> ir.Value:

@@ -101,13 +101,14 @@ class OnnxRuntime(Target):
     def head_storage(self, shape: Sequence[int]) -> Storage:
         return self.fitting(self._table_storage, shape)
 
-    def expert_storage(self, shape: Sequence[int]) -> Storage:
-        """Return blocks of rows in int8 and int4; else float32, as there is no product of experts in 16 bits."""
-        bits = {"int8": OnnxRuntime.storages["int8"], "int4": OnnxRuntime.storages["int4"]}
-        single = bits.get(self.precision, Plain())
-        if self.precision == "gguf":
-            raise DynexportError("precision: expected a model without experts with auto, found a GGUF's with experts")
-        if not isinstance(single, BlockQuantized) or shape[1] % single.block_size:
+    def expert_storage(self, columns: Sequence[int]) -> Storage:
+        """Return blocks of rows in int8 and int4; else float32, as there is no product of experts in 16 bits.
+
+        Those of a GGUF's types are stored in int8, which has the values of types without minima.
+        """
+        stored = {"int8": "int8", "int4": "int4", "gguf": "int8"}
+        single = OnnxRuntime.storages[stored[self.precision]] if self.precision in stored else Plain()
+        if not isinstance(single, BlockQuantized) or any(length % single.block_size for length in columns):
             return Plain()
         return ExpertBlocks(single)
 

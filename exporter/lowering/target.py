@@ -145,8 +145,8 @@ class Target(ABC):
         return self.weight_storage(shape)
 
     @abstractmethod
-    def expert_storage(self, shape: Sequence[int]) -> Storage:
-        """Return the storage of one expert's matrix of this shape; all experts of a layer are stacked.
+    def expert_storage(self, columns: Sequence[int]) -> Storage:
+        """Return the storage of an expert's matrices, whose rows have these lengths; all of a layer are stacked.
 
         Raises:
             DynexportError: when the target has no product of experts in its precision.

@@ -6,7 +6,8 @@ that builds graphs is not used here: constants are found by following the edges 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import re
+from collections.abc import Iterator, Mapping
 
 import numpy as np
 import onnx_ir as ir
@@ -25,6 +26,7 @@ from dynexport.exporter.graph.reading import (
     unequal,
 )
 from dynexport.exporter.parity.expert_constants import expert_differences
+from dynexport.exporter.parity.rotary_constants import angles_of_places, rotary_differences, same
 from dynexport.exporter.reference.rotary import rotary_angles
 from dynexport.exporter.strategies import strategies
 from dynexport.runtime.bundle.bundle import Bundle
@@ -37,15 +39,13 @@ _NORMS = (
     "SkipSimplifiedLayerNormalization",
 )
 _ACTIVATIONS = ("Gelu", "QuickGelu", "Relu", "Swish")
-_PRODUCTS = ("FusedMatMul", "MatMul", "MatMulNBits")
+_PRODUCTS = ("BlockMatMul", "FusedMatMul", "HalfMatMul", "MatMul", "MatMulNBits")
+_TABLE_ROWS = ("BlockGather", "Gather", "GatherBlockQuantized", "HalfGather")
 # The search for the constants of an attention bias stops at these operators, which take positions.
 _DISTANCES = ("Sub", *COMPARISONS)
 # Input indices of attention operators: the bias or mask, and for those that rotate, cos and sin.
 _BIAS = {"Attention": 3, "CachedAttention": 8, "GroupQueryAttention": 10}
-_TABLES = {"CachedAttention": (5, 6), "GroupQueryAttention": (7, 8), "RotaryEmbedding": (1, 2)}
 _GROUPED = ("CachedAttention", "GroupQueryAttention")
-# Absolute limit of cos and sin, plus two units in the last place of the frequency per position.
-_ANGLE_LIMIT, _BIT = 1e-3, 2.0**-22
 Difference = str
 
 
@@ -57,7 +57,8 @@ def differences(bundle: Bundle) -> list[Difference]:
     found = [*_manifest(manifest, architecture), *strategy.manifest_differences(manifest)]
     for entry in manifest.files_with_graphs:
         graph = GraphFile(bundle, entry)
-        for check in (_norms, _activations, expert_differences, _attention, _rotary, _ends):
+        found += _norms(graph, architecture, strategy.norm_epsilons(manifest.contract))
+        for check in (_activations, expert_differences, _attention, rotary_differences, _ends):
             found += check(graph, architecture)
         found += _conditions(graph, manifest, architecture)
         found += strategy.graph_differences(graph, manifest)
@@ -81,32 +82,8 @@ def angle_differences(manifest: Manifest) -> list[Difference]:
         difference
         for kind, positions in kinds.items()
         if isinstance(positions, Rotary)
-        for difference in _of_places(positions, places, rotary_angles(manifest.source.config, places, kind))
+        for difference in angles_of_places(positions, places, rotary_angles(manifest.source.config, places, kind))
     ]
-
-
-def _of_places(positions: Rotary, places: list[int], known: tuple[np.ndarray, np.ndarray] | None) -> list[Difference]:
-    """Return where rotary angles differ from transformers', the first place of cos and that of sin."""
-    if known is None:
-        return ["expected a module for rotary positions in transformers' model, found none"]
-    angles = np.multiply.outer(np.array(places, np.float32), np.asarray(positions.inverse_frequencies, np.float32))
-    limits = _ANGLE_LIMIT + np.array(places)[:, None] * _BIT
-    found: list[Difference] = []
-    for name, expected, turned in zip(("cos", "sin"), known, (np.cos(angles), np.sin(angles)), strict=True):
-        own = turned * np.float32(_attention_factor(positions))
-        if own.shape != expected.shape:
-            return [f"{name}: expected {expected.shape[1]} channels as transformers has, found {own.shape[1]}"]
-        for place, channel in np.argwhere(np.abs(own - expected) > limits)[:1]:
-            found.append(
-                f"{name} of position {places[place]}, channel {channel}: expected {expected[place, channel]:.6g} as "
-                f"transformers has, found {own[place, channel]:.6g}"
-            )
-    return found
-
-
-def _attention_factor(positions: Rotary) -> float:
-    """Return the factor of cos and sin."""
-    return float(getattr(positions, "attention_factor", 1.0))
 
 
 def _manifest(manifest: Manifest, architecture: Architecture) -> Iterator[Difference]:
@@ -134,9 +111,12 @@ def _without_conditions(manifest: Manifest) -> Iterator[tuple[str, tuple[int, ..
                 yield program.graph, layers
 
 
-def _norms(graph: GraphFile, architecture: Architecture) -> Iterator[Difference]:
+def _norms(graph: GraphFile, architecture: Architecture, others: Mapping[str, float]) -> Iterator[Difference]:
     for node in graph.of_type(*_NORMS):
-        expected, found = float(np.float32(architecture.norm_epsilon)), number(node, "epsilon", 1e-5)
+        weights = {value.name for value in node.inputs if value is not None and value.name}
+        own = [value for pattern, value in others.items() if any(re.fullmatch(pattern, name) for name in weights)]
+        expected = float(np.float32(own[0] if own else architecture.norm_epsilon))
+        found = number(node, "epsilon", 1e-5)
         yield from unequal(f"{graph.where(node)}: epsilon", expected, found)
 
 
@@ -184,14 +164,6 @@ def _attention(graph: GraphFile, architecture: Architecture) -> Iterator[Differe
         yield from unequal(f"{graph.entry.name}: layers with attention", attending, seen)
 
 
-def _rotates(node: ir.Node) -> bool:
-    """Return whether an operator that may rotate does."""
-    if node.op_type == "GroupQueryAttention":
-        return bool(number(node, "do_rotary"))
-    table = constant(node.inputs[_TABLES[node.op_type][0]])
-    return table is None or table.size > 0
-
-
 def _written_out(softmax: ir.Node) -> tuple[float, float]:
     """Return scale and softcap of a softmax's scores: scores * scale or tanh(scores * scale / cap) * cap."""
     factors, caps, capped = [], [], False
@@ -219,76 +191,8 @@ def _bias(where: str, bias: ir.Value | None, architecture: Architecture, layer: 
     window = architecture.windows[layer]
     yield from unequal(f"{where}: window", set() if window is None else {window}, windows)
     expected = architecture.positions.slopes() if isinstance(architecture.positions, Alibi) else None
-    if not _same(expected, slopes):
+    if not same(expected, slopes):
         yield f"{where}: slopes of ALiBi: expected {shown_values(expected)}, found {shown_values(slopes)}"
-
-
-def _rotary(graph: GraphFile, architecture: Architecture) -> Iterator[Difference]:
-    """Check the rotary frequencies of every layer and the set of layers with rotary positions."""
-    rotated: set[int | None] = set()
-    for node in graph.of_type(*_TABLES):
-        if not _rotates(node):
-            continue
-        rotated.add(graph.layer_of(node))
-        for kind, place in zip(("Cos", "Sin"), _TABLES[node.op_type], strict=True):
-            yield from _angles(
-                graph.where(node), node.inputs[place], kind, _rotary_of(architecture, graph.layer_of(node))
-            )
-        yield from unequal(f"{graph.where(node)}: interleaved", 0.0, number(node, "interleaved"))
-        yield from unequal(f"{graph.where(node)}: interleaved", 0.0, number(node, "rotary_interleaved"))
-    if graph.only_embeds and isinstance(architecture.positions, Rotary):
-        for kind in ("Cos", "Sin"):
-            yield from _angles(graph.entry.name, graph.value(kind.lower()), kind, architecture.positions)
-    if graph.is_step or graph.value("query") is not None:
-        turning = (layer for layer in graph.entry.layers if architecture.rotary_layers[layer])
-        layers = {layer for layer in turning if architecture.sizes_of(layer).heads}
-        yield from unequal(f"{graph.entry.name}: layers with rotary positions", layers, rotated)
-
-
-def _rotary_of(architecture: Architecture, layer: int | None) -> Rotary | None:
-    """Return the rotary positions of a layer, also of one that must not rotate; those of the model without a layer."""
-    positions = architecture.positions if layer is None else architecture.rotary_of(layer) or architecture.positions
-    return positions if isinstance(positions, Rotary) else None
-
-
-def _angles(where: str, value: ir.Value | None, kind: str, positions: Rotary | None) -> Iterator[Difference]:
-    """Check cos or sin of positions times frequencies; an input from another graph is checked in that graph."""
-    if value is not None and value.producer() is None and value.name == kind.lower():
-        return
-    factors, turn = [], None
-    for node in behind(value, ("Cos", "Sin")):
-        if node.op_type in ("Cos", "Sin"):
-            turn = node
-            break
-        factors += [float(number) for number in operands(node) if node.op_type == "Mul" and number.size == 1]
-    yield from unequal(f"{where}: angles", kind, None if turn is None else turn.op_type)
-    if turn is None:
-        return
-    if positions is not None:
-        factor = float(np.float32(_attention_factor(positions)))
-        yield from unequal(f"{where}: factor of {kind}", [factor] if factor != 1 else [], factors)
-    found = [v.reshape(-1) for node in behind(turn.inputs[0], ("Unsqueeze",)) for v in operands(node) if v.size > 1]
-    expected = None
-    if positions is not None:
-        expected = np.asarray(positions.inverse_frequencies, np.float32)
-    frequencies = found[0] if found else np.ones(1, np.float32)
-    if not _same(expected, frequencies):
-        yield f"{where}: rotary frequencies: expected {shown_values(expected)}, found {shown_values(frequencies)}"
-    factor = 1.0 if positions is None else positions.attention_factor
-    yield from unequal(f"{where}: factor of angles", {float(np.float32(factor))} - {1.0}, _factors(value))
-
-
-def _factors(angles: ir.Value | None) -> set[float]:
-    """Return the factors of cos or sin except 1; Where selects another factor for single layers."""
-    found: set[float] = set()
-    while angles is not None and (node := angles.producer()) is not None and node.op_type not in ("Cos", "Sin"):
-        for factor in node.inputs[1:] if node.op_type == "Mul" else ():
-            numbers = [constant(factor)]
-            for choice in behind(factor, ("Where",)):
-                numbers += operands(choice)
-            found |= {float(v) for value in numbers if value is not None for v in value.reshape(-1)}
-        angles = node.inputs[0]
-    return found - {1.0}
 
 
 def _ends(graph: GraphFile, architecture: Architecture) -> Iterator[Difference]:
@@ -305,7 +209,7 @@ def _ends(graph: GraphFile, architecture: Architecture) -> Iterator[Difference]:
         embedded = graph.value("hidden_states_out")
     if embedded is None:
         return
-    nodes = list(behind(embedded, ("Gather", "GatherBlockQuantized")))
+    nodes = list(behind(embedded, _TABLE_ROWS))
     scales = {float(v) for node in nodes if node.op_type == "Mul" for v in operands(node) if v.size == 1}
     wanted = set() if a.embedding_scale is None else {float(np.float32(a.embedding_scale))}
     yield from unequal(f"{name}: scale of embeddings", wanted, scales)
@@ -339,12 +243,6 @@ def _reads_weights(node: ir.Node) -> bool:
     """Return whether a node has a weight of a layer among its inputs."""
     values = (value for value in node.inputs if value is not None and value.is_initializer())
     return any(str(value.name).startswith("model.layers.") for value in values)
-
-
-def _same(expected: np.ndarray | None, found: np.ndarray | None) -> bool:
-    if expected is None or found is None:
-        return expected is found
-    return np.array_equal(expected, found)
 
 
 __all__ = ["angle_differences", "architecture_of", "differences"]

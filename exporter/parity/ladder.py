@@ -222,15 +222,16 @@ def batch_isolation(executor: Executor, prompts: Sequence[Prompt], depth: Depth)
 
     Kernels may round differently for another batch size. At the same batch size and lengths, the tokens of other rows
     must not change a bit. An expert multiplies all tokens that chose it at once, so its batch size depends on the
-    other rows' tokens: there the difference must be one of rounding.
+    other rows' tokens: there the difference must be one of rounding. So it is with dynexport's CPU operators in layers
+    that run the chosen tokens of all rows.
     """
-    cases = _forced(executor, prompts, depth)
+    manifest, cases = executor.manifest, _forced(executor, prompts, depth)
     together, single = run(executor, cases), [run(executor, [case]) for case in cases]
     alone = Run([one.logits[0] for one in single], [row for one in single for row in one.decided])
-    vocabulary = executor.manifest.model.vocab_size
+    vocabulary = manifest.model.vocab_size
     others = [Case(tuple((t + 1) % vocabulary for t in case.tokens), case.prompted, depth) for case in cases]
     among_others = [replay(executor, [*others[:i], case, *others[i + 1 :]])[i] for i, case in enumerate(cases)]
-    mixed = executor.manifest.cost.experts > 0
+    mixed = manifest.cost.experts > 0 or (isinstance(manifest.routing, LayerRouting) and bool(manifest.operators))
     metrics = (compare_logits if mixed else compare_bits)(together.logits, among_others)
     kind: Kind = "consistency" if mixed else "exact"
     return [

@@ -87,6 +87,10 @@ class Strategy(ABC, Generic[ContractT, PlanT]):
         """Return why graphs may not have int8 KV caches, a clause about the strategy; by default "", they may."""
         return ""
 
+    def norm_epsilons(self, contract: ContractT) -> Mapping[str, float]:
+        """Return patterns of names of weights -> the epsilons of their norms, where they are not the family's."""
+        return {}
+
     def check(self, contract: ContractT, architecture: Architecture, target: Target) -> None:
         """Raise DynexportError for a contract that the target cannot run; the default accepts all."""
 

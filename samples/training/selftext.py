@@ -5,8 +5,8 @@
 
 A bundle answers questions about many subjects, greedily and by sampling; PyTorch then computes the normed hidden states
 that each token was chosen from, so that training needs no second forward pass of the teacher. A text that the model did
-not write is cut into windows instead. Files have 32 answers or windows and are written one by one: a stopped run goes on
-with the next, and runs with other seeds or texts may share a directory.
+not write is cut into windows instead. Files have 32 answers or windows and are written one by one: a stopped run goes
+on with the next, and runs with other seeds or texts may share a directory.
 """
 
 from __future__ import annotations

@@ -18,8 +18,8 @@ from dynexport.plugins.cpu_library import VARIABLE, CpuLibrary, find_library
 BUILD = Path(os.environ.get("DYNEXPORT_CPP", "build/cpp")).resolve()
 LIBRARY = next(Path(onnxruntime.__file__).parent.glob("capi/libonnxruntime.so.*"))
 
-# Bundles of every form, and the tests of servers.
-sys.path += [str(Path(__file__).parent.parent / folder) for folder in ("execution", "serving")]
+# Bundles of every form, the tests of servers, and checkpoints of other code.
+sys.path += [str(Path(__file__).parent.parent / folder) for folder in ("execution", "serving", "strategies")]
 
 Run = Callable[..., "subprocess.CompletedProcess[Any]"]
 

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from bundles import CONFORMANCE
 from forms import CONTEXT, FORMS, HOPS, executor_of
+from methods import FlexiDepth, MindSkip, SkipGPT, Stored, write
 from mirrored import Mirrored, compare
 
 from dynexport.exporter.bundle.conversion import convert
@@ -176,14 +177,36 @@ OTHERS: dict[str, tuple[str, dict[str, Any]]] = {
     "radial-operators-fp16": ("radial-step", {"precision": "fp16", "plugins": True}),
     "radial-operators-fp32": ("radial-own-routers", {"precision": "fp32", "plugins": True}),
 }
+# Checkpoints of other code, of which tokens skip parts of layers.
+IMPORTED: dict[str, tuple[Callable[[], Stored], dict[str, Any]]] = {
+    "flexidepth": (FlexiDepth.stored, {}),
+    "flexidepth-operators-int4": (FlexiDepth.stored, {"precision": "int4", "plugins": True}),
+    "skipgpt-int8": (SkipGPT.stored, {"precision": "int8"}),
+    "mindskip": (MindSkip.stored, {}),
+}
 
 
 def opened(form: str, home: Path) -> Executor:
     if form in FORMS:
         return executor_of(form)
-    case, how = OTHERS[form]
-    convert(CONFORMANCE / case, home / "bundle", max_length=CONTEXT, golden=False, **how)
+    if form in IMPORTED:
+        stored, how = IMPORTED[form]
+        source = write(home / "model", stored())
+    else:
+        case, how = OTHERS[form]
+        source = CONFORMANCE / case
+    convert(source, home / "bundle", max_length=CONTEXT, golden=False, **how)
     return Executor(Bundle.open(home / "bundle"), threads=1)
+
+
+@pytest.mark.parametrize("form", IMPORTED)
+def test_tokens_that_skip_parts_of_layers(form: str, run: Callable[..., Any], tmp_path: Path) -> None:
+    executor = opened(form, tmp_path)
+    schedules = [Drawn(executor, seed).draw(MOVES // 2) for seed in range(SCHEDULES // 2)]
+    told = [each for schedule in schedules for each in schedule.told]
+    assert sum("found" in each for each in told) > len(told) / 3, "most are refused"
+    assert sum(len(schedule.logits) for schedule in schedules) > 4 * SCHEDULES
+    compare(run, schedules, tmp_path)
 
 
 @pytest.mark.parametrize("form", [*FORMS, *OTHERS])

@@ -18,6 +18,7 @@ from tiny_models import LAYERS
 from dynexport.exporter.bundle.conversion import convert
 from dynexport.exporter.checkpoint import open_checkpoint
 from dynexport.exporter.parity import verify
+from dynexport.exporter.parity.constants import differences
 from dynexport.exporter.reference import RowRoutes
 from dynexport.exporter.strategies.mod.reference import ModReference
 from dynexport.runtime.bundle.bundle import Bundle
@@ -146,6 +147,17 @@ def test_without_conditions(
 ) -> None:
     convert(model_of(contract), tmp_path / "bundle", max_length=CONTEXT, golden=False, static=True)
     compare(golden(contract), Executor(Bundle.open(tmp_path / "bundle"), threads=1), TALK)
+
+
+def test_a_router_may_have_an_epsilon_of_its_own(model_of: Callable[..., Path], tmp_path: Path) -> None:
+    convert(model_of("d-llm"), tmp_path / "bundle", max_length=CONTEXT, golden=False)
+    bundle = Bundle.open(tmp_path / "bundle")
+    assert differences(bundle) == []
+    router = bundle.manifest.contract.router.model_copy(update={"epsilon": None})
+    contract = bundle.manifest.contract.model_copy(update={"router": router})
+    bundle.manifest = bundle.manifest.model_copy(update={"contract": contract})
+    found = differences(bundle)
+    assert len(found) == 2 and "layer 1: RMSNormalization: epsilon" in found[0], found
 
 
 def test_decisions_vary(golden: Callable[..., Golden]) -> None:

@@ -119,7 +119,7 @@ class TensorRT(Target):
             return Dequantized(4, self.activations, block)
         return Plain(self.activations)
 
-    def expert_storage(self, shape: Sequence[int]) -> Storage:
+    def expert_storage(self, columns: Sequence[int]) -> Storage:
         if self.precision in ("int8", "int4"):
             raise DynexportError(
                 f"precision: expected fp32, fp16 or bf16 for a mixture of experts on TensorRT, found {self.precision}"

@@ -40,13 +40,8 @@ class Compacted(ABC):
     step: LayerStep | Line
 
     @abstractmethod
-    def scores(self, op: Any) -> ir.Value:
-        """Return their scores in a shape that broadcasts with their hidden states."""
-
-    def gate(self, op: Any, contract: Mod) -> ir.Value:
-        """Return the contract's gate g, a function of their scores."""
-        scores = self.scores(op)
-        return op.Sigmoid(scores) if contract.gate == "sigmoid" else scores
+    def strength(self, op: Any) -> ir.Value:
+        """Return the strength of their routes in a shape that broadcasts with their hidden states."""
 
     @abstractmethod
     def put_back(self, op: Any, output: ir.Value) -> ir.Value:
@@ -54,7 +49,7 @@ class Compacted(ABC):
 
     def add(self, op: Any, contract: Mod, output: ir.Value) -> ir.Value:
         """Return hidden states [B, S, hidden] with h + g (y - h) for chosen tokens, y ``output``."""
-        return self.put_back(op, gated(op, self.hidden_states, output, self.gate(op, contract)))
+        return self.put_back(op, gated(op, self.hidden_states, output, self.strength(op)))
 
 
 class Ragged(Compacted):
@@ -99,8 +94,8 @@ class Ragged(Compacted):
         line = op.Reshape(output, [-1, architecture.heads * architecture.head_dim])
         return [op.Gather(line, rows.of_token), *present.values()]
 
-    def scores(self, op: Any) -> ir.Value:
-        return op.GatherND(self._route.score, self._places)
+    def strength(self, op: Any) -> ir.Value:
+        return op.GatherND(self._route.strength, self._places)
 
     def put_back(self, op: Any, output: ir.Value) -> ir.Value:
         return op.ScatterND(self._before, self._places, output)
@@ -109,7 +104,7 @@ class Ragged(Compacted):
         if self._target.routes_at_once:
             sigmoid = contract.gate == "sigmoid"
             return scatter_gated(op, self._before, output, self._route.score, self._places, sigmoid=sigmoid)
-        return add_gated(op, self._before, self.hidden_states, output, self.gate(op, contract), self._places)
+        return add_gated(op, self._before, self.hidden_states, output, self.strength(op), self._places)
 
 
 def _one_token_step(op: Any, layer: int, step: Step, routing: Routing) -> LayerStep:
@@ -202,8 +197,8 @@ class Padded(Compacted):
         positions = op.GatherElements(step.inputs.position_ids, self._index, axis=1)
         self.step = _padded_step(op, layer, step, routing, positions)
 
-    def scores(self, op: Any) -> ir.Value:
-        return op.Unsqueeze(op.GatherElements(op.Squeeze(self._route.score, [2]), self._index, axis=1), [2])
+    def strength(self, op: Any) -> ir.Value:
+        return op.Unsqueeze(op.GatherElements(op.Squeeze(self._route.strength, [2]), self._index, axis=1), [2])
 
     def put_back(self, op: Any, output: ir.Value) -> ir.Value:
         assert self._route.rank is not None
@@ -215,7 +210,7 @@ class Padded(Compacted):
     def add(self, op: Any, contract: Mod, output: ir.Value) -> ir.Value:
         if not self._target.plugins:
             return super().add(op, contract, output)
-        gate = self.gate(op, contract)
+        gate = self.strength(op)
         change = op.Sub(output, self.hidden_states)
         chosen = op.Cast(op.Squeeze(self._route.chosen, [0]), to=INT32)
         valid = op.GatherElements(chosen, self._index, axis=1)
@@ -285,8 +280,8 @@ class EveryRow(Compacted):
         position = self._target.append_positions(op, cache.position, self._positions, self._cache_length)
         return LayerCache(key, value, position)
 
-    def scores(self, op: Any) -> ir.Value:
-        return self._route.score
+    def strength(self, op: Any) -> ir.Value:
+        return self._route.strength
 
     def put_back(self, op: Any, output: ir.Value) -> ir.Value:
         return op.Where(op.Transpose(self._route.chosen, perm=[1, 2, 0]), output, self.hidden_states)
@@ -298,7 +293,7 @@ def combined(op: Any, contract: Mod, compacted: Compacted, output: ir.Value) -> 
         return compacted.put_back(op, output)
     if contract.combine == "delta":
         return compacted.add(op, contract, output)
-    gate = compacted.gate(op, contract)
+    gate = compacted.strength(op)
     return compacted.put_back(op, cast(op, op.Mul(gate, cast(op, output, FLOAT)), output.dtype))
 
 

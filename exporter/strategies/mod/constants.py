@@ -70,7 +70,7 @@ def _found(chosen: ir.Value | None) -> tuple[list[tuple[str, float]], set[tuple[
 
 def _is_probability(value: ir.Value | None) -> bool:
     """Return whether a value is a sigmoid's output, with or without the forced decisions added."""
-    return any(node.op_type == "Sigmoid" for node in behind(value, through=("Add",)))
+    return any(node.op_type == "Sigmoid" for node in behind(value, through=("Add", "Transpose")))
 
 
 def _by_layer(routes: ir.Value | None, contract: Mod) -> Sequence[ir.Value | None]:

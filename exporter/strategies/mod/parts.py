@@ -1,8 +1,8 @@
 """Write a layer of which tokens skip attention, the MLP or both, each under a condition.
 
 Where every token has an entry in the layer's cache, keys and values are projected outside the condition, and a layer
-that no token attends in appends them alone. Attention takes all tokens of a call in which one attends; the MLP and the
-adapter take exactly the tokens that run them.
+that no token attends in appends them alone. Attention takes all tokens of a call in which one attends; the MLP takes
+exactly the tokens that run it, and so does the adapter, but in a call in which no token runs the MLP: it takes all.
 """
 
 from __future__ import annotations
@@ -51,14 +51,17 @@ class Parts:
         def run(op: Any, attention: ir.Value) -> ir.Value:
             attended, places = self.routing.target.gather_tokens(op, attention, route.chosen)
             before = op.GatherND(hidden_states, places)
-            score = op.GatherND(route.score, places)
+            strength = op.GatherND(route.strength, places)
             output = layer.after_attention(
-                op, before, layer.self_attn.o_proj(op, attended), gate=mlp_gate(op, self.contract, score)
+                op, before, layer.self_attn.o_proj(op, attended), gate=mlp_gate(op, self.contract, strength)
             )
-            changed: ir.Value = op.ScatterND(hidden_states, places, whole(op, self.contract, before, output, score))
+            changed: ir.Value = op.ScatterND(hidden_states, places, whole(op, self.contract, before, output, strength))
             return changed
 
-        return self._if_attended(op, route, run, hidden_states, step, cache)
+        def skip(op: Any) -> ir.Value:
+            return self.skipped(op, hidden_states, route)
+
+        return self._if_attended(op, route, run, skip, hidden_states, step, cache)
 
     def attention(
         self, op: Any, hidden_states: ir.Value, step: LayerStep, cache: LayerCache, route: Route
@@ -66,34 +69,46 @@ class Parts:
         """Write attention under a condition, and keys and values of all tokens outside of it."""
 
         def run(op: Any, attention: ir.Value) -> ir.Value:
-            change = _times(op, self.layer.self_attn.o_proj(op, attention), self._gate(op, route.score))
+            change = _times(op, self.layer.self_attn.o_proj(op, attention), self._gate(route.strength))
             chosen = op.Transpose(route.chosen, perm=[1, 2, 0])
             changed: ir.Value = op.Where(chosen, op.Add(hidden_states, change), hidden_states)
             return changed
 
-        return self._if_attended(op, route, run, hidden_states, step, cache)
+        def skip(op: Any) -> ir.Value:
+            return op.Identity(hidden_states)
+
+        return self._if_attended(op, route, run, skip, hidden_states, step, cache)
 
     def mlp(self, op: Any, residual: ir.Value, route: Route) -> ir.Value:
         """Write the MLP under a condition, for the residual stream after attention, [B, S, hidden]."""
 
-        def run(op: Any, tokens: ir.Value, score: ir.Value) -> ir.Value:
-            gate = mlp_gate(op, self.contract, score)
-            return _times(op, self.layer.mlp_of(op, tokens), self._gate(op, score) if gate is None else gate)
+        def run(op: Any, tokens: ir.Value, strength: ir.Value) -> ir.Value:
+            gate = mlp_gate(op, self.contract, strength)
+            return _times(op, self.layer.mlp_of(op, tokens), self._gate(strength) if gate is None else gate)
 
         def some(op: Any) -> list[ir.Value]:
             return [self._of_tokens(op, residual, route.chosen, route, run)]
 
         def nobody(op: Any) -> list[ir.Value]:
-            return [op.Identity(residual)]
+            return [self.skipped(op, residual, route)]
 
-        (output,) = either(op, anybody(op, route.chosen), some, nobody, 1, f"{self.name}_mlp")
+        (output,) = either(op, anybody(op, route), some, nobody, 1, f"{self.name}_mlp")
+        return output
+
+    def skipped(self, op: Any, residual: ir.Value, route: Route) -> ir.Value:
+        """Write what a call returns in which no token runs the MLP; that of padding does not matter."""
+        output: ir.Value
+        if self.contract.skip_branch == "none":
+            output = op.Identity(residual)
+        else:
+            output = op.Add(residual, self._adapted(op, residual, route.strength))
         return output
 
     def adapter(self, op: Any, residual: ir.Value, route: Route) -> ir.Value:
-        """Write the skip branch for the tokens that skip the MLP, under a condition of its own.
+        """Write the skip branch for the tokens that skip the MLP in a call in which others run it.
 
-        In a branch of another condition its weights would be two scopes further out, where ONNX Runtime does not
-        pack them: a row's result would then depend on its neighbours, by rounding.
+        It has a condition of its own: in a branch of another one its weights would be two scopes further out, where
+        ONNX Runtime does not pack them, and a row's result would then depend on its neighbours, by rounding.
         """
         skips = op.And(self.routing.real, op.Not(route.chosen))
 
@@ -103,20 +118,18 @@ class Parts:
         def nobody(op: Any) -> list[ir.Value]:
             return [op.Identity(residual)]
 
-        (output,) = either(op, anybody(op, skips), some, nobody, 1, f"{self.name}_adapter")
+        mixed = op.And(anybody(op, route), op.ReduceMax(skips, keepdims=0))
+        (output,) = either(op, mixed, some, nobody, 1, f"{self.name}_adapter")
         return output
 
-    def _adapted(self, op: Any, tokens: ir.Value, score: ir.Value) -> ir.Value:
-        """Return the skip branch's change of tokens [.., hidden] with scores [.., 1]."""
+    def _adapted(self, op: Any, tokens: ir.Value, strength: ir.Value) -> ir.Value:
+        """Return the skip branch's change of tokens [.., hidden] with strengths [.., 1]."""
         layer = self.layer
         output = layer.mod_adapter(op, layer.post_attention_layernorm(op, tokens))
-        return _times(op, output, op.Sigmoid(op.Neg(score)) if self.contract.gate == "split" else None)
+        return _times(op, output, op.Sub(1.0, strength) if self.contract.gate == "split" else None)
 
-    def _gate(self, op: Any, score: ir.Value) -> ir.Value | None:
-        if self.contract.gate == "sigmoid":
-            found: ir.Value = op.Sigmoid(score)
-            return found
-        return score if self.contract.gate == "raw" else None
+    def _gate(self, strength: ir.Value) -> ir.Value | None:
+        return strength if self.contract.gate in ("raw", "sigmoid") else None
 
     def _attend(
         self, op: Any, normed: ir.Value, entries: Entries, step: LayerStep, cache: LayerCache
@@ -135,9 +148,9 @@ class Parts:
         return found
 
     def _if_attended(
-        self, op: Any, route: Route, run: Any, hidden_states: ir.Value, step: LayerStep, cache: LayerCache
+        self, op: Any, route: Route, run: Any, skip: Any, hidden_states: ir.Value, step: LayerStep, cache: LayerCache
     ) -> tuple[ir.Value, LayerCache]:
-        """Write ``run`` of attention before its last product under a condition; else entries alone are appended."""
+        """Write ``run`` of attention before its last product under a condition; else ``skip``, and append entries."""
         normed = self.layer.before_attention(op, hidden_states)
         entries = self._entries(op, normed, step)
 
@@ -145,48 +158,47 @@ class Parts:
             attention, present = self._attend(op, normed, entries, step, cache)
             return [run(op, attention), *present.values()]
 
-        def skip(op: Any) -> list[ir.Value]:
+        def append(op: Any) -> list[ir.Value]:
             present = [
                 self.routing.target.append(op, past, cast(op, new, past.dtype), step.cache_length)
                 for past, new in zip(cache.entries, entries, strict=True)
             ]
-            return [op.Identity(hidden_states), *present]
+            return [skip(op), *present]
 
-        output, key, value = either(op, anybody(op, route.chosen), attend, skip, 3, self.name)
+        output, key, value = either(op, anybody(op, route), attend, append, 3, self.name)
         return output, LayerCache(key, value)
 
     def _of_tokens(self, op: Any, residual: ir.Value, chosen: ir.Value, route: Route, run: Any) -> ir.Value:
-        """Add ``run`` of the chosen tokens [N, hidden], N >= 1, and their scores [N, 1] to the residual stream."""
+        """Add ``run`` of the chosen tokens [N, hidden], N >= 1, and their strengths [N, 1] to the residual."""
         tokens, places = self.routing.target.gather_tokens(op, residual, chosen)
-        change = run(op, tokens, op.GatherND(route.score, places))
+        change = run(op, tokens, op.GatherND(route.strength, places))
         added: ir.Value = op.ScatterND(residual, places, op.Add(tokens, change))
         return added
 
 
-def anybody(op: Any, chosen: ir.Value) -> ir.Value:
+def anybody(op: Any, route: Route) -> ir.Value:
     """Return whether any token is chosen, a bool scalar."""
-    found: ir.Value = op.ReduceMax(chosen, keepdims=0)
+    found: ir.Value = op.ReduceMax(route.chosen, keepdims=0) if route.anybody is None else route.anybody
     return found
 
 
-def mlp_gate(op: Any, contract: Mod, score: ir.Value) -> ir.Value | None:
-    """Return the factor of the MLP's branch for scores [.., 1], where it has one of its own; else None."""
+def mlp_gate(op: Any, contract: Mod, strength: ir.Value) -> ir.Value | None:
+    """Return the factor of the MLP's branch for strengths [.., 1], where it has one of its own; else None."""
     if contract.gate == "affine":
         assert contract.affine is not None
         offset, slope = contract.affine
-        factor: ir.Value = op.Add(op.Mul(op.Sigmoid(score), slope), offset)
+        factor: ir.Value = op.Add(op.Mul(strength, slope), offset)
         return factor
-    return op.Sigmoid(score) if contract.gate == "split" else None
+    return strength if contract.gate == "split" else None
 
 
-def whole(op: Any, contract: Mod, before: ir.Value, output: ir.Value, score: ir.Value) -> ir.Value:
-    """Return a block's result [N, hidden] for its input, its output and scores [N, 1]."""
+def whole(op: Any, contract: Mod, before: ir.Value, output: ir.Value, strength: ir.Value) -> ir.Value:
+    """Return a block's result [N, hidden] for its input, its output and strengths [N, 1]."""
     if contract.gate not in ("raw", "sigmoid"):
         return output
-    gate = op.Sigmoid(score) if contract.gate == "sigmoid" else score
     if contract.combine == "delta":
-        return gated(op, before, output, gate)
-    return cast(op, op.Mul(gate, cast(op, output, FLOAT)), output.dtype)
+        return gated(op, before, output, strength)
+    return cast(op, op.Mul(strength, cast(op, output, FLOAT)), output.dtype)
 
 
 def _times(op: Any, change: ir.Value, gate: ir.Value | None) -> ir.Value:

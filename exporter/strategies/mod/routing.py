@@ -35,6 +35,7 @@ class Route:
     Attributes:
         score: float32 [B, S, 1], the router's r.
         logit: float32 [B, S, 1], the input of the causal rule.
+        strength: float32 [B, S, 1], what gates are functions of: sigmoid(r), or r itself where the gate is raw.
         wanted: bool [1, B, S], the decision without regard to the cache's capacity.
         chosen: bool [1, B, S], true for tokens that run.
         rank: int64 [1, B, S], number of the row's wanted tokens up to and including this one; None where the cache
@@ -45,6 +46,7 @@ class Route:
 
     score: ir.Value
     logit: ir.Value
+    strength: ir.Value
     wanted: ir.Value
     chosen: ir.Value
     rank: ir.Value | None
@@ -218,13 +220,12 @@ def decide(op: Any, score: ir.Value, logit: ir.Value, routing: Routing) -> Route
         routing: the shared values; the decisions are appended to its routes.
     """
     contract = routing.contract
-    line = op.Transpose(score, perm=[2, 0, 1])
-    line_of_logits = line if logit is score else op.Transpose(logit, perm=[2, 0, 1])
     number, margin = len(routing.routes), None
     told, about_entries = routing.told[number], number % contract.decisions_per_layer == 0
-    wanted = _causal(op, contract, routing.layer_of(number), line_of_logits, told)
+    probability = op.Sigmoid(logit)
+    wanted = _causal(op, contract, routing.layer_of(number), op.Transpose(probability, perm=[2, 0, 1]), told)
     if routing.is_prompt is not None:
-        ranked, margin = _top_k(op, contract, line, routing)
+        ranked, margin = _top_k(op, contract, op.Transpose(score, perm=[2, 0, 1]), routing)
         by_rank = op.Greater(op.Add(op.Where(ranked, _RANKED, -_RANKED), told), 0.0)
         # Where has no kernel for booleans in ONNX Runtime.
         wanted = op.Or(op.And(routing.is_prompt, by_rank), op.And(op.Not(routing.is_prompt), wanted))
@@ -234,9 +235,24 @@ def decide(op: Any, score: ir.Value, logit: ir.Value, routing: Routing) -> Route
         chosen = op.And(wanted, op.LessOrEqual(rank, routing.room[number // contract.decisions_per_layer]))
     if routing.padded:
         chosen = op.And(chosen, op.LessOrEqual(rank, routing.most))
-    route = Route(score=score, logit=logit, wanted=wanted, chosen=chosen, rank=rank, rank_margin=margin)
+    route = Route(
+        score=score,
+        logit=logit,
+        strength=_strength(op, contract, score, probability if logit is score else None),
+        wanted=wanted,
+        chosen=chosen,
+        rank=rank,
+        rank_margin=margin,
+    )
     routing.routes.append(route)
     return route
+
+
+def _strength(op: Any, contract: Mod, score: ir.Value, probability: ir.Value | None) -> ir.Value:
+    if contract.gate in ("raw", "none"):
+        return score
+    found: ir.Value = op.Sigmoid(score) if probability is None else probability
+    return found
 
 
 def decide_at_once(op: Any, x: ir.Value, router: Linear, routing: Routing) -> Route:
@@ -260,16 +276,25 @@ def decide_at_once(op: Any, x: ir.Value, router: Linear, routing: Routing) -> Ro
         routing.room[number],
         inclusive=contract.decision.comparison == ">=",
     )
-    route = Route(score=score, logit=score, wanted=wanted, chosen=chosen, rank=None, rank_margin=None, anybody=anybody)
+    route = Route(
+        score=score,
+        logit=score,
+        strength=_strength(op, contract, score, None),
+        wanted=wanted,
+        chosen=chosen,
+        rank=None,
+        rank_margin=None,
+        anybody=anybody,
+    )
     routing.routes.append(route)
     return route
 
 
-def _causal(op: Any, contract: Mod, layer: int, logit: ir.Value, told: ir.Value) -> ir.Value:
+def _causal(op: Any, contract: Mod, layer: int, probability: ir.Value, told: ir.Value) -> ir.Value:
     if contract.decision.rule == "always":
         return op.Greater(told, -1.0)
     compare = op.Greater if contract.decision.comparison == ">" else op.GreaterOrEqual
-    return compare(op.Add(op.Sigmoid(logit), told), float(contract.threshold(layer)))
+    return compare(op.Add(probability, told), float(contract.threshold(layer)))
 
 
 def _top_k(op: Any, contract: Mod, score: ir.Value, routing: Routing) -> tuple[ir.Value, ir.Value]:

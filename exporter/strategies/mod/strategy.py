@@ -101,6 +101,10 @@ class ModStrategy(Strategy[Mod, RoutedPlan]):
     def without_int8_caches(self, contract: Mod) -> str:
         return "" if contract.skipped_kv == "none" else "tokens that skip attention append their entries without it"
 
+    def norm_epsilons(self, contract: Mod) -> Mapping[str, float]:
+        own = contract.router.epsilon
+        return {} if own is None else {r"(.+\.)?mod_(mlp_)?router\.norm\.weight": own}
+
     def cost_parts(self, contract: Mod) -> tuple[CostPart, ...]:
         return cost_parts(contract)
 

@@ -69,7 +69,7 @@ class RoutedWriter(LayerWriter):
             write = parts.block if contract.target == "block" else parts.attention
             output, present = write(op, hidden_states, step.for_layer(op, layer.index), cache, routes[0])
         else:
-            output, present = self._without_entries(op, layer, hidden_states, step, cache, routes[0])
+            output, present = self._without_entries(op, parts, hidden_states, step, cache, routes[0])
         if contract.target == "attention":
             output = op.Add(output, layer.mlp_of(op, output))
         elif contract.target != "block":
@@ -88,17 +88,17 @@ class RoutedWriter(LayerWriter):
             return op.Add(hidden_states, attention), present
 
     def _without_entries(
-        self, op: Any, layer: DecoderLayer, hidden_states: ir.Value, step: Step, cache: LayerCache, route: Route
+        self, op: Any, parts: Parts, hidden_states: ir.Value, step: Step, cache: LayerCache, route: Route
     ) -> tuple[ir.Value, LayerCache]:
         """Write a block, or its attention, for the tokens that run in it; the others leave no entry."""
-        routing, name = self._routing, f"layer_{layer.index}"
+        layer, routing, name = parts.layer, self._routing, parts.name
 
         def run(op: Any, compacted: Compacted) -> tuple[ir.Value, LayerCache]:
             hidden = compacted.hidden_states
             normed = layer.before_attention(op, hidden)
             attention, present = layer.self_attn(op, normed, compacted.step, cache)
             if self._contract.target == "block":
-                gate = mlp_gate(op, self._contract, compacted.scores(op))
+                gate = mlp_gate(op, self._contract, compacted.strength(op))
                 output = layer.after_attention(op, hidden, attention, gate=gate)
             else:
                 output = op.Add(hidden, attention)
@@ -112,13 +112,15 @@ class RoutedWriter(LayerWriter):
             nothing = rows.no_entries(op, cache)
             output, entries = run_if(op, rows.any(op), lambda op: run(op, rows), hidden_states, nothing, name)
             return output, rows.append(op, cache, entries)
+        with_mlp = self._contract.target == "block"
         return run_if(
             op,
-            anybody(op, route.chosen) if route.anybody is None else route.anybody,
+            anybody(op, route),
             lambda op: run(op, Ragged(op, layer.index, route, hidden_states, step, routing)),
             hidden_states,
             cache,
             name,
+            skip=(lambda op: parts.skipped(op, hidden_states, route)) if with_mlp else None,
         )
 
     def _decide(self, op: Any, layer: DecoderLayer, name: str, hidden_states: ir.Value, step: Step) -> Route:

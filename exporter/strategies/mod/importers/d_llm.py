@@ -12,10 +12,7 @@ from dynexport.exporter.strategies.mod.importers.imported import (
     ImportedCheckpoint,
     Origin,
     Origins,
-    check_no_others,
-    imported,
-    merged_contract,
-    untried,
+    under_contract,
 )
 from dynexport.exporter.strategies.mod.importers.own_fields import OwnFields
 
@@ -65,10 +62,9 @@ def _read(stored: Checkpoint) -> ImportedCheckpoint:
         origins |= _router(layer, config["hidden_size"], width)
     if "rope.freqs" in stored.names:  # a constant, under the name of such a constant
         origins["model.rotary_emb.inv_freq"] = Origin(("rope.freqs",))
-    check_no_others(stored, _ROUTERS, origins, _TITLE)
-    contract = merged_contract(stored, _TITLE, _FACTS | {"routed_layers": layers, "keep_first": keep_first})
-    notes = [untried(_TITLE)] + [_TOKENS_NOTE] * (not _TOKENS.keys() <= fields.config.keys())
-    return imported(stored, origins, contract, _TOKENS | fields.config | config, notes)
+    facts = _FACTS | {"routed_layers": layers, "keep_first": keep_first}
+    notes = [_TOKENS_NOTE] * (not _TOKENS.keys() <= fields.config.keys())
+    return under_contract(stored, _TITLE, _ROUTERS, origins, facts, _TOKENS | fields.config | config, notes)
 
 
 def _config(stored: Checkpoint, fields: OwnFields) -> dict[str, Any]:

@@ -8,10 +8,7 @@ from dynexport.exporter.checkpoint import Checkpoint, Importer
 from dynexport.exporter.strategies.mod.importers.imported import (
     ImportedCheckpoint,
     Origin,
-    check_no_others,
-    imported,
-    merged_contract,
-    untried,
+    under_contract,
 )
 from dynexport.exporter.strategies.mod.importers.own_fields import OwnFields
 
@@ -45,9 +42,8 @@ def _read(stored: Checkpoint) -> ImportedCheckpoint:
         f"model.layers.{layer}.mod_router.weight": Origin((f"model.routers.{layer}.weight",), (shape,))
         for layer in layers
     }
-    check_no_others(stored, _ROUTERS, origins, _TITLE)
-    contract = merged_contract(stored, _TITLE, facts)
-    return imported(stored, origins, contract, fields.config | {"model_type": "llama"}, [untried(_TITLE), _CACHES])
+    config = fields.config | {"model_type": "llama"}
+    return under_contract(stored, _TITLE, _ROUTERS, origins, facts, config, [_CACHES])
 
 
 def _gate(fields: OwnFields) -> dict[str, Any]:

@@ -11,10 +11,7 @@ from dynexport.exporter.strategies.mod.importers.imported import (
     ImportedCheckpoint,
     Origin,
     Origins,
-    check_no_others,
-    imported,
-    merged_contract,
-    untried,
+    under_contract,
 )
 from dynexport.exporter.strategies.mod.importers.own_fields import OwnFields
 
@@ -52,9 +49,8 @@ def _read(stored: Checkpoint) -> ImportedCheckpoint:
     for layer in layers:
         origins |= _router(f"model.layers.{layer}.", hidden, narrow)
         origins |= _adapter(f"model.layers.{layer}.", hidden, adapter)
-    check_no_others(stored, _ROUTERS, origins, _TITLE)
-    contract = merged_contract(stored, _TITLE, _FACTS | {"routed_layers": layers, "gate": gate})
-    return imported(stored, origins, contract, fields.config | {"model_type": family}, [untried(_TITLE)])
+    facts = _FACTS | {"routed_layers": layers, "gate": gate}
+    return under_contract(stored, _TITLE, _ROUTERS, origins, facts, fields.config | {"model_type": family})
 
 
 def _router(layer: str, hidden: int, narrow: int) -> Origins:

@@ -123,6 +123,33 @@ def imported(
     return ImportedCheckpoint(stored, {**origins, **rest}, {**fields, "dynexport": dict(contract)}, notes)
 
 
+def under_contract(
+    stored: Checkpoint,
+    code: str,
+    routers: str,
+    origins: Origins,
+    facts: Mapping[str, Any],
+    config: Mapping[str, Any],
+    notes: Iterable[str] = (),
+) -> ImportedCheckpoint:
+    """Return a checkpoint of code that nobody could try on trained weights, with its contract.
+
+    Args:
+        stored: the checkpoint, under names that are Hugging Face's but for the routers.
+        code: the code's name, for messages.
+        routers: a regular expression for the names of routers, all of which must be used.
+        origins: the tensors that are made from others, by their name in the contract.
+        facts: the contract's fields that the code fixes for this checkpoint.
+        config: config.json without what the importer has read.
+        notes: assumptions and changes beside the one that no trained model was at hand, one line each.
+
+    Raises:
+        DynexportError: as ``imported``, ``merged_contract`` and ``check_no_others``.
+    """
+    check_no_others(stored, routers, origins, code)
+    return imported(stored, origins, merged_contract(stored, code, facts), config, [untried(code), *notes])
+
+
 def _twice(stored: Checkpoint, name: str, ours: str, other: str) -> DynexportError:
     return DynexportError(
         f"{stored.source}: tensor {name:.120}: expected one tensor for {ours:.120}, found {other:.120} as well; "
@@ -201,5 +228,6 @@ __all__ = [
     "imported",
     "merged_contract",
     "renamed",
+    "under_contract",
     "untried",
 ]

@@ -9,10 +9,7 @@ from dynexport.exporter.checkpoint import Checkpoint, Importer
 from dynexport.exporter.strategies.mod.importers.imported import (
     ImportedCheckpoint,
     Origin,
-    check_no_others,
-    imported,
-    merged_contract,
-    untried,
+    under_contract,
 )
 from dynexport.exporter.strategies.mod.importers.own_fields import OwnFields
 
@@ -68,11 +65,10 @@ def _read(stored: Checkpoint) -> ImportedCheckpoint:
         f"model.layers.{layer}.mod_router.weight": Origin((f"model.layers.{layer}.router.weight",), (shape,))
         for layer in layers
     }
-    check_no_others(stored, _ROUTERS, origins, _TITLE)
     decision = {"rule": "router", "threshold": threshold, "comparison": ">="}
-    contract = merged_contract(stored, _TITLE, _FACTS | {"routed_layers": layers, "decision": decision})
+    facts = _FACTS | {"routed_layers": layers, "decision": decision}
     config = fields.config | {"model_type": family}
-    return imported(stored, origins, contract, config, [untried(_TITLE), _DIFFERENCES])
+    return under_contract(stored, _TITLE, _ROUTERS, origins, facts, config, [_DIFFERENCES])
 
 
 MINDSKIP = Importer("mindskip", _read, _recognises)

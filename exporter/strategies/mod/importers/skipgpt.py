@@ -12,11 +12,8 @@ from dynexport.exporter.strategies.mod.importers.imported import (
     ImportedCheckpoint,
     Origin,
     Origins,
-    check_no_others,
-    imported,
-    merged_contract,
     renamed,
-    untried,
+    under_contract,
 )
 from dynexport.exporter.strategies.mod.importers.own_fields import OwnFields
 
@@ -58,10 +55,9 @@ def _read(stored: Checkpoint) -> ImportedCheckpoint:
             theirs = f"model.layers.{layer}.router_{part}."
             make = _two_layers if two_layers else _linear
             origins |= make(theirs, f"model.layers.{layer}.{ours}.", hidden)
-    check_no_others(stored, _ROUTERS, origins, _TITLE)
     router = {"kind": "mlp", "activation": "relu"} if two_layers else {"kind": "pair"}
-    contract = merged_contract(stored, _TITLE, _FACTS | {"routed_layers": layers, "router": router})
-    return imported(stored, origins, contract, fields.config, [untried(_TITLE), _NOISE])
+    facts = _FACTS | {"routed_layers": layers, "router": router}
+    return under_contract(stored, _TITLE, _ROUTERS, origins, facts, fields.config, [_NOISE])
 
 
 def _linear(theirs: str, ours: str, hidden: int) -> Origins:
