@@ -6,7 +6,7 @@ import time
 
 import numpy as np
 import pytest
-from forms import FORMS
+from forms import FORMS, SERVED
 from requests_of_tests import CHUNK, Inbox, alone, model_of, run, work
 
 from dynexport.runtime.bundle.errors import DynexportError, RouteError
@@ -24,7 +24,7 @@ ROWS = 3
     [(0, None), (1 << 20, None), (1 << 20, "lookup"), (1 << 20, "full")],
     ids=["no prefixes", "prefixes", "looked-up drafts", "right drafts"],
 )
-@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("form", [*FORMS, *SERVED])
 def test_every_request_gives_the_tokens_that_it_gives_alone(form: str, prefix_bytes: int, drafts: str | None) -> None:
     if drafts == "full" and "int8-caches" in form:
         drafts = "lookup"  # a draft attends to keys and values before they are rounded: another rounding (docs)

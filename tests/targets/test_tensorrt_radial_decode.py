@@ -15,6 +15,7 @@ import onnx_ir as ir
 import onnxruntime
 import pytest
 from bundles import CONFORMANCE, change_manifest, dynexport, error_of
+from radial_steps import assert_an_ended_row_is_not_in_the_way, assert_same_as_by_the_set
 from rtx_builds import report
 from test_tensorrt_radial import CONTEXT, POOLED, STEPS, check_against_reference, opened
 from tiny_models import LAYERS, random_rows, save_radial_model
@@ -58,45 +59,16 @@ def both(tmp_path_factory: pytest.TempPathFactory) -> tuple[Executor, Executor]:
 
 
 def test_the_same_as_by_the_set(both: tuple[Executor, Executor]) -> None:
-    """What is chosen, logged and counted: with a row that has ended, and with paths that are forced."""
-    random, caches, logits = np.random.default_rng(1), [], []
-    layers = both[0].manifest.model.layers
-    forced = random.integers(0, layers + 1, (STEPS, 3))
-    forced[:, 0] = -1
-    for executor in both:
-        cache, full = executor.full_cache(3, 12, record=True), executor.bundle.depth(1)
-        executor.prefill(cache, random_rows(7, 2, 5, vocabulary=50))
-        steps = [executor.step(cache, [5, 6, 7], full), executor.step(cache, [8, 9, 10], full, forced=forced)]
-        ended = executor.step(cache, [1, 2, 3], full, np.array([True, False, True]))
-        caches.append(cache)
-        logits.append(np.concatenate([*steps, ended[[0, 2]]]))
-    ours, theirs = caches
-    assert np.abs(logits[0] - logits[1]).max() < 1e-4
-    assert (ours.lengths == theirs.lengths).all() and (ours.positions == theirs.positions).all()
-    reader = both[0].reader
-    for one, other in zip(map(reader.joined, ours.logs), map(reader.joined, theirs.logs), strict=True):
-        for part in ("ran", "choices", "scores", "margins"):
-            first, second = getattr(one, part), getattr(other, part)
-            assert first.dtype == second.dtype and np.allclose(first, second, atol=1e-4), part
-    assert len({(path >= 0).sum() for log in ours.logs for step in log for path in step.choices.T}) > 1
+    assert_same_as_by_the_set(both, STEPS)
 
 
 def test_a_row_that_has_ended_is_not_in_the_way(both: tuple[Executor, Executor]) -> None:
-    """Its caches are full; the other row goes on as if it were alone."""
-    executor, full = both[1], both[1].bundle.depth(1)
-    ended, going = random_rows(CONTEXT, 4, vocabulary=50)
-    cache, alone = executor.full_cache(2, CONTEXT), executor.full_cache(1, CONTEXT)
-    executor.prefill(cache, [ended, going])
-    executor.prefill(alone, [going])
-    before = cache.lengths[:, 0].copy()
-    for token in (3, 4):
-        logits = executor.step(cache, [0, token], full, np.array([False, True]))
-        assert np.abs(logits[1] - executor.step(alone, [token], full)[0]).max() < 1e-4
-    assert (cache.lengths[:, 0] == before).all() and cache.positions.tolist() == [CONTEXT, 6]
+    cache, alone = assert_an_ended_row_is_not_in_the_way(both[1], CONTEXT)
+    full = both[1].manifest.full
     with pytest.raises(DynexportError, match="the context is exhausted"):
-        executor.step(cache, [0, 1], full)
+        both[1].step(cache, [0, 1], full)
     with pytest.raises(DynexportError, match="forced path: hop 0: expected a layer"):
-        executor.step(alone, [0], full, forced=np.full((STEPS, 1), 99))
+        both[1].step(alone, [0], full, forced=np.full((STEPS, 1), 99))
 
 
 def test_half_precision(saved_model: ModelOf, tmp_path: Path) -> None:
