@@ -1,4 +1,7 @@
-"""Bundles of a GGUF's own blocks against PyTorch with the values that the gguf package makes of them."""
+"""Bundles of a GGUF's own blocks against PyTorch with the values that the gguf package makes of them.
+
+Models as small as these keep activations in float32, so the bundles run as they are.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +19,6 @@ from gguf_models import MODULES, save_dequantised, write_gguf
 
 from dynexport.exporter.bundle.conversion import Conversion, convert
 from dynexport.exporter.checkpoint import open_checkpoint
-from dynexport.exporter.parity.arithmetic import exact_executor
 from dynexport.exporter.reference import Reference
 from dynexport.runtime.bundle.bundle import Bundle
 from dynexport.runtime.execution.executor import Executor
@@ -64,7 +66,7 @@ class Case:
     def executor(self, strategy: str) -> Executor:
         bundle = self.directory / strategy
         self.converted[strategy] = convert(self.file, bundle, golden=False, **STRATEGIES[strategy])
-        return exact_executor(Bundle.open(bundle), 1)
+        return Executor(Bundle.open(bundle), 1)
 
     def error(self, strategy: str) -> float:
         kept = RUN.get(strategy, KEPT)
