@@ -32,14 +32,9 @@ from dynexport.exporter.strategies import strategies
 from dynexport.runtime.bundle.bundle import Bundle
 from dynexport.runtime.bundle.manifest import Manifest
 
-_NORMS = (
-    "LayerNormalization",
-    "RMSNormalization",
-    "SkipLayerNormalization",
-    "SkipSimplifiedLayerNormalization",
-)
+_NORMS = ("LayerNormalization", "RMSNormalization", "SkipLayerNormalization", "SkipSimplifiedLayerNormalization")
 _ACTIVATIONS = ("Gelu", "QuickGelu", "Relu", "Swish")
-_PRODUCTS = ("BlockMatMul", "FusedMatMul", "HalfMatMul", "MatMul", "MatMulNBits")
+_PRODUCTS = ("BlockMatMul", "BlockNormMatMul", "FusedMatMul", "HalfMatMul", "HalfNormMatMul", "MatMul", "MatMulNBits")
 # The search for the constants of an attention bias stops at these operators, which take positions.
 _DISTANCES = ("Sub", *COMPARISONS)
 # Input indices of attention operators: the bias or mask, and for those that rotate, cos and sin.
@@ -112,8 +107,8 @@ def _without_conditions(manifest: Manifest) -> Iterator[tuple[str, tuple[int, ..
 
 def _norms(graph: GraphFile, architecture: Architecture, others: Mapping[str, float]) -> Iterator[Difference]:
     for node in graph.of_type(*_NORMS):
-        weights = {value.name for value in node.inputs if value is not None and value.name}
-        own = [value for pattern, value in others.items() if any(re.fullmatch(pattern, name) for name in weights)]
+        names = [value.name for value in node.inputs if value is not None and value.name]
+        own = [value for pattern, value in others.items() if any(re.fullmatch(pattern, name) for name in names)]
         expected = float(np.float32(own[0] if own else architecture.norm_epsilon))
         found = number(node, "epsilon", 1e-5)
         yield from unequal(f"{graph.where(node)}: epsilon", expected, found)

@@ -203,6 +203,7 @@ def test_sizes_out_of_range(router: Bundle, options: dict[str, Any], message: st
         ("skip-2x", {}, "strategy: expected one whose routers have thresholds to calibrate, found unified-skip"),
         ("mod-always", {}, "decision.rule: expected router or predictor, found always, which has no threshold"),
         ("mod-predictor-normed", {"thresholds": {3: 1e9}}, "layer 3: expected a predictor's threshold in -1..2"),
+        ("mod-router", {"level": "sequence", "gate": "none"}, "level: expected token to calibrate, found sequence"),
         ("mod-router", {"cache": {"capacity": 0.1}}, "window: expected at most 26 tokens, the capacity of a routed"),
     ],
 )

@@ -160,6 +160,16 @@ def test_a_router_may_have_an_epsilon_of_its_own(model_of: Callable[..., Path], 
     assert len(found) == 2 and "layer 1: RMSNormalization: epsilon" in found[0], found
 
 
+def test_dynexport_products_end_the_search_for_constants(model_of: Callable[..., Path], tmp_path: Path) -> None:
+    """Top-k's share stands before the layers, whose last product is one of dynexport's operators."""
+    convert(
+        model_of("astramind"), tmp_path / "bundle", max_length=CONTEXT, golden=False, plugins=True, precision="int8"
+    )
+    bundle = Bundle.open(tmp_path / "bundle")
+    assert "BlockMatMul" in bundle.manifest.operators
+    assert differences(bundle) == []
+
+
 def test_decisions_vary(golden: Callable[..., Golden]) -> None:
     for contract in CONTRACTS:
         _, expected = golden(contract)

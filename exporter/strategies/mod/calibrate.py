@@ -196,10 +196,16 @@ def _calibratable(bundle: Bundle) -> Mod:
             f"{bundle.path}: decision.rule: expected router or predictor, found always, which has no threshold; "
             "convert again with --set decision.rule=router"
         )
-    if contract.decisions_per_layer > 1 or contract.level == "sequence":
+    if contract.decisions_per_layer > 1:
         raise DynexportError(
-            f"{bundle.path}: expected one decision about every token in a routed layer to calibrate, found target "
-            f"{contract.target} with level {contract.level}; set thresholds with convert --set"
+            f"{bundle.path}: target: expected one decision about every token in a routed layer to calibrate, found "
+            f"{contract.target}, whose two decisions share the layer's threshold, so that one share of tokens does not "
+            "give it; set thresholds with convert --set"
+        )
+    if contract.level == "sequence":
+        raise DynexportError(
+            f"{bundle.path}: level: expected token to calibrate, found sequence, whose decisions are about whole first "
+            "prompts: windows of a text are none; set thresholds with convert --set"
         )
     # Far from 0..1, float32 margins are too coarse to distinguish probabilities.
     for layer in contract.routed_layers if contract.decision.rule == "predictor" else ():

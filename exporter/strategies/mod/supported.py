@@ -28,18 +28,23 @@ def check_supported(contract: Mod, architecture: Architecture, target: Target) -
 
 
 def check_without_conditions(contract: Mod, what: str) -> None:
-    """Raise DynexportError for a contract that only graphs with attention under conditions have."""
+    """Raise DynexportError for a contract that only graphs with attention under conditions have.
+
+    Without conditions a layer gathers a fixed number of tokens, what its cache has room for. Parts of layers have no
+    such number: a graph would compute every token, and save nothing.
+    """
     wrong = {
-        "target": contract.target in ("mlp", "attention+mlp"),
-        "skipped_kv": contract.skipped_kv == "own",
-        "skip_branch": contract.skip_branch == "adapter",
-        "level": contract.level == "sequence",
+        "target": (contract.target in ("mlp", "attention+mlp"), "nothing bounds the tokens that run the MLP"),
+        "skipped_kv": (contract.skipped_kv == "own", "here every token has an entry"),
+        "skip_branch": (contract.skip_branch == "adapter", "nothing bounds the tokens that take the branch"),
+        "level": (contract.level == "sequence", "a sequence runs with all of its tokens or none"),
     }
-    for name, found in wrong.items():
+    for name, (found, why) in wrong.items():
         if found:
             raise DynexportError(
-                f"{name}: expected {Mod.model_fields[name].default} for {what}, whose graphs have no condition around "
-                f"parts of a layer, found {getattr(contract, name)}; convert for ONNX Runtime without --static"
+                f"{name}: expected {Mod.model_fields[name].default} for {what}, whose layers gather as many tokens as "
+                f"their caches have room for, found {getattr(contract, name)}: {why}, so that all would be computed; "
+                "convert for ONNX Runtime without --static"
             )
     if contract.router.kind != "linear" and what != "--static":
         raise DynexportError(f"router.kind: expected linear for {what}, found {contract.router.kind}")
