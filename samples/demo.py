@@ -19,7 +19,8 @@ from rich.table import Table
 
 from dynexport.runtime import Speculation
 
-ROUTED = Path(__file__).resolve().parent / "training" / "checkpoints" / "mod"
+TRAINING = Path(__file__).resolve().parent / "training"
+ROUTED, ADAPTER = TRAINING / "checkpoints" / "mod", TRAINING / "adapters" / "smollm2-skip"
 PROMPT = "Is this a dagger which I see before me, the handle toward my hand?"
 # Ratios that skip one layer, three layers, a half and two thirds of the layers.
 SPEEDUPS = ("1.03", "1.11", "2", "3")
@@ -85,6 +86,7 @@ def main() -> None:
     dynexport("bench", bundle, "--json", str(bench))
     dynexport("eval", bundle, "--text", text, "--max-tokens", "1024", "--json", str(evaluation))
     show_table(bench, evaluation)
+    show_adapted(model, text, output)
     show_routing(output)
 
 
@@ -93,6 +95,13 @@ def show_drafts(bundle: Path, picture: Path) -> None:
     command = f"\n$ python samples/drafts.py {shlex.quote(str(bundle))} --picture {shlex.quote(str(picture))}"
     Console().print(command, style="bold cyan", markup=False, soft_wrap=True)
     print(drafts.show(bundle, picture, Speculation()))
+
+
+def show_adapted(model: str, text: str, output: Path) -> None:
+    """Convert with an adapter that was trained for fewer layers, and measure perplexity again."""
+    bundle = str(output / "adapted")
+    dynexport("convert", model, "--adapter", str(ADAPTER), "--no-golden", "-o", bundle)
+    dynexport("eval", bundle, "--text", text, "--max-tokens", "1024")
 
 
 def show_routing(output: Path) -> None:

