@@ -23,6 +23,7 @@ _ABOUT_THE_FILE = (
     "model_type",
     "name_or_path",
     "task_specific_params",
+    "tokenizer_name",
     "torch_dtype",
     "transformers.js_config",
     "transformers_version",
@@ -60,10 +61,13 @@ _TRAINING = (
     "dropout",
     "effective_expected_depth",
     "emb_pdrop",
+    "embedding_fraction",
     "embd_pdrop",
     "embedding_dropout",
     "hidden_dropout",
     "hidden_dropout_prob",
+    "init_config",
+    "init_device",
     "init_orthogonal",
     "init_std",
     "init_strategy",
@@ -82,6 +86,7 @@ _TRAINING = (
     "router_jitter_noise",
     "sampling_scheme",
     "test_time_noise_type",
+    "verbose",
     "weight_decay",
 )
 # Fields of heads for other tasks; a causal language model does not have their weights.
@@ -101,11 +106,12 @@ _OTHER_HEADS = (
 )
 # Fields that transformers does not read: old names of lengths; Megatron's training settings in bloom; sizes for which
 # gpt2, opt, bloom and gpt_neox have other names, or which do not apply to them (they have no grouped key heads);
-# settings of windows of other families, which the config.json of SmolLM3 has; and, in openelm, the length of a table of
-# rotary angles that grows as needed.
+# settings of windows of other families, which the config.json of SmolLM3 has; in openelm, the length of a table of
+# rotary angles that grows as needed; and a switch for positions that mpt does without.
 _UNREAD_BY_TRANSFORMERS = (
     "_sliding_window_pattern",
     "intermediate_size",
+    "learned_pos_emb",
     "max_sequence_length",
     "max_window_layers",
     "model_max_length",

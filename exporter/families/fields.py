@@ -128,6 +128,6 @@ class Fields:
             is_off = value is None or value is False or value in ([], {}, "")
             if name not in self.asked and name not in HARMLESS and not is_off:
                 raise DynexportError(
-                    f"config.json ({self.family}): {name:.80}: expected no such field, as it may change what the model "
-                    f"computes, found {value!r:.80}; if it does not, remove it from config.json"
+                    f"config.json ({self.family}): {self._prefix}{name:.80}: expected no such field, as it may change "
+                    f"what the model computes, found {value!r:.80}; if it does not, remove it from config.json"
                 )

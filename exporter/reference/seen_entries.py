@@ -41,7 +41,8 @@ class SeenEntries(ABC):
         twice = decoder.pick(call, 0, 1, each, each.repeat(2))
         together = (calls[:, None] == calls) & (calls != ALONE)
         mask = decoder.mask(twice)
-        unseen = False if mask.dtype == torch.bool else torch.finfo(mask.dtype).min
+        # A token sees itself: boolean masks are true where a token is seen, those of MPT where it is not.
+        unseen = ~mask[..., 0, 0].any() if mask.dtype == torch.bool else torch.finfo(mask.dtype).min
         mask = mask.masked_fill(~torch.cat([together, ~together], dim=1), unseen)
         return decoder.with_cache(decoder.with_mask(twice, mask), _Shown(self, row, place))
 
@@ -57,6 +58,10 @@ class _Shown:
     entries: SeenEntries
     row: int
     place: int | None
+
+    def get_seq_length(self, *_: Any) -> int:
+        """Return 0, the number of tokens before those of the call."""
+        return 0
 
     def update(self, keys: Any, values: Any, layer: int, *_: Any, **__: Any) -> tuple[Any, Any]:
         """Take new keys and values [1, kv_heads, tokens, head_dim] and return those to attend to, twice as many."""

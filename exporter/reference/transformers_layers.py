@@ -17,6 +17,7 @@ from typing import Any
 
 from dynexport.exporter.reference.experts import fixed_shapes
 from dynexport.exporter.reference.layer_calls import Call, Place
+from dynexport.exporter.reference.mpt_bias import bias_by_tokens
 from dynexport.exporter.reference.norms import is_norm, noted_calls
 from dynexport.runtime.bundle.errors import DynexportError
 
@@ -55,6 +56,7 @@ class DecoderLayers:
         Raises:
             DynexportError: when this version of transformers calls layers in an unknown way.
         """
+        bias_by_tokens(model)
         self._model = model
         self.modules = find_layers(model)[1]
         longest = min(3, getattr(model.config, "max_position_embeddings", None) or 3)

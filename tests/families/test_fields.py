@@ -17,6 +17,7 @@ from tiny_models import FAMILIES, LAYERS, VARIANTS
 from dynexport.exporter.families import asked_fields, families, read_architecture
 from dynexport.exporter.families.architecture import Architecture, Rotary
 from dynexport.exporter.families.fields import ACTIVATIONS
+from dynexport.exporter.reference import own_models
 from dynexport.runtime.bundle.errors import DynexportError
 
 MISSING = object()
@@ -109,6 +110,7 @@ REQUIRED = {
     **dict.fromkeys(("gpt_bigcode", "gptj", "codegen"), ("n_embd", "n_layer", "n_head", "vocab_size")),
     "opt": ("hidden_size", "num_hidden_layers", "num_attention_heads", "ffn_dim", "vocab_size"),
     "openelm": ("model_dim", "num_transformer_layers", "head_dim", "vocab_size"),
+    "mpt": ("d_model", "n_heads", "n_layers", "max_seq_len", "vocab_size"),
     "nemotron-nas": ("hidden_size", "num_hidden_layers", "num_attention_heads", "vocab_size"),
 }
 USUAL = ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "vocab_size")
@@ -215,6 +217,7 @@ def test_a_short_config_means_what_transformers_makes_of_it(name: str, saved_mod
 @pytest.mark.parametrize("family", sorted({*families()} - {"nemotron-nas"}))  # without its blocks it is no model
 def test_an_empty_config_means_what_transformers_makes_of_it(family: str) -> None:
     transformers = pytest.importorskip("transformers")
+    own_models.register(family)
     default = transformers.AutoConfig.for_model(family).to_dict()
     same(read_architecture({"model_type": family}), read_architecture(default))
 

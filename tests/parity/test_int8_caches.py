@@ -37,7 +37,7 @@ FORMS: dict[str, tuple[str, dict[str, Any]]] = {
     "early exit": ("early-exit-prompt-exit", {}),
 }
 # A window, a window with a softcap, ALiBi, half rotated heads with packed weights, normed keys, padded heads.
-FAMILIES = ("mistral", "gemma2", "bloom", "phi3", "qwen3", "llama-narrow")
+FAMILIES = ("mistral", "gemma2", "bloom", "mpt", "phi3", "qwen3", "llama-narrow")
 
 
 @pytest.fixture(scope="module")
