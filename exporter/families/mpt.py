@@ -29,23 +29,24 @@ _ONLY_ATTENTION = {
 }
 
 
-def _attention(fields: Fields) -> Fields:
-    """Return the fields of ``attn_config``, after a check that all of them are known."""
+def _attention(fields: Fields) -> dict[str, float | None]:
+    """Return what ``attn_config`` says, after a check that all of its fields are known."""
     values = fields.get("attn_config", {})
     if not isinstance(values, dict):
         raise fields.error("attn_config", values, "an object")
     attention = fields.within("attn_config: ", values)
     for name, value in {**NEUTRAL, **_ONLY_ATTENTION}.items():
         attention.only(name, value)
-    for name in ("attn_impl", "softmax_scale", "clip_qkv"):
-        attention.get(name)
+    found = {
+        "qkv_clip": attention.optional_number("clip_qkv"),
+        "attention_scale": attention.optional_number("softmax_scale"),
+    }
     attention.check_known()
-    return attention
+    return found
 
 
 def _read(fields: Fields) -> Architecture:
-    hidden, layers = fields.integer("d_model"), fields.layers("n_layers")
-    heads, attention = fields.integer("n_heads"), _attention(fields)
+    hidden, heads, layers = fields.integer("d_model"), fields.integer("n_heads"), fields.layers("n_layers")
     for name, value in _ONLY.items():
         fields.only(name, value)
     return layer_norm_like(
@@ -53,13 +54,12 @@ def _read(fields: Fields) -> Architecture:
         hidden_size=hidden,
         heads=heads,
         layers=layers,
+        **_attention(fields),
         intermediate_size=4 * hidden,
         max_length=fields.integer("max_seq_len"),
         positions=Alibi(heads),
         norm_epsilon=fields.number("layer_norm_epsilon"),
         activation="gelu",
-        qkv_clip=attention.optional_number("clip_qkv"),
-        attention_scale=attention.optional_number("softmax_scale"),
         sources=without_bias(renamed(layers, _OUTER, _INNER, "transformer.blocks.{i}."), "norm"),
     )
 
