@@ -1,6 +1,6 @@
 """Train a LoRA adapter with which a dense model runs fewer layers: self-distillation on text that it wrote itself.
 
-    python samples/training/adapt.py skip MODEL build/selftext -o build/adapter --kept 27 24 20 30
+    python samples/training/adapt.py skip MODEL build/selftext -o build/adapter --order 5 4 17 3 16 25 --kept 27 24
     python samples/training/adapt.py exit MODEL build/selftext -o build/adapter --exits 6
     python samples/training/adapt.py mod MODEL build/selftext -o build/adapter --capacity 0.5
 
@@ -182,7 +182,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("text", type=Path, help="directory with the text that the model wrote itself (selftext.py)")
     parser.add_argument("-o", "--output", type=Path, required=True)
     parser.add_argument("--order", type=int, nargs="+", help="skip: layers in the order in which they are left out")
-    parser.add_argument("--kept", type=int, nargs="+", default=[27, 27, 24, 24, 20, 30], help="skip: kept layers")
+    parser.add_argument("--kept", type=int, nargs="+", default=[27, 24], help="skip: kept layers")
     parser.add_argument("--exits", type=int, nargs="+", default=[6], help="exit: layers before an exit")
     parser.add_argument("--capacity", type=float, default=0.5, help="mod: share of tokens that a routed layer runs")
     parser.add_argument("--rank", type=int, default=8)
@@ -195,7 +195,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--bf16", action="store_true", help="multiply in bfloat16 where PyTorch does so by itself")
     how = parser.parse_args()
     if how.objective == "skip" and how.order is None:
-        parser.error("skip: expected --order, the layers to leave out (dynexport profile finds them), found none")
+        parser.error("skip: expected --order, the layers to leave out (order.py finds them), found none")
     return how
 
 
