@@ -9,6 +9,8 @@ from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 
+import onnx
+import onnx_ir as ir
 import pytest
 from hypothesis import settings
 from tiny_models import FAMILIES, VARIANTS, save_model
@@ -22,6 +24,21 @@ if os.environ.get("CI"):
 
 # The collector of cycles would look at thousands of tests, and at all of PyTorch, again and again.
 gc.disable()
+
+# onnxscript asks for an operator's signature at every node, and onnx-ir makes it from the schema each time: a quarter
+# of the time of a conversion, of which the suite makes thousands.
+_signature = ir.schemas.OpSignature.from_op_schema
+_signatures: dict[tuple[str, str, int], ir.schemas.OpSignature] = {}
+
+
+def _remembered(schema: onnx.defs.OpSchema) -> ir.schemas.OpSignature:
+    key = schema.domain, schema.name, schema.since_version
+    if key not in _signatures:
+        _signatures[key] = _signature(schema)
+    return _signatures[key]
+
+
+ir.schemas.OpSignature.from_op_schema = staticmethod(_remembered)
 
 # Tests that start servers and processes, or send signals: on a machine that is busy with other things, one may take
 # longer than its test waits. Such a test runs once more if it fails; pytest lists it as rerun.
