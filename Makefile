@@ -63,10 +63,13 @@ test: $(VENV)/.inputs check suite $(if $(HEADERS),cpp,without-cpp) ## lint, type
 without-cpp:
 	@echo "== not tested: the C++ runtime, whose packages are not installed (runtime/cpp/install-packages.sh)"
 
+# Two processes, a thread each.
+PYTEST = OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist worksteal
+
 .PHONY: suite
 suite: $(VENV)/.inputs
 	@echo "== running the suite"
-	$(BIN)/pytest -n 2 --dist worksteal
+	$(PYTEST)
 
 $(VENV)/.browser: $(VENV)/.installed
 	@echo "== installing a headless Chromium, if there is none, and what drives it"
@@ -127,7 +130,7 @@ scale: $(VENV)/.scale
 	$(BIN)/pytest tests/scale
 
 coverage: $(VENV)/.inputs ## the suite, and which lines it runs: takes more than twice as long on Python 3.11
-	$(BIN)/pytest -n 2 --dist worksteal --cov --cov-report=term
+	$(PYTEST) --cov --cov-report=term
 
 # Where the C++ runtime is built. SANITIZE=address,undefined or thread builds it with sanitizers.
 CPP_BUILD ?= build/cpp
@@ -149,10 +152,10 @@ operators: ## build the CPU operators' kernels, which both runtimes then use (pa
 
 cpp: $(VENV)/.inputs cpp-build operators ## build the C++ runtime, its service and the CPU operators, and test them against Python and numpy (packages: as for operators)
 	@echo "== testing the CPU operators"
-	$(BIN)/pytest -n 2 --dist worksteal tests/operators
+	$(PYTEST) tests/operators
 	@echo "== testing the C++ runtime"
 	ctest --test-dir $(CPP_BUILD) --output-on-failure
-	DYNEXPORT_CPP=$(CPP_BUILD) $(BIN)/pytest -n 2 --dist worksteal tests/cpp
+	DYNEXPORT_CPP=$(CPP_BUILD) $(PYTEST) tests/cpp
 
 cpp-tidy: cpp-build ## clang-tidy over the C++ code; findings are errors
 	@echo "== running clang-tidy (a few minutes)"
