@@ -20,6 +20,8 @@ from rich.table import Table
 from dynexport.runtime import Speculation
 
 TRAINING = Path(__file__).resolve().parent / "training"
+# Answers of SmolLM2 to other questions, which a table of drafts is learned from (samples/training/selftext.py).
+ANSWERS = Path(__file__).resolve().parent / "answers.txt"
 ROUTED, ADAPTER = TRAINING / "checkpoints" / "mod", TRAINING / "adapters" / "smollm2-skip"
 PROMPT = "Is this a dagger which I see before me, the handle toward my hand?"
 # Ratios that skip one layer, three layers, a half and two thirds of the layers.
@@ -82,7 +84,9 @@ def main() -> None:
     dynexport("convert", model, "--strategy", "unified-skip", "--rule", "balanced", *ratios, "-o", bundle)
     dynexport("verify", bundle, "--against", model)
     dynexport("run", bundle, "--chat", "--prompt", "What is the capital of France?", "--speedup", "1")
-    show_drafts(Path(bundle), output / "drafts.svg")
+    dynexport("calibrate", bundle, "--ngrams", str(ANSWERS))
+    show_drafts(Path(bundle), drafts.QUESTION, output / "drafts-question.svg")
+    show_drafts(Path(bundle), drafts.CORRECTION, output / "drafts-correction.svg")
     dynexport("bench", bundle, "--json", str(bench))
     dynexport("eval", bundle, "--text", text, "--max-tokens", "1024", "--json", str(evaluation))
     show_table(bench, evaluation)
@@ -90,11 +94,11 @@ def main() -> None:
     show_routing(output)
 
 
-def show_drafts(bundle: Path, picture: Path) -> None:
-    """Time an answer that quotes its prompt with drafts and without, and draw which drafts were accepted."""
-    command = f"\n$ python samples/drafts.py {shlex.quote(str(bundle))} --picture {shlex.quote(str(picture))}"
-    Console().print(command, style="bold cyan", markup=False, soft_wrap=True)
-    print(drafts.show(bundle, picture, Speculation()))
+def show_drafts(bundle: Path, prompt: str, picture: Path) -> None:
+    """Time an answer with drafts and without, and draw which drafts were accepted."""
+    words = ["python", "samples/drafts.py", str(bundle), "--prompt", prompt, "--picture", str(picture)]
+    Console().print(f"\n$ {shlex.join(words)}", style="bold cyan", markup=False, soft_wrap=True)
+    print(drafts.show(bundle, prompt, picture, Speculation()))
 
 
 def show_adapted(model: str, text: str, output: Path) -> None:

@@ -1,6 +1,6 @@
 """Answer a prompt with drafts and without, in turn: compare the text, time both, and draw what became of each draft.
 
-python samples/drafts.py BUNDLE --picture drafts.svg
+python samples/drafts.py BUNDLE --prompt "Explain why the sky is blue." --picture drafts.svg
 """
 
 from __future__ import annotations
@@ -16,7 +16,9 @@ from svg import Picture
 
 from dynexport.runtime import Generation, Model, Piece, Speculation, load
 
-PROMPT = (
+# An answer to the first is new text; an answer to the second quotes its prompt.
+QUESTION = "Explain why the sky is blue."
+CORRECTION = (
     "Correct the spelling of this text and print all of it: The harbour of the old town was bilt in 1721 by Dutch "
     "enginers, who drained the marshes to the north and raised a wall of granite along the river. The wall still "
     "stands, and ships still tie up to its iron rings."
@@ -106,10 +108,10 @@ def picture(found: Sequence[Token], title: str) -> str:
     return image.svg()
 
 
-def show(bundle: Path, path: Path, speculation: Speculation, threads: int | None = None) -> str:
+def show(bundle: Path, prompt: str, path: Path, speculation: Speculation, threads: int | None = None) -> str:
     """Time a bundle with drafts and without, draw its drafts into a file, and return the result as a line."""
     model = load(bundle, threads=threads)
-    ratios, pieces, same = compared(model, PROMPT, speculation)
+    ratios, pieces, same = compared(model, prompt, speculation)
     found = tokens(model, pieces)
     accepted, rejected = sum(token.accepted for token in found), sum(token.draft is not None for token in found)
     rejected -= accepted
@@ -130,11 +132,12 @@ def main() -> None:
     """Run the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("bundle", type=Path)
+    parser.add_argument("--prompt", default=CORRECTION)
     parser.add_argument("--picture", type=Path, default=Path("drafts.svg"))
     parser.add_argument("--most", type=int, default=8)
     parser.add_argument("--threads", type=int)
     how = parser.parse_args()
-    print(show(how.bundle, how.picture, Speculation(how.most), how.threads))
+    print(show(how.bundle, how.prompt, how.picture, Speculation(how.most), how.threads))
 
 
 if __name__ == "__main__":
