@@ -17,7 +17,7 @@ class Ngrams(Part):
     """A table that says which token is likeliest to follow some tokens, as ``dynexport calibrate --ngrams`` learned it.
 
     Attributes:
-        file: its file, one of ``files`` (n-gram table).
+        file: its file, one of ``files`` ("The n-gram table").
         entries: number of contexts that are stored.
         tokens: number of tokens of the text that it was learned from.
         acceptance: share of the drafts of a fifth of the text, not learned from, that were right; 0 if there were none.

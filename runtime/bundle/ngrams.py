@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from array import array
 from bisect import bisect_left
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -23,20 +23,21 @@ _FACTOR, _SHIFT, _BITS = 0x9E3779B97F4A7C15, 29, (1 << 64) - 1
 
 def context_keys(contexts: Array) -> Array:
     """Return the keys of contexts of one length, uint64 [contexts], from their ids, int64 [contexts, length]."""
-    keys = np.full(len(contexts), contexts.shape[1] * _FACTOR & _BITS, np.uint64)
-    for ids in contexts.T:
+    keys = np.full(len(contexts), _FACTOR, np.uint64)
+    for ids in contexts.T[::-1]:
         keys = (keys ^ ids.astype(np.uint64)) * np.uint64(_FACTOR)
         keys ^= keys >> np.uint64(_SHIFT)
     return keys
 
 
-def context_key(context: Iterable[int], length: int) -> int:
-    """Return the key of one context of ``length`` ids."""
-    key = length * _FACTOR & _BITS
-    for token in context:
+def end_keys(ids: Sequence[int]) -> list[int]:
+    """Return the keys of the last id, of the last two, .., of all."""
+    key, keys = _FACTOR, []
+    for token in reversed(ids):
         key = ((key ^ token) * _FACTOR) & _BITS
         key ^= key >> _SHIFT
-    return key
+        keys.append(key)
+    return keys
 
 
 class NgramTable:
@@ -50,6 +51,9 @@ class NgramTable:
 
     def __init__(self, keys: Array, tokens: Array, parts: Array) -> None:
         self._keys = array("Q", keys.astype(np.uint64).tobytes())
+        # Keys are spread evenly: where those with the same first 16 bits begin.
+        first = np.searchsorted(keys, np.arange(1 << 16, dtype=np.uint64) << np.uint64(48))
+        self._first = [*first.tolist(), len(keys)]
         self._tokens = array("i", tokens.astype(np.int32).tobytes())
         self._parts = parts.astype(np.uint8).tobytes()
 
@@ -62,10 +66,10 @@ class NgramTable:
         Args:
             ids: at most the last four token ids of a text.
         """
-        for length in range(len(ids), 0, -1):
-            key = context_key(ids[-length:], length)
-            place = bisect_left(self._keys, key)
-            if place < len(self._keys) and self._keys[place] == key:
+        for key in reversed(end_keys(ids)):
+            after = self._first[(key >> 48) + 1]
+            place = bisect_left(self._keys, key, self._first[key >> 48], after)
+            if place < after and self._keys[place] == key:
                 return self._tokens[place], self._parts[place] / PARTS
         return None
 
@@ -118,4 +122,4 @@ class NgramTable:
         return cls(keys, tokens, parts)
 
 
-__all__ = ["ENTRY_BYTES", "LONGEST_CONTEXT", "PARTS", "NgramTable", "context_key", "context_keys"]
+__all__ = ["ENTRY_BYTES", "LONGEST_CONTEXT", "PARTS", "NgramTable", "context_keys", "end_keys"]

@@ -109,7 +109,9 @@ class Trust:
         return (self._came + self._before * known) / (self._expected + self._before)
 
 
-def best_count(chances: Sequence[Sequence[float]], calls: CallTimes, draft_share: float) -> int:
+def best_count(
+    chances: Sequence[Sequence[float]], calls: CallTimes, draft_share: float, least_gain: float = 1.0
+) -> int:
     """Return how many tokens to draft for every row, so that tokens per second are expected to be most.
 
     A row yields 1 + p1 + .. + pk tokens from k drafts, of which the first i are all accepted with probability pi
@@ -119,6 +121,7 @@ def best_count(chances: Sequence[Sequence[float]], calls: CallTimes, draft_share
         chances: per row and draft that it may have, the probability that it and all before it are accepted.
         calls: times of the full model's calls.
         draft_share: time of one draft of all rows, as a share of a plain step's; 0 if drafts cost nothing.
+        least_gain: how many times as many tokens a second drafts must promise, to be made at all.
 
     Returns:
         The largest number of drafts of a row; a row that may have fewer has fewer. 0 before a step's time is known.
@@ -133,7 +136,9 @@ def best_count(chances: Sequence[Sequence[float]], calls: CallTimes, draft_share
             tokens += len(chances)  # rows with fewer drafts are padded
             expected += sum(row[count - 1] for row in chances if len(row) >= count)
         speed = expected / (calls.of(tokens) + count * draft_share * plain)
-        if speed > most:
+        if not count:
+            most = speed * least_gain
+        elif speed > most:
             best, most = count, speed
     return best
 

@@ -34,10 +34,16 @@ class NgramLookup:
         self._trust = Trust(_FORGOTTEN_BY_MODEL, _BEFORE_MODEL)
 
     def proposals(self, rows: Sequence[DraftedRow], most: Sequence[int]) -> list[Proposal]:
-        """Return what followed each row's last tokens before, or what the table foresees."""
+        """Return what followed each row's last tokens before, or what the table foresees.
+
+        Several rows are not drafted for by the table: their calls are no longer bound by reading weights, and a further
+        token costs more than such drafts yield (docs/speculation.md has the figures).
+        """
+        own = self._own.proposals(rows, most)
+        if len(rows) > 1:
+            return own
         for row in rows:
             self._compare(row.known)
-        own = self._own.proposals(rows, most)
         return [self._better(each, row.known, limit) for each, row, limit in zip(own, rows, most, strict=True)]
 
     def drafts(

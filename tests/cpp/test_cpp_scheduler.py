@@ -385,7 +385,7 @@ def test_drafts_change_no_token_and_no_text(run: Run, form: str, draft: str | No
 
 
 def test_drafts_of_a_table_are_python_s(run: Run, tmp_path: Path) -> None:
-    """Rows together, every step with all drafts: the same tokens drafted in the same places."""
+    """Row by row, every step with all drafts: the same tokens drafted in the same places."""
     plain = model_of("skip-plugins")
     prompts = [[5, 6, 7] * (index + 1) for index in range(3)]
     answers = plain.generate(prompts, max_new_tokens=30, depth="full")
@@ -396,10 +396,11 @@ def test_drafts_of_a_table_are_python_s(run: Run, tmp_path: Path) -> None:
     stored = store_ngrams(Bundle.open(path), learned, 60)
     model = Model(Bundle.open(path), threads=1)
     requests: list[Json] = [{"prompt": prompt, "max_new_tokens": 30, "depth": "full"} for prompt in prompts]
-    made = pieces_of(cpp(run, model, requests=requests, together=True, speculation={"most": 6, "always": True}))
-    stream = model.stream(prompts, max_new_tokens=30, depth="full", speculation=Speculation(6, always=True))
-    expected = sorted(([piece.row, piece.token, piece.draft] for piece in stream), key=lambda piece: int(piece[0]))
-    assert [[row, token, draft] for row, token, *_, draft, _ in made] == expected
+    made = pieces_of(cpp(run, model, requests=requests, alone=True, speculation={"most": 6, "always": True}))
+    how = Speculation(6, always=True)
+    streams = [model.stream([prompt], max_new_tokens=30, depth="full", speculation=how) for prompt in prompts]
+    expected = [[number, piece.token, piece.draft] for number, stream in enumerate(streams) for piece in stream]
+    assert [[number, token, draft] for _, token, *_, draft, number in made] == expected
     assert sum(token == draft for _, token, draft in expected) > 20
     replace_file(path, stored.file, (path / stored.file).read_bytes()[:-1])
     with pytest.raises(DynexportError) as refused:

@@ -2,6 +2,7 @@
 #include "bundle/ngrams.hpp"
 
 #include <algorithm>
+#include <array>
 #include <functional>
 
 #include "dynexport/error.hpp"
@@ -14,15 +15,6 @@ constexpr double kParts = 255;
 constexpr std::size_t kKeyBytes = 8, kTokenBytes = 4, kEntryBytes = kKeyBytes + kTokenBytes + 1;
 constexpr std::uint64_t kFactor = 0x9E3779B97F4A7C15u;
 constexpr int kShift = 29;
-
-std::uint64_t context_key(const std::int64_t* ids, std::size_t count) {
-  std::uint64_t key = count * kFactor;
-  for (std::size_t i = 0; i < count; ++i) {
-    key = (key ^ static_cast<std::uint64_t>(ids[i])) * kFactor;
-    key ^= key >> kShift;
-  }
-  return key;
-}
 
 std::uint64_t little_endian(const char* bytes, std::size_t count) {
   std::uint64_t value = 0;
@@ -65,10 +57,16 @@ std::unique_ptr<const NgramTable> NgramTable::of_bundle(const Bundle& bundle) {
 }
 
 std::optional<NgramTable::Said> NgramTable::likeliest(const std::int64_t* ids, std::size_t count) const {
-  for (std::size_t length = count; length > 0; --length) {
-    const std::uint64_t key = context_key(ids + (count - length), length);
-    const auto found = std::lower_bound(keys_.begin(), keys_.end(), key);
-    if (found == keys_.end() || *found != key) continue;
+  std::array<std::uint64_t, kLongestContext> keys = {};  // of the last id, of the last two, ..
+  std::uint64_t key = kFactor;
+  for (std::size_t length = 0; length < count; ++length) {
+    key = (key ^ static_cast<std::uint64_t>(ids[count - 1 - length])) * kFactor;
+    key ^= key >> kShift;
+    keys[length] = key;
+  }
+  for (std::size_t length = count; length-- > 0;) {
+    const auto found = std::lower_bound(keys_.begin(), keys_.end(), keys[length]);
+    if (found == keys_.end() || *found != keys[length]) continue;
     const auto place = static_cast<std::size_t>(found - keys_.begin());
     return Said{tokens_[place], parts_[place] / kParts};
   }

@@ -57,7 +57,8 @@ void Acceptance::add(std::int64_t drafted, std::int64_t accepted, bool foreseen)
     rate_ += kLatestDraft * ((tried < accepted ? 1.0 : 0.0) - rate_);
 }
 
-std::int64_t best_count(const std::vector<std::vector<double>>& chances, const CallTimes& calls, double draft_share) {
+std::int64_t best_count(const std::vector<std::vector<double>>& chances, const CallTimes& calls, double draft_share,
+                        double least_gain) {
   const auto rows = static_cast<std::int64_t>(chances.size());
   const double plain = calls.of(rows);
   if (plain == 0) return 0;
@@ -72,7 +73,11 @@ std::int64_t best_count(const std::vector<std::vector<double>>& chances, const C
         if (row.size() >= count) expected += row[count - 1];
     }
     const double speed = expected / (calls.of(tokens) + static_cast<double>(count) * draft_share * plain);
-    if (speed > most) best = static_cast<std::int64_t>(count), most = speed;
+    if (count == 0) {
+      most = speed * least_gain;
+    } else if (speed > most) {
+      best = static_cast<std::int64_t>(count), most = speed;
+    }
   }
   return best;
 }

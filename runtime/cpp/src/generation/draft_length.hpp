@@ -65,7 +65,9 @@ class Trust {
 
 // The largest number of drafts of a row by which tokens per second are expected to be most. ``chances``: per row and
 // draft that it may have, the probability that it and all before it are accepted; ``draft_share``: the time of one
-// draft of all rows, as a share of a plain step's.
-std::int64_t best_count(const std::vector<std::vector<double>>& chances, const CallTimes& calls, double draft_share);
+// draft of all rows, as a share of a plain step's; ``least_gain``: how many times as many tokens a second drafts must
+// promise, to be made at all.
+std::int64_t best_count(const std::vector<std::vector<double>>& chances, const CallTimes& calls, double draft_share,
+                        double least_gain);
 
 }  // namespace dynexport

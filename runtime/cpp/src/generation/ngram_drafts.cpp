@@ -22,8 +22,9 @@ NgramLookup::NgramLookup(std::unique_ptr<const NgramTable> table)
     : table_(std::move(table)), trust_(kForgottenByModel, kBeforeModel) {}
 
 Proposals NgramLookup::proposals(const Rows& rows, const Counts& most) {
-  for (const SpeculatedRow& row : rows) compare(*row.known);
   Proposals found = own_.proposals(rows, most);
+  if (rows.size() > 1) return found;  // a further token of their calls costs more than such drafts yield
+  for (const SpeculatedRow& row : rows) compare(*row.known);
   for (std::size_t place = 0; place < rows.size(); ++place) {
     const bool own = !found[place].chances.empty();
     const double enough = own ? found[place].chances.front() * kMuchLikelier : 0;
