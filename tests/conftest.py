@@ -9,6 +9,9 @@ from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 
+import onnx
+import onnx_ir as ir
+import onnxruntime
 import pytest
 from hypothesis import settings
 from tiny_models import FAMILIES, VARIANTS, save_model
@@ -22,6 +25,32 @@ if os.environ.get("CI"):
 
 # The collector of cycles would look at thousands of tests, and at all of PyTorch, again and again.
 gc.disable()
+
+# Where two processes run the suite on two cores, second threads of one would take the core from the other: a tenth of
+# the time. A test that names a number of threads has them.
+if "PYTEST_XDIST_WORKER" in os.environ:
+
+    class _OneThread(onnxruntime.SessionOptions):
+        def __init__(self) -> None:
+            super().__init__()
+            self.intra_op_num_threads = 1
+
+    onnxruntime.SessionOptions = _OneThread
+
+# onnxscript asks for an operator's signature at every node, and onnx-ir makes it from the schema each time: a quarter
+# of the time of a conversion, of which the suite makes thousands.
+_signature = ir.schemas.OpSignature.from_op_schema
+_signatures: dict[tuple[str, str, int], ir.schemas.OpSignature] = {}
+
+
+def _remembered(schema: onnx.defs.OpSchema) -> ir.schemas.OpSignature:
+    key = schema.domain, schema.name, schema.since_version
+    if key not in _signatures:
+        _signatures[key] = _signature(schema)
+    return _signatures[key]
+
+
+ir.schemas.OpSignature.from_op_schema = staticmethod(_remembered)
 
 # Tests that start servers and processes, or send signals: on a machine that is busy with other things, one may take
 # longer than its test waits. Such a test runs once more if it fails; pytest lists it as rerun.

@@ -27,7 +27,7 @@ from dynexport.exporter.bundle.precision import (
 from dynexport.exporter.bundle.sensitive import choose_sensitive
 from dynexport.exporter.bundle.text_checks import text_checks
 from dynexport.exporter.bundle.ties import tied_as_stored
-from dynexport.exporter.bundle.weights import Pack, WeightFile, WeightReader
+from dynexport.exporter.bundle.weights import Changes, Pack, WeightFile, WeightReader
 from dynexport.exporter.bundle.writer import replacing
 from dynexport.exporter.checkpoint.sizes import check_sizes
 from dynexport.exporter.families import find_family, read_architecture
@@ -105,7 +105,7 @@ def convert(model: str | Path, output: str | Path, options: ConvertOptions | Non
     with replacing(output) as part:
         written = _write(part, built, options, texts)
     manifest = written.manifest
-    matrices = stored_matrices(reader, [modules for _, modules in built.graphs], written.errors)
+    matrices = stored_matrices(reader, [modules for _, modules in built.graphs], written.changes)
     notes = (
         *checkpoint.notes,
         *_rope_notes(reader.architecture),
@@ -221,19 +221,19 @@ def _texts(options: ConvertOptions, files: Mapping[str, bytes]) -> _Texts:
 
 @dataclass(frozen=True)
 class _Written:
-    """A bundle's files: its manifest, its golden rows or why there are none, ``WeightFile.errors``, and notes."""
+    """A bundle's files: its manifest, its golden rows or why there are none, ``WeightFile.changes``, and notes."""
 
     manifest: m.Manifest
     rows: int
     note: str
-    errors: dict[str, float]
+    changes: Changes
     notes: tuple[str, ...]
 
 
 def _write(part: Path, built: _Built, options: ConvertOptions, texts: _Texts) -> _Written:
     """Write all files of a bundle."""
     checkpoint, notes = built.reader.checkpoint, []
-    manifest, errors = _write_graphs(part, built, options)
+    manifest, changes = _write_graphs(part, built, options)
     if texts.inputs is not None:
         # The PyTorch reference is made for a bundle's manifest, so the bundle is written once before.
         calibrated = Calibrated(built.reader, manifest, [modules for _, modules in built.graphs], texts.inputs)
@@ -242,7 +242,7 @@ def _write(part: Path, built: _Built, options: ConvertOptions, texts: _Texts) ->
             target = options.open_target(kept=chosen.kept)
             graphs = _graphs(built.reader, built.architecture, target, built.contract, built.plans)
             built, notes = replace(built, target=target, graphs=graphs), [chosen.note]
-        manifest, errors = _write_graphs(part, built, options, calibrated.pack)
+        manifest, changes = _write_graphs(part, built, options, calibrated.pack)
     if texts.scales is not None:
         manifest = with_int8_caches(
             part, manifest, [graph for graph, _ in built.graphs], texts.scales, built.architecture
@@ -255,7 +255,7 @@ def _write(part: Path, built: _Built, options: ConvertOptions, texts: _Texts) ->
     source = manifest.source.model_copy(update={"adapter": adapter})
     manifest = manifest.model_copy(update={"files": {**manifest.files, **files}, "source": source})
     (part / m.MANIFEST).write_text(manifest.model_dump_json(indent=1) + "\n")
-    return _Written(manifest, rows, note, errors, tuple(notes))
+    return _Written(manifest, rows, note, changes, tuple(notes))
 
 
 def _limited(architecture: Architecture, max_length: int | None) -> Architecture:
@@ -288,11 +288,11 @@ def _rope_notes(architecture: Architecture) -> tuple[str, ...]:
 
 def _write_graphs(
     part: Path, built: _Built, options: ConvertOptions, pack: Pack | None = None
-) -> tuple[m.Manifest, dict[str, float]]:
+) -> tuple[m.Manifest, Changes]:
     """Write every graph and their shared weight file.
 
     Returns:
-        The manifest, which does not list other files yet, and the errors of ``WeightFile``.
+        The manifest, which does not list other files yet, and ``WeightFile.changes``.
     """
     reader, target, contract, plans, depths = built.reader, built.target, built.contract, built.plans, built.kept
     checkpoint, architecture = reader.checkpoint, built.architecture
@@ -338,4 +338,4 @@ def _write_graphs(
         tools=describe.tool_versions(),
         files={m.WEIGHTS: weights.entry()},
     )
-    return manifest, weights.errors
+    return manifest, weights.changes

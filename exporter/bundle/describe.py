@@ -6,6 +6,7 @@ import hashlib
 import json
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import cache
 from importlib import metadata
 from typing import Any
 
@@ -316,6 +317,7 @@ def describe_source(checkpoint: Checkpoint) -> m.Source:
     )
 
 
+@cache
 def tool_versions() -> dict[str, str]:
     """Return the versions of the packages that made the bundle."""
     versions = {}

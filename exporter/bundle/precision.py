@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from dynexport.exporter.bundle.options import TargetOptions
-from dynexport.exporter.bundle.weights import WeightReader
+from dynexport.exporter.bundle.weights import Changes, WeightReader
 from dynexport.exporter.checkpoint import Checkpoint
 from dynexport.exporter.families.architecture import Architecture
 from dynexport.exporter.graph.decoder import CausalLM
@@ -109,7 +109,7 @@ def expert_notes(options: TargetOptions, precision: Precision, architecture: Arc
     if precision == "gguf":
         return (
             "precision: experts are stored in 8 bits, as ONNX Runtime has no products of experts in a GGUF's types: "
-            "those of Q4_0, Q5_0, Q8_0, IQ4_NL and MXFP4 keep their values, others are quantised again",
+            "those of Q4_0, Q5_0, Q8_0, IQ4_NL, IQ4_XS and MXFP4 keep their values, others are quantised again",
         )
     if precision in ("fp16", "bf16"):
         return (
@@ -119,15 +119,13 @@ def expert_notes(options: TargetOptions, precision: Precision, architecture: Arc
     return ()
 
 
-def stored_matrices(
-    reader: WeightReader, models: Sequence[CausalLM], errors: dict[str, float]
-) -> tuple[StoredMatrices, ...]:
+def stored_matrices(reader: WeightReader, models: Sequence[CausalLM], changes: Changes) -> tuple[StoredMatrices, ...]:
     """Return what became of the matrices of each stored type, the most frequent first.
 
     Args:
         reader: the reader that the bundle's weights came from.
         models: the modules of all graphs.
-        errors: as in ``WeightFile``.
+        changes: as in ``WeightFile``.
     """
     count: Counter[tuple[str, str]] = Counter()
     again: set[str] = set()
@@ -143,8 +141,11 @@ def stored_matrices(
             if isinstance(storage, BlockQuantized):
                 again.add(segment.kind)
     return tuple(
-        StoredMatrices(kind, number, stored, None if kind in again else errors.get(kind, 0.0))
+        StoredMatrices(kind, number, stored, None if kind in again else changes.errors.get(kind, 0.0))
         for (kind, stored), number in count.most_common()
+    ) + tuple(
+        StoredMatrices(kind, number, "8 bits, blocks of 32 of experts", 0.0 if kept else None)
+        for (kind, kept), number in changes.experts.most_common()
     )
 
 
@@ -154,7 +155,7 @@ def rounded_notes(matrices: Sequence[StoredMatrices]) -> tuple[str, ...]:
     if not found:
         return ()
     kinds = ", ".join(f"{each.count} {each.kind}" for each in found)
-    return (f"precision: matrices of types without integer blocks were quantised again, to int8: {kinds}",)
+    return (f"precision: matrices were quantised again, to int8: {kinds}",)
 
 
 def _told(storage: Storage) -> str:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import math
+from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import BinaryIO
 
@@ -20,6 +21,7 @@ from dynexport.exporter.families.architecture import Architecture, Source
 from dynexport.exporter.graph.decoder import POOL, CausalLM
 from dynexport.exporter.graph.layers import stored_weights
 from dynexport.exporter.lowering.blocks import OfPieces, Piece, Segment
+from dynexport.exporter.lowering.experts import ExpertBlocks
 from dynexport.exporter.lowering.storage import Stacked, StoredWeight
 from dynexport.exporter.lowering.target import Target
 from dynexport.runtime.bundle.errors import DynexportError
@@ -30,6 +32,19 @@ _ALIGNMENT = 4096
 EMBEDDING, HEAD, LAYERS = "model.embed_tokens.weight", "lm_head.weight", "model.layers."
 # Returns the values of a weight's parameters, by suffix, for the weight's name, storage and float32 values.
 Pack = Callable[[str, StoredWeight, np.ndarray], dict[str, np.ndarray]]
+
+
+@dataclass
+class Changes:
+    """What packing changed of the values of blocks.
+
+    Attributes:
+        errors: stored type -> largest difference from the checkpoint's values, in scales of a block.
+        experts: (stored type, whether the values are the checkpoint's own) -> number of matrices of experts in 8 bits.
+    """
+
+    errors: dict[str, float] = field(default_factory=dict)
+    experts: Counter[tuple[str, bool]] = field(default_factory=Counter)
 
 
 @dataclass
@@ -79,6 +94,11 @@ class WeightReader:
             above = found.pop() if found and found[-1].kind == kind else Segment(0, kind, None, ())
             found.append(Segment(above.rows + rows, kind, self.checkpoint.form(part), (*above.names, part)))
         return found
+
+    def stored_types(self, name: str) -> list[str]:
+        """Return the stored type of each checkpoint tensor of a graph tensor."""
+        source = self.architecture.sources.get(name, Source((name,)))
+        return [self.checkpoint.stored_type(self._stored_name(part)) for part in source.names]
 
     def parts(self, name: str, shape: tuple[int, ...]) -> list[tuple[str, int]]:
         """Return the checkpoint's matrices that a matrix of the graph consists of: names and numbers of rows."""
@@ -173,7 +193,7 @@ class WeightFile:
             in it have entries.
         bytes_read: parameter name -> number of bytes that a run reads for the whole parameter.
         elements: the number of weights written, counted before quantisation.
-        errors: stored type of blocks -> largest difference from the checkpoint's values, in scales of a block.
+        changes: what packing changed of the values of blocks.
     """
 
     def __init__(self, path: Path, target: Target, progress: Progress | None = None, pack: Pack | None = None) -> None:
@@ -183,7 +203,7 @@ class WeightFile:
         self.written: dict[str, ir.ExternalTensor] = {}
         self.bytes_read: dict[str, int] = {}
         self.elements = 0
-        self.errors: dict[str, float] = {}
+        self.changes = Changes()
 
     def __enter__(self) -> WeightFile:
         self._file: BinaryIO = self._path.open("wb")
@@ -229,10 +249,15 @@ class WeightFile:
 
     def _values(self, name: str, weight: StoredWeight, reader: WeightReader) -> dict[str, np.ndarray]:
         if not isinstance(weight.storage, OfPieces):
-            return self._packed(name, weight, reader.read(name, weight.shape))
+            read = reader.read(name, weight.shape)
+            values = self._packed(name, weight, read)
+            if isinstance(weight.storage, ExpertBlocks) and weight.storage.single.bits == 8:
+                kept = weight.storage.holds(read, values)
+                self.changes.experts.update((kind, kept) for kind in reader.stored_types(name))
+            return values
         packed = weight.storage.pack_pieces(reader.pieces(name, weight.shape))
         for kind, error in packed.errors.items():
-            self.errors[kind] = max(error, self.errors.get(kind, 0.0))
+            self.changes.errors[kind] = max(error, self.changes.errors.get(kind, 0.0))
         return packed.values
 
     def _pack_stack(self, name: str, weight: StoredWeight, storage: Stacked, reader: WeightReader) -> None:

@@ -16,8 +16,8 @@ from dynexport.exporter.families.architecture import Experts
 from dynexport.exporter.lowering.block_products import ACCURACY_LEVEL, MICROSOFT
 from dynexport.exporter.lowering.storage import Array, BlockQuantized, Stacked, Storage, StoredWeight
 
-# The largest integer of 8 bits, and how many blocks of a matrix show whether all of them are integers times a scale.
-_LARGEST = 127
+# The integers of 8 bits, and how many blocks of a matrix show whether all of them are integers times a scale.
+_LARGEST, _LEAST = 127, -128
 _SAMPLE = 256
 
 
@@ -42,10 +42,17 @@ class ExpertWeights:
 class ExpertBlocks(Storage):
     """Storage of an expert's matrix as ``BlockQuantized``, with the bytes of a row side by side (layout of QMoE).
 
-    In 8 bits, a matrix whose blocks are integers times a scale (MXFP4, Q8_0, Q4_0, ..) keeps its values.
+    In 8 bits, a matrix whose blocks of 32 are integers times a scale keeps its values: Q4_0, Q5_0, Q8_0, IQ4_NL, IQ4_XS
+    and MXFP4.
     """
 
     single: BlockQuantized
+
+    def holds(self, weight: Array, values: dict[str, Array]) -> bool:
+        """Return whether packed values of 8 bits are the weight's own, bit by bit."""
+        integers = values["_quantized"].reshape(-1, self.single.block_size).astype(np.float32) + _LEAST
+        scaled = integers * values["_scales"].reshape(-1, 1)
+        return bool(np.array_equal(scaled.reshape(weight.shape), weight))
 
     def parameters(self, shape: Sequence[int]) -> dict[str, ir.Value]:
         parts = self.single.parameters(shape)
@@ -68,19 +75,19 @@ def _kept(weight: Array, block_size: int) -> dict[str, Array] | None:
     """
     blocks = np.ascontiguousarray(weight, dtype=np.float32).reshape(-1, block_size)
     some = blocks[:: max(1, len(blocks) // _SAMPLE)]
-    seen = _scales(some, range(1, _LARGEST + 1))
+    seen = _scales(some, range(1, -_LEAST + 1))
     if not seen.all():
         return None
     largest, often = np.unique(np.rint(np.abs(some).max(axis=1) / seen).astype(int), return_counts=True)
     likely = largest[np.argsort(-often)].tolist()
     scales = _scales(
-        blocks, [*filter(None, likely), *(count for count in range(1, _LARGEST + 1) if count not in likely)]
+        blocks, [*filter(None, likely), *(count for count in range(1, -_LEAST + 1) if count not in likely)]
     )
     if not scales.all():
         return None
     integers = np.rint(blocks / scales[:, None])
     return {
-        "_quantized": (integers + 128).astype(np.uint8).reshape(weight.shape),
+        "_quantized": (integers - _LEAST).astype(np.uint8).reshape(weight.shape),
         "_scales": scales.reshape(len(weight), -1),
     }
 
@@ -95,7 +102,8 @@ def _scales(blocks: Array, counts: Iterable[int]) -> Array:
             break
         tried = largest[left] / np.float32(count)
         with np.errstate(divide="ignore", invalid="ignore"):  # a scale below the smallest number
-            same = np.rint(blocks[left] / tried[:, None]) * tried[:, None] == blocks[left]
+            integers = np.rint(blocks[left] / tried[:, None])
+            same = (integers * tried[:, None] == blocks[left]) & (integers <= _LARGEST)
         fits = same.all(axis=1)
         scales[left[fits]] = tried[fits]
     return scales

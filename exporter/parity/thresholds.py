@@ -162,8 +162,10 @@ LIMITS: dict[Precision, PrecisionLimits] = {
     # 0.006, agreement 0.94.
     "int8": _ROUNDED,
     "int4": _ROUNDED,
-    # The processor's instruction for bfloat16 rounds activations, too: KL 0.0002.
-    "bf16": _ROUNDED,
+    # The processor's instruction for bfloat16 rounds activations, too, so arithmetic cannot be held to float32's limits
+    # and the distance from PyTorch is judged. Measured: SmolLM2's KL 0.0002; random models of float32 weights 0.0009 to
+    # 0.006, agreement 0.84; with one matrix of another sign 1.9 to 2.6.
+    "bf16": replace(_ROUNDED, full=Limits(error=None, mean_kl=0.05, agreement=0.8, layer=0.3)),
     # The file's own values, so the distance from PyTorch is judged too; what is left are activations rounded to int8.
     # Measured: error 1.2, KL 0.004, agreement 0.95; with skipped layers, for which the model was not trained, KL 0.2.
     "gguf": replace(_ROUNDED, full=Limits(error=None, mean_kl=0.05, agreement=0.8, layer=0.3)),

@@ -161,7 +161,7 @@ class KvCache:
 
         Raises:
             DynexportError: for a mark beyond its row's end, a target that is not empty, or a bundle that routes
-                prompts by top-k: there a prefix's entries depend on the tokens after it.
+                prompts as a whole: there a prefix's entries depend on the tokens after it.
         """
         self._check_causal()
         self._row_of(mark)
@@ -181,7 +181,7 @@ class KvCache:
             position: number of tokens before it.
 
         Raises:
-            DynexportError: for a free row, or a bundle that routes prompts by top-k, as for ``copy_prefix``.
+            DynexportError: for a free row, or a bundle that routes prompts as a whole, as for ``copy_prefix``.
         """
         row = self.checked(row)
         self._check_causal()
@@ -305,8 +305,8 @@ class KvCache:
         """Raise DynexportError if a prefix's entries depend on the tokens after it."""
         if self.manifest.limits.whole_prompts:
             raise DynexportError(
-                "cache: expected a prefix that does not depend on the tokens after it, found a prompt that top-k "
-                "routed as a whole; run the prompt again"
+                "cache: expected a prefix that does not depend on the tokens after it, found a prompt that is "
+                "routed as a whole (top-k, or a decision about a sequence); run the prompt again"
             )
 
     def _forget(self, row: int) -> None:

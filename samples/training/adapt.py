@@ -2,7 +2,7 @@
 
     python samples/training/adapt.py skip MODEL build/selftext -o build/adapter --order 5 4 17 3 16 25 --kept 27 24
     python samples/training/adapt.py exit MODEL build/selftext -o build/adapter --exits 6
-    python samples/training/adapt.py mod MODEL build/selftext -o build/adapter --capacity 0.5
+    python samples/training/adapt.py mod MODEL build/selftext -o build/adapter --routed 5 4 17 3 16 25 --capacity 0.5
 
 A stopped run goes on where its last checkpoint stands, with the same batches. Runs on a GPU if there is one.
 """
@@ -23,7 +23,7 @@ import torch
 from objectives import Batch, Depths, Exit, Objective, Skip
 from peft import LoraConfig, get_peft_model
 from peft.utils import get_peft_model_state_dict, set_peft_model_state_dict
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from selftext import Answer, answers
 
 from dynexport.exporter.checkpoint import open_checkpoint
@@ -184,7 +184,9 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--order", type=int, nargs="+", help="skip: layers in the order in which they are left out")
     parser.add_argument("--kept", type=int, nargs="+", default=[27, 24], help="skip: kept layers")
     parser.add_argument("--exits", type=int, nargs="+", default=[6], help="exit: layers before an exit")
+    parser.add_argument("--routed", type=int, nargs="+", help="mod: routed layers  [every other one]")
     parser.add_argument("--capacity", type=float, default=0.5, help="mod: share of tokens that a routed layer runs")
+    parser.add_argument("--start", type=Path, help="an adapter of the same rank whose factors training begins with")
     parser.add_argument("--rank", type=int, default=8)
     parser.add_argument("--first", type=int, default=0, help="the first layer that is adapted")
     parser.add_argument("--rows", type=int, default=2)
@@ -212,9 +214,14 @@ def main() -> None:
     if how.objective == "skip":
         objective = Skip(layers, how.order, how.kept)
     else:
-        objective = Exit(how.exits) if how.objective == "exit" else Depths(layers, how.capacity)
+        routed = how.routed or list(range(1, layers - 1, 2))
+        objective = Exit(how.exits) if how.objective == "exit" else Depths(routed, how.capacity)
     plan = Plan(Path(how.model).stem, how.rank, how.first, how.rows, how.steps, how.seed, how.bf16)
-    training = Training(adapted(model, plan, objective), objective, plan, how.output)
+    adapter = adapted(model, plan, objective)
+    if how.start is not None:
+        factors = load_file(how.start / "adapter_model.safetensors")
+        set_peft_model_state_dict(adapter, {**get_peft_model_state_dict(adapter), **factors})
+    training = Training(adapter, objective, plan, how.output)
     training.run(Draw(list(answers(how.text, held_out=False)), plan), how.seconds)
 
 

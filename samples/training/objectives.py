@@ -6,6 +6,7 @@ full model's choices are those that it made without the adapter.
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Sequence
 from typing import Any, Protocol
@@ -15,11 +16,12 @@ from recipes import prompt_only
 from selftext import Answer
 from torch.nn.functional import kl_div, log_softmax
 
-from dynexport.exporter.strategies.mod.training import add_routers, auxiliary_loss, top_k_routing
+from dynexport.exporter.strategies.mod.training import add_routers, top_k_routing
 from dynexport.exporter.strategies.unified_skip import kept_by_order
 from dynexport.runtime.bundle.contract import Mod
 
-ROUTER_WEIGHT = 0.1
+# Standard deviation of new routers' weights, and the weight of the latest batch in the averages of their scores.
+ROUTER_SPREAD, LATEST = 0.01, 0.05
 
 
 class Objective(Protocol):
@@ -30,8 +32,10 @@ class Objective(Protocol):
         saved: names of modules that are trained and saved whole, beside the low-rank factors.
     """
 
-    contract: dict[str, Any]
     saved: list[str]
+
+    @property
+    def contract(self) -> dict[str, Any]: ...
 
     def prepare(self, model: Any) -> None:
         """Add modules that the model lacks, before the adapter is made."""
@@ -120,30 +124,48 @@ class Exit:
 
 
 class Depths:
-    """Routers of a Mixture-of-Depths choose the tokens of every other layer.
+    """Routers of a Mixture-of-Depths choose the tokens of some layers.
+
+    A chosen token gets h + r (layer(h) - h), where the score r begins at 1, so that training starts from the model as
+    it is. Training chooses the tokens with the largest r; afterwards a token runs where r is above the mean of the
+    smallest r that was chosen in the latest batches (``calibrate`` can choose another threshold).
 
     Args:
-        layers: the model's number of layers.
+        layers: the routed layers.
         capacity: share of a row's tokens that a routed layer runs.
     """
 
-    def __init__(self, layers: int, capacity: float) -> None:
-        self.contract = {
+    def __init__(self, layers: Sequence[int], capacity: float) -> None:
+        self._fields: dict[str, Any] = {
             "strategy": "mod",
-            "routed_layers": list(range(1, layers - 1, 2)),
+            "routed_layers": sorted(layers),
             "capacity": capacity,
             "router_input": "normed",
-            "gate": "sigmoid",
+            "gate": "raw",
             "cache": {"capacity": min(1.0, 2 * capacity), "overflow": "residual"},
         }
-        self._mod, self.saved = Mod.model_validate(self.contract), ["mod_router"]
+        self._mod, self.saved = Mod.model_validate(self._fields), ["mod_router"]
+        self._bounds: dict[int, float] = {}
+
+    @property
+    def contract(self) -> dict[str, Any]:
+        """The contract with the thresholds of the scores that were seen."""
+        found = {str(layer): round(1 / (1 + math.exp(-bound)), 6) for layer, bound in sorted(self._bounds.items())}
+        return {**self._fields, **({"thresholds": found} if found else {})}
 
     def prepare(self, model: Any) -> None:
-        """Add the routers."""
-        add_routers(model, self._mod)
+        """Add routers whose scores are near 1."""
+        add_routers(model, self._mod, bias=True)
+        for layer in self._mod.routed_layers:
+            router = model.model.layers[layer].mod_router
+            torch.nn.init.normal_(router.weight, std=ROUTER_SPREAD)
+            torch.nn.init.ones_(router.bias)
 
     def loss(self, model: Any, batch: Batch, draw: random.Random) -> tuple[torch.Tensor, str]:
-        """Return the divergence with top-k routing, and the weighted loss of the causal rule."""
+        """Return the divergence with top-k routing."""
         with top_k_routing(model, self._mod) as routes:
             states = model.model(batch.ids, use_cache=False).last_hidden_state
-        return batch.divergence(states) + ROUTER_WEIGHT * auxiliary_loss(routes), f"{self._mod.capacity:g}"
+        for layer, route in routes.items():
+            least = route.score.detach().masked_fill(~route.chosen, math.inf).amin(1).mean().item()
+            self._bounds[layer] = self._bounds.get(layer, least) + LATEST * (least - self._bounds.get(layer, least))
+        return batch.divergence(states), f"{self._mod.capacity:g}"

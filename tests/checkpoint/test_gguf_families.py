@@ -5,15 +5,17 @@ from __future__ import annotations
 import dataclasses
 import json
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import gguf
 import numpy as np
+import onnx
 import pytest
 from gguf import GGMLQuantizationType as Kind
 from gguf import GGUFWriter
+from gguf_models import random_blocks
 from safetensors.numpy import load_file, save_file
 from tiny_models import FAMILIES, VARIANTS, save_model
 
@@ -196,8 +198,11 @@ def as_stored(architecture: str, modules: dict[str, str], tensors: Tensors, conf
     return stored
 
 
-def write(path: Path, name: str, model: Path, kind: Kind = Kind.F32) -> Tensors:
-    """Write a model as a file whose matrices have a type, and return the values of its tensors."""
+def write(path: Path, name: str, model: Path, kind: Kind = Kind.F32, experts: Sequence[Kind] = ()) -> Tensors:
+    """Write a model as a file whose matrices have a type, and return the values of its tensors.
+
+    With ``experts``, those of every layer are random blocks of a type of their own.
+    """
     architecture, modules = CASES[name]
     config = json.loads((model / "config.json").read_text())
     writer = GGUFWriter(path, architecture)
@@ -236,6 +241,10 @@ def write(path: Path, name: str, model: Path, kind: Kind = Kind.F32) -> Tensors:
     for target, value in as_stored(architecture, modules, load_file(model / "model.safetensors"), config).items():
         chosen = kind if value.ndim > 1 and value.shape[-1] % 32 == 0 and "_inp" not in target else Kind.F32
         raw = gguf.quants.quantize(np.ascontiguousarray(value), chosen)
+        if experts and "_exps" in target:
+            chosen = experts[int(target.split(".")[1])]
+            blocks = random_blocks(chosen, value.size // value.shape[-1], value.shape[-1], np.random.default_rng(3))
+            raw = blocks.reshape(*value.shape[:-1], -1)
         writer.add_tensor(target, raw, raw_dtype=chosen)
         tensors[target] = gguf.quants.dequantize(raw, chosen)
     writer.write_header_to_file()
@@ -293,6 +302,34 @@ def test_blocks_keep_their_values(name: str, kind: Kind, model_of: SavedModel, t
     assert done.manifest.precision == "gguf" and {each.error for each in done.matrices} == {0}
     report = verify(tmp_path / "bundle", model, threads=1, new_tokens=4)
     assert report.passed, [check for check in report.checks if not check.passed]
+
+
+def test_experts_keep_their_values_and_convert_says_which_do_not(tmp_path: Path) -> None:
+    """The integers of every type are random, Q8_0's -128 among them, which no quantiser writes."""
+    kinds = (Kind.IQ4_NL, Kind.MXFP4, Kind.Q8_0, Kind.Q4_1)
+    (tmp_path / "model").mkdir()
+    save_model(tmp_path / "model", "qwen3_moe", {**FAMILIES["qwen3_moe"], "moe_intermediate_size": 32})
+    tensors = write(tmp_path / "model.gguf", "qwen3_moe", tmp_path / "model", Kind.Q4_0, kinds)
+    done = convert(tmp_path / "model.gguf", tmp_path / "bundle", strategy="dense", max_length=48, golden=False)
+    graph = onnx.load(tmp_path / "bundle" / "model.onnx").graph
+    stored = {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in graph.initializer}
+    layers = [node for node in graph.node if node.op_type == "QMoE"]
+    for layer, (node, kind) in enumerate(zip(layers, kinds, strict=True)):
+        gate_up, down = (in_eight_bits(stored[node.input[at]], stored[node.input[at + 1]]) for at in (2, 5))
+        for found, name in ((gate_up[:, 0::2], "gate"), (gate_up[:, 1::2], "up"), (down, "down")):
+            values = tensors[f"blk.{layer}.ffn_{name}_exps.weight"]
+            assert np.array_equal(found, values) == (kind != Kind.Q4_1), (kind.name, name)
+            np.testing.assert_allclose(found, values, atol=0.05 * values.std())
+    told = {each.kind: (each.count, each.error) for each in done.matrices if each.stored.endswith("of experts")}
+    matrices = 3 * FAMILIES["qwen3_moe"]["num_experts"]
+    assert told == {kind.name: (matrices, None if kind == Kind.Q4_1 else 0.0) for kind in kinds}
+    assert f"quantised again, to int8: {matrices} Q4_1" in "".join(done.notes)
+
+
+def in_eight_bits(integers: np.ndarray, scales: np.ndarray) -> np.ndarray:
+    """The values of 8-bit integers [experts, rows, columns] around 128, with a scale for every 32 of a row."""
+    blocks = integers.astype(np.float32).reshape(*scales.shape, 32) - 128
+    return (blocks * scales[..., None]).reshape(integers.shape)
 
 
 def test_experts_that_contradict_each_other_are_named(model_of: SavedModel, tmp_path: Path) -> None:

@@ -19,6 +19,8 @@ SIZES = ["--max-new-tokens", 16, "--threads", 1]
 # Where the answer's best two tokens are nearer than this, rounding may choose either.
 NEAR_TIE = 2e-3
 ROUTE_MARGIN = 1e-5
+# Letters that the smallest vocabulary has, of 61 tokens.
+PROMPT = 'IS 2 <B> "3"?'
 
 
 @dataclass(frozen=True)
@@ -30,7 +32,7 @@ class Case:
     expected: dict[str, Any]
 
 
-CASES = ["dense", "skip-2x", "mod-router", "mod-overflow", "mod-topk", "mod-predictor-normed"]
+CASES = ["dense", "skip-2x", "mod-router", "mod-overflow", "mod-topk", "mod-predictor-normed", "loop-exit-last"]
 
 
 @pytest.fixture(scope="module", params=CASES)
@@ -66,13 +68,13 @@ def test_three_formats_at_once(case: Case, tmp_path: Path) -> None:
     pytest.importorskip("matplotlib")
     paths = {suffix: tmp_path / f"trace.{suffix}" for suffix in ("png", "html", "json")}
     options = [word for path in paths.values() for word in ("--trace", path)]
-    ran = dynexport("run", case.bundle, "--prompt", 'Is 2 <b> "3"?', *SIZES, *options)
+    ran = dynexport("run", case.bundle, "--prompt", PROMPT, *SIZES, *options)
     assert (ran.code, ran.err) == (0, "")
     for path in paths.values():
         assert f"trace: {path}\n" in ran.out
     trace = json.loads(paths["json"].read_text())
     texts = [token["text"] for token in trace["tokens"]]
-    assert "".join(texts[:13]) == 'Is 2 <b> "3"?' and len(texts) == 13 + 15
+    assert "".join(texts[:13]) == PROMPT and len(texts) == 13 + 15
     assert ran.out.startswith("".join(text for text in texts[13:] if not text.startswith("<|im_")))
     assert [token["is_prompt"] for token in trace["tokens"]] == [True] * 13 + [False] * 15
     titles = Titles(paths["html"]).found
@@ -102,18 +104,26 @@ def test_the_json_agrees_with_another_implementation(case: Case, tmp_path: Path)
 
 def check_routes(case: Case, trace: dict[str, Any], run: dict[str, Any], certain: int) -> None:
     routed = [layer["layer"] for layer in trace["routed"]]
+    told = tells_every_layer(trace, run)
     for layer in range(trace["layers"]):
         ran = trace["ran"][layer][:certain]
-        if layer in routed:
+        if told:
+            assert ran == [route[layer] for route in run["routes"][:certain]]
+            assert run["smallest_route_margin"] > ROUTE_MARGIN
+        elif layer in routed:
             row = routed.index(layer)
             answer = [bool(route[row]) for route in run["routes"][:certain]]
-            margins = trace["margins"][row][:certain]
-            told = zip(ran, answer, margins, strict=True)
-            assert all(a == b or margin < ROUTE_MARGIN for a, b, margin in told)
+            decided = zip(ran, answer, trace["margins"][row][:certain], strict=True)
+            assert all(a == b or margin < ROUTE_MARGIN for a, b, margin in decided)
         else:
             kept = case.expected["keep"] is None or layer in case.expected["keep"]
             assert ran == [place < len(run["prompt"]) or kept for place in range(certain)]
     assert trace["depth"] == [sum(column) for column in zip(*trace["ran"], strict=True)]
+
+
+def tells_every_layer(trace: dict[str, Any], run: dict[str, Any]) -> bool:
+    """Whether an answer's routes are about every layer, as a loop's are: one of its decisions is about several."""
+    return bool(run["routes"]) and len(run["routes"][0]) == trace["layers"]
 
 
 def check_sums(trace: dict[str, Any], run: dict[str, Any], report: dict[str, Any]) -> None:
@@ -124,6 +134,8 @@ def check_sums(trace: dict[str, Any], run: dict[str, Any], report: dict[str, Any
     routes = run["routes"]
     assert sum(layer["overflow"] for layer in trace["routed"]) == run["overflow"]
     rates = [sum(column) / len(routes) for column in zip(*routes, strict=True)]
+    if tells_every_layer(trace, run):
+        rates = [rates[layer["layer"]] for layer in trace["routed"]]
     assert [layer["rate"] for layer in trace["routed"]] == pytest.approx(rates)
     assert report["depth"]["routed"] == trace["routed"]
     assert report["depth"]["tokens"] == len(trace["tokens"])

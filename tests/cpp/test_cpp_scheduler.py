@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from bundles import copied, replace_file, talking_checkpoint
 from forms import CONTEXT, FORMS, executor_of
+from routes_of_cases import LOOPED, runs_of
 
 from dynexport.exporter import convert
 from dynexport.exporter.bundle.drafting import store_ngrams
@@ -212,6 +213,27 @@ def test_a_script_gives_the_same_deliveries_step_by_step(run: Run, form: str, pr
         assert tokens_of(script, index) == [answer.ids for answer in expected]
         rows = [[token for row, token, *_ in each["pieces"] if row == answer] for answer in range(given["n"])]
         assert rows == [answer.ids for answer in expected], "the C++ Generator's"
+
+
+@pytest.mark.parametrize("form", LOOPED)
+def test_rows_that_leave_at_different_loops_share_a_step(run: Run, form: str) -> None:
+    model, expected = model_of(form), runs_of(form)
+    asked = [*expected, *reversed(expected)]
+    requests = [
+        {"prompt": answer.prompt, "max_new_tokens": len(answer.greedy), "arrive": 2 * index}
+        for index, answer in enumerate(asked)
+    ]
+    script = compare(run, model, {"rows": len(expected), "chunk": CHUNK, "prefix_bytes": 1 << 20}, requests)
+    for index, answer in enumerate(asked):
+        assert tokens_of(script, index) == [answer.greedy]
+        told = [
+            layers
+            for step in script["steps"]
+            for which, pieces, *_ in step
+            for *_, layers, _ in pieces
+            if which == index
+        ]
+        assert told == answer.layers
 
 
 def test_a_known_prefix_is_copied_and_the_oldest_part_goes_when_memory_is_full(run: Run) -> None:

@@ -39,6 +39,7 @@ SERVED: dict[str, tuple[str, dict[str, Any]]] = {
     "early-exit": ("early-exit-prompt-exit", {}),
     "loop-exit": ("loop-exit-last", {}),
     "huginn-exit": ("loop-huginn-change", {}),
+    "mod-sequence": ("mod-router", {"fields": {"level": "sequence", "gate": "none"}}),
 }
 
 

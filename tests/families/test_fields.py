@@ -177,7 +177,7 @@ JSON = st.recursive(
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(data=st.data())
 def test_any_json_is_read_or_refused(family: str, data: st.DataObject) -> None:
     known = sorted(asked_fields(config(family)))

@@ -22,6 +22,9 @@ pytest.importorskip("transformers")
 from dynexport.exporter.bundle.conversion import convert
 from dynexport.exporter.cli.main import cli
 from dynexport.exporter.parity import Report, verify
+from dynexport.exporter.parity.report import Check
+from dynexport.exporter.parity.thresholds import limits_of
+from dynexport.exporter.parity.verification import Verification
 from dynexport.exporter.reference.dequantised import DequantisedWeights
 from dynexport.runtime.bundle.bundle import Bundle
 
@@ -55,7 +58,15 @@ def bundle(file: Path) -> Path:
 
 def verified(bundle: Path, against: Path | None = None) -> Report:
     prompts = [[3, 14, 15, 92, 65, 35, 89, 79, 32, 38], [46, 26, 43]]
-    return verify(Bundle.open(bundle), against, prompts=prompts, new_tokens=4)
+    return verify(Bundle.open(bundle), against, threads=1, prompts=prompts, new_tokens=4)
+
+
+def exact_numbers_fail(broken: Path) -> bool:
+    """Whether a check of the exact numbers fails; those after it are not run."""
+    bundle = Bundle.open(broken)
+    limits = limits_of(bundle.manifest.target, bundle.manifest.precision)
+    checks = (Check.judged(each, limits) for each in Verification.prepare(bundle, threads=1).checks())
+    return any(check.name.startswith("arithmetic/golden/full") and not check.passed for check in checks)
 
 
 def test_a_right_bundle_passes(bundle: Path, file: Path) -> None:
@@ -112,8 +123,7 @@ def test_changed_blocks_are_caught(
     change(parameter, values)
     content[part] = values.tobytes()
     replace_file(broken, where["location"], bytes(content))
-    failed = {check.name for check in verified(broken).checks if not check.passed}
-    assert any(name.startswith("arithmetic/golden/full") for name in failed)
+    assert exact_numbers_fail(broken)
 
 
 def test_dropped_sums_are_caught(bundle: Path, tmp_path: Path) -> None:
@@ -127,8 +137,7 @@ def test_dropped_sums_are_caught(bundle: Path, tmp_path: Path) -> None:
             changed += 1
     assert changed
     replace_file(broken, "model.onnx", model.SerializeToString())
-    failed = {check.name for check in verified(broken).checks if not check.passed}
-    assert any(name.startswith("arithmetic/golden/full") for name in failed)
+    assert exact_numbers_fail(broken)
 
 
 def command(*arguments: object) -> tuple[int, str]:
@@ -188,13 +197,13 @@ def first_layers(model: Path, path: Path, layers: int) -> Path:
 def test_smollm2_answers_as_its_values_do(tmp_path: Path) -> None:
     """Its greedy tokens are PyTorch's with the file's values, except where int8 activations decide a near-tie.
 
-    Six of its thirty layers; the demo runs them all.
+    Four of its thirty layers, for a few tokens; the demo runs them all.
     """
     assert MODEL is not None and MODEL.origin is not None
     (whole,) = Path(MODEL.origin).parent.glob("*.gguf")
-    model = first_layers(whole, tmp_path / "model.gguf", 6)
+    model = first_layers(whole, tmp_path / "model.gguf", 4)
     done = convert(model, tmp_path / "bundle", strategy="dense", golden=False, max_length=64)
-    report = verify(Bundle.open(done.output), model, new_tokens=24)
+    report = verify(Bundle.open(done.output), model, new_tokens=8)
     assert report.passed
     greedy = next(check for check in report.checks if check.name == "greedy/full")
     assert greedy.metrics["mean_kl"] < 0.005

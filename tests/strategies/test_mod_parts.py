@@ -160,6 +160,23 @@ def test_a_router_may_have_an_epsilon_of_its_own(model_of: Callable[..., Path], 
     assert len(found) == 2 and "layer 1: RMSNormalization: epsilon" in found[0], found
 
 
+@pytest.mark.parametrize(("contract", "target"), [("block-own-replace", "onnxruntime"), ("astramind", "tensorrt")])
+def test_a_gate_near_zero_that_replaces_hidden_states_is_pytorchs(
+    contract: str, target: Any, model_of: Callable[..., Path], tmp_path: Path
+) -> None:
+    """ONNX Runtime's Sigmoid has no correct digit below -16, and the norms that follow take the gate's size away."""
+    shutil.copytree(model_of(contract), tmp_path / "model")
+    tensors = load_file(tmp_path / "model" / "model.safetensors")
+    for name in tensors:
+        if "mod_router" in name:
+            tensors[name] = 6 * tensors[name]
+    save_file(tensors, tmp_path / "model" / "model.safetensors", metadata={"format": "pt"})
+    convert(tmp_path / "model", tmp_path / "bundle", max_length=CONTEXT, golden=False, target=target)
+    report = verify(tmp_path / "bundle", tmp_path / "model", new_tokens=2, threads=1)
+    assert report.passed, [check for check in report.checks if not check.passed]
+    assert any(check.name == "full_caches/steps" for check in report.checks), "tokens with the smallest gates run, too"
+
+
 def test_dynexport_products_end_the_search_for_constants(model_of: Callable[..., Path], tmp_path: Path) -> None:
     """Top-k's share stands before the layers, whose last product is one of dynexport's operators."""
     convert(

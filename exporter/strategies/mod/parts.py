@@ -17,6 +17,7 @@ from dynexport.exporter.graph.decoder import DecoderLayer
 from dynexport.exporter.graph.gate import gated
 from dynexport.exporter.graph.step import FLOAT, LayerCache, LayerStep
 from dynexport.exporter.lowering.target import cast
+from dynexport.exporter.strategies.mod.gates import mlp_gate
 from dynexport.exporter.strategies.mod.routing import Route, Routing
 from dynexport.runtime.bundle.contract import Mod
 
@@ -182,16 +183,6 @@ def anybody(op: Any, route: Route) -> ir.Value:
     return found
 
 
-def mlp_gate(op: Any, contract: Mod, strength: ir.Value) -> ir.Value | None:
-    """Return the factor of the MLP's branch for strengths [.., 1], where it has one of its own; else None."""
-    if contract.gate == "affine":
-        assert contract.affine is not None
-        offset, slope = contract.affine
-        factor: ir.Value = op.Add(op.Mul(strength, slope), offset)
-        return factor
-    return strength if contract.gate == "split" else None
-
-
 def whole(op: Any, contract: Mod, before: ir.Value, output: ir.Value, strength: ir.Value) -> ir.Value:
     """Return a block's result [N, hidden] for its input, its output and strengths [N, 1]."""
     if contract.gate not in ("raw", "sigmoid"):
@@ -205,4 +196,4 @@ def _times(op: Any, change: ir.Value, gate: ir.Value | None) -> ir.Value:
     return change if gate is None else cast(op, op.Mul(gate, cast(op, change, FLOAT)), change.dtype)
 
 
-__all__ = ["Parts", "anybody", "mlp_gate"]
+__all__ = ["Parts", "anybody"]

@@ -20,6 +20,7 @@ from dynexport.exporter.graph.selection import capacity
 from dynexport.exporter.graph.step import BOOL, INT32, INT64, StepInputs, rotation
 from dynexport.exporter.graph.values import add_input
 from dynexport.exporter.lowering.target import Target, cast
+from dynexport.exporter.strategies.mod.gates import strength_of
 from dynexport.exporter.strategies.mod.plan import RoutedPlan
 from dynexport.plugins.routes import route_tokens
 from dynexport.runtime.bundle.contract import Mod
@@ -238,7 +239,7 @@ def decide(op: Any, score: ir.Value, logit: ir.Value, routing: Routing) -> Route
     route = Route(
         score=score,
         logit=logit,
-        strength=_strength(op, contract, score, probability if logit is score else None),
+        strength=strength_of(op, contract, score, probability if logit is score else None),
         wanted=wanted,
         chosen=chosen,
         rank=rank,
@@ -246,13 +247,6 @@ def decide(op: Any, score: ir.Value, logit: ir.Value, routing: Routing) -> Route
     )
     routing.routes.append(route)
     return route
-
-
-def _strength(op: Any, contract: Mod, score: ir.Value, probability: ir.Value | None) -> ir.Value:
-    if contract.gate in ("raw", "none"):
-        return score
-    found: ir.Value = op.Sigmoid(score) if probability is None else probability
-    return found
 
 
 def decide_at_once(op: Any, x: ir.Value, router: Linear, routing: Routing) -> Route:
@@ -279,7 +273,7 @@ def decide_at_once(op: Any, x: ir.Value, router: Linear, routing: Routing) -> Ro
     route = Route(
         score=score,
         logit=score,
-        strength=_strength(op, contract, score, None),
+        strength=strength_of(op, contract, score, None),
         wanted=wanted,
         chosen=chosen,
         rank=None,

@@ -18,7 +18,8 @@ from dynexport.exporter.lowering.target import Target
 from dynexport.exporter.strategies.mod.caches import routed_slots
 from dynexport.exporter.strategies.mod.checks import check_routed_graph
 from dynexport.exporter.strategies.mod.compaction import Compacted, EveryRow, Padded, Ragged, combined
-from dynexport.exporter.strategies.mod.parts import Parts, anybody, mlp_gate
+from dynexport.exporter.strategies.mod.gates import mlp_gate
+from dynexport.exporter.strategies.mod.parts import Parts, anybody
 from dynexport.exporter.strategies.mod.plan import RoutedPlan
 from dynexport.exporter.strategies.mod.routers import ROUTERS
 from dynexport.exporter.strategies.mod.routing import Route, RoutedInputs, Routing, decide, decide_at_once, outputs

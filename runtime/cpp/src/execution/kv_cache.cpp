@@ -20,8 +20,9 @@ std::size_t at(std::int64_t index) { return static_cast<std::size_t>(index); }
 void check_causal(const KvCache::State& cache) {
   if (cache.manifest().limits.whole_prompts)
     throw Error(
-        "cache: expected a prefix that does not depend on the tokens after it, found a prompt that top-k routed as a "
-        "whole; run the prompt again");
+        "cache: expected a prefix that does not depend on the tokens after it, found a prompt that is routed as a "
+        "whole "
+        "(top-k, or a decision about a sequence); run the prompt again");
 }
 
 // Throws Error for counts that no row of this cache can have.
