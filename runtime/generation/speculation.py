@@ -142,7 +142,6 @@ class Speculator:
         speculation: its options.
         draft_share: the time of a draft as a share of a plain step's, before it is known.
         hoped: the acceptance of a row's drafts, before it is known.
-        least_gain: as for ``best_count``.
 
     Raises:
         DynexportError: for a bundle whose tokens depend on the others of a call.
@@ -155,7 +154,6 @@ class Speculator:
         speculation: Speculation,
         draft_share: float = 0.0,
         hoped: float = HOPED_OF_LOOKUP,
-        least_gain: float = 1.0,
     ) -> None:
         if executor.limits.compete:
             raise DynexportError(
@@ -164,7 +162,6 @@ class Speculator:
             )
         self.most, self._always, self._by_depth = speculation.most, speculation.always, speculation.depth is not None
         self._executor, self._drafter, self._draft_share = executor, drafter, draft_share
-        self._least_gain = least_gain
         self._usual, self._hoped, self._calls = Acceptance(hoped), hoped, CallTimes()
         self.engine_seconds = 0.0
 
@@ -174,9 +171,7 @@ class Speculator:
         depth = speculation.depth
         if depth is None:
             table = NgramTable.of_bundle(executor.bundle)
-            if table is None:
-                return cls(executor, PromptLookup(), speculation)
-            return cls(executor, NgramLookup(table), speculation, least_gain=_LEAST_GAIN_OF_TABLE)
+            return cls(executor, PromptLookup() if table is None else NgramLookup(table), speculation)
         share = len(depth.keep) / executor.manifest.model.layers
         return cls(executor, ShallowDepth(executor, depth), speculation, share, HOPED_OF_DEPTH)
 
@@ -215,13 +210,14 @@ class Speculator:
         chances = [each.chances for each in proposals]
         if self._always:
             return max(map(len, chances), default=0)
-        return best_count(chances, self._calls, self._draft_share, self._least_gain)
+        least_gain = _LEAST_GAIN_OF_TABLE if any(each.foreseen for each in proposals) else 1.0
+        return best_count(chances, self._calls, self._draft_share, least_gain)
 
     def _hopeless(self, rows: Sequence[SpeculatedRow], limits: Sequence[int]) -> bool:
         """Return whether no number of drafts pays even if all of a row are as probable as its first."""
         first = self._drafter.proposals(rows, [min(1, limit) for limit in limits])
-        best = [list(each.chances) * limit for each, limit in zip(first, limits, strict=True)]
-        return not best_count(best, self._calls, self._draft_share, self._least_gain)
+        alike = [replace(each, chances=list(each.chances) * limit) for each, limit in zip(first, limits, strict=True)]
+        return not self._count(alike)
 
     def _drafts(self, cache: KvCache, rows: Sequence[SpeculatedRow]) -> list[Draft]:
         limits = [

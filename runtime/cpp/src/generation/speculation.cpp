@@ -72,7 +72,6 @@ Speculator::Speculator(Executor& executor, const Speculation& speculation)
     auto table = NgramTable::of_bundle(executor.bundle());
     if (table) {
       drafter_ = std::make_unique<NgramLookup>(std::move(table));
-      least_gain_ = kLeastGainOfTable;
     } else {
       drafter_ = std::make_unique<PromptLookup>();
     }
@@ -111,11 +110,13 @@ void Speculator::learn(const Rows& rows, const std::vector<Counts>& drafts) {
 std::int64_t Speculator::count(const Proposals& proposals) const {
   std::vector<std::vector<double>> chances;
   std::size_t most = 0;
+  double least_gain = 1;
   for (const Proposal& each : proposals) {
     chances.push_back(each.chances);
     most = std::max(most, each.chances.size());
+    if (each.foreseen) least_gain = kLeastGainOfTable;
   }
-  return always_ ? static_cast<std::int64_t>(most) : best_count(chances, calls_, draft_share_, least_gain_);
+  return always_ ? static_cast<std::int64_t>(most) : best_count(chances, calls_, draft_share_, least_gain);
 }
 
 std::vector<Counts> Speculator::drafts(KvCache& cache, Rows& rows) {

@@ -39,7 +39,7 @@ class Speculator {
   Executor& executor_;
   std::int64_t most_;
   bool always_, by_depth_;
-  double draft_share_ = 0, least_gain_ = 1, engine_seconds_ = 0;
+  double draft_share_ = 0, engine_seconds_ = 0;
   Acceptance usual_;
   std::unique_ptr<Drafter> drafter_;
   CallTimes calls_;
