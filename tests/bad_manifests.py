@@ -9,6 +9,7 @@ from bad_values import NO_VERSION, PATHS, VALUES, VERSIONS
 
 Change = Callable[[dict[str, Any]], object]
 DRAFTING = {"most": 4, "keep": [0, 7], "gain": 1.2}
+NGRAMS = {"file": "ngrams.bin", "entries": 9, "tokens": 100, "acceptance": 0.5}
 SET = {
     "embedding": "model",
     "routers": ["model"],
@@ -228,6 +229,21 @@ OTHERS: tuple[tuple[str, Change, str], ...] = (
         "text of caches from elsewhere",
         lambda f: f.update(cache_text={"source": "x", "tokens": 1, "sha256": "0" * 64}),
         "cache_text.source: Input should be 'built-in' or 'given', found 'x'",
+    ),
+    (
+        "a table that is not among the files",
+        lambda f: f.update(drafting=DRAFTING | {"ngrams": NGRAMS}),
+        "drafting.ngrams: expected its file ngrams.bin among files, found none",
+    ),
+    (
+        "a table that is too large",
+        lambda f: f.update(drafting=DRAFTING | {"ngrams": NGRAMS | {"entries": 2**18 + 1}}),
+        "drafting.ngrams.entries: Input should be less than or equal to 262144, found 262145",
+    ),
+    (
+        "more right than all",
+        lambda f: f.update(drafting=DRAFTING | {"ngrams": NGRAMS | {"acceptance": 1.5}}),
+        "drafting.ngrams.acceptance: Input should be less than or equal to 1, found 1.5",
     ),
     (
         "no drafts",

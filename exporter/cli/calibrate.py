@@ -12,6 +12,7 @@ import click
 
 from dynexport.exporter.cli.arguments import bundle_argument, read_text, threads_option
 from dynexport.exporter.cli.calibrate_drafts import calibrate_drafts
+from dynexport.exporter.cli.calibrate_ngrams import calibrate_ngrams
 from dynexport.exporter.cli.output import Output, json_option
 from dynexport.runtime.bundle.bundle import Bundle
 from dynexport.runtime.text.text import Text
@@ -27,7 +28,8 @@ if TYPE_CHECKING:
 Examples:
   dynexport calibrate mod --text book.txt
   dynexport calibrate mod --text book.txt --target-rate 0.25 --window 512 --max-tokens 16384 --json calibration.json
-  dynexport calibrate smollm2 --speculate report.txt"""
+  dynexport calibrate smollm2 --speculate report.txt
+  dynexport calibrate smollm2 --ngrams answers.txt --ngrams more.txt --speculate report.txt"""
 )
 @bundle_argument
 @click.option(
@@ -44,6 +46,14 @@ Examples:
     "in BUNDLE, where --speculate of the other commands finds them.",
 )
 @click.option(
+    "--ngrams",
+    metavar="TEXT",
+    type=click.Path(path_type=Path),
+    multiple=True,
+    help="Learn from texts like the model's answers what follows short token sequences, and store it in BUNDLE, where "
+    "--speculate of the other commands drafts by it; best are answers of the model. Can be given several times.",
+)
+@click.option(
     "--target-rate", type=float, help="Share of the tokens that each routed layer runs.  [default: the capacity]"
 )
 @click.option("--window", type=int, default=256, show_default=True, help="Tokens per window.")
@@ -57,6 +67,7 @@ def calibrate(
     bundle: Path,
     text_path: Path | None,
     speculate: Path | None,
+    ngrams: tuple[Path, ...],
     target_rate: float | None,
     window: int,
     max_tokens: int,
@@ -66,6 +77,7 @@ def calibrate(
 ) -> None:
     """Find thresholds for the routed layers of BUNDLE on a text, and show how to apply them. With int8 KV caches, also
     show how well their scales suit the text. With --speculate, find the fastest drafts for a text, and store them.
+    With --ngrams, learn a table that drafts; with both, the table is learned first.
 
     \b
     rate   share of the tokens that a layer runs by its causal threshold
@@ -77,12 +89,18 @@ def calibrate(
     from dynexport.exporter.strategies.calibration import CalibrationOptions
 
     out = Output(json_path)
-    if (text_path is None) == (speculate is None) or (speculate is not None and target_rate is not None):
-        raise click.UsageError("expected --text TEXT, or --speculate TEXT without --target-rate")
+    drafts = speculate is not None or bool(ngrams)
+    if (text_path is None) != drafts or (drafts and target_rate is not None):
+        raise click.UsageError("expected --text TEXT, or --speculate TEXT, --ngrams TEXT or both without --target-rate")
     opened = Bundle.open(bundle)
     if text_path is None:
-        assert speculate is not None
-        calibrate_drafts(out, opened, speculate, window=window, max_tokens=max_tokens, threads=threads)
+        found: dict[str, Any] = {}
+        if ngrams:
+            found["ngrams"] = calibrate_ngrams(out, opened, ngrams, window=window)
+            opened = Bundle.open(bundle)
+        if speculate is not None:
+            found |= calibrate_drafts(out, opened, speculate, window=window, max_tokens=max_tokens, threads=threads)
+        out.report(found)
         return
     ids = Text.of_bundle(opened).encode(read_text(text_path, max_tokens))
     strategy = strategies()[opened.manifest.contract.strategy]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from dynexport.exporter.bundle.drafting import store_drafting
 from dynexport.exporter.cli.arguments import read_text
@@ -13,8 +14,10 @@ from dynexport.runtime.generation.model import Model
 from dynexport.runtime.measure.draft_choice import choose_drafting
 
 
-def calibrate_drafts(out: Output, bundle: Bundle, path: Path, *, window: int, max_tokens: int, threads: int) -> None:
-    """Find the fastest way of drafting on a text, store it in the bundle's manifest, and report what was measured."""
+def calibrate_drafts(
+    out: Output, bundle: Bundle, path: Path, *, window: int, max_tokens: int, threads: int
+) -> dict[str, Any]:
+    """Find the fastest way of drafting on a text, store it in the bundle's manifest, and return what was measured."""
     model = Model(bundle, threads)
     ids = model.text.encode(read_text(path, max_tokens))[: max(0, max_tokens)]
     with out.progress("measuring") as bar:
@@ -22,19 +25,15 @@ def calibrate_drafts(out: Output, bundle: Bundle, path: Path, *, window: int, ma
     store_drafting(bundle, chosen.drafting)
     out.table(f"{path.name}: the fastest first", COLUMNS, [figures(each) for each in chosen.measured])
     warn_of_drafts(out, chosen.measured[0])
-    drafting = chosen.drafting
-    layers = "prompt lookup" if drafting.keep is None else f"layers {', '.join(map(str, drafting.keep))}"
-    gain = (
-        f"{drafting.gain:.2f}x" if drafting.gain > 1 else f"none was faster than without drafts ({drafting.gain:.2f}x)"
-    )
-    out.say(f"{bundle.path}: --speculate without a number now drafts up to {drafting.most} tokens by {layers}: {gain}")
-    out.report(
-        {
-            "text": str(path),
-            "drafting": drafting.model_dump(mode="json"),
-            "measured": [each.model_dump() for each in chosen.measured],
-        }
-    )
+    drafting, gain = chosen.drafting, chosen.measured[0].gain
+    by = chosen.measured[0].drafter if drafting.keep is None else f"layers {', '.join(map(str, drafting.keep))}"
+    told = f"{gain:.2f}x" if gain > 1 else f"none was faster than without drafts ({gain:.2f}x)"
+    out.say(f"{bundle.path}: --speculate without a number now drafts up to {drafting.most} tokens by {by}: {told}")
+    return {
+        "text": str(path),
+        "drafting": drafting.model_dump(mode="json"),
+        "measured": [each.model_dump() for each in chosen.measured],
+    }
 
 
 __all__ = ["calibrate_drafts"]

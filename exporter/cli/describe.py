@@ -62,11 +62,20 @@ def describe_bundle(manifest: Manifest) -> list[tuple[str, str]]:
         ("context", f"{model.max_length} tokens"),
         ("tokenizer", _describe_tokenizer(manifest)),
         ("cache", _describe_cache(manifest)),
+        *_describe_ngrams(manifest),
         (
             "read per step",
             f"{bytes_text(step_bytes(manifest, range(model.layers), 0))} at full depth, and the cache",
         ),
     ]
+
+
+def _describe_ngrams(manifest: Manifest) -> list[tuple[str, str]]:
+    """Return the name and value that describe the table that drafts; none without one."""
+    found = manifest.ngrams
+    if found is None:
+        return []
+    return [("n-grams", f"{found.entries} from {found.tokens} tokens, {found.acceptance:.0%} of drafts expected right")]
 
 
 def _describe_tokenizer(manifest: Manifest) -> str:
@@ -137,7 +146,7 @@ def depth_table(manifest: Manifest) -> tuple[list[str], list[list[str]]]:
 def bundle_report(manifest: Manifest) -> dict[str, Any]:
     """Return a bundle's description for the JSON report."""
     size, share = _full_cache(manifest)
-    parts = ("contract", "routing", "limits", "model", "tokens", "programs", "caches", "graphs", "files")
+    parts = ("contract", "routing", "drafting", "limits", "model", "tokens", "programs", "caches", "graphs", "files")
     told = manifest.model_dump(mode="json", include={*parts, "trained", "precision", "tools"})
     return {
         "strategy": manifest.contract.strategy,

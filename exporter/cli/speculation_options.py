@@ -32,7 +32,7 @@ def speculation_options(command: Callable[..., Any]) -> Callable[..., Any]:
             "--draft",
             metavar="DEPTH",
             help="With --speculate: the ratio or name of the depth that drafts.  [default: no layers; what followed "
-            "the last tokens before in the prompt or the answer]",
+            "the last tokens before in the prompt or the answer, or in the texts of calibrate --ngrams]",
         ),
     )(command)
 

@@ -9,7 +9,7 @@ from pydantic import Field, model_validator
 
 from dynexport.runtime.bundle.caches import Cache, CachePart, CacheText, Limits
 from dynexport.runtime.bundle.contract import Contract
-from dynexport.runtime.bundle.drafting import Drafting
+from dynexport.runtime.bundle.drafting import Drafting, Ngrams
 from dynexport.runtime.bundle.errors import DynexportError
 from dynexport.runtime.bundle.graphs import (
     ARRAY_TYPES,
@@ -129,6 +129,11 @@ class Manifest(Part):
         everything = tuple(range(self.model.layers))
         return Depth(name=FULL, ratio=1.0, keep=everything, prompt=everything, trained=True)
 
+    @property
+    def ngrams(self) -> Ngrams | None:
+        """The table of short token sequences that drafts, if there is one."""
+        return None if self.drafting is None else self.drafting.ngrams
+
     def graph(self, name: str) -> Graph:
         """Return the graph of this name. Raises DynexportError if there is none."""
         for graph in self.graphs:
@@ -157,6 +162,8 @@ class Manifest(Part):
         self._check_layers()
         self._check_names()
         self._check_caches()
+        if self.ngrams is not None and self.ngrams.file not in self.files:
+            raise ValueError(f"drafting.ngrams: expected its file {self.ngrams.file:.80} among files, found none")
         return self
 
     def _check_layers(self) -> None:

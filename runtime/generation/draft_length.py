@@ -68,10 +68,15 @@ class Acceptance:
         following.rate, following._return = self.rate, self._return
         return following
 
-    def add(self, drafted: int, accepted: int) -> None:
-        """Add the result of a step: the first ``accepted`` of ``drafted`` drafts were accepted."""
+    def add(self, drafted: int, accepted: int, *, foreseen: bool = False) -> None:
+        """Add the result of a step: the first ``accepted`` of ``drafted`` drafts were accepted.
+
+        Drafts that a table foresaw are counted, and say nothing of the others.
+        """
         self.drafted += drafted
         self.accepted += accepted
+        if foreseen:
+            drafted = accepted = 0
         if not drafted:
             self.rate += self._return * (self._hoped - self.rate)
         elif not accepted:
@@ -82,35 +87,60 @@ class Acceptance:
             self.rate += _LATEST_DRAFT * ((tried < accepted) - self.rate)
 
 
-def best_count(rates: Sequence[float], available: Sequence[int], calls: CallTimes, draft_share: float) -> int:
-    """Return how many tokens to draft for every row, so that tokens per second are expected to be most.
-
-    A row of acceptance a yields 1 + a + .. + a^k tokens from k drafts (Leviathan et al. 2023, arXiv:2211.17192,
-    equation 1).
+class Trust:
+    """How often a table's tokens came true, beside how often it expected that.
 
     Args:
-        rates: the acceptance of each row.
-        available: the most drafts of each row.
+        forgotten: the share of it that is forgotten at a token.
+        before: how many expected tokens the ratio that was known before counts for.
+    """
+
+    def __init__(self, forgotten: float, before: float) -> None:
+        self._kept, self._before = 1 - forgotten, before
+        self._expected = self._came = 0.0
+
+    def add(self, expected: float, came: bool) -> None:
+        """Add a token that the table expected with this probability."""
+        self._expected = self._kept * self._expected + expected
+        self._came = self._kept * self._came + came
+
+    def ratio(self, known: float = 1.0) -> float:
+        """Return the ratio of tokens that came true to those expected; ``known`` before any was seen."""
+        return (self._came + self._before * known) / (self._expected + self._before)
+
+
+def best_count(
+    chances: Sequence[Sequence[float]], calls: CallTimes, draft_share: float, least_gain: float = 1.0
+) -> int:
+    """Return how many tokens to draft for every row, so that tokens per second are expected to be most.
+
+    A row yields 1 + p1 + .. + pk tokens from k drafts, of which the first i are all accepted with probability pi
+    (Leviathan et al. 2023, arXiv:2211.17192, equation 1, where pi is a power of one acceptance).
+
+    Args:
+        chances: per row and draft that it may have, the probability that it and all before it are accepted.
         calls: times of the full model's calls.
         draft_share: time of one draft of all rows, as a share of a plain step's; 0 if drafts cost nothing.
+        least_gain: how many times as many tokens a second drafts must promise, to be made at all.
 
     Returns:
-        The largest number of drafts of a row; a row with fewer available has fewer. 0 before a step's time is known.
+        The largest number of drafts of a row; a row that may have fewer has fewer. 0 before a step's time is known.
     """
     best, most = 0, 0.0
-    tokens, expected = len(rates), float(len(rates))
+    tokens, expected = len(chances), float(len(chances))
     plain = calls.of(tokens)
     if not plain:
         return 0
-    for count in range(max(available, default=0) + 1):
+    for count in range(max(map(len, chances), default=0) + 1):
         if count:
-            drafted = [rate for rate, limit in zip(rates, available, strict=True) if limit >= count]
-            tokens += len(rates)  # rows with fewer drafts are padded
-            expected += sum(rate**count for rate in drafted)
+            tokens += len(chances)  # rows with fewer drafts are padded
+            expected += sum(row[count - 1] for row in chances if len(row) >= count)
         speed = expected / (calls.of(tokens) + count * draft_share * plain)
-        if speed > most:
+        if not count:
+            most = speed * least_gain
+        elif speed > most:
             best, most = count, speed
     return best
 
 
-__all__ = ["HOPED_OF_DEPTH", "HOPED_OF_LOOKUP", "LATEST", "Acceptance", "CallTimes", "best_count"]
+__all__ = ["HOPED_OF_DEPTH", "HOPED_OF_LOOKUP", "LATEST", "Acceptance", "CallTimes", "Trust", "best_count"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
 from typing import Protocol
 
 import numpy as np
@@ -10,6 +11,7 @@ import numpy as np
 from dynexport.runtime.bundle.manifest import Depth
 from dynexport.runtime.execution.executor import Executor
 from dynexport.runtime.execution.kv_cache import KvCache
+from dynexport.runtime.generation.draft_length import Acceptance, Trust
 from dynexport.runtime.generation.filters import draw
 from dynexport.runtime.generation.sampler import RowSampler
 
@@ -27,10 +29,12 @@ class DraftedRow(Protocol):
         depth: the depth of its tokens.
         sampler: chooses its tokens.
         known: its tokens so far.
+        acceptance: how many of its drafts were accepted.
     """
 
     row: int
     known: KnownTokens
+    acceptance: Acceptance
 
     @property
     def token(self) -> int: ...
@@ -40,13 +44,36 @@ class DraftedRow(Protocol):
     def sampler(self) -> RowSampler: ...
 
 
+@dataclass(frozen=True)
+class Proposal:
+    """What can be drafted for a row.
+
+    Attributes:
+        chances: for each token the probability that it and all before it are accepted.
+        tokens: the tokens, if they are known before they are wanted; else empty.
+        foreseen: whether they come from a table that has probabilities of its own, so that the row's acceptance says
+            nothing of them.
+    """
+
+    chances: Sequence[float] = ()
+    tokens: list[int] = field(default_factory=list)
+    foreseen: bool = False
+
+    @classmethod
+    def alike(cls, rate: float, count: int, tokens: Sequence[int] = ()) -> Proposal:
+        """Return a proposal of ``count`` tokens, each accepted with probability ``rate`` if all before it were."""
+        return cls([rate ** (index + 1) for index in range(count)], list(tokens))
+
+
 class Drafter(Protocol):
     """Proposes tokens that the full model verifies."""
 
-    def available(self, rows: Sequence[DraftedRow], most: Sequence[int]) -> list[int]:
-        """Return how many tokens it can draft for each row, at most ``most``."""
+    def proposals(self, rows: Sequence[DraftedRow], most: Sequence[int]) -> list[Proposal]:
+        """Return what it can draft for each row, at most ``most`` tokens."""
 
-    def drafts(self, cache: KvCache, rows: Sequence[DraftedRow], counts: Sequence[int]) -> list[list[int]]:
+    def drafts(
+        self, cache: KvCache, rows: Sequence[DraftedRow], proposals: Sequence[Proposal], counts: Sequence[int]
+    ) -> list[list[int]]:
         """Return up to ``counts`` tokens for each row; the cache is afterwards as before."""
 
 
@@ -55,9 +82,15 @@ class KnownTokens:
 
     Args:
         tokens: the tokens so far.
+
+    Attributes:
+        trust: how often a table foresaw them; None before any was compared.
+        compared: number of tokens, from the first on, that are not to be compared any more.
     """
 
     def __init__(self, tokens: Iterable[int] = ()) -> None:
+        self.trust: Trust | None = None
+        self.compared = 0
         self._ids: list[int] = []
         self._after: dict[tuple[int, ...], int] = {}
         for token in tokens:
@@ -65,6 +98,9 @@ class KnownTokens:
 
     def __len__(self) -> int:
         return len(self._ids)
+
+    def __getitem__(self, places: slice) -> list[int]:
+        return self._ids[places]
 
     def push(self, token: int) -> None:
         """Append a token."""
@@ -90,13 +126,20 @@ class KnownTokens:
 class PromptLookup:
     """Drafts by the row's own text: what followed its last tokens before."""
 
-    def available(self, rows: Sequence[DraftedRow], most: Sequence[int]) -> list[int]:
-        """Return how many tokens it can draft for each row: all, or none where the last tokens are new."""
-        return [len(row.known.continued(limit)) for row, limit in zip(rows, most, strict=True)]
+    def proposals(self, rows: Sequence[DraftedRow], most: Sequence[int]) -> list[Proposal]:
+        """Return what can be drafted for each row: all tokens, or none where the last ones are new."""
+        return [_continued(row, limit) for row, limit in zip(rows, most, strict=True)]
 
-    def drafts(self, cache: KvCache, rows: Sequence[DraftedRow], counts: Sequence[int]) -> list[list[int]]:
+    def drafts(
+        self, cache: KvCache, rows: Sequence[DraftedRow], proposals: Sequence[Proposal], counts: Sequence[int]
+    ) -> list[list[int]]:
         """Return the tokens that followed the latest occurrence of each row's last tokens."""
-        return [row.known.continued(count) for row, count in zip(rows, counts, strict=True)]
+        return [each.tokens[:count] for each, count in zip(proposals, counts, strict=True)]
+
+
+def _continued(row: DraftedRow, most: int) -> Proposal:
+    tokens = row.known.continued(most)
+    return Proposal.alike(row.acceptance.rate, len(tokens), tokens)
 
 
 class ShallowDepth:
@@ -113,11 +156,13 @@ class ShallowDepth:
     def __init__(self, executor: Executor, depth: Depth) -> None:
         self._executor, self._depth = executor, depth
 
-    def available(self, rows: Sequence[DraftedRow], most: Sequence[int]) -> list[int]:
-        """Return how many tokens it can draft for each row: as many as wanted."""
-        return list(most)
+    def proposals(self, rows: Sequence[DraftedRow], most: Sequence[int]) -> list[Proposal]:
+        """Return what it can draft for each row: as many tokens as wanted."""
+        return [Proposal.alike(row.acceptance.rate, limit) for row, limit in zip(rows, most, strict=True)]
 
-    def drafts(self, cache: KvCache, rows: Sequence[DraftedRow], counts: Sequence[int]) -> list[list[int]]:
+    def drafts(
+        self, cache: KvCache, rows: Sequence[DraftedRow], proposals: Sequence[Proposal], counts: Sequence[int]
+    ) -> list[list[int]]:
         """Return ``counts`` tokens for each row, one decode step of the drafting depth for each."""
         marks = [cache.mark(row.row) for row in rows]
         found: list[list[int]] = [[] for _ in rows]
@@ -143,4 +188,4 @@ def _drafted(logits: Array, sampler: RowSampler, index: int) -> int:
         return draw(logits, largest, sampler.sampling, sampler.upcoming(index))
 
 
-__all__ = ["DraftedRow", "Drafter", "KnownTokens", "PromptLookup", "ShallowDepth"]
+__all__ = ["DraftedRow", "Drafter", "KnownTokens", "PromptLookup", "Proposal", "ShallowDepth"]

@@ -19,6 +19,7 @@ from dynexport.runtime.bundle.checks import checked_count, checked_kind
 from dynexport.runtime.bundle.drafting import MOST_DRAFTS
 from dynexport.runtime.bundle.errors import DynexportError, RouteError
 from dynexport.runtime.bundle.manifest import Depth, Manifest
+from dynexport.runtime.bundle.ngrams import NgramTable
 from dynexport.runtime.execution.batch import Batch
 from dynexport.runtime.execution.decisions import Decisions
 from dynexport.runtime.execution.executor import Executor
@@ -32,13 +33,16 @@ from dynexport.runtime.generation.draft_length import (
     CallTimes,
     best_count,
 )
-from dynexport.runtime.generation.drafts import DraftedRow, Drafter, PromptLookup, ShallowDepth
+from dynexport.runtime.generation.drafts import DraftedRow, Drafter, PromptLookup, Proposal, ShallowDepth
+from dynexport.runtime.generation.ngram_drafts import NgramLookup
 from dynexport.runtime.generation.request import Piece, Request
 from dynexport.runtime.generation.sampler import choose
 
 Array = np.ndarray
 # The name of a depth that drafts and that the bundle does not declare.
 DRAFT = "draft"
+# A table always has a draft, whose probability is never quite right: they must promise so many times the speed.
+_LEAST_GAIN_OF_TABLE = 1.05
 
 
 @dataclass(frozen=True)
@@ -48,7 +52,8 @@ class Speculation:
     Attributes:
         most: most drafts of a row in a step, 1 to 64. Fewer are made where they are expected to take longer than they
             save.
-        depth: the depth that drafts; None looks the row's last tokens up in its own text.
+        depth: the depth that drafts; None looks the row's last tokens up in its own text and then, if the bundle has
+            one, in its n-gram table.
         always: every step drafts as many tokens as it can, whether that pays or not.
 
     Raises:
@@ -98,17 +103,26 @@ def runs_any_layers(manifest: Manifest) -> bool:
     return any(spec.name == "layer_active" for spec in manifest.graph(program.graph).inputs)
 
 
+@dataclass(frozen=True)
+class Draft:
+    """A row's drafted token ids, and whether they come from a table, as ``Proposal.foreseen`` says."""
+
+    tokens: Sequence[int] = ()
+    foreseen: bool = False
+
+
+_NO_DRAFT = Draft()
+
+
 class SpeculatedRow(DraftedRow, Protocol):
     """What a step with drafts needs of a row, beside what its drafter needs.
 
     Attributes:
         request: its request, which takes its tokens.
-        acceptance: how many of its drafts were accepted.
         most_drafts: most drafts of its next step.
     """
 
     request: Request
-    acceptance: Acceptance
     most_drafts: int
 
     def take(self, pieces: Sequence[Piece]) -> None:
@@ -156,7 +170,8 @@ class Speculator:
         """Return a speculator by its options. Raises DynexportError as the class does."""
         depth = speculation.depth
         if depth is None:
-            return cls(executor, PromptLookup(), speculation)
+            table = NgramTable.of_bundle(executor.bundle)
+            return cls(executor, PromptLookup() if table is None else NgramLookup(table), speculation)
         share = len(depth.keep) / executor.manifest.model.layers
         return cls(executor, ShallowDepth(executor, depth), speculation, share, HOPED_OF_DEPTH)
 
@@ -186,43 +201,54 @@ class Speculator:
         try:
             return self._verified(cache, rows, drafts)
         except RouteError:  # of a draft perhaps, which would never have run
-            if not any(drafts):
+            if not any(draft.tokens for draft in drafts):
                 raise
-        return self._verified(cache, rows, [[] for _ in rows])
+        return self._verified(cache, rows, [Draft() for _ in rows])
 
-    def _count(self, rows: Sequence[SpeculatedRow], available: Sequence[int]) -> int:
-        """Return how many tokens to draft for each row, which has ``available`` of them at most."""
+    def _count(self, proposals: Sequence[Proposal]) -> int:
+        """Return how many tokens to draft for each row, which may have those of its proposal at most."""
+        chances = [each.chances for each in proposals]
         if self._always:
-            return max(available, default=0)
-        return best_count([row.acceptance.rate for row in rows], available, self._calls, self._draft_share)
+            return max(map(len, chances), default=0)
+        least_gain = _LEAST_GAIN_OF_TABLE if any(each.foreseen for each in proposals) else 1.0
+        return best_count(chances, self._calls, self._draft_share, least_gain)
 
-    def _drafts(self, cache: KvCache, rows: Sequence[SpeculatedRow]) -> list[list[int]]:
+    def _hopeless(self, rows: Sequence[SpeculatedRow], limits: Sequence[int]) -> bool:
+        """Return whether no number of drafts pays even if all of a row are as probable as its first."""
+        first = self._drafter.proposals(rows, [min(1, limit) for limit in limits])
+        alike = [replace(each, chances=list(each.chances) * limit) for each, limit in zip(first, limits, strict=True)]
+        return not self._count(alike)
+
+    def _drafts(self, cache: KvCache, rows: Sequence[SpeculatedRow]) -> list[Draft]:
         limits = [
             max(0, min(self.most, row.most_drafts, row.request.left - 1, cache.tokens - cache.positions[row.row] - 1))
             for row in rows
         ]
-        none: list[list[int]] = [[] for _ in rows]
+        none = [Draft() for _ in rows]
         if len(rows) > 1 and self._executor.limits.together != "always" and not self._always:
             return none  # a call of several tokens would run the rows one by one
-        available = self._drafter.available(rows, limits)
-        count = self._count(rows, available)
+        if not self._always and self._hopeless(rows, limits):
+            return none
+        proposals = self._drafter.proposals(rows, limits)
+        count = self._count(proposals)
         if not count:
             return none
         begun = time.perf_counter()
-        found = self._drafter.drafts(cache, rows, [min(count, limit) for limit in available])
+        counts = [min(count, len(each.chances)) for each in proposals]
+        found = self._drafter.drafts(cache, rows, proposals, counts)
         seconds = time.perf_counter() - begun
         self.engine_seconds += seconds
         if plain := self._calls.of(len(rows)):
             self._draft_share += LATEST * (seconds / count / plain - self._draft_share)
-        return found
+        return [Draft(tokens, each.foreseen) for tokens, each in zip(found, proposals, strict=True)]
 
     def _verified(
-        self, cache: KvCache, rows: Sequence[SpeculatedRow], drafts: Sequence[Sequence[int]]
+        self, cache: KvCache, rows: Sequence[SpeculatedRow], drafts: Sequence[Draft]
     ) -> list[list[Piece] | DynexportError]:
         """Run each row's latest token and its drafts, and keep the drafts that are chosen."""
         at, depths = [row.row for row in rows], [row.depth for row in rows]
-        tokens = [[row.token, *drafted] for row, drafted in zip(rows, drafts, strict=True)]
-        marks = [cache.mark(row) for row in at] if any(drafts) else []
+        tokens = [[row.token, *draft.tokens] for row, draft in zip(rows, drafts, strict=True)]
+        marks = [cache.mark(row) for row in at] if any(draft.tokens for draft in drafts) else []
         begun = time.perf_counter()
         if marks:
             result = self._executor.run(cache, Batch(at, tokens, "decode", depths, "all"))
@@ -235,9 +261,9 @@ class Speculator:
         self.engine_seconds += seconds
         self._calls.add(len(rows) * max(map(len, tokens)), seconds)
         found = [taken(*each) for each in zip(rows, logits, drafts, strict=True)]
-        for kept, drafted in zip(found, drafts, strict=True):
+        for kept, draft in zip(found, drafts, strict=True):
             if not isinstance(kept, DynexportError):
-                self.accepted(len(drafted), len(kept) - 1)
+                self.accepted(len(draft.tokens), len(kept) - 1)
         for place, mark in enumerate(marks):
             kept = found[place]
             if not isinstance(kept, DynexportError) and len(kept) < len(tokens[place]):
@@ -262,20 +288,20 @@ class Speculators:
             self._idle[speculation] = found
 
 
-def taken(row: SpeculatedRow, logits: Array, drafts: Sequence[int] = ()) -> list[Piece] | DynexportError:
+def taken(row: SpeculatedRow, logits: Array, draft: Draft = _NO_DRAFT) -> list[Piece] | DynexportError:
     """Let a row take its next tokens; return them, or the error of ``choose``.
 
     Args:
         row: the row.
         logits: float32 [1 + drafts, vocab], of its latest token and of its drafts.
-        drafts: the drafted token ids.
+        draft: the drafted tokens.
     """
     try:
-        pieces = accept(row.request, logits, drafts)
+        pieces = accept(row.request, logits, draft.tokens)
     except DynexportError as error:
         return error
     row.take(pieces)
-    row.acceptance.add(len(drafts), len(pieces) - 1)
+    row.acceptance.add(len(draft.tokens), len(pieces) - 1, foreseen=draft.foreseen)
     return pieces
 
 
@@ -304,6 +330,7 @@ def accept(request: Request, logits: Array, drafts: Sequence[int]) -> list[Piece
 __all__ = [
     "DRAFT",
     "MOST_DRAFTS",
+    "Draft",
     "SpeculatedRow",
     "Speculation",
     "Speculator",

@@ -40,9 +40,9 @@ def choose_drafting(
 ) -> DraftChoice:
     """Decode continuations of a text with every way of drafting, and choose the fastest.
 
-    Tried are prompt lookup, every depth of fewer layers and, where one graph runs any layers, those that a search
-    finds; then the fastest with up to 2, 4, 8 and 16 drafts a step. Where none is faster than decoding without
-    drafts, prompt lookup is chosen, which costs nothing where it finds nothing.
+    Tried are prompt lookup (with the bundle's n-gram table, if it has one), every depth of fewer layers and, where one
+    graph runs any layers, those that a search finds; then the fastest with up to 2, 4, 8 and 16 drafts a step. Where
+    none is faster than decoding without drafts, prompt lookup is chosen, which costs nothing where it finds nothing.
 
     Args:
         model: the model.
@@ -71,7 +71,7 @@ def choose_drafting(
     if measured.gain <= 1:
         chosen = Speculation()
     keep = None if chosen.depth is None else chosen.depth.keep
-    drafting = Drafting(most=chosen.most, keep=keep, gain=measured.gain)
+    drafting = Drafting(most=chosen.most, keep=keep, gain=measured.gain, ngrams=manifest.ngrams)
     return DraftChoice(drafting, tuple(each for each, _ in (*last, *first[1:])))
 
 

@@ -12,6 +12,7 @@ from dynexport.runtime.execution.batch import Batch
 from dynexport.runtime.execution.executor import Executor
 from dynexport.runtime.execution.kv_cache import KvCache
 from dynexport.runtime.generation.draft_length import CallTimes, best_count
+from dynexport.runtime.generation.drafts import Proposal
 from dynexport.runtime.generation.speculation import MOST_DRAFTS, depth_of_layers
 
 Array = np.ndarray
@@ -77,7 +78,8 @@ def _expected_speed(rate: float, share: float) -> float:
     """Return tokens per plain step's time, by acceptance and the time of a draft as a share of a plain step's."""
     calls = CallTimes()
     calls.add(1, 1.0)
-    count = best_count([rate], [MOST_DRAFTS], calls, share) or 1  # of those that draft, even if none should
+    chances = Proposal.alike(rate, MOST_DRAFTS).chances
+    count = best_count([chances], calls, share) or 1  # of those that draft, even if none should
     return sum(rate**index for index in range(count + 1)) / (calls.of(1 + count) + count * share)
 
 

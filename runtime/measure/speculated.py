@@ -21,7 +21,7 @@ from dynexport.runtime.generation.sampling import Sampling
 from dynexport.runtime.generation.speculation import Speculation
 from dynexport.runtime.measure.other_work import OtherWork
 
-LOOKUP = "prompt lookup"
+LOOKUP, LOOKUP_WITH_NGRAMS = "prompt lookup", "prompt lookup and n-grams"
 # Below this the drafts cost more than a measurement's noise.
 LEAST_GAIN = 0.97
 
@@ -30,7 +30,7 @@ class Speculated(BaseModel):
     """Decoding with drafts beside decoding without, over the same prompts.
 
     Attributes:
-        drafter: "prompt lookup", or the name of the depth that drafts.
+        drafter: "prompt lookup", "prompt lookup and n-grams" where the bundle has a table, or the name of a depth.
         most: most drafts of a row in a step.
         gain: time without drafts / time with them, of all tokens after the first: median over repetitions.
         gain_quartiles: its quartiles.
@@ -155,7 +155,11 @@ def measure_drafts(
     share = other.share()
     if not any(plain.tokens for runs in pairs for run in runs for plain, _ in run):
         raise DynexportError("prompts: expected some with answers of at least 2 tokens, found none")
-    return [_result(how, runs, share) for how, runs in zip(speculations, pairs, strict=True)]
+    lookup = LOOKUP if model.bundle.manifest.ngrams is None else LOOKUP_WITH_NGRAMS
+    return [
+        _result(lookup if how.depth is None else how.depth.name, how.most, runs, share)
+        for how, runs in zip(speculations, pairs, strict=True)
+    ]
 
 
 def _answered(model: Model, work: DraftedWork, prompts: Sequence[Tokens], speculation: Speculation | None) -> _Answered:
@@ -176,7 +180,7 @@ def _answered(model: Model, work: DraftedWork, prompts: Sequence[Tokens], specul
     return _Answered(time.perf_counter() - start, rows)
 
 
-def _result(how: Speculation, runs: list[list[_Pair]], others: float | None) -> Speculated:
+def _result(drafter: str, most: int, runs: list[list[_Pair]], others: float | None) -> Speculated:
     plain, drafted = ([[pair[side] for pair in run] for run in runs] for side in range(2))
     gains = [_seconds(one) / _seconds(other) for one, other in zip(plain, drafted, strict=True)]
     gain, quartiles = statistics.median(gains), np.quantile(gains, (0.25, 0.75)).tolist()
@@ -186,8 +190,8 @@ def _result(how: Speculation, runs: list[list[_Pair]], others: float | None) -> 
     same = [a == b for one, other in pairs for a, b in zip(one.ids, other.ids, strict=True)]
     ideal = sum(max(one.steps_of_rows) for one, _ in pairs) / max(1, sum(max(a.steps_of_rows) for a in answers))
     return Speculated(
-        drafter=LOOKUP if how.depth is None else how.depth.name,
-        most=how.most,
+        drafter=drafter,
+        most=most,
         gain=gain,
         gain_quartiles=(quartiles[0], quartiles[1]),
         plain_milliseconds=statistics.median(map(_milliseconds, plain)),
@@ -213,4 +217,4 @@ def _milliseconds(answers: Sequence[_Answered]) -> float:
     return 1e3 * _seconds(answers) / max(1, sum(max(map(len, answer.rows)) for answer in answers))
 
 
-__all__ = ["LEAST_GAIN", "LOOKUP", "DraftedWork", "Speculated", "measure_drafts"]
+__all__ = ["LEAST_GAIN", "LOOKUP", "LOOKUP_WITH_NGRAMS", "DraftedWork", "Speculated", "measure_drafts"]

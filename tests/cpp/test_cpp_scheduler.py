@@ -12,11 +12,13 @@ from typing import Any
 
 import numpy as np
 import pytest
-from bundles import talking_checkpoint
+from bundles import copied, replace_file, talking_checkpoint
 from forms import CONTEXT, FORMS, executor_of
 from routes_of_cases import LOOPED, runs_of
 
 from dynexport.exporter import convert
+from dynexport.exporter.bundle.drafting import store_ngrams
+from dynexport.exporter.bundle.ngrams import learn_ngrams
 from dynexport.runtime.bundle.bundle import Bundle
 from dynexport.runtime.bundle.errors import DynexportError
 from dynexport.runtime.execution.batch import EvenChunks
@@ -24,6 +26,7 @@ from dynexport.runtime.execution.decisions import Decisions
 from dynexport.runtime.generation.model import Model
 from dynexport.runtime.generation.request import Piece
 from dynexport.runtime.generation.sampling import Sampling
+from dynexport.runtime.generation.speculation import Speculation
 from dynexport.runtime.serving.scheduler import Scheduler
 from dynexport.runtime.serving.settings import Settings
 from dynexport.runtime.serving.submit import make_work, wanted_depth
@@ -401,6 +404,31 @@ def test_drafts_change_no_token_and_no_text(run: Run, form: str, draft: str | No
         if "alone" in way or always:
             assert any(piece[6] is not None for piece in drafted) == (draft != "full")
         assert all(piece[6] is None for piece in plain)
+
+
+def test_drafts_of_a_table_are_python_s(run: Run, tmp_path: Path) -> None:
+    """Row by row, every step with all drafts: the same tokens drafted in the same places."""
+    plain = model_of("skip-plugins")
+    prompts = [[5, 6, 7] * (index + 1) for index in range(3)]
+    answers = plain.generate(prompts, max_new_tokens=30, depth="full")
+    windows = [np.array([*prompt, *each.ids]) for prompt, each in zip(prompts, answers, strict=True)]
+    learned = learn_ngrams(windows[:2])
+    assert learned is not None
+    path = copied(plain.bundle.path, tmp_path / "bundle")
+    stored = store_ngrams(Bundle.open(path), learned, 60)
+    model = Model(Bundle.open(path), threads=1)
+    requests: list[Json] = [{"prompt": prompt, "max_new_tokens": 30, "depth": "full"} for prompt in prompts]
+    made = pieces_of(cpp(run, model, requests=requests, alone=True, speculation={"most": 6, "always": True}))
+    how = Speculation(6, always=True)
+    streams = [model.stream([prompt], max_new_tokens=30, depth="full", speculation=how) for prompt in prompts]
+    expected = [[number, piece.token, piece.draft] for number, stream in enumerate(streams) for piece in stream]
+    assert [[number, token, draft] for _, token, *_, draft, number in made] == expected
+    assert sum(token == draft for _, token, draft in expected) > 20
+    replace_file(path, stored.file, (path / stored.file).read_bytes()[:-1])
+    with pytest.raises(DynexportError) as refused:
+        Model(Bundle.open(path), threads=1).generate([1, 2], speculation=Speculation())
+    (found,) = cpp(run, model, requests=requests[:1], alone=True, speculation={"most": 6})
+    assert found["error"] == str(refused.value)
 
 
 def pieces_of(made: Any) -> list[list[Any]]:

@@ -13,7 +13,7 @@ from dynexport.runtime.execution.batch import Batch
 from dynexport.runtime.execution.executor import Executor
 from dynexport.runtime.execution.kept import keep_first
 from dynexport.runtime.execution.kv_cache import KvCache
-from dynexport.runtime.generation.drafts import DraftedRow
+from dynexport.runtime.generation.drafts import DraftedRow, Proposal
 from dynexport.runtime.generation.model import Model
 from dynexport.runtime.generation.speculation import Speculation, Speculator, depth_of_layers
 
@@ -70,10 +70,12 @@ class Planted:
         self._coming, self._generator = coming, np.random.default_rng(7)
         self.drafted = 0
 
-    def available(self, rows: Sequence[DraftedRow], most: Sequence[int]) -> list[int]:
-        return [int(self._generator.integers(0, limit + 1)) for limit in most]
+    def proposals(self, rows: Sequence[DraftedRow], most: Sequence[int]) -> list[Proposal]:
+        return [Proposal.alike(1.0, int(self._generator.integers(0, limit + 1))) for limit in most]
 
-    def drafts(self, cache: KvCache, rows: Sequence[DraftedRow], counts: Sequence[int]) -> list[list[int]]:
+    def drafts(
+        self, cache: KvCache, rows: Sequence[DraftedRow], proposals: Sequence[Proposal], counts: Sequence[int]
+    ) -> list[list[int]]:
         found = []
         for row, count in zip(rows, counts, strict=True):
             done = len(row.known) - _PROMPTS[row.row][1]

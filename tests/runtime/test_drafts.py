@@ -46,15 +46,16 @@ def test_as_many_drafts_as_give_the_most_tokens_a_second(rate: float, share: flo
     for tokens in range(1, 10):
         calls.add(tokens, 1.0 + 0.1 * (tokens - 1))
     speeds = [(1 - rate ** (n + 1)) / (1 - rate) / (calls.of(n + 1) + n * share) for n in range(9)]
-    assert best_count([rate], [8], calls, share) == int(np.argmax(speeds)) == expected
+    chances = [[rate ** (count + 1) for count in range(8)]]
+    assert best_count(chances, calls, share) == int(np.argmax(speeds)) == expected
 
 
 def test_a_row_without_drafts_does_not_make_the_others_wait() -> None:
     calls = CallTimes()
     for tokens in range(1, 20):
         calls.add(tokens, 1.0 + 0.05 * tokens)
-    assert best_count([0.9, 0.9], [0, 6], calls, 0.0) == 6
-    assert best_count([0.9, 0.9], [0, 0], calls, 0.0) == 0
+    assert best_count([[], [0.9 ** (count + 1) for count in range(6)]], calls, 0.0) == 6
+    assert best_count([[], []], calls, 0.0) == 0
 
 
 def test_acceptance_follows_the_drafts_and_forgets_without_them() -> None:

@@ -169,7 +169,7 @@ def test_texts_that_are_too_short(skip_bundle: Path, tmp_path: Path) -> None:
     assert "text: expected at least one window of 8 tokens, found 3" in error_of(dynexport(*calibrate, 8))
     assert "window: expected at most 192 tokens to fit the context" in error_of(dynexport(*calibrate, 200))
     both = dynexport("calibrate", skip_bundle, "--speculate", text, "--text", text)
-    assert "expected --text TEXT, or --speculate TEXT without --target-rate" in error_of(both)
+    assert "expected --text TEXT, or --speculate TEXT, --ngrams TEXT or both without --target-rate" in error_of(both)
 
 
 def test_a_bundle_that_cannot_be_written_to_is_left_alone(skip_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -102,13 +102,21 @@ struct Limits {
   bool whole_prompts = false, compete = false;
 };
 
+// A table that says which token is likeliest to follow some tokens.
+struct Ngrams {
+  std::string file;
+  std::int64_t entries = 0, tokens = 0;
+  double acceptance = 0;
+};
+
 // How tokens are drafted where a user does not say.
 struct Drafting {
   std::int64_t most = 0;
   std::optional<std::vector<std::int64_t>> keep;  // layers that draft; none: what followed before is looked up
-  double gain = 0;
+  std::optional<double> gain;                     // none before it was measured
+  std::optional<Ngrams> ngrams;
 };
-constexpr std::int64_t kMostDrafts = 64;
+constexpr std::int64_t kMostDrafts = 64, kMostNgrams = 1 << 18;
 
 // What a token that skips a layer leaves in its cache: no entry, one without running it, or one that is computed.
 enum class SkippedKv { kNone, kKept, kComputed };

@@ -9,9 +9,10 @@
 namespace dynexport {
 
 struct Speculation {
-  std::int64_t most = 8;       // most drafts of a row in a step, 1 to kMostDrafts
-  std::optional<Depth> depth;  // the depth that drafts; none: the row's last tokens are looked up in its own text
-  bool always = false;         // every step drafts as many tokens as it can, whether that pays or not
+  std::int64_t most = 8;  // most drafts of a row in a step, 1 to kMostDrafts
+  std::optional<Depth>
+      depth;            // the depth that drafts; none: the last tokens are looked up in the text and the n-gram table
+  bool always = false;  // every step drafts as many tokens as it can, whether that pays or not
 
   // Throws Error for a number out of its range.
   void check() const;

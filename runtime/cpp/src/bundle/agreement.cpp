@@ -44,6 +44,7 @@ class Agreement {
     check_names();
     check_programs();
     check_caches();
+    check_ngrams();
   }
 
  private:
@@ -192,6 +193,13 @@ class Agreement {
   [[noreturn]] void refuse_program(Phase phase, std::string_view depth) const {
     refuse("programs: no graph for the phase " + std::string(name_of(phase)) + " at the depth " + short_name(depth) +
            "; convert again with it");
+  }
+
+  void check_ngrams() const {
+    if (!manifest_.drafting || !manifest_.drafting->ngrams) return;
+    const std::string& file = manifest_.drafting->ngrams->file;
+    if (manifest_.files.count(file) == 0)
+      refuse("drafting.ngrams: expected its file " + short_name(file) + " among files, found none");
   }
 
   void check_caches() const {

@@ -118,6 +118,13 @@ double above_0(const Value& value) {
   return found;
 }
 
+double from_0_to_1(const Value& value) {
+  const double found = number(value);
+  if (!(found >= 0)) value.refuse("greater than or equal to 0");
+  if (!(found <= 1)) value.refuse("less than or equal to 1");
+  return found;
+}
+
 double share(const Value& value) {
   if (!(number(value) <= 1)) value.refuse("less than or equal to 1");
   return above_0(value);

@@ -69,6 +69,7 @@ std::string sha256(const Value& value);
 std::size_t choice(const Value& value, std::initializer_list<std::string_view> choices);
 
 double above_0(const Value& value);
+double from_0_to_1(const Value& value);
 // A number above 0, at most 1.
 double share(const Value& value);
 // The text in the field ``name`` of an object, one of the choices, which decides how the object is read.

@@ -233,13 +233,25 @@ Routing read_routing(const Value& value) {
   return path_routing(Value(value.json(), value, "paths"));
 }
 
+Ngrams read_ngrams(const Value& value) {
+  Fields fields(value);
+  Ngrams result;
+  result.file = fields.required("file", text);
+  result.entries = fields.required("entries", [](const Value& entries) { return at_most(entries, kMostNgrams); });
+  result.tokens = fields.required("tokens", size);
+  result.acceptance = fields.required("acceptance", from_0_to_1);
+  fields.done();
+  return result;
+}
+
 std::optional<Drafting> read_drafting(const Value& value) {
   if (value.json().is_null()) return std::nullopt;
   Fields fields(value);
   Drafting result;
   result.most = fields.required("most", [](const Value& most) { return at_most(most, kMostDrafts); });
   result.keep = fields.optional("keep", nullable(layers), std::nullopt);
-  result.gain = fields.required("gain", above_0);
+  result.gain = fields.optional("gain", nullable(above_0), std::nullopt);
+  result.ngrams = fields.optional("ngrams", nullable(read_ngrams), std::nullopt);
   fields.done();
   return result;
 }

@@ -2,7 +2,6 @@
 #include "generation/draft_length.hpp"
 
 #include <algorithm>
-#include <cmath>
 #include <iterator>
 
 namespace dynexport {
@@ -43,9 +42,10 @@ Acceptance Acceptance::of_next_row() const {
   return following;
 }
 
-void Acceptance::add(std::int64_t drafted, std::int64_t accepted) {
+void Acceptance::add(std::int64_t drafted, std::int64_t accepted, bool foreseen) {
   drafted_ += drafted;
   accepted_ += accepted;
+  if (foreseen) drafted = accepted = 0;
   if (drafted == 0) {
     rate_ += return_ * (hoped_ - rate_);
   } else if (accepted == 0) {
@@ -57,22 +57,27 @@ void Acceptance::add(std::int64_t drafted, std::int64_t accepted) {
     rate_ += kLatestDraft * ((tried < accepted ? 1.0 : 0.0) - rate_);
 }
 
-std::int64_t best_count(const std::vector<double>& rates, const std::vector<std::int64_t>& available,
-                        const CallTimes& calls, double draft_share) {
-  const auto rows = static_cast<std::int64_t>(rates.size());
+std::int64_t best_count(const std::vector<std::vector<double>>& chances, const CallTimes& calls, double draft_share,
+                        double least_gain) {
+  const auto rows = static_cast<std::int64_t>(chances.size());
   const double plain = calls.of(rows);
   if (plain == 0) return 0;
   std::int64_t best = 0, tokens = rows;
   double most = 0, expected = static_cast<double>(rows);
-  const std::int64_t last = available.empty() ? 0 : *std::max_element(available.begin(), available.end());
-  for (std::int64_t count = 0; count <= last; ++count) {
+  std::size_t last = 0;
+  for (const auto& row : chances) last = std::max(last, row.size());
+  for (std::size_t count = 0; count <= last; ++count) {
     if (count > 0) {
       tokens += rows;  // rows with fewer drafts are padded
-      for (std::size_t row = 0; row < rates.size(); ++row)
-        if (available[row] >= count) expected += std::pow(rates[row], static_cast<double>(count));
+      for (const auto& row : chances)
+        if (row.size() >= count) expected += row[count - 1];
     }
     const double speed = expected / (calls.of(tokens) + static_cast<double>(count) * draft_share * plain);
-    if (speed > most) best = count, most = speed;
+    if (count == 0) {
+      most = speed * least_gain;
+    } else if (speed > most) {
+      best = static_cast<std::int64_t>(count), most = speed;
+    }
   }
   return best;
 }

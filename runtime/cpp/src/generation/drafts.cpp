@@ -2,6 +2,8 @@
 #include "generation/drafts.hpp"
 
 #include <algorithm>
+#include <cmath>
+#include <utility>
 
 namespace dynexport {
 namespace {
@@ -36,23 +38,41 @@ std::vector<std::int64_t> KnownTokens::continued(std::int64_t most) const {
   return found;
 }
 
-Counts PromptLookup::available(const Rows& rows, const Counts& most) const {
-  Counts found;
-  for (std::size_t place = 0; place < rows.size(); ++place)
-    found.push_back(static_cast<std::int64_t>(rows[place].known->continued(most[place]).size()));
+Proposal Proposal::alike(double rate, std::int64_t count, Counts tokens) {
+  Proposal found;
+  for (std::int64_t index = 1; index <= count; ++index)
+    found.chances.push_back(std::pow(rate, static_cast<double>(index)));
+  found.tokens = std::move(tokens);
   return found;
 }
 
-std::vector<Counts> PromptLookup::drafts(KvCache&, const Rows& rows, const Counts& counts) {
+Proposals PromptLookup::proposals(const Rows& rows, const Counts& most) {
+  Proposals found;
+  for (std::size_t place = 0; place < rows.size(); ++place) {
+    Counts tokens = rows[place].known->continued(most[place]);
+    const auto count = static_cast<std::int64_t>(tokens.size());
+    found.push_back(Proposal::alike(rows[place].acceptance->rate(), count, std::move(tokens)));
+  }
+  return found;
+}
+
+std::vector<Counts> PromptLookup::drafts(KvCache&, const Rows&, const Proposals& proposals, const Counts& counts) {
   std::vector<Counts> found;
-  for (std::size_t place = 0; place < rows.size(); ++place)
-    found.push_back(rows[place].known->continued(counts[place]));
+  for (std::size_t place = 0; place < proposals.size(); ++place) {
+    const Counts& tokens = proposals[place].tokens;
+    found.emplace_back(tokens.begin(), tokens.begin() + counts[place]);
+  }
   return found;
 }
 
-Counts ShallowDepth::available(const Rows&, const Counts& most) const { return most; }
+Proposals ShallowDepth::proposals(const Rows& rows, const Counts& most) {
+  Proposals found;
+  for (std::size_t place = 0; place < rows.size(); ++place)
+    found.push_back(Proposal::alike(rows[place].acceptance->rate(), most[place]));
+  return found;
+}
 
-std::vector<Counts> ShallowDepth::drafts(KvCache& cache, const Rows& rows, const Counts& counts) {
+std::vector<Counts> ShallowDepth::drafts(KvCache& cache, const Rows& rows, const Proposals&, const Counts& counts) {
   std::vector<Mark> marks;
   for (const SpeculatedRow& row : rows) marks.push_back(cache.mark(row.row));
   std::vector<Counts> found(rows.size());

@@ -9,9 +9,13 @@
 
 #include "dynexport/error.hpp"
 #include "execution/checks.hpp"
+#include "generation/ngram_drafts.hpp"
 
 namespace dynexport {
 namespace {
+
+// A table always has a draft, whose probability is never quite right: they must promise so many times the speed.
+constexpr double kLeastGainOfTable = 1.05;
 
 using Seconds = std::chrono::duration<double>;
 
@@ -65,7 +69,12 @@ Speculator::Speculator(Executor& executor, const Speculation& speculation)
                 ": speculate: expected a model whose tokens do not depend on the others of a call, found one whose "
                 "tokens compete for a layer's places");
   if (!speculation.depth) {
-    drafter_ = std::make_unique<PromptLookup>();
+    auto table = NgramTable::of_bundle(executor.bundle());
+    if (table) {
+      drafter_ = std::make_unique<NgramLookup>(std::move(table));
+    } else {
+      drafter_ = std::make_unique<PromptLookup>();
+    }
     return;
   }
   draft_share_ =
@@ -97,29 +106,39 @@ void Speculator::learn(const Rows& rows, const std::vector<Counts>& drafts) {
                  static_cast<std::int64_t>(rows[place].pieces.size()) - 1);
 }
 
-// How many tokens to draft for each row, which has ``available`` of them at most.
-std::int64_t Speculator::count(const Rows& rows, const Counts& available) const {
-  if (always_) return *std::max_element(available.begin(), available.end());
-  std::vector<double> rates;
-  for (const SpeculatedRow& row : rows) rates.push_back(row.acceptance->rate());
-  return best_count(rates, available, calls_, draft_share_);
+// How many tokens to draft for each row, which may have those of its proposal at most.
+std::int64_t Speculator::count(const Proposals& proposals) const {
+  std::vector<std::vector<double>> chances;
+  std::size_t most = 0;
+  double least_gain = 1;
+  for (const Proposal& each : proposals) {
+    chances.push_back(each.chances);
+    most = std::max(most, each.chances.size());
+    if (each.foreseen) least_gain = kLeastGainOfTable;
+  }
+  return always_ ? static_cast<std::int64_t>(most) : best_count(chances, calls_, draft_share_, least_gain);
 }
 
-std::vector<Counts> Speculator::drafts(KvCache& cache, const Rows& rows) {
+std::vector<Counts> Speculator::drafts(KvCache& cache, Rows& rows) {
   Counts limits;
-  for (const SpeculatedRow& row : rows) {
+  for (SpeculatedRow& row : rows) {
+    row.foreseen = false;
     const std::int64_t room = std::min(row.request->left() - 1, cache.tokens() - cache.position(row.row) - 1);
     limits.push_back(std::max<std::int64_t>(0, std::min({most_, row.most_drafts, room})));
   }
   std::vector<Counts> none(rows.size());
   // A call of several tokens would run the rows one by one.
   if (rows.size() > 1 && executor_.limits().together != Together::kAlways && !always_) return none;
-  Counts counts = drafter_->available(rows, limits);
-  const std::int64_t most = count(rows, counts);
+  const Proposals proposals = drafter_->proposals(rows, limits);
+  const std::int64_t most = count(proposals);
   if (most == 0) return none;
-  for (std::int64_t& limit : counts) limit = std::min(limit, most);
+  Counts counts;
+  for (std::size_t place = 0; place < rows.size(); ++place) {
+    counts.push_back(std::min(most, static_cast<std::int64_t>(proposals[place].chances.size())));
+    rows[place].foreseen = proposals[place].foreseen;
+  }
   const auto begun = std::chrono::steady_clock::now();
-  std::vector<Counts> found = drafter_->drafts(cache, rows, counts);
+  std::vector<Counts> found = drafter_->drafts(cache, rows, proposals, counts);
   const double seconds = since(begun);
   engine_seconds_ += seconds;
   const double plain = calls_.of(static_cast<std::int64_t>(rows.size()));
@@ -220,7 +239,7 @@ void take(SpeculatedRow& row, const float* logits, std::int64_t vocabulary, cons
     return;
   }
   const auto count = static_cast<std::int64_t>(row.pieces.size());
-  row.acceptance->add(static_cast<std::int64_t>(drafts.size()), count - 1);
+  row.acceptance->add(static_cast<std::int64_t>(drafts.size()), count - 1, row.foreseen);
 }
 
 }  // namespace dynexport

@@ -30,8 +30,8 @@ class Speculator {
   double engine_seconds() const { return engine_seconds_; }
 
  private:
-  std::int64_t count(const Rows& rows, const Counts& available) const;
-  std::vector<Counts> drafts(KvCache& cache, const Rows& rows);
+  std::int64_t count(const Proposals& proposals) const;
+  std::vector<Counts> drafts(KvCache& cache, Rows& rows);
   void verify(KvCache& cache, Rows& rows, const std::vector<Counts>& drafts);
   void verify_one_each(KvCache& cache, Rows& rows);
   void learn(const Rows& rows, const std::vector<Counts>& drafts);

@@ -146,7 +146,16 @@ Json of(const dynexport::Limits& limits) {
 
 Json of(const std::optional<dynexport::Drafting>& drafting) {
   if (!drafting) return nullptr;
-  return {{"most", drafting->most}, {"keep", maybe(drafting->keep)}, {"gain", drafting->gain}};
+  Json ngrams;
+  if (const auto& found = drafting->ngrams)
+    ngrams = {{"file", found->file},
+              {"entries", found->entries},
+              {"tokens", found->tokens},
+              {"acceptance", found->acceptance}};
+  return {{"most", drafting->most},
+          {"keep", maybe(drafting->keep)},
+          {"gain", maybe(drafting->gain)},
+          {"ngrams", std::move(ngrams)}};
 }
 
 Json of(const dynexport::Manifest& manifest) {
