@@ -209,7 +209,7 @@ def test_a_prefix_that_top_k_decided_is_not_copied(tmp_path: Path) -> None:
     mark = cache.mark(0)
     with pytest.raises(
         DynexportError,
-        match=r"^cache: expected a prefix that does not depend on the tokens after it, .* top-k .* again$",
+        match=r"^cache: expected a prefix that does not depend on the tokens after it, .* \(top-k, .*\); run .* again$",
     ):
         cache.copy_prefix(mark, 1)
     assert cache.positions.tolist() == [3, 0]
