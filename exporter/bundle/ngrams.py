@@ -36,7 +36,7 @@ class Learned:
 
 @dataclass(frozen=True)
 class _Level:
-    """What is known after contexts of one length.
+    """The likeliest next token of every context of one length.
 
     Attributes:
         keys: uint64 [contexts], ascending.
@@ -78,7 +78,7 @@ def learn_ngrams(windows: Sequence[Array], most: int = MOST_NGRAMS) -> Learned |
 
 
 def _levels(windows: Sequence[Array]) -> list[_Level]:
-    """Return what is known after contexts of 0, 1, .. tokens."""
+    """Return the likeliest next tokens of contexts of 0, 1, .. tokens, a level for each length."""
     if not windows or not sum(map(len, windows)):
         return []
     ids = np.concatenate(windows)

@@ -36,7 +36,7 @@ Pack = Callable[[str, StoredWeight, np.ndarray], dict[str, np.ndarray]]
 
 @dataclass
 class Changes:
-    """What packing changed of the values of blocks.
+    """Differences between the values of packed blocks and the checkpoint's.
 
     Attributes:
         errors: stored type -> largest difference from the checkpoint's values, in scales of a block.

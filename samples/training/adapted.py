@@ -1,4 +1,4 @@
-"""Compare an adapter at every depth with the model without it: the table and the picture of docs/adapters.md.
+"""Compare a Unified Skip adapter at each depth with the model without it: table and picture of docs/adapters.md.
 
     python samples/training/adapted.py MODEL ADAPTER --text book.txt -o build/adapted
 
@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,8 @@ SHIFTS = {"evenly": (9, 5), "in order": (9, 3), "adapted": (-9, -8)}
 def bundles(model: str, adapter: Path, output: Path) -> dict[str, Path]:
     """Make the three bundles in float32, and return them by name."""
     contract = json.loads((adapter / "config.json").read_text())["dynexport"]
+    if contract["strategy"] != "unified-skip":
+        sys.exit(f"{adapter}: expected an adapter for unified-skip, found {contract['strategy']}: use dynexport eval")
     ways: dict[str, dict[str, Any]] = {
         "evenly": {"strategy": "unified-skip", "speedups": contract["speedups"], "rule": "balanced"},
         "in order": {"strategy": "unified-skip", "fields": contract},
